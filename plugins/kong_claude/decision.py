@@ -1,0 +1,70 @@
+"""What a plugin decides about a request: refuse it, answer it, or pass it on with effects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Headers = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The request ends here with an error.
+
+    `message` tells the caller what to fix and never holds key material or the token. `reason` is a stable
+    word for logs, metrics and problem types (`no_token`, `rate_limited`). `detail` joins the body.
+    """
+
+    status: int
+    message: str
+    reason: str
+    headers: Headers = field(default_factory=dict)
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The plugin answers the request itself (a limits report, an explanation); nothing goes upstream."""
+
+    status: int
+    body: Mapping[str, Any]
+    headers: Headers = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The request goes on. Effects of several stages are merged and applied together.
+
+    `upstream_headers`: name → value, or None to remove what the client sent.
+    `response_headers`: set on the answer to the client.
+    `body`: the new request body; None leaves it.
+    `raw_query`: the new query string without `?`; None leaves it.
+    `consumer`: (consumer, credential) as Kong's `client.authenticate` takes them.
+    `finding`: claims this stage adds to the attestation (and to the identity later stages see).
+    `facts`: what Lua and the log phase may read in `kong.ctx.shared` (JSON values, small).
+    """
+
+    upstream_headers: Mapping[str, str | None] = field(default_factory=dict)
+    response_headers: Headers = field(default_factory=dict)
+    body: bytes | None = None
+    raw_query: str | None = None
+    consumer: tuple[Mapping[str, Any], Mapping[str, Any] | None] | None = None
+    finding: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+Decision = Refuse | Answer | Pass
+
+
+class ConfigError(ValueError):
+    """A plugin configuration that cannot be honoured. The text starts with the field's dotted name.
+
+    Raised while an instance starts, so that Kong answers 500 and logs the text instead of letting requests pass.
+    """
+
+    def __init__(self, field_name: str, problem: str) -> None:
+        super().__init__(f"{field_name}: {problem}")
+        self.field_name = field_name
+        self.problem = problem

@@ -1,0 +1,196 @@
+"""Stages → a kong-pdk Plugin class.
+
+A stage turns a request into a decision. The pipeline runs stages in order on one Request, stops at the first
+that does not pass, applies all effects in as few PDK calls as they need, and writes the mark last: only then
+does the fail-closed guard let the request reach an upstream.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from kong_claude.decision import Answer, ConfigError, Decision, Pass, Refuse
+from kong_claude.errors import render
+from kong_claude.request import Request, RequestLine, answer
+from kong_claude.trust.attestation import HEADER, AttestationError, Signer, body_hash, signer_from_config
+
+UNAVAILABLE = {"message": "service temporarily unavailable"}
+# Kong drops a header whose value is an empty table: removal costs no call of its own.
+REMOVE: dict[str, str] = {}
+
+
+class Stage(Protocol):
+    """One plugin's decision. Made once per plugin instance from its configuration; may raise ConfigError."""
+
+    check: str  # its word in the attestation's `chk`
+    facts_key: str  # its key in kong.ctx.shared
+
+    def access(self, request: Request) -> Decision:
+        """Decides. May add nothing to Kong itself: effects belong into the decision."""
+
+
+class LoggingStage(Stage, Protocol):
+    """A stage that has something to settle when the request is over."""
+
+    def log(self, kong: Any, facts: Mapping[str, Any]) -> None:
+        """Runs in the log phase with the facts that `access` left."""
+
+
+MakeStage = Callable[[Mapping[str, Any]], Stage]
+
+
+class Pipeline:
+    """The stages of one plugin instance with the settings they share (`mark`, `attestation`)."""
+
+    def __init__(self, stages: list[Stage], facts_key: str, config: Mapping[str, Any]) -> None:
+        self.stages = stages
+        self.facts_key = facts_key
+        self.route = str(config.get("route_id") or "")
+        self.mark = str(config.get("mark") or self.route)
+        attestation = config.get("attestation") or {}
+        self.signer: Signer | None = signer_from_config(attestation)
+        self.line = static_line(attestation.get("request"))
+
+    def access(self, kong: Any) -> None:
+        request = Request(kong, static_line=self.line)
+        try:
+            decisions = self.decide(request)
+            last = decisions[-1]
+            if isinstance(last, Refuse):
+                refuse(request, last)
+            elif isinstance(last, Answer):
+                kong.response.exit(last.status, dict(last.body), dict(last.headers))
+            else:
+                self.apply(request, [d for d in decisions if isinstance(d, Pass)])
+        except Exception:
+            # Kong lets a request pass when a plugin fails; so the failure itself must be an answer.
+            kong.log.err(f"refused, internal error: {traceback.format_exc()}")
+            kong.response.exit(503, UNAVAILABLE, {"Retry-After": "1"})
+
+    def decide(self, request: Request) -> list[Decision]:
+        """The decisions up to and including the first that does not pass."""
+        decisions: list[Decision] = []
+        if request.too_many_headers:
+            return [Refuse(431, "too many request headers", "too_many_headers")]
+        if self.signer:
+            request.finding = self.open_or_resume(request)
+        for stage in self.stages:
+            decision = stage.access(request)
+            decisions.append(decision)
+            if not isinstance(decision, Pass):
+                undo(self.stages, decisions)
+                break
+            request.finding.update(decision.finding)
+            request.finding["chk"] = sorted({*request.finding.get("chk", ()), stage.check})
+        return decisions
+
+    def open_or_resume(self, request: Request) -> dict[str, Any]:
+        """Claims of an earlier plugin of this request, else fresh ones. A forged header counts as none."""
+        assert self.signer is not None
+        line = request.line
+        fresh = self.signer.open(method=line.method, path=line.path, route=self.route, request_id=request.id)
+        given = request.headers.get(HEADER.lower(), [])
+        if len(given) == 1:
+            try:
+                return self.signer.resume(given[0], fresh)
+            except AttestationError as error:
+                request.kong.log.warn(f"ignored a client's {HEADER}: {error.reason}")
+        return fresh
+
+    def apply(self, request: Request, passed: list[Pass]) -> None:
+        """All effects of all stages, one call each, the mark last."""
+        kong = request.kong
+        upstream: dict[str, Any] = {}
+        response: dict[str, str] = {}
+        body: bytes | None = None
+        for decision in passed:
+            upstream.update({n: REMOVE if v is None else v for n, v in decision.upstream_headers.items()})
+            response.update(decision.response_headers)
+            body = decision.body if decision.body is not None else body
+            if decision.consumer is not None:
+                kong.client.authenticate(*(part for part in decision.consumer if part is not None))
+            if decision.raw_query is not None:
+                kong.service.request.set_raw_query(decision.raw_query)
+        if self.signer:
+            seen = body if body is not None else request.body_seen
+            if seen is not None:
+                request.finding["bsh"] = body_hash(seen)
+            upstream[HEADER] = self.signer.sign(request.finding)
+        elif HEADER.lower() in request.headers:
+            upstream[HEADER] = REMOVE
+        if upstream:
+            kong.service.request.set_headers(upstream)
+        if body is not None:
+            kong.service.request.set_raw_body(body)
+        if response:
+            kong.response.set_headers(response)
+        facts = self.facts(passed)
+        if self.mark:
+            facts["mark"] = self.mark
+        if facts:
+            kong.ctx.shared.set(self.facts_key, facts)
+
+    def facts(self, passed: list[Pass]) -> dict[str, Any]:
+        """One stage: its facts. Several: facts by stage under one key, so that they cost one call."""
+        if len(self.stages) == 1:
+            return dict(passed[0].facts)
+        return {s.facts_key: dict(d.facts) for s, d in zip(self.stages, passed, strict=True) if d.facts}
+
+    def log(self, kong: Any) -> None:
+        facts = answer(kong.ctx.shared.get(self.facts_key))
+        if not isinstance(facts, Mapping):
+            return
+        for stage in self.stages:
+            own = facts if len(self.stages) == 1 else facts.get(stage.facts_key)
+            if own and hasattr(stage, "log"):
+                stage.log(kong, own)
+
+
+def undo(stages: list[Stage], decisions: list[Decision]) -> None:
+    """A later stage refused: what earlier ones took (a lease, a reservation) is given back now."""
+    for stage, decision in zip(stages, decisions, strict=False):
+        if isinstance(decision, Pass) and hasattr(stage, "undo"):
+            stage.undo(decision)
+
+
+def refuse(request: Request, refusal: Refuse) -> None:
+    """Ends the request: one call, plus one for the request id where no header carries it."""
+    body, headers = render(refusal, request_id=request.id, accept=request.header("accept"))
+    request.kong.response.exit(refusal.status, body, headers)
+
+
+def static_line(value: str | None) -> RequestLine | None:
+    """`attestation.request` → the request line it fixes."""
+    if not value:
+        return None
+    method, _, path = value.partition(" ")
+    if not method or not path.startswith("/"):
+        raise ConfigError("attestation.request", "must be a method and a path, such as POST /claude/invoke")
+    return RequestLine(method, path, "")
+
+
+def pipeline(*make_stages: MakeStage, facts_key: str) -> type:
+    """A kong-pdk Plugin class that runs the stages; the last part of every `claude-*.py`.
+
+    Each stage maker gets the whole configuration and may raise ConfigError, which Kong logs and answers with 500.
+    The class has a `log` phase only where a stage has one, since every phase is a round trip.
+    """
+
+    class Plugin:
+        def __init__(self, config: Mapping[str, Any]) -> None:
+            self.pipeline = Pipeline([make(config) for make in make_stages], facts_key, config)
+
+        def access(self, kong: Any) -> None:
+            self.pipeline.access(kong)
+
+    if any(hasattr(make, "log") for make in make_stages):
+        Plugin.log = lambda self, kong: self.pipeline.log(kong)  # type: ignore[attr-defined]
+    return Plugin
+
+
+def dump(value: Any) -> str:
+    """Compact JSON for a log line; control characters come out escaped, so that a value cannot forge a line."""
+    return json.dumps(value, separators=(",", ":"), default=str)

@@ -1,0 +1,134 @@
+"""What a plugin may ask of Kong about the current request, each asked once.
+
+A PDK call is a round trip to Kong (about 40 µs of Kong's CPU), so every answer is remembered.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from kong_claude.trust.identity import Identity, identity_from_facts, identity_from_finding
+
+MAX_HEADERS = 1000  # the most that kong.request.get_headers returns
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:#@/+=-]{1,128}")
+
+
+class RequestLine(NamedTuple):
+    """The request line as the client sent it: `path` is raw (still escaped), `query` without `?`."""
+
+    method: str
+    path: str
+    query: str
+
+
+def answer(value: Any) -> Any:
+    """The data of a PDK call: stock kong-pdk returns `(data, error)` in its Lua style, else the data alone."""
+    return value[0] if isinstance(value, tuple) else value
+
+
+def text(value: Any) -> str:
+    """Kong's strings come as str or bytes; bytes that are not UTF-8 are kept as surrogates, never dropped."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+class Request:
+    """One request, seen through the PDK. `finding` grows as stages add to it (see `pipeline`)."""
+
+    def __init__(self, kong: Any, *, static_line: RequestLine | None = None) -> None:
+        self.kong = kong
+        self.finding: dict[str, Any] = {}
+        self._static_line = static_line
+        self._body: bytes | None = None
+
+    @cached_property
+    def headers(self) -> Mapping[str, list[str]]:
+        """Lower-case name → values in order. One call."""
+        raw = answer(self.kong.request.get_headers(MAX_HEADERS)) or {}
+        return {
+            text(name).lower(): [text(v) for v in (value if isinstance(value, list) else [value])]
+            for name, value in raw.items()
+        }
+
+    def header(self, name: str) -> str | None:
+        """The first value of a header (`name` in lower case), or None."""
+        values = self.headers.get(name)
+        return values[0] if values else None
+
+    @property
+    def too_many_headers(self) -> bool:
+        """Kong cuts the list at MAX_HEADERS: then what was cut could hide anything."""
+        return sum(map(len, self.headers.values())) >= MAX_HEADERS
+
+    @cached_property
+    def line(self) -> RequestLine:
+        """Method, raw path and query. Free where the configuration fixes them, else one call."""
+        if self._static_line is not None:
+            return self._static_line
+        method, _, rest = text(answer(self.kong.nginx.get_var("request")) or "").partition(" ")
+        target = rest.rpartition(" ")[0] or rest
+        path, _, query = target.partition("?")
+        return RequestLine(method, path, query)
+
+    def body(self, limit: int) -> bytes | None:
+        """The request body, or None where it is larger than `limit` bytes. One call.
+
+        With an explicit limit Kong also reads a body that it spilled to disk (without one it answers 500). A spilled
+        body over the limit is a Lua error, 500 and no answer to the plugin: so the declared length is asked first.
+        """
+        length = self.header("content-length")
+        if length is not None and not (length.isdecimal() and int(length) <= limit):
+            return None
+        if self._body is None:
+            raw = answer(self.kong.request.get_raw_body(limit))
+            if raw is None:  # on disk and larger than the limit
+                return None
+            self._body = raw.encode("utf-8", "surrogateescape") if isinstance(raw, str) else bytes(raw)
+        return self._body if len(self._body) <= limit else None
+
+    @property
+    def body_seen(self) -> bytes | None:
+        """The body if a stage has read it."""
+        return self._body
+
+    @cached_property
+    def client_ip(self) -> str:
+        """The client's address behind trusted proxies. One call."""
+        return text(answer(self.kong.client.get_forwarded_ip()) or "")
+
+    @cached_property
+    def consumer(self) -> Mapping[str, Any] | None:
+        """The authenticated Kong consumer. One call."""
+        return answer(self.kong.client.get_consumer()) or None
+
+    @cached_property
+    def captures(self) -> Mapping[str, str]:
+        """Named captures of the route's regular expression. One call."""
+        found = answer(self.kong.request.get_uri_captures()) or {}
+        named = found.get("named") or {}
+        return {text(k): text(v) for k, v in named.items()} if isinstance(named, Mapping) else {}
+
+    @cached_property
+    def id(self) -> str:
+        """The request id: the correlation-id plugin's header where there is one, else Kong's own (one call)."""
+        for name in ("x-request-id", "kong-request-id"):
+            given = self.header(name)
+            if given and _REQUEST_ID.fullmatch(given):
+                return given
+        return text(answer(self.kong.nginx.get_var("kong_request_id")) or "")
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who is calling, as an earlier stage or plugin established it; None if nobody did.
+
+        Comes free from the attestation; only where none is configured it costs one call.
+        """
+        if "sub" in self.finding:
+            return identity_from_finding(self.finding)
+        return self._shared_identity
+
+    @cached_property
+    def _shared_identity(self) -> Identity | None:
+        return identity_from_facts(answer(self.kong.ctx.shared.get("claude_identity")))

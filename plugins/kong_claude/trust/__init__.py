@@ -1,0 +1,1 @@
+"""What the parts trust each other by: the identity and the attestation header."""
