@@ -70,8 +70,13 @@ class Request:
     headers: Headers
     body: Body
     scheme: str  # "http" | "https"
-    client_addr: tuple[str, int]  # the peer of the TCP connection
+    client_addr: tuple[str, int]  # the peer of the TCP connection (nginx $realip_remote_addr)
     server_addr: tuple[str, int]
+    remote_addr: tuple[str, int] = ("", 0)  # after real_ip_header from a trusted peer ($remote_addr, $remote_port)
+    host: str = ""  # nginx $host: of an absolute target, else of the Host header, else "kong"
+    uri: bytes = b"/"  # nginx $uri: decoded, dot segments and double slashes gone
+    length: int = 0  # bytes read so far, head and body (nginx $request_length)
+    sni: str | None = None
     started: float = field(default_factory=time.time)  # seconds since the epoch
     id: str = ""  # 32 hex digits (nginx $request_id, Kong's request id)
 
@@ -124,6 +129,13 @@ class Context:
     nginx_ctx: dict[Any, Any] = field(default_factory=dict)  # kong.nginx.get_ctx/set_ctx
     added_response_headers: Headers = field(default_factory=Headers)  # set before the upstream answered
     timings: dict[str, float] = field(default_factory=dict)  # name -> seconds since the epoch
+    proxied: bool = False  # KONG_PROXIED: the access phase ended by handing over to the service
+    buffered: bool = False  # the service's response is read whole (response phase, enable_buffering)
+    upstream_status: int | None = None  # as the service answered, whatever plugins made of it
+    tries: list[dict[str, Any]] = field(default_factory=list)  # balancer tries, as kong.log.serialize shows them
+    bytes_sent: int = 0  # to the client, head and body
+    client_gone: bool = False  # 499: the client went away before the response was complete
+    closing: bool = False  # no keep-alive after this response
     proxy_error: int = 0  # 502, 503, 504 when no upstream gave an answer (set by Exchange.proxy)
     args: bytes = b""  # nginx $args: the query string, changed by set_query & Co.
     upstream_host: bytes = b""  # nginx $upstream_host: set by preserve_host, set_target, set_header("host")
