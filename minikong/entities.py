@@ -175,7 +175,12 @@ class PluginEntity(_Entity):
             "__seq__": self.seq,
             "__plugin_id": self.id,
             "__ws_id": WORKSPACE_ID,
-            **_present(route_id=self.route_id, service_id=self.service_id, consumer_id=self.consumer_id),
+            **_present(
+                route_id=self.route_id,
+                service_id=self.service_id,
+                consumer_id=self.consumer_id,
+                plugin_instance_name=self.instance_name,
+            ),
         }
 
     def as_pdk(self) -> dict[str, Any]:
