@@ -1,0 +1,284 @@
+"""Lua's values in Python, as they travel over MessagePack-RPC and through lua-cjson.
+
+Lua has one string type (bytes), one number type (double) and one table type. In minikong:
+
+    nil      None                       string   bytes (str where the gateway made it)
+    boolean  bool                       number   int or float; whole numbers up to 2^53-1 are int
+    table    list (a sequence without holes) or dict (anything else, also an empty table)
+    cjson.null  NULL                    function, coroutine, userdata   Opaque
+
+Sources: lua-MessagePack 0.5 (`packers`, `unpackers`), lua-cjson 2.1 (OpenResty), LuaJIT's `tostring`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+MAX_INTEGER = 2**53 - 1
+
+
+class LuaError(Exception):
+    """`error()` in Lua: nobody answers the plugin, the phase fails."""
+
+    def __init__(self, message: str, where: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+
+
+class _Null:
+    def __repr__(self) -> str:
+        return "NULL"
+
+    def __bool__(self) -> bool:
+        return True
+
+
+NULL = _Null()
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """A Lua value that has no Python form: `kind` is its Lua type."""
+
+    kind: str
+    value: Any = None
+
+
+def lua_type(value: Any) -> str:
+    """Lua's `type(value)`."""
+    match value:
+        case None:
+            return "nil"
+        case bool():
+            return "boolean"
+        case int() | float():
+            return "number"
+        case bytes() | str():
+            return "string"
+        case list() | dict():
+            return "table"
+        case Opaque():
+            return value.kind
+    return "userdata"
+
+
+def number(value: int | float) -> int | float:
+    """A double: whole numbers that lua-MessagePack sends as integers become int, all others float."""
+    if isinstance(value, int):
+        return value if -MAX_INTEGER <= value <= MAX_INTEGER else float(value)
+    if value.is_integer() and -MAX_INTEGER <= value <= MAX_INTEGER:
+        return int(value)
+    return value
+
+
+def tostring(value: Any) -> bytes:
+    """Lua's `tostring` (numbers as "%.14g"; tables and functions with a made-up address)."""
+    match value:
+        case None:
+            return b"nil"
+        case bool():
+            return b"true" if value else b"false"
+        case int() | float():
+            return format_number(value, 14)
+        case bytes():
+            return value
+        case str():
+            return value.encode("utf-8", "surrogateescape")
+        case _Null():
+            return b"userdata: NULL"
+    return f"{lua_type(value)}: 0x{id(value) & 0xFFFFFFFFFFFF:012x}".encode()
+
+
+def format_number(value: int | float, precision: int) -> bytes:
+    """C's "%.<precision>g"."""
+    if value != value:
+        return b"nan"
+    if value in (float("inf"), float("-inf")):
+        return b"inf" if value > 0 else b"-inf"
+    return (f"%.{precision}g" % value).encode()
+
+
+def from_msgpack(value: Any) -> Any:
+    """What lua-MessagePack would make of a value that msgpack decoded with raw=True."""
+    kind = type(value)
+    if kind is bytes or value is None or kind is bool:
+        return value
+    if kind is int or kind is float:
+        return number(value)
+    if kind is list:
+        return sequence([from_msgpack(item) for item in value])
+    if kind is dict:
+        table = {
+            number(k) if isinstance(k, float) else k: from_msgpack(v) for k, v in value.items() if k is not None
+        }
+        return table_of(table)
+    return None  # ext types: lua-MessagePack's build_ext gives nil
+
+
+def sequence(items: list[Any]) -> list[Any] | dict[Any, Any]:
+    """The table `{items...}`: nil leaves a hole."""
+    while items and items[-1] is None:
+        items.pop()
+    if None in items:
+        return {i: item for i, item in enumerate(items, 1) if item is not None}
+    return items or {}
+
+
+def table_of(table: dict[Any, Any]) -> list[Any] | dict[Any, Any]:
+    """A table by its keys: nil values vanish, keys 1..n make a sequence."""
+    if None in table.values():
+        table = {k: v for k, v in table.items() if v is not None}
+    count = len(table)
+    if count and 1 in table and all(type(k) is int and 1 <= k <= count for k in table):
+        return [table[i] for i in range(1, count + 1)]
+    return table
+
+
+def _to_msgpack(value: Any) -> Any:
+    if value is NULL:
+        return None
+    kind = type(value)
+    if kind is dict:
+        if not value:
+            return []
+        return {k: _to_msgpack(v) for k, v in value.items()}
+    if kind is list:
+        return [_to_msgpack(item) for item in value]
+    if kind is float:
+        return number(value)
+    if kind is Opaque:
+        if value.kind == "function":
+            raise BrokenFrame
+        raise LuaError(f"pack '{value.kind}' is unimplemented")
+    return value
+
+
+class BrokenFrame(Exception):
+    """A Lua function inside the data: lua-MessagePack calls it, and the frame lacks that value."""
+
+
+_packer = msgpack.Packer(use_bin_type=False, unicode_errors="surrogateescape")
+_bin_packer = msgpack.Packer(use_bin_type=True)
+
+
+def pack(value: Any) -> bytes:
+    """One value as lua-MessagePack packs it: strings never as `str 8`, an empty table as an array.
+
+    Raises LuaError for what cannot be packed, BrokenFrame for a function.
+    """
+    kind = type(value)
+    if kind is dict or kind is list or kind is float or kind is Opaque or value is NULL:
+        value = _to_msgpack(value)
+    packed: bytes = _packer.pack(value)
+    return packed
+
+
+def pack_binary(value: bytes) -> bytes:
+    """A string in MessagePack's bin format (fix_raw in kong/runloop/plugin_servers/rpc/mp_rpc.lua)."""
+    packed: bytes = _bin_packer.pack(value)
+    return packed
+
+
+def pack_map(entries: dict[Any, Any]) -> bytes:
+    """A table that is a map even if it is empty (mp_empty_map)."""
+    return pack(entries) if entries else b"\x80"
+
+
+_ESCAPES = {i: f"\\u{i:04x}".encode() for i in range(32)}
+_ESCAPES |= {8: b"\\b", 9: b"\\t", 10: b"\\n", 12: b"\\f", 13: b"\\r", 34: b'\\"', 92: b"\\\\", 127: b"\\u007f"}
+_MUST_ESCAPE = re.compile(rb'[\x00-\x1f"\\\x7f]')
+
+
+def _json_string(value: bytes) -> bytes:
+    return b'"' + _MUST_ESCAPE.sub(lambda m: _ESCAPES[m[0][0]], value) + b'"'
+
+
+def _json_sequence_length(table: dict[Any, Any]) -> int:
+    """lua-cjson's lua_array_length: the length if every key is a positive whole number, else -1.
+
+    Raises LuaError for an excessively sparse array (safe mode: more than 10 and more than twice the count).
+    """
+    longest = 0
+    for key in table:
+        if type(key) is not int or key <= 0:
+            return -1
+        longest = max(longest, key)
+    if longest > len(table) * 2 and longest > 2**15:
+        raise LuaError("Cannot serialise table: excessively sparse array")
+    return longest if table else -1
+
+
+def json_encode(value: Any, precision: int = 16, depth: int = 0) -> bytes:
+    """lua-cjson's `encode` as Kong sets it up (precision 16 in the PDK, 14 for a plain `require "cjson"`).
+
+    Raises LuaError with lua-cjson's text for NaN, infinity, unknown types and bad keys.
+    """
+    if depth > 1000:
+        raise LuaError("Cannot serialise, excessive depth (1001)")
+    match value:
+        case None | _Null():
+            return b"null"
+        case bool():
+            return b"true" if value else b"false"
+        case int() | float():
+            if value != value or value in (float("inf"), float("-inf")):
+                raise LuaError("Cannot serialise number: must not be NaN or Infinity")
+            return format_number(value, precision)
+        case bytes():
+            return _json_string(value)
+        case str():
+            return _json_string(value.encode("utf-8", "surrogateescape"))
+        case EmptyArray():
+            return b"[]"
+        case list():
+            if not value:
+                return b"{}"
+            return b"[" + b",".join([json_encode(item, precision, depth + 1) for item in value]) + b"]"
+        case dict():
+            length = _json_sequence_length(value)
+            if length > 0:
+                items = [json_encode(value.get(i), precision, depth + 1) for i in range(1, length + 1)]
+                return b"[" + b",".join(items) + b"]"
+            entries = []
+            for key, item in value.items():
+                if isinstance(key, bool) or not isinstance(key, (int, float, bytes, str)):
+                    raise LuaError("Cannot serialise table: table key must be a number or string")
+                name = format_number(key, precision) if isinstance(key, (int, float)) else key
+                if isinstance(name, str):
+                    name = name.encode("utf-8", "surrogateescape")
+                entries.append(_json_string(name) + b":" + json_encode(item, precision, depth + 1))
+            return b"{" + b",".join(entries) + b"}"
+    raise LuaError(f"Cannot serialise {lua_type(value)}: type not supported")
+
+
+class EmptyArray(list[Any]):
+    """A table with lua-cjson's array metatable and no items: `[]` in JSON."""
+
+
+def json_decode(text: bytes, *, array_mt: bool = False) -> Any:
+    """lua-cjson's `decode`: numbers are doubles, null is NULL. Raises ValueError for what it refuses."""
+    decoded = json.loads(text.decode("utf-8", "surrogateescape"), strict=True)
+    return _from_json(decoded, array_mt)
+
+
+def _from_json(value: Any, array_mt: bool) -> Any:
+    match value:
+        case None:
+            return NULL
+        case bool():
+            return value
+        case int() | float():
+            return number(value)
+        case str():
+            return value.encode("utf-8", "surrogateescape")
+        case list():
+            if not value:
+                return EmptyArray() if array_mt else {}
+            return [_from_json(item, array_mt) for item in value]
+    return {k.encode("utf-8", "surrogateescape"): _from_json(v, array_mt) for k, v in value.items()}
