@@ -109,6 +109,7 @@ class Response:
     body: bytes | None = None  # None: streamed from the upstream
     nginx_page: bool = False  # an `exit` without a body: nginx puts its own page for this status
     close_silently: bool = False  # 444 and its like: no answer, the connection is closed
+    content_length: int | None = None  # what nginx knows itself; a Content-Length line in `headers` goes before it
 
 
 @dataclass(slots=True)
@@ -144,8 +145,8 @@ class Context:
     delay_response: bool = False  # access: `exit` is kept in `response` until all plugins were visited
     exited: bool = False  # kong.response.exit or error was called
     unexpected: bool = False  # a plugin raised, or nginx made the error
-    proxied: bool = False
-    buffered: bool = False  # the whole upstream answer is read before the client gets it
     service_response: Response | None = None  # buffered: what the upstream answered
     serialize_values: list[tuple[bytes, Any, bytes]] = field(default_factory=list)
-    tries: list[dict[str, Any]] = field(default_factory=list)  # kong.log.serialize's `tries`
+    client_body: bytes | None = None  # the client's body, once somebody has read it
+    in_timer: bool = False  # the log phase of an external plugin: nginx's request is gone
+    gateway: Any = None  # minikong.app.Gateway
