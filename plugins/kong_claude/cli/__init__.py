@@ -1,0 +1,1 @@
+"""The `kong-claude` command: one module per subcommand."""

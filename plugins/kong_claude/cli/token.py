@@ -1,0 +1,86 @@
+"""`kong-claude token`: a development JWT that the stack's own kong.yml accepts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import secrets
+import time
+from typing import Any
+
+import jwt
+
+from kong_claude.cli.problem import Problem
+from kong_claude.cli.state import secret
+
+HELP = "print a development JWT (nothing else) on stdout"
+ISSUER = "kong-claude-dev"
+AUDIENCE = "claude-code"
+_TTL = re.compile(r"(\d+)([smhd]?)")
+_UNIT = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sub", required=True, help="subject: who the token is for")
+    parser.add_argument("--tier", default="free", help="rate tier (default: %(default)s)")
+    parser.add_argument(
+        "--role",
+        action="append",
+        default=None,
+        help="a role, may be repeated (default: claude:invoke; 'admin' opens metrics and the whole dashboard)",
+    )
+    parser.add_argument(
+        "--claim",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a further claim, may be repeated; VALUE is read as JSON where it is JSON, else as text",
+    )
+    parser.add_argument("--ttl", default="1h", help="life time: 90s, 15m, 1h, 2d (default: %(default)s)")
+    parser.add_argument("--no-role", action="store_true", help="a token without any role")
+
+
+def run(options: argparse.Namespace) -> int:
+    roles = [] if options.no_role else options.role or ["claude:invoke"]
+    print(make(options.sub, options.tier, roles, seconds(options.ttl), claims(options.claim)))
+    return 0
+
+
+def make(subject: str, tier: str, roles: list[str], ttl: int, more: dict[str, Any] | None = None) -> str:
+    """An HS256 JWT signed with the stack's `jwt-secret`; `ttl` in seconds."""
+    now = int(time.time())
+    payload = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": subject,
+        "tier": tier,
+        "roles": roles,
+        "iat": now,
+        "exp": now + ttl,
+        "jti": secrets.token_hex(8),
+        **(more or {}),
+    }
+    return jwt.encode(payload, secret("jwt-secret"), algorithm="HS256")
+
+
+def seconds(text: str) -> int:
+    """`15m` → 900. Raises Problem."""
+    match = _TTL.fullmatch(text)
+    if not match or int(match[1]) == 0:
+        raise Problem(f"--ttl {text!r} is not a duration; write 90s, 15m, 1h or 2d")
+    return int(match[1]) * _UNIT[match[2]]
+
+
+def claims(pairs: list[str]) -> dict[str, Any]:
+    """`["team=core", "groups=[1]"]` → `{"team": "core", "groups": [1]}`. Raises Problem."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator or not name:
+            raise Problem(f"--claim {pair!r} is not KEY=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

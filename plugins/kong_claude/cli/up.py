@@ -1,0 +1,178 @@
+"""`kong-claude up`: the whole stack on this machine, without Docker, Kong or an API key."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from kong_claude.cli import stack
+from kong_claude.cli.problem import Problem
+from kong_claude.cli.state import Running, forget, home, process_start, recall, remember, secret
+from kong_claude.cli.supervise import PartFailed, Supervisor
+
+HELP = "start the local stack (foreground; Ctrl-C stops everything)"
+MIN_FREE = 200 << 20  # bytes: append-only file, logs, working directories of runs
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", type=int, default=8000, help="port of the gateway (default: %(default)s)")
+    parser.add_argument("--config", default="kong.yml", type=Path, help="declarative configuration (default: kong.yml)")
+    parser.add_argument("--detach", action="store_true", help="return when everything is ready; stop with: down")
+    parser.add_argument("--plugins-directory", type=Path, help="directory with the claude-*.py files")
+
+
+def run(options: argparse.Namespace) -> int:
+    layout = layout_from(options)
+    check(layout)
+    if options.detach:
+        return detach(layout)
+    return serve(layout, sys.stdout)
+
+
+def layout_from(options: argparse.Namespace) -> stack.Layout:
+    """Settings and environment → where everything will be. Raises Problem."""
+    if not options.config.is_file():
+        raise Problem(f"{options.config} is not there; run this in the checkout, or name one with --config FILE")
+    if not 1 <= options.port <= 65535:
+        raise Problem(f"--port {options.port} is not a port number")
+    plugins = options.plugins_directory or Path(__file__).resolve().parents[2]
+    if not (plugins / "claude-gateway.py").exists():
+        plugins = options.config.resolve().parent / "plugins"
+    if not (plugins / "claude-gateway.py").exists():
+        raise Problem("claude-gateway.py was not found; name its directory with --plugins-directory")
+    return stack.Layout(
+        config=options.config.resolve(),
+        plugins=plugins.resolve(),
+        state=home(),
+        run=Path(tempfile.mkdtemp(prefix="kong-claude-")),
+        address=own_address(options.port),
+        port=options.port,
+        redis_url=os.environ.get("REDIS_URL"),
+        api_key=os.environ.get("ANTHROPIC_API_KEY"),
+        secrets={name: secret(name) for name in ("jwt-secret", "attestation-secret", "webhook-secret")},
+    )
+
+
+def own_address(port: int) -> str:
+    """A loopback address of its own for every proxy port but 8000, so that several stacks can run side by side."""
+    if port == 8000 or sys.platform != "linux":
+        return "127.0.0.1"
+    return f"127.1.{port >> 8}.{port & 255}"
+
+
+def check(layout: stack.Layout) -> None:
+    """What would fail later, said now in one line. Raises Problem."""
+    running = recall()
+    if running:
+        raise Problem(
+            f"a stack is already running here (pid {running.pid}, {running.proxy}); stop it: kong-claude down"
+        )
+    ports = [("127.0.0.1", layout.port, "--port N takes another"), (layout.address, layout.admin_port, "")]
+    ports += [(layout.address, layout.invoker_port, ""), (layout.address, layout.metrics_port, "")]
+    if layout.standin_url:
+        ports.append((layout.address, layout.standin_port, ""))
+    for host, port, hint in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                hint = hint or "kong-claude up --port N moves the whole stack"
+                raise Problem(f"{host}:{port} cannot be used ({error.strerror}); {hint}") from error
+    for place in (layout.state, layout.run):
+        free = shutil.disk_usage(place).free
+        if free < MIN_FREE:
+            raise Problem(f"only {free >> 20} MB free at {place}, {MIN_FREE >> 20} MB are needed; make room")
+    if not layout.redis_url:
+        stack.redis_binary()
+    stack.script("kong-claude-pluginserver")
+
+
+def serve(layout: stack.Layout, out: object) -> int:
+    """Runs the stack until a signal. Exit code 0 after Ctrl-C, 2 where a part did not start."""
+    supervisor = Supervisor(layout.state / "stack.log", out)  # type: ignore[arg-type]
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: supervisor.stopping.set())
+    try:
+        for part in stack.parts(layout):
+            supervisor.say("stack", f"starting {part.name}")
+            supervisor.start(part)
+            if supervisor.stopping.is_set():
+                return 0
+        remember(running_from(layout))
+        for line in banner(layout):
+            supervisor.say("stack", line)
+        failed = supervisor.watch()
+        if failed:
+            supervisor.say("stack", f"{failed} keeps ending; see {layout.state / 'stack.log'}")
+            return 1
+        return 0
+    except PartFailed as failure:
+        print(f"kong-claude: {failure}\n{failure.last}", file=sys.stderr)
+        return 2
+    finally:
+        supervisor.stop()
+        forget()
+        shutil.rmtree(layout.run, ignore_errors=True)
+
+
+def detach(layout: stack.Layout) -> int:
+    """The stack in a background process; returns when it is ready."""
+    log = layout.state / "stack.log"
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        with open(os.devnull, "w") as nowhere:
+            os._exit(serve(layout, nowhere))
+    while True:
+        running = recall()
+        if running:
+            print("\n".join(banner(layout)))
+            return 0
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+            print(f"kong-claude: the stack did not start\n{tail}", file=sys.stderr)
+            return os.waitstatus_to_exitcode(status) or 2
+        time.sleep(0.1)
+
+
+def running_from(layout: stack.Layout) -> Running:
+    return Running(
+        pid=os.getpid(),
+        started=process_start(os.getpid()) or 0.0,
+        proxy=layout.proxy_url,
+        admin=layout.admin_url,
+        invoker=layout.invoker_url,
+        redis=layout.redis if layout.redis_url is None else "REDIS_URL",  # a foreign URL may hold a password
+        standin=layout.standin_url,
+        log=str(layout.state / "stack.log"),
+    )
+
+
+def banner(layout: stack.Layout) -> list[str]:
+    """What a newcomer needs next."""
+    lines = [f"ready on {layout.proxy_url}"]
+    if layout.standin_url:
+        lines.append("ANSWERS ARE CANNED: no ANTHROPIC_API_KEY is set, a local stand-in plays the model")
+    kong_claude = Path(sys.argv[0]) if Path(sys.argv[0]).name == "kong-claude" else Path("kong-claude")
+    lines += [
+        "try:",
+        f"  TOKEN=$({kong_claude} token --sub alice --tier pro)",
+        f'  curl -i {layout.proxy_url}/claude/invoke -H "Authorization: Bearer $TOKEN" \\',
+        "    -H 'Content-Type: application/json' -H 'X-Repo: org/app' -H 'X-Branch: main' \\",
+        """    -d '{"prompt": "hi", "system": "Be brief."}'""",
+        f"dashboard: {layout.proxy_url}/claude/dashboard",
+    ]
+    return lines
