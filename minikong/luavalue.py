@@ -121,12 +121,20 @@ def from_msgpack(value: Any) -> Any:
     return None  # ext types: lua-MessagePack's build_ext gives nil
 
 
+class Holey(dict[Any, Any]):
+    """A table made by `t[i] = items[i]` for i = 1..`stores`, some of them nil (its `#` depends on that)."""
+
+    stores: int = 0
+
+
 def sequence(items: list[Any]) -> list[Any] | dict[Any, Any]:
-    """The table `{items...}`: nil leaves a hole."""
-    while items and items[-1] is None:
-        items.pop()
+    """The table that `t[i] = items[i]` makes: nil leaves a hole."""
     if None in items:
-        return {i: item for i, item in enumerate(items, 1) if item is not None}
+        holey = Holey({i: item for i, item in enumerate(items, 1) if item is not None})
+        holey.stores = len(items)
+        while items and items[-1] is None:
+            items.pop()
+        return holey if None in items or not items else items
     return items or {}
 
 

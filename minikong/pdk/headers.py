@@ -1,0 +1,109 @@
+"""Header names and values as the PDK checks them and as `ngx.header` and `ngx.req.set_header` store them.
+
+Sources: kong/pdk/private/checks.lua, ngx_http_lua_headers_out.c, ngx_http_lua_headers_in.c.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minikong.context import Headers
+from minikong.luavalue import LuaError, lua_type, tostring
+
+# Names that nginx keeps once, in a field of its own: a new value replaces, the last of several wins.
+SINGLE = frozenset(
+    b"content-type content-length content-encoding location refresh last-modified etag server date "
+    b"content-range accept-ranges www-authenticate expires connection".split()
+)
+
+
+def quoted(value: Any) -> str:
+    """Lua's "%q" of a value that `fmt` would convert to a string."""
+    return '"' + tostring(value).decode("latin-1").replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def sequence_part(value: list[Any] | dict[Any, Any]) -> list[Any]:
+    """What `ipairs` visits."""
+    if isinstance(value, list):
+        return value
+    items = []
+    while len(items) + 1 in value:
+        items.append(value[len(items) + 1])
+    return items
+
+
+def validate_header(name: Any, value: Any) -> None:
+    """Raises LuaError as checks.validate_header does."""
+    if not isinstance(name, bytes):
+        raise LuaError(f"invalid header name {quoted(name)}: got {lua_type(name)}, expected string")
+    if isinstance(value, list | dict):
+        for item in sequence_part(value):
+            if not isinstance(item, bytes):
+                raise LuaError(
+                    f"invalid header value in array {quoted(name)}: got {lua_type(item)}, expected string"
+                )
+    elif not isinstance(value, bytes | bool | int | float):
+        raise LuaError(
+            f"invalid header value for {quoted(name)}: got {lua_type(value)}, "
+            "expected array of string, string, number or boolean"
+        )
+
+
+def validate_headers(headers: Any) -> dict[Any, Any]:
+    """Raises LuaError as checks.validate_headers does; gives the table as a dict."""
+    if isinstance(headers, list):
+        headers = dict(enumerate(headers, 1))
+    if not isinstance(headers, dict):
+        raise LuaError("headers must be a table")
+    for name, value in headers.items():
+        if not isinstance(name, bytes):
+            raise LuaError(f"invalid header name {quoted(name)}: got {lua_type(name)}, expected string")
+        if isinstance(value, list | dict):
+            validate_header(name, value)
+        elif not isinstance(value, bytes | bool | int | float):
+            raise LuaError(
+                f"invalid header value for {quoted(name)}: got {lua_type(value)}, "
+                "expected string, number, boolean or array of strings"
+            )
+    return headers
+
+
+def normalize(value: Any) -> bytes | list[bytes]:
+    """checks.normalize_multi_header: an empty value becomes a space."""
+    if isinstance(value, list | dict):
+        return [item or b" " for item in sequence_part(value)]
+    return tostring(value) or b" "
+
+
+_ESCAPE_VALUE = {i: b"%%%02X" % i for i in (*range(0x20), 0x7F) if i != 0x09}
+_ESCAPE_NAME = _ESCAPE_VALUE | {i: b"%%%02X" % i for i in b'\t "(),/:;<=>?@[\\]{}'}
+
+
+def escape(text: bytes, table: dict[int, bytes]) -> bytes:
+    """ngx_lua percent-encodes control characters in header names and values."""
+    if not any(b in table for b in text):
+        return text
+    return b"".join(table.get(b, bytes([b])) for b in text)
+
+
+def set_response_header(headers: Headers, name: bytes, value: Any) -> None:
+    """`ngx.header[name] = value`: value is bytes, a list (empty: removes), or None (removes)."""
+    name = escape(name.replace(b"_", b"-"), _ESCAPE_NAME)
+    if value is None or value == []:
+        headers.remove(name)
+        return
+    values = value if isinstance(value, list) else [value]
+    values = [escape(v, _ESCAPE_VALUE) for v in values]
+    if name.lower() in SINGLE:
+        values = values[-1:]
+    headers.set(name, *values)
+
+
+def set_request_header(headers: Headers, name: bytes, value: Any) -> None:
+    """`ngx.req.set_header(name, value)`: as above, on the request that goes to the service."""
+    name = escape(name, _ESCAPE_NAME)
+    if value is None or value == []:
+        headers.remove(name)
+        return
+    values = value if isinstance(value, list) else [value]
+    headers.set(name, *(escape(v, _ESCAPE_VALUE) for v in values))
