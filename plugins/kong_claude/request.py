@@ -72,6 +72,13 @@ class Request:
         path, _, query = target.partition("?")
         return RequestLine(method, path, query)
 
+    @cached_property
+    def raw_query(self) -> str:
+        """The query string without `?`. Free with `line`, unless the configuration fixes that: then one call."""
+        if self._static_line is None:
+            return self.line.query
+        return text(answer(self.kong.request.get_raw_query()) or "")
+
     def body(self, limit: int) -> bytes | None:
         """The request body, or None where it is larger than `limit` bytes. One call.
 

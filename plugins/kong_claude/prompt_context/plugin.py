@@ -1,0 +1,249 @@
+"""The Kong plugin claude-prompt-context: the gateway's own words in every prompt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kong_claude.decision import Answer, ConfigError, Decision, Pass, Refuse
+from kong_claude.pipeline import pipeline
+from kong_claude.prompt_context import compose, sources, template
+from kong_claude.prompt_context.guards import Guards, compile_pattern
+from kong_claude.prompt_context.inert import block
+from kong_claude.prompt_context.schema import DEFAULT_MAX_BODY_BYTES, DEFAULT_REWRITE_MAX_BYTES
+from kong_claude.prompt_context.strict_json import JSONError, parse_object, rewrite
+from kong_claude.request import Request
+
+HEADER = "X-Claude-Context"
+EXPLAIN_HEADER = "x-claude-explain"
+BODYLESS = frozenset(("GET", "HEAD", "DELETE", "OPTIONS", "TRACE"))
+# Attested additions are a header: servers commonly stop at 16 KiB for one (base64 adds a third).
+MAX_ATTESTED_BYTES = 8 << 10
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What one profile puts around the caller's system text. `version` changes whenever its templates do."""
+
+    prepend: template.Template
+    append: template.Template
+    version: str
+
+
+class PromptContext:
+    """The stage: checks the caller's prompt, adds the gateway's texts and values."""
+
+    check = "prompt-context"
+    facts_key = "claude_context"
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.shape: str = config.get("shape") or "invoke"
+        self.fields = sources.parse_fields(config.get("context") or {})
+        self.texts = parse_texts(config, {field.name for field in self.fields})
+        self.profile: str | None = config.get("profile")
+        self.profile_header = str(config.get("profile_header") or "").lower()
+        self.profile_claim: str | None = config.get("profile_claim")
+        if self.profile is not None and self.profile not in self.texts:
+            raise ConfigError("profile", "is not among profiles")
+        self.locked = list(config.get("locked") or ())
+        self.replace = config.get("on_locked") == "replace"
+        self.guards = Guards(
+            max_prompt_bytes=config.get("max_prompt_bytes"),
+            deny=[compile_pattern(p, "deny_patterns") for p in config.get("deny_patterns") or ()],
+            allow=[compile_pattern(p, "allow_patterns") for p in config.get("allow_patterns") or ()],
+        )
+        self.mode: str = config.get("apply") or "auto"
+        self.signed = bool(config.get("attestation"))
+        if self.mode == "attested" and not self.signed:
+            raise ConfigError("apply", "attested needs the attestation section")
+        self.max_body_bytes = int(config.get("max_body_bytes") or DEFAULT_MAX_BODY_BYTES)
+        given = config.get("rewrite_max_bytes")
+        self.rewrite_max_bytes = DEFAULT_REWRITE_MAX_BYTES if given is None else int(given)
+        self.explain = bool(config.get("explain"))
+        self.explain_permission = config.get("explain_permission") or "claude:explain"
+
+    @property
+    def drop(self) -> list[str]:
+        """Members that are taken out of the caller's body."""
+        return self.locked if self.replace else []
+
+    def access(self, request: Request) -> Decision:
+        if self.signed and request.line.method in BODYLESS:  # with an attestation the method costs nothing
+            return self.untouched(request)
+        length = request.header("content-length")
+        if length == "0":
+            return self.untouched(request)
+        if length is None and request.header("transfer-encoding") is None:
+            # No body in HTTP/1, but perhaps one in HTTP/2: only reading tells.
+            body = request.body(self.max_body_bytes)
+            if body == b"":
+                return self.untouched(request)
+        refusal = check_media(request)
+        if refusal:
+            return refusal
+        if length is not None and length.isdecimal() and int(length) > self.max_body_bytes:
+            return self.too_large()
+        try:
+            return self.decide(request, None if length is None else int(length))
+        except sources.BadValue as bad:
+            return bad.refusal
+        except (JSONError, compose.ShapeError) as error:
+            return Refuse(400, str(error), "bad_body")
+
+    def decide(self, request: Request, length: int | None) -> Decision:
+        """The decision for a request with a JSON body of `length` bytes (None: not declared)."""
+        explain = self.explain and request.header(EXPLAIN_HEADER) == "1"
+        body = None
+        if self.reads_body(length) or explain:
+            body = request.body(self.max_body_bytes)
+            if body is None:
+                return self.too_large()
+            if body == b"":
+                return self.untouched(request)
+            document = parse_object(body)
+            compose.check_shape(document, self.shape, self.drop)
+            if not self.replace:
+                for name in self.locked:
+                    if compose.sets(document, name, self.shape):
+                        return Refuse(400, f"{name} is set by the gateway and must not be sent", "locked_field")
+            refusal = self.guards.check(document)
+            if refusal:
+                return refusal
+        profile = self.choose_profile(request)
+        additions = self.additions(request, self.texts[profile])
+        if explain:
+            return self.explanation(request, profile, additions, body or b"")
+        return self.passed(request, profile, additions, body)
+
+    def reads_body(self, length: int | None) -> bool:
+        """False where nothing is to be checked in the body and nothing to be changed."""
+        if self.guards or (self.locked and not self.replace) or self.mode == "body":
+            return True
+        return self.mode == "auto" and (not self.signed or length is None or length <= self.rewrite_max_bytes)
+
+    def additions(self, request: Request, texts: Texts) -> dict[str, Any]:
+        """As `compose.apply` takes them; empty members are left out. Raises BadValue."""
+        values = {field.name: field.value(request) for field in self.fields}
+        present = {name: value for name, value in values.items() if value is not None}
+        shown = {field.name: present[field.name] for field in self.fields if field.render and field.name in present}
+        additions = {
+            "prepend": texts.prepend.fill(present),
+            "append": texts.append.fill(present) + block(shown),
+            "context": values,
+            "drop": self.drop,
+        }
+        return {name: value for name, value in additions.items() if value}
+
+    def passed(
+        self, request: Request, profile: str | None, additions: Mapping[str, Any], body: bytes | None
+    ) -> Decision:
+        if not additions:
+            return self.untouched(request)
+        texts = self.texts[profile]
+        header = f"v={texts.version}" if profile is None else f"v={texts.version}; profile={profile}"
+        facts: dict[str, Any] = {"version": texts.version, "apply": "body"}
+        if profile is not None:
+            facts["profile"] = profile
+        if body is not None and self.mode != "attested" and len(body) <= self.rewrite_max_bytes:
+            changed = rewrite(body, lambda document: compose.apply(document, additions, self.shape))
+            return Pass(upstream_headers={HEADER: header}, body=changed, facts=facts)
+        if self.mode == "body" or not self.signed:
+            limit = f"{self.rewrite_max_bytes} bytes"
+            return Refuse(
+                413, f"this route adds to the prompt, which it can do in bodies of up to {limit}", "body_too_large"
+            )
+        if len(json.dumps(additions)) > MAX_ATTESTED_BYTES:
+            return Refuse(
+                413, f"what this route adds to the prompt is larger than {MAX_ATTESTED_BYTES} bytes", "body_too_large"
+            )
+        facts["apply"] = "attested"
+        return Pass(upstream_headers={HEADER: header}, finding={"add": dict(additions)}, facts=facts)
+
+    def untouched(self, request: Request) -> Pass:
+        """Nothing to add. The header is ours: a client's does not go on."""
+        return Pass(upstream_headers={HEADER: None} if HEADER.lower() in request.headers else {})
+
+    def choose_profile(self, request: Request) -> str | None:
+        """By claim, else by header, else by configuration. Raises BadValue for one that there is not."""
+        by_claim = sources.claim(request, self.profile_claim) if self.profile_claim else None
+        if by_claim is not None:
+            if by_claim not in self.texts:
+                raise sources.BadValue(Refuse(403, "the token's profile is not known here", "bad_profile"))
+            return by_claim
+        by_header = request.headers.get(self.profile_header) if self.profile_header else None
+        if by_header:
+            if len(by_header) > 1 or by_header[0] not in self.texts:
+                known = ", ".join(sorted(name for name in self.texts if name))
+                raise sources.BadValue(
+                    Refuse(400, f"header {self.profile_header} must be one of {known}", "bad_profile")
+                )
+            return by_header[0]
+        return self.profile
+
+    def explanation(
+        self, request: Request, profile: str | None, additions: Mapping[str, Any], body: bytes
+    ) -> Answer | Refuse:
+        """What would be sent. The body is text, since Kong's JSON would not give back what it was given."""
+        identity = request.identity
+        if identity is None or self.explain_permission not in identity.permissions:
+            return Refuse(403, f"explanations need the permission {self.explain_permission}", "explain_denied")
+        decision = self.passed(request, profile, additions, body)
+        if isinstance(decision, Refuse):
+            return decision
+        assert isinstance(decision, Pass)
+        explained: dict[str, Any] = {
+            "headers": {name: value for name, value in decision.upstream_headers.items() if value},
+            "additions": {name: value for name, value in additions.items() if name != "context"},
+            "context": {name: value for name, value in additions.get("context", {}).items() if value is not None},
+            "apply": decision.facts.get("apply", "nothing"),
+        }
+        if len(body) <= self.rewrite_max_bytes:
+            sent = rewrite(body, lambda document: compose.apply(document, additions, self.shape))
+            explained["body"] = sent.decode()
+        return Answer(200, explained)
+
+    def too_large(self) -> Refuse:
+        return Refuse(413, f"the body is larger than {self.max_body_bytes} bytes", "body_too_large")
+
+
+def parse_texts(config: Mapping[str, Any], names: set[str]) -> dict[str | None, Texts]:
+    """Profile name → its texts joined with the plugin's own; None is no profile. Raises ConfigError."""
+    outer_prepend, outer_append = config.get("prepend") or "", config.get("append") or ""
+    texts: dict[str | None, Texts] = {}
+    for name, profile in [(None, {}), *(config.get("profiles") or {}).items()]:
+        where = f"profiles.{name}." if name else ""
+        prepend = outer_prepend + (profile.get("prepend") or "")
+        append = (profile.get("append") or "") + outer_append
+        if len(prepend) + len(append) > MAX_ATTESTED_BYTES and config.get("apply") == "attested":
+            raise ConfigError(
+                f"{where}prepend", f"with append must not exceed {MAX_ATTESTED_BYTES} bytes when attested"
+            )
+        digest = hashlib.sha256(json.dumps([prepend, append]).encode()).hexdigest()
+        texts[name] = Texts(
+            prepend=template.parse(prepend, names, f"{where}prepend"),
+            append=template.parse(append, names, f"{where}append"),
+            version=digest[:12],
+        )
+    return texts
+
+
+def check_media(request: Request) -> Refuse | None:
+    """Only plain JSON in UTF-8: any other body could not be checked."""
+    encodings = request.headers.get("content-encoding", [])
+    if any(encoding.strip().lower() not in ("identity", "") for encoding in encodings):
+        return Refuse(415, "the body must not be compressed", "bad_encoding", headers={"Accept-Encoding": "identity"})
+    types = request.headers.get("content-type", [])
+    media, *parameters = (part.strip().lower() for part in (types[0] if len(types) == 1 else "").split(";"))
+    plain_json = media == "application/json" or (media.startswith("application/") and media.endswith("+json"))
+    utf8 = all(p.replace('"', "").removeprefix("charset=") == "utf-8" for p in parameters if p.startswith("charset"))
+    if not plain_json or not utf8:
+        return Refuse(
+            415, "the body must be sent as application/json", "bad_media_type", headers={"Accept": "application/json"}
+        )
+    return None
+
+
+Plugin = pipeline(PromptContext, facts_key="claude_context")
