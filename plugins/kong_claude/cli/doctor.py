@@ -1,0 +1,59 @@
+"""`kong-claude doctor`: names every hole through which a request could reach the invoker unchecked."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from kong_claude.cli.problem import Problem
+
+HELP = "name the holes in a Kong configuration; exit code 1 where there is one"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", nargs="?", type=Path, default=Path("kong.yml"), help="declarative file (kong.yml)")
+    parser.add_argument("--admin-url", help="examine a running Kong instead of a file")
+    parser.add_argument(
+        "--env-file", type=Path, help="KONG_* and secrets as NAME=value lines (default: own environment)"
+    )
+    parser.add_argument("--invoker-url", help="also ask the invoker directly: it must turn us away")
+    parser.add_argument("--plugins-directory", type=Path, help="directory with the claude-*.py files")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(options: argparse.Namespace) -> int:
+    from kong_claude.doctor import probe, rules, view
+
+    environment = read_environment(options.env_file) if options.env_file else dict(os.environ)
+    seen = (
+        view.from_admin(options.admin_url, environment)
+        if options.admin_url
+        else view.from_file(options.config, environment)
+    )
+    holes = rules.examine(seen)
+    directory = options.plugins_directory or Path(__file__).resolve().parents[2]
+    if (directory / "claude-gateway.py").exists():
+        holes += probe.configurations(seen, directory)
+    if options.invoker_url:
+        holes += probe.invoker(options.invoker_url)
+    if options.json:
+        print(json.dumps({"holes": [asdict(hole) for hole in holes], "routes": len(seen.routes)}))
+    else:
+        for hole in holes:
+            print(f"{hole.rule}: {hole.where}: {hole.problem}\n    {hole.fix}")
+        print(f"{len(seen.routes)} routes, {len(holes)} holes", file=sys.stderr)
+    return 1 if holes else 0
+
+
+def read_environment(path: Path) -> dict[str, str]:
+    """`NAME=value` lines; comments and blank lines are skipped. Raises Problem."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise Problem(f"{path}: {error.strerror}") from error
+    pairs = (line.partition("=") for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    return {name.strip().removeprefix("export "): value.strip().strip("'\"") for name, _, value in pairs}

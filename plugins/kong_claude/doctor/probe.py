@@ -1,0 +1,89 @@
+"""What only trying shows: do the plugins accept their configuration, does the invoker turn strangers away."""
+
+from __future__ import annotations
+
+import importlib.util
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kong_claude.decision import ConfigError
+from kong_claude.doctor.rules import SUITE, Hole, vault_variable
+from kong_claude.doctor.view import View
+
+# Stands for a secret whose reference cannot be resolved here.
+PLACEHOLDER = "unresolved-reference-" + "0123456789abcdef" * 3
+
+
+def configurations(view: View, directory: Path) -> Iterator[Hole]:
+    """Starts every plugin with its configuration as Kong would; what it refuses, Kong answers with 500."""
+    for entity in view.plugins:
+        name = entity.get("name")
+        if name not in SUITE:
+            continue
+        module = load(directory / f"{name}.py")
+        config = with_defaults({"fields": module.Schema}, resolve(entity.get("config") or {}, view.environment))
+        where = f"plugin {name}" + (f" on route {entity['route']}" if entity.get("route") else "")
+        try:
+            plugin = module.Plugin({**config, "route_id": "doctor"})
+        except ConfigError as error:
+            yield Hole("bad-config", f"{where}, config.{error.field_name}", error.problem, "correct the field")
+        else:
+            if hasattr(plugin, "close"):
+                plugin.close()
+
+
+def load(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem.replace("-", "_"), path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def resolve(value: Any, environment: Mapping[str, str]) -> Any:
+    """`{vault://env/…}` references by value, so that a plugin sees what it would see in Kong."""
+    if isinstance(value, Mapping):
+        return {k: resolve(v, environment) for k, v in value.items()}
+    if isinstance(value, list):
+        return [resolve(v, environment) for v in value]
+    if isinstance(value, str) and value.startswith("{vault://"):
+        found = environment.get(vault_variable(value) or "", PLACEHOLDER)
+        return "redis://127.0.0.1:1" if "redis" in value and found == PLACEHOLDER else found
+    return value
+
+
+def with_defaults(record: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
+    """Fills in a record's defaults as Kong does: a record that is not `required: false` is filled with {}."""
+    filled = dict(value)
+    for field in record["fields"]:
+        ((name, definition),) = field.items()
+        given = filled.get(name)
+        if given is None and "default" in definition:
+            given = definition["default"]
+        if definition.get("type") == "record" and (given is not None or definition.get("required", True)):
+            given = with_defaults(definition, given or {})
+        elements = definition.get("elements") or {}
+        if elements.get("type") == "record" and isinstance(given, list):
+            given = [with_defaults(elements, item) for item in given]
+        if given is not None:
+            filled[name] = given
+    return filled
+
+
+def invoker(url: str) -> Iterator[Hole]:
+    """Asks the invoker directly, without an attestation."""
+    request = urllib.request.Request(
+        url.rstrip("/") + "/invoke", b'{"prompt": "doctor"}', {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            yield Hole("open-invoker", url, f"answers {response.status} without an attestation", "unset INVOKER_TRUST")
+    except urllib.error.HTTPError as error:
+        if error.code not in (401, 403):
+            yield Hole("odd-invoker", url, f"answers {error.code} without an attestation, not 401", "look at its log")
+    except (urllib.error.URLError, OSError):
+        return  # not reachable from here, which is what one wants

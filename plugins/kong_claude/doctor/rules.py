@@ -1,0 +1,311 @@
+"""The holes that `kong-claude doctor` knows. Each rule: View → holes. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from kong_claude.cli.guard import KEYS, lua
+from kong_claude.cli.problem import Problem
+from kong_claude.doctor.view import Entity, RouteView, View
+
+ENFORCING = tuple(KEYS)
+AUTHENTICATING = ("claude-gateway", "claude-jwt-claims")
+SUITE = (*ENFORCING, "claude-metrics")
+MAX_READ_TIMEOUT = 10.0  # seconds a silent plugin server may hold a request
+MIN_BODY_BUFFER = 64 << 10  # bytes
+WEAK = re.compile(r"change.?me|secret|password|example|test|dev|1234", re.IGNORECASE)
+SECRET_FIELDS = re.compile(r"(^|_)(secret|private_key|password|redis_url|revocation_redis_url)$")
+# Plugins that change the body after claude-prompt-context (769) or claude-gateway (1440) have hashed it.
+BODY_CHANGERS = ("request-transformer", "request-transformer-advanced", "ai-request-transformer", "ai-proxy")
+
+
+@dataclass(frozen=True)
+class Hole:
+    """`rule`: stable word. `where`: route, plugin or variable. `fix`: what to do."""
+
+    rule: str
+    where: str
+    problem: str
+    fix: str
+
+
+def guarded(view: View) -> Iterator[Hole]:
+    """Every route to the invoker carries a plugin that authenticates, and a guard for each plugin's own mark."""
+    for route in protected(view):
+        active = [p for p in route.named(*ENFORCING) if p.get("enabled", True)]
+        names = {p["name"] for p in active}
+        if not names & set(AUTHENTICATING):
+            yield Hole(
+                "no-authentication",
+                f"route {route.name}",
+                "goes to the invoker without claude-gateway or claude-jwt-claims",
+                "add claude-gateway to the route",
+            )
+            continue
+        guards = [code for p in route.named("post-function") if p.get("enabled", True) for code in access_code(p)]
+        for plugin in active:
+            yield from guard_for(route, plugin, guards)
+
+
+def guard_for(route: RouteView, plugin: Entity, guards: list[str]) -> Iterator[Hole]:
+    where = f"route {route.name}"
+    mark = mark_of(plugin, route)
+    if mark is None:
+        yield Hole("no-mark", where, f"{plugin['name']} has no mark", "set config.mark to the route's name")
+        return
+    key = KEYS[plugin["name"]]
+    compares = [code for code in guards if f'"{key}"' in code and "mark ~=" in code]
+    if not compares:
+        yield Hole(
+            "no-guard",
+            where,
+            f"nothing stops a request for which {plugin['name']} did not run",
+            f"add what this prints: kong-claude guard --route {mark} --plugin {plugin['name']}",
+        )
+    elif not any(f'mark ~= "{mark}"' in code for code in compares):
+        yield Hole(
+            "wrong-mark", where, f"the guard compares another mark than {mark!r}", f"kong-claude guard --route {mark}"
+        )
+    elif not any(is_ours(code, mark) for code in compares):
+        yield Hole(
+            "foreign-guard", where, "the guard is not the one that was proven", f"kong-claude guard --route {mark}"
+        )
+
+
+def is_ours(code: str, mark: str) -> bool:
+    """True where the code is what `kong-claude guard` prints for some set of plugins."""
+    named = [plugin for plugin, key in KEYS.items() if f'"{key}"' in code]
+    named.sort(key=lambda plugin: code.index(f'"{KEYS[plugin]}"'))
+    try:
+        return code.split() == lua(mark, named).split()
+    except Problem:
+        return False
+
+
+def distinct_marks(view: View) -> Iterator[Hole]:
+    """Two routes with one mark could run each other's configuration and satisfy each other's guard."""
+    seen: dict[tuple[str, str], str] = {}
+    for route in view.routes:
+        for plugin in route.named(*ENFORCING):
+            mark = mark_of(plugin, route)
+            other = seen.setdefault((plugin["name"], mark or ""), route.name) if mark else route.name
+            if other != route.name:
+                yield Hole(
+                    "shared-mark", f"route {route.name}", f"has the same mark as route {other}", "give each its own"
+                )
+
+
+def protocols(view: View) -> Iterator[Hole]:
+    """A plugin or guard that does not run on one of its route's protocols lets that protocol through."""
+    for route in protected(view):
+        wanted = set(route.route.get("protocols") or ["http", "https"])
+        for plugin in route.named(*ENFORCING, "post-function"):
+            missing = wanted - set(plugin.get("protocols") or wanted)
+            if missing:
+                yield Hole(
+                    "protocols",
+                    f"route {route.name}",
+                    f"{plugin['name']} does not run on {', '.join(sorted(missing))}",
+                    "give the plugin the protocols of the route",
+                )
+
+
+def overrides(view: View) -> Iterator[Hole]:
+    """A consumer-scoped entity replaces the route's own configuration, mark included."""
+    for plugin in view.plugins:
+        if plugin.get("name") in (*ENFORCING, "post-function") and (
+            plugin.get("consumer") or plugin.get("consumer_group")
+        ):
+            yield Hole(
+                "consumer-scope",
+                f"plugin {plugin['name']}",
+                "is bound to a consumer and replaces the route's configuration for it",
+                "bind it to the route; use tiers for what differs by caller",
+            )
+
+
+def order(view: View) -> Iterator[Hole]:
+    """Combinations of plugins that undo each other."""
+    for route in protected(view):
+        names = {p["name"] for p in route.plugins if p.get("enabled", True)}
+        where = f"route {route.name}"
+        doubled = names & {"claude-jwt-claims", "claude-rate-tiers", "claude-prompt-context"}
+        if "claude-gateway" in names and doubled:
+            yield Hole(
+                "doubled", where, f"claude-gateway and {', '.join(sorted(doubled))} both run", "keep one of them"
+            )
+        for changer in sorted(names & set(BODY_CHANGERS)):
+            yield Hole(
+                "late-change",
+                where,
+                f"{changer} runs after the attestation was signed; a changed body is refused by the invoker",
+                f"move what {changer} does into claude-prompt-context",
+            )
+        early = {"pre-function"} & names
+        for plugin in route.named("pre-function"):
+            if early and any("kong.ctx.shared" in code for code in access_code(plugin)):
+                yield Hole(
+                    "forged-mark", where, "a pre-function writes kong.ctx.shared, where the guard looks", "remove it"
+                )
+
+
+def clear_secrets(view: View) -> Iterator[Hole]:
+    """Secrets belong into a vault reference or a file."""
+    if view.resolved:
+        return
+    for plugin in view.plugins:
+        if plugin.get("name") in SUITE:
+            for path, value in secrets_in(plugin.get("config") or {}):
+                if not value.startswith("{vault://"):
+                    yield Hole(
+                        "secret-in-clear",
+                        f"plugin {plugin['name']}, config.{path}",
+                        "holds a secret in clear",
+                        "use {vault://env/…} or a *_file field",
+                    )
+
+
+def secret_values(view: View) -> Iterator[Hole]:
+    """The signing secret as Kong's environment has it: long, not guessable, not shared."""
+    signing: dict[str, str] = {}
+    others: dict[str, str] = {}
+    for plugin in view.plugins:
+        if plugin.get("name") not in SUITE:
+            continue
+        for path, reference in secrets_in(plugin.get("config") or {}):
+            variable = vault_variable(reference)
+            value = view.environment.get(variable or "")
+            if variable and value:
+                (signing if path.startswith("attestation.") else others)[variable] = value
+    for variable, value in signing.items():
+        if len(value.encode()) < 32:
+            yield Hole("weak-secret", variable, "signs attestations with less than 32 bytes", "openssl rand -base64 48")
+        elif WEAK.search(value) and len(set(value)) < 16:
+            yield Hole("weak-secret", variable, "can be guessed", "openssl rand -base64 48")
+        if any(value == other for name, other in others.items() if name != variable) or variable in others:
+            yield Hole("shared-secret", variable, "is also used for something else", "give attestations their own")
+
+
+def kong_settings(view: View) -> Iterator[Hole]:
+    """What Kong's own environment must bound."""
+    env = view.environment
+    if not any(name.startswith("KONG_") for name in env):
+        return
+    timeout = seconds(env.get("KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT") or "60s")
+    if timeout is None or timeout > MAX_READ_TIMEOUT:
+        yield Hole(
+            "unbounded-timeout",
+            "KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT",
+            f"a silent plugin server holds each request for {timeout or '?'} s",
+            "set it to 5s",
+        )
+    size = env.get("KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE") or env.get("KONG_CLIENT_BODY_BUFFER_SIZE") or "8k"
+    if (size_in_bytes(size) or 0) < MIN_BODY_BUFFER:
+        yield Hole(
+            "small-body-buffer",
+            "KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE",
+            f"prompts over {size} go to disk before a plugin reads them",
+            "set it to 1m",
+        )
+    used = {p["name"] for p in view.plugins if p.get("name") in SUITE}
+    served = {name.strip() for name in (env.get("KONG_PLUGINSERVER_NAMES") or "").split(",")}
+    for plugin in sorted(used):
+        key = f"KONG_PLUGINSERVER_{plugin.upper().replace('-', '_')}_QUERY_CMD"
+        if plugin not in served:
+            yield Hole(
+                "no-pluginserver", plugin, "has no entry in KONG_PLUGINSERVER_NAMES", "one entry per plugin (Kong 3.9)"
+            )
+        elif f"--dump {plugin}" not in env.get(key, ""):
+            yield Hole("wrong-dump", key, "Kong reads only the first plugin of a dump", f"… --dump {plugin}")
+        if plugin not in (env.get("KONG_PLUGINS") or ""):
+            yield Hole("not-enabled", "KONG_PLUGINS", f"does not name {plugin}", f"bundled,{plugin}")
+
+
+def exposure(view: View) -> Iterator[Hole]:
+    """The invoker should be nowhere but behind Kong."""
+    for name in sorted({host_of(r.service) for r in protected(view)} - {""}):
+        try:
+            address = ipaddress.ip_address(name.rpartition(":")[0].strip("[]") or name)
+        except ValueError:
+            continue
+        if address.is_global:
+            yield Hole("public-invoker", name, "the invoker has a public address", "put it on a private network")
+    if view.environment.get("INVOKER_TRUST") == "open":
+        yield Hole("open-invoker", "INVOKER_TRUST", "the invoker trusts everybody", "unset it")
+
+
+RULES: tuple[Callable[[View], Iterator[Hole]], ...] = (
+    guarded,
+    distinct_marks,
+    protocols,
+    overrides,
+    order,
+    clear_secrets,
+    secret_values,
+    kong_settings,
+    exposure,
+)
+
+
+def examine(view: View) -> list[Hole]:
+    """All holes of all rules, each once."""
+    return list(dict.fromkeys(hole for rule in RULES for hole in rule(view)))
+
+
+def protected(view: View) -> list[RouteView]:
+    """Routes to a service that any enforcing plugin protects: one unguarded sibling is enough for a break-in."""
+    hosts = {host_of(r.service) for r in view.routes if r.named(*AUTHENTICATING)} - {""}
+    return [r for r in view.routes if host_of(r.service) in hosts]
+
+
+def host_of(service: Entity) -> str:
+    url = service.get("url")
+    return str(
+        (urlsplit(url).netloc if url else None) or ":".join(str(service.get(k, "")) for k in ("host", "port"))
+    ).strip(":")
+
+
+def mark_of(plugin: Entity, route: RouteView) -> str | None:
+    config = plugin.get("config") or {}
+    return config.get("mark") or (route.route.get("id") if plugin.get("route") is not None else None)
+
+
+def access_code(plugin: Entity) -> list[str]:
+    code = (plugin.get("config") or {}).get("access") or []
+    return [code] if isinstance(code, str) else list(code)
+
+
+def secrets_in(config: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted path, value) of every non-empty secret field."""
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            here = f"{path}.{name}" if path else str(name)
+            if isinstance(value, str) and value and SECRET_FIELDS.search(str(name)):
+                if "redis_url" not in name or "@" in value or value.startswith("{"):
+                    yield here, value
+            else:
+                yield from secrets_in(value, here)
+    elif isinstance(config, list):
+        for index, value in enumerate(config):
+            yield from secrets_in(value, f"{path}[{index + 1}]")
+
+
+def vault_variable(reference: str) -> str | None:
+    """`{vault://env/claude-jwt-secret}` → `CLAUDE_JWT_SECRET`."""
+    match = re.fullmatch(r"\{vault://env/([^/}?]+)[^}]*\}", reference)
+    return match[1].upper().replace("-", "_") if match else None
+
+
+def seconds(text: str) -> float | None:
+    match = re.fullmatch(r"(\d+)(ms|s|m|h)?", text.strip())
+    return int(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600, None: 1}[match[2]] if match else None
+
+
+def size_in_bytes(text: str) -> int | None:
+    match = re.fullmatch(r"(\d+)([kKmMgG])?", text.strip())
+    return int(match[1]) << {"k": 10, "m": 20, "g": 30}.get((match[2] or "").lower(), 0) if match else None

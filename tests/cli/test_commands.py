@@ -1,0 +1,99 @@
+"""The small commands: token, guard, and what they say about bad input."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import jwt
+import pytest
+import yaml
+
+from kong_claude.cli.main import main
+from kong_claude.cli.token import claims, seconds
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KONG_CLAUDE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def test_token_prints_one_jwt_and_nothing_else(capsys: pytest.CaptureFixture[str], own_home: Path) -> None:
+    options = ["--sub", "alice", "--tier", "pro", "--role", "admin", "--claim", "team=core", "--claim", "n=[1]"]
+    assert main(["token", *options, "--ttl", "15m"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.count("\n") == 1
+    secret = (own_home / "jwt-secret").read_text().strip()
+    found = jwt.decode(
+        printed.out.strip(), secret, algorithms=["HS256"], audience="claude-code", issuer="kong-claude-dev"
+    )
+    assert (found["sub"], found["tier"], found["roles"], found["team"], found["n"]) == (
+        "alice",
+        "pro",
+        ["admin"],
+        "core",
+        [1],
+    )
+    assert found["exp"] - found["iat"] == 900
+
+
+def test_secrets_are_made_once_and_for_the_owner_only(own_home: Path) -> None:
+    main(["token", "--sub", "a"])
+    first = (own_home / "jwt-secret").read_text()
+    main(["token", "--sub", "b"])
+    assert (own_home / "jwt-secret").read_text() == first
+    assert len(first) > 32
+    assert stat.S_IMODE((own_home / "jwt-secret").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(("text", "expected"), [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1d", 86400)])
+def test_durations(text: str, expected: int) -> None:
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--ttl", "soon"], "not a duration"),
+        (["--ttl", "0"], "not a duration"),
+        (["--claim", "novalue"], "not KEY=VALUE"),
+    ],
+)
+def test_bad_options_say_what_to_write(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["token", "--sub", "a", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_claims_are_json_where_they_are_json() -> None:
+    assert claims(["a=1", "b=x", 'c={"d": true}', "e=1=2"]) == {"a": 1, "b": "x", "c": {"d": True}, "e": "1=2"}
+
+
+def test_guard_is_yaml_that_compares_the_mark(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["guard", "--route", "reports", "--plugin", "claude-jwt-claims", "--plugin", "claude-rate-tiers"]) == 0
+    (entry,) = yaml.safe_load(capsys.readouterr().out)
+    (code,) = entry["config"]["access"]
+    assert entry["name"] == "post-function"
+    assert '"claude_identity", "claude_admission"' in code
+    assert 'left.mark ~= "reports"' in code
+
+
+@pytest.mark.parametrize("mark", ['a"b', "a b", "a\nb", "", "]]"])
+def test_a_mark_cannot_break_out_of_the_lua(mark: str) -> None:
+    assert main(["guard", "--route", mark]) == 2
+
+
+@pytest.mark.parametrize("command", ["up", "down", "status", "token", "invoke", "guard", "doctor", "worker"])
+def test_help_is_enough(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert len(capsys.readouterr().out) > 60
+
+
+def test_nothing_runs_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status"]) == 1
+    assert main(["down"]) == 0
+    assert main(["invoke", "hi"]) == 2
+    assert "kong-claude up" in capsys.readouterr().err

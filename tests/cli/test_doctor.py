@@ -1,0 +1,286 @@
+"""One row per hole: the mistake, made in a configuration that is otherwise sound, is named; without it nothing is."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import yaml
+
+from kong_claude.cli.guard import lua
+from kong_claude.cli.main import main
+from kong_claude.cli.problem import Problem
+from kong_claude.doctor import probe, rules, view
+
+SECRET = "q8Zr1xJ0f7VbN3kLw5TgYh2MdC9sEaPu"
+ENVIRONMENT = {
+    "KONG_PLUGINS": "bundled,claude-gateway",
+    "KONG_PLUGINSERVER_NAMES": "claude-gateway",
+    "KONG_PLUGINSERVER_CLAUDE_GATEWAY_QUERY_CMD": "kong-claude-pluginserver -d p --dump claude-gateway",
+    "KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT": "5s",
+    "KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE": "1m",
+    "CLAUDE_ATTESTATION_SECRET": SECRET,
+    "CLAUDE_JWT_SECRET": SECRET[::-1],
+}
+SOUND: dict[str, Any] = {
+    "_format_version": "3.0",
+    "services": [
+        {
+            "name": "claude-code-service",
+            "url": "http://invoker:8100",
+            "routes": [
+                {
+                    "name": name,
+                    "paths": [f"/{name}"],
+                    "plugins": [
+                        {
+                            "name": "claude-gateway",
+                            "config": {
+                                "mark": name,
+                                "attestation": {"secret": "{vault://env/claude-attestation-secret}"},
+                                "jwt_claims": {"issuers": [{"secret": "{vault://env/claude-jwt-secret}"}]},
+                            },
+                        },
+                        {"name": "post-function", "config": {"access": [lua(name, ["claude-gateway"])]}},
+                    ],
+                }
+                for name in ("invoke", "jobs")
+            ],
+        }
+    ],
+}
+
+
+def routes(config: dict[str, Any]) -> Any:
+    return config["services"][0]["routes"]
+
+
+def plugin(config: dict[str, Any]) -> Any:
+    return routes(config)[0]["plugins"][0]
+
+
+def no_guard(c: dict[str, Any], e: dict[str, str]) -> None:
+    del routes(c)[0]["plugins"][1]
+
+
+def guard_switched_off(c: dict[str, Any], e: dict[str, str]) -> None:
+    routes(c)[0]["plugins"][1]["enabled"] = False
+
+
+def guard_of_another_route(c: dict[str, Any], e: dict[str, str]) -> None:
+    routes(c)[0]["plugins"][1]["config"]["access"] = [lua("jobs", ["claude-gateway"])]
+
+
+def guard_for_presence_only(c: dict[str, Any], e: dict[str, str]) -> None:
+    code = 'local v = kong.ctx.shared["claude_gateway"]; if not v then kong.response.exit(503) end'
+    routes(c)[0]["plugins"][1]["config"]["access"] = [code]
+
+
+def guard_edited(c: dict[str, Any], e: dict[str, str]) -> None:
+    code = lua("invoke", ["claude-gateway"]).replace("return kong.response.exit", "-- return kong.response.exit")
+    routes(c)[0]["plugins"][1]["config"]["access"] = [code]
+
+
+def open_sibling_route(c: dict[str, Any], e: dict[str, str]) -> None:
+    routes(c).append({"name": "debug", "paths": ["/debug"]})
+
+
+def open_sibling_service(c: dict[str, Any], e: dict[str, str]) -> None:
+    c["services"].append(
+        {"name": "other", "host": "invoker", "port": 8100, "routes": [{"name": "back", "paths": ["/back"]}]}
+    )
+
+
+def one_mark_for_two_routes(c: dict[str, Any], e: dict[str, str]) -> None:
+    plugin(c)["config"]["mark"] = "jobs"
+    routes(c)[0]["plugins"][1]["config"]["access"] = [lua("jobs", ["claude-gateway"])]
+
+
+def plugin_only_on_http(c: dict[str, Any], e: dict[str, str]) -> None:
+    plugin(c)["protocols"] = ["http"]
+
+
+def consumer_override(c: dict[str, Any], e: dict[str, str]) -> None:
+    c["consumers"] = [{"username": "vip", "plugins": [{"name": "claude-gateway", "config": {"mark": "invoke"}}]}]
+
+
+def gateway_and_parts(c: dict[str, Any], e: dict[str, str]) -> None:
+    routes(c)[0]["plugins"].append({"name": "claude-rate-tiers", "config": {"mark": "invoke"}})
+
+
+def body_changed_afterwards(c: dict[str, Any], e: dict[str, str]) -> None:
+    routes(c)[0]["plugins"].append({"name": "request-transformer", "config": {}})
+
+
+def mark_forged_by_lua(c: dict[str, Any], e: dict[str, str]) -> None:
+    code = "kong.ctx.shared.claude_gateway = {mark = 'invoke'}"
+    routes(c)[0]["plugins"].append({"name": "pre-function", "config": {"access": [code]}})
+
+
+def secret_in_clear(c: dict[str, Any], e: dict[str, str]) -> None:
+    plugin(c)["config"]["attestation"]["secret"] = SECRET
+
+
+def short_secret(c: dict[str, Any], e: dict[str, str]) -> None:
+    e["CLAUDE_ATTESTATION_SECRET"] = "short"
+
+
+def guessable_secret(c: dict[str, Any], e: dict[str, str]) -> None:
+    e["CLAUDE_ATTESTATION_SECRET"] = "change-me" * 5
+
+
+def one_secret_for_both(c: dict[str, Any], e: dict[str, str]) -> None:
+    e["CLAUDE_ATTESTATION_SECRET"] = e["CLAUDE_JWT_SECRET"]
+
+
+def no_read_timeout(c: dict[str, Any], e: dict[str, str]) -> None:
+    del e["KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT"]
+
+
+def default_body_buffer(c: dict[str, Any], e: dict[str, str]) -> None:
+    del e["KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE"]
+
+
+def one_server_for_all(c: dict[str, Any], e: dict[str, str]) -> None:
+    e["KONG_PLUGINSERVER_NAMES"] = "python"
+
+
+def dump_of_all(c: dict[str, Any], e: dict[str, str]) -> None:
+    e["KONG_PLUGINSERVER_CLAUDE_GATEWAY_QUERY_CMD"] = "kong-claude-pluginserver -d p --dump-all-plugins"
+
+
+def plugin_not_enabled(c: dict[str, Any], e: dict[str, str]) -> None:
+    e["KONG_PLUGINS"] = "bundled"
+
+
+def public_invoker(c: dict[str, Any], e: dict[str, str]) -> None:
+    c["services"][0]["url"] = "http://8.8.8.8:8100"
+
+
+def invoker_trusts_all(c: dict[str, Any], e: dict[str, str]) -> None:
+    e["INVOKER_TRUST"] = "open"
+
+
+MISTAKES: list[tuple[str, Callable[[dict[str, Any], dict[str, str]], None]]] = [
+    ("no-guard", no_guard),
+    ("no-guard", guard_switched_off),
+    ("wrong-mark", guard_of_another_route),
+    ("no-guard", guard_for_presence_only),
+    ("foreign-guard", guard_edited),
+    ("no-authentication", open_sibling_route),
+    ("no-authentication", open_sibling_service),
+    ("shared-mark", one_mark_for_two_routes),
+    ("protocols", plugin_only_on_http),
+    ("consumer-scope", consumer_override),
+    ("doubled", gateway_and_parts),
+    ("late-change", body_changed_afterwards),
+    ("forged-mark", mark_forged_by_lua),
+    ("secret-in-clear", secret_in_clear),
+    ("weak-secret", short_secret),
+    ("weak-secret", guessable_secret),
+    ("shared-secret", one_secret_for_both),
+    ("unbounded-timeout", no_read_timeout),
+    ("small-body-buffer", default_body_buffer),
+    ("no-pluginserver", one_server_for_all),
+    ("wrong-dump", dump_of_all),
+    ("not-enabled", plugin_not_enabled),
+    ("public-invoker", public_invoker),
+    ("open-invoker", invoker_trusts_all),
+]
+
+
+def examine(config: dict[str, Any], environment: dict[str, str], tmp_path: Path) -> list[rules.Hole]:
+    path = tmp_path / "kong.yml"
+    path.write_text(yaml.safe_dump(config))
+    return rules.examine(view.from_file(path, environment))
+
+
+def test_a_sound_configuration_has_no_hole(tmp_path: Path) -> None:
+    assert examine(SOUND, ENVIRONMENT, tmp_path) == []
+
+
+@pytest.mark.parametrize(("rule", "make"), MISTAKES, ids=[make.__name__ for _, make in MISTAKES])
+def test_a_mistake_is_named(rule: str, make: Callable[..., None], tmp_path: Path) -> None:
+    config, environment = copy.deepcopy(SOUND), dict(ENVIRONMENT)
+    make(config, environment)
+    assert rule in {hole.rule for hole in examine(config, environment, tmp_path)}
+
+
+def test_exit_codes_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    env = tmp_path / "env"
+    env.write_text("".join(f"{name}={value}\n" for name, value in ENVIRONMENT.items()))
+    path = tmp_path / "kong.yml"
+    open_config = copy.deepcopy(SOUND)
+    open_sibling_route(open_config, {})
+    path.write_text(yaml.safe_dump(open_config))
+    nowhere = ["--plugins-directory", str(tmp_path)]
+    assert main(["doctor", str(path), "--env-file", str(env), "--json", *nowhere]) == 1
+    holes = json.loads(capsys.readouterr().out)["holes"]
+    assert [hole["where"] for hole in holes] == ["route debug"]
+    path.write_text(yaml.safe_dump(SOUND))
+    assert main(["doctor", str(path), "--env-file", str(env), *nowhere]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1, 2", "kong.yml:2"),
+        ("services: []", "no _format_version"),
+        ("[]", "no _format_version"),
+    ],
+)
+def test_what_is_no_configuration_is_said_with_its_line(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "kong.yml"
+    path.write_text(text + "\n")
+    with pytest.raises(Problem, match=said):
+        view.from_file(path, {})
+
+
+def test_secrets_never_appear_in_the_report(tmp_path: Path) -> None:
+    config = copy.deepcopy(SOUND)
+    secret_in_clear(config, {})
+    assert SECRET not in repr(examine(config, ENVIRONMENT | {"CLAUDE_JWT_SECRET": SECRET}, tmp_path))
+
+
+@pytest.mark.parametrize(("status", "rule"), [(200, "open-invoker"), (500, "odd-invoker"), (401, None)])
+def test_the_invoker_is_asked_directly(status: int, rule: str | None) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Answer)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        holes = list(probe.invoker(f"http://127.0.0.1:{server.server_port}"))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [hole.rule for hole in holes] == ([rule] if rule else [])
+
+
+def test_defaults_are_filled_in_as_kong_does() -> None:
+    record = {
+        "fields": [
+            {"a": {"type": "string", "default": "x"}},
+            {"r": {"type": "record", "fields": [{"b": {"type": "integer", "default": 1}}]}},
+            {"o": {"type": "record", "required": False, "fields": [{"c": {"type": "integer", "default": 2}}]}},
+            {
+                "l": {
+                    "type": "array",
+                    "elements": {"type": "record", "fields": [{"d": {"type": "integer", "default": 3}}]},
+                }
+            },
+        ]
+    }
+    assert probe.with_defaults(record, {"l": [{}]}) == {"a": "x", "r": {"b": 1}, "l": [{"d": 3}]}
