@@ -1,0 +1,3 @@
+from kong_claude.server.cli import main
+
+main()

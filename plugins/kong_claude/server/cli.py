@@ -1,0 +1,182 @@
+"""`kong-claude-pluginserver`: kong-pdk's command line, and what it lacks.
+
+gevent is patched in before anything else, so that plugins may use blocking clients (redis-py, requests). A dump
+writes JSON to stdout and nothing else: what plugins print while imported goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from kong_claude.server.plugins import Plugin
+
+log = logging.getLogger("kong_claude.pluginserver")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments. Exits with status 2 on bad ones."""
+    from kong_pdk.const import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="kong-claude-pluginserver", description="Kong plugin server for kong-pdk plugins."
+    )
+    add = parser.add_argument
+    add(
+        "-p",
+        "--kong-prefix",
+        "-kong-prefix",
+        dest="prefix",
+        default="/usr/local/kong/",
+        metavar="DIR",
+        help="directory of the socket (default: %(default)s)",
+    )
+    add(
+        "-d",
+        "--plugins-directory",
+        "-plugins-directory",
+        dest="directory",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="plugins directory",
+    )
+    add("--socket-name", default="python_pluginserver.sock", metavar="NAME", help="default: %(default)s")
+    add("--socket-mode", type=_mode, default=0o600, metavar="OCTAL", help="default: 0600")
+    add("--listen-queue-size", type=int, default=4096, metavar="N", help="default: %(default)s")
+    add(
+        "--no-lua-style",
+        action="store_true",
+        help="PDK functions return their value and raise PDKException, instead of returning (value, error)",
+    )
+    add(
+        "--event-timeout",
+        type=_seconds,
+        default=25.0,
+        metavar="SECONDS",
+        help="an event is ended after this; keep it under half of Kong's lua_socket_read_timeout (default: 25)",
+    )
+    add("--max-in-flight", type=int, default=1024, metavar="N", help="events at once (default: %(default)s)")
+    add(
+        "--drain-timeout",
+        type=_seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help="how long SIGTERM waits for running events (default: 5)",
+    )
+    add("--metrics-listen", type=_address, metavar="HOST:PORT", help="serve Prometheus metrics there")
+    add("-v", "--verbose", action="count", default=0, help="log more: also the messages of plugins' exceptions")
+    add("--version", "-version", action="version", version=f"%(prog)s 0.1.0 (kong-pdk {__version__})")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("-m", "--multiprocessing", action="store_true", help="accepted, without effect")
+    modes.add_argument("-g", "--gevent", action="store_true", help="accepted, without effect: always on")
+    dumps = parser.add_mutually_exclusive_group()
+    dumps.add_argument("--dump", metavar="NAME", help="one plugin as a list of one: what Kong >= 3.9 reads")
+    dumps.add_argument(
+        "--dump-plugin-info", "-dump-plugin-info", dest="dump_info", metavar="NAME", help="one plugin as an object"
+    )
+    dumps.add_argument(
+        "--dump-all-plugins", "-dump-all-plugins", dest="dump_all", action="store_true", help="all plugins as a list"
+    )
+    return parser.parse_args(argv)
+
+
+def _mode(text: str) -> int:
+    mode = int(text, 8)
+    if mode & ~0o777:
+        raise ValueError(text)
+    return mode
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < 86400:
+        raise ValueError(text)
+    return seconds
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
+def load_plugins(directory: Path, only: str | None = None) -> dict[str, Plugin]:
+    """The plugins of a directory, or the one named. A file that cannot be loaded is an error for `only`, else a
+    logged line, as with kong-pdk. Raises LoadError, OSError."""
+    from kong_claude.server import plugins
+
+    found = {}
+    for name, path in plugins.plugin_files(directory):
+        if only is None or name == only:
+            try:
+                found[name] = plugins.load(name, path)
+            except plugins.LoadError as error:
+                if only is not None:
+                    raise
+                log.error("%s", error)
+    if only is not None and only not in found:
+        raise plugins.LoadError(f"no plugin {only} in {directory}")
+    return found
+
+
+def dump(args: argparse.Namespace) -> NoReturn:
+    """Answers Kong's query command."""
+    from kong_claude.server.plugins import LoadError
+
+    out = os.dup(1)
+    os.dup2(2, 1)  # also for what writes to the descriptor itself
+    try:
+        loaded = load_plugins(args.directory, args.dump or args.dump_info)
+    except (LoadError, OSError) as error:
+        sys.exit(f"error: {error}")
+    info: Any = [plugin.info() for plugin in loaded.values()]
+    sys.stdout.flush()
+    with os.fdopen(out, "w", encoding="utf-8") as stream:
+        json.dump(info[0] if args.dump_info else info, stream)
+    sys.exit(0)
+
+
+def _close_inherited() -> None:
+    """Kong starts the server with its own descriptors open: listening sockets must not outlive Kong here."""
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        fd = int(entry.name)
+        try:
+            if fd > 2 and not fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC:
+                os.close(fd)
+        except OSError:
+            pass
+
+
+def _log_to_stderr(verbose: int) -> None:
+    logging.addLevelName(logging.WARNING, "WARN")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)-4s - [%(asctime)s] %(message)s", "%H:%M:%S"))
+    log.addHandler(handler)
+    log.propagate = False
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs the server, or a dump, and exits: 0 after SIGTERM, 1 when it cannot serve."""
+    from gevent import monkey
+
+    args = parse(argv)
+    dumping = args.dump or args.dump_info or args.dump_all
+    if not dumping:
+        _close_inherited()
+    monkey.patch_all()
+    _log_to_stderr(args.verbose)
+    if dumping:
+        dump(args)
+
+    from kong_claude.server.service import serve
+
+    sys.exit(serve(args))

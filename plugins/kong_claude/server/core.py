@@ -1,0 +1,544 @@
+"""Connections, dispatch and the life of an event.
+
+Everything here runs in gevent's hub or in the event's own worker; nothing holds a lock across plugin code. The rules:
+a call is answered or its connection closed; Kong never pipelines, so a frame that arrives while a call is open means
+that Kong has given that call up; what fails is answered with `kong.response.exit(503)`, because Kong lets a request
+pass on an error reply as on a closed connection.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import json
+import logging
+import os
+import secrets
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gevent
+
+from kong_claude.server import wire
+from kong_claude.server.plugins import Instance, Instances, Phase, Plugin
+from kong_claude.server.wire import REPLY, RET, UNAVAILABLE, event_tail, pack, unpack
+from kong_claude.server.worker import EventEnd, Namespace, Worker
+
+log = logging.getLogger("kong_claude.pluginserver")
+
+RECEIVE = 16 << 10
+RECEIVE_MORE = 1 << 20
+READ, WRITE = 1, 2  # libev's
+IDLE_WORKERS = 256
+INSTANCE_IDLE_SECONDS = 900.0
+LARGE_FRAME = 512 << 10  # Kong's time for a frame grows with its square: 117 ms at 1 MB
+
+
+class Connection:
+    """One accepted connection. `call` is who owes it an answer: a Worker, a StartInstance greenlet, or nobody."""
+
+    __slots__ = (
+        "_buffer",
+        "_reader",
+        "_send",
+        "_sock",
+        "_writer",
+        "backlog",
+        "call",
+        "closed",
+        "decoder",
+        "server",
+        "since",
+    )
+
+    def __init__(self, server: Server, sock: _socket.socket) -> None:
+        self.server = server
+        self.call: Any = None
+        self.closed = False
+        self.decoder: wire.Decoder | None = None
+        self.backlog: deque[Any] = deque()  # frames of a peer that pipelines, in order
+        self.since = 0.0  # when a frame stayed incomplete or a write unfinished
+        self._sock = sock
+        self._send = sock.send
+        self._buffer = b""
+        loop = gevent.get_hub().loop
+        self._writer: Any = None
+        self._reader = loop.io(sock.fileno(), READ)
+        self._reader.start(self._reading())
+
+    def _reading(self) -> Callable[[], None]:
+        """The callback for a readable socket, with what it needs at hand."""
+        receive = self._sock.recv
+        server = self.server
+        events = server.events
+        dispatch = server.dispatch
+
+        def readable() -> None:
+            try:
+                data = receive(RECEIVE if self.decoder is None else RECEIVE_MORE)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.close()
+                return
+            if self.decoder is not None:
+                self._decode(data)
+                return
+            worker = answer = None
+            try:
+                kind, msgid, method, args = unpack(data)
+                if method == "plugin.Step":
+                    step = args[0]
+                    worker = events.get(step["EventId"])
+                    answer = step.get("Data")
+            except (ValueError, TypeError, LookupError, AttributeError):
+                self._decode(data)
+                return
+            if worker is not None and worker.conn is None and self.call is None:
+                worker.msgid = msgid
+                worker.data = answer
+                worker.conn = self
+                self.call = worker
+                worker.switch()
+            else:
+                dispatch(self, [kind, msgid, method, args])
+
+        return readable
+
+    def _decode(self, data: bytes) -> None:
+        """The patient way: partial frames, several at once, strings that are not UTF-8, garbage."""
+        try:
+            if self.decoder is None:
+                self.decoder = wire.Decoder()
+                self.since = time.monotonic()
+                self.server.unfinished.add(self)
+            self.backlog.extend(self.decoder.feed(data))
+            if self.decoder.empty:
+                self.decoder = None
+                if not self._buffer:
+                    self.server.unfinished.discard(self)
+        except Exception as error:
+            log.warning("garbage on a connection, closed: %s", type(error).__name__)
+            self.close()
+            return
+        if self.call is not None and self.backlog:
+            self.server.abandon(self)
+        self.pump()
+
+    def pump(self) -> None:
+        """Handles waiting frames, one call after the other."""
+        while self.backlog and self.call is None and not self.closed:
+            self.server.dispatch(self, self.backlog.popleft())
+
+    def reply(self, frame: bytes) -> bool:
+        """Answers the open call. Returns False when the connection is gone."""
+        self.call = None
+        try:
+            sent = self._send(frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close_soon()
+            return False
+        if sent != len(frame):
+            self._buffer = frame[sent:]
+            self.since = time.monotonic()
+            self.server.unfinished.add(self)
+            self._writer = gevent.get_hub().loop.io(self._sock.fileno(), WRITE)
+            self._writer.start(self._writable)
+        if len(frame) > LARGE_FRAME:
+            log.warning("a frame of %d bytes to Kong: it blocks Kong's worker for a while", len(frame))
+        if self.backlog:
+            gevent.get_hub().loop.run_callback(self.pump)
+        return True
+
+    def _writable(self) -> None:
+        try:
+            sent = self._send(memoryview(self._buffer))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.close()
+            return
+        self._buffer = self._buffer[sent:]
+        if not self._buffer:
+            self._stop_writing()
+            if self.decoder is None:
+                self.server.unfinished.discard(self)
+
+    def _stop_writing(self) -> None:
+        if self._writer is not None:
+            self._writer.stop()
+            self._writer.close()
+            self._writer = None
+
+    def close_soon(self) -> None:
+        """From plugin code: closing may end other greenlets, which only the hub may do."""
+        gevent.get_hub().loop.run_callback(self.close)
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._stop_writing()
+        self._reader.stop()
+        self._reader.close()
+        self._sock.close()
+        self.server.connections.discard(self)
+        self.server.unfinished.discard(self)
+        self.backlog.clear()
+        self.decoder = None
+        self.server.abandon(self)
+
+
+class Server:
+    """State of the plugin server. `event_timeout` in seconds; `max_in_flight` events at once (twice that in log)."""
+
+    def __init__(
+        self,
+        plugins: Mapping[str, Plugin],
+        *,
+        lua_style: bool = True,
+        event_timeout: float = 25.0,
+        max_in_flight: int = 1024,
+    ) -> None:
+        self.plugins = plugins
+        self.event_timeout = event_timeout
+        self.max_in_flight = max_in_flight
+        self.instances = Instances()
+        self.events: dict[Any, Worker] = {}
+        self.connections: set[Connection] = set()
+        self.unfinished: set[Connection] = set()
+        self.overloaded = self.protocol_errors = 0
+        self.kong = Namespace("kong", lua_style)
+        self._idle: list[Worker] = []
+        self._hub = gevent.get_hub()
+        # Ids differ from those of any earlier process: a Step for an event that died with it must not find another.
+        self._next_event = (1 << 51) | secrets.randbits(50)
+        self._methods: dict[str, Callable[[Connection, Any, Any], None]] = {
+            "plugin.HandleEvent": self._handle_event,
+            "plugin.StartInstance": self._start_instance,
+            "plugin.CloseInstance": self._close_instance,
+            "plugin.InstanceStatus": self._instance_status,
+            "plugin.GetPluginInfo": self._plugin_info,
+            "plugin.GetStatus": self._status,
+            "plugin.StepError": self._step_error,
+        }
+        for kind in ("", "Service", "Consumer", "Route", "Plugin", "Credential", "MemoryStats", "MultiMap"):
+            self._methods[f"plugin.Step{kind}"] = self._step
+
+    # -- connections
+
+    def accept(self, sock: _socket.socket) -> None:
+        sock.setblocking(False)
+        self.connections.add(Connection(self, sock))
+
+    def dispatch(self, conn: Connection, frame: Any) -> None:
+        """One whole frame. What is no request closes the connection: nobody could be answered."""
+        if conn.call is not None:
+            self.abandon(conn)
+        if not (isinstance(frame, (list, tuple)) and len(frame) == 4 and frame[0] == 0):
+            return self._violation(conn, "a frame that is no request")
+        _, msgid, method, args = frame
+        if type(msgid) is not int or type(method) is not str or not isinstance(args, (list, tuple)):
+            return self._violation(conn, "a request of another shape")
+        handler = self._methods.get(method)
+        if handler is None:
+            log.warning("method %.60r is not of the protocol", method)
+            conn.reply(wire.error(msgid, "RPC method is not supported"))
+            return None
+        try:
+            handler(conn, msgid, args[0] if args else None)
+        except Exception as error:
+            log.error("internal error in %s: %s", method, _where(error))
+            if not conn.closed:
+                conn.close()
+        return None
+
+    def _violation(self, conn: Connection, what: str) -> None:
+        self.protocol_errors += 1
+        log.warning("%s, connection closed", what)
+        conn.close()
+
+    def abandon(self, conn: Connection) -> None:
+        """Kong has given up the connection's open call: what works for it ends, nothing is answered."""
+        call, conn.call = conn.call, None
+        if isinstance(call, Worker):
+            call.conn = None
+            self._end(call)
+        elif call is not None:
+            call.kill(block=False)
+
+    # -- events
+
+    def _handle_event(self, conn: Connection, msgid: Any, event: Any) -> None:
+        if type(event) is not dict:
+            return self._violation(conn, "an event of another shape")
+        instance_id = event.get("InstanceId")
+        instance = self.instances.by_id.get(instance_id) if type(instance_id) is int else None
+        if instance is None:
+            # Kong starts the instance and repeats the event when the text begins like this.
+            conn.reply(wire.error(msgid, f"no plugin instance #{_short(instance_id)}"))
+            return None
+        name = event.get("EventName")
+        phase = instance.phases.get(name) if type(name) is str else None
+        if phase is None:
+            log.error("plugin %s has no phase %s", instance.plugin.name, _short(name))
+            self._refuse(conn, msgid, self._new_event_id(), True)
+            return None
+        if len(self.events) >= self.max_in_flight and (
+            phase.name != "log" or len(self.events) >= 2 * self.max_in_flight
+        ):
+            self.overloaded += 1
+            phase.stats.denied += 1
+            self._refuse(conn, msgid, self._new_event_id(), phase.refuses)
+            return None
+        worker = self._idle.pop() if self._idle else Worker(self._hub, self, self.kong)
+        worker.gr_context = None  # context variables are the event's own
+        worker.msgid = msgid
+        worker.instance = instance
+        worker.phase = phase
+        worker.conn = conn
+        worker.done = False
+        worker.calls = 0
+        worker.started = instance.last_used = time.monotonic()
+        instance.active += 1
+        conn.call = worker
+        worker.id = event_id = self._new_event_id()
+        worker.tail = event_tail(event_id)
+        self.events[event_id] = worker
+        worker.switch()
+        return None
+
+    def _new_event_id(self) -> int:
+        self._next_event += 1
+        return self._next_event
+
+    def _step(self, conn: Connection, msgid: Any, step: Any, error: bool = False) -> None:
+        if type(step) is not dict:
+            return self._violation(conn, "a step of another shape")
+        event_id = step.get("EventId")
+        worker = self.events.get(event_id) if type(event_id) is int else None
+        if worker is None or worker.conn is not None:
+            log.warning("step of an unknown event %s, refused", _short(event_id))
+            self._refuse(conn, msgid, event_id if type(event_id) is int else 0, True)
+            return None
+        worker.msgid = msgid
+        worker.conn = conn
+        conn.call = worker
+        worker.data = None if error else step.get("Data")
+        worker.error = (step.get("Data") or "error") if error else None
+        worker.switch()
+        return None
+
+    def _step_error(self, conn: Connection, msgid: Any, step: Any) -> None:
+        self._step(conn, msgid, step, error=True)
+
+    def _refuse(self, conn: Connection, msgid: Any, event_id: int, refuses: bool) -> None:
+        conn.reply(REPLY + pack(msgid) + event_tail(event_id) + (UNAVAILABLE if refuses else RET))
+
+    def failed(self, worker: Worker, error: BaseException) -> None:
+        """Plugin code raised (runs in the worker). A refusal where the phase and the plugin's on_error allow it."""
+        phase: Phase = worker.phase
+        phase.stats.exceptions += 1
+        log.error(
+            "plugin %s, %s: uncaught %s (answered with %s)",
+            worker.instance.plugin.name,
+            phase.name,
+            _where(error),
+            "503" if phase.refuses else "ret",
+        )
+        log.debug("%s", "".join(traceback.format_exception(error)))
+        try:
+            conn = worker.conn or worker.await_open_call()
+        except EventEnd:
+            return
+        self._answer_failure(worker, conn)
+
+    def _answer_failure(self, worker: Worker, conn: Connection) -> None:
+        worker.done = True
+        worker.conn = None
+        if worker.phase.refuses:
+            worker.phase.stats.denied += 1
+        conn.reply(REPLY + pack(worker.msgid) + worker.tail + (UNAVAILABLE if worker.phase.refuses else RET))
+
+    def finished(self, worker: Worker) -> bool:
+        """The worker's event is over (runs in the worker). Returns whether to keep the worker."""
+        instance = worker.instance
+        worker.phase.stats.observe(time.monotonic() - worker.started, worker.calls)
+        del self.events[worker.id]
+        worker.id = None
+        worker.data = worker.error = worker.msgid = None
+        instance.active -= 1
+        if instance.closing and not instance.active:
+            gevent.spawn(self._run_close, instance)
+        if len(self._idle) < IDLE_WORKERS:
+            self._idle.append(worker)
+            return True
+        return False
+
+    def expire(self, worker: Worker, now: float) -> None:
+        """The event has lasted too long (from the hub or from inside the worker): answer, then unwind it."""
+        if not worker.done:
+            worker.phase.stats.timeouts += 1
+            conn = worker.conn
+            log.error(
+                "plugin %s, %s: event ended after %.1f s, %s",
+                worker.instance.plugin.name,
+                worker.phase.name,
+                now - worker.started,
+                "waiting for Kong's answer" if conn is None else "plugin code still at work",
+            )
+            if conn is None:
+                worker.done = True
+            elif now - worker.started > 2 * self.event_timeout:
+                # The loop was blocked for so long that Kong may have given up: a late answer would meet the
+                # next event on this connection.
+                worker.done = True
+                worker.conn = conn.call = None
+                conn.close_soon()
+            else:
+                self._answer_failure(worker, conn)
+
+    def _end(self, worker: Worker) -> None:
+        """Unwinds the plugin code of an event that nobody waits for (from the hub only)."""
+        worker.done = True
+        if worker.id is not None:
+            worker.throw(EventEnd)
+
+    def sweep(self, now: float) -> None:
+        """Ends what has lasted too long; called a few times a second from the hub."""
+        limit = now - self.event_timeout
+        overdue = []
+        for worker in self.events.values():  # in order of their start
+            if worker.started > limit:
+                break
+            overdue.append(worker)
+        for worker in overdue:
+            self.expire(worker, now)
+            self._end(worker)
+        for conn in [c for c in self.unfinished if c.since < limit]:
+            self._violation(conn, "an incomplete frame")
+
+    # -- instances
+
+    def _start_instance(self, conn: Connection, msgid: Any, arg: Any) -> None:
+        # A constructor may fetch keys or connect to Redis: it must not run in the hub.
+        conn.call = greenlet = gevent.Greenlet(self._construct, arg)
+
+        def answer(done: Any) -> None:
+            if conn.call is greenlet and not conn.closed:
+                if done.successful() and isinstance(done.value, Instance):
+                    conn.reply(wire.result(msgid, done.value.status()))
+                else:
+                    text = done.value if isinstance(done.value, str) else "the constructor was ended"
+                    conn.reply(wire.error(msgid, text))
+
+        greenlet.link(answer)
+        greenlet.start()
+
+    def _construct(self, arg: Any) -> Instance | str:
+        """The new instance, or the error text for Kong's log."""
+        name = arg.get("Name") if isinstance(arg, dict) else None
+        plugin = self.plugins.get(name) if isinstance(name, str) else None
+        if plugin is None:
+            return f"plugin {_short(name)} is not loaded"
+        try:
+            config = json.loads(arg["Config"])
+        except (KeyError, TypeError, ValueError):
+            return f"plugin {plugin.name}: Config is not JSON"
+        timeout = gevent.Timeout(self.event_timeout)
+        try:
+            with timeout:
+                made = plugin.module.new(config).cls
+        except (Exception, gevent.Timeout, SystemExit) as error:
+            if error is timeout:
+                text = f"plugin {plugin.name}: no instance after {self.event_timeout:g} s"
+            else:
+                kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+                text = f"plugin {plugin.name}: {kind}{error}"[:1000].replace("\n", " ")
+            log.error("starting instance: %s", text)
+            return text
+        instance = Instance(self.instances.new_id(), plugin, config, made)
+        self.instances.by_id[instance.id] = instance
+        log.info("instance #%d of %s started", instance.id, plugin.name)
+        return instance
+
+    def _close_instance(self, conn: Connection, msgid: Any, instance_id: Any) -> None:
+        instance = self.instances.by_id.get(instance_id) if type(instance_id) is int else None
+        if instance is None:
+            conn.reply(wire.error(msgid, f"no plugin instance #{_short(instance_id)}"))
+            return
+        self.drop(instance)
+        status = instance.status()
+        del status["StartTime"]
+        conn.reply(wire.result(msgid, status))
+
+    def drop(self, instance: Instance) -> None:
+        """Forgets an instance; its `close()` runs when its last event is over."""
+        del self.instances.by_id[instance.id]
+        instance.plugin.module.set_last_close_instance_time()
+        instance.closing = True
+        log.info("instance #%d of %s closed", instance.id, instance.plugin.name)
+        if not instance.active:
+            gevent.spawn(self._run_close, instance)
+
+    def _run_close(self, instance: Instance) -> None:
+        try:
+            with gevent.Timeout(self.event_timeout):
+                instance.close()
+        except (Exception, gevent.Timeout, SystemExit) as error:
+            log.error("plugin %s: close(): %s", instance.plugin.name, _where(error))
+
+    def evict(self, now: float) -> None:
+        """Drops instances that Kong has forgotten: it never closes those of removed plugins."""
+        for instance in self.instances.unused_since(now - INSTANCE_IDLE_SECONDS):
+            self.drop(instance)
+
+    def _instance_status(self, conn: Connection, msgid: Any, instance_id: Any) -> None:
+        instance = self.instances.by_id.get(instance_id) if type(instance_id) is int else None
+        if instance is None:
+            conn.reply(wire.error(msgid, f"no plugin instance #{_short(instance_id)}"))
+        else:
+            conn.reply(wire.result(msgid, instance.status()))
+
+    def _plugin_info(self, conn: Connection, msgid: Any, name: Any) -> None:
+        plugin = self.plugins.get(name) if type(name) is str else None
+        if plugin is None:
+            conn.reply(wire.error(msgid, f"plugin {_short(name)} is not loaded"))
+        else:
+            conn.reply(wire.result(msgid, plugin.info()))
+
+    def _status(self, conn: Connection, msgid: Any, _: Any) -> None:
+        instances = self.instances.by_id.values()
+        plugins = {
+            name: {
+                "Name": name,
+                "Modtime": plugin.module.mtime,
+                "LoadTime": plugin.module.load_time,
+                "Instances": [i.status() for i in instances if i.plugin is plugin],
+                "LastStartInstance": plugin.module.last_start_instance_time,
+                "LastCloseInstance": plugin.module.last_close_instance_time,
+            }
+            for name, plugin in self.plugins.items()
+        }
+        conn.reply(wire.result(msgid, {"Pid": os.getpid(), "Plugins": plugins}))
+
+
+def _short(value: Any) -> str:
+    """A value from the wire for a message: bounded, and nothing but a scalar."""
+    return str(value)[:60] if isinstance(value, (int, float, str)) or value is None else type(value).__name__
+
+
+def _where(error: BaseException) -> str:
+    """Type and place of an exception. Its message may hold a header's value: that is for the debug level."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return type(error).__name__ + "".join(f" at {f.filename}:{f.lineno} in {f.name}" for f in frames[-1:])
+
+
+TRANSIENT = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))

@@ -1,0 +1,98 @@
+"""`/metrics`: prometheus_client's default registry with the server's own figures in it.
+
+Plugins in this process add theirs by making metrics with prometheus_client as usual: no hook is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gevent.pywsgi import WSGIServer
+from prometheus_client import REGISTRY, make_wsgi_app
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from kong_claude.server.core import Server
+from kong_claude.server.plugins import LATENCY_BUCKETS
+from kong_claude.server.watchdog import Watchdog
+
+PREFIX = "pluginserver"
+
+
+class ServerCollector(Collector):
+    """Reads the server's counters when scraped: an event itself only adds to plain integers."""
+
+    def __init__(self, server: Server, watchdog: Watchdog) -> None:
+        self.server = server
+        self.watchdog = watchdog
+
+    def collect(self) -> Iterator[Metric]:
+        server = self.server
+        labels = ["plugin", "phase"]
+        counters = {
+            "exits": "Events that plugin code ended by kong.response.exit or error",
+            "exceptions": "Events that ended by an uncaught exception",
+            "timeouts": "Events ended by the event timeout",
+            "denied": "Events answered with 503 by the server itself",
+            "calls": "PDK calls",
+        }
+        families = {
+            name: CounterMetricFamily(f"{PREFIX}_event_{name}", text, labels=labels) for name, text in counters.items()
+        }
+        latency = HistogramMetricFamily(
+            f"{PREFIX}_event_seconds", "Time from HandleEvent to the end of the event", labels=labels
+        )
+        for plugin in server.plugins.values():
+            for phase, stats in plugin.stats.items():
+                for name, family in families.items():
+                    family.add_metric([plugin.name, phase], getattr(stats, name))
+                total = 0
+                buckets = []
+                for bound, count in zip((*map(str, LATENCY_BUCKETS), "+Inf"), stats.buckets, strict=True):
+                    total += count
+                    buckets.append((bound, float(total)))
+                latency.add_metric([plugin.name, phase], buckets, stats.seconds)
+        yield from families.values()
+        yield latency
+        yield from _gauges(
+            events_in_flight=(len(server.events), "Events that run now"),
+            connections=(len(server.connections), "Open connections of Kong"),
+            instances=(len(server.instances.by_id), "Plugin instances"),
+            loop_lag_seconds=(self.watchdog.lag, "How late the last beat of the loop was"),
+            resident_memory_bytes=(_rss(), "Resident memory"),
+        )
+        yield CounterMetricFamily(
+            f"{PREFIX}_overloaded_events", "Events refused because of --max-in-flight", server.overloaded
+        )
+        yield CounterMetricFamily(
+            f"{PREFIX}_protocol_errors", "Connections closed for what came on them", server.protocol_errors
+        )
+        yield CounterMetricFamily(
+            f"{PREFIX}_loop_blocked", "Times the loop was kept for over 0.2 s", self.watchdog.blocked
+        )
+
+
+def _gauges(**values: tuple[float, str]) -> Iterator[Metric]:
+    for name, (value, text) in values.items():
+        yield GaugeMetricFamily(f"{PREFIX}_{name}", text, value)
+
+
+def _rss() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def serve_metrics(address: tuple[str, int], server: Server, watchdog: Watchdog) -> int:
+    """Serves in the background; returns the port. Raises OSError."""
+    REGISTRY.register(ServerCollector(server, watchdog))
+    app: Any = make_wsgi_app(REGISTRY)
+    http = WSGIServer(address, app, log=None)
+    http.start()
+    return int(http.server_port)

@@ -1,0 +1,77 @@
+"""MessagePack-RPC as Kong 3.9 speaks it.
+
+Kong sends `[0, msgid, "plugin.X", [arg]]` and never pipelines; the server answers `[1, msgid, error, result]`. The
+result of HandleEvent and Step is `{"EventId": id, "Data": "ret" | {"Method": m, "Args": [...]}}`. Header values are
+bytes: what is not UTF-8 is carried as lone surrogates (PEP 383) in both directions, so that a plugin can refuse it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgpack
+import ormsgpack
+
+MAX_FRAME = 128 << 20  # a 64 MB body and what comes with it
+MAX_ITEMS = 1 << 20  # elements of one array or map: bounds what a forged length can allocate
+
+# One packer for everything small: it keeps its buffer. Bodies go through `pack_large`, which gives it back.
+pack: Callable[[Any], bytes] = msgpack.Packer(unicode_errors="surrogateescape").pack
+unpack: Callable[[bytes], Any] = ormsgpack.unpackb
+
+REPLY = b"\x94\x01"  # then msgid
+EVENT = b"\xc0\x82\xa7EventId"  # then the id, then DATA + "ret" or CALL
+DATA = b"\xa4Data"
+RET = DATA + b"\xa3ret"
+
+
+def pack_large(value: Any) -> bytes:
+    """Like `pack`, without keeping a buffer of that size."""
+    packed: bytes = msgpack.packb(value, unicode_errors="surrogateescape")
+    return packed
+
+
+def call_part(method: str) -> bytes:
+    """The constant middle of a PDK call; the packed argument array follows."""
+    return DATA + b"\x82\xa6Method" + pack(method) + b"\xa4Args"
+
+
+UNAVAILABLE = call_part("kong.response.exit") + pack([503, {"message": "service temporarily unavailable"}])
+
+
+def event_tail(event_id: Any) -> bytes:
+    return EVENT + pack(event_id)
+
+
+def result(msgid: Any, value: Any) -> bytes:
+    return REPLY + pack(msgid) + b"\xc0" + pack_large(value)
+
+
+def error(msgid: Any, text: str) -> bytes:
+    return REPLY + pack(msgid) + pack(text) + b"\xc0"
+
+
+class Decoder:
+    """Frames that do not arrive whole in one read, or that the fast decoder refuses (bytes that are not UTF-8)."""
+
+    def __init__(self) -> None:
+        self._unpacker = msgpack.Unpacker(
+            unicode_errors="surrogateescape",
+            strict_map_key=False,
+            max_buffer_size=MAX_FRAME,
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+        )
+        self._fed = 0
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """Yields whole frames. Raises any Exception for what is no MessagePack or beyond the bounds."""
+        self._fed += len(data)
+        self._unpacker.feed(data)
+        return iter(self._unpacker)
+
+    @property
+    def empty(self) -> bool:
+        """Nothing of a next frame has come yet."""
+        return bool(self._unpacker.tell() == self._fed)

@@ -1,0 +1,193 @@
+"""One event: plugin code in a greenlet, and the `kong` object it talks to.
+
+A worker's parent is the hub. A PDK call sends its frame from the worker itself and switches to the hub; the Step that
+answers it switches back. Workers are re-used: on CPython 3.11 a new greenlet costs an mmap and a munmap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from greenlet import getcurrent, greenlet
+from kong_pdk.exception import PDKException
+from kong_pdk.pdk.kong import kong as stubs
+
+from kong_claude.server import wire
+from kong_claude.server.wire import REPLY, RET, pack
+
+if TYPE_CHECKING:
+    from kong_claude.server.core import Connection
+    from kong_claude.server.plugins import Instance, Phase
+
+TERMINAL = frozenset(("kong.response.exit", "kong.response.error"))
+LARGE = frozenset(("kong.service.request.set_raw_body", "kong.service.request.set_body"))
+
+
+class EventEnd(BaseException):
+    """Unwinds plugin code whose event is over. No Exception: plugin code must not go on after `exit()`."""
+
+
+class Owner(Protocol):
+    """What a worker needs of the server."""
+
+    def failed(self, worker: Worker, error: BaseException) -> None: ...
+    def finished(self, worker: Worker) -> bool: ...
+
+
+class Worker(greenlet):
+    """A re-usable greenlet and the state of the event that runs in it.
+
+    `id` is None while idle. `conn` is the connection with Kong's open call: None while Kong works on a PDK call.
+    """
+
+    __slots__ = (
+        "calls",
+        "conn",
+        "data",
+        "done",
+        "error",
+        "id",
+        "instance",
+        "kong",
+        "msgid",
+        "owner",
+        "phase",
+        "started",
+        "tail",
+        "to_hub",
+    )
+
+    def __init__(self, hub: Any, owner: Owner, kong: Any) -> None:
+        super().__init__(parent=hub)
+        self.to_hub: Callable[[], Any] = greenlet.switch.__get__(hub)
+        self.owner = owner
+        self.kong = kong
+        self.id: int | None = None
+        self.conn: Connection | None = None
+        self.msgid: Any = None
+        self.tail = b""
+        self.data: Any = None
+        self.error: Any = None
+        self.done = True
+        self.calls = 0
+        self.started = 0.0
+        self.instance: Instance
+        self.phase: Phase
+
+    def run(self) -> None:
+        to_hub = self.to_hub
+        while True:
+            # Whatever gevent may still have scheduled for this greenlet must not be taken for an event.
+            while self.id is None:
+                to_hub()
+            try:
+                self.phase.handler(self.kong)
+                if not self.done:
+                    conn = self.conn or self.await_open_call()
+                    self.done = True
+                    self.conn = None
+                    conn.reply(REPLY + pack(self.msgid) + self.tail + RET)
+            except EventEnd:
+                pass
+            except BaseException as error:
+                self.owner.failed(self, error)
+            if not self.owner.finished(self):
+                return
+
+    def await_open_call(self) -> Connection:
+        """Kong's answer to a call that plugin code has given up (gevent.Timeout) must come first."""
+        while self.conn is None:
+            if self.done:
+                raise EventEnd
+            self.to_hub()
+        return self.conn
+
+
+def _sanitized(args: tuple[Any, ...]) -> list[Any]:
+    """Log arguments as kong-pdk sends them: what is no str, int, list or dict becomes its text."""
+    return [a if type(a) in (str, int, list, dict) else str(a) for a in args]
+
+
+def pdk_method(name: str, lua_style: bool) -> Callable[..., Any]:
+    """The function behind `kong.a.b`. Returns Kong's answer, or `(answer, error)` with `lua_style`.
+
+    Raises PDKException (StepError, without lua_style), TypeError, ValueError or OverflowError (arguments that
+    MessagePack cannot carry), RuntimeError (outside an event).
+    """
+    part = wire.call_part(name)
+    terminal = name in TERMINAL
+    logs = name == "kong.log" or name.startswith("kong.log.")
+    encode = wire.pack_large if name in LARGE else pack
+
+    def call(*args: Any) -> Any:
+        worker = getcurrent()
+        if type(worker) is not Worker:
+            raise RuntimeError(f"{name} called outside of the event's own greenlet")
+        conn = worker.conn
+        if conn is None:
+            conn = worker.await_open_call()
+        frame = REPLY + pack(worker.msgid) + worker.tail + part + encode(_sanitized(args) if logs else args)
+        worker.conn = None
+        worker.calls += 1
+        if terminal:
+            worker.done = True
+            worker.phase.stats.exits += 1
+            conn.reply(frame)
+            raise EventEnd
+        if not conn.reply(frame):
+            worker.done = True
+            raise EventEnd
+        to_hub = worker.to_hub
+        while True:
+            to_hub()
+            if worker.conn is not None:
+                break
+        if worker.error is None:
+            return (worker.data, None) if lua_style else worker.data
+        error, worker.error = worker.error, None
+        if lua_style:
+            return None, error
+        raise PDKException(f"exception from {name}: {error}")
+
+    return call
+
+
+class Namespace:
+    """`kong`, `kong.request` …: attributes are made on first use and kept. Callable, as `kong.log(...)` is."""
+
+    def __init__(self, name: str, lua_style: bool) -> None:
+        self._name = name
+        self._lua_style = lua_style
+        self._call = pdk_method(name, lua_style)
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        name = f"{self._name}.{attribute}"
+        made = (pdk_method if name in KNOWN_METHODS else Namespace)(name, self._lua_style)
+        setattr(self, attribute, made)
+        return made
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
+
+    def __str__(self) -> str:
+        return str(self._call())
+
+
+def _known_methods(stub: type, name: str) -> set[str]:
+    """Names of the functions in kong-pdk's stubs: those need no further attributes and are plain functions here."""
+    found = set()
+    for key, value in vars(stub).items():
+        if isinstance(value, staticmethod):
+            found.add(f"{name}.{key}")
+        elif isinstance(value, type):
+            found |= _known_methods(value, f"{name}.{key}")
+        elif isinstance(value, FunctionType):
+            found.add(f"{name}.{key}")
+    return found
+
+
+KNOWN_METHODS = frozenset(_known_methods(stubs, "kong"))
