@@ -48,6 +48,7 @@ class Pipeline:
     def __init__(self, stages: list[Stage], facts_key: str, config: Mapping[str, Any]) -> None:
         self.stages = stages
         self.facts_key = facts_key
+        self.fused = [stage.facts_key for stage in stages] != [facts_key]
         self.route = str(config.get("route_id") or "")
         self.mark = str(config.get("mark") or self.route)
         attestation = config.get("attestation") or {}
@@ -84,7 +85,8 @@ class Pipeline:
                 undo(self.stages, decisions)
                 break
             request.finding.update(decision.finding)
-            request.finding["chk"] = sorted({*request.finding.get("chk", ()), stage.check})
+            if decision.checked:
+                request.finding["chk"] = sorted({*request.finding.get("chk", ()), stage.check})
         return decisions
 
     def open_or_resume(self, request: Request) -> dict[str, Any]:
@@ -92,6 +94,8 @@ class Pipeline:
         assert self.signer is not None
         line = request.line
         fresh = self.signer.open(method=line.method, path=line.path, route=self.route, request_id=request.id)
+        if any(getattr(stage, "establishes_identity", False) for stage in self.stages):
+            return fresh  # what came before knew nobody; anything of another identity must not linger
         given = request.headers.get(HEADER.lower(), [])
         if len(given) == 1:
             try:
@@ -119,8 +123,8 @@ class Pipeline:
             if seen is not None:
                 request.finding["bsh"] = body_hash(seen)
             upstream[HEADER] = self.signer.sign(request.finding)
-        elif HEADER.lower() in request.headers:
-            upstream[HEADER] = REMOVE
+        for spelling in request.spellings(HEADER.lower()):
+            upstream.setdefault(HEADER if spelling == HEADER.lower() else spelling, REMOVE)
         if upstream:
             kong.service.request.set_headers(upstream)
         if body is not None:
@@ -134,18 +138,25 @@ class Pipeline:
             kong.ctx.shared.set(self.facts_key, facts)
 
     def facts(self, passed: list[Pass]) -> dict[str, Any]:
-        """One stage: its facts. Several: facts by stage under one key, so that they cost one call."""
-        if len(self.stages) == 1:
+        """A plugin of one stage: its facts. Fused: facts by stage under one key, so that they cost one call."""
+        if not self.fused:
             return dict(passed[0].facts)
         return {s.facts_key: dict(d.facts) for s, d in zip(self.stages, passed, strict=True) if d.facts}
 
+    def close(self) -> None:
+        """Ends what the stages hold (connections, threads)."""
+        for stage in self.stages:
+            if hasattr(stage, "close"):
+                stage.close()
+
     def log(self, kong: Any) -> None:
-        facts = answer(kong.ctx.shared.get(self.facts_key))
+        logging = [stage for stage in self.stages if hasattr(stage, "log")]
+        facts = answer(kong.ctx.shared.get(self.facts_key)) if logging else None
         if not isinstance(facts, Mapping):
             return
-        for stage in self.stages:
-            own = facts if len(self.stages) == 1 else facts.get(stage.facts_key)
-            if own and hasattr(stage, "log"):
+        for stage in logging:
+            own = facts.get(stage.facts_key) if self.fused else facts
+            if own:
                 stage.log(kong, own)
 
 
@@ -178,15 +189,21 @@ def pipeline(*make_stages: MakeStage, facts_key: str) -> type:
     Each stage maker gets the whole configuration and may raise ConfigError, which Kong logs and answers with 500.
     The class has a `log` phase only where a stage has one, since every phase is a round trip.
     """
+    logs = any(hasattr(make, "log") for make in make_stages)
+    return plugin_class(lambda config: [make(config) for make in make_stages], facts_key, logs=logs)
+
+
+def plugin_class(stages: Callable[[Mapping[str, Any]], list[Stage]], facts_key: str, *, logs: bool) -> type:
+    """A kong-pdk Plugin class whose configuration decides which stages it has."""
 
     class Plugin:
         def __init__(self, config: Mapping[str, Any]) -> None:
-            self.pipeline = Pipeline([make(config) for make in make_stages], facts_key, config)
+            self.pipeline = Pipeline(stages(config), facts_key, config)
 
         def access(self, kong: Any) -> None:
             self.pipeline.access(kong)
 
-    if any(hasattr(make, "log") for make in make_stages):
+    if logs:
         Plugin.log = lambda self, kong: self.pipeline.log(kong)  # type: ignore[attr-defined]
     return Plugin
 
