@@ -44,6 +44,7 @@ class Pass:
     `consumer`: (consumer, credential) as Kong's `client.authenticate` takes them.
     `finding`: claims this stage adds to the attestation (and to the identity later stages see).
     `facts`: what Lua and the log phase may read in `kong.ctx.shared` (JSON values, small).
+    `checked`: False where the stage let the request pass unexamined; then the attestation does not name its check.
     """
 
     upstream_headers: Mapping[str, str | None] = field(default_factory=dict)
@@ -53,6 +54,7 @@ class Pass:
     consumer: tuple[Mapping[str, Any], Mapping[str, Any] | None] | None = None
     finding: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    checked: bool = True
 
 
 Decision = Refuse | Answer | Pass

@@ -57,6 +57,17 @@ class Request:
         values = self.headers.get(name)
         return values[0] if values else None
 
+    def spellings(self, name: str) -> list[str]:
+        """The names under which the client sent `name` (lower case): nginx passes `x_a` and `x-a`, WSGI folds them."""
+        return self._folded.get(name, [])
+
+    @cached_property
+    def _folded(self) -> dict[str, list[str]]:
+        folded: dict[str, list[str]] = {}
+        for name in self.headers:
+            folded.setdefault(name.replace("_", "-"), []).append(name)
+        return folded
+
     @property
     def too_many_headers(self) -> bool:
         """Kong cuts the list at MAX_HEADERS: then what was cut could hide anything."""

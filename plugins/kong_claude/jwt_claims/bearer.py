@@ -1,0 +1,72 @@
+"""Finds the token in a request: headers, cookies, query parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote_plus
+
+_BEARER = re.compile(r"[ \t]*bearer(?:[ \t]+(.*?))?[ \t]*", re.IGNORECASE | re.DOTALL)
+_B64TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, section 2.1
+
+
+class BadRequest(Exception):
+    """The request carries its token in a way that cannot be understood."""
+
+
+class SeveralTokens(Exception):
+    """The request carries different tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where tokens may be. Header names in lower case."""
+
+    headers: tuple[str, ...] = ("authorization",)
+    cookies: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+
+    def token(self, headers: Mapping[str, Sequence[str]], query_tokens: Sequence[str] = ()) -> str | None:
+        """The only token, or None. Raises BadRequest or SeveralTokens."""
+        found = {*query_tokens}
+        for name in self.headers:
+            given = {_from_header(value) for value in headers.get(name, ())}
+            if len(given) > 1:
+                raise SeveralTokens
+            found |= given - {None}  # type: ignore[arg-type]
+        if self.cookies:
+            found |= set(_from_cookies(headers.get("cookie", ()), self.cookies))
+        if len(found) > 1:
+            raise SeveralTokens
+        for token in found:
+            if not _B64TOKEN.fullmatch(token):
+                raise BadRequest("the bearer token has characters that no token has")
+            return token
+        return None
+
+    def split_query(self, query: str) -> tuple[list[str], str]:
+        """The tokens in a raw query, and the query without them."""
+        tokens, rest = [], []
+        for piece in query.split("&"):
+            name, _, value = piece.partition("=")
+            if unquote_plus(name) in self.parameters:
+                if value:
+                    tokens.append(unquote_plus(value))
+            else:
+                rest.append(piece)
+        return tokens, "&".join(rest)
+
+
+def _from_header(value: str) -> str | None:
+    match = _BEARER.fullmatch(value)
+    if match is None:  # another scheme
+        return None
+    if not match[1]:
+        raise BadRequest("the Authorization header says Bearer but carries no token")
+    return match[1]
+
+
+def _from_cookies(lines: Sequence[str], names: Sequence[str]) -> list[str]:
+    pairs = (piece.strip().partition("=") for line in lines for piece in line.split(";"))
+    return [value for name, _, value in pairs if name in names and value]

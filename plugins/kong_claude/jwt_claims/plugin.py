@@ -1,0 +1,251 @@
+"""`claude-jwt-claims`: who is calling, and may they. Refuses by default."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from kong_claude.decision import ConfigError, Decision, Pass, Refuse
+from kong_claude.jwt_claims.bearer import BadRequest, Places, SeveralTokens
+from kong_claude.jwt_claims.caller import SUBJECT, TIER, Caller, ClaimNames, caller, header_text, plain
+from kong_claude.jwt_claims.challenge import Challenge, unavailable
+from kong_claude.jwt_claims.issuers import Issuer, issuers_from_config
+from kong_claude.jwt_claims.keys import Unavailable
+from kong_claude.jwt_claims.rules import email_problem, has, lookup, repository_allowed, rules_from_config, values
+from kong_claude.jwt_claims.token import Checks, InvalidToken, Token, parse, signed_by
+from kong_claude.jwt_claims.verified import Entry, VerifiedTokens
+from kong_claude.pipeline import pipeline
+from kong_claude.request import Request, answer, text
+from kong_claude.trust.identity import Identity
+
+# What Kong's own jwt plugin sets (kong/plugins/jwt/handler.lua).
+CONSUMER_HEADERS = (
+    "X-Consumer-ID",
+    "X-Consumer-Custom-ID",
+    "X-Consumer-Username",
+    "X-Credential-Identifier",
+    "X-Anonymous-Consumer",
+)
+OWN_HEADERS = (SUBJECT, TIER, *CONSUMER_HEADERS)
+_CREDENTIALS = uuid.UUID("5d0c7a8e-95a4-4b4e-8b6e-0d8f5a1c7f42")
+
+
+class JwtClaims:
+    """The stage. One per plugin instance, so a changed configuration starts with empty caches."""
+
+    check = "jwt-claims"
+    facts_key = "claude_identity"
+    establishes_identity = True  # see pipeline.open_or_resume
+
+    def __init__(self, config: Mapping[str, Any], now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._issuers = issuers_from_config(config)
+        audience = frozenset(config.get("audience") or ())
+        if not audience:
+            raise ConfigError("audience", "names no audience")
+        self._checks = Checks(
+            audience=audience,
+            leeway=int(config.get("leeway", 5)),
+            maximum_expiration=int(config.get("maximum_expiration") or 0),
+        )
+        self._typ = frozenset(typ.lower().removeprefix("application/") for typ in config.get("typ", ("JWT", "at+jwt")))
+        self._required = tuple(config.get("required_claims") or ())
+        self._places = Places(
+            headers=tuple(name.lower() for name in config.get("header_names", ("authorization",))),
+            cookies=tuple(config.get("cookie_names") or ()),
+            parameters=tuple(config.get("uri_param_names") or ()),
+        )
+        if not (self._places.headers or self._places.cookies or self._places.parameters):
+            raise ConfigError("header_names", "no place is left where a token could be")
+        self._names = ClaimNames(
+            subject=config.get("subject_claim") or "sub",
+            tier=config.get("tier_claim") or "tier",
+            roles=config.get("roles_claim") or "roles",
+            permissions=config.get("permissions_claim") or "permissions",
+            forward=tuple(config.get("forward_claims") or ()),
+        )
+        self._rules = rules_from_config(config.get("rules"))
+        self._domains = frozenset(domain.lower() for domain in config.get("email_domains") or ())
+        self._repo_claim: str | None = config.get("repo_claim")
+        self._repo_header = (config.get("repo_header") or "x-repo").lower()
+        self._repo_capture: str | None = config.get("repo_capture")
+        self._consumer_claim: str | None = config.get("consumer_claim")
+        self._anonymous: str | None = config.get("anonymous")
+        self._run_on_preflight = config.get("run_on_preflight", True) is not False
+        self._challenge = Challenge(config.get("realm"))
+        self._verified = VerifiedTokens(int(config.get("cache_size", 10000)))
+
+    def access(self, request: Request) -> Decision:
+        kong = request.kong
+        if not self._run_on_preflight and text(answer(kong.request.get_method())) == "OPTIONS":
+            return Pass(upstream_headers=own_headers(request), checked=False)
+        if self._anonymous and answer(kong.client.get_credential()):
+            return self._other_credential(request)
+        query_tokens = self._take_from_query(kong) if self._places.parameters else []
+        refused = known = None
+        try:
+            token = self._places.token(request.headers, query_tokens)
+            if token is None:
+                refused = self._challenge.no_token()
+            else:
+                known = self.verify(token)
+        except SeveralTokens:
+            refused = self._challenge.invalid_token("the request carries several tokens", "several_tokens")
+        except BadRequest as error:
+            refused = self._challenge.invalid_request(str(error))
+        except InvalidToken as error:
+            refused = self._challenge.invalid_token(str(error), error.reason)
+        except Unavailable:
+            return unavailable("the keys of the token's issuer are not available", "keys_unavailable")
+        if known is None:
+            assert refused is not None
+            return self._become_anonymous(request) if self._anonymous else refused
+        refused = known.denial or self._repository_problem(request, known)
+        return refused or self._pass(request, known)
+
+    def _take_from_query(self, kong: Any) -> list[str]:
+        """The tokens in the query, which neither upstream nor log plugins get to see: so not left to the decision.
+
+        nginx's own access log writes the request line before any plugin can change it: see the docs.
+        """
+        uri = text(answer(kong.nginx.get_var("request_uri")) or "")
+        path, _, query = uri.partition("?")
+        tokens, rest = self._places.split_query(query)
+        if rest != query:
+            kong.service.request.set_raw_query(rest)
+            for name in ("request.uri", "request.url"):
+                kong.log.set_serialize_value(name, f"{path}?{rest}" if rest else path)
+        return tokens
+
+    def verify(self, compact: str) -> Caller:
+        """The caller of a valid token, allowed or not. Raises InvalidToken or Unavailable.
+
+        A remembered token is verified anew as soon as its issuer's keys have changed.
+        """
+        now = self._now()
+        digest = VerifiedTokens.digest(compact)
+        entry = self._verified.get(digest, now)
+        if entry is not None:
+            issuer = self._issuers[entry.caller.identity.issuer]
+            if issuer.keys.current() is entry.keys:
+                return entry.caller
+        token = parse(compact)
+        issuer = self._issuer(token)
+        keys = issuer.keys.current()
+        key = signed_by(token, keys.candidates(token.kid, token.algorithm))
+        if key is None:
+            keys = issuer.keys.refreshed(keys)
+            key = signed_by(token, keys.candidates(token.kid, token.algorithm))
+        if key is None:
+            raise InvalidToken("signature", "the token is not signed by a key of its issuer")
+        expires = self._checks.check(token.claims, now)
+        caller = self._caller(token, issuer)
+        self._verified.put(digest, Entry(caller, keys, expires + self._checks.leeway))
+        return caller
+
+    def _issuer(self, token: Token) -> Issuer:
+        """The token's issuer, if it may sign this way. Compared exactly: no case, no slash, no Unicode folding."""
+        name = token.claims.get("iss")
+        issuer = self._issuers.get(name) if isinstance(name, str) else None
+        if issuer is None:
+            raise InvalidToken("issuer", "the token's issuer is not accepted here")
+        if token.algorithm not in issuer.algorithms:
+            raise InvalidToken("algorithm", "the token's algorithm is not accepted from its issuer")
+        if token.typ not in self._typ:
+            raise InvalidToken("typ", "this type of token is not accepted here")
+        return issuer
+
+    def _caller(self, token: Token, issuer: Issuer) -> Caller:
+        for path in self._required:
+            if not has(token.claims, path):
+                raise InvalidToken("claims", f"the token has no {path} claim")
+        identity = self._names.identity(token.claims, issuer.name, issuer.subject_prefix)
+        return caller(identity, token.claims, self._denial(token.claims))
+
+    def _denial(self, claims: Mapping[str, Any]) -> Refuse | None:
+        for rule in self._rules:
+            problem = rule.problem(claims)
+            if problem:
+                return self._challenge.insufficient_scope(problem, rule.scope)
+        problem = email_problem(claims, self._domains) if self._domains else None
+        return self._challenge.insufficient_scope(problem) if problem else None
+
+    def _repository_problem(self, request: Request, caller: Caller) -> Refuse | None:
+        """Every repository that the request names must be one that the token allows."""
+        if not self._repo_claim:
+            return None
+        named = [value for name in request.spellings(self._repo_header) for value in request.headers[name]]
+        if self._repo_capture:
+            captured = request.captures.get(self._repo_capture)
+            named += [captured] if captured else []
+        globs = values(caller.claims, self._repo_claim)
+        if all(repository_allowed(name, globs) for name in named):
+            return None
+        return self._challenge.insufficient_scope("the token does not allow this repository")
+
+    def _pass(self, request: Request, caller: Caller) -> Pass:
+        finding, headers, consumer = caller.finding, {**own_headers(request), **caller.headers}, None
+        if self._consumer_claim:
+            name = lookup(caller.claims, self._consumer_claim)
+            found = load_consumer(request.kong, name)
+            if found:
+                identity = caller.identity
+                credential_id = str(uuid.uuid5(_CREDENTIALS, f"{identity.issuer} {identity.subject}"))
+                credential = {"id": credential_id, "key": identity.subject, "consumer": {"id": found["id"]}}
+                consumer = (found, credential)
+                headers |= {**consumer_headers(found), "X-Credential-Identifier": header_text(identity.subject)}
+                finding = with_consumer(identity, found, credential_id).finding()
+        return Pass(upstream_headers=headers, consumer=consumer, finding=finding, facts=finding)
+
+    def _become_anonymous(self, request: Request) -> Decision:
+        found = load_consumer(request.kong, self._anonymous)
+        if not found:
+            request.kong.log.err(f"anonymous consumer {self._anonymous!r} is configured but doesn't exist")
+            return Refuse(500, "An unexpected error occurred", "config")
+        finding = consumer_identity(found).finding()
+        headers = {**own_headers(request), **consumer_headers(found), "X-Anonymous-Consumer": "true"}
+        headers[SUBJECT] = header_text(finding["sub"])
+        return Pass(upstream_headers=headers, consumer=(found, None), finding=finding, facts=finding)
+
+    def _other_credential(self, request: Request) -> Decision:
+        """With `anonymous`, another authentication plugin may have been enough (Kong's "logical OR")."""
+        if not request.consumer:
+            return self._challenge.no_token()
+        finding = consumer_identity(request.consumer).finding()
+        headers = own_headers(request, (SUBJECT, TIER)) | {SUBJECT: header_text(finding["sub"])}
+        return Pass(upstream_headers=headers, finding=finding, facts=finding)
+
+
+def own_headers(request: Request, names: Sequence[str] = OWN_HEADERS) -> dict[str, str | None]:
+    """The removal of whatever the client sent under our names, in any spelling that an upstream may fold to them."""
+    return {spelling: None for name in names for spelling in request.spellings(name.lower())}
+
+
+def load_consumer(kong: Any, name: Any) -> Mapping[str, Any] | None:
+    """A Kong consumer by username or id. Kong offers plugins no search by custom_id."""
+    if not isinstance(name, str) or not plain(name):
+        return None
+    # Without the second argument a name that is no UUID is a Lua error, which Kong never answers.
+    found = answer(kong.client.load_consumer(name, True))
+    return found if isinstance(found, Mapping) and found.get("id") else None
+
+
+def consumer_headers(consumer: Mapping[str, Any]) -> dict[str, str | None]:
+    fields = (("X-Consumer-ID", "id"), ("X-Consumer-Custom-ID", "custom_id"), ("X-Consumer-Username", "username"))
+    return {header: header_text(text(consumer[name])) for header, name in fields if consumer.get(name)}
+
+
+def consumer_identity(consumer: Mapping[str, Any]) -> Identity:
+    """A caller who is known as a Kong consumer only. The prefix keeps it apart from every token's subject."""
+    name = text(consumer.get("username") or consumer["id"])
+    return Identity(subject=f"consumer:{name}", consumer=name)
+
+
+def with_consumer(identity: Identity, consumer: Mapping[str, Any], credential: str) -> Identity:
+    return replace(identity, consumer=text(consumer.get("username") or consumer["id"]), credential=credential)
+
+
+Plugin = pipeline(JwtClaims, facts_key=JwtClaims.facts_key)
