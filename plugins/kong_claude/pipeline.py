@@ -79,11 +79,17 @@ class Pipeline:
         if self.signer:
             request.finding = self.open_or_resume(request)
         for stage in self.stages:
-            decision = stage.access(request)
+            try:
+                decision = stage.access(request)
+            except Exception:
+                undo(self.stages, decisions)
+                raise
             decisions.append(decision)
             if not isinstance(decision, Pass):
                 undo(self.stages, decisions)
                 break
+            if stage is not self.stages[-1]:
+                request.follow(decision)
             request.finding.update(decision.finding)
             if decision.checked:
                 request.finding["chk"] = sorted({*request.finding.get("chk", ()), stage.check})

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from kong_claude.decision import Pass
 from kong_claude.trust.identity import Identity, identity_from_facts, identity_from_finding
 
 MAX_HEADERS = 1000  # the most that kong.request.get_headers returns
@@ -51,6 +52,24 @@ class Request:
             text(name).lower(): [text(v) for v in (value if isinstance(value, list) else [value])]
             for name, value in raw.items()
         }
+
+    def follow(self, passed: Pass) -> None:
+        """Shows the next stage what the next plugin would see: the request with this stage's effects."""
+        headers = dict(self.headers)
+        for name, value in passed.upstream_headers.items():
+            if value is None:
+                headers.pop(name.lower(), None)
+            else:
+                headers[name.lower()] = [value]
+        self.headers = headers
+        self.__dict__.pop("_folded", None)
+        if passed.raw_query is not None:
+            self.raw_query = passed.raw_query
+        if passed.body is not None:
+            self._body = passed.body
+            headers["content-length"] = [str(len(passed.body))]
+        if passed.consumer is not None:
+            self.consumer = passed.consumer[0]
 
     def header(self, name: str) -> str | None:
         """The first value of a header (`name` in lower case), or None."""

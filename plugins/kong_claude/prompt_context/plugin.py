@@ -143,13 +143,15 @@ class PromptContext:
         if not additions:
             return self.untouched(request)
         texts = self.texts[profile]
-        header = f"v={texts.version}" if profile is None else f"v={texts.version}; profile={profile}"
+        headers: dict[str, str | None] = dict.fromkeys(request.spellings(HEADER.lower()))
+        headers.pop(HEADER.lower(), None)
+        headers[HEADER] = f"v={texts.version}" if profile is None else f"v={texts.version}; profile={profile}"
         facts: dict[str, Any] = {"version": texts.version, "apply": "body"}
         if profile is not None:
             facts["profile"] = profile
         if body is not None and self.mode != "attested" and len(body) <= self.rewrite_max_bytes:
             changed = rewrite(body, lambda document: compose.apply(document, additions, self.shape))
-            return Pass(upstream_headers={HEADER: header}, body=changed, facts=facts)
+            return Pass(upstream_headers=headers, body=changed, facts=facts)
         if self.mode == "body" or not self.signed:
             limit = f"{self.rewrite_max_bytes} bytes"
             return Refuse(
@@ -160,11 +162,11 @@ class PromptContext:
                 413, f"what this route adds to the prompt is larger than {MAX_ATTESTED_BYTES} bytes", "body_too_large"
             )
         facts["apply"] = "attested"
-        return Pass(upstream_headers={HEADER: header}, finding={"add": dict(additions)}, facts=facts)
+        return Pass(upstream_headers=headers, finding={"add": dict(additions)}, facts=facts)
 
     def untouched(self, request: Request) -> Pass:
         """Nothing to add. The header is ours: a client's does not go on."""
-        return Pass(upstream_headers={HEADER: None} if HEADER.lower() in request.headers else {})
+        return Pass(upstream_headers=dict.fromkeys(request.spellings(HEADER.lower())))
 
     def choose_profile(self, request: Request) -> str | None:
         """By claim, else by header, else by configuration. Raises BadValue for one that there is not."""
@@ -173,7 +175,8 @@ class PromptContext:
             if by_claim not in self.texts:
                 raise sources.BadValue(Refuse(403, "the token's profile is not known here", "bad_profile"))
             return by_claim
-        by_header = request.headers.get(self.profile_header) if self.profile_header else None
+        spellings = request.spellings(self.profile_header) if self.profile_header else []
+        by_header = [value for spelling in spellings for value in request.headers[spelling]]
         if by_header:
             if len(by_header) > 1 or by_header[0] not in self.texts:
                 known = ", ".join(sorted(name for name in self.texts if name))

@@ -58,7 +58,8 @@ class Field:
             case "const":
                 return self.key
             case "header":
-                return self._only(request.headers.get(self.key.lower(), []))
+                name = self.key.lower()
+                return self._only([v for spelling in request.spellings(name) for v in request.headers[spelling]])
             case "query":
                 return self._only(query_values(request.raw_query, self.key))
             case "path":
