@@ -153,3 +153,5 @@ class Context:
     args_changed: bool = False  # ngx.req.set_uri_args was called
     tls_verify: bool | None = None  # kong.service.set_tls_verify
     gateway: Any = None  # minikong.app.Gateway
+    upstream_headers: Headers | None = None  # all header lines of the service's answer ($upstream_http_*)
+    gzipped: bool = False  # the response leaves compressed by the edge

@@ -32,7 +32,7 @@ _TEMPLATES = {
     "application/json; charset=utf-8": '{\n  "message":"%s",\n  "request_id":"%s"\n}',
     "application/xml; charset=utf-8": (
         '<?xml version="1.0" encoding="UTF-8"?>\n<error>\n  <message>%s</message>\n'
-        "  <requestid>%s</requestid>\n</error>"
+        "  <requestid>%s</requestid>\n</error>\n"
     ),
 }
 _JSON = "application/json; charset=utf-8"
@@ -41,7 +41,7 @@ _MIME_TYPES = {
     "text/plain": "text/plain; charset=utf-8",
     "application/json": _JSON,
     "application/xml": "application/xml; charset=utf-8",
-    "application/grpc": "application/grpc",
+    "application/grpc": "",
     "text": "text/plain; charset=utf-8",  # "text/*", "application/*"
     "application": _JSON,
 }
@@ -90,7 +90,7 @@ def response_type(accept: str | None) -> str:
     """The MIME type of an error body for an Accept header: the best by q that Kong has a type for, else JSON."""
     chosen, best = _JSON, 0.0
     for value in (accept or "").split(","):
-        match = _ACCEPT.search(value.strip())
+        match = _ACCEPT.match(value.strip())
         if match is None:
             continue
         quality = float(match[2] or 1)
