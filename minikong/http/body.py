@@ -62,9 +62,7 @@ class RequestBody:
             return
         if self._failed is not None:
             raise self._failed
-        if self._expect and not self.complete:
-            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._expect = False
+        self.expect_answered()
         try:
             while not self.complete:
                 piece = self._take()
@@ -75,6 +73,12 @@ class RequestBody:
         except (HttpError, ClientGone) as error:
             self._failed = error
             raise
+
+    def expect_answered(self) -> None:
+        """Sends 100 Continue, once, to a client that waits for it."""
+        if self._expect:
+            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._expect = False
 
     def _take(self) -> bytes:
         """What the connection's buffer has for this body."""

@@ -25,7 +25,7 @@ _MESSAGES = {
 
 _TEMPLATES = {
     "text/html; charset=utf-8": (
-        "<!doctype html>\n<html>\n  <head>\n    <meta charset=\"utf-8\">\n    <title>Error</title>\n  </head>\n"
+        '<!doctype html>\n<html>\n  <head>\n    <meta charset="utf-8">\n    <title>Error</title>\n  </head>\n'
         "  <body>\n    <h1>Error</h1>\n    <p>%s.</p>\n    <p>request_id: %s</p>\n  </body>\n</html>\n"
     ),
     "text/plain; charset=utf-8": "%s\nrequest_id: %s\n",

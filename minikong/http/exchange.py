@@ -7,9 +7,10 @@ import time
 from typing import TYPE_CHECKING
 
 from minikong.context import Context, Headers, Response
-from minikong.http import errors, head as heads, proxy
+from minikong.http import errors, proxy
+from minikong.http import head as heads
 from minikong.http.forwarded import upgrade_to, wants_trailers
-from minikong.http.gzip import Gzipper, gzip_applies, weaken_etag, vary_applies
+from minikong.http.gzip import Gzipper, gzip_applies, vary_applies, weaken_etag
 from minikong.http.seam import ClientGone, HttpError
 from minikong.http.upstream import UpstreamFailure
 
@@ -49,6 +50,7 @@ class ClientExchange:
             return
         if response.nginx_page:
             self._fill_page(ctx, response, response.status)
+        self._body.expect_answered()  # nginx does so before it discards a body nobody read
         await self._send_whole(ctx, response)
 
     async def proxy(self, ctx: Context) -> None:
@@ -90,7 +92,10 @@ class ClientExchange:
         ctx.timings["response"] = time.time()
         ctx.upstream_status = head.status
         ctx.upstream_headers = head.raw
-        ctx.response = Response(head.status, Headers(list(head.passed.lines)), "service", b"".join(pieces))
+        headers = Headers(ctx.added_response_headers.lines + head.passed.lines)
+        if head.length is not None:
+            headers.set(b"Content-Length", b"%d" % head.length)
+        ctx.response = Response(head.status, headers, "service", b"".join(pieces))
         return True
 
     # what nginx refuses itself

@@ -92,6 +92,9 @@ def add_kong_headers(ctx: Context, enabled: frozenset[str], upstream_via: bytes 
     started = ctx.request.started
     if ctx.proxied:
         balancer = timings.get("balancer", now)
+        if "server" in enabled and not ctx.buffered and response.source == "service":
+            # a streamed answer has it before the latencies, any other one after them
+            _default_server(headers)
         if "x-kong-upstream-latency" in enabled:
             end = timings.get("response", now)
             headers.set(b"X-Kong-Upstream-Latency", _milliseconds(end - balancer))
@@ -99,8 +102,8 @@ def add_kong_headers(ctx: Context, enabled: frozenset[str], upstream_via: bytes 
             headers.set(b"X-Kong-Proxy-Latency", _milliseconds(balancer - started))
         if "via" in enabled:
             headers.set(b"Via", _VIA if upstream_via is None else upstream_via + b", " + _VIA)
-        if "server" in enabled and headers.get(b"server") is None:
-            headers.add(b"Server", SERVER)
+        if "server" in enabled:
+            _default_server(headers)
     else:
         if "x-kong-response-latency" in enabled:
             headers.set(b"X-Kong-Response-Latency", _milliseconds(timings.get("response", now) - started))
@@ -111,6 +114,11 @@ def add_kong_headers(ctx: Context, enabled: frozenset[str], upstream_via: bytes 
                 headers.remove(b"server")
     if "x-kong-request-id" in enabled:
         headers.set(b"X-Kong-Request-Id", ctx.request.id.encode())
+
+
+def _default_server(headers: Headers) -> None:
+    if headers.get(b"server") is None:
+        headers.add(b"Server", SERVER)
 
 
 def _milliseconds(seconds: float) -> bytes:

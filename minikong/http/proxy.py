@@ -59,7 +59,7 @@ async def send_request(
 
     Raises UpstreamFailure (502, 504), HttpError (400, 408, 413: the client's body), ClientGone.
     """
-    upstream, request = ctx.upstream, ctx.request
+    upstream = ctx.upstream
     assert upstream is not None
     content: bytes | None = None
     streamed = False

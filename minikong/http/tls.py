@@ -29,7 +29,7 @@ _INTERNAL_ERROR = bytes.fromhex("15030300020250")  # a fatal alert, in the clear
 def server_context(cert: str | None, key: str | None) -> ssl.SSLContext:
     """The listener's TLS settings; with no `ssl_cert` given, a new self-signed certificate for localhost."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.sni_callback = _note_sni  # type: ignore[assignment]  # typeshed wants SSLSocket, asyncio has SSLObject
+    context.sni_callback = _note_sni
     if cert and key:
         context.load_cert_chain(cert, key)
         return context
