@@ -29,7 +29,7 @@ from kong_claude.server.worker import EventEnd, Namespace, Worker
 
 log = logging.getLogger("kong_claude.pluginserver")
 
-RECEIVE = 16 << 10
+RECEIVE = 448  # most frames fit, and so does the buffer into CPython's small-object allocator
 RECEIVE_MORE = 1 << 20
 READ, WRITE = 1, 2  # libev's
 IDLE_WORKERS = 256
@@ -37,50 +37,67 @@ INSTANCE_IDLE_SECONDS = 900.0
 LARGE_FRAME = 512 << 10  # Kong's time for a frame grows with its square: 117 ms at 1 MB
 
 
+class Construction:
+    """A StartInstance that waits for the plugin's constructor."""
+
+    __slots__ = ("conn", "greenlet")
+
+    def __init__(self, conn: Connection, greenlet: Any) -> None:
+        self.conn: Connection | None = conn
+        self.greenlet = greenlet
+
+
 class Connection:
-    """One accepted connection. `call` is who owes it an answer: a Worker, a StartInstance greenlet, or nobody."""
+    """One accepted connection. `call` is who was last called on it; while `call.conn` is this connection, an answer
+    is owed to Kong."""
 
     __slots__ = (
         "_buffer",
         "_reader",
-        "_send",
         "_sock",
         "_writer",
         "backlog",
         "call",
         "closed",
         "decoder",
+        "send",
         "server",
         "since",
     )
 
     def __init__(self, server: Server, sock: _socket.socket) -> None:
         self.server = server
-        self.call: Any = None
+        self.call: Worker | Construction | None = None
         self.closed = False
         self.decoder: wire.Decoder | None = None
         self.backlog: deque[Any] = deque()  # frames of a peer that pipelines, in order
         self.since = 0.0  # when a frame stayed incomplete or a write unfinished
+        self.send = sock.send
         self._sock = sock
-        self._send = sock.send
         self._buffer = b""
-        loop = gevent.get_hub().loop
         self._writer: Any = None
-        self._reader = loop.io(sock.fileno(), READ)
+        self._reader = gevent.get_hub().loop.io(sock.fileno(), READ)
         self._reader.start(self._reading())
+
+    @property
+    def busy(self) -> bool:
+        return self.call is not None and self.call.conn is self
 
     def _reading(self) -> Callable[[], None]:
         """The callback for a readable socket, with what it needs at hand."""
         receive = self._sock.recv
-        server = self.server
-        events = server.events
-        dispatch = server.dispatch
+        events = self.server.events
+        dispatch = self.server.dispatch
 
         def readable() -> None:
+            data = b""
             try:
-                data = receive(RECEIVE if self.decoder is None else RECEIVE_MORE)
+                data = receive(RECEIVE)
+                if len(data) == RECEIVE:
+                    data += receive(RECEIVE_MORE)
             except (BlockingIOError, InterruptedError):
-                return
+                if not data:
+                    return
             except OSError:
                 data = b""
             if not data:
@@ -91,7 +108,7 @@ class Connection:
                 return
             worker = answer = None
             try:
-                kind, msgid, method, args = unpack(data)
+                _, msgid, method, args = frame = unpack(data)
                 if method == "plugin.Step":
                     step = args[0]
                     worker = events.get(step["EventId"])
@@ -99,14 +116,13 @@ class Connection:
             except (ValueError, TypeError, LookupError, AttributeError):
                 self._decode(data)
                 return
-            if worker is not None and worker.conn is None and self.call is None:
+            if worker is not None and worker.conn is None and (self.call is worker or not self.busy):
                 worker.msgid = msgid
-                worker.data = answer
                 worker.conn = self
                 self.call = worker
-                worker.switch()
+                worker.switch(answer)
             else:
-                dispatch(self, [kind, msgid, method, args])
+                dispatch(self, frame)
 
         return readable
 
@@ -126,40 +142,49 @@ class Connection:
             log.warning("garbage on a connection, closed: %s", type(error).__name__)
             self.close()
             return
-        if self.call is not None and self.backlog:
+        if self.busy and self.backlog:
             self.server.abandon(self)
         self.pump()
 
     def pump(self) -> None:
         """Handles waiting frames, one call after the other."""
-        while self.backlog and self.call is None and not self.closed:
+        while self.backlog and not self.busy and not self.closed:
             self.server.dispatch(self, self.backlog.popleft())
 
-    def reply(self, frame: bytes) -> bool:
-        """Answers the open call. Returns False when the connection is gone."""
-        self.call = None
+    def reply(self, frame: bytes) -> None:
+        """Sends a whole frame, whoever owes it."""
         try:
-            sent = self._send(frame)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.close_soon()
-            return False
-        if sent != len(frame):
+            sent = self.send(frame)
+        except OSError as error:
+            sent = self.not_sent(error)
+        if sent != len(frame) or self.backlog:
+            self.sent_some(frame, sent)
+
+    def not_sent(self, error: OSError) -> int:
+        """0 when the socket is full, -1 when it is gone: then the connection will be closed."""
+        if isinstance(error, BlockingIOError):
+            return 0
+        # Closing may end other greenlets, which only the hub may do.
+        gevent.get_hub().loop.run_callback(self.close)
+        return -1
+
+    def sent_some(self, frame: bytes, sent: int) -> None:
+        """What remains to do after a send: the rest of the frame, frames that wait."""
+        loop = gevent.get_hub().loop
+        if 0 <= sent < len(frame) and not self.closed:
             self._buffer = frame[sent:]
             self.since = time.monotonic()
             self.server.unfinished.add(self)
-            self._writer = gevent.get_hub().loop.io(self._sock.fileno(), WRITE)
+            self._writer = loop.io(self._sock.fileno(), WRITE)
             self._writer.start(self._writable)
-        if len(frame) > LARGE_FRAME:
-            log.warning("a frame of %d bytes to Kong: it blocks Kong's worker for a while", len(frame))
+            if len(frame) > LARGE_FRAME:
+                log.warning("a frame of %d bytes to Kong: it blocks Kong's worker for a while", len(frame))
         if self.backlog:
-            gevent.get_hub().loop.run_callback(self.pump)
-        return True
+            loop.run_callback(self.pump)
 
     def _writable(self) -> None:
         try:
-            sent = self._send(memoryview(self._buffer))
+            sent = self.send(memoryview(self._buffer))
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -176,10 +201,6 @@ class Connection:
             self._writer.stop()
             self._writer.close()
             self._writer = None
-
-    def close_soon(self) -> None:
-        """From plugin code: closing may end other greenlets, which only the hub may do."""
-        gevent.get_hub().loop.run_callback(self.close)
 
     def close(self) -> None:
         if self.closed:
@@ -240,7 +261,7 @@ class Server:
 
     def dispatch(self, conn: Connection, frame: Any) -> None:
         """One whole frame. What is no request closes the connection: nobody could be answered."""
-        if conn.call is not None:
+        if conn.busy:
             self.abandon(conn)
         if not (isinstance(frame, (list, tuple)) and len(frame) == 4 and frame[0] == 0):
             return self._violation(conn, "a frame that is no request")
@@ -268,11 +289,13 @@ class Server:
     def abandon(self, conn: Connection) -> None:
         """Kong has given up the connection's open call: what works for it ends, nothing is answered."""
         call, conn.call = conn.call, None
+        if call is None or call.conn is not conn:
+            return
+        call.conn = None
         if isinstance(call, Worker):
-            call.conn = None
             self._end(call)
-        elif call is not None:
-            call.kill(block=False)
+        else:
+            call.greenlet.kill(block=False)
 
     # -- events
 
@@ -331,9 +354,8 @@ class Server:
         worker.msgid = msgid
         worker.conn = conn
         conn.call = worker
-        worker.data = None if error else step.get("Data")
         worker.error = (step.get("Data") or "error") if error else None
-        worker.switch()
+        worker.switch(None if error else step.get("Data"))
         return None
 
     def _step_error(self, conn: Connection, msgid: Any, step: Any) -> None:
@@ -373,7 +395,7 @@ class Server:
         worker.phase.stats.observe(time.monotonic() - worker.started, worker.calls)
         del self.events[worker.id]
         worker.id = None
-        worker.data = worker.error = worker.msgid = None
+        worker.error = worker.msgid = None
         instance.active -= 1
         if instance.closing and not instance.active:
             gevent.spawn(self._run_close, instance)
@@ -400,8 +422,8 @@ class Server:
                 # The loop was blocked for so long that Kong may have given up: a late answer would meet the
                 # next event on this connection.
                 worker.done = True
-                worker.conn = conn.call = None
-                conn.close_soon()
+                worker.conn = None
+                self._hub.loop.run_callback(conn.close)
             else:
                 self._answer_failure(worker, conn)
 
@@ -429,15 +451,18 @@ class Server:
 
     def _start_instance(self, conn: Connection, msgid: Any, arg: Any) -> None:
         # A constructor may fetch keys or connect to Redis: it must not run in the hub.
-        conn.call = greenlet = gevent.Greenlet(self._construct, arg)
+        greenlet = gevent.Greenlet(self._construct, arg)
+        conn.call = construction = Construction(conn, greenlet)
 
         def answer(done: Any) -> None:
-            if conn.call is greenlet and not conn.closed:
-                if done.successful() and isinstance(done.value, Instance):
-                    conn.reply(wire.result(msgid, done.value.status()))
-                else:
-                    text = done.value if isinstance(done.value, str) else "the constructor was ended"
-                    conn.reply(wire.error(msgid, text))
+            if construction.conn is None:
+                return
+            construction.conn = None
+            if isinstance(done.value, Instance):
+                conn.reply(wire.result(msgid, done.value.status()))
+            else:
+                text = done.value if isinstance(done.value, str) else "the constructor was ended"
+                conn.reply(wire.error(msgid, text))
 
         greenlet.link(answer)
         greenlet.start()

@@ -45,7 +45,6 @@ class Worker(greenlet):
     __slots__ = (
         "calls",
         "conn",
-        "data",
         "done",
         "error",
         "id",
@@ -68,7 +67,6 @@ class Worker(greenlet):
         self.conn: Connection | None = None
         self.msgid: Any = None
         self.tail = b""
-        self.data: Any = None
         self.error: Any = None
         self.done = True
         self.calls = 0
@@ -136,16 +134,20 @@ def pdk_method(name: str, lua_style: bool) -> Callable[..., Any]:
             worker.phase.stats.exits += 1
             conn.reply(frame)
             raise EventEnd
-        if not conn.reply(frame):
-            worker.done = True
-            raise EventEnd
-        to_hub = worker.to_hub
-        while True:
-            to_hub()
-            if worker.conn is not None:
-                break
+        try:
+            sent = conn.send(frame)
+        except OSError as problem:
+            sent = conn.not_sent(problem)
+            if sent < 0:
+                worker.done = True
+                raise EventEnd from None
+        if sent != len(frame) or conn.backlog:
+            conn.sent_some(frame, sent)
+        answer = worker.to_hub()
+        while worker.conn is None:  # whatever gevent may still have scheduled for this greenlet
+            answer = worker.to_hub()
         if worker.error is None:
-            return (worker.data, None) if lua_style else worker.data
+            return (answer, None) if lua_style else answer
         error, worker.error = worker.error, None
         if lua_style:
             return None, error
