@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kong_claude.decision import ConfigError
-from kong_claude.jwt_claims.algorithms import ALGORITHMS
+from kong_claude.jwt_claims.algorithms import ALGORITHMS, MIN_SECRET
 from kong_claude.jwt_claims.keys import KeySet, KeySource, StaticKeys, key_from_pem, key_from_secret, keys_from_text
+from kong_claude.jwt_claims.remote import discovery_url, remote_keys
 
 SOURCES = ("secret", "public_key", "jwks", "jwks_uri", "discovery")
 
@@ -65,4 +66,18 @@ def _source(
         return StaticKeys(KeySet((key_from_pem(entry["public_key"], algorithms, name),)))
     if kind == "jwks":
         return StaticKeys(keys_from_text(entry["jwks"], algorithms, name))
-    raise ConfigError(name, "is not supported yet")
+    discovery = kind == "discovery"
+    if algorithms & MIN_SECRET.keys():
+        raise ConfigError(name, "published keys cannot serve HS algorithms")
+    return remote_keys(
+        discovery_url(entry["issuer"]) if discovery else entry["jwks_uri"],
+        algorithms,
+        issuer=entry["issuer"],
+        discovery=discovery,
+        insecure=entry.get("allow_insecure_jwks") is True,
+        field=name,
+        ttl=config.get("jwks_ttl", 300),
+        max_stale=config.get("jwks_max_stale", 3600),
+        cooldown=config.get("jwks_cooldown", 30),
+        timeout=config.get("jwks_timeout", 5),
+    )

@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import redis
+
 from kong_claude.decision import ConfigError, Decision, Pass, Refuse
 from kong_claude.jwt_claims.bearer import BadRequest, Places, SeveralTokens
 from kong_claude.jwt_claims.caller import SUBJECT, TIER, Caller, ClaimNames, caller, header_text, plain
 from kong_claude.jwt_claims.challenge import Challenge, unavailable
 from kong_claude.jwt_claims.issuers import Issuer, issuers_from_config
 from kong_claude.jwt_claims.keys import Unavailable
+from kong_claude.jwt_claims.revocation import Revocation
 from kong_claude.jwt_claims.rules import email_problem, has, lookup, repository_allowed, rules_from_config, values
 from kong_claude.jwt_claims.token import Checks, InvalidToken, Token, parse, signed_by
 from kong_claude.jwt_claims.verified import Entry, VerifiedTokens
@@ -75,6 +78,11 @@ class JwtClaims:
         self._consumer_claim: str | None = config.get("consumer_claim")
         self._anonymous: str | None = config.get("anonymous")
         self._run_on_preflight = config.get("run_on_preflight", True) is not False
+        # Absent: nothing is asked. "": an unresolved vault reference, a ConfigError.
+        url: str | None = config.get("revocation_redis_url")
+        key = config.get("revocation_key") or "claude:revoked"
+        self._revocation = Revocation(url, key) if url is not None else None
+        self._allow_unlisted = config.get("revocation_on_error") == "allow"
         self._challenge = Challenge(config.get("realm"))
         self._verified = VerifiedTokens(int(config.get("cache_size", 10000)))
 
@@ -103,7 +111,7 @@ class JwtClaims:
         if known is None:
             assert refused is not None
             return self._become_anonymous(request) if self._anonymous else refused
-        refused = known.denial or self._repository_problem(request, known)
+        refused = known.denial or self._repository_problem(request, known) or self._revocation_problem(kong, known)
         return refused or self._pass(request, known)
 
     def _take_from_query(self, kong: Any) -> list[str]:
@@ -135,8 +143,9 @@ class JwtClaims:
         token = parse(compact)
         issuer = self._issuer(token)
         keys = issuer.keys.current()
-        key = signed_by(token, keys.candidates(token.kid, token.algorithm))
-        if key is None:
+        candidates = keys.candidates(token.kid, token.algorithm)
+        key = signed_by(token, candidates)
+        if key is None and (token.kid is None or not candidates):  # a known kid needs no newer keys
             keys = issuer.keys.refreshed(keys)
             key = signed_by(token, keys.candidates(token.kid, token.algorithm))
         if key is None:
@@ -185,6 +194,23 @@ class JwtClaims:
         if all(repository_allowed(name, globs) for name in named):
             return None
         return self._challenge.insufficient_scope("the token does not allow this repository")
+
+    def _revocation_problem(self, kong: Any, known: Caller) -> Refuse | None:
+        if self._revocation is None:
+            return None
+        try:
+            revoked = self._revocation.revoked(known.identity)
+        except redis.RedisError as error:
+            kong.log.warn(f"revocation list not available: {type(error).__name__}")
+            if self._allow_unlisted:
+                return None
+            return unavailable("whether the token was revoked cannot be told now", "revocation_unavailable")
+        return self._challenge.invalid_token("the token has been revoked", "revoked") if revoked else None
+
+    def close(self) -> None:
+        """Closes the connections to Redis. Keys are shared with other instances and need no closing."""
+        if self._revocation is not None:
+            self._revocation.close()
 
     def _pass(self, request: Request, caller: Caller) -> Pass:
         finding, headers, consumer = caller.finding, {**own_headers(request), **caller.headers}, None
