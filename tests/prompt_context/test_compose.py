@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kong_claude.prompt_context.compose import ShapeError, apply, check_shape, sets
+from tests.prompt_context.test_strict_json import JSON, TEXT
+
+OURS = {"prepend": "P ", "append": " A", "context": {"repository": "org/app", "branch": None}}
+BLOCK = {"type": "text", "text": "Be brief."}
+
+TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str, dict[str, Any]]] = [
+    ("string", {"system": "S"}, {"prepend": "P ", "append": " A"}, "invoke", {"system": "P S A"}),
+    ("absent", {}, {"prepend": "P ", "append": " A"}, "invoke", {"system": "P  A"}),
+    ("null", {"system": None}, {"prepend": "P"}, "invoke", {"system": "P"}),
+    ("empty", {"system": ""}, {"prepend": "P"}, "messages", {"system": "P"}),
+    (
+        "blocks",
+        {"system": [BLOCK]},
+        {"prepend": "P", "append": "A"},
+        "messages",
+        {"system": [{"type": "text", "text": "P"}, BLOCK, {"type": "text", "text": "A"}]},
+    ),
+    (
+        "only append",
+        {"system": [BLOCK]},
+        {"append": "A"},
+        "messages",
+        {"system": [BLOCK, {"type": "text", "text": "A"}]},
+    ),
+    ("nothing", {"system": 5, "a": 1}, {}, "invoke", {"system": 5, "a": 1}),
+    ("context", {}, {"context": {"r": "x"}}, "invoke", {"context": {"r": "x"}}),
+    (
+        "context merged",
+        {"context": {"a": 1, "r": "evil"}},
+        {"context": {"r": "x"}},
+        "invoke",
+        {"context": {"a": 1, "r": "x"}},
+    ),
+    ("context taken away", {"context": {"r": "evil"}}, {"context": {"r": None}}, "invoke", {"context": {}}),
+    ("context not invented", {}, {"context": {"r": None}}, "invoke", {}),
+    ("context null", {"context": None}, {"context": {"r": "x"}}, "invoke", {"context": {"r": "x"}}),
+    ("no context for messages", {"messages": []}, {"context": {"r": "x"}}, "messages", {"messages": []}),
+    ("drop", {"model": "m", "tools": [], "a": 1}, {"drop": ["model", "tools"]}, "invoke", {"a": 1}),
+    ("drop system", {"system": 7}, {"drop": ["system"], "prepend": "P"}, "invoke", {"system": "P"}),
+    ("drop context", {"context": 7}, {"drop": ["context"], "context": {"r": "x"}}, "invoke", {"context": {"r": "x"}}),
+    (
+        "chat without system",
+        {"messages": [{"role": "user", "content": "hi"}]},
+        {"prepend": "P", "append": "A"},
+        "chat",
+        {"messages": [{"role": "system", "content": "PA"}, {"role": "user", "content": "hi"}]},
+    ),
+    (
+        "chat with system",
+        {"messages": [{"role": "developer", "content": "S", "name": "n"}, {"role": "user", "content": "hi"}]},
+        {"prepend": "P", "append": "A"},
+        "chat",
+        {"messages": [{"role": "developer", "content": "PSA", "name": "n"}, {"role": "user", "content": "hi"}]},
+    ),
+    (
+        "chat drops every system message",
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "system", "content": "S"}]},
+        {"drop": ["system"]},
+        "chat",
+        {"messages": [{"role": "user", "content": "hi"}]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("document", "additions", "shape", "want"), [r[1:] for r in TABLE], ids=[r[0] for r in TABLE])
+def test_apply(document: dict[str, Any], additions: dict[str, Any], shape: str, want: dict[str, Any]) -> None:
+    before = copy.deepcopy(document)
+    assert apply(document, additions, shape) == want
+    assert document == before
+
+
+@pytest.mark.parametrize(
+    ("document", "shape"),
+    [
+        ({"system": 5}, "invoke"),
+        ({"system": {"text": "x"}}, "messages"),
+        ({"system": [{"type": "image"}]}, "messages"),
+        ({"system": ["x"]}, "messages"),
+        ({"context": []}, "invoke"),
+        ({"context": "x"}, "invoke"),
+        ({}, "chat"),
+        ({"messages": "hi"}, "chat"),
+        ({"messages": ["hi"]}, "chat"),
+        ({"messages": [{"role": "system", "content": 1}]}, "chat"),
+    ],
+)
+def test_wrong_shapes(document: dict[str, Any], shape: str) -> None:
+    with pytest.raises(ShapeError):
+        apply(document, OURS, shape)
+    with pytest.raises(ShapeError):
+        check_shape(document, shape)
+
+
+@given(st.dictionaries(TEXT.filter(lambda name: name not in ("system", "context")), JSON, max_size=6), TEXT, JSON)
+def test_everything_not_named_stays(document: dict[str, Any], text: str, value: Any) -> None:
+    given_body = {**document, "system": text, "context": {"own": value, "repository": "spoofed"}}
+    composed = apply(given_body, OURS)
+    assert {name: composed[name] for name in document} == document
+    assert composed["system"] == f"P {text} A"
+    assert composed["context"] == {"own": value, "repository": "org/app"}
+    assert composed.keys() == given_body.keys()
+
+
+def test_a_chat_sets_system_by_a_message() -> None:
+    assert sets({"messages": [{"role": "developer", "content": "x"}]}, "system", "chat")
+    assert not sets({"messages": [{"role": "user", "content": "x"}]}, "system", "chat")
+    assert sets({"system": None}, "system", "invoke")
