@@ -320,7 +320,7 @@ def test_the_limit_is_passed_to_kong(send: Send) -> None:
 
 def test_prompt_size(send: Send) -> None:
     assert refused(send({"max_prompt_bytes": 3}, post('{"prompt":"éé"}'))[0], 413)
-    event, request = send({"max_prompt_bytes": 4}, post('{"prompt":"éé"}'))
+    event, _ = send({"max_prompt_bytes": 4}, post('{"prompt":"éé"}'))
     assert event.exit is None
     assert event.methods == ["kong.request.get_headers", "kong.request.get_raw_body", "kong.ctx.shared.set"]
 

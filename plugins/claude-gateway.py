@@ -1,0 +1,6 @@
+"""Kong plugin `claude-gateway`: claude-jwt-claims, claude-rate-tiers and claude-prompt-context in one event."""
+
+from kong_claude.gateway.plugin import Plugin  # noqa: F401
+from kong_claude.gateway.schema import SCHEMA as Schema  # noqa: F401
+
+version, priority = "0.1.0", 1440
