@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
 from minikong import declarative, lyaml
-from minikong.entities import Config
+from minikong.entities import Config, Consumer, PluginEntity, Route, Service
 from minikong.schema.record import InvalidShorthand
 from minikong.schema.tables import as_dict, is_table
 
@@ -119,13 +119,13 @@ class Admin:
         return 200, {"message": "schema validation successful"}
 
     def entities(self, body: bytes, query: Any, headers: Any, collection: str) -> tuple[int, Any]:
-        found = {
-            "services": list(self.config.services.values()),
-            "routes": list(self.config.routes.values()),
+        listed: dict[str, Iterable[Service | Route | PluginEntity | Consumer]] = {
+            "services": self.config.services.values(),
+            "routes": self.config.routes.values(),
             "plugins": self.config.plugins,
-            "consumers": list(self.config.consumers.values()),
-        }[collection]
-        return 200, {"data": [_public(e.as_pdk()) for e in found], "next": None}
+            "consumers": self.config.consumers.values(),
+        }
+        return 200, {"data": [_public(e.as_pdk()) for e in listed[collection]], "next": None}
 
     def entity(self, body: bytes, query: Any, headers: Any, collection: str, key: str) -> tuple[int, Any]:
         _, listed = self.entities(body, query, headers, collection)

@@ -73,7 +73,8 @@ def _describe(text: str, problem: yaml.YAMLError) -> str:
     line = column = 0
     try:
         for event in yaml.parse(text, Loader=yaml.CSafeLoader):
-            line, column = event.start_mark.line + 1, event.start_mark.column + 1
+            if event.start_mark is not None:
+                line, column = event.start_mark.line + 1, event.start_mark.column + 1
     except yaml.YAMLError:
         pass
     return f"{line}:{column}: {getattr(problem, 'problem', None) or problem}"
@@ -103,7 +104,7 @@ def _scalar(node: yaml.ScalarNode) -> Any:
     text: str = node.value
     if node.style in _QUOTED:
         return text
-    resolved: str = _RESOLVER.resolve(yaml.ScalarNode, text, (True, False))
+    resolved = _RESOLVER.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
     explicit = node.tag != resolved
     return text if explicit and node.tag == "tag:yaml.org,2002:str" else _implicit(text)
 
