@@ -38,6 +38,11 @@ class RequestBody:
         return self._decoder.done if self._decoder is not None else self._left == 0
 
     @property
+    def ready(self) -> bool:
+        """Some of it has arrived already."""
+        return bool(self._connection.buffer) and not self.complete
+
+    @property
     def spilled(self) -> bool:
         """True where nginx uses a temporary file: what did not come in the header buffer fills the body buffer.
 

@@ -24,7 +24,7 @@ log = logging.getLogger("minikong.http")
 
 _CLOSES = frozenset((400, 413, 414, 494, 497, 500, 501))  # nginx's special responses end keep-alive
 _SILENT = frozenset((408, 444, 499))
-_POSTPONE = 1460  # postpone_output: a head waits for body bytes up to this size
+_MAX_REDIRECTS = 10  # nginx's limit of internal redirects
 
 
 class ClientExchange:
@@ -55,6 +55,16 @@ class ClientExchange:
 
     async def proxy(self, ctx: Context) -> None:
         attempt = await self._attempt(ctx)
+        for _ in range(_MAX_REDIRECTS):
+            if attempt is None:
+                return
+            if attempt.head.raw.get(b"x-accel-redirect") is None:
+                break
+            # nginx runs `location /` again; it is the same request to the same service, now a GET
+            attempt.finish(clean=False)
+            if ctx.upstream is not None and ctx.upstream.method != "HEAD":
+                ctx.upstream.method = "GET"
+            attempt = await self._attempt(ctx)
         if attempt is None:
             return
         clean = False
@@ -267,7 +277,7 @@ class ClientExchange:
             response.headers.remove(b"content-length")
             response.content_length = own_length = None
         sized = own_length is not None or response.content_length is not None
-        chunked = not sized and not no_body and version >= (1, 1) and head.status >= 200
+        chunked = not (sized or no_body or head.http09) and version >= (1, 1) and head.status >= 200
         if not sized and not no_body and version < (1, 1):
             self._keep_alive = False
         line = head.line if response.status == head.status else heads.status_line(response.status)

@@ -11,6 +11,7 @@ from minikong.context import Context, Headers, Response
 if TYPE_CHECKING:
     from minikong.conf import Gzip
 
+_BUFFER = 4096  # gzip_buffers
 _STATUSES = frozenset((200, 403, 404))
 
 
@@ -105,9 +106,14 @@ class Gzipper:
         if level == 1:
             window = max(window, 13)
         self._zip = zlib.compressobj(level, zlib.DEFLATED, 16 + max(window, 9), memory)
+        self._held = b""  # output leaves in full buffers
 
     def feed(self, data: bytes) -> bytes:
-        return self._zip.compress(data)
+        self._held += self._zip.compress(data)
+        if len(self._held) < _BUFFER:
+            return b""
+        out, self._held = self._held, b""
+        return out
 
     def finish(self) -> bytes:
-        return self._zip.flush(zlib.Z_FINISH)
+        return self._held + self._zip.flush(zlib.Z_FINISH)

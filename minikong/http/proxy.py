@@ -102,8 +102,7 @@ async def send_request(
             connection.requests += 1
             sent = True
             if streamed:
-                connection.write(head)
-                attempt.sender = asyncio.create_task(_send_body(body, connection, upstream.send_timeout))
+                attempt.sender = asyncio.create_task(_send_body(head, body, connection, upstream.send_timeout))
             else:
                 connection.write(head + content if content else head)
                 if not await connection.drain(upstream.send_timeout):
@@ -129,15 +128,19 @@ async def send_request(
             client.on_eof = None
 
 
-async def _send_body(body: RequestBody, connection: UpstreamConnection, timeout: float) -> None:
-    """Streams the client's body (request_buffering off)."""
+async def _send_body(head: bytes, body: RequestBody, connection: UpstreamConnection, timeout: float) -> None:
+    """Streams the client's body (request_buffering off); the head goes with what is there already."""
+    if not body.ready:
+        connection.write(head)
+        head = b""
     try:
         async for piece in body.stream():
-            connection.write(b"%x\r\n%b\r\n" % (len(piece), piece) if body.chunked else piece)
+            connection.write(head + (b"%x\r\n%b\r\n" % (len(piece), piece) if body.chunked else piece))
+            head = b""
             if not await connection.drain(timeout):
                 return
-        if body.chunked:
-            connection.write(b"0\r\n\r\n")
+        if head or body.chunked:
+            connection.write(head + (b"0\r\n\r\n" if body.chunked else b""))
     except (HttpError, ClientGone):
         connection.abort()
         raise
