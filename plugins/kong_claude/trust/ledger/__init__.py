@@ -1,4 +1,4 @@
-"""The ledger: who runs how much, and what it cost. Shared by the gateway (which admits) and the invoker (which settles).
+"""The ledger: who runs how much, and what it cost. The gateway admits, the invoker settles.
 
 Everything here is pure: a verb returns a `Call` (script, keys, arguments), and `parse_*` reads its reply. How the call
 reaches Redis is the caller's business: the gateway has its own client, an asyncio service uses `run`:
@@ -101,7 +101,7 @@ class Window(NamedTuple):
 
 
 def micro_usd(usd: float) -> int:
-    """Whole micro-dollars, rounded up: a cost is never booked as less than it is. Raises ValueError for NaN, inf or < 0."""
+    """Whole micro-dollars, rounded up: a cost is never booked as less than it is. Raises ValueError for no amount."""
     if not math.isfinite(usd) or usd < 0:
         raise ValueError(f"not an amount of money: {usd!r}")
     return math.ceil(round(usd * 1_000_000, 3))
@@ -201,7 +201,7 @@ def admit(
 
 
 def acquire(lease: Lease, slot: Slot) -> Call:
-    """Take the lease of a queued run that is about to start; again for a lease already held. Reply: `parse_admission`."""
+    """Take the lease of a queued run that is about to start; harmless where it is held. Reply: `parse_admission`."""
     return admit(lease.namespace, lease.tag, (), lease, slot)
 
 
@@ -274,13 +274,15 @@ def _quotas(windows: Sequence[Window], numbers: Sequence[int]) -> tuple[Quota, .
 
 
 def parse_admission(reply: Sequence[int], windows: Sequence[Window]) -> Admission:
-    verdict, who, wait, *rest = reply
+    verdict, who, wait, running, reserved, day, month, *rest = reply
     culprit = windows[who - 1].name if who > 0 else _CULPRITS[who]
-    return Admission(verdict != 0, verdict == 2, culprit, wait, *rest[:4], _quotas(windows, rest[4:]))
+    quotas = _quotas(windows, rest)
+    return Admission(verdict != 0, verdict == 2, culprit, wait, running, reserved, day, month, quotas)
 
 
 def parse_usage(reply: Sequence[int], windows: Sequence[Window]) -> Usage:
-    return Usage(*reply[:6], _quotas(windows, reply[6:]))
+    running, reserved, day, month, day_left, month_left, *rest = reply
+    return Usage(running, reserved, day, month, day_left, month_left, _quotas(windows, rest))
 
 
 async def run(redis: Any, call: Call) -> Any:

@@ -1,0 +1,256 @@
+"""claude-rate-tiers: admits a request within its caller's tier, or says which limit is in the way and until when."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from kong_claude.decision import Answer, Decision, Pass, Refuse
+from kong_claude.pipeline import pipeline
+from kong_claude.rate_tiers import local_ledger, redis_ledger
+from kong_claude.rate_tiers.headers import limit_headers, reset, retry_after, seconds
+from kong_claude.rate_tiers.redis_ledger import LedgerUnavailable
+from kong_claude.rate_tiers.subjects import Subjects, TierChoice
+from kong_claude.rate_tiers.tiers import UNRENEWED_TTL, Tier, tiers_from_config
+from kong_claude.request import Request, answer, text
+from kong_claude.trust import ledger
+from kong_claude.trust.ledger import Admission, Busy, Call, Lease
+
+MAX_MODEL_BODY = 1 << 20  # bytes read to see which model a body names
+COST_HEADER = "X-Claude-Cost-USD"
+MAX_NAMED = 100  # unknown tiers that are logged before the log falls silent
+
+
+class RateTiers:
+    """The stage. Raises ConfigError."""
+
+    check = "rate-tiers"
+    facts_key = "claude_admission"
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        policy = config.get("policy") or "local"
+        self.namespace = str(config.get("namespace") or ledger.NAMESPACE)
+        self.local = local_ledger.shared(self.namespace)
+        self.redis = redis_ledger.shared(redis_ledger.Settings.from_config(config)) if policy == "redis" else None
+        self.on_error = config.get("on_error") or "deny"
+        self.signed = bool(config.get("attestation"))
+        # The invoker ends a run's lease where it can: it must learn of it and have the same Redis.
+        self.invoker_settles = self.signed and self.redis is not None
+        ttl = float(config.get("lease_ttl") or 60) if self.invoker_settles else UNRENEWED_TTL
+        tiers, default = tiers_from_config(config, ttl)
+        self.choice = TierChoice(
+            tiers, default, str(config.get("tier_header") or "").lower(), config.get("consumer_tier") or ""
+        )
+        self.subjects = Subjects.from_config(config)
+        self.busy: Busy = "queue" if config.get("on_busy") == "queue" else "reject"
+        self.shadow = config.get("mode") == "shadow"
+        self.style = str(config.get("header_style") or "both")
+        self.show_headers = not config.get("hide_client_headers")
+        self.error_code = int(config.get("error_code") or 429)
+        self.error_message = str(config.get("error_message") or "API rate limit exceeded")
+        self.report = bool(config.get("report"))
+        self._named: set[str] = set()
+
+    def access(self, request: Request) -> Decision:
+        tag = self.subjects.tag(request)
+        if isinstance(tag, Refuse):
+            return tag
+        tier, unknown = self.choice.choose(request)
+        if unknown is not None:
+            self._log_unknown(request, unknown)
+        if self.report:
+            return self._report(request, tag, tier)
+        refusal = self._model_refusal(request, tier)
+        if refusal and not self.shadow:
+            return refusal
+
+        lease = Lease.new(self.namespace, tag, tier.slot.usd) if tier.takes_lease else None
+        busy: Busy = "later" if _prefers_async(request) else self.busy
+        call = ledger.admit(self.namespace, tag, tier.windows, lease, tier.slot, busy)
+        facts: dict[str, Any] = {"subject": tag, "tier": tier.name}
+        try:
+            reply, local = self._run(request, call)
+        except LedgerUnavailable:
+            return self._without_ledger(tier, facts)
+        admission = ledger.parse_admission(reply, tier.windows)
+        headers = limit_headers(admission.quotas, self.style) if self.show_headers else {}
+        if not admission.admitted:
+            if not self.shadow:
+                return self._refuse(admission, tier, headers)
+            facts["shadow"] = admission.culprit
+            request.kong.log.warn(f"shadow: {tag} in tier {tier.name} would be refused, {admission.culprit}")
+        finding: dict[str, Any] = {"tier": tier.name, "clamp": tier.clamp()}
+        if lease is not None and (admission.queued or not local):
+            finding |= {"lease": str(lease), "slot": tier.slot.claim()}
+            if lease.usd:
+                finding["reservation"] = str(lease)
+            if admission.queued:
+                finding["queue"] = True
+        if lease is not None and admission.admitted and not admission.queued:
+            facts["lease"] = str(lease)
+            if local:
+                facts["local"] = True
+        return Pass(response_headers=headers, finding=finding, facts=facts)
+
+    def log(self, kong: Any, facts: Mapping[str, Any]) -> None:
+        """Ends the lease where the invoker will not."""
+        if not facts.get("lease"):
+            return
+        lease, local = Lease.parse(text(facts["lease"])), bool(facts.get("local"))
+        if text(answer(kong.response.get_source())) != "service":
+            call = ledger.release(lease)
+        elif self.invoker_settles and not local:
+            return
+        else:
+            call = ledger.settle(lease, _cost(answer(kong.response.get_header(COST_HEADER))))
+        self._end(call, local)
+
+    def undo(self, decision: Pass) -> None:
+        """A later stage refused the request: nothing will run."""
+        if "lease" in decision.facts:
+            self._end(ledger.release(Lease.parse(decision.facts["lease"])), "local" in decision.facts)
+
+    def close(self) -> None:
+        """Connections are shared with other instances; they go with the last one."""
+        self.redis = None
+
+    def _end(self, call: Call, local: bool) -> None:
+        try:
+            (self.local if local or self.redis is None else self.redis).run(call)
+        except LedgerUnavailable:
+            pass  # then it lapses by itself
+
+    def _run(self, request: Request, call: Call) -> tuple[Any, bool]:
+        """The reply, and whether it came from this process. Raises LedgerUnavailable."""
+        if self.redis is None:
+            return self.local.run(call), True
+        try:
+            return self.redis.run(call), False
+        except LedgerUnavailable as error:
+            if self.redis.circuit.just_failed():
+                request.kong.log.err(f"Redis is away ({error}); on_error is {self.on_error}")
+            if self.on_error != "local":
+                raise
+            return self.local.run(call), True
+
+    def _without_ledger(self, tier: Tier, facts: dict[str, Any]) -> Decision:
+        if self.on_error == "allow" or self.shadow:
+            return Pass(finding={"tier": tier.name, "clamp": tier.clamp()}, facts={**facts, "uncounted": True})
+        return Refuse(503, "rate limits cannot be checked now", "limits_unavailable", {"Retry-After": "1"})
+
+    def _refuse(self, admission: Admission, tier: Tier, headers: dict[str, str]) -> Refuse:
+        wait = retry_after(admission)
+        detail: dict[str, Any] = {"limit": admission.culprit, "tier": tier.name, "retry_after": wait}
+        quota = next((q for q in admission.quotas if q.window.name == admission.culprit), None)
+        if quota is not None:
+            detail["allowed"] = quota.window.limit
+        elif admission.culprit == "concurrent":
+            detail |= {"allowed": tier.slot.concurrent, "frees": "when one of the running executions ends"}
+        else:
+            budget = tier.slot.usd_day if admission.culprit == "usd_per_day" else tier.slot.usd_month
+            spent = admission.spent_day if admission.culprit == "usd_per_day" else admission.spent_month
+            detail |= {"allowed": _usd(budget or 0), "spent": _usd(spent), "reserved": _usd(admission.reserved)}
+        return Refuse(
+            self.error_code, self.error_message, "rate_limited", {**headers, "Retry-After": str(wait)}, detail
+        )
+
+    def _model_refusal(self, request: Request, tier: Tier) -> Refuse | None:
+        """A body that names a model outside the tier. Where an attestation carries the clamp the invoker refuses it.
+
+        So the body is read only where nobody else would enforce the tier, or where it costs nothing.
+        """
+        if not tier.models or (self.signed and request.body_seen is None):
+            return None
+        if request.line.method in ("GET", "HEAD", "DELETE", "OPTIONS"):
+            return None
+        body = request.body(MAX_MODEL_BODY)
+        if body is None:
+            return Refuse(413, "the body is too large to see which model it names", "body_too_large")
+        if all(model is None or model in tier.models for model in _models(body)):
+            return None
+        return Refuse(
+            403,
+            "this model is not in your tier",
+            "model_not_allowed",
+            detail={"tier": tier.name, "allowed_models": list(tier.models)},
+        )
+
+    def _report(self, request: Request, tag: str, tier: Tier) -> Decision:
+        try:
+            reply, _ = self._run(request, ledger.peek(self.namespace, tag, tier.windows))
+        except LedgerUnavailable:
+            return Refuse(503, "limits cannot be read now", "limits_unavailable", {"Retry-After": "1"})
+        usage = ledger.parse_usage(reply, tier.windows)
+        windows = [
+            {
+                "name": q.window.name,
+                "limit": q.window.limit,
+                "window_s": q.window.seconds,
+                "remaining": q.remaining,
+                "reset_s": reset(q) if q.reset_ms else 0,
+            }
+            for q in usage.quotas
+        ]
+        money = {
+            "reserved": _usd(usage.reserved),
+            "day": _budget(tier.slot.usd_day, usage.spent_day, usage.day_left_ms),
+            "month": _budget(tier.slot.usd_month, usage.spent_month, usage.month_left_ms),
+        }
+        body = {
+            "tier": tier.name,
+            "windows": windows,
+            "concurrent": {"limit": tier.slot.concurrent, "running": usage.running},
+            "usd": money,
+            **tier.clamp(),
+        }
+        return Answer(200, body, {"Cache-Control": "no-store"})
+
+    def _log_unknown(self, request: Request, name: str) -> None:
+        if name not in self._named and len(self._named) < MAX_NAMED:
+            self._named.add(name)
+            request.kong.log.warn(f"no tier {name!r:.80}: its callers are in {self.choice.default.name!r}")
+
+
+def _prefers_async(request: Request) -> bool:
+    """`Prefer: respond-async` (RFC 7240)."""
+    for value in request.headers.get("prefer", ()):
+        if any(part.split(";")[0].strip().lower() == "respond-async" for part in value.split(",")):
+            return True
+    return False
+
+
+def _models(body: bytes) -> list[Any]:
+    """The models that a JSON body names: several where the key is repeated, since parsers differ in which one counts.
+
+    What is not a JSON object names none; the service behind refuses it.
+    """
+    try:
+        pairs = json.loads(body, object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError):
+        return []
+    return [value for name, value in pairs if name == "model"] if isinstance(pairs, _Pairs) else []
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object with its repetitions."""
+
+
+def _cost(value: Any) -> float:
+    """X-Claude-Cost-USD of the answer; 0 where the service says none."""
+    try:
+        cost = float(text(value)) if value else 0.0
+        return cost if 0 <= cost < 1e9 else 0.0
+    except ValueError:
+        return 0.0
+
+
+def _usd(micro: int) -> float:
+    return micro / 1_000_000
+
+
+def _budget(limit: int | None, spent: int, left_ms: int) -> dict[str, Any]:
+    return {"limit": None if limit is None else _usd(limit), "spent": _usd(spent), "reset_s": seconds(left_ms)}
+
+
+Plugin = pipeline(RateTiers, facts_key="claude_admission")

@@ -1,0 +1,264 @@
+"""The ledger in Redis: one EVALSHA per call.
+
+redis-py makes the connections (TLS, ACL, Sentinel, Cluster, unix sockets). The hot path uses such a connection
+directly, since the command machinery around it costs more than the rest of an admission.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+from weakref import WeakValueDictionary
+
+import hiredis
+import redis
+from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode, RedisCluster
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
+from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool
+
+from kong_claude.decision import ConfigError
+from kong_claude.trust.ledger import Call
+
+MAX_IDLE = 64  # connections kept per Redis
+FAILURES = 3  # in a row, then the circuit opens
+COOL_DOWN = 1.0  # seconds until one call may try again
+
+
+class LedgerUnavailable(Exception):
+    """Redis did not answer, or not as it should. The text is for logs and holds no secret."""
+
+
+class Circuit:
+    """Keeps callers from waiting for a Redis that is away: open after FAILURES in a row, one trial per COOL_DOWN."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.failures = 0
+        self.closed_at = 0.0  # when the next trial may start
+
+    @property
+    def open(self) -> bool:
+        return self.failures >= FAILURES
+
+    def admit(self) -> bool:
+        if not self.open:
+            return True
+        now = self.clock()
+        if now < self.closed_at:
+            return False
+        self.closed_at = now + COOL_DOWN
+        return True
+
+    def just_failed(self) -> bool:
+        """True while a failure is news: the first few, then silence until it works again."""
+        return self.failures <= FAILURES
+
+    def succeeded(self) -> None:
+        self.failures = 0
+
+    def failed(self) -> None:
+        self.failures += 1
+        self.closed_at = self.clock() + COOL_DOWN
+
+
+class Settings(NamedTuple):
+    """Where Redis is. Equal settings share connections and circuit."""
+
+    url: str
+    username: str = ""
+    password: str = ""
+    verify: bool = True
+    ca_file: str = ""
+    timeout: float = 0.2  # seconds, for each step: connecting, one answer
+
+    def __repr__(self) -> str:
+        return f"Settings({urlsplit(self.url).scheme})"
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Settings:
+        """Raises ConfigError."""
+        url, host = config.get("redis_url"), config.get("redis_host")
+        if not url and not host:
+            raise ConfigError("redis_url", "is empty (an unresolved vault reference?)")
+        if not url:
+            scheme = "rediss" if config.get("redis_ssl") else "redis"
+            url = f"{scheme}://{host}:{config.get('redis_port') or 6379}/{config.get('redis_database') or 0}"
+        return cls(
+            url,
+            config.get("redis_username") or "",
+            config.get("redis_password") or "",
+            config.get("redis_ssl_verify") is not False,
+            config.get("redis_ca_file") or "",
+            (config.get("timeout_ms") or 200) / 1000,
+        )
+
+    def options(self, tls: bool) -> dict[str, Any]:
+        """Keyword arguments of a redis-py connection."""
+        options: dict[str, Any] = {
+            "socket_timeout": self.timeout,
+            "socket_connect_timeout": self.timeout,
+            "retry": Retry(NoBackoff(), 0),
+            "driver_info": None,  # saves two round trips per connection
+        }
+        if self.username:
+            options["username"] = self.username
+        if self.password:
+            options["password"] = self.password
+        if tls:
+            options["ssl_cert_reqs"] = ssl.CERT_REQUIRED if self.verify else ssl.CERT_NONE
+            options["ssl_check_hostname"] = self.verify
+            if self.ca_file:
+                options["ssl_ca_certs"] = self.ca_file
+        return options
+
+
+class RedisLedger:
+    """Runs calls. May be used by many threads or greenlets at once; each takes a connection of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.circuit = Circuit()
+        self._idle: deque[Any] = deque()
+        self._cluster: Callable[..., Any] | None = None
+        try:
+            scheme = urlsplit(settings.url).scheme
+            if scheme.endswith("+cluster"):
+                self._cluster = _cluster(settings)
+            elif scheme.endswith("+sentinel"):
+                self._connect = _sentinel_pool(settings).make_connection
+            else:
+                options = settings.options(tls=scheme == "rediss")
+                self._connect = redis.ConnectionPool.from_url(settings.url, **options).make_connection
+        except (ValueError, OSError) as error:
+            raise ConfigError("redis_url", f"cannot be used: {error}") from error
+
+    def run(self, call: Call) -> Any:
+        """The script's reply. Raises LedgerUnavailable."""
+        if not self.circuit.admit():
+            raise LedgerUnavailable("the circuit is open")
+        try:
+            reply = self._cluster(call) if self._cluster else self._run(call)
+        except (RedisError, OSError) as error:
+            self.circuit.failed()
+            raise LedgerUnavailable(f"{type(error).__name__}: {error}") from error
+        self.circuit.succeeded()
+        return reply
+
+    def _run(self, call: Call) -> Any:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return self._exchange(self._connect(), call)
+        try:
+            return self._exchange(connection, call)
+        except (redis.ConnectionError, ReadOnlyError) as error:
+            if isinstance(error, redis.TimeoutError):
+                raise
+            # It died while idle (Redis restarted, a master became a replica); so did the others.
+            self.close()
+            return self._exchange(self._connect(), call)
+
+    def _exchange(self, connection: Any, call: Call) -> Any:
+        try:
+            connection.send_packed_command((hiredis.pack_command(call.command()),), check_health=False)
+            try:
+                reply = connection.read_response()
+            except NoScriptError:
+                connection.send_packed_command((hiredis.pack_command(call.full_command()),), check_health=False)
+                reply = connection.read_response()
+        except BaseException:
+            connection.disconnect()
+            raise
+        if len(self._idle) < MAX_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.disconnect()
+        return reply
+
+    def close(self) -> None:
+        """Closes idle connections."""
+        while True:
+            try:
+                self._idle.pop().disconnect()
+            except IndexError:
+                return
+
+
+def _hosts(url: str) -> tuple[list[tuple[str, int]], list[str], str, str]:
+    """(host, port) of each, path segments, user and password of redis+sentinel:// and redis+cluster:// URLs."""
+    parts = urlsplit(url)
+    user_info, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = user_info.partition(":")
+    nodes = []
+    for node in hosts.split(","):
+        host, _, port = node.rpartition(":")
+        if not host or not port.isdecimal():
+            raise ValueError("each node must be host:port")
+        nodes.append((host.strip("[]"), int(port)))
+    return nodes, [unquote(s) for s in parts.path.split("/") if s], unquote(user), unquote(password)
+
+
+def _with_user(settings: Settings, user: str, password: str) -> Settings:
+    return settings._replace(username=settings.username or user, password=settings.password or password)
+
+
+def _sentinel_pool(settings: Settings) -> Any:
+    nodes, path, user, password = _hosts(settings.url)
+    if not path:
+        raise ValueError("the path must name the Sentinel's service")
+    tls = settings.url.startswith("rediss")
+    options = _with_user(settings, user, password).options(tls)
+    asking = {n: v for n, v in settings.options(tls).items() if n not in ("username", "password")}
+    sentinel = Sentinel(nodes, sentinel_kwargs={**asking, "ssl": True} if tls else asking)
+    database = int(path[1]) if len(path) > 1 else 0
+    return SentinelConnectionPool(path[0], sentinel, ssl=tls, db=database, **options)
+
+
+def _cluster(settings: Settings) -> Callable[[Call], Any]:
+    """Made on first use: the client asks the nodes for the slots, and Redis may be away when Kong starts."""
+    nodes, _, user, password = _hosts(settings.url)
+    tls = settings.url.startswith("rediss")
+    options = _with_user(settings, user, password).options(tls)
+    lock = threading.Lock()
+    made: list[RedisCluster] = []
+
+    def client() -> RedisCluster:
+        with lock:
+            if not made:
+                made.append(
+                    RedisCluster(
+                        startup_nodes=[ClusterNode(host, port) for host, port in nodes],
+                        cluster_error_retry_attempts=1,
+                        ssl=tls,
+                        **{n: v for n, v in options.items() if n not in ("retry", "driver_info")},
+                        retry=Retry(NoBackoff(), 1),
+                    )
+                )
+            return made[0]
+
+    def run(call: Call) -> Any:
+        try:
+            return client().execute_command(*call.command())
+        except NoScriptError:
+            return client().execute_command(*call.full_command())
+
+    return run
+
+
+_shared: WeakValueDictionary[Settings, RedisLedger] = WeakValueDictionary()
+_shared_lock = threading.Lock()
+
+
+def shared(settings: Settings) -> RedisLedger:
+    """The one ledger for these settings: Kong makes new instances with every configuration. Raises ConfigError."""
+    with _shared_lock:
+        ledger = _shared.get(settings)
+        if ledger is None:
+            ledger = _shared[settings] = RedisLedger(settings)
+        return ledger

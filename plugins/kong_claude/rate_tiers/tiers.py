@@ -1,0 +1,144 @@
+"""Tiers: named sets of limits, read from the configuration once. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from kong_claude.decision import ConfigError
+from kong_claude.trust.ledger import PERIODS, Slot, Window, micro_usd
+
+# A lease that nobody renews (no attestation carries it to the invoker, or the ledger is this process) must outlive
+# the longest run; the log phase ends it.
+UNRENEWED_TTL = 3600  # seconds
+
+
+@dataclass(frozen=True)
+class Tier:
+    """What its callers may use. None and () mean: not limited by this tier."""
+
+    name: str
+    windows: tuple[Window, ...]
+    slot: Slot
+    models: tuple[str, ...] = ()
+    tools: tuple[str, ...] | None = None  # () allows none
+    max_turns: int | None = None
+    max_usd_per_run: float | None = None
+
+    @property
+    def takes_lease(self) -> bool:
+        return self.slot.concurrent is not None or self.has_budget
+
+    @property
+    def has_budget(self) -> bool:
+        return self.slot.usd_day is not None or self.slot.usd_month is not None
+
+    def clamp(self) -> dict[str, Any]:
+        """What binds the invoker, whatever the body asks for."""
+        given = {
+            "models": list(self.models) or None,
+            "max_turns": self.max_turns,
+            "max_usd": self.max_usd_per_run,
+            "tools": None if self.tools is None else list(self.tools),
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def tiers_from_config(config: Mapping[str, Any], ttl: float) -> tuple[dict[str, Tier], Tier]:
+    """All tiers by name, and the default one. Raises ConfigError.
+
+    Limits at the top level (as Kong's rate-limiting has them) make a tier of their own, `default`.
+    """
+    tiers: dict[str, Tier] = {}
+    for number, section in enumerate(config.get("tiers") or (), start=1):
+        tier = _tier(section, f"tiers.{number}", ttl)
+        if tier.name in tiers:
+            raise ConfigError(f"tiers.{number}.name", f"there are two tiers {tier.name!r}")
+        tiers[tier.name] = tier
+    plain = {name: config[name] for name in (*PERIODS, "burst", "concurrent") if config.get(name) is not None}
+    if plain:
+        if "default" in tiers:
+            raise ConfigError(
+                next(iter(plain)), "limits at the top level are the tier 'default', which tiers names too"
+            )
+        tiers["default"] = _tier({"name": "default", **plain}, "", ttl)
+    if not tiers:
+        raise ConfigError("tiers", "no limits are given")
+    name = config.get("default_tier") or ("default" if "default" in tiers or len(tiers) > 1 else next(iter(tiers)))
+    if name not in tiers:
+        raise ConfigError("default_tier", f"must name one of the tiers: {', '.join(tiers)}")
+    return tiers, tiers[name]
+
+
+def _tier(section: Mapping[str, Any], path: str, ttl: float) -> Tier:
+    prefix = f"{path}." if path else ""
+    windows = _windows(section, prefix)
+    day, month = _money(section, "usd_per_day", prefix), _money(section, "usd_per_month", prefix)
+    run = _money(section, "max_usd_per_run", prefix)
+    if (day is not None or month is not None) and not run:
+        raise ConfigError(f"{prefix}max_usd_per_run", "is needed with a budget: it is what each run reserves")
+    if run and any(budget is not None and budget < run for budget in (day, month)):
+        raise ConfigError(f"{prefix}max_usd_per_run", "is more than the budget, so that no run could start")
+    tools = section.get("tools")
+    return Tier(
+        name=str(section["name"]),
+        windows=windows,
+        slot=Slot(
+            concurrent=_whole(section, "concurrent", prefix),
+            usd=(run or 0) if day is not None or month is not None else 0,
+            usd_day=day,
+            usd_month=month,
+            ttl_ms=int(ttl * 1000),
+        ),
+        models=tuple(section.get("models") or ()),
+        tools=None if tools is None else tuple(tools),
+        max_turns=_whole(section, "max_turns", prefix),
+        max_usd_per_run=section.get("max_usd_per_run"),
+    )
+
+
+def _windows(section: Mapping[str, Any], prefix: str) -> tuple[Window, ...]:
+    limits = [(name, limit) for name in PERIODS if (limit := _whole(section, name, prefix)) is not None]
+    burst = _whole(section, "burst", prefix)
+    if burst is not None and not limits:
+        raise ConfigError(f"{prefix}burst", "needs a limit (such as second) to add to")
+    for (_, lower), (name, upper) in pairwise(limits):
+        if upper < lower:
+            raise ConfigError(f"{prefix}{name}", "must not be lower than the limit of a shorter window")
+    return tuple(
+        Window(name, limit, burst if burst is not None and n == 0 else -1) for n, (name, limit) in enumerate(limits)
+    )
+
+
+def _whole(section: Mapping[str, Any], name: str, prefix: str) -> int | None:
+    value = section.get(name)
+    if value is None:
+        return None
+    least = 0 if name == "burst" else 1
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < least:
+        raise ConfigError(f"{prefix}{name}", f"must be a whole number of at least {least}")
+    return int(value)
+
+
+def _money(section: Mapping[str, Any], name: str, prefix: str) -> int | None:
+    value = section.get(name)
+    if value is None:
+        return None
+    try:
+        amount = micro_usd(float(value))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{prefix}{name}", "must be an amount in US dollars") from error
+    if amount <= 0:
+        raise ConfigError(f"{prefix}{name}", "must be more than 0")
+    return amount
+
+
+def first_known(names: Sequence[str], tiers: Mapping[str, Tier]) -> str | None:
+    """Of a consumer's tags or groups, the first that names a tier, plainly or as `tier:<name>`."""
+    for name in names:
+        plain = name.removeprefix("tier:")
+        if plain in tiers:
+            return plain
+    return None
