@@ -59,8 +59,8 @@ def read_message(data: bytes, *, closed: bool, bodyless: bool = False) -> Messag
     first, *lines = data[:end].split(b"\r\n")
     headers = []
     for line in lines:
-        name, _, value = line.partition(b":")
-        headers.append([text(name), text(value.removeprefix(b" "))])
+        name, _, content = line.partition(b":")
+        headers.append([text(name), text(content.removeprefix(b" "))])
     value: dict[str, Any] = {"start": text(first), "headers": headers}
     is_request = not first.startswith(b"HTTP/")
     low = [(str(n).lower(), str(v).strip().lower()) for n, v in headers]
@@ -83,7 +83,8 @@ def read_message(data: bytes, *, closed: bool, bodyless: bool = False) -> Messag
 
 
 def _chunked(data: bytes, at: int, value: dict[str, Any], *, closed: bool) -> Message:
-    body, sizes = b"", []
+    body = b""
+    sizes: list[int] = []
     while True:
         end = data.find(b"\r\n", at)
         size = int(data[at:end].split(b";")[0], 16) if end >= 0 else -1
