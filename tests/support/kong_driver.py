@@ -113,17 +113,18 @@ def _get_header(request: Request, name: str) -> Any:
     return values[0] if isinstance(values, list) else values
 
 
+# Setters know names without case only: `x_a` is another header than `x-a` (service/set_header-name-underscore).
 def _set_all(target: str) -> Callable[[Request, dict[str, Any]], None]:
-    return lambda request, headers: getattr(request, target).update({_name(k): v for k, v in headers.items()})
+    return lambda request, headers: getattr(request, target).update({k.lower(): v for k, v in headers.items()})
 
 
 def _set_one(target: str) -> Callable[[Request, str, Any], None]:
-    return lambda request, name, value: getattr(request, target).__setitem__(_name(name), value)
+    return lambda request, name, value: getattr(request, target).__setitem__(name.lower(), value)
 
 
 def _clear(request: Request, name: str) -> None:
-    request.removed_headers.append(_name(name))
-    request.upstream_headers.pop(_name(name), None)
+    request.removed_headers.append(name.lower())
+    request.upstream_headers.pop(name.lower(), None)
 
 
 _HANDLERS: dict[str, Callable[..., Any]] = {
@@ -244,9 +245,11 @@ class Server:
     process: subprocess.Popen[bytes]
     socket_path: str
     log_path: str
+    stock: bool = False
+    timeout: float = 30.0
 
-    def driver(self, timeout: float = 30.0) -> Driver:
-        return Driver(self.socket_path, timeout)
+    def driver(self, timeout: float | None = None) -> Driver:
+        return Driver(self.socket_path, timeout or self.timeout)
 
     @property
     def log(self) -> str:
@@ -270,7 +273,7 @@ def plugin_server(
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **(env or {})}
         )
-    server = Server(process, f"{prefix}/s.sock", log_path)
+    server = Server(process, f"{prefix}/s.sock", log_path, stock)
     try:
         _wait_until_accepting(server)
         yield server
