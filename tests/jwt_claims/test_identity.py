@@ -1,0 +1,267 @@
+"""What a request that passes carries on: facts for other plugins, headers, attestation, consumer. All over the socket."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kong_claude.trust.attestation import HEADER, signer_from_config, verify
+from tests.jwt_claims.conftest import Send
+from tests.jwt_claims.support import ATTESTATION, ISSUER, bearer, config, issuer, token
+from tests.support.kong_driver import Event
+
+ALICE = {"id": "b32379d9-3d28-5683-a79c-72139be6e34f", "username": "alice", "custom_id": "alice-custom", "tags": []}
+GUEST = {"id": "11111111-2222-4333-8444-555555555555", "username": "guest"}
+
+
+def load(*known: dict[str, Any]) -> dict[str, Any]:
+    """Answers `kong.client.load_consumer` as Kong does: by username or id, only when told to search."""
+
+    def find(name: Any, search: bool = False) -> Any:
+        assert search is True, "Kong raises a Lua error for a name that is no UUID"
+        return next((c for c in known if name in (c["username"], c["id"])), None)
+
+    return {"kong.client.load_consumer": find}
+
+
+def upstream(event: Event) -> dict[str, Any]:
+    """The arguments of the only set_headers call, names as sent."""
+    (call,) = [args for method, args in event.calls if method == "kong.service.request.set_headers"]
+    return call[0]
+
+
+def attested(event: Event) -> dict[str, Any]:
+    signer = signer_from_config(ATTESTATION)
+    return verify(upstream(event)[HEADER], signer.keys, issuer="kong-claude", audience="claude-invoker")
+
+
+def test_three_calls_for_a_pass_and_two_for_a_refusal(send: Send) -> None:
+    event, _ = send(config(), bearer(token()))
+    assert event.methods == ["kong.request.get_headers", "kong.service.request.set_headers", "kong.ctx.shared.set"]
+    event, _ = send(config(), {"x-request-id": "r-1"})
+    assert event.methods == ["kong.request.get_headers", "kong.response.exit"]
+
+
+def test_the_identity_in_facts_and_attestation(send: Send) -> None:
+    compact = token(scope="read write", email="alice@example.com", org={"id": 7}, roles=["claude:invoke", "dev"])
+    event, request = send(config(permissions_claim="scope", forward_claims=["org.id", "absent"]), bearer(compact))
+    who = {
+        "idp": ISSUER,
+        "perms": ["read", "write"],
+        "email": "alice@example.com",
+        "tid": "t-1",
+        "claims": {"org.id": 7},
+    }
+    identity = {"sub": "alice", "tier": "pro", "roles": ["claude:invoke", "dev"], "who": who}
+    assert request.shared == {"claude_identity": {**identity, "mark": "the-route"}}
+    found = attested(event)
+    assert {name: found[name] for name in identity} == identity
+    assert found["chk"] == ["jwt-claims"]
+    assert (found["mth"], found["pth"], found["rid"]) == ("POST", "/claude/invoke", "r-1")
+
+
+def test_other_claim_names(send: Send) -> None:
+    settings = config(
+        rules=None, subject_claim="user.name", tier_claim="https://example.com/tier", roles_claim="realm_access.roles"
+    )
+    compact = token(
+        user={"name": "bob"}, **{"https://example.com/tier": "free"}, realm_access={"roles": ["r"]}, tier="enterprise"
+    )
+    shared = send(settings, bearer(compact))[1].shared["claude_identity"]
+    assert (shared["sub"], shared["tier"], shared["roles"]) == ("bob", "free", ["r"])
+
+
+def test_issuers_keep_their_subjects_apart(send: Send) -> None:
+    two = issuer("RS256", issuer="https://two.example/", subject_prefix="two:")
+    settings = config(issuers=[issuer(), two])
+    assert send(settings, bearer(token()))[1].shared["claude_identity"]["sub"] == "alice"
+    other = token("RS256", iss="https://two.example/")
+    assert send(settings, bearer(other))[1].shared["claude_identity"]["sub"] == "two:alice"
+
+
+def test_plain_headers(send: Send) -> None:
+    headers = upstream(send(config(), bearer(token()))[0])
+    assert (headers["X-Claude-Subject"], headers["X-Claude-Tier"]) == ("alice", "pro")
+    headers = upstream(send(config(), bearer(token(sub="Zoë 100%", tier=None)))[0])
+    assert headers["X-Claude-Subject"] == "Zo%C3%AB 100%25"
+    assert headers["X-Claude-Tier"] == {}  # an empty table removes
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x-claude-subject",
+        "x_claude_subject",
+        "x-claude_subject",
+        "x-claude-tier",
+        "x_claude_tier",
+        "x-consumer-id",
+        "x_consumer_id",
+        "x-consumer-custom-id",
+        "x-consumer-username",
+        "x_consumer-username",
+        "x-credential-identifier",
+        "x-anonymous-consumer",
+        "x-claude-attestation",
+        "x_claude_attestation",
+        "x-claude_attestation",
+    ],
+)
+def test_what_the_client_sends_under_our_names_does_not_pass(send: Send, name: str) -> None:
+    event, _ = send(config(), bearer(token(), **{name: "forged"}))
+    written = {key.lower(): value for key, value in upstream(event).items()}
+    assert written[name] != "forged"
+    if "_" in name or name.startswith(("x-consumer", "x-credential", "x-anonymous")):
+        assert written[name] == {}
+
+
+def test_a_subject_never_lingers_from_an_earlier_attestation(send: Send) -> None:
+    """A stolen attestation of the same request id gives nothing to another caller."""
+    event, _ = send(config(), bearer(token(sub="boss", tier="enterprise", roles=["claude:invoke", "root"])))
+    stolen = upstream(event)[HEADER]
+    event, _ = send(config(), bearer(token(tier=None), **{HEADER.lower(): stolen}))
+    found = attested(event)
+    assert found["sub"] == "alice"
+    assert "tier" not in found
+    assert found["roles"] == ["claude:invoke"]
+
+
+def test_without_attestation_a_forged_one_is_removed(send: Send) -> None:
+    event, _ = send(config(attestation=None), bearer(token(), **{HEADER.lower(): "forged"}))
+    assert upstream(event)[HEADER] == {}
+
+
+PLACES: list[tuple[dict[str, Any], dict[str, Any], int | None]] = [
+    ({}, {"cookie": "jwt={good}"}, 401),
+    ({"cookie_names": ["jwt"]}, {"cookie": "a=1; jwt={good}; b=2"}, None),
+    ({"cookie_names": ["jwt"]}, {"cookie": "xjwt={good}"}, 401),
+    ({"cookie_names": ["jwt"]}, {"cookie": "jwt="}, 401),
+    ({"cookie_names": ["jwt"]}, {"cookie": "jwt={good}; jwt={other}"}, 401),
+    ({"cookie_names": ["jwt"]}, {"cookie": "jwt={good}; jwt={good}"}, None),
+    ({"cookie_names": ["jwt"]}, {"cookie": "jwt={good}", "authorization": "Bearer {other}"}, 401),
+    ({"cookie_names": ["jwt"]}, {"cookie": "jwt={good}", "authorization": "Bearer {good}"}, None),
+    ({"header_names": ["X-Token"]}, {"x-token": "Bearer {good}"}, None),
+    ({"header_names": ["X-Token"]}, {"authorization": "Bearer {good}"}, 401),
+    ({"header_names": ["X-Token", "authorization"]}, {"x-token": "bearer {good}", "authorization": "Basic x"}, None),
+]
+
+
+@pytest.mark.parametrize(("fields", "headers", "status"), PLACES)
+def test_places(send: Send, fields: dict[str, Any], headers: dict[str, str], status: int | None) -> None:
+    tokens = {"good": token(), "other": token(sub="bob")}
+    sent = {name: value.format(**tokens) for name, value in headers.items()}
+    event, _ = send(config(**fields), {"x-request-id": "r-1", **sent})
+    assert (event.exit and event.exit.status) == status
+
+
+def test_a_token_in_the_query_goes_no_further(send: Send) -> None:
+    compact = token()
+    uri = {
+        "kong.nginx.get_var": lambda name: (
+            f"/p%20q?a=1&jwt={compact}&j%77t={compact}&b=%20" if name == "request_uri" else None
+        )
+    }
+    event, _ = send(config(uri_param_names=["jwt"]), {"x-request-id": "r-1"}, answers=uri)
+    assert event.exit is None
+    assert ("kong.service.request.set_raw_query", ["a=1&b=%20"]) in event.calls
+    serialized = dict(args for method, args in event.calls if method == "kong.log.set_serialize_value")
+    assert serialized == {"request.uri": "/p%20q?a=1&b=%20", "request.url": "/p%20q?a=1&b=%20"}
+
+
+def test_a_refused_token_in_the_query_is_not_logged_either(send: Send) -> None:
+    uri = {"kong.nginx.get_var": "/p?jwt=bad&jwt=worse"}
+    event, _ = send(config(uri_param_names=["jwt"]), {"x-request-id": "r-1"}, answers=uri)
+    assert event.exit.status == 401
+    assert ("kong.service.request.set_raw_query", [""]) in event.calls
+    assert "bad" not in str(event.calls[:-1])
+
+
+def test_the_consumer_that_a_claim_names(send: Send) -> None:
+    settings = config(consumer_claim="sub")
+    event, request = send(settings, bearer(token(), **{"x-consumer-username": "forged"}), answers=load(ALICE))
+    (authenticate,) = [args for method, args in event.calls if method == "kong.client.authenticate"]
+    consumer, credential = authenticate
+    assert consumer == ALICE
+    assert credential["consumer"] == {"id": ALICE["id"]}
+    headers = upstream(event)
+    assert headers["X-Consumer-ID"] == ALICE["id"]
+    assert headers["X-Consumer-Username"] == "alice"
+    assert headers["X-Consumer-Custom-ID"] == "alice-custom"
+    assert headers["X-Credential-Identifier"] == "alice"
+    assert request.shared["claude_identity"]["who"]["con"] == "alice"
+    assert request.shared["claude_identity"]["who"]["crd"] == credential["id"]
+    assert attested(event)["who"]["con"] == "alice"
+
+
+@pytest.mark.parametrize("claim", ["absent", "roles", "x"])
+def test_a_claim_that_names_no_consumer(send: Send, claim: str) -> None:
+    event, request = send(config(consumer_claim=claim), bearer(token(x="nobody")), answers=load(ALICE))
+    assert event.exit is None
+    assert "kong.client.authenticate" not in event.methods
+    assert "con" not in request.shared["claude_identity"]["who"]
+
+
+ANONYMOUS = config(anonymous="guest")
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"authorization": "Bearer x"}, bearer(token(exp=1)), {"authorization": "Bearer"}]
+)
+def test_anonymous(send: Send, headers: dict[str, Any]) -> None:
+    event, request = send(ANONYMOUS, {"x-request-id": "r-1", **headers}, answers=load(GUEST))
+    assert event.exit is None
+    assert ("kong.client.authenticate", [GUEST]) in event.calls
+    sent = upstream(event)
+    assert sent["X-Anonymous-Consumer"] == "true"
+    assert sent["X-Consumer-Username"] == "guest"
+    assert request.shared["claude_identity"]["sub"] == "consumer:guest"
+    assert "tier" not in request.shared["claude_identity"]
+
+
+def test_anonymous_is_no_way_around_the_rules(send: Send) -> None:
+    event, _ = send(ANONYMOUS, bearer(token(roles=[])), answers=load(GUEST))
+    assert event.exit.status == 403
+
+
+def test_an_anonymous_consumer_that_does_not_exist(send: Send) -> None:
+    event, request = send(ANONYMOUS, {"x-request-id": "r-1"}, answers=load())
+    assert event.exit.status == 500
+    assert not request.shared
+    assert any("doesn't exist" in str(args) for _, args in request.log)
+
+
+def test_anonymous_after_another_authentication(send: Send) -> None:
+    answers = {"kong.client.get_credential": {"id": "c"}, "kong.client.get_consumer": ALICE}
+    event, request = send(ANONYMOUS, {"x-request-id": "r-1", "x-consumer-username": "alice"}, answers=answers)
+    assert event.exit is None
+    assert request.shared["claude_identity"]["sub"] == "consumer:alice"
+    assert "x-consumer-username" not in upstream(event)  # the other plugin's own
+
+
+def test_preflight(send: Send) -> None:
+    assert send(config(), {"x-request-id": "r-1"}, method="OPTIONS")[0].exit.status == 401
+    settings = config(run_on_preflight=False)
+    event, request = send(settings, {"x-request-id": "r-1", "x-claude-subject": "boss"}, method="OPTIONS")
+    assert event.exit is None
+    found = attested(event)
+    assert found["chk"] == []
+    assert "sub" not in found
+    assert upstream(event)["x-claude-subject"] == {}
+    assert request.shared["claude_identity"] == {"mark": "the-route"}
+    assert send(settings, {"x-request-id": "r-1"}, method="POST")[0].exit.status == 401
+
+
+def test_problem_details(send: Send) -> None:
+    event, _ = send(config(realm="claude"), {"x-request-id": "r-1", "accept": "application/problem+json"})
+    assert event.exit.headers == {
+        "Content-Type": "application/problem+json",
+        "WWW-Authenticate": 'Bearer realm="claude"',
+    }
+    assert event.exit.body == {
+        "type": "urn:kong-claude:problem:no_token",
+        "title": "Unauthorized",
+        "status": 401,
+        "detail": "a bearer token is needed",
+        "request_id": "r-1",
+    }
