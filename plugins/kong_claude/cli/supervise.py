@@ -56,6 +56,7 @@ class Supervisor:
     def start(self, part: Part) -> None:
         """Starts a part and waits until it is ready. Raises PartFailed."""
         process = self._spawn(part)
+        self.running.append((part, process))
         deadline = time.monotonic() + part.ready_within
         while not self.stopping.is_set():
             if part.ready():
@@ -69,16 +70,14 @@ class Supervisor:
     def watch(self) -> str | None:
         """Restarts parts that die, until `stopping` is set; the name of a part that dies again and again."""
         while not self.stopping.wait(0.2):
-            for index, (part, process) in enumerate(self.running):
+            for index, (part, process) in enumerate(list(self.running)):
                 if process.poll() is None:
                     continue
                 recent = [t for t in self.starts[part.name] if t > time.monotonic() - WINDOW]
                 if len(recent) > RESTARTS:
                     return part.name
                 self.say(part.name, f"ended with {process.returncode}, starting it again")
-                del self.running[index]
-                self._spawn(part, at=index)
-                break
+                self.running[index] = (part, self._spawn(part))
         return None
 
     def stop(self) -> None:
@@ -118,7 +117,7 @@ class Supervisor:
             return label
         return f"\x1b[{COLOURS[sum(map(ord, name)) % len(COLOURS)]}m{label}\x1b[0m"
 
-    def _spawn(self, part: Part, at: int | None = None) -> subprocess.Popen[str]:
+    def _spawn(self, part: Part) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             part.command,
             env=dict(part.environment),
@@ -131,7 +130,6 @@ class Supervisor:
             preexec_fn=_die_with_parent,
         )
         self.starts.setdefault(part.name, []).append(time.monotonic())
-        self.running.insert(len(self.running) if at is None else at, (part, process))
         self._tails[part.name] = []
         threading.Thread(target=self._read, args=(part, process), daemon=True).start()
         return process

@@ -1,0 +1,88 @@
+"""The whole stack, once per run: real plugin server, Redis, CLI; minikong stands for Kong."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = str(Path(sys.executable).parent / "kong-claude")
+# What must not leak into a stack under test.
+FOREIGN = ("ANTHROPIC_", "CLAUDE", "KONG_", "INVOKER_", "REDIS_URL")
+
+
+def own_environment(home: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    return kept | {"KONG_CLAUDE_HOME": str(home)}
+
+
+def free_port() -> int:
+    """A port that is free together with the loopback address the stack derives from it."""
+    while True:
+        port = random.randint(20000, 30000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+
+
+@dataclass
+class Gateway:
+    """What a scenario needs of a stack, whichever gateway runs it."""
+
+    url: str
+    invoker: str
+    home: Path
+    pid: int
+
+    def token(self, subject: str = "alice", *options: str) -> str:
+        command = [COMMAND, "token", "--sub", subject, *options]
+        return subprocess.run(
+            command, env=own_environment(self.home), capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    def client(self, subject: str | None = None, *options: str, timeout: float = 60) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.token(subject, *options)}"} if subject else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
+
+    def record(self) -> list[dict[str, Any]]:
+        """What reached the stand-in of the Messages API."""
+        path = self.home / "standin.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def processes(self, word: str) -> list[psutil.Process]:
+        """The stack's own processes whose command line has `word`."""
+        found = []
+        for process in psutil.Process(self.pid).children(recursive=True):
+            try:
+                if word in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+
+def up(home: Path, port: int, *options: str, config: Path = ROOT / "kong.yml") -> subprocess.CompletedProcess[str]:
+    command = [COMMAND, "up", "--detach", "--port", str(port), "--config", str(config), *options]
+    return subprocess.run(command, env=own_environment(home), capture_output=True, text=True, timeout=110, check=False)
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    home = tmp_path_factory.mktemp("stack")
+    started = up(home, free_port())
+    assert started.returncode == 0, started.stdout + started.stderr
+    running = json.loads((home / "stack.json").read_text())
+    yield Gateway(running["proxy"], running["invoker"], home, running["pid"])
+    subprocess.run([COMMAND, "down"], env=own_environment(home), check=True, timeout=60)

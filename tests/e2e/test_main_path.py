@@ -1,0 +1,177 @@
+"""A token, a prompt, an answer: the promises of the README, through every part."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import Gateway
+
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(240)]
+PROMPT = {"prompt": "hi", "system": "Be brief."}
+
+
+def system_text(entry: dict[str, object]) -> str:
+    system = entry["system"]
+    if isinstance(system, str):
+        return system
+    assert isinstance(system, list)
+    return "".join(block["text"] for block in system)
+
+
+def test_a_prompt_is_answered_and_carries_the_gateways_words(gateway: Gateway) -> None:
+    before = len(gateway.record())
+    with gateway.client("alice", "--tier", "pro") as client:
+        answer = client.post("/claude/invoke", json=PROMPT, headers={"X-Repo": "org/app", "X-Branch": "main"})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["result"]
+    assert answer.headers["x-claude-model"]
+    assert float(answer.headers["x-response-time"]) > 0
+    assert answer.headers["x-ratelimit-limit-minute"] == "60"
+    assert int(answer.headers["x-ratelimit-remaining-minute"]) < 60
+    texts = [system_text(entry) for entry in gateway.record()[before:] if entry.get("system")]
+    ours = next(text for text in texts if "Be brief." in text)
+    head = ours[ours.index("You are a code review assistant. ") :]
+    assert head.startswith("You are a code review assistant. Be brief.")
+    assert "org/app" in ours
+    assert "main" in ours
+
+
+@pytest.mark.parametrize("path", ["/claude/repos/org/app/invoke"])
+def test_the_repository_may_stand_in_the_path(gateway: Gateway, path: str) -> None:
+    before = len(gateway.record())
+    with gateway.client("repo-caller", "--tier", "pro") as client:
+        answer = client.post(path, json=PROMPT)
+    assert answer.status_code == 200, answer.text
+    assert any("org/app" in json.dumps(entry) for entry in gateway.record()[before:])
+
+
+def test_the_separate_plugins_give_the_same(gateway: Gateway) -> None:
+    before = len(gateway.record())
+    with gateway.client("separate", "--tier", "pro") as client:
+        answer = client.post("/claude/invoke", json=PROMPT, headers={"X-Repo": "org/app", "X-Claude-Demo": "separate"})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-ratelimit-limit-minute"] == "60"
+    assert any("You are a code review assistant. Be brief." in json.dumps(e) for e in gateway.record()[before:])
+
+
+def test_refusals(gateway: Gateway) -> None:
+    with gateway.client() as nobody, gateway.client("bob", "--no-role") as roleless, gateway.client("eve") as eve:
+        missing = nobody.post("/claude/invoke", json=PROMPT)
+        assert missing.status_code == 401
+        assert missing.headers["www-authenticate"].startswith("Bearer")
+        assert set(missing.json()) == {"message", "request_id"}
+        assert roleless.post("/claude/invoke", json=PROMPT).status_code == 403
+        broken = eve.post("/claude/invoke", content=b"not json", headers={"Content-Type": "application/json"})
+        assert broken.status_code == 400, broken.text
+        problem = nobody.post("/claude/invoke", json=PROMPT, headers={"Accept": "application/problem+json"})
+        assert problem.headers["content-type"].startswith("application/problem+json")
+
+
+def test_over_the_limit(gateway: Gateway) -> None:
+    with gateway.client("greedy", "--tier", "free") as client:
+        # Not JSON: the run is refused at once, but the gateway has counted the request.
+        for _ in range(10):
+            assert client.post("/claude/invoke", content=b"x").status_code != 429
+        refused = client.post("/claude/invoke", json=PROMPT)
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    assert "minute" in refused.text
+
+
+def test_events_arrive_one_by_one(gateway: Gateway) -> None:
+    arrivals: list[float] = []
+    with gateway.client("streamer", "--tier", "pro") as client:
+        request = {"prompt": "slow: tell me a long story", "system": "Be brief."}
+        with client.stream("POST", "/claude/invoke", json=request, headers={"Accept": "text/event-stream"}) as answer:
+            assert answer.status_code == 200
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            for line in answer.iter_lines():
+                if line == "event: content_block_delta":
+                    arrivals.append(time.monotonic())
+    # The stand-in spreads a slow answer over more than a second; a buffering hop would deliver it at once.
+    assert len(arrivals) > 3
+    assert arrivals[-1] - arrivals[0] > 0.5
+
+
+def test_a_job_is_accepted_and_done(gateway: Gateway) -> None:
+    with gateway.client("worker-bee", "--tier", "pro") as client:
+        accepted = client.post("/claude/jobs", json=PROMPT)
+        assert accepted.status_code == 202, accepted.text
+        location = accepted.headers["location"]
+        assert location.startswith("/claude/jobs/")
+        deadline = time.monotonic() + 60
+        while (job := client.get(location).json())["state"] not in ("done", "failed"):
+            assert time.monotonic() < deadline, job
+            time.sleep(0.2)
+        assert job["state"] == "done", job
+        assert "result" in json.dumps(job)
+    with gateway.client("somebody-else", "--tier", "pro") as client:
+        assert client.get(location).status_code == 404
+
+
+def test_limits_are_reported(gateway: Gateway) -> None:
+    with gateway.client("counter", "--tier", "pro") as client:
+        report = client.get("/claude/limits")
+    assert report.status_code == 200, report.text
+    assert report.json()["tier"] == "pro"
+
+
+def test_metrics_show_what_happened(gateway: Gateway) -> None:
+    with gateway.client() as nobody:
+        nobody.post("/claude/invoke", json=PROMPT)
+    with gateway.client("alice") as plain, gateway.client("root", "--role", "admin") as admin:
+        assert plain.get("/claude/metrics").status_code == 403
+        deadline = time.monotonic() + 10
+        while True:
+            text = admin.get("/claude/metrics").text
+            if 'claude_requests_total{method="POST",route="claude-invoke",status="401"}' in text:
+                break
+            assert time.monotonic() < deadline, text[:2000]
+            time.sleep(0.2)
+    assert "claude_request_duration_seconds_bucket" in text
+    assert "claude_active_connections" in text
+
+
+@pytest.mark.parametrize("path", ["/invoke", "/claude/invoke", "/jobs", "/runs/x", "/claude/dashboard"])
+def test_past_the_gateway_there_is_nothing(gateway: Gateway, path: str) -> None:
+    answers = [
+        httpx.post(gateway.invoker + path, json=PROMPT),
+        httpx.post(gateway.invoker + path, json=PROMPT, headers={"Authorization": f"Bearer {gateway.token()}"}),
+        httpx.post(gateway.invoker + path, json=PROMPT, headers={"X-Claude-Attestation": gateway.token()}),
+    ]
+    assert {answer.status_code for answer in answers} <= {401, 405}
+    assert answers[0].status_code == 401 or path != "/invoke"
+
+
+def test_a_killed_plugin_server_lets_nobody_in(gateway: Gateway) -> None:
+    answered: list[int] = []
+    stop = threading.Event()
+
+    def knock() -> None:
+        with gateway.client() as nobody:
+            while not stop.is_set():
+                answered.append(nobody.post("/claude/invoke", json=PROMPT).status_code)
+
+    knocking = [threading.Thread(target=knock) for _ in range(4)]
+    for thread in knocking:
+        thread.start()
+    for _ in range(3):
+        time.sleep(0.7)
+        servers = gateway.processes("kong-claude-pluginserver")
+        assert servers
+        for server in servers:
+            server.kill()
+    time.sleep(1.5)
+    stop.set()
+    for thread in knocking:
+        thread.join(30)
+    assert len(answered) > 50
+    assert set(answered) <= {401, 500, 503}, set(answered)
+    assert 401 in answered[-20:]
+    with gateway.client("after-the-kill", "--tier", "pro") as client:
+        assert client.post("/claude/invoke", json=PROMPT).status_code == 200
