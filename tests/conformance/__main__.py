@@ -6,15 +6,18 @@ Prints passed and failed cases per file and category and writes build/conformanc
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import logging
 import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.conformance import schema_cases
+from tests.conformance import netns, schema_cases
 
 HERE = Path(__file__).parent
 FILES = ("schema-validation", "pdk-phase-matrix", "pdk-calls", "http-behaviour", "lifecycle")
@@ -25,10 +28,37 @@ def _cases(path: Path, prefixes: list[str]) -> list[dict[str, Any]]:
     return [row for row in rows if not prefixes or any(row["id"].startswith(p) for p in prefixes)]
 
 
-def _replayer(name: str) -> Any:
+async def _run(name: str, cases: list[dict[str, Any]], data: Path, report: Callable[[str, str | None], None]) -> None:
     if name == "schema-validation":
-        return schema_cases.replay
-    return None
+        for case in cases:
+            report(case["id"], _guarded(lambda case=case: schema_cases.replay(case, data)))
+        return
+    from tests.conformance import http_cases, pdk_cases
+    from tests.conformance.stage import Stage
+
+    replays = {
+        "http-behaviour": http_cases.replay,
+        "pdk-calls": pdk_cases.replay,
+        "pdk-phase-matrix": pdk_cases.replay_matrix,
+    }
+    if name not in replays:
+        return
+    async with Stage(data) as stage:
+        for case in cases:
+            try:
+                async with asyncio.timeout(60):
+                    problem = await replays[name](case, stage)
+            except Exception:
+                problem = traceback.format_exc()
+                await stage.close_gateway()
+            report(case["id"], problem)
+
+
+def _guarded(replay: Callable[[], str | None]) -> str | None:
+    try:
+        return replay()
+    except Exception:
+        return traceback.format_exc()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,40 +69,40 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-v", "--verbose", action="store_true", help="print what differs")
     parser.add_argument("--out", type=Path, default=HERE.parents[1] / "build" / "conformance.json")
     options = parser.parse_args(argv)
+    if not netns.isolate():
+        print("no network namespace of our own: ports 8000, 8443, 9000 and 9001 must be free", file=sys.stderr)
+    logging.getLogger("minikong").setLevel(logging.CRITICAL)
     summary: dict[str, Any] = {}
     for name in options.file or FILES:
         path = options.data / f"{name}.jsonl"
-        replay = _replayer(name)
-        if not path.exists() or replay is None:
-            continue
-        started = time.monotonic()
-        passed: Counter[str] = Counter()
-        total: Counter[str] = Counter()
-        failed: list[str] = []
-        for case in _cases(path, options.only):
-            category = case["id"].partition("/")[0]
-            total[category] += 1
-            try:
-                problem = replay(case, options.data)
-            except Exception:
-                problem = traceback.format_exc()
-            if problem is None:
-                passed[category] += 1
-            else:
-                failed.append(case["id"])
-                if options.verbose:
-                    print(f"FAILED {name} {case['id']}\n    {problem}", flush=True)
-        print(f"{name}: {passed.total()}/{total.total()} in {time.monotonic() - started:.1f} s")
-        for category in total:
-            print(f"    {category}: {passed[category]}/{total[category]}")
-        summary[f"{name}.jsonl"] = {
-            "passed": passed.total(),
-            "total": total.total(),
-            "failed_ids": failed,
-        }
+        if path.exists():
+            summary[f"{name}.jsonl"] = _file(name, _cases(path, options.only), options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(summary, indent=1) + "\n")
     return 1 if any(s["failed_ids"] for s in summary.values()) else 0
+
+
+def _file(name: str, cases: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    started = time.monotonic()
+    passed: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    failed: list[str] = []
+
+    def report(case_id: str, problem: str | None) -> None:
+        category = case_id.partition("/")[0]
+        total[category] += 1
+        if problem is None:
+            passed[category] += 1
+            return
+        failed.append(case_id)
+        if options.verbose:
+            print(f"FAILED {name} {case_id}\n    {problem}", flush=True)
+
+    asyncio.run(_run(name, cases, options.data.resolve(), report))
+    print(f"{name}: {passed.total()}/{total.total()} in {time.monotonic() - started:.1f} s")
+    for category in total:
+        print(f"    {category}: {passed[category]}/{total[category]}")
+    return {"passed": passed.total(), "total": total.total(), "failed_ids": failed}
 
 
 if __name__ == "__main__":
