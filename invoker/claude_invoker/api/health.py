@@ -1,0 +1,38 @@
+"""`/healthz`, `/readyz`, `/metrics`: for orchestrators and Prometheus, without attestation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from claude_invoker.runs.engine import Engine
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """The process is alive."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", responses={503: {"description": "Not ready; the body says what is missing"}})
+async def readyz(request: Request) -> Response:
+    """The CLI runs, Redis answers, a warm process waits (where there is a pool)."""
+    engine: Engine = request.app.state.engine
+    checks: dict[str, Any] = {
+        "cli": engine.version or None,
+        "redis": await request.app.state.seen.reachable(),
+        "warm": engine.pool.warm,
+    }
+    ready = bool(engine.version) and checks["redis"] and (engine.pool.warm > 0 or not engine.wants_warm)
+    return JSONResponse({"ready": ready, "checks": checks}, status_code=200 if ready else 503)
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Prometheus text format."""
+    body, content_type = request.app.state.metrics.exposition(request.headers.get("accept", ""))
+    return Response(body, headers={"Content-Type": content_type})

@@ -1,0 +1,127 @@
+"""`POST /invoke`: run the CLI and answer with its result, its event stream, or the file it made."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic import ValidationError
+
+from claude_invoker.additions import with_additions
+from claude_invoker.api.accept import EVENT_STREAM, JSON, preferred
+from claude_invoker.api.links import base, with_links
+from claude_invoker.api.problems import RESPONSES, invalid
+from claude_invoker.api.stream import event_stream
+from claude_invoker.model import InvokeRequest, RunResult
+from claude_invoker.plan import Plan, plan
+from claude_invoker.problem import Problem
+from claude_invoker.runs.engine import Engine
+from claude_invoker.runs.run import Run
+from claude_invoker.trust import Caller, attested
+
+router = APIRouter(tags=["invoke"])
+
+_BODY = {"requestBody": {"required": True, "content": {JSON: {"schema": InvokeRequest.model_json_schema()}}}}
+
+
+async def invocation(request: Request, caller: Annotated[Caller, Depends(attested)]) -> InvokeRequest:
+    """The body with what the gateway adds to it. Raises Problem 400 (not JSON) or 422 (not an invocation)."""
+    try:
+        document = await request.json()
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, "bad-request", "the body is not JSON") from error
+    if not isinstance(document, dict):
+        raise Problem(422, "invalid", "the body is not a JSON object")
+    try:
+        return InvokeRequest.model_validate(with_additions(document, caller.additions))
+    except ValidationError as error:
+        raise invalid(error.errors(include_input=False, include_context=False, include_url=False)) from error
+
+
+def decided(request: Request, invoke: InvokeRequest, caller: Caller) -> Plan:
+    """The plan of an invocation. Raises Problem 403."""
+    engine: Engine = request.app.state.engine
+    return plan(invoke, caller.clamp, engine.settings, isolated=engine.users.isolated)
+
+
+@router.post("/invoke", response_model=RunResult, responses=RESPONSES, openapi_extra=_BODY)
+@router.post("/repos/{owner}/{name}/invoke", response_model=RunResult, responses=RESPONSES, openapi_extra=_BODY)
+async def invoke(
+    request: Request,
+    caller: Annotated[Caller, Depends(attested)],
+    wanted: Annotated[InvokeRequest, Depends(invocation)],
+) -> Response:
+    """Runs the Claude CLI once. `Accept: text/event-stream` streams; another type asks for the one
+    artifact of that type."""
+    began = time.monotonic()
+    engine: Engine = request.app.state.engine
+    run = engine.submit(decided(request, wanted, caller), caller)
+    accept = preferred(request.headers.get("accept"))
+    if accept == EVENT_STREAM:
+        return event_stream(
+            run,
+            0,
+            heartbeat_s=engine.settings.heartbeat_s,
+            grace_s=engine.settings.detach_grace_s,
+            headers={"X-Claude-Run": run.id, "Location": f"{base(request)}/runs/{run.id}"},
+        )
+    result = await _while_connected(request, run)
+    headers = result_headers(run, time.monotonic() - began)
+    if accept == JSON:
+        return JSONResponse(with_links(request, result).model_dump(mode="json"), headers=headers)
+    return artifact_of_type(request, run, accept, headers)
+
+
+def result_headers(run: Run, seconds: float) -> dict[str, str]:
+    return {
+        "X-Claude-Run": run.id,
+        "X-Claude-Model": run.model,
+        "X-Claude-Cost-USD": f"{run.cost_usd:.6f}",
+        "X-Response-Time": f"{seconds:.3f}",
+    }
+
+
+def artifact_of_type(request: Request, run: Run, wanted: str, headers: dict[str, str]) -> Response:
+    """The run's one artifact of a media type (or range such as `image/*`). Raises Problem 406 with the list."""
+    stem = wanted.removesuffix("*")
+    fitting = [a for a in run.artifacts if a.type == wanted or (stem != wanted and a.type.startswith(stem))]
+    if len(fitting) != 1:
+        assert run.result is not None
+        listed: list[dict[str, Any]] = [
+            artifact.model_dump(mode="json") for artifact in with_links(request, run.result).artifacts
+        ]
+        count = "no artifact" if not fitting else f"{len(fitting)} artifacts"
+        raise Problem(
+            406, "not-acceptable", f"the run left {count} of type {wanted}", headers, extra={"artifacts": listed}
+        )
+    only = fitting[0]
+    headers |= {"ETag": f'"{only.sha256}"', "X-Content-Type-Options": "nosniff"}
+    return FileResponse(run.files / only.path, media_type=only.type, headers=headers)
+
+
+async def _while_connected(request: Request, run: Run) -> RunResult:
+    """The run's result; the run is cancelled when the client goes away. Raises Problem."""
+    run.watchers += 1
+    finished = asyncio.create_task(run.done.wait())
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((finished, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not run.done.is_set():
+            run.cancel("the client went away")
+        try:
+            return await run.wait()
+        except Problem as problem:
+            problem.headers = {"X-Claude-Run": run.id} | problem.headers
+            raise
+    finally:
+        run.watchers -= 1
+        finished.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

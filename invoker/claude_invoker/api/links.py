@@ -1,0 +1,33 @@
+"""Links in answers: they carry the prefix by which the request came."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from fastapi import Request
+
+from claude_invoker.model import Artifact, RunResult, RunView
+
+
+def base(request: Request) -> str:
+    """The public prefix where the request used it, else nothing."""
+    prefix: str = request.app.state.settings.prefix
+    return prefix if prefix and request.url.path.startswith(prefix + "/") else ""
+
+
+def with_links(request: Request, result: RunResult) -> RunResult:
+    return result.model_copy(update={"artifacts": linked(request, result.id, result.artifacts)})
+
+
+def view_with_links(request: Request, view: RunView) -> RunView:
+    return view.model_copy(
+        update={
+            "artifacts": linked(request, view.id, view.artifacts),
+            "result": None if view.result is None else with_links(request, view.result),
+        }
+    )
+
+
+def linked(request: Request, run_id: str, artifacts: list[Artifact]) -> list[Artifact]:
+    root = f"{base(request)}/runs/{run_id}/artifacts/"
+    return [artifact.model_copy(update={"href": root + quote(artifact.path)}) for artifact in artifacts]

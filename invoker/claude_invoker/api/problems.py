@@ -1,0 +1,77 @@
+"""Problems as HTTP answers, and what each route may answer, for OpenAPI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from claude_invoker.problem import Problem
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str | None = None
+    api_status: int | None = None
+
+
+_CONTENT = {"model": ProblemDocument, "content": {MEDIA_TYPE: {}}}
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {MEDIA_TYPE: {"schema": ProblemDocument.model_json_schema()}}}
+    for status, text in (
+        (400, "Not JSON"),
+        (401, "No valid attestation of the gateway"),
+        (403, "Not allowed by the gateway's clamps"),
+        (404, "Not there, or another's"),
+        (406, "The run left nothing of the asked type"),
+        (409, "The session has a run in progress"),
+        (413, "Too large"),
+        (422, "Not valid, or rejected by the model API"),
+        (499, "Cancelled"),
+        (502, "The model API or the CLI failed"),
+        (503, "Busy, or the model API is overloaded"),
+        (504, "A deadline passed"),
+    )
+}
+
+
+def answer(problem: Problem) -> JSONResponse:
+    return JSONResponse(problem.document(), status_code=problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
+
+
+def invalid(errors: Sequence[Any]) -> Problem:
+    """422 with the places and kinds of the errors, never with the input itself."""
+    listed = [{"at": list(map(str, error["loc"])), "error": error["msg"]} for error in errors[:20]]
+    return Problem(422, "invalid", extra={"errors": listed})
+
+
+def install(app: FastAPI) -> None:
+    """Every error of the application is a problem document."""
+
+    @app.exception_handler(Problem)
+    async def _problem(request: Request, problem: Problem) -> JSONResponse:
+        return answer(problem)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return answer(invalid(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        kind = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "bad-request")
+        return answer(Problem(error.status_code, kind, headers=dict(error.headers or {})))
+
+    @app.exception_handler(Exception)
+    async def _internal(request: Request, error: Exception) -> JSONResponse:
+        return answer(Problem(500, "internal"))

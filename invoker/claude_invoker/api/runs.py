@@ -1,0 +1,105 @@
+"""`/runs/{id}`: look at a run, follow it, cancel it, fetch what it left."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+
+from claude_invoker.api.links import linked, view_with_links
+from claude_invoker.api.problems import RESPONSES
+from claude_invoker.api.stream import event_stream, last_event_id
+from claude_invoker.api.zip import zipped
+from claude_invoker.model import Artifact, RunView
+from claude_invoker.problem import Problem
+from claude_invoker.runs.engine import Engine
+from claude_invoker.runs.run import Run
+from claude_invoker.trust import Caller, attested
+
+router = APIRouter(tags=["runs"], responses={status: RESPONSES[status] for status in (401, 404)})
+
+
+async def own_run(run_id: str, request: Request, caller: Annotated[Caller, Depends(attested)]) -> Run:
+    engine: Engine = request.app.state.engine
+    return engine.find(run_id, caller)
+
+
+OwnRun = Annotated[Run, Depends(own_run)]
+
+
+@router.get("/runs/{run_id}", response_model=RunView)
+async def look(request: Request, run: OwnRun) -> RunView:
+    """State, cost so far and, once it is over, the result or the error."""
+    return view_with_links(request, run.view())
+
+
+@router.delete("/runs/{run_id}", status_code=202, response_model=RunView)
+async def cancel(request: Request, run: OwnRun) -> RunView:
+    """Cancels a run; harmless for one that is over."""
+    run.cancel("cancelled by its caller")
+    return view_with_links(request, run.view())
+
+
+@router.get(
+    "/runs/{run_id}/events",
+    response_class=Response,
+    responses={200: {"description": "The events", "content": {"text/event-stream": {}}}},
+)
+async def events(
+    request: Request, run: OwnRun, last_seen: Annotated[str | None, Header(alias="Last-Event-ID")] = None
+) -> Response:
+    """The event stream, from the beginning or after `Last-Event-ID`."""
+    settings = request.app.state.settings
+    return event_stream(
+        run,
+        last_event_id(last_seen),
+        heartbeat_s=settings.heartbeat_s,
+        grace_s=settings.detach_grace_s,
+        headers={"X-Claude-Run": run.id},
+    )
+
+
+@router.get(
+    "/runs/{run_id}/artifacts",
+    response_model=list[Artifact],
+    responses={200: {"description": "The list; with `?format=zip` all files", "content": {"application/zip": {}}}},
+)
+async def artifacts(request: Request, run: OwnRun, format: str | None = None) -> Response:
+    """What the run left, as a list or (`?format=zip`) as one archive."""
+    if format == "zip":
+        return zipped(run.id, run.files, run.artifacts)
+    return JSONResponse([artifact.model_dump(mode="json") for artifact in linked(request, run.id, run.artifacts)])
+
+
+@router.get(
+    "/runs/{run_id}/artifacts/{path:path}",
+    response_class=Response,
+    responses={
+        200: {"description": "The file", "content": {"*/*": {}}},
+        206: {"description": "A range of it"},
+        304: {"description": "Not modified"},
+        416: {"description": "No such range"},
+    },
+)
+async def artifact(request: Request, run: OwnRun, path: str) -> Response:
+    """One file: its type by content, its SHA-256 as ETag, ranges."""
+    found = next((artifact for artifact in run.artifacts if artifact.path == path), None)
+    if found is None:
+        raise Problem(404, "not-found", "the run left no such file")
+    return file_answer(request, run, found)
+
+
+def file_answer(request: Request, run: Run, found: Artifact) -> Response:
+    etag = f'"{found.sha256}"'
+    headers = {
+        "ETag": etag,
+        "X-Content-Type-Options": "nosniff",
+        # What a run wrote must not run as a page of this origin.
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+        "Cache-Control": "private",
+    }
+    matches = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if etag in matches or "*" in matches:
+        return Response(status_code=304, headers=headers)
+    return FileResponse(run.files / found.path, media_type=found.type, headers=headers)

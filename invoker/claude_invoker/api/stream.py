@@ -1,0 +1,68 @@
+"""A run's events as server-sent events (WHATWG HTML, section 9.2), resumable by `Last-Event-ID`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from fastapi.responses import StreamingResponse
+
+from claude_invoker.runs.events import Event
+from claude_invoker.runs.run import Run
+
+HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+
+
+def encode(event: Event) -> bytes:
+    """One event; its data is JSON on one line."""
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.id, event.name.encode(), event.data)
+
+
+def last_event_id(value: str | None) -> int:
+    """What a client has seen; 0 where it says nothing that we can read."""
+    return int(value) if value and value.isascii() and value.isdigit() and len(value) < 16 else 0
+
+
+def event_stream(
+    run: Run, last_id: int, *, heartbeat_s: float, grace_s: float | None, headers: dict[str, str]
+) -> StreamingResponse:
+    """The answer that follows a run. When the last client of a run has been gone for `grace_s` the run is
+    cancelled (None: never)."""
+    return StreamingResponse(
+        _follow(run, last_id, heartbeat_s, grace_s),
+        media_type="text/event-stream",
+        headers=HEADERS | headers,
+    )
+
+
+async def _follow(run: Run, last_id: int, heartbeat_s: float, grace_s: float | None) -> AsyncIterator[bytes]:
+    run.watchers += 1
+    events = run.events.follow(last_id)
+    upcoming: asyncio.Future[Event] | None = None
+    try:
+        while True:
+            upcoming = upcoming or asyncio.ensure_future(anext(events))
+            done, _ = await asyncio.wait((upcoming,), timeout=heartbeat_s)
+            if not done:
+                yield b": heartbeat\n\n"
+                continue
+            try:
+                event = upcoming.result()
+            except StopAsyncIteration:
+                return
+            upcoming = None
+            yield encode(event)
+    finally:
+        run.watchers -= 1
+        if upcoming is not None:
+            upcoming.cancel()
+            with suppress(asyncio.CancelledError, StopAsyncIteration):
+                await upcoming
+        if grace_s is not None and run.watchers == 0 and not run.done.is_set():
+            asyncio.get_running_loop().call_later(grace_s, _cancel_if_alone, run)
+
+
+def _cancel_if_alone(run: Run) -> None:
+    if run.watchers == 0:
+        run.cancel("the client went away")

@@ -1,0 +1,48 @@
+"""The application: `create_app(settings)`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware.gzip import GZipMiddleware
+
+from claude_invoker import trust
+from claude_invoker.api import health, invoke, problems, runs
+from claude_invoker.api.limit import BodyLimit
+from claude_invoker.metrics import Metrics
+from claude_invoker.runs.engine import Engine
+from claude_invoker.settings import Settings
+
+ROUTERS = (invoke.router, runs.router)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The invoker. Raises ValueError for settings that are unsafe, FileNotFoundError without a CLI."""
+    settings = settings or Settings()
+    engine = Engine(settings)
+    metrics = Metrics(engine)
+    engine.on_finish = metrics.observe
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with engine:
+            yield
+        await app.state.seen.close()
+
+    app = FastAPI(title="Claude invoker", version="0.1.0", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.settings = settings
+    app.state.engine = engine
+    app.state.metrics = metrics
+    app.state.attestation_keys = trust.keys(settings)
+    app.state.seen = trust.SeenOnce(settings.redis_url)
+    app.include_router(health.router)
+    for router in ROUTERS:
+        app.include_router(router)
+        if settings.prefix:
+            app.include_router(router, prefix=settings.prefix, include_in_schema=False)
+    problems.install(app)
+    app.add_middleware(GZipMiddleware, minimum_size=1024)
+    app.add_middleware(BodyLimit, max_body=settings.max_body)
+    return app

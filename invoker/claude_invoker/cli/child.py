@@ -1,0 +1,149 @@
+"""A child process with pipes, under another user where wanted.
+
+uvloop's own subprocess support knows neither `user` nor `umask`, and both loops fork on the loop's thread;
+so the child is started by `subprocess` in a thread and its pipes are connected to whichever loop runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import functools
+import os
+import resource
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_SET_NO_NEW_PRIVS = 38
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Resource limits of each process of a run (0: none), see setrlimit(2)."""
+
+    memory: int = 0
+    file_size: int = 0
+    processes: int = 0
+
+    def settings(self, *, own_user: bool) -> list[tuple[int, int]]:
+        """(resource, limit); the kernel counts processes by user, so only where the run has its own."""
+        wanted = [(resource.RLIMIT_DATA, self.memory), (resource.RLIMIT_FSIZE, self.file_size)]
+        if own_user:
+            wanted.append((resource.RLIMIT_NPROC, self.processes))
+        return [(resource.RLIMIT_CORE, 0), *((kind, value) for kind, value in wanted if value)]
+
+
+class Child:
+    """Standard input, output and error as asyncio streams; `exited` is set when the process has ended."""
+
+    def __init__(
+        self,
+        popen: subprocess.Popen[bytes],
+        stdin: asyncio.StreamWriter,
+        stdout: asyncio.StreamReader,
+        stderr: asyncio.StreamReader,
+        transports: tuple[asyncio.BaseTransport, ...],
+    ) -> None:
+        self._popen = popen
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+        self._transports = transports
+        self.exited = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._pidfd = os.pidfd_open(popen.pid)
+        self._loop.add_reader(self._pidfd, self._reap)
+
+    @classmethod
+    async def start(
+        cls,
+        arguments: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        uid: int | None,
+        pass_fds: tuple[int, ...] = (),
+        limits: Limits,
+        line_limit: int,
+    ) -> Child:
+        """Starts it as leader of a new session, umask 077. Raises OSError."""
+        popen = await asyncio.to_thread(_popen, arguments, env, cwd, uid, pass_fds, limits)
+        assert popen.stdin is not None and popen.stdout is not None and popen.stderr is not None
+        loop = asyncio.get_running_loop()
+        stdout, out = await _reader(popen.stdout, line_limit)
+        stderr, err = await _reader(popen.stderr, 65536)
+        flow = asyncio.StreamReaderProtocol(asyncio.StreamReader())
+        into, _ = await loop.connect_write_pipe(lambda: flow, popen.stdin)
+        stdin = asyncio.StreamWriter(into, flow, None, loop)
+        return cls(popen, stdin, stdout, stderr, (out, err, into))
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._popen.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """To the process itself; nothing where it has ended."""
+        if self.returncode is None:
+            self._popen.send_signal(number)
+
+    def close(self) -> None:
+        """Closes the pipes."""
+        for transport in self._transports:
+            transport.close()
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._popen.wait()
+        self.exited.set()
+
+
+def _confine(limits: list[tuple[int, int]]) -> None:
+    """Runs in the child before exec. (prlimit(2) from here would need CAP_SYS_RESOURCE, which containers
+    lack.) No program it starts gains rights by a set-user-id bit."""
+    _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    for kind, value in limits:
+        resource.setrlimit(kind, (value, value))
+
+
+def _popen(
+    arguments: Sequence[str],
+    env: Mapping[str, str],
+    cwd: Path,
+    uid: int | None,
+    pass_fds: tuple[int, ...],
+    limits: Limits,
+) -> subprocess.Popen[bytes]:
+    confine = functools.partial(_confine, limits.settings(own_user=uid is not None))
+    return subprocess.Popen(
+        arguments,
+        env=env,
+        cwd=cwd,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        pass_fds=pass_fds,
+        start_new_session=True,
+        umask=0o077,
+        user=uid,
+        group=uid,
+        extra_groups=None if uid is None else (),
+        preexec_fn=confine,
+    )
+
+
+async def _reader(pipe: IO[bytes], limit: int) -> tuple[asyncio.StreamReader, asyncio.BaseTransport]:
+    reader = asyncio.StreamReader(limit=limit)
+    protocol = asyncio.StreamReaderProtocol(reader)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
+    return reader, transport

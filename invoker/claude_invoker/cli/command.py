@@ -1,0 +1,87 @@
+"""The command line and the environment of a CLI process: pure, and exact (nothing is inherited).
+
+Facts about the flags were measured on CLI 2.1.330; docs/invoker.md lists them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from claude_invoker.cli.tree import Tree
+
+PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is fixed when a process starts; a warm process serves only a run of its own shape."""
+
+    tools: tuple[str, ...]
+    max_turns: int
+    max_budget_usd: float
+    output_schema: str | None = None
+    session: str | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """How long the CLI waits for the API (seconds), and how often it asks again."""
+
+    api_timeout_s: float
+    api_retries: int
+
+
+def command(cli: Path, shape: Shape) -> list[str]:
+    """The argument vector. No text of a caller is in it except the output schema, which is one JSON word."""
+    tools = ",".join(shape.tools)
+    arguments = [
+        str(cli),
+        "--print",
+        "--input-format=stream-json",
+        "--output-format=stream-json",
+        "--verbose",
+        "--include-partial-messages",
+        "--restricted",
+        "--setting-sources=",
+        "--strict-mcp-config",
+        "--disable-slash-commands",
+        "--permission-mode=dontAsk",
+        f"--tools={tools}",
+        f"--max-turns={shape.max_turns}",
+        f"--max-budget-usd={shape.max_budget_usd!r}",
+    ]
+    if tools:
+        arguments.append(f"--allowedTools={tools}")
+    if shape.output_schema is not None:
+        arguments.append(f"--json-schema={shape.output_schema}")
+    if shape.session is None:
+        arguments.append("--no-session-persistence")
+    else:
+        arguments.append(f"--{'resume' if shape.resume else 'session-id'}={shape.session}")
+        arguments.append("--system-prompt-snapshot=off")
+    return arguments
+
+
+def environment(tree: Tree, run: str, base_url: str, key_fd: int, deadlines: Deadlines) -> dict[str, str]:
+    """Every variable of the process. The key is not among them: it is read once from descriptor `key_fd`."""
+    return {
+        "PATH": PATH,
+        "LANG": "C.UTF-8",
+        "TZ": "UTC",
+        "HOME": str(tree.home),
+        "CLAUDE_CONFIG_DIR": str(tree.config),
+        "TMPDIR": str(tree.temp),
+        "CLAUDE_CODE_TMPDIR": str(tree.temp),
+        "CLAUDE_INVOKER_PROCESS": run,
+        "ANTHROPIC_BASE_URL": base_url,
+        "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR": str(key_fd),
+        "API_TIMEOUT_MS": str(int(deadlines.api_timeout_s * 1000)),
+        "CLAUDE_CODE_MAX_RETRIES": str(deadlines.api_retries),
+        "CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK": "1",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "DISABLE_AUTOUPDATER": "1",
+        "DISABLE_TELEMETRY": "1",
+        "DISABLE_ERROR_REPORTING": "1",
+    }

@@ -1,0 +1,196 @@
+"""The only holder of the API key: a proxy on loopback that adds it to the requests of running runs.
+
+A tool shell has the CLI's user id and can read the CLI's memory, so no way of handing the key to the CLI
+keeps it from a determined prompt. So the CLI gets a token instead, worth nothing before its run begins and
+after it ends, and only for the models that the run may use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import orjson
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+_MAX_BODY = 64 * 1024 * 1024
+_DROPPED = frozenset(
+    (b"host", b"authorization", b"x-api-key", b"content-length", b"connection", b"transfer-encoding",
+     b"accept-encoding", b"proxy-authorization")
+)  # fmt: skip
+_HOP = frozenset((b"connection", b"transfer-encoding", b"keep-alive", b"content-encoding", b"content-length"))
+_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+
+@dataclass
+class Grant:
+    """What a token is worth while its run lasts."""
+
+    models: frozenset[str] | None
+    requests_left: int
+    api_status: int | None = None
+    """The last error status of the API, None once a later request succeeded."""
+    retry_after: str | None = None
+
+
+class KeyProxy:
+    """Forwards `POST /v1/messages` with the real key in place of a run's token."""
+
+    def __init__(self, base_url: str, api_key: str) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._api_key = api_key
+        self._grants: dict[str, Grant | None] = {}
+        self._client = httpx.AsyncClient(
+            timeout=httpx.Timeout(None, connect=10.0),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+            trust_env=False,
+        )
+        self._server: asyncio.Server | None = None
+        self.url = ""
+
+    async def start(self) -> None:
+        config = uvicorn.Config(
+            self._application,
+            interface="asgi3",
+            proxy_headers=False,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+        )
+        config.load()
+        state = ServerState()
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: HttpToolsProtocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+        )
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        await self._client.aclose()
+
+    def issue(self) -> str:
+        """A new token that grants nothing yet."""
+        token = "run-" + secrets.token_urlsafe(32)
+        self._grants[token] = None
+        return token
+
+    def grant(self, token: str, grant: Grant) -> None:
+        self._grants[token] = grant
+
+    def revoke(self, token: str) -> None:
+        self._grants.pop(token, None)
+
+    async def _application(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        if scope["method"] == "HEAD":
+            await _respond(send, 200, {})
+            return
+        if scope["method"] != "POST" or scope["path"] not in _PATHS:
+            await _respond(send, 404, _error("not_found_error", "not an endpoint that a run needs"))
+            return
+        headers = dict(scope["headers"])
+        token = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        grant = self._grants.get(token.decode("latin-1"))
+        if grant is None:
+            await _respond(send, 401, _error("authentication_error", "this run's token is not valid (any more)"))
+            return
+        body = await _body(receive)
+        if body is None:
+            await _respond(send, 413, _error("request_too_large", "the request is too large"))
+            return
+        if refusal := _refusal(body, grant):
+            await _respond(send, 403, _error("permission_error", refusal))
+            return
+        grant.requests_left -= 1
+        await self._forward(scope, body, grant, receive, send)
+
+    async def _forward(self, scope: dict[str, Any], body: bytes, grant: Grant, receive: Receive, send: Send) -> None:
+        headers = [(name, value) for name, value in scope["headers"] if name not in _DROPPED]
+        headers.append((b"x-api-key", self._api_key.encode()))
+        query = scope["query_string"].decode("latin-1")
+        url = self._base_url + scope["path"] + (f"?{query}" if query else "")
+        request = self._client.build_request("POST", url, headers=headers, content=body)
+        forwarding = asyncio.create_task(self._relay(request, grant, send))
+        gone = asyncio.create_task(_disconnected(receive))
+        await asyncio.wait((forwarding, gone), return_when=asyncio.FIRST_COMPLETED)
+        for task in (forwarding, gone):
+            task.cancel()
+        await asyncio.gather(forwarding, gone, return_exceptions=True)
+
+    async def _relay(self, request: httpx.Request, grant: Grant, send: Send) -> None:
+        try:
+            response = await self._client.send(request, stream=True)
+        except httpx.HTTPError:
+            grant.api_status = None
+            await _respond(send, 502, _error("api_error", "the API cannot be reached"))
+            return
+        grant.api_status = response.status_code if response.status_code >= 400 else None
+        grant.retry_after = response.headers.get("retry-after")
+        try:
+            head = [(name, value) for name, value in response.headers.raw if name.lower() not in _HOP]
+            await send({"type": "http.response.start", "status": response.status_code, "headers": head})
+            async for chunk in _chunks(response):
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body"})
+        finally:
+            await response.aclose()
+
+
+async def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Raises httpx.HTTPError where the API breaks off: the server then resets the run's connection too."""
+    async for chunk in response.aiter_bytes():
+        yield chunk
+
+
+async def _body(receive: Receive) -> bytes | None:
+    parts = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        parts += message.get("body", b"")
+        if len(parts) > _MAX_BODY:
+            return None
+        if not message.get("more_body"):
+            return bytes(parts)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _refusal(body: bytes, grant: Grant) -> str | None:
+    try:
+        model = orjson.loads(body).get("model")
+    except (ValueError, AttributeError):
+        return "not a JSON object"
+    if grant.models is not None and model not in grant.models:
+        return f"this run may not use model {model}"
+    if grant.requests_left <= 0:
+        return "this run has used up its requests"
+    return None
+
+
+def _error(kind: str, message: str) -> dict[str, Any]:
+    return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+async def _respond(send: Send, status: int, document: dict[str, Any]) -> None:
+    data = orjson.dumps(document) if document else b""
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": data})

@@ -1,0 +1,240 @@
+"""One process of the CLI: started, spoken to in stream-json, and ended with everything it started."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import subprocess
+from collections import deque
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from claude_invoker.cli.child import Child, Limits
+from claude_invoker.cli.command import Deadlines, Shape, command, environment
+from claude_invoker.cli.tree import Tree
+
+MAX_LINE = 64 * 1024 * 1024
+_KILL_ALL = ("/bin/sh", "-c", "kill -9 -1")
+
+
+class CliError(Exception):
+    """The CLI ended, or said something that is not its protocol, before it gave a result."""
+
+
+class CliProcess:
+    """A single-use process. `spawn` → `ready` → one `begin` → `messages` → `end`."""
+
+    def __init__(self, name: str, shape: Shape, tree: Tree, uid: int | None, child: Child) -> None:
+        self.name = name
+        self.shape = shape
+        self.tree = tree
+        self.uid = uid
+        self._child = child
+        self._ids = itertools.count(1)
+        self._stderr: deque[bytes] = deque(maxlen=40)
+        self._drain = asyncio.create_task(self._drain_stderr())
+
+    @classmethod
+    async def spawn(
+        cls,
+        cli: Path,
+        shape: Shape,
+        tree: Tree,
+        *,
+        name: str,
+        uid: int | None,
+        base_url: str,
+        key: str,
+        deadlines: Deadlines,
+        limits: Limits,
+    ) -> CliProcess:
+        """Starts the CLI in `tree` as user `uid`; it waits for its first message. Raises OSError.
+
+        The key travels through a pipe, so that neither argv nor the environment, which tools inherit,
+        holds it.
+        """
+        read_end, write_end = os.pipe()
+        try:
+            os.write(write_end, key.encode())
+            os.close(write_end)
+            child = await Child.start(
+                command(cli, shape),
+                env=environment(tree, name, base_url, read_end, deadlines),
+                cwd=tree.work,
+                uid=uid,
+                pass_fds=(read_end,),
+                limits=limits,
+                line_limit=MAX_LINE,
+            )
+        finally:
+            os.close(read_end)
+        return cls(name, shape, tree, uid, child)
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._child.returncode
+
+    @property
+    def stderr(self) -> str:
+        """The last lines of the CLI's own log. May quote a caller's text: not for answers or logs as such."""
+        return b"".join(self._stderr).decode("utf-8", "replace")[-4000:]
+
+    async def ready(self, model: str) -> None:
+        """Waits until the process serves control requests: its start-up is then over. Raises CliError.
+
+        The probe is `set_model`, not `initialize`: only the first `initialize` sets the system prompt.
+        """
+        await self.control("set_model", model=model)
+
+    async def begin(self, model: str, system: str | None, content: tuple[dict[str, Any], ...]) -> None:
+        """Sends the run: system prompt, model, the one user message. Raises CliError if the process is gone.
+
+        `client_composed` keeps the CLI from reading `@/path` or `/command` in the caller's text.
+        """
+        self._send_control("initialize", **({} if system is None else {"systemPrompt": [system]}))
+        self._send_control("set_model", model=model)
+        self._send(
+            {
+                "type": "user",
+                "session_id": "",
+                "parent_tool_use_id": None,
+                "client_composed": True,
+                "message": {"role": "user", "content": list(content)},
+            }
+        )
+        try:
+            await self._child.stdin.drain()
+        except ConnectionError as error:
+            raise CliError("the CLI closed its input") from error
+
+    async def messages(self) -> AsyncIterator[dict[str, Any]]:
+        """Each JSON line of the CLI until it closes its output. Raises CliError for a line that is none."""
+        while True:
+            try:
+                line = await self._child.stdout.readline()
+            except ValueError as error:
+                raise CliError(f"a line of the CLI is longer than {MAX_LINE} bytes") from error
+            if not line:
+                return
+            try:
+                message = orjson.loads(line)
+            except ValueError as error:
+                raise CliError("a line of the CLI is not JSON") from error
+            if isinstance(message, dict):
+                yield message
+
+    async def control(self, subtype: str, **fields: Any) -> dict[str, Any]:
+        """A control request and its answer, before the run begins. Raises CliError."""
+        request_id = self._send_control(subtype, **fields)
+        async for message in self.messages():
+            if message.get("type") == "control_response":
+                response = message.get("response") or {}
+                if response.get("request_id") == request_id:
+                    if response.get("subtype") != "success":
+                        raise CliError(f"{subtype}: {response.get('error')}")
+                    return dict(response.get("response") or {})
+        await self.exited(1.0)
+        # Nothing of a caller's has been sent yet, so its log can be quoted.
+        raise CliError(f"the CLI ended at {subtype}, exit code {self.returncode}: {self.stderr.strip()[-500:]}")
+
+    def interrupt(self) -> None:
+        """Asks the CLI to stop what it does; tools it runs are ended by it."""
+        self._send_control("interrupt")
+
+    def close_input(self) -> None:
+        """No further message: the CLI exits once its run is over."""
+        self._child.stdin.close()
+
+    async def exited(self, within_s: float) -> bool:
+        """Waits for the process itself. False where it is still there after `within_s`."""
+        try:
+            await asyncio.wait_for(self._child.exited.wait(), within_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def end(self, grace_s: float = 0.0) -> None:
+        """Leaves no process: SIGTERM and up to `grace_s`, then SIGKILL for all it started. Never raises."""
+        self.close_input()
+        if grace_s and self.returncode is None:
+            self._child.send_signal(signal.SIGTERM)
+            await self.exited(grace_s)
+        await self._kill_all()
+        await self._child.exited.wait()
+        self._drain.cancel()
+        self._child.close()
+
+    async def _kill_all(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        if self.uid is None:
+            marker = f"CLAUDE_INVOKER_PROCESS={self.name}".encode()
+            while await asyncio.to_thread(_kill_marked, marker):
+                await asyncio.sleep(0.005)
+            return
+        # kill(-1) as the run's own user reaches all its processes, whatever session or parent they chose.
+        for _ in range(200):
+            await asyncio.to_thread(_kill_user, self.uid)
+            if not await asyncio.to_thread(_alive, self.uid):
+                return
+            await asyncio.sleep(0.005)
+
+    def _send_control(self, subtype: str, **fields: Any) -> str:
+        request_id = f"invoker-{next(self._ids)}"
+        request = {"subtype": subtype, **fields}
+        self._send({"type": "control_request", "request_id": request_id, "request": request})
+        return request_id
+
+    def _send(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(ConnectionError, RuntimeError):
+            self._child.stdin.write(orjson.dumps(message) + b"\n")
+
+    async def _drain_stderr(self) -> None:
+        while chunk := await self._child.stderr.read(4096):
+            self._stderr.append(chunk)
+
+
+def _kill_user(uid: int) -> None:
+    subprocess.run(_KILL_ALL, stderr=subprocess.DEVNULL, user=uid, group=uid, extra_groups=(), env={}, check=False)
+
+
+def _alive(uid: int) -> bool:
+    """Whether a process of the user is left that is not yet a zombie."""
+    return any(owner == uid and state not in "ZX" for _, owner, state in _processes())
+
+
+def _kill_marked(marker: bytes) -> int:
+    """SIGKILL to each process whose environment carries the marker; how many there were."""
+    found = 0
+    for pid, owner, state in _processes():
+        if owner != os.geteuid() or state in "ZX":
+            continue
+        with contextlib.suppress(OSError):
+            if marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)
+                found += 1
+    return found
+
+
+def _processes() -> list[tuple[int, int, str]]:
+    """(pid, real user id, state letter) of every process, see proc(5)."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            status = Path(entry.path, "status").read_bytes()
+            state = status.split(b"\nState:\t", 1)[1][:1].decode()
+            uid = int(status.split(b"\nUid:\t", 1)[1].split(None, 1)[0])
+            found.append((int(entry.name), uid, state))
+    return found

@@ -1,0 +1,118 @@
+"""The directory tree of one run, and the user it belongs to."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Everything a CLI process may write: deleted as a whole when the run is over."""
+
+    root: Path
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def home(self) -> Path:
+        return self.root / "home"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config"
+
+    @property
+    def temp(self) -> Path:
+        return self.root / "tmp"
+
+    def create(self, uid: int | None) -> None:
+        """Makes the tree, mode 0700, and hands it to `uid` (None: to whoever we are)."""
+        for path in (self.root, self.work, self.home, self.config, self.temp):
+            path.mkdir(mode=0o700, exist_ok=True)
+        if uid is not None:
+            self.give_to(uid)
+
+    def give_to(self, uid: int) -> None:
+        """Changes the owner of all of it, never following a link. Only safe while nothing runs in it."""
+        for directory, names, files in os.walk(self.root):
+            os.chown(directory, uid, uid, follow_symlinks=False)
+            for name in (*names, *files):
+                path = os.path.join(directory, name)  # noqa: PTH118 -- hot loop over a hostile tree
+                if os.lstat(path).st_nlink == 1 or os.path.isdir(path):  # noqa: PTH112
+                    os.chown(path, uid, uid, follow_symlinks=False)
+
+    def delete(self) -> None:
+        """Removes it. Raises OSError where something is left."""
+        if not self.root.exists():
+            return
+        shutil.rmtree(self.root, onerror=_make_writable)
+
+    async def deleted(self) -> None:
+        await asyncio.to_thread(self.delete)
+
+
+def _make_writable(function: object, path: str, error: object) -> None:
+    """A run may leave directories without write permission; as their owner we can still remove them."""
+    target = Path(path)
+    target.parent.chmod(0o700)
+    if target.is_dir() and not target.is_symlink():
+        target.chmod(0o700)
+        shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)
+
+
+class Users:
+    """User ids for runs: one of its own for each where we are root, else none (None: our own user)."""
+
+    def __init__(self, base: int, count: int) -> None:
+        self.isolated = os.geteuid() == 0
+        self._free = deque(range(base, base + count)) if self.isolated else deque[int]()
+
+    def take(self) -> int | None:
+        """Raises IndexError where none is free: the caller bounds how many it takes."""
+        return self._free.popleft() if self.isolated else None
+
+    def give_back(self, uid: int | None) -> None:
+        """Only after every process of the user has ended and its files are gone."""
+        if uid is not None:
+            self._free.append(uid)
+
+
+def tree_root(state_dir: Path, *, isolated: bool) -> Path:
+    """Where runs have their trees: in the state directory, or, where a run's own user could not reach that
+    (a directory above it is closed to others), in a directory of ours under the system's temporary one."""
+    path = state_dir.absolute()
+    if not isolated or all(_open_to_others(parent) for parent in path.parents):
+        return path / "trees"
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"claude-invoker-{digest}"
+
+
+def _open_to_others(path: Path) -> bool:
+    return not path.exists() or bool(path.stat().st_mode & 0o001)
+
+
+def prepare(state_dir: Path, trees: Path) -> None:
+    """Makes the directories that last. Runs may pass through those above their trees, and list nothing.
+
+    Raises PermissionError where the trees' directory is another user's (it may be in a shared directory).
+    """
+    for path in (state_dir, trees, trees / "runs", trees / "sessions"):
+        path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        status = path.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            raise PermissionError(f"{path} is not a directory of this user")
+        path.chmod(0o711)
+    for path in (state_dir / "artifacts", state_dir / "locks"):
+        path.mkdir(mode=0o700, exist_ok=True)

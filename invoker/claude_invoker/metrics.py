@@ -1,0 +1,42 @@
+"""What Prometheus sees of the invoker."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+
+from claude_invoker.runs.engine import Engine
+from claude_invoker.runs.run import Run
+
+_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+
+class Metrics:
+    """A registry of its own, so that several applications in one process do not meet."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._registry = CollectorRegistry()
+        self._runs = Counter("claude_invoker_runs_total", "Runs by outcome", ["outcome"], registry=self._registry)
+        self._cost = Counter("claude_invoker_cost_usd_total", "Money spent", ["model"], registry=self._registry)
+        self._duration = Histogram(
+            "claude_invoker_run_seconds", "Duration of runs", buckets=_SECONDS, registry=self._registry
+        )
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"claude_invoker_{name}", text, registry=self._registry)
+
+        gauge("running", "Runs in progress").set_function(lambda: engine.running)
+        gauge("waiting", "Runs waiting for a place").set_function(lambda: engine.waiting)
+        gauge("warm", "Warm processes").set_function(lambda: engine.pool.warm)
+        gauge("pool_hits", "Runs that found a warm process").set_function(lambda: engine.pool.hits)
+        gauge("pool_misses", "Runs that started one").set_function(lambda: engine.pool.misses)
+
+    def observe(self, run: Run) -> None:
+        self._runs.labels("ok" if run.problem is None else run.problem.kind).inc()
+        self._cost.labels(run.model or "none").inc(run.cost_usd)
+        self._duration.observe((run.finished_at or run.created_at) - run.created_at)
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """(body, content type) in the format that the client asks for."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type

@@ -1,0 +1,125 @@
+"""The API's documents: what a caller sends, and what a run answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]*$")]
+ToolName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+Scalar = str | int | float | bool | None
+
+
+class TextBlock(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text"]
+    text: str
+
+
+class ImageSource(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["base64"]
+    media_type: Literal["image/png", "image/jpeg", "image/gif", "image/webp"]
+    data: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$")]
+
+
+class ImageBlock(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["image"]
+    source: ImageSource
+
+
+Block = Annotated[TextBlock | ImageBlock, Field(discriminator="type")]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    role: Literal["user", "assistant"]
+    content: str | Annotated[list[Block], Field(min_length=1)]
+
+
+class InvokeRequest(BaseModel):
+    """A prompt, or a conversation whose last message is the user's, and the wishes about how to run it.
+
+    Wishes only narrow: the gateway's clamps and the operator's settings bind whatever is asked for here.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)] | None = None
+    system: str | None = Field(default=None, description="System prompt; without it the CLI's own")
+    context: dict[str, Scalar | list[Scalar]] | None = Field(
+        default=None, description="Facts shown to the model above the prompt, e.g. repository and branch"
+    )
+    model: Name | None = None
+    tools: Annotated[list[ToolName], Field(max_length=64)] | None = None
+    max_turns: Annotated[int, Field(ge=1, le=1000)] | None = None
+    max_budget_usd: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] | None = None
+    session: Annotated[str, Field(pattern=r"^(new|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})$")] | None = Field(
+        default=None, description="`new` starts a conversation, its id (from an answer) continues it"
+    )
+    output_schema: dict[str, Any] | None = Field(default=None, description="JSON Schema the result must follow")
+    timeout_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_prompt_and_messages(self) -> InvokeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("exactly one of prompt and messages is needed")
+        if self.messages and self.messages[-1].role != "user":
+            raise ValueError("the last message must be the user's")
+        return self
+
+
+class Usage(BaseModel):
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+
+
+class Artifact(BaseModel):
+    path: str
+    size: int
+    type: str
+    sha256: str
+    href: str = ""
+
+
+class PermissionDenial(BaseModel):
+    tool: str
+    input: dict[str, Any] = Field(default_factory=dict)
+
+
+class RunResult(BaseModel):
+    """What a finished run answers."""
+
+    id: str
+    result: str
+    structured: Any = None
+    model: str
+    session: str | None = None
+    usage: Usage = Usage()
+    cost_usd: float = 0.0
+    duration_ms: int = 0
+    num_turns: int = 0
+    stop_reason: str
+    permission_denials: list[PermissionDenial] = []
+    artifacts: list[Artifact] = []
+
+
+State = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
+
+
+class RunView(BaseModel):
+    """A run as `GET /runs/{id}` shows it."""
+
+    id: str
+    state: State
+    created_at: float
+    finished_at: float | None = None
+    cost_usd: float = 0.0
+    result: RunResult | None = None
+    error: dict[str, Any] | None = None
+    artifacts: list[Artifact] = []

@@ -1,0 +1,119 @@
+"""From what was asked for and what is allowed to what is run: pure, and the only place where clamps bind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from claude_invoker.model import InvokeRequest, TextBlock
+from claude_invoker.problem import Problem
+from claude_invoker.settings import Settings
+
+_T = TypeVar("_T", int, float)
+
+COMMAND_TOOLS = frozenset({"Bash"})
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """Upper bounds from the gateway; None and empty mean that it sets none."""
+
+    models: tuple[str, ...] | None = None
+    tools: tuple[str, ...] | None = None
+    max_turns: int | None = None
+    max_budget_usd: float | None = None
+    timeout_s: float | None = None
+    retention_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, decided: nothing that follows looks at the request again."""
+
+    content: tuple[dict[str, Any], ...]
+    system: str | None
+    model: str
+    models: frozenset[str] | None
+    """Models that the run may use, subagents included; None: any."""
+    tools: tuple[str, ...]
+    max_turns: int
+    max_budget_usd: float
+    output_schema: str | None
+    session: str | None
+    total_s: float
+    retention_s: float
+
+
+def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, *, isolated: bool) -> Plan:
+    """Decides a run.
+
+    `isolated`: every run has a user id of its own, so that tools which run commands cannot reach others.
+    Raises Problem 403 for a model or tool that is not allowed; numbers are lowered silently to their bounds.
+    """
+    allowed_models = _intersection(settings.models or None, clamp.models)
+    model = request.model or settings.model
+    if allowed_models is not None and model not in allowed_models:
+        if request.model is not None or not allowed_models:
+            raise Problem(403, "forbidden", f"model {model} is not allowed here")
+        model = allowed_models[0]
+    ceiling = _intersection(settings.tools_allowed, clamp.tools) or ()
+    if not isolated and not settings.shared_uid_tools:
+        ceiling = tuple(tool for tool in ceiling if tool not in COMMAND_TOOLS)
+    if request.tools is None:
+        tools = tuple(tool for tool in settings.tools if tool in ceiling)
+    elif refused := sorted(set(request.tools) - set(ceiling)):
+        raise Problem(403, "forbidden", f"tools not allowed here: {', '.join(refused)}")
+    else:
+        tools = tuple(sorted(set(request.tools)))
+    return Plan(
+        content=tuple(_content(request)),
+        system=request.system,
+        model=model,
+        models=None if allowed_models is None else frozenset(allowed_models),
+        tools=tools,
+        max_turns=_least(request.max_turns, clamp.max_turns, settings.max_turns),
+        max_budget_usd=_least(request.max_budget_usd, clamp.max_budget_usd, settings.max_budget_usd),
+        output_schema=None if request.output_schema is None else json.dumps(request.output_schema),
+        session=request.session,
+        total_s=_least(request.timeout_s, clamp.timeout_s, settings.total_s),
+        retention_s=settings.retention_s if clamp.retention_s is None else clamp.retention_s,
+    )
+
+
+def _intersection(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if ours is None or theirs is None:
+        return theirs if ours is None else ours
+    return tuple(name for name in ours if name in theirs)
+
+
+def _least(*bounds: _T | None) -> _T:
+    return min(bound for bound in bounds if bound is not None)
+
+
+def _content(request: InvokeRequest) -> Iterable[dict[str, Any]]:
+    """The content blocks of the one user message that the CLI gets."""
+    if request.context:
+        lines = [f"{name}: {_fact(value)}" for name, value in request.context.items() if value is not None]
+        yield {"type": "text", "text": "<context>\n" + "\n".join(lines) + "\n</context>"}
+    if request.prompt is not None:
+        yield {"type": "text", "text": request.prompt}
+        return
+    assert request.messages is not None
+    *earlier, last = request.messages
+    if earlier:
+        history = json.dumps([message.model_dump(mode="json") for message in earlier], ensure_ascii=False)
+        yield {"type": "text", "text": f"<conversation_so_far>\n{history}\n</conversation_so_far>"}
+    if isinstance(last.content, str):
+        yield {"type": "text", "text": last.content}
+        return
+    for block in last.content:
+        if not isinstance(block, TextBlock) or block.text:
+            yield block.model_dump(mode="json")
+
+
+def _fact(value: Any) -> str:
+    """One line, so that a value cannot pose as another fact or close the block."""
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " ".join(text.replace("<", "‹").split())

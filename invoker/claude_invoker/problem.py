@@ -1,0 +1,60 @@
+"""Errors as problem details (RFC 9457): one table of stable types, one exception."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+PREFIX = "urn:kong-claude:problem:"
+
+TITLES = {
+    "bad-request": "The request is not understood",
+    "unauthenticated": "No valid attestation of the gateway",
+    "forbidden": "The gateway's clamps do not allow this",
+    "not-found": "There is no such thing, or it is not yours",
+    "method-not-allowed": "Method not allowed",
+    "not-acceptable": "The run left nothing of the asked type",
+    "range-not-satisfiable": "The range is outside of the file",
+    "conflict": "The session has a run in progress",
+    "gone": "It has expired",
+    "too-large": "The body is too large",
+    "invalid": "The request is not valid",
+    "prompt-rejected": "The model API does not accept this prompt",
+    "busy": "Every place to run is taken",
+    "api-overloaded": "The model API is overloaded or limits us",
+    "api-auth": "The model API does not accept the invoker's key",
+    "api-error": "The model API failed",
+    "api-unreachable": "The model API does not answer",
+    "timeout": "The run took too long",
+    "cancelled": "The run was cancelled",
+    "cli-failed": "The Claude CLI failed",
+    "internal": "Internal error",
+}
+
+
+@dataclass
+class Problem(Exception):
+    """An error with an HTTP face. `kind` is a key of `TITLES`; `api_status` is the model API's own status."""
+
+    status: int
+    kind: str
+    detail: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    api_status: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """The problem+json object."""
+        document: dict[str, Any] = {
+            "type": PREFIX + self.kind,
+            "title": TITLES[self.kind],
+            "status": self.status,
+        }
+        if self.detail:
+            document["detail"] = self.detail
+        if self.api_status is not None:
+            document["api_status"] = self.api_status
+        return document | self.extra
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.kind}: {self.detail or TITLES[self.kind]}"

@@ -1,0 +1,304 @@
+"""Runs plans on CLI processes. Without HTTP: an API process and a queue's worker both hold one `Engine`.
+
+```
+async with Engine(settings) as engine:
+    run = engine.submit(plan, caller)           # Problem 403, 404, 409
+    async for event in run.events.follow(): …   # optional
+    result = await run.wait()                   # Problem
+```
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from claude_invoker.cli import outcome
+from claude_invoker.cli.binary import cli_version, find_cli
+from claude_invoker.cli.child import Limits
+from claude_invoker.cli.command import Deadlines, Shape
+from claude_invoker.cli.keyproxy import Grant, KeyProxy
+from claude_invoker.cli.pool import Launcher, Pool, Ready
+from claude_invoker.cli.process import CliError, CliProcess
+from claude_invoker.cli.tree import Users, prepare, tree_root
+from claude_invoker.model import RunResult
+from claude_invoker.plan import Plan
+from claude_invoker.problem import Problem
+from claude_invoker.runs import artifacts
+from claude_invoker.runs.run import Run, new_id
+from claude_invoker.runs.sessions import Session, Sessions
+from claude_invoker.runs.translate import Translator
+from claude_invoker.settings import Settings
+from claude_invoker.trust import Caller
+
+_log = logging.getLogger(__name__)
+
+INTERRUPT_S = 1.0
+TERM_S = 3.0
+_SWEEP_S = 10.0
+_REQUESTS_PER_TURN = 8
+"""Retries, subagents and summaries: what a turn may cost in API requests before the proxy refuses more."""
+
+
+class Ledger(Protocol):
+    """Keeps the caller's lease while a run lasts and settles its cost when it ends."""
+
+    async def hold(self, caller: Caller) -> None: ...
+    async def settle(self, caller: Caller, usd: float) -> None: ...
+
+
+class Engine:
+    """Owns the processes, trees, sessions and artifacts under `settings.state_dir`."""
+
+    def __init__(self, settings: Settings, ledger: Ledger | None = None) -> None:
+        self.settings = settings
+        self.ledger = ledger
+        self.cli = find_cli(settings.cli_path)
+        self.version = ""
+        self.runs: dict[str, Run] = {}
+        self.users = Users(settings.uid_base, settings.max_runs + 2 * settings.pool_max + settings.max_starts + 4)
+        self.on_finish: Callable[[Run], None] = lambda run: None
+        self._state = settings.state_dir
+        self._trees = tree_root(settings.state_dir, isolated=self.users.isolated)
+        self._sessions = Sessions(self._trees / "sessions", settings.state_dir / "locks", settings.session_ttl_s)
+        key = settings.anthropic_api_key
+        self._proxy = KeyProxy(settings.anthropic_base_url, key.get_secret_value() if key else "")
+        self._places = asyncio.Semaphore(settings.max_runs)
+        self._launcher = Launcher(
+            self.cli,
+            self._trees / "runs",
+            self.users,
+            self._proxy,
+            Deadlines(settings.api_timeout_s, settings.api_retries),
+            Limits(settings.memory_limit, settings.file_size_limit, settings.process_limit),
+            settings.model,
+        )
+        self.pool = Pool(
+            self._launcher,
+            self._default_shape(),
+            minimum=settings.pool_size,
+            maximum=settings.pool_max,
+            starts=settings.max_starts,
+        )
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Engine:
+        prepare(self._state, self._trees)
+        self.version = await cli_version(self.cli)
+        await self._proxy.start()
+        await self.pool.start()
+        self._sweeper = asyncio.create_task(self._sweep())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Cancels what runs and leaves no process behind."""
+        for run in list(self.runs.values()):
+            run.cancel("the invoker is stopping")
+        tasks = [run.task for run in self.runs.values() if run.task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await self.pool.stop()
+        await self._proxy.stop()
+
+    def _default_shape(self) -> Shape:
+        from claude_invoker.model import InvokeRequest
+        from claude_invoker.plan import Clamp, plan
+
+        request = InvokeRequest(prompt="-")
+        return _shape(plan(request, Clamp(), self.settings, isolated=self.users.isolated), None)
+
+    @property
+    def wants_warm(self) -> bool:
+        return self.settings.pool_size > 0
+
+    @property
+    def running(self) -> int:
+        return sum(run.state == "running" for run in self.runs.values())
+
+    @property
+    def waiting(self) -> int:
+        return sum(run.state == "waiting" for run in self.runs.values())
+
+    def submit(self, plan: Plan, caller: Caller, run_id: str | None = None) -> Run:
+        """Begins a run; it waits up to `queue_wait_s` for a place. Returns at once."""
+        run_id = run_id or new_id()
+        run = Run(run_id, caller.subject, plan, self._state / "artifacts" / run_id)
+        self.runs[run_id] = run
+        run.task = asyncio.create_task(self._execute(run, caller))
+        return run
+
+    def find(self, run_id: str, caller: Caller) -> Run:
+        """A run of the caller's. Raises Problem 404, also for the runs of others."""
+        run = self.runs.get(run_id)
+        if run is None or (run.subject != caller.subject and "admin" not in caller.roles):
+            raise Problem(404, "not-found", "there is no such run")
+        return run
+
+    async def _execute(self, run: Run, caller: Caller) -> None:
+        keeper = asyncio.create_task(self.ledger.hold(caller)) if self.ledger is not None else None
+        try:
+            await self._in_place(run)
+        except Problem as problem:
+            run.problem = problem
+        except CliError as error:
+            _log.error("run %s: %s", run.id, error)
+            run.problem = Problem(502, "cli-failed", "the Claude CLI ended without a result")
+        except asyncio.CancelledError:
+            run.problem = Problem(499, "cancelled", run.cancel_reason or "cancelled")
+        except Exception:
+            _log.exception("run %s", run.id)
+            run.problem = Problem(500, "internal")
+        if keeper is not None and self.ledger is not None:
+            keeper.cancel()
+            try:
+                await self.ledger.settle(caller, run.cost_usd)
+            except Exception:
+                _log.exception("run %s: the ledger was not settled; its lease expires by itself", run.id)
+        self._finish(run)
+
+    def _finish(self, run: Run) -> None:
+        run.finished_at = time.time()
+        if run.problem is None:
+            run.state = "succeeded"
+            assert run.result is not None
+            run.events.append("run.finished", run.result.model_dump(mode="json"))
+        else:
+            run.state = "cancelled" if run.problem.kind == "cancelled" else "failed"
+            run.events.append("error", run.problem.document() | {"run": run.id, "cost_usd": run.cost_usd})
+        run.events.close()
+        run.done.set()
+        self.on_finish(run)
+
+    async def _in_place(self, run: Run) -> None:
+        try:
+            await asyncio.wait_for(self._places.acquire(), self.settings.queue_wait_s)
+        except TimeoutError as error:
+            raise Problem(503, "busy", headers={"Retry-After": "5"}) from error
+        try:
+            if run.plan.session is None:
+                await self._on_process(run, None)
+            else:
+                with self._sessions.hold(run.subject, run.plan.session) as session:
+                    run.session = session.id
+                    await self._on_process(run, session)
+        finally:
+            self._places.release()
+
+    async def _on_process(self, run: Run, session: Session | None) -> None:
+        run.state = "running"
+        ready = await self.pool.take(_shape(run.plan, session), session.tree if session else None)
+        process = ready.process
+        try:
+            before = await asyncio.to_thread(artifacts.survey, process.tree.work)
+            began = time.monotonic()
+            try:
+                result = await self._converse(run, ready)
+            finally:
+                await asyncio.shield(self._wind_down(run, process, gently=session is not None))
+                await asyncio.shield(self._collect(run, process, before))
+            run.result = RunResult(
+                id=run.id,
+                result=str(result.get("result") or ""),
+                structured=result.get("structured_output"),
+                model=run.model,
+                session=run.session,
+                usage=outcome.usage(result),
+                cost_usd=run.cost_usd,
+                duration_ms=round((time.monotonic() - began) * 1000),
+                num_turns=int(result.get("num_turns") or 0),
+                stop_reason=outcome.stop_reason(result),
+                permission_denials=outcome.denials(result),
+                artifacts=run.artifacts,
+            )
+        finally:
+            await asyncio.shield(self._launcher.dispose(ready))
+
+    async def _converse(self, run: Run, ready: Ready) -> dict[str, Any]:
+        """Sends the plan and translates what comes back. The result message. Raises Problem, CliError."""
+        plan, process = run.plan, ready.process
+        grant = Grant(plan.models, plan.max_turns * _REQUESTS_PER_TURN)
+        self._proxy.grant(ready.token, grant)
+        translator = Translator(run)
+        await process.begin(plan.model, plan.system, plan.content)
+        begun = asyncio.get_running_loop().time()
+        end = begun + plan.total_s
+        first = min(end, begun + self.settings.first_output_s)
+        phase = "first_output"
+        result: dict[str, Any] | None = None
+        try:
+            async with asyncio.timeout_at(first) as timer:
+                async for message in process.messages():
+                    if translator.take(message):
+                        phase = "idle"
+                    if message.get("type") == "result":
+                        result = message
+                        break
+                    if phase == "idle":
+                        timer.reschedule(min(end, asyncio.get_running_loop().time() + self.settings.idle_s))
+        except TimeoutError as error:
+            phase = "total" if asyncio.get_running_loop().time() >= end - 0.001 else phase
+            raise Problem(504, "timeout", f"deadline: {phase}", extra={"deadline": phase}) from error
+        if result is None:
+            raise _early_end(process)
+        run.cost_usd = outcome.cost_usd(result)
+        if problem := outcome.failure(result, grant.api_status, grant.retry_after):
+            raise problem
+        return result
+
+    async def _wind_down(self, run: Run, process: CliProcess, *, gently: bool) -> None:
+        """Ends the process: at once after a result (a session's writes its transcript first), else by
+        interrupt, which also yields the cost so far, SIGTERM, and the kill of everything."""
+        if run.cost_usd == 0.0 and process.returncode is None:
+            process.interrupt()
+            with contextlib.suppress(TimeoutError, CliError):
+                async with asyncio.timeout(INTERRUPT_S):
+                    async for message in process.messages():
+                        if message.get("type") == "result":
+                            run.cost_usd = outcome.cost_usd(message)
+                            break
+        if gently:
+            process.close_input()
+            await process.exited(TERM_S)
+        await process.end(0.0)
+
+    async def _collect(self, run: Run, process: CliProcess, before: artifacts.Seen) -> None:
+        bounds = artifacts.Bounds(self.settings.artifact_max_bytes, self.settings.artifact_max_count)
+        found, left_out = await asyncio.to_thread(artifacts.collect, process.tree.work, before, run.files, bounds)
+        run.artifacts = found
+        for artifact in found:
+            run.events.append("artifact", artifact.model_dump(mode="json"))
+        if left_out:
+            _log.warning("run %s: %d artifacts over the bounds were left out", run.id, left_out)
+
+    async def _sweep(self) -> None:
+        """Forgets runs whose retention is over, and sessions that nobody continued."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now = time.time()
+            for run in list(self.runs.values()):
+                if run.finished_at is not None and run.finished_at + run.plan.retention_s < now:
+                    del self.runs[run.id]
+                    await asyncio.to_thread(shutil.rmtree, run.files, ignore_errors=True)
+            await asyncio.to_thread(self._sessions.expire)
+
+
+def _shape(plan: Plan, session: Session | None) -> Shape:
+    return Shape(
+        tools=plan.tools,
+        max_turns=plan.max_turns,
+        max_budget_usd=plan.max_budget_usd,
+        output_schema=plan.output_schema,
+        session=session.id if session else None,
+        resume=bool(session and session.begun),
+    )
+
+
+def _early_end(process: CliProcess) -> CliError:
+    kinds = [line for line in process.stderr.splitlines() if line.strip()]
+    return CliError(f"no result (exit code {process.returncode}, {len(kinds)} lines on stderr)")

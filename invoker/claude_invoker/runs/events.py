@@ -1,0 +1,77 @@
+"""The events of one run: numbered, kept, and readable from any number on, by any number of readers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+MAX_KEPT_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Event:
+    """`id` counts from 1 within the run; `name` is the SSE event name; `data` is JSON text."""
+
+    id: int
+    name: str
+    data: bytes
+
+    @property
+    def document(self) -> Any:
+        return orjson.loads(self.data)
+
+
+class EventLog:
+    """Append-only. Beyond `MAX_KEPT_BYTES` the oldest events are forgotten; a late reader begins later."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._size = 0
+        self._last = 0
+        self._changed = asyncio.Event()
+        self.closed = False
+
+    @property
+    def last_id(self) -> int:
+        return self._last
+
+    def append(self, name: str, document: dict[str, Any]) -> Event:
+        self._last += 1
+        event = Event(self._last, name, orjson.dumps(document))
+        self._events.append(event)
+        self._size += len(event.data)
+        while self._size > MAX_KEPT_BYTES and len(self._events) > 1:
+            self._size -= len(self._events.pop(0).data)
+        self._wake()
+        return event
+
+    def close(self) -> None:
+        """No more events will come; readers end after the last."""
+        self.closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def since(self, last_id: int) -> list[Event]:
+        """The kept events after `last_id`."""
+        if not self._events:
+            return []
+        return self._events[max(0, last_id + 1 - self._events[0].id) :]
+
+    async def follow(self, last_id: int = 0) -> AsyncIterator[Event]:
+        """Each event after `last_id`, as they come, until the log is closed."""
+        while True:
+            changed = self._changed
+            for event in self.since(last_id):
+                last_id = event.id
+                yield event
+            if self.closed and last_id >= self._last:
+                return
+            if changed is self._changed:
+                await changed.wait()

@@ -1,0 +1,70 @@
+"""The state of one execution, as everybody but the engine sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from claude_invoker.model import Artifact, RunResult, RunView, State
+from claude_invoker.plan import Plan
+from claude_invoker.problem import Problem
+from claude_invoker.runs.events import EventLog
+
+
+def new_id() -> str:
+    return "run_" + secrets.token_hex(12)
+
+
+@dataclass
+class Run:
+    """`result` or `problem` is set once `done` is; `events` closes at the same moment."""
+
+    id: str
+    subject: str
+    plan: Plan
+    files: Path
+    """Directory of the kept artifacts."""
+    state: State = "waiting"
+    created_at: float = field(default_factory=time.time)
+    finished_at: float | None = None
+    model: str = ""
+    session: str | None = None
+    cost_usd: float = 0.0
+    artifacts: list[Artifact] = field(default_factory=list)
+    result: RunResult | None = None
+    problem: Problem | None = None
+    events: EventLog = field(default_factory=EventLog)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+    cancel_reason: str | None = None
+    watchers: int = 0
+    """Clients that are attached to the run now (see `api.stream`)."""
+
+    async def wait(self) -> RunResult:
+        """The result once there is one. Raises Problem where the run failed or was cancelled."""
+        await self.done.wait()
+        if self.problem is not None:
+            raise self.problem
+        assert self.result is not None
+        return self.result
+
+    def cancel(self, reason: str) -> None:
+        """Asks the run to end; `wait` tells when it has. Does nothing to a run that is over."""
+        if not self.done.is_set() and self.task is not None and self.cancel_reason is None:
+            self.cancel_reason = reason
+            self.task.cancel()
+
+    def view(self) -> RunView:
+        return RunView(
+            id=self.id,
+            state=self.state,
+            created_at=self.created_at,
+            finished_at=self.finished_at,
+            cost_usd=self.cost_usd,
+            result=self.result,
+            error=None if self.problem is None else self.problem.document(),
+            artifacts=self.artifacts,
+        )

@@ -1,0 +1,134 @@
+"""Settings of the invoker: `INVOKER_*` variables; any of them also as `INVOKER_…_FILE`, a path to a secret."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+Names = Annotated[tuple[str, ...], NoDecode]
+"""A tuple of names; in the environment separated by commas."""
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """Reads `INVOKER_X_FILE` for any setting X: how Docker and Kubernetes hand over secrets."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        path = os.environ.get(f"INVOKER_{field_name.upper()}_FILE")
+        return (Path(path).read_text(encoding="utf-8").strip() if path else None), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        values = {name: self.get_field_value(None, name)[0] for name in self.settings_cls.model_fields}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class Settings(BaseSettings):
+    """All that an operator decides. Times are seconds, sizes bytes, money US dollars."""
+
+    model_config = SettingsConfigDict(env_prefix="INVOKER_", extra="ignore", populate_by_name=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8090, ge=0, le=65535)
+    prefix: str = Field(default="/claude", pattern=r"^(/[A-Za-z0-9_-]+)?$")
+    """Where the gateway publishes the API; every route is mounted there as well as at the root."""
+    max_body: int = Field(default=10_000_000, ge=1)
+
+    trust: Literal["attested", "open"] = "attested"
+    attestation_key: SecretStr | None = None
+    attestation_kid: str = "1"
+    attestation_previous_key: SecretStr | None = None
+    attestation_previous_kid: str = "0"
+    attestation_issuer: str = "kong-claude"
+    attestation_audience: str = "claude-invoker"
+    required_checks: Names = ("jwt-claims",)
+    """What the gateway must have checked (`chk` of the attestation) before a run is started."""
+    redis_url: str | None = None
+
+    anthropic_api_key: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("INVOKER_ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY")
+    )
+    anthropic_base_url: str = Field(
+        default="https://api.anthropic.com",
+        validation_alias=AliasChoices("INVOKER_ANTHROPIC_BASE_URL", "ANTHROPIC_BASE_URL"),
+    )
+    cli_path: Path | None = Field(default=None, validation_alias=AliasChoices("INVOKER_CLI_PATH", "CLAUDE_CLI_PATH"))
+    state_dir: Path = Path(tempfile.gettempdir()) / f"claude-invoker-{os.getuid()}"
+    uid_base: int = Field(default=210_000, ge=1000)
+    """Started as root, the run in slot n has user id `uid_base + n`, which needs no passwd entry."""
+    shared_uid_tools: bool = False
+    """Not started as root, all runs share one user: allow tools that run commands nevertheless."""
+
+    model: str = "sonnet"
+    models: Names = ()
+    """Models that may be asked for; empty: any that the gateway's clamp lets through."""
+    tools: Names = ("Read", "Write", "Edit", "Glob", "Grep")
+    """Tools of a run that asks for none in particular."""
+    tools_allowed: Names = ("Read", "Write", "Edit", "Glob", "Grep", "Bash", "WebFetch", "WebSearch")
+    max_turns: int = Field(default=25, ge=1)
+    max_budget_usd: float = Field(default=5.0, gt=0)
+
+    pool_size: int = Field(default=1, ge=0)
+    """Warm processes kept at least; demand raises it up to `pool_max`."""
+    pool_max: int = Field(default=4, ge=0)
+    max_starts: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    max_runs: int = Field(default=8, ge=1)
+    queue_wait_s: float = Field(default=10.0, ge=0)
+
+    first_output_s: float = Field(default=60.0, gt=0)
+    idle_s: float = Field(default=300.0, gt=0)
+    total_s: float = Field(default=900.0, gt=0)
+    api_timeout_s: float = Field(default=60.0, gt=0)
+    api_retries: int = Field(default=2, ge=0)
+    detach_grace_s: float = Field(default=5.0, ge=0)
+    """How long a run goes on after its event stream lost the client, for it to come back."""
+    heartbeat_s: float = Field(default=15.0, gt=0)
+
+    memory_limit: int = Field(default=8 << 30, ge=0)
+    """Cap on the data segment (RLIMIT_DATA) of each process of a run; 0: none."""
+    file_size_limit: int = Field(default=1 << 30, ge=0)
+    process_limit: int = Field(default=256, ge=0)
+    artifact_max_bytes: int = Field(default=100_000_000, ge=0)
+    artifact_max_count: int = Field(default=200, ge=0)
+    retention_s: float = Field(default=3600.0, ge=0)
+    session_ttl_s: float = Field(default=24 * 3600.0, gt=0)
+
+    @field_validator("required_checks", "models", "tools", "tools_allowed", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _open_trust_is_local(self) -> Settings:
+        if self.trust == "open" and not is_loopback(self.host):
+            raise ValueError(f"INVOKER_TRUST=open binds to loopback only, not to {self.host}")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _SecretFiles(settings_cls)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,151 @@
+"""What the stand-in answers: a pure function from a Messages API request body to a `Reply`.
+
+Directives in the newest prompt, anywhere in its text:
+
+| directive | effect |
+|---|---|
+| `[[say TEXT]]` | the final answer is TEXT |
+| `[[tool NAME {json}]]` | a turn that calls tool NAME with that input; several run one after the other |
+| `[[large N]]` | the final answer is N characters long |
+| `[[delay MS]]` | pause between two chunks of a stream |
+| `[[status CODE]]` | an API error of that status (401, 429, 500, 529, …) |
+| `[[hang]]` | the request is taken and never answered |
+| `[[stall N]]` | the stream stops for ever after N text chunks |
+| `[[reset N]]` | the connection is reset after N text chunks (0: before the headers) |
+| `[[stop REASON]]` | `stop_reason` of the answer, e.g. `refusal` or `max_tokens` |
+
+After tool turns, an answer without `[[say …]]` repeats what the tools returned, so that a test sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+_OPEN = re.compile(r"\[\[(say|tool|large|delay|status|hang|stall|reset|stop)\b ?")
+_ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    529: "overloaded_error",
+}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer: either an error status, or a text or tool call and the ways its stream may break."""
+
+    text: str = ""
+    tool: tuple[str, dict[str, Any]] | None = None
+    status: int = 200
+    stop_reason: str = "end_turn"
+    delay_ms: float | None = None
+    hang: bool = False
+    stall_after: int | None = None
+    reset_after: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def error_type(self) -> str:
+        return _ERROR_TYPES.get(self.status, "api_error")
+
+
+@dataclass
+class _Directives:
+    say: str | None = None
+    tools: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    values: dict[str, str] = field(default_factory=dict)
+
+
+def _directives(text: str) -> _Directives:
+    found = _Directives()
+    decoder = json.JSONDecoder()
+    for match in _OPEN.finditer(text):
+        verb, start = match.group(1), match.end()
+        if verb == "tool":
+            name, _, _ = text[start:].partition(" ")
+            at = start + len(name) + 1
+            try:
+                arguments, _ = decoder.raw_decode(text, at)
+            except ValueError:
+                continue
+            if isinstance(arguments, dict):
+                found.tools.append((name, arguments))
+            continue
+        end = text.find("]]", start)
+        argument = text[start : end if end >= 0 else len(text)]
+        if verb == "say":
+            found.say = argument
+        else:
+            found.values[verb] = argument.strip()
+    return found
+
+
+def _texts(content: Any) -> list[str]:
+    """Text blocks of a message that a caller wrote (the CLI adds reminders of its own)."""
+    if isinstance(content, str):
+        return [content]
+    blocks = content if isinstance(content, list) else []
+    return [
+        str(block.get("text", ""))
+        for block in blocks
+        if isinstance(block, dict)
+        and block.get("type") == "text"
+        and not str(block.get("text", "")).startswith("<system-reminder>")
+    ]
+
+
+def _tool_results(content: Any) -> list[str]:
+    results = []
+    for block in content if isinstance(content, list) else []:
+        if isinstance(block, dict) and block.get("type") == "tool_result":
+            inner = block.get("content")
+            results.append(inner if isinstance(inner, str) else "\n".join(_texts(inner)))
+    return results
+
+
+def reply_to(body: dict[str, Any]) -> Reply:
+    """The scripted answer to a request body; never raises for a body that is a JSON object."""
+    prompt, results = "", []
+    for message in body.get("messages") or []:
+        if not isinstance(message, dict) or message.get("role") != "user":
+            continue
+        content = message.get("content")
+        answered = _tool_results(content)
+        if answered:
+            results += answered
+        elif texts := _texts(content):
+            prompt, results = "\n".join(texts), []
+    found = _directives(prompt)
+    values = found.values
+
+    def number(verb: str) -> int | None:
+        value = values.get(verb)
+        return None if value is None else int(value) if value.isdigit() else 0
+
+    broken = {
+        "delay_ms": number("delay"),
+        "hang": "hang" in values,
+        "stall_after": number("stall"),
+        "reset_after": number("reset"),
+    }
+    if (status := number("status")) is not None and 400 <= status <= 599:
+        wait = (("retry-after", "1"),) if status in (429, 529) else ()
+        return Reply(f"stand-in: {status} as asked", status=status, headers=wait)
+    if len(results) < len(found.tools):
+        return Reply(tool=found.tools[len(results)], stop_reason="tool_use", **broken)  # type: ignore[arg-type]
+    if (length := number("large")) is not None:
+        text = ("All work and no play makes a canned answer. " * (length // 45 + 1))[:length]
+    elif found.say is not None:
+        text = found.say
+    elif results:
+        text = "Tool results:\n" + "\n---\n".join(results)
+    else:
+        text = f"This is a canned answer of the stand-in; no model was asked. The prompt was: {prompt[:500]}"
+    return Reply(text, stop_reason=values.get("stop", "end_turn"), **broken)  # type: ignore[arg-type]
