@@ -447,6 +447,16 @@ class Server:
         for conn in [c for c in self.unfinished if c.since < limit]:
             self._violation(conn, "an incomplete frame")
 
+    def close(self) -> None:
+        """Ends everything: what still runs is answered first."""
+        now = time.monotonic()
+        for worker in list(self.events.values()):
+            self.expire(worker, now)
+        for conn in list(self.connections):
+            conn.close()
+        for instance in list(self.instances.by_id.values()):
+            self.drop(instance)
+
     # -- instances
 
     def _start_instance(self, conn: Connection, msgid: Any, arg: Any) -> None:
@@ -552,7 +562,7 @@ class Server:
             }
             for name, plugin in self.plugins.items()
         }
-        conn.reply(wire.result(msgid, {"Pid": os.getpid(), "Plugins": plugins}))
+        conn.reply(wire.result(msgid, {"Pid": os.getpid(), "EventsInFlight": len(self.events), "Plugins": plugins}))
 
 
 def _short(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ from gevent.event import Event
 from kong_claude.server.cli import load_plugins
 from kong_claude.server.core import READ, TRANSIENT, Server
 from kong_claude.server.listener import Listener, SocketInUse
-from kong_claude.server.watchdog import Watchdog, run_ticks
+from kong_claude.server.watchdog import Watchdog, start_ticks
 
 log = logging.getLogger("kong_claude.pluginserver")
 
@@ -61,6 +62,8 @@ def serve(args: argparse.Namespace) -> int:
                     gevent.spawn_later(0.1, acceptor.start, accept)
                 return
 
+    gc.collect()
+    gc.freeze()  # modules live for ever: no collection needs to look at them
     acceptor.start(accept)
     watchdog.start()
     orphaned = Event()
@@ -69,7 +72,7 @@ def serve(args: argparse.Namespace) -> int:
         orphaned.set()
         stop.set()
 
-    ticks = gevent.spawn(run_ticks, server, watchdog, parent_gone)
+    ticks = start_ticks(server, watchdog, parent_gone)
     log.info("serving %s at %s, pid %d", ", ".join(plugins) or "no plugins", path, os.getpid())
 
     stop.wait()
@@ -79,7 +82,7 @@ def serve(args: argparse.Namespace) -> int:
         log.info("Kong has gone, exiting")
     else:
         _drain(server, args.drain_timeout)
-    ticks.kill()
+    ticks.stop()
     watchdog.stopped = True
     return 0
 
@@ -90,11 +93,5 @@ def _drain(server: Server, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while (server.events or server.unfinished) and time.monotonic() < deadline:
         gevent.sleep(0.01)
-    now = time.monotonic()
-    for worker in list(server.events.values()):
-        server.expire(worker, now)
-    for conn in list(server.connections):
-        conn.close()
-    for instance in list(server.instances.by_id.values()):
-        server.drop(instance)
+    gevent.get_hub().loop.run_callback(server.close)  # ending events is for the hub only
     gevent.sleep(0.05)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +20,7 @@ from kong_claude.server.worker import EventEnd, Worker
 
 BLOCKED_SECONDS = 0.2
 TICK_SECONDS = 0.1
+EVICTION_SECONDS = 30.0
 HERE = str(Path(__file__).parent)
 
 
@@ -38,7 +39,7 @@ class Watchdog:
         self.lag = 0.0
         self.blocked = 0
         self.stopped = False
-        self._main = threading.get_ident() if not monkey.is_module_patched("threading") else _native_ident()
+        self._main: int = monkey.get_original("_thread", "get_ident")()
 
     def start(self) -> None:
         self.beat = time.monotonic()
@@ -95,20 +96,20 @@ class Watchdog:
         raise EventEnd
 
 
-def _native_ident() -> int:
-    ident: int = monkey.get_original("threading", "get_ident")()
-    return ident
-
-
-def run_ticks(server: Server, watchdog: Watchdog, parent_gone: Any) -> None:
-    """Beats until the parent has gone (a greenlet's life)."""
+def start_ticks(server: Server, watchdog: Watchdog, parent_gone: Callable[[], None]) -> Any:
+    """Beats in the hub itself (ending an event is for the hub only); returns the timer."""
     last_eviction = time.monotonic()
-    while True:
-        gevent.sleep(TICK_SECONDS)
+
+    def tick() -> None:
+        nonlocal last_eviction
         if not watchdog.tick():
             parent_gone()
             return
         server.sweep(watchdog.beat)
-        if watchdog.beat - last_eviction > 30:
+        if watchdog.beat - last_eviction > EVICTION_SECONDS:
             last_eviction = watchdog.beat
             server.evict(watchdog.beat)
+
+    timer = gevent.get_hub().loop.timer(TICK_SECONDS, TICK_SECONDS)
+    timer.start(tick)
+    return timer

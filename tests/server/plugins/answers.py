@@ -1,0 +1,17 @@
+"""Python-style and Lua-style returns, side by side: writes down what calls returned."""
+
+version = "1"
+
+
+class Plugin:
+    def __init__(self, config):
+        pass
+
+    def access(self, kong):
+        got = kong.request.get_header("host")
+        try:
+            failed = kong.request.get_query_arg("bad")
+        except Exception as error:
+            failed = f"{type(error).__name__}: {error}"
+        kong.ctx.shared.set("got", repr(got))
+        kong.ctx.shared.set("failed", repr(failed))
