@@ -10,13 +10,18 @@ from tests.conformance.match import difference, expand
 from tests.conformance.plugin_server import is_plain
 from tests.conformance.stage import Stage
 
-# Which request and plugin the recording used for each phase of the matrix.
+# Which config, plugin and path the recording used for each phase of the matrix.
 _MATRIX = {
-    "rewrite": ("global", "probe", "GET /plain/x HTTP/1.1\r\nHost: api.example.com\r\n\r\n"),
-    "access": ("base", "probe", "GET /p/x HTTP/1.1\r\nHost: api.example.com\r\n\r\n"),
-    "response": ("base", "probe-resp", "GET /resp/x HTTP/1.1\r\nHost: api.example.com\r\n\r\n"),
-    "log": ("base", "probe", "GET /p/x HTTP/1.1\r\nHost: api.example.com\r\n\r\n"),
+    "rewrite": ("global", "probe", "/p/m"),
+    "access": ("base", "probe", "/p/m"),
+    "response": ("base", "probe-resp", "/resp/m"),
+    "log": ("base", "probe", "/p/m"),
+    "certificate": ("base", "probe-cert", "/p/m"),
 }
+_MATRIX_REQUEST = (
+    "POST {}?a=1 HTTP/1.1\r\nHost: api.example.com\r\nContent-Type: application/json\r\n"
+    'Content-Length: 7\r\n\r\n{{"b":1}}'
+)
 
 
 def _config(stage: Stage, name: str | None) -> str:
@@ -83,7 +88,7 @@ def _compact(case: dict[str, Any], responses: list[dict[str, Any]], stage: Stage
 
 async def replay_matrix(case: dict[str, Any], stage: Stage) -> str | None:
     """One method in one phase."""
-    config, plugin, request = _MATRIX[case["phase"]]
+    config, plugin, path = _MATRIX[case["phase"]]
     call = {
         "plugin": plugin,
         "phase": case["phase"],
@@ -94,7 +99,7 @@ async def replay_matrix(case: dict[str, Any], stage: Stage) -> str | None:
     whole = {
         "id": case["id"],
         "config": case.get("config", config),
-        "request": [request],
+        "request": [_MATRIX_REQUEST.format(path)],
         "calls": [call],
         "status": case["status"],
     }
