@@ -45,7 +45,9 @@ class Guards:
             return Refuse(413, f"the prompt is larger than {self.max_prompt_bytes} bytes", "prompt_too_large")
         if not (self.deny or self.allow):
             return None
-        views = [view for text in [*found, "".join(found)] for view in readings(text)]
+        # Joined too, so that no forbidden text hides by being split over parts.
+        parts = found if len(found) == 1 else [*found, "".join(found)]
+        views = [view for text in parts for view in readings(text)]
         if any(pattern.search(view) for pattern in self.deny for view in views):
             return Refuse(400, "the prompt holds text that this route does not accept", "prompt_denied")
         if self.allow:
