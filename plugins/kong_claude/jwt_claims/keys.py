@@ -151,10 +151,11 @@ def _parse(entry: Mapping[str, Any], algorithms: frozenset[str]) -> Key:
     kid = entry.get("kid")
     if kid is not None and not isinstance(kid, str):
         raise ValueError("a kid is not a string")
-    if entry.get("use", "sig") != "sig" or "verify" not in entry.get("key_ops", ["verify"]):
+    operations = entry.get("key_ops", ["verify"])
+    if entry.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
         raise ValueError(f"key {kid!r} is not for signatures")
     kinds = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA", "oct": "HS256"}
-    kind = kinds.get(entry.get("kty", ""))
+    kind = next((algorithm for kty, algorithm in kinds.items() if entry.get("kty") == kty), None)
     if kind is None:
         raise ValueError(f"key {kid!r} has an unknown kty")
     try:

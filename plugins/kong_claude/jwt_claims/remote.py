@@ -111,7 +111,7 @@ class RemoteKeys:
             keys: KeySet | None = self._load()
         except Exception as error:
             keys = None
-            log.warning("keys of %s: %s", self._name, error if isinstance(error, FetchError) else repr(error))
+            log.warning("keys of %s: %s", self._name, str(error) if isinstance(error, FetchError) else repr(error))
         with self._lock:
             if self._flight is flight:
                 self._flight = None

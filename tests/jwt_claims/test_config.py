@@ -1,0 +1,128 @@
+"""Configurations that cannot be honoured are refused when the instance starts, so that Kong answers 500."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from kong_claude.decision import ConfigError
+from kong_claude.jwt_claims.plugin import JwtClaims
+from tests.jwt_claims.support import ISSUER, SECRET, config, issuer, jwk, pem, private_key
+from tests.support.kong_driver import Driver, RPCError
+
+PRIVATE = private_key("RS256").private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+
+def public_pem(key: Any) -> str:
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+WEAK = public_pem(rsa.generate_private_key(65537, 1024))
+KOBLITZ = public_pem(ec.generate_private_key(ec.SECP256K1()))
+
+
+def one(**fields: Any) -> dict[str, Any]:
+    """A configuration with one issuer that has no key source of its own."""
+    entry = {"issuer": ISSUER, "algorithms": ["RS256"], **fields}
+    return config(issuers=[{name: value for name, value in entry.items() if value is not None}])
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no issuer": (config(issuers=[]), "issuers: names no issuer"),
+    "issuers absent": (config(issuers=None), "issuers: names no issuer"),
+    "issuer without a name": (one(issuer="", public_key=pem("RS256")), "issuers[1].issuer: is required"),
+    "the same issuer twice": (config(issuers=[issuer(), issuer()]), "issuers[2].issuer: is configured twice"),
+    "no algorithm": (one(algorithms=[], public_key=pem("RS256")), "issuers[1].algorithms: names no algorithm"),
+    "algorithm none": (one(algorithms=["none"], public_key=pem("RS256")), "issuers[1].algorithms: does not know none"),
+    "no audience": (config(audience=[]), "audience: names no audience"),
+    "no place for a token": (config(header_names=[]), "header_names: no place"),
+    "no key": (one(), "issuers[1]: needs exactly one of"),
+    "discovery false and nothing else": (one(discovery=False), "issuers[1]: needs exactly one of"),
+    "two keys": (one(public_key=pem("RS256"), secret=SECRET), "issuers[1]: needs exactly one of"),
+    "discovery and a key": (one(public_key=pem("RS256"), discovery=True), "issuers[1]: needs exactly one of"),
+    "secret for RS256": (one(secret=SECRET), "issuers[1].secret: a shared secret cannot serve RS256"),
+    "secret for HS256 and RS256": (one(secret=SECRET, algorithms=["HS256", "RS256"]), "cannot serve RS256"),
+    "short secret": (one(secret="x" * 31, algorithms=["HS256"]), "issuers[1].secret: must be at least 32 bytes"),
+    "secret too short for HS512": (one(secret="x" * 63, algorithms=["HS256", "HS512"]), "at least 64 bytes"),
+    "unresolved reference": (one(secret="", algorithms=["HS256"]), "unresolved vault reference"),
+    "unresolved PEM reference": (one(public_key=""), "unresolved vault reference"),
+    "unresolved JWKS reference": (one(jwks=""), "unresolved vault reference"),
+    "a public key as secret": (one(secret=pem("RS256"), algorithms=["HS256"]), "issuers[1].secret: is a PEM key"),
+    "PEM garbage": (
+        one(public_key="-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"),
+        "is not a PEM public key",
+    ),
+    "not a PEM": (one(public_key="hello"), "is not a PEM public key"),
+    "a private key": (one(public_key=PRIVATE), "is a private key"),
+    "EC key for RS256": (one(public_key=pem("ES256")), "this key cannot serve RS256"),
+    "RSA key for ES256": (one(public_key=pem("RS256"), algorithms=["ES256"]), "this key cannot serve ES256"),
+    "P-256 key for ES384": (one(public_key=pem("ES256"), algorithms=["ES256", "ES384"]), "cannot serve ES384"),
+    "RSA key for RS256 and HS256": (one(public_key=pem("RS256"), algorithms=["RS256", "HS256"]), "cannot serve HS256"),
+    "1024-bit RSA": (one(public_key=WEAK), "is too weak"),
+    "another curve": (one(public_key=KOBLITZ, algorithms=["ES256"]), "is too weak, or on a curve"),
+    "JWKS not JSON": (one(jwks="{"), "issuers[1].jwks: is not a usable"),
+    "JWKS a list": (one(jwks="[]"), "no list of keys"),
+    "JWKS empty": (one(jwks='{"keys":[]}'), "holds no key"),
+    "JWKS with a key for encryption": (one(jwks=json.dumps({"keys": [jwk("RS256", use="enc")]})), "not for signatures"),
+    "JWKS with another kind of key": (one(jwks=json.dumps({"keys": [jwk("ES256")]})), "serves none of RS256"),
+    "JWKS with another alg": (one(jwks=json.dumps({"keys": [jwk("RS256", alg="RS512")]})), "serves none of RS256"),
+    "JWKS with a torn key": (one(jwks=json.dumps({"keys": [{"kty": "RSA", "n": "!", "e": "AQAB"}]})), "cannot be read"),
+    "JWKS without a key for one algorithm": (
+        one(algorithms=["RS256", "ES256"], jwks=json.dumps({"keys": [jwk("RS256")]})),
+        "has no key for ES256",
+    ),
+    "JWKS with a short secret": (
+        one(algorithms=["HS256"], jwks=json.dumps({"keys": [{"kty": "oct", "k": "c2hvcnQ"}]})),
+        "serves none of HS256",
+    ),
+    "jwks_uri over http": (one(jwks_uri="http://idp.example.com/jwks"), "must be an https URL"),
+    "jwks_uri of a file": (one(jwks_uri="file:///etc/passwd", allow_insecure_jwks=True), "must be an https URL"),
+    "jwks_uri with a password": (one(jwks_uri="https://u:p@idp.example.com/jwks"), "must be an https URL"),
+    "jwks_uri without a host": (one(jwks_uri="https:///jwks"), "must be an https URL"),
+    "jwks_uri for HS256": (one(jwks_uri="https://x.example/", algorithms=["HS256"]), "cannot serve HS"),
+    "discovery of what is no URL": (one(issuer="idp", discovery=True), "must be an https URL"),
+    "a rule without a demand": (config(rules=[{"claim": "roles"}]), "rules[1]: needs any_of"),
+    "an unresolved Redis reference": (config(revocation_redis_url=""), "revocation_redis_url: is empty"),
+    "a Redis URL that is none": (config(revocation_redis_url="http://:hunter2@x"), "revocation_redis_url: is not"),
+    "a short attestation secret": (config(attestation={"secret": "x"}), "attestation.secret: must be at least 32"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_refused_through_the_socket(kong: Driver, name: str) -> None:
+    bad, text = BAD[name]
+    with pytest.raises(RPCError) as refused:
+        kong.start_instance("claude-jwt-claims", bad)
+    assert text in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("bits", ["secret", "private_key", "d", "k"])
+def test_keys_do_not_show(bits: str) -> None:
+    stage = JwtClaims(config())
+    assert SECRET not in repr(vars(stage)) + repr(stage._issuers) + repr(stage._issuers[ISSUER].keys.current())
+
+
+def test_a_certificate_serves_as_a_public_key() -> None:
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "idp")])
+    now = datetime.datetime.now(datetime.UTC)
+    key = private_key("RS256")
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+        .public_bytes(Encoding.PEM)
+        .decode()
+    )
+    JwtClaims(one(public_key=certificate))
+    with pytest.raises(ConfigError, match="cannot serve ES256"):
+        JwtClaims(one(public_key=certificate, algorithms=["ES256"]))

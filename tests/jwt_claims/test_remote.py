@@ -1,0 +1,328 @@
+"""Published keys: one fetch at a time, ahead of expiry, stale within bounds, and no traffic for random kids."""
+
+from __future__ import annotations
+
+import gc
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from kong_claude.jwt_claims import remote
+from kong_claude.jwt_claims.fetch import MAX_DOCUMENT, FetchError, fetch_json
+from kong_claude.jwt_claims.keys import KeySet, Unavailable, keys_from_issuer
+from kong_claude.jwt_claims.remote import RemoteKeys, allowed, jwks_uri, remote_keys
+from tests.jwt_claims.support import jwk
+
+RS256 = frozenset({"RS256"})
+HANG = 10.0
+
+
+class Issuer:
+    """What RemoteKeys loads from, with a hand on its answers, its pace and the clock."""
+
+    def __init__(self) -> None:
+        self.names = ["one"]
+        self.away = False
+        self.loads = 0
+        self.now = 0.0
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def load(self) -> KeySet:
+        self.loads += 1
+        assert self.gate.wait(HANG)
+        if self.away:
+            raise FetchError("away")
+        return keys_from_issuer({"keys": [jwk("RS256", name) for name in self.names]}, RS256)
+
+    def keys(self, **more: float) -> RemoteKeys:
+        times = {"ttl": 100.0, "max_stale": 1000.0, "cooldown": 10.0, "timeout": 2.0, **more}
+        return RemoteKeys(self.load, name="idp", clock=lambda: self.now, **times)
+
+
+def kids(keys: KeySet) -> list[str | None]:
+    return [key.kid for key in keys.keys]
+
+
+def settle(keys: RemoteKeys) -> None:
+    """Waits for the running fetch."""
+    flight = keys._flight
+    if flight is not None:
+        assert flight.done.wait(HANG)
+
+
+def test_the_first_use_waits_for_the_keys() -> None:
+    issuer = Issuer()
+    assert kids(issuer.keys().current()) == ["one"]
+    assert issuer.loads == 1
+
+
+def test_many_at_once_are_one_fetch() -> None:
+    issuer = Issuer()
+    keys = issuer.keys()
+    issuer.gate.clear()
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(keys.current())) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    issuer.gate.set()
+    for thread in threads:
+        thread.join(HANG)
+    assert len(found) == 20
+    assert issuer.loads == 1
+
+
+def test_fetched_in_the_background_before_expiry() -> None:
+    issuer = Issuer()
+    keys = issuer.keys()
+    first = keys.current()
+    issuer.now, issuer.names = 79.0, ["one", "two"]
+    assert keys.current() is first
+    assert issuer.loads == 1
+    issuer.now = 81.0
+    issuer.gate.clear()
+    assert keys.current() is first  # not one request waits for it
+    issuer.gate.set()
+    settle(keys)
+    assert kids(keys.current()) == ["one", "two"]
+    assert issuer.loads == 2
+
+
+def test_expired_keys_are_fetched_before_they_are_used() -> None:
+    issuer = Issuer()
+    keys = issuer.keys()
+    keys.current()
+    issuer.now, issuer.names = 500.0, ["two"]
+    assert kids(keys.current()) == ["two"]
+
+
+def test_the_same_keys_stay_the_same_object() -> None:
+    issuer = Issuer()
+    keys = issuer.keys()
+    first = keys.current()
+    issuer.now = 500.0
+    assert keys.current() is first
+    assert issuer.loads == 2
+
+
+def test_stale_while_the_issuer_is_away_and_then_no_longer() -> None:
+    issuer = Issuer()
+    keys = issuer.keys()
+    first = keys.current()
+    issuer.away = True
+    for now in range(80, 1100, 5):
+        issuer.now = float(now)
+        assert keys.current() is first
+        settle(keys)
+    assert issuer.loads <= 2 + (1100 - 80) // 10  # one per cool-down, not one per request
+    issuer.now = 1100.0
+    with pytest.raises(Unavailable):
+        keys.current()
+    issuer.away = False
+    with pytest.raises(Unavailable):  # still resting
+        keys.current()
+    issuer.now = 1120.0
+    assert kids(keys.current()) == ["one"]
+
+
+def test_away_from_the_start() -> None:
+    issuer = Issuer()
+    issuer.away = True
+    keys = issuer.keys()
+    for _ in range(100):
+        with pytest.raises(Unavailable):
+            keys.current()
+    assert issuer.loads == 1
+    issuer.away, issuer.now = False, 10.0
+    assert kids(keys.current()) == ["one"]
+
+
+def test_a_hanging_fetch_does_not_stop_requests_nor_later_fetches() -> None:
+    issuer = Issuer()
+    keys = issuer.keys(timeout=0.05)
+    first = keys.current()
+    issuer.gate.clear()
+    issuer.now = 150.0
+    assert keys.current() is first  # waits, then stale
+    assert keys.current() is first
+    assert issuer.loads == 2
+    issuer.now = 151.0  # beyond all time-outs of the hanging one
+    assert keys.current() is first
+    assert issuer.loads == 3
+    issuer.gate.set()
+
+
+def test_unknown_kids_are_one_fetch_per_cooldown() -> None:
+    issuer = Issuer()
+    keys = issuer.keys()
+    first = keys.current()
+    for tenth in range(100):
+        issuer.now = tenth / 10
+        assert keys.refreshed(first) is first
+    assert issuer.loads == 2
+    issuer.now, issuer.names = 10.0, ["one", "two"]
+    assert kids(keys.refreshed(first)) == ["one", "two"]
+    assert issuer.loads == 3
+
+
+def test_an_unknown_kid_while_the_issuer_is_away_keeps_the_keys() -> None:
+    issuer = Issuer()
+    keys = issuer.keys()
+    first = keys.current()
+    issuer.away = True
+    assert keys.refreshed(first) is first
+
+
+def test_instances_share_keys_and_unused_ones_go_away() -> None:
+    def make(url: str = "https://127.0.0.1:9/jwks") -> RemoteKeys:
+        return remote_keys(
+            url, RS256, issuer="i", discovery=False, insecure=False, field="f",
+            ttl=1, max_stale=1, cooldown=1, timeout=1,
+        )  # fmt: skip
+
+    one = make()
+    assert make() is one
+    assert make("https://127.0.0.1:9/other") is not one
+    settle(one)
+    before = len(remote._shared)
+    del one
+    deadline = time.monotonic() + HANG
+    while len(remote._shared) >= before and time.monotonic() < deadline:
+        gc.collect()  # the errors of its failed fetch refer to themselves
+        time.sleep(0.01)
+    assert len(remote._shared) < before
+
+
+@pytest.mark.parametrize(
+    ("url", "insecure", "fine"),
+    [
+        ("https://idp.example/jwks", False, True),
+        ("http://idp.example/jwks", False, False),
+        ("http://idp.example/jwks", True, True),
+        ("HTTPS://idp.example/", False, True),
+        ("ftp://idp.example/", True, False),
+        ("file:///etc/passwd", True, False),
+        ("https://u@idp.example/", False, False),
+        ("https://[::1/", False, False),
+        ("https://idp.example:x/", False, False),
+        ("//idp.example/", True, False),
+        ("", True, False),
+    ],
+)
+def test_allowed(url: str, insecure: bool, fine: bool) -> None:
+    assert allowed(url, insecure) is fine
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        None,
+        [],
+        {},
+        {"issuer": "https://idp/", "jwks_uri": "https://idp/jwks"},  # a slash more
+        {"issuer": "https://idp"},
+        {"issuer": "https://idp", "jwks_uri": "http://idp/jwks"},
+        {"issuer": "https://idp", "jwks_uri": ["https://idp/jwks"]},
+        {"issuer": "https://idp", "jwks_uri": "file:///etc/passwd"},
+    ],
+)
+def test_a_discovery_document_that_is_not_the_issuers(document: Any) -> None:
+    with pytest.raises(FetchError):
+        jwks_uri(document, "https://idp", insecure=False)
+
+
+@contextmanager
+def serving(respond: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            try:
+                respond(self)
+            except OSError:
+                pass
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/jwks"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def send(handler: BaseHTTPRequestHandler, status: int, body: bytes, **headers: str) -> None:
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def endless(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    while True:
+        handler.wfile.write(b"[" * 65536)
+
+
+def drip(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(200):
+        handler.wfile.write(b" ")
+        time.sleep(0.05)
+
+
+BAD_ANSWERS: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {
+    "redirect elsewhere": lambda h: send(h, 302, b"", Location="http://169.254.169.254/latest/meta-data"),
+    "redirect to itself": lambda h: send(h, 307, b"", Location="/jwks"),
+    "404": lambda h: send(h, 404, b'{"keys":[]}'),
+    "500": lambda h: send(h, 500, b'{"keys":[]}'),
+    "not JSON": lambda h: send(h, 200, b"<html>"),
+    "deeply nested": lambda h: send(h, 200, b"[" * 100_000),
+    "larger than it may be": lambda h: send(h, 200, b" " * (MAX_DOCUMENT + 1)),
+    "endless": endless,
+    "dripping": drip,
+    "cut off": lambda h: send(h, 200, b"{", **{"Content-Length": "100"}),
+    "no HTTP": lambda h: h.wfile.write(b"hello\r\n\r\n") and None,
+}
+
+
+@pytest.mark.parametrize("name", BAD_ANSWERS)
+def test_bad_answers(name: str) -> None:
+    start = time.monotonic()
+    with serving(BAD_ANSWERS[name]) as url, pytest.raises(FetchError):
+        fetch_json(url, timeout=0.5)
+    assert time.monotonic() - start < HANG
+
+
+def test_a_good_answer() -> None:
+    document = {"keys": [jwk("RS256")]}
+    with serving(lambda h: send(h, 200, json.dumps(document).encode())) as url:
+        assert fetch_json(url, timeout=5) == document
+
+
+def test_nobody_listens_and_nobody_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with pytest.raises(FetchError):
+            fetch_json(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.2)
+        port = silent.getsockname()[1]
+    with pytest.raises(FetchError):
+        fetch_json(f"http://127.0.0.1:{port}/", timeout=0.5)
+
+
+def test_an_unknown_certificate_is_not_trusted() -> None:
+    """Over https to a plain-text server, and to nothing: an error, never a fall-back."""
+    with serving(lambda h: send(h, 200, b"{}")) as url, pytest.raises(FetchError):
+        fetch_json(url.replace("http:", "https:"), timeout=2)

@@ -1,0 +1,119 @@
+"""Remembered tokens: bounded, never past exp, never past a change of keys."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kong_claude.jwt_claims import plugin as module
+from kong_claude.jwt_claims.issuers import Issuer
+from kong_claude.jwt_claims.keys import KeySet, Unavailable, key_from_secret
+from kong_claude.jwt_claims.plugin import JwtClaims
+from kong_claude.jwt_claims.token import InvalidToken
+from kong_claude.jwt_claims.verified import Entry, VerifiedTokens
+from tests.jwt_claims.support import ISSUER, OTHER_SECRET, SECRET, config, token
+
+HS256 = frozenset({"HS256"})
+
+
+class Keys:
+    """A key source in the test's hand."""
+
+    def __init__(self) -> None:
+        self.keys: KeySet | None = KeySet((key_from_secret(SECRET, HS256, "secret"),))
+
+    def current(self) -> KeySet:
+        if self.keys is None:
+            raise Unavailable
+        return self.keys
+
+    def refreshed(self, old: KeySet) -> KeySet:
+        return self.current()
+
+
+@pytest.fixture
+def stage() -> JwtClaims:
+    return JwtClaims(config())
+
+
+@pytest.fixture
+def parses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tokens that were parsed, that is, not remembered."""
+    parsed: list[str] = []
+    real = module.parse
+    monkeypatch.setattr(module, "parse", lambda compact: (parsed.append(compact), real(compact))[1])
+    return parsed
+
+
+def test_the_second_time_is_remembered(stage: JwtClaims, parses: list[str]) -> None:
+    compact = token()
+    assert stage.verify(compact) is stage.verify(compact)
+    assert parses == [compact]
+
+
+def test_a_refused_token_is_not_remembered(stage: JwtClaims, parses: list[str]) -> None:
+    for _ in range(2):
+        with pytest.raises(InvalidToken):
+            stage.verify(token(aud="other"))
+    assert len(parses) == 2
+
+
+def test_never_past_exp() -> None:
+    now = [1_000_000.0]
+    stage = JwtClaims(config(leeway=0), now=lambda: now[0])
+    compact = token(iat=None, exp=1_000_010)
+    stage.verify(compact)
+    now[0] = 1_000_009.9
+    stage.verify(compact)
+    now[0] = 1_000_010.0
+    with pytest.raises(InvalidToken):
+        stage.verify(compact)
+
+
+def test_never_past_a_change_of_keys(stage: JwtClaims, parses: list[str]) -> None:
+    keys, compact = Keys(), token()
+    stage._issuers = {ISSUER: Issuer(ISSUER, HS256, keys)}
+    stage.verify(compact)
+    keys.keys = KeySet((*keys.current().keys, key_from_secret(OTHER_SECRET, HS256, "secret")))
+    stage.verify(compact)  # a key was added: verified anew
+    assert len(parses) == 2
+    keys.keys = KeySet((key_from_secret(OTHER_SECRET, HS256, "secret"),))
+    with pytest.raises(InvalidToken):
+        stage.verify(compact)
+    keys.keys = None
+    with pytest.raises(Unavailable):
+        stage.verify(compact)
+
+
+def test_size_zero_remembers_nothing(parses: list[str]) -> None:
+    stage, compact = JwtClaims(config(cache_size=0)), token()
+    stage.verify(compact)
+    stage.verify(compact)
+    assert len(parses) == 2
+
+
+@given(st.integers(0, 8), st.lists(st.tuples(st.sampled_from("pg"), st.integers(0, 20)), max_size=60))
+def test_bounded_and_least_recently_used(size: int, steps: list[tuple[str, int]]) -> None:
+    tokens = VerifiedTokens(size)
+    model: dict[bytes, Any] = {}
+    now = time.time()
+    for step, number in steps:
+        digest = VerifiedTokens.digest(str(number))
+        if step == "p":
+            entry = Entry(None, None, now + 60)  # type: ignore[arg-type]
+            tokens.put(digest, entry)
+            if size:
+                kept = digest in model
+                model[digest] = entry
+                if not kept and len(model) > size:
+                    model.pop(next(iter(model)))
+        else:
+            found = tokens.get(digest, now)
+            assert found is model.get(digest)
+            if found:
+                model[digest] = model.pop(digest)
+    assert len(tokens) == len(model) <= size
