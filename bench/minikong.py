@@ -128,9 +128,7 @@ services:
 
 def _start(*command: str, **env: str) -> tuple[subprocess.Popen[str], str]:
     """A child process and the first line it prints."""
-    process = subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, text=True, env={**os.environ, **env}
-    )
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env={**os.environ, **env})
     assert process.stdout is not None
     return process, process.stdout.readline().strip()
 

@@ -13,6 +13,7 @@ from minikong.http import parser
 from minikong.http.body import RequestBody
 from minikong.http.exchange import ClientExchange
 from minikong.http.forwarded import real_ip
+from minikong.http.seam import ClientGone, HttpError
 from minikong.http.wire import Wire
 
 if TYPE_CHECKING:
@@ -102,7 +103,13 @@ class ClientConnection(Wire):
         if error:
             await exchange.refuse(context, error)
         else:
-            await self._handler(context, exchange)
+            try:
+                await self._handler(context, exchange)
+            except HttpError as broken:  # the body could not be read
+                await exchange.fail(context, broken.status)
+            except ClientGone:
+                self.abort()
+                return False
         return await exchange.finish()
 
     async def _read_head(self, *, first: bool) -> parser.Head | None:

@@ -118,6 +118,12 @@ class ClientExchange:
         self._fill_page(ctx, ctx.response, status)
         await self._send_whole(ctx, ctx.response, filtered=False)
 
+    async def fail(self, ctx: Context, status: int) -> None:
+        """Ends a request whose body cannot be read with nginx's error for it (408: closed without an answer)."""
+        ctx.unexpected = True
+        ctx.response = Response(status, Headers(list(ctx.added_response_headers.lines)), "error", nginx_page=True)
+        await self.respond(ctx)
+
     async def finish(self) -> bool:
         """After the handler: gets rid of an unread body. True if the connection can serve another request."""
         connection = self._connection
@@ -237,10 +243,7 @@ class ClientExchange:
 
     async def _proxy_failed(self, ctx: Context, status: int) -> None:
         ctx.proxy_error = status
-        ctx.unexpected = True
-        ctx.response = Response(status, Headers(list(ctx.added_response_headers.lines)), "error", nginx_page=True)
-        self._fill_page(ctx, ctx.response, status)
-        await self._send_whole(ctx, ctx.response)
+        await self.fail(ctx, status)
 
     def _gone(self, ctx: Context) -> None:
         ctx.client_gone = True

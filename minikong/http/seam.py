@@ -34,7 +34,7 @@ class Exchange(Protocol):
 
 
 class Gateway(Protocol):
-    """What the phases and plugins do; made by `minikong.app`."""
+    """What the phases and plugins do; made by `minikong.gateway`."""
 
     async def handle(self, ctx: Context, exchange: Exchange) -> None:
         """Rewrite, access, then the exchange, then log. `ctx.phase` is kept up to date.
