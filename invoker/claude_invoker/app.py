@@ -11,6 +11,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from claude_invoker import trust
 from claude_invoker.api import health, invoke, problems, runs
 from claude_invoker.api.limit import BodyLimit
+from claude_invoker.ledger import Ledger
 from claude_invoker.metrics import Metrics
 from claude_invoker.runs.engine import Engine
 from claude_invoker.settings import Settings
@@ -21,7 +22,8 @@ ROUTERS = (invoke.router, runs.router)
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The invoker. Raises ValueError for settings that are unsafe, FileNotFoundError without a CLI."""
     settings = settings or Settings()
-    engine = Engine(settings)
+    ledger = Ledger(settings.redis_url) if settings.redis_url else None
+    engine = Engine(settings, ledger)
     metrics = Metrics(engine)
     engine.on_finish = metrics.observe
 
@@ -30,10 +32,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         async with engine:
             yield
         await app.state.seen.close()
+        if ledger is not None:
+            await ledger.close()
 
     app = FastAPI(title="Claude invoker", version="0.1.0", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.settings = settings
     app.state.engine = engine
+    app.state.ledger = ledger
     app.state.metrics = metrics
     app.state.attestation_keys = trust.keys(settings)
     app.state.seen = trust.SeenOnce(settings.redis_url)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,9 +23,7 @@ class Clamp:
     models: tuple[str, ...] | None = None
     tools: tuple[str, ...] | None = None
     max_turns: int | None = None
-    max_budget_usd: float | None = None
-    timeout_s: float | None = None
-    retention_s: float | None = None
+    max_usd: float | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Plan:
     content: tuple[dict[str, Any], ...]
     system: str | None
     model: str
-    models: frozenset[str] | None
+    models: tuple[str, ...] | None
     """Models that the run may use, subagents included; None: any."""
     tools: tuple[str, ...]
     max_turns: int
@@ -43,7 +41,6 @@ class Plan:
     output_schema: str | None
     session: str | None
     total_s: float
-    retention_s: float
 
 
 def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, *, isolated: bool) -> Plan:
@@ -52,12 +49,12 @@ def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, *, isolated: 
     `isolated`: every run has a user id of its own, so that tools which run commands cannot reach others.
     Raises Problem 403 for a model or tool that is not allowed; numbers are lowered silently to their bounds.
     """
-    allowed_models = _intersection(settings.models or None, clamp.models)
+    allowed = _models(settings.models or None, clamp.models)
     model = request.model or settings.model
-    if allowed_models is not None and model not in allowed_models:
-        if request.model is not None or not allowed_models:
+    if not permits(allowed, model):
+        if request.model is not None or not allowed:
             raise Problem(403, "forbidden", f"model {model} is not allowed here")
-        model = allowed_models[0]
+        model = allowed[0]
     ceiling = _intersection(settings.tools_allowed, clamp.tools) or ()
     if not isolated and not settings.shared_uid_tools:
         ceiling = tuple(tool for tool in ceiling if tool not in COMMAND_TOOLS)
@@ -71,14 +68,39 @@ def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, *, isolated: 
         content=tuple(_content(request)),
         system=request.system,
         model=model,
-        models=None if allowed_models is None else frozenset(allowed_models),
+        models=allowed,
         tools=tools,
         max_turns=_least(request.max_turns, clamp.max_turns, settings.max_turns),
-        max_budget_usd=_least(request.max_budget_usd, clamp.max_budget_usd, settings.max_budget_usd),
+        max_budget_usd=_least(request.max_budget_usd, clamp.max_usd, settings.max_budget_usd),
         output_schema=None if request.output_schema is None else json.dumps(request.output_schema),
         session=request.session,
-        total_s=_least(request.timeout_s, clamp.timeout_s, settings.total_s),
-        retention_s=settings.retention_s if clamp.retention_s is None else clamp.retention_s,
+        total_s=_least(request.timeout_s, settings.total_s),
+    )
+
+
+def permits(allowed: Sequence[str] | None, model: str) -> bool:
+    """Whether a model is among the allowed ones (None: all).
+
+    An alias (`sonnet`) allows its family (`claude-sonnet-5-5`), a name also its dated form
+    (`claude-sonnet-5-5-20260101`).
+    """
+    return allowed is None or any(
+        model == name
+        or (name.isalpha() and name in model.split("-"))
+        or (model.startswith(f"{name}-") and model[len(name) + 1 :].isdigit() and len(model) == len(name) + 9)
+        for name in allowed
+    )
+
+
+def _models(ours: Sequence[str] | None, theirs: Sequence[str] | None) -> tuple[str, ...] | None:
+    """What both allow; the narrower name of two stands."""
+    if ours is None or theirs is None:
+        either = theirs if ours is None else ours
+        return None if either is None else tuple(either)
+    return tuple(
+        dict.fromkeys(
+            [name for name in ours if permits(theirs, name)] + [name for name in theirs if permits(ours, name)]
+        )
     )
 
 

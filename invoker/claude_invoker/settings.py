@@ -51,7 +51,9 @@ class Settings(BaseSettings):
     attestation_issuer: str = "kong-claude"
     attestation_audience: str = "claude-invoker"
     required_checks: Names = ("jwt-claims",)
-    """What the gateway must have checked (`chk` of the attestation) before a run is started."""
+    """What the gateway must have checked (`chk` of the attestation) for a caller to look at own runs."""
+    required_checks_run: Names = ("jwt-claims", "rate-tiers")
+    """The same for starting a run."""
     redis_url: str | None = None
 
     anthropic_api_key: SecretStr | None = Field(
@@ -100,9 +102,12 @@ class Settings(BaseSettings):
     artifact_max_bytes: int = Field(default=100_000_000, ge=0)
     artifact_max_count: int = Field(default=200, ge=0)
     retention_s: float = Field(default=3600.0, ge=0)
+    """How long a run's answer, events and artifacts are kept."""
+    tier_retention_s: dict[str, float] = {}
+    """The same for callers of a tier, e.g. `{"pro": 86400}`."""
     session_ttl_s: float = Field(default=24 * 3600.0, gt=0)
 
-    @field_validator("required_checks", "models", "tools", "tools_allowed", mode="before")
+    @field_validator("required_checks", "required_checks_run", "models", "tools", "tools_allowed", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value

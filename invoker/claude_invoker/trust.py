@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from kong_claude.trust.attestation import (
     parse_pem,
     verify,
 )
+from kong_claude.trust.ledger import Lease
 
 SKEW_S = 5.0
 
@@ -34,6 +35,10 @@ class Caller:
     clamp: Clamp = field(default_factory=Clamp)
     lease: str | None = None
     reservation: str | None = None
+    slot: dict[str, int] | None = None
+    """What the lease stands for, where it has to be taken again (see `kong_claude.trust.ledger`)."""
+    queued: bool = False
+    """The gateway has let the run in to wait: its lease is not taken yet."""
     additions: dict[str, Any] = field(default_factory=dict)
     route: str | None = None
     request_id: str | None = None
@@ -106,11 +111,25 @@ def keys(settings: Settings) -> dict[str, Key]:
 
 
 async def attested(request: Request) -> Caller:
-    """The caller of this request (a FastAPI dependency). Raises Problem 401.
+    """The caller of a request that looks at something (a FastAPI dependency). Raises Problem 401."""
+    return await _attested(request, request.app.state.settings.required_checks)
 
-    The signature, the times, method and path, the body's hash, the checks that the gateway made, and that
-    the attestation has not been used before.
-    """
+
+async def attested_run(request: Request) -> AsyncIterator[Caller]:
+    """The caller of a request that starts something; gives the lease back where nothing was started
+    (`request.state.started`). Raises Problem 401."""
+    caller = await _attested(request, request.app.state.settings.required_checks_run)
+    request.state.started = False
+    try:
+        yield caller
+    finally:
+        if not request.state.started and request.app.state.ledger is not None:
+            await request.app.state.ledger.release(caller)
+
+
+async def _attested(request: Request, checks: tuple[str, ...]) -> Caller:
+    """Verifies the signature, the times, method and path, the body's hash, the checks that the gateway made,
+    and that the attestation has not been used before."""
     settings: Settings = request.app.state.settings
     if settings.trust == "open":
         return DEVELOPER
@@ -130,7 +149,7 @@ async def attested(request: Request) -> Caller:
             claims,
             method=request.method,
             path=path,
-            checks=settings.required_checks,
+            checks=checks,
             body=await request.body(),
         )
     except AttestationError as error:
@@ -146,8 +165,10 @@ async def attested(request: Request) -> Caller:
         tier=_text(claims.get("tier")),
         roles=tuple(claims.get("roles") or ()),
         clamp=clamp_from(claims.get("clamp") or {}),
-        lease=_text(claims.get("lease")),
+        lease=_lease(claims.get("lease")),
         reservation=_text(claims.get("reservation")),
+        slot=claims.get("slot"),
+        queued=bool(claims.get("queue")),
         additions=dict(claims.get("add") or {}),
         route=_text(claims.get("rte")),
         request_id=_text(claims.get("rid")),
@@ -155,18 +176,27 @@ async def attested(request: Request) -> Caller:
 
 
 def clamp_from(claims: Mapping[str, Any]) -> Clamp:
-    """The `clamp` claim. A bound of the wrong type is a gateway's fault and refused: Problem 401."""
+    """The `clamp` claim. Problem 401 for a bound that is not understood: it could not be enforced."""
     try:
+        if unknown := set(claims) - {"models", "tools", "max_turns", "max_usd"}:
+            raise ValueError(f"unknown: {unknown}")
         return Clamp(
             models=_names(claims.get("models")),
             tools=_names(claims.get("tools")),
             max_turns=_number(claims.get("max_turns"), int),
-            max_budget_usd=_number(claims.get("max_budget_usd"), float),
-            timeout_s=_number(claims.get("timeout_s"), float),
-            retention_s=_number(claims.get("retention_s"), float),
+            max_usd=_number(claims.get("max_usd"), float),
         )
     except (TypeError, ValueError) as error:
-        raise _unauthenticated("the attestation's clamps are not understood") from error
+        raise _unauthenticated("the attestation's clamps are not understood", "clamp") from error
+
+
+def _lease(value: Any) -> str | None:
+    if value is None:
+        return None
+    try:
+        return str(Lease.parse(value))
+    except ValueError as error:
+        raise _unauthenticated("the attestation's lease is not understood", "lease") from error
 
 
 def _names(value: Any) -> tuple[str, ...] | None:

@@ -20,14 +20,14 @@ from claude_invoker.plan import Plan, plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
-from claude_invoker.trust import Caller, attested
+from claude_invoker.trust import Caller, attested_run
 
 router = APIRouter(tags=["invoke"])
 
 _BODY = {"requestBody": {"required": True, "content": {JSON: {"schema": InvokeRequest.model_json_schema()}}}}
 
 
-async def invocation(request: Request, caller: Annotated[Caller, Depends(attested)]) -> InvokeRequest:
+async def invocation(request: Request, caller: Annotated[Caller, Depends(attested_run)]) -> InvokeRequest:
     """The body with what the gateway adds to it. Raises Problem 400 (not JSON) or 422 (not an invocation)."""
     try:
         document = await request.json()
@@ -51,14 +51,18 @@ def decided(request: Request, invoke: InvokeRequest, caller: Caller) -> Plan:
 @router.post("/repos/{owner}/{name}/invoke", response_model=RunResult, responses=RESPONSES, openapi_extra=_BODY)
 async def invoke(
     request: Request,
-    caller: Annotated[Caller, Depends(attested)],
+    caller: Annotated[Caller, Depends(attested_run)],
     wanted: Annotated[InvokeRequest, Depends(invocation)],
 ) -> Response:
     """Runs the Claude CLI once. `Accept: text/event-stream` streams; another type asks for the one
     artifact of that type."""
     began = time.monotonic()
     engine: Engine = request.app.state.engine
-    run = engine.submit(decided(request, wanted, caller), caller)
+    chosen = decided(request, wanted, caller)
+    if engine.ledger is not None and not await engine.ledger.acquire(caller):
+        raise Problem(503, "busy", "the gateway's limit of runs at once", {"Retry-After": "5"})
+    run = engine.submit(chosen, caller)
+    request.state.started = True
     accept = preferred(request.headers.get("accept"))
     if accept == EVENT_STREAM:
         return event_stream(

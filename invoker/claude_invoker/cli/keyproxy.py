@@ -35,8 +35,11 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 class Grant:
     """What a token is worth while its run lasts."""
 
-    models: frozenset[str] | None
+    permits: Callable[[str], bool]
+    """Whether the run may use a model."""
     requests_left: int
+    refused: str | None = None
+    """Why a request of the run was not forwarded."""
     api_status: int | None = None
     """The last error status of the API, None once a later request succeeded."""
     retry_after: str | None = None
@@ -112,6 +115,7 @@ class KeyProxy:
             await _respond(send, 413, _error("request_too_large", "the request is too large"))
             return
         if refusal := _refusal(body, grant):
+            grant.refused = refusal
             await _respond(send, 403, _error("permission_error", refusal))
             return
         grant.requests_left -= 1
@@ -178,7 +182,7 @@ def _refusal(body: bytes, grant: Grant) -> str | None:
         model = orjson.loads(body).get("model")
     except (ValueError, AttributeError):
         return "not a JSON object"
-    if grant.models is not None and model not in grant.models:
+    if not isinstance(model, str) or not grant.permits(model):
         return f"this run may not use model {model}"
     if grant.requests_left <= 0:
         return "this run has used up its requests"

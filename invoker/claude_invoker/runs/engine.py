@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import shutil
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from claude_invoker.cli import outcome
 from claude_invoker.cli.binary import cli_version, find_cli
@@ -26,8 +27,9 @@ from claude_invoker.cli.keyproxy import Grant, KeyProxy
 from claude_invoker.cli.pool import Launcher, Pool, Ready
 from claude_invoker.cli.process import CliError, CliProcess
 from claude_invoker.cli.tree import Users, prepare, tree_root
+from claude_invoker.ledger import Ledger
 from claude_invoker.model import RunResult
-from claude_invoker.plan import Plan
+from claude_invoker.plan import Plan, permits
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
 from claude_invoker.runs.run import Run, new_id
@@ -43,13 +45,6 @@ TERM_S = 3.0
 _SWEEP_S = 10.0
 _REQUESTS_PER_TURN = 8
 """Retries, subagents and summaries: what a turn may cost in API requests before the proxy refuses more."""
-
-
-class Ledger(Protocol):
-    """Keeps the caller's lease while a run lasts and settles its cost when it ends."""
-
-    async def hold(self, caller: Caller) -> None: ...
-    async def settle(self, caller: Caller, usd: float) -> None: ...
 
 
 class Engine:
@@ -128,7 +123,8 @@ class Engine:
     def submit(self, plan: Plan, caller: Caller, run_id: str | None = None) -> Run:
         """Begins a run; it waits up to `queue_wait_s` for a place. Returns at once."""
         run_id = run_id or new_id()
-        run = Run(run_id, caller.subject, plan, self._state / "artifacts" / run_id)
+        retention_s = self.settings.tier_retention_s.get(caller.tier or "", self.settings.retention_s)
+        run = Run(run_id, caller.subject, plan, self._state / "artifacts" / run_id, retention_s)
         self.runs[run_id] = run
         run.task = asyncio.create_task(self._execute(run, caller))
         return run
@@ -141,7 +137,7 @@ class Engine:
         return run
 
     async def _execute(self, run: Run, caller: Caller) -> None:
-        keeper = asyncio.create_task(self.ledger.hold(caller)) if self.ledger is not None else None
+        keeper = None if self.ledger is None else asyncio.create_task(self.ledger.hold(caller))
         try:
             await self._in_place(run)
         except Problem as problem:
@@ -156,10 +152,7 @@ class Engine:
             run.problem = Problem(500, "internal")
         if keeper is not None and self.ledger is not None:
             keeper.cancel()
-            try:
-                await self.ledger.settle(caller, run.cost_usd)
-            except Exception:
-                _log.exception("run %s: the ledger was not settled; its lease expires by itself", run.id)
+            await asyncio.shield(self.ledger.settle(caller, run.cost_usd))
         self._finish(run)
 
     def _finish(self, run: Run) -> None:
@@ -222,7 +215,7 @@ class Engine:
     async def _converse(self, run: Run, ready: Ready) -> dict[str, Any]:
         """Sends the plan and translates what comes back. The result message. Raises Problem, CliError."""
         plan, process = run.plan, ready.process
-        grant = Grant(plan.models, plan.max_turns * _REQUESTS_PER_TURN)
+        grant = Grant(functools.partial(permits, plan.models), plan.max_turns * _REQUESTS_PER_TURN)
         self._proxy.grant(ready.token, grant)
         translator = Translator(run)
         await process.begin(plan.model, plan.system, plan.content)
@@ -247,6 +240,8 @@ class Engine:
         if result is None:
             raise _early_end(process)
         run.cost_usd = outcome.cost_usd(result)
+        if result.get("is_error") and grant.refused:
+            raise Problem(403, "forbidden", grant.refused)
         if problem := outcome.failure(result, grant.api_status, grant.retry_after):
             raise problem
         return result
@@ -282,7 +277,7 @@ class Engine:
             await asyncio.sleep(_SWEEP_S)
             now = time.time()
             for run in list(self.runs.values()):
-                if run.finished_at is not None and run.finished_at + run.plan.retention_s < now:
+                if run.finished_at is not None and run.finished_at + run.retention_s < now:
                     del self.runs[run.id]
                     await asyncio.to_thread(shutil.rmtree, run.files, ignore_errors=True)
             await asyncio.to_thread(self._sessions.expire)

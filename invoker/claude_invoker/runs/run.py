@@ -27,6 +27,7 @@ class Run:
     plan: Plan
     files: Path
     """Directory of the kept artifacts."""
+    retention_s: float
     state: State = "waiting"
     created_at: float = field(default_factory=time.time)
     finished_at: float | None = None

@@ -14,7 +14,8 @@ Directives in the newest prompt, anywhere in its text:
 | `[[reset N]]` | the connection is reset after N text chunks (0: before the headers) |
 | `[[stop REASON]]` | `stop_reason` of the answer, e.g. `refusal` or `max_tokens` |
 
-After tool turns, an answer without `[[say …]]` repeats what the tools returned, so that a test sees it.
+A prompt that begins with `slow:` is answered as with `[[delay 60]]`. After tool turns, an answer without
+`[[say …]]` repeats what the tools returned, so that a test sees it.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def reply_to(body: dict[str, Any]) -> Reply:
         return None if value is None else int(value) if value.isdigit() else 0
 
     broken = {
-        "delay_ms": number("delay"),
+        "delay_ms": 60 if prompt.startswith("slow:") else number("delay"),
         "hang": "hang" in values,
         "stall_after": number("stall"),
         "reset_after": number("reset"),
