@@ -75,7 +75,7 @@ class LocalLedger:
                 else:
                     remaining = floor(-over / step)
                     states.append((remaining, step if remaining else over + step))
-                    taken[key] = (empty + step, empty + step - self._now)
+                    taken[key] = (ceil(empty + step), empty + step - self._now)
             else:
                 buckets = self._window(key, length, width)
                 used = sum(count for _, count in buckets)

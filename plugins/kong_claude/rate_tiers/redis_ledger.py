@@ -166,11 +166,11 @@ class RedisLedger:
 
     def _exchange(self, connection: Any, call: Call) -> Any:
         try:
-            connection.send_packed_command((hiredis.pack_command(call.command()),), check_health=False)
+            connection.send_packed_command((_packed(call.command()),), check_health=False)
             try:
                 reply = connection.read_response()
             except NoScriptError:
-                connection.send_packed_command((hiredis.pack_command(call.full_command()),), check_health=False)
+                connection.send_packed_command((_packed(call.full_command()),), check_health=False)
                 reply = connection.read_response()
         except BaseException:
             connection.disconnect()
@@ -188,6 +188,9 @@ class RedisLedger:
                 self._idle.pop().disconnect()
             except IndexError:
                 return
+
+
+_packed: Callable[[tuple[str | int, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 
 def _hosts(url: str) -> tuple[list[tuple[str, int]], list[str], str, str]:
@@ -215,9 +218,9 @@ def _sentinel_pool(settings: Settings) -> Any:
     tls = settings.url.startswith("rediss")
     options = _with_user(settings, user, password).options(tls)
     asking = {n: v for n, v in settings.options(tls).items() if n not in ("username", "password")}
-    sentinel = Sentinel(nodes, sentinel_kwargs={**asking, "ssl": True} if tls else asking)
+    sentinel = Sentinel(nodes, sentinel_kwargs={**asking, "ssl": True} if tls else asking)  # type: ignore[no-untyped-call]
     database = int(path[1]) if len(path) > 1 else 0
-    return SentinelConnectionPool(path[0], sentinel, ssl=tls, db=database, **options)
+    return SentinelConnectionPool(path[0], sentinel, ssl=tls, db=database, **options)  # type: ignore[no-untyped-call]
 
 
 def _cluster(settings: Settings) -> Callable[[Call], Any]:

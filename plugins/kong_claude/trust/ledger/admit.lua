@@ -50,8 +50,9 @@ for i = 4, #KEYS do
     else
       remaining = math.floor(-over / step)
       reset = remaining > 0 and step or over + step
-      taken[i] = string.format('%.0f', empty + step)
-      lives[i] = empty + step - now
+      empty = math.ceil(empty + step)
+      taken[i] = string.format('%.0f', empty)
+      lives[i] = empty - now
     end
   else
     local buckets, counts, used = read_window(value, length, width)

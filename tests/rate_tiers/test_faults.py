@@ -1,0 +1,392 @@
+"""Redis killed, frozen, emptied, failed over; with real processes."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from redis.cluster import ClusterNode, RedisCluster
+
+from kong_claude.decision import Decision, Pass, Refuse
+from kong_claude.rate_tiers.plugin import RateTiers
+from kong_claude.rate_tiers.redis_ledger import COOL_DOWN, LedgerUnavailable, RedisLedger, Settings
+from kong_claude.request import Request
+from kong_claude.trust import ledger
+from kong_claude.trust.ledger import Lease, Slot, Window
+from tests.rate_tiers.servers import BINARY, RedisProcess, free_port
+
+TIMEOUT_MS = 100
+HANG = 20.0  # seconds: no bound of ours, only what no correct run comes near
+
+
+class Log:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __getattr__(self, level: str) -> Any:
+        return self.lines.append
+
+
+class Kong:
+    """What a stage asks of the PDK when the identity has been found already."""
+
+    def __init__(self) -> None:
+        self.log = Log()
+        self.request = self
+
+    def get_headers(self, _: int) -> dict[str, str]:
+        return {}
+
+
+def ask(stage: RateTiers, subject: str = "alice") -> Decision:
+    request = Request(Kong())
+    request.finding = {"sub": subject}
+    return stage.access(request)
+
+
+def stage(url: str, on_error: str = "deny", **config: Any) -> RateTiers:
+    limits = {"minute": 3, "concurrent": 2}
+    return RateTiers(
+        {"policy": "redis", "redis_url": url, "timeout_ms": TIMEOUT_MS, "on_error": on_error, **limits, **config}
+    )
+
+
+def is_away(decision: Decision) -> bool:
+    return isinstance(decision, Refuse) and decision.status == 503
+
+
+def until_it_counts(made: RateTiers, subject: str = "alice") -> None:
+    """The circuit closes within a trial or two after Redis is back."""
+    deadline = time.monotonic() + HANG
+    while is_away(ask(made, subject)) or made.redis.circuit.open:  # type: ignore[union-attr]
+        assert time.monotonic() < deadline
+        time.sleep(COOL_DOWN / 10)
+
+
+FAULTS = {"killed": signal.SIGKILL, "frozen": signal.SIGSTOP}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_deny_refuses_and_comes_back(own_redis: RedisProcess, fault: str) -> None:
+    made = stage(own_redis.url)
+    assert isinstance(ask(made), Pass)
+    own_redis.signal(FAULTS[fault])
+    for _ in range(20):
+        decision = ask(made)
+        assert is_away(decision) and decision.headers["Retry-After"]  # type: ignore[union-attr]
+    if fault == "killed":
+        own_redis.kill()
+        own_redis.start()
+    else:
+        own_redis.signal(signal.SIGCONT)
+    until_it_counts(made, "bob")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_allow_lets_pass_uncounted(own_redis: RedisProcess, fault: str) -> None:
+    made = stage(own_redis.url, "allow")
+    own_redis.signal(FAULTS[fault])
+    for _ in range(20):
+        decision = ask(made)
+        assert isinstance(decision, Pass) and decision.facts["uncounted"]
+        assert not decision.response_headers and "lease" not in decision.finding
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_local_counts_in_the_process(own_redis: RedisProcess, fault: str) -> None:
+    made = stage(own_redis.url, "local", namespace=f"local-{fault}")
+    own_redis.signal(FAULTS[fault])
+    decisions = [ask(made) for _ in range(4)]
+    assert [isinstance(d, Pass) for d in decisions] == [True, True, False, False]
+    assert decisions[3].reason == "rate_limited"  # type: ignore[union-attr]
+    kong = Kong()
+    kong.response = kong  # type: ignore[attr-defined]
+    kong.get_source = lambda: "error"  # type: ignore[attr-defined]
+    made.log(kong, decisions[0].facts)  # type: ignore[union-attr]
+    assert isinstance(ask(made), Pass), "the place was given back to this process"
+
+
+def test_a_frozen_redis_costs_few_requests_their_time_out(own_redis: RedisProcess) -> None:
+    """5 s of SIGSTOP under load: answers go on, and after the first few they do not wait."""
+    made = stage(own_redis.url, minute=1_000_000, concurrent=1_000_000)
+    ask(made)
+    took: list[float] = []
+    stop = time.monotonic() + 5
+    own_redis.signal(signal.SIGSTOP)
+
+    def client() -> None:
+        while time.monotonic() < stop:
+            began = time.monotonic()
+            assert is_away(ask(made))
+            took.append(time.monotonic() - began)
+            time.sleep(0.002)
+
+    threads = [threading.Thread(target=client) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANG)
+    own_redis.signal(signal.SIGCONT)
+    waited = sum(1 for t in took if t > TIMEOUT_MS / 1000 / 2)
+    assert len(took) > 1000
+    assert waited <= len(took) / 100, "the circuit did not open"
+    assert max(took) < HANG
+    until_it_counts(made)
+
+
+def test_one_slow_redis_does_not_delay_another(own_redis: RedisProcess, redis_server: RedisProcess) -> None:
+    slow, healthy = stage(own_redis.url), stage(redis_server.url, minute=100_000, concurrent=100_000)
+    own_redis.signal(signal.SIGSTOP)
+    stop = threading.Event()
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            ask(slow)
+
+    threads = [threading.Thread(target=keep_asking) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    decisions = [ask(healthy) for _ in range(200)]
+    stop.set()
+    for thread in threads:
+        thread.join(HANG)
+    assert all(isinstance(d, Pass) for d in decisions)
+    assert not healthy.redis.circuit.open  # type: ignore[union-attr]
+
+
+def test_flushed_data_and_flushed_scripts(redis_server: RedisProcess) -> None:
+    made = stage(redis_server.url)
+    assert isinstance(ask(made), Pass)
+    redis_server.client().script_flush()
+    assert isinstance(ask(made), Pass), "NOSCRIPT is answered with the source"
+    assert isinstance(ask(made), Refuse)
+    redis_server.client().flushall()
+    assert isinstance(ask(made), Pass)
+
+
+def test_connections_that_died_while_idle(redis_server: RedisProcess) -> None:
+    made = stage(redis_server.url)
+    ask(made)
+    redis_server.client().client_kill_filter(_type="normal", skipme=True)
+    assert isinstance(ask(made), Pass)
+
+
+def test_errors_of_redis_are_no_pass(own_redis: RedisProcess) -> None:
+    made = stage(own_redis.url)
+    own_redis.client().config_set("maxmemory", 1)
+    assert is_away(ask(made))
+    own_redis.client().config_set("maxmemory", 0)
+    until_it_counts(made)
+
+
+def test_password_and_user(redis_server: RedisProcess) -> None:
+    client = redis_server.client()
+    client.acl_setuser("kong", enabled=True, passwords=["+s3cret"], keys=["*"], commands=["+@all"])
+    client.acl_setuser("default", enabled=False)
+    try:
+        allowed = stage(redis_server.url, redis_username="kong", redis_password="s3cret")
+        assert isinstance(ask(allowed), Pass)
+        wrong = stage(redis_server.url, redis_username="kong", redis_password="wr0ng")
+        request = Request(Kong())
+        request.finding = {"sub": "alice"}
+        assert is_away(wrong.access(request))
+        assert request.kong.log.lines and "wr0ng" not in "".join(request.kong.log.lines)
+        assert "s3cret" not in repr(Settings.from_config({"redis_url": "redis://:s3cret@h/0"}))
+    finally:
+        redis.Redis(unix_socket_path=redis_server.socket_path, username="kong", password="s3cret").acl_setuser(
+            "default", enabled=True
+        )
+
+
+def test_tls(redis_server: RedisProcess, tmp_path: Path) -> None:
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    cert, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    subprocess.run([*make, *name, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    with terminator(context, redis_server.socket_path) as port:
+        url = f"rediss://localhost:{port}/0"
+        assert isinstance(ask(stage(url, redis_ca_file=str(cert))), Pass)
+        assert is_away(ask(stage(url))), "signed by nobody we know"
+        assert is_away(ask(stage(url.replace("localhost", "127.0.0.1"), redis_ca_file=str(cert)))), "another's name"
+        assert isinstance(ask(stage(url, redis_ssl_verify=False)), Pass)
+
+
+@contextmanager
+def terminator(context: ssl.SSLContext, path: str) -> Iterator[int]:
+    """TLS in front of a unix socket, since the redis-server at hand has none."""
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        except OSError:
+            pass
+        finally:
+            sink.close()
+
+    def serve() -> None:
+        while True:
+            try:
+                plain, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                client = context.wrap_socket(plain, server_side=True)
+            except (ssl.SSLError, OSError):
+                continue
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(path)
+            for pair in ((client, server), (server, client)):
+                threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    with socket.create_server(("localhost", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            if condition():
+                return
+        except redis.RedisError:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@contextmanager
+def replicated() -> Iterator[tuple[RedisProcess, RedisProcess]]:
+    primary = RedisProcess(port=free_port())
+    replica = RedisProcess("--replicaof", "127.0.0.1", str(primary.port), port=free_port())
+    try:
+        wait_for(lambda: replica.client().info("replication")["master_link_status"] == "up")
+        yield primary, replica
+    finally:
+        replica.close()
+        primary.close()
+
+
+def test_a_master_that_becomes_a_replica() -> None:
+    """Manual fail-over: what was counted is known to the new master; a read-only Redis is no pass."""
+    with replicated() as (primary, replica):
+        made = stage(primary.url, concurrent=1)
+        assert isinstance(ask(made), Pass)
+        wait_for(lambda: replica.client().exists("claude:{alice}:leases"))
+        replica.client().replicaof("NO", "ONE")
+        primary.client().replicaof("127.0.0.1", replica.port)
+        assert is_away(ask(made, "bob"))
+        promoted = stage(replica.url, concurrent=1)
+        decision = ask(promoted)
+        assert isinstance(decision, Refuse) and decision.detail["limit"] == "concurrent"
+
+
+def test_sentinel_fails_over() -> None:
+    with replicated() as (primary, replica):
+        port = free_port()
+        sentinel_conf = Path(primary.directory) / "sentinel.conf"
+        sentinel_conf.write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {primary.directory}\n"
+            f"sentinel monitor main 127.0.0.1 {primary.port} 1\n"
+            "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000\n"
+        )
+        process = subprocess.Popen([BINARY, str(sentinel_conf), "--sentinel"], stdout=subprocess.DEVNULL)
+        try:
+            sentinel = redis.Redis(port=port)
+            wait_for(lambda: sentinel.sentinel_slaves("main"))
+            made = stage(f"redis+sentinel://127.0.0.1:{port}/main/0", minute=100, concurrent=100)
+            assert isinstance(ask(made), Pass)
+            wait_for(lambda: replica.client().exists("claude:{alice}:w:minute"))
+            primary.kill()
+            assert is_away(ask(made))
+            wait_for(lambda: not is_away(ask(made)))
+            assert replica.client().info("replication")["role"] == "master"
+            usage = made.redis.run(ledger.peek("claude", "alice", ()))  # type: ignore[union-attr]
+            assert usage[0] >= 2, "the lease taken before the fail-over still counts"
+        finally:
+            process.kill()
+            process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[list[RedisProcess]]:
+    """Three masters on loopback."""
+    nodes = []
+    try:
+        for _ in range(3):
+            while (port := free_port()) > 55_000:
+                pass
+            nodes.append(RedisProcess("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", port=port))
+        for number, node in enumerate(nodes):
+            client = node.client()
+            first, last = 16384 * number // 3, 16384 * (number + 1) // 3
+            client.execute_command("CLUSTER", "ADDSLOTS", *range(first, last))
+            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        for node in nodes[1:]:
+            nodes[0].client().execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
+        for node in nodes:
+            wait_for(lambda node=node: node.client().cluster("info")["cluster_state"] == "ok")
+        yield nodes
+    finally:
+        for node in nodes:
+            node.close()
+
+
+def test_cluster(cluster: list[RedisProcess]) -> None:
+    """Every verb runs on one node, whatever the subject is called; subjects spread over all nodes."""
+    hosts = ",".join(f"127.0.0.1:{node.port}" for node in cluster)
+    made = stage(f"redis+cluster://{hosts}", timeout_ms=2000)
+    for subject in ("alice", "b{o}b", "}", "{", "{}", "ünï", "a:b", "x" * 500, *map(str, range(30))):
+        passed = [ask(made, subject) for _ in range(3)]
+        assert [isinstance(d, Pass) for d in passed] == [True, True, False], subject
+        lease = Lease.parse(passed[0].facts["lease"])  # type: ignore[union-attr]
+        for call in (ledger.renew(lease, 60), ledger.settle(lease, 0.5), ledger.peek("claude", lease.tag, ())):
+            assert made.redis.run(call)  # type: ignore[union-attr]
+    assert all(node.client().dbsize() > 0 for node in cluster)
+
+
+async def test_cluster_from_asyncio(cluster: list[RedisProcess]) -> None:
+    from redis.asyncio.cluster import RedisCluster as AsyncCluster
+
+    async with AsyncCluster(host="127.0.0.1", port=cluster[0].port) as client:
+        lease = Lease.new("claude", "from-asyncio", 5)
+        assert (await ledger.run(client, ledger.acquire(lease, Slot())))[0] == 1
+        assert await ledger.run(client, ledger.settle(lease, 0.5)) == 1
+
+
+def test_cluster_node_away(cluster: list[RedisProcess]) -> None:
+    hosts = f"127.0.0.1:{cluster[0].port}"
+    client = RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", cluster[0].port)])
+    own = RedisLedger(Settings(f"redis+cluster://{hosts}", timeout=0.2))
+    windows = (Window("minute", 5),)
+    tags = {client.get_node_from_key(ledger.key("claude", f"t{n}", "leases")).port: f"t{n}" for n in range(100)}
+    assert len(tags) == 3
+    for tag in tags.values():
+        own.run(ledger.admit("claude", tag, windows, None, Slot()))
+    cluster[2].signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(LedgerUnavailable):
+            own.run(ledger.admit("claude", tags[cluster[2].port], windows, None, Slot()))
+    finally:
+        cluster[2].signal(signal.SIGCONT)
+    client.close()
+
+
+def test_nothing_listens_there() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        made = stage(f"redis://127.0.0.1:{held.getsockname()[1]}/0")
+        assert all(is_away(ask(made)) for _ in range(10))

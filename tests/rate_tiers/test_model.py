@@ -1,0 +1,258 @@
+"""Both ledgers against a brute-force model, with a clock that the test moves.
+
+Each step goes to Redis (the Lua scripts) and to the process (Python); the replies must be the same, and what they
+admit must agree with a model that remembers every event and counts them one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from kong_claude.rate_tiers.local_ledger import LocalLedger
+from kong_claude.trust import ledger
+from kong_claude.trust.ledger import Call, Lease, Slot, Window
+from tests.rate_tiers.servers import RedisProcess
+
+START = 1_790_000_000_000_000  # µs
+DOLLAR = 1_000_000
+
+
+class ClockedRedis:
+    """The scripts as they are, except that their clock is a list in Redis."""
+
+    def __init__(self, server: RedisProcess) -> None:
+        self.client = server.client()
+
+    def run(self, call: Call, now: int) -> Any:
+        source = call.script.source.replace("redis.call('TIME')", "redis.call('LRANGE', 'clock', 0, 1)")
+        with self.client.pipeline(transaction=False) as pipe:
+            pipe.delete("clock")
+            pipe.rpush("clock", now // 1_000_000, now % 1_000_000)
+            pipe.eval(source, len(call.keys), *call.keys, *call.args)
+            return pipe.execute()[-1]
+
+
+@dataclass
+class Model:
+    """Every event, kept for ever."""
+
+    admitted: list[int] = field(default_factory=list)  # µs
+    leases: dict[str, int] = field(default_factory=dict)  # member → ms at which it lapses
+    settled: dict[str, int] = field(default_factory=dict)  # member → ms until which it is remembered
+    booked: list[tuple[int, int]] = field(default_factory=list)  # µs, micro-USD
+
+    def within(self, now: int, length: int) -> int:
+        return sum(1 for t in self.admitted if now - length < t <= now)
+
+    def live(self, now: int) -> dict[str, int]:
+        return {m: until for m, until in self.leases.items() if until > now // 1000}
+
+    def reserved(self, now: int) -> int:
+        return sum(int(m.rpartition(":")[2]) for m in self.live(now))
+
+    def spent(self, now: int, form: str) -> int:
+        def period(us: int) -> str:
+            return datetime.fromtimestamp(us // 1_000_000, UTC).strftime(form)
+
+        return sum(usd for at, usd in self.booked if period(at) == period(now))
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    redis: ClockedRedis
+
+    @initialize(
+        second=st.none() | st.integers(1, 8),
+        minute=st.integers(1, 90),
+        hour=st.none() | st.integers(60, 200),
+        burst=st.none() | st.integers(0, 5),
+        concurrent=st.none() | st.integers(1, 4),
+        usd=st.integers(1, 3),
+        day=st.none() | st.integers(3, 12),
+        month=st.none() | st.integers(3, 30),
+    )
+    def start(self, second, minute, hour, burst, concurrent, usd, day, month) -> None:
+        self.redis.client.flushall()
+        self.now = START
+        self.local = LocalLedger(clock=lambda: self.now)
+        limits = [(n, v) for n, v in (("second", second), ("minute", minute), ("hour", hour)) if v is not None]
+        self.windows = tuple(
+            Window(n, v, burst if burst is not None and i == 0 else -1) for i, (n, v) in enumerate(limits)
+        )
+        self.slot = Slot(concurrent, usd * DOLLAR, day and day * DOLLAR, month and month * DOLLAR, ttl_ms=60_000)
+        self.model = Model()
+        self.known: list[Lease] = []
+
+    def run(self, call: Call) -> Any:
+        ours = self.redis.run(call, self.now)
+        assert ours == self.local.run(call)
+        return ours
+
+    @rule(
+        seconds=st.one_of(
+            st.floats(0, 0.2), st.floats(0, 3), st.floats(0, 100), st.floats(0, 4000), st.floats(0, 40 * 86400)
+        )
+    )
+    def time_passes(self, seconds: float) -> None:
+        self.now += int(seconds * 1_000_000)
+
+    @rule(times=st.integers(1, 40))
+    def burst_of_plain_requests(self, times: int) -> None:
+        for _ in range(times):
+            self.admit(None, "reject")
+
+    @rule(busy=st.sampled_from(["reject", "queue", "later"]), again=st.booleans())
+    def one_run(self, busy: ledger.Busy, again: bool) -> None:
+        lease = Lease.new("claude", "t", self.slot.usd)
+        if again and self.known:
+            lease = self.known[-1]
+        self.known.append(lease)
+        self.admit(lease, busy)
+
+    def admit(self, lease: Lease | None, busy: ledger.Busy) -> None:
+        before = self.model
+        a = ledger.parse_admission(
+            self.run(ledger.admit("claude", "t", self.windows, lease, self.slot, busy)), self.windows
+        )
+        live = before.live(self.now)
+        held = lease is not None and lease.member in live
+        others = [m for m in live if lease is None or m != lease.member]
+        over_budget = False
+        if lease is not None and not held:
+            need = before.reserved(self.now) + lease.usd
+            for budget, form in ((self.slot.usd_day, "%F"), (self.slot.usd_month, "%Y-%m")):
+                over_budget |= budget is not None and before.spent(self.now, form) + need > budget
+        full = (
+            lease is not None and not held and self.slot.concurrent is not None and len(others) >= self.slot.concurrent
+        )
+        blocking = [w for w in self.windows if self.must_block(w)]
+        if a.admitted:
+            assert not blocking and not over_budget
+            assert a.queued == (lease is not None and not held and (busy == "later" or (full and busy == "queue")))
+            before.admitted.append(self.now)
+            if lease is not None and not a.queued:
+                before.leases[lease.member] = self.now // 1000 + self.slot.ttl_ms
+            assert a.queued or not full
+            for w in self.windows:
+                if w.burst < 0:
+                    assert before.within(self.now, w.seconds * 1_000_000) <= w.limit
+        else:
+            # A refusal has its reason, and the reason given is a true one.
+            may_block = [w.name for w in self.windows if self.may_block(w)]
+            assert may_block or over_budget or (full and busy == "reject")
+            if a.culprit in ("usd_per_day", "usd_per_month"):
+                assert over_budget
+            elif a.culprit == "concurrent":
+                assert full and busy == "reject"
+            else:
+                assert a.culprit in may_block and a.wait_ms > 0
+
+    def must_block(self, w: Window) -> bool:
+        """One more would break the promise."""
+        length = w.seconds * 1_000_000
+        if w.burst < 0:
+            return self.model.within(self.now, length) >= w.limit
+        return self.backlog(w) > w.burst + 1e-3
+
+    def may_block(self, w: Window) -> bool:
+        """Refusing is not more cautious than one bucket of time allows."""
+        length = w.seconds * 1_000_000
+        if w.burst < 0:
+            return self.model.within(self.now, length + w.width_us) >= w.limit
+        return self.backlog(w) > w.burst - 1e-3
+
+    def backlog(self, w: Window) -> float:
+        """nginx's `excess`: what a leaky bucket still holds, in requests."""
+        level, last = 0.0, 0
+        for t in self.model.admitted:
+            level = max(level - (t - last) * w.limit / (w.seconds * 1_000_000), 0) + 1
+            last = t
+        return max(level - (self.now - last) * w.limit / (w.seconds * 1_000_000), 0)
+
+    @rule(usd=st.floats(0, 5, allow_nan=False), which=st.integers(0, 5))
+    def a_run_ends(self, usd: float, which: int) -> None:
+        if not self.known:
+            return
+        lease = self.known[which % len(self.known)]
+        remembered = self.model.settled.get(lease.member, 0) > self.now // 1000
+        assert self.run(ledger.settle(lease, usd)) == (0 if remembered else 1)
+        self.model.leases.pop(lease.member, None)
+        if not remembered:
+            self.model.settled[lease.member] = self.now // 1000 + ledger.SETTLED_MS
+            self.model.booked.append((self.now, ledger.micro_usd(usd)))
+
+    @rule(which=st.integers(0, 5))
+    def heartbeat(self, which: int) -> None:
+        if not self.known:
+            return
+        lease = self.known[which % len(self.known)]
+        if self.model.settled.get(lease.member, 0):
+            return  # whether a settlement of a day ago is still known is of no consequence
+        lives = lease.member in self.model.live(self.now)
+        assert self.run(ledger.renew(lease, 60)) == (1 if lives else 2)
+        self.model.leases[lease.member] = self.now // 1000 + 60_000
+
+    @rule(which=st.integers(0, 5))
+    def given_back(self, which: int) -> None:
+        if self.known:
+            lease = self.known[which % len(self.known)]
+            # A lapsed lease may or may not have been swept away, so the number says nothing.
+            self.redis.run(ledger.release(lease), self.now)
+            self.local.run(ledger.release(lease))
+            self.model.leases.pop(lease.member, None)
+
+    @rule()
+    def waiting_helps(self) -> None:
+        """Whoever waits as long as told is admitted, if nobody else came."""
+        call = ledger.admit("claude", "t", self.windows, None, Slot())
+        first = ledger.parse_admission(self.run(call), self.windows)
+        if not first.admitted:
+            self.now += first.wait_ms * 1000
+            first = ledger.parse_admission(self.run(call), self.windows)
+            assert first.admitted
+        self.model.admitted.append(self.now)
+
+    @invariant()
+    def reports_agree(self) -> None:
+        if not hasattr(self, "model"):
+            return
+        usage = ledger.parse_usage(self.run(ledger.peek("claude", "t", self.windows)), self.windows)
+        assert usage.running == len(self.model.live(self.now))
+        assert usage.reserved == self.model.reserved(self.now)
+        assert usage.spent_day == self.model.spent(self.now, "%F")
+        assert usage.spent_month == self.model.spent(self.now, "%Y-%m")
+        for quota in usage.quotas:
+            w = quota.window
+            if w.burst < 0:
+                length = w.seconds * 1_000_000
+                least, most = (self.model.within(self.now, length + extra) for extra in (0, w.width_us))
+                assert w.limit - most <= quota.remaining <= w.limit - least or quota.remaining == 0
+
+
+def run_machine(server: RedisProcess, examples: int, steps: int) -> None:
+    LedgerMachine.redis = ClockedRedis(server)
+    run_state_machine_as_test(
+        LedgerMachine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            derandomize=False,
+        ),
+    )
+
+
+def test_ledgers_agree_with_the_model(redis_server: RedisProcess) -> None:
+    run_machine(redis_server, examples=40, steps=30)
+
+
+@pytest.mark.slow
+def test_ledgers_agree_with_the_model_for_long(redis_server: RedisProcess) -> None:
+    run_machine(redis_server, examples=1500, steps=50)
