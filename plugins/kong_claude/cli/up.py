@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from kong_claude.cli.state import Running, forget, home, process_start, recall, 
 from kong_claude.cli.supervise import PartFailed, Supervisor
 
 HELP = "start the local stack (foreground; Ctrl-C stops everything)"
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d ")
 MIN_FREE = 200 << 20  # bytes: append-only file, logs, working directories of runs
 
 
@@ -115,12 +117,20 @@ def serve(layout: stack.Layout, out: object) -> int:
             return 1
         return 0
     except PartFailed as failure:
-        print(f"kong-claude: {failure}\n{failure.last}", file=sys.stderr)
+        print(f"kong-claude: {failure}\n{complaint(failure)}", file=sys.stderr)
         return 2
     finally:
         supervisor.stop()
         forget()
         shutil.rmtree(layout.run, ignore_errors=True)
+
+
+def complaint(failure: PartFailed) -> str:
+    """What the part said about its end: where it refused its input (exit code 2), without its log lines."""
+    lines = failure.last.splitlines()
+    if failure.code == 2:
+        lines = [line for line in lines if not LOG_LINE.match(line)] or lines
+    return "\n".join(lines[-20:])
 
 
 def detach(layout: stack.Layout) -> int:
@@ -142,8 +152,9 @@ def detach(layout: stack.Layout) -> int:
             return 0
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            print(f"kong-claude: the stack did not start\n{tail}", file=sys.stderr)
+            lines = log.read_text(errors="replace").splitlines()
+            said = max((i for i, line in enumerate(lines) if line.startswith("kong-claude: ")), default=-15)
+            print("\n".join(lines[said:]), file=sys.stderr)
             return os.waitstatus_to_exitcode(status) or 2
         time.sleep(0.1)
 

@@ -1,0 +1,230 @@
+"""A gateway to break: minikong, the plugin server behind a relay, Redis, a JWKS server, two tenants."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jwt
+import psutil
+import yaml
+from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt.algorithms import RSAAlgorithm
+
+from kong_claude.cli import stack as parts
+from kong_claude.cli.guard import lua
+from kong_claude.cli.supervise import Supervisor
+from tests.chaos.tamper import Relay
+from tests.chaos.upstream import Upstream
+
+PLUGIN = "claude-gateway"
+LEASE_TTL = 5  # seconds
+ADDRESS = "127.0.0.1"
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind((ADDRESS, 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+class Stack:
+    """Tenant `a` proves itself by a remote key set (RS256), tenant `b` by a shared secret; each has its own route."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="kc-chaos-"))
+        self.plugins = self.directory / "plugins"
+        self.plugins.mkdir()
+        shutil.copy(Path(__file__).with_name("plugin_with_faults.py"), self.plugins / f"{PLUGIN}.py")
+        proxy, admin, upstream, self.jwks_port, metrics = free_ports(5)
+        self.upstream_port = upstream
+        self.secrets = {"attestation-secret": secrets.token_hex(24), "jwt-secret": secrets.token_hex(24)}
+        self.layout = parts.Layout(
+            config=self.directory / "kong.yml",
+            plugins=self.plugins,
+            state=self.directory,
+            run=self.directory,
+            port=proxy,
+            admin_port=admin,
+            metrics_port=metrics,
+            secrets=self.secrets,
+        )
+        self.url, self.admin = self.layout.proxy_url, self.layout.admin_url
+        self.key = rsa.generate_private_key(65537, 2048)
+        self.relay = Relay(self.directory / "relay.sock", self.directory / "claude.sock")
+        self.upstream = Upstream(self.secrets["attestation-secret"].encode(), self.layout.redis)
+        self.supervisor = Supervisor(self.directory / "log", io.StringIO())
+        self.jwks: web.AppRunner | None = None
+        (self.directory / "kong.yml").write_text(yaml.safe_dump(self.config()))
+
+    def config(self) -> dict[str, Any]:
+        issuers = {
+            "a": {
+                "algorithms": ["RS256"],
+                "jwks_uri": f"http://{ADDRESS}:{self.jwks_port}/jwks",
+                "allow_insecure_jwks": True,
+            },
+            "b": {"algorithms": ["HS256"], "secret": "{vault://env/claude-jwt-secret}"},
+        }
+        return {
+            "_format_version": "3.0",
+            "plugins": [{"name": "correlation-id", "config": {"header_name": "X-Request-Id", "generator": "uuid"}}],
+            "services": [
+                {
+                    "name": "upstream",
+                    "url": f"http://{ADDRESS}:{self.upstream_port}",
+                    "retries": 0,
+                    "routes": [self.route(tenant, issuer) for tenant, issuer in issuers.items()],
+                }
+            ],
+        }
+
+    def route(self, tenant: str, issuer: Mapping[str, Any]) -> dict[str, Any]:
+        gateway = {
+            "mark": f"chaos-{tenant}",
+            "attestation": {"secret": "{vault://env/claude-attestation-secret}", "request": f"POST /{tenant}"},
+            "jwt_claims": {
+                "issuers": [{"issuer": f"https://{tenant}.example", **issuer}],
+                "audience": [tenant],
+                "jwks_ttl": 2,
+                "jwks_max_stale": 600,
+                "jwks_cooldown": 1,
+            },
+            "rate_tiers": {
+                "policy": "redis",
+                "redis_url": "{vault://env/claude-redis-url}",
+                "default_tier": tenant,
+                "lease_ttl": LEASE_TTL,
+                "tiers": [
+                    {
+                        "name": tenant,
+                        "minute": 1_000_000,
+                        "hour": 1_000_000,
+                        "concurrent": 1000,
+                        "max_usd_per_run": 0.01,
+                        "usd_per_day": 1_000_000,
+                    }
+                ],
+            },
+            "prompt_context": {"prepend": f"You serve {tenant}. ", "locked": ["model"]},
+        }
+        return {
+            "name": f"chaos-{tenant}",
+            "paths": [f"/{tenant}"],
+            "strip_path": False,
+            "plugins": [
+                {"name": PLUGIN, "config": gateway},
+                {"name": "post-function", "config": {"access": [lua(f"chaos-{tenant}", [PLUGIN])]}},
+            ],
+        }
+
+    async def start(self) -> None:
+        await self.relay.start()
+        await self.start_jwks()
+        await self.upstream.start(ADDRESS, self.upstream_port)
+        for part in (parts.redis(self.layout), self.gateway()):
+            await asyncio.to_thread(self.supervisor.start, part)
+        self.watching = asyncio.create_task(asyncio.to_thread(self.supervisor.watch))
+
+    def gateway(self) -> Any:
+        """The part of `kong-claude up`, with one plugin and the relay before its socket."""
+        part = parts.gateway(self.layout)
+        prefix = f"KONG_PLUGINSERVER_{PLUGIN.upper().replace('-', '_')}"
+        kept = {n: v for n, v in part.environment.items() if "PLUGINSERVER_" not in n or n.startswith(prefix)}
+        kept |= {
+            "KONG_PLUGINS": f"bundled,{PLUGIN}",
+            "KONG_PLUGINSERVER_NAMES": PLUGIN,
+            f"{prefix}_SOCKET": str(self.relay.listen),
+            "KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT": "1s",
+        }
+        kept[f"{prefix}_START_CMD"] += " --event-timeout 2"
+        return replace(part, environment=kept)
+
+    async def stop(self) -> None:
+        self.supervisor.stopping.set()
+        await self.watching
+        await asyncio.to_thread(self.supervisor.stop)
+        await self.relay.stop()
+        await self.upstream.stop()
+        await self.upstream.redis.aclose()
+        await self.stop_jwks()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    # What the faults act on.
+
+    def server(self) -> psutil.Process | None:
+        """The plugin server's process: the gateway's child."""
+        (gateway,) = [process for part, process in self.supervisor.running if part.name == "gateway"]
+        try:
+            found = [
+                p
+                for p in psutil.Process(gateway.pid).children(recursive=True)
+                if "claude.sock" in " ".join(p.cmdline())
+            ]
+        except psutil.NoSuchProcess:
+            return None
+        return found[0] if found else None
+
+    def redis_pid(self) -> int:
+        (process,) = [process for part, process in self.supervisor.running if part.name == "redis"]
+        return process.pid
+
+    def set_fault(self, how: str | None) -> None:
+        path = self.plugins / "fault"
+        if how is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_text(how)
+
+    async def reload(self) -> int:
+        """POST /config with the same content: Kong then starts every instance anew."""
+        import aiohttp
+
+        async with aiohttp.ClientSession() as session:
+            document = {"config": (self.directory / "kong.yml").read_text()}
+            async with session.post(f"{self.admin}/config", json=document) as answer:
+                await answer.read()
+                return answer.status
+
+    async def start_jwks(self) -> None:
+        key = json.loads(RSAAlgorithm.to_jwk(self.key.public_key())) | {"kid": "k1", "use": "sig", "alg": "RS256"}
+        application = web.Application()
+        application.router.add_get("/jwks", lambda _: web.json_response({"keys": [key]}))
+        self.jwks = web.AppRunner(application, access_log=None)
+        await self.jwks.setup()
+        await web.TCPSite(self.jwks, ADDRESS, self.jwks_port, reuse_address=True, shutdown_timeout=0.1).start()
+
+    async def stop_jwks(self) -> None:
+        if self.jwks:
+            await self.jwks.cleanup()
+            self.jwks = None
+
+    def signal_redis(self, number: signal.Signals) -> None:
+        os.kill(self.redis_pid(), number)
+
+    # Requests.
+
+    def token(self, tenant: str, subject: str, *, expired: bool = False, signed_by: str | None = None) -> str:
+        now = int(time.time())
+        claims = {"iss": f"https://{tenant}.example", "aud": tenant, "sub": subject, "tier": tenant, "iat": now - 10}
+        claims["exp"] = now - 60 if expired else now + 600
+        if (signed_by or tenant) == "a":
+            return jwt.encode(claims, self.key, algorithm="RS256", headers={"kid": "k1"})
+        return jwt.encode(claims, self.secrets["jwt-secret"], algorithm="HS256")

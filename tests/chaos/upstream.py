@@ -1,0 +1,78 @@
+"""The upstream of the chaos suite: it counts whom the gateway let in, and plays the invoker towards the ledger."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis.asyncio
+from aiohttp import web
+
+from kong_claude.trust import ledger
+from kong_claude.trust.attestation import HEADER, AttestationError, demand, verify
+
+CHECKS = ("jwt-claims", "rate-tiers", "prompt-context")
+
+
+@dataclass
+class Seen:
+    """What reached the upstream since the last `clear`."""
+
+    requests: int = 0
+    unauthenticated: list[str] = field(default_factory=list)
+    wrong_tenant: list[str] = field(default_factory=list)
+    unattested: list[str] = field(default_factory=list)
+
+
+class Upstream:
+    """Answers /a and /b. A request says in X-Chaos what it is: `<tenant>:<good|bad>:<subject>`."""
+
+    def __init__(self, secret: bytes, redis_url: str) -> None:
+        self.secret = secret
+        self.redis = redis.asyncio.from_url(redis_url)
+        self.seen = Seen()
+        self.routes: dict[str, str] = {}  # path → the route id it came with first
+        self.runner: web.AppRunner | None = None
+
+    async def start(self, host: str, port: int) -> None:
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", self.answer)
+        self.runner = web.AppRunner(application, access_log=None)
+        await self.runner.setup()
+        await web.TCPSite(self.runner, host, port, reuse_address=True, shutdown_timeout=0.1).start()
+
+    async def stop(self) -> None:
+        if self.runner:
+            await self.runner.cleanup()
+            self.runner = None
+
+    async def answer(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        kind = request.headers.get("X-Chaos", "?:bad:?")
+        tenant, verdict, subject = kind.split(":")
+        self.seen.requests += 1
+        if verdict != "good":
+            self.seen.unauthenticated.append(kind)
+        try:
+            claims = verify(
+                request.headers.get(HEADER, ""), {"1": self.secret}, issuer="kong-claude", audience="claude-invoker"
+            )
+            demand(claims, method=request.method, path=request.path, checks=CHECKS, body=body)
+        except AttestationError as error:
+            self.seen.unattested.append(f"{kind}: {error}")
+            return web.Response(status=401)
+        expected_route = self.routes.setdefault(request.path, claims["rte"])
+        right = claims["sub"] == subject and claims["tier"] == tenant and claims["rte"] == expected_route
+        if not right or request.path != f"/{tenant}":
+            self.seen.wrong_tenant.append(f"{kind}: {claims['sub']} {claims['tier']} {request.path}")
+        await self.settle(claims)
+        return web.json_response({"tenant": tenant, "sub": claims["sub"]})
+
+    async def settle(self, claims: dict[str, Any]) -> None:
+        """Most runs end properly; one in ten is lost, and its lease must lapse by itself."""
+        if "lease" in claims and random.random() < 0.9:
+            try:
+                await ledger.run(self.redis, ledger.settle(ledger.Lease.parse(claims["lease"]), 0.001))
+            except redis.RedisError:
+                pass  # lost as well

@@ -1,0 +1,169 @@
+"""`kong-claude up`: bad input is named, and whatever happens no process is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.conftest import COMMAND, ROOT, free_port, own_environment, up
+
+pytestmark = [pytest.mark.xdist_group("up"), pytest.mark.timeout(240)]
+
+
+def belonging_to(home: Path) -> list[str]:
+    """Command lines of processes that were started for this stack: all of them name its state or run directory."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline", "environ"]):
+        try:
+            environment = process.info["environ"] or {}
+            words = " ".join([*(process.info["cmdline"] or []), *environment.values()])
+        except psutil.Error:
+            continue
+        if str(home) in words and process.pid != os.getpid():
+            found.append(f"{process.pid} {' '.join(process.info['cmdline'] or [])}")
+    return found
+
+
+def assert_nothing_left(home: Path) -> None:
+    deadline = time.monotonic() + 15
+    while left := belonging_to(home):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def environment(home: Path) -> dict[str, str]:
+    # TMPDIR is inherited by every part, so that each of them can be recognised.
+    return own_environment(home) | {"TMPDIR": str(home)}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    # Unix sockets live below TMPDIR, and their paths end at 108 bytes.
+    short = Path("/tmp") / f"kc-{os.getpid()}-{time.monotonic_ns() % 10**9}"
+    short.mkdir()
+    return short
+
+
+@pytest.mark.parametrize(
+    "after", [0.05, 0.4, 1.0, 2.0, 3.5, 5.0, None], ids=lambda v: "ready" if v is None else f"{v}s"
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill-9"])
+def test_no_process_is_left_behind(home: Path, after: float | None, number: signal.Signals) -> None:
+    if number == signal.SIGKILL and after not in (2.0, None):
+        pytest.skip("SIGKILL is tried once while starting and once when ready; Ctrl-C in every state")
+    process = subprocess.Popen(
+        [COMMAND, "up", "--port", str(free_port()), "--config", str(ROOT / "kong.yml")],
+        env=environment(home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    if after is None:
+        for line in process.stdout:
+            if "dashboard:" in line:
+                break
+    else:
+        time.sleep(after)
+    # What Ctrl-C does: the whole foreground process group gets the signal.
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    process.stdout.read()
+    code = process.wait(30)
+    assert code in ((0, 130, -signal.SIGINT) if number == signal.SIGINT else (-signal.SIGKILL,))
+    assert_nothing_left(home)
+
+
+def test_up_status_down(home: Path) -> None:
+    port = free_port()
+    env = environment(home)
+    command = [COMMAND, "up", "--detach", "--port", str(port), "--config", str(ROOT / "kong.yml")]
+    started = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
+    assert started.returncode == 0, started.stderr
+    assert "ANSWERS ARE CANNED" in started.stdout
+    assert "curl" in started.stdout
+    again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 2
+    assert "already running" in again.stderr
+    status = subprocess.run([COMMAND, "status", "--json"], env=env, capture_output=True, text=True, timeout=30)
+    assert status.returncode == 0
+    assert json.loads(status.stdout)["ready"] == {"gateway": True, "invoker": True}
+    said = subprocess.run([COMMAND, "invoke", "hi"], env=env, capture_output=True, text=True, timeout=60)
+    assert (said.returncode, said.stderr) == (0, "")
+    assert said.stdout.strip()
+    streamed = subprocess.run(
+        [COMMAND, "invoke", "hi", "--stream"], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert streamed.stdout.strip() == said.stdout.strip()
+    assert subprocess.run([COMMAND, "down"], env=env, timeout=60).returncode == 0
+    assert_nothing_left(home)
+    assert subprocess.run([COMMAND, "status"], env=env, capture_output=True, timeout=30).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("edit", "line", "field"),
+    [
+        (("mark: invoke\n", "marc: invoke\n"), "marc: invoke", "marc"),
+        (("- claim: roles", "- clame: roles"), "clame", "clame"),
+        (("minute: 60", "minute: sixty"), "minute: sixty", "minute"),
+        (("_format_version", "format_version"), None, "_format_version"),
+        (("paths: [/claude/invoke]", "paths: [/claude/invoke"), None, ""),
+    ],
+    ids=["unknown-field", "unknown-nested-field", "text-for-a-number", "no-format-version", "not-yaml"],
+)
+def test_an_error_in_kong_yml_is_named_with_its_line(
+    home: Path, edit: tuple[str, str], line: str | None, field: str
+) -> None:
+    config = home / "broken.yml"
+    text = (ROOT / "kong.yml").read_text().replace(*edit, 1)
+    config.write_text(text)
+    failed = up(home, free_port(), config=config)
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    assert "broken.yml" in failed.stderr
+    assert field in failed.stderr
+    if line:
+        number = next(i for i, found in enumerate(text.splitlines(), 1) if line in found)
+        # An error in an entity may be reported at the entity's first line.
+        assert any(f":{n}" in failed.stderr for n in range(max(1, number - 40), number + 1)), failed.stderr
+    assert_nothing_left(home)
+
+
+def test_a_port_in_use_is_one_line(home: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        failed = up(home, taken.getsockname()[1])
+    assert failed.returncode == 2
+    assert "--port" in failed.stderr
+    assert failed.stderr.count("\n") == 1
+
+
+def test_a_missing_file_and_a_missing_binary_are_one_line(home: Path) -> None:
+    failed = up(home, free_port(), config=home / "nowhere.yml")
+    assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
+    assert "--config" in failed.stderr
+    command = [COMMAND, "up", "--detach", "--port", str(free_port()), "--config", str(ROOT / "kong.yml")]
+    env = own_environment(home) | {"CLAUDE_CLI_PATH": "/nonexistent/claude"}
+    failed = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    assert "/nonexistent/claude" in failed.stderr
+
+
+def test_a_full_disk_is_one_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kong_claude.cli import up as module
+    from kong_claude.cli.main import main
+
+    monkeypatch.setenv("KONG_CLAUDE_HOME", str(home))
+    monkeypatch.setattr(module, "MIN_FREE", 1 << 60)
+    assert main(["up", "--port", str(free_port()), "--config", str(ROOT / "kong.yml")]) == 2
+    assert "make room" in capsys.readouterr().err
