@@ -152,7 +152,7 @@ class Service:
                 data = data[message.size :]
                 if not await self._answer(writer):
                     return
-        except ConnectionError:
+        except (ConnectionError, asyncio.CancelledError):  # a service that is stopped says nothing
             return
         finally:
             self._writers.discard(writer)
