@@ -175,6 +175,19 @@ def redis_binary() -> str:
     return found
 
 
+def claude_binary() -> str:
+    """$CLAUDE_CLI_PATH, else the CLI that the claude-agent-sdk wheel carries. Raises Problem."""
+    chosen = os.environ.get("CLAUDE_CLI_PATH")
+    if chosen:
+        if not os.access(chosen, os.X_OK):
+            raise Problem(f"CLAUDE_CLI_PATH={chosen} is not an executable file; correct it or unset it")
+        return chosen
+    carried = Path(sysconfig.get_paths()["purelib"]) / "claude_agent_sdk" / "_bundled" / "claude"
+    if not carried.exists():
+        raise Problem(f"no Claude CLI at {carried}: pip install claude-agent-sdk, or set CLAUDE_CLI_PATH")
+    return str(carried)
+
+
 def script(name: str) -> str:
     """A console script of this distribution, as an absolute path. Raises Problem."""
     path = Path(sys.executable).parent / name

@@ -32,10 +32,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     layout = layout_from(options)
-    check(layout)
-    if options.detach:
-        return detach(layout)
-    return serve(layout, sys.stdout)
+    try:
+        check(layout)
+    except Problem:
+        shutil.rmtree(layout.run, ignore_errors=True)
+        raise
+    return detach(layout) if options.detach else serve(layout, sys.stdout)
 
 
 def layout_from(options: argparse.Namespace) -> stack.Layout:
@@ -95,6 +97,7 @@ def check(layout: stack.Layout) -> None:
     if not layout.redis_url:
         stack.redis_binary()
     stack.script("kong-claude-pluginserver")
+    stack.claude_binary()
 
 
 def serve(layout: stack.Layout, out: object) -> int:
@@ -102,6 +105,7 @@ def serve(layout: stack.Layout, out: object) -> int:
     supervisor = Supervisor(layout.state / "stack.log", out)  # type: ignore[arg-type]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: supervisor.stopping.set())
+    problem = ""
     try:
         for part in stack.parts(layout):
             supervisor.say("stack", f"starting {part.name}")
@@ -117,12 +121,14 @@ def serve(layout: stack.Layout, out: object) -> int:
             return 1
         return 0
     except PartFailed as failure:
-        print(f"kong-claude: {failure}\n{complaint(failure)}", file=sys.stderr)
+        problem = f"kong-claude: {failure}\n{complaint(failure)}"
         return 2
     finally:
         supervisor.stop()
         forget()
         shutil.rmtree(layout.run, ignore_errors=True)
+        if problem:  # last, where it is seen
+            print(problem, file=sys.stderr, flush=True)
 
 
 def complaint(failure: PartFailed) -> str:

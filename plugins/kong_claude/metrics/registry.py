@@ -10,6 +10,6 @@ BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 6
 
 REQUESTS = Counter("claude_requests_total", "Requests that Kong has answered.", LABELS)
 DURATION = Histogram(
-    "claude_request_duration_seconds", "Seconds from request to end of answer.", LABELS, buckets=BUCKETS
+    "claude_request_duration_seconds", "Seconds from request to end.", LABELS, buckets=BUCKETS
 )
 ACTIVE = Gauge("claude_active_connections", "Requests that Kong is answering now.")
