@@ -49,5 +49,5 @@ bench: setup ## every benchmark, one JSON line each, into build/bench.jsonl
 clean: ## removes what was built; keeps .venv
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-chaos: setup ## faults under load, 20 of each; BASE_URL=… TOKEN=… [FAULT_COMMAND=…] for a running gateway
-	$(BIN)/python -m tests.chaos $(if $(BASE_URL),--base-url "$(BASE_URL)" --token "$(TOKEN)" $(if $(FAULT_COMMAND),--fault-command "$(FAULT_COMMAND)"))
+chaos: setup ## faults under load, 20 of each; TOKEN=… make chaos BASE_URL=… for a running gateway
+	$(BIN)/python -m tests.chaos $(if $(BASE_URL),--base-url "$(BASE_URL)" $(if $(FAULT_COMMAND),--fault-command "$(FAULT_COMMAND)"))

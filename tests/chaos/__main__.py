@@ -1,10 +1,14 @@
-"""`make chaos`: the suite at full length, figures into build/chaos.json. With --base-url: load against a real Kong."""
+"""`make chaos`: the suite at full length, figures into build/chaos.json.
+
+With --base-url: load against a running gateway; a valid token for it comes from the environment variable TOKEN.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import json
+import os
 import random
 import sys
 import time
@@ -54,13 +58,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20, help="injections per fault (default: 20)")
     parser.add_argument("--base-url", help="a running gateway, such as a real Kong")
     parser.add_argument("--path", default="/claude/invoke", help="its guarded path (default: %(default)s)")
-    parser.add_argument("--token", default="", help="a valid token for it")
     parser.add_argument("--fault-command", help="shell command that breaks something in it, run at random moments")
     options = parser.parse_args()
     if unknown := set(options.faults) - set(FAULTS):
         parser.error(f"unknown faults {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}")
     if options.base_url:
-        report = against(options.base_url, options.path, options.token, options.fault_command, options.rounds)
+        report = against(
+            options.base_url, options.path, os.environ.get("TOKEN", ""), options.fault_command, options.rounds
+        )
     else:
         report = asyncio.run(run(options.faults, options.rounds))
     build = Path("build")
