@@ -209,6 +209,9 @@ def plugin_class(stages: Callable[[Mapping[str, Any]], list[Stage]], facts_key: 
         def access(self, kong: Any) -> None:
             self.pipeline.access(kong)
 
+        def close(self) -> None:
+            self.pipeline.close()
+
     if logs:
         Plugin.log = lambda self, kong: self.pipeline.log(kong)  # type: ignore[attr-defined]
     return Plugin

@@ -93,7 +93,7 @@ def verify(header: str, keys: Mapping[str, Key], *, issuer: str, audience: str, 
     try:
         kid = jwt.get_unverified_header(header).get("kid")
         key = keys[kid]  # type: ignore[index]
-    except (jwt.PyJWTError, KeyError, TypeError, ValueError) as error:
+    except (jwt.PyJWTError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise AttestationError("unknown_key", "the attestation is not signed by a known key") from error
     if isinstance(key, Ed25519PrivateKey):
         key = key.public_key()
@@ -109,7 +109,7 @@ def verify(header: str, keys: Mapping[str, Key], *, issuer: str, audience: str, 
         )
     except jwt.ExpiredSignatureError as error:
         raise AttestationError("expired", "the attestation has expired") from error
-    except (jwt.PyJWTError, ValueError, TypeError) as error:
+    except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise AttestationError("invalid", "the attestation is not valid") from error
     if claims["exp"] - claims["iat"] > MAX_TTL:
         raise AttestationError("invalid", "the attestation lives longer than it may")
