@@ -1,0 +1,230 @@
+"""X-Claude-Attestation: what a forger, a replayer and a splicer try, one row each."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kong_claude.decision import ConfigError
+from kong_claude.trust.attestation import AttestationError, Signer, body_hash, demand, signer_from_config, verify
+
+SECRET, OLD, FOREIGN = "s" * 32, "o" * 32, "f" * 32
+PRIVATE = Ed25519PrivateKey.generate()
+PRIVATE_PEM = PRIVATE.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+PUBLIC_PEM = PRIVATE.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+REQUEST = {"method": "POST", "path": "/claude/invoke", "route": "r1", "request_id": "id-1"}
+
+HS = signer_from_config({"secret": SECRET})
+ED = signer_from_config({"private_key": PRIVATE_PEM, "kid": "ed"})
+assert HS
+assert ED
+
+
+def check(header: str, signer: Signer = HS) -> dict[str, Any]:
+    return verify(header, signer.keys, issuer="kong-claude", audience="claude-invoker")
+
+
+def header(signer: Signer = HS, **claims: Any) -> str:
+    return signer.sign({**signer.open(**REQUEST), "sub": "alice", "chk": ["jwt-claims"], **claims})
+
+
+def b64(value: Any) -> str:
+    data = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def hs256(secret: bytes, kid: str, claims: dict[str, Any], alg: str = "HS256") -> str:
+    signing_input = f"{b64({'alg': alg, 'kid': kid, 'typ': 'JWT'})}.{b64(claims)}"
+    return f"{signing_input}.{b64(hmac.digest(secret, signing_input.encode(), 'sha256'))}"
+
+
+def edit(part: int, change: Callable[[str], str]) -> str:
+    parts = header().split(".")
+    parts[part] = change(parts[part])
+    return ".".join(parts)
+
+
+def fresh(**claims: Any) -> dict[str, Any]:
+    return {**HS.open(**REQUEST), "sub": "mallory", **claims}
+
+
+NOW = int(time.time())
+RAW = PRIVATE.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+FORGERIES: dict[str, tuple[Signer, str]] = {
+    "claims edited": (HS, edit(1, lambda _: b64(fresh(tier="enterprise")))),
+    "signature of another header": (HS, edit(2, lambda _: header(sub="bob").split(".")[2])),
+    "signature empty": (HS, edit(2, lambda _: "")),
+    "signature absent": (HS, header().rsplit(".", 1)[0]),
+    "alg none": (HS, f"{b64({'alg': 'none', 'kid': '1'})}.{b64(fresh())}."),
+    "alg NONE": (HS, f"{b64({'alg': 'NONE', 'kid': '1'})}.{b64(fresh())}.AAAA"),
+    "alg none against EdDSA": (ED, f"{b64({'alg': 'none', 'kid': 'ed'})}.{b64(fresh())}."),
+    "HS256 with the EdDSA public key in PEM": (ED, hs256(PUBLIC_PEM.encode(), "ed", fresh())),
+    "HS256 with the EdDSA public key in PEM, stripped": (ED, hs256(PUBLIC_PEM.strip().encode(), "ed", fresh())),
+    "HS256 with the raw EdDSA public key": (ED, hs256(RAW, "ed", fresh())),
+    "HS384 named, HS256 made": (HS, hs256(SECRET.encode(), "1", fresh(), alg="HS384")),
+    "EdDSA against a shared secret": (HS, jwt.encode(fresh(), PRIVATE, "EdDSA", headers={"kid": "1"})),
+    "another EdDSA key": (ED, jwt.encode(fresh(), Ed25519PrivateKey.generate(), "EdDSA", headers={"kid": "ed"})),
+    "another secret": (HS, hs256(FOREIGN.encode(), "1", fresh())),
+    "kid unknown": (HS, hs256(SECRET.encode(), "2", fresh())),
+    "kid of a path": (HS, hs256(b"", "../../dev/null", fresh())),
+    "kid absent": (HS, jwt.encode(fresh(), SECRET, "HS256")),
+    "kid a list": (HS, f"{b64({'alg': 'HS256', 'kid': ['1']})}.{b64(fresh())}.AAAA"),
+    "kid a map": (HS, f"{b64({'alg': 'HS256', 'kid': {}})}.{b64(fresh())}.AAAA"),
+    "jwk in the header": (
+        ED,
+        jwt.encode(fresh(), Ed25519PrivateKey.generate(), "EdDSA", headers={"kid": "ed", "jwk": {"kty": "OKP"}}),
+    ),
+    "crit": (HS, jwt.encode(fresh(), SECRET, "HS256", headers={"kid": "1", "crit": ["x"], "x": 1})),
+    "expired": (HS, header(iat=NOW - 60, exp=NOW - 1)),
+    "exp absent": (HS, hs256(SECRET.encode(), "1", {k: v for k, v in fresh().items() if k != "exp"})),
+    "jti absent": (HS, hs256(SECRET.encode(), "1", {k: v for k, v in fresh().items() if k != "jti"})),
+    "lives for an hour": (HS, header(exp=NOW + 3600)),
+    "issued in the future": (HS, header(iat=NOW + 600, exp=NOW + 630)),
+    "exp infinite": (HS, header(exp=float("inf"))),
+    "exp NaN": (HS, header(exp=float("nan"))),
+    "another gateway": (HS, header(iss="another")),
+    "another receiver": (HS, header(aud="another")),
+    "a list of receivers": (HS, header(aud=["claude-invoker", "another"])),
+    "a consumer's own token": (
+        HS,
+        jwt.encode({"sub": "alice", "exp": NOW + 60}, SECRET, "HS256", headers={"kid": "1"}),
+    ),
+    "deeply nested header": (HS, f"{b64(b'[' * 20000)}.e30.AAAA"),
+    "deeply nested claims": (HS, f"{b64({'alg': 'HS256', 'kid': '1'})}.{b64(b'[' * 20000)}.AAAA"),
+    "not ASCII": (HS, "é.é.é"),
+    "half a surrogate pair": (HS, "\udcff.\udcff.\udcff"),
+    "empty": (HS, ""),
+    "two joined by a comma": (HS, f"{header()}, {header()}"),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forgeries(name: str) -> None:
+    signer, forged = FORGERIES[name]
+    with pytest.raises(AttestationError):
+        check(forged, signer)
+
+
+@pytest.mark.parametrize("signer", [HS, ED], ids=["HS256", "EdDSA"])
+def test_the_honest_header_verifies(signer: Signer) -> None:
+    claims = check(header(signer), signer)
+    assert (claims["sub"], claims["mth"], claims["pth"], claims["rid"]) == ("alice", "POST", "/claude/invoke", "id-1")
+    assert claims["exp"] - claims["iat"] == 30
+
+
+@given(st.text() | st.builds(lambda *parts: ".".join(map(b64, parts)), st.binary(), st.binary(), st.binary()))
+def test_arbitrary_text(text: str) -> None:
+    with pytest.raises(AttestationError):
+        check(text)
+
+
+@given(st.integers(0, 400), st.characters())
+def test_a_changed_character_changes_nothing_that_is_believed(position: int, character: str) -> None:
+    good = header()
+    position %= len(good)
+    changed = good[:position] + character + good[position + 1 :]
+    try:
+        claims = check(changed)
+    except AttestationError:
+        return
+    assert claims == check(good)  # only another spelling of the same signature
+
+
+def test_only_the_public_key_verifies() -> None:
+    public = {"ed": PRIVATE.public_key()}
+    assert verify(header(ED), public, issuer="kong-claude", audience="claude-invoker")["sub"] == "alice"
+
+
+def test_rotation() -> None:
+    old = signer_from_config({"secret": OLD, "kid": "0"})
+    new = signer_from_config({"secret": SECRET, "kid": "1", "previous_secret": OLD, "previous_kid": "0"})
+    assert old
+    assert new
+    assert check(header(old), new)["sub"] == "alice"
+    assert check(header(new), HS)["sub"] == "alice"
+    with pytest.raises(AttestationError):
+        check(header(new), old)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"method": "GET"}, {"path": "/claude/jobs"}, {"path": "/claude/invoke/"}, {"route": "r2"}, {"request_id": "id-2"}],
+)
+def test_an_attestation_of_another_request_is_not_continued(other: dict[str, str]) -> None:
+    with pytest.raises(AttestationError) as refused:
+        HS.resume(header(), HS.open(**{**REQUEST, **other}))
+    assert refused.value.reason == "mismatch"
+
+
+def test_a_continued_attestation_keeps_its_jti_and_is_not_prolonged() -> None:
+    first = header(iat=NOW - 20, exp=NOW + 10)
+    continued = HS.resume(first, HS.open(**REQUEST))
+    again = check(HS.sign({**continued, "chk": ["jwt-claims", "rate-tiers"]}))
+    assert (again["jti"], again["exp"]) == (check(first)["jti"], NOW + 10)
+
+
+def test_another_gateway_of_the_same_secret_is_not_continued() -> None:
+    other = replace(HS, issuer="another")
+    with pytest.raises(AttestationError):
+        other.resume(header(), other.open(**REQUEST))
+
+
+@pytest.mark.parametrize(
+    ("wish", "reason"),
+    [
+        ({}, None),
+        ({"method": "PUT"}, "mismatch"),
+        ({"path": "/claude/invoke?x=1"}, "mismatch"),
+        ({"path": "/claude%2Finvoke"}, "mismatch"),
+        ({"checks": ["jwt-claims", "rate-tiers"]}, "checks"),
+        ({"body": b"{}x"}, "body"),
+        ({"body": None}, "body"),
+    ],
+)
+def test_what_the_receiver_demands(wish: dict[str, Any], reason: str | None) -> None:
+    demanded = {"method": "POST", "path": "/claude/invoke", "checks": ["jwt-claims"], "body": b"{}", **wish}
+    claims = check(header(bsh=body_hash(b"{}")))
+    try:
+        demand(claims, **demanded)
+        found = None
+    except AttestationError as error:
+        found = error.reason
+    assert found == reason
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"kid": "1"}, "attestation.secret: is empty"),
+        ({"secret": ""}, "attestation.secret: is empty"),
+        ({"secret": "short"}, "must be at least 32 bytes"),
+        ({"secret_file": "/nowhere/at/all"}, "attestation.secret_file: cannot be read"),
+        ({"private_key": "x"}, "attestation.private_key: is not a PEM"),
+        ({"private_key": PUBLIC_PEM}, "is a public key"),
+        ({"secret": SECRET, "previous_kid": "1", "previous_secret": OLD}, "attestation.previous_kid: is the same"),
+        ({"secret": SECRET, "previous_kid": "0"}, "attestation.previous_secret: is empty"),
+        ({"secret": SECRET, "ttl": 61}, "attestation.ttl: must be 1 to 60"),
+    ],
+)
+def test_settings_that_cannot_be_honoured(config: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        signer_from_config(config)
+
+
+def test_keys_do_not_show() -> None:
+    assert SECRET not in repr(HS)
+    assert signer_from_config({}) is None
+    assert signer_from_config(None) is None

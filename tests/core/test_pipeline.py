@@ -1,0 +1,278 @@
+"""The pipeline: order, effects in few calls, the mark last, and a refusal whatever goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kong_claude.decision import Answer, ConfigError, Decision, Pass, Refuse
+from kong_claude.pipeline import Pipeline, pipeline
+from kong_claude.request import MAX_HEADERS, Request
+from kong_claude.trust.attestation import HEADER, body_hash, signer_from_config, verify
+
+ATTESTATION = {"secret": "a" * 32, "request": "POST /claude/invoke"}
+ID = {"x-request-id": "r-1"}
+
+
+class Ended(BaseException):
+    """`kong.response.exit` is never answered: nothing of the plugin runs after it."""
+
+
+class Kong:
+    """Records PDK calls, answers from a table: what an event of the plugin server does."""
+
+    def __init__(self, headers: Mapping[str, Any] | None = None, **answers: Any) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.answers = {"request.get_headers": dict(headers or ID), **answers}
+
+    def __getattr__(self, name: str) -> Any:
+        return Path(self, name)
+
+    @property
+    def methods(self) -> list[str]:
+        return [method for method, _ in self.calls]
+
+    def args(self, method: str) -> tuple[Any, ...]:
+        (found,) = [args for called, args in self.calls if called == method]
+        return found
+
+
+class Path:
+    def __init__(self, kong: Kong, name: str) -> None:
+        self.kong, self.name = kong, name
+
+    def __getattr__(self, name: str) -> Path:
+        return Path(self.kong, f"{self.name}.{name}")
+
+    def __call__(self, *args: Any) -> Any:
+        self.kong.calls.append((self.name, args))
+        if self.name == "response.exit":
+            raise Ended
+        value = self.kong.answers.get(self.name)
+        if isinstance(value, Exception):
+            raise value
+        return value(*args) if callable(value) else value
+
+
+class Fixed:
+    """A stage with one decision (or one exception)."""
+
+    def __init__(self, decide: Any, check: str = "one", facts_key: str = "claude_one") -> None:
+        self.decide, self.check, self.facts_key = decide, check, facts_key
+        self.undone: list[Pass] = []
+        self.closed = False
+
+    def access(self, request: Request) -> Decision:
+        decision = self.decide(request) if callable(self.decide) else self.decide
+        if isinstance(decision, Exception):
+            raise decision
+        return decision
+
+    def undo(self, passed: Pass) -> None:
+        self.undone.append(passed)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def run(stages: list[Fixed], kong: Kong, **config: Any) -> Kong:
+    key = stages[0].facts_key if len(stages) == 1 else "claude_gateway"
+    try:
+        Pipeline(stages, key, {"mark": "m", **config}).access(kong)  # type: ignore[arg-type]
+    except Ended:
+        pass
+    return kong
+
+
+def attested(kong: Kong) -> dict[str, Any]:
+    signer = signer_from_config(ATTESTATION)
+    assert signer
+    value = kong.args("service.request.set_headers")[0][HEADER]
+    return verify(value, signer.keys, issuer="kong-claude", audience="claude-invoker")
+
+
+def test_the_mark_is_the_last_act_and_effects_are_one_call_each() -> None:
+    first = Pass(upstream_headers={"X-A": "1", "X-Gone": None}, response_headers={"R-A": "1"}, facts={"a": 1})
+    second = Pass(upstream_headers={"X-B": "2"}, response_headers={"R-B": "2"}, body=b"new", facts={"b": 2})
+    kong = run([Fixed(first, "one", "k1"), Fixed(second, "two", "k2")], Kong(), attestation=ATTESTATION)
+    assert kong.methods == [
+        "request.get_headers",
+        "service.request.set_headers",
+        "service.request.set_raw_body",
+        "response.set_headers",
+        "ctx.shared.set",
+    ]
+    headers = kong.args("service.request.set_headers")[0]
+    assert {name: headers[name] for name in ("X-A", "X-B", "X-Gone")} == {"X-A": "1", "X-B": "2", "X-Gone": {}}
+    assert kong.args("response.set_headers")[0] == {"R-A": "1", "R-B": "2"}
+    assert kong.args("ctx.shared.set") == ("claude_gateway", {"k1": {"a": 1}, "k2": {"b": 2}, "mark": "m"})
+    assert attested(kong)["chk"] == ["one", "two"]
+
+
+def test_the_default_mark_is_the_route() -> None:
+    kong = run([Fixed(Pass())], Kong(), mark=None, route_id="route-7")
+    assert kong.args("ctx.shared.set") == ("claude_one", {"mark": "route-7"})
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 429, 503])
+def test_a_refusal_ends_it(status: int) -> None:
+    never = Fixed(AssertionError("must not run"))
+    first = Fixed(Pass(facts={"lease": 1}))
+    kong = run([first, Fixed(Refuse(status, "no", "why", {"H": "1"})), never], Kong())
+    assert kong.methods == ["request.get_headers", "response.exit"]
+    assert kong.args("response.exit") == (status, {"message": "no", "request_id": "r-1"}, {"H": "1"})
+    assert first.undone == [first.decide]
+
+
+def test_an_answer_ends_it_too() -> None:
+    kong = run([Fixed(Answer(200, {"limits": 1}, {"H": "1"}))], Kong())
+    assert kong.methods[-1] == "response.exit"
+    assert kong.args("response.exit") == (200, {"limits": 1}, {"H": "1"})
+
+
+ERRORS = [ValueError("x"), RuntimeError(), KeyError("k"), RecursionError(), MemoryError(), TimeoutError(), OSError(5)]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("position", [0, 1])
+def test_an_exception_in_a_stage_is_a_refusal(error: Exception, position: int) -> None:
+    stages = [Fixed(Pass(facts={"lease": 1})), Fixed(Pass())]
+    stages[position].decide = error
+    kong = run(stages, Kong())
+    status, body, headers = kong.args("response.exit")
+    assert (status, body) == (503, {"message": "service temporarily unavailable"})
+    assert headers["Retry-After"]
+    assert "log.err" in kong.methods
+    assert "ctx.shared.set" not in kong.methods
+    assert bool(stages[0].undone) is (position == 1)
+
+
+CALLS = [
+    "request.get_headers",
+    "nginx.get_var",
+    "service.request.set_headers",
+    "response.set_headers",
+    "ctx.shared.set",
+]
+
+
+@pytest.mark.parametrize("method", CALLS)
+def test_an_exception_in_a_call_is_a_refusal(method: str) -> None:
+    passed = Pass(upstream_headers={"X-A": "1"}, response_headers={"R": "1"}, facts={"a": 1})
+    kong = Kong({}, **{method: RuntimeError("gone")})
+    run([Fixed(passed)], kong, attestation={"secret": "a" * 32})
+    assert kong.args("response.exit")[0] == 503
+    assert "ctx.shared.set" not in kong.methods[:-2] or method == "ctx.shared.set"
+
+
+def test_too_many_headers_are_refused_before_any_stage() -> None:
+    kong = run([Fixed(AssertionError("must not run"))], Kong({f"x-{n}": "1" for n in range(MAX_HEADERS)}))
+    assert kong.args("response.exit")[0] == 431
+
+
+def test_an_unchecked_pass_is_not_attested_as_checked() -> None:
+    kong = run([Fixed(Pass(checked=False), "one"), Fixed(Pass(), "two")], Kong(), attestation=ATTESTATION)
+    assert attested(kong)["chk"] == ["two"]
+
+
+def attest(**claims: Any) -> str:
+    signer = signer_from_config(ATTESTATION)
+    assert signer
+    opened = signer.open(method="POST", path="/claude/invoke", route="", request_id="r-1")
+    return signer.sign({**opened, "chk": ["jwt-claims"], **claims})
+
+
+def test_a_later_plugin_continues_an_attestation() -> None:
+    kong = run(
+        [Fixed(Pass(finding={"tier": "pro"}))],
+        Kong({**ID, HEADER.lower(): attest(sub="alice")}),
+        attestation=ATTESTATION,
+    )
+    found = attested(kong)
+    assert (found["sub"], found["tier"], found["chk"]) == ("alice", "pro", ["jwt-claims", "one"])
+
+
+def test_who_establishes_the_identity_starts_afresh() -> None:
+    stage = Fixed(Pass(finding={"sub": "bob"}))
+    stage.establishes_identity = True  # type: ignore[attr-defined]
+    kong = run([stage], Kong({**ID, HEADER.lower(): attest(sub="alice", tier="enterprise")}), attestation=ATTESTATION)
+    found = attested(kong)
+    assert (found["sub"], found["chk"]) == ("bob", ["one"])
+    assert "tier" not in found
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {HEADER.lower(): "forged"},
+        {HEADER.lower(): [attest(sub="a"), attest(sub="b")]},
+        {HEADER.lower(): attest(sub="a", rid="another")},
+        {"x_claude_attestation": "forged"},
+        {"x-claude_attestation": "forged", HEADER.lower(): "forged"},
+    ],
+)
+@pytest.mark.parametrize("attestation", [ATTESTATION, None])
+def test_a_forged_attestation_never_reaches_the_upstream(sent: dict[str, Any], attestation: Any) -> None:
+    kong = run([Fixed(Pass())], Kong({**ID, **sent}), attestation=attestation)
+    written = kong.args("service.request.set_headers")[0]
+    for name in sent:
+        value = written[HEADER] if name == HEADER.lower() else written[name]
+        assert value == {} or (name == HEADER.lower() and attested(kong).get("sub") is None)
+
+
+def test_the_body_that_goes_upstream_is_bound() -> None:
+    def reading(request: Request) -> Decision:
+        assert request.body(100) == b"hi"
+        return Pass()
+
+    kong = run(
+        [Fixed(reading)],
+        Kong(ID, **{"request.get_raw_body": b"hi"}),
+        attestation=ATTESTATION,
+    )
+    assert attested(kong)["bsh"] == body_hash(b"hi")
+    kong = run([Fixed(Pass(body=b"new"))], Kong(), attestation=ATTESTATION)
+    assert attested(kong)["bsh"] == body_hash(b"new")
+    assert "bsh" not in attested(run([Fixed(Pass())], Kong(), attestation=ATTESTATION))
+
+
+def test_each_thing_is_asked_once() -> None:
+    def curious(request: Request) -> Decision:
+        for _ in range(3):
+            assert request.header("x-request-id") == "r-1"
+            assert request.client_ip == "10.0.0.1"
+            assert request.line.method == "GET"
+            assert request.body(10) == b""
+            assert request.identity is None
+        return Pass()
+
+    answers = {"client.get_forwarded_ip": "10.0.0.1", "nginx.get_var": "GET /p?q HTTP/1.1", "request.get_raw_body": ""}
+    kong = run([Fixed(curious)], Kong(ID, **answers))
+    assert len(kong.methods) == len(set(kong.methods))
+
+
+@pytest.mark.parametrize("value", ["POST", "POST claude", "POST  /x", " /x", "/x"])
+def test_a_fixed_request_that_is_none(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"^attestation\.request"):
+        Pipeline([Fixed(Pass())], "claude_one", {"attestation": {"secret": "a" * 32, "request": value}})  # type: ignore[list-item]
+
+
+def test_the_plugin_class_closes_its_stages_and_logs_only_where_it_must() -> None:
+    stage = Fixed(Pass())
+    plain = pipeline(lambda _: stage, facts_key="claude_one")  # type: ignore[arg-type, return-value]
+    assert not hasattr(plain, "log")
+    plain({}).close()
+    assert stage.closed
+
+
+NAMES = st.text(alphabet="aBx-_", min_size=1, max_size=6)
+
+
+@given(st.dictionaries(NAMES, st.binary(max_size=5).map(lambda b: b.decode("utf-8", "surrogateescape")), max_size=8))
+def test_any_headers(headers: dict[str, str]) -> None:
+    kong = run([Fixed(Pass(upstream_headers={"x-a": None}))], Kong(headers, **{"nginx.get_var": "x"}))
+    assert kong.methods[-1] == "ctx.shared.set"
