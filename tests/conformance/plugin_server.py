@@ -79,6 +79,7 @@ class PluginServer:
         self._events = itertools.count()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._known: set[Any] = set()  # instance ids of this case's recording
         self._conns: dict[int, int] = {}  # recorded connection -> real one
         self._bound: dict[Any, Any] = {}  # recorded instance id -> real one
         self._delayed: set[asyncio.Task[None]] = set()
@@ -105,7 +106,30 @@ class PluginServer:
 
     def play_frames(self, frames: list[Frame], delay: float = 0.0) -> None:
         self._reset()
-        self.script = Script(frames, delay)
+        self.script = Script(self._own(frames), delay)
+
+    def fresh(self) -> None:
+        """A new gateway: the recorded ids and connections start anew."""
+        self._known.clear()
+        self._conns.clear()
+        self.instances.clear()
+
+    def _own(self, frames: list[Frame]) -> list[Frame]:
+        """Without the closing of instances that earlier cases of the recording had started."""
+        kept: list[Frame] = []
+        dropped: set[Any] = set()
+        for entry in frames:
+            frame = entry.get("frame")
+            if frame and entry["from"] == "server" and isinstance(frame[-1], dict) and "Id" in frame[-1]:
+                if frame[1] in dropped:
+                    continue
+                self._known.add(frame[-1]["Id"])
+            closing = frame and entry["from"] == "kong" and frame[2] == "plugin.CloseInstance"
+            if closing and frame[3][0] not in self._known:
+                dropped.add(frame[1])
+                continue
+            kept.append(entry)
+        return kept
 
     def _reset(self) -> None:
         self._calls.clear()
@@ -126,7 +150,10 @@ class PluginServer:
             return not self.script.left
         before = {plugin for plugin, phase in self.seen if phase != "log"}
         logged = {plugin for plugin, phase in self.seen if phase == "log"}
-        waiting = any(e.phase == "log" for e in self.open.values())
+        # A call that Kong never answered leaves its event open for ever.
+        waiting = any(
+            e.phase == "log" and (e.current is None or e.current["answer"] is not None) for e in self.open.values()
+        )
         return before <= logged and not waiting
 
     # -- the protocol

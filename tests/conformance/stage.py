@@ -27,7 +27,7 @@ CONFS: dict[str, dict[str, str]] = {
     },
     "debuglog": {"log_level": "debug"},
 }
-ENVIRON = {"MY_SECRET": "from-env", "PATH": "/usr/bin:/bin"}
+ENVIRON = {"MY_SECRET": "from-env", "TRACE_SECRET": "s3cret", "PATH": "/usr/bin:/bin"}
 
 
 class Stage:
@@ -63,6 +63,7 @@ class Stage:
             "admin_listen": "off",
             "plugins": "bundled," + ",".join(PROBES),
             "pluginserver_names": ",".join(PROBES),
+            "untrusted_lua": "on",
         }
         for probe in PROBES:
             keys = f"pluginserver_{probe.replace('-', '_')}"
@@ -76,6 +77,7 @@ class Stage:
             await self.close_gateway()
             self.gateway = await app.start(conf.load(overrides=settings), environ=ENVIRON)
             self._settings, self._kong_yml = settings, None
+            self.server.fresh()
         if kong_yml != self._kong_yml:
             status, body = self.post_config(kong_yml)
             self._kong_yml = kong_yml if status == 201 else None
