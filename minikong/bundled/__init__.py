@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from minikong.bundled.key_auth import KeyAuth
+from minikong.lua import Functions
 from minikong.schema import bundled as _schemas
 
 if TYPE_CHECKING:
-    from minikong.conf import KongConf
+    from minikong.gateway import Gateway
 
-BUNDLED: dict[str, Callable[[Any], Any]] = {}
+BUNDLED: dict[str, Callable[[Gateway], Any]] = {
+    "pre-function": lambda gateway: Functions("pre-function", 1000000, gateway),
+    "post-function": lambda gateway: Functions("post-function", -1000, gateway),
+    "key-auth": KeyAuth,
+}
 
 
-def schemas(conf: KongConf) -> dict[str, Any]:
+def schemas(gateway: Gateway) -> dict[str, Any]:
     """Their Schemas by name."""
-    return _schemas.schemas()
+
+    def check(code: str) -> str | None:
+        problem = gateway.lua.check_code(code.encode("utf-8", "surrogateescape"))
+        return None if problem is None else problem.decode("utf-8", "replace")
+
+    return _schemas.schemas(check)
