@@ -118,7 +118,7 @@ async def _while_connected(request: Request, run: Run) -> RunResult:
         try:
             return await run.wait()
         except Problem as problem:
-            problem.headers = {"X-Claude-Run": run.id} | problem.headers
+            problem.headers |= {"X-Claude-Run": run.id, "X-Claude-Cost-USD": f"{run.cost_usd:.6f}"}
             raise
     finally:
         run.watchers -= 1

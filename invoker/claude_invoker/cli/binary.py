@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from claude_invoker.cli.command import PATH
+from claude_invoker.cli.tree import is_reachable
 
 
 def find_cli(configured: Path | None) -> Path:
@@ -52,3 +54,27 @@ async def cli_version(cli: Path) -> str:
     if process.returncode != 0:
         raise RuntimeError(f"the Claude CLI does not run: {errors.decode(errors='replace')[:300]}")
     return output.decode(errors="replace").strip()
+
+
+def reachable_binary(cli: Path, trees: Path, *, isolated: bool) -> Path:
+    """The binary at a path that a run's own user can reach: where a directory above it is closed to others
+    (a checkout under /root, say), a link to it or a copy of it in `trees`. Raises OSError.
+
+    (Running it by descriptor would not do: it starts itself again for Grep and Glob, by its path.)
+    """
+    if not isolated or is_reachable(cli):
+        return cli
+    status = cli.stat()
+    target = trees / "bin" / f"claude-{status.st_size:x}-{status.st_mtime_ns:x}"
+    if not target.exists():
+        target.parent.mkdir(mode=0o711, exist_ok=True)
+        target.parent.chmod(0o711)
+        made = target.with_suffix(".new")
+        made.unlink(missing_ok=True)
+        try:
+            os.link(cli, made)
+        except OSError:
+            shutil.copyfile(cli, made)
+        made.chmod(0o755)
+        made.rename(target)
+    return target

@@ -41,7 +41,8 @@ class Grant:
     refused: str | None = None
     """Why a request of the run was not forwarded."""
     api_status: int | None = None
-    """The last error status of the API, None once a later request succeeded."""
+    """The status of the API's last answer; None before the first, and where the API could not be reached."""
+    unreachable: bool = False
     retry_after: str | None = None
 
 
@@ -138,10 +139,10 @@ class KeyProxy:
         try:
             response = await self._client.send(request, stream=True)
         except httpx.HTTPError:
-            grant.api_status = None
+            grant.api_status, grant.unreachable = None, True
             await _respond(send, 502, _error("api_error", "the API cannot be reached"))
             return
-        grant.api_status = response.status_code if response.status_code >= 400 else None
+        grant.api_status, grant.unreachable = response.status_code, False
         grant.retry_after = response.headers.get("retry-after")
         try:
             head = [(name, value) for name, value in response.headers.raw if name.lower() not in _HOP]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from claude_invoker.cli.keyproxy import Grant
 from claude_invoker.model import PermissionDenial, Usage
 from claude_invoker.problem import Problem
 
@@ -16,32 +17,31 @@ _STOPPED = {
 _TOO_LONG = ("prompt is too long", "prompt too long", "request_too_large")
 
 
-def failure(result: dict[str, Any], api_status: int | None, retry_after: str | None) -> Problem | None:
+def failure(result: dict[str, Any], grant: Grant) -> Problem | None:
     """The problem a result message stands for, or None where it is a result to answer with 200.
 
-    `api_status` is what the API itself said last (None: it did not answer, or all was well).
+    `grant`: what the key proxy saw of the API. The CLI's own texts are for its user at a terminal and name
+    internal addresses; only what says why a prompt was rejected is passed on.
     """
     if not result.get("is_error") or result.get("subtype") in _STOPPED or _is_refusal(result):
         return None
-    status = result.get("api_error_status")
-    status = status if isinstance(status, int) else api_status
+    if grant.refused:
+        return Problem(403, "forbidden", grant.refused)
+    reported = result.get("api_error_status")
+    status = reported if isinstance(reported, int) and not grant.unreachable else None
     text = str(result.get("result") or "; ".join(map(str, result.get("errors") or [])))[:500]
     if status in (401, 403):
-        return Problem(502, "api-auth", "the model API does not accept the invoker's key", api_status=status)
+        return Problem(502, "api-auth", api_status=status)
     if status in (429, 529):
-        return Problem(
-            503,
-            "api-overloaded",
-            headers={"Retry-After": retry_after if retry_after and retry_after.isdigit() else "5"},
-            api_status=status,
-        )
+        wait = grant.retry_after if grant.retry_after and grant.retry_after.isdigit() else "5"
+        return Problem(503, "api-overloaded", headers={"Retry-After": wait}, api_status=status)
     if status in (400, 413, 422) or any(mark in text.lower() for mark in _TOO_LONG):
         return Problem(422, "prompt-rejected", text, api_status=status)
     if status is not None:
-        return Problem(502, "api-error", text, api_status=status)
-    if result.get("subtype") == "success":
-        return Problem(504, "api-unreachable", text)
-    return Problem(502, "cli-failed", text)
+        return Problem(502, "api-error", f"the model API answered {status}", api_status=status)
+    if grant.unreachable or result.get("subtype") == "success":
+        return Problem(504, "api-unreachable", "no answer, or a connection that broke off")
+    return Problem(502, "cli-failed", "the Claude CLI reported an error")
 
 
 def stop_reason(result: dict[str, Any]) -> str:

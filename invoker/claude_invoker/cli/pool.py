@@ -22,7 +22,7 @@ _READY_WITHIN_S = 30.0
 _DEMAND_WINDOW_S = 60.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Launcher:
     """All that a start needs besides its shape."""
 

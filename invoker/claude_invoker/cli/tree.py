@@ -93,14 +93,15 @@ def tree_root(state_dir: Path, *, isolated: bool) -> Path:
     """Where runs have their trees: in the state directory, or, where a run's own user could not reach that
     (a directory above it is closed to others), in a directory of ours under the system's temporary one."""
     path = state_dir.absolute()
-    if not isolated or all(_open_to_others(parent) for parent in path.parents):
+    if not isolated or is_reachable(path):
         return path / "trees"
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"claude-invoker-{digest}"
 
 
-def _open_to_others(path: Path) -> bool:
-    return not path.exists() or bool(path.stat().st_mode & 0o001)
+def is_reachable(path: Path) -> bool:
+    """Whether any user may pass through all directories above `path`."""
+    return all(not parent.exists() or parent.stat().st_mode & 0o001 for parent in path.parents)
 
 
 def prepare(state_dir: Path, trees: Path) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from claude_invoker.cli import outcome
-from claude_invoker.cli.binary import cli_version, find_cli
+from claude_invoker.cli.binary import cli_version, find_cli, reachable_binary
 from claude_invoker.cli.child import Limits
 from claude_invoker.cli.command import Deadlines, Shape
 from claude_invoker.cli.keyproxy import Grant, KeyProxy
@@ -85,6 +85,9 @@ class Engine:
     async def __aenter__(self) -> Engine:
         prepare(self._state, self._trees)
         self.version = await cli_version(self.cli)
+        self._launcher.cli = await asyncio.to_thread(
+            reachable_binary, self.cli, self._trees, isolated=self.users.isolated
+        )
         await self._proxy.start()
         await self.pool.start()
         self._sweeper = asyncio.create_task(self._sweep())
@@ -240,9 +243,7 @@ class Engine:
         if result is None:
             raise _early_end(process)
         run.cost_usd = outcome.cost_usd(result)
-        if result.get("is_error") and grant.refused:
-            raise Problem(403, "forbidden", grant.refused)
-        if problem := outcome.failure(result, grant.api_status, grant.retry_after):
+        if problem := outcome.failure(result, grant):
             raise problem
         return result
 

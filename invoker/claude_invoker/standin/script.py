@@ -88,6 +88,10 @@ def _directives(text: str) -> _Directives:
     return found
 
 
+# What the CLI says to the model by itself, for the model to go on: still the same prompt.
+_CONTINUATIONS = ("Your response above was stopped", "Output token limit hit.")
+
+
 def _texts(content: Any) -> list[str]:
     """Text blocks of a message that a caller wrote (the CLI adds reminders of its own)."""
     if isinstance(content, str):
@@ -121,7 +125,7 @@ def reply_to(body: dict[str, Any]) -> Reply:
         answered = _tool_results(content)
         if answered:
             results += answered
-        elif texts := _texts(content):
+        elif (texts := _texts(content)) and not texts[0].startswith(_CONTINUATIONS):
             prompt, results = "\n".join(texts), []
     found = _directives(prompt)
     values = found.values
