@@ -169,7 +169,7 @@ def test_only_the_protocol_can_be_called(server: Server) -> None:
 @battery(**on_both("a KeyError's text: Kong does not start the instance"))
 def test_an_event_without_instance_id_is_no_instance(server: Server) -> None:
     with server.driver() as kong:
-        with pytest.raises(RPCError, match="^no plugin instance"):
+        with pytest.raises(RPCError, match=r"^no plugin instance"):
             kong.call("plugin.HandleEvent", {"EventName": "access"})
 
 

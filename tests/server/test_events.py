@@ -178,7 +178,7 @@ def test_close_runs_the_plugins_own_close_after_its_last_event(ours: Server) -> 
             kong.handle(teller, "access", request)
             assert request.shared == {"closed": 0}
         assert wait_for(lambda: kong.handle(teller, "access", request) and request.shared == {"closed": 1})
-        with pytest.raises(Exception, match="^no plugin instance"):
+        with pytest.raises(Exception, match=r"^no plugin instance"):
             kong.handle(closing, "access")
 
 

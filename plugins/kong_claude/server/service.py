@@ -91,7 +91,7 @@ def _drain(server: Server, seconds: float) -> None:
     """Events that run may end; new ones on open connections are still answered meanwhile."""
     log.info("stopping, %d events to end", len(server.events))
     deadline = time.monotonic() + seconds
-    while (server.events or server.unfinished) and time.monotonic() < deadline:
+    while server.connections and (server.events or server.unfinished) and time.monotonic() < deadline:
         gevent.sleep(0.01)
     gevent.get_hub().loop.run_callback(server.close)  # ending events is for the hub only
     gevent.sleep(0.05)

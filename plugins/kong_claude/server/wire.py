@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgpack
-import ormsgpack
 
 MAX_FRAME = 128 << 20  # a 64 MB body and what comes with it
 MAX_ITEMS = 1 << 20  # elements of one array or map: bounds what a forged length can allocate
 
 # One packer for everything small: it keeps its buffer. Bodies go through `pack_large`, which gives it back.
 pack: Callable[[Any], bytes] = msgpack.Packer(unicode_errors="surrogateescape").pack
-unpack: Callable[[bytes], Any] = ormsgpack.unpackb
+# Exactly one frame; anything else raises, and goes to `Decoder`. Options would cost as much as the decoding.
+unpack: Callable[[bytes], Any] = msgpack.unpackb
 
 REPLY = b"\x94\x01"  # then msgid
 EVENT = b"\xc0\x82\xa7EventId"  # then the id, then DATA + "ret" or CALL
@@ -53,7 +53,7 @@ def error(msgid: Any, text: str) -> bytes:
 
 
 class Decoder:
-    """Frames that do not arrive whole in one read, or that the fast decoder refuses (bytes that are not UTF-8)."""
+    """Frames that do not arrive whole in one read, or that `unpack` refuses (bytes that are not UTF-8)."""
 
     def __init__(self) -> None:
         self._unpacker = msgpack.Unpacker(
@@ -63,15 +63,17 @@ class Decoder:
             max_array_len=MAX_ITEMS,
             max_map_len=MAX_ITEMS,
         )
-        self._fed = 0
+        self._fed = self._whole = 0
 
     def feed(self, data: bytes) -> Iterator[Any]:
         """Yields whole frames. Raises any Exception for what is no MessagePack or beyond the bounds."""
         self._fed += len(data)
         self._unpacker.feed(data)
-        return iter(self._unpacker)
+        for frame in self._unpacker:
+            self._whole = self._unpacker.tell()
+            yield frame
 
     @property
     def empty(self) -> bool:
         """Nothing of a next frame has come yet."""
-        return bool(self._unpacker.tell() == self._fed)
+        return self._whole == self._fed

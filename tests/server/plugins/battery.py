@@ -84,7 +84,7 @@ class Plugin:
         for _ in range(3):
             try:
                 time.sleep(60)
-            except BaseException:  # noqa: B036
+            except BaseException:
                 pass
 
     def burn(self, kong):
