@@ -32,6 +32,11 @@ class RequestBody:
         self.chunked = head.chunked
         self.data: bytes | None = None  # the body if it was read whole
 
+    def announce(self, length: int) -> None:
+        """A plugin changed Content-Length before the body was read: nginx now reads that many bytes."""
+        if self._decoder is None and self.data is None and self._raw == 0:
+            self.length = self._left = length
+
     @property
     def complete(self) -> bool:
         """Nothing of it is left on the connection."""

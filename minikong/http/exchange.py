@@ -24,6 +24,7 @@ log = logging.getLogger("minikong.http")
 
 _CLOSES = frozenset((400, 413, 414, 494, 497, 500, 501))  # nginx's special responses end keep-alive
 _SILENT = frozenset((408, 444, 499))
+_NO_ANSWER = frozenset((100, 101))  # Kong sends nothing and keeps the client waiting
 _MAX_REDIRECTS = 10  # nginx's limit of internal redirects
 
 
@@ -47,6 +48,11 @@ class ClientExchange:
         if response.close_silently or response.status in _SILENT:
             self._connection.abort_gently()
             self._end()
+            return
+        if response.status in _NO_ANSWER:
+            while not self._connection.eof:
+                await self._connection.fill(self._conf.keepalive_timeout)
+            self._gone(ctx)
             return
         if response.nginx_page:
             self._fill_page(ctx, response, response.status)

@@ -7,6 +7,7 @@ Sources: ngx_http_realip_module.c, kong/runloop/handler.lua (access), kong/templ
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import TYPE_CHECKING
 
 from minikong.context import Context, Request
@@ -15,6 +16,7 @@ from minikong.http.head import SERVER
 if TYPE_CHECKING:
     from minikong.conf import KongConf
 
+_UNSAFE = re.compile(rb"[\x00-\x20\x7f]")  # what a plugin may have put into path or query
 _NEVER_PASSED = frozenset(
     (
         b"te",
@@ -102,6 +104,8 @@ def upstream_head(ctx: Context, conf: KongConf, body_length: int | None, *, chun
     assert upstream is not None
     headers = request.headers
     target = upstream.path if upstream.query is None else upstream.path + b"?" + upstream.query
+    if _UNSAFE.search(target):
+        target = _UNSAFE.sub(lambda match: b"%%%02X" % match[0][0], target)
     out = [b"%b %b HTTP/1.1\r\n" % (upstream.method.encode(), target)]
 
     def put(name: bytes, value: bytes | None) -> None:

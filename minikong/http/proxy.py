@@ -68,6 +68,9 @@ async def send_request(
     elif upstream.body is not None:
         content = upstream.body
     elif body.chunked or body.length is not None:
+        declared = ctx.request.headers.get(b"content-length")
+        if declared is not None and declared.isdigit() and len(declared) < 19:
+            body.announce(int(declared))
         streamed = body.data is None and ctx.route is not None and not ctx.route.request_buffering
         if not streamed:
             content = await body.read()

@@ -236,13 +236,14 @@ async def play(
                 seen.arrivals.append([int((time.monotonic() - began) * 1000), len(piece)])
             seen.closed = not piece
             data += piece
-            _cut(data, seen, methods, closed=seen.closed)
+            _cut(data, seen, methods, closed=seen.closed, limit=expect)
             if len(seen.responses) >= expect and not until_closed and sender.done() and not data:
                 break
             if expect and len(seen.responses) >= expect and not until_closed:
                 patience = min(patience, 0.3)
-        _cut(data, seen, methods, closed=seen.closed)
-        seen.rest = bytes(data)
+        _cut(data, seen, methods, closed=seen.closed, limit=expect)
+        if not data.startswith(b"HTTP/") or len(seen.responses) < expect or expect == 0:
+            seen.rest = bytes(data)  # the recording stopped at the last response it waited for
     finally:
         sender.cancel()
         writer.close()
@@ -277,8 +278,8 @@ async def _send(request: list[Any], writer: asyncio.StreamWriter, methods: list[
     flush()
 
 
-def _cut(data: bytearray, seen: Seen, methods: list[bytes], *, closed: bool) -> None:
-    while data.startswith(b"HTTP/"):
+def _cut(data: bytearray, seen: Seen, methods: list[bytes], *, closed: bool, limit: int) -> None:
+    while data.startswith(b"HTTP/") and (len(seen.responses) < limit or limit == 0):
         number = len(seen.responses)
         bodyless = number < len(methods) and methods[number] == b"HEAD"
         message = read_message(bytes(data), closed=closed, bodyless=bodyless)
