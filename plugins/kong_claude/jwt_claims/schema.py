@@ -14,12 +14,12 @@ HEADER_TOKEN = "^[A-Za-z0-9!#$&'*+.^_`|~-]+$"  # noqa: S105  a Lua pattern: RFC 
 
 
 def _strings(name: str, description: str, **more: Any) -> Field:
-    elements = {"type": "string", "len_min": 1, **more.pop("elements", {})}
+    elements = {"type": "string", **more.pop("elements", {})}
     return {name: {"type": "set", "elements": elements, "required": False, "description": description, **more}}
 
 
 def _string(name: str, description: str, **more: Any) -> Field:
-    return {name: {"type": "string", "required": False, "len_min": 1, "description": description, **more}}
+    return {name: {"type": "string", "required": False, "description": description, **more}}
 
 
 def _integer(name: str, default: int, between: tuple[int, int], description: str) -> Field:
@@ -52,10 +52,9 @@ ISSUER_FIELDS: list[Field] = [
         "Shared secret for HS256/384/512: at least 32/48/64 bytes.",
         referenceable=True,
         encrypted=True,
-        len_min=0,
     ),
-    _string("public_key", "Public key or certificate in PEM.", referenceable=True, len_min=0),
-    _string("jwks", "JSON Web Key Set as text.", referenceable=True, encrypted=True, len_min=0),
+    _string("public_key", "Public key or certificate in PEM.", referenceable=True),
+    _string("jwks", "JSON Web Key Set as text.", referenceable=True, encrypted=True),
     _string("jwks_uri", "Where the issuer publishes its JSON Web Key Set.", match="^https?://"),
     # Without a default: with one, at_least_one_of would always find it set.
     {
@@ -156,7 +155,6 @@ FIELDS: list[Field] = [
         "redis:// URL of the Redis with revoked tokens; without it nothing is asked.",
         referenceable=True,
         encrypted=True,
-        len_min=0,
     ),
     _string("revocation_key", "The Redis set with members jti:<jti> and sub:<subject>.", default="claude:revoked"),
     _string(
