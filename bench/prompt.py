@@ -82,9 +82,9 @@ def event(kong: Driver, instance: Any, body: bytes) -> Request:
     return asked
 
 
-def milliseconds(run: Callable[[], object]) -> float:
+def milliseconds(run: Callable[..., object], *arguments: Any) -> float:
     started = time.perf_counter()
-    run()
+    run(*arguments)
     return (time.perf_counter() - started) * 1e3
 
 
@@ -104,8 +104,8 @@ def main() -> None:
                     bare = peer.start_instance("claude-bare", {"replies": seen.upstream_headers, "mark": same})
                     whole, moved = [], []
                     for _ in range(ROUNDS[name]):
-                        whole.append(milliseconds(lambda: event(kong, instance, body)))
-                        moved.append(milliseconds(lambda: event(peer, bare, body)))
+                        whole.append(milliseconds(event, kong, instance, body))
+                        moved.append(milliseconds(event, peer, bare, body))
                     figures[f"ms_{name}"] = round(statistics.median(whole), 3)
                     figures[f"x_transport_{name}"] = round(statistics.median(whole) / statistics.median(moved), 2)
                     print(f"{name}: {figures[f'ms_{name}']} ms, x{figures[f'x_transport_{name}']}", file=sys.stderr)
@@ -115,7 +115,7 @@ def main() -> None:
                     "patterns": {"deny_patterns": PATTERNS},
                 }.items():
                     other = kong.start_instance("claude-prompt-context", {**CONFIG, **more})
-                    times = [milliseconds(lambda: event(kong, other, body)) for _ in range(20)]
+                    times = [milliseconds(event, kong, other, body) for _ in range(20)]
                     figures[f"ms_1m_{key}"] = round(statistics.median(times), 3)
                 for key, hostile in {
                     "worst_8m_ms": b'{"a":[' + b"[]," * ((SIZES["8m"] // 3) - 3) + b"1]}",
@@ -123,7 +123,7 @@ def main() -> None:
                     "worst_8m_numbers_ms": b'{"a":[' + b"1," * (SIZES["8m"] // 2 - 8) + b"1]}",
                 }.items():
                     asked = request(hostile)
-                    figures[key] = round(milliseconds(lambda: kong.handle(instance, "access", asked)), 1)
+                    figures[key] = round(milliseconds(kong.handle, instance, "access", asked), 1)
     figures["machine"] = machine()
     print(json.dumps(figures))
 
