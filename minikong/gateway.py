@@ -160,9 +160,7 @@ class Gateway:
         return handlers
 
     def _load_schema(self, infos: Mapping[str, PluginInfo]) -> declarative.Schema:
-        schemas = {
-            name: schema for name, schema in bundled.schemas(self).items() if name in self.handlers
-        }
+        schemas = {name: schema for name, schema in bundled.schemas(self).items() if name in self.handlers}
         for name, info in infos.items():
             if name in self.handlers:
                 if not isinstance(info.schema, dict):

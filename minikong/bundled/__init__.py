@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from minikong.bundled.correlation_id import CorrelationId
+from minikong.bundled.jwt import Jwt
 from minikong.bundled.key_auth import KeyAuth
+from minikong.bundled.rate_limiting import RateLimiting
+from minikong.bundled.traffic import Acl, IpRestriction, RequestSizeLimiting, RequestTermination
 from minikong.lua import Functions
 from minikong.schema import bundled as _schemas
 
@@ -15,7 +19,14 @@ if TYPE_CHECKING:
 BUNDLED: dict[str, Callable[[Gateway], Any]] = {
     "pre-function": lambda gateway: Functions("pre-function", 1000000, gateway),
     "post-function": lambda gateway: Functions("post-function", -1000, gateway),
+    "correlation-id": CorrelationId,
+    "jwt": Jwt,
     "key-auth": KeyAuth,
+    "acl": Acl,
+    "ip-restriction": IpRestriction,
+    "rate-limiting": RateLimiting,
+    "request-size-limiting": RequestSizeLimiting,
+    "request-termination": RequestTermination,
 }
 
 

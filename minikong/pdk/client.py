@@ -120,7 +120,8 @@ def set_client_verify(ctx: Context, value: Any = None) -> None:
         raise LuaError("assertion failed!")
     if value not in (b"SUCCESS", b"NONE") and not value.startswith(b"FAILED:"):
         raise LuaError(
-            "unknown client verify value: " + tostring(value).decode("utf-8", "replace")
+            "unknown client verify value: "
+            + tostring(value).decode("utf-8", "replace")
             + ' accepted values are: "SUCCESS", "NONE" or "FAILED:<reason>"'
         )
     ctx.nginx_ctx[b"CLIENT_VERIFY_OVERRIDE"] = value

@@ -97,5 +97,3 @@ def set_ctx(ctx: Context, key: Any = None, value: Any = None) -> None:
             ctx.credential = value
         case b"buffered_proxying":
             ctx.buffered = value not in (None, False)
-
-

@@ -39,9 +39,7 @@ def validate_header(name: Any, value: Any) -> None:
     if isinstance(value, list | dict):
         for item in sequence_part(value):
             if not isinstance(item, bytes):
-                raise LuaError(
-                    f"invalid header value in array {quoted(name)}: got {lua_type(item)}, expected string"
-                )
+                raise LuaError(f"invalid header value in array {quoted(name)}: got {lua_type(item)}, expected string")
     elif not isinstance(value, bytes | bool | int | float):
         raise LuaError(
             f"invalid header value for {quoted(name)}: got {lua_type(value)}, "

@@ -58,9 +58,7 @@ def inspect(ctx: Context, *arguments: Any) -> None:
 
 
 for _name in ("on", "off"):
-    FUNCTIONS[f"kong.log.inspect.{_name}"] = Function(
-        f"kong.log.inspect.{_name}", lambda ctx: None, ALL, False, False
-    )
+    FUNCTIONS[f"kong.log.inspect.{_name}"] = Function(f"kong.log.inspect.{_name}", lambda ctx: None, ALL, False, False)
 
 
 @function("kong.log.set_serialize_value", WITH_CTX)
@@ -210,5 +208,3 @@ def pdk_serialize(ctx: Context, options: Any = None) -> dict[Any, Any]:
 @function("kong.log.serialize", ("log",), exposed=True)
 def exposed_serialize(ctx: Context) -> bytes:
     return json_encode(serialize(ctx))
-
-

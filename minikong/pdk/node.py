@@ -28,10 +28,29 @@ SHARED_DICTS = {  # name -> (capacity, allocated) in bytes, of a fresh Kong
 
 TABLES.update(
     f"kong.{name}"
-    for name in (
-        "cache configuration core_cache db dns enterprise_edition ip node plugin request response router service "
-        "service.request service.response table telemetry tracing vault version_table worker_events"
-    ).split()
+    for name in [
+        "cache",
+        "configuration",
+        "core_cache",
+        "db",
+        "dns",
+        "enterprise_edition",
+        "ip",
+        "node",
+        "plugin",
+        "request",
+        "response",
+        "router",
+        "service",
+        "service.request",
+        "service.response",
+        "table",
+        "telemetry",
+        "tracing",
+        "vault",
+        "version_table",
+        "worker_events",
+    ]
     if name != "enterprise_edition"
 )
 VALUES.update({"kong.version": "string", "kong.version_num": "number"})

@@ -32,7 +32,18 @@ PHASE_BITS = {
     "admin_api": 0x10000000,
 }
 REQUEST = (  # PHASES.request
-    "rewrite access balancer response header_filter body_filter log error admin_api cluster_listener".split()
+    [
+        "rewrite",
+        "access",
+        "balancer",
+        "response",
+        "header_filter",
+        "body_filter",
+        "log",
+        "error",
+        "admin_api",
+        "cluster_listener",
+    ]
 )
 ANY = tuple(p for p in PHASE_BITS if p != "init_worker")
 TIMER_ERROR = "API disabled in the current context"

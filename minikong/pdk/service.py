@@ -16,9 +16,7 @@ def _integer(value: Any, name: str, lowest: int, highest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
         raise LuaError(f"{name} must be an integer")
     if not lowest <= value <= highest:
-        raise LuaError(
-            f"{name} must be an integer between {lowest} and {highest}: given {tostring(value).decode()}"
-        )
+        raise LuaError(f"{name} must be an integer between {lowest} and {highest}: given {tostring(value).decode()}")
     return int(value)
 
 

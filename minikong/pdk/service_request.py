@@ -11,7 +11,6 @@ from minikong.luavalue import LuaError, json_encode, lua_type, tostring
 from minikong.pdk.headers import (
     normalize,
     quoted,
-
     set_request_header,
     validate_header,
     validate_headers,
@@ -209,9 +208,7 @@ def _multipart(args: Any, mime: bytes) -> tuple[bytes, bytes]:
         if not isinstance(key, bytes):
             raise LuaError(f"invalid key {quoted(key)}: got {lua_type(key)}, expected string")
         if not isinstance(value, bytes | bool | int | float):
-            raise LuaError(
-                f"invalid value {quoted(key)}: got {lua_type(value)}, expected string, number or boolean"
-            )
+            raise LuaError(f"invalid value {quoted(key)}: got {lua_type(value)}, expected string, number or boolean")
     while boundary is None or any(b"\n--" + boundary in tostring(v) for v in items.values()):
         boundary = str(random.randint(1, 10**10)).encode()  # noqa: S311 -- Kong's own way, no secret
     out = b""
@@ -221,5 +218,3 @@ def _multipart(args: Any, mime: bytes) -> tuple[bytes, bytes]:
         out += b"--" + boundary + b'\r\nContent-Disposition: form-data; name="' + key + b'"\r\n\r\n'
         out += tostring(items[key]) + b"\r\n"
     return out + b"--" + boundary + b"--\r\n", b"multipart/form-data; boundary=" + boundary
-
-
