@@ -33,9 +33,17 @@ class Handler(Protocol):
 class ClientConnection(Wire):
     """Reads requests from its buffer and answers them in order, in a task of its own."""
 
-    def __init__(self, edge: Edge, handler: Handler, scheme: str = "http", sni: str | None = None) -> None:
+    def __init__(
+        self,
+        edge: Edge,
+        handler: Handler,
+        scheme: str = "http",
+        sni: str | None = None,
+        refuse: int = 0,  # every request gets this error
+    ) -> None:
         super().__init__()
         self.edge = edge
+        self._refuse = refuse
         self.scheme = scheme
         self.sni = sni
         self.client_addr = ("", 0)
@@ -97,7 +105,7 @@ class ClientConnection(Wire):
         body.request = request
         context = Context(request=request, args=head.target.partition(b"?")[2])
         exchange = ClientExchange(self, head, body, context)
-        error = head.error
+        error = head.error or self._refuse
         if not error and conf.client_max_body_size and (head.length or 0) > conf.client_max_body_size:
             error = 413
         if error:

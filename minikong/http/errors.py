@@ -51,6 +51,8 @@ _ACCEPT = re.compile(
     re.I,
 )
 
+_PLAIN = "The plain HTTP request was sent to HTTPS port"
+
 # The texts of nginx's pages where they differ from the status line (ngx_http_special_response.c).
 _TITLES = {
     301: "301 Moved Permanently",
@@ -128,11 +130,15 @@ def kong_page(
 
 
 def nginx_page(status: int) -> bytes | None:
-    """nginx's built-in HTML page for `status`; None where it has none (an empty body then)."""
+    """nginx's built-in HTML page for `status`; None where it has none (an empty body then).
+
+    497 is nginx's own code for plain HTTP on a TLS port; clients see it as 400.
+    """
+    if status == 497:
+        return _page(f"400 {_PLAIN}", f"<center><h1>400 Bad Request</h1></center>\r\n<center>{_PLAIN}</center>")
     title = _TITLES.get(status)
-    if title is None:
-        return None
-    return (
-        f"<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n"
-        f"<center><h1>{title}</h1></center>\r\n</body>\r\n</html>\r\n"
-    ).encode()
+    return None if title is None else _page(title, f"<center><h1>{title}</h1></center>")
+
+
+def _page(title: str, body: str) -> bytes:
+    return f"<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n{body}\r\n</body>\r\n</html>\r\n".encode()

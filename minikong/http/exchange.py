@@ -153,6 +153,7 @@ class ClientExchange:
             return
         page = errors.nginx_page(status)
         response.body = page or b""
+        response.status = 400 if status == 497 else status
         response.content_length = len(response.body)
         response.headers.remove(b"content-length")
         if page is not None:
@@ -180,6 +181,9 @@ class ClientExchange:
         sized = response.headers.get(b"content-length") is not None or response.content_length is not None
         version = ctx.request.http_version
         no_body = _has_no_body(ctx, response.status)
+        if response.status == 204:  # nginx leaves out what describes a body, unless a plugin sized it itself
+            response.content_length = None
+            response.headers.remove(b"content-type")
         gzip = not no_body and gzip_applies(ctx, response, self._conf.gzip, len(body) if sized else None)
         if gzip:
             response.headers.remove(b"content-length")
@@ -219,6 +223,7 @@ class ClientExchange:
             heads.drop_hop_by_hop(ctx, raw, upgrade_to(ctx.request) or b"")
             if not wants_trailers(ctx.request):
                 ctx.response.headers.remove(b"trailer")
+        heads.add_upstream_status(ctx, self._edge.enabled_headers)
         if filtered:
             self._edge.gateway.header_filter(ctx)
         via = raw.get(b"via") if raw is not None and ctx.response is not None else None

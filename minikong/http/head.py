@@ -82,6 +82,13 @@ def drop_hop_by_hop(ctx: Context, upstream: Headers, upgrade: bytes) -> None:
         response.headers.remove(b"upgrade")
 
 
+def add_upstream_status(ctx: Context, enabled: frozenset[str]) -> None:
+    """X-Kong-Upstream-Status, for who asks for it in `headers`."""
+    if ctx.proxied and ctx.response is not None and "x-kong-upstream-status" in enabled:
+        status = ctx.upstream_status if ctx.upstream_status is not None else ctx.response.status
+        ctx.response.headers.set(b"X-Kong-Upstream-Status", b"%d" % status)
+
+
 def add_kong_headers(ctx: Context, enabled: frozenset[str], upstream_via: bytes | None) -> None:
     """Kong's header_filter.after: latencies, Via, Server, request id."""
     response = ctx.response

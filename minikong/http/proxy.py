@@ -189,11 +189,13 @@ async def relay(attempt: Try, timeout: float, *, buffering: bool) -> AsyncIterat
                 left -= size
             yield piece
         elif not await connection.fill(timeout):
-            if left is not None or not connection.eof or connection.broken:
-                raise Cut("upstream prematurely closed connection")
-            if buffer:
+            if not connection.eof:
+                raise Cut("upstream timed out")
+            if buffer:  # at the end what waited for a full buffer is passed on, after a time-out it is not
                 yield bytes(buffer)
                 buffer.clear()
+            if left is not None or connection.broken:
+                raise Cut("upstream prematurely closed connection")
             return
     if buffer:
         head.keep_alive = False  # it sent more than it announced

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 
 _HANDSHAKE = 60.0  # seconds a client may take for the handshake
+_HANDSHAKE_RECORD = 0x16
+_PLAIN_HTTP = 497  # nginx's code for it
 _INTERNAL_ERROR = bytes.fromhex("15030300020250")  # a fatal alert, in the clear: the handshake has not begun
 
 
@@ -75,6 +77,8 @@ class TlsAcceptor(asyncio.Protocol):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._held = True  # nothing is sent before the certificate phase is over
         self._asked = False
+        self._first = True
+        self._plain = False  # the client speaks plain HTTP to this port
         self._connected = False
         self._inner: ClientConnection | None = None
         self._transport: asyncio.Transport
@@ -84,13 +88,23 @@ class TlsAcceptor(asyncio.Protocol):
         self._deadline = asyncio.get_running_loop().call_later(_HANDSHAKE, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
+        if not self._plain and self._first:
+            self._plain = data[0] != _HANDSHAKE_RECORD and not data[0] & 0x80
+            self._first = False
+            if self._plain:
+                self._deadline.cancel()
+                self._inner = ClientConnection(self._edge, self._handler, "https", refuse=_PLAIN_HTTP)
+                self._inner.connection_made(self._transport)
+        if self._plain and self._inner is not None:
+            self._inner.data_received(data)
+            return
         self._incoming.write(data)
         self._advance()
 
     def eof_received(self) -> bool:
         if self._inner is not None:
             self._inner.eof_received()
-        return False
+        return self._plain
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deadline.cancel()
