@@ -1,14 +1,18 @@
-"""The gateway's own words for a prompt too large to be rewritten on its way: applied here, in one place."""
+"""The gateway's own words for a prompt that was not rewritten on its way: applied here, in one place."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from claude_invoker.problem import Problem
+from kong_claude.prompt_context import compose
+
 
 def with_additions(document: dict[str, Any], additions: dict[str, Any]) -> dict[str, Any]:
-    """The body as the gateway wants it: system prompt around the caller's, context, locked fields."""
+    """The body as the gateway wants it: system prompt around the caller's, context, locked fields. Raises Problem 422."""
     if not additions:
         return document
-    from kong_claude.prompt_context import compose
-
-    return compose.apply(document, additions, "invoke")
+    try:
+        return compose.apply(document, additions, "invoke")
+    except compose.ShapeError as error:
+        raise Problem(422, "invalid", str(error)) from error
