@@ -309,7 +309,7 @@ def test_sentinel_fails_over() -> None:
             wait_for(lambda: sentinel.sentinel_slaves("main"))
             made = stage(f"redis+sentinel://127.0.0.1:{port}/main/0", minute=100, concurrent=100)
             assert isinstance(ask(made), Pass)
-            wait_for(lambda: replica.client().exists("claude:{alice}:w:minute"))
+            wait_for(lambda: replica.client().exists("claude:{alice}:w"))
             primary.kill()
             assert is_away(ask(made))
             wait_for(lambda: not is_away(ask(made)))

@@ -164,7 +164,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """Refusing is not more cautious than one bucket of time allows."""
         length = w.seconds * 1_000_000
         if w.burst < 0:
-            return self.model.within(self.now, length + w.width_us) >= w.limit
+            return self.model.within(self.now, length + w.width_ms * 1000) >= w.limit
         return self.backlog(w) > w.burst - 1e-3
 
     def backlog(self, w: Window) -> float:
@@ -231,7 +231,7 @@ class LedgerMachine(RuleBasedStateMachine):
             w = quota.window
             if w.burst < 0:
                 length = w.seconds * 1_000_000
-                least, most = (self.model.within(self.now, length + extra) for extra in (0, w.width_us))
+                least, most = (self.model.within(self.now, length + extra) for extra in (0, w.width_ms * 1000))
                 assert w.limit - most <= quota.remaining <= w.limit - least or quota.remaining == 0
 
 

@@ -17,7 +17,7 @@ from kong_claude.trust.ledger import Call
 DAY = timedelta(days=1)
 SWEEP_AT_LEAST = 1024  # keys
 
-Buckets = list[tuple[int, int]]  # bucket number, count; oldest first
+Buckets = list[tuple[int, int]]  # the bucket's end (ms), count; oldest first
 
 
 class LocalLedger:
@@ -53,7 +53,7 @@ class LocalLedger:
         amount = _amount(lease)
         running, reserved, held = self._leases(keys[0], lease) if lease else (0, 0, False)
         today, month = self._periods()
-        spent_day, spent_month = self._spent(keys[1], today), self._spent(keys[2], month)
+        spent_day, spent_month = self._spent(keys[2], today), self._spent(keys[3], month)
         culprit, wait = 0, 0.0
 
         def blame(who: int, us: float) -> None:
@@ -61,34 +61,18 @@ class LocalLedger:
             if culprit == 0 or us > wait:
                 culprit, wait = who, us
 
-        states: list[tuple[int, float]] = []  # remaining, microseconds until a place comes back
-        taken: dict[str, tuple[Any, float]] = {}
-        for number, key in enumerate(keys[3:], start=1):
-            length, limit, width, burst = rest[4 * number - 4 : 4 * number]
+        windows: dict[int, Any] = self._values.get(keys[1], {})
+        rules = [rest[at : at + 4] for at in range(0, len(rest), 4)]
+        states: list[Any] = []
+        for number, (length, limit, _, burst) in enumerate(rules, start=1):
+            state = self._state(windows, length, burst)
+            states.append(state)
             if burst >= 0:
-                step = length / limit
-                empty = self._pace(key)
-                over = empty - self._now - burst * step
+                over = state - self._now - burst * (length * 1_000_000 / limit)
                 if over > 0:
                     blame(number, over)
-                    states.append((0, over))
-                else:
-                    remaining = floor(-over / step)
-                    states.append((remaining, step if remaining else over + step))
-                    taken[key] = (ceil(empty + step), empty + step - self._now)
-            else:
-                buckets = self._window(key, length, width)
-                used = sum(count for _, count in buckets)
-                if used >= limit:
-                    reset = self._window_wait(buckets, used, limit, length, width)
-                    blame(number, reset)
-                    states.append((0, reset))
-                else:
-                    last, count = buckets[-1] if buckets else (0, 0)
-                    bucket = max(self._now // width, last)
-                    new = [*buckets[:-1], (last, count + 1)] if buckets and bucket == last else [*buckets, (bucket, 1)]
-                    states.append((limit - used - 1, (new[0][0] + 1) * width + length - self._now))
-                    taken[key] = (new, length + width)
+            elif sum(count for _, count in state) >= limit:
+                blame(number, self._window_wait(state, limit, length))
 
         verdict = 1
         if lease and not held:
@@ -106,16 +90,19 @@ class LocalLedger:
                     blame(-1, 0)
         if culprit:
             verdict = 0
-            states = [(r + (key in taken), reset) for key, (r, reset) in zip(keys[3:], states, strict=True)]
         else:
-            for key, (value, lives) in taken.items():
-                self._lapse.pop(key, None)
-                self._set(key, value, lives)
+            for n, (length, limit, width, burst) in enumerate(rules):
+                if burst >= 0:
+                    windows[-length] = states[n] = ceil(states[n] + length * 1_000_000 / limit)
+                else:
+                    windows[length] = self._count_one(states[n], width)
+            if rules:
+                self._write_windows(keys[1], windows)
             if lease and verdict == 1:
                 self._write_lease(keys[0], lease, ttl_ms)
                 running, reserved = running + 1, reserved + amount
-        numbers = [n for remaining, reset in states for n in (remaining, _ms(reset))]
-        return [verdict, culprit, _ms(wait), running, reserved, spent_day, spent_month, *numbers]
+        quotas = [n for rule, state in zip(rules, states, strict=True) for n in self._quota(rule, state)]
+        return [verdict, culprit, _ms(wait), running, reserved, spent_day, spent_month, *quotas]
 
     def _settle(self, keys: Sequence[str], args: Sequence[Any]) -> int:
         lease, cost, repeat_ms = args
@@ -144,32 +131,52 @@ class LocalLedger:
     def _peek(self, keys: Sequence[str], args: Sequence[Any]) -> list[int]:
         running, reserved, _ = self._leases(keys[0], "")
         today, month = self._periods()
-        reply = [running, reserved, self._spent(keys[1], today), self._spent(keys[2], month), *map(_ms, self._left())]
-        for number, key in enumerate(keys[3:]):
-            length, limit, width, burst = args[4 * number : 4 * number + 4]
-            if burst >= 0:
-                step, backlog = length / limit, self._pace(key) - self._now
-                remaining = max(floor(burst + 1 - backlog / step), 0)
-                reset = min(backlog, step) if remaining else backlog - burst * step
-            else:
-                buckets = self._window(key, length, width)
-                remaining = max(limit - sum(count for _, count in buckets), 0)
-                reset = (buckets[0][0] + 1) * width + length - self._now if buckets else 0
-            reply += (remaining, _ms(reset))
+        reply = [running, reserved, self._spent(keys[2], today), self._spent(keys[3], month), *map(_ms, self._left())]
+        for at in range(0, len(args), 4):
+            rule = args[at : at + 4]
+            reply += self._quota(rule, self._state(self._values.get(keys[1], {}), rule[0], rule[3]))
         return reply
 
-    def _window(self, key: str, length: int, width: int) -> Buckets:
-        return [b for b in self._values.get(key, ()) if (b[0] + 1) * width + length > self._now]
+    def _state(self, windows: dict[int, Any], length: int, burst: int) -> Any:
+        """A paced window's time of being empty, or a sliding one's live buckets."""
+        if burst >= 0:
+            return max(windows.get(-length, 0), self._now)
+        return [b for b in windows.get(length, ()) if (b[0] + length * 1000) * 1000 > self._now]
 
-    def _window_wait(self, buckets: Buckets, used: int, below: int, length: int, width: int) -> float:
-        for bucket, count in buckets:
+    def _count_one(self, buckets: Buckets, width_ms: int) -> Buckets:
+        """The same list, with one more."""
+        end = (self._now // 1000 // width_ms + 1) * width_ms
+        if buckets and buckets[-1][0] >= end:
+            buckets[-1] = (buckets[-1][0], buckets[-1][1] + 1)
+        else:
+            buckets.append((end, 1))
+        return buckets
+
+    def _window_wait(self, buckets: Buckets, limit: int, length: int) -> float:
+        used = sum(count for _, count in buckets)
+        for end, count in buckets:
             used -= count
-            if used < below:
-                return (bucket + 1) * width + length - self._now
+            if used < limit:
+                return (end + length * 1000) * 1000 - self._now
         return 0
 
-    def _pace(self, key: str) -> float:
-        return float(max(self._values.get(key, 0), self._now))
+    def _quota(self, rule: Sequence[int], state: Any) -> tuple[int, int]:
+        length, limit, _, burst = rule
+        if burst >= 0:
+            step, backlog = length * 1_000_000 / limit, state - self._now
+            remaining = max(floor(burst + 1 - backlog / step), 0)
+            return remaining, _ms(min(backlog, step) if remaining else backlog - burst * step)
+        if not state:
+            return limit, 0
+        return max(limit - sum(count for _, count in state), 0), _ms((state[0][0] + length * 1000) * 1000 - self._now)
+
+    def _write_windows(self, key: str, windows: dict[int, Any]) -> None:
+        def ends(length: int, state: Any) -> float:
+            return state if length < 0 else (state[-1][0] + length * 1000) * 1000
+
+        live = {length: state for length, state in windows.items() if ends(length, state) > self._now}
+        self._values[key] = live
+        self._lapse[key] = max(ends(length, state) for length, state in live.items())
 
     def _periods(self) -> tuple[int, int]:
         """The UTC day since the epoch, and year * 100 + month."""

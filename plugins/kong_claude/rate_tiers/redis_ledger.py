@@ -154,7 +154,7 @@ class RedisLedger:
         try:
             connection = self._idle.pop()
         except IndexError:
-            return self._exchange(self._connect(), call)
+            return self._exchange(self._new(), call)
         try:
             return self._exchange(connection, call)
         except (redis.ConnectionError, ReadOnlyError) as error:
@@ -162,7 +162,12 @@ class RedisLedger:
                 raise
             # It died while idle (Redis restarted, a master became a replica); so did the others.
             self.close()
-            return self._exchange(self._connect(), call)
+            return self._exchange(self._new(), call)
+
+    def _new(self) -> Any:
+        connection = self._connect()
+        connection.connect()  # for Sentinel this asks who the master is
+        return connection
 
     def _exchange(self, connection: Any, call: Call) -> Any:
         try:

@@ -88,16 +88,17 @@ class Window(NamedTuple):
         return PERIODS[self.name]
 
     @property
-    def key(self) -> str:
-        """Paced and sliding windows keep different values, so they have different keys."""
-        return f"w:{self.name}" if self.burst < 0 else f"w:{self.name}-paced"
-
-    @property
-    def width_us(self) -> int:
-        return 1000 if self.limit <= BUCKETS else self.seconds * 1_000_000 // BUCKETS
+    def width_ms(self) -> int:
+        """Of the buckets in which requests are counted."""
+        return 1 if self.limit <= BUCKETS else self.seconds * 1000 // BUCKETS
 
     def args(self) -> tuple[int, int, int, int]:
-        return (self.seconds * 1_000_000, self.limit, self.width_us, self.burst)
+        return (self.seconds, self.limit, self.width_ms, self.burst)
+
+
+@lru_cache(maxsize=1024)
+def _window_args(windows: tuple[Window, ...]) -> tuple[int, ...]:
+    return tuple(n for window in windows for n in window.args())
 
 
 def micro_usd(usd: float) -> int:
@@ -190,14 +191,11 @@ def _keys(namespace: str, tag: str, *suffixes: str) -> tuple[str, ...]:
 
 
 def admit(
-    namespace: str, tag: str, windows: Sequence[Window], lease: Lease | None, slot: Slot, busy: Busy = "reject"
+    namespace: str, tag: str, windows: tuple[Window, ...], lease: Lease | None, slot: Slot, busy: Busy = "reject"
 ) -> Call:
     """Check and take everything, or nothing. Reply: `parse_admission`."""
-    keys = _keys(namespace, tag, "leases", "usd:day", "usd:month", *[w.key for w in windows])
-    args: list[str | int] = [lease.member if lease else "", *slot.args(), busy]
-    for window in windows:
-        args += window.args()
-    return Call(script("admit"), keys, tuple(args))
+    keys = _keys(namespace, tag, "leases", "w", "usd:day", "usd:month")
+    return Call(script("admit"), keys, (lease.member if lease else "", *slot.args(), busy, *_window_args(windows)))
 
 
 def acquire(lease: Lease, slot: Slot) -> Call:
@@ -223,10 +221,9 @@ def release(lease: Lease) -> Call:
     return Call(script("release"), _keys(lease.namespace, lease.tag, "leases"), (lease.member,))
 
 
-def peek(namespace: str, tag: str, windows: Sequence[Window]) -> Call:
+def peek(namespace: str, tag: str, windows: tuple[Window, ...]) -> Call:
     """What is used; changes nothing. Reply: `parse_usage`."""
-    keys = _keys(namespace, tag, "leases", "usd:day", "usd:month", *[w.key for w in windows])
-    return Call(script("peek"), keys, tuple(n for window in windows for n in window.args()))
+    return Call(script("peek"), _keys(namespace, tag, "leases", "w", "usd:day", "usd:month"), _window_args(windows))
 
 
 class Quota(NamedTuple):

