@@ -9,7 +9,7 @@ from kong_claude.prompt_context import compose
 
 
 def with_additions(document: dict[str, Any], additions: dict[str, Any]) -> dict[str, Any]:
-    """The body as the gateway wants it: system prompt around the caller's, context, locked fields. Raises Problem 422."""
+    """The body as the gateway wants it: system prompt around the caller's, context, locks. Raises Problem 422."""
     if not additions:
         return document
     try:
