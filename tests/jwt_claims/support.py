@@ -19,23 +19,20 @@ ATTESTATION = {"secret": "attestation-secret-of-the-tests!", "request": "POST /c
 RULES = [{"claim": "roles", "any_of": ["claude:invoke"]}]
 
 
-@cache
 def private_key(algorithm: str, name: str = "one") -> Any:
-    """The same key for the same arguments, for the whole test run."""
+    """The same key for the same arguments, for the whole test run; RS and PS share theirs."""
     if algorithm.startswith("HS"):
         return SECRET if name == "one" else OTHER_SECRET
-    if algorithm[:2] in ("RS", "PS"):
-        return _rsa(name)
-    if algorithm == "EdDSA":
-        return ed25519.Ed25519PrivateKey.generate()
-    return ec.generate_private_key(
-        {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}[algorithm]
-    )
+    return _private_key("RSA" if algorithm[:2] in ("RS", "PS") else algorithm, name)
 
 
 @cache
-def _rsa(name: str) -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+def _private_key(kind: str, name: str) -> Any:
+    if kind == "RSA":
+        return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    if kind == "EdDSA":
+        return ed25519.Ed25519PrivateKey.generate()
+    return ec.generate_private_key({"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}[kind])
 
 
 def pem(algorithm: str, name: str = "one") -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote_plus
 
-_BEARER = re.compile(r"[ \t]*bearer(?:[ \t]+(.*?))?[ \t]*", re.IGNORECASE | re.DOTALL)
+_SCHEME, _BLANK = "bearer", " \t"
 _B64TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, section 2.1
 
 
@@ -59,12 +59,13 @@ class Places:
 
 
 def _from_header(value: str) -> str | None:
-    match = _BEARER.fullmatch(value)
-    if match is None:  # another scheme
+    value = value.strip(_BLANK)
+    rest = value[len(_SCHEME) :]
+    if value[: len(_SCHEME)].lower() != _SCHEME or (rest and rest[0] not in _BLANK):  # another scheme
         return None
-    if not match[1]:
+    if not rest:
         raise BadRequest("the Authorization header says Bearer but carries no token")
-    return match[1]
+    return rest.lstrip(_BLANK)
 
 
 def _from_cookies(lines: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
+import json
 import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,20 @@ class AttestationError(Exception):
 
 def body_hash(body: bytes) -> str:
     """`bsh`: base64url SHA-256 of the body that goes upstream, unpadded."""
-    return base64.urlsafe_b64encode(hashlib.sha256(body).digest()).rstrip(b"=").decode()
+    return _b64(hashlib.sha256(body).digest()).decode()
+
+
+def _b64(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+
+# Written out (RFC 7515, section 3) instead of PyJWT's encode, which takes three times as long for the same bytes.
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+
+
+@cache
+def _protected(algorithm: str, kid: str) -> bytes:
+    return _b64(_ENCODE({"alg": algorithm, "kid": kid, "typ": "JWT"}).encode()) + b"."
 
 
 @dataclass(frozen=True)
@@ -74,8 +90,15 @@ class Signer:
 
     def sign(self, claims: Mapping[str, Any]) -> str:
         """The header's value."""
+        if isinstance(self.key, Ed25519PublicKey):
+            raise TypeError("a public key cannot sign")
         algorithm = "HS256" if isinstance(self.key, bytes) else "EdDSA"
-        return jwt.encode(dict(claims), self.key, algorithm=algorithm, headers={"kid": self.kid})  # type: ignore[arg-type]
+        signing_input = _protected(algorithm, self.kid) + _b64(_ENCODE(claims).encode())
+        if isinstance(self.key, bytes):
+            signature = hmac.digest(self.key, signing_input, "sha256")
+        else:
+            signature = self.key.sign(signing_input)
+        return (signing_input + b"." + _b64(signature)).decode()
 
     def resume(self, header: str, fresh: Mapping[str, Any]) -> dict[str, Any]:
         """The claims of an earlier plugin of the same request. Raises AttestationError if they are not."""
@@ -100,7 +123,7 @@ def verify(header: str, keys: Mapping[str, Key], *, issuer: str, audience: str, 
     try:
         claims: dict[str, Any] = jwt.decode(
             header,
-            key,  # type: ignore[arg-type]
+            key,
             algorithms=["HS256"] if isinstance(key, bytes) else ["EdDSA"],
             issuer=issuer,
             audience=audience,
