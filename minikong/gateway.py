@@ -20,6 +20,7 @@ from minikong.conf import KongConf
 from minikong.context import Context, Headers, Request, Response, Upstream
 from minikong.entities import Config, PluginEntity
 from minikong.external import ExternalPlugin, Instances, PluginInfo
+from minikong.http.forwarded import forwarded
 from minikong.http.seam import ClientGone, HttpError
 from minikong.lua import Runtime
 from minikong.luavalue import LuaError
@@ -31,7 +32,8 @@ from minikong.rpc import Pool
 
 if TYPE_CHECKING:
     from minikong.http.listener import Edge
-    from minikong.http.seam import Exchange
+    from minikong.http.forwarded import forwarded
+from minikong.http.seam import Exchange
 
 LEVELS = {
     "debug": logging.DEBUG,
@@ -381,6 +383,7 @@ class Gateway:
         ctx.route, ctx.service = route, service
         ctx.uri_captures = match.captures
         ctx.forwarded_prefix = forwarded_prefix
+        ctx.forwarded = forwarded(ctx, self.conf)  # before plugins change what they are made of
         if match.upstream_host:
             ctx.upstream_host = match.upstream_host.encode("utf-8", "surrogateescape")
         path = (match.upstream_path or "/").encode("utf-8", "surrogateescape")
@@ -461,6 +464,12 @@ class Gateway:
             if "response" in handler.phases:
                 await self._run(handler, "response", entity, ctx)
 
+    async def refused(self, ctx: Context) -> None:
+        """The log phase of a request that nginx refused itself (seam.Gateway)."""
+        self.requests += 1
+        ctx.gateway = self
+        await self._log_phase(ctx, self.state)
+
     def header_filter(self, ctx: Context) -> None:
         """Runs the plugins that have a header_filter (seam.Gateway). External plugins have none."""
         phase, ctx.phase = ctx.phase, "header_filter"
@@ -483,6 +492,11 @@ class Gateway:
         if ctx.collected is not None:
             return ctx.collected
         return [(entity, handler) for handler, entity in state.globals]
+
+    async def refused(self, ctx: Context) -> None:
+        """The log phase of a request that nginx refused before any other phase."""
+        ctx.gateway = self
+        await self._log_phase(ctx, self.state)
 
     async def _log_phase(self, ctx: Context, state: State) -> None:
         """Lua plugins run now; an external plugin's event is sent from a timer, with a copy of the context."""
@@ -522,7 +536,7 @@ class Gateway:
             if ctx is None:
                 body: Any = None
                 request = Request("GET", b"/", (1, 1), Headers(), body, "https", client, server, sni=sni)
-                ctx = Context(request=request, phase="certificate", gateway=self)
+                ctx = Context(request=request, phase="certificate", gateway=self, in_timer=True)
             try:
                 await self._run(handler, "certificate", entity, ctx)
             except (LuaError, Exit) as error:

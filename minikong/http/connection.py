@@ -109,7 +109,10 @@ class ClientConnection(Wire):
         if not error and conf.client_max_body_size and (head.length or 0) > conf.client_max_body_size:
             error = 413
         if error:
-            await exchange.refuse(context, error)
+            phases = self._handler == self.edge.gateway.handle  # not for the Admin API
+            await exchange.refuse(context, error, filtered=phases)
+            if phases:
+                await self.edge.gateway.refused(context)
         else:
             try:
                 await self._handler(context, exchange)

@@ -116,13 +116,13 @@ class ClientExchange:
 
     # what nginx refuses itself
 
-    async def refuse(self, ctx: Context, status: int) -> None:
-        """Answers a request that never reaches the phases (400, 405, 413, 414, 494, 501, 505)."""
+    async def refuse(self, ctx: Context, status: int, *, filtered: bool) -> None:
+        """Answers a request that never reaches the phases (400, 405, 413, 414, 494, 497, 501, 505)."""
         self._keep_alive = False
         ctx.unexpected = True
         ctx.response = Response(status, Headers(), "error", nginx_page=True)
         self._fill_page(ctx, ctx.response, status)
-        await self._send_whole(ctx, ctx.response, filtered=False)
+        await self._send_whole(ctx, ctx.response, filtered=filtered)
 
     async def fail(self, ctx: Context, status: int) -> None:
         """Ends a request whose body cannot be read with nginx's error for it (408: closed without an answer)."""

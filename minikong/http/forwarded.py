@@ -118,7 +118,7 @@ def upstream_head(ctx: Context, conf: KongConf, body_length: int | None, *, chun
     upgrade = upgrade_to(request)
     put(b"Upgrade", upgrade)
     put(b"Connection", b"keep-alive, Upgrade" if upgrade else b"keep-alive")
-    for name, value in forwarded(ctx, conf):
+    for name, value in ctx.forwarded if ctx.forwarded is not None else forwarded(ctx, conf):
         put(name, value)
     put(b"X-Real-IP", request.remote_addr[0].encode())
     hidden = _NEVER_PASSED

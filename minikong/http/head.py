@@ -168,9 +168,11 @@ def build(
         plain = conf.charset != "off" and not (response.nginx_page and 300 <= response.status < 400)
         if plain and content_type.lower() in _CHARSET_TYPES:
             content_type = b"%b; charset=%b" % (content_type, conf.charset.encode())
+            response.headers.set(b"Content-Type", content_type)  # the log phase sees what was sent
         out.append(b"Content-Type: %b\r\n" % (_LINE_BREAK.sub(b"", content_type) or b" "))
     if response.content_length is not None and not has_length and not chunked:
         out.append(b"Content-Length: %d\r\n" % response.content_length)
+        response.headers.add(b"Content-Length", b"%d" % response.content_length)
     if chunked:
         out.append(b"Transfer-Encoding: chunked\r\n")
     out.append(b"Connection: %b\r\n" % connection)

@@ -42,6 +42,9 @@ class Gateway(Protocol):
         An exception that escapes is a bug of minikong: the edge closes the connection and logs it.
         """
 
+    async def refused(self, ctx: Context) -> None:
+        """The log phase of a request that nginx refused itself (400, 414, ...) and has answered."""
+
     def header_filter(self, ctx: Context) -> None:
         """Runs the plugins' header_filter handlers on `ctx.response.headers`; must not raise."""
 

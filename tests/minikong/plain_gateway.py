@@ -44,6 +44,9 @@ class PlainGateway:
         )
         await exchange.proxy(ctx)
 
+    async def refused(self, ctx: Context) -> None:
+        self.handled += 1
+
     def header_filter(self, ctx: Context) -> None:
         pass
 
