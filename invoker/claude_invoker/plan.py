@@ -117,7 +117,7 @@ def _least(*bounds: _T | None) -> _T:
 def _content(request: InvokeRequest) -> Iterable[dict[str, Any]]:
     """The content blocks of the one user message that the CLI gets."""
     if request.context:
-        lines = [f"{name}: {_fact(value)}" for name, value in request.context.items() if value is not None]
+        lines = [f"{_fact(name)}: {_fact(value)}" for name, value in request.context.items() if value is not None]
         yield {"type": "text", "text": "<context>\n" + "\n".join(lines) + "\n</context>"}
     if request.prompt is not None:
         yield {"type": "text", "text": request.prompt}

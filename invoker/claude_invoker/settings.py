@@ -107,7 +107,20 @@ class Settings(BaseSettings):
     """The same for callers of a tier, e.g. `{"pro": 86400}`."""
     session_ttl_s: float = Field(default=24 * 3600.0, gt=0)
 
-    @field_validator("required_checks", "required_checks_run", "models", "tools", "tools_allowed", mode="before")
+    worker: Literal["none", "embedded"] = "none"
+    """Whether the server runs queued jobs itself; else `kong-claude worker` does."""
+    worker_concurrency: int = Field(default=4, ge=1)
+    on_worker_loss: Literal["fail", "retry"] = "fail"
+    """A job whose worker died: its run may have had effects, so it is not repeated unless asked for."""
+    tier_priority: Names = ()
+    """Tiers whose jobs go first, the most urgent first; other tiers come last."""
+    webhook_hosts: Names = ()
+    """Hosts that a `callback_url` may name: exact, or `*.example.com`."""
+    webhook_private: bool = False
+    """Allow webhooks to private addresses and by plain http: for development."""
+    webhook_secret: SecretStr | None = None
+
+    @field_validator("required_checks", "required_checks_run", "models", "tools", "tools_allowed", "tier_priority", "webhook_hosts", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value

@@ -15,7 +15,8 @@ from claude_invoker.cli.child import Limits
 from claude_invoker.cli.command import Deadlines, Shape
 from claude_invoker.cli.keyproxy import KeyProxy
 from claude_invoker.cli.process import CliError, CliProcess
-from claude_invoker.cli.tree import Tree, Users
+from claude_invoker.cli.tree import Tree
+from claude_invoker.cli.users import Users
 
 _log = logging.getLogger(__name__)
 _READY_WITHIN_S = 30.0
@@ -39,7 +40,10 @@ class Launcher:
         name = secrets.token_hex(8)
         keep = tree is not None
         tree = tree or Tree(self.trees / name)
-        uid = self.users.take()
+        try:
+            uid = await asyncio.to_thread(self.users.take)
+        except OSError as error:
+            raise CliError(str(error)) from error
         token = self.proxy.issue()
         process: CliProcess | None = None
         try:

@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import os
 import signal
-import subprocess
 from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,10 +16,10 @@ import orjson
 
 from claude_invoker.cli.child import Child, Limits
 from claude_invoker.cli.command import Deadlines, Shape, command, environment
+from claude_invoker.cli.kill import alive, kill_marked, kill_user
 from claude_invoker.cli.tree import Tree
 
 MAX_LINE = 64 * 1024 * 1024
-_KILL_ALL = ("/bin/sh", "-c", "kill -9 -1")
 
 
 class CliError(Exception):
@@ -179,13 +178,13 @@ class CliProcess:
             os.killpg(self.pid, signal.SIGKILL)
         if self.uid is None:
             marker = f"CLAUDE_INVOKER_PROCESS={self.name}".encode()
-            while await asyncio.to_thread(_kill_marked, marker):
+            while await asyncio.to_thread(kill_marked, marker):
                 await asyncio.sleep(0.005)
             return
         # kill(-1) as the run's own user reaches all its processes, whatever session or parent they chose.
         for _ in range(200):
-            await asyncio.to_thread(_kill_user, self.uid)
-            if not await asyncio.to_thread(_alive, self.uid):
+            await asyncio.to_thread(kill_user, self.uid)
+            if not await asyncio.to_thread(alive, self.uid):
                 return
             await asyncio.sleep(0.005)
 
@@ -202,39 +201,3 @@ class CliProcess:
     async def _drain_stderr(self) -> None:
         while chunk := await self._child.stderr.read(4096):
             self._stderr.append(chunk)
-
-
-def _kill_user(uid: int) -> None:
-    subprocess.run(_KILL_ALL, stderr=subprocess.DEVNULL, user=uid, group=uid, extra_groups=(), env={}, check=False)
-
-
-def _alive(uid: int) -> bool:
-    """Whether a process of the user is left that is not yet a zombie."""
-    return any(owner == uid and state not in "ZX" for _, owner, state in _processes())
-
-
-def _kill_marked(marker: bytes) -> int:
-    """SIGKILL to each process whose environment carries the marker; how many there were."""
-    found = 0
-    for pid, owner, state in _processes():
-        if owner != os.geteuid() or state in "ZX":
-            continue
-        with contextlib.suppress(OSError):
-            if marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                os.kill(pid, signal.SIGKILL)
-                found += 1
-    return found
-
-
-def _processes() -> list[tuple[int, int, str]]:
-    """(pid, real user id, state letter) of every process, see proc(5)."""
-    found = []
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            status = Path(entry.path, "status").read_bytes()
-            state = status.split(b"\nState:\t", 1)[1][:1].decode()
-            uid = int(status.split(b"\nUid:\t", 1)[1].split(None, 1)[0])
-            found.append((int(entry.name), uid, state))
-    return found

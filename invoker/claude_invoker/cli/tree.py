@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 import tempfile
-from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 
 @dataclass(frozen=True)
@@ -72,23 +76,6 @@ def _make_writable(function: object, path: str, error: object) -> None:
         target.unlink(missing_ok=True)
 
 
-class Users:
-    """User ids for runs: one of its own for each where we are root, else none (None: our own user)."""
-
-    def __init__(self, base: int, count: int) -> None:
-        self.isolated = os.geteuid() == 0
-        self._free = deque(range(base, base + count)) if self.isolated else deque[int]()
-
-    def take(self) -> int | None:
-        """Raises IndexError where none is free: the caller bounds how many it takes."""
-        return self._free.popleft() if self.isolated else None
-
-    def give_back(self, uid: int | None) -> None:
-        """Only after every process of the user has ended and its files are gone."""
-        if uid is not None:
-            self._free.append(uid)
-
-
 def tree_root(state_dir: Path, *, isolated: bool) -> Path:
     """Where runs have their trees: in the state directory, or, where a run's own user could not reach that
     (a directory above it is closed to others), in a directory of ours under the system's temporary one."""
@@ -109,7 +96,7 @@ def prepare(state_dir: Path, trees: Path) -> None:
 
     Raises PermissionError where the trees' directory is another user's (it may be in a shared directory).
     """
-    for path in (state_dir, trees, trees / "runs", trees / "sessions"):
+    for path in (state_dir, trees, trees / "engines", trees / "sessions"):
         path.mkdir(mode=0o711, parents=True, exist_ok=True)
         status = path.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
@@ -117,3 +104,33 @@ def prepare(state_dir: Path, trees: Path) -> None:
         path.chmod(0o711)
     for path in (state_dir / "artifacts", state_dir / "locks"):
         path.mkdir(mode=0o700, exist_ok=True)
+
+
+class Workplace:
+    """The directory of one engine's trees. Its lock is held while the engine lives, so that the next one finds
+    out which directories a killed engine has left."""
+
+    def __init__(self, trees: Path) -> None:
+        self._engines = trees / "engines"
+        self.path = self._engines / secrets.token_hex(8)
+        self._lock: IO[bytes] | None = None
+
+    def open(self) -> None:
+        self.path.mkdir(mode=0o711)
+        self.path.chmod(0o711)
+        self._lock = (self.path / ".lock").open("wb")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        if self._lock is not None:
+            Tree(self.path).delete()
+            self._lock.close()
+
+    def abandoned(self) -> Iterator[Path]:
+        """The workplaces of engines that are no more."""
+        for path in self._engines.iterdir():
+            if path == self.path:
+                continue
+            with contextlib.suppress(OSError), (path / ".lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield path

@@ -26,7 +26,8 @@ from claude_invoker.cli.command import Deadlines, Shape
 from claude_invoker.cli.keyproxy import Grant, KeyProxy
 from claude_invoker.cli.pool import Launcher, Pool, Ready
 from claude_invoker.cli.process import CliError, CliProcess
-from claude_invoker.cli.tree import Users, prepare, tree_root
+from claude_invoker.cli.tree import Tree, Workplace, prepare, tree_root
+from claude_invoker.cli.users import Users
 from claude_invoker.ledger import Ledger
 from claude_invoker.model import RunResult
 from claude_invoker.plan import Plan, permits
@@ -56,17 +57,18 @@ class Engine:
         self.cli = find_cli(settings.cli_path)
         self.version = ""
         self.runs: dict[str, Run] = {}
-        self.users = Users(settings.uid_base, settings.max_runs + 2 * settings.pool_max + settings.max_starts + 4)
+        self.users = Users(settings.uid_base)
         self.on_finish: Callable[[Run], None] = lambda run: None
         self._state = settings.state_dir
         self._trees = tree_root(settings.state_dir, isolated=self.users.isolated)
+        self._workplace = Workplace(self._trees)
         self._sessions = Sessions(self._trees / "sessions", settings.state_dir / "locks", settings.session_ttl_s)
         key = settings.anthropic_api_key
         self._proxy = KeyProxy(settings.anthropic_base_url, key.get_secret_value() if key else "")
         self._places = asyncio.Semaphore(settings.max_runs)
         self._launcher = Launcher(
             self.cli,
-            self._trees / "runs",
+            self._workplace.path,
             self.users,
             self._proxy,
             Deadlines(settings.api_timeout_s, settings.api_retries),
@@ -84,6 +86,9 @@ class Engine:
 
     async def __aenter__(self) -> Engine:
         prepare(self._state, self._trees)
+        self._workplace.open()
+        for path in self._workplace.abandoned():
+            await Tree(path).deleted()
         self.version = await cli_version(self.cli)
         self._launcher.cli = await asyncio.to_thread(
             reachable_binary, self.cli, self._trees, isolated=self.users.isolated
@@ -103,6 +108,7 @@ class Engine:
             self._sweeper.cancel()
         await self.pool.stop()
         await self._proxy.stop()
+        self._workplace.close()
 
     def _default_shape(self) -> Shape:
         from claude_invoker.model import InvokeRequest
@@ -190,6 +196,7 @@ class Engine:
         run.state = "running"
         ready = await self.pool.take(_shape(run.plan, session), session.tree if session else None)
         process = ready.process
+        run.work = process.tree.work
         try:
             before = await asyncio.to_thread(artifacts.survey, process.tree.work)
             began = time.monotonic()
@@ -282,6 +289,14 @@ class Engine:
                     del self.runs[run.id]
                     await asyncio.to_thread(shutil.rmtree, run.files, ignore_errors=True)
             await asyncio.to_thread(self._sessions.expire)
+            await asyncio.to_thread(self._forget_files, now)
+
+    def _forget_files(self, now: float) -> None:
+        """Deletes artifacts that no engine remembers, once the longest retention is over."""
+        longest = max([self.settings.retention_s, *self.settings.tier_retention_s.values()])
+        for path in (self._state / "artifacts").iterdir():
+            if path.name not in self.runs and path.stat().st_mtime + longest < now:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _shape(plan: Plan, session: Session | None) -> Shape:

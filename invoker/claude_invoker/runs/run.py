@@ -41,6 +41,8 @@ class Run:
     done: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     cancel_reason: str | None = None
+    work: Path | None = None
+    """Where the run works, once it has a process."""
     watchers: int = 0
     """Clients that are attached to the run now (see `api.stream`)."""
 

@@ -146,7 +146,7 @@ def reply_to(body: dict[str, Any]) -> Reply:
     if len(results) < len(found.tools):
         return Reply(tool=found.tools[len(results)], stop_reason="tool_use", **broken)  # type: ignore[arg-type]
     if (length := number("large")) is not None:
-        text = ("All work and no play makes a canned answer. " * (length // 45 + 1))[:length]
+        text = ("All work and no play makes a canned answer. " * (length // 44 + 1))[:length]
     elif found.say is not None:
         text = found.say
     elif results:

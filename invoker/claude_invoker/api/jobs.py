@@ -1,0 +1,211 @@
+"""`/jobs`: queue a run, come back for it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from claude_invoker.api.files import file_answer
+from claude_invoker.api.invoke import decided, invocation_of
+from claude_invoker.api.links import base, linked, with_links
+from claude_invoker.api.problems import RESPONSES
+from claude_invoker.api.stream import HEADERS
+from claude_invoker.api.zip import zipped
+from claude_invoker.jobs import webhook
+from claude_invoker.jobs.queue import enqueue_ticket
+from claude_invoker.jobs.record import OVER, Job, JobList, JobRequest, JobView, new_id
+from claude_invoker.jobs.store import Store
+from claude_invoker.model import Artifact
+from claude_invoker.problem import Problem
+from claude_invoker.trust import Caller, attested, attested_run
+
+router = APIRouter(tags=["jobs"], responses={status: RESPONSES[status] for status in (401, 404)})
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_CURSOR = re.compile(r"\d{1,12}(\.\d{1,9})?")
+_STREAM_ID = re.compile(r"\d{1,16}-\d{1,16}")
+_BODY = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": JobRequest.model_json_schema()}}}
+}
+
+
+def store_of(request: Request) -> Store:
+    """Raises Problem 503 where no Redis is configured: jobs wait there."""
+    store: Store | None = request.app.state.jobs
+    if store is None:
+        raise Problem(503, "busy", "jobs need Redis: set INVOKER_REDIS_URL")
+    return store
+
+
+def answers_later(request: Request, caller: Caller) -> bool:
+    """True where `/invoke` becomes a job: the caller prefers it (RFC 7240), or the gateway let it in to wait."""
+    preferences = ",".join(request.headers.getlist("prefer")).lower()
+    return caller.queued or "respond-async" in [p.partition(";")[0].strip() for p in preferences.split(",")]
+
+
+@router.post("/jobs", status_code=202, response_model=JobView, responses=RESPONSES, openapi_extra=_BODY)
+async def create(
+    request: Request,
+    caller: Annotated[Caller, Depends(attested_run)],
+    idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+) -> Response:
+    """Queues a run: 202 with its place. The same `Idempotency-Key` and body give the same job."""
+    return await accept(request, caller, idempotency_key)
+
+
+async def accept(request: Request, caller: Caller, idempotency_key: str | None) -> Response:
+    """The answer to whatever becomes a job. Raises Problem 400, 403, 422, 503."""
+    store = store_of(request)
+    wanted = await invocation_of(request, caller, JobRequest)
+    assert isinstance(wanted, JobRequest)
+    decided(request, wanted, caller)  # what cannot run is refused now, not later
+    if wanted.callback_url:
+        webhook.allowed(wanted.callback_url, request.app.state.settings)
+    if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
+        raise Problem(400, "bad-request", "Idempotency-Key: 1 to 255 visible ASCII characters")
+    job = Job(
+        id=new_id(),
+        subject=caller.subject,
+        tier=caller.tier or "",
+        request=wanted,
+        # The lease is taken when the job starts; what the gateway took for now is given back by `attested_run`.
+        caller=replace(caller, queued=True),
+        created_at=round(time.time(), 6),
+        traceparent=request.headers.get("traceparent", "")[:128],
+    )
+    fingerprint = hashlib.sha256(request.url.path.encode() + b"\0" + await request.body()).hexdigest()
+    happened, job_id = await store.accept(job, (idempotency_key, fingerprint) if idempotency_key else None)
+    if happened == "conflict":
+        raise Problem(422, "invalid", "this Idempotency-Key was used with another body")
+    if happened == "accepted":
+        await enqueue_ticket(request.app.state.queue)
+    stored = await store.get(job_id) or job
+    view = stored.view(base(request), await store.position(stored))
+    headers = {"Location": view.links["self"], "Retry-After": "1", "Preference-Applied": "respond-async"}
+    return JSONResponse(view.model_dump(mode="json", exclude_none=True), status_code=202, headers=headers)
+
+
+async def own_job(job_id: str, request: Request, caller: Annotated[Caller, Depends(attested)]) -> Job:
+    """The caller's job. Raises Problem 404, also for others' jobs, and 410 for one that has expired."""
+    store = store_of(request)
+    admin = "admin" in caller.roles
+    job = await store.get(job_id) if re.fullmatch(r"job_[0-9a-f]{24}", job_id) else None
+    if job is not None and (job.subject == caller.subject or admin):
+        return job
+    if job is None and await store.gone(job_id, None if admin else caller.subject):
+        raise Problem(410, "gone", "the job has expired")
+    raise Problem(404, "not-found", "there is no such job")
+
+
+OwnJob = Annotated[Job, Depends(own_job)]
+
+
+async def view_of(request: Request, job: Job) -> JobView:
+    position = await store_of(request).position(job) if job.state == "queued" else None
+    view = job.view(base(request), position)
+    if view.result is not None:
+        view.result = with_links(request, view.result, job.id)
+    return view
+
+
+@router.get("/jobs", response_model=JobList)
+async def jobs(
+    request: Request,
+    caller: Annotated[Caller, Depends(attested)],
+    state: Literal["queued", "running", "done", "failed", "cancelled"] | None = None,
+    cursor: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    all: bool = False,
+) -> JobList:
+    """The caller's jobs, newest first. `all=true`: everybody's, for the role `admin`."""
+    if cursor is not None and not _CURSOR.fullmatch(cursor):
+        raise Problem(422, "invalid", "cursor: take it from `next` of the page before")
+    subject = None if all and "admin" in caller.roles else caller.subject
+    found: list[Job] = []
+    while True:
+        page, cursor = await store_of(request).page(subject, cursor, limit)
+        found += [job for job in page if state is None or job.state == state]
+        if cursor is None or len(found) >= limit:
+            break
+    shown = found[:limit]
+    if len(found) > limit:
+        cursor = repr(shown[-1].created_at)
+    return JobList(jobs=[job.view(base(request)) for job in shown], next=cursor)
+
+
+@router.get("/jobs/{job_id}", response_model=JobView, responses={410: {"description": "It has expired"}})
+async def look(request: Request, job: OwnJob, response: Response) -> JobView:
+    """State, position in the queue, progress and cost so far, and the result once there is one."""
+    if job.state not in OVER:
+        response.headers["Retry-After"] = "1"
+    return await view_of(request, job)
+
+
+@router.delete("/jobs/{job_id}", status_code=202, response_model=JobView)
+async def cancel(request: Request, job: OwnJob) -> JobView:
+    """Cancels a job that waits or runs; harmless for one that is over."""
+    store = store_of(request)
+    if await store.cancel(job) == "queued":
+        retention = request.app.state.settings.tier_retention_s.get(job.tier, request.app.state.settings.retention_s)
+        await store.finish(job, "cancelled", retention, mine=False)
+    return await view_of(request, await store.get(job.id) or job)
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    response_class=Response,
+    responses={200: {"description": "The events", "content": {"text/event-stream": {}}}},
+)
+async def events(
+    request: Request, job: OwnJob, last_seen: Annotated[str | None, Header(alias="Last-Event-ID")] = None
+) -> Response:
+    """The run's events as they come; `Last-Event-ID` goes on where a client left, on any server."""
+    last = last_seen if last_seen and _STREAM_ID.fullmatch(last_seen) else "0-0"
+    heartbeat = request.app.state.settings.heartbeat_s
+    return StreamingResponse(
+        _encoded(store_of(request), job.id, last, heartbeat), media_type="text/event-stream", headers=HEADERS
+    )
+
+
+async def _encoded(store: Store, job_id: str, last: str, heartbeat: float) -> AsyncIterator[str]:
+    async for event in store.follow(job_id, last, heartbeat):
+        yield ": heartbeat\n\n" if event is None else "id: {}\nevent: {}\ndata: {}\n\n".format(*event)
+
+
+def artifacts_of(job: Job) -> list[Artifact]:
+    """What the job has left, also where it failed."""
+    if job.result is not None:
+        return job.result.artifacts
+    return [Artifact.model_validate(item) for item in (job.error or {}).get("artifacts", [])]
+
+
+@router.get("/jobs/{job_id}/artifacts", response_model=list[Artifact])
+async def artifacts(request: Request, job: OwnJob, format: str | None = None) -> Response:
+    """What the job left, as a list or (`?format=zip`) as one archive."""
+    found = artifacts_of(job)
+    if format == "zip":
+        return zipped(job.id, files_of(request, job), found)
+    listed: list[dict[str, Any]] = [a.model_dump(mode="json") for a in linked(request, job.id, found)]
+    return JSONResponse(listed)
+
+
+@router.get("/jobs/{job_id}/artifacts/{path:path}", response_class=Response)
+async def artifact(request: Request, job: OwnJob, path: str) -> Response:
+    """One file: its type by content, its SHA-256 as ETag, ranges."""
+    found = next((a for a in artifacts_of(job) if a.path == path), None)
+    place = files_of(request, job)
+    if found is None or not (place / found.path).is_file():
+        raise Problem(404, "not-found", "the job left no such file")
+    return file_answer(request, place, found)
+
+
+def files_of(request: Request, job: Job) -> Path:
+    directory: Path = request.app.state.settings.state_dir / "artifacts" / job.id
+    return directory

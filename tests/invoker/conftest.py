@@ -1,0 +1,157 @@
+"""The real CLI, in a real invoker process, against the stand-in of the Messages API."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+KEY = "sk-ant-dummy-key-of-the-tests"
+# What must not leak into a process under test.
+FOREIGN = ("ANTHROPIC_", "CLAUDE", "INVOKER_", "REDIS_URL")
+
+
+def clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], object], within_s: float = 30.0, what: str = "the condition") -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come true within {within_s} s"
+        time.sleep(0.02)
+
+
+@dataclass
+class StandInProcess:
+    url: str
+    record: Path
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.record.read_text().splitlines()] if self.record.exists() else []
+
+
+@dataclass
+class Invoker:
+    """A running invoker, and what can be seen of it from outside."""
+
+    url: str
+    pid: int
+    state: Path
+    log: Path
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60, **options)
+
+    def ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def children(self) -> list[psutil.Process]:
+        """The CLI processes it has, and all that they have started."""
+        return psutil.Process(self.pid).children(recursive=True)
+
+    def trees(self) -> list[Path]:
+        return [path for path in self.state.glob("trees/engines/*/*") if path.is_dir()]
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInProcess]:
+    record = tmp_path_factory.mktemp("stand-in") / "record.jsonl"
+    port = free_port()
+    command = [sys.executable, "-m", "claude_invoker.standin", "--port", str(port), "--record", str(record)]
+    process = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert "stand-in" in process.stdout.readline()
+    yield StandInProcess(f"http://127.0.0.1:{port}", record)
+    process.terminate()
+    assert process.wait(10) == 0
+
+
+@pytest.fixture(scope="session")
+def start_invoker(
+    stand_in: StandInProcess,
+) -> Iterator[Callable[..., Invoker]]:
+    """Starts invokers with given settings; each is asked to stop at the end and must do so."""
+    processes: list[subprocess.Popen[bytes]] = []
+    folders: list[Path] = []
+
+    def start(*, wait: bool = True, **settings: Any) -> Invoker:
+        # Not one of pytest's directories: those are closed to the users that runs have.
+        folder = Path(tempfile.mkdtemp(prefix="invoker-test-"))
+        folder.chmod(0o711)
+        folders.append(folder)
+        port = free_port()
+        chosen = {
+            "trust": "open",
+            "port": port,
+            "state_dir": folder / "state",
+            "anthropic_base_url": stand_in.url,
+            "anthropic_api_key": KEY,
+            "api_timeout_s": 2,
+            "api_retries": 1,
+            "first_output_s": 15,
+            "idle_s": 2,
+            "detach_grace_s": 0.2,
+            "heartbeat_s": 0.5,
+            "pool_size": 1,
+            "pool_max": 2,
+        } | settings
+        environment = clean_environment() | {f"INVOKER_{name.upper()}": str(value) for name, value in chosen.items()}
+        environment["SECRET_OF_THE_SERVER"] = "must not be inherited"
+        log = folder / "log"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "claude_invoker"], env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT
+        )
+        processes.append(process)
+        invoker = Invoker(f"http://127.0.0.1:{port}", process.pid, folder / "state", log)
+        if wait:
+            wait_for(lambda: invoker.ready() or process.poll() is not None, what="readiness")
+            assert process.poll() is None, log.read_text()
+        return invoker
+
+    yield start
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait(20)
+    for folder in folders:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def invoker(start_invoker: Callable[..., Invoker]) -> Invoker:
+    """One invoker for all tests that only ask it for runs."""
+    return start_invoker()
+
+
+@pytest.fixture
+def api(invoker: Invoker) -> Iterator[httpx.Client]:
+    with invoker.client() as client:
+        yield client
+
+
+def tool(name: str, **arguments: Any) -> str:
+    """A directive for the stand-in: the model calls this tool."""
+    return f"[[tool {name} {json.dumps(arguments)}]]"
