@@ -132,12 +132,13 @@ _NGINX: dict[str, str] = {
     "gzip_comp_level": "1",
     "gzip_http_version": "1.1",
 }
+DEFAULT_PLUGINSERVER_PATH = Path("/usr/local/bin")  # Kong runs <path>/<name> where no command is given
 _INJECTED = re.compile(r"nginx_(?:http|proxy)_(\w+)")
 _PLUGINSERVER = re.compile(r"pluginserver_(\w+)_(socket|start_cmd|query_cmd)")
 _LISTEN_FLAGS = re.compile(
     r"(ssl|http2|proxy_protocol|deferred|bind|reuseport|backlog=\d+|ipv6only=(?:on|off)|so_keepalive=\S*)"
 )
-_SANDBOX = ("on", "off", "sandbox", "lax", "strict")
+_SANDBOX = ("on", "off", "sandbox")
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,7 +386,7 @@ class _Reader:
             def given(suffix: str, keys: str = keys) -> str | None:
                 return self._given.get(f"{keys}_{suffix}", ("", ""))[0] or None
 
-            default = Path("/usr/local/bin") / name
+            default = DEFAULT_PLUGINSERVER_PATH / name
             start, query = given("start_cmd"), given("query_cmd")
             if default.exists():
                 start, query = start or str(default), query or f"{default} -dump"

@@ -304,7 +304,7 @@ def _check_field(name: Any, field: dict[Any, Any], errors: dict[Any, Error]) -> 
 
 
 def _check_subschema(schema: dict[Any, Any]) -> dict[Any, Error]:
-    missing = {n: f"field required for entity check: {n}" for n in ("name", "fields") if n not in schema}
+    missing = {n: "field required for entity check" for n in ("name", "fields") if n not in schema}
     return missing or _check_fields(schema, {})
 
 

@@ -33,16 +33,15 @@ async def _run(name: str, cases: list[dict[str, Any]], data: Path, report: Calla
         for case in cases:
             report(case["id"], _guarded(lambda case=case: schema_cases.replay(case, data)))
         return
-    from tests.conformance import http_cases, pdk_cases
+    from tests.conformance import http_cases, lifecycle_cases, pdk_cases
     from tests.conformance.stage import Stage
 
     replays = {
         "http-behaviour": http_cases.replay,
         "pdk-calls": pdk_cases.replay,
         "pdk-phase-matrix": pdk_cases.replay_matrix,
+        "lifecycle": lifecycle_cases.replay,
     }
-    if name not in replays:
-        return
     async with Stage(data) as stage:
         for case in cases:
             try:

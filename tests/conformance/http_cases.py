@@ -48,13 +48,13 @@ async def exchange(want: dict[str, Any], stage: Stage) -> str | None:
     return client_problem(seen, want) or await upstream_problem(want, stage)
 
 
-async def send(want: dict[str, Any], expect: int) -> Seen:
+async def send(want: dict[str, Any], expect: int, patience: float = _PATIENCE) -> Seen:
     return await play(
         want["request"],
         8443 if want.get("tls") else 8000,
         expect=expect,
         until_closed=bool(want.get("closed_by_kong")) or bool(want.get("rest")),
-        patience=1.0 if "client_timeout_s" in want else _PATIENCE,
+        patience=1.0 if "client_timeout_s" in want else patience,
         tls=bool(want.get("tls")),
         sni=want.get("sni"),
         client_ip=want.get("client_ip"),

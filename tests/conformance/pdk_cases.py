@@ -57,7 +57,7 @@ async def replay(case: dict[str, Any], stage: Stage) -> str | None:
     expect = len(case["responses"]) if "responses" in case else 1
     seen = await http_cases.send(want, expect)
     await stage.server.settled()
-    problem = _answers(stage, calls)
+    problem = answers(stage, calls)
     if problem:
         return problem
     if "responses" in case:
@@ -68,7 +68,7 @@ async def replay(case: dict[str, Any], stage: Stage) -> str | None:
     return _compact(case, seen.responses, stage)
 
 
-def _answers(stage: Stage, calls: list[dict[str, Any]]) -> str | None:
+def answers(stage: Stage, calls: list[dict[str, Any]]) -> str | None:
     script = stage.server.script
     if script is not None:
         if script.problems:

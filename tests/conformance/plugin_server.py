@@ -83,6 +83,8 @@ class PluginServer:
         self._conns: dict[int, int] = {}  # recorded connection -> real one
         self._bound: dict[Any, Any] = {}  # recorded instance id -> real one
         self._delayed: set[asyncio.Task[None]] = set()
+        self._ending = "ret"
+        self._slow = 0.0
 
     async def start(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -98,15 +100,25 @@ class PluginServer:
 
     # -- what to play
 
-    def play_calls(self, calls: list[Call]) -> None:
-        """Each event plays the calls of its plugin and phase; all at its first event."""
+    def play_calls(self, calls: list[Call], *, ending: str = "ret", slow: float = 0.0) -> None:
+        """Each event plays the calls of its plugin and phase; all at its first event.
+
+        `ending` of an access event: "ret", "error", "close" or "hang"; `slow` seconds before "ret".
+        """
         self._reset()
+        self._ending = ending
+        self._slow = slow
         for call in calls:
             self._calls[call["plugin"], call["phase"]].append(call)
 
     def play_frames(self, frames: list[Frame], delay: float = 0.0) -> None:
         self._reset()
         self.script = Script(self._own(frames), delay)
+
+    def delay_first(self, delay: float) -> None:
+        """The first reply of the script comes late, the others at once."""
+        assert self.script is not None
+        self.script.delay = delay
 
     def fresh(self) -> None:
         """A new gateway: the recorded ids and connections start anew."""
@@ -138,6 +150,7 @@ class PluginServer:
         self.open.clear()
         self.script = None
         self._bound = {}
+        self._ending, self._slow = "ret", 0.0
 
     async def settled(self, patience: float = 0.6) -> None:
         """Waits until the log events have come and gone, or the script is used up."""
@@ -149,6 +162,7 @@ class PluginServer:
         if self.script is not None:
             return not self.script.left
         before = {plugin for plugin, phase in self.seen if phase != "log"}
+        before |= {plugin for plugin, phase in self._calls if phase == "log"}
         logged = {plugin for plugin, phase in self.seen if phase == "log"}
         # A call that Kong never answered leaves its event open for ever.
         waiting = any(
@@ -216,7 +230,7 @@ class PluginServer:
         event = self.open[event_id]
         if not event.calls:
             del self.open[event_id]
-            self._send(writer, [1, msgid, None, {"Data": "ret", "EventId": event_id}])
+            self._end(event, event_id, msgid, writer)
             return
         event.current = call = event.calls.popleft()
         self.answers.append((call, None)) if call["answer"] is None else None
@@ -224,6 +238,18 @@ class PluginServer:
             decode(call["raw_data"]) if "raw_data" in call else {"Method": call["method"], "Args": decode(call["args"])}
         )
         self._send(writer, [1, msgid, None, {"Data": data, "EventId": event_id}])
+
+    def _end(self, event: Event, event_id: int, msgid: int, writer: asyncio.StreamWriter) -> None:
+        ending = self._ending if event.phase == "access" else "ret"
+        reply = msgpack.packb([1, msgid, None, {"Data": "ret", "EventId": event_id}])
+        if ending == "error":
+            self._send(writer, [1, msgid, "boom", None])
+        elif ending == "close":
+            writer.close()
+        elif ending == "ret" and self._slow and event.phase == "access":
+            self._later(lambda: self._delayed_write(reply, writer, self._slow))
+        elif ending == "ret":
+            writer.write(reply)
 
     def _send(self, writer: asyncio.StreamWriter, frame: Any) -> None:
         writer.write(msgpack.packb(frame, unicode_errors="surrogateescape"))
@@ -294,7 +320,8 @@ class PluginServer:
         if "pieces" in entry.get("note", ""):
             self._later(lambda: self._in_pieces(data, writer))
         elif script.delay:
-            self._later(lambda: self._delayed_write(data, writer, script.delay))
+            delay, script.delay = script.delay, 0.0
+            self._later(lambda: self._delayed_write(data, writer, delay))
         else:
             writer.write(data)
 
