@@ -1,0 +1,500 @@
+"""The plugin as Kong sees it: frames over the plugin server's socket, a real Redis behind."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+
+from kong_claude.rate_tiers import headers
+from kong_claude.trust import ledger
+from kong_claude.trust.attestation import Signer, verify
+from kong_claude.trust.identity import Identity
+from kong_claude.trust.ledger import Lease, Quota, Window
+from tests.rate_tiers.servers import RedisProcess
+from tests.support.kong_driver import Driver, Event, Request, RPCError, Server, plugin_server
+
+PLUGINS = Path(__file__).parents[2] / "plugins"
+SECRET = "s" * 32
+ATTESTATION = {"secret": SECRET, "request": "POST /claude/invoke"}
+TIERS = [
+    {
+        "name": "free",
+        "minute": 60,
+        "hour": 500,
+        "concurrent": 1,
+        "usd_per_day": 2,
+        "max_usd_per_run": 1,
+        "max_turns": 5,
+        "models": ["claude-haiku"],
+        "tools": ["Read"],
+    },
+    {"name": "pro", "minute": 600, "models": ["claude-haiku", "claude-opus"]},
+    {"name": "team", "second": 10, "burst": 20},
+    {"name": "tiny", "minute": 2, "hour": 500},
+]
+numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with plugin_server(PLUGINS) as running:
+        yield running
+
+
+@pytest.fixture
+def kong(server: Server) -> Iterator[Driver]:
+    with server.driver() as driver:
+        yield driver
+
+
+@pytest.fixture
+def subject() -> str:
+    """A caller of the test's own."""
+    return f"user-{next(numbers)}"
+
+
+@pytest.fixture
+def start(kong: Driver, redis_server: RedisProcess) -> Callable[..., Any]:
+    def make(**config: Any) -> Any:
+        base = {"policy": "redis", "redis_url": redis_server.url, "timeout_ms": 5000, "mark": "m", "route_id": "r"}
+        if not {"tiers", "minute", "second"} & set(config):
+            base |= {"tiers": TIERS, "default_tier": "free"}
+        return kong.start_instance("claude-rate-tiers", {**base, **config})
+
+    return make
+
+
+def attested(subject: str | None, tier: str | None = None, **request: Any) -> Request:
+    """A request that claude-jwt-claims has let pass."""
+    signer = Signer("1", SECRET.encode(), {"1": SECRET.encode()})
+    claims = signer.open(method="POST", path="/claude/invoke", route="r", request_id="req-1")
+    claims |= Identity(subject, tier=tier).finding() if subject else {}
+    sent = {"x-request-id": "req-1", "x-claude-attestation": signer.sign(claims), **request.pop("headers", {})}
+    return Request(headers=sent, **request)
+
+
+def identified(subject: str, **request: Any) -> Request:
+    """The same without attestations."""
+    return Request(shared={"claude_identity": {"sub": subject}}, **request)
+
+
+def claims_of(request: Request) -> dict[str, Any]:
+    header = request.upstream_headers["x-claude-attestation"]
+    return verify(header, {"1": SECRET.encode()}, issuer="kong-claude", audience="claude-invoker")
+
+
+def calls(event: Event) -> list[str]:
+    return [method.removeprefix("kong.") for method in event.methods]
+
+
+def test_what_is_admitted_goes_into_the_attestation(kong, start, subject) -> None:
+    request = attested(subject, "free")
+    event = kong.handle(start(attestation=ATTESTATION), "access", request)
+    assert event.exit is None
+    claims = claims_of(request)
+    assert claims["chk"] == ["rate-tiers"] and claims["tier"] == "free" and claims["sub"] == subject
+    assert claims["clamp"] == {"models": ["claude-haiku"], "max_turns": 5, "max_usd": 1, "tools": ["Read"]}
+    lease = Lease.parse(claims["lease"])
+    assert (lease.tag, lease.usd) == (subject, 1_000_000) and claims["reservation"] == claims["lease"]
+    assert claims["slot"] == {"concurrent": 1, "usd": 1_000_000, "usd_day": 2_000_000, "ttl_ms": 60_000}
+    assert "queue" not in claims
+    assert request.shared["claude_admission"] == {
+        "subject": subject,
+        "tier": "free",
+        "lease": claims["lease"],
+        "mark": "m",
+    }
+    assert calls(event) == [
+        "request.get_headers",
+        "service.request.set_headers",
+        "response.set_headers",
+        "ctx.shared.set",
+    ]
+
+
+def test_calls_without_headers_for_the_client(kong, start, subject) -> None:
+    event = kong.handle(start(attestation=ATTESTATION, hide_client_headers=True), "access", attested(subject))
+    assert calls(event) == ["request.get_headers", "service.request.set_headers", "ctx.shared.set"]
+
+
+def test_exactly_one_round_trip(kong, start, subject, redis_server) -> None:
+    """Windows, lease and budgets: one EVALSHA. What a script does inside Redis is no round trip."""
+    instance = start(attestation=ATTESTATION, tiers=[{**TIERS[0], "concurrent": 100, "usd_per_day": 100}])
+    kong.handle(instance, "access", attested(subject))
+    client = redis_server.client()
+    with client.monitor() as monitor:
+        for _ in range(20):
+            assert kong.handle(instance, "access", attested(subject)).exit is None
+        client.echo("end")
+        seen = []
+        for event in monitor.listen():
+            if event["command"] == "ECHO end":
+                break
+            if event["client_type"] != "lua":
+                seen.append(event["command"].split()[0])
+    assert seen == ["EVALSHA"] * 20
+
+
+# Which limit is hit after how many admitted requests, and what the answer says.
+REFUSALS = {
+    "minute": ({"tiers": [{"name": "t", "minute": 3, "hour": 500}]}, 3, {"limit": "minute", "allowed": 3}, (55, 61)),
+    "hour": ({"tiers": [{"name": "t", "minute": 3, "hour": 3}]}, 3, {"limit": "hour", "allowed": 3}, (3590, 3601)),
+    "as nginx: 10 r/s, burst 20": ({"second": 1, "burst": 20}, 21, {"limit": "second", "allowed": 1}, (1, 1)),
+    "concurrent": ({"tiers": [{"name": "t", "concurrent": 2}]}, 2, {"limit": "concurrent", "allowed": 2}, (5, 5)),
+    "usd_per_day": (
+        {"tiers": [{"name": "t", "usd_per_day": 2.5, "max_usd_per_run": 1}]},
+        2,
+        {"limit": "usd_per_day", "allowed": 2.5, "spent": 0.0, "reserved": 2.0},
+        (5, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals_name_the_limit(kong, start, subject, case) -> None:
+    config, admitted, detail, (least, most) = REFUSALS[case]
+    instance = start(attestation=ATTESTATION, **config)
+    for _ in range(admitted):
+        assert kong.handle(instance, "access", attested(subject)).exit is None
+    request = attested(subject)
+    event = kong.handle(instance, "access", request)
+    assert event.exit is not None and event.exit.status == 429
+    body = event.exit.body
+    assert body["message"] == "API rate limit exceeded" and body["request_id"] == "req-1"
+    assert {name: body[name] for name in detail} == detail
+    assert least <= int(event.exit.headers["Retry-After"]) == body["retry_after"] <= most
+    assert calls(event) == ["request.get_headers", "response.exit"]
+    assert not request.upstream_headers and not request.shared
+
+
+def test_a_refused_request_costs_nothing(kong, start, subject) -> None:
+    """Kong's rate-limiting lets a full minute burn the hour; here nothing is charged, whichever limit is in the way."""
+    instance = start(attestation=ATTESTATION)
+    report = start(report=True)
+
+    def usage() -> dict[str, Any]:
+        body = kong.handle(report, "access", identified(subject)).exit.body
+        return {
+            "left": [w["remaining"] for w in body["windows"]],
+            "running": body["concurrent"]["running"],
+            "reserved": body["usd"]["reserved"],
+        }
+
+    assert kong.handle(instance, "access", attested(subject)).exit is None
+    before = usage()
+    assert before == {"left": [59, 499], "running": 1, "reserved": 1.0}
+    for _ in range(100):
+        assert kong.handle(instance, "access", attested(subject)).exit.body["limit"] == "concurrent"
+    assert usage() == before
+
+
+def test_error_code_and_message(kong, start, subject) -> None:
+    instance = start(minute=1, error_code=503, error_message="Too much", attestation=ATTESTATION)
+    kong.handle(instance, "access", attested(subject))
+    exit_ = kong.handle(instance, "access", attested(subject)).exit
+    assert (exit_.status, exit_.body["message"]) == (503, "Too much")
+
+
+def test_problem_details(kong, start, subject) -> None:
+    instance = start(minute=1, attestation=ATTESTATION)
+    kong.handle(instance, "access", attested(subject))
+    exit_ = kong.handle(instance, "access", attested(subject, headers={"accept": "application/problem+json"})).exit
+    assert exit_.headers["Content-Type"] == "application/problem+json"
+    assert exit_.body["type"].endswith(":rate_limited") and exit_.body["limit"] == "minute"
+
+
+SEED = {"minute": 60, "hour": 500, "hide_client_headers": False}
+
+
+@pytest.mark.parametrize("policy", ["redis", "local"])
+def test_the_seed_example(kong, start, subject, policy) -> None:
+    """Kong's own fields, no tiers: 60 a minute, 500 an hour, headers shown."""
+    instance = start(policy=policy, **SEED)
+    for n in range(60):
+        request = identified(subject)
+        assert kong.handle(instance, "access", request).exit is None
+        shown = request.response_headers
+        assert shown["x-ratelimit-limit-minute"] == "60" and shown["x-ratelimit-remaining-minute"] == str(59 - n)
+        assert shown["x-ratelimit-limit-hour"] == "500" and shown["x-ratelimit-remaining-hour"] == str(499 - n)
+        assert shown["ratelimit-limit"] == "60" and shown["ratelimit-remaining"] == str(59 - n)
+        assert 50 <= int(shown["ratelimit-reset"]) <= 60
+    exit_ = kong.handle(instance, "access", identified(subject)).exit
+    assert exit_.status == 429 and exit_.headers["X-RateLimit-Remaining-Minute"] == "0"
+    assert exit_.headers["X-RateLimit-Remaining-Hour"] == "440"
+
+
+def test_retry_after_is_kept(kong, start, subject) -> None:
+    instance = start(second=2, attestation=ATTESTATION)
+    for _ in range(2):
+        assert kong.handle(instance, "access", attested(subject)).exit is None
+    exit_ = kong.handle(instance, "access", attested(subject)).exit
+    time.sleep(int(exit_.headers["Retry-After"]))
+    assert kong.handle(instance, "access", attested(subject)).exit is None
+
+
+STYLES = {
+    "both": {"ratelimit-limit", "x-ratelimit-limit-minute", "ratelimit", "ratelimit-policy"},
+    "kong": {"ratelimit-limit", "x-ratelimit-limit-minute"},
+    "draft": {"ratelimit", "ratelimit-policy"},
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_header_styles(kong, start, subject, style) -> None:
+    request = identified(subject)
+    kong.handle(start(minute=60, hour=500, header_style=style), "access", request)
+    every = set().union(*STYLES.values())
+    assert every & set(request.response_headers) == STYLES[style]
+    if style != "kong":
+        assert request.response_headers["ratelimit-policy"] == '"minute";q=60;w=60, "hour";q=500;w=3600'
+        assert request.response_headers["ratelimit"] == '"minute";r=59;t=60'
+
+
+def test_the_tightest_window_is_shown_as_kong_chooses_it() -> None:
+    def quota(name: str, remaining: int) -> Quota:
+        return Quota(Window(name, 100), remaining, 1000)
+
+    assert headers.tightest([quota("minute", 5), quota("hour", 3)]).window.name == "hour"
+    assert headers.tightest([quota("minute", 5), quota("hour", 5)]).window.name == "hour"
+    assert headers.tightest([quota("minute", 4), quota("hour", 5)]).window.name == "minute"
+
+
+# How the tier is found: (configuration, request's tier claim, headers, Kong's consumer) → tier
+CONSUMER = {"id": "c1", "username": "alice", "tags": ["x", "tier:pro"]}
+CHOICES: dict[str, tuple[dict[str, Any], str | None, dict[str, str], Any, str]] = {
+    "claim": ({}, "pro", {}, None, "pro"),
+    "no claim": ({}, None, {}, None, "free"),
+    "unknown claim": ({}, "gold", {}, None, "free"),
+    "header not configured": ({}, None, {"x-tier": "pro"}, None, "free"),
+    "header configured": ({"tier_header": "X-Tier"}, None, {"x-tier": "pro"}, None, "pro"),
+    "claim beats header": ({"tier_header": "X-Tier"}, "free", {"x-tier": "pro"}, None, "free"),
+    "tag": ({"consumer_tier": "tag"}, None, {}, CONSUMER, "pro"),
+    "tag without consumer": ({"consumer_tier": "tag"}, None, {}, None, "free"),
+    "group": ({"consumer_tier": "group"}, None, {"x-consumer-groups": "a, team"}, CONSUMER, "team"),
+    "group sent by a stranger": ({"consumer_tier": "group"}, None, {"x-consumer-groups": "team"}, None, "free"),
+    "claim beats tag": ({"consumer_tier": "tag"}, "team", {}, CONSUMER, "team"),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_choice_of_tier(kong, start, subject, case) -> None:
+    config, claim, sent, consumer, tier = CHOICES[case]
+    request = attested(subject, claim, headers=sent, answers={"kong.client.get_consumer": consumer})
+    assert kong.handle(start(attestation=ATTESTATION, **config), "access", request).exit is None
+    assert claims_of(request)["tier"] == tier
+
+
+def test_an_unknown_tier_is_logged_once(kong, start, subject) -> None:
+    instance = start(attestation=ATTESTATION)
+    said = []
+    for n in range(3):
+        request = attested(f"{subject}-{n}", "gold\nforged line")
+        kong.handle(instance, "access", request)
+        said += [args[0] for method, args in request.log if method == "kong.log.warn"]
+    assert len(said) == 1 and "gold" in said[0] and "\n" not in said[0]
+
+
+IDENTITY = {"sub": "s-1", "who": {"con": "con-1", "crd": "crd-1"}}
+# limit_by: (more configuration, request) → hash tag or status
+SUBJECTS: dict[str, tuple[dict[str, Any], dict[str, Any], str | int]] = {
+    "subject": ({}, {"shared": {"claude_identity": IDENTITY}}, "s-1"),
+    "consumer": ({}, {"shared": {"claude_identity": IDENTITY}}, "consumer:con-1"),
+    "consumer of Kong": (
+        {"limit_by": "consumer"},
+        {"answers": {"kong.client.get_consumer": {"id": "1", "username": "bob"}}},
+        "consumer:bob",
+    ),
+    "credential": ({}, {"shared": {"claude_identity": IDENTITY}}, "credential:crd-1"),
+    "credential of Kong": (
+        {"limit_by": "credential"},
+        {"answers": {"kong.client.get_credential": {"id": "k"}}},
+        "credential:k",
+    ),
+    "ip": ({}, {"ip": "2001:db8::1"}, "ip:2001%3Adb8%3A%3A1"),
+    "header": ({"header_name": "X-Team"}, {"headers": {"x-team": "red}"}}, "header:red%7D"),
+    "header missing": ({"limit_by": "header", "header_name": "X-Team"}, {}, 400),
+    "path": ({"path": "/a"}, {"answers": {"kong.nginx.get_var": "POST /a?x=1 HTTP/1.1"}}, "path:%2Fa"),
+    "another path": (
+        {"limit_by": "path", "path": "/a"},
+        {"answers": {"kong.nginx.get_var": "POST /b HTTP/1.1"}},
+        400,
+    ),
+    "route": ({}, {}, "route:r"),
+    "service": ({}, {"answers": {"kong.router.get_service": {"id": "sv"}}}, "service:sv"),
+    "nobody": ({"limit_by": "subject"}, {}, 401),
+    "nobody, as consumer": ({"limit_by": "consumer"}, {}, 401),
+    "nobody, by address": (
+        {"limit_by": "subject", "on_missing_identity": "ip"},
+        {"ip": "10.1.2.3"},
+        "ip:10.1.2.3",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SUBJECTS)
+def test_what_is_counted(kong, start, case) -> None:
+    config, asked, expected = SUBJECTS[case]
+    request = Request(**asked)
+    event = kong.handle(start(minute=5, **{"limit_by": case.split()[0], **config}), "access", request)
+    if isinstance(expected, int):
+        assert event.exit is not None and event.exit.status == expected
+    else:
+        assert event.exit is None
+        assert request.shared["claude_admission"]["subject"] == expected
+
+
+def test_tags_keep_subjects_apart() -> None:
+    odd = ["a", "ip:a", "{a}", "}", "{", "a}:leases", "%", "%41", "A", "a b", "ü", "x" * 97, "x" * 98, "\udcff", "\n"]
+    tags = [ledger.tag(kind, value) for kind in ("subject", "ip", "header") for value in odd]
+    assert len(set(tags)) == len(tags)
+    for tag in tags:
+        assert tag and not set(tag) & set("{} \n") and len(tag) < 120
+        tag.encode()
+
+
+def test_queue_when_busy(kong, start, subject) -> None:
+    instance = start(attestation=ATTESTATION, on_busy="queue")
+    first, second = attested(subject), attested(subject)
+    assert kong.handle(instance, "access", first).exit is None
+    assert kong.handle(instance, "access", second).exit is None
+    assert "queue" not in claims_of(first)
+    claims = claims_of(second)
+    assert claims["queue"] is True and Lease.parse(claims["lease"]) and claims["slot"]["concurrent"] == 1
+    assert "lease" not in second.shared["claude_admission"], "nothing is held, so nothing is to be given back"
+
+
+@pytest.mark.parametrize("prefer", ["respond-async", "wait=10, Respond-Async", "respond-async; x=1"])
+def test_prefer_respond_async(kong, start, subject, prefer) -> None:
+    request = attested(subject, headers={"prefer": prefer})
+    assert kong.handle(start(attestation=ATTESTATION), "access", request).exit is None
+    assert claims_of(request)["queue"] is True
+
+
+# After the request: (instance's attestation, source of the answer, cost header) → running, spent
+ENDS = {
+    "invoker answered": (True, "service", "0.5", 1, 0.0),
+    "refused later in the chain": (True, "exit", None, 0, 0.0),
+    "could not be proxied": (True, "error", None, 0, 0.0),
+    "answered, nobody else settles": (False, "service", "0.5", 0, 0.5),
+    "answered without a cost": (False, "service", None, 0, 0.0),
+    "answered with nonsense": (False, "service", "nan", 0, 0.0),
+}
+
+
+@pytest.mark.parametrize("policy", ["redis", "local"])
+@pytest.mark.parametrize("case", ENDS)
+def test_the_log_phase_ends_what_nobody_else_will(kong, start, subject, case, policy) -> None:
+    signed, source, cost, running, spent = ENDS[case]
+    tiers = [{"name": "free", "concurrent": 3, "usd_per_day": 5, "max_usd_per_run": 1}]
+    config = {"policy": policy, "tiers": tiers, "namespace": f"ends-{policy}-{subject}"}
+    instance = start(**config, **({"attestation": ATTESTATION} if signed else {}))
+    request = attested(subject) if signed else identified(subject)
+    assert kong.handle(instance, "access", request).exit is None
+    request.answers = {"kong.response.get_source": source, "kong.response.get_header": cost}
+    kong.handle(instance, "log", request)
+    body = kong.handle(start(**config, report=True), "access", identified(subject)).exit.body
+    if policy == "local" and case == "invoker answered":
+        running, spent = 0, 0.5  # the invoker cannot reach this process
+    assert (body["concurrent"]["running"], body["usd"]["day"]["spent"]) == (running, spent)
+
+
+def test_shadow_mode_never_refuses(kong, start, subject) -> None:
+    instance = start(attestation=ATTESTATION, mode="shadow", tiers=[{"name": "t", "minute": 2, "models": ["m"]}])
+    for n in range(5):
+        request = attested(subject, body=b'{"model": "other"}')
+        assert kong.handle(instance, "access", request).exit is None
+        assert request.shared["claude_admission"].get("shadow") == (None if n < 2 else "minute")
+        assert any(method == "kong.log.warn" for method, _ in request.log) == (n >= 2)
+        assert claims_of(request)["chk"] == ["rate-tiers"]
+
+
+MODELS = {
+    "allowed": (b'{"model": "claude-haiku"}', None),
+    "another": (b'{"model": "claude-opus"}', 403),
+    "none named": (b'{"prompt": "hi"}', None),
+    "null": (b'{"model": null}', None),
+    "not a string": (b'{"model": ["claude-haiku"]}', 403),
+    "named twice": (b'{"model": "claude-opus", "model": "claude-haiku"}', 403),
+    "escaped name": (b'{"\\u006dodel": "claude-opus"}', 403),
+    "not JSON": (b"\xff", None),
+    "deep": (b'{"model": "claude-opus", "x": ' + b"[" * 100_000, None),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_models_outside_the_tier(kong, start, subject, case) -> None:
+    """Where no attestation carries the clamp, the body is read here."""
+    body, status = MODELS[case]
+    request = identified(subject, body=body, answers={"kong.nginx.get_var": "POST /claude/invoke HTTP/1.1"})
+    event = kong.handle(start(), "access", request)
+    if status is None:
+        assert event.exit is None
+    else:
+        assert event.exit.status == status and event.exit.body["allowed_models"] == ["claude-haiku"]
+
+
+def test_with_an_attestation_the_body_is_not_read(kong, start, subject) -> None:
+    request = attested(subject, body=b'{"model": "claude-opus"}')
+    event = kong.handle(start(attestation=ATTESTATION), "access", request)
+    assert event.exit is None and "request.get_raw_body" not in calls(event)
+    assert claims_of(request)["clamp"]["models"] == ["claude-haiku"]
+
+
+def test_report(kong, start, subject) -> None:
+    instance = start(attestation=ATTESTATION)
+    request = attested(subject)
+    kong.handle(instance, "access", request)
+    event = kong.handle(start(report=True), "access", identified(subject))
+    assert event.exit.status == 200
+    body = event.exit.body
+    assert body["tier"] == "free" and body["models"] == ["claude-haiku"] and body["max_turns"] == 5
+    assert [(w["name"], w["limit"], w["remaining"]) for w in body["windows"]] == [
+        ("minute", 60, 59),
+        ("hour", 500, 499),
+    ]
+    assert all(0 < w["reset_s"] <= w["window_s"] for w in body["windows"])
+    assert body["concurrent"] == {"limit": 1, "running": 1}
+    assert body["usd"]["reserved"] == 1.0 and body["usd"]["day"]["limit"] == 2.0
+    assert 0 < body["usd"]["day"]["reset_s"] <= 86400
+    again = kong.handle(start(report=True), "access", identified(subject)).exit.body
+    assert again["windows"][0]["remaining"] == 59, "asking costs nothing"
+
+
+def test_a_forged_attestation_is_nobody(kong, start, subject) -> None:
+    forged = jwt.encode({"sub": subject, "tier": "pro"}, "x" * 32, algorithm="HS256", headers={"kid": "1"})
+    event = kong.handle(
+        start(attestation=ATTESTATION), "access", Request(headers={"x-claude-attestation": forged, "x-request-id": "r"})
+    )
+    assert event.exit.status == 401
+
+
+BAD = {
+    "nothing limited": ({"tiers": []}, "tiers: "),
+    "no default": ({"tiers": TIERS}, "default_tier: "),
+    "unknown default": ({"tiers": TIERS, "default_tier": "gold"}, "default_tier: "),
+    "two of a name": ({"tiers": [TIERS[0], TIERS[0]], "default_tier": "free"}, "tiers.2.name: "),
+    "hour below minute": ({"minute": 10, "hour": 5}, "hour: "),
+    "burst alone": ({"tiers": [{"name": "t", "burst": 5}]}, "tiers.1.burst: "),
+    "budget without a price": ({"tiers": [{"name": "t", "usd_per_day": 5}]}, "tiers.1.max_usd_per_run: "),
+    "price over budget": ({"tiers": [{"name": "t", "usd_per_day": 5, "max_usd_per_run": 6}]}, "tiers.1.max_usd"),
+    "half a request": ({"minute": 1.5}, "minute: "),
+    "header without name": ({"minute": 1, "limit_by": "header"}, "header_name: "),
+    "path without path": ({"minute": 1, "limit_by": "path"}, "path: "),
+    "vault reference unresolved": ({"minute": 1, "redis_url": ""}, "redis_url: "),
+    "no scheme": ({"minute": 1, "redis_url": "localhost:6379"}, "redis_url: "),
+    "cluster without port": ({"minute": 1, "redis_url": "redis+cluster://a,b"}, "redis_url: "),
+    "sentinel without service": ({"minute": 1, "redis_url": "redis+sentinel://a:1"}, "redis_url: "),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_configuration_is_refused_by_name(start, case) -> None:
+    config, said = BAD[case]
+    with pytest.raises(RPCError, match=said):
+        start(**config)
