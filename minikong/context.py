@@ -149,6 +149,7 @@ class Context:
     serialize_values: list[tuple[bytes, Any, bytes]] = field(default_factory=list)
     client_body: bytes | None = None  # the client's body, once somebody has read it
     in_timer: bool = False  # the log phase of an external plugin: nginx's request is gone
+    forwarded: list[tuple[bytes, bytes | None]] | None = None  # X-Forwarded-* for the service, set by routing
     forwarded_prefix: bytes | None = b""  # nginx $upstream_x_forwarded_prefix, set by routing
     args_changed: bool = False  # ngx.req.set_uri_args was called
     tls_verify: bool | None = None  # kong.service.set_tls_verify

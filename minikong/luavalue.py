@@ -3,7 +3,7 @@
 Lua has one string type (bytes), one number type (double) and one table type. In minikong:
 
     nil      None                       string   bytes (str where the gateway made it)
-    boolean  bool                       number   int or float; whole numbers up to 2^53-1 are int
+    boolean  bool                       number   int or float; whole numbers up to 2^53-2 are int
     table    list (a sequence without holes) or dict (anything else, also an empty table)
     cjson.null  NULL                    function, coroutine, userdata   Opaque
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import msgpack
 
-MAX_INTEGER = 2**53 - 1
+MAX_INTEGER = 2**53 - 2  # lua-MessagePack sends larger whole numbers as doubles
 
 
 class LuaError(Exception):
@@ -68,6 +68,11 @@ def lua_type(value: Any) -> str:
     return "userdata"
 
 
+def falsy(value: Any) -> bool:
+    """nil or false; 0 and "" are true in Lua."""
+    return value is None or value is False
+
+
 def number(value: int | float) -> int | float:
     """A double: whole numbers that lua-MessagePack sends as integers become int, all others float."""
     if isinstance(value, int):
@@ -114,9 +119,7 @@ def from_msgpack(value: Any) -> Any:
     if kind is list:
         return sequence([from_msgpack(item) for item in value])
     if kind is dict:
-        table = {
-            number(k) if isinstance(k, float) else k: from_msgpack(v) for k, v in value.items() if k is not None
-        }
+        table = {number(k) if isinstance(k, float) else k: from_msgpack(v) for k, v in value.items() if k is not None}
         return table_of(table)
     return None  # ext types: lua-MessagePack's build_ext gives nil
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from minikong.context import Context
-from minikong.luavalue import LuaError, tostring
+from minikong.luavalue import LuaError, falsy, tostring
 from minikong.pdk.ip import is_trusted
 from minikong.pdk.registry import TIMER_ERROR, function
 from minikong.pdk.request import nginx_header
@@ -49,7 +49,7 @@ def get_credential(ctx: Context) -> Any:
 def load_consumer(ctx: Context, consumer_id: Any = None, search_by_username: Any = None) -> Any:
     if not isinstance(consumer_id, bytes):
         raise LuaError("consumer_id must be a string")
-    search = search_by_username not in (None, False)
+    search = not falsy(search_by_username)
     name = consumer_id.decode("utf-8", "surrogateescape")
     is_uuid = _UUID.fullmatch(name) is not None
     if not is_uuid and not search:
@@ -88,7 +88,7 @@ def get_protocol(ctx: Context, allow_terminated: Any = None) -> bytes | None:
     trusted = is_trusted(ctx, ctx.request.client_addr[0])
     if ctx.request.scheme == "https":
         return b"https"
-    if allow_terminated in (None, False) or not trusted:
+    if falsy(allow_terminated) or not trusted:
         return b"http"
     scheme = nginx_header(ctx, b"x-forwarded-proto")
     if scheme is None:

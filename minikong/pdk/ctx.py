@@ -6,7 +6,7 @@ from typing import Any
 
 from minikong.context import Context
 from minikong.entities import WORKSPACE_ID
-from minikong.luavalue import LuaError
+from minikong.luavalue import LuaError, falsy
 from minikong.pdk.client import entity_table
 from minikong.pdk.registry import PHASE_BITS, TABLES, function
 from minikong.pdk.request import captures, request_uri
@@ -72,6 +72,8 @@ def _kong_ctx(ctx: Context, key: Any) -> Any:
             return ctx.buffered or None
         case b"delay_response":
             return ctx.delay_response or None
+        case b"KONG_LOG":  # its functions would be called while it is packed, kong.log.serialize among them
+            raise LuaError(f"function cannot be called in {ctx.phase} phase (only in: log)")
         case b"router_matches":
             return {b"uri_captures": captures(ctx)} if ctx.uri_captures else {}
     return None
@@ -96,4 +98,4 @@ def set_ctx(ctx: Context, key: Any = None, value: Any = None) -> None:
         case b"authenticated_credential":
             ctx.credential = value
         case b"buffered_proxying":
-            ctx.buffered = value not in (None, False)
+            ctx.buffered = not falsy(value)

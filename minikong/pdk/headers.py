@@ -74,7 +74,7 @@ def normalize(value: Any) -> bytes | list[bytes]:
 
 
 _ESCAPE_VALUE = {i: b"%%%02X" % i for i in (*range(0x20), 0x7F) if i != 0x09}
-_ESCAPE_NAME = _ESCAPE_VALUE | {i: b"%%%02X" % i for i in b'\t "(),/:;<=>?@[\\]{}'}
+_ESCAPE_NAME = _ESCAPE_VALUE | {i: b"%%%02X" % i for i in range(0x80, 0x100)} | {i: b"%%%02X" % i for i in b'\t "(),/:;<=>?@[\\]{}'}
 
 
 def escape(text: bytes, table: dict[int, bytes]) -> bytes:
@@ -94,7 +94,7 @@ def set_response_header(headers: Headers, name: bytes, value: Any) -> None:
     values = [escape(v, _ESCAPE_VALUE) for v in values]
     if name.lower() in SINGLE:
         values = values[-1:]
-    headers.set(name, *values)
+    _replace(headers, name, values)
 
 
 def set_request_header(headers: Headers, name: bytes, value: Any) -> None:
@@ -104,4 +104,16 @@ def set_request_header(headers: Headers, name: bytes, value: Any) -> None:
         headers.remove(name)
         return
     values = value if isinstance(value, list) else [value]
-    headers.set(name, *(escape(v, _ESCAPE_VALUE) for v in values))
+    _replace(headers, name, [escape(v, _ESCAPE_VALUE) for v in values])
+
+
+def _replace(headers: Headers, name: bytes, values: list[bytes]) -> None:
+    """The first line of `name` keeps its place and spelling and gets the first value; the others go to the end."""
+    low = name.lower()
+    lines = headers.lines
+    at = next((i for i, (n, _) in enumerate(lines) if n.lower() == low), None)
+    if at is None:
+        lines.extend((name, value) for value in values)
+        return
+    kept = [line for line in lines[at + 1 :] if line[0].lower() != low]
+    headers.lines = [*lines[:at], (lines[at][0], values[0]), *kept, *((name, value) for value in values[1:])]

@@ -8,7 +8,7 @@ from typing import Any
 from minikong import uri
 from minikong.context import Context
 from minikong.entities import WORKSPACE_ID
-from minikong.luavalue import NULL, LuaError, json_encode, number, tostring
+from minikong.luavalue import NULL, EmptyArray, LuaError, falsy, json_encode, number, tostring
 from minikong.pdk.client import entity_table
 from minikong.pdk.registry import FUNCTIONS, PHASE_BITS, Function, function
 from minikong.pdk.request import header_table, request_uri
@@ -65,7 +65,7 @@ for _name in ("on", "off"):
 def set_serialize_value(ctx: Context, key: Any = None, value: Any = None, options: Any = None) -> None:
     if not isinstance(key, bytes):
         raise LuaError("key must be a string")
-    if options not in (None, False) and not isinstance(options, list | dict | bytes):
+    if not falsy(options) and not isinstance(options, list | dict | bytes):
         raise LuaError("attempt to index local 'options'")
     mode = (options.get(b"mode") if isinstance(options, dict) else None) or b"set"
     if mode not in (b"set", b"add", b"replace"):
@@ -170,7 +170,7 @@ def serialize(ctx: Context) -> dict[Any, Any]:
             if ctx.proxied
             else 0,
         },
-        "tries": [dict(t) for t in ctx.tries] if ctx.upstream is not None else None,
+        "tries": ([dict(t) for t in ctx.tries] or EmptyArray()) if ctx.upstream is not None else None,
         "route": entity_table(ctx.route),
         "service": entity_table(ctx.service),
         "consumer": entity_table(ctx.consumer),

@@ -17,7 +17,6 @@ ALL = tuple(PHASE_BITS)
 
 def variable(ctx: Context, name: str) -> bytes | None:
     """nginx's $name; None where it has no value or does not exist."""
-    request = ctx.request
     if name.startswith("http_"):
         return nginx_header(ctx, name[5:].encode("latin-1"))
     if name.startswith("arg_"):

@@ -31,20 +31,7 @@ PHASE_BITS = {
     "error": 0x1000000,
     "admin_api": 0x10000000,
 }
-REQUEST = (  # PHASES.request
-    [
-        "rewrite",
-        "access",
-        "balancer",
-        "response",
-        "header_filter",
-        "body_filter",
-        "log",
-        "error",
-        "admin_api",
-        "cluster_listener",
-    ]
-)
+REQUEST = tuple(p for p in PHASE_BITS if p not in ("init_worker", "certificate", "client_hello", "preread"))
 ANY = tuple(p for p in PHASE_BITS if p != "init_worker")
 TIMER_ERROR = "API disabled in the current context"
 

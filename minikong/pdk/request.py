@@ -6,7 +6,7 @@ from typing import Any
 
 from minikong import uri
 from minikong.context import Context
-from minikong.luavalue import LuaError, json_decode, number
+from minikong.luavalue import LuaError, falsy, json_decode, number
 from minikong.multipart import decode_multipart
 from minikong.pdk.ip import is_trusted
 from minikong.pdk.registry import PHASE_BITS, REQUEST, function
@@ -250,7 +250,7 @@ def get_raw_body(ctx: Context, max_allowed_file_size: Any = None) -> bytes | Non
         return ctx.body
     body = ctx.client_body or b""
     if body and ctx.request.body.spilled:
-        if max_allowed_file_size is None or max_allowed_file_size is False:
+        if falsy(max_allowed_file_size):
             return None
         if isinstance(max_allowed_file_size, bool) or not isinstance(max_allowed_file_size, int | float):
             raise LuaError("attempt to compare number with " + type(max_allowed_file_size).__name__)
@@ -261,7 +261,7 @@ def get_raw_body(ctx: Context, max_allowed_file_size: Any = None) -> bytes | Non
 
 @function("kong.request.get_body", BEFORE_CONTENT, needs_body=True)
 def get_body(ctx: Context, mimetype: Any = None, max_args: Any = None, max_size: Any = None) -> Any:
-    content_type = mimetype if mimetype not in (None, False) else get_header_value(ctx, b"Content-Type")
+    content_type = mimetype if not falsy(mimetype) else get_header_value(ctx, b"Content-Type")
     if content_type is None:
         return None
     if isinstance(content_type, int | float) and not isinstance(content_type, bool):

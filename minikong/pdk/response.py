@@ -68,8 +68,6 @@ def headers_out(ctx: Context) -> Headers:
 
 
 def status_out(ctx: Context) -> int:
-    if ctx.client_gone and ctx.phase == "log":
-        return 499
     return ctx.response.status if ctx.response is not None else 0
 
 
@@ -272,6 +270,6 @@ def send(ctx: Context, exit_: Exit) -> None:
             raise LuaError(f"body encoding failed while flushing response: {error.message}") from None
         if not has_type:
             set_response_header(headers, b"Content-Type", b"application/json; charset=utf-8")
-    if not has_length and (body is not None or exit_.status < 300):
+    if not has_length and (body is not None or (exit_.status < 300 and exit_.status != 204)):
         set_response_header(headers, b"Content-Length", b"%d" % len(body or b""))
     ctx.response = Response(exit_.status, headers, "exit", body)

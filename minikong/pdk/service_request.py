@@ -7,7 +7,7 @@ from typing import Any
 
 from minikong import uri
 from minikong.context import Context
-from minikong.luavalue import LuaError, json_encode, lua_type, tostring
+from minikong.luavalue import LuaError, falsy, json_encode, lua_type, tostring
 from minikong.pdk.headers import (
     normalize,
     quoted,
@@ -110,40 +110,48 @@ def set_method(ctx: Context, method: Any = None) -> None:
         ctx.upstream.method = method.decode()
 
 
-def _set_upstream_host(ctx: Context, value: Any) -> None:
-    if isinstance(value, list | dict):
-        raise LuaError("attempt to assign a table to an nginx variable")
-    ctx.upstream_host = tostring(value)
+def _set(ctx: Context, name: bytes, value: Any) -> None:
+    """ngx.req.set_header, with what nginx keeps apart: $host and the length of the body."""
+    set_request_header(ctx.request.headers, name, value)
+    low = name.lower()
+    if low == b"host":
+        host = (value[-1] if isinstance(value, list) and value else value) or b""
+        if isinstance(host, bytes):
+            ctx.request.host = host.rsplit(b":", 1)[0].decode("latin-1").lower() if host else "kong"
+    elif low == b"content-length" and isinstance(value, bytes) and value.isdigit():
+        announce = getattr(ctx.request.body, "announce", None)
+        if announce is not None:
+            announce(int(value))
 
 
 @function("kong.service.request.set_header", REWRITE_ACCESS_BALANCER)
 def set_header(ctx: Context, header: Any = None, value: Any = None) -> None:
     validate_header(header, value)
     if header.lower() == b"host":
-        _set_upstream_host(ctx, value)
+        ctx.upstream_host = tostring(value)
     if header.lower() == b":authority":
         return
-    set_request_header(ctx.request.headers, header, normalize(value))
+    _set(ctx, header, normalize(value))
 
 
 @function("kong.service.request.add_header", REWRITE_ACCESS)
 def add_header(ctx: Context, header: Any = None, value: Any = None) -> None:
     validate_header(header, value)
     if header.lower() == b"host":
-        _set_upstream_host(ctx, value)
+        ctx.upstream_host = tostring(value)
     held = lookup(header_table(ctx.request.headers.lines, ctx.gateway.conf.lua_max_req_headers), header)
     values = list(held) if isinstance(held, list) else [] if held is None else [held]
     added = normalize(value)
     if isinstance(added, list):  # a table inside the list: ngx.req.set_header tostring()s it
         added = f"table: 0x{id(added) & 0xFFFFFFFFFFFF:012x}".encode()
-    set_request_header(ctx.request.headers, header, [*values, added])
+    _set(ctx, header, [*values, added])
 
 
 @function("kong.service.request.clear_header", REWRITE_ACCESS)
 def clear_header(ctx: Context, header: Any = None) -> None:
     if not isinstance(header, bytes):
         raise LuaError("header must be a string")
-    set_request_header(ctx.request.headers, header, None)
+    _set(ctx, header, None)
 
 
 @function("kong.service.request.set_headers", REWRITE_ACCESS)
@@ -152,8 +160,8 @@ def set_headers(ctx: Context, headers: Any = None) -> None:
         raise LuaError("headers must be a table")
     for name, value in validate_headers(headers).items():
         if name.lower() == b"host":
-            _set_upstream_host(ctx, value)
-        set_request_header(ctx.request.headers, name, normalize(value))
+            ctx.upstream_host = tostring(value)
+        _set(ctx, name, normalize(value))
 
 
 @function("kong.service.request.set_raw_body", REWRITE_ACCESS_BALANCER, needs_body=True)
@@ -173,9 +181,9 @@ def _set_body(ctx: Context, body: bytes) -> None:
 def set_body(ctx: Context, args: Any = None, mime: Any = None) -> bool | None:
     if not isinstance(args, list | dict):
         raise LuaError("args must be a table")
-    if mime not in (None, False) and not isinstance(mime, bytes):
+    if not falsy(mime) and not isinstance(mime, bytes):
         raise LuaError("mime must be a string")
-    if mime in (None, False):
+    if falsy(mime):
         mime = lookup(header_table(ctx.request.headers.lines), b"Content-Type")
         if mime is None:
             return None

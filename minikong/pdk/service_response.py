@@ -6,7 +6,7 @@ from typing import Any
 
 from minikong import uri
 from minikong.context import Context
-from minikong.luavalue import LuaError
+from minikong.luavalue import LuaError, falsy
 from minikong.multipart import decode_multipart
 from minikong.pdk.registry import TIMER_ERROR, function
 from minikong.pdk.request import check_maximum, decode_json_body, first, header_table, lookup
@@ -64,7 +64,7 @@ def get_raw_body(ctx: Context) -> bytes:
 @function("kong.service.response.get_body", HEADER_BODY_LOG)
 def get_body(ctx: Context, mimetype: Any = None, max_args: Any = None) -> Any:
     body = _body(ctx)
-    content_type = mimetype if mimetype not in (None, False) else get_header(ctx, b"Content-Type")
+    content_type = mimetype if not falsy(mimetype) else get_header(ctx, b"Content-Type")
     if not isinstance(content_type, bytes):
         return None
     kind = content_type.lower().split(b";", 1)[0]
