@@ -51,3 +51,6 @@ clean: ## removes what was built; keeps .venv
 
 chaos: setup ## faults under load, 20 of each; TOKEN=… make chaos BASE_URL=… for a running gateway
 	$(BIN)/python -m tests.chaos $(if $(BASE_URL),--base-url "$(BASE_URL)" $(if $(FAULT_COMMAND),--fault-command "$(FAULT_COMMAND)"))
+
+conformance: setup ## recorded answers of a real Kong against minikong (DATA=another folder), about 2 minutes
+	$(BIN)/python -m tests.conformance $(DATA)

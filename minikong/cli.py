@@ -16,8 +16,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from minikong import app, conf, declarative
+from minikong import app, conf, declarative, pluginserver
 from minikong.schema.metaschema import BadSchema
+
+_log = logging.getLogger("minikong")
 
 
 class StartError(Exception):
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name = str(options.config or os.environ.get("KONG_DECLARATIVE_CONFIG", "declarative config"))
             print("\n".join(problem.located(name)), file=sys.stderr)
             return 2
-        except (StartError, conf.ConfError, BadSchema, app.StartError, OSError) as problem:
+        except (StartError, conf.ConfError, BadSchema, pluginserver.StartError, OSError) as problem:
             print(f"minikong: {problem}", file=sys.stderr)
             return 2
     return 0
@@ -72,8 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def run(settings: conf.KongConf) -> None:
     """Serves until SIGINT or SIGTERM."""
     for warning in settings.warnings:
-        logging.getLogger("minikong").warning(warning)
+        _log.warning(warning)
     running = await app.start(settings, environ=os.environ)
+    for kind, addresses in (("proxy", running.proxy_addresses), ("Admin API", running.admin_addresses)):
+        listens = settings.proxy_listen if kind == "proxy" else settings.admin_listen
+        for listen, (host, port) in zip(listens, addresses, strict=True):
+            scheme = "https" if listen.ssl else "http"
+            _log.info("%s listening on %s://%s:%d", kind, scheme, host, port)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -139,7 +146,7 @@ def _server() -> str:
 def _dump(directory: Path) -> list[dict[str, object]]:
     if not directory.is_dir():
         raise StartError(f"{directory}: no such directory")
-    done = subprocess.run(  # noqa: S603 -- our own interpreter's script on a directory the user named
+    done = subprocess.run(
         [_server(), "-d", str(directory), "--dump-all-plugins"], capture_output=True, text=True, check=False
     )
     try:
