@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -498,3 +500,25 @@ def test_bad_configuration_is_refused_by_name(start, case) -> None:
     config, said = BAD[case]
     with pytest.raises(RPCError, match=said):
         start(**config)
+
+
+def test_a_frozen_redis_holds_up_nobody_else(server, kong, start, subject, own_redis) -> None:
+    """Two instances in one server process: while one waits for its Redis, the other answers."""
+    slow = start(minute=100, redis_url=own_redis.url, timeout_ms=1500)
+    quick = start(minute=1000, attestation=ATTESTATION)
+    own_redis.signal(signal.SIGSTOP)
+    refused: list[int] = []
+
+    def wait_for_the_slow_one() -> None:
+        with server.driver() as other:
+            refused.append(other.handle(slow, "access", identified(subject)).exit.status)
+
+    waiting = [threading.Thread(target=wait_for_the_slow_one) for _ in range(4)]
+    for thread in waiting:
+        thread.start()
+    answered = 0
+    while any(thread.is_alive() for thread in waiting):
+        assert kong.handle(quick, "access", attested(subject)).exit is None or answered >= 1000
+        answered += 1
+    assert refused == [503] * 4
+    assert answered > 20, "the server stood still while one Redis was silent"

@@ -152,7 +152,7 @@ class LocalLedger:
             buckets.append((end, 1))
         return buckets
 
-    def _window_wait(self, buckets: Buckets, limit: int, length: int) -> float:
+    def _window_wait(self, buckets: Buckets, limit: int, length: int) -> int:
         used = sum(count for _, count in buckets)
         for end, count in buckets:
             used -= count
@@ -171,8 +171,8 @@ class LocalLedger:
         return max(limit - sum(count for _, count in state), 0), _ms((state[0][0] + length * 1000) * 1000 - self._now)
 
     def _write_windows(self, key: str, windows: dict[int, Any]) -> None:
-        def ends(length: int, state: Any) -> float:
-            return state if length < 0 else (state[-1][0] + length * 1000) * 1000
+        def ends(length: int, state: Any) -> int:
+            return int(state if length < 0 else (state[-1][0] + length * 1000) * 1000)
 
         live = {length: state for length, state in windows.items() if ends(length, state) > self._now}
         self._values[key] = live

@@ -241,7 +241,7 @@ def _cluster(settings: Settings) -> Callable[[Call], Any]:
             if not made:
                 made.append(
                     RedisCluster(
-                        startup_nodes=[ClusterNode(host, port) for host, port in nodes],
+                        startup_nodes=[ClusterNode(host, port) for host, port in nodes],  # type: ignore[no-untyped-call]
                         cluster_error_retry_attempts=1,
                         ssl=tls,
                         **{n: v for n, v in options.items() if n not in ("retry", "driver_info")},
@@ -252,9 +252,9 @@ def _cluster(settings: Settings) -> Callable[[Call], Any]:
 
     def run(call: Call) -> Any:
         try:
-            return client().execute_command(*call.command())
+            return client().execute_command(*call.command())  # type: ignore[no-untyped-call]
         except NoScriptError:
-            return client().execute_command(*call.full_command())
+            return client().execute_command(*call.full_command())  # type: ignore[no-untyped-call]
 
     return run
 
