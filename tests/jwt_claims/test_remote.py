@@ -5,14 +5,22 @@ from __future__ import annotations
 import gc
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from kong_claude.jwt_claims import remote
 from kong_claude.jwt_claims.fetch import MAX_DOCUMENT, FetchError, fetch_json
@@ -239,7 +247,7 @@ def test_a_discovery_document_that_is_not_the_issuers(document: Any) -> None:
 
 
 @contextmanager
-def serving(respond: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+def serving(respond: Callable[[BaseHTTPRequestHandler], None], tls: ssl.SSLContext | None = None) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             try:
@@ -251,10 +259,13 @@ def serving(respond: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that hangs up is a case here
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/jwks"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}/jwks"
     finally:
         server.shutdown()
         thread.join()
@@ -322,7 +333,36 @@ def test_nobody_listens_and_nobody_answers() -> None:
         fetch_json(f"http://127.0.0.1:{port}/", timeout=0.5)
 
 
-def test_an_unknown_certificate_is_not_trusted() -> None:
-    """Over https to a plain-text server, and to nothing: an error, never a fall-back."""
+def test_plain_text_where_tls_was_asked_for() -> None:
     with serving(lambda h: send(h, 200, b"{}")) as url, pytest.raises(FetchError):
         fetch_json(url.replace("http:", "https:"), timeout=2)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A self-signed certificate for 127.0.0.1 and its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "idp")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path / "idp.pem"
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes(private + made.public_bytes(Encoding.PEM))
+    return file
+
+
+def test_only_a_trusted_certificate_of_the_right_name(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with serving(lambda h: send(h, 200, b'{"keys":[]}'), tls=context) as url:
+        with pytest.raises(FetchError):
+            fetch_json(url, timeout=2)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert fetch_json(url, timeout=2) == {"keys": []}
+        with pytest.raises(FetchError):
+            fetch_json(url.replace("127.0.0.1", "localhost"), timeout=2)

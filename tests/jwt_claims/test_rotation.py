@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ import jwt
 import pytest
 
 from tests.jwt_claims.support import bearer
-from tests.support.kong_driver import Driver, Event, Request, Server
+from tests.support.kong_driver import Driver, Event, Request, Server, plugin_server
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -211,3 +212,13 @@ def test_a_waiting_request_does_not_hold_up_others(server: Server, provider: Pro
         assert not ended.is_set()
         thread.join(HANG)
         assert ended.is_set()
+
+
+def test_on_kong_pdks_own_server(plugins_dir: Path, provider: Provider) -> None:
+    """The plugin needs nothing of our plugin server: keys, rotation and refusals work with threads too."""
+    with plugin_server(plugins_dir, stock=True) as stock, stock.driver() as kong:
+        instance = kong.start_instance("claude-jwt-claims", configured(provider))
+        assert ask(kong, instance, provider.token()).exit is None
+        provider.rotate("k2")
+        assert ask(kong, instance, provider.token()).exit is None
+        assert ask(kong, instance, "x.y.z").exit.status == 401
