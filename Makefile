@@ -6,7 +6,7 @@ JOBS   ?= 2
 DATA   ?= tests/conformance/data
 BASE_URL ?=
 
-.PHONY: help setup up down test lint format bench conformance chaos soak clean
+.PHONY: help setup up down test lint format bench conformance chaos soak clean fuzz
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -54,3 +54,6 @@ chaos: setup ## faults under load, 20 of each; TOKEN=… make chaos BASE_URL=…
 
 conformance: setup ## recorded answers of a real Kong against minikong (DATA=another folder), about 2 minutes
 	$(BIN)/python -m tests.conformance $(DATA)
+
+fuzz: setup ## ten minutes of broken requests at minikong's listener (FUZZ_SECONDS=600)
+	MINIKONG_FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(BIN)/python -m pytest tests/minikong/test_fuzz.py -q

@@ -113,12 +113,13 @@ def upstream_head(ctx: Context, conf: KongConf, body_length: int | None, *, chun
             out.append(b"%b: %b\r\n" % (name, value))
 
     put(b"TE", b"trailers" if wants_trailers(request) else None)
-    put(b"Via", _via(request))
+    via, *rest = ctx.forwarded if ctx.forwarded is not None else forwarded(ctx, conf)
+    put(*via)
     put(b"Host", upstream.host_header)
     upgrade = upgrade_to(request)
     put(b"Upgrade", upgrade)
     put(b"Connection", b"keep-alive, Upgrade" if upgrade else b"keep-alive")
-    for name, value in ctx.forwarded if ctx.forwarded is not None else forwarded(ctx, conf):
+    for name, value in rest:
         put(name, value)
     put(b"X-Real-IP", request.remote_addr[0].encode())
     hidden = _NEVER_PASSED
@@ -163,7 +164,7 @@ def _via(request: Request) -> bytes:
 
 
 def forwarded(ctx: Context, conf: KongConf) -> list[tuple[bytes, bytes | None]]:
-    """The X-Forwarded-* headers of the upstream request."""
+    """Via and the X-Forwarded-* headers of the upstream request, as they are when the route is found."""
     request = ctx.request
     headers = request.headers
     peer = request.client_addr[0]
@@ -184,6 +185,7 @@ def forwarded(ctx: Context, conf: KongConf) -> list[tuple[bytes, bytes | None]]:
         prefix = ctx.forwarded_prefix
     chain = b", ".join(headers.all(b"x-forwarded-for"))
     return [
+        (b"Via", _via(request)),
         (b"X-Forwarded-For", chain + b", " + peer.encode() if chain else request.remote_addr[0].encode()),
         (b"X-Forwarded-Proto", proto),
         (b"X-Forwarded-Host", host),

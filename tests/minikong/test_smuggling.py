@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
 
 import pytest
 
 from minikong.conf import Listen
 from minikong.context import Context
 from minikong.entities import Route
+from minikong.http.connection import Handler
 from minikong.http.listener import Edge
 from minikong.http.seam import Exchange
 from tests.minikong.plain_gateway import running_edge
@@ -104,7 +104,7 @@ CASES: list[tuple[str, bytes, list[int], list[bytes]]] = [
 ]
 
 
-def _recording(edge: Edge, parsed: list[tuple[str, bytes, bytes]]) -> Callable[[Context, Exchange], Awaitable[None]]:
+def _recording(edge: Edge, parsed: list[tuple[str, bytes, bytes]]) -> Handler:
     """A handler that notes every request as the gateway sees it, with its body, before it is proxied."""
     inner = edge.gateway.handle
 
