@@ -6,21 +6,39 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from minikong.entities import Upstream
 
 TTL = 5.0  # seconds a resolved name is kept
 
 
+def read_hosts(path: str) -> dict[str, str]:
+    """Name → first address of a hosts file (`dns_hostsfile`); a file that is not there has none, as in Kong."""
+    hosts: dict[str, str] = {}
+    try:
+        lines = Path(path).read_text(errors="replace").splitlines()
+    except OSError:
+        return hosts
+    for line in lines:
+        address, *names = line.partition("#")[0].split() or [""]
+        for name in names:
+            hosts.setdefault(name.lower(), address)
+    return hosts
+
+
 class Resolver:
     """Remembers addresses for a while and whose turn it is in each upstream."""
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: dict[str, str] | None = None) -> None:
+        self._hosts = hosts or {}
         self._addresses: dict[str, tuple[float, str]] = {}
         self._turns: dict[int, tuple[Upstream, Iterator[tuple[str, int]]]] = {}
 
     async def resolve(self, name: str, port: int) -> str | None:
         """An address of `name` (IPv4 before IPv6); None if there is none."""
+        if name in self._hosts:
+            return self._hosts[name]
         now = time.monotonic()
         known = self._addresses.get(name)
         if known is not None and now - known[0] < TTL:

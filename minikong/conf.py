@@ -66,7 +66,7 @@ WITHOUT_EFFECT = frozenset(
     nginx_events_multi_accept nginx_http_keepalive_requests nginx_http_lua_regex_match_limit
     nginx_http_lua_regex_cache_max_entries nginx_admin_client_max_body_size
     nginx_admin_client_body_buffer_size upstream_keepalive_pool_size upstream_keepalive_max_requests
-    dns_resolver dns_hostsfile dns_order dns_valid_ttl dns_stale_ttl dns_cache_size dns_not_found_ttl
+    dns_resolver dns_order dns_valid_ttl dns_stale_ttl dns_cache_size dns_not_found_ttl
     dns_error_ttl dns_no_sync new_dns_client resolver_address resolver_hosts_file resolver_family
     resolver_valid_ttl resolver_stale_ttl resolver_lru_cache_size resolver_mem_cache_size resolver_error_ttl
     lua_socket_pool_size lua_ssl_trusted_certificate lua_ssl_verify_depth lua_ssl_protocols
@@ -98,6 +98,7 @@ _DEFAULTS: dict[str, str] = {
     "client_body_buffer_size": "8k",
     "nginx_http_charset": "UTF-8",
     "upstream_keepalive_idle_timeout": "60",
+    "dns_hostsfile": "/etc/hosts",
     "declarative_config": "",
     "declarative_config_string": "",
     "pluginserver_names": "",
@@ -180,6 +181,7 @@ class KongConf:
     lua_max_resp_headers: int
     lua_max_uri_args: int
     lua_max_post_args: int
+    dns_hostsfile: str
     declarative_config: str | None
     declarative_config_string: str | None
     warnings: tuple[str, ...] = field(default=(), compare=False)  # what Kong would print while starting
@@ -271,6 +273,7 @@ class _Reader:
             lua_max_resp_headers=self._integer("lua_max_resp_headers"),
             lua_max_uri_args=self._integer("lua_max_uri_args"),
             lua_max_post_args=self._integer("lua_max_post_args"),
+            dns_hostsfile=self._text("dns_hostsfile"),
             declarative_config=self._text("declarative_config") or None,
             declarative_config_string=self._text("declarative_config_string") or None,
             warnings=tuple(warnings),

@@ -12,6 +12,7 @@ import logging
 import os
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 from minikong import balancer, bundled, declarative, precedence, uri
@@ -31,8 +32,8 @@ from minikong.router import Match, Router
 from minikong.rpc import Pool
 
 if TYPE_CHECKING:
-    from minikong.http.listener import Edge
     from minikong.http.forwarded import forwarded
+    from minikong.http.listener import Edge
 from minikong.http.seam import Exchange
 
 LEVELS = {
@@ -124,10 +125,11 @@ class Gateway:
         self.processes: list[Process] = []
         self.requests = 0
         self._log_tasks: set[asyncio.Task[None]] = set()
-        self._resolver = balancer.Resolver()
+        self._resolver = balancer.Resolver(balancer.read_hosts(conf.dns_hostsfile))
         self.level = LEVELS.get(conf.log_level, logging.ERROR)
         self.lua = Runtime(self)
-        infos = {info.name: info for info in map(query, conf.pluginservers)}
+        with ThreadPoolExecutor() as threads:  # each query starts a process; they do not depend on each other
+            infos = {info.name: info for info in threads.map(query, conf.pluginservers)}
         self.handlers = self._load_handlers(infos)
         self.schema = self._load_schema(infos)
         self.config = Config()
