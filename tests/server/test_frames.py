@@ -184,4 +184,4 @@ def test_a_frame_beyond_the_bound_is_closed_before_it_is_held(start: Callable[..
             for _ in range(200):
                 sock.sendall(bytes(1 << 20))
     assert alive(server)
-    assert "garbage on a connection, closed" in server.log
+    assert "no MessagePack (BufferFull), connection closed" in server.log

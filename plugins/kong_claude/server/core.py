@@ -24,8 +24,8 @@ import gevent
 
 from kong_claude.server import wire
 from kong_claude.server.plugins import Instance, Instances, Phase, Plugin
-from kong_claude.server.wire import REPLY, RET, UNAVAILABLE, event_tail, pack, unpack
-from kong_claude.server.worker import EventEnd, Namespace, Worker
+from kong_claude.server.wire import ID_LENGTH, MSGID_END, REPLY, RET, UNAVAILABLE, event_key, pack, unpack
+from kong_claude.server.worker import EventEnd, Worker, pdk
 
 log = logging.getLogger("kong_claude.pluginserver")
 
@@ -34,6 +34,7 @@ RECEIVE_MORE = 1 << 20
 READ, WRITE = 1, 2  # libev's
 IDLE_WORKERS = 256
 INSTANCE_IDLE_SECONDS = 900.0
+MAX_KNOWN_EVENTS = 4096
 LARGE_FRAME = 512 << 10  # Kong's time for a frame grows with its square: 117 ms at 1 MB
 
 
@@ -85,9 +86,10 @@ class Connection:
 
     def _reading(self) -> Callable[[], None]:
         """The callback for a readable socket, with what it needs at hand."""
+        server = self.server
         receive = self._sock.recv
-        events = self.server.events
-        dispatch = self.server.dispatch
+        events, known_events, begin = server.events, server.known_events, server.begin
+        request, step, handle_event, step_length = wire.REQUEST, wire.STEP, wire.HANDLE_EVENT, len(wire.STEP)
 
         def readable() -> None:
             data = b""
@@ -103,45 +105,50 @@ class Connection:
             if not data:
                 self.close()
                 return
-            if self.decoder is not None:
-                self._decode(data)
-                return
-            worker = answer = None
-            try:
-                _, msgid, method, args = frame = unpack(data)
-                if method == "plugin.Step":
-                    step = args[0]
-                    worker = events.get(step["EventId"])
-                    answer = step.get("Data")
-            except (ValueError, TypeError, LookupError, AttributeError):
-                self._decode(data)
-                return
-            if worker is not None and worker.conn is None and (self.call is worker or not self.busy):
-                worker.msgid = msgid
-                worker.conn = self
-                self.call = worker
-                worker.switch(answer)
-            else:
-                dispatch(self, frame)
+            if self.decoder is None and data.startswith(request):
+                worker = events.get(data[-ID_LENGTH:])
+                if worker is None:
+                    at = data.find(handle_event, 3, MSGID_END + len(handle_event))
+                    known = known_events.get(data[at:]) if at > 0 else None
+                    if known is not None and not self.busy:
+                        begin(self, data[2:at], *known)
+                        return
+                elif worker.conn is None and (self.call is worker or not self.busy):
+                    at = data.find(step, 3, MSGID_END + step_length)
+                    if at > 0:
+                        try:
+                            answer = unpack(data[at + step_length : -ID_LENGTH])
+                        except Exception:  # noqa: S110 - not one whole value: decoded below
+                            pass
+                        else:
+                            worker.msgid = data[2:at]
+                            worker.conn = self
+                            self.call = worker
+                            worker.switch(answer)
+                            return
+            self._decode(data)
 
         return readable
 
     def _decode(self, data: bytes) -> None:
-        """The patient way: partial frames, several at once, strings that are not UTF-8, garbage."""
-        try:
-            if self.decoder is None:
+        """Any other frame, whole, in pieces, or several at once; and garbage."""
+        if self.decoder is None:
+            try:
+                self.backlog.append(unpack(data))
+            except Exception:
                 self.decoder = wire.Decoder()
                 self.since = time.monotonic()
                 self.server.unfinished.add(self)
-            self.backlog.extend(self.decoder.feed(data))
+        if self.decoder is not None:
+            try:
+                self.backlog.extend(self.decoder.feed(data))
+            except Exception as error:
+                self.server.violation(self, f"no MessagePack ({type(error).__name__})")
+                return
             if self.decoder.empty:
                 self.decoder = None
                 if not self._buffer:
                     self.server.unfinished.discard(self)
-        except Exception as error:
-            log.warning("garbage on a connection, closed: %s", type(error).__name__)
-            self.close()
-            return
         if self.busy and self.backlog:
             self.server.abandon(self)
         self.pump()
@@ -232,16 +239,18 @@ class Server:
         self.event_timeout = event_timeout
         self.max_in_flight = max_in_flight
         self.instances = Instances()
-        self.events: dict[Any, Worker] = {}
+        self.events: dict[bytes, Worker] = {}  # by event_key
+        # The bytes of HandleEvent after msgid, once decoded: Kong sends the same for ever.
+        self.known_events: dict[bytes, tuple[Instance, Phase]] = {}
         self.connections: set[Connection] = set()
         self.unfinished: set[Connection] = set()
         self.overloaded = self.protocol_errors = 0
-        self.kong = Namespace("kong", lua_style)
+        self.kong = pdk(lua_style)
         self._idle: list[Worker] = []
         self._hub = gevent.get_hub()
         # Ids differ from those of any earlier process: a Step for an event that died with it must not find another.
         self._next_event = (1 << 51) | secrets.randbits(50)
-        self._methods: dict[str, Callable[[Connection, Any, Any], None]] = {
+        self._methods: dict[str, Callable[[Connection, bytes, Any], None]] = {
             "plugin.HandleEvent": self._handle_event,
             "plugin.StartInstance": self._start_instance,
             "plugin.CloseInstance": self._close_instance,
@@ -261,13 +270,12 @@ class Server:
 
     def dispatch(self, conn: Connection, frame: Any) -> None:
         """One whole frame. What is no request closes the connection: nobody could be answered."""
-        if conn.busy:
-            self.abandon(conn)
         if not (isinstance(frame, (list, tuple)) and len(frame) == 4 and frame[0] == 0):
-            return self._violation(conn, "a frame that is no request")
-        _, msgid, method, args = frame
-        if type(msgid) is not int or type(method) is not str or not isinstance(args, (list, tuple)):
-            return self._violation(conn, "a request of another shape")
+            return self.violation(conn, "a frame that is no request")
+        _, number, method, args = frame
+        if type(number) is not int or type(method) is not str or not isinstance(args, (list, tuple)):
+            return self.violation(conn, "a request of another shape")
+        msgid = pack(number)
         handler = self._methods.get(method)
         if handler is None:
             log.warning("method %.60r is not of the protocol", method)
@@ -281,7 +289,7 @@ class Server:
                 conn.close()
         return None
 
-    def _violation(self, conn: Connection, what: str) -> None:
+    def violation(self, conn: Connection, what: str) -> None:
         self.protocol_errors += 1
         log.warning("%s, connection closed", what)
         conn.close()
@@ -299,9 +307,9 @@ class Server:
 
     # -- events
 
-    def _handle_event(self, conn: Connection, msgid: Any, event: Any) -> None:
+    def _handle_event(self, conn: Connection, msgid: bytes, event: Any) -> None:
         if type(event) is not dict:
-            return self._violation(conn, "an event of another shape")
+            return self.violation(conn, "an event of another shape")
         instance_id = event.get("InstanceId")
         instance = self.instances.by_id.get(instance_id) if type(instance_id) is int else None
         if instance is None:
@@ -314,13 +322,23 @@ class Server:
             log.error("plugin %s has no phase %s", instance.plugin.name, _short(name))
             self._refuse(conn, msgid, self._new_event_id(), True)
             return None
+        if len(self.known_events) >= MAX_KNOWN_EVENTS:
+            self.known_events.clear()
+        for keys in (("InstanceId", "EventName"), ("EventName", "InstanceId")):
+            rest = wire.HANDLE_EVENT + pack({key: event[key] for key in keys})
+            self.known_events[rest] = (instance, phase)
+        self.begin(conn, msgid, instance, phase)
+        return None
+
+    def begin(self, conn: Connection, msgid: bytes, instance: Instance, phase: Phase) -> None:
+        """Runs the event in a worker, up to its first wait."""
         if len(self.events) >= self.max_in_flight and (
             phase.name != "log" or len(self.events) >= 2 * self.max_in_flight
         ):
             self.overloaded += 1
             phase.stats.denied += 1
             self._refuse(conn, msgid, self._new_event_id(), phase.refuses)
-            return None
+            return
         worker = self._idle.pop() if self._idle else Worker(self._hub, self, self.kong)
         worker.gr_context = None  # context variables are the event's own
         worker.msgid = msgid
@@ -332,24 +350,25 @@ class Server:
         worker.started = instance.last_used = time.monotonic()
         instance.active += 1
         conn.call = worker
-        worker.id = event_id = self._new_event_id()
-        worker.tail = event_tail(event_id)
-        self.events[event_id] = worker
+        worker.id = key = event_key(self._new_event_id())
+        worker.tail = wire.RESULT + key
+        self.events[key] = worker
         worker.switch()
-        return None
 
     def _new_event_id(self) -> int:
         self._next_event += 1
         return self._next_event
 
-    def _step(self, conn: Connection, msgid: Any, step: Any, error: bool = False) -> None:
+    def _step(self, conn: Connection, msgid: bytes, step: Any, error: bool = False) -> None:
         if type(step) is not dict:
-            return self._violation(conn, "a step of another shape")
+            return self.violation(conn, "a step of another shape")
         event_id = step.get("EventId")
-        worker = self.events.get(event_id) if type(event_id) is int else None
+        if type(event_id) is not int:
+            event_id = 0
+        worker = self.events.get(event_key(event_id))
         if worker is None or worker.conn is not None:
-            log.warning("step of an unknown event %s, refused", _short(event_id))
-            self._refuse(conn, msgid, event_id if type(event_id) is int else 0, True)
+            log.warning("step of an unknown event %d, refused", event_id)
+            self._refuse(conn, msgid, event_id, True)
             return None
         worker.msgid = msgid
         worker.conn = conn
@@ -358,11 +377,11 @@ class Server:
         worker.switch(None if error else step.get("Data"))
         return None
 
-    def _step_error(self, conn: Connection, msgid: Any, step: Any) -> None:
+    def _step_error(self, conn: Connection, msgid: bytes, step: Any) -> None:
         self._step(conn, msgid, step, error=True)
 
-    def _refuse(self, conn: Connection, msgid: Any, event_id: int, refuses: bool) -> None:
-        conn.reply(REPLY + pack(msgid) + event_tail(event_id) + (UNAVAILABLE if refuses else RET))
+    def _refuse(self, conn: Connection, msgid: bytes, event_id: int, refuses: bool) -> None:
+        conn.reply(REPLY + msgid + wire.RESULT + event_key(event_id) + (UNAVAILABLE if refuses else RET))
 
     def failed(self, worker: Worker, error: BaseException) -> None:
         """Plugin code raised (runs in the worker). A refusal where the phase and the plugin's on_error allow it."""
@@ -387,15 +406,16 @@ class Server:
         worker.conn = None
         if worker.phase.refuses:
             worker.phase.stats.denied += 1
-        conn.reply(REPLY + pack(worker.msgid) + worker.tail + (UNAVAILABLE if worker.phase.refuses else RET))
+        conn.reply(REPLY + worker.msgid + worker.tail + (UNAVAILABLE if worker.phase.refuses else RET))
 
     def finished(self, worker: Worker) -> bool:
         """The worker's event is over (runs in the worker). Returns whether to keep the worker."""
         instance = worker.instance
         worker.phase.stats.observe(time.monotonic() - worker.started, worker.calls)
+        assert worker.id is not None
         del self.events[worker.id]
         worker.id = None
-        worker.error = worker.msgid = None
+        worker.error = None
         instance.active -= 1
         if instance.closing and not instance.active:
             gevent.spawn(self._run_close, instance)
@@ -445,7 +465,7 @@ class Server:
             self.expire(worker, now)
             self._end(worker)
         for conn in [c for c in self.unfinished if c.since < limit]:
-            self._violation(conn, "an incomplete frame")
+            self.violation(conn, "an incomplete frame")
 
     def close(self) -> None:
         """Ends everything: what still runs is answered first."""
@@ -459,7 +479,7 @@ class Server:
 
     # -- instances
 
-    def _start_instance(self, conn: Connection, msgid: Any, arg: Any) -> None:
+    def _start_instance(self, conn: Connection, msgid: bytes, arg: Any) -> None:
         # A constructor may fetch keys or connect to Redis: it must not run in the hub.
         greenlet = gevent.Greenlet(self._construct, arg)
         conn.call = construction = Construction(conn, greenlet)
@@ -504,7 +524,7 @@ class Server:
         log.info("instance #%d of %s started", instance.id, plugin.name)
         return instance
 
-    def _close_instance(self, conn: Connection, msgid: Any, instance_id: Any) -> None:
+    def _close_instance(self, conn: Connection, msgid: bytes, instance_id: Any) -> None:
         instance = self.instances.by_id.get(instance_id) if type(instance_id) is int else None
         if instance is None:
             conn.reply(wire.error(msgid, f"no plugin instance #{_short(instance_id)}"))
@@ -517,6 +537,8 @@ class Server:
     def drop(self, instance: Instance) -> None:
         """Forgets an instance; its `close()` runs when its last event is over."""
         del self.instances.by_id[instance.id]
+        for key in [k for k, (known, _) in self.known_events.items() if known is instance]:
+            del self.known_events[key]
         instance.plugin.module.set_last_close_instance_time()
         instance.closing = True
         log.info("instance #%d of %s closed", instance.id, instance.plugin.name)
@@ -535,21 +557,21 @@ class Server:
         for instance in self.instances.unused_since(now - INSTANCE_IDLE_SECONDS):
             self.drop(instance)
 
-    def _instance_status(self, conn: Connection, msgid: Any, instance_id: Any) -> None:
+    def _instance_status(self, conn: Connection, msgid: bytes, instance_id: Any) -> None:
         instance = self.instances.by_id.get(instance_id) if type(instance_id) is int else None
         if instance is None:
             conn.reply(wire.error(msgid, f"no plugin instance #{_short(instance_id)}"))
         else:
             conn.reply(wire.result(msgid, instance.status()))
 
-    def _plugin_info(self, conn: Connection, msgid: Any, name: Any) -> None:
+    def _plugin_info(self, conn: Connection, msgid: bytes, name: Any) -> None:
         plugin = self.plugins.get(name) if type(name) is str else None
         if plugin is None:
             conn.reply(wire.error(msgid, f"plugin {_short(name)} is not loaded"))
         else:
             conn.reply(wire.result(msgid, plugin.info()))
 
-    def _status(self, conn: Connection, msgid: Any, _: Any) -> None:
+    def _status(self, conn: Connection, msgid: bytes, _: Any) -> None:
         instances = self.instances.by_id.values()
         plugins = {
             name: {

@@ -20,10 +20,19 @@ pack: Callable[[Any], bytes] = msgpack.Packer(unicode_errors="surrogateescape").
 # Exactly one frame; anything else raises, and goes to `Decoder`. Options would cost as much as the decoding.
 unpack: Callable[[bytes], Any] = msgpack.unpackb
 
-REPLY = b"\x94\x01"  # then msgid
-EVENT = b"\xc0\x82\xa7EventId"  # then the id, then DATA + "ret" or CALL
+REQUEST = b"\x94\x00"  # then msgid, method, arguments
+REPLY = b"\x94\x01"  # then msgid, error, result
+RESULT = b"\xc0\x82"  # no error; a map of EVENT_ID + id and DATA + value
+EVENT_ID = b"\xa7EventId"
 DATA = b"\xa4Data"
 RET = DATA + b"\xa3ret"
+
+# Kong's usual frames, told by their constant parts instead of decoded: `REQUEST msgid STEP value EVENT_ID id` and
+# `REQUEST msgid HANDLE_EVENT rest`. Whatever looks otherwise (Kong's key order is arbitrary) is decoded.
+STEP = b"\xabplugin.Step\x91\x82" + DATA
+HANDLE_EVENT = b"\xb2plugin.HandleEvent\x91"
+ID_LENGTH = len(EVENT_ID) + 9  # ids are of eight bytes
+MSGID_END = 12  # where a msgid has ended at the latest
 
 
 def pack_large(value: Any) -> bytes:
@@ -40,16 +49,17 @@ def call_part(method: str) -> bytes:
 UNAVAILABLE = call_part("kong.response.exit") + pack([503, {"message": "service temporarily unavailable"}])
 
 
-def event_tail(event_id: Any) -> bytes:
-    return EVENT + pack(event_id)
+def event_key(event_id: int) -> bytes:
+    """How an event is known: its EventId as it ends Kong's frames."""
+    return EVENT_ID + pack(event_id)
 
 
-def result(msgid: Any, value: Any) -> bytes:
-    return REPLY + pack(msgid) + b"\xc0" + pack_large(value)
+def result(msgid: bytes, value: Any) -> bytes:
+    return REPLY + msgid + b"\xc0" + pack_large(value)
 
 
-def error(msgid: Any, text: str) -> bytes:
-    return REPLY + pack(msgid) + pack(text) + b"\xc0"
+def error(msgid: bytes, text: str) -> bytes:
+    return REPLY + msgid + pack(text) + b"\xc0"
 
 
 class Decoder:

@@ -7,7 +7,7 @@ answers it switches back. Workers are re-used: on CPython 3.11 a new greenlet co
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import FunctionType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from greenlet import getcurrent, greenlet
@@ -39,7 +39,8 @@ class Owner(Protocol):
 class Worker(greenlet):
     """A re-usable greenlet and the state of the event that runs in it.
 
-    `id` is None while idle. `conn` is the connection with Kong's open call: None while Kong works on a PDK call.
+    `id` (EventId) is None while idle; `msgid` and `tail` are packed parts of its replies. `conn` is the connection
+    with Kong's open call: None while Kong works on a PDK call.
     """
 
     __slots__ = (
@@ -63,9 +64,9 @@ class Worker(greenlet):
         self.to_hub: Callable[[], Any] = greenlet.switch.__get__(hub)
         self.owner = owner
         self.kong = kong
-        self.id: int | None = None
+        self.id: bytes | None = None
         self.conn: Connection | None = None
-        self.msgid: Any = None
+        self.msgid = b""
         self.tail = b""
         self.error: Any = None
         self.done = True
@@ -86,7 +87,7 @@ class Worker(greenlet):
                     conn = self.conn or self.await_open_call()
                     self.done = True
                     self.conn = None
-                    conn.reply(REPLY + pack(self.msgid) + self.tail + RET)
+                    conn.reply(REPLY + self.msgid + self.tail + RET)
             except EventEnd:
                 pass
             except BaseException as error:
@@ -126,7 +127,7 @@ def pdk_method(name: str, lua_style: bool) -> Callable[..., Any]:
         conn = worker.conn
         if conn is None:
             conn = worker.await_open_call()
-        frame = REPLY + pack(worker.msgid) + worker.tail + part + encode(_sanitized(args) if logs else args)
+        frame = REPLY + worker.msgid + worker.tail + part + encode(_sanitized(args) if logs else args)
         worker.conn = None
         worker.calls += 1
         if terminal:
@@ -157,7 +158,7 @@ def pdk_method(name: str, lua_style: bool) -> Callable[..., Any]:
 
 
 class Namespace:
-    """`kong`, `kong.request` …: attributes are made on first use and kept. Callable, as `kong.log(...)` is."""
+    """`kong.log`, and what the stubs do not know: callable, attributes are made on first use and kept."""
 
     def __init__(self, name: str, lua_style: bool) -> None:
         self._name = name
@@ -168,7 +169,7 @@ class Namespace:
         if attribute.startswith("__"):
             raise AttributeError(attribute)
         name = f"{self._name}.{attribute}"
-        made = (pdk_method if name in KNOWN_METHODS else Namespace)(name, self._lua_style)
+        made = (pdk_method if self._name == "kong.log" else Namespace)(name, self._lua_style)
         setattr(self, attribute, made)
         return made
 
@@ -179,17 +180,27 @@ class Namespace:
         return str(self._call())
 
 
-def _known_methods(stub: type, name: str) -> set[str]:
-    """Names of the functions in kong-pdk's stubs: those need no further attributes and are plain functions here."""
-    found = set()
+def pdk(lua_style: bool) -> Any:
+    """The `kong` object that plugins get: one for all events, a call belongs to the greenlet that makes it."""
+    return _namespace(stubs, "kong", lua_style)
+
+
+def _namespace(stub: type, name: str, lua_style: bool) -> ModuleType:
+    # A module, because CPython looks its attributes up faster than those of a class with __getattr__.
+    namespace = ModuleType(name)
     for key, value in vars(stub).items():
+        path = f"{name}.{key}"
         if isinstance(value, staticmethod):
-            found.add(f"{name}.{key}")
-        elif isinstance(value, type):
-            found |= _known_methods(value, f"{name}.{key}")
-        elif isinstance(value, FunctionType):
-            found.add(f"{name}.{key}")
-    return found
+            setattr(namespace, key, pdk_method(path, lua_style))
+        elif isinstance(value, type) and path != "kong.log":
+            setattr(namespace, key, _namespace(value, path, lua_style))
 
+    def unknown(attribute: str) -> Namespace:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        made = Namespace(f"{name}.{attribute}", lua_style)
+        setattr(namespace, attribute, made)
+        return made
 
-KNOWN_METHODS = frozenset(_known_methods(stubs, "kong"))
+    setattr(namespace, "__getattr__", unknown)  # noqa: B010
+    return namespace
