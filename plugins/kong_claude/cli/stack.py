@@ -145,7 +145,13 @@ def gateway(layout: Layout) -> Part:
         f" --metrics-listen {layout.address}:{layout.metrics_port}"
     )
     command = [sys.executable, "-m", "minikong"]
-    return Part("gateway", command, environment, answers(f"{layout.admin_url}/status"), ready_within=60)
+    answering = answers(f"{layout.admin_url}/status")
+
+    def ready() -> bool:
+        # Until the plugin server listens, Kong answers every request with 500.
+        return answering() and accepting(plugin_socket)
+
+    return Part("gateway", command, environment, ready, ready_within=60)
 
 
 def base_environment() -> dict[str, str]:
@@ -194,6 +200,16 @@ def script(name: str) -> str:
     if not path.exists():
         raise Problem(f"{path} is missing: pip install 'kong-claude[local]' (in a checkout: make setup)")
     return str(path)
+
+
+def accepting(path: Path) -> bool:
+    """True where somebody listens on a unix socket."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def redis_answers(path: Path) -> bool:
