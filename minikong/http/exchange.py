@@ -177,6 +177,10 @@ class ClientExchange:
     async def _send_whole(self, ctx: Context, response: Response, *, filtered: bool = True) -> None:
         """Sends a response whose body is known; runs header_filter."""
         self._filter(ctx, None, filtered=filtered)
+        if response.close_silently:  # header_filter failed
+            self._connection.abort_gently()
+            self._end()
+            return
         body = response.body if response.body is not None else b""
         sized = response.headers.get(b"content-length") is not None or response.content_length is not None
         version = ctx.request.http_version
@@ -280,6 +284,9 @@ class ClientExchange:
         if (head.raw.get(b"x-accel-buffering") or b"").lower() in (b"no", b"yes"):
             buffering = (head.raw.get(b"x-accel-buffering") or b"").lower() == b"yes"
         self._filter(ctx, attempt)
+        if response.close_silently:  # header_filter failed
+            connection.abort_gently()
+            return False
         version = ctx.request.http_version
         no_body = _has_no_body(ctx, head.status)
         own_length = response.headers.get(b"content-length")

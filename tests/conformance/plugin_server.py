@@ -85,6 +85,8 @@ class PluginServer:
         self._delayed: set[asyncio.Task[None]] = set()
         self._ending = "ret"
         self._slow = 0.0
+        self._pace = 0.0
+        self._slow_answers = 0.0
 
     async def start(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -100,7 +102,9 @@ class PluginServer:
 
     # -- what to play
 
-    def play_calls(self, calls: list[Call], *, ending: str = "ret", slow: float = 0.0) -> None:
+    def play_calls(
+        self, calls: list[Call], *, ending: str = "ret", slow: float = 0.0, slow_answers: float = 0.0
+    ) -> None:
         """Each event plays the calls of its plugin and phase; all at its first event.
 
         `ending` of an access event: "ret", "error", "close" or "hang"; `slow` seconds before "ret".
@@ -108,6 +112,7 @@ class PluginServer:
         self._reset()
         self._ending = ending
         self._slow = slow
+        self._slow_answers = slow_answers
         for call in calls:
             self._calls[call["plugin"], call["phase"]].append(call)
 
@@ -150,7 +155,7 @@ class PluginServer:
         self.open.clear()
         self.script = None
         self._bound = {}
-        self._ending, self._slow = "ret", 0.0
+        self._ending, self._slow, self._slow_answers = "ret", 0.0, 0.0
 
     async def settled(self, patience: float = 0.6) -> None:
         """Waits until the log events have come and gone, or the script is used up."""
@@ -204,7 +209,7 @@ class PluginServer:
             self._send(writer, [1, msgid, None, {"Name": "", "Id": argument, "Config": {}}])
         elif method == "plugin.HandleEvent":
             event_id = next(self._events)
-            calls = self._calls.pop((plugin, argument["EventName"]), deque())
+            calls = self._take(plugin, argument["EventName"])
             self.open[event_id] = Event(plugin, argument["EventName"], calls)
             self._next(event_id, msgid, writer)
         else:
@@ -219,6 +224,26 @@ class PluginServer:
                 self.answers.append((event.current, answer))
                 event.current = None
             self._next(argument["EventId"], msgid, writer)
+
+    def _take(self, plugin: str, phase: str) -> deque[Call]:
+        """The calls of one event: up to the first that Kong never answers; the next event goes on from there."""
+        left = self._calls.pop((plugin, phase), deque())
+        taken: deque[Call] = deque()
+        while left:
+            taken.append(left.popleft())
+            if taken[-1]["answer"] is None and left:
+                self._calls[plugin, phase] = left
+                break
+        return taken
+
+    def _take(self, plugin: str, phase: str) -> deque[Call]:
+        calls = self._calls[plugin, phase]
+        taken: deque[Call] = deque()
+        while calls:
+            taken.append(calls.popleft())
+            if taken[-1]["answer"] is None:
+                break
+        return taken
 
     def _started(self, argument: dict[str, Any], instance_id: Any) -> dict[str, Any]:
         config = json.loads(argument["Config"])
@@ -237,7 +262,11 @@ class PluginServer:
         data = (
             decode(call["raw_data"]) if "raw_data" in call else {"Method": call["method"], "Args": decode(call["args"])}
         )
-        self._send(writer, [1, msgid, None, {"Data": data, "EventId": event_id}])
+        reply = msgpack.packb([1, msgid, None, {"Data": data, "EventId": event_id}], unicode_errors="surrogateescape")
+        if self._slow_answers and event.phase == "access":
+            self._later(lambda: self._delayed_write(reply, writer, self._slow_answers))
+        else:
+            writer.write(reply)
 
     def _end(self, event: Event, event_id: int, msgid: int, writer: asyncio.StreamWriter) -> None:
         ending = self._ending if event.phase == "access" else "ret"

@@ -17,7 +17,7 @@ import psutil
 
 from minikong import conf
 from tests.conformance import http_cases
-from tests.conformance.stage import Stage
+from tests.conformance.stage import LogLines, Stage
 
 MULTI = f"{shlex.quote(sys.executable)} {shlex.quote(str(Path(__file__).with_name('multi.py')))}"
 THREE = (
@@ -145,20 +145,11 @@ async def _stop(stage: Stage, settings: dict[str, str]) -> str | None:
     return "processes left after 1.5 s"
 
 
-class _Lines(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
 async def _start_cmd(case: dict[str, Any], stage: Stage) -> str | None:
     """A start command that ends: how often, and what is said, in four seconds."""
     command = re.sub(r"^start_cmd = (.*), 4 s$", r"\1", case["title"])
     settings = _settings(stage) | {"pluginserver_pa_start_cmd": command}
-    logger, lines = logging.getLogger("minikong"), _Lines()
+    logger, lines = logging.getLogger("minikong"), LogLines()
     level = logger.level
     logger.addHandler(lines)
     logger.setLevel(logging.DEBUG)

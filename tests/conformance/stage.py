@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -28,6 +29,17 @@ CONFS: dict[str, dict[str, str]] = {
     "debuglog": {"log_level": "debug"},
 }
 ENVIRON = {"MY_SECRET": "from-env", "TRACE_SECRET": "s3cret", "PATH": "/usr/bin:/bin"}
+
+
+class LogLines(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
 
 
 class Stage:
