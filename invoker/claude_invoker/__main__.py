@@ -17,7 +17,8 @@ GRACE_S = 10
 def main() -> int:
     """Serves until SIGTERM or SIGINT. 2 for settings that cannot work."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "saq"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         settings = Settings()
         app = create_app(settings)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
 from claude_invoker import trust
-from claude_invoker.api import health, invoke, problems, runs
+from claude_invoker.api import health, invoke, jobs, problems, runs
 from claude_invoker.api.limit import BodyLimit
+from claude_invoker.jobs.queue import open_queue
+from claude_invoker.jobs.runner import Runner
+from claude_invoker.jobs.store import Store, connect
 from claude_invoker.ledger import Ledger
 from claude_invoker.metrics import Metrics
 from claude_invoker.runs.engine import Engine
 from claude_invoker.settings import Settings
 
-ROUTERS = (invoke.router, runs.router)
+ROUTERS = (invoke.router, runs.router, jobs.router)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -29,8 +32,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with engine:
+        async with engine, AsyncExitStack() as stack:
+            if app.state.jobs is not None and settings.worker == "embedded":
+                runner = Runner(settings, engine, app.state.jobs, app.state.queue)
+                await stack.enter_async_context(runner.serving())
             yield
+        if app.state.jobs is not None:
+            await app.state.queue.disconnect()
+            await app.state.jobs.redis.aclose()
         await app.state.seen.close()
         if ledger is not None:
             await ledger.close()
@@ -40,6 +49,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.engine = engine
     app.state.ledger = ledger
     app.state.metrics = metrics
+    app.state.jobs = Store(connect(settings.redis_url), settings.tier_priority) if settings.redis_url else None
+    app.state.queue = open_queue(settings.redis_url) if settings.redis_url else None
     app.state.attestation_keys = trust.keys(settings)
     app.state.seen = trust.SeenOnce(settings.redis_url)
     app.include_router(health.router)

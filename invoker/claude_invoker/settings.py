@@ -120,7 +120,16 @@ class Settings(BaseSettings):
     """Allow webhooks to private addresses and by plain http: for development."""
     webhook_secret: SecretStr | None = None
 
-    @field_validator("required_checks", "required_checks_run", "models", "tools", "tools_allowed", "tier_priority", "webhook_hosts", mode="before")
+    @field_validator(
+        "required_checks",
+        "required_checks_run",
+        "models",
+        "tools",
+        "tools_allowed",
+        "tier_priority",
+        "webhook_hosts",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value

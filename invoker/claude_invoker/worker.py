@@ -46,7 +46,9 @@ def main() -> int:
             raise ValueError("INVOKER_REDIS_URL is not set: jobs wait in Redis")
     except ValidationError as error:
         for item in error.errors(include_input=False, include_url=False):
-            print(f"kong-claude worker: INVOKER_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}", file=sys.stderr)
+            print(
+                f"kong-claude worker: INVOKER_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}", file=sys.stderr
+            )
         return 2
     except ValueError as error:
         print(f"kong-claude worker: {error}", file=sys.stderr)

@@ -8,15 +8,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import ValidationError
 
-from claude_invoker.additions import with_additions
+from claude_invoker.api import jobs
 from claude_invoker.api.accept import EVENT_STREAM, JSON, preferred
+from claude_invoker.api.invocation import decided, invocation_of
 from claude_invoker.api.links import base, with_links
-from claude_invoker.api.problems import RESPONSES, invalid
+from claude_invoker.api.problems import RESPONSES
 from claude_invoker.api.stream import event_stream
 from claude_invoker.model import InvokeRequest, RunResult
-from claude_invoker.plan import Plan, plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
@@ -28,23 +27,7 @@ _BODY = {"requestBody": {"required": True, "content": {JSON: {"schema": InvokeRe
 
 
 async def invocation(request: Request, caller: Annotated[Caller, Depends(attested_run)]) -> InvokeRequest:
-    """The body with what the gateway adds to it. Raises Problem 400 (not JSON) or 422 (not an invocation)."""
-    try:
-        document = await request.json()
-    except (ValueError, RecursionError) as error:
-        raise Problem(400, "bad-request", "the body is not JSON") from error
-    if not isinstance(document, dict):
-        raise Problem(422, "invalid", "the body is not a JSON object")
-    try:
-        return InvokeRequest.model_validate(with_additions(document, caller.additions))
-    except ValidationError as error:
-        raise invalid(error.errors(include_input=False, include_context=False, include_url=False)) from error
-
-
-def decided(request: Request, invoke: InvokeRequest, caller: Caller) -> Plan:
-    """The plan of an invocation. Raises Problem 403."""
-    engine: Engine = request.app.state.engine
-    return plan(invoke, caller.clamp, engine.settings, isolated=engine.users.isolated)
+    return await invocation_of(request, caller, InvokeRequest)
 
 
 @router.post("/invoke", response_model=RunResult, responses=RESPONSES, openapi_extra=_BODY)
@@ -58,6 +41,8 @@ async def invoke(
     artifact of that type."""
     began = time.monotonic()
     engine: Engine = request.app.state.engine
+    if jobs.answers_later(request, caller) and request.app.state.jobs is not None:
+        return await jobs.accept(request, caller, request.headers.get("idempotency-key"))
     chosen = decided(request, wanted, caller)
     if engine.ledger is not None and not await engine.ledger.acquire(caller):
         raise Problem(503, "busy", "the gateway's limit of runs at once", {"Retry-After": "5"})

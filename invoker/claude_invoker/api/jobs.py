@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from claude_invoker.api.files import file_answer
-from claude_invoker.api.invoke import decided, invocation_of
+from claude_invoker.api.invocation import decided, invocation_of
 from claude_invoker.api.links import base, linked, with_links
 from claude_invoker.api.problems import RESPONSES
 from claude_invoker.api.stream import HEADERS
@@ -31,9 +31,7 @@ router = APIRouter(tags=["jobs"], responses={status: RESPONSES[status] for statu
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _CURSOR = re.compile(r"\d{1,12}(\.\d{1,9})?")
 _STREAM_ID = re.compile(r"\d{1,16}-\d{1,16}")
-_BODY = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": JobRequest.model_json_schema()}}}
-}
+_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": JobRequest.model_json_schema()}}}}
 
 
 def store_of(request: Request) -> Store:
@@ -111,7 +109,7 @@ async def view_of(request: Request, job: Job) -> JobView:
     position = await store_of(request).position(job) if job.state == "queued" else None
     view = job.view(base(request), position)
     if view.result is not None:
-        view.result = with_links(request, view.result, job.id)
+        view.result = with_links(request, view.result)
     return view
 
 

@@ -29,5 +29,7 @@ def view_with_links(request: Request, view: RunView) -> RunView:
 
 
 def linked(request: Request, run_id: str, artifacts: list[Artifact]) -> list[Artifact]:
-    root = f"{base(request)}/runs/{run_id}/artifacts/"
+    # A queued run is found under its job, which outlives the process that ran it.
+    kind = "jobs" if run_id.startswith("job_") else "runs"
+    root = f"{base(request)}/{kind}/{run_id}/artifacts/"
     return [artifact.model_copy(update={"href": root + quote(artifact.path)}) for artifact in artifacts]

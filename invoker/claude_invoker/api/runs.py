@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 
+from claude_invoker.api.files import file_answer
 from claude_invoker.api.links import linked, view_with_links
 from claude_invoker.api.problems import RESPONSES
 from claude_invoker.api.stream import event_stream, last_event_id
@@ -87,19 +88,4 @@ async def artifact(request: Request, run: OwnRun, path: str) -> Response:
     found = next((artifact for artifact in run.artifacts if artifact.path == path), None)
     if found is None:
         raise Problem(404, "not-found", "the run left no such file")
-    return file_answer(request, run, found)
-
-
-def file_answer(request: Request, run: Run, found: Artifact) -> Response:
-    etag = f'"{found.sha256}"'
-    headers = {
-        "ETag": etag,
-        "X-Content-Type-Options": "nosniff",
-        # What a run wrote must not run as a page of this origin.
-        "Content-Security-Policy": "sandbox; default-src 'none'",
-        "Cache-Control": "private",
-    }
-    matches = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
-    if etag in matches or "*" in matches:
-        return Response(status_code=304, headers=headers)
-    return FileResponse(run.files / found.path, media_type=found.type, headers=headers)
+    return file_answer(request, run.files, found)

@@ -1,0 +1,38 @@
+"""From a request's body to what shall run: shared by everything that starts a run."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from fastapi import Request
+from pydantic import ValidationError
+
+from claude_invoker.additions import with_additions
+from claude_invoker.api.problems import invalid
+from claude_invoker.model import InvokeRequest
+from claude_invoker.plan import Plan, plan
+from claude_invoker.problem import Problem
+from claude_invoker.runs.engine import Engine
+from claude_invoker.trust import Caller
+
+Wanted = TypeVar("Wanted", bound=InvokeRequest)
+
+
+async def invocation_of(request: Request, caller: Caller, model: type[Wanted]) -> Wanted:
+    """The body with what the gateway adds to it. Raises Problem 400 (not JSON) or 422 (not an invocation)."""
+    try:
+        document = await request.json()
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, "bad-request", "the body is not JSON") from error
+    if not isinstance(document, dict):
+        raise Problem(422, "invalid", "the body is not a JSON object")
+    try:
+        return model.model_validate(with_additions(document, caller.additions))
+    except ValidationError as error:
+        raise invalid(error.errors(include_input=False, include_context=False, include_url=False)) from error
+
+
+def decided(request: Request, invoke: InvokeRequest, caller: Caller) -> Plan:
+    """The plan of an invocation. Raises Problem 403."""
+    engine: Engine = request.app.state.engine
+    return plan(invoke, caller.clamp, engine.settings, isolated=engine.users.isolated)

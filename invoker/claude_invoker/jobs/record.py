@@ -1,0 +1,168 @@
+"""A job as it is stored and as it is shown. Pure."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, TypeAdapter
+
+from claude_invoker.model import InvokeRequest, RunResult
+from claude_invoker.trust import Caller
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+_CALLER = TypeAdapter(Caller)
+OVER = ("done", "failed", "cancelled")
+
+
+def new_id() -> str:
+    return "job_" + secrets.token_hex(12)
+
+
+class JobRequest(InvokeRequest):
+    """An invocation that may take its time."""
+
+    callback_url: str | None = Field(
+        default=None, max_length=2048, pattern=r"^https?://", description="Where a webhook reports the end"
+    )
+
+
+class Delivery(BaseModel):
+    """One try to deliver a webhook."""
+
+    at: float
+    status: int | None = None
+    error: str | None = None
+
+
+class Progress(BaseModel):
+    """How far a running job has come."""
+
+    events: int = 0
+    characters: int = 0
+    last: str = ""
+
+
+class JobView(BaseModel):
+    """A job as `GET /jobs/{id}` shows it. Times are seconds since the epoch."""
+
+    id: str
+    state: State
+    tier: str | None = None
+    position: int | None = Field(default=None, description="Jobs that may start earlier, while it is queued")
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    expires_at: float | None = None
+    attempt: int = 0
+    model: str = ""
+    progress: Progress = Progress()
+    cost_usd: float = 0.0
+    result: RunResult | None = None
+    error: dict[str, Any] | None = None
+    deliveries: list[Delivery] = []
+    links: dict[str, str] = {}
+
+
+class JobList(BaseModel):
+    jobs: list[JobView]
+    next: str | None = Field(default=None, description="Cursor of the next page; absent at the end")
+
+
+@dataclass
+class Job:
+    """The stored record. `traceparent` links the run's trace to the request that queued it."""
+
+    id: str
+    subject: str
+    tier: str
+    request: JobRequest
+    caller: Caller
+    created_at: float
+    state: State = "queued"
+    attempt: int = 0
+    ticket: str = ""
+    worker: str = ""
+    beat: float = 0.0  # milliseconds since the epoch
+    started_at: float | None = None
+    finished_at: float | None = None
+    expires_at: float | None = None
+    cost_usd: float = 0.0
+    model: str = ""
+    cancel: bool = False
+    work: str = ""  # where the run's files are while it runs, for whoever finds it orphaned
+    progress: Progress = field(default_factory=Progress)
+    result: RunResult | None = None
+    error: dict[str, Any] | None = None
+    deliveries: list[Delivery] = field(default_factory=list)
+    traceparent: str = ""
+
+    def fields(self) -> dict[str, str]:
+        """The record of a new job."""
+        return {
+            "id": self.id,
+            "subject": self.subject,
+            "tier": self.tier,
+            "state": self.state,
+            "created_at": repr(self.created_at),
+            "request": self.request.model_dump_json(exclude_none=True),
+            "caller": _CALLER.dump_json(self.caller).decode(),
+            "traceparent": self.traceparent,
+        }
+
+    @classmethod
+    def load(cls, stored: Mapping[str, str]) -> Job:
+        return cls(
+            id=stored["id"],
+            subject=stored["subject"],
+            tier=stored["tier"],
+            request=JobRequest.model_validate_json(stored["request"]),
+            caller=_CALLER.validate_json(stored["caller"]),
+            created_at=float(stored["created_at"]),
+            state=stored["state"],  # type: ignore[arg-type]
+            attempt=int(stored.get("attempt", 0)),
+            ticket=stored.get("ticket", ""),
+            worker=stored.get("worker", ""),
+            beat=float(stored.get("beat", 0)),
+            started_at=_number(stored.get("started_at")),
+            finished_at=_number(stored.get("finished_at")),
+            expires_at=_number(stored.get("expires_at")),
+            cost_usd=float(stored.get("cost_usd", 0)),
+            model=stored.get("model", ""),
+            cancel=stored.get("cancel") == "1",
+            work=stored.get("work", ""),
+            progress=Progress.model_validate_json(stored.get("progress") or "{}"),
+            result=RunResult.model_validate_json(stored["result"]) if stored.get("result") else None,
+            error=json.loads(stored["error"]) if stored.get("error") else None,
+            deliveries=[Delivery(**d) for d in json.loads(stored.get("deliveries") or "[]")],
+            traceparent=stored.get("traceparent", ""),
+        )
+
+    def view(self, base: str, position: int | None = None) -> JobView:
+        """`base`: the prefix of links."""
+        here = f"{base}/jobs/{self.id}"
+        return JobView(
+            id=self.id,
+            state=self.state,
+            tier=self.tier or None,
+            position=position,
+            created_at=self.created_at,
+            started_at=self.started_at,
+            finished_at=self.finished_at,
+            expires_at=self.expires_at,
+            attempt=self.attempt,
+            model=self.model,
+            progress=self.progress,
+            cost_usd=self.cost_usd,
+            result=self.result,
+            error=self.error,
+            deliveries=self.deliveries,
+            links={"self": here, "events": f"{here}/events", "artifacts": f"{here}/artifacts"},
+        )
+
+
+def _number(text: str | None) -> float | None:
+    return float(text) if text else None

@@ -1,0 +1,107 @@
+"""Webhooks: a CloudEvent (1.0, structured JSON) signed by Standard Webhooks, sent where it may go and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import datetime
+import ipaddress
+import json
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from standardwebhooks import Webhook
+
+from claude_invoker.jobs.record import Job
+from claude_invoker.problem import Problem
+from claude_invoker.settings import Settings
+
+TIMEOUT_S = 15.0
+
+
+class NotDelivered(Exception):
+    """The receiver did not take it; SAQ tries again."""
+
+
+def allowed(url: str, settings: Settings) -> None:
+    """Checks a callback URL when a job is accepted. Raises Problem 422."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    if not host or parts.username or parts.password or parts.fragment:
+        raise Problem(422, "invalid", "callback_url needs a host, and neither credentials nor a fragment")
+    if not any(host == name or (name.startswith("*.") and host.endswith(name[1:])) for name in settings.webhook_hosts):
+        raise Problem(422, "invalid", f"callback_url: {host} is not among the allowed hosts")
+    if parts.scheme != "https" and not settings.webhook_private:
+        raise Problem(422, "invalid", "callback_url must be https")
+
+
+async def address(host: str, port: int, settings: Settings) -> str:
+    """The address to connect to. Looked up once and used as it is, so that a name cannot change its mind (DNS
+    rebinding). Raises NotDelivered for private addresses unless they are allowed."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise NotDelivered(f"{host} is not known") from error
+    for *_, place in found:
+        ip = ipaddress.ip_address(str(place[0]).partition("%")[0])
+        if ip.is_global or settings.webhook_private:
+            return str(ip)
+    raise NotDelivered(f"{host} has a private address")
+
+
+def event(job: Job) -> dict[str, Any]:
+    """The CloudEvent for a job that is over."""
+    finished = datetime.datetime.fromtimestamp(job.finished_at or job.created_at, datetime.UTC)
+    body: dict[str, Any] = {
+        "specversion": "1.0",
+        "id": f"{job.id}.{job.attempt}",
+        "source": "/claude/jobs",
+        "type": f"dev.kong-claude.job.{job.state}",
+        "subject": job.id,
+        "time": finished.isoformat().replace("+00:00", "Z"),
+        "datacontenttype": "application/json",
+        "data": job.view("").model_dump(mode="json", exclude_none=True, exclude={"deliveries", "links"}),
+    }
+    return body | ({"traceparent": job.traceparent} if job.traceparent else {})
+
+
+def signed(job: Job, secret: str) -> tuple[dict[str, str], bytes]:
+    """Headers and body. The timestamp is of this try, the id of the event."""
+    document = event(job)
+    body = json.dumps(document, separators=(",", ":"))
+    now = datetime.datetime.now(datetime.UTC)
+    signature = Webhook(base64.b64encode(secret.encode()).decode()).sign(document["id"], now, body)
+    headers = {
+        "Content-Type": "application/cloudevents+json",
+        "User-Agent": "kong-claude",
+        "webhook-id": document["id"],
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": signature,
+    }
+    return headers | ({"traceparent": job.traceparent} if job.traceparent else {}), body.encode()
+
+
+async def send(job: Job, url: str, settings: Settings) -> tuple[int | None, str | None]:
+    """One try: (status, None) or (None, what went wrong). Redirects are not followed: they could lead anywhere."""
+    if settings.webhook_secret is None:
+        return None, "no webhook secret is configured"
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        allowed(url, settings)
+        place = await address(host, port, settings)
+        headers, body = signed(job, settings.webhook_secret.get_secret_value())
+        target = httpx.URL(url).copy_with(host=place)
+        headers["Host"] = parts.netloc
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False, follow_redirects=False) as client:
+            request = client.build_request("POST", target, content=body, headers=headers)
+            request.extensions["sni_hostname"] = host
+            answer = await client.send(request, stream=True)
+            await answer.aclose()
+    except (NotDelivered, Problem) as error:
+        return None, str(error)
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        return None, type(error).__name__
+    return answer.status_code, None
