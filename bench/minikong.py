@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -112,7 +111,7 @@ async def _drive(gateway: int, service: int, seconds: float) -> dict[str, float 
 
 async def _serve() -> None:
     server = await asyncio.get_running_loop().create_server(_Service, "127.0.0.1", 0)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    print(f"service on 127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 
 
@@ -126,11 +125,16 @@ services:
 """
 
 
-def _start(*command: str, **env: str) -> tuple[subprocess.Popen[str], str]:
-    """A child process and the first line it prints."""
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env={**os.environ, **env})
+def _start(*command: str, until: str) -> tuple[subprocess.Popen[str], int]:
+    """A child process and the port at the end of its first line (stdout or stderr) that has `until` in it."""
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
-    return process, process.stdout.readline().strip()
+    shown = []
+    for line in process.stdout:
+        if until in line:
+            return process, int(line.strip().rpartition(":")[2])
+        shown.append(line)
+    raise SystemExit(f"{' '.join(command)} does not start:\n{''.join(shown)}")
 
 
 def main(argv: list[str]) -> int:
@@ -138,14 +142,16 @@ def main(argv: list[str]) -> int:
         uvloop.run(_serve())
         return 0
     seconds = float(argv[0]) if argv else 8.0
-    service, port = _start("-m", "bench.minikong", "service")
+    service, port = _start("-m", "bench.minikong", "service", until="service on")
     try:
         with tempfile.TemporaryDirectory() as folder:
             config = Path(folder, "kong.yml")
             config.write_text(_CONFIG.format(port=port))
-            gateway, line = _start(*_gateway_command(config))
+            listen = ["--proxy-listen", "127.0.0.1:0", "--admin-listen", "off"]
+            command = ["-m", "minikong", "--config", str(config), *listen]
+            gateway, own_port = _start(*command, until="proxy listening on http://")
             try:
-                result = uvloop.run(_drive(int(line.rpartition(":")[2]), int(port), seconds))
+                result = uvloop.run(_drive(own_port, port, seconds))
             finally:
                 gateway.terminate()
                 gateway.wait(10)
@@ -154,10 +160,6 @@ def main(argv: list[str]) -> int:
         service.wait(10)
     print(json.dumps(result))
     return 0
-
-
-def _gateway_command(config: Path) -> list[str]:
-    return ["-m", "minikong", "--config", str(config)]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import uvloop
+
 from minikong import app, conf, declarative, pluginserver
 from minikong.schema.metaschema import BadSchema
 
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="minikong-") as prefix:
         try:
             settings = _settings(options, Path(prefix))
-            asyncio.run(run(conf.load(options.conf, os.environ, settings)))
+            uvloop.run(run(conf.load(options.conf, os.environ, settings)))
         except declarative.DeclarativeError as problem:
             name = str(options.config or os.environ.get("KONG_DECLARATIVE_CONFIG", "declarative config"))
             print("\n".join(problem.located(name)), file=sys.stderr)

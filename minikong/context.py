@@ -27,21 +27,29 @@ class Headers:
 
     def get(self, name: bytes) -> bytes | None:
         """The first value of `name`, or None."""
-        low = name.lower()
-        return next((v for n, v in self.lines if n.lower() == low), None)
+        low, size = name.lower(), len(name)
+        for line in self.lines:
+            if len(line[0]) == size and line[0].lower() == low:
+                return line[1]
+        return None
 
     def all(self, name: bytes) -> list[bytes]:
-        low = name.lower()
-        return [v for n, v in self.lines if n.lower() == low]
+        low, size = name.lower(), len(name)
+        return [v for n, v in self.lines if len(n) == size and n.lower() == low]
 
     def remove(self, name: bytes) -> None:
-        low = name.lower()
-        self.lines = [(n, v) for n, v in self.lines if n.lower() != low]
+        low, size = name.lower(), len(name)
+        self.lines = [line for line in self.lines if len(line[0]) != size or line[0].lower() != low]
 
     def set(self, name: bytes, *values: bytes) -> None:
         """Replaces every line of `name` by one line per value, at the place of the first (else at the end)."""
-        low = name.lower()
-        at = next((i for i, (n, _) in enumerate(self.lines) if n.lower() == low), len(self.lines))
+        low, size = name.lower(), len(name)
+        for at, line in enumerate(self.lines):
+            if len(line[0]) == size and line[0].lower() == low:
+                break
+        else:
+            self.lines += [(name, v) for v in values]
+            return
         self.remove(name)
         self.lines[at:at] = [(name, v) for v in values]
 
