@@ -172,9 +172,6 @@ class Runtime:
         ctx = self._context
         if name == b"shared":
             shared: Any = ctx.shared
-            if not isinstance(shared, LuaShared):
-                shared = LuaShared(self, self.to_lua(shared))
-                ctx.shared = shared
             return shared.table
         if name not in (b"plugin", b"core"):
             return None
@@ -230,14 +227,24 @@ class Runtime:
 
     async def run(self, function: Any, ctx: Context) -> None:
         """Runs a Lua function for a request. Raises LuaError and Exit."""
-        coroutine = function.coroutine()
+        coroutine = self._coroutine(function, ctx)
         while self._resume(coroutine, ctx) == b"read_body":
             ctx.client_body = await ctx.request.body.read()
 
     def run_now(self, function: Any, ctx: Context) -> None:
         """The same where nothing can be awaited (header_filter): the body cannot be read."""
-        if self._resume(function.coroutine(), ctx) == b"read_body":
+        if self._resume(self._coroutine(function, ctx), ctx) == b"read_body":
             raise LuaError("API disabled in the context of header_filter_by_lua*")
+
+    def _coroutine(self, function: Any, ctx: Context) -> Any:
+        """What lupa makes during a callback belongs to the running coroutine's state and must not outlive it: so the
+        shared table is made before, and the coroutine lives as long as the request."""
+        if not isinstance(ctx.shared, LuaShared):
+            shared: Any = LuaShared(self, self.to_lua(ctx.shared))
+            ctx.shared = shared
+        coroutine = function.coroutine()
+        ctx.nginx_ctx.setdefault((b"ctx", b"coroutines"), []).append(coroutine)
+        return coroutine
 
     def _resume(self, coroutine: Any, ctx: Context) -> Any:
         before, self.ctx = self.ctx, ctx
