@@ -495,11 +495,6 @@ class Gateway:
             return ctx.collected
         return [(entity, handler) for handler, entity in state.globals]
 
-    async def refused(self, ctx: Context) -> None:
-        """The log phase of a request that nginx refused before any other phase."""
-        ctx.gateway = self
-        await self._log_phase(ctx, self.state)
-
     async def _log_phase(self, ctx: Context, state: State) -> None:
         """Lua plugins run now; an external plugin's event is sent from a timer, with a copy of the context."""
         ctx.phase = "log"

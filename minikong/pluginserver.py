@@ -68,9 +68,9 @@ def _info(info: Any, protocol: str) -> PluginInfo:
     return PluginInfo(
         name=name,
         phases=tuple(phases) if isinstance(phases, list) else (),
-        priority=info.get("Priority"),
-        version=info.get("Version"),
-        schema=info.get("Schema"),
+        priority=info.get("Priority"),  # type: ignore[arg-type]  # check_plugin looks at them
+        version=info.get("Version"),  # type: ignore[arg-type]
+        schema=info.get("Schema"),  # type: ignore[arg-type]
         protocol=protocol,
     )
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from minikong.context import Context
 from minikong.entities import PluginEntity
+from minikong.pdk.headers import set_response_header
 from minikong.pdk.request import get_header_value
-from minikong.pdk.response import headers_out, set_response_header
+from minikong.pdk.response import headers_out
 from minikong.pdk.service_request import set_header
 
 

@@ -10,8 +10,9 @@ from minikong.bundled.authentication import Denied, refusal
 from minikong.context import Context
 from minikong.entities import PluginEntity
 from minikong.luavalue import tostring
+from minikong.pdk.headers import set_response_header
 from minikong.pdk.request import get_header_value, get_path
-from minikong.pdk.response import headers_out, set_response_header
+from minikong.pdk.response import headers_out
 
 EXPIRATION = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "month": 2592000, "year": 31536000}
 

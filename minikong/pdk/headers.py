@@ -26,7 +26,7 @@ def sequence_part(value: list[Any] | dict[Any, Any]) -> list[Any]:
     """What `ipairs` visits."""
     if isinstance(value, list):
         return value
-    items = []
+    items: list[Any] = []
     while len(items) + 1 in value:
         items.append(value[len(items) + 1])
     return items
@@ -74,7 +74,8 @@ def normalize(value: Any) -> bytes | list[bytes]:
 
 
 _ESCAPE_VALUE = {i: b"%%%02X" % i for i in (*range(0x20), 0x7F) if i != 0x09}
-_ESCAPE_NAME = _ESCAPE_VALUE | {i: b"%%%02X" % i for i in range(0x80, 0x100)} | {i: b"%%%02X" % i for i in b'\t "(),/:;<=>?@[\\]{}'}
+_SEPARATORS = b'\t "(),/:;<=>?@[\\]{}'
+_ESCAPE_NAME = _ESCAPE_VALUE | {i: b"%%%02X" % i for i in (*_SEPARATORS, *range(0x80, 0x100))}
 
 
 def escape(text: bytes, table: dict[int, bytes]) -> bytes:

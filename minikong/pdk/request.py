@@ -276,11 +276,11 @@ def get_body(ctx: Context, mimetype: Any = None, max_args: Any = None, max_size:
             return None  # ngx.req.get_post_args: "request body in temp file not supported"
         return uri.decode_args(body, int(max_args or ctx.gateway.conf.lua_max_post_args))
     if kind.startswith(b"application/json"):
-        body = get_raw_body(ctx, max_size)
-        return None if body is None else decode_json_body(body)
+        text = get_raw_body(ctx, max_size)
+        return None if text is None else decode_json_body(text)
     if kind.startswith(b"multipart/form-data"):
-        body = get_raw_body(ctx, max_size)
-        return None if body is None else decode_multipart(body, content_type)
+        text = get_raw_body(ctx, max_size)
+        return None if text is None else decode_multipart(text, content_type)
     return None
 
 
