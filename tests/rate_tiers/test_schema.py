@@ -61,7 +61,7 @@ def test_the_seed_example_gets_the_defaults() -> None:
         "redis_database": 0,
         "redis_ssl": False,
         "redis_ssl_verify": True,
-        "timeout_ms": 200,
+        "timeout_ms": 500,
         "on_error": "deny",
         "namespace": "claude",
         "lease_ttl": 60,

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from math import ceil, floor, inf
 from typing import Any
 
-from kong_claude.trust.ledger import Call
+from kong_claude.trust.ledger import Call, unpack_rules
 
 DAY = timedelta(days=1)
 SWEEP_AT_LEAST = 1024  # keys
@@ -49,11 +49,11 @@ class LocalLedger:
         self._lapse[key] = max(self._now + lives, self._lapse.get(key, 0))
 
     def _admit(self, keys: Sequence[str], args: Sequence[Any]) -> list[int]:
-        lease, ttl_ms, concurrent, budget_day, budget_month, busy, *rest = args
+        lease, ttl_ms, concurrent, budget_day, budget_month, busy, packed = args
         amount = _amount(lease)
         running, reserved, held = self._leases(keys[0], lease) if lease else (0, 0, False)
         today, month = self._periods()
-        spent_day, spent_month = self._spent(keys[2], today), self._spent(keys[3], month)
+        spent_day, spent_month = (self._spent(keys[2], today), self._spent(keys[3], month)) if lease else (0, 0)
         culprit, wait = 0, 0.0
 
         def blame(who: int, us: float) -> None:
@@ -62,7 +62,7 @@ class LocalLedger:
                 culprit, wait = who, us
 
         windows: dict[int, Any] = self._values.get(keys[1], {})
-        rules = [rest[at : at + 4] for at in range(0, len(rest), 4)]
+        rules = unpack_rules(packed)
         states: list[Any] = []
         for number, (length, limit, _, burst) in enumerate(rules, start=1):
             state = self._state(windows, length, burst)
@@ -132,8 +132,7 @@ class LocalLedger:
         running, reserved, _ = self._leases(keys[0], "")
         today, month = self._periods()
         reply = [running, reserved, self._spent(keys[2], today), self._spent(keys[3], month), *map(_ms, self._left())]
-        for at in range(0, len(args), 4):
-            rule = args[at : at + 4]
+        for rule in unpack_rules(args[0]):
             reply += self._quota(rule, self._state(self._values.get(keys[1], {}), rule[0], rule[3]))
         return reply
 

@@ -76,7 +76,7 @@ class Settings(NamedTuple):
     password: str = ""
     verify: bool = True
     ca_file: str = ""
-    timeout: float = 0.2  # seconds, for each step: connecting, one answer
+    timeout: float = 0.5  # seconds, for each step: connecting, one answer
 
     def __repr__(self) -> str:
         return f"Settings({urlsplit(self.url).scheme})"
@@ -96,7 +96,7 @@ class Settings(NamedTuple):
             config.get("redis_password") or "",
             config.get("redis_ssl_verify") is not False,
             config.get("redis_ca_file") or "",
-            (config.get("timeout_ms") or 200) / 1000,
+            (config.get("timeout_ms") or 500) / 1000,
         )
 
     def options(self, tls: bool) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class RedisLedger:
                 return
 
 
-_packed: Callable[[tuple[str | int, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
+_packed: Callable[[tuple[str | int | bytes, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 
 def _hosts(url: str) -> tuple[list[tuple[str, int]], list[str], str, str]:

@@ -65,7 +65,7 @@ _REDIS: list[Field] = [
     _field("redis_ssl", "boolean", "Speak TLS to redis_host.", default=False),
     _field("redis_ssl_verify", "boolean", "Verify the certificate of Redis.", default=True),
     _field("redis_ca_file", "string", "A file with the certificate authorities to trust."),
-    _field("timeout_ms", "integer", "Milliseconds to wait for Redis.", default=200, between=[1, 60_000]),
+    _field("timeout_ms", "integer", "Milliseconds to wait for Redis.", default=500, between=[1, 60_000]),
     _choice(
         "on_error",
         ("deny", "allow", "local"),

@@ -13,6 +13,7 @@ from kong_claude.trust.ledger import PERIODS, Slot, Window, micro_usd
 # A lease that nobody renews (no attestation carries it to the invoker, or the ledger is this process) must outlive
 # the longest run; the log phase ends it.
 UNRENEWED_TTL = 3600  # seconds
+MOST = 2**31 - 1  # requests
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ def _whole(section: Mapping[str, Any], name: str, prefix: str) -> int | None:
     if value is None:
         return None
     least = 0 if name == "burst" else 1
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < least:
-        raise ConfigError(f"{prefix}{name}", f"must be a whole number of at least {least}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= MOST or value % 1:
+        raise ConfigError(f"{prefix}{name}", f"must be a whole number from {least} to {MOST}")
     return int(value)
 
 

@@ -7,23 +7,28 @@
 --       3 concurrent runs allowed, -1 any
 --       4 micro-USD allowed per day, -1 any      5 per month, -1 any
 --       6 busy: "reject", "queue" (where all slots are taken go on without a lease) or "later" (take no lease now)
---       7... per window: length (s), limit, bucket width (ms), burst (-1: sliding)
+--       7 rules, "" for none
 -- Reply 1 verdict: 0 refused, 1 admitted, 2 admitted without its lease (to be taken when the job starts)
 --       2 culprit: 0 none, n the nth window, -1 concurrency, -2 day's budget, -3 month's budget
 --       3 ms until the culprit may pass           4 running   5 reserved   6 spent today   7 spent this month
+--       (4 to 7 are 0 where no lease was asked for)
 --       8... per window: remaining, ms until a place comes back
 
 local lease, ttl_ms, concurrent = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local budget_day, budget_month, busy = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local amount = tonumber(string.match(lease, ':(%d+)$') or 0)
 
-local values = redis.call('MGET', KEYS[2], KEYS[3], KEYS[4])
-local running, reserved, held = 0, 0, false
-if lease ~= '' then
+local value
+local running, reserved, held, spent_day, spent_month = 0, 0, false, 0, 0
+if lease == '' then
+  value = redis.call('GET', KEYS[2])
+else
+  local values = redis.call('MGET', KEYS[2], KEYS[3], KEYS[4])
+  value = values[1]
   running, reserved, held = read_leases(KEYS[1], lease)
+  spent_day = read_spent(values[2], today)
+  spent_month = values[3] and read_spent(values[3], month_of(today)) or 0
 end
-local spent_day = read_spent(values[2], today)
-local spent_month = values[3] and read_spent(values[3], month_of(today)) or 0
 
 local culprit, wait = 0, 0
 local function blame(who, us)
@@ -33,26 +38,22 @@ local function blame(who, us)
   end
 end
 
-local windows = read_windows(values[1])
-local rules = {}
-for at = 7, #ARGV, 4 do
-  local n = #rules + 1
-  local rule = {
-    length = tonumber(ARGV[at]), limit = tonumber(ARGV[at + 1]), width = tonumber(ARGV[at + 2]),
-    burst = tonumber(ARGV[at + 3]),
-  }
-  rules[n] = rule
-  if rule.burst >= 0 then
-    rule.step = rule.length * 1000000 / rule.limit
-    rule.empty = empty_at(windows[-rule.length])
-    local over = rule.empty - now - rule.burst * rule.step
+local windows, rules, states = read_windows(value), read_rules(ARGV[7]), {}
+local count = (#rules - 1) / 4  -- struct.unpack adds the position behind what it read
+for n = 1, count do
+  local at = 4 * n - 3
+  local length, limit, burst = rules[at], rules[at + 1], rules[at + 3]
+  if burst >= 0 then
+    states[n] = empty_at(windows[-length])
+    local over = states[n] - now - burst * (length * 1000000 / limit)
     if over > 0 then
       blame(n, over)
     end
   else
-    rule.state = live(windows[rule.length], rule.length * 1000)
-    if rule.state and rule.state[1] >= rule.limit then
-      blame(n, window_wait(rule.state, rule.limit, rule.length * 1000))
+    local state = live(windows[length], length * 1000)
+    states[n] = state
+    if state and state[1] >= limit then
+      blame(n, window_wait(state, limit, length * 1000))
     end
   end
 end
@@ -79,16 +80,23 @@ end
 if culprit ~= 0 then
   verdict = 0
 else
-  for _, rule in ipairs(rules) do
-    if rule.burst >= 0 then
-      rule.empty = math.ceil(rule.empty + rule.step)
-      windows[-rule.length] = rule.empty
+  for n = 1, count do
+    local at = 4 * n - 3
+    local length, empty = rules[at], nil
+    if rules[at + 3] >= 0 then
+      states[n] = math.ceil(states[n] + length * 1000000 / rules[at + 1])
+      windows[-length] = states[n]
+      empty = math.ceil(states[n] / 1000)
     else
-      rule.state = count_one(rule.state, rule.width)
-      windows[rule.length] = rule.state
+      states[n] = count_one(states[n], rules[at + 2])
+      windows[length] = states[n]
+      empty = states[n][2] + length * 1000
+    end
+    if empty > windows[0] then
+      windows[0] = empty
     end
   end
-  if #rules > 0 then
+  if count > 0 then
     write_windows(KEYS[2], windows)
   end
   if lease ~= '' and verdict == 1 then
@@ -98,9 +106,8 @@ else
 end
 
 local reply = {verdict, culprit, math.ceil(wait / 1000), running, reserved, spent_day, spent_month}
-for _, rule in ipairs(rules) do
-  local remaining, reset = quota(rule.burst, rule.limit, rule.length, rule.burst >= 0 and rule.empty or rule.state)
-  reply[#reply + 1] = remaining
-  reply[#reply + 1] = reset
+for n = 1, count do
+  local at = 4 * n - 3
+  reply[2 * n + 6], reply[2 * n + 7] = quota(rules[at + 3], rules[at + 1], rules[at], states[n])
 end
 return reply

@@ -8,10 +8,16 @@ local now_ms = math.floor(now / 1000)
 
 local DAY = 86400000000
 
+-- Rules, as a flat list: per window its length (s), limit, bucket width (ms) and burst (-1: sliding), packed little-endian.
+local function read_rules(packed)
+  return {struct.unpack('<' .. string.rep('I4I4I4i4', #packed / 16), packed)}
+end
+
 -- All windows of a subject are one value: a MessagePack map from a window's length in seconds to its state (minus the
--- length for a paced one). Other configurations' windows in it are kept until they are empty.
+-- length for a paced one); under 0 the millisecond at which all of them are empty. Other configurations' windows in it
+-- stay as they are.
 local function read_windows(value)
-  return value and cmsgpack.unpack(value) or {}
+  return value and cmsgpack.unpack(value) or {[0] = 0}
 end
 
 -- Sliding window: {used, last, span, count, step, count, step, count, ...}. The counts are buckets, oldest first; `last`
@@ -78,18 +84,8 @@ local function empty_at(state)
   return math.max(state or 0, now)
 end
 
--- Writes all windows, without those that are empty by now; the value lives as long as the longest.
 local function write_windows(key, windows)
-  local lives = 0
-  for length, state in pairs(windows) do
-    local left = type(state) == 'table' and state[2] + length * 1000 - now_ms or state / 1000 - now_ms
-    if left <= 0 then
-      windows[length] = nil
-    elseif left > lives then
-      lives = left
-    end
-  end
-  redis.call('SET', key, cmsgpack.pack(windows), 'PX', math.ceil(lives) + 1)
+  redis.call('SET', key, cmsgpack.pack(windows), 'PX', windows[0] - now_ms + 1)
 end
 
 -- What is left of a window, and milliseconds until a place comes back (0: all are there).

@@ -1,7 +1,7 @@
 -- What a subject has used. Writes nothing.
 --
 -- KEYS  1 leases   2 w   3 usd:day   4 usd:month
--- ARGV  per window: length (s), limit, bucket width (ms), burst (-1: sliding)
+-- ARGV  1 rules, "" for none
 -- Reply 1 running   2 reserved   3 spent today   4 spent this month   5 ms left of the day   6 of the month
 --       7... per window: remaining, ms until a place comes back (0: nothing is used)
 
@@ -11,9 +11,9 @@ local reply = {
   running, reserved, read_spent(values[2], today), read_spent(values[3], month_of(today)),
   math.ceil(((today + 1) * DAY - now) / 1000), math.ceil(month_left() / 1000),
 }
-local windows = read_windows(values[1])
-for at = 1, #ARGV, 4 do
-  local length, limit, burst = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 3])
+local windows, rules = read_windows(values[1]), read_rules(ARGV[1])
+for at = 1, #rules - 1, 4 do
+  local length, limit, burst = rules[at], rules[at + 1], rules[at + 3]
   local state
   if burst >= 0 then
     state = empty_at(windows[-length])
