@@ -125,7 +125,7 @@ def start_invoker(
             [sys.executable, "-m", "claude_invoker"], env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT
         )
         processes.append(process)
-        invoker = Invoker(f"http://127.0.0.1:{port}", process.pid, folder / "state", log)
+        invoker = Invoker(f"http://127.0.0.1:{port}", process.pid, Path(chosen["state_dir"]), log)
         if wait:
             wait_for(lambda: invoker.ready() or process.poll() is not None, what="readiness")
             assert process.poll() is None, log.read_text()

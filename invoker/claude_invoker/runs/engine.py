@@ -243,7 +243,8 @@ class Engine:
                         result = message
                         break
                     if phase == "idle":
-                        timer.reschedule(min(end, asyncio.get_running_loop().time() + self.settings.idle_s))
+                        idle = asyncio.get_running_loop().time() + self.settings.idle_s
+                        timer.reschedule(end if translator.open_tools else min(end, idle))
         except TimeoutError as error:
             phase = "total" if asyncio.get_running_loop().time() >= end - 0.001 else phase
             raise Problem(504, "timeout", f"deadline: {phase}", extra={"deadline": phase}) from error

@@ -14,6 +14,8 @@ class Translator:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._run.model = run.plan.model
+        self.open_tools: set[str] = set()
+        """Tool calls without a result yet: while one runs, the model's silence says nothing."""
 
     def take(self, message: dict[str, Any]) -> bool:
         """Adds the events of one CLI message. Whether the model has been heard of by it."""
@@ -43,12 +45,14 @@ class Translator:
     def _tool_calls(self, message: dict[str, Any]) -> None:
         for block in _blocks(message):
             if block.get("type") == "tool_use":
+                self.open_tools.add(str(block.get("id")))
                 call = {"id": block.get("id"), "name": block.get("name"), "input": block.get("input")}
                 self._run.events.append("tool", call | {"state": "started"})
 
     def _tool_results(self, message: dict[str, Any]) -> None:
         for block in _blocks(message):
             if block.get("type") == "tool_result":
+                self.open_tools.discard(str(block.get("tool_use_id")))
                 outcome = {"id": block.get("tool_use_id"), "is_error": bool(block.get("is_error"))}
                 text = _text(block.get("content"))[:MAX_TOOL_TEXT]
                 self._run.events.append("tool", outcome | {"content": text, "state": "finished"})

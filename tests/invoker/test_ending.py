@@ -1,0 +1,204 @@
+"""Runs that are cancelled, abandoned, killed or too slow: nothing is left, and the answer says what happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.invoker.conftest import Invoker, tool, wait_for
+
+LONG = bool(os.environ.get("INVOKER_LONG"))
+SLEEPER = tool("Bash", command="echo partial > partial.txt; setsid -f sleep 3333; sleep 3334")
+
+
+def sleepers() -> list[int]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if process.info["cmdline"] in (["sleep", "3333"], ["sleep", "3334"]):
+            found.append(process.pid)
+    return found
+
+
+def begin(invoker: Invoker, prompt: str, **body: object) -> tuple[str, httpx.Client, httpx.Response]:
+    """A run that has started: its id, and the open stream."""
+    client = invoker.client()
+    request = client.build_request(
+        "POST", "/invoke", json={"prompt": prompt, **body}, headers={"Accept": "text/event-stream"}
+    )
+    answer = client.send(request, stream=True)
+    return answer.headers["x-claude-run"], client, answer
+
+
+def test_cancel_ends_the_process_and_its_tools(invoker: Invoker, api: httpx.Client) -> None:
+    run, client, stream = begin(invoker, tool("Read", file_path="x") + SLEEPER, tools=["Bash", "Read"])
+    wait_for(lambda: len(sleepers()) == 2, what="the tool's processes")
+    cancelled = api.delete(f"/runs/{run}")
+    assert cancelled.status_code == 202
+    wait_for(lambda: api.get(f"/runs/{run}").json()["state"] == "cancelled", what="cancellation")
+    assert sleepers() == []
+    view = api.get(f"/runs/{run}").json()
+    assert view["error"]["status"] == 499
+    assert view["cost_usd"] > 0, "the first turn was paid for"
+    assert [artifact["path"] for artifact in view["artifacts"]] == ["partial.txt"]
+    assert "event: error" in stream.read().decode()
+    client.close()
+    assert api.delete(f"/runs/{run}").json()["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
+def test_a_client_that_goes_away(invoker: Invoker, api: httpx.Client, accept: str) -> None:
+    def ask() -> None:
+        with httpx.Client(base_url=invoker.url, timeout=1.5) as client:
+            try:
+                client.post("/invoke", json={"prompt": SLEEPER, "tools": ["Bash"]}, headers={"Accept": accept})
+            except httpx.TimeoutException:
+                pass
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_for(lambda: len(sleepers()) == 2, what="the tool's processes")
+    asking.join()
+    wait_for(lambda: sleepers() == [], what="the end of the tools")
+
+
+def test_a_client_may_come_back(start_invoker: Callable[..., Invoker]) -> None:
+    invoker = start_invoker(detach_grace_s=20)
+    run, client, stream = begin(invoker, "[[delay 150]] one two three four five six seven eight")
+    lines = stream.iter_lines()
+    seen = 0
+    while seen < 5:
+        line = next(lines)
+        if line.startswith("id: "):
+            seen = int(line[4:])
+    stream.close()
+    client.close()
+    with invoker.client() as again:
+        rest = again.get(f"/runs/{run}/events", headers={"Last-Event-ID": str(seen)}).text
+    assert rest.startswith(f"id: {seen + 1}\n")
+    assert "event: run.finished" in rest
+
+
+def test_deadline_of_the_run(api: httpx.Client) -> None:
+    answer = api.post("/invoke", json={"prompt": "[[delay 400]] a b c d e f g h i j", "timeout_s": 1})
+    assert answer.status_code == 504
+    assert answer.json()["deadline"] == "total"
+
+
+def test_a_killed_cli_is_an_error(invoker: Invoker, api: httpx.Client) -> None:
+    run, client, stream = begin(invoker, SLEEPER, tools=["Bash"])
+    wait_for(lambda: len(sleepers()) == 2, what="the tool's processes")
+    for process in invoker.children():
+        if process.is_running() and "Bash" in " ".join(process.cmdline()):
+            process.kill()
+    assert "cli-failed" in stream.read().decode()
+    client.close()
+    assert api.get(f"/runs/{run}").json()["state"] == "failed"
+    assert sleepers() == []
+
+
+def test_busy_is_said_with_a_time_to_come_back(start_invoker: Callable[..., Invoker]) -> None:
+    invoker = start_invoker(max_runs=1, queue_wait_s=0.2)
+    run, client, stream = begin(invoker, "[[delay 300]] a b c d e f g h i j k l")
+    with invoker.client() as api:
+        wait_for(lambda: api.get(f"/runs/{run}").json()["state"] == "running", what="the first run")
+        busy = api.post("/invoke", json={"prompt": "x"})
+        assert busy.status_code == 503
+        assert int(busy.headers["retry-after"]) > 0
+        stream.read()
+        client.close()
+        assert api.post("/invoke", json={"prompt": "x"}).status_code == 200
+
+
+def test_stopping_leaves_nothing(start_invoker: Callable[..., Invoker]) -> None:
+    invoker = start_invoker()
+    _, client, stream = begin(invoker, SLEEPER, tools=["Bash"])
+    wait_for(lambda: len(sleepers()) == 2, what="the tool's processes")
+    children = invoker.children()
+    assert children
+    os.kill(invoker.pid, signal.SIGTERM)
+    with pytest.raises(httpx.TransportError):
+        while True:
+            httpx.get(f"{invoker.url}/healthz")
+            time.sleep(0.05)
+    wait_for(lambda: not any(child.is_running() for child in children), what="the end of the processes")
+    wait_for(lambda: sleepers() == [], what="the end of the tools")
+    wait_for(lambda: invoker.trees() == [], what="the trees' removal")
+    stream.close()
+    client.close()
+
+
+def test_a_killed_invoker_is_cleaned_up_after_by_the_next(start_invoker: Callable[..., Invoker]) -> None:
+    first = start_invoker()
+    wait_for(lambda: len(first.trees()) >= 1, what="a warm tree")
+    os.kill(first.pid, signal.SIGKILL)
+    wait_for(lambda: not psutil.pid_exists(first.pid) or psutil.Process(first.pid).status() == "zombie")
+    assert first.trees()
+    second = start_invoker(state_dir=first.state)
+    alive = {path.parent.name for path in second.trees()}
+    assert len(alive) == 1, "the dead engine's trees are still there"
+
+
+def test_mixed_runs_leave_nothing(start_invoker: Callable[..., Invoker]) -> None:
+    """ok, error, cancel, disconnect and crash at random; with INVOKER_LONG=1, 200 of them."""
+    invoker = start_invoker(max_runs=3, queue_wait_s=120, pool_size=1, pool_max=2, first_output_s=60, idle_s=60)
+    process = psutil.Process(invoker.pid)
+    chance = random.Random(7)
+
+    def one(kind: str) -> None:
+        with invoker.client() as api:
+            if kind == "ok":
+                assert api.post("/invoke", json={"prompt": "x"}).status_code == 200
+            elif kind == "error":
+                assert api.post("/invoke", json={"prompt": "[[status 401]]"}).status_code == 502
+            elif kind == "disconnect":
+                with httpx.Client(base_url=invoker.url, timeout=chance.uniform(0.05, 1.5)) as hasty:
+                    try:
+                        hasty.post("/invoke", json={"prompt": "[[delay 300]] a b c d e f g h i j k"})
+                    except httpx.TimeoutException:
+                        pass
+            elif kind == "cancel":
+                run, client, stream = begin(invoker, "[[delay 300]] a b c d e f g h")
+                time.sleep(chance.uniform(0, 0.8))
+                assert api.delete(f"/runs/{run}").status_code == 202
+                stream.read()
+                client.close()
+            elif kind == "crash":
+                for child in invoker.children():
+                    try:
+                        child.kill()
+                    except psutil.NoSuchProcess:
+                        pass
+
+    def batch(count: int) -> None:
+        kinds = [("ok", "error", "disconnect", "cancel", "ok", "cancel", "crash")[n % 7] for n in range(count)]
+        calm = [kind for kind in kinds if kind != "crash"]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(one, calm))
+        one("crash")
+
+    def settled() -> bool:
+        return len(invoker.trees()) <= 2 and len(invoker.children()) <= 2 and invoker.ready()
+
+    batch(7)
+    wait_for(settled, 60, "a quiet invoker")
+    files, memory = process.num_fds(), process.memory_info().rss
+    batch(193 if LONG else 14)
+    wait_for(settled, 60, "a quiet invoker")
+    with invoker.client() as api:
+        metrics = api.get("/metrics").text
+    assert "claude_invoker_running 0.0" in metrics and "claude_invoker_waiting 0.0" in metrics
+    assert process.num_fds() <= files + 8
+    assert process.memory_info().rss <= memory + 30_000_000
+    os.kill(invoker.pid, signal.SIGTERM)
+    wait_for(lambda: invoker.trees() == [], 30, "the trees' removal")
+    assert not list(Path(invoker.state / "artifacts").glob("*"))
