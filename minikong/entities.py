@@ -217,10 +217,6 @@ class Config:
     def credential(self, collection: str, unique_field: str, value: str) -> Credential | None:
         """The credential of `collection` whose `unique_field` (e.g. "key") is `value`."""
         return next(
-            (
-                c
-                for c in self.credentials
-                if c.collection == collection and c.fields.get(unique_field) == value
-            ),
+            (c for c in self.credentials if c.collection == collection and c.fields.get(unique_field) == value),
             None,
         )

@@ -85,7 +85,6 @@ class PluginServer:
         self._delayed: set[asyncio.Task[None]] = set()
         self._ending = "ret"
         self._slow = 0.0
-        self._pace = 0.0
         self._slow_answers = 0.0
 
     async def start(self) -> None:
@@ -105,9 +104,10 @@ class PluginServer:
     def play_calls(
         self, calls: list[Call], *, ending: str = "ret", slow: float = 0.0, slow_answers: float = 0.0
     ) -> None:
-        """Each event plays the calls of its plugin and phase; all at its first event.
+        """Each event plays the calls of its plugin and phase, up to one that is never answered.
 
-        `ending` of an access event: "ret", "error", "close" or "hang"; `slow` seconds before "ret".
+        `ending` of an access event: "ret", "error", "close" or "hang"; `slow` seconds before "ret", `slow_answers`
+        seconds before every call.
         """
         self._reset()
         self._ending = ending
@@ -233,15 +233,6 @@ class PluginServer:
             taken.append(left.popleft())
             if taken[-1]["answer"] is None and left:
                 self._calls[plugin, phase] = left
-                break
-        return taken
-
-    def _take(self, plugin: str, phase: str) -> deque[Call]:
-        calls = self._calls[plugin, phase]
-        taken: deque[Call] = deque()
-        while calls:
-            taken.append(calls.popleft())
-            if taken[-1]["answer"] is None:
                 break
         return taken
 
