@@ -19,6 +19,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakSet
 
 import gevent
 
@@ -247,6 +248,7 @@ class Server:
         self.overloaded = self.protocol_errors = 0
         self.kong = pdk(lua_style)
         self._idle: list[Worker] = []
+        self._workers: WeakSet[Worker] = WeakSet()
         self._hub = gevent.get_hub()
         # Ids differ from those of any earlier process: a Step for an event that died with it must not find another.
         self._next_event = (1 << 51) | secrets.randbits(50)
@@ -339,7 +341,11 @@ class Server:
             phase.stats.denied += 1
             self._refuse(conn, msgid, self._new_event_id(), phase.refuses)
             return
-        worker = self._idle.pop() if self._idle else Worker(self._hub, self, self.kong)
+        if self._idle:
+            worker = self._idle.pop()
+        else:
+            worker = Worker(self._hub, self, self.kong)
+            self._workers.add(worker)
         worker.gr_context = None  # context variables are the event's own
         worker.msgid = msgid
         worker.instance = instance
@@ -423,6 +429,10 @@ class Server:
             self._idle.append(worker)
             return True
         return False
+
+    @property
+    def busy_workers(self) -> int:
+        return len(self._workers) - len(self._idle)
 
     def expire(self, worker: Worker, now: float) -> None:
         """The event has lasted too long (from the hub or from inside the worker): answer, then unwind it."""

@@ -64,6 +64,7 @@ class ServerCollector(Collector):
         yield latency
         yield from _gauges(
             events_in_flight=(len(server.events), "Events that run now"),
+            busy_greenlets=(server.busy_workers, "Greenlets of events, idle ones apart"),
             connections=(len(server.connections), "Open connections of Kong"),
             instances=(len(server.instances.by_id), "Plugin instances"),
             loop_lag_seconds=(self.watchdog.lag, "How late the last beat of the loop was"),

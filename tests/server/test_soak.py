@@ -1,0 +1,10 @@
+"""The short form of `make soak`: every kind of event, many times, and nothing is left."""
+
+from __future__ import annotations
+
+from tests.server.soak import clean, soak
+
+
+def test_nothing_is_left_after_a_mixed_load() -> None:
+    result = soak(events=6000, warm_up=4000)
+    assert clean(result), result
