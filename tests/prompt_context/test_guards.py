@@ -35,6 +35,12 @@ WHERE_TEXT_HIDES = {
         [{"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "password"}]}}]
     ),
     "document title": user([{"type": "document", "title": "password", "source": {"type": "base64", "data": ""}}]),
+    "tool": {"prompt": "x", "tools": [{"name": "t", "description": "password"}]},
+    "function": {"messages": [], "tools": [{"type": "function", "function": {"name": "t", "description": "password"}}]},
+    "parameter of a tool": {
+        "prompt": "x",
+        "tools": [{"input_schema": {"properties": {"a": {"type": "string", "description": "password"}}}}],
+    },
     "split over parts": user([{"type": "text", "text": "pass"}, {"type": "text", "text": "word"}]),
     "full-width": {"prompt": "ｐａｓｓｗｏｒｄ"},
     "mathematical letters": {"prompt": "𝐩𝐚𝐬𝐬𝐰𝐨𝐫𝐝"},
@@ -56,7 +62,7 @@ def test_deny_finds_text_wherever_it_hides(document: dict[str, Any]) -> None:
     "document",
     [
         {"prompt": "harmless"},
-        {"prompt": "x", "model": "password"},  # not text for the model
+        {"prompt": "x", "model": "password", "tools": ["password"]},  # no text for the model
         user([{"type": "image", "source": {"type": "base64", "data": "password"}}]),
         {},
         {"prompt": 5, "messages": {"a": 1}},

@@ -68,10 +68,11 @@ def readings(text: str) -> tuple[str, ...]:
 
 
 def texts(document: Mapping[str, Any]) -> Iterator[str]:
-    """Every text of the caller in all three shapes: prompt, system, messages with their parts, context."""
+    """Every text of the caller in all three shapes: prompt, system, messages with their parts, context, tools."""
     for name in ("system", "prompt", "messages"):
         yield from _texts(document.get(name))
     yield from _strings(document.get("context"))
+    yield from _descriptions(document.get("tools"))
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -97,3 +98,13 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list | dict):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _strings(item)
+
+
+def _descriptions(value: Any) -> Iterator[str]:
+    """What tools and their parameters are said to be: models read it as they read the prompt."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _descriptions(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _strings(item) if name == "description" else _descriptions(item)
