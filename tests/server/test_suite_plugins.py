@@ -1,0 +1,50 @@
+"""The suite's own plugin files under both servers: the same dump, the same start, the same calls."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.kong_driver import Request, RPCError, plugin_server
+
+PLUGINS = Path(__file__).parents[2] / "plugins"
+NAMES = sorted(path.stem for path in PLUGINS.glob("claude-*.py"))
+STOCK = "from kong_pdk.cli import start_server; start_server()"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_dump_is_kong_pdks(name: str) -> None:
+    def dump(*program: str) -> Any:
+        flags = (
+            ["-d", str(PLUGINS), "--dump-all-plugins"] if program[0] == "-c" else ["-d", str(PLUGINS), "--dump", name]
+        )
+        done = subprocess.run([sys.executable, *program, *flags], capture_output=True, text=True, timeout=60)
+        return next(info for info in json.loads(done.stdout) if info["Name"] == name)
+
+    assert dump("-m", "kong_claude.server") == dump("-c", STOCK)
+
+
+def test_events_under_both_servers() -> None:
+    """Each plugin that starts without configuration makes the same calls and ends alike; others fail to start."""
+    outcomes = []
+    for stock in (False, True):
+        outcome: dict[str, Any] = {}
+        with plugin_server(PLUGINS, "--no-lua-style", stock=stock) as server, server.driver() as kong:
+            for name in NAMES:
+                config = {"route_id": "r1", "__plugin_id": "p1", "__key__": "k"}
+                try:
+                    instance = kong.start_instance(name, config)
+                except RPCError:
+                    outcome[name] = "does not start"
+                    continue
+                request = Request(body=b'{"prompt": "hello"}', headers={"Content-Type": "application/json"})
+                event = kong.handle(instance, "access", request) if name != "claude-metrics" else None
+                outcome[name] = event and (event.methods, event.exit and event.exit.status)
+        outcomes.append(outcome)
+    assert outcomes[0] == outcomes[1]
+    assert any(value != "does not start" for value in outcomes[0].values())
