@@ -157,10 +157,9 @@ class RedisLedger:
             return self._exchange(self._new(), call)
         try:
             return self._exchange(connection, call)
-        except (redis.ConnectionError, ReadOnlyError) as error:
-            if isinstance(error, redis.TimeoutError):
+        except RedisError as error:
+            if not _another_may_work(error):
                 raise
-            # It died while idle (Redis restarted, a master became a replica); so did the others.
             self.close()
             return self._exchange(self._new(), call)
 
@@ -196,6 +195,17 @@ class RedisLedger:
 
 
 _packed: Callable[[tuple[str | int | bytes, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
+
+
+def _another_may_work(error: RedisError) -> bool:
+    """The connection died while idle (Redis restarted), or a master became a replica; so did the others' then.
+
+    Nothing was written in either case that a repetition could double: a lease has its id, and a script that may not
+    write fails at its first write. Only a window may count a request twice whose answer was lost.
+    """
+    if isinstance(error, redis.TimeoutError):
+        return False
+    return isinstance(error, redis.ConnectionError | ReadOnlyError) or "READONLY" in str(error)
 
 
 def _hosts(url: str) -> tuple[list[tuple[str, int]], list[str], str, str]:
