@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from kong_claude.request import Request
 
 HEADER = "X-Claude-Context"
 EXPLAIN_HEADER = "x-claude-explain"
+_LENGTH = re.compile(r"[0-9]{1,18}")
 BODYLESS = frozenset(("GET", "HEAD", "DELETE", "OPTIONS", "TRACE"))
 # Attested additions are a header: servers commonly stop at 16 KiB for one (base64 adds a third).
 MAX_ATTESTED_BYTES = 8 << 10
@@ -74,6 +76,8 @@ class PromptContext:
         if self.signed and request.line.method in BODYLESS:  # with an attestation the method costs nothing
             return self.untouched(request)
         length = request.header("content-length")
+        if length is not None and not _LENGTH.fullmatch(length):  # nginx lets none of these through
+            return Refuse(400, "Content-Length is not a number", "bad_request")
         if length == "0":
             return self.untouched(request)
         if length is None and request.header("transfer-encoding") is None:
@@ -84,7 +88,7 @@ class PromptContext:
         refusal = check_media(request)
         if refusal:
             return refusal
-        if length is not None and length.isdecimal() and int(length) > self.max_body_bytes:
+        if length is not None and int(length) > self.max_body_bytes:
             return self.too_large()
         try:
             return self.decide(request, None if length is None else int(length))
