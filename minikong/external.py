@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from minikong import pdk
+from minikong import cjson, pdk
 from minikong.context import Context
 from minikong.entities import PluginEntity
-from minikong.luavalue import BrokenFrame, LuaError, json_encode, lua_type, pack, pack_binary, pack_map
+from minikong.luavalue import BrokenFrame, LuaError, lua_type, pack, pack_binary, pack_map
 from minikong.rpc import Pool, Rpc
 
 SLEEP_STEP = 0.1  # seconds between two looks at an instance that another request is starting
@@ -152,7 +152,7 @@ class ExternalPlugin:
             running[key] = instance
         else:
             old_id, instance.id = instance.id, None
-        argument = {"Name": self.name, "Config": json_encode(entity.instance_config(), 16)}
+        argument = {"Name": self.name, "Config": cjson.encode(entity.instance_config(), 16)}
         started, error = await self._start(rpc, argument)
         if started is None:
             self.log("err", f"starting instance: {error!r}")

@@ -12,8 +12,6 @@ Sources: lua-MessagePack 0.5 (`packers`, `unpackers`), lua-cjson 2.1 (OpenResty)
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,95 +199,5 @@ def pack_map(entries: dict[Any, Any]) -> bytes:
     return pack(entries) if entries else b"\x80"
 
 
-_ESCAPES = {i: f"\\u{i:04x}".encode() for i in range(32)}
-_ESCAPES |= {8: b"\\b", 9: b"\\t", 10: b"\\n", 12: b"\\f", 13: b"\\r", 34: b'\\"', 92: b"\\\\", 127: b"\\u007f"}
-_MUST_ESCAPE = re.compile(rb'[\x00-\x1f"\\\x7f]')
-
-
-def _json_string(value: bytes) -> bytes:
-    return b'"' + _MUST_ESCAPE.sub(lambda m: _ESCAPES[m[0][0]], value) + b'"'
-
-
-def _json_sequence_length(table: dict[Any, Any]) -> int:
-    """lua-cjson's lua_array_length: the length if every key is a positive whole number, else -1.
-
-    Raises LuaError for an excessively sparse array (safe mode: more than 10 and more than twice the count).
-    """
-    longest = 0
-    for key in table:
-        if type(key) is not int or key <= 0:
-            return -1
-        longest = max(longest, key)
-    if longest > len(table) * 2 and longest > 2**15:
-        raise LuaError("Cannot serialise table: excessively sparse array")
-    return longest if table else -1
-
-
-def json_encode(value: Any, precision: int = 16, depth: int = 0) -> bytes:
-    """lua-cjson's `encode` as Kong sets it up (precision 16 in the PDK, 14 for a plain `require "cjson"`).
-
-    Raises LuaError with lua-cjson's text for NaN, infinity, unknown types and bad keys.
-    """
-    if depth > 1000:
-        raise LuaError("Cannot serialise, excessive depth (1001)")
-    match value:
-        case None | _Null():
-            return b"null"
-        case bool():
-            return b"true" if value else b"false"
-        case int() | float():
-            if value != value or value in (float("inf"), float("-inf")):
-                raise LuaError("Cannot serialise number: must not be NaN or Infinity")
-            return format_number(value, precision)
-        case bytes():
-            return _json_string(value)
-        case str():
-            return _json_string(value.encode("utf-8", "surrogateescape"))
-        case EmptyArray():
-            return b"[]"
-        case list():
-            if not value:
-                return b"{}"
-            return b"[" + b",".join([json_encode(item, precision, depth + 1) for item in value]) + b"]"
-        case dict():
-            length = _json_sequence_length(value)
-            if length > 0:
-                items = [json_encode(value.get(i), precision, depth + 1) for i in range(1, length + 1)]
-                return b"[" + b",".join(items) + b"]"
-            entries = []
-            for key, item in value.items():
-                if isinstance(key, bool) or not isinstance(key, (int, float, bytes, str)):
-                    raise LuaError("Cannot serialise table: table key must be a number or string")
-                name = format_number(key, precision) if isinstance(key, (int, float)) else key
-                if isinstance(name, str):
-                    name = name.encode("utf-8", "surrogateescape")
-                entries.append(_json_string(name) + b":" + json_encode(item, precision, depth + 1))
-            return b"{" + b",".join(entries) + b"}"
-    raise LuaError(f"Cannot serialise {lua_type(value)}: type not supported")
-
-
 class EmptyArray(list[Any]):
     """A table with lua-cjson's array metatable and no items: `[]` in JSON."""
-
-
-def json_decode(text: bytes, *, array_mt: bool = False) -> Any:
-    """lua-cjson's `decode`: numbers are doubles, null is NULL. Raises ValueError for what it refuses."""
-    decoded = json.loads(text.decode("utf-8", "surrogateescape"), strict=True)
-    return _from_json(decoded, array_mt)
-
-
-def _from_json(value: Any, array_mt: bool) -> Any:
-    match value:
-        case None:
-            return NULL
-        case bool():
-            return value
-        case int() | float():
-            return number(value)
-        case str():
-            return value.encode("utf-8", "surrogateescape")
-        case list():
-            if not value:
-                return EmptyArray() if array_mt else {}
-            return [_from_json(item, array_mt) for item in value]
-    return {k.encode("utf-8", "surrogateescape"): _from_json(v, array_mt) for k, v in value.items()}

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from minikong import cjson
 from minikong.conf import PluginServer
 from minikong.external import PluginInfo
-from minikong.luavalue import json_decode
 
 Log = Callable[[str, str], None]
 RESPAWN_PAUSE = 1.0  # seconds from one start to the next
@@ -35,7 +35,7 @@ def query(server: PluginServer) -> PluginInfo:
         server.query_command, shell=True, stdout=subprocess.PIPE, check=False
     )
     try:
-        dump = json_decode(done.stdout)
+        dump = cjson.decode(done.stdout)
     except ValueError:
         found = "T_END" if not done.stdout.strip() else "invalid token"
         raise StartError(

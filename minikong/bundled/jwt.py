@@ -14,10 +14,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from minikong import cjson
 from minikong.bundled.authentication import Denied, refusal, set_consumer
 from minikong.context import Context
 from minikong.entities import PluginEntity
-from minikong.luavalue import LuaError, json_decode, tostring
+from minikong.luavalue import LuaError, tostring
 from minikong.pdk.nginx import variable
 from minikong.pdk.registry import Exit
 from minikong.pdk.request import first, get_headers, get_query, lookup
@@ -137,7 +138,7 @@ def _decode(token: bytes) -> tuple[dict[Any, Any], dict[Any, Any], bytes, bytes]
     if len(parts) != 3:
         raise ValueError("invalid JSON")
     try:
-        header, claims = json_decode(_base64(parts[0])), json_decode(_base64(parts[1]))
+        header, claims = cjson.decode(_base64(parts[0])), cjson.decode(_base64(parts[1]))
         signature = _base64(parts[2])
     except ValueError:
         raise ValueError("invalid JSON") from None

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from lupa import luajit21
 
-from minikong import uri
+from minikong import cjson, uri
 from minikong.context import Context, Response
 from minikong.entities import PluginEntity
-from minikong.luavalue import NULL, EmptyArray, LuaError, Opaque, json_decode, json_encode, number, table_of
+from minikong.luavalue import NULL, EmptyArray, LuaError, Opaque, number, table_of
 from minikong.pdk.ctx import get_ctx, set_ctx
 from minikong.pdk.headers import normalize, set_response_header
 from minikong.pdk.nginx import variable
@@ -213,13 +213,13 @@ class Runtime:
 
     def _json_encode(self, value: Any = None) -> tuple[bytes | None, bytes | None]:
         try:
-            return json_encode(self.from_lua(value), 14), None
+            return cjson.encode(self.from_lua(value), 14), None
         except LuaError as error:
             return None, error.message.encode()
 
     def _json_decode(self, text: Any = None) -> tuple[bool, Any]:
         try:
-            return True, self.to_lua(json_decode(text))
+            return True, self.to_lua(cjson.decode(text))
         except (ValueError, TypeError, AttributeError):
             return False, b"Expected value but found invalid token at character 1"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from minikong import uri
+from minikong import cjson, uri
 from minikong.context import Context
 from minikong.entities import WORKSPACE_ID
-from minikong.luavalue import NULL, EmptyArray, LuaError, falsy, json_encode, number, tostring
+from minikong.luavalue import NULL, EmptyArray, LuaError, falsy, number, tostring
 from minikong.pdk.client import entity_table
 from minikong.pdk.registry import FUNCTIONS, PHASE_BITS, Function, function
 from minikong.pdk.request import header_table, request_uri
@@ -207,4 +207,4 @@ def pdk_serialize(ctx: Context, options: Any = None) -> dict[Any, Any]:
 
 @function("kong.log.serialize", ("log",), exposed=True)
 def exposed_serialize(ctx: Context) -> bytes:
-    return json_encode(serialize(ctx))
+    return cjson.encode(serialize(ctx))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from minikong import uri
+from minikong import cjson, uri
 from minikong.context import Context
-from minikong.luavalue import LuaError, falsy, json_decode, number
+from minikong.luavalue import LuaError, falsy, number
 from minikong.multipart import decode_multipart
 from minikong.pdk.ip import is_trusted
 from minikong.pdk.registry import PHASE_BITS, REQUEST, function
@@ -287,7 +287,7 @@ def get_body(ctx: Context, mimetype: Any = None, max_args: Any = None, max_size:
 def decode_json_body(body: bytes) -> Any:
     """A JSON object or array, else None ("invalid json body")."""
     try:
-        decoded = json_decode(body, array_mt=True)
+        decoded = cjson.decode(body, array_mt=True)
     except ValueError:
         return None
     return decoded if isinstance(decoded, list | dict) else None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from minikong import cjson
 from minikong.context import Context, Headers, Response
 from minikong.http.errors import error_template, response_type
-from minikong.luavalue import LuaError, json_encode, tostring
+from minikong.luavalue import LuaError, tostring
 from minikong.pdk.headers import normalize, sequence_part, set_response_header, validate_header, validate_headers
 from minikong.pdk.registry import Exit, function
 from minikong.pdk.request import check_maximum, first, header_table, lookup
@@ -211,7 +212,7 @@ def pdk_error(ctx: Context, status: Any = None, message: Any = None, headers: An
     _check_status(status, MIN_ERROR_STATUS)
     if isinstance(message, list | dict):
         try:
-            message = json_encode(message)
+            message = cjson.encode(message)
         except LuaError as error:
             raise LuaError(f"could not JSON encode the error message: {error.message}") from None
     if message is not None and not isinstance(message, bytes):
@@ -265,7 +266,7 @@ def send(ctx: Context, exit_: Exit) -> None:
     body: bytes | None = exit_.body
     if isinstance(exit_.body, list | dict):
         try:
-            body = json_encode(exit_.body)
+            body = cjson.encode(exit_.body)
         except LuaError as error:
             raise LuaError(f"body encoding failed while flushing response: {error.message}") from None
         if not has_type:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from minikong import uri
+from minikong import cjson, uri
 from minikong.context import Context
-from minikong.luavalue import LuaError, falsy, json_encode, lua_type, tostring
+from minikong.luavalue import LuaError, falsy, lua_type, tostring
 from minikong.pdk.headers import (
     normalize,
     quoted,
@@ -193,7 +193,7 @@ def set_body(ctx: Context, args: Any = None, mime: Any = None) -> bool | None:
     if kind == b"application/x-www-form-urlencoded":
         body = uri.encode_sorted_args(args)
     elif kind == b"application/json":
-        body = json_encode(args)
+        body = cjson.encode(args)
     elif kind == b"multipart/form-data":
         body, mime = _multipart(args, mime)
     else:
