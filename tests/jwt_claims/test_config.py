@@ -68,6 +68,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "JWKS a list": (one(jwks="[]"), "no list of keys"),
     "JWKS empty": (one(jwks='{"keys":[]}'), "holds no key"),
     "JWKS with a key for encryption": (one(jwks=json.dumps({"keys": [jwk("RS256", use="enc")]})), "not for signatures"),
+    "JWKS with a key to wrap keys": (
+        one(jwks=json.dumps({"keys": [jwk("RS256", key_ops=["wrapKey"])]})),
+        "not for signatures",
+    ),
     "JWKS with another kind of key": (one(jwks=json.dumps({"keys": [jwk("ES256")]})), "serves none of RS256"),
     "JWKS with another alg": (one(jwks=json.dumps({"keys": [jwk("RS256", alg="RS512")]})), "serves none of RS256"),
     "JWKS with a torn key": (one(jwks=json.dumps({"keys": [{"kty": "RSA", "n": "!", "e": "AQAB"}]})), "cannot be read"),

@@ -302,7 +302,7 @@ BAD_ANSWERS: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {
     "500": lambda h: send(h, 500, b'{"keys":[]}'),
     "not JSON": lambda h: send(h, 200, b"<html>"),
     "deeply nested": lambda h: send(h, 200, b"[" * 100_000),
-    "larger than it may be": lambda h: send(h, 200, b" " * (MAX_DOCUMENT + 1)),
+    "larger than it may be": lambda h: send(h, 200, b'{"keys":[]}' + b" " * MAX_DOCUMENT),
     "endless": endless,
     "dripping": drip,
     "cut off": lambda h: send(h, 200, b"{", **{"Content-Length": "100"}),
@@ -322,6 +322,18 @@ def test_a_good_answer() -> None:
     document = {"keys": [jwk("RS256")]}
     with serving(lambda h: send(h, 200, json.dumps(document).encode())) as url:
         assert fetch_json(url, timeout=5) == document
+
+
+def test_a_redirect_to_a_good_answer_is_not_followed() -> None:
+    asked: list[str] = []
+
+    def respond(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        send(handler, 302 if handler.path == "/jwks" else 200, b'{"keys":[]}', Location="/elsewhere")
+
+    with serving(respond) as url, pytest.raises(FetchError, match="answered 302"):
+        fetch_json(url, timeout=5)
+    assert asked == ["/jwks"]
 
 
 def test_nobody_listens_and_nobody_answers() -> None:
