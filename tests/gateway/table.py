@@ -86,6 +86,12 @@ def ask(
     )
 
 
+def with_consumer(request: Request) -> Request:
+    ada = {"id": "5d0c7a8e-95a4-4b4e-8b6e-0d8f5a1c7f42", "username": "ada", "custom_id": "c-1"}
+    request.answers = {**request.answers, "kong.client.load_consumer": ada, "kong.client.get_consumer": ada}
+    return request
+
+
 def without(*names: str) -> dict[str, Any]:
     return {section: config for section, config in ALL.items() if section not in names}
 
@@ -133,6 +139,15 @@ def rows() -> list[Row]:
             [None],
         ),
         Row("chat", prompt(shape="chat"), [ask({"messages": [{"role": "user", "content": "hi"}]})], [None]),
+        Row(
+            "consumer",
+            {
+                "jwt_claims": {**JWT, "consumer_claim": "sub"},
+                "prompt_context": {"context": {"c": {"source": "consumer:custom_id", "required": True}}},
+            },
+            [with_consumer(ask())],
+            [None],
+        ),
         Row("explain denied", prompt(explain=True), [ask(headers={"x-claude-explain": "1"})], [403]),
         Row(
             "explain",
