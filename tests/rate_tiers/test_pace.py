@@ -23,8 +23,8 @@ events {{}}
 http {{
   access_log off; client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f;
   uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
-  limit_req_zone $server_name zone=slow:1m rate=1r/m;
-  limit_req_zone $server_name zone=quick:1m rate=10r/s;
+  limit_req_zone $binary_remote_addr zone=slow:1m rate=1r/m;
+  limit_req_zone $binary_remote_addr zone=quick:1m rate=10r/s;
   server {{
     listen 127.0.0.1:{port}; keepalive_requests 10000;
     location /slow {{ limit_req zone=slow burst={burst} nodelay; alias {dir}/file; }}
