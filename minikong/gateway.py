@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import ipaddress
 import logging
 import os
@@ -254,9 +255,9 @@ class Gateway:
         except HttpError as error:  # the client's body, read for a plugin
             self._nginx_error(ctx, error.status)
             await exchange.respond(ctx)
-        except ClientGone:
+        except ClientGone as gone:
             ctx.client_gone = True
-            ctx.response = Response(499, Headers(list(ctx.added_response_headers.lines)), "service")
+            ctx.response = Response(gone.status, Headers(list(ctx.added_response_headers.lines)), "service")
             await exchange.respond(ctx)
         await self._log_phase(ctx, state)
 
@@ -557,6 +558,7 @@ def _upgrades(request: Request) -> bool:
     return value is not None and value.lower() == b"websocket"
 
 
+@functools.lru_cache(1024)
 def _is_ip(host: str) -> bool:
     try:
         ipaddress.ip_address(host.strip("[]"))

@@ -123,7 +123,7 @@ class RequestBody:
     async def _fill(self) -> None:
         if not await self._connection.fill(self._conf.client_body_timeout):
             if self._connection.eof:
-                raise ClientGone
+                raise ClientGone(400)
             raise HttpError(408)
 
     async def discard(self, patience: float) -> bool:

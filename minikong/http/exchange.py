@@ -45,6 +45,9 @@ class ClientExchange:
     async def respond(self, ctx: Context) -> None:
         response = ctx.response
         assert response is not None
+        if ctx.client_gone:
+            self._gone(ctx)
+            return
         if response.close_silently or response.status in _SILENT:
             self._connection.abort_gently()
             self._end()
@@ -52,6 +55,7 @@ class ClientExchange:
         if response.status in _NO_ANSWER:
             while not self._connection.eof:
                 await self._connection.fill(self._conf.keepalive_timeout)
+                self._connection.buffer.clear()
             self._gone(ctx)
             return
         if response.nginx_page:
@@ -240,12 +244,12 @@ class ClientExchange:
         ctx.proxied = True
         try:
             attempt = await proxy.send_request(ctx, self._conf, self._edge.pool, self._body, self._connection)
-        except ClientGone:
-            self._gone(ctx)
+        except ClientGone as gone:
+            self._gone(ctx, gone.status)
             return None
         except HttpError as error:
             if error.status == 408:
-                self._gone(ctx)
+                self._gone(ctx, 408)
                 return None
             await self._proxy_failed(ctx, error.status)
             return None
@@ -260,10 +264,10 @@ class ClientExchange:
         ctx.proxy_error = status
         await self.fail(ctx, status)
 
-    def _gone(self, ctx: Context) -> None:
+    def _gone(self, ctx: Context, status: int = 499) -> None:
         ctx.client_gone = True
         if ctx.response is None:
-            ctx.response = Response(499, Headers(list(ctx.added_response_headers.lines)), "service")
+            ctx.response = Response(status, Headers(list(ctx.added_response_headers.lines)), "service")
         self._keep_alive = False
         self._connection.abort()
         self._end()

@@ -61,4 +61,11 @@ class HttpError(Exception):
 
 
 class ClientGone(Exception):
-    """The client closed or reset the connection before the request was complete."""
+    """The client closed or reset the connection before it had its answer.
+
+    `status` is what the log phase sees: 499, or 400 while the body was being read.
+    """
+
+    def __init__(self, status: int = 499) -> None:
+        super().__init__(status)
+        self.status = status
