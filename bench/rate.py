@@ -4,7 +4,8 @@
 
 All peers check five windows (second … month) for the same subjects from the same process, in turn, on a redis-server
 of its own behind a unix socket. Kong's pattern (kong/plugins/rate-limiting/policies/init.lua, sync_rate -1) is one GET
-per window and one pipeline of increments, over the same lean connection that ours uses. Figures are medians of rounds.
+per window and one pipeline of increments: `kong_pattern` makes these calls through redis-py, as `limits` does;
+`kong_lean` over the bare connection that ours uses, so that only the pattern differs. Figures are medians of rounds.
 """
 
 from __future__ import annotations
@@ -97,7 +98,27 @@ INCREMENT = (
 )
 
 
+def kong_keys(subject: str) -> list[tuple[str, int]]:
+    now = int(time.time())
+    return [(f"ratelimit:r:s:{subject}:{now // s * s}:{name}", s) for name, s in ledger.PERIODS.items()]
+
+
 def kong_pattern(path: str) -> Decide:
+    client = redis.Redis(unix_socket_path=path)
+
+    def decide(subject: str) -> None:
+        keys = kong_keys(subject)
+        if any(int(client.get(key) or 0) >= LIMIT for key, _ in keys):
+            return
+        with client.pipeline(transaction=False) as pipe:
+            for key, seconds in keys:
+                pipe.eval(INCREMENT, 1, key, 1, seconds)
+            pipe.execute()
+
+    return decide
+
+
+def kong_lean(path: str) -> Decide:
     connection = redis.ConnectionPool.from_url(f"unix://{path}").make_connection()
     connection.connect()
 
@@ -106,12 +127,9 @@ def kong_pattern(path: str) -> Decide:
         return [connection.read_response() for _ in commands]
 
     def decide(subject: str) -> None:
-        now = int(time.time())
-        keys = [(f"ratelimit:r:s:{subject}:{now // s * s}:{name}", s) for name, s in ledger.PERIODS.items()]
-        for key, _ in keys:
-            (used,) = call(("GET", key))
-            if int(used or 0) >= LIMIT:
-                return
+        keys = kong_keys(subject)
+        if any(int(call(("GET", key))[0] or 0) >= LIMIT for key, _ in keys):
+            return
         call(*[("EVAL", INCREMENT, 1, key, 1, seconds) for key, seconds in keys])
 
     return decide
@@ -202,6 +220,7 @@ def main() -> None:
             "limits_sliding": limits_library(path, SlidingWindowCounterRateLimiter),
             "limits_moving": limits_library(path, MovingWindowRateLimiter),
             "kong_pattern": kong_pattern(path),
+            "kong_lean": kong_lean(path),
         }
         rates: dict[str, list[float]] = {name: [] for name in peers}
         tails: dict[str, list[float]] = {name: [] for name in peers}
@@ -220,6 +239,7 @@ def main() -> None:
             "x_limits_sliding": times("limits_sliding"),
             "x_limits_moving": times("limits_moving"),
             "x_kong_pattern": times("kong_pattern"),
+            "x_kong_lean": times("kong_lean"),
         }
         for name in peers:
             result[f"per_s_{name}"] = round(statistics.median(rates[name]))
