@@ -60,60 +60,63 @@ def fresh(**claims: Any) -> dict[str, Any]:
     return {**HS.open(**REQUEST), "sub": "mallory", **claims}
 
 
-NOW = int(time.time())
 RAW = PRIVATE.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
-FORGERIES: dict[str, tuple[Signer, str]] = {
-    "claims edited": (HS, edit(1, lambda _: b64(fresh(tier="enterprise")))),
-    "signature of another header": (HS, edit(2, lambda _: header(sub="bob").split(".")[2])),
-    "signature empty": (HS, edit(2, lambda _: "")),
-    "signature absent": (HS, header().rsplit(".", 1)[0]),
-    "alg none": (HS, f"{b64({'alg': 'none', 'kid': '1'})}.{b64(fresh())}."),
-    "alg NONE": (HS, f"{b64({'alg': 'NONE', 'kid': '1'})}.{b64(fresh())}.AAAA"),
-    "alg none against EdDSA": (ED, f"{b64({'alg': 'none', 'kid': 'ed'})}.{b64(fresh())}."),
-    "HS256 with the EdDSA public key in PEM": (ED, hs256(PUBLIC_PEM.encode(), "ed", fresh())),
-    "HS256 with the EdDSA public key in PEM, stripped": (ED, hs256(PUBLIC_PEM.strip().encode(), "ed", fresh())),
-    "HS256 with the raw EdDSA public key": (ED, hs256(RAW, "ed", fresh())),
-    "HS384 named, HS256 made": (HS, hs256(SECRET.encode(), "1", fresh(), alg="HS384")),
-    "EdDSA against a shared secret": (HS, jwt.encode(fresh(), PRIVATE, "EdDSA", headers={"kid": "1"})),
-    "another EdDSA key": (ED, jwt.encode(fresh(), Ed25519PrivateKey.generate(), "EdDSA", headers={"kid": "ed"})),
-    "another secret": (HS, hs256(FOREIGN.encode(), "1", fresh())),
-    "kid unknown": (HS, hs256(SECRET.encode(), "2", fresh())),
-    "kid of a path": (HS, hs256(b"", "../../dev/null", fresh())),
-    "kid absent": (HS, jwt.encode(fresh(), SECRET, "HS256")),
-    "kid a list": (HS, f"{b64({'alg': 'HS256', 'kid': ['1']})}.{b64(fresh())}.AAAA"),
-    "kid a map": (HS, f"{b64({'alg': 'HS256', 'kid': {}})}.{b64(fresh())}.AAAA"),
-    "jwk in the header": (
-        ED,
-        jwt.encode(fresh(), Ed25519PrivateKey.generate(), "EdDSA", headers={"kid": "ed", "jwk": {"kty": "OKP"}}),
-    ),
-    "crit": (HS, jwt.encode(fresh(), SECRET, "HS256", headers={"kid": "1", "crit": ["x"], "x": 1})),
-    "expired": (HS, header(iat=NOW - 60, exp=NOW - 1)),
-    "exp absent": (HS, hs256(SECRET.encode(), "1", {k: v for k, v in fresh().items() if k != "exp"})),
-    "jti absent": (HS, hs256(SECRET.encode(), "1", {k: v for k, v in fresh().items() if k != "jti"})),
-    "lives for an hour": (HS, header(exp=NOW + 3600)),
-    "issued in the future": (HS, header(iat=NOW + 600, exp=NOW + 630)),
-    "exp infinite": (HS, header(exp=float("inf"))),
-    "exp NaN": (HS, header(exp=float("nan"))),
-    "another gateway": (HS, header(iss="another")),
-    "another receiver": (HS, header(aud="another")),
-    "a list of receivers": (HS, header(aud=["claude-invoker", "another"])),
-    "a consumer's own token": (
-        HS,
-        jwt.encode({"sub": "alice", "exp": NOW + 60}, SECRET, "HS256", headers={"kid": "1"}),
-    ),
-    "deeply nested header": (HS, f"{b64(b'[' * 20000)}.e30.AAAA"),
-    "deeply nested claims": (HS, f"{b64({'alg': 'HS256', 'kid': '1'})}.{b64(b'[' * 20000)}.AAAA"),
-    "not ASCII": (HS, "é.é.é"),
-    "half a surrogate pair": (HS, "\udcff.\udcff.\udcff"),
-    "empty": (HS, ""),
-    "two joined by a comma": (HS, f"{header()}, {header()}"),
-}
+
+def forgeries() -> dict[str, tuple[Signer, str]]:
+    """Made anew for each test: an attestation that has expired meanwhile would be refused for that alone."""
+    now = int(time.time())
+    return {
+        "claims edited": (HS, edit(1, lambda _: b64(fresh(tier="enterprise")))),
+        "signature of another header": (HS, edit(2, lambda _: header(sub="bob").split(".")[2])),
+        "signature empty": (HS, edit(2, lambda _: "")),
+        "signature absent": (HS, header().rsplit(".", 1)[0]),
+        "alg none": (HS, f"{b64({'alg': 'none', 'kid': '1'})}.{b64(fresh())}."),
+        "alg NONE": (HS, f"{b64({'alg': 'NONE', 'kid': '1'})}.{b64(fresh())}.AAAA"),
+        "alg none against EdDSA": (ED, f"{b64({'alg': 'none', 'kid': 'ed'})}.{b64(fresh())}."),
+        "HS256 with the EdDSA public key in PEM": (ED, hs256(PUBLIC_PEM.encode(), "ed", fresh())),
+        "HS256 with the EdDSA public key in PEM, stripped": (ED, hs256(PUBLIC_PEM.strip().encode(), "ed", fresh())),
+        "HS256 with the raw EdDSA public key": (ED, hs256(RAW, "ed", fresh())),
+        "HS384 named, HS256 made": (HS, hs256(SECRET.encode(), "1", fresh(), alg="HS384")),
+        "EdDSA against a shared secret": (HS, jwt.encode(fresh(), PRIVATE, "EdDSA", headers={"kid": "1"})),
+        "another EdDSA key": (ED, jwt.encode(fresh(), Ed25519PrivateKey.generate(), "EdDSA", headers={"kid": "ed"})),
+        "another secret": (HS, hs256(FOREIGN.encode(), "1", fresh())),
+        "kid unknown": (HS, hs256(SECRET.encode(), "2", fresh())),
+        "kid of a path": (HS, hs256(b"", "../../dev/null", fresh())),
+        "kid absent": (HS, jwt.encode(fresh(), SECRET, "HS256")),
+        "kid a list": (HS, f"{b64({'alg': 'HS256', 'kid': ['1']})}.{b64(fresh())}.AAAA"),
+        "kid a map": (HS, f"{b64({'alg': 'HS256', 'kid': {}})}.{b64(fresh())}.AAAA"),
+        "jwk in the header": (
+            ED,
+            jwt.encode(fresh(), Ed25519PrivateKey.generate(), "EdDSA", headers={"kid": "ed", "jwk": {"kty": "OKP"}}),
+        ),
+        "crit": (HS, jwt.encode(fresh(), SECRET, "HS256", headers={"kid": "1", "crit": ["x"], "x": 1})),
+        "expired": (HS, header(iat=now - 60, exp=now - 1)),
+        "exp absent": (HS, hs256(SECRET.encode(), "1", {k: v for k, v in fresh().items() if k != "exp"})),
+        "jti absent": (HS, hs256(SECRET.encode(), "1", {k: v for k, v in fresh().items() if k != "jti"})),
+        "lives for an hour": (HS, header(exp=now + 3600)),
+        "issued in the future": (HS, header(iat=now + 600, exp=now + 630)),
+        "exp infinite": (HS, header(exp=float("inf"))),
+        "exp NaN": (HS, header(exp=float("nan"))),
+        "another gateway": (HS, header(iss="another")),
+        "another receiver": (HS, header(aud="another")),
+        "a list of receivers": (HS, header(aud=["claude-invoker", "another"])),
+        "a consumer's own token": (
+            HS,
+            jwt.encode({"sub": "alice", "exp": now + 60}, SECRET, "HS256", headers={"kid": "1"}),
+        ),
+        "deeply nested header": (HS, f"{b64(b'[' * 20000)}.e30.AAAA"),
+        "deeply nested claims": (HS, f"{b64({'alg': 'HS256', 'kid': '1'})}.{b64(b'[' * 20000)}.AAAA"),
+        "not ASCII": (HS, "é.é.é"),
+        "half a surrogate pair": (HS, "\udcff.\udcff.\udcff"),
+        "empty": (HS, ""),
+        "two joined by a comma": (HS, f"{header()}, {header()}"),
+    }
 
 
-@pytest.mark.parametrize("name", FORGERIES)
+@pytest.mark.parametrize("name", forgeries())
 def test_forgeries(name: str) -> None:
-    signer, forged = FORGERIES[name]
+    signer, forged = forgeries()[name]
     with pytest.raises(AttestationError):
         check(forged, signer)
 
@@ -170,10 +173,11 @@ def test_an_attestation_of_another_request_is_not_continued(other: dict[str, str
 
 
 def test_a_continued_attestation_keeps_its_jti_and_is_not_prolonged() -> None:
-    first = header(iat=NOW - 20, exp=NOW + 10)
+    now = int(time.time())
+    first = header(iat=now - 20, exp=now + 10)
     continued = HS.resume(first, HS.open(**REQUEST))
     again = check(HS.sign({**continued, "chk": ["jwt-claims", "rate-tiers"]}))
-    assert (again["jti"], again["exp"]) == (check(first)["jti"], NOW + 10)
+    assert (again["jti"], again["exp"]) == (check(first)["jti"], now + 10)
 
 
 def test_another_gateway_of_the_same_secret_is_not_continued() -> None:

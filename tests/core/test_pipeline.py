@@ -205,19 +205,27 @@ def test_who_establishes_the_identity_starts_afresh() -> None:
     assert "tier" not in found
 
 
+def made(value: Any) -> Any:
+    """Claims are signed when the test runs: made with the table, they could have expired."""
+    if isinstance(value, list):
+        return [made(one) for one in value]
+    return attest(**value) if isinstance(value, dict) else value
+
+
 @pytest.mark.parametrize(
     "sent",
     [
         {HEADER.lower(): "forged"},
-        {HEADER.lower(): [attest(sub="a"), attest(sub="b")]},
-        {HEADER.lower(): attest(sub="a", rid="another")},
+        {HEADER.lower(): [{"sub": "a"}, {"sub": "b"}]},
+        {HEADER.lower(): {"sub": "a", "rid": "another"}},
         {"x_claude_attestation": "forged"},
         {"x-claude_attestation": "forged", HEADER.lower(): "forged"},
     ],
 )
 @pytest.mark.parametrize("attestation", [ATTESTATION, None])
 def test_a_forged_attestation_never_reaches_the_upstream(sent: dict[str, Any], attestation: Any) -> None:
-    kong = run([Fixed(Pass())], Kong({**ID, **sent}), attestation=attestation)
+    signed = {name: made(value) for name, value in sent.items()}
+    kong = run([Fixed(Pass())], Kong({**ID, **signed}), attestation=attestation)
     written = kong.args("service.request.set_headers")[0]
     for name in sent:
         value = written[HEADER] if name == HEADER.lower() else written[name]
