@@ -166,11 +166,13 @@ def test_a_killed_plugin_server_lets_nobody_in(gateway: Gateway) -> None:
         assert servers
         for server in servers:
             server.kill()
-    time.sleep(1.5)
+    deadline = time.monotonic() + 30
+    while 401 not in answered[-20:] and time.monotonic() < deadline:
+        time.sleep(0.2)
     stop.set()
     for thread in knocking:
         thread.join(30)
-    assert len(answered) > 50
+    assert 503 in answered
     assert set(answered) <= {401, 500, 503}, set(answered)
     assert 401 in answered[-20:]
     with gateway.client("after-the-kill", "--tier", "pro") as client:
