@@ -38,7 +38,6 @@ from kong_claude.trust.ledger import Lease, Slot, Window
 
 LIMIT = 1_000_000  # nobody is refused, so that every window is written
 WINDOWS = tuple(Window(name, LIMIT) for name in ledger.PERIODS)
-SMALL = tuple(Window(name, 60) for name in ledger.PERIODS)
 SUBJECTS = 1000
 
 Decide = Callable[[str], Any]
@@ -64,11 +63,11 @@ def redis_server() -> Iterator[str]:
             process.wait(10)
 
 
-def ours(path: str, windows: tuple[Window, ...] = WINDOWS) -> Decide:
+def ours(path: str) -> Decide:
     own = RedisLedger(Settings(f"unix://{path}", timeout=5))
     slot = Slot()
     return lambda subject: ledger.parse_admission(
-        own.run(ledger.admit("claude", subject, windows, None, slot)), windows
+        own.run(ledger.admit("claude", subject, WINDOWS, None, slot)), WINDOWS
     )
 
 
@@ -193,18 +192,34 @@ def growth(path: str, seconds: float) -> dict[str, float]:
         slow, _ = measure(decide, many, seconds / 2)
         fast, _ = measure(decide, few, seconds / 2)
         ratios.append(fast / slow)
-    client.flushall()
-    before_busy = client.info("memory")["used_memory"]
-    busy = ours(path, SMALL)
-    for n in range(200):
-        for _ in range(60):
-            busy(f"b{n}")
-    after_busy = client.info("memory")["used_memory"]
-    return {
+    result = {
         "growth_10_to_100k": round(statistics.median(ratios), 3),
         "bytes_per_subject": round((after - before) / len(many)),
-        "bytes_per_busy_subject": round((after_busy - before_busy) / 200),
+        "bytes_per_full_subject": bytes_when_full(client),
     }
+    full, _ = measure(decide, [f"full{n}" for n in range(100)], seconds)
+    result["per_s_ours_full"] = round(full)
+    return result
+
+
+def bytes_when_full(client: redis.Redis, subjects: int = 100) -> int:
+    """Memory of a subject with a request in every bucket of every window, which takes a month: so the clock is ours."""
+    client.flushall()
+    source = ledger.script("admit").source.replace("redis.call('TIME')", "redis.call('LRANGE', 'clock', 0, 1)")
+    run = client.register_script(source)
+    before = client.info("memory")["used_memory"]
+    now = time.time() - sum(ledger.PERIODS.values()) - 1
+    for seconds in sorted(ledger.PERIODS.values(), reverse=True):
+        for _ in range(ledger.BUCKETS):
+            now += seconds / ledger.BUCKETS
+            with client.pipeline(transaction=False) as pipe:
+                pipe.delete("clock")
+                pipe.rpush("clock", int(now), int(now % 1 * 1_000_000))
+                for n in range(subjects):
+                    _, keys, args = ledger.admit("claude", f"full{n}", WINDOWS, None, Slot())
+                    run(keys, args, client=pipe)
+                pipe.execute()
+    return round((client.info("memory")["used_memory"] - before) / subjects)
 
 
 def main() -> None:
