@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
 from claude_invoker import trust
-from claude_invoker.api import health, invoke, jobs, problems, runs
+from claude_invoker.api import health, invoke, jobs, openapi, problems, runs
 from claude_invoker.api.limit import BodyLimit
 from claude_invoker.jobs.queue import open_queue
 from claude_invoker.jobs.runner import Runner
@@ -59,6 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if settings.prefix:
             app.include_router(router, prefix=settings.prefix, include_in_schema=False)
     problems.install(app)
+    openapi.install(app)
     app.add_middleware(GZipMiddleware, minimum_size=1024)
     app.add_middleware(BodyLimit, max_body=settings.max_body)
     return app

@@ -45,10 +45,13 @@ class InvokeRequest(BaseModel):
     Wishes only narrow: the gateway's clamps and the operator's settings bind whatever is asked for here.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]}
+    )
 
-    prompt: Annotated[str, Field(min_length=1)] | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)] | None = None
+    # One of the two, and never null.
+    prompt: Annotated[str, Field(min_length=1)] = ""
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)] = []
     system: str | None = Field(default=None, description="System prompt; without it the CLI's own")
     context: dict[str, Scalar | list[Scalar]] | None = Field(
         default=None, description="Facts shown to the model above the prompt, e.g. repository and branch"
@@ -65,7 +68,7 @@ class InvokeRequest(BaseModel):
 
     @model_validator(mode="after")
     def _one_of_prompt_and_messages(self) -> InvokeRequest:
-        if (self.prompt is None) == (self.messages is None):
+        if len(self.model_fields_set & {"prompt", "messages"}) != 1:
             raise ValueError("exactly one of prompt and messages is needed")
         if self.messages and self.messages[-1].role != "user":
             raise ValueError("the last message must be the user's")

@@ -38,7 +38,7 @@ class Plan:
     tools: tuple[str, ...]
     max_turns: int
     max_budget_usd: float
-    output_schema: str | None
+    output_schema: dict[str, Any] | None
     session: str | None
     total_s: float
 
@@ -72,7 +72,7 @@ def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, *, isolated: 
         tools=tools,
         max_turns=_least(request.max_turns, clamp.max_turns, settings.max_turns),
         max_budget_usd=_least(request.max_budget_usd, clamp.max_usd, settings.max_budget_usd),
-        output_schema=None if request.output_schema is None else json.dumps(request.output_schema),
+        output_schema=request.output_schema,
         session=request.session,
         total_s=_least(request.timeout_s, settings.total_s),
     )
@@ -119,10 +119,9 @@ def _content(request: InvokeRequest) -> Iterable[dict[str, Any]]:
     if request.context:
         lines = [f"{_fact(name)}: {_fact(value)}" for name, value in request.context.items() if value is not None]
         yield {"type": "text", "text": "<context>\n" + "\n".join(lines) + "\n</context>"}
-    if request.prompt is not None:
+    if request.prompt:
         yield {"type": "text", "text": request.prompt}
         return
-    assert request.messages is not None
     *earlier, last = request.messages
     if earlier:
         history = json.dumps([message.model_dump(mode="json") for message in earlier], ensure_ascii=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -67,6 +68,11 @@ class Invoker:
             return httpx.get(f"{self.url}/readyz").status_code == 200
         except httpx.TransportError:
             return False
+
+    def stop(self) -> None:
+        """As an orchestrator stops it."""
+        os.kill(self.pid, signal.SIGTERM)
+        wait_for(lambda: psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE, what="the invoker's end")
 
     def children(self) -> list[psutil.Process]:
         """The CLI processes it has, and all that they have started."""

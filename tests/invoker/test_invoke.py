@@ -172,6 +172,9 @@ def test_an_output_schema(api: httpx.Client) -> None:
     answer = api.post("/invoke", json={"prompt": tool("StructuredOutput", a=7), "output_schema": schema})
     assert answer.status_code == 200, answer.text
     assert answer.json()["structured"] == {"a": 7}
+    for wrong in ({"type": 5}, {"$ref": "http://127.0.0.1:1/x"}):
+        refused = api.post("/invoke", json={"prompt": "x", "output_schema": wrong})
+        assert refused.status_code == 422, refused.text
 
 
 def test_events_come_one_by_one_and_can_be_read_again(api: httpx.Client) -> None:

@@ -204,8 +204,8 @@ def test_lease_and_money(start_invoker: Callable[..., Invoker], stand_in: StandI
         assert post(body).status_code == status
         wait_for(lambda: used().running == 0, 5, "the lease's end")
     assert post(b'{"prompt": "[[status 401]]"}').status_code == 502
-    assert post(b'{"prompt": "x"}', queue=True).status_code == 200
-    assert (used().running, used().reserved) == (0, 0)
+    assert post(b'{"prompt": "x"}', queue=True).status_code == 202
+    wait_for(lambda: (used().running, used().reserved) == (0, 0), 20, "the lease's end")
     assert post(b'{"prompt": "x", "model": "opus"}', clamp={"models": ["haiku"]}).status_code == 403
     clamped = post(b'{"prompt": "x", "max_turns": 50}', clamp={"models": ["haiku"], "tools": [], "max_turns": 1})
     assert clamped.status_code == 200 and "haiku" in clamped.json()["model"]
@@ -226,3 +226,4 @@ def test_lease_and_money(start_invoker: Callable[..., Invoker], stand_in: StandI
     assert reached["system"][-1]["text"] == "You are a code review assistant. Be brief."
     assert "repository: org/app" in str(reached["messages"])
     redis.close()
+    invoker.stop()  # while Redis is there

@@ -13,6 +13,7 @@ from claude_invoker.api import jobs
 from claude_invoker.api.accept import EVENT_STREAM, JSON, preferred
 from claude_invoker.api.invocation import decided, invocation_of
 from claude_invoker.api.links import base, with_links
+from claude_invoker.api.openapi import request_body
 from claude_invoker.api.problems import RESPONSES
 from claude_invoker.api.stream import event_stream
 from claude_invoker.model import InvokeRequest, RunResult
@@ -23,7 +24,7 @@ from claude_invoker.trust import Caller, attested_run
 
 router = APIRouter(tags=["invoke"])
 
-_BODY = {"requestBody": {"required": True, "content": {JSON: {"schema": InvokeRequest.model_json_schema()}}}}
+_BODY = request_body(InvokeRequest)
 
 
 async def invocation(request: Request, caller: Annotated[Caller, Depends(attested_run)]) -> InvokeRequest:

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from claude_invoker.api.files import file_answer
 from claude_invoker.api.invocation import decided, invocation_of
 from claude_invoker.api.links import base, linked, with_links
+from claude_invoker.api.openapi import request_body
 from claude_invoker.api.problems import RESPONSES
 from claude_invoker.api.stream import HEADERS
 from claude_invoker.api.zip import zipped
@@ -31,7 +32,7 @@ router = APIRouter(tags=["jobs"], responses={status: RESPONSES[status] for statu
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _CURSOR = re.compile(r"\d{1,12}(\.\d{1,9})?")
 _STREAM_ID = re.compile(r"\d{1,16}-\d{1,16}")
-_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": JobRequest.model_json_schema()}}}}
+_BODY = request_body(JobRequest)
 
 
 def store_of(request: Request) -> Store:

@@ -20,7 +20,6 @@ class Shape:
     tools: tuple[str, ...]
     max_turns: int
     max_budget_usd: float
-    output_schema: str | None = None
     session: str | None = None
     resume: bool = False
 
@@ -34,7 +33,7 @@ class Deadlines:
 
 
 def command(cli: Path, shape: Shape) -> list[str]:
-    """The argument vector. No text of a caller is in it except the output schema, which is one JSON word."""
+    """The argument vector. Nothing of a caller's is in it: every user of the machine can read it."""
     tools = ",".join(shape.tools)
     arguments = [
         str(cli),
@@ -54,8 +53,6 @@ def command(cli: Path, shape: Shape) -> list[str]:
     ]
     if tools:
         arguments.append(f"--allowedTools={tools}")
-    if shape.output_schema is not None:
-        arguments.append(f"--json-schema={shape.output_schema}")
     if shape.session is None:
         arguments.append("--no-session-persistence")
     else:

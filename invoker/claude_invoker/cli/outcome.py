@@ -23,7 +23,7 @@ def failure(result: dict[str, Any], grant: Grant) -> Problem | None:
     `grant`: what the key proxy saw of the API. The CLI's own texts are for its user at a terminal and name
     internal addresses; only what says why a prompt was rejected is passed on.
     """
-    if not result.get("is_error") or result.get("subtype") in _STOPPED or _is_refusal(result):
+    if not result.get("is_error") or str(result.get("subtype")) in _STOPPED or _is_refusal(result):
         return None
     if grant.refused:
         return Problem(403, "forbidden", grant.refused)
@@ -35,7 +35,7 @@ def failure(result: dict[str, Any], grant: Grant) -> Problem | None:
     if status in (429, 529):
         wait = grant.retry_after if grant.retry_after and grant.retry_after.isdigit() else "5"
         return Problem(503, "api-overloaded", headers={"Retry-After": wait}, api_status=status)
-    if status in (400, 413, 422) or any(mark in text.lower() for mark in _TOO_LONG):
+    if status in (400, 404, 413, 422) or any(mark in text.lower() for mark in _TOO_LONG):
         return Problem(422, "prompt-rejected", text, api_status=status)
     if status is not None:
         return Problem(502, "api-error", f"the model API answered {status}", api_status=status)

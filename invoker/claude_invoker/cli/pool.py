@@ -202,6 +202,9 @@ class Pool:
         for shape, count in demand.most_common(size):
             share = max(1, size * count // max(1, len(self._asked)))
             wanted[shape] += min(share, size - wanted.total())
+        if wanted:
+            # What was asked for most stays warm through a quiet hour.
+            self._default = wanted.most_common(1)[0][0]
         if missing := size - wanted.total():
             wanted[self._default] += missing
         return dict(wanted)

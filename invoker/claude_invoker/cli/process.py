@@ -95,12 +95,19 @@ class CliProcess:
         """
         await self.control("set_model", model=model)
 
-    async def begin(self, model: str, system: str | None, content: tuple[dict[str, Any], ...]) -> None:
-        """Sends the run: system prompt, model, the one user message. Raises CliError if the process is gone.
+    async def begin(
+        self,
+        model: str,
+        system: str | None,
+        output_schema: dict[str, Any] | None,
+        content: tuple[dict[str, Any], ...],
+    ) -> None:
+        """Sends the run: system prompt, schema of the result, model, the one user message.
 
-        `client_composed` keeps the CLI from reading `@/path` or `/command` in the caller's text.
+        Raises CliError if the process is gone. `client_composed` keeps the CLI from reading `@/path` or `/command` in the caller's text.
         """
-        self._send_control("initialize", **({} if system is None else {"systemPrompt": [system]}))
+        wishes = {"systemPrompt": None if system is None else [system], "jsonSchema": output_schema}
+        self._send_control("initialize", **{name: value for name, value in wishes.items() if value is not None})
         self._send_control("set_model", model=model)
         self._send(
             {

@@ -228,7 +228,7 @@ class Engine:
         grant = Grant(functools.partial(permits, plan.models), plan.max_turns * _REQUESTS_PER_TURN)
         self._proxy.grant(ready.token, grant)
         translator = Translator(run)
-        await process.begin(plan.model, plan.system, plan.content)
+        await process.begin(plan.model, plan.system, plan.output_schema, plan.content)
         begun = asyncio.get_running_loop().time()
         end = begun + plan.total_s
         first = min(end, begun + self.settings.first_output_s)
@@ -237,6 +237,10 @@ class Engine:
         try:
             async with asyncio.timeout_at(first) as timer:
                 async for message in process.messages():
+                    if message.get("type") == "control_response":
+                        _check_control(message)
+                    elif message.get("subtype") == "init":
+                        _check_schema(plan, message)
                     if translator.take(message):
                         phase = "idle"
                     if message.get("type") == "result":
@@ -305,10 +309,22 @@ def _shape(plan: Plan, session: Session | None) -> Shape:
         tools=plan.tools,
         max_turns=plan.max_turns,
         max_budget_usd=plan.max_budget_usd,
-        output_schema=plan.output_schema,
         session=session.id if session else None,
         resume=bool(session and session.begun),
     )
+
+
+def _check_control(message: dict[str, Any]) -> None:
+    """A model or system prompt that was not set must not be replaced by another. Raises Problem 422."""
+    response = message.get("response")
+    if not isinstance(response, dict) or response.get("subtype") != "success":
+        raise Problem(422, "invalid", "the Claude CLI does not accept the model or the system prompt")
+
+
+def _check_schema(plan: Plan, message: dict[str, Any]) -> None:
+    """The CLI passes over a schema that it does not understand. Raises Problem 422."""
+    if plan.output_schema is not None and "StructuredOutput" not in (message.get("tools") or ()):
+        raise Problem(422, "invalid", "output_schema is not a JSON Schema that the Claude CLI accepts")
 
 
 def _early_end(process: CliProcess) -> CliError:

@@ -1,0 +1,172 @@
+"""Collecting what a hostile run left, and the log of its events."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from claude_invoker.cli.tree import Tree, Workplace, prepare
+from claude_invoker.runs import artifacts, events
+from claude_invoker.runs.artifacts import Bounds, collect, content_type, survey
+from claude_invoker.runs.events import EventLog
+
+PLENTY = Bounds(10_000_000, 100)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"
+
+
+def test_only_new_regular_files_are_taken(work: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    (work / "old.txt").write_text("old")
+    (work / "changed.txt").write_text("old")
+    before = survey(work)
+    (work / "changed.txt").write_text("new text")
+    (work / "sub").mkdir()
+    (work / "sub" / "new.md").write_text("# new")
+    (work / "link").symlink_to(secret)
+    (work / "dir-link").symlink_to(tmp_path)
+    (work / "hard").hardlink_to(secret)
+    os.mkfifo(work / "fifo")
+    (work / ".git").mkdir()
+    (work / ".git" / "config").write_text("x")
+    (work / "bad\nname").write_text("x")
+    (work / "bad\udcffname").write_text("x")
+    found, left_out = collect(work, before, tmp_path / "kept", PLENTY)
+    assert [artifact.path for artifact in found] == ["changed.txt", "sub/new.md"]
+    assert left_out == 0
+    assert (tmp_path / "kept" / "sub" / "new.md").read_text() == "# new"
+    assert not list((tmp_path / "kept").rglob("link"))
+
+
+def test_bounds(work: Path, tmp_path: Path) -> None:
+    for number in range(5):
+        (work / f"{number}.txt").write_text("x" * 100)
+    found, left_out = collect(work, {}, tmp_path / "a", Bounds(10_000, 3))
+    assert (len(found), left_out) == (3, 2)
+    found, left_out = collect(work, {}, tmp_path / "b", Bounds(250, 100))
+    assert (len(found), left_out) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "expected"),
+    [
+        ("x.txt", b"%PDF-1.4 ...", "application/pdf"),
+        ("evil.html", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "image/png"),
+        ("a.md", b"# Title", "text/markdown"),
+        ("a.csv", b"a,b", "text/csv"),
+        ("a.json", b"{}", "application/json"),
+        ("a.png", b"not an image", "text/plain"),
+        ("a", b"text", "text/plain"),
+        (
+            "a.docx",
+            b"PK\x03\x04....word/document.xml",
+            "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+        ),
+        ("a.zip", b"PK\x03\x04....other", "application/zip"),
+        ("a.bin", bytes(range(256)), "application/octet-stream"),
+        ("cut.txt", b"x" * 4094 + "é".encode() + b"y", "text/plain"),
+        ("empty", b"", "text/plain"),
+    ],
+)
+def test_types_by_content(name: str, head: bytes, expected: str) -> None:
+    assert content_type(name, head) == expected
+
+
+def test_a_real_archive(work: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(work / "r.docx", "w") as archive:
+        archive.writestr("[Content_Types].xml", "<x/>")
+        archive.writestr("word/document.xml", "<x/>")
+    found, _ = collect(work, {}, tmp_path / "kept", PLENTY)
+    assert found[0].type.endswith("wordprocessingml.document")
+
+
+def test_a_tree_without_permissions_is_deleted(tmp_path: Path) -> None:
+    tree = Tree(tmp_path / "t")
+    tree.create(None)
+    locked = tree.work / "a" / "b"
+    locked.mkdir(parents=True)
+    (locked / "f").write_text("x")
+    locked.chmod(0)
+    locked.parent.chmod(0)
+    tree.delete()
+    assert not tree.root.exists()
+
+
+def test_giving_a_tree_away_follows_no_link(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to change owners")
+    outside = tmp_path / "outside"
+    outside.write_text("x")
+    tree = Tree(tmp_path / "t")
+    tree.create(None)
+    (tree.work / "link").symlink_to(outside)
+    (tree.work / "hard").hardlink_to(outside)
+    (tree.work / "own").write_text("x")
+    tree.give_to(65_000)
+    assert outside.stat().st_uid == 0
+    assert (tree.work / "own").stat().st_uid == 65_000
+
+
+def test_an_abandoned_workplace_is_found(tmp_path: Path) -> None:
+    prepare(tmp_path / "state", tmp_path / "trees")
+    first, second = Workplace(tmp_path / "trees"), Workplace(tmp_path / "trees")
+    first.open()
+    second.open()
+    assert list(second.abandoned()) == []
+    first._lock.close()  # type: ignore[union-attr] # what the kernel does for a killed process
+    assert list(second.abandoned()) == [first.path]
+    second.close()
+    assert not second.path.exists()
+
+
+def test_a_directory_of_another_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "trees").symlink_to(tmp_path / "real")
+    with pytest.raises(PermissionError):
+        prepare(tmp_path / "state", tmp_path / "trees")
+
+
+@given(st.lists(st.sampled_from(["append", "read", "late"]), max_size=40), st.integers(0, 45))
+@settings(max_examples=60)
+def test_every_reader_sees_all_in_order(actions: list[str], last_id: int) -> None:
+    async def scenario() -> None:
+        log = EventLog()
+        readers: list[tuple[int, asyncio.Task[list[int]]]] = []
+
+        async def read(start: int) -> list[int]:
+            return [event.id async for event in log.follow(start)]
+
+        for action in actions:
+            if action == "append":
+                log.append("x", {"n": log.last_id})
+            else:
+                start = 0 if action == "read" else last_id
+                readers.append((start, asyncio.create_task(read(start))))
+                await asyncio.sleep(0)
+        log.close()
+        for start, reader in readers:
+            assert await reader == list(range(start + 1, log.last_id + 1))
+
+    asyncio.run(scenario())
+
+
+async def test_old_events_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "MAX_KEPT_BYTES", 1000)
+    log = EventLog()
+    for number in range(100):
+        log.append("x", {"text": "y" * 90, "n": number})
+    kept = log.since(0)
+    assert len(kept) < 15 and kept[-1].id == 100
+    assert [event.id for event in log.since(98)] == [99, 100]
+    assert artifacts.survey(Path("/nonexistent")) == {}

@@ -1,0 +1,273 @@
+"""The parts without I/O: command line, environment, plan, outcome, negotiation, the stand-in's script."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from claude_invoker.api.accept import preferred
+from claude_invoker.api.stream import last_event_id
+from claude_invoker.cli.command import Deadlines, Shape, command, environment
+from claude_invoker.cli.keyproxy import Grant
+from claude_invoker.cli.outcome import denials, failure, stop_reason, usage
+from claude_invoker.cli.tree import Tree
+from claude_invoker.model import InvokeRequest
+from claude_invoker.plan import Clamp, permits, plan
+from claude_invoker.problem import TITLES, Problem
+from claude_invoker.settings import Settings, is_loopback
+from claude_invoker.standin.script import reply_to
+
+CLI = Path("/opt/claude")
+SHAPE = Shape(("Read", "Write"), 7, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "present", "absent"),
+    [
+        (
+            SHAPE,
+            ["--tools=Read,Write", "--allowedTools=Read,Write", "--max-turns=7", "--max-budget-usd=0.5"],
+            ["--resume"],
+        ),
+        (
+            SHAPE,
+            ["--no-session-persistence", "--restricted", "--setting-sources=", "--strict-mcp-config"],
+            ["--session-id"],
+        ),
+        (Shape((), 1, 1.0), ["--tools="], ["--allowedTools"]),
+        (
+            Shape((), 1, 1.0, session="s"),
+            ["--session-id=s", "--system-prompt-snapshot=off"],
+            ["--no-session-persistence"],
+        ),
+        (Shape((), 1, 1.0, session="s", resume=True), ["--resume=s"], ["--session-id"]),
+        (Shape((), 1, 1e-05), ["--max-budget-usd=1e-05"], []),
+    ],
+)
+def test_command_line(shape: Shape, present: list[str], absent: list[str]) -> None:
+    arguments = command(CLI, shape)
+    assert arguments[0] == "/opt/claude"
+    assert set(present) <= set(arguments)
+    assert not any(argument.startswith(tuple(absent)) for argument in arguments if absent)
+    # Each argument is an option with its value in the same word: nothing can be taken for another option.
+    assert all(argument.startswith("--") for argument in arguments[1:])
+
+
+def test_the_environment_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    variables = environment(Tree(Path("/t")), "n", "http://127.0.0.1:1", 9, Deadlines(2.5, 1))
+    assert variables == {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "TZ": "UTC",
+        "HOME": "/t/home",
+        "CLAUDE_CONFIG_DIR": "/t/config",
+        "TMPDIR": "/t/tmp",
+        "CLAUDE_CODE_TMPDIR": "/t/tmp",
+        "CLAUDE_INVOKER_PROCESS": "n",
+        "ANTHROPIC_BASE_URL": "http://127.0.0.1:1",
+        "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR": "9",
+        "API_TIMEOUT_MS": "2500",
+        "CLAUDE_CODE_MAX_RETRIES": "1",
+        "CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK": "1",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "DISABLE_AUTOUPDATER": "1",
+        "DISABLE_TELEMETRY": "1",
+        "DISABLE_ERROR_REPORTING": "1",
+    }
+
+
+OPERATOR = Settings(trust="open", models=(), max_turns=25, max_budget_usd=5.0)
+MODELS = st.sampled_from(["haiku", "sonnet", "opus", "claude-haiku-4-5", "claude-sonnet-5-5"])
+TOOLS = st.sampled_from(["Read", "Write", "Edit", "Bash", "Glob", "Task", "Nope"])
+
+
+@given(
+    body=st.fixed_dictionaries(
+        {"prompt": st.text(min_size=1)},
+        optional={
+            "model": MODELS,
+            "tools": st.lists(TOOLS, max_size=5),
+            "max_turns": st.integers(1, 1000),
+            "max_budget_usd": st.floats(0.001, 1000),
+            "timeout_s": st.floats(0.1, 80_000),
+        },
+    ),
+    clamp=st.builds(
+        Clamp,
+        models=st.none() | st.lists(MODELS, max_size=3).map(tuple),
+        tools=st.none() | st.lists(TOOLS, max_size=5).map(tuple),
+        max_turns=st.none() | st.integers(1, 50),
+        max_usd=st.none() | st.floats(0.001, 10),
+    ),
+    isolated=st.booleans(),
+)
+def test_nothing_exceeds_a_clamp(body: dict[str, Any], clamp: Clamp, isolated: bool) -> None:
+    try:
+        chosen = plan(InvokeRequest(**body), clamp, OPERATOR, isolated=isolated)
+    except Problem as problem:
+        assert problem.status == 403
+        return
+    assert permits(clamp.models, chosen.model)
+    assert chosen.models == clamp.models
+    assert set(chosen.tools) <= set(OPERATOR.tools_allowed) & set(
+        clamp.tools if clamp.tools is not None else chosen.tools
+    )
+    assert isolated or "Bash" not in chosen.tools
+    assert chosen.max_turns <= min(25, clamp.max_turns or 25)
+    assert chosen.max_budget_usd <= min(5.0, clamp.max_usd or 5.0)
+    assert chosen.total_s <= OPERATOR.total_s
+    if "tools" in body:
+        assert set(chosen.tools) == set(body["tools"])
+    if "model" in body:
+        assert chosen.model == body["model"]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "model", "expected"),
+    [
+        (None, "anything", True),
+        ((), "haiku", False),
+        (("haiku",), "haiku", True),
+        (("haiku",), "claude-haiku-4-5-20251001", True),
+        (("haiku",), "claude-haikuish-1", False),
+        (("claude-haiku-4-5",), "claude-haiku-4-5-20251001", True),
+        (("claude-haiku-4-5",), "claude-haiku-4-5-evil", False),
+        (("claude-haiku-4",), "claude-haiku-4-5", False),
+        (("claude-haiku-4-5",), "haiku", False),
+        (("sonnet",), "claude-opus-5-5", False),
+    ],
+)
+def test_names_of_models(allowed: tuple[str, ...] | None, model: str, expected: bool) -> None:
+    assert permits(allowed, model) is expected
+
+
+@pytest.mark.parametrize(
+    ("result", "grant", "expected"),
+    [
+        ({"subtype": "success", "is_error": False}, {}, None),
+        ({"subtype": "error_max_turns", "is_error": True}, {}, None),
+        ({"subtype": "error_max_budget_usd", "is_error": True}, {}, None),
+        ({"subtype": "success", "is_error": True, "stop_reason": "refusal"}, {}, None),
+        ({"subtype": "success", "is_error": True, "api_error_status": 401}, {}, (502, "api-auth")),
+        ({"subtype": "success", "is_error": True, "api_error_status": 403}, {"refused": "x"}, (403, "forbidden")),
+        (
+            {"subtype": "success", "is_error": True, "api_error_status": 429},
+            {"retry_after": "7"},
+            (503, "api-overloaded"),
+        ),
+        ({"subtype": "success", "is_error": True, "api_error_status": 529}, {}, (503, "api-overloaded")),
+        ({"subtype": "success", "is_error": True, "api_error_status": 400}, {}, (422, "prompt-rejected")),
+        ({"subtype": "success", "is_error": True, "result": "Prompt is too long"}, {}, (422, "prompt-rejected")),
+        ({"subtype": "success", "is_error": True, "api_error_status": 500}, {}, (502, "api-error")),
+        (
+            {"subtype": "success", "is_error": True, "api_error_status": 502},
+            {"unreachable": True},
+            (504, "api-unreachable"),
+        ),
+        ({"subtype": "success", "is_error": True, "api_error_status": None}, {}, (504, "api-unreachable")),
+        ({"subtype": "error_during_execution", "is_error": True, "errors": ["x"]}, {}, (502, "cli-failed")),
+    ],
+)
+def test_outcomes(result: dict[str, Any], grant: dict[str, Any], expected: tuple[int, str] | None) -> None:
+    problem = failure(result, Grant(lambda model: True, 9, **grant))
+    assert (problem and (problem.status, problem.kind)) == expected
+    if problem:
+        assert problem.kind in TITLES
+        if problem.kind == "api-overloaded":
+            assert problem.headers["Retry-After"] == (grant.get("retry_after") or "5")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["usage", "permission_denials", "stop_reason", "subtype", "is_error", "result", "errors"]), JSON
+    )
+)
+@settings(max_examples=50)
+def test_a_strange_result_is_no_crash(result: dict[str, Any]) -> None:
+    failure(result, Grant(lambda model: True, 1))
+    assert stop_reason(result)
+    assert denials(result) is not None
+    if not isinstance(result.get("usage"), dict):
+        assert usage(result).input_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        (None, "application/json"),
+        ("*/*", "application/json"),
+        ("application/problem+json, application/json", "application/json"),
+        ("text/event-stream", "text/event-stream"),
+        ("application/json, text/event-stream;q=0.5", "application/json"),
+        ("application/json;q=0.1, application/pdf", "application/pdf"),
+        ("TEXT/Event-Stream", "text/event-stream"),
+        ("nonsense, ;;q=x, a/b;q=zero", "application/json"),
+        ("image/*", "image/*"),
+    ],
+)
+def test_negotiation(accept: str | None, expected: str) -> None:
+    assert preferred(accept) == expected
+
+
+@given(st.text())
+def test_negotiation_never_fails(text: str) -> None:
+    assert "/" in preferred(text)
+    assert last_event_id(text) >= 0
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("example.org", False)],
+)
+def test_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_settings_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key").write_text("from-a-file\n")
+    monkeypatch.setenv("INVOKER_ANTHROPIC_API_KEY_FILE", str(tmp_path / "key"))
+    monkeypatch.setenv("INVOKER_TOOLS", "Read, Glob,")
+    found = Settings()
+    assert found.anthropic_api_key is not None
+    assert found.anthropic_api_key.get_secret_value() == "from-a-file"
+    assert "from-a-file" not in repr(found)
+    assert found.tools == ("Read", "Glob")
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "text", "text": text}]}
+
+
+def result_of(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": text}]}
+
+
+def test_the_stand_ins_script() -> None:
+    script = '[[tool Read {"a": "]]"}]] [[tool Bash {"b": 2}]]'
+    first = reply_to({"messages": [user(script)]})
+    assert first.tool == ("Read", {"a": "]]"}) and first.stop_reason == "tool_use"
+    second = reply_to({"messages": [user(script), result_of("one")]})
+    assert second.tool == ("Bash", {"b": 2})
+    last = reply_to({"messages": [user(script), result_of("one"), result_of("two")]})
+    assert last.tool is None and last.text == "Tool results:\none\n---\ntwo"
+    assert reply_to({"messages": [user("[[say a b]] c")]}).text == "a b"
+    assert reply_to({"messages": [user("[[status 529]]")]}).error_type == "overloaded_error"
+    assert len(reply_to({"messages": [user("[[large 1000]]")]}).text) == 1000
+    assert reply_to({"messages": [user("<system-reminder>[[hang]]"), user("x")]}).hang is False
+
+
+@given(JSON)
+def test_the_stand_in_answers_anything(messages: Any) -> None:
+    reply_to({"messages": messages if isinstance(messages, list) else [messages]})
+    reply_to({"messages": [user(json.dumps(messages))]})
