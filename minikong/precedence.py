@@ -68,5 +68,8 @@ def _combinations(route: str | None, service: str | None, consumer: str | None) 
 
 
 def by_priority(priorities: Mapping[str, float]) -> list[str]:
-    """Plugin names in the order they run: by priority, the higher first; equal ones by name, the later first."""
+    """Plugin names in the order they run: by priority, the higher first; equal ones by name, the later first.
+
+    Kong leaves the order of several plugins of priority 0 to chance; here it is by name too.
+    """
     return sorted(priorities, key=lambda name: (priorities[name], name), reverse=True)

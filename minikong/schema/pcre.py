@@ -33,6 +33,29 @@ def compile(pattern: str, flags: int = 0) -> re.Pattern[str]:
     return re.compile(_translate(pattern), flags | re.ASCII)
 
 
+# What `re` says, what PCRE2 says, and whether PCRE2 finds it only at the end of the pattern.
+_MESSAGES = (
+    ("unterminated character set", "missing terminating ] for character class", True),
+    ("missing ), unterminated", "missing closing parenthesis", True),
+    ("bad escape (end of pattern)", "\\ at end of pattern", True),
+    ("nothing to repeat", "quantifier does not follow a repeatable item", False),
+    ("multiple repeat", "quantifier does not follow a repeatable item", False),
+    ("unbalanced parenthesis", "unmatched closing parenthesis", False),
+    ("bad character range", "range out of order in character class", False),
+    ("unknown extension", "unrecognized character after (? or (?-", False),
+    ("look-behind requires", "length of lookbehind assertion is not limited", False),
+)
+
+
+def explain(pattern: str, problem: re.error) -> str:
+    """The error as ngx.re gives it, where PCRE2's own text is known."""
+    for ours, theirs, at_end in _MESSAGES:
+        if problem.msg.startswith(ours):
+            rest = "" if at_end else pattern[problem.pos or 0 :]
+            return f'pcre2_compile() failed: {theirs} in "{pattern}"' + (f' at "{rest}"' if rest else "")
+    return f'pcre2_compile() failed: {problem.msg} in "{pattern}"'
+
+
 def _translate(pattern: str) -> str:
     start = _START_OPTION.match(pattern)
     at = start.end() if start else 0

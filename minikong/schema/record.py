@@ -230,7 +230,7 @@ class Record:
             if key is None:
                 return {self.subschema_key: REQUIRED}
             if self.subschema(values) is None:
-                named = key if isinstance(key, str) else next(iter(sequence(key) or []), None)
+                named = key if isinstance(key, str) else next(iter(sequence(key) or []), "nil")
                 return {self.subschema_key: self.subschema_error.format(tostring(named))}
         errors = self._field_errors(values)
         for name, field in self.fields:

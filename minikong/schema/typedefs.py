@@ -76,7 +76,7 @@ def _validate_route_path(path: str) -> str | None:
     try:
         pcre.compile(path[1:])
     except re.error as problem:
-        return f"invalid regex: '{path[1:]}' (PCRE returned: {problem})"
+        return f"invalid regex: '{path[1:]}' (PCRE returned: {pcre.explain(path[1:], problem)})"
     return None
 
 
