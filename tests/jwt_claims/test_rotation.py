@@ -117,9 +117,11 @@ def test_a_new_key_is_picked_up_without_a_failed_request(server: Server, provide
     for thread in clients:
         thread.start()
     for kid in ("k2", "k3"):
-        time.sleep(1.1)
+        time.sleep(1.1)  # the cool-down after the last unknown kid
         provider.rotate(kid)
-    time.sleep(0.5)
+        deadline = time.monotonic() + HANG
+        while kid not in used and time.monotonic() < deadline:
+            time.sleep(0.02)
     stop.set()
     for thread in clients:
         thread.join(HANG)
@@ -157,7 +159,7 @@ def test_random_kids_make_no_traffic(server: Server, provider: Provider) -> None
 
 def test_the_provider_away_for_the_whole_stale_window(server: Server, provider: Provider) -> None:
     """Valid tokens pass while the keys may be used, then 503: never a pass, and never after they are too old."""
-    times = {"jwks_ttl": 1, "jwks_max_stale": 1, "jwks_cooldown": 1, "jwks_timeout": 1}
+    times = {"jwks_ttl": 1, "jwks_max_stale": 2, "jwks_cooldown": 1, "jwks_timeout": 1}
     with server.driver() as kong:
         instance = kong.start_instance("claude-jwt-claims", configured(provider, **times))
         remembered, fresh = provider.token(), provider.token(sub="bob")
@@ -165,14 +167,16 @@ def test_the_provider_away_for_the_whole_stale_window(server: Server, provider: 
         provider.stop()
         away = time.monotonic()
         outcomes: list[tuple[float, int | None]] = []
-        while time.monotonic() - away < 3:
+        refusals = 0
+        while refusals < 20 and time.monotonic() - away < HANG:
             for compact in (remembered, fresh):
                 event = ask(kong, instance, compact)
                 outcomes.append((time.monotonic() - away, event.exit and event.exit.status))
+                refusals += event.exit is not None
             fresh = provider.token(sub=f"bob-{len(outcomes)}")
             time.sleep(0.05)
         assert {status for _, status in outcomes} == {None, 503}
-        assert all(status is None for at, status in outcomes if at < 0.8)
+        assert any(status is None for at, status in outcomes if at > 1)  # beyond jwks_ttl
         first = next(at for at, status in outcomes if status == 503)
         assert all(status == 503 for at, status in outcomes if at > first)
         event = ask(kong, instance, remembered)
