@@ -99,7 +99,10 @@ def decode(text: bytes, *, array_mt: bool = False) -> Any:
         except (ValueError, RecursionError):
             pass  # lua-cjson may still take it
     reader = _Reader(text, array_mt)
-    value = reader.value(0)
+    try:
+        value = reader.value(0)
+    except RecursionError:
+        raise ValueError("Found too many nested data structures (1001)") from None
     reader.skip()
     if reader.at != len(text):
         raise ValueError(f"Expected the end but found something at character {reader.at + 1}")

@@ -150,18 +150,15 @@ def table_of(table: dict[Any, Any]) -> list[Any] | dict[Any, Any]:
 
 
 def _to_msgpack(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _to_msgpack(v) for k, v in value.items()} if value else []
+    if isinstance(value, list):
+        return [_to_msgpack(item) for item in value]
+    if type(value) is float:
+        return number(value)
     if value is NULL:
         return None
-    kind = type(value)
-    if kind is dict:
-        if not value:
-            return []
-        return {k: _to_msgpack(v) for k, v in value.items()}
-    if kind is list:
-        return [_to_msgpack(item) for item in value]
-    if kind is float:
-        return number(value)
-    if kind is Opaque:
+    if isinstance(value, Opaque):
         if value.kind == "function":
             raise BrokenFrame
         raise LuaError(f"pack '{value.kind}' is unimplemented")
@@ -182,9 +179,15 @@ def pack(value: Any) -> bytes:
     Raises LuaError for what cannot be packed, BrokenFrame for a function.
     """
     kind = type(value)
-    if kind is dict or kind is list or kind is float or kind is Opaque or value is NULL:
-        value = _to_msgpack(value)
-    packed: bytes = _packer.pack(value)
+    if kind is not bytes and kind is not int and kind is not str:
+        try:
+            value = _to_msgpack(value)
+        except RecursionError:
+            raise LuaError("stack overflow") from None
+    try:
+        packed: bytes = _packer.pack(value)
+    except ValueError as error:  # nested deeper than msgpack goes
+        raise LuaError(str(error)) from None
     return packed
 
 

@@ -69,7 +69,10 @@ class Function:
             raise LuaError(f"function cannot be called in {ctx.phase} phase (only in: {names})")
         if self.needs_request and ctx.in_timer:
             raise LuaError(TIMER_ERROR)
-        return self.body(ctx, *arguments[: self.arity])
+        try:
+            return self.body(ctx, *arguments[: self.arity])
+        except RecursionError:
+            raise LuaError("stack overflow") from None
 
 
 FUNCTIONS: dict[str, Function] = {}  # the PDK as Lua sees it
@@ -114,7 +117,13 @@ def _find(name: str) -> Function | str | None:
     """The function, the Lua type of what else has this name, or None."""
     if name in EXPOSED:
         return EXPOSED[name]
-    path = ".".join(_WORDS.findall(name))
+    words = _WORDS.findall(name)
+    path = ".".join(words)
+    for count in range(1, len(words)):
+        prefix = ".".join(words[:count])
+        if prefix not in TABLES and (prefix in FUNCTIONS or VALUES.get(prefix) in ("number", "boolean")):
+            kind = VALUES.get(prefix, "function")
+            raise LuaError(f"attempt to index local 'res' (a {kind} value)")
     if not path:
         return "table"  # no segment: index_table returns the table it started from
     if path in FUNCTIONS:
