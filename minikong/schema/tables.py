@@ -7,7 +7,7 @@ where a value is passed on), `ngx.null` is `None`. List indexes count from 1.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 MISSING: Final = object()
 
@@ -15,7 +15,7 @@ MISSING: Final = object()
 Error = Any
 
 
-def is_table(value: object) -> bool:
+def is_table(value: object) -> TypeGuard[dict[Any, Any] | list[Any]]:
     return isinstance(value, dict | list)
 
 

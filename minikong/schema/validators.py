@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from minikong.schema import lua_pattern, pcre
-from minikong.schema.tables import equal, is_table, number_text, sequence, tostring
+from minikong.schema.tables import equal, number_text, sequence, tostring
 
 Validator = Callable[[Any, Any], Any]
 
@@ -19,7 +19,7 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 
 def quoted_list(words: list[Any]) -> str:
     """`'a', 'b'`; a nested list in parentheses."""
-    return ", ".join(f"({quoted_list(w)})" if is_table(w) else f"'{tostring(w)}'" for w in words)
+    return ", ".join(f"({quoted_list(w)})" if isinstance(w, list) else f"'{tostring(w)}'" for w in words)
 
 
 def _whole(number: float) -> str:
