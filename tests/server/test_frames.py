@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 import msgpack
@@ -107,7 +108,7 @@ def test_an_event_with_any_instance_id_is_no_instance(ours: Server, instance_id:
             kong.call("plugin.HandleEvent", {"InstanceId": instance_id, "EventName": "access"})
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(min_size=1, max_size=300))
 def test_random_bytes_never_end_the_server(ours: Server, data: bytes) -> None:
     with connect(ours) as sock:
@@ -161,6 +162,18 @@ def test_64_mb_to_kong_while_others_are_served(ours: Server) -> None:
         assert alive(ours)  # while Kong reads nothing
         frame = kong.receive()
     assert frame[3]["Data"]["Args"] == [b"x" * (64 << 20)]
+
+
+def test_a_large_reply_and_the_next_do_not_mix(ours: Server) -> None:
+    """A peer that pipelines: the second answer waits for the end of the first."""
+    with ours.driver() as kong:
+        instance = kong.start_instance("battery", {"do": "send_body"})
+        result = kong.call("plugin.HandleEvent", {"InstanceId": instance, "EventName": "access"})
+        kong.send("plugin.Step", {"EventId": result["EventId"], "Data": str(4 << 20)})
+        time.sleep(0.1)
+        second = kong.send("plugin.GetStatus", None)
+        assert kong.receive()[3]["Data"]["Args"] == [b"x" * (4 << 20)]
+        assert kong.receive()[:3] == [1, second, None]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ import gevent
 
 from kong_claude.server import wire
 from kong_claude.server.plugins import Instance, Instances, Phase, Plugin
-from kong_claude.server.wire import ID_LENGTH, MSGID_END, REPLY, RET, UNAVAILABLE, event_key, pack, unpack
+from kong_claude.server.wire import ID_LENGTH, METHOD_AT, REPLY, RET, UNAVAILABLE, event_key, pack, unpack
 from kong_claude.server.worker import EventEnd, Worker, pdk
 
 log = logging.getLogger("kong_claude.pluginserver")
@@ -54,9 +54,9 @@ class Connection:
     is owed to Kong."""
 
     __slots__ = (
-        "_buffer",
         "_reader",
         "_sock",
+        "_unsent",
         "_writer",
         "backlog",
         "call",
@@ -76,21 +76,22 @@ class Connection:
         self.since = 0.0  # when a frame stayed incomplete or a write unfinished
         self.send = sock.send
         self._sock = sock
-        self._buffer = b""
+        self._unsent = memoryview(b"")
         self._writer: Any = None
         self._reader = gevent.get_hub().loop.io(sock.fileno(), READ)
         self._reader.start(self._reading())
 
     @property
     def busy(self) -> bool:
-        return self.call is not None and self.call.conn is self
+        """An answer is owed, or not yet written to its end."""
+        return (self.call is not None and self.call.conn is self) or self._writer is not None
 
     def _reading(self) -> Callable[[], None]:
         """The callback for a readable socket, with what it needs at hand."""
         server = self.server
         receive = self._sock.recv
         events, known_events, begin = server.events, server.known_events, server.begin
-        request, step, handle_event, step_length = wire.REQUEST, wire.STEP, wire.HANDLE_EVENT, len(wire.STEP)
+        request, step, step_length = wire.REQUEST, wire.STEP, len(wire.STEP)
 
         def readable() -> None:
             data = b""
@@ -106,27 +107,29 @@ class Connection:
             if not data:
                 self.close()
                 return
-            if self.decoder is None and data.startswith(request):
+            if self.decoder is None and len(data) > ID_LENGTH:
                 worker = events.get(data[-ID_LENGTH:])
+                at = METHOD_AT[data[2]]
                 if worker is None:
-                    at = data.find(handle_event, 3, MSGID_END + len(handle_event))
-                    known = known_events.get(data[at:]) if at > 0 else None
-                    if known is not None and not self.busy:
+                    known = known_events.get(data[at:])
+                    if known is not None and data.startswith(request) and not self.busy:
                         begin(self, data[2:at], *known)
                         return
-                elif worker.conn is None and (self.call is worker or not self.busy):
-                    at = data.find(step, 3, MSGID_END + step_length)
-                    if at > 0:
-                        try:
-                            answer = unpack(data[at + step_length : -ID_LENGTH])
-                        except Exception:  # noqa: S110 - not one whole value: decoded below
-                            pass
-                        else:
-                            worker.msgid = data[2:at]
-                            worker.conn = self
-                            self.call = worker
-                            worker.switch(answer)
-                            return
+                elif (
+                    worker.conn is None
+                    and (self.call is worker or not self.busy)
+                    and data[at : at + step_length] == step
+                ):
+                    try:
+                        answer = unpack(data[at + step_length : -ID_LENGTH])
+                    except Exception:  # noqa: S110 - not one whole value: decoded below
+                        pass
+                    else:
+                        worker.msgid = data[2:at]
+                        worker.conn = self
+                        self.call = worker
+                        worker.switch(answer)
+                        return
             self._decode(data)
 
         return readable
@@ -148,7 +151,7 @@ class Connection:
                 return
             if self.decoder.empty:
                 self.decoder = None
-                if not self._buffer:
+                if self._writer is None:
                     self.server.unfinished.discard(self)
         if self.busy and self.backlog:
             self.server.abandon(self)
@@ -180,7 +183,8 @@ class Connection:
         """What remains to do after a send: the rest of the frame, frames that wait."""
         loop = gevent.get_hub().loop
         if 0 <= sent < len(frame) and not self.closed:
-            self._buffer = frame[sent:]
+            self.call = None
+            self._unsent = memoryview(frame)[sent:]
             self.since = time.monotonic()
             self.server.unfinished.add(self)
             self._writer = loop.io(self._sock.fileno(), WRITE)
@@ -192,23 +196,25 @@ class Connection:
 
     def _writable(self) -> None:
         try:
-            sent = self.send(memoryview(self._buffer))
+            sent = self.send(self._unsent)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             self.close()
             return
-        self._buffer = self._buffer[sent:]
-        if not self._buffer:
+        self._unsent = self._unsent[sent:]
+        if not self._unsent:
             self._stop_writing()
             if self.decoder is None:
                 self.server.unfinished.discard(self)
+            self.pump()
 
     def _stop_writing(self) -> None:
         if self._writer is not None:
             self._writer.stop()
             self._writer.close()
             self._writer = None
+            self._unsent = memoryview(b"")
 
     def close(self) -> None:
         if self.closed:

@@ -32,7 +32,8 @@ RET = DATA + b"\xa3ret"
 STEP = b"\xabplugin.Step\x91\x82" + DATA
 HANDLE_EVENT = b"\xb2plugin.HandleEvent\x91"
 ID_LENGTH = len(EVENT_ID) + 9  # ids are of eight bytes
-MSGID_END = 12  # where a msgid has ended at the latest
+# Where the method begins, by the first byte of msgid (Kong sends whole numbers as the shortest int); 0: not known.
+METHOD_AT = bytes({0xCC: 4, 0xCD: 5, 0xCE: 7, 0xCF: 11}.get(first, 3 if first < 0x80 else 0) for first in range(256))
 
 
 def pack_large(value: Any) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from greenlet import getcurrent, greenlet
 from kong_pdk.exception import PDKException
@@ -116,25 +116,23 @@ def pdk_method(name: str, lua_style: bool) -> Callable[..., Any]:
     MessagePack cannot carry), RuntimeError (outside an event).
     """
     part = wire.call_part(name)
-    terminal = name in TERMINAL
-    logs = name == "kong.log" or name.startswith("kong.log.")
     encode = wire.pack_large if name in LARGE else pack
 
-    def call(*args: Any) -> Any:
+    def owing() -> Worker:
+        """The worker of the running event, with Kong's call open."""
         worker = getcurrent()
         if type(worker) is not Worker:
             raise RuntimeError(f"{name} called outside of the event's own greenlet")
-        conn = worker.conn
-        if conn is None:
-            conn = worker.await_open_call()
-        frame = REPLY + worker.msgid + worker.tail + part + encode(_sanitized(args) if logs else args)
+        worker.await_open_call()
+        return worker
+
+    def call(*args: Any) -> Any:
+        running: Any = getcurrent()
+        worker: Worker = running if type(running) is Worker and running.conn is not None else owing()
+        conn: Any = worker.conn
+        frame = b"".join((REPLY, worker.msgid, worker.tail, part, encode(args)))
         worker.conn = None
         worker.calls += 1
-        if terminal:
-            worker.done = True
-            worker.phase.stats.exits += 1
-            conn.reply(frame)
-            raise EventEnd
         try:
             sent = conn.send(frame)
         except OSError as problem:
@@ -154,7 +152,23 @@ def pdk_method(name: str, lua_style: bool) -> Callable[..., Any]:
             return None, error
         raise PDKException(f"exception from {name}: {error}")
 
-    return call
+    def log(*args: Any) -> Any:
+        return call(*_sanitized(args))
+
+    def end(*args: Any) -> NoReturn:
+        worker = owing()
+        conn = worker.await_open_call()
+        frame = REPLY + worker.msgid + worker.tail + part + encode(args)
+        worker.conn = None
+        worker.calls += 1
+        worker.done = True
+        worker.phase.stats.exits += 1
+        conn.reply(frame)
+        raise EventEnd
+
+    if name in TERMINAL:
+        return end
+    return log if name == "kong.log" or name.startswith("kong.log.") else call
 
 
 class Namespace:
