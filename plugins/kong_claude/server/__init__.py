@@ -1,5 +1,6 @@
 """The plugin server: kong-pdk's contract (MessagePack-RPC on a unix socket), hardened.
 
-`wire` frames · `plugins` what is loaded, instances · `worker` one event in one greenlet, the `kong` object ·
-`core` connections and dispatch · `listener` the socket file · `watchdog` loop lag, parent · `metrics` · `cli`.
+`wire` frames · `connection` reading and writing · `core` dispatch, events, instances · `worker` one event in one
+greenlet, the `kong` object · `plugins` what is loaded · `listener` the socket file · `watchdog` loop lag, parent ·
+`metrics` · `service` the process · `cli` its flags · `pdk` types for plugin authors.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import logging
 import os
@@ -14,11 +15,14 @@ import gevent
 from gevent.event import Event
 
 from kong_claude.server.cli import load_plugins
-from kong_claude.server.core import READ, TRANSIENT, Server
+from kong_claude.server.connection import READ
+from kong_claude.server.core import Server
 from kong_claude.server.listener import Listener, SocketInUse
 from kong_claude.server.watchdog import Watchdog, start_ticks
 
 log = logging.getLogger("kong_claude.pluginserver")
+
+TRANSIENT = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
 def serve(args: argparse.Namespace) -> int:

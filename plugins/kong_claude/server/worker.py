@@ -18,7 +18,7 @@ from kong_claude.server import wire
 from kong_claude.server.wire import REPLY, RET, pack
 
 if TYPE_CHECKING:
-    from kong_claude.server.core import Connection
+    from kong_claude.server.connection import Connection
     from kong_claude.server.plugins import Instance, Phase
 
 TERMINAL = frozenset(("kong.response.exit", "kong.response.error"))

@@ -1,0 +1,222 @@
+"""A connection of Kong's: reading frames, writing replies, and who owes one.
+
+Kong never pipelines: it reads an answer before it sends again. A frame that comes while a call is open means that
+Kong has given that call up (a read time-out puts the connection back into Kong's pool).
+"""
+
+from __future__ import annotations
+
+import _socket
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gevent
+
+from kong_claude.server import wire
+from kong_claude.server.wire import ID_LENGTH, METHOD_AT, unpack
+from kong_claude.server.worker import Worker
+
+if TYPE_CHECKING:
+    from kong_claude.server.core import Server
+
+log = logging.getLogger("kong_claude.pluginserver")
+
+RECEIVE = 448  # most frames fit, and so does the buffer into CPython's small-object allocator
+RECEIVE_MORE = 1 << 20
+READ, WRITE = 1, 2  # libev's
+LARGE_FRAME = 512 << 10  # Kong's time for a frame grows with its square: 117 ms at 1 MB
+
+
+class Construction:
+    """A StartInstance that waits for the plugin's constructor."""
+
+    __slots__ = ("conn", "greenlet")
+
+    def __init__(self, conn: Connection, greenlet: Any) -> None:
+        self.conn: Connection | None = conn
+        self.greenlet = greenlet
+
+
+class Connection:
+    """One accepted connection. `call` is who was last called on it; while `call.conn` is this connection, an answer
+    is owed to Kong."""
+
+    __slots__ = (
+        "_reader",
+        "_sock",
+        "_unsent",
+        "_writer",
+        "backlog",
+        "call",
+        "closed",
+        "decoder",
+        "send",
+        "server",
+        "since",
+    )
+
+    def __init__(self, server: Server, sock: _socket.socket) -> None:
+        self.server = server
+        self.call: Worker | Construction | None = None
+        self.closed = False
+        self.decoder: wire.Decoder | None = None
+        self.backlog: deque[Any] = deque()  # frames of a peer that pipelines, in order
+        self.since = 0.0  # when a frame stayed incomplete or a write unfinished
+        self.send = sock.send
+        self._sock = sock
+        self._unsent = memoryview(b"")
+        self._writer: Any = None
+        self._reader = gevent.get_hub().loop.io(sock.fileno(), READ)
+        self._reader.start(self._reading())
+
+    @property
+    def busy(self) -> bool:
+        """An answer is owed, or not yet written to its end."""
+        return (self.call is not None and self.call.conn is self) or self._writer is not None
+
+    def _reading(self) -> Callable[[], None]:
+        """The callback for a readable socket, with what it needs at hand."""
+        server = self.server
+        receive = self._sock.recv
+        events, known_events, begin = server.events, server.known_events, server.begin
+        request, step, step_length = wire.REQUEST, wire.STEP, len(wire.STEP)
+
+        def readable() -> None:
+            data = b""
+            try:
+                data = receive(RECEIVE)
+                if len(data) == RECEIVE:
+                    data += receive(RECEIVE_MORE)
+            except (BlockingIOError, InterruptedError):
+                if not data:
+                    return
+            except OSError:
+                data = b""
+            if not data:
+                self.close()
+                return
+            if self.decoder is None and len(data) > ID_LENGTH:
+                worker = events.get(data[-ID_LENGTH:])
+                at = METHOD_AT[data[2]]
+                if worker is None:
+                    known = known_events.get(data[at:])
+                    if known is not None and data.startswith(request) and not self.busy:
+                        begin(self, data[2:at], *known)
+                        return
+                elif (
+                    worker.conn is None
+                    and (self.call is worker or not self.busy)
+                    and data[at : at + step_length] == step
+                ):
+                    try:
+                        answer = unpack(data[at + step_length : -ID_LENGTH])
+                    except Exception:  # noqa: S110 - not one whole value: decoded below
+                        pass
+                    else:
+                        worker.msgid = data[2:at]
+                        worker.conn = self
+                        self.call = worker
+                        worker.switch(answer)
+                        return
+            self._decode(data)
+
+        return readable
+
+    def _decode(self, data: bytes) -> None:
+        """Any other frame, whole, in pieces, or several at once; and garbage."""
+        if self.decoder is None:
+            try:
+                self.backlog.append(unpack(data))
+            except Exception:
+                self.decoder = wire.Decoder()
+                self.since = time.monotonic()
+                self.server.unfinished.add(self)
+        if self.decoder is not None:
+            try:
+                self.backlog.extend(self.decoder.feed(data))
+            except Exception as error:
+                self.server.violation(self, f"no MessagePack ({type(error).__name__})")
+                return
+            if self.decoder.empty:
+                self.decoder = None
+                if self._writer is None:
+                    self.server.unfinished.discard(self)
+        if self.busy and self.backlog:
+            self.server.abandon(self)
+        self.pump()
+
+    def pump(self) -> None:
+        """Handles waiting frames, one call after the other."""
+        while self.backlog and not self.busy and not self.closed:
+            self.server.dispatch(self, self.backlog.popleft())
+
+    def reply(self, frame: bytes) -> None:
+        """Sends a whole frame, whoever owes it."""
+        try:
+            sent = self.send(frame)
+        except OSError as error:
+            sent = self.not_sent(error)
+        if sent != len(frame) or self.backlog:
+            self.sent_some(frame, sent)
+
+    def not_sent(self, error: OSError) -> int:
+        """0 when the socket is full, -1 when it is gone: then the connection will be closed."""
+        if isinstance(error, BlockingIOError):
+            return 0
+        # Closing may end other greenlets, which only the hub may do.
+        gevent.get_hub().loop.run_callback(self.close)
+        return -1
+
+    def sent_some(self, frame: bytes, sent: int) -> None:
+        """What remains to do after a send: the rest of the frame, frames that wait."""
+        loop = gevent.get_hub().loop
+        if 0 <= sent < len(frame) and not self.closed:
+            self.call = None
+            self._unsent = memoryview(frame)[sent:]
+            self.since = time.monotonic()
+            self.server.unfinished.add(self)
+            self._writer = loop.io(self._sock.fileno(), WRITE)
+            self._writer.start(self._writable)
+            if len(frame) > LARGE_FRAME:
+                log.warning("a frame of %d bytes to Kong: it blocks Kong's worker for a while", len(frame))
+        if self.backlog:
+            loop.run_callback(self.pump)
+
+    def _writable(self) -> None:
+        try:
+            sent = self.send(self._unsent)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.close()
+            return
+        self._unsent = self._unsent[sent:]
+        if not self._unsent:
+            self._stop_writing()
+            if self.decoder is None:
+                self.server.unfinished.discard(self)
+            self.pump()
+
+    def _stop_writing(self) -> None:
+        if self._writer is not None:
+            self._writer.stop()
+            self._writer.close()
+            self._writer = None
+            self._unsent = memoryview(b"")
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._stop_writing()
+        self._reader.stop()
+        self._reader.close()
+        self._sock.close()
+        self.server.connections.discard(self)
+        self.server.unfinished.discard(self)
+        self.backlog.clear()
+        self.decoder = None
+        self.server.abandon(self)
