@@ -53,9 +53,13 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "after", [0.05, 0.4, 1.0, 2.0, 3.5, 5.0, None], ids=lambda v: "ready" if v is None else f"{v}s"
+    ("number", "after"),
+    [
+        *[(signal.SIGINT, after) for after in (0.05, 0.4, 1.0, 2.0, 3.5, 5.0, None)],
+        *[(signal.SIGKILL, after) for after in (2.0, None)],
+    ],
+    ids=lambda value: value.name if isinstance(value, signal.Signals) else "ready" if value is None else f"{value}s",
 )
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill-9"])
 def test_no_process_is_left_behind(home: Path, number: signal.Signals, after: float | None) -> None:
     process = subprocess.Popen(
         [COMMAND, "up", "--port", str(free_port()), "--config", str(ROOT / "kong.yml")],
