@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from minikong.luavalue import NULL, EmptyArray, LuaError, format_number, lua_type, number
+from minikong.luavalue import NULL, LuaError, format_number, lua_type, number
 
 MAX_DEPTH = 1000
 
@@ -58,11 +58,7 @@ def encode(value: Any, precision: int = 16, depth: int = 0) -> bytes:
         return format_number(value, precision)
     if depth > MAX_DEPTH:
         raise LuaError("Cannot serialise, excessive depth (1001)")
-    if isinstance(value, EmptyArray):
-        return b"[]"
     if isinstance(value, list):
-        if not value:
-            return b"{}"
         return b"[" + b",".join([encode(item, precision, depth + 1) for item in value]) + b"]"
     if isinstance(value, dict):
         return _table(value, precision, depth)
@@ -117,7 +113,7 @@ def _converted(value: Any, array_mt: bool) -> Any:
         return {k.encode("utf-8", "surrogateescape"): _converted(v, array_mt) for k, v in value.items()}
     if kind is list:
         if not value:
-            return EmptyArray() if array_mt else {}
+            return [] if array_mt else {}
         return [_converted(item, array_mt) for item in value]
     if value is None:
         return NULL
@@ -192,7 +188,7 @@ class _Reader:
         self.at += 1
         if self._peek() == b"]":
             self.at += 1
-            return EmptyArray() if self.array_mt else {}
+            return [] if self.array_mt else {}
         items = []
         while True:
             items.append(self.value(depth + 1))

@@ -4,7 +4,8 @@ Lua has one string type (bytes), one number type (double) and one table type. In
 
     nil      None                       string   bytes (str where the gateway made it)
     boolean  bool                       number   int or float; whole numbers up to 2^53-2 are int
-    table    list (a sequence without holes) or dict (anything else, also an empty table)
+    table    list (a sequence without holes) or dict (anything else, also an empty table);
+             an empty list is a table with lua-cjson's array metatable: `[]` in JSON, not `{}`
     cjson.null  NULL                    function, coroutine, userdata   Opaque
 
 Sources: lua-MessagePack 0.5 (`packers`, `unpackers`), lua-cjson 2.1 (OpenResty), LuaJIT's `tostring`.
@@ -200,7 +201,3 @@ def pack_binary(value: bytes) -> bytes:
 def pack_map(entries: dict[Any, Any]) -> bytes:
     """A table that is a map even if it is empty (mp_empty_map)."""
     return pack(entries) if entries else b"\x80"
-
-
-class EmptyArray(list[Any]):
-    """A table with lua-cjson's array metatable and no items: `[]` in JSON."""

@@ -17,7 +17,7 @@ from lupa import luajit21
 from minikong import cjson, uri
 from minikong.context import Context, Response
 from minikong.entities import PluginEntity
-from minikong.luavalue import NULL, EmptyArray, LuaError, Opaque, number, table_of
+from minikong.luavalue import NULL, LuaError, Opaque, number, table_of
 from minikong.pdk.ctx import get_ctx, set_ctx
 from minikong.pdk.headers import normalize, set_response_header
 from minikong.pdk.nginx import variable
@@ -123,9 +123,9 @@ class Runtime:
             return self.null
         if isinstance(value, Opaque):
             return value.value
-        if isinstance(value, EmptyArray):
-            return self._as_array(self.lua.table())
         if isinstance(value, list):
+            if not value:
+                return self._as_array(self.lua.table())
             return self.lua.table_from([self.to_lua(item) for item in value])
         if isinstance(value, dict):
             return self.lua.table_from({self.to_lua(k): self.to_lua(v) for k, v in value.items()})
@@ -146,7 +146,7 @@ class Runtime:
                 self.from_lua(k, depth + 1): v for k, v in ((k, self.from_lua(v, depth + 1)) for k, v in value.items())
             }
             if not table and self._is_array(value):
-                return EmptyArray()
+                return []
             return table_of(table)
         if found == "userdata":
             return NULL

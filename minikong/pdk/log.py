@@ -8,7 +8,7 @@ from typing import Any
 from minikong import cjson, uri
 from minikong.context import Context
 from minikong.entities import WORKSPACE_ID
-from minikong.luavalue import NULL, EmptyArray, LuaError, falsy, number, tostring
+from minikong.luavalue import NULL, LuaError, falsy, number, tostring
 from minikong.pdk.client import entity_table
 from minikong.pdk.registry import FUNCTIONS, PHASE_BITS, Function, function
 from minikong.pdk.request import header_table, request_uri
@@ -170,7 +170,7 @@ def serialize(ctx: Context) -> dict[Any, Any]:
             if ctx.proxied
             else 0,
         },
-        "tries": ([dict(t) for t in ctx.tries] or EmptyArray()) if ctx.upstream is not None else None,
+        "tries": [dict(t) for t in ctx.tries] if ctx.upstream is not None else None,
         "route": entity_table(ctx.route),
         "service": entity_table(ctx.service),
         "consumer": entity_table(ctx.consumer),

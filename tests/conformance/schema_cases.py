@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from minikong import admin, declarative
+from minikong import admin, cjson, declarative
 from minikong.precedence import Precedence
 from minikong.schema import bundled
 from minikong.schema.metaschema import BadSchema
@@ -51,7 +51,7 @@ def _post(case: dict[str, Any], schema: declarative.Schema, want: dict[str, Any]
     running = [p for p in Precedence(gateway.config).entities if p.name == "schemy"]
     if not running:
         return "no plugin instance would be started"
-    made = json.loads(json.dumps(running[0].instance_config()))
+    made = json.loads(cjson.encode(running[0].instance_config()))
     return difference(made, {**want["config"], **_SEQ}, "config")
 
 
