@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from tests.conformance import netns, schema_cases
 
 HERE = Path(__file__).parent
@@ -97,7 +99,7 @@ def _file(name: str, cases: list[dict[str, Any]], options: argparse.Namespace) -
         if options.verbose:
             print(f"FAILED {name} {case_id}\n    {problem}", flush=True)
 
-    asyncio.run(_run(name, cases, options.data.resolve(), report))
+    uvloop.run(_run(name, cases, options.data.resolve(), report))  # as the minikong command does
     print(f"{name}: {passed.total()}/{total.total()} in {time.monotonic() - started:.1f} s")
     for category in total:
         print(f"    {category}: {passed[category]}/{total[category]}")

@@ -117,7 +117,7 @@ async def _steps(case: dict[str, Any], stage: Stage) -> str | None:
             status, body = stage.post_config(step["kong_yml"])
             problem = None if status == step["admin_status"] else f"POST /config: {status} {body}"
         elif delay:
-            problem = await _late_reply(step, stage, int(delay[1]) / 1000)
+            problem = await _late_reply(step, stage, case["title"])
         else:
             problem = await _step(step, stage, case)
         if problem:
@@ -208,31 +208,32 @@ def _status(seen: Seen, want: int) -> str | None:
     return None if got == want else f"status: got {got}, want {want}"
 
 
-async def _late_reply(step: dict[str, Any], stage: Stage, delay: float) -> str | None:
-    """Replies come after the gateway has given up on them: three requests, half a second apart."""
+async def _late_reply(step: dict[str, Any], stage: Stage, title: str) -> str | None:
+    """Replies come after the gateway has given up on them; the requests come when the title says."""
     stage.script([])
     stage.server.play_calls([])
     await http_cases.send({"request": GET}, 1)  # the instance was known already
     await stage.server.settled()
     stage.script([])
     stage.server.play_frames(step["frames"])
-    stage.server.delay_first(delay)
-
-    async def request(after: float) -> Seen:
-        await asyncio.sleep(after)
-        return await http_cases.send({"request": GET}, 1)
-
-    first = asyncio.create_task(request(0))
-    await first
-    second = await request(0.5)
-    third = await request(0.5)
-    starts = [s.responses[0]["start"] if s.responses else None for s in (first.result(), second, third)]
-    await stage.server.settled()
+    stage.server.delay_first(_seconds(title, r"reply comes after"))
+    pauses = [0.0, _seconds(title, r"second request", 0.5), _seconds(title, r"third request", 0.5)]
+    starts = []
+    for pause in pauses[: len(step["status"])]:
+        await asyncio.sleep(pause)
+        seen = await http_cases.send({"request": GET}, 1)
+        starts.append(seen.responses[0]["start"] if seen.responses else None)
+    await stage.server.settled(1.5)
     if starts != step["status"]:
         return f"status: got {starts}, want {step['status']}"
     if stage.requests != step["upstream_requests"]:
         return f"upstream_requests: got {stage.requests}"
     return _frames(stage)
+
+
+def _seconds(title: str, words: str, default: float = 0.0) -> float:
+    found = re.search(words + r" (\d+(?:\.\d+)?) (ms|s)", title)
+    return float(found[1]) / (1000 if found[2] == "ms" else 1) if found else default
 
 
 # -- nobody listens on the socket
