@@ -156,7 +156,7 @@ def _connection_names(connection: bytes | None) -> frozenset[bytes]:
     return frozenset(name.strip() for name in connection.lower().split(b","))
 
 
-def _via(request: Request) -> bytes:
+def via(request: Request) -> bytes:
     version = {(0, 9): b"0.9 ", (1, 0): b"1 ", (1, 1): b"1.1 "}.get(request.http_version, b"")
     own = version + SERVER
     before = request.headers.get(b"via")
@@ -185,7 +185,7 @@ def forwarded(ctx: Context, conf: KongConf) -> list[tuple[bytes, bytes | None]]:
         prefix = ctx.forwarded_prefix
     chain = b", ".join(headers.all(b"x-forwarded-for"))
     return [
-        (b"Via", _via(request)),
+        (b"Via", via(request)),
         (b"X-Forwarded-For", chain + b", " + peer.encode() if chain else request.remote_addr[0].encode()),
         (b"X-Forwarded-Proto", proto),
         (b"X-Forwarded-Host", host),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import ipaddress
 import os
 import time
 from typing import Any
 
-from minikong import uri
 from minikong.context import Context
+from minikong.http.forwarded import upgrade_to, via, wants_trailers
 from minikong.luavalue import LuaError
 from minikong.pdk.registry import PHASE_BITS, TIMER_ERROR, function
 from minikong.pdk.request import nginx_header, request_uri
@@ -28,6 +30,8 @@ def variable(ctx: Context, name: str) -> bytes | None:
         return None
     if name.startswith("cookie_"):
         return _cookie(ctx, name[7:].encode("latin-1"))
+    if name.startswith("upstream_x_forwarded_") and name != "upstream_x_forwarded_prefix":
+        return _forwarded(ctx, name)
     if name.startswith("sent_http_") or name.startswith("upstream_http_"):
         return _response_header(ctx, name)
     getter = _VARIABLES.get(name)
@@ -48,6 +52,32 @@ def _response_header(ctx: Context, name: str) -> bytes | None:
     headers = ctx.upstream_headers if upstream else ctx.response.headers if ctx.response else None
     found = headers.all(wanted) if headers else []
     return b", ".join(found) if found else None
+
+
+def _forwarded(ctx: Context, name: str) -> bytes | None:
+    """One of the X-Forwarded-* that routing computed; empty before it."""
+    if ctx.forwarded is None:
+        return b""
+    header = name.removeprefix("upstream_").replace("_", "-").encode("latin-1")
+    return next((value for key, value in ctx.forwarded if key.lower() == header), None)
+
+
+def _upstream_connection(ctx: Context) -> bytes:
+    if ctx.route is None:
+        return b""
+    return b"keep-alive, Upgrade" if upgrade_to(ctx.request) else b"keep-alive"
+
+
+def _remote_user(ctx: Context) -> bytes | None:
+    """The name of HTTP basic authentication."""
+    kind, _, credentials = (ctx.request.headers.get(b"authorization") or b"").partition(b" ")
+    if kind.lower() != b"basic":
+        return None
+    try:
+        name, colon, _ = base64.b64decode(credentials.strip() + b"==").partition(b":")
+    except ValueError:
+        return None
+    return name if colon and name else None
 
 
 def _text(value: Any) -> bytes:
@@ -105,16 +135,18 @@ _VARIABLES: dict[str, Any] = {
     "upstream_host": lambda c: c.upstream_host,
     "upstream_scheme": lambda c: _text(c.upstream.scheme) if c.upstream else b"",
     "upstream_uri": _upstream_uri,
-    "upstream_te": lambda c: b"",
-    "upstream_upgrade": lambda c: b"",
-    "upstream_connection": lambda c: b"keep-alive" if c.route else b"",
+    "upstream_te": lambda c: b"trailers" if c.proxied and wants_trailers(c.request) else b"",
+    "upstream_via": lambda c: via(c.request) if c.route else b"",
+    "upstream_upgrade": lambda c: (upgrade_to(c.request) or b"") if c.route else b"",
+    "upstream_connection": _upstream_connection,
     "upstream_status": lambda c: _text(c.upstream_status) if c.upstream_status else None,
     "upstream_x_forwarded_prefix": lambda c: c.forwarded_prefix,
-    "upstream_x_forwarded_proto": lambda c: _text(c.request.scheme) if c.route else b"",
-    "upstream_x_forwarded_host": lambda c: _text(c.request.host) if c.route else b"",
-    "upstream_x_forwarded_port": lambda c: _text(c.request.server_addr[1]) if c.route else b"",
-    "upstream_x_forwarded_for": lambda c: _text(c.request.remote_addr[0]) if c.route else b"",
-    "upstream_x_forwarded_path": lambda c: uri.escape(request_uri(c).split(b"?")[0]) if c.route else b"",
+    "ctx_ref": lambda c: b"",
+    "limit_rate": lambda c: b"0",
+    "binary_remote_addr": lambda c: ipaddress.ip_address(c.request.remote_addr[0]).packed,
+    "remote_user": _remote_user,
+    "document_root": lambda c: b"/usr/local/kong/html",
+    "realpath_root": lambda c: None,
 }
 
 
