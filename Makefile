@@ -60,3 +60,6 @@ fuzz: setup ## ten minutes of broken requests at minikong's listener (FUZZ_SECON
 
 soak: setup ## 100,000 mixed events through the plugin server: nothing may be left; build/soak.json
 	$(BIN)/python -m tests.server.soak
+
+test-ledger: setup ## the rate ledgers against their model, 1,500 histories (2 minutes)
+	$(BIN)/python -m pytest tests/rate_tiers -m slow -q --timeout=1200

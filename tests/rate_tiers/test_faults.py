@@ -165,6 +165,16 @@ def test_one_slow_redis_does_not_delay_another(own_redis: RedisProcess, redis_se
     assert not healthy.redis.circuit.open  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("policy", ["redis", "local"])
+def test_undo_gives_the_place_back(redis_server: RedisProcess, policy: str) -> None:
+    """A later stage of the same plugin refused the request."""
+    made = stage(redis_server.url, policy=policy, namespace=f"undo-{policy}", concurrent=1)
+    first = ask(made)
+    assert isinstance(first, Pass) and isinstance(ask(made), Refuse)
+    made.undo(first)
+    assert isinstance(ask(made), Pass)
+
+
 def test_flushed_data_and_flushed_scripts(redis_server: RedisProcess) -> None:
     made = stage(redis_server.url)
     assert isinstance(ask(made), Pass)

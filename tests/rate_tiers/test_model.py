@@ -7,7 +7,7 @@ admit must agree with a model that remembers every event and counts them one by 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -101,6 +101,16 @@ class LedgerMachine(RuleBasedStateMachine):
     )
     def time_passes(self, seconds: float) -> None:
         self.now += int(seconds * 1_000_000)
+
+    @rule(which=st.integers(0, 200), window=st.integers(0, 2), us=st.sampled_from([-300_000, -1000, -1, 0, 1, 1000]))
+    def almost_out_of_the_window(self, which: int, window: int, us: int) -> None:
+        """To the moment, or nearly, at which an earlier request leaves a window; then as many as pass."""
+        if self.model.admitted:
+            length = self.windows[window % len(self.windows)].seconds * 1_000_000
+            left = self.model.admitted[-1 - which % len(self.model.admitted)] + length + us
+            self.now = max(self.now, left)
+            for _ in range(3):
+                self.admit(None, "reject")
 
     @rule(times=st.integers(1, 40))
     def burst_of_plain_requests(self, times: int) -> None:
@@ -250,9 +260,19 @@ def run_machine(server: RedisProcess, examples: int, steps: int) -> None:
 
 
 def test_ledgers_agree_with_the_model(redis_server: RedisProcess) -> None:
-    run_machine(redis_server, examples=40, steps=30)
+    run_machine(redis_server, examples=120, steps=30)
 
 
 @pytest.mark.slow
 def test_ledgers_agree_with_the_model_for_long(redis_server: RedisProcess) -> None:
     run_machine(redis_server, examples=1500, steps=50)
+
+
+def test_months_are_those_of_the_calendar(redis_server: RedisProcess) -> None:
+    common = ledger.script("admit").source.split("-- Admits one request")[0]
+    script = common + "local r = {} for d = ARGV[1], ARGV[2] do r[#r + 1] = month_of(d) end return r"
+    start = datetime(1970, 1, 1, tzinfo=UTC)
+    for first in range(0, 80_000, 4000):
+        months = redis_server.client().eval(script, 0, first, first + 3999)
+        days = (start + timedelta(days=first + n) for n in range(4000))
+        assert months == [day.year * 100 + day.month for day in days]

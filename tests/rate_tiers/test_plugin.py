@@ -378,6 +378,19 @@ def test_prefer_respond_async(kong, start, subject, prefer) -> None:
     assert claims_of(request)["queue"] is True
 
 
+def test_reading_takes_no_lease(kong, start, subject) -> None:
+    """The invoker ends leases of runs; a GET starts none, so one of its own would stay until it lapsed."""
+    instance = start(attestation={"secret": SECRET})
+    for _ in range(3):
+        request = Request(
+            headers={"x-request-id": "r"},
+            shared={"claude_identity": {"sub": subject}},
+            answers={"kong.nginx.get_var": "GET /claude/runs/1 HTTP/1.1"},
+        )
+        assert kong.handle(instance, "access", request).exit is None
+        assert "lease" not in claims_of(request)
+
+
 # After the request: (instance's attestation, source of the answer, cost header) → running, spent
 ENDS = {
     "invoker answered": (True, "service", "0.5", 1, 0.0),
@@ -424,8 +437,12 @@ MODELS = {
     "not a string": (b'{"model": ["claude-haiku"]}', 403),
     "named twice": (b'{"model": "claude-opus", "model": "claude-haiku"}', 403),
     "escaped name": (b'{"\\u006dodel": "claude-opus"}', 403),
-    "not JSON": (b"\xff", None),
-    "deep": (b'{"model": "claude-opus", "x": ' + b"[" * 100_000, None),
+    "nothing": (b"", None),
+    "not JSON": (b"\xff", 400),
+    "not an object": (b'["claude-opus"]', 400),
+    "UTF-16": ('{"model": "claude-opus"}'.encode("utf-16"), 403),
+    "deep": (b'{"model": "claude-opus", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400),
+    "large": (b'{"model": "claude-opus", "x": "' + b"x" * (1 << 20) + b'"}', 413),
 }
 
 
@@ -438,7 +455,8 @@ def test_models_outside_the_tier(kong, start, subject, case) -> None:
     if status is None:
         assert event.exit is None
     else:
-        assert event.exit.status == status and event.exit.body["allowed_models"] == ["claude-haiku"]
+        assert event.exit.status == status
+        assert event.exit.body.get("allowed_models") == (["claude-haiku"] if status == 403 else None)
 
 
 def test_with_an_attestation_the_body_is_not_read(kong, start, subject) -> None:

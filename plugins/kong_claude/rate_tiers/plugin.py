@@ -65,7 +65,9 @@ class RateTiers:
         if refusal and not self.shadow:
             return refusal
 
-        lease = Lease.new(self.namespace, tag, tier.slot.usd) if tier.takes_lease else None
+        # With an attestation the method is known; without one the log phase ends every lease, so none is left over.
+        needs_lease = tier.takes_lease and (not self.signed or _may_start(request))
+        lease = Lease.new(self.namespace, tag, tier.slot.usd) if needs_lease else None
         busy: Busy = "later" if _prefers_async(request) else self.busy
         call = ledger.admit(self.namespace, tag, tier.windows, lease, tier.slot, busy)
         facts: dict[str, Any] = {"subject": tag, "tier": tier.name}
@@ -160,14 +162,15 @@ class RateTiers:
 
         So the body is read only where nobody else would enforce the tier, or where it costs nothing.
         """
-        if not tier.models or (self.signed and request.body_seen is None):
-            return None
-        if request.line.method in ("GET", "HEAD", "DELETE", "OPTIONS"):
+        if not tier.models or (self.signed and request.body_seen is None) or not _may_start(request):
             return None
         body = request.body(MAX_MODEL_BODY)
         if body is None:
             return Refuse(413, "the body is too large to see which model it names", "body_too_large")
-        if all(model is None or model in tier.models for model in _models(body)):
+        models = _models(body) if body else []
+        if models is None:
+            return Refuse(400, "the body must be a JSON object", "bad_body")
+        if all(model is None or model in tier.models for model in models):
             return None
         return Refuse(
             403,
@@ -220,16 +223,21 @@ def _prefers_async(request: Request) -> bool:
     return False
 
 
-def _models(body: bytes) -> list[Any]:
+def _may_start(request: Request) -> bool:
+    """Reading and cancelling start no run."""
+    return request.line.method not in ("GET", "HEAD", "OPTIONS", "DELETE")
+
+
+def _models(body: bytes) -> list[Any] | None:
     """The models that a JSON body names: several where the key is repeated, since parsers differ in which one counts.
 
-    What is not a JSON object names none; the service behind refuses it.
+    None for what is not a JSON object, or nested too deeply to be read.
     """
     try:
         pairs = json.loads(body, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError):
-        return []
-    return [value for name, value in pairs if name == "model"] if isinstance(pairs, _Pairs) else []
+        return None
+    return [value for name, value in pairs if name == "model"] if isinstance(pairs, _Pairs) else None
 
 
 class _Pairs(list[tuple[str, Any]]):

@@ -247,7 +247,11 @@ def _cluster(settings: Settings) -> Callable[[Call], Any]:
     made: list[RedisCluster] = []
 
     def client() -> RedisCluster:
-        with lock:
+        if made:
+            return made[0]
+        if not lock.acquire(timeout=settings.timeout):  # nobody waits for more than one attempt
+            raise redis.TimeoutError("another request is connecting to the cluster")
+        try:
             if not made:
                 made.append(
                     RedisCluster(
@@ -259,6 +263,8 @@ def _cluster(settings: Settings) -> Callable[[Call], Any]:
                     )
                 )
             return made[0]
+        finally:
+            lock.release()
 
     def run(call: Call) -> Any:
         try:
