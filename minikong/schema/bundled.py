@@ -80,15 +80,18 @@ def _functions(name: str, check_lua: CheckLua) -> Definition:
         return None if problem is None else f"error parsing {name}: {problem}"
 
     phases = ("certificate", "rewrite", "access", "header_filter", "body_filter", "log")
-    functions: Definition = {
-        "type": "array",
-        "required": True,
-        "default": [],
-        "elements": {"type": "string", "required": False, "custom_validator": validate},
-    }
+
+    def refuse(text: str) -> str:
+        return "minikong does not run body_filter functions"
+
+    def functions(phase: str) -> Definition:
+        check = refuse if phase == "body_filter" else validate
+        elements = {"type": "string", "required": False, "custom_validator": check}
+        return {"type": "array", "required": True, "default": [], "elements": elements}
+
     return _plugin(
         name,
-        dict.fromkeys(phases, functions),
+        {phase: functions(phase) for phase in phases},
         protocols=typedefs.PLUGIN_PROTOCOLS,
         any_consumer=False,
         checks=[{"at_least_one_of": [f"config.{phase}" for phase in phases]}],

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from minikong import app, conf
+from minikong.declarative import DeclarativeError
 
 SERVICE_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nup\n"
 
@@ -128,6 +129,16 @@ async def test_modules_that_the_admin_allows() -> None:
     code = "assert(require('cjson').encode({1, 2}) == '[1,2]'); assert(not pcall(require, 'os'))"
     async with gateway([access(code)], untrusted_lua_sandbox_requires="cjson") as running:
         assert (await get(running))[0] == 200
+
+
+async def test_what_minikong_does_not_run_it_refuses_by_name() -> None:
+    plugin = {"name": "pre-function", "config": {"body_filter": ["return 1"]}}
+    with pytest.raises(DeclarativeError, match="minikong does not run body_filter functions"):
+        async with gateway([plugin]):
+            pass
+    with pytest.raises(DeclarativeError, match="plugin 'request-transformer' not enabled"):
+        async with gateway([{"name": "request-transformer"}]):
+            pass
 
 
 async def test_untrusted_lua_on_and_off() -> None:
