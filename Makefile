@@ -6,7 +6,7 @@ JOBS   ?= 2
 DATA   ?= tests/conformance/data
 BASE_URL ?=
 
-.PHONY: help setup up down test lint format bench conformance chaos soak clean fuzz
+.PHONY: help setup up down test test-ledger lint format bench conformance chaos soak clean fuzz
 .DEFAULT_GOAL := help
 
 help: ## this list
