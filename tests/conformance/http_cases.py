@@ -79,6 +79,8 @@ def client_problem(seen: Seen, want: dict[str, Any]) -> str | None:
         return found
     if want.get("closed_by_kong") and not seen.closed:
         return "the connection stays open"
+    if "arrivals_ms" in want and _bursts(seen.arrivals) != _bursts(_plain(want["arrivals_ms"])):
+        return f"the response arrived in bursts {seen.arrivals}, want {_plain(want['arrivals_ms'])}"
     if len(seen.interim) != len(want.get("interim", [])):
         return f"interim: got {seen.interim}, want {want.get('interim')}"
     return None

@@ -135,7 +135,8 @@ async def _step(step: dict[str, Any], stage: Stage, case: dict[str, Any]) -> str
     if frames is None or left_out or volatile:
         stage.server.play_calls(step.get("calls") or [], ending=_ending(step["step"]), slow=0.3 if left_out else 0)
     else:
-        stage.server.play_frames(frames)
+        start = _seconds(step["step"], "StartInstance takes")
+        stage.server.play_frames(frames, parallel="parallel" in step, start_delay=start)
     want = {"responses": [], **step, "request": step.get("request", GET)}
     began = time.monotonic()
     count = step.get("parallel", 1)

@@ -35,9 +35,12 @@ class Script:
     """Recorded frames, consumed as the gateway sends its own."""
 
     frames: list[Frame]
-    delay: float = 0.0  # seconds before each reply
+    delay: float = 0.0  # seconds before the first reply
+    start_delay: float = 0.0  # seconds before every reply to StartInstance
+    parallel: bool = False  # requests run side by side: the order of frames and connections is not fixed
     used: set[int] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
+    conns: dict[int, int] = field(default_factory=dict)  # recorded connection -> real one
 
     @property
     def left(self) -> list[Frame]:
@@ -80,7 +83,6 @@ class PluginServer:
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._known: set[Any] = set()  # instance ids of this case's recording
-        self._conns: dict[int, int] = {}  # recorded connection -> real one
         self._bound: dict[Any, Any] = {}  # recorded instance id -> real one
         self._delayed: set[asyncio.Task[None]] = set()
         self._ending = "ret"
@@ -116,9 +118,9 @@ class PluginServer:
         for call in calls:
             self._calls[call["plugin"], call["phase"]].append(call)
 
-    def play_frames(self, frames: list[Frame], delay: float = 0.0) -> None:
+    def play_frames(self, frames: list[Frame], *, parallel: bool = False, start_delay: float = 0.0) -> None:
         self._reset()
-        self.script = Script(self._own(frames), delay)
+        self.script = Script(self._own(frames), parallel=parallel, start_delay=start_delay)
 
     def delay_first(self, delay: float) -> None:
         """The first reply of the script comes late, the others at once."""
@@ -128,7 +130,6 @@ class PluginServer:
     def fresh(self) -> None:
         """A new gateway: the recorded ids and connections start anew."""
         self._known.clear()
-        self._conns.clear()
         self.instances.clear()
 
     def _own(self, frames: list[Frame]) -> list[Frame]:
@@ -317,8 +318,11 @@ class PluginServer:
         found = difference(got, want, frame[2])
         if found:
             script.problems.append(found)
-        if self._conns.setdefault(entry["conn"], number) != number:
-            self._conns[entry["conn"]] = number
+        # Which pooled connection is taken is part of the recording, unless it varied there too.
+        if not (script.parallel or isinstance(entry["conn"], dict)):
+            expected = script.conns.setdefault(entry["conn"], number)
+            if expected != number:
+                script.problems.append(f"{frame[2]} came on connection {number}, want {expected}")
 
     def _reply(self, entry: Frame, frame: list[Any], writer: asyncio.StreamWriter, script: Script) -> None:
         if "raw_b64" in entry:
@@ -339,6 +343,8 @@ class PluginServer:
         data = msgpack.packb([1, frame[1], decode(recorded[2]), decode(result)], unicode_errors="surrogateescape")
         if "pieces" in entry.get("note", ""):
             self._later(lambda: self._in_pieces(data, writer))
+        elif script.start_delay and frame[2] == "plugin.StartInstance":
+            self._later(lambda: self._delayed_write(data, writer, script.start_delay))
         elif script.delay:
             delay, script.delay = script.delay, 0.0
             self._later(lambda: self._delayed_write(data, writer, delay))
