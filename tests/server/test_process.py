@@ -275,6 +275,7 @@ def test_metrics(start: Callable[..., Server]) -> None:
         for _ in range(3):
             kong.handle(instance, "access", Request(headers={"host": "h"}))
         kong.handle(failing, "access")
+        wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     labels = '{phase="access",plugin="battery"}'
@@ -286,6 +287,25 @@ def test_metrics(start: Callable[..., Server]) -> None:
     assert float(values["pluginserver_resident_memory_bytes"]) > 1e6
     assert float(values["pluginserver_loop_lag_seconds"]) < 5
     assert "python_info" in text  # the default registry: where plugins put theirs
+
+
+def test_a_taken_metrics_address_does_not_stop_events(start: Callable[..., Server]) -> None:
+    import urllib.request
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = start("--metrics-listen", f"127.0.0.1:{port}")
+        with server.driver() as kong:
+            assert kong.handle(kong.start_instance("battery", {"do": "nothing"}), "access") == Event()
+        assert wait_for(lambda: "trying on" in server.log)
+
+    def metrics() -> bool:
+        try:
+            return b"pluginserver_" in urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read()
+        except OSError:
+            return False
+
+    assert wait_for(metrics)
 
 
 WORKER = """

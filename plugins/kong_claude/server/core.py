@@ -209,7 +209,8 @@ class Server:
             _where(error),
             "503" if phase.refuses else "ret",
         )
-        log.debug("%s", "".join(traceback.format_exception(error)))
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s", "".join(traceback.format_exception(error)))
         try:
             conn = worker.conn or worker.await_open_call()
         except EventEnd:
@@ -231,6 +232,7 @@ class Server:
         del self.events[worker.id]
         worker.id = None
         worker.error = None
+        del worker.instance, worker.phase  # an idle worker must not keep a closed instance
         instance.active -= 1
         if instance.closing and not instance.active:
             gevent.spawn(self._run_close, instance)
@@ -413,5 +415,10 @@ def _short(value: Any) -> str:
 
 def _where(error: BaseException) -> str:
     """Type and place of an exception. Its message may hold a header's value: that is for the debug level."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return type(error).__name__ + "".join(f" at {f.filename}:{f.lineno} in {f.name}" for f in frames[-1:])
+    tb = error.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    if tb is None:
+        return type(error).__name__
+    code = tb.tb_frame.f_code
+    return f"{type(error).__name__} at {code.co_filename}:{tb.tb_lineno} in {code.co_name}"

@@ -5,11 +5,13 @@ Plugins in this process add theirs by making metrics with prometheus_client as u
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gevent
 from gevent.pywsgi import WSGIServer
 from prometheus_client import REGISTRY, make_wsgi_app
 from prometheus_client.core import (
@@ -24,6 +26,7 @@ from kong_claude.server.core import Server
 from kong_claude.server.plugins import LATENCY_BUCKETS
 from kong_claude.server.watchdog import Watchdog
 
+log = logging.getLogger("kong_claude.pluginserver")
 PREFIX = "pluginserver"
 
 
@@ -90,10 +93,20 @@ def _rss() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def serve_metrics(address: tuple[str, int], server: Server, watchdog: Watchdog) -> int:
-    """Serves in the background; returns the port. Raises OSError."""
+def serve_metrics(address: tuple[str, int], server: Server, watchdog: Watchdog) -> None:
+    """Serves in the background, as soon as the address is free: a predecessor may still hold it (`kong reload`)."""
     REGISTRY.register(ServerCollector(server, watchdog))
+    gevent.spawn(_serve, address)
+
+
+def _serve(address: tuple[str, int]) -> None:
     app: Any = make_wsgi_app(REGISTRY)
-    http = WSGIServer(address, app, log=None)
-    http.start()
-    return int(http.server_port)
+    waiting = False
+    while True:
+        try:
+            WSGIServer(address, app, log=None).serve_forever()
+        except OSError as error:
+            if not waiting:
+                waiting = True
+                log.error("metrics on %s:%d: %s; trying on", *address, error.strerror or error)
+        gevent.sleep(1.0)
