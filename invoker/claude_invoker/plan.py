@@ -53,7 +53,7 @@ def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, *, isolated: 
     model = request.model or settings.model
     if not permits(allowed, model):
         if request.model is not None or not allowed:
-            raise Problem(403, "forbidden", f"model {model} is not allowed here")
+            raise Problem(403, "forbidden", f"model {model} is not allowed here, only {', '.join(allowed or ())}")
         model = allowed[0]
     ceiling = _intersection(settings.tools_allowed, clamp.tools) or ()
     if not isolated and not settings.shared_uid_tools:
