@@ -60,11 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         stream=sys.stderr,
     )
     with tempfile.TemporaryDirectory(prefix="minikong-") as prefix:
+        name = "declarative config"
         try:
-            settings = _settings(options, Path(prefix))
-            uvloop.run(run(conf.load(options.conf, os.environ, settings)))
+            settings = _load(options, Path(prefix))
+            name = settings.declarative_config or name
+            uvloop.run(run(settings))
         except declarative.DeclarativeError as problem:
-            name = str(options.config or os.environ.get("KONG_DECLARATIVE_CONFIG", "declarative config"))
             print("\n".join(problem.located(name)), file=sys.stderr)
             return 2
         except (StartError, conf.ConfError, BadSchema, pluginserver.StartError, OSError) as problem:
@@ -93,15 +94,26 @@ async def run(settings: conf.KongConf) -> None:
             await running.stop()
 
 
+def _load(options: argparse.Namespace, prefix: Path) -> conf.KongConf:
+    """kong.conf and the environment, and over them the command line."""
+    settings = _settings(options, prefix)
+    made = conf.load(options.conf, os.environ, settings)
+    if not options.plugins_directory:
+        return made
+    if made.pluginservers:
+        raise StartError("--plugins-directory and pluginserver_names exclude each other")
+    settings |= plugin_settings(options.plugins_directory, prefix, ",".join(sorted(made.plugins)))
+    return conf.load(options.conf, os.environ, settings)
+
+
 def _settings(options: argparse.Namespace, prefix: Path) -> dict[str, str]:
     """The command line as kong.conf settings."""
-    settings: dict[str, str] = {}
-    given = {f"KONG_{name}".upper() for name in ("prefix", "proxy_listen", "admin_listen")} & set(os.environ)
+    settings: dict[str, str] = {"log_level": "debug"} if options.verbose else {}
     if options.conf is None:
         # Kong listens on all addresses and on TLS by default; a tool for one machine does not.
-        if "KONG_PROXY_LISTEN" not in given:
+        if "KONG_PROXY_LISTEN" not in os.environ:
             settings["proxy_listen"] = "127.0.0.1:8000"
-        if "KONG_PREFIX" not in given:
+        if "KONG_PREFIX" not in os.environ:
             settings["prefix"] = str(prefix)
     if options.proxy_listen:
         settings["proxy_listen"] = options.proxy_listen
@@ -109,7 +121,7 @@ def _settings(options: argparse.Namespace, prefix: Path) -> dict[str, str]:
         settings["admin_listen"] = options.admin_listen
     if options.config:
         settings["declarative_config"] = str(options.config)
-    return settings | plugin_settings(options.plugins_directory, prefix, os.environ.get("KONG_PLUGINS", "bundled"))
+    return settings
 
 
 def plugin_settings(directories: Sequence[Path], prefix: Path, plugins: str = "bundled") -> dict[str, str]:
