@@ -1,0 +1,1 @@
+"""kong.yml in the words of other gateways."""
