@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _SIZE = re.compile(rb"([0-9A-Fa-f]+)(?:\r?\n|[; \t])")
-_MAX = 2**63 - 1 - 5
+_MAX = (2**63 - 1) // 16  # nginx looks before it takes the next digit
 _MAX_LINE = 65536  # of one chunk extension or trailer line kept while waiting for its end
 
 

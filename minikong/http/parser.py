@@ -16,6 +16,11 @@ _ABSOLUTE = re.compile(
     rb"[A-Za-z][A-Za-z0-9+.-]*://"
     rb"([A-Za-z0-9.-]*|\[[0-9A-Za-z:._~!$&'()*+,;=-]*\])(?::[0-9]*)?(?=[/? ]|$)"
 )
+_EARLY_TARGET = re.compile(
+    rb"(?:/[^\x00-\x20\x7f]*|[A-Za-z][A-Za-z0-9+.-]*(?::(?:/(?:/(?:[A-Za-z0-9.-]*|\[[^\x00-\x20\x7f/?]*\]?)"
+    rb"(?::[0-9]*)?(?:[/?][^\x00-\x20\x7f]*)?)?)?)?)$"
+)
+_EARLY_VERSION = re.compile(rb"(?:H|HT|HTT|HTTP|HTTP/|HTTP/1|HTTP/1\.|HTTP/1\.[0-9]{1,3} *\r?|\r)?$")
 _TARGET_BAD = re.compile(rb"[\x00-\x1f\x7f]")
 _VERSION = re.compile(rb"HTTP/([1-9][0-9]*)\.([0-9]{1,3}) *\r?$")
 _HEADER = re.compile(rb"([^\x00-\x20\x7f:][^\x00-\x20\x7f:]*)(?:: *([^\x00]*))?$")
@@ -84,6 +89,8 @@ def parse(data: bytes | bytearray, buffers: tuple[int, int], first: int = 1024) 
             _early_request_line(bytes(data[start:]))
             window.take(start, len(data), complete=False, line=True)
             return None
+        if end >= window.end:
+            _early_request_line(bytes(data[start : min(end, start + buffers[1])]))  # before it is too long
         window.take(start, end + 1, complete=True, line=True)
         _request_line(head, bytes(data[start:end]))
         head.size = end + 1
@@ -119,11 +126,19 @@ class _Window:
 
 def _early_request_line(line: bytes) -> None:
     """Refuses an unfinished request line that cannot become one (nginx answers before the line ends)."""
-    match = _METHOD.match(line)
-    end = match.end() if match else 0
-    if end < len(line) and (end == 0 or line[end] != 0x20):
+    method = _METHOD.match(line)
+    end = method.end() if method else 0
+    if end == len(line):
+        return
+    if end == 0 or line[end] != 0x20:
         raise BadHead(400)
-    if _TARGET_BAD.search(line.rstrip(b"\r"), end):
+    target, space, version = line[end:].lstrip(b" ").partition(b" ")
+    version = version.lstrip(b" ")
+    if not space:
+        target = target.removesuffix(b"\r")
+    if (target and not _EARLY_TARGET.match(target)) or not _EARLY_VERSION.match(version):
+        if re.match(rb"HTTP/([2-9]|1[0-9])", version):
+            raise BadHead(505)
         raise BadHead(400)
 
 
@@ -238,8 +253,7 @@ def _header_lines(head: Head, data: bytes | bytearray, at: int, window: _Window)
         end = data.find(b"\n", at)
         if end < 0:
             window.take(at, len(data), complete=False, line=False)
-            if at < len(data) and data[at] in b" \t:":
-                raise BadHead(400)
+            _early_header_line(bytes(data[at:]))
             return False
         window.take(at, end + 1, complete=True, line=False)
         line = bytes(data[at:end])
@@ -248,6 +262,15 @@ def _header_lines(head: Head, data: bytes | bytearray, at: int, window: _Window)
             head.size = at
             return True
         _header_line(head, line.rstrip(b"\r"), lines, seen)
+
+
+def _early_header_line(line: bytes) -> None:
+    """Refuses an unfinished header line that cannot become one."""
+    bare = line.rstrip(b"\r")
+    if b"\r" in bare or (bare and not _HEADER.match(bare)):
+        raise BadHead(400)
+    if len(line) > 1 and not bare:
+        raise BadHead(400)
 
 
 def _header_line(head: Head, line: bytes, lines: list[tuple[bytes, bytes]], seen: set[bytes]) -> None:

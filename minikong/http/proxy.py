@@ -63,6 +63,7 @@ async def send_request(
     assert upstream is not None
     content: bytes | None = None
     streamed = False
+    body.expect_answered()  # nginx asks for a body even where none was announced
     if ctx.body is not None:
         content = ctx.body
     elif upstream.body is not None:
