@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class Flattener:
         errors = self._schema.partial.validate(tree)
         if errors:
             self._validate_with_ids(tree, errors)
-        _generate_ids(tree)
+        _generate_ids(tree, int(time.time()))
         processed = self._schema.partial.process(tree, "insert")
         index = _Index()
         expected: list[_Expected] = []
@@ -172,14 +173,16 @@ def _parent_id(tree: Tree, parent: str | None) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _generate_ids(tree: Tree, parent: str | None = None) -> None:
+def _generate_ids(tree: Tree, now: int, parent: str | None = None) -> None:
+    """Ids for the entries that have none, and one time of creation for all: routes are sorted by it."""
     for entity, child_key, entries in _nested(tree, parent):
         for item in entries:
             if "id" not in item:
                 key = _id_key(entity, item, _parent_id(tree, parent), child_key)
                 if key is not None:
                     item["id"] = derived_id(entity.name, key)
-            _generate_ids(item, entity.name)
+            item.setdefault("created_at", now)
+            _generate_ids(item, now, entity.name)
 
 
 def _populate_ids(tree: Tree, index: _Index, parent: str | None = None) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 from minikong import lyaml
 from minikong.declarative.errors import DeclarativeError, pretty_print
@@ -74,12 +75,13 @@ def _parse(text: str, filename: str | None) -> tuple[Any, lyaml.Lines | None]:
 def resolve_env(reference: str, environ: Mapping[str, str]) -> str | None:
     """The value of `{vault://env/name}` or `{vault://env/name/key}` (a key of a JSON object); None if there is none.
 
-    The variable is NAME in capitals with `-` as `_` (kong/vaults/env).
+    The variable is NAME in capitals with `-` as `_`, after the `?prefix=` (kong/vaults/env).
     """
-    vault, _, resource = reference.removeprefix("{vault://").removesuffix("}").partition("/")
-    resource = resource.partition("?")[0].partition("#")[0]
-    if vault != "env":
+    parts = urlsplit(reference.removeprefix("{").removesuffix("}"))
+    if (parts.scheme, parts.netloc) != ("vault", "env"):
         return None
+    prefix = parse_qs(parts.query).get("prefix", [""])[0]
+    resource = prefix + parts.path.removeprefix("/")
     name, _, key = resource.partition("/")
     value = environ.get(name.upper().replace("-", "_"))
     if value is None or not key:

@@ -292,3 +292,21 @@ def test_pretty(value: Any, text: str) -> None:
 def test_pcre_patterns(pattern: str, matching: str, other: str) -> None:
     assert pcre.compile(pattern).search(matching)
     assert not pcre.compile(pattern).search(other)
+
+
+@pytest.mark.parametrize(
+    ("reference", "value"),
+    [
+        ("{vault://env/my-key}", "v"),
+        ("{vault://env/key?prefix=my_}", "v"),
+        ("{vault://env/my-json/b}", "c"),
+        ("{vault://env/my-json/n}", "5"),
+        ("{vault://env/my-json/nowhere}", None),
+        ("{vault://env/my-key/b}", None),
+        ("{vault://env/}", None),
+        ("{vault://aws/my-key}", None),
+    ],
+)
+def test_references(reference: str, value: str | None) -> None:
+    environ = {"MY_KEY": "v", "MY_JSON": '{"b": "c", "n": 5}'}
+    assert declarative.resolve_env(reference, environ) == value
