@@ -1,4 +1,4 @@
-"""`kong-claude export`: kong.yml in the words of another gateway."""
+"""`kong-claude export`: kong.yml in the words of another system."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from pathlib import Path
 
 from kong_claude.cli.problem import Problem
 
-HELP = "write kong.yml for another gateway (aws: OpenAPI for Amazon API Gateway)"
+HELP = "write kong.yml for another system (aws: OpenAPI for Amazon API Gateway; kubernetes: KongPlugin and Ingress)"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("gateway", choices=["aws"], help="aws: an OpenAPI document to import as an HTTP API")
+    parser.add_argument(
+        "system",
+        choices=["aws", "kubernetes"],
+        help="aws: an OpenAPI document to import as an HTTP API; kubernetes: resources for Kong's ingress controller",
+    )
     parser.add_argument("--config", type=Path, default=Path("kong.yml"), help="declarative file (default: kong.yml)")
     parser.add_argument(
         "--target",
@@ -25,9 +29,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from kong_claude.doctor.view import from_file
-    from kong_claude.export.aws import document, to_yaml
+    from kong_claude.export import aws, kubernetes
 
-    text = to_yaml(document(from_file(options.config, {}), options.target.rstrip("/"), options.vpc_link))
+    view = from_file(options.config, {})
+    if options.system == "aws":
+        text = aws.to_yaml(aws.document(view, options.target.rstrip("/"), options.vpc_link))
+    else:
+        text = kubernetes.to_yaml(view)
     if options.out is None:
         sys.stdout.write(text)
         return 0
