@@ -13,7 +13,7 @@ from minikong.luavalue import LuaError, format_number, lua_type
 _RESERVED = frozenset(b"!*'();:@&=+$,/?%#[]")
 _TRIPLET = re.compile(rb"%([0-9A-Fa-f]{2})")
 _UNSAFE = re.compile(rb"[^!#$&'()*+,/:;=?@\[\]A-Za-z0-9\-_.~%]")
-_COMPONENT = re.compile(rb"[^A-Za-z0-9\-_.~]")
+_COMPONENT = re.compile(rb"[^A-Za-z0-9\-_.~!'()*]")
 
 
 def _decode_triplet(match: re.Match[bytes]) -> bytes:
@@ -109,9 +109,7 @@ def encode_arg(name: bytes, value: Any) -> bytes:
         elif isinstance(item, int | float):
             parts.append(key + b"=" + escape_component(format_number(item, 14)))
         else:
-            raise LuaError(
-                "attempt to use " + lua_type(item) + " as query arg value"
-            )
+            raise LuaError("attempt to use " + lua_type(item) + " as query arg value")
     return b"&".join(parts)
 
 

@@ -10,10 +10,11 @@ from typing import Any
 from minikong.context import Headers
 from minikong.luavalue import LuaError, lua_type, tostring
 
-# Names that nginx keeps once, in a field of its own: a new value replaces, the last of several wins.
+# Names that nginx keeps once, in a field of its own: a new value replaces the old with its spelling, the last of
+# several wins, adding is setting (ngx_http_lua_set_handlers without its multi headers).
 SINGLE = frozenset(
-    b"content-type content-length content-encoding location refresh last-modified etag server date "
-    b"content-range accept-ranges www-authenticate expires connection".split()
+    b"content-type content-length content-encoding content-range location refresh last-modified etag e-tag server "
+    b"date accept-ranges expires".split()
 )
 
 
@@ -85,17 +86,27 @@ def escape(text: bytes, table: dict[int, bytes]) -> bytes:
     return b"".join(table.get(b, bytes([b])) for b in text)
 
 
-def set_response_header(headers: Headers, name: bytes, value: Any) -> None:
-    """`ngx.header[name] = value`: value is bytes, a list (empty: removes), or None (removes)."""
+def set_response_header(headers: Headers, name: bytes, value: Any, *, add: bool = False) -> None:
+    """`ngx.header[name] = value`, or ngx.resp.add_header: value is bytes, a list (empty: removes), or None (removes).
+
+    Raises LuaError for a Content-Length that is no number.
+    """
     name = escape(name.replace(b"_", b"-"), _ESCAPE_NAME)
+    low = name.lower()
     if value is None or value == []:
-        headers.remove(name)
+        if not add:
+            headers.remove(name)
         return
     values = value if isinstance(value, list) else [value]
     values = [escape(v, _ESCAPE_VALUE) for v in values]
-    if name.lower() in SINGLE:
-        values = values[-1:]
-    _replace(headers, name, values)
+    if low in SINGLE:
+        if low == b"content-length" and not values[-1].isdigit():
+            raise LuaError("failed to set header")
+        headers.set(name, values[-1])
+    elif add:
+        headers.lines.extend((name, v) for v in values)
+    else:
+        _replace(headers, name, values)
 
 
 def set_request_header(headers: Headers, name: bytes, value: Any) -> None:
@@ -106,6 +117,29 @@ def set_request_header(headers: Headers, name: bytes, value: Any) -> None:
         return
     values = value if isinstance(value, list) else [value]
     _replace(headers, name, [escape(v, _ESCAPE_VALUE) for v in values])
+
+
+def host_of(value: bytes) -> str:
+    """$host of a Host header: lower case, without port and a last dot. Raises LuaError for an invalid one."""
+    end, state, dot = len(value), "usual", -2
+    for i, char in enumerate(value):
+        if char == 0x2E:
+            if dot == i - 1:
+                raise LuaError("failed to set header")
+            dot = i
+        elif char in b"\0/":
+            raise LuaError("failed to set header")
+        elif char == 0x3A and state == "usual":
+            end, state = i, "rest"
+        elif char == 0x5B and i == 0:
+            state = "literal"
+        elif char == 0x5D and state == "literal":
+            end, state = i + 1, "rest"
+    if dot == end - 1:
+        end -= 1
+    if end == 0:
+        raise LuaError("failed to set header")
+    return value[:end].decode("latin-1").lower()
 
 
 def _replace(headers: Headers, name: bytes, values: list[bytes]) -> None:

@@ -157,12 +157,7 @@ def set_header(ctx: Context, name: Any = None, value: Any = None) -> None:
 @function("kong.response.add_header", REWRITE_ACCESS_HEADER)
 def add_header(ctx: Context, name: Any = None, value: Any = None) -> None:
     validate_header(name, value)
-    normal = normalize(value)
-    headers = headers_out(ctx)
-    if isinstance(normal, list):
-        # ngx.resp.add_header tostring()s a table: "table: 0x..."
-        normal = f"table: 0x{id(normal) & 0xFFFFFFFFFFFF:012x}".encode()
-    headers.add(name.replace(b"_", b"-"), normal)
+    set_response_header(headers_out(ctx), name, normalize(value), add=True)
 
 
 @function("kong.response.clear_header", REWRITE_ACCESS_HEADER)

@@ -9,6 +9,7 @@ from minikong import cjson, uri
 from minikong.context import Context
 from minikong.luavalue import LuaError, falsy, lua_type, tostring
 from minikong.pdk.headers import (
+    host_of,
     normalize,
     quoted,
     set_request_header,
@@ -112,13 +113,12 @@ def set_method(ctx: Context, method: Any = None) -> None:
 
 def _set(ctx: Context, name: bytes, value: Any) -> None:
     """ngx.req.set_header, with what nginx keeps apart: $host and the length of the body."""
-    set_request_header(ctx.request.headers, name, value)
     low = name.lower()
     if low == b"host":
-        host = (value[-1] if isinstance(value, list) and value else value) or b""
-        if isinstance(host, bytes):
-            ctx.request.host = host.rsplit(b":", 1)[0].decode("latin-1").lower() if host else "kong"
-    elif low == b"content-length" and isinstance(value, bytes) and value.isdigit():
+        host = value[-1] if isinstance(value, list) and value else value
+        ctx.request.host = host_of(host) if isinstance(host, bytes) else "kong"
+    set_request_header(ctx.request.headers, name, value)
+    if low == b"content-length" and isinstance(value, bytes) and value.isdigit():
         announce = getattr(ctx.request.body, "announce", None)
         if announce is not None:
             announce(int(value))
