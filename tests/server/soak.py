@@ -36,7 +36,7 @@ KINDS = {
     "timeout": 10,
 }
 WORKERS = 8
-EVENT_TIMEOUT = 0.5
+EVENT_TIMEOUT = 0.3
 
 
 def one_event(kong: Driver, instance: int, kind: str) -> None:

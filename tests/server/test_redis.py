@@ -24,7 +24,7 @@ class Redis:
     url: str
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def redis_server() -> Iterator[Redis]:
     with tempfile.TemporaryDirectory(prefix="kc-") as directory:
         path = f"{directory}/redis.sock"
@@ -52,11 +52,12 @@ def redis_server() -> Iterator[Redis]:
 @pytest.mark.parametrize("stock", [False, True], ids=["ours", "kong-pdk"])
 def test_the_same_plugin_uses_redis_under_both(start: Callable[..., Server], redis_server: Redis, stock: bool) -> None:
     server = start("--no-lua-style", stock=stock)
+    key = f"stock {stock}"
     with server.driver() as kong:
         instance = kong.start_instance("redis-user", {"url": redis_server.url})
         counts = []
         for _ in range(3):
-            request = Request(headers={"X-Key": "k"})
+            request = Request(headers={"X-Key": key})
             kong.handle(instance, "access", request)
             counts.append(request.shared["count"])
     assert counts == [1, 2, 3]
@@ -68,9 +69,11 @@ def test_a_stopped_redis_delays_only_who_uses_it(start: Callable[..., Server], r
         user = kong.start_instance("redis-user", {"url": redis_server.url, "timeout": 60})
         other = kong.start_instance("battery", {"do": "one_call"})
 
+    key = "stopped"
+
     def use_redis(_: int) -> Event:
         with server.driver() as kong:
-            return kong.handle(user, "access", Request(headers={"X-Key": "k"}))
+            return kong.handle(user, "access", Request(headers={"X-Key": key}))
 
     redis_server.process.send_signal(signal.SIGSTOP)
     with ThreadPoolExecutor(16) as pool:

@@ -6,5 +6,5 @@ from tests.server.soak import clean, soak
 
 
 def test_nothing_is_left_after_a_mixed_load() -> None:
-    result = soak(events=3000, warm_up=3000)
+    result = soak(events=1500, warm_up=1000)
     assert clean(result), result

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.support.kong_driver import Request, RPCError, plugin_server
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
@@ -17,16 +15,16 @@ NAMES = sorted(path.stem for path in PLUGINS.glob("claude-*.py"))
 STOCK = "from kong_pdk.cli import start_server; start_server()"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_dump_is_kong_pdks(name: str) -> None:
-    def dump(*program: str) -> Any:
-        flags = (
-            ["-d", str(PLUGINS), "--dump-all-plugins"] if program[0] == "-c" else ["-d", str(PLUGINS), "--dump", name]
-        )
-        done = subprocess.run([sys.executable, *program, *flags], capture_output=True, text=True, timeout=60)
-        return next(info for info in json.loads(done.stdout) if info["Name"] == name)
+def dump(*command: str) -> list[dict[str, Any]]:
+    done = subprocess.run([sys.executable, *command, "-d", str(PLUGINS)], capture_output=True, text=True, timeout=60)
+    return sorted(json.loads(done.stdout), key=lambda info: info["Name"])
 
-    assert dump("-m", "kong_claude.server") == dump("-c", STOCK)
+
+def test_the_dump_is_kong_pdks() -> None:
+    stock = dump("-c", STOCK, "--dump-all-plugins")
+    assert [info["Name"] for info in stock] == NAMES
+    assert dump("-m", "kong_claude.server", "--dump-all-plugins") == stock
+    assert dump("-m", "kong_claude.server", "--dump", NAMES[0]) == stock[:1]
 
 
 def test_events_under_both_servers() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import io
 import json
 import logging
 import os
@@ -176,6 +177,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     _log_to_stderr(args.verbose)
     if dumping:
         dump(args)
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what plugins print is in Kong's log at once
 
     from kong_claude.server.service import serve
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -62,11 +63,15 @@ class Watchdog:
             blocked = time.monotonic() - beat
             if blocked < BLOCKED_SECONDS + TICK_SECONDS:
                 continue
-            who, worker = self._running()
+            try:
+                who, worker = self._running()
+            except AttributeError:  # the event has just ended
+                continue
             if reported != beat:
                 reported = beat
                 self.blocked += 1
-                os.write(2, f"WARN - {who} has kept the loop for {blocked:.1f} s: all events wait\n".encode())
+                with suppress(OSError):
+                    os.write(2, f"WARN - {who} has kept the loop for {blocked:.1f} s: all events wait\n".encode())
             if worker is not None and time.monotonic() - worker.started > self.server.event_timeout:
                 signal.pthread_kill(self._main, signal.SIGVTALRM)
 
