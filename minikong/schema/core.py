@@ -35,8 +35,9 @@ class Entity:
 _SCHEME = re.compile(r"([A-Za-z0-9][A-Za-z0-9+.\-]*):")
 
 
-def _expand_url(url: str) -> dict[str, Any]:
+def _expand_url(given: str | None) -> dict[str, Any]:
     """A service's `url` as LuaSocket splits it. Absent parts are null, so that validation names them."""
+    url = "userdata: NULL" if given is None else given  # Lua's tostring of a null
     scheme = _SCHEME.match(url)
     rest = url[scheme.end() :] if scheme else url
     host: str | None = None

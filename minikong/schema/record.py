@@ -212,7 +212,8 @@ class Record:
         key = values.get(self.subschema_key)
         if isinstance(key, str):
             return self.subschemas.get(key)
-        return next((self.subschemas[k] for k in sequence(key) or [] if k in self.subschemas), None)
+        names = (name for name in sequence(key) or [] if isinstance(name, str) and name in self.subschemas)
+        return next((self.subschemas[name] for name in names), None)
 
     def each_field(self, values: dict[Any, Any]) -> Iterator[tuple[str, Field]]:
         """The fields, specialised by the subschema that `values` choose."""

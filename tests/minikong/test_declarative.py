@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minikong import admin, declarative, lyaml
@@ -153,6 +153,7 @@ _TREES = st.recursive(
 
 
 @settings(deadline=None, max_examples=300)
+@example({"plugins": [{"name": [[]]}]})
 @given(st.dictionaries(st.sampled_from(["services", "routes", "plugins", "consumers", "upstreams"]), _TREES))
 def test_any_document_is_answered(tree: dict[str, Any]) -> None:
     gateway = admin.Admin(SCHEMA, environ={})
