@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from claude_invoker.cli.child import Limits
@@ -21,6 +21,7 @@ from claude_invoker.cli.users import Users
 _log = logging.getLogger(__name__)
 _READY_WITHIN_S = 30.0
 _DEMAND_WINDOW_S = 60.0
+_REFILL_DELAY_S = 0.25
 
 
 @dataclass
@@ -34,9 +35,29 @@ class Launcher:
     deadlines: Deadlines
     limits: Limits
     model: str
+    ending: dict[Ready, asyncio.Task[None] | None] = field(default_factory=dict)
+    """Every process that is there, with the task that ends it."""
+    starting: set[asyncio.Task[Ready]] = field(default_factory=set)
 
     async def launch(self, shape: Shape, tree: Tree | None = None) -> Ready:
-        """A process that waits for its run. Raises CliError; leaves nothing behind when it does."""
+        """A process that waits for its run. Raises CliError; leaves nothing behind when it does.
+
+        A start is never broken off half-way: where the caller is cancelled, it is ended once it is there.
+        """
+        task = asyncio.create_task(self._launch(shape, tree))
+        self.starting.add(task)
+        task.add_done_callback(self.starting.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._unwanted)
+            raise
+
+    def _unwanted(self, task: asyncio.Task[Ready]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self.dispose_soon(task.result())
+
+    async def _launch(self, shape: Shape, tree: Tree | None) -> Ready:
         name = secrets.token_hex(8)
         keep = tree is not None
         tree = tree or Tree(self.trees / name)
@@ -65,28 +86,51 @@ class Launcher:
                     await process.ready(self.model)
             except TimeoutError as error:
                 raise CliError(f"the CLI was not ready within {_READY_WITHIN_S:.0f} s") from error
-        except BaseException as error:
+        except (CliError, OSError) as error:
             if process is not None:
-                await asyncio.shield(process.end())
+                await process.end()
             self.proxy.revoke(token)
             if not keep:
-                await asyncio.shield(tree.deleted())
+                await tree.deleted()
             self.users.give_back(uid)
             if isinstance(error, OSError):
                 raise CliError(f"the CLI cannot be started: {error.strerror}") from error
             raise
+        self.ending[ready] = None
         return ready
 
-    async def dispose(self, ready: Ready, grace_s: float = 0.0) -> None:
-        """Ends the process and everything it started, then deletes its tree unless that is a session's."""
-        self.proxy.revoke(ready.token)
-        await ready.process.end(grace_s)
-        if not ready.keep_tree:
-            await ready.process.tree.deleted()
-        self.users.give_back(ready.process.uid)
+    async def dispose(self, ready: Ready) -> None:
+        """Ends the process and everything it started, then deletes its tree unless that is a session's.
+
+        Once begun this is carried through, also when the caller is cancelled.
+        """
+        if (task := self.dispose_soon(ready)) is not None:
+            await asyncio.shield(task)
+
+    def dispose_soon(self, ready: Ready) -> asyncio.Task[None] | None:
+        """The same without waiting for it. None where it is done already."""
+        if ready not in self.ending:
+            return None
+        task = self.ending[ready] or asyncio.create_task(self._dispose(ready))
+        self.ending[ready] = task
+        return task
+
+    async def dispose_all(self) -> None:
+        await asyncio.gather(*self.starting, return_exceptions=True)
+        await asyncio.gather(*(self.dispose(ready) for ready in list(self.ending)))
+
+    async def _dispose(self, ready: Ready) -> None:
+        try:
+            self.proxy.revoke(ready.token)
+            await ready.process.end()
+            if not ready.keep_tree:
+                await ready.process.tree.deleted()
+            self.users.give_back(ready.process.uid)
+        finally:
+            del self.ending[ready]
 
 
-@dataclass
+@dataclass(eq=False)
 class Ready:
     """A started process and what belongs to it."""
 
@@ -123,9 +167,8 @@ class Pool:
         if self._filler is not None:
             self._filler.cancel()
             await asyncio.gather(self._filler, return_exceptions=True)
-        waiting = [ready for shelf in self._warm.values() for ready in shelf]
         self._warm.clear()
-        await asyncio.gather(*(self._launcher.dispose(ready) for ready in waiting))
+        await self._launcher.dispose_all()
 
     async def take(self, shape: Shape, tree: Tree | None = None) -> Ready:
         """A process of that shape: warm where there is one, else started now. Raises CliError."""
@@ -149,8 +192,6 @@ class Pool:
     async def _keep_filled(self) -> None:
         failures = 0
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), 5.0)
             self._wake.clear()
             while (change := self._next_change()) is not None:
                 shape, add = change
@@ -167,6 +208,10 @@ class Pool:
                     continue
                 failures = 0
                 self._warm.setdefault(shape, []).append(ready)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), 5.0)
+                # The run that has just taken a process needs the cores first, for its first words.
+                await asyncio.sleep(_REFILL_DELAY_S)
 
     def _next_change(self) -> tuple[Shape, bool] | None:
         """The next process to start (True) or to give up (False), so that the shelves match the demand."""
@@ -187,7 +232,7 @@ class Pool:
     def _died(self, ready: Ready) -> bool:
         if ready.process.returncode is None:
             return False
-        asyncio.ensure_future(self._launcher.dispose(ready))  # noqa: RUF006 -- nobody waits for it
+        self._launcher.dispose_soon(ready)
         return True
 
     def _wanted(self) -> dict[Shape, int]:

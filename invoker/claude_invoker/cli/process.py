@@ -36,6 +36,10 @@ class CliProcess:
         self.uid = uid
         self._child = child
         self._ids = itertools.count(1)
+        self._ended = False
+        self.finished = False
+        """Whether the result message has been read."""
+        self._ended = False
         self._stderr: deque[bytes] = deque(maxlen=40)
         self._drain = asyncio.create_task(self._drain_stderr())
 
@@ -104,7 +108,8 @@ class CliProcess:
     ) -> None:
         """Sends the run: system prompt, schema of the result, model, the one user message.
 
-        Raises CliError if the process is gone. `client_composed` keeps the CLI from reading `@/path` or `/command` in the caller's text.
+        Raises CliError if the process is gone. `client_composed` keeps the CLI from reading `@/path` or
+        `/command` in the caller's text.
         """
         wishes = {"systemPrompt": None if system is None else [system], "jsonSchema": output_schema}
         self._send_control("initialize", **{name: value for name, value in wishes.items() if value is not None})
@@ -137,6 +142,7 @@ class CliProcess:
             except ValueError as error:
                 raise CliError("a line of the CLI is not JSON") from error
             if isinstance(message, dict):
+                self.finished = self.finished or message.get("type") == "result"
                 yield message
 
     async def control(self, subtype: str, **fields: Any) -> dict[str, Any]:
@@ -169,16 +175,21 @@ class CliProcess:
             return False
         return True
 
-    async def end(self, grace_s: float = 0.0) -> None:
-        """Leaves no process: SIGTERM and up to `grace_s`, then SIGKILL for all it started. Never raises."""
+    async def terminated(self, within_s: float) -> None:
+        """SIGTERM to the CLI, and up to `within_s` for it to end by itself."""
+        self._child.send_signal(signal.SIGTERM)
+        await self.exited(within_s)
+
+    async def end(self) -> None:
+        """Leaves no process of all that the CLI started: SIGKILL. Called again it does nothing."""
+        if self._ended:
+            return
         self.close_input()
-        if grace_s and self.returncode is None:
-            self._child.send_signal(signal.SIGTERM)
-            await self.exited(grace_s)
         await self._kill_all()
         await self._child.exited.wait()
         self._drain.cancel()
         self._child.close()
+        self._ended = True
 
     async def _kill_all(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

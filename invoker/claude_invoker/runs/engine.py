@@ -129,13 +129,14 @@ class Engine:
     def waiting(self) -> int:
         return sum(run.state == "waiting" for run in self.runs.values())
 
-    def submit(self, plan: Plan, caller: Caller, run_id: str | None = None) -> Run:
-        """Begins a run; it waits up to `queue_wait_s` for a place. Returns at once."""
-        run_id = run_id or new_id()
+    def submit(self, plan: Plan, caller: Caller, job_id: str | None = None) -> Run:
+        """Begins a run; it waits up to `queue_wait_s` for a place, a job's as long as it takes. Returns at once."""
+        run_id = job_id or new_id()
         retention_s = self.settings.tier_retention_s.get(caller.tier or "", self.settings.retention_s)
         run = Run(run_id, caller.subject, plan, self._state / "artifacts" / run_id, retention_s)
         self.runs[run_id] = run
-        run.task = asyncio.create_task(self._execute(run, caller))
+        wait_s = None if job_id else self.settings.queue_wait_s
+        run.task = asyncio.create_task(self._execute(run, caller, wait_s))
         return run
 
     def find(self, run_id: str, caller: Caller) -> Run:
@@ -145,10 +146,10 @@ class Engine:
             raise Problem(404, "not-found", "there is no such run")
         return run
 
-    async def _execute(self, run: Run, caller: Caller) -> None:
+    async def _execute(self, run: Run, caller: Caller, wait_s: float | None) -> None:
         keeper = None if self.ledger is None else asyncio.create_task(self.ledger.hold(caller))
         try:
-            await self._in_place(run)
+            await self._in_place(run, wait_s)
         except Problem as problem:
             run.problem = problem
         except CliError as error:
@@ -177,9 +178,9 @@ class Engine:
         run.done.set()
         self.on_finish(run)
 
-    async def _in_place(self, run: Run) -> None:
+    async def _in_place(self, run: Run, wait_s: float | None) -> None:
         try:
-            await asyncio.wait_for(self._places.acquire(), self.settings.queue_wait_s)
+            await asyncio.wait_for(self._places.acquire(), wait_s)
         except TimeoutError as error:
             raise Problem(503, "busy", headers={"Retry-After": "5"}) from error
         try:
@@ -220,7 +221,7 @@ class Engine:
                 artifacts=run.artifacts,
             )
         finally:
-            await asyncio.shield(self._launcher.dispose(ready))
+            self._launcher.dispose_soon(ready)
 
     async def _converse(self, run: Run, ready: Ready) -> dict[str, Any]:
         """Sends the plan and translates what comes back. The result message. Raises Problem, CliError."""
@@ -260,9 +261,9 @@ class Engine:
         return result
 
     async def _wind_down(self, run: Run, process: CliProcess, *, gently: bool) -> None:
-        """Ends the process: at once after a result (a session's writes its transcript first), else by
-        interrupt, which also yields the cost so far, SIGTERM, and the kill of everything."""
-        if run.cost_usd == 0.0 and process.returncode is None:
+        """Ends the process and all it started: at once after a result (a session's CLI writes its transcript
+        first), else by an interrupt, which also yields the cost so far; where that is not heard, by SIGTERM."""
+        if not process.finished and process.returncode is None:
             process.interrupt()
             with contextlib.suppress(TimeoutError, CliError):
                 async with asyncio.timeout(INTERRUPT_S):
@@ -270,10 +271,12 @@ class Engine:
                         if message.get("type") == "result":
                             run.cost_usd = outcome.cost_usd(message)
                             break
+            if not process.finished:
+                await process.terminated(TERM_S)
         if gently:
             process.close_input()
             await process.exited(TERM_S)
-        await process.end(0.0)
+        await process.end()
 
     async def _collect(self, run: Run, process: CliProcess, before: artifacts.Seen) -> None:
         bounds = artifacts.Bounds(self.settings.artifact_max_bytes, self.settings.artifact_max_count)
