@@ -348,7 +348,7 @@ class ClientExchange:
                 self._gone(ctx)
             else:
                 log.info("%s while reading upstream", cut)
-                if start:
+                if start and cut.flush:
                     self._write(ctx, start)
             return False
         end = zipper.finish() if zipper is not None else b""

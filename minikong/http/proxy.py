@@ -27,7 +27,14 @@ _BUFFER = 4096  # proxy_buffers: a body with a length or until close is passed o
 
 
 class Cut(Exception):
-    """The service broke off (or timed out) in the middle of its body."""
+    """The service broke off, timed out or sent nonsense in the middle of its body.
+
+    `flush`: nginx still sends what it holds back for the client (not after nonsense).
+    """
+
+    def __init__(self, reason: str, *, flush: bool = True) -> None:
+        super().__init__(reason)
+        self.flush = flush
 
 
 class Try:
@@ -167,7 +174,7 @@ async def relay(attempt: Try, timeout: float, *, buffering: bool) -> AsyncIterat
                 try:
                     piece = decoder.feed(raw)
                 except ChunkError:
-                    raise Cut("upstream sent invalid chunked response") from None
+                    raise Cut("upstream sent invalid chunked response", flush=False) from None
                 if piece:
                     yield piece
                 if decoder.done:

@@ -111,6 +111,8 @@ class UpstreamConnection(Wire):
             at = end + 1
             if not line:
                 return at
+            if line.startswith(b"HTTP/"):
+                continue  # IIS repeats its status line
             match = _HEADER.match(line)
             if match is None or b"\r" in line:
                 raise UpstreamFailure(502, "upstream sent invalid header", retry=False)

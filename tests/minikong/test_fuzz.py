@@ -35,7 +35,7 @@ _PASSED_BY_NGINX = re.compile(r"illegal (request line: bytearray\(b['\"][A-Z_-]+
 SANE = b"GET /sane HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 
-def _mutated(rng: random.Random) -> bytes:
+def mutated(rng: random.Random) -> bytes:
     """A request of the corpus with a few bytes changed, or noise."""
     if rng.random() < 0.1:
         return rng.randbytes(rng.randrange(1, 3000))
@@ -60,7 +60,7 @@ def _mutated(rng: random.Random) -> bytes:
 async def _attack(rng: random.Random, port: int) -> None:
     """One connection: sends in random pieces, reads a little or not, leaves in a random way."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    data = _mutated(rng)
+    data = mutated(rng)
     try:
         while data:
             size = rng.choice((len(data), rng.randrange(1, 60)))
