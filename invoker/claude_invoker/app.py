@@ -11,7 +11,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from claude_invoker import trust
 from claude_invoker.api import health, invoke, jobs, openapi, problems, runs
 from claude_invoker.api.limit import BodyLimit
-from claude_invoker.jobs.queue import open_queue
+from claude_invoker.jobs.queue import open_queues
 from claude_invoker.jobs.runner import Runner
 from claude_invoker.jobs.store import Store, connect
 from claude_invoker.ledger import Ledger
@@ -32,13 +32,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with engine, AsyncExitStack() as stack:
+        async with AsyncExitStack() as stack:
             if app.state.jobs is not None and settings.worker == "embedded":
-                runner = Runner(settings, engine, app.state.jobs, app.state.queue)
+                runner = Runner(settings, engine, app.state.jobs, app.state.queues)
+                await runner.salvage()
+                await stack.enter_async_context(engine)
                 await stack.enter_async_context(runner.serving())
+            else:
+                await stack.enter_async_context(engine)
             yield
         if app.state.jobs is not None:
-            await app.state.queue.disconnect()
+            await app.state.queues.close()
             await app.state.jobs.redis.aclose()
         await app.state.seen.close()
         if ledger is not None:
@@ -50,7 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.ledger = ledger
     app.state.metrics = metrics
     app.state.jobs = Store(connect(settings.redis_url), settings.tier_priority) if settings.redis_url else None
-    app.state.queue = open_queue(settings.redis_url) if settings.redis_url else None
+    app.state.queues = open_queues(settings.redis_url) if settings.redis_url else None
     app.state.attestation_keys = trust.keys(settings)
     app.state.seen = trust.SeenOnce(settings.redis_url)
     app.include_router(health.router)

@@ -27,6 +27,7 @@ TITLES = {
     "api-unreachable": "The model API does not answer",
     "timeout": "The run took too long",
     "cancelled": "The run was cancelled",
+    "worker-lost": "The worker that ran the job is gone",
     "cli-failed": "The Claude CLI failed",
     "internal": "Internal error",
 }

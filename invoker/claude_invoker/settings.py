@@ -93,6 +93,8 @@ class Settings(BaseSettings):
     api_retries: int = Field(default=2, ge=0)
     detach_grace_s: float = Field(default=5.0, ge=0)
     """How long a run goes on after its event stream lost the client, for it to come back."""
+    stop_grace_s: int = Field(default=10, ge=0)
+    """How long runs may go on after SIGTERM before they are cancelled."""
     heartbeat_s: float = Field(default=15.0, gt=0)
 
     memory_limit: int = Field(default=8 << 30, ge=0)
@@ -112,6 +114,8 @@ class Settings(BaseSettings):
     worker_concurrency: int = Field(default=4, ge=1)
     on_worker_loss: Literal["fail", "retry"] = "fail"
     """A job whose worker died: its run may have had effects, so it is not repeated unless asked for."""
+    worker_drain_s: float = Field(default=20.0, ge=0)
+    """How long a worker that shall stop lets its runs go on; what is left then counts as lost."""
     tier_priority: Names = ()
     """Tiers whose jobs go first, the most urgent first; other tiers come last."""
     webhook_hosts: Names = ()

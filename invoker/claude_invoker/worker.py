@@ -9,7 +9,7 @@ import sys
 
 from pydantic import ValidationError
 
-from claude_invoker.jobs.queue import open_queue
+from claude_invoker.jobs.queue import open_queues
 from claude_invoker.jobs.runner import Runner
 from claude_invoker.jobs.store import Store, connect
 from claude_invoker.ledger import Ledger
@@ -18,19 +18,29 @@ from claude_invoker.settings import Settings
 
 
 async def serve(settings: Settings) -> None:
-    """Takes jobs until SIGTERM or SIGINT; what runs then is cancelled and settled."""
+    """Takes jobs until SIGTERM or SIGINT; those that run then may go on for `worker_drain_s`, or until a second one."""
     assert settings.redis_url is not None
-    stop = asyncio.Event()
+    stop, stop_now = asyncio.Event(), asyncio.Event()
+
+    def stopped() -> None:
+        (stop_now if stop.is_set() else stop).set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, stopped)
     ledger = Ledger(settings.redis_url)
     redis = connect(settings.redis_url)
-    queue = open_queue(settings.redis_url)
-    async with Engine(settings, ledger) as engine:
-        async with Runner(settings, engine, Store(redis, settings.tier_priority), queue).serving():
-            logging.getLogger(__name__).info("worker ready, %d runs at once", settings.worker_concurrency)
-            await stop.wait()
-    await queue.disconnect()
+    queues = open_queues(settings.redis_url)
+    engine = Engine(settings, ledger)
+    runner = Runner(settings, engine, Store(redis, settings.tier_priority), queues)
+    await runner.salvage()
+    async with engine, runner.serving():
+        logging.getLogger(__name__).info("worker ready, %d runs at once", settings.worker_concurrency)
+        await stop.wait()
+        draining, stopping = asyncio.create_task(runner.drain()), asyncio.create_task(stop_now.wait())
+        await asyncio.wait((draining, stopping), return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+        stopping.cancel()
+    await queues.close()
     await redis.aclose()
     await ledger.close()
 

@@ -21,8 +21,9 @@ from claude_invoker.api.problems import RESPONSES
 from claude_invoker.api.stream import HEADERS
 from claude_invoker.api.zip import zipped
 from claude_invoker.jobs import webhook
-from claude_invoker.jobs.queue import enqueue_ticket
-from claude_invoker.jobs.record import OVER, Job, JobList, JobRequest, JobView, new_id
+from claude_invoker.jobs.queue import enqueue_delivery, enqueue_ticket
+from claude_invoker.jobs.record import OVER, Job, JobList, JobRequest, JobView
+from claude_invoker.jobs.runner import retention
 from claude_invoker.jobs.store import Store
 from claude_invoker.model import Artifact
 from claude_invoker.problem import Problem
@@ -33,6 +34,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _CURSOR = re.compile(r"\d{1,12}(\.\d{1,9})?")
 _STREAM_ID = re.compile(r"\d{1,16}-\d{1,16}")
 _BODY = request_body(JobRequest)
+PAGES = 20  # looked at for one page of a list
 
 
 def store_of(request: Request) -> Store:
@@ -69,24 +71,16 @@ async def accept(request: Request, caller: Caller, idempotency_key: str | None) 
         webhook.allowed(wanted.callback_url, request.app.state.settings)
     if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
         raise Problem(400, "bad-request", "Idempotency-Key: 1 to 255 visible ASCII characters")
-    job = Job(
-        id=new_id(),
-        subject=caller.subject,
-        tier=caller.tier or "",
-        request=wanted,
-        # The lease is taken when the job starts; what the gateway took for now is given back by `attested_run`.
-        caller=replace(caller, queued=True),
-        created_at=round(time.time(), 6),
-        traceparent=request.headers.get("traceparent", "")[:128],
-    )
+    # The lease is taken when the job starts; what the gateway took for now is given back by `attested_run`.
+    job = Job.new(wanted, replace(caller, queued=True), time.time(), request.headers.get("traceparent", "")[:128])
     fingerprint = hashlib.sha256(request.url.path.encode() + b"\0" + await request.body()).hexdigest()
     happened, job_id = await store.accept(job, (idempotency_key, fingerprint) if idempotency_key else None)
     if happened == "conflict":
         raise Problem(422, "invalid", "this Idempotency-Key was used with another body")
     if happened == "accepted":
-        await enqueue_ticket(request.app.state.queue)
+        await enqueue_ticket(request.app.state.queues)
     stored = await store.get(job_id) or job
-    view = stored.view(base(request), await store.position(stored))
+    view = stored.view(base(request), await store.position(stored) if stored.state == "queued" else None)
     headers = {"Location": view.links["self"], "Retry-After": "1", "Preference-Applied": "respond-async"}
     return JSONResponse(view.model_dump(mode="json", exclude_none=True), status_code=202, headers=headers)
 
@@ -123,13 +117,15 @@ async def jobs(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     all: bool = False,
 ) -> JobList:
-    """The caller's jobs, newest first. `all=true`: everybody's, for the role `admin`."""
+    """The caller's jobs, newest first, without their results. `all=true`: everybody's, for the role `admin`.
+
+    With `state` a page may be short, or empty, while there is a `next`: only so many jobs are looked at."""
     if cursor is not None and not _CURSOR.fullmatch(cursor):
         raise Problem(422, "invalid", "cursor: take it from `next` of the page before")
     subject = None if all and "admin" in caller.roles else caller.subject
     found: list[Job] = []
-    while True:
-        page, cursor = await store_of(request).page(subject, cursor, limit)
+    for _ in range(PAGES):
+        page, cursor = await store_of(request).page(subject, cursor, limit if state is None else 100)
         found += [job for job in page if state is None or job.state == state]
         if cursor is None or len(found) >= limit:
             break
@@ -150,11 +146,14 @@ async def look(request: Request, job: OwnJob, response: Response) -> JobView:
 @router.delete("/jobs/{job_id}", status_code=202, response_model=JobView)
 async def cancel(request: Request, job: OwnJob) -> JobView:
     """Cancels a job that waits or runs; harmless for one that is over."""
-    store = store_of(request)
-    if await store.cancel(job) == "queued":
-        retention = request.app.state.settings.tier_retention_s.get(job.tier, request.app.state.settings.retention_s)
-        await store.finish(job, "cancelled", retention, mine=False)
-    return await view_of(request, await store.get(job.id) or job)
+    await end(request, job)
+    return await view_of(request, await store_of(request).get(job.id) or job)
+
+
+async def end(request: Request, job: Job) -> None:
+    """Cancels a job."""
+    if await store_of(request).cancel(job, retention(job, request.app.state.settings)) and job.callback:
+        await enqueue_delivery(request.app.state.queues, job.id)
 
 
 @router.get(

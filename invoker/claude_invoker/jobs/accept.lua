@@ -1,22 +1,25 @@
 -- Accept a job: all or nothing.
--- KEYS: job, idempotency ("" where none), waiting list of the subject, ring of the tier, index of the subject,
---       index of all, count of waiting
--- ARGV: id, subject, now (s), fingerprint, ttl of the idempotency key (s), then the fields of the job record
+-- KEYS: job, idempotency ("" where none), waiting list of the subject, ring of the line, index of the subject,
+--       index of all, waiting (hash: line -> count)
+-- ARGV: id, subject, now (s), fingerprint, ttl of the idempotency key (s), line, prefix of jobs, then the record
 -- Reply: {1} accepted; {0, id} the same request was accepted before as that job; {-1} another body under this key
 local id, subject, now = ARGV[1], ARGV[2], ARGV[3]
+-- A client whose connection broke sends the script again: ids are random, so this one is its own.
+if redis.call('EXISTS', KEYS[1]) == 1 then return {1} end
 if KEYS[2] ~= '' then
   local known = redis.call('HMGET', KEYS[2], 'id', 'fingerprint')
-  if known[1] then
+  -- A job that has expired is forgotten, with its key.
+  if known[1] and redis.call('EXISTS', ARGV[7] .. known[1]) == 1 then
     if known[2] ~= ARGV[4] then return {-1} end
     return {0, known[1]}
   end
   redis.call('HSET', KEYS[2], 'id', id, 'fingerprint', ARGV[4])
   redis.call('EXPIRE', KEYS[2], ARGV[5])
 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 6))
+redis.call('HSET', KEYS[1], unpack(ARGV, 8))
 -- The subject joins the ring with its first waiting job; it is there exactly once.
 if redis.call('RPUSH', KEYS[3], id) == 1 then redis.call('RPUSH', KEYS[4], subject) end
 redis.call('ZADD', KEYS[5], now, id)
 redis.call('ZADD', KEYS[6], now, id)
-redis.call('INCR', KEYS[7])
+redis.call('HINCRBY', KEYS[7], ARGV[6], 1)
 return {1}

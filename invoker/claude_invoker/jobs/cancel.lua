@@ -1,11 +1,10 @@
--- Cancel a job: a waiting one leaves its line, a running one is told so.
--- KEYS: job, waiting list of the subject, count of waiting
+-- Ask for a job's end: whoever holds it is told. A waiting one is ended by finish.lua; should it be claimed before
+-- that, its worker finds the mark.
+-- KEYS: job
 -- ARGV: id, channel
--- Reply: the state before; a waiting job is left for finish.lua
+-- Reply: the state before, or nil
 local state = redis.call('HGET', KEYS[1], 'state')
-if state == 'queued' then
-  if redis.call('LREM', KEYS[2], 1, ARGV[1]) == 1 then redis.call('DECR', KEYS[3]) end
-elseif state == 'running' then
+if state == 'queued' or state == 'running' then
   redis.call('HSET', KEYS[1], 'cancel', 1)
   redis.call('PUBLISH', ARGV[2], ARGV[1])
 end

@@ -1,21 +1,31 @@
 -- End a job, once. A worker that was thought lost and comes back finds that its attempt no longer counts.
--- KEYS: job, ticket, running, events, tombstone
--- ARGV: id, ticket, attempt ("" where whoever ends it need not hold it), retention (s), tombstone ttl (s), subject,
---       the state, then the fields of the record
--- Reply: 1 ended now, 0 it was over before or belongs to another attempt
-if redis.replicate_commands then redis.replicate_commands() end -- before Redis 7: XADD chooses an id
-local held = redis.call('HMGET', KEYS[1], 'state', 'attempt')
-if held[1] ~= 'running' and held[1] ~= 'queued' then
-  redis.call('HDEL', KEYS[2], ARGV[2])
-  return 0
+-- KEYS: job, tickets, running, events, tombstone, waiting list of the subject, ring of the line, waiting, blocked,
+--       callbacks (zset: job -> ms since which its webhook is owed)
+-- ARGV: id, attempt that holds it ("" : it must still wait), retention (s), tombstone ttl (s), subject, line, now (ms),
+--       the state, then fields of the record
+-- Reply: 1 ended now, 0 it was over before or another's
+local id, subject, line = ARGV[1], ARGV[5], ARGV[6]
+local held = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'ticket', 'callback')
+if ARGV[2] == '' then
+  if held[1] ~= 'queued' then return 0 end
+  if redis.call('LREM', KEYS[6], 1, id) == 1 then redis.call('HINCRBY', KEYS[8], line, -1) end
+  if redis.call('EXISTS', KEYS[6]) == 0 then
+    redis.call('LREM', KEYS[7], 0, subject) -- else a later job would give it a second turn in each round
+    redis.call('HDEL', KEYS[9], line .. ':' .. subject)
+  end
+else
+  if held[1] ~= 'running' or held[2] ~= ARGV[2] then return 0 end
+  redis.call('HDEL', KEYS[9], line .. ':' .. subject) -- its place is free for the next
 end
-if ARGV[3] ~= '' and (held[1] ~= 'running' or held[2] ~= ARGV[3]) then return 0 end
-redis.call('HSET', KEYS[1], 'state', ARGV[7], unpack(ARGV, 8))
-redis.call('HDEL', KEYS[2], ARGV[2])
-redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[4])
--- The last event, so that whoever follows the stream need not ask for the state.
-redis.call('XADD', KEYS[4], '*', 'event', 'job.' .. ARGV[7], 'data', '{"id":"' .. ARGV[1] .. '","state":"' .. ARGV[7] .. '"}')
-redis.call('EXPIRE', KEYS[4], ARGV[4])
-redis.call('SET', KEYS[5], ARGV[6], 'EX', ARGV[5])
+redis.call('HSET', KEYS[1], 'state', ARGV[8], unpack(ARGV, 9))
+if held[3] then redis.call('HDEL', KEYS[2], held[3]) end
+redis.call('ZREM', KEYS[3], id)
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+-- The last event, so that whoever follows need not ask for the state; none can be added behind it.
+local attempt = tonumber(held[2] or 0) + (ARGV[2] == '' and 1 or 0)
+redis.call('XADD', KEYS[4], string.format('%d-999999999', attempt), 'event', 'job.' .. ARGV[8],
+           'data', '{"id":"' .. id .. '","state":"' .. ARGV[8] .. '"}')
+redis.call('EXPIRE', KEYS[4], ARGV[3])
+redis.call('SET', KEYS[5], subject, 'EX', ARGV[4])
+if held[4] then redis.call('ZADD', KEYS[10], ARGV[7], id) end
 return 1

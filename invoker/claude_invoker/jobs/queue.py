@@ -1,22 +1,25 @@
-"""The SAQ queue that carries tickets and webhook deliveries."""
+"""The SAQ queues: one carries tickets, one webhook deliveries, so that no receiver holds up a run."""
 
 from __future__ import annotations
 
 import asyncio
+import math
+from dataclasses import dataclass
 from typing import Any
 
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from saq import Job as Ticket
 from saq.queue.redis import RedisQueue
 from saq.worker import Worker
 
-from claude_invoker.jobs.store import connect
+from claude_invoker.jobs.store import retry
 
-NAME = "claude"
 HEARTBEAT_S = 10  # a ticket without a sign of life for so long has lost its worker
 SWEEP_S = 2
 RUN = "run_next"
 DELIVER = "deliver"
+DELIVERY_TRIES = 8
 
 
 class Queue(RedisQueue):
@@ -33,47 +36,65 @@ class Queue(RedisQueue):
             return None
 
 
-def open_queue(redis_url: str) -> Queue:
-    from redis.asyncio import Redis
+class TicketWorker(Worker[Any]):
+    """Without signal handlers: whoever runs it decides when it stops. And without SAQ's aborts: a sweep that was hasty
+    marks a ticket so for a moment, and the run would be cancelled; a job's end is decided by its record alone."""
 
-    return Queue(Redis.from_url(redis_url, retry=connect(redis_url).get_retry()), name=NAME)
+    SIGNALS: list[Any] = []  # noqa: RUF012  SAQ reads it from the instance
+
+    async def abort(self, abort_threshold: float) -> None:
+        return
 
 
-async def enqueue_ticket(queue: Queue, *, at: float = 0.0) -> None:
-    """One more "run the next job", now or at `at` (seconds since the epoch).
+@dataclass(frozen=True)
+class Queues:
+    tickets: Queue
+    deliveries: Queue
+
+    async def close(self) -> None:
+        await self.tickets.disconnect()
+        await self.deliveries.disconnect()
+
+
+def open_queues(redis_url: str) -> Queues:
+    def opened(name: str) -> Queue:
+        return Queue(Redis.from_url(redis_url, retry=retry()), name=name)
+
+    return Queues(opened("claude"), opened("claude-webhooks"))
+
+
+async def enqueue_ticket(queues: Queues, *, at: float = 0.0) -> None:
+    """One more "run the next job", now or not before `at` (seconds since the epoch; SAQ knows whole ones).
 
     Retries stand for lost workers only: what a run ends in is the job's business, so a ticket that returns is done.
     """
-    await queue.enqueue(
-        Ticket(function=RUN, timeout=0, heartbeat=HEARTBEAT_S, retries=1000, ttl=-1, scheduled=int(at) if at else 0)
+    scheduled = math.ceil(at)
+    await queues.tickets.enqueue(
+        Ticket(function=RUN, timeout=0, heartbeat=HEARTBEAT_S, retries=1000, ttl=-1, scheduled=scheduled)
     )
 
 
-async def enqueue_delivery(queue: Queue, job_id: str, url: str) -> None:
-    """A webhook: eight tries, backing off from 2 s to 10 min."""
-    await queue.enqueue(
+async def enqueue_delivery(queues: Queues, job_id: str) -> None:
+    """A job's webhook: eight tries, backing off from 2 s to 10 min. Harmless where it is enqueued already."""
+    await queues.deliveries.enqueue(
         Ticket(
             function=DELIVER,
-            kwargs={"job_id": job_id, "url": url},
+            kwargs={"job_id": job_id},
             key=f"deliver:{job_id}",
             timeout=60,
-            heartbeat=0,
-            retries=8,
+            retries=DELIVERY_TRIES,
             retry_delay=2.0,
             retry_backoff=600.0,
-            ttl=3600,
+            ttl=-1,
         )
     )
 
 
-def worker(queue: Queue, functions: list[tuple[str, Any]], concurrency: int) -> Worker[Any]:
-    """A SAQ worker without signal handlers of its own: whoever runs it decides when it stops."""
-    made: Worker[Any] = Worker(
+def worker(queue: Queue, name: str, function: Any, concurrency: int) -> TicketWorker:
+    return TicketWorker(
         queue,
-        functions,
+        [(name, function)],
         concurrency=concurrency,
-        timers={"schedule": 1, "worker_info": 10, "sweep": SWEEP_S, "abort": 1},
+        timers={"schedule": 1, "worker_info": 10, "sweep": SWEEP_S, "abort": 60},
         cancellation_hard_deadline_s=10.0,
     )
-    made.SIGNALS = []
-    return made

@@ -6,16 +6,23 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from claude_invoker.model import InvokeRequest, RunResult
+from claude_invoker.model import InvokeRequest, RunResult, TextBlock
 from claude_invoker.trust import Caller
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 _CALLER = TypeAdapter(Caller)
 OVER = ("done", "failed", "cancelled")
+TITLE = 160  # characters
+# Of a record, what lists show: not the prompt and the answer, which may have megabytes.
+SUMMARY = (
+    "id", "subject", "tier", "title", "state", "created_at", "attempt", "started_at", "finished_at", "expires_at",
+    "cost_usd", "model", "progress", "error",
+)  # fmt: skip
 
 
 def new_id() -> str:
@@ -44,6 +51,7 @@ class Progress(BaseModel):
     events: int = 0
     characters: int = 0
     last: str = ""
+    tail: str = Field(default="", description="The end of the answer so far")
 
 
 class JobView(BaseModel):
@@ -52,6 +60,7 @@ class JobView(BaseModel):
     id: str
     state: State
     tier: str | None = None
+    title: str = Field(default="", description="The beginning of the prompt")
     position: int | None = Field(default=None, description="Jobs that may start earlier, while it is queued")
     created_at: float
     started_at: float | None = None
@@ -74,14 +83,19 @@ class JobList(BaseModel):
 
 @dataclass
 class Job:
-    """The stored record. `traceparent` links the run's trace to the request that queued it."""
+    """The stored record. `traceparent` links the run's trace to the request that queued it.
+
+    `request` and `caller` are kept as JSON until somebody asks: lists of jobs are read without them.
+    """
 
     id: str
     subject: str
     tier: str
-    request: JobRequest
-    caller: Caller
     created_at: float
+    request_json: str = ""
+    caller_json: str = ""
+    title: str = ""
+    callback: str = ""
     state: State = "queued"
     attempt: int = 0
     ticket: str = ""
@@ -100,18 +114,42 @@ class Job:
     deliveries: list[Delivery] = field(default_factory=list)
     traceparent: str = ""
 
+    @classmethod
+    def new(cls, request: JobRequest, caller: Caller, created_at: float, traceparent: str = "") -> Job:
+        return cls(
+            id=new_id(),
+            subject=caller.subject,
+            tier=caller.tier or "",
+            created_at=round(created_at, 6),
+            request_json=request.model_dump_json(exclude_unset=True),
+            caller_json=caller_json(caller),
+            title=title_of(request),
+            callback=request.callback_url or "",
+            traceparent=traceparent,
+        )
+
+    @cached_property
+    def request(self) -> JobRequest:
+        return JobRequest.model_validate_json(self.request_json)
+
+    @cached_property
+    def caller(self) -> Caller:
+        return _CALLER.validate_json(self.caller_json)
+
     def fields(self) -> dict[str, str]:
         """The record of a new job."""
-        return {
+        fields = {
             "id": self.id,
             "subject": self.subject,
             "tier": self.tier,
+            "title": self.title,
             "state": self.state,
             "created_at": repr(self.created_at),
-            "request": self.request.model_dump_json(exclude_none=True),
-            "caller": _CALLER.dump_json(self.caller).decode(),
+            "request": self.request_json,
+            "caller": self.caller_json,
             "traceparent": self.traceparent,
         }
+        return fields | ({"callback": self.callback} if self.callback else {})
 
     @classmethod
     def load(cls, stored: Mapping[str, str]) -> Job:
@@ -119,9 +157,11 @@ class Job:
             id=stored["id"],
             subject=stored["subject"],
             tier=stored["tier"],
-            request=JobRequest.model_validate_json(stored["request"]),
-            caller=_CALLER.validate_json(stored["caller"]),
             created_at=float(stored["created_at"]),
+            request_json=stored.get("request", ""),
+            caller_json=stored.get("caller", ""),
+            title=stored.get("title", ""),
+            callback=stored.get("callback", ""),
             state=stored["state"],  # type: ignore[arg-type]
             attempt=int(stored.get("attempt", 0)),
             ticket=stored.get("ticket", ""),
@@ -148,6 +188,7 @@ class Job:
             id=self.id,
             state=self.state,
             tier=self.tier or None,
+            title=self.title,
             position=position,
             created_at=self.created_at,
             started_at=self.started_at,
@@ -162,6 +203,19 @@ class Job:
             deliveries=self.deliveries,
             links={"self": here, "events": f"{here}/events", "artifacts": f"{here}/artifacts"},
         )
+
+
+def caller_json(caller: Caller) -> str:
+    return _CALLER.dump_json(caller).decode()
+
+
+def title_of(request: InvokeRequest) -> str:
+    """The beginning of the prompt, on one line."""
+    text = request.prompt
+    if request.messages:
+        last = request.messages[-1].content
+        text = last if isinstance(last, str) else " ".join(b.text for b in last if isinstance(b, TextBlock))
+    return " ".join(text[:1000].split())[:TITLE]
 
 
 def _number(text: str | None) -> float | None:

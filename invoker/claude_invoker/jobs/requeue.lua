@@ -1,14 +1,21 @@
 -- Put a claimed job back at the head of its subject's line: no place for it now, or its worker was lost.
--- KEYS: job, ticket, blocked, count of waiting, ring of the tier, waiting list of the subject, running
--- ARGV: id, ticket, subject, tier, blocked until (ms; 0: not blocked)
--- Reply: 1 put back, 0 the ticket no longer holds it
-if redis.call('HGET', KEYS[2], ARGV[2]) ~= ARGV[1] then return 0 end
-redis.call('HDEL', KEYS[2], ARGV[2])
-redis.call('ZREM', KEYS[7], ARGV[1])
-if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return 0 end
-redis.call('HSET', KEYS[1], 'state', 'queued')
-redis.call('HDEL', KEYS[1], 'worker', 'ticket', 'beat', 'started_at')
-if redis.call('LPUSH', KEYS[6], ARGV[1]) == 1 then redis.call('RPUSH', KEYS[5], ARGV[3]) end
-redis.call('INCR', KEYS[4])
-if tonumber(ARGV[5]) > 0 then redis.call('HSET', KEYS[3], ARGV[4] .. ':' .. ARGV[3], ARGV[5]) end
+-- KEYS: job, tickets, blocked, waiting, ring of the line, waiting list of the subject, running, events
+-- ARGV: id, attempt that holds it, subject, line, blocked until (ms; 0: it ran, and runs again), then fields
+-- Reply: 1 put back, 0 another's by now, 2 not put back, for it shall be cancelled
+local id, subject, line, blocked = ARGV[1], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local held = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'ticket', 'cancel')
+if held[1] ~= 'running' or held[2] ~= ARGV[2] then return 0 end
+if held[4] then return 2 end
+redis.call('HDEL', KEYS[2], held[3])
+redis.call('ZREM', KEYS[7], id)
+redis.call('HSET', KEYS[1], 'state', 'queued', unpack(ARGV, 6))
+redis.call('HDEL', KEYS[1], 'worker', 'ticket', 'nonce', 'beat', 'started_at', 'work')
+if redis.call('LPUSH', KEYS[6], id) == 1 then redis.call('RPUSH', KEYS[5], subject) end
+redis.call('HINCRBY', KEYS[4], line, 1)
+if blocked > 0 then
+  redis.call('HINCRBY', KEYS[1], 'attempt', -1)
+  redis.call('HSET', KEYS[3], line .. ':' .. subject, ARGV[5])
+else
+  redis.call('XADD', KEYS[8], held[2] .. '-999999999', 'event', 'job.requeued', 'data', '{"id":"' .. id .. '"}')
+end
 return 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -16,22 +18,33 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from claude_invoker.jobs.record import Delivery, Job, Progress
+from claude_invoker.jobs.record import SUMMARY, Delivery, Job
 
 PREFIX = "claude:{jobs}:"
 CANCELLED = PREFIX + "cancelled"  # channel
+TICKETS = PREFIX + "tickets"  # hash: ticket -> the job it holds
+BLOCKED = PREFIX + "blocked"  # hash: line:subject -> ms until which it is passed over
+WAITING = PREFIX + "waiting"  # hash: line -> count
+RUNNING = PREFIX + "running"  # sorted set: job -> ms of its claim
+CALLBACKS = PREFIX + "callbacks"  # sorted set: job -> ms since which its webhook is owed
+ALL = PREFIX + "all"  # sorted set: job -> s of its acceptance
 IDEMPOTENCY_TTL = 24 * 3600  # seconds
 TOMBSTONE_TTL = 7 * 24 * 3600  # seconds for which an expired job is 410, not 404
 MAX_EVENTS = 20_000
+Requeued = Literal["not ours", "requeued", "cancelled"]
 _TRIES = 30  # with the back-off below: about ten seconds of a Redis that restarts
 
 
+def retry() -> Retry:
+    return Retry(ExponentialBackoff(cap=0.5, base=0.02), _TRIES)
+
+
 def connect(url: str) -> Any:
-    """A client that rides out a restart of Redis: connections are retried for some seconds."""
-    retry = Retry(ExponentialBackoff(cap=0.5, base=0.02), _TRIES)
+    """A client that rides out a restart of Redis: connections are retried for some seconds. So any script may run
+    twice; each is written for that."""
     return Redis.from_url(
         url,
-        retry=retry,
+        retry=retry(),
         retry_on_error=[RedisConnectionError, RedisTimeoutError, ConnectionError],
         decode_responses=True,
     )
@@ -39,8 +52,6 @@ def connect(url: str) -> Any:
 
 @lru_cache
 def _script(name: str) -> tuple[str, str]:
-    import hashlib
-
     source = files(__package__).joinpath(f"{name}.lua").read_text()
     return source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
@@ -67,21 +78,19 @@ class Store:
         """Stores a job. `idempotency`: (key, fingerprint of the body). Returns what happened and the job's id:
         `accepted`, `known` (the same request came before), or `conflict` (another body under this key)."""
         line = self.line(job.tier)
-        key = f"{PREFIX}idem:{job.subject}:{idempotency[0]}" if idempotency else ""
         keys = [
             PREFIX + f"job:{job.id}",
-            key,
+            f"{PREFIX}idem:{job.subject}:{idempotency[0]}" if idempotency else "",
             PREFIX + f"wait:{line}:{job.subject}",
             PREFIX + f"ring:{line}",
             PREFIX + f"of:{job.subject}",
-            PREFIX + "all",
-            PREFIX + "waiting",
+            ALL,
+            WAITING,
         ]
         fields = [part for pair in job.fields().items() for part in pair]
         fingerprint = idempotency[1] if idempotency else ""
-        reply = await self._run(
-            "accept", keys, [job.id, job.subject, job.created_at, fingerprint, IDEMPOTENCY_TTL, *fields]
-        )
+        args = [job.id, job.subject, job.created_at, fingerprint, IDEMPOTENCY_TTL, line, PREFIX + "job:"]
+        reply = await self._run("accept", keys, [*args, *fields])
         if reply[0] == 1:
             return "accepted", job.id
         return ("known", reply[1]) if reply[0] == 0 else ("conflict", "")
@@ -92,55 +101,64 @@ class Store:
         # Every fourth turn another tier goes first, so that a busy high tier cannot starve the others.
         shift = (self._turn // 4) % len(self.tiers) if self._turn % 4 == 0 else 0
         order = self.tiers[shift:] + self.tiers[:shift]
-        keys = [PREFIX + "job:", PREFIX + "tickets", PREFIX + "blocked", PREFIX + "waiting"]
-        keys += [PREFIX + f"ring:{tier}" for tier in order]
-        args = [ticket, worker, now_ms(), PREFIX + "wait:", PREFIX + "running", *order]
+        keys = [PREFIX + "job:", TICKETS, BLOCKED, WAITING, *(PREFIX + f"ring:{tier}" for tier in order)]
+        args = [ticket, worker, now_ms(), PREFIX + "wait:", RUNNING, secrets.token_hex(8), *order]
         reply = await self._run("claim", keys, args)
-        if not reply:
-            return None
-        job = await self.get(reply[0])
-        if job is None:  # expired in between
-            await self.redis.hdel(PREFIX + "tickets", ticket)
-            return None
-        return job, bool(int(reply[1]))
+        job = await self.get(reply[0]) if reply else None
+        return None if job is None else (job, bool(int(reply[1])))
 
-    async def requeue(self, job: Job, ticket: str, blocked_for: float = 0.0) -> bool:
-        """Back to the head of its line; `blocked_for` seconds its subject is passed over."""
+    async def requeue(self, job: Job, blocked_for: float = 0.0, **fields: str) -> Requeued:
+        """Back to the head of its line. `blocked_for`: it has not run, and its subject is passed over for so many
+        seconds. `cancelled`: it is still ours to end."""
         line = self.line(job.tier)
         keys = [
             PREFIX + f"job:{job.id}",
-            PREFIX + "tickets",
-            PREFIX + "blocked",
-            PREFIX + "waiting",
+            TICKETS,
+            BLOCKED,
+            WAITING,
             PREFIX + f"ring:{line}",
             PREFIX + f"wait:{line}:{job.subject}",
-            PREFIX + "running",
+            RUNNING,
+            PREFIX + f"events:{job.id}",
         ]
         until = now_ms() + int(blocked_for * 1000) if blocked_for else 0
-        return bool(await self._run("requeue", keys, [job.id, ticket, job.subject, line, until]))
+        fields = {"cost_usd": "0.0"} | fields
+        args = [job.id, job.attempt, job.subject, line, until, *(part for pair in fields.items() for part in pair)]
+        outcomes: tuple[Requeued, ...] = ("not ours", "requeued", "cancelled")
+        return outcomes[int(await self._run("requeue", keys, args))]
 
-    async def finish(self, job: Job, state: str, retention: float, *, mine: bool = True, **fields: Any) -> bool:
-        """Ends a job once. `mine`: only as the attempt that holds it. False: it was over, or another's by now."""
-        now = time.time()
+    async def finish(self, job: Job, state: str, retention: float, *, waiting: bool = False, **fields: Any) -> bool:
+        """Ends a job once: as the attempt that holds it, or while it is `waiting`. False: it was over, or another's."""
+        now, line = time.time(), self.line(job.tier)
         stored = {"finished_at": repr(now), "expires_at": repr(now + retention)}
         stored |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
         keys = [
             PREFIX + f"job:{job.id}",
-            PREFIX + "tickets",
-            PREFIX + "running",
+            TICKETS,
+            RUNNING,
             PREFIX + f"events:{job.id}",
             PREFIX + f"gone:{job.id}",
+            PREFIX + f"wait:{line}:{job.subject}",
+            PREFIX + f"ring:{line}",
+            WAITING,
+            BLOCKED,
+            CALLBACKS,
         ]
         seconds = max(1, int(retention))
-        args = [job.id, job.ticket, str(job.attempt) if mine else "", seconds, seconds + TOMBSTONE_TTL, job.subject]
-        args.append(state)
-        return bool(await self._run("finish", keys, [*args, *(part for pair in stored.items() for part in pair)]))
+        args = [job.id, "" if waiting else job.attempt, seconds, seconds + TOMBSTONE_TTL, job.subject, line, now_ms()]
+        return bool(
+            await self._run("finish", keys, [*args, state, *(part for pair in stored.items() for part in pair)])
+        )
 
-    async def cancel(self, job: Job) -> str:
-        """Takes a waiting job out of its line or tells its worker. Returns the state before."""
-        line = self.line(job.tier)
-        keys = [PREFIX + f"job:{job.id}", PREFIX + f"wait:{line}:{job.subject}", PREFIX + "waiting"]
-        return str(await self._run("cancel", keys, [job.id, CANCELLED]) or "")
+    async def cancel(self, job: Job, retention: float) -> bool:
+        """Ends a waiting job, or tells the worker of a running one. True where it is over now by this."""
+        state = await self._run("cancel", [PREFIX + f"job:{job.id}"], [job.id, CANCELLED])
+        return state == "queued" and await self.finish(job, "cancelled", retention, waiting=True)
+
+    async def take_over(self, job: Job) -> bool:
+        """True for one of all that find a job's worker lost; should that one die, too, for another a minute later."""
+        key = f"{PREFIX}losing:{job.id}:{job.attempt}"
+        return bool(await self.redis.set(key, 1, nx=True, ex=60))
 
     async def get(self, job_id: str) -> Job | None:
         stored = await self.redis.hgetall(PREFIX + f"job:{job_id}")
@@ -151,73 +169,85 @@ class Store:
         owner = await self.redis.get(PREFIX + f"gone:{job_id}")
         return owner is not None and (subject is None or owner == subject)
 
-    async def update(self, job: Job, **fields: str) -> None:
-        await self.redis.hset(PREFIX + f"job:{job.id}", mapping=fields)
-
-    async def beat(self, job: Job, progress: Progress, cost_usd: float, model: str) -> bool:
-        """Says that the job's worker lives. True: somebody wants it cancelled."""
-        key = PREFIX + f"job:{job.id}"
-        fields = {
-            "beat": str(now_ms()),
-            "progress": progress.model_dump_json(),
-            "cost_usd": repr(cost_usd),
-            "model": model,
-        }
+    async def expired(self, job_id: str) -> bool:
+        """True for a job that was here and is no more."""
         async with self.redis.pipeline(transaction=False) as pipe:
-            pipe.hset(key, mapping=fields)
-            pipe.hget(key, "cancel")
-            return bool((await pipe.execute())[1])
+            pipe.exists(PREFIX + f"job:{job_id}")
+            pipe.exists(PREFIX + f"gone:{job_id}")
+            return (await pipe.execute()) == [0, 1]  # type: ignore[no-any-return]
+
+    async def update(self, job: Job, *, held: bool = True, **fields: str) -> int:
+        """Changes a record. `held`: only as the attempt that holds it. -1: it is gone, or another's by now;
+        1: somebody wants it cancelled; 0: neither."""
+        parts = [part for pair in fields.items() for part in pair]
+        return int(await self._run("update", [PREFIX + f"job:{job.id}"], [job.attempt if held else "", *parts]))
 
     async def position(self, job: Job) -> int | None:
-        """How many waiting jobs may start before this one: at most, since others may be cancelled. O(line)."""
+        """How many waiting jobs may start before this one: at most, since others may be cancelled."""
         line = self.line(job.tier)
-        ahead = self.tiers[: self.tiers.index(line)]
         async with self.redis.pipeline(transaction=False) as pipe:
             pipe.lpos(PREFIX + f"wait:{line}:{job.subject}", job.id)
             pipe.lpos(PREFIX + f"ring:{line}", job.subject)
             pipe.llen(PREFIX + f"ring:{line}")
-            for tier in ahead:
-                pipe.lrange(PREFIX + f"ring:{tier}", 0, 99)
-            own, turn, subjects, *rings = await pipe.execute()
+            pipe.hgetall(WAITING)
+            own, turn, subjects, waiting = await pipe.execute()
         if own is None:
             return None
+        urgent = sum(int(waiting.get(tier, 0)) for tier in self.tiers[: self.tiers.index(line)])
         before = own * max(1, subjects) + (turn or 0)
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for tier, ring in zip(ahead, rings, strict=True):
-                for subject in ring:
-                    pipe.llen(PREFIX + f"wait:{tier}:{subject}")
-            urgent = sum(await pipe.execute())
-        waiting = await self.waiting()
-        return int(min(before + urgent, max(0, waiting - 1)))
+        return int(urgent + min(before, max(0, int(waiting.get(line, 1)) - 1)))
 
-    async def waiting(self) -> int:
-        return int(await self.redis.get(PREFIX + "waiting") or 0)
+    async def waiting(self) -> dict[str, int]:
+        """Waiting jobs by line."""
+        return {line: int(count) for line, count in (await self.redis.hgetall(WAITING)).items()}
 
     async def running(self) -> list[str]:
-        return list(await self.redis.zrange(PREFIX + "running", 0, -1))
+        return list(await self.redis.zrange(RUNNING, 0, -1))
 
     async def page(self, subject: str | None, cursor: str | None, count: int) -> tuple[list[Job], str | None]:
-        """The newest jobs of a subject (None: of all) before `cursor`, and the next cursor. Expired ones drop out."""
-        index = PREFIX + ("all" if subject is None else f"of:{subject}")
+        """The newest jobs of a subject (None: of all) before `cursor`, in short (`SUMMARY`), and the next cursor."""
+        index = ALL if subject is None else PREFIX + f"of:{subject}"
         upper = f"({cursor}" if cursor else "+inf"
         found = await self.redis.zrevrangebyscore(index, upper, "-inf", start=0, num=count, withscores=True)
         async with self.redis.pipeline(transaction=False) as pipe:
             for job_id, _ in found:
-                pipe.hgetall(PREFIX + f"job:{job_id}")
+                pipe.hmget(PREFIX + f"job:{job_id}", SUMMARY)
             records = await pipe.execute()
-        missing = [job_id for (job_id, _), stored in zip(found, records, strict=True) if not stored]
-        if missing:
-            await self.redis.zrem(index, *missing)
         following = repr(found[-1][1]) if len(found) == count else None
-        return [Job.load(stored) for stored in records if stored], following
+        shown = [dict(zip(SUMMARY, record, strict=True)) for record in records if record[0]]
+        return [Job.load({name: value for name, value in s.items() if value is not None}) for s in shown], following
 
-    async def append(self, job_id: str, events: Sequence[tuple[str, bytes]]) -> None:
-        """Adds (name, JSON) events to the job's stream."""
+    async def forget(self, cursor: str, count: int = 500) -> tuple[int, str]:
+        """Takes expired jobs out of the indexes: of the next `count` from `cursor` ("-inf": the oldest) on. Returns how
+        many were, and the next cursor."""
+        found = await self.redis.zrangebyscore(ALL, cursor, "+inf", start=0, num=count, withscores=True)
         async with self.redis.pipeline(transaction=False) as pipe:
-            for name, data in events:
-                entry = {"event": name, "data": data}
-                pipe.xadd(PREFIX + f"events:{job_id}", entry, maxlen=MAX_EVENTS, approximate=True)
+            for job_id, _ in found:
+                pipe.exists(PREFIX + f"job:{job_id}")
+                pipe.get(PREFIX + f"gone:{job_id}")
+            replies = await pipe.execute()
+        expired = [(found[i][0], replies[2 * i + 1]) for i in range(len(found)) if not replies[2 * i]]
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for job_id, subject in expired:
+                pipe.zrem(ALL, job_id)
+                pipe.zrem(PREFIX + f"of:{subject}", job_id)
             await pipe.execute()
+        return len(expired), f"({found[-1][1]!r}" if len(found) == count else "-inf"
+
+    async def append(self, job: Job, events: Sequence[tuple[int, str, bytes]]) -> None:
+        """Adds (number within the attempt, name, JSON) events to the job's stream. Redis refuses what is there already
+        and what comes behind the end, so repeating is harmless and a lost worker cannot add to its successor's."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for number, name, data in events:
+                entry = {"event": name, "data": data}
+                pipe.xadd(
+                    PREFIX + f"events:{job.id}",
+                    entry,
+                    id=f"{job.attempt}-{number}",
+                    maxlen=MAX_EVENTS,
+                    approximate=True,
+                )
+            await pipe.execute(raise_on_error=False)
 
     async def follow(self, job_id: str, last: str, heartbeat: float) -> AsyncIterator[tuple[str, str, str] | None]:
         """(id, name, JSON) of every event after `last` until the job is over; None after `heartbeat` silent seconds."""
@@ -233,18 +263,17 @@ class Store:
                     return
                 yield None
 
-    async def delivered(self, job_id: str, delivery: Delivery) -> None:
-        """Adds a try to the job's delivery log."""
-        key = PREFIX + f"job:{job_id}"
-        log = json.loads(await self.redis.hget(key, "deliveries") or "[]")
-        if await self.redis.exists(key):
-            await self.redis.hset(key, "deliveries", json.dumps([*log, delivery.model_dump()][-20:]))
+    async def owed(self, before_ms: int) -> list[str]:
+        """Jobs whose webhooks are owed since before then."""
+        return list(await self.redis.zrangebyscore(CALLBACKS, "-inf", before_ms))
+
+    async def delivered(self, job: Job, delivery: Delivery, *, final: bool) -> None:
+        """Adds a try to the job's delivery log; `final`: nothing is owed any more."""
+        log = [*(known.model_dump() for known in job.deliveries), delivery.model_dump()][-20:]
+        await self.update(job, held=False, deliveries=json.dumps(log))
+        if final:
+            await self.redis.zrem(CALLBACKS, job.id)
 
 
 def now_ms() -> int:
     return int(time.time() * 1000)
-
-
-def text_of(event: str, data: Mapping[str, Any]) -> str:
-    """The text that an event adds to the answer."""
-    return str((data.get("delta") or {}).get("text") or "") if event == "content_block_delta" else ""

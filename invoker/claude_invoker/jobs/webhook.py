@@ -19,6 +19,11 @@ from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
 
 TIMEOUT_S = 15.0
+# IPv6 forms of IPv4 addresses, private ones among them: NAT64, 6to4, Teredo, mapped, compatible.
+_TRANSLATED = [
+    ipaddress.IPv6Network(network)
+    for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::ffff:0:0/96", "::/96")
+]
 
 
 class NotDelivered(Exception):
@@ -27,14 +32,20 @@ class NotDelivered(Exception):
 
 def allowed(url: str, settings: Settings) -> None:
     """Checks a callback URL when a job is accepted. Raises Problem 422."""
-    parts = urlsplit(url)
-    host = (parts.hostname or "").lower()
-    if not host or parts.username or parts.password or parts.fragment:
+    try:
+        parts = urlsplit(url)
+        host, _ = (parts.hostname or "").lower(), parts.port
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL) as error:
+        raise Problem(422, "invalid", "callback_url is not a URL") from error
+    if not host or "@" in parts.netloc or "\\" in url or parts.fragment:
         raise Problem(422, "invalid", "callback_url needs a host, and neither credentials nor a fragment")
     if not any(host == name or (name.startswith("*.") and host.endswith(name[1:])) for name in settings.webhook_hosts):
-        raise Problem(422, "invalid", f"callback_url: {host} is not among the allowed hosts")
+        raise Problem(422, "invalid", f"callback_url: {host[:100]} is not among the allowed hosts")
     if parts.scheme != "https" and not settings.webhook_private:
         raise Problem(422, "invalid", "callback_url must be https")
+    if settings.webhook_secret is None:
+        raise Problem(422, "invalid", "callback_url: no secret to sign webhooks with is configured")
 
 
 async def address(host: str, port: int, settings: Settings) -> str:
@@ -46,9 +57,16 @@ async def address(host: str, port: int, settings: Settings) -> str:
         raise NotDelivered(f"{host} is not known") from error
     for *_, place in found:
         ip = ipaddress.ip_address(str(place[0]).partition("%")[0])
-        if ip.is_global or settings.webhook_private:
+        if settings.webhook_private or is_public(ip):
             return str(ip)
     raise NotDelivered(f"{host} has a private address")
+
+
+def is_public(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether it is a host on the internet, whatever translates it on the way."""
+    if isinstance(ip, ipaddress.IPv6Address) and any(ip in network for network in _TRANSLATED):
+        return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 def event(job: Job) -> dict[str, Any]:
@@ -62,7 +80,7 @@ def event(job: Job) -> dict[str, Any]:
         "subject": job.id,
         "time": finished.isoformat().replace("+00:00", "Z"),
         "datacontenttype": "application/json",
-        "data": job.view("").model_dump(mode="json", exclude_none=True, exclude={"deliveries", "links"}),
+        "data": job.view("").model_dump(mode="json", exclude_none=True, exclude={"deliveries", "links", "progress"}),
     }
     return body | ({"traceparent": job.traceparent} if job.traceparent else {})
 
@@ -72,7 +90,9 @@ def signed(job: Job, secret: str) -> tuple[dict[str, str], bytes]:
     document = event(job)
     body = json.dumps(document, separators=(",", ":"))
     now = datetime.datetime.now(datetime.UTC)
-    signature = Webhook(base64.b64encode(secret.encode()).decode()).sign(document["id"], now, body)
+    # As given where it is in the specification's own form, else any text.
+    key = secret if secret.startswith("whsec_") else base64.b64encode(secret.encode()).decode()
+    signature = Webhook(key).sign(document["id"], now, body)
     headers = {
         "Content-Type": "application/cloudevents+json",
         "User-Agent": "kong-claude",
@@ -102,6 +122,6 @@ async def send(job: Job, url: str, settings: Settings) -> tuple[int | None, str 
             await answer.aclose()
     except (NotDelivered, Problem) as error:
         return None, str(error)
-    except (httpx.HTTPError, OSError, ValueError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         return None, type(error).__name__
     return answer.status_code, None

