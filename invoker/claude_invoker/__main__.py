@@ -11,8 +11,6 @@ from pydantic import ValidationError
 from claude_invoker.app import create_app
 from claude_invoker.settings import Settings
 
-GRACE_S = 10
-
 
 def main() -> int:
     """Serves until SIGTERM or SIGINT. 2 for settings that cannot work."""
@@ -43,7 +41,7 @@ def main() -> int:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=settings.stop_grace_s,
     )
     return 0
 

@@ -121,6 +121,7 @@ def start_invoker(
             "idle_s": 2,
             "detach_grace_s": 0.2,
             "heartbeat_s": 0.5,
+            "stop_grace_s": 1,
             "pool_size": 1,
             "pool_max": 2,
         } | settings
