@@ -124,17 +124,20 @@ class ClientConnection(Wire):
         return await exchange.finish()
 
     async def _read_head(self, *, first: bool) -> parser.Head | None:
+        """The next request's head; None if the client leaves, or is slower than client_header_timeout in all."""
         conf = self.edge.conf
+        clock = asyncio.get_running_loop().time
         tried = 0
-        patience = conf.client_header_timeout if first else conf.keepalive_timeout
+        deadline = clock() + (conf.client_header_timeout if first else conf.keepalive_timeout)
         while True:
             if len(self.buffer) > tried:
+                if not tried:
+                    deadline = clock() + conf.client_header_timeout
                 tried = len(self.buffer)
                 head = parser.parse(self.buffer, conf.large_client_header_buffers)
                 if head is not None:
                     return head
-                patience = conf.client_header_timeout
-            if self.lost or not await self.fill(patience):
+            if self.lost or not await self.fill(max(0.0, deadline - clock())):
                 return None
 
     async def _close(self) -> None:

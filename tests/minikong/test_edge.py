@@ -269,6 +269,24 @@ def test_streamed_request_reaches_the_service_at_once() -> None:
     run(main())
 
 
+def test_head_that_trickles_is_cut_off() -> None:
+    """client_header_timeout bounds the whole head, not the pause between two bytes."""
+
+    async def main() -> None:
+        async with running_edge(lambda: 1, nginx_http_client_header_timeout="1s") as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            ended = asyncio.create_task(reader.read())
+            for byte in b"GET / HTTP/1.1\r\nX: " + b"x" * 100:
+                if ended.done():
+                    break
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0.1)
+            assert await ended == b""
+            writer.close()
+
+    run(main())
+
+
 def test_tls() -> None:
     async def main() -> None:
         context = ssl.create_default_context()
