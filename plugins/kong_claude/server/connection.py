@@ -98,30 +98,33 @@ class Connection:
             if not data:
                 self.close()
                 return
-            if self.decoder is None and len(data) > ID_LENGTH:
-                worker = events.get(data[-ID_LENGTH:])
-                at = METHOD_AT[data[2]]
-                if worker is None:
-                    known = known_events.get(data[at:])
-                    if known is not None and data.startswith(request) and not self.busy:
-                        begin(self, data[2:at], *known)
-                        return
-                elif (
-                    worker.conn is None
-                    and (self.call is worker or not self.busy)
-                    and data[at : at + step_length] == step
-                ):
-                    try:
-                        answer = unpack(data[at + step_length : -ID_LENGTH])
-                    except Exception:  # noqa: S110 - not one whole value: decoded below
-                        pass
-                    else:
-                        worker.msgid = data[2:at]
-                        worker.conn = self
-                        self.call = worker
-                        worker.switch(answer)
-                        return
-            self._decode(data)
+            try:
+                if self.decoder is None and len(data) > ID_LENGTH:
+                    worker = events.get(data[-ID_LENGTH:])
+                    at = METHOD_AT[data[2]]
+                    if worker is None:
+                        known = known_events.get(data[at:])
+                        if known is not None and data.startswith(request) and not self.busy:
+                            begin(self, data[2:at], *known)
+                            return
+                    elif (
+                        worker.conn is None
+                        and (self.call is worker or not self.busy)
+                        and data[at : at + step_length] == step
+                    ):
+                        try:
+                            answer = unpack(data[at + step_length : -ID_LENGTH])
+                        except Exception:  # noqa: S110 - not one whole value: decoded below
+                            pass
+                        else:
+                            worker.msgid = data[2:at]
+                            worker.conn = self
+                            self.call = worker
+                            worker.switch(answer)
+                            return
+                self._decode(data)
+            except Exception as error:
+                server.internal_error(self, error)
 
         return readable
 

@@ -95,10 +95,20 @@ class Server:
         try:
             handler(conn, msgid, args[0] if args else None)
         except Exception as error:
-            log.error("internal error in %s: %s", method, _where(error))
-            if not conn.closed:
-                conn.close()
+            self.internal_error(conn, error)
         return None
+
+    def internal_error(self, conn: Connection, error: Exception) -> None:
+        """An error of the server itself: an event that is owed an answer is refused, anything else loses the
+        connection."""
+        log.error("internal error: %s", _where(error))
+        worker = conn.call
+        if isinstance(worker, Worker) and worker.conn is conn:
+            worker.done = True
+            worker.conn = None
+            conn.reply(REPLY + worker.msgid + worker.tail + UNAVAILABLE)
+        else:
+            conn.close()
 
     def violation(self, conn: Connection, what: str) -> None:
         self.protocol_errors += 1
@@ -271,7 +281,9 @@ class Server:
     def _end(self, worker: Worker) -> None:
         """Unwinds the plugin code of an event that nobody waits for (from the hub only)."""
         worker.done = True
-        if worker.id is not None:
+        if worker.id is not None and worker.dead:  # an internal error has ended it
+            del self.events[worker.id]
+        elif worker.id is not None:
             worker.throw(EventEnd)
 
     def sweep(self, now: float) -> None:
