@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def run(settings: conf.KongConf) -> None:
-    """Serves until SIGINT or SIGTERM."""
+    """Serves until SIGINT or SIGTERM; SIGHUP reloads as `kong reload` does, the declarative config included."""
     for warning in settings.warnings:
         _log.warning(warning)
     running = await app.start(settings, environ=os.environ)
@@ -87,11 +87,31 @@ async def run(settings: conf.KongConf) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = asyncio.get_running_loop().create_task(_reload(running))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
     try:
         await stop.wait()
     finally:
         with contextlib.suppress(ConnectionError):
             await running.stop()
+
+
+async def _reload(running: app.App) -> None:
+    """A config or a plugin that Kong would refuse leaves everything as it is."""
+    try:
+        await running.reload()
+    except declarative.DeclarativeError as problem:
+        _log.error("not reloaded: %s", "; ".join(problem.located(running.conf.declarative_config or "config")))
+    except (BadSchema, pluginserver.StartError, OSError) as problem:
+        _log.error("not reloaded: %s", problem)
+    else:
+        _log.info("reloaded")
 
 
 def _load(options: argparse.Namespace, prefix: Path) -> conf.KongConf:

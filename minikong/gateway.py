@@ -125,6 +125,7 @@ class Gateway:
         self.pools: dict[str, Pool] = {}
         self.processes: list[Process] = []
         self.requests = 0
+        self.active = 0  # requests under way
         self._log_tasks: set[asyncio.Task[None]] = set()
         self._resolver = balancer.Resolver(balancer.read_hosts(conf.dns_hostsfile))
         self.level = LEVELS.get(conf.log_level, logging.ERROR)
@@ -201,6 +202,11 @@ class Gateway:
         await asyncio.gather(*self._log_tasks, *(p.stop() for p in self.processes), return_exceptions=True)
         for pool in self.pools.values():
             pool.close()
+
+    @property
+    def busy(self) -> bool:
+        """Requests or log events are under way."""
+        return self.active > 0 or bool(self._log_tasks)
 
     def set_config(self, config: Config) -> None:
         """Takes a new declarative config; requests under way keep the old one's plugins."""

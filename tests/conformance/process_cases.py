@@ -40,7 +40,7 @@ async def replay(case: dict[str, Any], stage: Stage) -> str | None:
     if name == "environment":
         return await _environment(case, stage)
     if name == "kong-reload":
-        return "minikong has no reload: it is one process, and `kong reload` runs two generations of workers"
+        return await _reload(stage)
     await stage.close_gateway()
     settings = _settings(stage, flags)
     await stage.prepare(settings, THREE, fresh=True)
@@ -131,6 +131,31 @@ async def _kill(stage: Stage, number: int) -> str | None:
         return problem
     count = len(_children(stage))
     return None if count == 1 else f"{count} processes, want 1"
+
+
+async def _reload(stage: Stage) -> str | None:
+    """Old and new server answer side by side for ten seconds, never without plugins; then the old one is told to go."""
+    await stage.close_gateway()
+    await stage.prepare(_settings(stage), THREE, fresh=True)
+    problem = await _comes_up(stage)
+    if problem or stage.gateway is None:
+        return problem
+    old = {process.pid for process in _children(stage)}
+    await stage.gateway.reload()
+    started = time.monotonic()
+    seen: dict[str, float] = {}  # "old" and "new" -> seconds of the last answer
+    while time.monotonic() - started < 12:
+        outcome = await _request(stage, "/three")
+        now = time.monotonic() - started
+        if outcome != "200 plugins:abc" and not (outcome == "500" and now < 1):
+            return f"outcome {outcome} after {now:.1f} s"
+        for pid in _ran(stage).values():
+            seen["old" if int(pid) in old else "new"] = now
+        await asyncio.sleep(0.05)
+    if not seen.get("old") or not 5 < seen["old"] < 11.5:
+        return f"the old server last answered after {seen.get('old')} s, want about 10"
+    left = {process.pid for process in _children(stage)}
+    return None if len(left) == 1 and not left & old else f"processes {left}, before the reload {old}"
 
 
 async def _stop(stage: Stage, settings: dict[str, str]) -> str | None:
