@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
-from starlette.middleware.gzip import GZipMiddleware
 
 from claude_invoker import trust
 from claude_invoker.api import health, invoke, jobs, openapi, problems, runs
+from claude_invoker.api.compress import Compression
 from claude_invoker.api.limit import BodyLimit
+from claude_invoker.dashboard import routes as dashboard
 from claude_invoker.jobs.queue import open_queues
 from claude_invoker.jobs.runner import Runner
 from claude_invoker.jobs.store import Store, connect
@@ -19,7 +20,7 @@ from claude_invoker.metrics import Metrics
 from claude_invoker.runs.engine import Engine
 from claude_invoker.settings import Settings
 
-ROUTERS = (invoke.router, runs.router, jobs.router)
+ROUTERS = (invoke.router, runs.router, jobs.router, dashboard.router)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -64,6 +65,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             app.include_router(router, prefix=settings.prefix, include_in_schema=False)
     problems.install(app)
     openapi.install(app)
-    app.add_middleware(GZipMiddleware, minimum_size=1024)
+    app.add_middleware(Compression)
     app.add_middleware(BodyLimit, max_body=settings.max_body)
     return app

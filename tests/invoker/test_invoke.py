@@ -243,7 +243,7 @@ def test_artifacts(api: httpx.Client) -> None:
         "prompt": tool("Write", file_path="docs/a b.md", content="# Hello")
         + tool(
             "Bash",
-            command="printf '%%PDF-1.7 x' > r.pdf; ln -s /etc/passwd link; mkfifo f; python3 -c 'print(1)' > n.txt",
+            command="printf '%%PDF-1.7 x' > r.pdf; ln -s /etc/passwd link; mkfifo f; echo 1 > n.txt; printf 'x%.0s' {1..20000} > long.txt",
         ),
         "tools": ["Write", "Bash"],
     }
@@ -255,6 +255,7 @@ def test_artifacts(api: httpx.Client) -> None:
     listed = {artifact["path"]: artifact for artifact in api.get(f"/runs/{run}/artifacts").json()}
     assert {path: found["type"] for path, found in listed.items()} == {
         "docs/a b.md": "text/markdown",
+        "long.txt": "text/plain",
         "n.txt": "text/plain",
         "r.pdf": "application/pdf",
     }
@@ -266,6 +267,10 @@ def test_artifacts(api: httpx.Client) -> None:
     part = api.get(one["href"], headers={"Range": "bytes=2-4"})
     assert (part.status_code, part.text) == (206, "Hel")
     assert api.get(one["href"], headers={"Range": "bytes=99-"}).status_code == 416
+    long = api.get(listed["long.txt"]["href"], headers={"Accept-Encoding": "gzip"})
+    assert "content-encoding" not in long.headers and len(long.content) == 20_000
+    piece = api.get(listed["long.txt"]["href"], headers={"Accept-Encoding": "gzip", "Range": "bytes=0-4999"})
+    assert (piece.status_code, len(piece.content)) == (206, 5000)
     assert api.get(f"/runs/{run}/artifacts/link").status_code == 404
     assert api.get(f"/runs/{run}/artifacts/..%2f..%2fsecret").status_code == 404
     archive = api.get(f"/runs/{run}/artifacts", params={"format": "zip"})
