@@ -138,18 +138,22 @@ async def submit(store: Store, queues: Queues, subject: str, prompt: str) -> Job
     return job
 
 
+async def states_of(store: Store, jobs: list[Job]) -> dict[str, str]:
+    async with store.redis.pipeline(transaction=False) as pipe:
+        for job in jobs:
+            pipe.hget(f"claude:{{jobs}}:job:{job.id}", "state")
+        return dict(zip([job.id for job in jobs], [state or "missing" for state in await pipe.execute()], strict=True))
+
+
 async def over(store: Store, jobs: list[Job], within_s: float) -> dict[str, str]:
     """The states of jobs, once all are over or the time is."""
     until = time.monotonic() + within_s
     states: dict[str, str] = {}
     while time.monotonic() < until:
-        for job in jobs:
-            if states.get(job.id) not in OVER:
-                found = await store.get(job.id)
-                states[job.id] = "missing" if found is None else found.state
+        states = await states_of(store, jobs)
         if all(state in OVER for state in states.values()):
             break
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.05)
     return states
 
 
@@ -219,6 +223,7 @@ async def chaos(
     jobs: int,
     workers: int,
     policy: str,
+    run_s: float = 0.8,
     every_s: float = 1.0,
     kills: int = 10**9,
     restart_redis: bool = True,
@@ -230,14 +235,18 @@ async def chaos(
         return stage.worker(on_worker_loss=policy)
 
     crew = collections.deque(fresh() for _ in range(workers))
-    accepted = []
-    for n in range(jobs):
-        prompt = f"job=c{n} log={stage.log} sleep=0.1 write=file-{n}"
-        accepted.append(await submit(store, queues, f"subject-{n % SUBJECTS}", prompt))
+    accepted: list[Job] = []
+
+    async def submit_all() -> None:
+        for n in range(jobs):
+            prompt = f"job=c{n} log={stage.log} sleep={run_s} write=file-{n}"
+            accepted.append(await submit(store, queues, f"subject-{n % SUBJECTS}", prompt))
+
+    submitting = asyncio.create_task(submit_all())
     killed, restarted = 0, not restart_redis
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(3)
     while time.monotonic() - began < 600:
-        states = collections.Counter([(await over(store, [job], 0.001)).get(job.id) for job in accepted])
+        states = collections.Counter((await states_of(store, list(accepted))).values())
         ended = sum(states[state] for state in OVER)
         say(f"{time.monotonic() - began:5.1f} s: {dict(states)}, {killed} workers killed")
         if ended == jobs:
@@ -256,7 +265,8 @@ async def chaos(
             stage.start_redis()
             restarted = True
             say("Redis restarted")
-        await asyncio.sleep(every_s)
+        await asyncio.sleep(max(0.0, began + 3 + every_s * (killed + 1) - time.monotonic()))
+    await submitting
     took = time.monotonic() - began
     states = await over(store, accepted, 1)
     for worker in crew:

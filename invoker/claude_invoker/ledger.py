@@ -49,6 +49,11 @@ class Ledger:
             except (RedisError, OSError) as error:
                 _log.warning("lease not renewed: %s", type(error).__name__)
 
+    async def usage(self, lease: str) -> ledger.Usage:
+        """What the holder of a lease uses of its limits now. Raises RedisError, OSError."""
+        parsed = ledger.Lease.parse(lease)
+        return ledger.parse_usage(await ledger.run(self._redis, ledger.peek(parsed.namespace, parsed.tag, ())), ())
+
     async def settle(self, caller: Caller, usd: float) -> None:
         """Books the cost and ends the lease, once however often it is called. Never raises: what Redis does
         not take after some tries lapses with the lease."""

@@ -127,12 +127,15 @@ async def attested_run(request: Request) -> AsyncIterator[Caller]:
             await request.app.state.ledger.release(caller)
 
 
-async def _attested(request: Request, checks: tuple[str, ...]) -> Caller:
-    """Verifies the signature, the times, method and path, the body's hash, the checks that the gateway made,
-    and that the attestation has not been used before."""
+async def attested_visitor(request: Request) -> None:
+    """A request that needs no caller, but must have come through the gateway's limits. Raises Problem 401."""
+    if request.app.state.settings.trust != "open":
+        await _first_use(request, await _claims(request, ("rate-tiers",)))
+
+
+async def _claims(request: Request, checks: tuple[str, ...]) -> dict[str, Any]:
+    """Verifies the signature, the times, method and path, the body's hash and the checks that the gateway made."""
     settings: Settings = request.app.state.settings
-    if settings.trust == "open":
-        return DEVELOPER
     header = request.headers.get(HEADER)
     if header is None:
         raise _unauthenticated("there is no attestation: ask through the gateway")
@@ -154,12 +157,23 @@ async def _attested(request: Request, checks: tuple[str, ...]) -> Caller:
         )
     except AttestationError as error:
         raise _unauthenticated(str(error), error.reason) from error
-    subject = claims.get("sub")
-    if not isinstance(subject, str) or not subject:
-        raise _unauthenticated("the attestation names no subject")
+    return claims
+
+
+async def _first_use(request: Request, claims: Mapping[str, Any]) -> None:
     seen: SeenOnce = request.app.state.seen
     if not await seen.first(str(claims["jti"]), float(claims["exp"])):
         raise _unauthenticated("the attestation was used before", "replay")
+
+
+async def _attested(request: Request, checks: tuple[str, ...]) -> Caller:
+    if request.app.state.settings.trust == "open":
+        return DEVELOPER
+    claims = await _claims(request, checks)
+    subject = claims.get("sub")
+    if not isinstance(subject, str) or not subject:
+        raise _unauthenticated("the attestation names no subject")
+    await _first_use(request, claims)
     return Caller(
         subject=subject,
         tier=_text(claims.get("tier")),

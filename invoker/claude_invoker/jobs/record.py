@@ -134,7 +134,7 @@ class Job:
 
     @cached_property
     def caller(self) -> Caller:
-        return _CALLER.validate_json(self.caller_json)
+        return caller_of(self.caller_json)
 
     def fields(self) -> dict[str, str]:
         """The record of a new job."""
@@ -207,6 +207,10 @@ class Job:
 
 def caller_json(caller: Caller) -> str:
     return _CALLER.dump_json(caller).decode()
+
+
+def caller_of(stored: str) -> Caller:
+    return _CALLER.validate_json(stored)
 
 
 def title_of(request: InvokeRequest) -> str:

@@ -18,7 +18,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from claude_invoker.jobs.record import SUMMARY, Delivery, Job
+from claude_invoker.jobs.record import SUMMARY, Delivery, Job, caller_of
+from claude_invoker.trust import Caller
 
 PREFIX = "claude:{jobs}:"
 CANCELLED = PREFIX + "cancelled"  # channel
@@ -200,6 +201,18 @@ class Store:
     async def waiting(self) -> dict[str, int]:
         """Waiting jobs by line."""
         return {line: int(count) for line, count in (await self.redis.hgetall(WAITING)).items()}
+
+    async def callers(self, job_ids: Sequence[str]) -> list[Caller | None]:
+        """Whose jobs these are, with their leases and limits."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hget(PREFIX + f"job:{job_id}", "caller")
+            return [caller_of(stored) if stored else None for stored in await pipe.execute()]
+
+    async def transcript(self, job_id: str, count: int = MAX_EVENTS) -> list[tuple[str, str, str]]:
+        """(id, name, JSON) of the events so far."""
+        found = await self.redis.xrange(PREFIX + f"events:{job_id}", count=count)
+        return [(event_id, entry["event"], entry["data"]) for event_id, entry in found]
 
     async def running(self) -> list[str]:
         return list(await self.redis.zrange(RUNNING, 0, -1))

@@ -190,6 +190,6 @@ def banner(layout: stack.Layout) -> list[str]:
         f'  curl -i {layout.proxy_url}/claude/invoke -H "Authorization: Bearer $TOKEN" \\',
         "    -H 'Content-Type: application/json' -H 'X-Repo: org/app' -H 'X-Branch: main' \\",
         """    -d '{"prompt": "hi", "system": "Be brief."}'""",
-        f"dashboard: {layout.proxy_url}/claude/dashboard",
+        f"dashboard: {layout.proxy_url}/claude/dashboard/login",
     ]
     return lines

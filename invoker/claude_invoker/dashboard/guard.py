@@ -1,0 +1,41 @@
+"""What protects the pages: headers on every answer, and the check that a change was asked for by a page of ours."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from fastapi import Request
+
+from claude_invoker.problem import Problem
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    # Not no-referrer: browsers then send `Origin: null` with forms.
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def from_our_page(request: Request) -> None:
+    """A FastAPI dependency for whatever changes something. Raises Problem 403.
+
+    The cookie is SameSite=Strict already; this also holds against other ports and subdomains of the same site, and for
+    the login, which needs no cookie. `Sec-Fetch-Site` (W3C Fetch Metadata) cannot be set by scripts; where a browser
+    does not send it (plain http to another host than localhost) the `Origin` must name our host.
+    """
+    site = request.headers.get("sec-fetch-site")
+    if site is None:
+        origin = request.headers.get("origin", "")
+        # Kong says by X-Forwarded-Host what the browser asked for, without the port.
+        ours = request.headers.get("x-forwarded-host") or request.headers.get("host", "")
+        host = urlsplit(origin).hostname if origin.startswith(("http://", "https://")) else None
+        allowed = host is not None and host == urlsplit(f"//{ours}").hostname
+    else:
+        allowed = site == "same-origin"
+    if not allowed:
+        raise Problem(403, "forbidden", "this must be asked for by a page of the dashboard")

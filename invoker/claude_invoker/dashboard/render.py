@@ -1,0 +1,60 @@
+"""Templates and how values look in them. Everything is escaped: autoescape is on for every template."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+FOLDER = Path(__file__).parent
+_jinja = Environment(
+    loader=FileSystemLoader(FOLDER / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def html(name: str, **values: Any) -> str:
+    return _jinja.get_template(f"{name}.html").render(**values)
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _usd(amount: float) -> str:
+    return f"${amount:.4f}" if amount < 1 else f"${amount:,.2f}"
+
+
+def _took(job: Any) -> str:
+    if job.started_at is None or job.finished_at is None:
+        return "–"
+    return f"{job.finished_at - job.started_at:.1f} s"
+
+
+def _size(count: int) -> str:
+    return (
+        f"{count} B"
+        if count < 1024
+        else f"{count / 1024:.1f} KiB"
+        if count < 1 << 20
+        else f"{count / (1 << 20):.1f} MiB"
+    )
+
+
+_jinja.filters |= {
+    "clock": _clock,
+    "usd": _usd,
+    "took": _took,
+    "size": _size,
+    "path": lambda text: quote(text),
+    "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+}

@@ -1,0 +1,188 @@
+"""`/dashboard`: pages, their live parts, and what their buttons do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, StreamingResponse
+
+from claude_invoker.api import jobs
+from claude_invoker.api.links import base
+from claude_invoker.api.stream import HEADERS as STREAM
+from claude_invoker.dashboard.guard import HEADERS, from_our_page
+from claude_invoker.dashboard.overview import overview
+from claude_invoker.dashboard.render import FOLDER, html
+from claude_invoker.dashboard.transcript import read
+from claude_invoker.jobs.record import OVER, Job
+from claude_invoker.jobs.recording import text_of
+from claude_invoker.jobs.store import Store
+from claude_invoker.problem import Problem
+from claude_invoker.trust import Caller, attested, attested_visitor
+
+router = APIRouter(prefix="/dashboard", include_in_schema=False)
+COOKIE = "claude_token"
+LIVE_S = 300.0  # then the browser asks again, so that a token that has expired is noticed
+TICK_S = 1.0
+MAX_TOKEN = 3800  # browsers keep about 4,096 bytes of a cookie, its name and attributes included
+STATIC = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+_TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_AFTER = re.compile(r"\d{1,16}-\d{1,16}")
+
+Viewer = Annotated[Caller, Depends(attested)]
+
+
+def home(request: Request) -> str:
+    return f"{base(request)}/dashboard"
+
+
+def page(request: Request, name: str, status: int = 200, **values: object) -> HTMLResponse:
+    return HTMLResponse(html(name, home=home(request), **values), status_code=status, headers=HEADERS)
+
+
+@router.get("")
+async def front(request: Request, viewer: Viewer) -> Response:
+    return page(request, "overview", viewer=viewer, view=await _overview(request, viewer))
+
+
+@router.get("/live")
+async def live(request: Request, viewer: Viewer) -> Response:
+    """The first page's changing part, whenever it has changed."""
+
+    async def fragments() -> AsyncIterator[str]:
+        shown, until = "", time.monotonic() + LIVE_S
+        while time.monotonic() < until:
+            now = html("_overview", home=home(request), viewer=viewer, view=await _overview(request, viewer))
+            yield _event("fragment", now) if now != shown else ": still\n\n"
+            shown = now
+            await asyncio.sleep(TICK_S)
+
+    return StreamingResponse(fragments(), media_type="text/event-stream", headers=HEADERS | STREAM)
+
+
+@router.get("/jobs/{job_id}")
+async def job_page(request: Request, job: jobs.OwnJob) -> Response:
+    text, lines, last = read(await jobs.store_of(request).transcript(job.id))
+    values = await _job_values(request, job)
+    return page(request, "job", **values, text=text, lines=lines, last=last)
+
+
+@router.get("/jobs/{job_id}/live")
+async def job_live(
+    request: Request,
+    job: jobs.OwnJob,
+    after: str = "0-0",
+    last_seen: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
+) -> Response:
+    """A job's text and log as they come, and its state whenever that has changed."""
+    last = next((known for known in (last_seen, after) if known and _AFTER.fullmatch(known)), "0-0")
+    return StreamingResponse(_job_events(request, job, last), media_type="text/event-stream", headers=HEADERS | STREAM)
+
+
+async def _job_events(request: Request, job: Job, last: str) -> AsyncIterator[str]:
+    store, shown, looked = jobs.store_of(request), "", 0.0
+    until = time.monotonic() + LIVE_S
+    async for event in store.follow(job.id, last, TICK_S):
+        if event is not None:
+            last, name, data = event
+            text = text_of(json.loads(data)) if name == "content_block_delta" else ""
+            if text:
+                yield _event("text", json.dumps(text), last)
+            else:
+                for line in read([event])[1]:
+                    yield _event("line", json.dumps(line), last)
+        if event is None or time.monotonic() - looked > TICK_S:
+            looked = time.monotonic()
+            now = html("_job", home=home(request), **await _job_values(request, await store.get(job.id) or job))
+            if now != shown:
+                yield _event("fragment", now)
+            elif event is None:
+                yield ": still\n\n"
+            shown = now
+            if looked > until:
+                return
+    now = html("_job", home=home(request), **await _job_values(request, await store.get(job.id) or job))
+    yield _event("fragment", now)
+    yield _event("end", "{}")
+
+
+@router.get("/jobs/{job_id}/artifacts/{path:path}")
+async def artifact(request: Request, job: jobs.OwnJob, path: str) -> Response:
+    return await jobs.artifact(request, job, path)
+
+
+@router.post("/jobs/{job_id}/cancel", dependencies=[Depends(from_our_page)])
+async def cancel(request: Request, job: jobs.OwnJob) -> Response:
+    await jobs.end(request, job)
+    return RedirectResponse(f"{home(request)}/jobs/{job.id}", 303, HEADERS)
+
+
+@router.get("/login", dependencies=[Depends(attested_visitor)])
+async def login_page(request: Request) -> Response:
+    return page(request, "login", error="")
+
+
+@router.post("/login", dependencies=[Depends(attested_visitor), Depends(from_our_page)])
+async def login(request: Request) -> Response:
+    """Keeps the token in a cookie that scripts cannot read. The gateway judges it, with every request."""
+    form = parse_qs((await request.body()).decode("utf-8", "replace"), max_num_fields=10)
+    token = (form.get("token") or [""])[0].strip().removeprefix("Bearer ").strip()
+    if not _TOKEN.fullmatch(token) or len(token) > MAX_TOKEN:
+        return page(request, "login", 422, error="That is not a token: three parts with dots between them.")
+    answer = RedirectResponse(home(request), 303, HEADERS)
+    _set_cookie(request, answer, token)
+    return answer
+
+
+@router.post("/login/out", dependencies=[Depends(attested_visitor), Depends(from_our_page)])
+async def logout(request: Request) -> Response:
+    """Beside the login, so that it also works with a token that has expired."""
+    answer = RedirectResponse(f"{home(request)}/login", 303, HEADERS)
+    _set_cookie(request, answer, "")
+    return answer
+
+
+@router.get("/static/{name}", dependencies=[Depends(attested_visitor)])
+async def static(name: str) -> Response:
+    if name not in STATIC:
+        raise Problem(404, "not-found")
+    headers = HEADERS | {"Cache-Control": "public, max-age=300"}
+    return FileResponse(FOLDER / "static" / name, media_type=STATIC[name], headers=headers)
+
+
+def _set_cookie(request: Request, answer: Response, token: str) -> None:
+    answer.set_cookie(
+        COOKIE,
+        token,
+        max_age=None if token else 0,
+        path=home(request),
+        secure=request.headers.get("x-forwarded-proto") == "https",
+        httponly=True,
+        samesite="strict",
+    )
+
+
+async def _overview(request: Request, viewer: Caller) -> object:
+    state = request.app.state
+    return await overview(jobs.store_of(request), state.engine, state.ledger, viewer)
+
+
+async def _job_values(request: Request, job: Job) -> dict[str, Any]:
+    store: Store = jobs.store_of(request)
+    return {
+        "job": job,
+        "over": job.state in OVER,
+        "position": await store.position(job) if job.state == "queued" else None,
+        "artifacts": jobs.artifacts_of(job),
+    }
+
+
+def _event(name: str, data: str, event_id: str = "") -> str:
+    lines = "".join(f"data: {line}\n" for line in data.split("\n"))
+    return f"{f'id: {event_id}' + chr(10) if event_id else ''}event: {name}\n{lines}\n"
