@@ -24,7 +24,7 @@ import gevent
 from kong_claude.server import wire
 from kong_claude.server.connection import Connection, Construction
 from kong_claude.server.plugins import Instance, Instances, Phase, Plugin
-from kong_claude.server.wire import REPLY, RET, UNAVAILABLE, event_key, pack
+from kong_claude.server.wire import EVENT_ID, REPLY, RESULT, RET, UNAVAILABLE, event_key, pack
 from kong_claude.server.worker import EventEnd, Worker, pdk
 
 log = logging.getLogger("kong_claude.pluginserver")
@@ -175,8 +175,9 @@ class Server:
         worker.started = instance.last_used = time.monotonic()
         instance.active += 1
         conn.call = worker
-        worker.id = key = event_key(self._new_event_id())
-        worker.tail = wire.RESULT + key
+        self._next_event = number = self._next_event + 1
+        worker.id = key = EVENT_ID + pack(number)
+        worker.tail = RESULT + key
         self.events[key] = worker
         worker.switch()
 
@@ -206,7 +207,7 @@ class Server:
         self._step(conn, msgid, step, error=True)
 
     def _refuse(self, conn: Connection, msgid: bytes, event_id: int, refuses: bool) -> None:
-        conn.reply(REPLY + msgid + wire.RESULT + event_key(event_id) + (UNAVAILABLE if refuses else RET))
+        conn.reply(REPLY + msgid + RESULT + event_key(event_id) + (UNAVAILABLE if refuses else RET))
 
     def failed(self, worker: Worker, error: BaseException) -> None:
         """Plugin code raised (runs in the worker). A refusal where the phase and the plugin's on_error allow it."""

@@ -41,7 +41,7 @@ class PhaseStats:
         self.events += 1
         self.calls += calls
         self.seconds += seconds
-        self.buckets[bisect_left(LATENCY_BUCKETS, seconds)] += 1
+        self.buckets[0 if seconds <= 0.001 else bisect_left(LATENCY_BUCKETS, seconds)] += 1
 
 
 class Plugin:
