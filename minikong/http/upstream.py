@@ -64,6 +64,10 @@ class UpstreamConnection(Wire):
         self.requests = 0
         self.idle: asyncio.TimerHandle | None = None
 
+    def eof_received(self) -> bool:
+        super().eof_received()
+        return False  # a service that has ended gets no more from us
+
     async def read_head(self, timeout: float) -> UpstreamHead:
         """Raises UpstreamFailure (502, 504)."""
         while True:
