@@ -63,3 +63,6 @@ soak: setup ## 100,000 mixed events through the plugin server: nothing may be le
 
 test-ledger: setup ## the rate ledgers against their model, 1,500 histories (2 minutes)
 	$(BIN)/python -m pytest tests/rate_tiers -m slow -q --timeout=1200
+
+test-invoker-long: setup ## 200 mixed runs of the real CLI, and schemathesis at length (10 minutes)
+	INVOKER_LONG=1 $(BIN)/python -m pytest tests/invoker -q --timeout=900

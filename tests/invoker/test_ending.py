@@ -71,7 +71,7 @@ def test_a_client_that_does_not_wait_for_its_answer(invoker: Invoker) -> None:
 
 def test_a_client_may_come_back(start_invoker: Callable[..., Invoker]) -> None:
     invoker = start_invoker(detach_grace_s=20)
-    run, client, stream = begin(invoker, "[[delay 150]] one two three four five six seven eight")
+    run, client, stream = begin(invoker, "[[delay 150]] [[say one two three four five six seven eight]]")
     lines = stream.iter_lines()
     seen = 0
     while seen < 5:
@@ -87,7 +87,7 @@ def test_a_client_may_come_back(start_invoker: Callable[..., Invoker]) -> None:
 
 
 def test_deadline_of_the_run(api: httpx.Client) -> None:
-    answer = api.post("/invoke", json={"prompt": "[[delay 400]] a b c d e f g h i j", "timeout_s": 1})
+    answer = api.post("/invoke", json={"prompt": "[[delay 400]] [[say a b c d e f g h i j]]", "timeout_s": 1})
     assert answer.status_code == 504
     assert answer.json()["deadline"] == "total"
 
@@ -106,7 +106,7 @@ def test_a_killed_cli_is_an_error(invoker: Invoker, api: httpx.Client) -> None:
 
 def test_busy_is_said_with_a_time_to_come_back(start_invoker: Callable[..., Invoker]) -> None:
     invoker = start_invoker(max_runs=1, queue_wait_s=0.2)
-    run, client, stream = begin(invoker, "[[delay 300]] a b c d e f g h i j k l")
+    run, client, stream = begin(invoker, "[[delay 300]] [[say a b c d e f g h i j k l]]")
     with invoker.client() as api:
         wait_for(lambda: api.get(f"/runs/{run}").json()["state"] == "running", what="the first run")
         busy = api.post("/invoke", json={"prompt": "x"})
@@ -161,11 +161,11 @@ def test_mixed_runs_leave_nothing(start_invoker: Callable[..., Invoker]) -> None
             elif kind == "disconnect":
                 with httpx.Client(base_url=invoker.url, timeout=chance.uniform(0.05, 1.5)) as hasty:
                     try:
-                        hasty.post("/invoke", json={"prompt": "[[delay 300]] a b c d e f g h i j k"})
+                        hasty.post("/invoke", json={"prompt": "[[delay 300]] [[say a b c d e f g h i j k]]"})
                     except httpx.TimeoutException:
                         pass
             elif kind == "cancel":
-                run, client, stream = begin(invoker, "[[delay 300]] a b c d e f g h")
+                run, client, stream = begin(invoker, "[[delay 300]] [[say a b c d e f g h]]")
                 time.sleep(chance.uniform(0, 0.8))
                 assert api.delete(f"/runs/{run}").status_code == 202
                 stream.read()

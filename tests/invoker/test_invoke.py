@@ -180,7 +180,8 @@ def test_an_output_schema(api: httpx.Client) -> None:
 def test_events_come_one_by_one_and_can_be_read_again(api: httpx.Client) -> None:
     arrivals = []
     body = {
-        "prompt": "[[delay 40]] a stream of many words for all to see " + tool("Write", file_path="a.md", content="# A")
+        "prompt": "[[delay 40]] [[say a stream of many words for all to see]] "
+        + tool("Write", file_path="a.md", content="# A")
     }
     with api.stream("POST", "/claude/invoke", json=body, headers={"Accept": "text/event-stream"}) as answer:
         assert answer.status_code == 200
@@ -222,7 +223,7 @@ def test_an_error_in_a_stream_is_an_event(api: httpx.Client) -> None:
 
 def test_a_silent_stream_has_heartbeats(api: httpx.Client) -> None:
     with api.stream(
-        "POST", "/invoke", json={"prompt": "[[delay 1200]] a b"}, headers={"Accept": "text/event-stream"}
+        "POST", "/invoke", json={"prompt": "[[delay 1200]] [[say a b]]"}, headers={"Accept": "text/event-stream"}
     ) as answer:
         assert ": heartbeat" in "".join(answer.iter_text())
 

@@ -43,7 +43,7 @@ def test_one_run_at_a_time(api: httpx.Client, invoker: Invoker) -> None:
 
     def ask(client: httpx.Client) -> None:
         statuses.append(
-            client.post("/invoke", json={"prompt": "[[delay 200]] a b c d e f", "session": session}).status_code
+            client.post("/invoke", json={"prompt": "[[delay 200]] [[say a b c d e f]]", "session": session}).status_code
         )
 
     with invoker.client() as other:

@@ -199,7 +199,7 @@ def test_lease_and_money(start_invoker: Callable[..., Invoker], stand_in: StandI
     assert (after.running, after.reserved) == (0, 0)
     assert after.spent_day == pytest.approx(cost * 1e6, abs=1)
     # Longer than the lease without renewal.
-    assert post(b'{"prompt": "[[delay 700]] a b c d e f"}').status_code == 200
+    assert post(b'{"prompt": "[[delay 700]] [[say a b c d e f]]"}').status_code == 200
     for body, status in ((b"not json", 400), (b"{}", 422), (b'{"prompt": "x", "tools": ["Nope"]}', 403)):
         assert post(body).status_code == status
         wait_for(lambda: used().running == 0, 5, "the lease's end")
