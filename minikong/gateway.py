@@ -7,35 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import functools
-import ipaddress
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from minikong import balancer, bundled, declarative, precedence, uri
-from minikong.bundled import BUNDLED
+from minikong import balancer, declarative, plugins, routing
 from minikong.conf import KongConf
-from minikong.context import Context, Headers, Request, Response, Upstream
+from minikong.context import Context, Headers, Request, Response
 from minikong.entities import Config, PluginEntity
-from minikong.external import ExternalPlugin, Instances, PluginInfo
-from minikong.http.forwarded import forwarded
+from minikong.external import ExternalPlugin, Instances
 from minikong.http.seam import ClientGone, HttpError
 from minikong.lua import Runtime
 from minikong.luavalue import LuaError
 from minikong.pdk import Exit
 from minikong.pdk.response import error_exit, send
-from minikong.pluginserver import Process, StartError, check_plugin, query
-from minikong.router import Match, Router
+from minikong.plugins import Handler, State
+from minikong.pluginserver import Process, query
 from minikong.rpc import Pool
 
 if TYPE_CHECKING:
-    from minikong.http.forwarded import forwarded
     from minikong.http.listener import Edge
-from minikong.http.seam import Exchange
+    from minikong.http.seam import Exchange
 
 LEVELS = {
     "debug": logging.DEBUG,
@@ -49,67 +44,6 @@ LEVELS = {
 }
 logging.addLevelName(LEVELS["notice"], "NOTICE")
 _log = logging.getLogger("minikong")
-
-
-class Handler(Protocol):
-    """A plugin's code: external, bundled or Lua."""
-
-    name: str
-    priority: int
-    version: str
-    phases: frozenset[str]
-
-    async def run(self, phase: str, entity: PluginEntity, ctx: Context) -> None:
-        """Runs one phase. Raises Exit and LuaError."""
-
-
-class _LazyHeaders(Mapping[str, list[str]]):
-    """Header values by lower-case name, for the few routes that match on headers."""
-
-    def __init__(self, headers: Headers) -> None:
-        self._headers = headers
-
-    def __getitem__(self, name: str) -> list[str]:
-        found = self._headers.all(name.encode("latin-1"))
-        if not found:
-            raise KeyError(name)
-        return [value.decode("utf-8", "surrogateescape") for value in found]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter({name.decode("latin-1").lower() for name, _ in self._headers.lines})
-
-    def __len__(self) -> int:
-        return len(self._headers.lines)
-
-
-class State:
-    """What one declarative config makes of the plugins: router, precedence, who runs in which phase."""
-
-    def __init__(self, config: Config, handlers: Mapping[str, Handler]) -> None:
-        self.config = config
-        self.router = Router(config)
-        self.precedence = precedence.Precedence(config)
-        names = {n: handlers[n].priority for n in self.precedence.names if n in handlers}
-        order = precedence.by_priority(names)
-        self.handlers = [handlers[name] for name in order]
-        self.globals = [(handlers[entity.name], entity) for entity in self.precedence.global_entities(order)]
-        self._plans: dict[tuple[str | None, str | None, str | None], list[tuple[int, Handler, PluginEntity]]] = {}
-
-    def plan(
-        self, route: str | None, service: str | None, consumer: str | None
-    ) -> list[tuple[int, Handler, PluginEntity]]:
-        """(position in the order, handler, configuration) of the plugins that apply."""
-        key = (route, service, consumer)
-        found = self._plans.get(key)
-        if found is None:
-            found = []
-            for position, handler in enumerate(self.handlers):
-                entity = self.precedence.lookup(handler.name, route, service, consumer)
-                if entity is not None:
-                    found.append((position, handler, entity))
-            if len(self._plans) < 10_000:
-                self._plans[key] = found
-        return found
 
 
 class Gateway:
@@ -127,52 +61,17 @@ class Gateway:
         self.requests = 0
         self.active = 0  # requests under way
         self._log_tasks: set[asyncio.Task[None]] = set()
-        self._resolver = balancer.Resolver(balancer.read_hosts(conf.dns_hostsfile))
+        self.resolver = balancer.Resolver(balancer.read_hosts(conf.dns_hostsfile))
         self.level = LEVELS.get(conf.log_level, logging.ERROR)
         self.lua = Runtime(self)
         with ThreadPoolExecutor() as threads:  # each query starts a process; they do not depend on each other
-            infos = {info.name: info for info in threads.map(query, conf.pluginservers)}
-        self.handlers = self._load_handlers(infos)
-        self.schema = self._load_schema(infos)
+            found = list(zip(conf.pluginservers, threads.map(query, conf.pluginservers), strict=True))
+        self.handlers = plugins.load_handlers(self, found)
+        self.schema = plugins.load_schema(self, found)
         self.config = Config()
         self.state = State(self.config, self.handlers)
 
     # start and stop
-
-    def _load_handlers(self, infos: Mapping[str, PluginInfo]) -> dict[str, Handler]:
-        handlers: dict[str, Handler] = {}
-        wanted = self.conf.plugins
-        for name in sorted(wanted - {"bundled", "off"}):
-            if name not in infos and name not in BUNDLED:
-                raise StartError(
-                    f"error loading plugin schemas: on plugin '{name}': {name} plugin is enabled but not installed;"
-                    "\nno plugin found"
-                )
-        if "bundled" in wanted:
-            wanted = wanted | BUNDLED.keys()
-        servers = dict(zip(infos, self.conf.pluginservers, strict=False))
-        for name, info in infos.items():
-            if name not in wanted:
-                continue
-            check_plugin(info)
-            path = servers[name].socket
-            pool = self.pools.setdefault(path, Pool(path, connect_timeout=self.conf.lua_socket_connect_timeout))
-            handlers[name] = ExternalPlugin(
-                info, pool, self.instances, self.conf.lua_socket_read_timeout, self._namespaced(name)
-            )
-        for name, make in BUNDLED.items():
-            if name in wanted and name not in handlers:
-                handlers[name] = make(self)
-        return handlers
-
-    def _load_schema(self, infos: Mapping[str, PluginInfo]) -> declarative.Schema:
-        schemas = {name: schema for name, schema in bundled.schemas(self).items() if name in self.handlers}
-        for name, info in infos.items():
-            if name in self.handlers:
-                if not isinstance(info.schema, dict):
-                    raise StartError("expected an input table")
-                schemas[name] = info.schema
-        return declarative.Schema(schemas)
 
     def load(self) -> None:
         """Loads the declarative config that kong.conf names, if it names one.
@@ -220,7 +119,7 @@ class Gateway:
         if number >= self.level:
             _log.log(number, "[kong] %s", text)
 
-    def _namespaced(self, name: str) -> Any:
+    def namespaced_log(self, name: str) -> Any:
         def log(level: str, text: str) -> None:
             self.log(level, f"[{name}] {text}")
 
@@ -273,7 +172,7 @@ class Gateway:
             if "rewrite" in handler.phases:
                 await self._run(handler, "rewrite", entity, ctx)
         ctx.phase = "access"
-        self._route(ctx, state)
+        routing.find_route(self, ctx, state.router)
         delayed = await self._access(ctx, state)
         if delayed is not None:
             ctx.buffered = False
@@ -282,8 +181,8 @@ class Gateway:
             return
         if ctx.service is None:
             ctx.buffered = False
-            raise self._error(ctx, 503, b"no Service found with those values")
-        await self._balance(ctx)
+            raise routing.error(ctx, 503, b"no Service found with those values")
+        await routing.balance(self, ctx)
         if not ctx.buffered or _upgrades(ctx.request):
             ctx.buffered = False
             await exchange.proxy(ctx)
@@ -351,108 +250,6 @@ class Gateway:
         ctx.unexpected = True
         kept = ctx.response.headers if ctx.response is not None else ctx.added_response_headers
         ctx.response = Response(status, Headers(list(kept.lines)), "error", nginx_page=True)
-
-    def _error(self, ctx: Context, status: int, message: bytes, headers: dict[bytes, bytes] | None = None) -> Exit:
-        ctx.exited = True
-        return error_exit(ctx, status, message, dict(headers or {}))
-
-    # routing and balancing
-
-    def _route(self, ctx: Context, state: State) -> None:
-        request = ctx.request
-        host = request.headers.get(b"host")
-        match = state.router.match(
-            request.method,
-            request.target,
-            None if host is None else host.decode("utf-8", "surrogateescape"),
-            request.scheme,
-            request.sni,
-            _LazyHeaders(request.headers),
-        )
-        if match is None:
-            raise self._error(ctx, 404, b"no Route matched with those values")
-        self._take_route(ctx, match)
-
-    def _take_route(self, ctx: Context, match: Match) -> None:
-        from minikong.pdk.request import get_forwarded_host, get_forwarded_scheme, request_uri
-
-        route, service = match.route, match.service
-        forwarded_prefix = None
-        if self.conf.trusted_ips:
-            from minikong.pdk.ip import is_trusted
-            from minikong.pdk.request import get_header_value
-
-            if is_trusted(ctx, ctx.request.client_addr[0]):
-                forwarded_prefix = get_header_value(ctx, b"X-Forwarded-Prefix")
-        if forwarded_prefix is None and match.prefix is not None and match.prefix != "/":
-            forwarded_prefix = match.prefix.encode("utf-8", "surrogateescape")
-        protocols = route.protocols
-        if "https" in protocols and "http" not in protocols and get_forwarded_scheme(ctx) != b"https":
-            self._redirect_to_https(ctx, route.https_redirect_status_code, get_forwarded_host(ctx), request_uri(ctx))
-        ctx.route, ctx.service = route, service
-        ctx.uri_captures = match.captures
-        ctx.forwarded_prefix = forwarded_prefix
-        ctx.forwarded = forwarded(ctx, self.conf)  # before plugins change what they are made of
-        if match.upstream_host:
-            ctx.upstream_host = match.upstream_host.encode("utf-8", "surrogateescape")
-        path = (match.upstream_path or "/").encode("utf-8", "surrogateescape")
-        ctx.upstream = Upstream(
-            scheme=service.protocol if service else ctx.request.scheme,
-            host=service.host if service else "",
-            port=service.port if service else 0,
-            method=ctx.request.method,
-            path=uri.escape(path),
-            query=None,
-            host_header=b"",
-        )
-        if service is not None:
-            ctx.upstream.connect_timeout = (service.connect_timeout or 60000) / 1000
-            ctx.upstream.send_timeout = (service.write_timeout or 60000) / 1000
-            ctx.upstream.read_timeout = (service.read_timeout or 60000) / 1000
-            ctx.upstream.retries = 5 if service.retries is None else service.retries
-
-    def _redirect_to_https(self, ctx: Context, status: int, host: bytes, target: bytes) -> None:
-        if status == 426:
-            headers = {b"Connection": b"Upgrade", b"Upgrade": b"TLS/1.2, HTTP/1.1"}
-            raise self._error(ctx, 426, b"Please use HTTPS protocol", headers)
-        ctx.added_response_headers.set(b"Location", b"https://" + host + target)
-        ctx.exited = True
-        raise Exit(status, None, None)
-
-    async def _balance(self, ctx: Context) -> None:
-        """balancer.execute and set_host_header: from the name in `ctx.upstream` to an address and a Host."""
-        upstream, service = ctx.upstream, ctx.service
-        assert upstream is not None and service is not None
-        if ctx.args or ctx.request.target.endswith(b"?"):
-            upstream.query = ctx.args
-        upstream.method = ctx.request.method
-        name = upstream.host
-        host_header: str | None = None
-        if not _is_ip(service.host):
-            entity = self.config.upstreams.get(name)
-            if entity is not None:
-                target = self._resolver.pick(entity)
-                if target is None:
-                    raise self._error(ctx, 503, b"failure to get a peer from the ring-balancer")
-                host_header = entity.host_header
-                name, upstream.port = target
-            address = name if _is_ip(name) else await self._resolver.resolve(name, upstream.port)
-            if address is None:
-                raise self._error(ctx, 503, b"name resolution failed")
-            upstream.host = address
-        elif not _is_ip(name):
-            self.log("err", f"failed to set the current peer (address: {name} port: {upstream.port})")
-            ctx.proxied = True
-            raise HttpError(500)
-        upstream.host = upstream.host.strip("[]")
-        if ctx.upstream_host:
-            upstream.host_header = ctx.upstream_host
-            return
-        default = 443 if upstream.scheme == "https" else 80
-        shown = host_header or name
-        if upstream.port != default:
-            shown = f"{shown}:{upstream.port}"
-        upstream.host_header = shown.encode("utf-8", "surrogateescape")
 
     # after the service
 
@@ -562,12 +359,3 @@ def _consumer_id(ctx: Context) -> str | None:
 def _upgrades(request: Request) -> bool:
     value = request.headers.get(b"upgrade")
     return value is not None and value.lower() == b"websocket"
-
-
-@functools.lru_cache(1024)
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return False
-    return True

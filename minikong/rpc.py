@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import msgpack
 
-from minikong.luavalue import BrokenFrame, LuaError, from_msgpack, lua_type, pack
+from minikong.luavalue import LuaError, from_msgpack, lua_type, pack
 
 CHUNK = 4096  # bytes that Kong reads at once (receiveany)
 REQUEST, RESPONSE, NOTIFICATION = 0, 1, 2
@@ -218,10 +218,3 @@ class Rpc:
             if frame[2] is not None:
                 return None, from_msgpack(frame[2])
             return from_msgpack(frame[3]), None
-
-    async def send_broken(self, method: bytes, argument: bytes) -> tuple[Any, Any]:
-        """A frame that lacks a value (a Lua function was in the data): the server waits for the rest."""
-        return await self.call(method, argument)
-
-
-__all__ = ["BrokenFrame", "Pool", "Rpc"]
