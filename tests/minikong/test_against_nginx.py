@@ -26,7 +26,7 @@ MUTATED = int(os.environ.get("MINIKONG_NGINX_CASES", "60"))
 _LANES = 6  # pairs of connections at a time
 _STRICTER = re.compile(
     rb"(?i)chunked(?s:.*)(?<!\r)\n|(?<!\r)\n(?s:.*)chunked"  # bare LF in chunked bodies
-    rb"|Host:[^\r\n]*[^\x00-\x22\x24-\x7f]|Host:[^\r\n]*#|https?://[^ /]*#"  # bytes in a host name
+    rb"|Host:[^\r\n]*[^\x00-\x22\x24-\x3e\x40-\x7f]|https?://[^ /]*#"  # bytes in a host name
     rb"|[A-Z_-]{60}"  # long methods
 )
 _CONF = """
