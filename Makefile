@@ -66,3 +66,6 @@ test-ledger: setup ## the rate ledgers against their model, 1,500 histories (2 m
 
 test-invoker-long: setup ## 200 mixed runs of the real CLI, and schemathesis at length (10 minutes)
 	INVOKER_LONG=1 $(BIN)/python -m pytest tests/invoker -q --timeout=900
+
+test-docker: setup ## the scenarios against docker compose (real Kong; MINIKONG=1: minikong); fails where it cannot run
+	KONG_CLAUDE_DOCKER=required $(BIN)/python -m pytest tests/docker -m docker -q

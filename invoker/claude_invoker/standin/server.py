@@ -34,8 +34,10 @@ class StandIn:
         record: Path | None = None,
         chunk_delay_ms: float = 0.0,
         accept_keys: frozenset[str] | None = None,
+        any_interface: bool = False,
     ) -> None:
         self.host = host
+        self.any_interface = any_interface
         self.record = record
         self.chunk_delay_ms = chunk_delay_ms
         self.accept_keys = accept_keys
@@ -49,8 +51,8 @@ class StandIn:
 
     async def start(self, port: int = 0) -> None:
         """Listens (`port` 0: any free one). Raises OSError where the port is taken, ValueError for a host
-        that is not loopback."""
-        if not ipaddress.ip_address(self.host).is_loopback:
+        that is not loopback (unless `any_interface`: inside a container, whose network is its own)."""
+        if not self.any_interface and not ipaddress.ip_address(self.host).is_loopback:
             raise ValueError(f"the stand-in binds to loopback only, not to {self.host}")
         self._server = await asyncio.start_server(self._serve, self.host, port)
         self.port = self._server.sockets[0].getsockname()[1]
