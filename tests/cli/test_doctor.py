@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "KONG_PLUGINS": "bundled,claude-gateway",
     "KONG_PLUGINSERVER_NAMES": "claude-gateway",
     "KONG_PLUGINSERVER_CLAUDE_GATEWAY_QUERY_CMD": "kong-claude-pluginserver -d p --dump claude-gateway",
+    "KONG_PLUGINSERVER_CLAUDE_GATEWAY_START_CMD": "kong-claude-pluginserver -d p --event-timeout 2",
     "KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT": "5s",
     "KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE": "1m",
     "CLAUDE_ATTESTATION_SECRET": SECRET,
@@ -143,6 +144,10 @@ def no_read_timeout(c: dict[str, Any], e: dict[str, str]) -> None:
     del e["KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT"]
 
 
+def events_outlive_kongs_patience(c: dict[str, Any], e: dict[str, str]) -> None:
+    e["KONG_PLUGINSERVER_CLAUDE_GATEWAY_START_CMD"] = "kong-claude-pluginserver -d p"
+
+
 def default_body_buffer(c: dict[str, Any], e: dict[str, str]) -> None:
     del e["KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE"]
 
@@ -186,6 +191,7 @@ MISTAKES: list[tuple[str, Callable[[dict[str, Any], dict[str, str]], None]]] = [
     ("weak-secret", guessable_secret),
     ("shared-secret", one_secret_for_both),
     ("unbounded-timeout", no_read_timeout),
+    ("late-event-timeout", events_outlive_kongs_patience),
     ("small-body-buffer", default_body_buffer),
     ("no-pluginserver", one_server_for_all),
     ("wrong-dump", dump_of_all),

@@ -17,6 +17,7 @@ ENFORCING = tuple(KEYS)
 AUTHENTICATING = ("claude-gateway", "claude-jwt-claims")
 SUITE = (*ENFORCING, "claude-metrics")
 MAX_READ_TIMEOUT = 10.0  # seconds a silent plugin server may hold a request
+EVENT_TIMEOUT = 25.0  # seconds, the plugin server's default
 MIN_BODY_BUFFER = 64 << 10  # bytes
 WEAK = re.compile(r"change.?me|secret|password|example|test|dev|1234", re.IGNORECASE)
 SECRET_FIELDS = re.compile(r"(^|_)(secret|private_key|password|redis_url|revocation_redis_url)$")
@@ -204,6 +205,16 @@ def kong_settings(view: View) -> Iterator[Hole]:
             f"a silent plugin server holds each request for {timeout or '?'} s",
             "set it to 5s",
         )
+    for name, command in env.items():
+        if re.fullmatch(r"KONG_PLUGINSERVER_\w+_START_CMD", name) and "kong-claude-pluginserver" in command:
+            event = re.search(r"--event-timeout[ =](\d+(?:\.\d+)?)", command)
+            if timeout is not None and float(event[1] if event else EVENT_TIMEOUT) * 2 >= timeout:
+                yield Hole(
+                    "late-event-timeout",
+                    name,
+                    "an event may end after Kong has stopped waiting for it",
+                    "--event-timeout below half of KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT",
+                )
     size = env.get("KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE") or env.get("KONG_CLIENT_BODY_BUFFER_SIZE") or "8k"
     if (size_in_bytes(size) or 0) < MIN_BODY_BUFFER:
         yield Hole(
