@@ -174,7 +174,7 @@ class Invoker:
     async def warm(self) -> None:
         while True:
             with contextlib.suppress(httpx.TransportError):
-                if (await self.client.get("/readyz")).status_code == 200:
+                if (await self.client.get("/readyz")).json()["checks"]["warm"]:
                     return
             assert self.process.poll() is None, "the invoker ended"
             await asyncio.sleep(0.05)

@@ -292,6 +292,7 @@ def test_denied_tools_are_told(api: httpx.Client) -> None:
 def test_health_and_metrics(invoker: Invoker, api: httpx.Client) -> None:
     assert api.get("/healthz").json() == {"status": "ok"}
     assert "Claude Code" in api.get("/readyz").json()["checks"]["cli"]
+    assert api.post("/invoke", json={"prompt": "x"}).status_code == 200
     text = api.get("/metrics").text
     assert 'claude_invoker_runs_total{outcome="ok"}' in text
     assert "claude_invoker_warm" in text

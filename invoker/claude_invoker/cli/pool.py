@@ -153,6 +153,8 @@ class Pool:
         self._asked: list[tuple[float, Shape]] = []
         self._wake = asyncio.Event()
         self._filler: asyncio.Task[None] | None = None
+        self.proven = False
+        """Whether the last start of a warm process worked (False before the first)."""
         self.hits = 0
         self.misses = 0
 
@@ -203,10 +205,12 @@ class Pool:
                         ready = await self._launcher.launch(shape)
                 except CliError as error:
                     failures += 1
+                    self.proven = False
                     _log.error("warm start failed: %s", error)
                     await asyncio.sleep(min(30.0, 2.0**failures))
                     continue
                 failures = 0
+                self.proven = True
                 self._warm.setdefault(shape, []).append(ready)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), 5.0)
