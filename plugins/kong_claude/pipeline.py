@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from kong_claude import in_flight
 from kong_claude.decision import Answer, ConfigError, Decision, Pass, Refuse
 from kong_claude.errors import render
 from kong_claude.request import Request, RequestLine, answer
@@ -61,7 +62,7 @@ class Pipeline:
             decisions = self.decide(request)
             last = decisions[-1]
             if isinstance(last, Refuse):
-                refuse(request, last)
+                refuse(request, last, self.stages[len(decisions) - 1].check)
             elif isinstance(last, Answer):
                 kong.response.exit(last.status, dict(last.body), dict(last.headers))
             else:
@@ -142,6 +143,8 @@ class Pipeline:
             facts["mark"] = self.mark
         if facts:
             kong.ctx.shared.set(self.facts_key, facts)
+        if self.signer:
+            in_flight.begin(request.finding)
 
     def facts(self, passed: list[Pass]) -> dict[str, Any]:
         """A plugin of one stage: its facts. Fused: facts by stage under one key, so that they cost one call."""
@@ -173,9 +176,13 @@ def undo(stages: list[Stage], decisions: list[Decision]) -> None:
             stage.undo(decision)
 
 
-def refuse(request: Request, refusal: Refuse) -> None:
-    """Ends the request: one call, plus one for the request id where no header carries it."""
+def refuse(request: Request, refusal: Refuse, check: str) -> None:
+    """Ends the request: one call, plus one for the request id where no header carries it.
+
+    `X-Claude-Refusal` tells the log phase who refused and why, without a call of its own.
+    """
     body, headers = render(refusal, request_id=request.id, accept=request.header("accept"))
+    headers["X-Claude-Refusal"] = f"{check}/{refusal.reason}"
     request.kong.response.exit(refusal.status, body, headers)
 
 

@@ -124,7 +124,8 @@ def test_a_refusal_ends_it(status: int) -> None:
     first = Fixed(Pass(facts={"lease": 1}))
     kong = run([first, Fixed(Refuse(status, "no", "why", {"H": "1"})), never], Kong())
     assert kong.methods == ["request.get_headers", "response.exit"]
-    assert kong.args("response.exit") == (status, {"message": "no", "request_id": "r-1"}, {"H": "1"})
+    headers = {"H": "1", "X-Claude-Refusal": "one/why"}
+    assert kong.args("response.exit") == (status, {"message": "no", "request_id": "r-1"}, headers)
     assert first.undone == [first.decide]
 
 

@@ -6,23 +6,63 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from kong_claude.metrics.registry import DURATION, REQUESTS
-from kong_claude.request import answer
-
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+from kong_claude import in_flight
+from kong_claude.metrics import registry, sinks
+from kong_claude.metrics.entry import Entry, attestation_of, entry, render
+from kong_claude.request import answer, text
 
 
 class Plugin:
+    """Counts every request and writes its access log line."""
+
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
+        self.sinks = open_sinks(config.get("access_log") or {})
+        in_flight.watch(self)
 
     def log(self, kong: Any) -> None:
-        line = json.loads(answer(kong.log.serialize()))
-        method = line["request"].get("method") or ""
-        labels = (
-            str(line["response"]["status"]),
-            method if method in METHODS else "other",
-            (line.get("route") or {}).get("name") or "",
-        )
-        REQUESTS.labels(*labels).inc()
-        DURATION.labels(*labels).observe(line["latencies"]["request"] / 1000)
+        serialized = json.loads(text(answer(kong.log.serialize())))
+        attested = in_flight.end(attestation_of(serialized))
+        found = entry(serialized, attested)
+        count(found)
+        if self.sinks:
+            line = render(found.line)
+            for sink in self.sinks:
+                sink.write(line)
+
+    def close(self) -> None:
+        in_flight.unwatch(self)
+        for sink in self.sinks:
+            sink.close()
+
+
+def count(found: Entry) -> None:
+    """One request into the metrics."""
+    route = registry.ROUTE(found.route)
+    labels = (found.status, found.method, route)
+    registry.REQUESTS.labels(*labels).inc()
+    registry.DURATION.labels(*labels).observe(found.seconds)
+    if found.refusal:
+        plugin, reason = found.refusal
+        registry.REFUSALS.labels(registry.PLUGIN(plugin), registry.REASON(reason), route).inc()
+    tier = registry.TIER(found.tier or "none")
+    if found.tier:
+        registry.TIER_REQUESTS.labels(tier, route).inc()
+    if found.model:
+        model = registry.MODEL(found.model)
+        registry.COST.labels(model, tier).inc(found.cost_usd)
+        registry.TOKENS.labels(model, tier, "input").inc(found.input_tokens)
+        registry.TOKENS.labels(model, tier, "output").inc(found.output_tokens)
+
+
+def open_sinks(config: Mapping[str, Any]) -> list[sinks.Sink]:
+    """The sinks of the `access_log` section."""
+    found: list[sinks.Sink] = []
+    if config.get("stdout"):
+        found.append(sinks.Stdout())
+    if config.get("file"):
+        found.append(sinks.File(config["file"]))
+    if config.get("url"):
+        size, seconds = int(config.get("queue_size") or 10_000), float(config.get("flush_seconds") or 1)
+        found.append(sinks.Http(config["url"], config.get("url_style") or "ndjson", size, seconds))
+    return found

@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import hiredis
 import redis
+from prometheus_client import Gauge
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
@@ -35,6 +36,12 @@ class LedgerUnavailable(Exception):
     """Redis did not answer, or not as it should. The text is for logs and holds no secret."""
 
 
+_circuits: WeakSet[Circuit] = WeakSet()
+Gauge("claude_redis_circuit_open", "Redis servers that are treated as away now.").set_function(
+    lambda: sum(circuit.open for circuit in list(_circuits))
+)
+
+
 class Circuit:
     """Keeps callers from waiting for a Redis that is away: open after FAILURES in a row, one trial per COOL_DOWN."""
 
@@ -42,6 +49,7 @@ class Circuit:
         self.clock = clock
         self.failures = 0
         self.closed_at = 0.0  # when the next trial may start
+        _circuits.add(self)
 
     @property
     def open(self) -> bool:
