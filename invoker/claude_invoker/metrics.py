@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
@@ -17,7 +19,11 @@ class Metrics:
     def __init__(self, engine: Engine) -> None:
         self._registry = CollectorRegistry()
         self._runs = Counter("claude_invoker_runs_total", "Runs by outcome", ["outcome"], registry=self._registry)
-        self._cost = Counter("claude_invoker_cost_usd_total", "Money spent", ["model"], registry=self._registry)
+        self._cost = Counter("claude_invoker_cost_usd_total", "Money spent", ["model", "tier"], registry=self._registry)
+        self._tokens = Counter(
+            "claude_invoker_tokens_total", "Tokens used", ["model", "tier", "kind"], registry=self._registry
+        )
+        self._queue = Gauge("claude_invoker_queue_depth", "Jobs that wait, by line", ["line"], registry=self._registry)
         self._duration = Histogram(
             "claude_invoker_run_seconds", "Duration of runs", buckets=_SECONDS, registry=self._registry
         )
@@ -27,14 +33,27 @@ class Metrics:
 
         gauge("running", "Runs in progress").set_function(lambda: engine.running)
         gauge("waiting", "Runs waiting for a place").set_function(lambda: engine.waiting)
+        gauge("leases", "Leases of the gateway's ledger held by runs").set_function(
+            lambda: sum(run.leased and not run.done.is_set() for run in engine.runs.values())
+        )
         gauge("warm", "Warm processes").set_function(lambda: engine.pool.warm)
         gauge("pool_hits", "Runs that found a warm process").set_function(lambda: engine.pool.hits)
         gauge("pool_misses", "Runs that started one").set_function(lambda: engine.pool.misses)
 
     def observe(self, run: Run) -> None:
         self._runs.labels("ok" if run.problem is None else run.problem.kind).inc()
-        self._cost.labels(run.model or "none").inc(run.cost_usd)
+        model, tier = run.model or "none", run.tier or "none"
+        self._cost.labels(model, tier).inc(run.cost_usd)
+        if run.result is not None:
+            for field, tokens in run.result.usage.model_dump().items():
+                self._tokens.labels(model, tier, field.removesuffix("_tokens")).inc(tokens)
         self._duration.observe((run.finished_at or run.created_at) - run.created_at)
+
+    def queue_depth(self, waiting: Mapping[str, int]) -> None:
+        """Jobs that wait, by line, as Redis counts them now."""
+        self._queue.clear()
+        for line, jobs in waiting.items():
+            self._queue.labels(line).set(jobs)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """(body, content type) in the format that the client asks for."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from redis.exceptions import RedisError
 
 from claude_invoker.runs.engine import Engine
 
@@ -20,19 +22,23 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", responses={503: {"description": "Not ready; the body says what is missing"}})
 async def readyz(request: Request) -> Response:
-    """The CLI runs, Redis answers, a warm process waits (where there is a pool)."""
+    """The CLI runs, Redis answers, and warm processes get ready (one may just have been taken)."""
     engine: Engine = request.app.state.engine
     checks: dict[str, Any] = {
         "cli": engine.version or None,
         "redis": await request.app.state.seen.reachable(),
         "warm": engine.pool.warm,
     }
-    ready = bool(engine.version) and checks["redis"] and (engine.pool.warm > 0 or not engine.wants_warm)
+    ready = bool(engine.version) and checks["redis"] and (engine.pool.proven or not engine.wants_warm)
     return JSONResponse({"ready": ready, "checks": checks}, status_code=200 if ready else 503)
 
 
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Prometheus text format."""
+    if request.app.state.jobs is not None:
+        # Redis may be away: then the last known depth stands.
+        with suppress(RedisError, OSError):
+            request.app.state.metrics.queue_depth(await request.app.state.jobs.waiting())
     body, content_type = request.app.state.metrics.exposition(request.headers.get("accept", ""))
     return Response(body, headers={"Content-Type": content_type})

@@ -16,7 +16,7 @@ from claude_invoker.api.links import base, with_links
 from claude_invoker.api.openapi import request_body
 from claude_invoker.api.problems import RESPONSES
 from claude_invoker.api.stream import event_stream
-from claude_invoker.model import InvokeRequest, RunResult
+from claude_invoker.model import InvokeRequest, RunResult, Usage
 from claude_invoker.problem import Problem
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
@@ -66,10 +66,14 @@ async def invoke(
 
 
 def result_headers(run: Run, seconds: float) -> dict[str, str]:
+    used = run.result.usage if run.result else Usage()
+    cached = used.cache_creation_input_tokens + used.cache_read_input_tokens
     return {
         "X-Claude-Run": run.id,
         "X-Claude-Model": run.model,
         "X-Claude-Cost-USD": f"{run.cost_usd:.6f}",
+        "X-Claude-Input-Tokens": str(used.input_tokens + cached),
+        "X-Claude-Output-Tokens": str(used.output_tokens),
         "X-Response-Time": f"{seconds:.3f}",
     }
 

@@ -134,6 +134,8 @@ class Engine:
         run_id = job_id or new_id()
         retention_s = self.settings.tier_retention_s.get(caller.tier or "", self.settings.retention_s)
         run = Run(run_id, caller.subject, plan, self._state / "artifacts" / run_id, retention_s)
+        run.tier = caller.tier or ""
+        run.leased = self.ledger is not None and caller.lease is not None
         self.runs[run_id] = run
         wait_s = None if job_id else self.settings.queue_wait_s
         run.task = asyncio.create_task(self._execute(run, caller, wait_s))

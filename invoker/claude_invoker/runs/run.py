@@ -31,6 +31,9 @@ class Run:
     state: State = "waiting"
     created_at: float = field(default_factory=time.time)
     finished_at: float | None = None
+    tier: str = ""
+    leased: bool = False
+    """Holds a lease in the gateway's ledger until done."""
     model: str = ""
     session: str | None = None
     cost_usd: float = 0.0
