@@ -97,12 +97,16 @@ class Stage:
         chosen |= self.settings | settings
         environment = {name: value for name, value in os.environ.items() if not name.startswith("INVOKER_")}
         environment |= {f"INVOKER_{name.upper()}": str(value) for name, value in chosen.items()}
-        with (self.folder / "log").open("ab") as output:
+        with (self.folder / f"log-{len(self.processes)}").open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", module], env=environment, stdout=output, stderr=subprocess.STDOUT
             )
         self.processes.append(process)
         return process
+
+    def ready(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether a worker takes jobs."""
+        return b"worker ready" in (self.folder / f"log-{self.processes.index(process)}").read_bytes()
 
     def worker(self, **settings: Any) -> subprocess.Popen[bytes]:
         return self.start("claude_invoker.worker", **settings)
@@ -228,7 +232,9 @@ async def chaos(
     kills: int = 10**9,
     restart_redis: bool = True,
 ) -> dict[str, float]:
-    """Kills a worker every second, the longest-lived first, and starts another; and Redis once on the way."""
+    """Kills a worker every second, the longest-lived first, and starts another; and Redis once on the way.
+
+    Only workers that are at work: killing one that still starts would kill nothing but time."""
     began = time.monotonic()
 
     def fresh() -> subprocess.Popen[bytes]:
@@ -244,14 +250,15 @@ async def chaos(
 
     submitting = asyncio.create_task(submit_all())
     killed, restarted = 0, not restart_redis
-    await asyncio.sleep(3)
+    while not all(map(stage.ready, crew)):
+        await asyncio.sleep(0.1)
     while time.monotonic() - began < 600:
         states = collections.Counter((await states_of(store, list(accepted))).values())
         ended = sum(states[state] for state in OVER)
         say(f"{time.monotonic() - began:5.1f} s: {dict(states)}, {killed} workers killed")
         if ended == jobs:
             break
-        if killed < kills:
+        if killed < kills and stage.ready(crew[0]):
             victim = crew.popleft()
             os.kill(victim.pid, signal.SIGKILL)
             victim.wait()
@@ -265,7 +272,7 @@ async def chaos(
             stage.start_redis()
             restarted = True
             say("Redis restarted")
-        await asyncio.sleep(max(0.0, began + 3 + every_s * (killed + 1) - time.monotonic()))
+        await asyncio.sleep(every_s)
     await submitting
     took = time.monotonic() - began
     states = await over(store, accepted, 1)
@@ -278,7 +285,12 @@ async def chaos(
 
 
 async def counted(
-    stage: Stage, store: Store, accepted: list[Job], states: dict[str, str], policy: str
+    stage: Stage,
+    store: Store,
+    accepted: list[Job],
+    states: dict[str, str],
+    policy: str,
+    patience_s: int = 2 * LEASE_S,
 ) -> dict[str, float]:
     """What the chaos has left."""
     doubled = 0
@@ -289,7 +301,7 @@ async def counted(
         name = job.request.prompt.split()[0].removeprefix("job=")
         doubled += ends > 1 or (policy == "fail" and begun[name] > 1)
     leases, usd = 0, 0
-    for _ in range(2 * LEASE_S):
+    for _ in range(patience_s + 1):
         leases = usd = 0
         for n in range(SUBJECTS):
             peek = ledger.peek(ledger.NAMESPACE, ledger.tag("subject", f"subject-{n}"), ())

@@ -20,6 +20,7 @@ SWEEP_S = 2
 RUN = "run_next"
 DELIVER = "deliver"
 DELIVERY_TRIES = 8
+DELIVERY_DELAY_S = 2.0  # doubled from try to try
 
 
 class Queue(RedisQueue):
@@ -83,7 +84,7 @@ async def enqueue_delivery(queues: Queues, job_id: str) -> None:
             key=f"deliver:{job_id}",
             timeout=60,
             retries=DELIVERY_TRIES,
-            retry_delay=2.0,
+            retry_delay=DELIVERY_DELAY_S,
             retry_backoff=600.0,
             ttl=-1,
         )

@@ -246,7 +246,8 @@ class Runner:
                     run.cancel(_ASKED if told > 0 else _FENCED)
             except (RedisError, OSError) as error:
                 _log.warning("job %s: no beat (%s)", job.id, type(error).__name__)
-            await asyncio.sleep(BEAT_S)
+            # Where it works must be known soon, for whoever finds it dead.
+            await asyncio.sleep(BEAT_S if run.work else BEAT_S / 10)
 
     async def _listen_for_cancels(self) -> None:
         """Cancels at once; where a message is lost the next beat does it."""
@@ -264,7 +265,6 @@ class Runner:
         """Heals what a crash between two writes leaves."""
         cursor = "-inf"
         while True:
-            await asyncio.sleep(RECONCILE_S)
             try:
                 await self._tickets_for_all()
                 await self._find_lost()
@@ -274,6 +274,7 @@ class Runner:
                 await self._delete_files()
             except (RedisError, OSError) as error:
                 _log.warning("reconcile: %s", type(error).__name__)
+            await asyncio.sleep(RECONCILE_S)
 
     async def _tickets_for_all(self) -> None:
         """Each waiting job has a ticket; those of running jobs do not count."""

@@ -157,9 +157,9 @@ class Store:
         return state == "queued" and await self.finish(job, "cancelled", retention, waiting=True)
 
     async def take_over(self, job: Job) -> bool:
-        """True for one of all that find a job's worker lost; should that one die, too, for another a minute later."""
+        """True for one of those that find a job lost; should that one die, too, for another some seconds later."""
         key = f"{PREFIX}losing:{job.id}:{job.attempt}"
-        return bool(await self.redis.set(key, 1, nx=True, ex=60))
+        return bool(await self.redis.set(key, 1, nx=True, ex=15))
 
     async def get(self, job_id: str) -> Job | None:
         stored = await self.redis.hgetall(PREFIX + f"job:{job_id}")

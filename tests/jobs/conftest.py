@@ -1,0 +1,146 @@
+"""Jobs on a real Redis. Where the invoker runs, `bench/fast_cli.sh` stands for the CLI unless a test says otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from bench.jobs import FAST_CLI
+from claude_invoker.app import create_app
+from claude_invoker.jobs.record import Job, JobRequest
+from claude_invoker.jobs.store import Store, connect
+from claude_invoker.settings import Settings
+from claude_invoker.trust import Caller
+from kong_claude.trust import ledger
+from kong_claude.trust.attestation import HEADER, Signer, body_hash
+from tests.rate_tiers.servers import RedisProcess
+
+SECRET = secrets.token_hex(32)
+SIGNER = Signer("1", SECRET.encode(), {"1": SECRET.encode()})
+OVER = ("done", "failed", "cancelled")
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisProcess]:
+    server = RedisProcess()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis_server(shared_redis: RedisProcess) -> RedisProcess:
+    shared_redis.client().flushall()
+    return shared_redis
+
+
+@pytest.fixture
+async def store(redis_server: RedisProcess) -> AsyncIterator[Store]:
+    redis = connect(redis_server.url)
+    yield Store(redis, ("team", "pro"))
+    await redis.aclose()
+
+
+@pytest.fixture
+def state() -> Iterator[Path]:
+    """A state directory that the users of runs can reach."""
+    folder = Path(tempfile.mkdtemp(prefix="jobs-test-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def job(
+    subject: str = "alice", tier: str = "", prompt: str = "hi", created_at: float | None = None, **more: Any
+) -> Job:
+    return Job.new(JobRequest(prompt=prompt, **more), Caller(subject, tier=tier), created_at or time.time())
+
+
+@dataclass
+class Gateway:
+    """Plays the gateway towards an application: signs each request as its plugins do."""
+
+    client: httpx.AsyncClient
+    app: FastAPI
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        subject: str | None = "alice",
+        *,
+        claims: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> httpx.Response:
+        request = self.client.build_request(method, path, **options)
+        request.headers[HEADER] = attestation(method, request.url.path, subject, request.read(), **(claims or {}))
+        return await self.client.send(request)
+
+    async def create(self, prompt: str = "hi", subject: str = "alice", **more: Any) -> dict[str, Any]:
+        answer = await self.ask("POST", "/claude/jobs", subject, json={"prompt": prompt} | more)
+        assert answer.status_code == 202, answer.text
+        return dict(answer.json())
+
+    async def see(self, created: dict[str, Any], subject: str = "alice", *states: str) -> dict[str, Any]:
+        """The job, once it is in one of the states (or over)."""
+
+        async def reached() -> dict[str, Any] | None:
+            found = (await self.ask("GET", created["links"]["self"], subject)).json()
+            return found if found["state"] in (states or OVER) else None
+
+        return await until(reached, f"{created['id']} in {states or OVER}")
+
+
+def attestation(method: str, path: str, subject: str | None, body: bytes = b"", **more: Any) -> str:
+    fresh = SIGNER.open(method=method, path=path, route="r", request_id="q")
+    claims = fresh | {"sub": subject, "chk": ["jwt-claims", "rate-tiers"], "bsh": body_hash(body)} | more
+    return SIGNER.sign({name: value for name, value in claims.items() if value is not None})
+
+
+async def until(condition: Callable[[], Awaitable[Any]], what: str, within_s: float = 40.0) -> Any:
+    end = time.monotonic() + within_s
+    while not (found := await condition()):
+        assert time.monotonic() < end, f"{what}: not within {within_s} s"
+        await asyncio.sleep(0.03)
+    return found
+
+
+@asynccontextmanager
+async def serving(redis_server: RedisProcess, state: Path, **settings: Any) -> AsyncIterator[Gateway]:
+    """The application as it runs, its worker in it; answers without a socket."""
+    chosen: dict[str, Any] = {
+        "redis_url": redis_server.url,
+        "state_dir": state / "state",
+        "attestation_key": SECRET,
+        "cli_path": FAST_CLI,
+        "anthropic_api_key": "sk-ant-none",
+        "anthropic_base_url": "http://127.0.0.1:9",
+        "worker": "embedded",
+        "heartbeat_s": 0.5,
+    }
+    app = create_app(Settings(**(chosen | settings)))
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://invoker", timeout=60) as client:
+            yield Gateway(client, app)
+
+
+def slot(concurrent: int = 1, **more: int) -> dict[str, Any]:
+    """The claims of a caller whom the gateway lets in to wait."""
+    terms = ledger.Slot(concurrent=concurrent, usd=250_000, usd_day=10**9, ttl_ms=10_000, **more)
+    return {"slot": terms.claim(), "queue": True}
+
+
+def lease(subject: str) -> str:
+    return str(ledger.Lease.new(ledger.NAMESPACE, ledger.tag("subject", subject), 250_000))

@@ -1,0 +1,265 @@
+"""`/jobs` through the application, its worker, and the ledger of the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from claude_invoker.cli.binary import find_cli
+from claude_invoker.jobs.store import PREFIX
+from claude_invoker.standin import StandIn
+from kong_claude.trust import ledger
+from tests.jobs.conftest import Gateway, lease, serving, slot, until
+from tests.rate_tiers.servers import RedisProcess
+
+
+async def leases(gateway: Gateway, subject: str) -> ledger.Usage:
+    peek = ledger.peek(ledger.NAMESPACE, ledger.tag("subject", subject), ())
+    return ledger.parse_usage(await ledger.run(gateway.app.state.jobs.redis, peek), ())
+
+
+async def test_a_job_runs_and_leaves_what_it_made(redis_server: RedisProcess, state: Path) -> None:
+    async with serving(redis_server, state) as gateway:
+        answer = await gateway.ask("POST", "/claude/jobs", json={"prompt": "job=one write=made.txt"})
+        assert answer.status_code == 202
+        created = answer.json()
+        assert answer.headers["location"] == f"/claude/jobs/{created['id']}" == created["links"]["self"]
+        assert answer.headers["retry-after"] == "1"
+        job = await gateway.see(created)
+        assert (job["state"], job["result"]["result"], job["attempt"]) == ("done", "did one", 1)
+        assert job["cost_usd"] == 0.01
+        assert job["title"] == "job=one write=made.txt"
+        assert job["created_at"] <= job["started_at"] <= job["finished_at"] < job["expires_at"]
+        (artifact,) = job["result"]["artifacts"]
+        assert artifact["href"] == f"/claude/jobs/{job['id']}/artifacts/made.txt"
+        got = await gateway.ask("GET", artifact["href"])
+        assert got.text == "one\n"
+        assert got.headers["etag"] == f'"{artifact["sha256"]}"'
+        listed = (await gateway.ask("GET", "/claude/jobs")).json()
+        assert [(shown["id"], shown["state"], "result" in shown and shown["result"]) for shown in listed["jobs"]] == [
+            (job["id"], "done", None)
+        ]
+        assert (await gateway.ask("GET", "/claude/jobs?state=failed")).json()["jobs"] == []
+        assert gateway.app.state.engine.runs == {}  # the record says all
+
+
+async def test_others_jobs_are_not_there(redis_server: RedisProcess, state: Path) -> None:
+    async with serving(redis_server, state) as gateway:
+        created = await gateway.create("job=mine write=f")
+        await gateway.see(created)
+        here = created["links"]["self"]
+        for method, path in [
+            ("GET", here),
+            ("DELETE", here),
+            ("GET", f"{here}/events"),
+            ("GET", f"{here}/artifacts"),
+            ("GET", f"{here}/artifacts?format=zip"),
+            ("GET", f"{here}/artifacts/f"),
+            ("GET", f"/claude/dashboard/jobs/{created['id']}"),
+            ("GET", f"/claude/dashboard/jobs/{created['id']}/live"),
+            ("GET", f"/claude/dashboard/jobs/{created['id']}/artifacts/f"),
+        ]:
+            assert (await gateway.ask(method, path, "bob")).status_code == 404, path
+        assert (await gateway.ask("GET", "/claude/jobs?all=true", "bob")).json()["jobs"] == []
+        admin = {"roles": ["admin"]}
+        assert (await gateway.ask("GET", here, "root", claims=admin)).status_code == 200
+        everybody = await gateway.ask("GET", "/claude/jobs?all=true", "root", claims=admin)
+        assert len(everybody.json()["jobs"]) == 1
+        for wrong in ("job_x", "job_" + "0" * 24, "run_" + "0" * 24, "job_*"):
+            assert (await gateway.ask("GET", f"/claude/jobs/{wrong}")).status_code == 404, wrong
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Prefer": "respond-async"}, 202),
+        ({"Prefer": "wait=10, Respond-Async"}, 202),
+        ({"Prefer": "respond-async; x=1"}, 202),
+        ({"Prefer": "return=minimal"}, 200),
+    ],
+)
+async def test_invoke_answers_later_where_that_is_preferred(
+    redis_server: RedisProcess, state: Path, headers: dict[str, str], status: int
+) -> None:
+    async with serving(redis_server, state) as gateway:
+        answer = await gateway.ask("POST", "/claude/invoke", json={"prompt": "job=p"}, headers=headers)
+        assert answer.status_code == status, answer.text
+        if status == 202:
+            assert answer.headers["preference-applied"] == "respond-async"
+            assert answer.headers["location"].startswith("/claude/jobs/job_")
+            assert (await gateway.see(answer.json()))["state"] == "done"
+
+
+async def test_what_the_gateway_lets_in_to_wait_waits_for_its_place(redis_server: RedisProcess, state: Path) -> None:
+    async with serving(redis_server, state) as gateway:
+        prompts = {f"p{n}": {"lease": lease("alice"), **slot(1)} for n in range(3)}
+        created = []
+        for name, claims in prompts.items():
+            body = {"prompt": f"job={name} sleep=0.4"}
+            answer = await gateway.ask("POST", "/claude/invoke", json=body, claims=claims)
+            assert answer.status_code == 202, answer.text
+            created.append(answer.json())
+        jobs = [await gateway.see(each) for each in created]
+        assert [job["state"] for job in jobs] == ["done"] * 3
+        spans = sorted((job["started_at"], job["finished_at"]) for job in jobs)
+        assert all(one[1] <= two[0] + 0.01 for one, two in zip(spans, spans[1:], strict=False)), spans
+        assert [job["attempt"] for job in jobs] == [1, 1, 1]
+        usage = await leases(gateway, "alice")
+        assert (usage.running, usage.reserved, usage.spent_day) == (0, 0, 30_000)
+
+
+async def test_a_subjects_waiting_jobs_follow_each_other_closely(redis_server: RedisProcess, state: Path) -> None:
+    """A caller at its limit must not wait for the reconciler between two jobs."""
+    async with serving(redis_server, state) as gateway:
+        created = []
+        for n in range(12):
+            claims = {"lease": lease("alice"), **slot(1)}
+            created.append(
+                (await gateway.ask("POST", "/claude/jobs", json={"prompt": f"job={n}"}, claims=claims)).json()
+            )
+        jobs = [await gateway.see(each) for each in created]
+        spans = sorted((job["started_at"], job["finished_at"]) for job in jobs)
+        gaps = sorted(two[0] - one[1] for one, two in zip(spans, spans[1:], strict=False))
+        assert gaps[len(gaps) // 2] < 2
+
+
+async def test_a_lease_from_the_gateway_is_given_back_while_a_job_waits(
+    redis_server: RedisProcess, state: Path
+) -> None:
+    async with serving(redis_server, state, worker="none") as gateway:
+        held = ledger.Lease.new(ledger.NAMESPACE, "alice", 250_000)
+        terms = ledger.Slot(concurrent=1, usd=250_000)
+        await ledger.run(gateway.app.state.jobs.redis, ledger.acquire(held, terms))
+        claims = {"lease": str(held), "slot": terms.claim()}
+        answer = await gateway.ask("POST", "/claude/jobs", json={"prompt": "hi"}, claims=claims)
+        assert answer.status_code == 202
+        assert (await leases(gateway, "alice")).running == 0
+
+
+async def test_idempotency(redis_server: RedisProcess, state: Path) -> None:
+    async with serving(redis_server, state, worker="none") as gateway:
+
+        async def post(key: str, body: dict[str, object], subject: str = "alice", path: str = "/claude/jobs") -> tuple:
+            headers = {"Idempotency-Key": key, "Prefer": "respond-async"}
+            answer = await gateway.ask("POST", path, subject, json=body, headers=headers)
+            return answer.status_code, answer.json().get("id")
+
+        first = await post("k1", {"prompt": "a"})
+        assert first[0] == 202
+        assert await post("k1", {"prompt": "a"}) == first
+        assert (await post("k1", {"prompt": "b"}))[0] == 422
+        assert (await post("k1", {"prompt": "a"}, path="/claude/invoke"))[0] == 422
+        stranger = await post("k1", {"prompt": "b"}, "bob")
+        assert stranger[0] == 202
+        assert stranger[1] != first[1]
+        assert (await post("k 2", {"prompt": "a"}))[0] == 400
+        assert (await post("x" * 256, {"prompt": "a"}))[0] == 400
+        both = await asyncio.gather(*[post("k3", {"prompt": "c"}) for _ in range(10)])
+        assert len(set(both)) == 1
+        assert sum((await gateway.app.state.jobs.waiting()).values()) == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "claims", "status"),
+    [
+        (b"nonsense", {}, 400),
+        (b"[]", {}, 422),
+        (b'{"prompt": ""}', {}, 422),
+        (b'{"prompt": "x", "callback_url": "ftp://x"}', {}, 422),
+        (b'{"prompt": "x", "tools": ["Bash"]}', {"clamp": {"tools": ["Read"]}}, 403),
+        (b'{"prompt": "x", "model": "opus"}', {"clamp": {"models": ["haiku"]}}, 403),
+        (b'{"prompt": "x"}', {"chk": ["jwt-claims"]}, 401),
+        (b'{"prompt": "x"}', {"chk": ["rate-tiers"]}, 401),
+    ],
+)
+async def test_what_cannot_run_is_refused_at_once(
+    redis_server: RedisProcess, state: Path, body: bytes, claims: dict[str, object], status: int
+) -> None:
+    async with serving(redis_server, state, worker="none") as gateway:
+        answer = await gateway.ask("POST", "/claude/jobs", content=body, claims=claims)
+        assert answer.status_code == status, answer.text
+        assert await gateway.app.state.jobs.redis.keys(PREFIX + "*") == []
+
+
+async def test_cancelling(redis_server: RedisProcess, state: Path) -> None:
+    async with serving(redis_server, state, worker_concurrency=1) as gateway:
+        running = await gateway.create("job=long sleep=30")
+        waiting = await gateway.create("job=next")
+        await gateway.see(running, "alice", "running")
+        look = (await gateway.ask("GET", waiting["links"]["self"])).json()
+        assert (look["state"], look["position"]) == ("queued", 0)
+        gone = await gateway.ask("DELETE", waiting["links"]["self"])
+        assert (gone.status_code, gone.json()["state"]) == (202, "cancelled")
+        began = time.monotonic()
+        assert (await gateway.ask("DELETE", running["links"]["self"])).status_code == 202
+        job = await gateway.see(running)
+        assert job["state"] == "cancelled"
+        assert time.monotonic() - began < 15
+        assert (await gateway.ask("DELETE", running["links"]["self"])).json()["state"] == "cancelled"
+        assert (await gateway.see(await gateway.create("job=after")))["state"] == "done"
+
+
+async def test_events_go_on_where_a_client_left_on_another_server(redis_server: RedisProcess, state: Path) -> None:
+    async with serving(redis_server, state) as gateway:
+        created = await gateway.create("job=told")
+        await gateway.see(created)
+        whole = (await gateway.ask("GET", created["links"]["events"])).text
+    blocks = [block for block in whole.split("\n\n") if block.startswith("id: ")]
+    names = [block.split("\n")[1].removeprefix("event: ") for block in blocks]
+    assert names[0] == "run.started"
+    assert names[-2:] == ["run.finished", "job.done"]
+    ids = [block.split("\n")[0].removeprefix("id: ") for block in blocks]
+    async with serving(redis_server, state, worker="none") as other:
+        for n, last in enumerate(ids):
+            headers = {"Last-Event-ID": last}
+            rest = (await other.ask("GET", created["links"]["events"], headers=headers)).text
+            assert [block for block in rest.split("\n\n") if block] == blocks[n + 1 :]
+        everything = await other.ask("GET", created["links"]["events"], headers={"Last-Event-ID": "nonsense"})
+        assert everything.text == whole
+
+
+async def test_expiry_is_410_and_takes_the_files_along(redis_server: RedisProcess, state: Path) -> None:
+    settings = {"retention_s": 3600.0, "tier_retention_s": {"brief": 1.0}}
+    async with serving(redis_server, state, **settings) as gateway:
+        answer = await gateway.ask(
+            "POST", "/claude/jobs", json={"prompt": "job=brief write=f"}, claims={"tier": "brief"}
+        )
+        created = answer.json()
+        await gateway.see(created)
+        kept = await gateway.create("job=kept write=f")
+        await gateway.see(kept)
+    # Another worker, that has not run it, must clean up.
+    async with serving(redis_server, state, **settings) as gateway:
+
+        async def gone() -> bool:
+            return (await gateway.ask("GET", created["links"]["self"])).status_code == 410
+
+        await until(gone, "410")
+        assert (await gateway.ask("GET", created["links"]["self"], "bob")).status_code == 404
+        assert (await gateway.ask("GET", created["links"]["events"])).status_code == 410
+        folder = state / "state" / "artifacts" / created["id"]
+
+        async def deleted() -> bool:
+            return not folder.exists()
+
+        await until(deleted, "the files' end", within_s=20)
+        assert (state / "state" / "artifacts" / kept["id"] / "f").exists()
+        assert [job["id"] for job in (await gateway.ask("GET", "/claude/jobs")).json()["jobs"]] == [kept["id"]]
+
+
+async def test_the_real_cli_runs_a_job(redis_server: RedisProcess, state: Path) -> None:
+    async with StandIn().running() as standin:
+        real = {"cli_path": find_cli(None), "anthropic_base_url": standin.url, "anthropic_api_key": "sk-ant-dummy"}
+        async with serving(redis_server, state, **real) as gateway:
+            made = json.dumps({"file_path": "out.md", "content": "# made"})
+            job = await gateway.see(await gateway.create(f"[[tool Write {made}]] [[say written]]"))
+            assert job["state"] == "done", job
+            assert job["result"]["result"] == "written"
+            assert [artifact["path"] for artifact in job["result"]["artifacts"]] == ["out.md"]
+            refused = await gateway.see(await gateway.create("[[status 400]]"))
+            assert (refused["state"], refused["error"]["status"]) == ("failed", 422)

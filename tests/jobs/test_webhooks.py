@@ -1,0 +1,250 @@
+"""Webhooks: where they may go, what they say, and that they arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import ipaddress
+import json
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from claude_invoker.jobs import queue, webhook
+from claude_invoker.jobs.record import OVER, Job
+from claude_invoker.problem import Problem
+from claude_invoker.settings import Settings
+from tests.jobs.conftest import job, serving, until
+from tests.rate_tiers.servers import RedisProcess
+
+KEY = "a secret of the operator's"
+
+
+def settings(**more: Any) -> Settings:
+    chosen = {
+        "webhook_hosts": ("hooks.example.com", "*.wild.example"),
+        "webhook_secret": KEY,
+        "attestation_key": "k" * 32,
+    }
+    return Settings(**(chosen | more))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://hooks.example.com/x",  # not https
+        "https://hooks.example.com.evil.test/",
+        "https://evil.test/hooks.example.com",
+        "https://evil.test#hooks.example.com",
+        "https://hooks.example.com@evil.test/",
+        "https://user:word@hooks.example.com/",
+        "https://@hooks.example.com/",
+        "https://hooks.example.com\\@evil.test/",
+        "https://evil.test\\.hooks.example.com/",
+        "https://hooks.example.com#f",
+        "https://wild.example/",
+        "https://notwild.example/",
+        "https://127.0.0.1/",
+        "https://[::1]/",
+        "https://[::ffff:127.0.0.1]/",
+        "https://2130706433/",
+        "https://0x7f.1/",
+        "https://localhost/",
+        "https://169.254.169.254/latest/meta-data",
+        "https://hooks.example.com:99999/",
+        "https://hooks.example.com:x/",
+        "https://[hooks.example.com/",
+        "https:///x",
+        "https://ｈooks.example.com/",
+    ],
+)
+def test_urls_that_are_refused(url: str) -> None:
+    with pytest.raises(Problem) as refused:
+        webhook.allowed(url, settings())
+    assert refused.value.status == 422
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://hooks.example.com/x?y=1", "https://HOOKS.example.com:8443/", "https://a.b.wild.example/"],
+)
+def test_urls_that_are_taken(url: str) -> None:
+    webhook.allowed(url, settings())
+    with pytest.raises(Problem):
+        webhook.allowed(url, settings(webhook_hosts=()))
+    with pytest.raises(Problem, match="secret"):
+        webhook.allowed(url, settings(webhook_secret=None))
+
+
+@pytest.mark.parametrize(
+    ("text", "public"),
+    [
+        ("93.184.215.14", True),
+        ("2606:2800:21f:cb07:6820:80da:af6b:8b2c", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("169.254.169.254", False),
+        ("100.64.0.1", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("240.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::", False),
+        ("::1", False),
+        ("::127.0.0.1", False),
+        ("::ffff:10.0.0.1", False),
+        ("::ffff:93.184.215.14", False),
+        ("64:ff9b::a00:1", False),
+        ("64:ff9b:1::1", False),
+        ("2002:a00:1::", False),
+        ("2001:0:1::", False),
+        ("fe80::1", False),
+        ("fc00::1", False),
+        ("ff02::1", False),
+    ],
+)
+def test_addresses(text: str, public: bool) -> None:
+    assert webhook.is_public(ipaddress.ip_address(text)) is public
+
+
+async def test_a_name_is_looked_up_once_and_must_be_public(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against DNS rebinding: what was judged is what is connected to."""
+    answers = [["10.0.0.1"], ["10.0.0.1", "93.184.215.14"], ["::1"], []]
+    asked = []
+
+    async def lookup(host: str, port: int, **_: Any) -> list[Any]:
+        asked.append(host)
+        found = answers.pop(0)
+        if not found:
+            raise socket.gaierror("unknown")
+        return [(0, 0, 0, "", (address, port)) for address in found]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup, raising=False)
+    with pytest.raises(webhook.NotDelivered):
+        await webhook.address("x", 443, settings())
+    assert await webhook.address("x", 443, settings()) == "93.184.215.14"
+    with pytest.raises(webhook.NotDelivered):
+        await webhook.address("x", 443, settings())
+    with pytest.raises(webhook.NotDelivered):
+        await webhook.address("x", 443, settings())
+    assert asked == ["x"] * 4
+
+
+@pytest.mark.parametrize("secret", [KEY, "whsec_" + base64.b64encode(b"k" * 24).decode()])
+def test_the_signature_is_that_of_the_specification(secret: str) -> None:
+    done = ended()
+    headers, body = webhook.signed(done, secret)
+    key = secret if secret.startswith("whsec_") else base64.b64encode(secret.encode()).decode()
+    event: Any = Webhook(key).verify(body, headers)
+    assert (event["specversion"], event["type"]) == ("1.0", "dev.kong-claude.job.done")
+    assert event["subject"] == event["data"]["id"] == done.id
+    assert event["traceparent"] == headers["traceparent"] == done.traceparent
+    assert headers["webhook-id"] == event["id"]
+    with pytest.raises(WebhookVerificationError):
+        Webhook(key).verify(body.replace(b"done", b"fine"), headers)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(base64.b64encode(b"another").decode()).verify(body, headers)
+
+
+def ended() -> Job:
+    done = job(callback_url="https://hooks.example.com/")
+    done.state, done.attempt, done.finished_at, done.traceparent = "done", 1, 1000.0, "00-" + "1" * 32 + "-" + "2" * 16
+    return done
+
+
+@dataclass
+class Receiver:
+    """Answers in turn with these statuses, the last one for ever."""
+
+    statuses: list[int]
+    requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    port: int = 0
+
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator[Receiver]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        yield self
+        server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        original = {line.split(": ", 1)[0].lower(): line.split(": ", 1)[1] for line in head[1:] if line}
+        body = await reader.readexactly(int(headers["content-length"]))
+        self.requests.append((original, body))
+        status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+        writer.write(
+            f"HTTP/1.1 {status} X\r\nLocation: http://127.0.0.1:{self.port}/other\r\nContent-Length: 0\r\n\r\n".encode()
+        )
+        await writer.drain()
+        writer.close()
+
+
+def local(**more: Any) -> dict[str, Any]:
+    return {"webhook_hosts": ("127.0.0.1",), "webhook_private": True, "webhook_secret": KEY} | more
+
+
+async def test_it_is_tried_again_until_it_is_taken(
+    redis_server: RedisProcess, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "DELIVERY_DELAY_S", 0.1)
+    async with Receiver([500, 302, 204]).listening() as receiver, serving(redis_server, state, **local()) as gateway:
+        created = await gateway.create("job=w", callback_url=f"http://127.0.0.1:{receiver.port}/hook")
+
+        async def delivered() -> Any:
+            found = (await gateway.ask("GET", created["links"]["self"])).json()
+            return found if len(found.get("deliveries", [])) == 3 else None
+
+        seen = await until(delivered, "three tries")
+        assert [delivery["status"] for delivery in seen["deliveries"]] == [500, 302, 204]
+        assert await gateway.app.state.jobs.owed(2**53) == []
+    assert len(receiver.requests) == 3  # the redirect was not followed
+    ids = {headers["webhook-id"] for headers, _ in receiver.requests}
+    assert len(ids) == 1
+    for headers, body in receiver.requests:
+        event: Any = Webhook(base64.b64encode(KEY.encode()).decode()).verify(body, headers)
+        assert event["data"]["state"] == "done"
+        assert event["data"]["result"]["result"] == "did w"
+
+
+async def test_a_cancelled_jobs_webhook_is_sent_too(redis_server: RedisProcess, state: Path) -> None:
+    async with Receiver([200]).listening() as receiver:
+        async with serving(redis_server, state, worker="none", **local()) as gateway:
+            created = await gateway.create("job=w", callback_url=f"http://127.0.0.1:{receiver.port}/hook")
+            await gateway.ask("DELETE", created["links"]["self"])
+            # As if this server had died before it could enqueue the delivery: it is owed all the same.
+            store = gateway.app.state.jobs
+            await store.redis.delete("saq:claude-webhooks:queued", "saq:claude-webhooks:incomplete")
+            await store.redis.zadd("claude:{jobs}:callbacks", {created["id"]: 1})
+        async with serving(redis_server, state, **local()) as gateway:
+
+            async def sent() -> bool:
+                return bool(receiver.requests)
+
+            await until(sent, "the webhook")
+    assert json.loads(receiver.requests[0][1])["type"] == "dev.kong-claude.job.cancelled"
+
+
+async def test_a_private_address_gets_nothing(redis_server: RedisProcess, state: Path) -> None:
+    async with Receiver([200]).listening() as receiver:
+        hosts = local(webhook_private=False, webhook_hosts=("localhost",))
+        async with serving(redis_server, state, **hosts) as gateway:
+            created = await gateway.create("job=w", callback_url=f"https://localhost:{receiver.port}/")
+
+            async def tried() -> Any:
+                found = (await gateway.ask("GET", created["links"]["self"])).json()
+                return found.get("deliveries")
+
+            deliveries = await until(tried, "a try")
+            assert "private" in deliveries[0]["error"]
+            assert (await gateway.see(created))["state"] in OVER
+    assert receiver.requests == []
