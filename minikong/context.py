@@ -44,12 +44,8 @@ class Headers:
     def set(self, name: bytes, *values: bytes) -> None:
         """Replaces every line of `name` by one line per value, at the place of the first (else at the end)."""
         low, size = name.lower(), len(name)
-        for at, line in enumerate(self.lines):
-            if len(line[0]) == size and line[0].lower() == low:
-                break
-        else:
-            self.lines += [(name, v) for v in values]
-            return
+        same = (i for i, (n, _) in enumerate(self.lines) if len(n) == size and n.lower() == low)
+        at = next(same, len(self.lines))
         self.remove(name)
         self.lines[at:at] = [(name, v) for v in values]
 

@@ -141,8 +141,8 @@ def gateway(layout: Layout) -> Part:
         environment[f"{key}_QUERY_CMD"] = f"{server} -d {layout.plugins} --dump {plugin}"
     # The first entry owns the process; the others share its socket.
     environment[f"KONG_PLUGINSERVER_{PLUGINS[0].upper().replace('-', '_')}_START_CMD"] = (
-        f"{server} -d {layout.plugins} -p {layout.run} --socket-name {plugin_socket.name} --no-lua-style --event-timeout 2"
-        f" --metrics-listen {layout.address}:{layout.metrics_port}"
+        f"{server} -d {layout.plugins} -p {layout.run} --socket-name {plugin_socket.name} --no-lua-style"
+        f" --event-timeout 2 --metrics-listen {layout.address}:{layout.metrics_port}"
     )
     command = [sys.executable, "-m", "minikong"]
     answering = answers(f"{layout.admin_url}/status")
