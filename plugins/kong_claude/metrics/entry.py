@@ -130,8 +130,8 @@ def _refusal(header: Any, status: Any) -> tuple[str, str] | None:
     found = _REFUSAL.fullmatch(header) if isinstance(header, str) else None
     if found:
         return found[1], found[2]
-    # Kong itself: the guard, no route, an upstream that is away.
-    return ("kong", str(status)) if isinstance(status, int) and 400 <= status <= 599 else None
+    # Kong itself: the guard, no route, an upstream that is away. 499 is a client that left, no refusal.
+    return ("kong", str(status)) if isinstance(status, int) and 400 <= status <= 599 and status != 499 else None
 
 
 def _map(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -1,0 +1,198 @@
+"""Sums over requests. Memory does not grow with their number: groups, subjects and hours are bounded."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_GROUPS = 1000
+MAX_SUBJECTS = 100_000
+MAX_HOURS = 24 * 400
+SLOWEST = 10
+_GROWTH = math.log(1.04)  # a percentile is right to 2 %
+_SMALLEST = 0.001  # seconds
+DIMENSIONS = ("tier", "team", "model", "repository", "route")
+
+
+class Quantiles:
+    """A histogram with buckets that grow by 4 %: about 450 of them between a millisecond and half a day."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+        self.total = 0
+
+    def add(self, seconds: float) -> None:
+        self.counts[0 if seconds <= _SMALLEST else int(math.log(seconds / _SMALLEST) / _GROWTH) + 1] += 1
+        self.total += 1
+
+    def at(self, share: float) -> float:
+        """The quantile in seconds; 0 without values."""
+        rank, seen = share * self.total, 0
+        for bucket in sorted(self.counts):
+            seen += self.counts[bucket]
+            if seen >= rank:
+                return 0.0 if bucket == 0 else _SMALLEST * math.exp((bucket - 0.5) * _GROWTH)
+        return 0.0
+
+
+@dataclass
+class Group:
+    requests: int = 0
+    refusals: int = 0
+    errors: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+    latency: Quantiles = field(default_factory=Quantiles)
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "requests": self.requests,
+            "refusals": self.refusals,
+            "errors": self.errors,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "cost_usd": round(self.cost_usd, 6),
+            **{f"p{share}_s": round(self.latency.at(share / 100), 3) for share in (50, 95, 99)},
+        }
+
+
+class Summary:
+    """`limits`: tier → requests per minute, where they are known."""
+
+    def __init__(self, since: float, until: float, limits: Mapping[str, int] | None = None) -> None:
+        self.since, self.until = since, until
+        self.limits = dict(limits or {})
+        self.lines = self.broken = self.outside = 0
+        self.all = Group()
+        self.groups: dict[str, dict[str, Group]] = {name: {} for name in DIMENSIONS}
+        self.status: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
+        self.hours: dict[int, list[float]] = {}  # hour → requests, refusals, cost
+        self.peaks: dict[str, int] = {}  # tier → most requests of one caller in one minute
+        self._minutes: dict[str, list[int]] = {}  # subject → minute, requests in it
+        self._slowest: list[tuple[float, int, dict[str, Any]]] = []
+        self.metered: dict[str, float] = {}  # tier → cost as Prometheus has it: streams and jobs included
+
+    def add(self, line: Mapping[str, Any] | None) -> None:
+        """One parsed line; None counts as broken, and so does one with a value of another kind."""
+        self.lines += 1
+        try:
+            if line is None:
+                raise ValueError
+            self._add(line)
+        except (ValueError, TypeError, OverflowError):
+            self.broken += 1
+
+    def _add(self, line: Mapping[str, Any]) -> None:
+        at, status, seconds = float(line["time"]), int(line["status"]), float(line.get("request_time") or 0)
+        tokens_in, tokens_out = int(line.get("input_tokens") or 0), int(line.get("output_tokens") or 0)
+        cost, refusal = float(line.get("cost_usd") or 0), str(line.get("refusal") or "")
+        if not (math.isfinite(at) and math.isfinite(seconds) and math.isfinite(cost)):
+            raise ValueError
+        if not self.since <= at < self.until:
+            self.outside += 1
+            return
+        names = {name: str(line.get(name) or "") for name in DIMENSIONS}
+        groups = [self.all, *(self._group(name, value) for name, value in names.items() if value)]
+        for group in groups:
+            group.requests += 1
+            group.refusals += bool(refusal)
+            group.errors += status >= 500
+            group.input_tokens += tokens_in
+            group.output_tokens += tokens_out
+            group.cost_usd += cost
+            if not refusal:
+                group.latency.add(seconds)
+        self.status[str(status)] += 1
+        if refusal and (refusal in self.refusals or len(self.refusals) < MAX_GROUPS):
+            self.refusals[refusal] += 1
+        hour = int(at // 3600)
+        if hour in self.hours or len(self.hours) < MAX_HOURS:
+            counts = self.hours.setdefault(hour, [0.0, 0.0, 0.0])
+            counts[0] += 1
+            counts[1] += bool(refusal)
+            counts[2] += cost
+        self._peak(str(line.get("subject") or ""), names["tier"], int(at // 60))
+        if not refusal:
+            self._keep_slow(seconds, line)
+
+    def _group(self, name: str, value: str) -> Group:
+        groups = self.groups[name]
+        if value not in groups and len(groups) >= MAX_GROUPS:
+            value = "(others)"
+        return groups.setdefault(value, Group())
+
+    def _peak(self, subject: str, tier: str, minute: int) -> None:
+        """Logs are in order of time, nearly: a minute that has passed is never counted again."""
+        if not subject or not tier:
+            return
+        if len(self._minutes) >= MAX_SUBJECTS and subject not in self._minutes:
+            self._minutes = {s: seen for s, seen in self._minutes.items() if seen[0] >= minute}
+            if len(self._minutes) >= MAX_SUBJECTS:
+                return
+        seen = self._minutes.setdefault(subject, [minute, 0])
+        if seen[0] != minute:
+            seen[:] = [minute, 0]
+        seen[1] += 1
+        if seen[1] > self.peaks.get(tier, 0):
+            self.peaks[tier] = seen[1]
+
+    def _keep_slow(self, seconds: float, line: Mapping[str, Any]) -> None:
+        if len(self._slowest) == SLOWEST and seconds <= self._slowest[0][0]:
+            return
+        shown = {name: line.get(name) or "" for name in ("run_id", "request_id", "route", "tier", "model", "subject")}
+        shown |= {"seconds": round(seconds, 3), "time": line["time"]}
+        entry = (seconds, self.lines, shown)
+        if len(self._slowest) < SLOWEST:
+            heapq.heappush(self._slowest, entry)
+        else:
+            heapq.heapreplace(self._slowest, entry)
+
+    def hints(self) -> list[str]:
+        """What an operator may want to change."""
+        found = []
+        for tier, limit in self.limits.items():
+            peak = self.peaks.get(tier, 0)
+            if limit and peak >= 0.9 * limit:
+                found.append(
+                    f"Tier {tier}: a caller reached {peak} of {limit} requests per minute; consider raising it."
+                )
+            elif limit and self.all.requests and tier in self.peaks and peak <= 0.1 * limit:
+                found.append(f"Tier {tier}: nobody used more than {peak} of {limit} requests per minute.")
+        limited = sum(n for reason, n in self.refusals.items() if reason.endswith("/rate_limited"))
+        if limited and limited > 0.05 * self.all.requests:
+            found.append(f"{limited / self.all.requests:.0%} of all requests were over a limit.")
+        if self.broken:
+            found.append(f"{self.broken:,} of {self.lines:,} lines could not be read and are not counted.")
+        return found
+
+    def document(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        return {
+            "since": self.since,
+            "until": self.until,
+            "lines": self.lines,
+            "broken_lines": self.broken,
+            "outside": self.outside,
+            "total": self.all.document(),
+            "status": dict(self.status.most_common()),
+            "refusals": dict(self.refusals.most_common()),
+            **{
+                f"by_{name}": {
+                    value: group.document()
+                    for value, group in sorted(groups.items(), key=lambda item: (-item[1].cost_usd, -item[1].requests))
+                }
+                for name, groups in self.groups.items()
+            },
+            "slowest": [shown for _, _, shown in sorted(self._slowest, key=lambda item: -item[0])],
+            "peaks_per_minute": self.peaks,
+            "limits_per_minute": self.limits,
+            "metered_cost_usd": self.metered,
+            "hours": {str(hour * 3600): counts for hour, counts in sorted(self.hours.items())},
+            "hints": self.hints(),
+        }
