@@ -24,6 +24,9 @@ class Metrics:
             "claude_invoker_tokens_total", "Tokens used", ["model", "tier", "kind"], registry=self._registry
         )
         self._queue = Gauge("claude_invoker_queue_depth", "Jobs that wait, by line", ["line"], registry=self._registry)
+        self._age = Gauge(
+            "claude_invoker_queue_age_seconds", "How long the oldest waiting job has waited", registry=self._registry
+        )
         self._duration = Histogram(
             "claude_invoker_run_seconds", "Duration of runs", buckets=_SECONDS, registry=self._registry
         )
@@ -49,8 +52,9 @@ class Metrics:
                 self._tokens.labels(model, tier, field.removesuffix("_tokens")).inc(tokens)
         self._duration.observe((run.finished_at or run.created_at) - run.created_at)
 
-    def queue_depth(self, waiting: Mapping[str, int]) -> None:
-        """Jobs that wait, by line, as Redis counts them now."""
+    def queue(self, waiting: Mapping[str, int], oldest_s: float | None) -> None:
+        """Jobs that wait, by line, as Redis counts them now, and how long the oldest has waited."""
+        self._age.set(oldest_s or 0.0)
         self._queue.clear()
         for line, jobs in waiting.items():
             self._queue.labels(line).set(jobs)

@@ -39,6 +39,7 @@ async def metrics(request: Request) -> Response:
     if request.app.state.jobs is not None:
         # Redis may be away: then the last known depth stands.
         with suppress(RedisError, OSError):
-            request.app.state.metrics.queue_depth(await request.app.state.jobs.waiting())
+            store, shown = request.app.state.jobs, request.app.state.metrics
+            shown.queue(await store.waiting(), await store.oldest_waiting())
     body, content_type = request.app.state.metrics.exposition(request.headers.get("accept", ""))
     return Response(body, headers={"Content-Type": content_type})

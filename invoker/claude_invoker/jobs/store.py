@@ -202,6 +202,27 @@ class Store:
         """Waiting jobs by line."""
         return {line: int(count) for line, count in (await self.redis.hgetall(WAITING)).items()}
 
+    async def oldest_waiting(self) -> float | None:
+        """Seconds since the acceptance of the oldest job that waits, among the oldest 5,000 kept; None if none.
+
+        A scrape's question: it looks from the oldest kept job on, some pages at most.
+        """
+        cursor = 0
+        if not any((await self.waiting()).values()):
+            return None
+        while ids := await self.redis.zrange(ALL, cursor, cursor + 499, withscores=True):
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for job_id, _ in ids:
+                    pipe.hget(PREFIX + f"job:{job_id}", "state")
+                states = await pipe.execute()
+            for (_, accepted), state in zip(ids, states, strict=True):
+                if state == "queued":
+                    return max(0.0, time.time() - float(accepted))
+            cursor += len(ids)
+            if cursor >= 5000:
+                break
+        return None
+
     async def callers(self, job_ids: Sequence[str]) -> list[Caller | None]:
         """Whose jobs these are, with their leases and limits."""
         async with self.redis.pipeline(transaction=False) as pipe:
