@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from pathlib import Path
@@ -107,7 +108,7 @@ async def test_what_the_gateway_lets_in_to_wait_waits_for_its_place(redis_server
         jobs = [await gateway.see(each) for each in created]
         assert [job["state"] for job in jobs] == ["done"] * 3
         spans = sorted((job["started_at"], job["finished_at"]) for job in jobs)
-        assert all(one[1] <= two[0] + 0.01 for one, two in zip(spans, spans[1:], strict=False)), spans
+        assert all(one[1] <= two[0] + 0.01 for one, two in itertools.pairwise(spans)), spans
         assert [job["attempt"] for job in jobs] == [1, 1, 1]
         usage = await leases(gateway, "alice")
         assert (usage.running, usage.reserved, usage.spent_day) == (0, 0, 30_000)
@@ -124,7 +125,7 @@ async def test_a_subjects_waiting_jobs_follow_each_other_closely(redis_server: R
             )
         jobs = [await gateway.see(each) for each in created]
         spans = sorted((job["started_at"], job["finished_at"]) for job in jobs)
-        gaps = sorted(two[0] - one[1] for one, two in zip(spans, spans[1:], strict=False))
+        gaps = sorted(two[0] - one[1] for one, two in itertools.pairwise(spans))
         assert gaps[len(gaps) // 2] < 2
 
 

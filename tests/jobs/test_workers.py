@@ -21,7 +21,7 @@ from claude_invoker.jobs.store import Store, connect
 from kong_claude.trust import ledger
 from tests.jobs.conftest import until
 
-CHAOS = int(os.environ.get("JOBS_CHAOS", "40"))
+CHAOS = int(os.environ.get("JOBS_CHAOS", "30"))
 pytestmark = pytest.mark.timeout(60 + CHAOS)
 
 
@@ -101,6 +101,7 @@ async def test_a_killed_workers_job_fails_with_what_it_has_left(scene: Scene) ->
     assert (usage.running, usage.reserved) == (0, 0)
 
 
+@pytest.mark.slow
 async def test_elsewhere_a_killed_worker_is_found_by_its_silence(scene: Scene) -> None:
     job, worker = await running(scene, "job=cut sleep=30")
     kill(worker)
@@ -174,7 +175,7 @@ async def test_redis_may_go_and_come_back_while_a_job_runs(scene: Scene) -> None
     assert names[-1] == "job.done"
 
 
-@pytest.mark.parametrize("policy", ["fail", "retry"])
+@pytest.mark.parametrize("policy", ["fail", pytest.param("retry", marks=pytest.mark.slow)])
 async def test_chaos(scene: Scene, policy: str) -> None:
     figures = await chaos(
         scene.stage, scene.store, scene.queues, jobs=CHAOS, workers=2, policy=policy, kills=CHAOS // 10, run_s=0.3

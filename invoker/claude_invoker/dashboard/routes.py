@@ -97,7 +97,7 @@ async def _job_events(request: Request, job: Job, last: str) -> AsyncIterator[st
             else:
                 for line in read([event])[1]:
                     yield _event("line", json.dumps(line), last)
-        if event is None or time.monotonic() - looked > TICK_S:
+        if event is None or event[1] == "run.started" or time.monotonic() - looked > TICK_S:
             looked = time.monotonic()
             now = html("_job", home=home(request), **await _job_values(request, await store.get(job.id) or job))
             if now != shown:

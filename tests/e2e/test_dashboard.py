@@ -1,0 +1,225 @@
+"""The dashboard in a real Chromium, through the whole stack. Screenshots stay in build/screenshots/."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import ROOT, Gateway
+
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+pytest.importorskip("playwright", reason="playwright is not installed")
+from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402
+
+pytestmark = [
+    pytest.mark.xdist_group("e2e"),
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(
+        not Path(CHROMIUM).exists(), reason=f"there is no {CHROMIUM} (Debian: apt-get install chromium)"
+    ),
+]
+SHOTS = ROOT / "build" / "screenshots"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium: Browser, gateway: Gateway) -> Iterator[Page]:
+    """A fresh profile. At its end nothing may have been blocked by the pages' own policy, and no script have failed."""
+    context = chromium.new_context(viewport={"width": 1180, "height": 860}, base_url=gateway.url)
+    context.set_default_timeout(20_000)
+    opened = context.new_page()
+    complaints: list[str] = []
+    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    yield opened
+    context.close()
+    assert [text for text in complaints if "status of 4" not in text] == []
+
+
+def log_in(page: Page, token: str) -> None:
+    page.goto("/claude/dashboard/login")
+    page.get_by_label("Access token").fill(token)
+    page.get_by_role("button", name="Log in").click()
+    page.wait_for_url("**/claude/dashboard")
+
+
+def submit(gateway: Gateway, subject: str, prompt: str, tier: str = "pro", **more: Any) -> str:
+    """The job's id."""
+    with gateway.client(subject, "--tier", tier) as client:
+        answer = client.post("/claude/jobs", json={"prompt": prompt} | more, headers={"X-Repo": "org/app"})
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+def shoot(page: Page, name: str) -> None:
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+
+
+def in_all_looks(page: Page, name: str) -> None:
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        shoot(page, f"{name}-{scheme}")
+    size = page.viewport_size
+    page.set_viewport_size({"width": 390, "height": 844})
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= 390, "the page scrolls sideways on a phone"
+    shoot(page, f"{name}-phone")
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size(size or {"width": 1180, "height": 860})
+
+
+def test_a_job_is_seen_from_waiting_to_done(page: Page, gateway: Gateway) -> None:
+    log_in(page, gateway.token("watcher", "--tier", "free"))
+    in_all_looks(page, "empty")
+    # The tier allows one run at a time: the second job waits for the first.
+    words = " ".join(f"word{n}" for n in range(120))
+    first = submit(gateway, "watcher", f"[[delay 60]] [[say {words}]]", tier="free")
+    answer = "The second answer. " * 30 + "That is all."
+    second = submit(gateway, "watcher", f"[[delay 60]] [[say {answer}]]", tier="free")
+    row = page.get_by_role("row").filter(has=page.locator(f"#job-{second}"))
+    expect(row).to_contain_text("queued")
+    expect(page.locator(f"#run-{first}")).to_be_visible()
+    expect(page.locator(".tail").first).to_contain_text("word")
+    in_all_looks(page, "overview-running")
+    page.locator(f"#job-{second}").click()
+    state = page.locator("#state")
+    expect(state).to_have_text("queued")
+    page.evaluate(
+        """() => {
+            window.seen = [];
+            const look = () => {
+                const now = document.getElementById("state").textContent;
+                if (window.seen.at(-1) !== now) window.seen.push(now);
+            };
+            look();
+            new MutationObserver(look).observe(document.getElementById("fragment"), { childList: true, subtree: true });
+        }"""
+    )
+    expect(page.locator("#output")).to_contain_text("The second", timeout=60_000)
+    expect(state).to_have_text("done", timeout=60_000)
+    assert page.evaluate("window.seen") == ["queued", "running", "done"]
+    expect(page.locator("#output")).to_have_text(answer)
+    expect(page.locator("#lines")).to_contain_text("finished")
+    in_all_looks(page, "job-done")
+    page.reload()
+    expect(page.locator("#output")).to_have_text(answer)
+
+
+def test_a_running_job_is_cancelled_with_the_keyboard(page: Page, gateway: Gateway) -> None:
+    log_in(page, gateway.token("stopper", "--tier", "pro"))
+    job = submit(gateway, "stopper", "[[hang]] never ends")
+    cancel = page.locator(f"#cancel-{job}")
+    expect(cancel).to_be_visible()
+    cancel.focus()
+    page.wait_for_timeout(2500)  # the page has been replaced meanwhile: the focus must have stayed
+    assert page.evaluate("document.activeElement.id") == f"cancel-{job}"
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/jobs/{job}")
+    expect(page.locator("#state")).to_have_text("cancelled", timeout=30_000)
+    expect(page.locator("#cancel")).to_have_count(0)
+
+
+def test_an_artifact_is_opened(page: Page, gateway: Gateway) -> None:
+    log_in(page, gateway.token("maker", "--tier", "pro"))
+    call = json.dumps({"file_path": "notes & plans.md", "content": "# Plans\n\n- none"})
+    job = submit(gateway, "maker", f"[[tool Write {call}]] [[say written]]", tools=["Write"])
+    page.locator(f"#job-{job}").click()
+    expect(page.locator("#state")).to_have_text("done", timeout=60_000)
+    link = page.get_by_role("link", name="notes & plans.md")
+    expect(link).to_be_visible()
+    in_all_looks(page, "job-artifact")
+    opened = page.request.get(link.get_attribute("href") or "")
+    assert opened.text() == "# Plans\n\n- none"
+    assert "sandbox" in opened.headers["content-security-policy"]
+
+
+def test_what_users_write_stays_text(page: Page, gateway: Gateway) -> None:
+    evil_file = "<b onclick=x>.md"
+    call = json.dumps({"file_path": evil_file, "content": EVIL})
+    job = submit(
+        gateway,
+        "mallory",
+        f"{EVIL} [[tool Write {call}]] [[say {EVIL}]]",
+        tools=["Write"],
+        context={"repository": EVIL, "branch": EVIL},
+    )
+    log_in(page, gateway.token("root", "--role", "admin"))
+    expect(page.locator(f"#job-{job}")).to_contain_text("<script>")
+    page.locator(f"#job-{job}").click()
+    expect(page.locator("#state")).to_have_text("done", timeout=60_000)
+    expect(page.locator("#output")).to_contain_text("<script>")
+    expect(page.get_by_role("link", name=evil_file)).to_be_visible()
+    expect(page.locator("main img, main script, main b")).to_have_count(0)
+    assert "owned" not in page.title()
+    page.reload()
+    expect(page.locator("#output")).to_contain_text("<script>")
+    expect(page.locator("main img, main script, main b")).to_have_count(0)
+    assert page.evaluate("document.title") != "owned"
+
+
+def test_admins_see_all_and_others_their_own(page: Page, gateway: Gateway) -> None:
+    job = submit(gateway, "private-person", "[[say secret]]")
+    log_in(page, gateway.token("somebody", "--tier", "pro"))
+    expect(page.locator(f"#job-{job}")).to_have_count(0)
+    assert page.request.get(f"/claude/dashboard/jobs/{job}").status == 404
+    page.get_by_role("button", name="Log out").click()
+    page.wait_for_url("**/login")
+    assert page.request.get("/claude/dashboard").status == 401
+    log_in(page, gateway.token("root", "--role", "admin"))
+    expect(page.locator(f"#job-{job}")).to_be_visible()
+    in_all_looks(page, "overview-admin")
+
+
+def test_the_login_says_what_is_wrong_and_the_cookie_is_out_of_reach(page: Page, gateway: Gateway) -> None:
+    page.goto("/claude/dashboard/login")
+    in_all_looks(page, "login")
+    for token, said in (("nonsense", "not a token"), ("e30.e30.e30", "does not accept")):
+        page.get_by_label("Access token").fill(token)
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text(said)
+    log_in(page, gateway.token("somebody", "--tier", "pro"))
+    assert page.evaluate("document.cookie") == ""
+    (cookie,) = page.context.cookies()
+    assert (cookie["name"], cookie["httpOnly"], cookie["sameSite"]) == ("claude_token", True, "Strict")
+    assert cookie["path"] == "/claude/dashboard"
+
+
+def test_without_scripts_it_works(chromium: Browser, gateway: Gateway) -> None:
+    job = submit(gateway, "plain", "[[hang]]")
+    context = chromium.new_context(base_url=gateway.url, java_script_enabled=False)
+    opened = context.new_page()
+    log_in(opened, gateway.token("plain", "--tier", "pro"))
+    opened.locator(f"#job-{job}").click()
+    opened.locator("#cancel").click()
+    opened.wait_for_load_state()
+    for _ in range(40):
+        opened.reload()
+        if opened.locator("#state").inner_text() == "cancelled":
+            break
+        opened.wait_for_timeout(250)
+    assert opened.locator("#state").inner_text() == "cancelled"
+    context.close()
