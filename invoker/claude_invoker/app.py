@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -18,7 +19,9 @@ from claude_invoker.jobs.store import Store, connect
 from claude_invoker.ledger import Ledger
 from claude_invoker.metrics import Metrics
 from claude_invoker.runs.engine import Engine
+from claude_invoker.runs.run import Run
 from claude_invoker.settings import Settings
+from claude_invoker.tracing import Tracing
 
 ROUTERS = (invoke.router, runs.router, jobs.router, dashboard.router)
 
@@ -29,7 +32,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     ledger = Ledger(settings.redis_url) if settings.redis_url else None
     engine = Engine(settings, ledger)
     metrics = Metrics(engine)
-    engine.on_finish = metrics.observe
+    tracing = Tracing(settings.otlp_endpoint)
+
+    def finished(run: Run) -> None:
+        metrics.observe(run)
+        tracing.record(run)
+
+    engine.on_finish = finished
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -46,6 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await app.state.queues.close()
             await app.state.jobs.redis.aclose()
         await app.state.seen.close()
+        await asyncio.to_thread(tracing.close)
         if ledger is not None:
             await ledger.close()
 

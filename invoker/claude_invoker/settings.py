@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     shared_uid_tools: bool = False
     """Not started as root, all runs share one user: allow tools that run commands nevertheless."""
 
+    otlp_endpoint: str | None = None
+    """Base URL of an OTLP receiver (HTTP), such as http://collector:4318; unset: nothing is traced."""
+
     model: str = "sonnet"
     models: Names = ()
     """Models that may be asked for; empty: any that the gateway's clamp lets through."""

@@ -15,6 +15,7 @@ from claude_invoker.jobs.store import Store, connect
 from claude_invoker.ledger import Ledger
 from claude_invoker.runs.engine import Engine
 from claude_invoker.settings import Settings
+from claude_invoker.tracing import Tracing
 
 
 async def serve(settings: Settings) -> None:
@@ -31,6 +32,8 @@ async def serve(settings: Settings) -> None:
     redis = connect(settings.redis_url)
     queues = open_queues(settings.redis_url)
     engine = Engine(settings, ledger)
+    tracing = Tracing(settings.otlp_endpoint)
+    engine.on_finish = tracing.record
     runner = Runner(settings, engine, Store(redis, settings.tier_priority), queues)
     await runner.salvage()
     async with engine, runner.serving():
@@ -40,6 +43,7 @@ async def serve(settings: Settings) -> None:
         await asyncio.wait((draining, stopping), return_when=asyncio.FIRST_COMPLETED)
         draining.cancel()
         stopping.cancel()
+    await asyncio.to_thread(tracing.close)
     await queues.close()
     await redis.aclose()
     await ledger.close()

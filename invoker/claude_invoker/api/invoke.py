@@ -48,6 +48,7 @@ async def invoke(
     if engine.ledger is not None and not await engine.ledger.acquire(caller):
         raise Problem(503, "busy", "the gateway's limit of runs at once", {"Retry-After": "5"})
     run = engine.submit(chosen, caller)
+    run.traceparent = request.headers.get("traceparent", "")[:128]
     request.state.started = True
     accept = preferred(request.headers.get("accept"))
     if accept == EVENT_STREAM:

@@ -148,6 +148,7 @@ class Runner:
             await self._end(job, "failed", error=problem.document())
             return
         run = self.engine.submit(decided, job.caller, job.id)
+        run.traceparent = job.traceparent
         self.current[job.id] = run
         beating = asyncio.create_task(self._beat(job, run))
         try:

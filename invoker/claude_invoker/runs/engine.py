@@ -26,7 +26,7 @@ from claude_invoker.cli.command import Deadlines, Shape
 from claude_invoker.cli.keyproxy import Grant, KeyProxy
 from claude_invoker.cli.pool import Launcher, Pool, Ready
 from claude_invoker.cli.process import CliError, CliProcess
-from claude_invoker.cli.tree import Tree, Workplace, prepare, tree_root
+from claude_invoker.cli.tree import Tree, Workplace, dismantle, prepare, tree_root
 from claude_invoker.cli.users import Users
 from claude_invoker.ledger import Ledger
 from claude_invoker.model import RunResult
@@ -109,6 +109,7 @@ class Engine:
         await self.pool.stop()
         await self._proxy.stop()
         self._workplace.close()
+        dismantle(self._trees)
 
     def _default_shape(self) -> Shape:
         from claude_invoker.model import InvokeRequest
@@ -135,6 +136,7 @@ class Engine:
         retention_s = self.settings.tier_retention_s.get(caller.tier or "", self.settings.retention_s)
         run = Run(run_id, caller.subject, plan, self._state / "artifacts" / run_id, retention_s)
         run.tier = caller.tier or ""
+        run.is_job = job_id is not None
         run.leased = self.ledger is not None and caller.lease is not None
         self.runs[run_id] = run
         wait_s = None if job_id else self.settings.queue_wait_s

@@ -32,6 +32,9 @@ class Run:
     created_at: float = field(default_factory=time.time)
     finished_at: float | None = None
     tier: str = ""
+    traceparent: str = ""
+    """The W3C trace context of the request that asked for the run."""
+    is_job: bool = False
     leased: bool = False
     """Holds a lease in the gateway's ledger until done."""
     model: str = ""

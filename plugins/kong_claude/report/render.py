@@ -17,7 +17,7 @@ body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:60rem;margin:2re
 h1{margin:0;font-size:1.7rem}h2{font-size:1.1rem;margin:2rem 0 .5rem}
 .span{color:#616e7c}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(8rem,1fr));gap:.8rem;margin:1.5rem 0}
-.figures div{background:#f4f6f8;border-radius:6px;padding:.7rem .9rem}.figures b{display:block;font-size:1.35rem}
+.figures div{background:#f4f6f8;border-radius:6px;padding:.7rem .9rem}.figures b{display:block;font-size:1.2rem}
 table{border-collapse:collapse;width:100%;font-size:.9rem}td,th{padding:.3rem .6rem;border-bottom:1px solid #e4e7eb}
 th{text-align:right;font-weight:600;color:#52606d}td{text-align:right;font-variant-numeric:tabular-nums}
 td:first-child,th:first-child{text-align:left;overflow-wrap:anywhere}img{max-width:100%}ul{padding-left:1.2rem}
