@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claude_invoker.cli.tree import Tree, Workplace, prepare
+from claude_invoker.cli.tree import Tree, Workplace, dismantle, prepare
 from claude_invoker.runs import artifacts, events
 from claude_invoker.runs.artifacts import Bounds, collect, content_type, survey
 from claude_invoker.runs.events import EventLog
@@ -128,6 +128,11 @@ def test_an_abandoned_workplace_is_found(tmp_path: Path) -> None:
     assert list(second.abandoned()) == [first.path]
     second.close()
     assert not second.path.exists()
+    dismantle(tmp_path / "trees")
+    assert (tmp_path / "trees").exists(), "another engine's trees are in it"
+    Tree(first.path).delete()
+    dismantle(tmp_path / "trees")
+    assert not (tmp_path / "trees").exists()
 
 
 def test_a_directory_of_another_is_not_used(tmp_path: Path) -> None:

@@ -17,13 +17,15 @@ import pytest
 from tests.invoker.conftest import Invoker, tool, wait_for
 
 LONG = bool(os.environ.get("INVOKER_LONG"))
-SLEEPER = tool("Bash", command="echo partial > partial.txt; setsid -f sleep 3333; sleep 3334")
+# Durations that tell the processes of these tests from those of other workers.
+ESCAPED, WAITING = (str(10_000_000 + 10 * os.getpid() + number) for number in (0, 1))
+SLEEPER = tool("Bash", command=f"echo partial > partial.txt; setsid -f sleep {ESCAPED}; sleep {WAITING}")
 
 
 def sleepers() -> list[int]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if process.info["cmdline"] in (["sleep", "3333"], ["sleep", "3334"]):
+        if process.info["cmdline"] in (["sleep", ESCAPED], ["sleep", WAITING]):
             found.append(process.pid)
     return found
 

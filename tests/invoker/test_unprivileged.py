@@ -90,11 +90,13 @@ def test_tools_that_run_commands_need_a_user_for_each_run(stand_in: StandInProce
 def test_a_shared_user_can_be_chosen_and_runs_still_end(stand_in: StandInProcess, folder: Path) -> None:
     process, client = start(stand_in, folder, INVOKER_SHARED_UID_TOOLS="1")
     try:
-        prompt = tool("Bash", command="setsid -f sleep 3335; (setsid -f nohup sleep 3335 >/dev/null 2>&1 &); id -u")
+        seconds = str(20_000_000 + os.getpid())
+        escape = f"setsid -f sleep {seconds}; (setsid -f nohup sleep {seconds} >/dev/null 2>&1 &); id -u"
+        prompt = tool("Bash", command=escape)
         answer = client.post("/invoke", json={"prompt": prompt, "tools": ["Bash"]})
         assert answer.status_code == 200, answer.text
         cmdlines = [found.info["cmdline"] for found in psutil.process_iter(["cmdline"])]
-        assert ["sleep", "3335"] not in cmdlines
+        assert ["sleep", seconds] not in cmdlines
         assert client.get("/healthz").status_code == 200, "the invoker has the same user, and lives"
     finally:
         client.close()

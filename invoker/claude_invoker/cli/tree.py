@@ -116,7 +116,7 @@ class Workplace:
         self._lock: IO[bytes] | None = None
 
     def open(self) -> None:
-        self.path.mkdir(mode=0o711)
+        self.path.mkdir(mode=0o711, parents=True)
         self.path.chmod(0o711)
         self._lock = (self.path / ".lock").open("wb")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -134,3 +134,11 @@ class Workplace:
             with contextlib.suppress(OSError), (path / ".lock").open("rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 yield path
+
+
+def dismantle(trees: Path) -> None:
+    """Removes what `prepare` made, where no other engine and no session is left in it."""
+    with contextlib.suppress(OSError):
+        (trees / "engines").rmdir()
+        (trees / "sessions").rmdir()
+        shutil.rmtree(trees)
