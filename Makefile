@@ -65,7 +65,10 @@ test-ledger: setup ## the rate ledgers against their model, 1,500 histories (2 m
 	$(BIN)/python -m pytest tests/rate_tiers -m slow -q --timeout=1200
 
 test-invoker-long: setup ## 200 mixed runs of the real CLI, and schemathesis at length (10 minutes)
-	INVOKER_LONG=1 $(BIN)/python -m pytest tests/invoker -q --timeout=900
+	INVOKER_LONG=1 $(BIN)/python -m pytest tests/invoker -q
 
 test-docker: setup ## the scenarios against docker compose (real Kong; MINIKONG=1: minikong); fails where it cannot run
 	KONG_CLAUDE_DOCKER=required $(BIN)/python -m pytest tests/docker -m docker -q
+
+jobs-chaos: setup ## 500 jobs while workers and Redis are killed, with both policies; about 10 minutes
+	JOBS_CHAOS=500 $(BIN)/python -m pytest tests/jobs/test_workers.py -q

@@ -22,7 +22,7 @@ from kong_claude.trust import ledger
 from tests.jobs.conftest import until
 
 CHAOS = int(os.environ.get("JOBS_CHAOS", "30"))
-pytestmark = pytest.mark.timeout(60 + CHAOS)
+pytestmark = pytest.mark.timeout(120 + 2 * CHAOS)
 
 
 class Scene:

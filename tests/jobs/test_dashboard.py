@@ -1,0 +1,138 @@
+"""The dashboard's doors: who may open which page, where a change must come from, what the login keeps."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from claude_invoker.dashboard.routes import STATIC
+from claude_invoker.dashboard.transcript import read
+from tests.jobs.conftest import serving
+from tests.rate_tiers.servers import RedisProcess
+
+TOKEN = "eyJh.eyJz.c2ln"
+HOME = "/claude/dashboard"
+VISITOR = {"chk": ["rate-tiers"]}
+OURS = {"Sec-Fetch-Site": "same-origin"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (OURS, 303),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "none"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "http://invoker"}, 403),
+        ({}, 403),
+        ({"Origin": "http://invoker"}, 303),
+        ({"Origin": "http://invoker:8000"}, 303),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://evil.test"}, 403),
+        ({"Origin": "http://invoker.evil.test"}, 403),
+        ({"Origin": "https://gateway.example", "X-Forwarded-Host": "gateway.example"}, 303),
+        ({"Origin": "https://gateway.example:8443", "X-Forwarded-Host": "gateway.example"}, 303),
+        ({"Origin": "http://invoker", "X-Forwarded-Host": "gateway.example"}, 403),
+        ({"Origin": "http://[::1]:8000", "X-Forwarded-Host": "[::1]"}, 303),
+    ],
+)
+async def test_changes_come_from_our_pages(
+    redis_server: RedisProcess, state: Path, headers: dict[str, str], status: int
+) -> None:
+    async with serving(redis_server, state, worker="none") as gateway:
+        created = await gateway.create()
+        for path, claims in (
+            (f"{HOME}/login", VISITOR),
+            (f"{HOME}/login/out", VISITOR),
+            (f"{HOME}/jobs/{created['id']}/cancel", {}),
+        ):
+            subject = None if claims else "alice"
+            answer = await gateway.ask("POST", path, subject, claims=claims, data={"token": TOKEN}, headers=headers)
+            assert answer.status_code == status, (path, answer.text)
+        found = await gateway.ask("GET", created["links"]["self"])
+        assert found.json()["state"] == ("cancelled" if status == 303 else "queued")
+
+
+@pytest.mark.parametrize("path", [HOME, f"{HOME}/live", f"{HOME}/jobs/job_{'0' * 24}"])
+async def test_a_visitor_sees_the_login_and_nothing_else(redis_server: RedisProcess, state: Path, path: str) -> None:
+    async with serving(redis_server, state, worker="none") as gateway:
+        assert (await gateway.ask("GET", path, None, claims=VISITOR)).status_code == 401
+        assert (await gateway.ask("GET", path, "alice", claims=VISITOR)).status_code == 401
+        assert (await gateway.client.get(path)).status_code == 401
+        for open_path in (f"{HOME}/login", *(f"{HOME}/static/{name}" for name in STATIC)):
+            assert (await gateway.client.get(open_path)).status_code == 401  # past the gateway there is nothing
+            answer = await gateway.ask("GET", open_path, None, claims=VISITOR)
+            assert answer.status_code == 200
+            assert (await gateway.ask("GET", open_path, None, claims={"chk": []})).status_code == 401
+        for wrong in ("x.css", "..%2froutes.py", "%2e%2e/routes.py", "../routes.py"):
+            answer = await gateway.ask("GET", f"{HOME}/static/{wrong}", None, claims=VISITOR)
+            assert answer.status_code in (401, 404), wrong
+            assert "import" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("token", "status"),
+    [
+        (TOKEN, 303),
+        (f"  Bearer {TOKEN}\n", 303),
+        ("", 422),
+        ("x", 422),
+        ("a.b.c; Domain=x", 422),
+        ("a.b." + "c" * 4000, 422),
+    ],
+)
+async def test_the_login_keeps_only_tokens(redis_server: RedisProcess, state: Path, token: str, status: int) -> None:
+    async with serving(redis_server, state, worker="none") as gateway:
+        answer = await gateway.ask("POST", f"{HOME}/login", None, claims=VISITOR, data={"token": token}, headers=OURS)
+        assert answer.status_code == status
+        if status == 303:
+            assert answer.headers["location"] == HOME
+            cookie = answer.headers["set-cookie"]
+            assert cookie == f"claude_token={TOKEN}; HttpOnly; Path={HOME}; SameSite=strict"
+            secure = OURS | {"X-Forwarded-Proto": "https"}
+            answer = await gateway.ask(
+                "POST", f"{HOME}/login", None, claims=VISITOR, data={"token": token}, headers=secure
+            )
+            assert answer.headers["set-cookie"].endswith("; Secure")
+            out = await gateway.ask("POST", f"{HOME}/login/out", None, claims=VISITOR, headers=OURS)
+            assert "Max-Age=0" in out.headers["set-cookie"]
+
+
+async def test_every_page_carries_the_policy_and_no_inline_code(redis_server: RedisProcess, state: Path) -> None:
+    async with serving(redis_server, state, worker="none") as gateway:
+        evil = '"><script>alert(1)</script>{{ 7*7 }}'
+        created = await gateway.create(evil, context={"repository": evil})
+        pages = [
+            await gateway.ask("GET", HOME),
+            await gateway.ask("GET", f"{HOME}/jobs/{created['id']}"),
+            await gateway.ask("GET", f"{HOME}/login", None, claims=VISITOR),
+        ]
+        for page in pages:
+            assert page.status_code == 200
+            policy = page.headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert page.headers["cache-control"] == "no-store"
+            assert re.findall(r"<script(?![^>]* src=)|<style| style=| on\w+=", page.text) == []
+            assert "alert(1)</script>" not in page.text
+            assert re.findall(r"(?:src|href|action)=\"(?!/claude/dashboard|#)", page.text) == []
+
+
+def test_a_transcript_is_text_and_lines() -> None:
+    events = [
+        ("1-1", "run.started", '{"model": "m"}'),
+        ("1-2", "content_block_start", '{"content_block": {"type": "text"}}'),
+        ("1-3", "content_block_delta", '{"delta": {"text": "a"}}'),
+        ("1-4", "content_block_delta", '{"delta": {"partial_json": "{"}}'),
+        ("1-5", "tool", '{"state": "started", "name": "Read", "input": {"x": 1}}'),
+        ("1-6", "tool", '{"state": "finished", "is_error": true, "content": "no"}'),
+        ("1-7", "content_block_start", '{"content_block": {"type": "text"}}'),
+        ("1-8", "content_block_delta", '{"delta": {"text": "b"}}'),
+        ("1-999999999", "job.done", "{}"),
+    ]
+    text, lines, last = read(events)
+    assert text == "a\n\nb"
+    assert lines == ["started with m", 'Read {"x": 1}', "failed: no", "done"]
+    assert last == "1-999999999"
