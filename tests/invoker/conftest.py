@@ -144,7 +144,7 @@ def start_invoker(
     for process in processes:
         process.wait(20)
     for folder in folders:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
