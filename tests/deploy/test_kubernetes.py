@@ -93,3 +93,9 @@ def test_pods_hold_no_more_power_than_they_need(kind: str) -> None:
     assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
     assert container["resources"]["limits"]["memory"]
     assert not any(e["name"].endswith(("KEY", "SECRET")) for e in container["env"]), "secrets come by file"
+
+
+def test_workers_scale_on_a_metric_that_the_invoker_exports() -> None:
+    (scaler,) = [r for _, r in ALL if r["kind"] == "HorizontalPodAutoscaler"]
+    metric = scaler["spec"]["metrics"][0]["external"]["metric"]["name"]
+    assert f'"{metric}"' in (ROOT / "invoker" / "claude_invoker" / "metrics.py").read_text()
