@@ -16,7 +16,7 @@ import pytest
 
 from tests.metrics.conftest import Stack, token
 
-# The long form: make metrics-exact
+# The long form: make metrics-long
 REQUESTS = int(os.environ.get("METRICS_REQUESTS", "1000"))
 KINDS = ("ok", "ok", "ok", "401", "403", "429", "404", "stream", "abort", "odd")
 

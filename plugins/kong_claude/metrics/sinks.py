@@ -19,6 +19,7 @@ from kong_claude.metrics.registry import LOG_DROPPED
 
 REOPEN_SECONDS = 1.0  # how long a rotated file may still be written to
 TRIES = 3
+CLOSE_SECONDS = 5.0
 
 
 class Sink(Protocol):
@@ -92,6 +93,7 @@ class Http:
         self._lines: deque[tuple[int, bytes]] = deque()
         self._wake = threading.Event()
         self._closed = False
+        self._deadline = float("inf")
         self._pool = PoolManager(timeout=Timeout(connect=2.0, read=5.0), retries=False)
         self._thread = threading.Thread(target=self._run, daemon=True, name="claude-access-log")
         self._thread.start()
@@ -130,16 +132,17 @@ class Http:
                 return True
             if 400 <= status < 500 and status != 429:
                 return False  # it will not like the same lines better
-            if self._closed:
+            if time.monotonic() > self._deadline:
                 return False
             time.sleep(0.2 * 2**attempt)
         return False
 
     def close(self) -> None:
         """Sends what waits, within a few seconds."""
+        self._deadline = time.monotonic() + CLOSE_SECONDS
         self._closed = True
         self._wake.set()
-        self._thread.join(5)
+        self._thread.join(CLOSE_SECONDS)
         self.flush()
         self._pool.clear()
 

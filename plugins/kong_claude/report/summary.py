@@ -74,7 +74,7 @@ class Summary:
         self.refusals: Counter[str] = Counter()
         self.hours: dict[int, list[float]] = {}  # hour → requests, refusals, cost
         self.peaks: dict[str, int] = {}  # tier → most requests of one caller in one minute
-        self._minutes: dict[str, list[int]] = {}  # subject → minute, requests in it
+        self._minutes: dict[tuple[str, str], list[int]] = {}  # (subject, tier) → minute, requests in it
         self._slowest: list[tuple[float, int, dict[str, Any]]] = []
         self.metered: dict[str, float] = {}  # tier → cost as Prometheus has it: streams and jobs included
 
@@ -131,11 +131,12 @@ class Summary:
         """Logs are in order of time, nearly: a minute that has passed is never counted again."""
         if not subject or not tier:
             return
-        if len(self._minutes) >= MAX_SUBJECTS and subject not in self._minutes:
-            self._minutes = {s: seen for s, seen in self._minutes.items() if seen[0] >= minute}
+        caller = (subject, tier)
+        if len(self._minutes) >= MAX_SUBJECTS and caller not in self._minutes:
+            self._minutes = {c: seen for c, seen in self._minutes.items() if seen[0] >= minute}
             if len(self._minutes) >= MAX_SUBJECTS:
                 return
-        seen = self._minutes.setdefault(subject, [minute, 0])
+        seen = self._minutes.setdefault(caller, [minute, 0])
         if seen[0] != minute:
             seen[:] = [minute, 0]
         seen[1] += 1

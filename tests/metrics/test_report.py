@@ -1,0 +1,147 @@
+"""`kong-claude report`: right sums, bounded memory, broken lines survived, and pages that hold what they should."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kong_claude.report.read import parse
+from kong_claude.report.summary import MAX_GROUPS, Quantiles, Summary
+
+COMMAND = str(Path(sys.executable).parent / "kong-claude")
+NOW = time.time()
+
+
+def line(**more: Any) -> dict[str, Any]:
+    base = {"time": NOW - 60, "status": 200, "request_time": 1.0, "subject": "ada", "tier": "pro", "model": "haiku",
+            "route": "claude-invoke", "input_tokens": 10, "output_tokens": 5, "cost_usd": 0.5, "refusal": "",
+            "repository": "org/app", "team": "core", "run_id": "run_1", "request_id": "r"}  # fmt: skip
+    return base | more
+
+
+def report(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [COMMAND, "report", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+def test_sums_groups_and_spans(tmp_path: Path) -> None:
+    lines = [line() for _ in range(6)]
+    lines += [line(tier="free", model="opus", cost_usd=2, status=502)]
+    lines += [line(tier="", model="", cost_usd=0, status=429, refusal="rate-tiers/rate_limited", request_time=0.001)]
+    lines += [line(time=NOW - 30 * 86400)]
+    text = "".join(json.dumps(entry) + "\n" for entry in lines)
+    (tmp_path / "access.jsonl").write_text(text + '{"broken\nnull\n{"status": "x", "time": 1}\n[]\n\n')
+    with gzip.open(tmp_path / "access.jsonl.1.gz", "wt") as packed:
+        packed.write(json.dumps(line(request_time=99, run_id="run_slow")) + "\n")
+    config = tmp_path / "kong.yml"
+    config.write_text("x: {tiers: [{name: pro, minute: 7}, {name: free, minute: 100}]}")
+    done = report(tmp_path, "--out", tmp_path / "r.json", "--config", config)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["broken_lines"] == 5
+    assert found["outside"] == 1
+    assert found["total"] | {"p50_s": 0, "p95_s": 0, "p99_s": 0} == {
+        "requests": 9, "refusals": 1, "errors": 1, "input_tokens": 90, "output_tokens": 45, "cost_usd": 5.5,
+        "p50_s": 0, "p95_s": 0, "p99_s": 0}  # fmt: skip
+    assert found["by_tier"]["pro"]["requests"] == 7
+    assert found["by_model"]["opus"]["cost_usd"] == 2
+    assert found["refusals"] == {"rate-tiers/rate_limited": 1}
+    assert found["slowest"][0]["run_id"] == "run_slow"
+    assert found["peaks_per_minute"]["pro"] == 7
+    assert any("Tier pro" in hint and "raising" in hint for hint in found["hints"])
+
+
+def test_percentiles_are_right_to_a_few_percent() -> None:
+    generator, quantiles = random.Random(3), Quantiles()
+    values = sorted(generator.lognormvariate(0, 2) for _ in range(20_000))
+    for value in values:
+        quantiles.add(value)
+    for share in (0.5, 0.9, 0.95, 0.99):
+        assert math.isclose(quantiles.at(share), values[int(share * len(values))], rel_tol=0.03)
+    assert len(quantiles.counts) < 600
+
+
+def test_groups_are_bounded() -> None:
+    summary = Summary(0, NOW + 1)
+    for number in range(MAX_GROUPS + 500):
+        summary.add(line(repository=f"org/{number}"))
+    assert len(summary.groups["repository"]) == MAX_GROUPS + 1
+    assert summary.groups["repository"]["(others)"].requests == 500
+
+
+@pytest.mark.parametrize("raw", [b"", b"\n", b"null", b"[]", b'{"status":200}', b'{"status":200,"time_local":7}', b"\xff",
+                                 b"[" * 5000])  # fmt: skip
+def test_what_is_no_line(raw: bytes) -> None:
+    assert parse(raw) is None
+
+
+@pytest.mark.parametrize("changed", [{"status": None}, {"cost_usd": "NaN"}, {"request_time": [1]}, {"time": 1e400}])
+def test_lines_with_other_kinds_of_values_are_broken(changed: dict[str, Any]) -> None:
+    summary = Summary(0, NOW + 1)
+    summary.add(line(**changed))
+    assert (summary.broken, summary.all.requests) == (1, 0)
+
+
+def test_a_page_is_inert_and_complete(tmp_path: Path) -> None:
+    log = tmp_path / "a.jsonl"
+    evil = "<script>alert(1)</script>|\x1b[31m$x^2$"
+    log.write_text(json.dumps(line(team=evil, model=evil)) + "\n")
+    for form in ("html", "md", "pdf"):
+        done = report(log, "--out", tmp_path / f"r.{form}")
+        assert done.returncode == 0, done.stderr
+    page = (tmp_path / "r.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "\x1b" not in page + (tmp_path / "r.md").read_text()
+    assert (tmp_path / "r.pdf").read_bytes().startswith(b"%PDF")
+    if shutil.which("pdftotext"):
+        text = subprocess.run(["pdftotext", tmp_path / "r.pdf", "-"], capture_output=True, text=True).stdout
+        assert "Claude gateway" in text
+        assert "By tier" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["/nonexistent/a.jsonl"], "not there"), (["a", "--out", "r.doc"], ".pdf"), (["a", "--since", "x"], "age")],
+)
+def test_bad_input_is_one_line(arguments: list[str], said: str) -> None:
+    done = report(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
+
+
+def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
+    """The long form reads a gigabyte: make metrics-long."""
+    size = int(os.environ.get("REPORT_BYTES", 20 << 20))
+    block = b"".join(
+        json.dumps(line(subject=f"u{i}", request_time=i / 100, run_id=f"run_{i:024x}", pad="x" * 300)).encode() + b"\n"
+        for i in range(2000)
+    )
+    log = tmp_path / "big.jsonl"
+    with log.open("wb") as out:
+        for _ in range(size // len(block) + 1):
+            out.write(block)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    began = time.monotonic()
+    done = subprocess.run(
+        [COMMAND, "report", str(log), "--out", str(tmp_path / "r.json")], capture_output=True, text=True
+    )
+    print(f"{log.stat().st_size >> 20} MiB in {time.monotonic() - began:.1f} s", file=sys.stderr)
+    assert done.returncode == 0, done.stderr
+    log.unlink()
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    print(f"peak {peak >> 10} MiB", file=sys.stderr)
+    assert peak < max(before, 250 << 10)  # KiB
