@@ -72,3 +72,6 @@ test-docker: setup ## the scenarios against docker compose (real Kong; MINIKONG=
 
 jobs-chaos: setup ## 500 jobs while workers and Redis are killed, with both policies; about 10 minutes
 	JOBS_CHAOS=500 $(BIN)/python -m pytest tests/jobs/test_workers.py -q
+
+metrics-long: setup ## 10,000 mixed requests counted exactly, a report over 1 GB of logs; about 4 minutes
+	METRICS_REQUESTS=10000 REPORT_BYTES=1000000000 $(BIN)/python -m pytest tests/metrics -q -s --timeout=900
