@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from claude_invoker.dashboard.routes import STATIC
+from claude_invoker.dashboard.routes import STATIC, _event
 from claude_invoker.dashboard.transcript import read
 from tests.jobs.conftest import serving
 from tests.rate_tiers.servers import RedisProcess
@@ -118,6 +118,12 @@ async def test_every_page_carries_the_policy_and_no_inline_code(redis_server: Re
             assert re.findall(r"<script(?![^>]* src=)|<style| style=| on\w+=", page.text) == []
             assert "alert(1)</script>" not in page.text
             assert re.findall(r"(?:src|href|action)=\"(?!/claude/dashboard|#)", page.text) == []
+
+
+def test_an_event_cannot_be_broken_out_of() -> None:
+    assert _event("x", "a\rdata: b\r\nevent: y\n\nid: 1", "1-1") == (
+        "id: 1-1\nevent: x\ndata: a\ndata: data: b\ndata: event: y\ndata: \ndata: id: 1\n\n"
+    )
 
 
 def test_a_transcript_is_text_and_lines() -> None:

@@ -21,7 +21,7 @@ from claude_invoker.jobs.store import Store, connect
 from kong_claude.trust import ledger
 from tests.jobs.conftest import until
 
-CHAOS = int(os.environ.get("JOBS_CHAOS", "30"))
+CHAOS = int(os.environ.get("JOBS_CHAOS", "24"))
 pytestmark = pytest.mark.timeout(120 + 2 * CHAOS)
 
 

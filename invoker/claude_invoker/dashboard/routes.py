@@ -184,5 +184,6 @@ async def _job_values(request: Request, job: Job) -> dict[str, Any]:
 
 
 def _event(name: str, data: str, event_id: str = "") -> str:
-    lines = "".join(f"data: {line}\n" for line in data.split("\n"))
+    """One server-sent event. A carriage return ends a line there, too, and may be a user's."""
+    lines = "".join(f"data: {line}\n" for line in re.split("\r\n|\r|\n", data))
     return f"{f'id: {event_id}' + chr(10) if event_id else ''}event: {name}\n{lines}\n"
