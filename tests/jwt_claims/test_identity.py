@@ -257,6 +257,7 @@ def test_problem_details(send: Send) -> None:
     assert event.exit.headers == {
         "Content-Type": "application/problem+json",
         "WWW-Authenticate": 'Bearer realm="claude"',
+        "X-Claude-Refusal": "jwt-claims/no_token",
     }
     assert event.exit.body == {
         "type": "urn:kong-claude:problem:no_token",
