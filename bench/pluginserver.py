@@ -7,11 +7,13 @@ event of `n` PDK calls. The servers are measured in turn within each round; figu
 floor is a bare epoll loop that reads, decodes, looks up and answers the same frames as ours, without a plugin.
 CPU is the server process's own, from /proc (10 ms ticks). Keys: `<server>_n<n>c<c>_<figure>`, the ratios
 `x_stock_threads_*`, `x_stock_gevent_*` (events/s), `x_floor_cpu_*` (CPU per event), and ours as `p50_ms_*`, `p99_ms_*`.
+`ours_n10c64_nil_*` and `ours_n10c64_idfirst_*`: the same with Kong's other forms of a Step.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import select
@@ -43,62 +45,71 @@ class Plugin:
             kong.request.get_header("authorization")
 """
 
+# The driver shares the machine with what it measures, so it decodes nothing: it finds the EventId's bytes in an answer
+# and sends frames whose beginnings, with msgid, are made beforehand.
+HEADS = [b"\x94\x00" + msgpack.packb(msgid) for msgid in range(1, 4096)]
+EVENT_ID, RET = msgpack.packb("EventId"), msgpack.packb("Data") + msgpack.packb("ret")
+# What comes before and after the id in a Step. Kong's key order is each worker's own; a nil answer has no Data.
+DATA, STEP = msgpack.packb("Data") + msgpack.packb("Bearer x"), msgpack.packb("plugin.Step") + b"\x91"
+FORMS = {
+    "value": (STEP + b"\x82" + DATA + EVENT_ID, b""),
+    "idfirst": (STEP + b"\x82" + EVENT_ID, DATA),
+    "nil": (STEP + b"\x81" + EVENT_ID, b""),
+}
+LENGTH = {0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9} | dict.fromkeys(range(0x80), 1)  # of a packed integer
+
 
 class Load:
     """Kong's side: `run` keeps `concurrency` events going and returns (events/s, sorted latencies in s)."""
 
-    def __init__(self, path: str, calls: int) -> None:
+    def __init__(self, path: str, calls: int, form: str = "value") -> None:
         with Driver(path) as driver:
             instance = driver.start_instance("bench", {"calls": calls})
         pack = msgpack.packb
         arg = pack([{"InstanceId": instance, "EventName": "access"}])
         self.event = pack("plugin.HandleEvent") + arg
-        self.step = pack("plugin.Step") + b"\x91\x82" + pack("Data") + pack("Bearer x") + pack("EventId")
+        self.before_id, self.after_id = FORMS[form]
         self.path = path
         self.pool: list[socket.socket] = []
-        self.msgid = 0
 
     def run(self, concurrency: int, seconds: float) -> tuple[float, list[float]]:
-        unpack, pack, clock = msgpack.unpackb, msgpack.Packer().pack, time.perf_counter
-        pool, event, step, msgid = self.pool, self.event, self.step, self.msgid
+        clock, event, before, after = time.perf_counter, self.event, self.before_id, self.after_id
         epoll = select.epoll()
-        while len(pool) < concurrency:
+        while len(self.pool) < concurrency:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.connect(self.path)
-            pool.append(sock)
-        busy = {}
-        for sock in pool:
-            epoll.register(sock.fileno(), select.EPOLLIN)
+            self.pool.append(sock)
+        # Last in, first out: an event's next frame goes out on the connection that its answer has just come in on.
+        started, receive, send = {}, {}, {}
+        for sock in self.pool[:concurrency]:
+            fd = sock.fileno()
+            epoll.register(fd, select.EPOLLIN)
+            receive[fd], send[fd] = sock.recv, sock.send
+        heads = itertools.cycle(HEADS)
         latencies: list[float] = []
         begin = clock()
         end = begin + seconds
-        for _ in range(concurrency):
-            sock = pool.pop()
-            busy[sock.fileno()] = (sock, clock())
-            msgid += 1
-            sock.send(b"\x94\x00" + pack(msgid) + event)
-        while busy:
+        for fd, write in send.items():
+            started[fd] = clock()
+            write(next(heads) + event)
+        while started:
             ready = epoll.poll(30)
             if not ready:
                 raise TimeoutError("the server does not answer")
             for fd, _ in ready:
-                sock, started = busy.pop(fd)
-                result = unpack(sock.recv(65536))[3]
-                pool.append(sock)
-                msgid = (msgid + 1) & 0xFFFFFF
-                if result["Data"] == "ret":
+                answer = receive[fd](65536)
+                if RET in answer:
                     now = clock()
-                    latencies.append(now - started)
+                    latencies.append(now - started[fd])
                     if now > end:
-                        continue
-                    started, frame = now, event
+                        del started[fd]
+                    else:
+                        started[fd] = now
+                        send[fd](next(heads) + event)
                 else:
-                    frame = step + pack(result["EventId"])
-                sock = pool.pop()
-                busy[sock.fileno()] = (sock, started)
-                sock.send(b"\x94\x00" + pack(msgid) + frame)
+                    at = answer.index(EVENT_ID) + len(EVENT_ID)
+                    send[fd](next(heads) + before + answer[at : at + LENGTH[answer[at]]] + after)
         elapsed = clock() - begin
-        self.msgid = msgid
         epoll.close()
         latencies.sort()
         return len(latencies) / elapsed, latencies
@@ -202,7 +213,20 @@ def measure(rounds: int, seconds: float, log: Any = sys.stderr) -> dict[str, flo
                 print(f"{key}: {line}", file=log, flush=True)
             for load in loads.values():
                 load.close()
+        for key in ("nil", "idfirst"):
+            load = Load(servers["ours"][0], 10, key)
+            for _ in range(rounds):
+                load.run(64, seconds / 5)
+                before = cpu_seconds(servers["ours"][1])
+                _, latencies = load.run(64, seconds)
+                spent = cpu_seconds(servers["ours"][1]) - before
+                samples.setdefault(f"ours_n10c64_{key}", {}).setdefault("cpu_us", []).append(
+                    spent / len(latencies) * 1e6
+                )
+            load.close()
     out: dict[str, float] = {}
+    for key in ("nil", "idfirst"):
+        out[f"ours_n10c64_{key}_cpu_us"] = round(_medians(samples[f"ours_n10c64_{key}"])["cpu_us"], 4)
     for calls in CALLS:
         for concurrency in CONCURRENCY:
             key = f"n{calls}c{concurrency}"

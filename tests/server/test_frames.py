@@ -133,18 +133,40 @@ def test_random_bytes_never_end_the_server(ours: Server, data: bytes) -> None:
         max_leaves=8,
     ),
     cut=st.integers(0, 400),
+    id_first=st.booleans(),
 )
-def test_any_value_survives_the_way_to_the_plugin_and_back(ours: Server, value: object, cut: int) -> None:
+def test_any_value_survives_the_way_to_the_plugin_and_back(
+    ours: Server, value: object, cut: int, id_first: bool
+) -> None:
     with Driver(ours.socket_path) as kong:
         instance = kong.start_instance("battery", {"do": "one_call"})
         result = kong.call("plugin.HandleEvent", {"InstanceId": instance, "EventName": "access"})
         assert kong.sock is not None
         step = {"EventId": result["EventId"], **({} if value is None else {"Data": value})}
+        if not id_first:
+            step = dict(reversed(step.items()))
         packed = msgpack.packb([0, 99, "plugin.Step", [step]], unicode_errors="surrogateescape")
         kong.sock.sendall(packed[:cut])
         kong.sock.sendall(packed[cut:])
         frame = kong.receive()
         assert frame[3]["Data"] == {"Method": "kong.ctx.shared.set", "Args": ["host", value]}
+
+
+@pytest.mark.parametrize("keys", [("EventId", "Data"), ("Data", "EventId")], ids="-".join)
+def test_a_value_that_looks_like_the_id_of_another_event(ours: Server, keys: tuple[str, ...]) -> None:
+    with ours.driver() as kong, ours.driver() as other:
+        event = {"InstanceId": kong.start_instance("battery", {"do": "one_call"}), "EventName": "access"}
+        mine, theirs = (driver.call("plugin.HandleEvent", event)["EventId"] for driver in (kong, other))
+        for driver, event_id, value in (
+            (kong, mine, b"x" + msgpack.packb("EventId") + msgpack.packb(theirs)),
+            (other, theirs, "theirs"),
+        ):
+            fields = {"EventId": event_id, "Data": value}
+            result = driver.call("plugin.Step", {key: fields[key] for key in keys})
+            assert result["EventId"] == event_id
+            assert result["Data"] == {"Method": "kong.ctx.shared.set", "Args": ["host", value]}
+            # The setter's answer is nil: no Data.
+            assert driver.call("plugin.Step", {"EventId": event_id}) == {"EventId": event_id, "Data": "ret"}
 
 
 def test_64_mb_to_the_plugin(ours: Server) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 
 from kong_claude.server import wire
-from kong_claude.server.wire import ID_LENGTH, METHOD_AT, unpack
+from kong_claude.server.wire import ID_LENGTH, METHOD_AT, NIL, unpack
 from kong_claude.server.worker import Worker
 
 if TYPE_CHECKING:
@@ -82,7 +82,14 @@ class Connection:
         server = self.server
         receive = self._sock.recv
         events, known_events, begin = server.events, server.known_events, server.begin
-        request, step, step_length = wire.REQUEST, wire.STEP, len(wire.STEP)
+        request, step, step_of_nil, step_id_first, data_part = (
+            wire.REQUEST,
+            wire.STEP,
+            wire.STEP_OF_NIL,
+            wire.STEP_ID_FIRST,
+            wire.DATA,
+        )
+        step_length, before_id, data_length = len(step), len(step_id_first), len(data_part)
 
         def readable() -> None:
             data = b""
@@ -100,20 +107,26 @@ class Connection:
                 return
             try:
                 if self.decoder is None and len(data) > ID_LENGTH:
-                    worker = events.get(data[-ID_LENGTH:])
                     at = METHOD_AT[data[2]]
-                    if worker is None:
-                        known = known_events.get(data[at:])
-                        if known is not None and data.startswith(request) and not self.busy:
+                    worker = events.get(data[-ID_LENGTH:])
+                    packed = b""  # the one value of a Step; empty: to be decoded as a whole
+                    if worker is not None:
+                        if data[at : at + step_length] == step:
+                            packed = data[at + step_length : -ID_LENGTH]
+                        elif data[at:-ID_LENGTH] == step_of_nil:
+                            packed = NIL
+                    elif (known := known_events.get(data[at:])) is not None:
+                        if data.startswith(request) and not self.busy:
                             begin(self, data[2:at], *known)
                             return
-                    elif (
-                        worker.conn is None
-                        and (self.call is worker or not self.busy)
-                        and data[at : at + step_length] == step
-                    ):
+                    elif data[at : at + before_id] == step_id_first:
+                        after_id = at + before_id + ID_LENGTH
+                        worker = events.get(data[at + before_id : after_id])
+                        if data[after_id : after_id + data_length] == data_part:
+                            packed = data[after_id + data_length :]
+                    if packed and worker is not None and worker.conn is None and (self.call is worker or not self.busy):
                         try:
-                            answer = unpack(data[at + step_length : -ID_LENGTH])
+                            answer = unpack(packed)
                         except Exception:  # noqa: S110 - not one whole value: decoded below
                             pass
                         else:

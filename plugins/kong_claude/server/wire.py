@@ -27,9 +27,14 @@ EVENT_ID = b"\xa7EventId"
 DATA = b"\xa4Data"
 RET = DATA + b"\xa3ret"
 
-# Kong's usual frames, told by their constant parts instead of decoded: `REQUEST msgid STEP value EVENT_ID id` and
-# `REQUEST msgid HANDLE_EVENT rest`. Whatever looks otherwise (Kong's key order is arbitrary) is decoded.
+# Kong's usual frames, told by their constant parts instead of decoded: `REQUEST msgid` and then one of
+#   STEP value EVENT_ID id, STEP_ID_FIRST EVENT_ID id DATA value (its key order is each worker's own),
+#   STEP_OF_NIL EVENT_ID id, HANDLE_EVENT rest.
+# Whatever looks otherwise is decoded.
 STEP = b"\xabplugin.Step\x91\x82" + DATA
+STEP_ID_FIRST = b"\xabplugin.Step\x91\x82"
+STEP_OF_NIL = b"\xabplugin.Step\x91\x81"
+NIL = b"\xc0"
 HANDLE_EVENT = b"\xb2plugin.HandleEvent\x91"
 ID_LENGTH = len(EVENT_ID) + 9  # ids are of eight bytes
 # Where the method begins, by the first byte of msgid (Kong sends whole numbers as the shortest int); 0: not known.
