@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tests.docker.conftest import MINIKONG, ComposeGateway
+from tests.e2e.conftest import knocking
 from tests.e2e.test_main_path import (  # noqa: F401  (the same scenarios, another gateway)
     PROMPT,
     test_a_job_is_accepted_and_done,
@@ -84,22 +85,9 @@ def test_an_invoker_restarted_amid_a_stream_ends_the_stream(gateway: ComposeGate
 
 @pytest.mark.skipif(MINIKONG, reason="minikong has no `kong reload`")
 def test_kong_reload_under_load_lets_nobody_in(gateway: ComposeGateway) -> None:
-    answered: list[int] = []
-    stop = threading.Event()
-
-    def knock() -> None:
-        with gateway.client() as nobody:
-            while not stop.is_set():
-                answered.append(nobody.post("/claude/invoke", json=PROMPT).status_code)
-
-    knocking = [threading.Thread(target=knock) for _ in range(4)]
-    for thread in knocking:
-        thread.start()
-    for _ in range(2):
-        gateway.run("exec", "-T", "kong", "kong", "reload")
-        time.sleep(5)
-    stop.set()
-    for thread in knocking:
-        thread.join(30)
+    with knocking(gateway) as answered:
+        for _ in range(2):
+            gateway.run("exec", "-T", "kong", "kong", "reload")
+            time.sleep(5)
     assert set(answered) <= {401, 500, 503}, set(answered)
     assert 401 in answered[-20:]

@@ -8,7 +8,9 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,28 @@ class Gateway:
             except psutil.NoSuchProcess:
                 continue
         return found
+
+
+@contextmanager
+def knocking(gateway: Gateway, clients: int = 4) -> Iterator[list[int]]:
+    """Clients without a token ask without pause; yields the list in which their answers' statuses gather."""
+    answered: list[int] = []
+    stop = threading.Event()
+
+    def knock() -> None:
+        with gateway.client() as nobody:
+            while not stop.is_set():
+                answered.append(nobody.post("/claude/invoke", json={"prompt": "hi"}).status_code)
+
+    threads = [threading.Thread(target=knock) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answered
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
 
 
 def up(home: Path, port: int, *options: str, config: Path = ROOT / "kong.yml") -> subprocess.CompletedProcess[str]:

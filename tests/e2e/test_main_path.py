@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 
 import httpx
 import pytest
 
-from tests.e2e.conftest import Gateway
+from tests.e2e.conftest import Gateway, knocking
 
 pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(240)]
 PROMPT = {"prompt": "hi", "system": "Be brief."}
@@ -149,29 +148,16 @@ def test_past_the_gateway_there_is_nothing(gateway: Gateway, path: str) -> None:
 
 
 def test_a_killed_plugin_server_lets_nobody_in(gateway: Gateway) -> None:
-    answered: list[int] = []
-    stop = threading.Event()
-
-    def knock() -> None:
-        with gateway.client() as nobody:
-            while not stop.is_set():
-                answered.append(nobody.post("/claude/invoke", json=PROMPT).status_code)
-
-    knocking = [threading.Thread(target=knock) for _ in range(4)]
-    for thread in knocking:
-        thread.start()
-    for _ in range(3):
-        time.sleep(0.7)
-        servers = gateway.processes("kong-claude-pluginserver")
-        assert servers
-        for server in servers:
-            server.kill()
-    deadline = time.monotonic() + 30
-    while 401 not in answered[-20:] and time.monotonic() < deadline:
-        time.sleep(0.2)
-    stop.set()
-    for thread in knocking:
-        thread.join(30)
+    with knocking(gateway) as answered:
+        for _ in range(3):
+            time.sleep(0.7)
+            servers = gateway.processes("kong-claude-pluginserver")
+            assert servers
+            for server in servers:
+                server.kill()
+        deadline = time.monotonic() + 30
+        while 401 not in answered[-20:] and time.monotonic() < deadline:
+            time.sleep(0.2)
     assert 503 in answered
     assert set(answered) <= {401, 500, 503}, set(answered)
     assert 401 in answered[-20:]
