@@ -7,7 +7,6 @@ does the fail-closed guard let the request reach an upstream.
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -222,8 +221,3 @@ def plugin_class(stages: Callable[[Mapping[str, Any]], list[Stage]], facts_key: 
     if logs:
         Plugin.log = lambda self, kong: self.pipeline.log(kong)  # type: ignore[attr-defined]
     return Plugin
-
-
-def dump(value: Any) -> str:
-    """Compact JSON for a log line; control characters come out escaped, so that a value cannot forge a line."""
-    return json.dumps(value, separators=(",", ":"), default=str)
