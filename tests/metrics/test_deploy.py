@@ -99,3 +99,11 @@ def test_nginx_writes_the_same_fields(tmp_path: Path) -> None:
     assert found["request"] == "GET /x"
     assert found["status"] == "204"
     assert b"secret" not in line
+
+
+@PROMTOOL
+def test_the_dashboards_queries_are_promql(tmp_path: Path) -> None:
+    rules = [{"record": f"panel:{i}", "expr": expression} for i, expression in enumerate(expressions())]
+    (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    done = subprocess.run(["promtool", "check", "rules", str(tmp_path / "panels.yml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

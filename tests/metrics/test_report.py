@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import http.server
 import json
 import math
 import os
@@ -11,9 +12,11 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -145,3 +148,29 @@ def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     print(f"peak {peak >> 10} MiB", file=sys.stderr)
     assert peak < max(before, 250 << 10)  # KiB
+
+
+def test_cost_of_streams_and_jobs_comes_from_prometheus(tmp_path: Path) -> None:
+    queries: list[str] = []
+
+    class Prometheus(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            queries.extend(parse_qs(urlsplit(self.path).query)["query"])
+            result = [{"metric": {"tier": "pro"}, "value": [NOW, "12.5"]}]
+            body = json.dumps({"status": "success", "data": {"resultType": "vector", "result": result}}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    log = tmp_path / "a.jsonl"
+    log.write_text(json.dumps(line()) + "\n")
+    with http.server.HTTPServer(("127.0.0.1", 0), Prometheus) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = report(log, "--since", "2h", "--prometheus", f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert queries == ["sum by (tier) (increase(claude_invoker_cost_usd_total[7200s]))"]
+    assert "| pro | $12.50 |" in done.stdout
+    assert report(log, "--prometheus", "http://127.0.0.1:1").returncode == 2
