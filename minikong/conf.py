@@ -24,7 +24,6 @@ class Listen:
     port: int
     ssl: bool = False
     http2: bool = False
-    proxy_protocol: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +275,7 @@ class _Reader:
             dns_hostsfile=self._text("dns_hostsfile"),
             declarative_config=self._text("declarative_config") or None,
             declarative_config_string=self._text("declarative_config_string") or None,
-            warnings=tuple(warnings),
+            warnings=(*warnings, *self._http2_warnings()),
         )
 
     def _refuse_unknown(self, servers: set[str]) -> None:
@@ -360,13 +359,18 @@ class _Reader:
             for flag in flags:
                 if not _LISTEN_FLAGS.fullmatch(flag):
                     raise self._error(key, f"unknown flag '{flag}'")
+            if "proxy_protocol" in flags:
+                raise self._error(key, "proxy_protocol is not supported by minikong")
             host, colon, port = address.rpartition(":")
             if not colon or not port.isdigit() or int(port) > 65535:
                 raise self._error(key, f"expected <ip>:<port>, not '{address}'")
-            found.append(
-                Listen(host.strip("[]"), int(port), "ssl" in flags, "http2" in flags, "proxy_protocol" in flags)
-            )
+            found.append(Listen(host.strip("[]"), int(port), "ssl" in flags, "http2" in flags))
         return tuple(found)
+
+    def _http2_warnings(self) -> list[str]:
+        """minikong speaks HTTP/1.1 only; a client that offers both still gets an answer."""
+        keys = [key for key in ("proxy_listen", "admin_listen") if any(item.http2 for item in self._listeners(key))]
+        return [f"{key}: http2 is not supported by minikong, clients get HTTP/1.1" for key in keys]
 
     def _gzip(self) -> Gzip:
         return Gzip(

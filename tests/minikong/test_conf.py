@@ -74,3 +74,10 @@ def test_plugin_servers() -> None:
         conf.PluginServer("b", "/p/py-a.socket", "r", None),
     )
     assert made.warnings == ("start_command undefined for pluginserver b; assuming external process management",)
+
+
+def test_what_a_listener_cannot_do_is_said() -> None:
+    made = conf.load(None, {}, {"proxy_listen": "127.0.0.1:8443 ssl http2"})
+    assert [warning for warning in made.warnings if "http2" in warning]
+    with pytest.raises(conf.ConfError, match="proxy_protocol is not supported"):
+        conf.load(None, {}, {"proxy_listen": "127.0.0.1:8000 proxy_protocol"})
