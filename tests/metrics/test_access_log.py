@@ -60,6 +60,7 @@ def test_any_request_is_one_line_of_ascii(asked: dict[str, Any], answered: dict[
         ('x\n{"status":200}', 'x\n{"status":200}'),
         ("\x1b[2J\x1b[31m", "\x1b[2J\x1b[31m"),
         ("caf\udcff", "caf\ufffd"),
+        ("caf\ud800", "caf?"),
         ("Bearer abc.def", "[redacted]"),
         ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln", "[redacted]"),
         ("sk-ant-api03-abcdefgh", "[redacted]"),

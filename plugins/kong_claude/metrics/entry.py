@@ -117,7 +117,11 @@ def clean(value: Any, limit: int = MAX_TEXT) -> str:
     if isinstance(value, list):
         value = value[0] if value else ""
     text = "" if value is None else str(value)
-    text = text[: 4 * limit].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    text = text[: 4 * limit]
+    if not text.isascii():
+        # Bytes that are no UTF-8 came as escaped surrogates; any other lone surrogate cannot be encoded at all.
+        text = re.sub("[\ud800-\udbff\udc00-\udc7f\udd00-\udfff]", "?", text)
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return _SECRET.sub("[redacted]", text)[:limit]
 
 
