@@ -68,6 +68,7 @@ def serve(args: argparse.Namespace) -> int:
 
     gc.collect()
     gc.freeze()  # modules live for ever: no collection needs to look at them
+    gc.enable()
     acceptor.start(accept)
     watchdog.start()
     orphaned = Event()
