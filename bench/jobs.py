@@ -1,6 +1,6 @@
 """Jobs: how fast they are picked up, how fast a long queue is read, and what survives.
 
-    python -m bench.jobs [--chaos] [--jobs 500] [--workers 3] [--policy fail|retry]
+    python -m bench.jobs [--chaos] [--jobs N] [--workers 3] [--policy fail|retry]
 
 Redis, workers and the API server are processes of their own; `fast_cli.sh` stands for the CLI (it writes down when each
 run begins and ends, so that what is counted does not come from what is tested).
@@ -294,12 +294,17 @@ async def counted(
 ) -> dict[str, float]:
     """What the chaos has left."""
     doubled = 0
+    why: collections.Counter[str] = collections.Counter()
     begun = collections.Counter(line.split()[1] for line in stage.log.read_text().splitlines() if "begin" in line)
     for job in accepted:
         events = await store.redis.xrange(f"claude:{{jobs}}:events:{job.id}")
         ends = sum(entry["event"] in [f"job.{state}" for state in OVER] for _, entry in events)
+        stored = await store.get(job.id)
+        if stored is not None and stored.error is not None:
+            why[f"{stored.error.get('title')}: {stored.error.get('detail')}"] += 1
         name = job.request.prompt.split()[0].removeprefix("job=")
         doubled += ends > 1 or (policy == "fail" and begun[name] > 1)
+    say(f"failed: {dict(why)}")
     leases, usd = 0, 0
     for _ in range(patience_s + 1):
         leases = usd = 0
@@ -329,12 +334,9 @@ async def measured(stage: Stage, options: argparse.Namespace) -> dict[str, float
     try:
         figures = await pickup(stage, store, queues)
         figures |= await long_queue(stage, store, queues, options.waiting)
-        if options.chaos:
-            await store.redis.flushall()
-            figures |= await chaos(
-                stage, store, queues, jobs=options.jobs, workers=options.workers, policy=options.policy
-            )
-        return figures
+        await store.redis.flushall()
+        jobs = options.jobs or (500 if options.chaos else 40)
+        return figures | await chaos(stage, store, queues, jobs=jobs, workers=options.workers, policy=options.policy)
     finally:
         await queues.close()
         await store.redis.aclose()
@@ -342,8 +344,8 @@ async def measured(stage: Stage, options: argparse.Namespace) -> dict[str, float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--chaos", action="store_true", help="also kill workers and Redis")
-    parser.add_argument("--jobs", type=int, default=500)
+    parser.add_argument("--chaos", action="store_true", help="the long chaos: 500 jobs instead of 40")
+    parser.add_argument("--jobs", type=int, help="of the chaos")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--waiting", type=int, default=10_000)
     parser.add_argument("--policy", choices=("fail", "retry"), default="fail")

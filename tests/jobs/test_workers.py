@@ -112,12 +112,17 @@ async def test_elsewhere_a_killed_worker_is_found_by_its_silence(scene: Scene) -
 
 
 async def test_with_retry_it_runs_again(scene: Scene) -> None:
-    job, worker = await running(scene, "job=again sleep=1", on_worker_loss="retry")
+    job, worker = await running(scene, "job=again write=twice.txt sleep=1", on_worker_loss="retry")
     before = (await scene.store.get(job.id) or job).caller.lease
+    # As if it had died between keeping its files and saying so.
+    kept = scene.stage.folder / "state" / "artifacts" / job.id
+    kept.mkdir(parents=True)
+    (kept / "twice.txt").write_text("old")
     kill(worker)
     scene.stage.worker(on_worker_loss="retry")
     found = await scene.ended(job)
-    assert (found.state, found.attempt) == ("done", 2)
+    assert (found.state, found.attempt) == ("done", 2), found.error
+    assert (kept / "twice.txt").read_text() == "again\n"
     assert await scene.begun("again") == 2
     assert found.caller.lease != before
     names = [name for _, name, _ in await scene.store.transcript(job.id)]

@@ -23,7 +23,7 @@ def line_of(name: str, document: dict[str, Any]) -> str | None:
         case "artifact":
             return f"left {document.get('path')}"
         case "run.finished":
-            return f"finished, {document.get('num_turns')} turns"
+            return f"finished, turns: {document.get('num_turns')}"
         case "error":
             return _short(f"{document.get('title')}. {document.get('detail') or ''}")
         case _ if name.startswith("job."):

@@ -147,6 +147,9 @@ class Runner:
             await self._settle(job.caller, 0.0)
             await self._end(job, "failed", error=problem.document())
             return
+        # Of an attempt that died after it had kept its files.
+        kept = self.settings.state_dir / "artifacts" / job.id
+        await asyncio.to_thread(shutil.rmtree, kept, ignore_errors=True)
         run = self.engine.submit(decided, job.caller, job.id)
         run.traceparent = job.traceparent
         self.current[job.id] = run
