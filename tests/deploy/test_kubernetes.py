@@ -76,7 +76,7 @@ def test_kongs_settings_are_those_of_the_compose_file() -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["kong"]["environment"]
     for setting, value in values.items():
         theirs = compose[f"KONG_{setting.upper()}"]
-        assert value.replace("0.0.0.0:8109", "127.0.0.1:8109") == theirs, setting
+        assert value == theirs, setting
     plugins = values["pluginserver_names"].split(",")
     assert values["plugins"].split(",")[1:] == plugins
     for plugin in plugins:
