@@ -350,6 +350,7 @@ def main() -> None:
     parser.add_argument("--waiting", type=int, default=10_000)
     parser.add_argument("--policy", choices=("fail", "retry"), default="fail")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running
     with tempfile.TemporaryDirectory(prefix="bench-jobs-") as folder:
         stage = staged(folder)
         try:
