@@ -70,7 +70,7 @@ class Stack:
         self.key = rsa.generate_private_key(65537, 2048)
         self.relay = Relay(self.directory / "relay.sock", self.directory / "claude.sock")
         self.upstream = Upstream(self.secrets["attestation-secret"].encode(), self.layout.redis)
-        self.supervisor = Supervisor(self.directory / "log", io.StringIO())
+        self.supervisor = Supervisor(self.directory / "log", io.StringIO(), restarts=float("inf"))
         self.jwks: web.AppRunner | None = None
         (self.directory / "kong.yml").write_text(yaml.safe_dump(self.config()))
 

@@ -44,7 +44,8 @@ class PartFailed(Exception):
 class Supervisor:
     """Starts parts in order and stops them in reverse order. Not thread-safe: one thread drives it."""
 
-    def __init__(self, log: Path, out: IO[str] | None = None) -> None:
+    def __init__(self, log: Path, out: IO[str] | None = None, restarts: float = RESTARTS) -> None:
+        self.restarts = restarts
         self.out = out or sys.stdout
         self.log = log.open("a")
         self.running: list[tuple[Part, subprocess.Popen[str]]] = []
@@ -74,7 +75,7 @@ class Supervisor:
                 if process.poll() is None:
                     continue
                 recent = [t for t in self.starts[part.name] if t > time.monotonic() - WINDOW]
-                if len(recent) > RESTARTS:
+                if len(recent) > self.restarts:
                     return part.name
                 self.say(part.name, f"ended with {process.returncode}, starting it again")
                 self.running[index] = (part, self._spawn(part))
