@@ -78,7 +78,7 @@ class Child:
         stdout, out = await _reader(popen.stdout, line_limit)
         stderr, err = await _reader(popen.stderr, 65536)
         flow = asyncio.StreamReaderProtocol(asyncio.StreamReader())
-        into, _ = await loop.connect_write_pipe(lambda: flow, popen.stdin)
+        into, _ = await loop.connect_write_pipe(lambda: flow, _closed_once(popen.stdin))
         stdin = asyncio.StreamWriter(into, flow, None, loop)
         return cls(popen, stdin, stdout, stderr, (out, err, into))
 
@@ -145,5 +145,17 @@ def _popen(
 async def _reader(pipe: IO[bytes], limit: int) -> tuple[asyncio.StreamReader, asyncio.BaseTransport]:
     reader = asyncio.StreamReader(limit=limit)
     protocol = asyncio.StreamReaderProtocol(reader)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, _closed_once(pipe))
     return reader, transport
+
+
+def _closed_once(pipe: IO[bytes]) -> IO[bytes]:
+    """uvloop closes a pipe's descriptor and then its file object, which closes that number again: by then it may be
+    another thread's, even one that libuv polls, and libuv aborts the process. So uvloop gets a file object that
+    leaves the descriptor alone; asyncio closes by the file object only."""
+    if not type(asyncio.get_running_loop()).__module__.startswith("uvloop"):
+        return pipe
+    number = os.dup(pipe.fileno())
+    mode = "wb" if pipe.writable() else "rb"
+    pipe.close()
+    return open(number, mode, buffering=0, closefd=False)
