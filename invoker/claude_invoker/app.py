@@ -60,6 +60,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await ledger.close()
 
     app = FastAPI(title="Claude invoker", version="0.1.0", lifespan=lifespan, docs_url=None, redoc_url=None)
+    # A redirect would name the invoker's own address, and be one more request of an attestation that is good for one.
+    app.router.redirect_slashes = False
     app.state.settings = settings
     app.state.engine = engine
     app.state.ledger = ledger

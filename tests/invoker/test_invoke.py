@@ -101,11 +101,13 @@ def test_a_prompt_is_only_text(api: httpx.Client, stand_in: StandInProcess, prom
         (b"[]", 422),
         (b"{}", 422),
         (b'{"prompt": ""}', 422),
-        (b'{"prompt": "\\ud800"}', 422),
+        (b'{"prompt": "\\ud800"}', 400),
+        (b'{"prompt": "x", "system": "\\udfff"}', 400),
+        ('{"prompt": "x"}'.encode("utf-16"), 400),
         (b'{"prompt": "x", "messages": [{"role": "user", "content": "y"}]}', 422),
         (b'{"messages": [{"role": "assistant", "content": "y"}]}', 422),
         (b'{"prompt": "x", "max_turns": 0}', 422),
-        (b'{"prompt": "x", "max_budget_usd": NaN}', 422),
+        (b'{"prompt": "x", "max_budget_usd": NaN}', 400),
         (b'{"prompt": "x", "tools": ["Read,Bash"]}', 422),
         (b'{"prompt": "x", "tools": ["Task"]}', 403),
         (b'{"prompt": "x", "model": "-x"}', 422),
@@ -298,3 +300,8 @@ def test_health_and_metrics(invoker: Invoker, api: httpx.Client) -> None:
     assert "claude_invoker_warm" in text
     assert api.get("/nothing").status_code == 404
     assert api.get("/invoke").headers["content-type"] == "application/problem+json"
+
+
+def test_no_redirect_names_the_invokers_own_address(api: httpx.Client) -> None:
+    answer = api.post("/invoke/", json={"prompt": "x"}, headers={"Host": "invoker:8100"})
+    assert answer.status_code == 404 and "location" not in answer.headers
