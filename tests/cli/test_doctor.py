@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
+from kong_claude.cli import stack
 from kong_claude.cli.guard import lua
 from kong_claude.cli.main import main
 from kong_claude.cli.problem import Problem
 from kong_claude.doctor import probe, rules, view
 
+ROOT = Path(__file__).resolve().parents[2]
 SECRET = "q8Zr1xJ0f7VbN3kLw5TgYh2MdC9sEaPu"
 ENVIRONMENT = {
     "KONG_PLUGINS": "bundled,claude-gateway",
@@ -172,6 +174,58 @@ def invoker_trusts_all(c: dict[str, Any], e: dict[str, str]) -> None:
     e["INVOKER_TRUST"] = "open"
 
 
+def gateway_that_asks_nobody(c: dict[str, Any], e: dict[str, str]) -> None:
+    del plugin(c)["config"]["jwt_claims"]
+
+
+def guard_displaced_by_a_more_specific_function(c: dict[str, Any], e: dict[str, str]) -> None:
+    guard = routes(c)[0]["plugins"].pop()
+    routes(c)[0]["plugins"].append({"name": "post-function", "config": {"access": ["kong.log.info('x')"]}})
+    c["plugins"] = [{**guard, "service": "claude-code-service"}]
+
+
+def open_sibling_by_an_upstream(c: dict[str, Any], e: dict[str, str]) -> None:
+    c["upstreams"] = [{"name": "pool", "targets": [{"target": "invoker:8100"}]}]
+    c["services"].append({"name": "other", "host": "pool", "routes": [{"name": "back", "paths": ["/back"]}]})
+
+
+def open_sibling_in_capitals(c: dict[str, Any], e: dict[str, str]) -> None:
+    c["services"].append({"name": "other", "url": "http://INVOKER:8100/", "routes": [{"name": "b", "paths": ["/b"]}]})
+
+
+def public_by_tag_without_any_plugin(c: dict[str, Any], e: dict[str, str]) -> None:
+    routes(c).append({"name": "debug", "paths": ["/debug"], "tags": ["public"]})
+
+
+def public_by_tag_without_a_guard(c: dict[str, Any], e: dict[str, str]) -> None:
+    limits = {"name": "claude-rate-tiers", "config": {"mark": "login"}}
+    routes(c).append({"name": "login", "paths": ["/login"], "tags": ["public"], "plugins": [limits]})
+
+
+def mark_forged_in_rewrite(c: dict[str, Any], e: dict[str, str]) -> None:
+    c["plugins"] = [{"name": "pre-function", "config": {"rewrite": ["kong.ctx.shared.claude_gateway = {}"]}}]
+
+
+def mark_forged_before_the_guard(c: dict[str, Any], e: dict[str, str]) -> None:
+    routes(c)[0]["plugins"][1]["config"]["access"].insert(0, "kong.ctx.shared.claude_gateway = {mark = 'invoke'}")
+
+
+def limits_that_fail_open(c: dict[str, Any], e: dict[str, str]) -> None:
+    plugin(c)["config"]["rate_tiers"] = {"on_error": "allow"}
+
+
+def one_letter_secret(c: dict[str, Any], e: dict[str, str]) -> None:
+    e["CLAUDE_ATTESTATION_SECRET"] = "a" * 40
+
+
+def guessable_token_secret(c: dict[str, Any], e: dict[str, str]) -> None:
+    e["CLAUDE_JWT_SECRET"] = "change-me" * 5
+
+
+def secret_not_set(c: dict[str, Any], e: dict[str, str]) -> None:
+    del e["CLAUDE_ATTESTATION_SECRET"]
+
+
 MISTAKES: list[tuple[str, Callable[[dict[str, Any], dict[str, str]], None]]] = [
     ("no-guard", no_guard),
     ("no-guard", guard_switched_off),
@@ -198,6 +252,18 @@ MISTAKES: list[tuple[str, Callable[[dict[str, Any], dict[str, str]], None]]] = [
     ("not-enabled", plugin_not_enabled),
     ("public-invoker", public_invoker),
     ("open-invoker", invoker_trusts_all),
+    ("no-authentication", gateway_that_asks_nobody),
+    ("no-guard", guard_displaced_by_a_more_specific_function),
+    ("no-authentication", open_sibling_by_an_upstream),
+    ("no-authentication", open_sibling_in_capitals),
+    ("no-authentication", public_by_tag_without_any_plugin),
+    ("no-guard", public_by_tag_without_a_guard),
+    ("forged-mark", mark_forged_in_rewrite),
+    ("forged-mark", mark_forged_before_the_guard),
+    ("fails-open", limits_that_fail_open),
+    ("weak-secret", one_letter_secret),
+    ("weak-secret", guessable_token_secret),
+    ("unset-secret", secret_not_set),
 ]
 
 
@@ -216,6 +282,33 @@ def test_a_mistake_is_named(rule: str, make: Callable[..., None], tmp_path: Path
     config, environment = copy.deepcopy(SOUND), dict(ENVIRONMENT)
     make(config, environment)
     assert rule in {hole.rule for hole in examine(config, environment, tmp_path)}
+
+
+def environment_of_compose(tmp_path: Path) -> dict[str, str]:
+    environment = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["kong"]["environment"]
+    # What the secrets' service makes and the entry point sets.
+    secrets = {"CLAUDE_JWT_SECRET": SECRET[::-1], "CLAUDE_ATTESTATION_SECRET": SECRET}
+    return {k: str(v) for k, v in environment.items()} | secrets | {"CLAUDE_REDIS_URL": "redis://:x@redis:6379/0"}
+
+
+def environment_of_up(tmp_path: Path) -> dict[str, str]:
+    secrets = {"jwt-secret": SECRET[::-1], "attestation-secret": SECRET, "webhook-secret": SECRET.swapcase()}
+    layout = stack.Layout(ROOT / "kong.yml", ROOT / "plugins", state=tmp_path, run=tmp_path, secrets=secrets)
+    return dict(stack.gateway(layout).environment)
+
+
+@pytest.mark.parametrize("environment_of", [environment_of_compose, environment_of_up])
+def test_our_own_files_have_no_hole(environment_of: Callable[[Path], dict[str, str]], tmp_path: Path) -> None:
+    seen = view.from_file(ROOT / "kong.yml", environment_of(tmp_path))
+    assert [*rules.examine(seen), *probe.configurations(seen, ROOT / "plugins")] == []
+    assert len(seen.routes) >= 10
+
+
+def test_a_value_of_another_kind_is_named(tmp_path: Path) -> None:
+    config = {"_format_version": "3.0", "plugins": [{"name": "claude-gateway", "config": {"jwt_claims": 1}}]}
+    path = tmp_path / "kong.yml"
+    path.write_text(yaml.safe_dump(config))
+    assert [h.rule for h in probe.configurations(view.from_file(path, {}), ROOT / "plugins")] == ["bad-config"]
 
 
 def test_exit_codes_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,6 +332,8 @@ def test_exit_codes_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ("a: [1, 2", "kong.yml:2"),
         ("services: []", "no _format_version"),
         ("[]", "no _format_version"),
+        ('_format_version: "3.0"\nservices: foo', "lists of mappings"),
+        ('_format_version: "3.0"\nplugins: [1]', "lists of mappings"),
     ],
 )
 def test_what_is_no_configuration_is_said_with_its_line(text: str, said: str, tmp_path: Path) -> None:

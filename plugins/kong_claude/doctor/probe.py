@@ -24,12 +24,14 @@ def configurations(view: View, directory: Path) -> Iterator[Hole]:
         if name not in SUITE:
             continue
         module = load(directory / f"{name}.py")
-        config = with_defaults({"fields": module.Schema}, resolve(entity.get("config") or {}, view.environment))
         where = f"plugin {name}" + (f" on route {entity['route']}" if entity.get("route") else "")
         try:
+            config = with_defaults({"fields": module.Schema}, resolve(entity.get("config") or {}, view.environment))
             plugin = module.Plugin({**config, "route_id": "doctor"})
         except ConfigError as error:
             yield Hole("bad-config", f"{where}, config.{error.field_name}", error.problem, "correct the field")
+        except (AttributeError, TypeError, ValueError) as error:
+            yield Hole("bad-config", where, f"a value is of another kind than its field ({error})", "correct it")
         else:
             if hasattr(plugin, "close"):
                 plugin.close()

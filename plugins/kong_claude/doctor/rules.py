@@ -21,6 +21,9 @@ EVENT_TIMEOUT = 25.0  # seconds, the plugin server's default
 MIN_BODY_BUFFER = 64 << 10  # bytes
 WEAK = re.compile(r"change.?me|secret|password|example|test|dev|1234", re.IGNORECASE)
 SECRET_FIELDS = re.compile(r"(^|_)(secret|private_key|password|redis_url|revocation_redis_url)$")
+# The tag of a route that is open on purpose, such as a login page; it still needs one guarded plugin.
+PUBLIC = "public"
+EARLY = ("certificate", "rewrite", "access")  # phases up to the guard's
 # Plugins that change the body after claude-prompt-context (769) or claude-gateway (1440) have hashed it.
 BODY_CHANGERS = ("request-transformer", "request-transformer-advanced", "ai-request-transformer", "ai-proxy")
 
@@ -39,18 +42,24 @@ def guarded(view: View) -> Iterator[Hole]:
     """Every route to the invoker carries a plugin that authenticates, and a guard for each plugin's own mark."""
     for route in protected(view):
         active = [p for p in route.named(*ENFORCING) if p.get("enabled", True)]
-        names = {p["name"] for p in active}
-        if not names & set(AUTHENTICATING):
+        if not any(map(authenticates, active)) and not (active and PUBLIC in (route.route.get("tags") or [])):
             yield Hole(
                 "no-authentication",
                 f"route {route.name}",
-                "goes to the invoker without claude-gateway or claude-jwt-claims",
-                "add claude-gateway to the route",
+                "goes to the invoker without claude-jwt-claims or claude-gateway with jwt_claims",
+                f"add claude-gateway to the route; where nobody can have a token yet, limits and the tag {PUBLIC}",
             )
             continue
         guards = [code for p in route.named("post-function") if p.get("enabled", True) for code in access_code(p)]
         for plugin in active:
             yield from guard_for(route, plugin, guards)
+
+
+def authenticates(plugin: Entity) -> bool:
+    """claude-gateway without its section jwt_claims asks nobody who they are."""
+    if plugin["name"] == "claude-gateway":
+        return bool((plugin.get("config") or {}).get("jwt_claims"))
+    return plugin["name"] in AUTHENTICATING
 
 
 def guard_for(route: RouteView, plugin: Entity, guards: list[str]) -> Iterator[Hole]:
@@ -147,12 +156,18 @@ def order(view: View) -> Iterator[Hole]:
                 f"{changer} runs after the attestation was signed; a changed body is refused by the invoker",
                 f"move what {changer} does into claude-prompt-context",
             )
-        early = {"pre-function"} & names
-        for plugin in route.named("pre-function"):
-            if early and any("kong.ctx.shared" in code for code in access_code(plugin)):
+        for plugin in route.named("pre-function", "post-function"):
+            code = [c for phase in EARLY for c in phase_code(plugin, phase) if "ctx.shared" in c and "mark ~=" not in c]
+            if code and plugin.get("enabled", True):
                 yield Hole(
-                    "forged-mark", where, "a pre-function writes kong.ctx.shared, where the guard looks", "remove it"
+                    "forged-mark",
+                    where,
+                    f"a {plugin['name']} writes kong.ctx.shared, where the guard looks",
+                    "remove it",
                 )
+        limits = [p.get("config") or {} for p in route.named("claude-rate-tiers", "claude-gateway")]
+        if any((config.get("rate_tiers") or config).get("on_error") == "allow" for config in limits):
+            yield Hole("fails-open", where, "without Redis nothing is limited (on_error: allow)", "on_error: deny")
 
 
 def clear_secrets(view: View) -> Iterator[Hole]:
@@ -181,15 +196,24 @@ def secret_values(view: View) -> Iterator[Hole]:
         for path, reference in secrets_in(plugin.get("config") or {}):
             variable = vault_variable(reference)
             value = view.environment.get(variable or "")
+            if variable and value is None and any(name.startswith("KONG_") for name in view.environment):
+                yield Hole("unset-secret", variable, "is not in Kong's environment, so the secret is empty", "set it")
             if variable and value:
                 (signing if path.startswith("attestation.") else others)[variable] = value
+    for variable, value in others.items():
+        if "://" not in value and guessable(value):
+            yield Hole("weak-secret", variable, "can be guessed: whoever does makes tokens", "openssl rand -base64 48")
     for variable, value in signing.items():
         if len(value.encode()) < 32:
             yield Hole("weak-secret", variable, "signs attestations with less than 32 bytes", "openssl rand -base64 48")
-        elif WEAK.search(value) and len(set(value)) < 16:
+        elif guessable(value):
             yield Hole("weak-secret", variable, "can be guessed", "openssl rand -base64 48")
         if any(value == other for name, other in others.items() if name != variable) or variable in others:
             yield Hole("shared-secret", variable, "is also used for something else", "give attestations their own")
+
+
+def guessable(value: str) -> bool:
+    return len(set(value)) < 8 or bool(WEAK.search(value) and len(set(value)) < 16)
 
 
 def kong_settings(view: View) -> Iterator[Hole]:
@@ -270,15 +294,23 @@ def examine(view: View) -> list[Hole]:
 
 def protected(view: View) -> list[RouteView]:
     """Routes to a service that any enforcing plugin protects: one unguarded sibling is enough for a break-in."""
-    hosts = {host_of(r.service) for r in view.routes if r.named(*AUTHENTICATING)} - {""}
-    return [r for r in view.routes if host_of(r.service) in hosts]
+    hosts = {host for r in view.routes if r.named(*AUTHENTICATING) for host in hosts_of(view, r)}
+    return [r for r in view.routes if hosts & set(hosts_of(view, r))]
+
+
+def hosts_of(view: View, route: RouteView) -> tuple[str, ...]:
+    """`host:port` of a route's service, and of the targets where the host is an upstream's name."""
+    host = host_of(route.service)
+    return tuple(h for h in (host, *view.targets.get(host.rpartition(":")[0], ())) if h)
 
 
 def host_of(service: Entity) -> str:
-    url = service.get("url")
-    return str(
-        (urlsplit(url).netloc if url else None) or ":".join(str(service.get(k, "")) for k in ("host", "port"))
-    ).strip(":")
+    """`host:port`, in lower case and with the port that the protocol implies; "" without a host."""
+    url = urlsplit(str(service.get("url") or ""))
+    scheme = url.scheme or service.get("protocol") or "http"
+    host = url.hostname or str(service.get("host") or "").lower()
+    port = url.port or (None if url.hostname else service.get("port")) or (443 if scheme == "https" else 80)
+    return f"{host.rstrip('.')}:{port}" if host else ""
 
 
 def mark_of(plugin: Entity, route: RouteView) -> str | None:
@@ -287,8 +319,12 @@ def mark_of(plugin: Entity, route: RouteView) -> str | None:
 
 
 def access_code(plugin: Entity) -> list[str]:
-    code = (plugin.get("config") or {}).get("access") or []
-    return [code] if isinstance(code, str) else list(code)
+    return phase_code(plugin, "access")
+
+
+def phase_code(plugin: Entity, phase: str) -> list[str]:
+    code = (plugin.get("config") or {}).get(phase) or []
+    return [code] if isinstance(code, str) else [line for line in code if isinstance(line, str)]
 
 
 def secrets_in(config: Any, path: str = "") -> Iterator[tuple[str, str]]:
