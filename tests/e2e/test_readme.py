@@ -1,0 +1,42 @@
+"""README's block of curl calls, as it stands, against the whole stack."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import COMMAND, ROOT, Gateway, own_environment
+
+pytestmark = pytest.mark.xdist_group("e2e")
+
+
+def test_the_calls_of_the_readme_answer_what_it_says(gateway: Gateway, tmp_path: Path) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    script = next(block for block in blocks if "TOKEN=" in block)
+    for ours, theirs in (
+        ("http://127.0.0.1:8000", gateway.url),
+        ("http://127.0.0.1:8100", gateway.invoker),
+        (".venv/bin/kong-claude", COMMAND),
+    ):
+        assert ours in script
+        script = script.replace(ours, theirs)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script.replace("curl -", "curl -sS -")],
+        env=own_environment(gateway.home),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
+    # One call after the other: an answer, a job, no token, no role, not JSON, past the gateway.
+    assert re.findall(r"HTTP/1\.1 (\d+)", said) == ["200", "202", "401", "403", "400", "401"]
+    assert "event: message_stop" in said and "event: run.finished" in said
+    assert re.search(r"^location: /claude/jobs/job_", said, re.MULTILINE | re.IGNORECASE)
+    assert '"tier":"pro"' in said
+    assert 'claude_requests_total{method="POST",route="claude-invoke",status="200"}' in said

@@ -1,0 +1,44 @@
+"""The documents name only what is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kong_claude.cli.main import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
+# In running text only between backquotes, so that "make sure" is no target.
+CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
+MAKE = re.compile(r"(?:^|[`;&|]|… )[ \t]*make ([a-z][a-z-]*)", re.MULTILINE)
+COMMAND = re.compile(r"(?<![\w/-])(?<!-n )(?:\.venv/bin/)?kong-claude ([a-z][a-z-]*)")
+
+
+def code_of(path: Path) -> str:
+    return "\n".join(CODE.findall(path.read_text()))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
+def test_relative_links_lead_somewhere(path: Path) -> None:
+    missing = [link for link in LINK.findall(path.read_text()) if not (path.parent / link).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
+def test_named_targets_and_commands_exist(path: Path) -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    code = code_of(path)
+    assert set(MAKE.findall(code)) - targets == set()
+    assert set(COMMAND.findall(code)) - set(COMMANDS) == set()
+
+
+def test_the_patterns_find_something() -> None:
+    code = "\n".join(code_of(path) for path in DOCUMENTS)
+    assert {"up", "test", "chaos", "help"} <= set(MAKE.findall(code))
+    assert {"token", "invoke", "guard", "doctor", "export"} <= set(COMMAND.findall(code))
+    assert sum(len(LINK.findall(path.read_text())) for path in DOCUMENTS) > 20
