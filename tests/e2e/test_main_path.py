@@ -163,3 +163,14 @@ def test_a_killed_plugin_server_lets_nobody_in(gateway: Gateway) -> None:
     assert 401 in answered[-20:]
     with gateway.client("after-the-kill", "--tier", "pro") as client:
         assert client.post("/claude/invoke", json=PROMPT).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/claude/invoke/x"), ("POST", "/claude/invoke/"), ("POST", "/claude/jobs/x")]
+)
+def test_a_path_that_leads_nowhere_takes_no_place(gateway: Gateway, method: str, path: str) -> None:
+    """A prefix route let these pass, and their lease stayed taken until it lapsed."""
+    with gateway.client("lost", "--tier", "pro") as client:
+        assert client.request(method, path, json=PROMPT).status_code == 404
+        report = client.get("/claude/limits").json()
+    assert report["concurrent"]["running"] == 0

@@ -117,7 +117,7 @@ def test_up_status_down(home: Path) -> None:
         (("- claim: roles", "- clame: roles"), "clame", "clame"),
         (("minute: 60", "minute: sixty"), "minute: sixty", "minute"),
         (("_format_version", "format_version"), None, "_format_version"),
-        (("paths: [/claude/invoke]", "paths: [/claude/invoke"), None, ""),
+        (("methods: [POST]", "methods: [POST"), None, ""),
     ],
     ids=["unknown-field", "unknown-nested-field", "text-for-a-number", "no-format-version", "not-yaml"],
 )
