@@ -70,7 +70,8 @@ def routes(redis_url: str) -> dict[str, list[tuple[str, dict[str, Any]]]]:
     return {
         "plain": [],
         "jwt": [("claude-jwt-claims", JWT)],
-        "rate": [("claude-rate-tiers", rate(redis_url, limit_by="ip"))],
+        # By a header, as in a chain, where the identity comes with the headers: no call for the address.
+        "rate": [("claude-rate-tiers", rate(redis_url, limit_by="header", header_name="X-Repo"))],
         "prompt": [("claude-prompt-context", PROMPT)],
         "metrics": [("claude-metrics", {})],
         "all": [("claude-jwt-claims", JWT), ("claude-rate-tiers", rate(redis_url)), ("claude-prompt-context", PROMPT)],
