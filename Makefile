@@ -31,11 +31,13 @@ down: setup ## stops a stack that was started with --detach
 test: setup ## every test that needs no Docker engine
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not docker and not slow" -q
 
-lint: setup ## ruff, mypy, YAML
+lint: setup ## ruff, mypy, YAML; the compose file and Dockerfiles where docker compose and hadolint are there
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/yamllint -s .
+	@if docker compose version >/dev/null 2>&1; then echo "docker compose config -q"; docker compose --profile '*' config -q; fi
+	@if command -v hadolint >/dev/null; then hadolint plugins/Dockerfile invoker/Dockerfile deploy/docker/minikong.Dockerfile; fi
 
 format: setup ## formats and sorts imports
 	$(BIN)/ruff check --fix .
