@@ -57,7 +57,8 @@ WITHOUT_EFFECT = frozenset(
     worker_state_update_frequency db_update_frequency db_update_propagation db_cache_ttl db_cache_neg_ttl
     db_resurrect_ttl db_cache_warmup_entities lmdb_environment_path lmdb_map_size
     dedicated_config_processing node_id vaults request_debug request_debug_token
-    nginx_http_log_format proxy_access_log proxy_error_log proxy_stream_access_log proxy_stream_error_log admin_access_log
+    nginx_http_log_format proxy_access_log proxy_error_log proxy_stream_access_log proxy_stream_error_log
+    admin_access_log
     admin_error_log status_access_log status_error_log admin_gui_access_log admin_gui_error_log
     admin_gui_listen admin_gui_url admin_gui_path admin_gui_api_url status_listen stream_listen
     nginx_user nginx_worker_processes nginx_daemon nginx_main_user nginx_main_worker_processes
