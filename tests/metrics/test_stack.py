@@ -113,7 +113,10 @@ def test_nothing_planted_is_seen_anywhere(whole: Gateway, otlp: Receiver) -> Non
     def planted(where: str) -> str:
         return f"{CANARY}-{where}"
 
+    access_log = whole.home / "access.jsonl"
+    before = access_log.read_bytes().count(b"\n") if access_log.exists() else 0
     with whole.client("eve", "--tier", "pro") as client:
+        client.get("/claude/limits")  # the first log phase starts claude-metrics, which then knows who is in flight
         secret = client.headers["authorization"].removeprefix("Bearer ")
         answer = client.post(
             f"/claude/invoke?token={planted('query')}",
@@ -134,7 +137,7 @@ def test_nothing_planted_is_seen_anywhere(whole: Gateway, otlp: Receiver) -> Non
     with whole.client() as nobody:
         nobody.post("/claude/invoke", headers={"Authorization": f"Bearer {planted('bearer')}"}, json={})
         nobody.get("/claude/runs/x", headers={"Authorization": f"Basic {planted('basic')}"})
-    lines = logged(whole.home, 6)
+    lines = logged(whole.home, before + 6)
     evil = next(e for e in lines if e["subject"] == "eve" and e["status"] == 200)
     assert evil["tier"] == "pro"
     assert evil["repository"] == "org/app"
