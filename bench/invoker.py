@@ -38,9 +38,12 @@ from bench.machine import machine
 from claude_invoker.cli.binary import find_cli
 from claude_invoker.cli.child import Limits
 from claude_invoker.cli.command import Deadlines, Shape, command
+from claude_invoker.cli.kill import Killer
+from claude_invoker.cli.messages import ModelEvent, Result
 from claude_invoker.cli.process import CliProcess
 from claude_invoker.cli.tree import Tree
 from claude_invoker.cli.users import Users
+from claude_invoker.cli.walk import delete
 from claude_invoker.standin import StandIn
 
 PROMPT = "Say hello."
@@ -116,6 +119,7 @@ async def over_http(client: httpx.AsyncClient) -> float:
 async def bare_process(cli: Path, folder: Path, users: Users, base_url: str) -> float:
     """A warm process of the pool's own making, spoken to without HTTP, engine or key proxy."""
     tree, uid = Tree(folder / os.urandom(6).hex()), users.take()
+    killer = Killer(users.killer) if users.isolated else None
     tree.create(uid)
     process = await CliProcess.spawn(
         cli,
@@ -127,24 +131,26 @@ async def bare_process(cli: Path, folder: Path, users: Users, base_url: str) -> 
         key=KEY,
         deadlines=Deadlines(60, 2),
         limits=Limits(),
+        killer=killer,
     )
     try:
-        await process.ready("sonnet")
+        await process.ready()
         await asyncio.sleep(1.0)
         began, first = time.perf_counter(), None
         await process.begin("sonnet", None, None, ({"type": "text", "text": PROMPT},))
         async for message in process.messages():
-            event = message.get("event") or {}
-            if first is None and event.get("type") == "content_block_delta":
+            if first is None and isinstance(message, ModelEvent) and message.name == "content_block_delta":
                 first = time.perf_counter() - began
-            if message.get("type") == "result":
+            if isinstance(message, Result):
                 break
         assert first is not None, "the process gave no text"
         return first
     finally:
         await process.end()
-        tree.delete()
+        delete(tree.root)
         users.give_back(uid)
+        if killer is not None:
+            await killer.stop()
 
 
 class Invoker:
@@ -256,7 +262,8 @@ async def mixed(invoker: Invoker, number: int) -> None:
 
 
 async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    cli, users = find_cli(None), Users(260_000)
+    cli, users = find_cli(None), Users(260_000, folder / "users")
+    users.open()
     homes = {name: folder / name for name in ("cold", "sdk", "bare")}
     for home in homes.values():
         home.mkdir()

@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 KEY = "sk-ant-dummy-key-of-the-tests"
+UID_BASE = 220_000  # not the default: no invoker of this machine shall meet those of the tests
 # What must not leak into a process under test.
 FOREIGN = ("ANTHROPIC_", "CLAUDE", "INVOKER_", "REDIS_URL")
 
@@ -99,11 +100,16 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInProces
 def start_invoker(
     stand_in: StandInProcess,
 ) -> Iterator[Callable[..., Invoker]]:
-    """Starts invokers with given settings; each is asked to stop at the end and must do so."""
+    """Starts invokers with given settings; each is asked to stop at the end and must do so.
+
+    `without`: defences to take out (see `weakened`). `state`: another invoker's state directory, to go on with it.
+    """
     processes: list[subprocess.Popen[bytes]] = []
     folders: list[Path] = []
 
-    def start(*, wait: bool = True, **settings: Any) -> Invoker:
+    def start(
+        *, wait: bool = True, without: tuple[str, ...] = (), state: Path | None = None, **settings: Any
+    ) -> Invoker:
         # Not one of pytest's directories: those are closed to the users that runs have.
         folder = Path(tempfile.mkdtemp(prefix="invoker-test-"))
         folder.chmod(0o711)
@@ -112,7 +118,7 @@ def start_invoker(
         chosen = {
             "trust": "open",
             "port": port,
-            "state_dir": folder / "state",
+            "state_dir": state or folder / "state",
             "anthropic_base_url": stand_in.url,
             "anthropic_api_key": KEY,
             "api_timeout_s": 2,
@@ -124,12 +130,14 @@ def start_invoker(
             "stop_grace_s": 1,
             "pool_size": 1,
             "pool_max": 2,
+            "uid_base": UID_BASE,
         } | settings
         environment = clean_environment() | {f"INVOKER_{name.upper()}": str(value) for name, value in chosen.items()}
         environment["SECRET_OF_THE_SERVER"] = "must not be inherited"
         log = folder / "log"
+        program = ["tests.invoker.weakened", *without] if without else ["claude_invoker"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "claude_invoker"], env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT
+            [sys.executable, "-m", *program], env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT
         )
         processes.append(process)
         invoker = Invoker(f"http://127.0.0.1:{port}", process.pid, Path(chosen["state_dir"]), log)
@@ -157,6 +165,19 @@ def invoker(start_invoker: Callable[..., Invoker]) -> Invoker:
 def api(invoker: Invoker) -> Iterator[httpx.Client]:
     with invoker.client() as client:
         yield client
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="a user for each run needs an invoker started as root")
+
+
+def bash(api: httpx.Client, command: str, **more: Any) -> httpx.Response:
+    """A run whose model calls Bash with that command."""
+    return api.post("/invoke", json={"prompt": tool("Bash", command=command), "tools": ["Bash"], **more})
+
+
+def program(source: str, *arguments: str) -> str:
+    """A command line that runs a Python program in the run's directory."""
+    return f"cat > a.py <<'EOF'\n{source}\nEOF\npython3 a.py {' '.join(arguments)}"
 
 
 def tool(name: str, **arguments: Any) -> str:

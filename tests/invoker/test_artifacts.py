@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claude_invoker.cli.tree import Tree, Workplace, dismantle, prepare
+from claude_invoker.cli.tree import Discarded, Tree, Workplace, dismantle, prepare
+from claude_invoker.cli.walk import delete
 from claude_invoker.runs import artifacts, events
 from claude_invoker.runs.artifacts import Bounds, collect, content_type, survey
 from claude_invoker.runs.events import EventLog
@@ -99,7 +100,7 @@ def test_a_tree_without_permissions_is_deleted(tmp_path: Path) -> None:
     (locked / "f").write_text("x")
     locked.chmod(0)
     locked.parent.chmod(0)
-    tree.delete()
+    delete(tree.root)
     assert not tree.root.exists()
 
 
@@ -113,7 +114,7 @@ def test_giving_a_tree_away_follows_no_link(tmp_path: Path) -> None:
     (tree.work / "link").symlink_to(outside)
     (tree.work / "hard").hardlink_to(outside)
     (tree.work / "own").write_text("x")
-    tree.give_to(65_000)
+    tree.create(65_000)
     assert outside.stat().st_uid == 0
     assert (tree.work / "own").stat().st_uid == 65_000
 
@@ -126,11 +127,13 @@ def test_an_abandoned_workplace_is_found(tmp_path: Path) -> None:
     assert list(second.abandoned()) == []
     first._lock.close()  # type: ignore[union-attr] # what the kernel does for a killed process
     assert list(second.abandoned()) == [first.path]
-    second.close()
+    discarded = Discarded(tmp_path / "trees" / "discarded")
+    second.close(discarded)
     assert not second.path.exists()
+    discarded.close(10)
     dismantle(tmp_path / "trees")
     assert (tmp_path / "trees").exists(), "another engine's trees are in it"
-    Tree(first.path).delete()
+    delete(first.path)
     dismantle(tmp_path / "trees")
     assert not (tmp_path / "trees").exists()
 

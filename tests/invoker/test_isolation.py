@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from claude_invoker.cli.kill import alive
+from claude_invoker.cli.kill import owners
 from tests.invoker.conftest import KEY, Invoker, tool, wait_for
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="a user for each run needs an invoker started as root")
@@ -121,7 +121,7 @@ def test_an_untrusted_directory_configures_nothing(api: httpx.Client) -> None:
 def test_a_process_that_left_its_session_ends_with_the_run(api: httpx.Client, invoker: Invoker) -> None:
     uid = bash(api, "setsid -f sleep 987; (trap '' TERM HUP INT; setsid -f nohup sleep 986 >/dev/null 2>&1 &); id -u")
     number = int(uid.split("\n")[1])
-    assert not alive(number)
+    assert not owners([number])
 
 
 def test_the_runs_token_is_worth_nothing_after_it(start_invoker: Callable[..., Invoker], api: httpx.Client) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from claude_invoker.api.accept import preferred
 from claude_invoker.api.stream import last_event_id
 from claude_invoker.cli.command import Deadlines, Shape, command, environment
 from claude_invoker.cli.keyproxy import Grant
+from claude_invoker.cli.messages import Malformed, Result, parse
 from claude_invoker.cli.outcome import denials, failure, stop_reason, usage
 from claude_invoker.cli.tree import Tree
 from claude_invoker.model import InvokeRequest
@@ -41,11 +43,11 @@ SHAPE = Shape(("Read", "Write"), 7, 0.5)
         ),
         (Shape((), 1, 1.0), ["--tools="], ["--allowedTools"]),
         (
-            Shape((), 1, 1.0, session="s"),
-            ["--session-id=s", "--system-prompt-snapshot=off"],
-            ["--no-session-persistence"],
+            Shape((), 1, 1.0, session="new"),
+            ["--system-prompt-snapshot=off"],
+            ["--no-session-persistence", "--continue", "--session-id"],
         ),
-        (Shape((), 1, 1.0, session="s", resume=True), ["--resume=s"], ["--session-id"]),
+        (Shape((), 1, 1.0, session="begun"), ["--continue"], ["--resume", "--session-id"]),
         (Shape((), 1, 1e-05), ["--max-budget-usd=1e-05"], []),
     ],
 )
@@ -76,6 +78,7 @@ def test_the_environment_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
         "CLAUDE_CODE_MAX_RETRIES": "1",
         "CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK": "1",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
         "DISABLE_AUTOUPDATER": "1",
         "DISABLE_TELEMETRY": "1",
         "DISABLE_ERROR_REPORTING": "1",
@@ -175,7 +178,7 @@ def test_names_of_models(allowed: tuple[str, ...] | None, model: str, expected: 
     ],
 )
 def test_outcomes(result: dict[str, Any], grant: dict[str, Any], expected: tuple[int, str] | None) -> None:
-    problem = failure(result, Grant(lambda model: True, 9, **grant))
+    problem = failure(Result.model_validate(result), Grant(lambda model: True, 9, **grant))
     assert (problem and (problem.status, problem.kind)) == expected
     if problem:
         assert problem.kind in TITLES
@@ -190,16 +193,24 @@ JSON = st.recursive(
 
 @given(
     st.dictionaries(
-        st.sampled_from(["usage", "permission_denials", "stop_reason", "subtype", "is_error", "result", "errors"]), JSON
+        st.sampled_from(
+            ["usage", "permission_denials", "stop_reason", "subtype", "is_error", "result", "errors", "total_cost_usd"]
+        ),
+        JSON,
     )
 )
 @settings(max_examples=50)
-def test_a_strange_result_is_no_crash(result: dict[str, Any]) -> None:
+def test_a_strange_result_is_no_crash(document: dict[str, Any]) -> None:
+    try:
+        result = parse(orjson.dumps({"subtype": "success"} | document | {"type": "result"}))
+    except (Malformed, TypeError):  # TypeError: an integer of more than 64 bits, which we do not write
+        return
+    assert isinstance(result, Result)
     failure(result, Grant(lambda model: True, 1))
     assert stop_reason(result)
     assert denials(result) is not None
-    if not isinstance(result.get("usage"), dict):
-        assert usage(result).input_tokens == 0
+    assert usage(result).input_tokens == 0
+    assert 0 <= result.used.costUSD < float("inf")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from claude_invoker.cli.tree import Discarded
 from claude_invoker.problem import Problem
-from claude_invoker.runs.sessions import Sessions
+from claude_invoker.runs.sessions import Sessions, record_name
 from tests.invoker.conftest import Invoker, StandInProcess, tool
 
 
@@ -68,8 +72,14 @@ def test_a_session_expires(start_invoker: Callable[..., Invoker]) -> None:
         assert api.post("/invoke", json={"prompt": "x", "session": session}).status_code == 404
 
 
+def stored(folder: Path, ttl_s: float = 60) -> Sessions:
+    for name in ("trees", "records", "discarded"):
+        (folder / name).mkdir(exist_ok=True)
+    return Sessions(folder / "trees", folder / "records", Discarded(folder / "discarded"), ttl_s)
+
+
 def test_only_the_owner_finds_it(tmp_path: Path) -> None:
-    sessions = Sessions(tmp_path / "sessions", tmp_path / "locks", 60)
+    sessions = stored(tmp_path)
     with sessions.hold("alice", "new") as session:
         with pytest.raises(Problem) as busy, sessions.hold("alice", session.id):
             pass
@@ -80,5 +90,46 @@ def test_only_the_owner_finds_it(tmp_path: Path) -> None:
         pass
     assert foreign.value.status == 404
     assert sessions.expire() == 0
-    assert Sessions(tmp_path / "sessions", tmp_path / "locks", 0).expire() == 1
+    assert stored(tmp_path, 0).expire() == 1
+    assert not session.tree.root.exists()
+    assert not list((tmp_path / "records").iterdir())
+
+
+def test_nothing_that_a_run_sees_is_made_of_the_sessions_id(tmp_path: Path) -> None:
+    with stored(tmp_path).hold("alice", "new") as session:
+        assert session.id not in str(session.tree.root)
+        assert "alice" not in str(session.tree.root)
+        assert not session.begun
+
+
+@given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
+@example(("u", "k:z"), ("u:k", "z"))
+@example(("1:a", ""), ("1:", "a"))
+def test_no_two_sessions_share_a_record(one: tuple[str, str], other: tuple[str, str]) -> None:
+    assert (record_name(*one) == record_name(*other)) == (one == other)
+
+
+def test_a_tree_without_a_session_is_deleted(tmp_path: Path) -> None:
+    """Also those of an older release, which had no records."""
+    sessions = stored(tmp_path)
+    left = tmp_path / "trees" / "left"
+    (left / "work").mkdir(parents=True)
+    with sessions.hold("alice", "new") as session:
+        pass
+    assert sessions.expire() == 0
+    assert left.exists(), "it may be a session that is just being made"
+    for tree in (left, session.tree.root):
+        os.utime(tree, (0, 0))
+    assert sessions.expire() == 0
+    assert not left.exists()
+    assert session.tree.root.exists()
+
+
+def test_one_record_that_cannot_be_read_keeps_no_other(tmp_path: Path) -> None:
+    sessions = stored(tmp_path)
+    (tmp_path / "records" / "half").write_text('{"v": 1, "tr')
+    (tmp_path / "records" / "folder").mkdir()
+    with sessions.hold("alice", "new") as session:
+        pass
+    assert stored(tmp_path, 0).expire() == 2
     assert not session.tree.root.exists()

@@ -22,15 +22,18 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", responses={503: {"description": "Not ready; the body says what is missing"}})
 async def readyz(request: Request) -> Response:
-    """The CLI runs, Redis answers, and warm processes get ready (one may just have been taken)."""
+    """Whether a run could start: the CLI starts and ends, old runs are swept away, Redis answers."""
     engine: Engine = request.app.state.engine
+    redis = await request.app.state.seen.reachable()
+    obstacle = engine.obstacle if redis else "Redis does not answer"
     checks: dict[str, Any] = {
         "cli": engine.version or None,
-        "redis": await request.app.state.seen.reachable(),
+        "redis": redis,
         "warm": engine.pool.warm,
+        "lost_users": len(engine.users.quarantined),
     }
-    ready = bool(engine.version) and checks["redis"] and (engine.pool.proven or not engine.wants_warm)
-    return JSONResponse({"ready": ready, "checks": checks}, status_code=200 if ready else 503)
+    document = {"ready": obstacle is None, "checks": checks} | ({"obstacle": obstacle} if obstacle else {})
+    return JSONResponse(document, status_code=200 if obstacle is None else 503)
 
 
 @router.get("/metrics", response_class=Response)

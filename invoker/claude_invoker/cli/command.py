@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from claude_invoker.cli.tree import Tree
 
@@ -20,8 +21,8 @@ class Shape:
     tools: tuple[str, ...]
     max_turns: int
     max_budget_usd: float
-    session: str | None = None
-    resume: bool = False
+    session: Literal["begun", "new"] | None = None
+    """Whether the tree is a session's, and whether it has a transcript to go on with."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Deadlines:
 
 
 def command(cli: Path, shape: Shape) -> list[str]:
-    """The argument vector. Nothing of a caller's is in it: every user of the machine can read it."""
+    """The argument vector. Nothing of a caller's is in it, since every user of the machine can read it: a session is
+    gone on with by its directory, which holds one conversation, never by its id."""
     tools = ",".join(shape.tools)
     arguments = [
         str(cli),
@@ -56,8 +58,9 @@ def command(cli: Path, shape: Shape) -> list[str]:
     if shape.session is None:
         arguments.append("--no-session-persistence")
     else:
-        arguments.append(f"--{'resume' if shape.resume else 'session-id'}={shape.session}")
         arguments.append("--system-prompt-snapshot=off")
+        if shape.session == "begun":
+            arguments.append("--continue")
     return arguments
 
 
@@ -78,6 +81,8 @@ def environment(tree: Tree, run: str, base_url: str, key_fd: int, deadlines: Dea
         "CLAUDE_CODE_MAX_RETRIES": str(deadlines.api_retries),
         "CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK": "1",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        # Subagents and commands in the background would go on after the result.
+        "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
         "DISABLE_AUTOUPDATER": "1",
         "DISABLE_TELEMETRY": "1",
         "DISABLE_ERROR_REPORTING": "1",

@@ -2,26 +2,102 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
+import logging
 import os
 import signal
-import subprocess
+import sys
+from collections.abc import Collection
 from pathlib import Path
 
-_KILL_ALL = ("/bin/sh", "-c", "kill -9 -1")
+_log = logging.getLogger(__name__)
+_PROGRAM = Path(__file__).with_name("killer.py")
+_MARGIN_S = 2.0
+"""What the killer may take longer than its own deadline before it is taken for dead."""
 
 
-def kill_user(uid: int) -> None:
-    subprocess.run(_KILL_ALL, stderr=subprocess.DEVNULL, user=uid, group=uid, extra_groups=(), env={}, check=False)
+class StillAlive(Exception):
+    """Processes that should have ended have not."""
 
 
-def alive(uid: int) -> bool:
-    """Whether a process of the user is left that is not yet a zombie."""
-    return any(owner == uid and state not in "ZX" for _, owner, state in _processes())
+class Killer:
+    """A process of root's that ends everything a user has (see `killer`), started when first needed.
+
+    `uid`: the user id that it strikes with; no run may ever have it.
+    """
+
+    def __init__(self, uid: int) -> None:
+        if uid <= 0:
+            raise ValueError("the killer's user id must not be root's")
+        self._uid = uid
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._answers: dict[bytes, asyncio.Future[int]] = {}
+        self._ids = itertools.count(1)
+        self._starting = asyncio.Lock()
+
+    async def end(self, uid: int, deadline_s: float) -> None:
+        """Leaves no process of user `uid`. Raises StillAlive where some are left after `deadline_s`."""
+        if uid <= 0 or uid == self._uid:
+            raise ValueError(f"{uid} is not a run's user id")
+        number = b"%d" % next(self._ids)
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        try:
+            process = await self._running()
+            assert process.stdin is not None
+            process.stdin.write(b"%s %d %r\n" % (number, uid, deadline_s))
+            left = await asyncio.wait_for(answer, deadline_s + _MARGIN_S)
+        except (TimeoutError, OSError) as error:
+            await self.stop()  # the next call starts another
+            raise StillAlive(f"the killer does not answer ({type(error).__name__})") from error
+        finally:
+            self._answers.pop(number, None)
+        if left:
+            raise StillAlive(f"{left} processes of user {uid} are left after {deadline_s:g} s")
+
+    async def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        if self._reader is not None:
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def _running(self) -> asyncio.subprocess.Process:
+        async with self._starting:
+            if self._process is None or self._process.returncode is not None:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    str(_PROGRAM),
+                    str(self._uid),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    cwd="/",
+                    env={},
+                )
+                self._reader = asyncio.create_task(self._read(self._process))
+            return self._process
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        while line := await process.stdout.readline():
+            number, left = line.split()
+            if (answer := self._answers.get(number)) is not None and not answer.done():
+                answer.set_result(int(left))
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(ConnectionError("the killer ended"))
 
 
 def kill_marked(marker: bytes) -> int:
-    """SIGKILL to each process whose environment carries the marker; how many there were."""
+    """SIGKILL to each process of our own user whose environment carries the marker; how many there were."""
     found = 0
     for pid, owner, state in _processes():
         if owner != os.geteuid() or state in "ZX":
@@ -31,6 +107,11 @@ def kill_marked(marker: bytes) -> int:
                 os.kill(pid, signal.SIGKILL)
                 found += 1
     return found
+
+
+def owners(uids: Collection[int]) -> set[int]:
+    """Which of these users have a process that is not yet a zombie."""
+    return {owner for _, owner, state in _processes() if owner in uids and state not in "ZX"}
 
 
 def _processes() -> list[tuple[int, int, str]]:

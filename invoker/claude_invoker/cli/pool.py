@@ -14,14 +14,17 @@ from pathlib import Path
 from claude_invoker.cli.child import Limits
 from claude_invoker.cli.command import Deadlines, Shape
 from claude_invoker.cli.keyproxy import KeyProxy
-from claude_invoker.cli.process import CliError, CliProcess
-from claude_invoker.cli.tree import Tree
-from claude_invoker.cli.users import Users
+from claude_invoker.cli.kill import Killer, StillAlive
+from claude_invoker.cli.process import KILL_S, CliError, CliProcess
+from claude_invoker.cli.tree import Discarded, Tree
+from claude_invoker.cli.users import NoUserFree, Users
+from claude_invoker.cli.walk import TooMuch
 
 _log = logging.getLogger(__name__)
 _READY_WITHIN_S = 30.0
 _DEMAND_WINDOW_S = 60.0
 _REFILL_DELAY_S = 0.25
+_STUCK_S = _READY_WITHIN_S + 3 * KILL_S
 
 
 @dataclass
@@ -30,11 +33,13 @@ class Launcher:
 
     cli: Path
     trees: Path
+    discarded: Discarded
     users: Users
+    killer: Killer | None
+    """Ends what has a user of its own; None where runs have ours."""
     proxy: KeyProxy
     deadlines: Deadlines
     limits: Limits
-    model: str
     ending: dict[Ready, asyncio.Task[None] | None] = field(default_factory=dict)
     """Every process that is there, with the task that ends it."""
     starting: set[asyncio.Task[Ready]] = field(default_factory=set)
@@ -62,9 +67,9 @@ class Launcher:
         keep = tree is not None
         tree = tree or Tree(self.trees / name)
         try:
-            uid = await asyncio.to_thread(self.users.take)
-        except OSError as error:
-            raise CliError(str(error)) from error
+            uid = await self._user()
+        except (NoUserFree, OSError) as error:
+            raise CliError(f"no user id for the run: {error}") from error
         token = self.proxy.issue()
         process: CliProcess | None = None
         try:
@@ -79,30 +84,41 @@ class Launcher:
                 key=token,
                 deadlines=self.deadlines,
                 limits=self.limits,
+                killer=self.killer,
             )
-            ready = Ready(process, token, keep, time.monotonic())
             try:
                 async with asyncio.timeout(_READY_WITHIN_S):
-                    await process.ready(self.model)
+                    await process.ready()
             except TimeoutError as error:
                 raise CliError(f"the CLI was not ready within {_READY_WITHIN_S:.0f} s") from error
-        except (CliError, OSError) as error:
-            if process is not None:
-                await process.end()
-            self.proxy.revoke(token)
-            if not keep:
-                await tree.deleted()
-            self.users.give_back(uid)
-            if isinstance(error, OSError):
-                raise CliError(f"the CLI cannot be started: {error.strerror}") from error
-            raise
+        except (CliError, OSError, TooMuch) as error:
+            await self._leave_nothing(process, tree, uid, token, keep=keep)
+            if isinstance(error, CliError):
+                raise
+            said = error.strerror if isinstance(error, OSError) else error
+            raise CliError(f"the CLI cannot be started: {said}") from error
+        ready = Ready(process, token, keep, time.monotonic())
         self.ending[ready] = None
         return ready
 
-    async def dispose(self, ready: Ready) -> None:
-        """Ends the process and everything it started, then deletes its tree unless that is a session's.
+    async def _user(self) -> int | None:
+        """A user id of which nothing is alive. Raises NoUserFree, OSError."""
+        while True:
+            uid = self.users.take()
+            if uid is None or self.killer is None:
+                return uid
+            try:
+                await self.killer.end(uid, KILL_S)
+            except StillAlive as error:
+                _log.error("user %d cannot be used: %s", uid, error)
+                self.users.quarantine(uid)
+            else:
+                return uid
 
-        Once begun this is carried through, also when the caller is cancelled.
+    async def dispose(self, ready: Ready) -> None:
+        """Ends the process and everything it started, then deletes its tree, or takes it back where it is a session's.
+
+        Once begun this is carried through, also when the caller is cancelled. Never raises.
         """
         if (task := self.dispose_soon(ready)) is not None:
             await asyncio.shield(task)
@@ -120,14 +136,39 @@ class Launcher:
         await asyncio.gather(*(self.dispose(ready) for ready in list(self.ending)))
 
     async def _dispose(self, ready: Ready) -> None:
+        process = ready.process
         try:
-            self.proxy.revoke(ready.token)
-            await ready.process.end()
-            if not ready.keep_tree:
-                await ready.process.tree.deleted()
-            self.users.give_back(ready.process.uid)
+            await self._leave_nothing(process, process.tree, process.uid, ready.token, keep=ready.keep_tree)
         finally:
             del self.ending[ready]
+
+    async def _leave_nothing(
+        self, process: CliProcess | None, tree: Tree, uid: int | None, token: str, *, keep: bool
+    ) -> None:
+        """Gives everything back that a run had. What cannot be ended or moved keeps its user id, so that no other run
+        comes to it by having the same."""
+        self.proxy.revoke(token)
+        try:
+            if process is not None:
+                await process.end()
+            if keep and await self._taken_back(tree, uid):
+                self.users.give_back(uid)
+                return
+            if tree.root.exists():
+                self.discarded.delete_soon(self.discarded.take(tree.root))
+            self.users.give_back(uid)
+        except (StillAlive, OSError) as error:
+            _log.error("a run of user %s has not ended cleanly, the id is not used again: %s", uid, error)
+            self.users.quarantine(uid)
+
+    async def _taken_back(self, tree: Tree, uid: int | None) -> bool:
+        """False where the tree cannot be kept: it has become too large to be handed over."""
+        try:
+            await asyncio.to_thread(tree.take_back, uid)
+        except (TooMuch, OSError) as error:
+            _log.warning("a session ends, since its directory cannot be kept: %s", error)
+            return False
+        return True
 
 
 @dataclass(eq=False)
@@ -153,14 +194,24 @@ class Pool:
         self._asked: list[tuple[float, Shape]] = []
         self._wake = asyncio.Event()
         self._filler: asyncio.Task[None] | None = None
+        self._busy_since: float | None = None
         self.proven = False
-        """Whether the last start of a warm process worked (False before the first)."""
+        """Whether the last start worked (False before the first)."""
         self.hits = 0
         self.misses = 0
 
     @property
     def warm(self) -> int:
         return sum(map(len, self._warm.values()))
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why no process could be started now; None where one could."""
+        if self._filler is None or self._filler.done():
+            return "processes are not kept ready"
+        if self._busy_since is not None and time.monotonic() - self._busy_since > _STUCK_S:
+            return "the start or end of a process does not finish"
+        return None if self.proven else "no process has got ready yet, or the last did not"
 
     async def start(self) -> None:
         self._filler = asyncio.create_task(self._keep_filled())
@@ -187,9 +238,15 @@ class Pool:
         self.misses += 1
         try:
             async with self._starts:
-                return await self._launcher.launch(shape, tree)
+                ready = await self._launcher.launch(shape, tree)
+        except CliError:
+            # A session's directory can be the reason, which is its own matter.
+            self.proven = self.proven and tree is not None
+            raise
         finally:
             self._wake.set()
+        self.proven = True
+        return ready
 
     async def _keep_filled(self) -> None:
         failures = 0
@@ -197,25 +254,35 @@ class Pool:
             self._wake.clear()
             while (change := self._next_change()) is not None:
                 shape, add = change
-                if not add:
-                    await self._launcher.dispose(self._warm[shape].pop(0))
-                    continue
+                self._busy_since = time.monotonic()
                 try:
-                    async with self._starts:
-                        ready = await self._launcher.launch(shape)
+                    if add:
+                        await self._add(shape)
+                        failures = 0
+                    else:
+                        await self._launcher.dispose(self._warm[shape].pop(0))
                 except CliError as error:
                     failures += 1
-                    self.proven = False
                     _log.error("warm start failed: %s", error)
                     await asyncio.sleep(min(30.0, 2.0**failures))
-                    continue
-                failures = 0
-                self.proven = True
-                self._warm.setdefault(shape, []).append(ready)
+                finally:
+                    self._busy_since = None
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), 5.0)
                 # The run that has just taken a process needs the cores first, for its first words.
                 await asyncio.sleep(_REFILL_DELAY_S)
+
+    async def _add(self, shape: Shape) -> None:
+        """Starts a process for the shelf. Raises CliError."""
+        try:
+            async with self._starts:
+                self._busy_since = time.monotonic()
+                ready = await self._launcher.launch(shape)
+        except CliError:
+            self.proven = False
+            raise
+        self.proven = True
+        self._warm.setdefault(shape, []).append(ready)
 
     def _next_change(self) -> tuple[Shape, bool] | None:
         """The next process to start (True) or to give up (False), so that the shelves match the demand."""
@@ -246,7 +313,8 @@ class Pool:
         demand = Counter(shape for _, shape in self._asked)
         size = min(self._maximum, max(self._minimum, len(self._asked) // 10))
         if not size:
-            return {}
+            # Nothing is kept warm; but that a start works is shown by one, and shown again after one that failed.
+            return {} if self.proven else {self._default: 1}
         wanted: Counter[Shape] = Counter()
         for shape, count in demand.most_common(size):
             share = max(1, size * count // max(1, len(self._asked)))

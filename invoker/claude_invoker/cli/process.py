@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,30 +17,46 @@ import orjson
 
 from claude_invoker.cli.child import Child, Limits
 from claude_invoker.cli.command import Deadlines, Shape, command, environment
-from claude_invoker.cli.kill import alive, kill_marked, kill_user
+from claude_invoker.cli.kill import Killer, StillAlive, kill_marked
+from claude_invoker.cli.messages import MAX_LINE, ControlAnswer, Malformed, Message, Result, parse
 from claude_invoker.cli.tree import Tree
 
-MAX_LINE = 64 * 1024 * 1024
+KILL_S = 5.0
+"""How long the end of everything may take; with 200 hostile processes it takes a hundredth of that."""
+_FIRST_MODEL = "sonnet"
+"""An alias that the CLI knows by itself: a full name that it does not know costs a request to the API."""
 
 
 class CliError(Exception):
     """The CLI ended, or said something that is not its protocol, before it gave a result."""
 
 
+class Disobeyed(Exception):
+    """The CLI does not take the model or the system prompt. `code`: its own word for why, such as `not_found`."""
+
+    def __init__(self, what: str, code: str | None) -> None:
+        super().__init__(f"{what}: {code}")
+        self.what = what
+        self.code = code
+
+
 class CliProcess:
     """A single-use process. `spawn` → `ready` → one `begin` → `messages` → `end`."""
 
-    def __init__(self, name: str, shape: Shape, tree: Tree, uid: int | None, child: Child) -> None:
+    def __init__(
+        self, name: str, shape: Shape, tree: Tree, uid: int | None, child: Child, killer: Killer | None
+    ) -> None:
         self.name = name
         self.shape = shape
         self.tree = tree
         self.uid = uid
         self._child = child
+        self._killer = killer
         self._ids = itertools.count(1)
+        self._model: str | None = None
         self._ended = False
         self.finished = False
         """Whether the result message has been read."""
-        self._ended = False
         self._stderr: deque[bytes] = deque(maxlen=40)
         self._drain = asyncio.create_task(self._drain_stderr())
 
@@ -56,8 +73,10 @@ class CliProcess:
         key: str,
         deadlines: Deadlines,
         limits: Limits,
+        killer: Killer | None,
     ) -> CliProcess:
-        """Starts the CLI in `tree` as user `uid`; it waits for its first message. Raises OSError.
+        """Starts the CLI in `tree` as user `uid`; it waits for its first message. `killer` ends what has a user of its
+        own. Raises OSError.
 
         The key travels through a pipe, so that neither argv nor the environment, which tools inherit,
         holds it.
@@ -77,7 +96,7 @@ class CliProcess:
             )
         finally:
             os.close(read_end)
-        return cls(name, shape, tree, uid, child)
+        return cls(name, shape, tree, uid, child, killer)
 
     @property
     def pid(self) -> int:
@@ -92,12 +111,16 @@ class CliProcess:
         """The last lines of the CLI's own log. May quote a caller's text: not for answers or logs as such."""
         return b"".join(self._stderr).decode("utf-8", "replace")[-4000:]
 
-    async def ready(self, model: str) -> None:
+    async def ready(self) -> None:
         """Waits until the process serves control requests: its start-up is then over. Raises CliError.
 
         The probe is `set_model`, not `initialize`: only the first `initialize` sets the system prompt.
         """
-        await self.control("set_model", model=model)
+        try:
+            await self._obey(self._send_control("set_model", model=_FIRST_MODEL))
+        except Disobeyed as error:
+            raise CliError(str(error)) from error
+        self._model = _FIRST_MODEL
 
     async def begin(
         self,
@@ -106,14 +129,19 @@ class CliProcess:
         output_schema: dict[str, Any] | None,
         content: tuple[dict[str, Any], ...],
     ) -> None:
-        """Sends the run: system prompt, schema of the result, model, the one user message.
+        """Sends the run: system prompt, schema of the result, model; and, once the CLI has said that it has taken them,
+        the one user message. Where it does not take a model it would go on with its own, the dearest.
 
-        Raises CliError if the process is gone. `client_composed` keeps the CLI from reading `@/path` or
+        Raises Disobeyed, and CliError if the process is gone. `client_composed` keeps the CLI from reading `@/path` or
         `/command` in the caller's text.
         """
         wishes = {"systemPrompt": None if system is None else [system], "jsonSchema": output_schema}
-        self._send_control("initialize", **{name: value for name, value in wishes.items() if value is not None})
-        self._send_control("set_model", model=model)
+        wishes = {name: value for name, value in wishes.items() if value is not None}
+        asked = [self._send_control("initialize", **wishes)]
+        if model != self._model:
+            asked.append(self._send_control("set_model", model=model))
+        for request in asked:
+            await self._obey(request)
         self._send(
             {
                 "type": "user",
@@ -128,8 +156,8 @@ class CliProcess:
         except ConnectionError as error:
             raise CliError("the CLI closed its input") from error
 
-    async def messages(self) -> AsyncIterator[dict[str, Any]]:
-        """Each JSON line of the CLI until it closes its output. Raises CliError for a line that is none."""
+    async def messages(self) -> AsyncIterator[Message]:
+        """What the CLI says until it closes its output. Raises CliError for a line that is not its protocol."""
         while True:
             try:
                 line = await self._child.stdout.readline()
@@ -138,23 +166,21 @@ class CliProcess:
             if not line:
                 return
             try:
-                message = orjson.loads(line)
-            except ValueError as error:
-                raise CliError("a line of the CLI is not JSON") from error
-            if isinstance(message, dict):
-                self.finished = self.finished or message.get("type") == "result"
+                message = parse(line)
+            except Malformed as error:
+                raise CliError(str(error)) from error
+            if message is not None:
+                self.finished = self.finished or isinstance(message, Result)
                 yield message
 
-    async def control(self, subtype: str, **fields: Any) -> dict[str, Any]:
-        """A control request and its answer, before the run begins. Raises CliError."""
-        request_id = self._send_control(subtype, **fields)
+    async def _obey(self, request: tuple[str, str]) -> None:
+        """Waits for the answer to a control request. Raises Disobeyed, CliError."""
+        subtype, request_id = request
         async for message in self.messages():
-            if message.get("type") == "control_response":
-                response = message.get("response") or {}
-                if response.get("request_id") == request_id:
-                    if response.get("subtype") != "success":
-                        raise CliError(f"{subtype}: {response.get('error')}")
-                    return dict(response.get("response") or {})
+            if isinstance(message, ControlAnswer) and message.request_id == request_id:
+                if message.error is not None:
+                    raise Disobeyed(subtype, message.error_code)
+                return
         await self.exited(1.0)
         # Nothing of a caller's has been sent yet, so its log can be quoted.
         raise CliError(f"the CLI ended at {subtype}, exit code {self.returncode}: {self.stderr.strip()[-500:]}")
@@ -181,36 +207,40 @@ class CliProcess:
         await self.exited(within_s)
 
     async def end(self) -> None:
-        """Leaves no process of all that the CLI started: SIGKILL. Called again it does nothing."""
+        """Leaves no process of all that the CLI started: SIGKILL. Called again it does nothing.
+
+        Raises StillAlive where some are left after `KILL_S`.
+        """
         if self._ended:
             return
         self.close_input()
-        await self._kill_all()
-        await self._child.exited.wait()
+        if self._killer is not None and self.uid is not None:
+            await self._killer.end(self.uid, KILL_S)
+        else:
+            await self._kill_marked()
+        if not await self.exited(KILL_S):
+            raise StillAlive(f"the CLI's process {self.pid} does not end")
         self._drain.cancel()
         self._child.close()
         self._ended = True
 
-    async def _kill_all(self) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        if self.uid is None:
-            marker = f"CLAUDE_INVOKER_PROCESS={self.name}".encode()
-            while await asyncio.to_thread(kill_marked, marker):
-                await asyncio.sleep(0.005)
-            return
-        # kill(-1) as the run's own user reaches all its processes, whatever session or parent they chose.
-        for _ in range(200):
-            await asyncio.to_thread(kill_user, self.uid)
-            if not await asyncio.to_thread(alive, self.uid):
-                return
+    async def _kill_marked(self) -> None:
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+        marker = f"CLAUDE_INVOKER_PROCESS={self.name}".encode()
+        until = time.monotonic() + KILL_S
+        while left := await asyncio.to_thread(kill_marked, marker):
+            if time.monotonic() > until:
+                raise StillAlive(f"{left} processes are left after {KILL_S:g} s")
             await asyncio.sleep(0.005)
 
-    def _send_control(self, subtype: str, **fields: Any) -> str:
+    def _send_control(self, subtype: str, **fields: Any) -> tuple[str, str]:
+        """(subtype, id) of a control request that was sent."""
         request_id = f"invoker-{next(self._ids)}"
         request = {"subtype": subtype, **fields}
         self._send({"type": "control_request", "request_id": request_id, "request": request})
-        return request_id
+        return subtype, request_id
 
     def _send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(ConnectionError, RuntimeError):

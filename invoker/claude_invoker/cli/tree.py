@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import secrets
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from claude_invoker.cli import walk
+
+_log = logging.getLogger(__name__)
+KEPT = walk.Bounds(depth=256, entries=200_000)
+"""How much a session's tree may hold: each of its runs hands it over and back entry by entry."""
+
 
 @dataclass(frozen=True)
 class Tree:
-    """Everything a CLI process may write: deleted as a whole when the run is over."""
+    """Everything a CLI process may write. It belongs to the run's user while the run lasts, and to nobody after it:
+    discarded, or taken back until its session goes on."""
 
     root: Path
 
@@ -40,50 +47,88 @@ class Tree:
         return self.root / "tmp"
 
     def create(self, uid: int | None) -> None:
-        """Makes the tree, mode 0700, and hands it to `uid` (None: to whoever we are)."""
+        """Makes what is missing of the tree, mode 0700, and hands all of it to `uid` (None: to whoever we are).
+
+        Raises walk.TooMuch, OSError.
+        """
         for path in (self.root, self.work, self.home, self.config, self.temp):
             path.mkdir(mode=0o700, exist_ok=True)
         if uid is not None:
-            self.give_to(uid)
+            walk.give(self.root, uid, KEPT)
 
-    def give_to(self, uid: int) -> None:
-        """Changes the owner of all of it, never following a link. Only safe while nothing runs in it."""
-        for directory, names, files in os.walk(self.root):
-            os.chown(directory, uid, uid, follow_symlinks=False)
-            for name in (*names, *files):
-                path = os.path.join(directory, name)  # noqa: PTH118 -- hot loop over a hostile tree
-                if os.lstat(path).st_nlink == 1 or os.path.isdir(path):  # noqa: PTH112
-                    os.chown(path, uid, uid, follow_symlinks=False)
+    def take_back(self, uid: int | None) -> None:
+        """Leaves nothing of it to `uid`. Only while nothing of that user is alive. Raises walk.TooMuch, OSError."""
+        if uid is not None:
+            walk.take_back(self.root, uid, KEPT)
 
-    def delete(self) -> None:
-        """Removes it. Raises OSError where something is left."""
-        if not self.root.exists():
+
+class Discarded:
+    """Trees on their way out, in a directory that only we can enter: once a tree is in here no run comes to it, however
+    long its deletion takes, and whatever keeps it from succeeding."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        # Threads of their own: a run may leave more files than can be deleted in a minute.
+        self._threads = ThreadPoolExecutor(2, "delete")
+        self._closed = False
+        self.stuck: dict[str, str] = {}
+        """What could not be deleted, and why; it is tried again by `empty`."""
+
+    def take(self, tree: Path) -> Path:
+        """Moves a tree in. Returns where it is now. Raises OSError."""
+        target = self._directory / secrets.token_hex(8)
+        tree.rename(target)
+        return target
+
+    def delete_soon(self, target: Path) -> Future[None]:
+        """Deletes it in another thread."""
+        return self._threads.submit(self.delete, target)
+
+    def delete(self, target: Path) -> None:
+        """Never raises: what is left is `stuck`, and said in the log once."""
+        try:
+            # Several invokers may share a state directory: what another has deleted meanwhile is no matter.
+            while os.path.lexists(target):
+                with contextlib.suppress(FileNotFoundError):
+                    walk.delete(target, lambda: not self._closed)
+        except InterruptedError:
             return
-        shutil.rmtree(self.root, onerror=_make_writable)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if target.name not in self.stuck:
+                _log.error("a run's tree cannot be deleted, it is tried again: %s: %s", target, reason)
+            self.stuck[target.name] = reason
+        else:
+            self.stuck.pop(target.name, None)
 
-    async def deleted(self) -> None:
-        await asyncio.to_thread(self.delete)
+    def empty(self) -> None:
+        """Deletes everything that is in, also what earlier invokers left."""
+        with contextlib.suppress(FileNotFoundError):
+            for path in list(self._directory.iterdir()):
+                self.delete(path)
 
-
-def _make_writable(function: object, path: str, error: object) -> None:
-    """A run may leave directories without write permission; as their owner we can still remove them."""
-    target = Path(path)
-    target.parent.chmod(0o700)
-    if target.is_dir() and not target.is_symlink():
-        target.chmod(0o700)
-        shutil.rmtree(target)
-    else:
-        target.unlink(missing_ok=True)
+    def close(self, within_s: float) -> None:
+        """Lets what is being deleted go on for a while; what is left is the next invoker's."""
+        running = [self._threads.submit(self.empty)]
+        wait(running, within_s)
+        self._closed = True
+        self._threads.shutdown(cancel_futures=True)
 
 
 def tree_root(state_dir: Path, *, isolated: bool) -> Path:
     """Where runs have their trees: in the state directory, or, where a run's own user could not reach that
-    (a directory above it is closed to others), in a directory of ours under the system's temporary one."""
+    (a directory above it is closed to others), in a directory of ours under the system's temporary one.
+
+    There anybody may have made a directory of that name before us: then it is the next name that is free.
+    """
     path = state_dir.absolute()
     if not isolated or is_reachable(path):
         return path / "trees"
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"claude-invoker-{digest}"
+    names = [Path(tempfile.gettempdir()) / f"claude-invoker-{digest}{suffix}" for suffix in ("", *range(1, 100))]
+    ours = (name for name in names if _is_ours(name))
+    free = (name for name in names if not os.path.lexists(name))
+    return next(ours, None) or next(free, names[0])
 
 
 def is_reachable(path: Path) -> bool:
@@ -98,12 +143,20 @@ def prepare(state_dir: Path, trees: Path) -> None:
     """
     for path in (state_dir, trees, trees / "engines", trees / "sessions"):
         path.mkdir(mode=0o711, parents=True, exist_ok=True)
-        status = path.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        if not _is_ours(path):
             raise PermissionError(f"{path} is not a directory of this user")
         path.chmod(0o711)
-    for path in (state_dir / "artifacts", state_dir / "locks"):
+    for path in (state_dir / "artifacts", state_dir / "locks", state_dir / "sessions", trees / "discarded"):
         path.mkdir(mode=0o700, exist_ok=True)
+        path.chmod(0o700)
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
 
 class Workplace:
@@ -116,24 +169,35 @@ class Workplace:
         self._lock: IO[bytes] | None = None
 
     def open(self) -> None:
-        self.path.mkdir(mode=0o711, parents=True)
-        self.path.chmod(0o711)
-        self._lock = (self.path / ".lock").open("wb")
+        made = self._engines / f".{self.path.name}"
+        made.mkdir(mode=0o711, parents=True)
+        made.chmod(0o711)
+        self._lock = (made / ".lock").open("wb")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        made.rename(self.path)
 
-    def close(self) -> None:
+    def close(self, discarded: Discarded) -> None:
+        """Discards it with all that is in it."""
         if self._lock is not None:
-            Tree(self.path).delete()
+            discarded.take(self.path)
             self._lock.close()
 
     def abandoned(self) -> Iterator[Path]:
         """The workplaces of engines that are no more."""
         for path in self._engines.iterdir():
-            if path == self.path:
-                continue
-            with contextlib.suppress(OSError), (path / ".lock").open("rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path != self.path and not path.name.startswith(".") and _is_abandoned(path):
                 yield path
+
+
+def _is_abandoned(workplace: Path) -> bool:
+    try:
+        with (workplace / ".lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def dismantle(trees: Path) -> None:
@@ -141,4 +205,5 @@ def dismantle(trees: Path) -> None:
     with contextlib.suppress(OSError):
         (trees / "engines").rmdir()
         (trees / "sessions").rmdir()
-        shutil.rmtree(trees)
+        (trees / "discarded").rmdir()
+        walk.delete(trees)

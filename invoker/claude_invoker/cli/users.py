@@ -2,46 +2,113 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
-import socket
+import random
+import stat
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
-from claude_invoker.cli.kill import kill_user
+from claude_invoker.cli.kill import owners
 
-_SPAN = 4096
+SPAN = 4096
+MACHINE_LOCKS = Path("/run/claude-invoker")
+"""Where the invokers of one machine see each other's locks, whatever their state directories."""
+
+
+class NoUserFree(Exception):
+    """Every user id is taken, or none can be locked."""
 
 
 class Users:
-    """Hands out user ids from `base` on; none (None: our own user) where we are not root.
+    """Hands out the user ids `base + 1` to `base + SPAN - 1`; none (None: our own user) where we are not root.
 
-    Ending a run kills every process of its user, so no two invokers of a machine may use the same id at once:
-    each id in use is a bound abstract socket, which the kernel releases however its holder ends.
+    `base` itself is the killer's and no run's. Ending a run kills every process of its user and its trees belong to
+    that user, so no two invokers that share a machine or a state directory may use an id at once: each id in use is a
+    locked file (flock(2)) in `locks` and in `MACHINE_LOCKS`, which only root can enter. The kernel releases the locks
+    however their holder ends.
     """
 
-    def __init__(self, base: int) -> None:
+    def __init__(self, base: int, locks: Path) -> None:
         self.isolated = os.geteuid() == 0
-        self._base = base
-        self._next = 0
-        self._locks: dict[int, socket.socket] = {}
+        self.killer = base
+        # Ids are not the same again after a restart: what a run has left outside of its tree finds no heir soon.
+        self._next = random.SystemRandom().randrange(SPAN - 1)
+        self._directories = [locks]
+        self._locks: dict[int, ExitStack] = {}
+        self.quarantined: set[int] = set()
+        """Ids that stay locked, since a process or a file of theirs could not be removed."""
+
+    def open(self) -> None:
+        """Makes the directories of the locks. Raises OSError, where another user could write there too."""
+        if not self.isolated:
+            return
+        _make_private(self._directories[0])
+        try:
+            _make_private(MACHINE_LOCKS)
+        except OSError as error:
+            # A container with a read-only root: it sees no processes but its own.
+            if error.errno != errno.EROFS:
+                raise
+        else:
+            self._directories = [self._directories[0], MACHINE_LOCKS]
 
     def take(self) -> int | None:
-        """A user id that nobody uses, with no process left from an earlier use. Raises OSError where none is."""
+        """An id that nobody uses. Processes of an earlier use may be left: they are to be ended first.
+
+        Raises NoUserFree.
+        """
         if not self.isolated:
             return None
-        for _ in range(_SPAN):
-            uid = self._base + self._next
-            self._next = (self._next + 1) % _SPAN
-            lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            try:
-                lock.bind(f"\0claude-invoker-uid-{uid}")
-            except OSError:
-                lock.close()
-                continue
-            self._locks[uid] = lock
-            kill_user(uid)
-            return uid
-        raise OSError("no user id is free")
+        for _ in range(SPAN - 1):
+            uid = self.killer + 1 + self._next
+            self._next = (self._next + 1) % (SPAN - 1)
+            if uid not in self._locks and (lock := self._lock(uid)) is not None:
+                self._locks[uid] = lock
+                return uid
+        raise NoUserFree("no user id is free for another run")
 
     def give_back(self, uid: int | None) -> None:
-        """Only after every process of the user has ended and its files are gone."""
+        """Only after every process of the user has ended and no other run can come to its files."""
         if uid is not None:
             self._locks.pop(uid).close()
+
+    def quarantine(self, uid: int | None) -> None:
+        """The id stays taken until we end: something of its user is left."""
+        if uid is not None:
+            self.quarantined.add(uid)
+
+    def orphaned(self) -> list[int]:
+        """Ids with living processes that no invoker holds; they are taken (see `give_back`)."""
+        if not self.isolated:
+            return []
+        found = []
+        for uid in sorted(owners(range(self.killer + 1, self.killer + SPAN))):
+            if uid not in self._locks and (lock := self._lock(uid)) is not None:
+                self._locks[uid] = lock
+                found.append(uid)
+        return found
+
+    def close(self) -> None:
+        for lock in self._locks.values():
+            lock.close()
+        self._locks.clear()
+
+    def _lock(self, uid: int) -> ExitStack | None:
+        with ExitStack() as held:
+            for directory in self._directories:
+                file = held.enter_context((directory / str(uid)).open("wb"))
+                with suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    continue
+                return None
+            return held.pop_all()
+
+
+def _make_private(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0:
+        raise PermissionError(errno.EPERM, "not a directory of root's", str(path))
+    path.chmod(0o700)

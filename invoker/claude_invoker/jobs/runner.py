@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from claude_invoker.cli.walk import delete
 from claude_invoker.jobs import webhook
 from claude_invoker.jobs.queue import (
     DELIVER,
@@ -95,6 +95,7 @@ class Runner:
     async def salvage(self) -> None:
         """Ends the jobs of workers that died on this machine. To be called before the engine opens: that deletes what
         dead ones have left."""
+        await self.engine.reclaim()  # nothing of what they ran is alive
         for job_id in await self.store.running():
             job = await self.store.get(job_id)
             if job is not None and await asyncio.to_thread(is_wreck, job):
@@ -149,7 +150,7 @@ class Runner:
             return
         # Of an attempt that died after it had kept its files.
         kept = self.settings.state_dir / "artifacts" / job.id
-        await asyncio.to_thread(shutil.rmtree, kept, ignore_errors=True)
+        await asyncio.to_thread(delete, kept)
         run = self.engine.submit(decided, job.caller, job.id)
         run.traceparent = job.traceparent
         self.current[job.id] = run
@@ -302,7 +303,7 @@ class Runner:
         are left to the engine, which deletes by age."""
         for path in (self.settings.state_dir / "artifacts").glob("job_*"):
             if await self.store.expired(path.name):
-                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+                await asyncio.to_thread(delete, path)
 
     async def deliver(self, context: dict[str, Any], *, job_id: str) -> None:
         """The SAQ function of a webhook. Raises where another try may help."""

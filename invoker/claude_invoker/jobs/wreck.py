@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
+from claude_invoker.cli.walk import delete
 from claude_invoker.jobs.record import Job
 from claude_invoker.runs import artifacts
 from claude_invoker.settings import Settings
@@ -34,8 +34,8 @@ def left_in(job: Job, settings: Settings) -> list[dict[str, Any]]:
         return []
     bounds = artifacts.Bounds(settings.artifact_max_bytes, settings.artifact_max_count)
     into = settings.state_dir / "artifacts" / job.id
-    shutil.rmtree(into, ignore_errors=True)  # of a salvage that died half-way
     try:
+        delete(into)  # of a salvage that died half-way
         found, _ = artifacts.collect(Path(job.work), {}, into, bounds)
     except OSError as error:
         _log.warning("job %s: what it left cannot be read (%s)", job.id, error.strerror)

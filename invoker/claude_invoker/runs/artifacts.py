@@ -1,24 +1,29 @@
 """Files that a run left behind: found without following anything, kept for a while, typed by content.
 
-The tree was written by a run that may be hostile, so nothing is collected before all its processes ended,
-every open is O_NOFOLLOW relative to the directory it was listed in, and hard links are left alone.
+The tree was written by a run that may be hostile, so nothing is collected before all its processes ended, it is walked
+through within bounds, every open is O_NOFOLLOW in the directory it was listed in, and hard links are left alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import mimetypes
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import puremagic
 
+from claude_invoker.cli import walk
 from claude_invoker.model import Artifact
 
+_log = logging.getLogger(__name__)
 _HEAD = 262_144
+_WALK = walk.Bounds(depth=64, entries=100_000)
+_MAX_PATH = 1024  # bytes: what is kept lies under a path of ours
 _ZIP_KINDS = (
     (b"word/", "application/vnd.openxmlformats-officedocument.wordprocessingml.document"),
     (b"xl/", "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"),
@@ -47,27 +52,58 @@ class Bounds:
 
 
 def survey(work: Path) -> Seen:
-    """What is there before the run: relative path → (inode, size, mtime)."""
-    return {path: _mark(status) for path, status, _ in _files(work)}
+    """What is there before the run: relative path → (inode, size, mtime). Never raises; of a tree that is too large or
+    deep the part that was seen."""
+    seen: Seen = {}
+    try:
+        for entry in walk.walk(work, _WALK, _IGNORED):
+            if entry.is_regular:
+                seen[entry.path] = _mark(entry.status)
+    except (walk.TooMuch, OSError) as error:
+        _log.warning("not all files of a run were seen: %s", error)
+    return seen
 
 
 def collect(work: Path, before: Seen, into: Path, bounds: Bounds) -> tuple[list[Artifact], int]:
-    """Copies new and changed regular files to `into`; returns them and how many were left out by bounds."""
+    """Copies new and changed regular files to `into`; returns them, sorted by path, and how many were left out by
+    bounds. A tree that is too large or deep is left where it becomes so; that counts as one. Never raises."""
+    new, whole = _new_files(work, before)
+    chosen: set[str] = set()
+    left_out, total = 0 if whole else 1, 0
+    for path, size in sorted(new):
+        if len(chosen) >= bounds.max_count or total + size > bounds.max_bytes:
+            left_out += 1
+        else:
+            chosen.add(path)
+            total += size
     found: list[Artifact] = []
-    left_out, total = 0, 0
-    for path, status, directory in sorted(_files(work), key=lambda entry: entry[0]):
-        if before.get(path) == _mark(status) or status.st_nlink != 1 or not _is_speakable(path):
-            continue
-        if len(found) >= bounds.max_count or total + status.st_size > bounds.max_bytes:
-            left_out += 1
-            continue
-        artifact = _keep(path, directory, into, bounds.max_bytes - total)
-        if artifact is None:
-            left_out += 1
-            continue
-        total += artifact.size
-        found.append(artifact)
-    return found, left_out
+    room = bounds.max_bytes
+    with contextlib.suppress(walk.TooMuch, OSError):  # as above: what it is now it was then
+        for entry in walk.walk(work, _WALK, _IGNORED):
+            if entry.path not in chosen:
+                continue
+            artifact = _keep(entry, into, room)
+            if artifact is None:
+                left_out += 1
+                continue
+            room -= artifact.size
+            found.append(artifact)
+    return sorted(found, key=lambda artifact: artifact.path), left_out
+
+
+def _new_files(work: Path, before: Seen) -> tuple[list[tuple[str, int]], bool]:
+    """(path, size) of each file to keep, and whether all of the tree was seen."""
+    new = []
+    try:
+        for entry in walk.walk(work, _WALK, _IGNORED):
+            if not entry.is_regular or entry.status.st_nlink != 1 or not _is_speakable(entry.path):
+                continue
+            if before.get(entry.path) != _mark(entry.status):
+                new.append((entry.path, entry.status.st_size))
+    except (walk.TooMuch, OSError) as error:
+        _log.warning("not all files of a run are kept: %s", error)
+        return new, False
+    return new, True
 
 
 def content_type(path: str, head: bytes) -> str:
@@ -96,34 +132,18 @@ def _is_text(head: bytes) -> bool:
 
 def _is_speakable(path: str) -> bool:
     """Whether the name can be said in JSON and in a URL."""
-    return path.isprintable() and "\\" not in path
+    return path.isprintable() and "\\" not in path and len(path.encode()) <= _MAX_PATH
 
 
 def _mark(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _files(work: Path) -> Iterator[tuple[str, os.stat_result, str]]:
-    """(relative path, status, directory) of each regular file; links and other kinds are passed over."""
-    for directory, names, files in os.walk(work, followlinks=False):
-        names[:] = [name for name in names if name not in _IGNORED]
-        for name in files:
-            full = os.path.join(directory, name)  # noqa: PTH118
-            try:
-                status = os.lstat(full)
-            except OSError:
-                continue
-            if stat.S_ISREG(status.st_mode):
-                yield os.path.relpath(full, work), status, directory
-
-
-def _keep(path: str, directory: str, into: Path, room: int) -> Artifact | None:
+def _keep(entry: walk.Entry, into: Path, room: int) -> Artifact | None:
     """Copies one file, hashing it on the way. None where it is not what was listed, or grew."""
+    path = entry.path
     try:
-        source = os.open(
-            os.path.join(directory, os.path.basename(path)),  # noqa: PTH118, PTH119
-            os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK,
-        )
+        source = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=entry.directory)
     except OSError:
         return None
     with open(source, "rb") as reader:

@@ -14,20 +14,22 @@ import asyncio
 import contextlib
 import functools
 import logging
-import shutil
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Literal
 
 from claude_invoker.cli import outcome
 from claude_invoker.cli.binary import cli_version, find_cli, reachable_binary
 from claude_invoker.cli.child import Limits
 from claude_invoker.cli.command import Deadlines, Shape
 from claude_invoker.cli.keyproxy import Grant, KeyProxy
+from claude_invoker.cli.kill import Killer, StillAlive
+from claude_invoker.cli.messages import Result, Started
 from claude_invoker.cli.pool import Launcher, Pool, Ready
-from claude_invoker.cli.process import CliError, CliProcess
-from claude_invoker.cli.tree import Tree, Workplace, dismantle, prepare, tree_root
+from claude_invoker.cli.process import KILL_S, CliError, CliProcess, Disobeyed
+from claude_invoker.cli.tree import Discarded, Workplace, dismantle, prepare, tree_root
 from claude_invoker.cli.users import Users
+from claude_invoker.cli.walk import delete
 from claude_invoker.ledger import Ledger
 from claude_invoker.model import RunResult
 from claude_invoker.plan import Plan, permits
@@ -35,6 +37,7 @@ from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
 from claude_invoker.runs.run import Run, new_id
 from claude_invoker.runs.sessions import Session, Sessions
+from claude_invoker.runs.sweeper import Sweeper
 from claude_invoker.runs.translate import Translator
 from claude_invoker.settings import Settings
 from claude_invoker.trust import Caller
@@ -44,6 +47,8 @@ _log = logging.getLogger(__name__)
 INTERRUPT_S = 1.0
 TERM_S = 3.0
 _SWEEP_S = 10.0
+_DELETE_S = 10.0
+"""How long the last trees may take to be deleted when the engine stops."""
 _REQUESTS_PER_TURN = 8
 """Retries, subagents and summaries: what a turn may cost in API requests before the proxy refuses more."""
 
@@ -57,23 +62,28 @@ class Engine:
         self.cli = find_cli(settings.cli_path)
         self.version = ""
         self.runs: dict[str, Run] = {}
-        self.users = Users(settings.uid_base)
+        self.users = Users(settings.uid_base, settings.state_dir / "locks" / "users")
         self.on_finish: Callable[[Run], None] = lambda run: None
         self._state = settings.state_dir
         self._trees = tree_root(settings.state_dir, isolated=self.users.isolated)
         self._workplace = Workplace(self._trees)
-        self._sessions = Sessions(self._trees / "sessions", settings.state_dir / "locks", settings.session_ttl_s)
+        self._discarded = Discarded(self._trees / "discarded")
+        self._killer = Killer(self.users.killer) if self.users.isolated else None
+        self._sessions = Sessions(
+            self._trees / "sessions", settings.state_dir / "sessions", self._discarded, settings.session_ttl_s
+        )
         key = settings.anthropic_api_key
         self._proxy = KeyProxy(settings.anthropic_base_url, key.get_secret_value() if key else "")
         self._places = asyncio.Semaphore(settings.max_runs)
         self._launcher = Launcher(
             self.cli,
             self._workplace.path,
+            self._discarded,
             self.users,
+            self._killer,
             self._proxy,
             Deadlines(settings.api_timeout_s, settings.api_retries),
             Limits(settings.memory_limit, settings.file_size_limit, settings.process_limit),
-            settings.model,
         )
         self.pool = Pool(
             self._launcher,
@@ -82,20 +92,51 @@ class Engine:
             maximum=settings.pool_max,
             starts=settings.max_starts,
         )
-        self._sweeper: asyncio.Task[None] | None = None
+        self._sweeper = Sweeper(
+            {
+                "deleting the answers of old runs": self._forget_runs,
+                "ending old sessions": lambda: asyncio.to_thread(self._sessions.expire),
+                "deleting old artifacts": lambda: asyncio.to_thread(self._forget_files),
+                "deleting the trees of ended runs": lambda: asyncio.to_thread(self._discarded.empty),
+            },
+            _SWEEP_S,
+        )
+        self._settling: set[asyncio.Task[None]] = set()
+        self._reclaimed = False
+
+    async def reclaim(self) -> None:
+        """Ends what runs of invokers that died have left alive. What they left in files can be looked at after it.
+
+        A start never fails because of what a run has left: what cannot be ended keeps its user id for itself.
+        """
+        if self._reclaimed:
+            return
+        prepare(self._state, self._trees)
+        self.users.open()
+        for uid in self.users.orphaned():
+            assert self._killer is not None
+            try:
+                await self._killer.end(uid, KILL_S)
+                self.users.give_back(uid)
+            except StillAlive as error:
+                _log.error("user %d cannot be used: %s", uid, error)
+                self.users.quarantine(uid)
+        self._reclaimed = True
 
     async def __aenter__(self) -> Engine:
-        prepare(self._state, self._trees)
+        await self.reclaim()
         self._workplace.open()
         for path in self._workplace.abandoned():
-            await Tree(path).deleted()
+            with contextlib.suppress(OSError):  # another invoker starts as well, and was faster
+                self._discarded.take(path)
+        await asyncio.to_thread(self._sessions.recover)
         self.version = await cli_version(self.cli)
         self._launcher.cli = await asyncio.to_thread(
             reachable_binary, self.cli, self._trees, isolated=self.users.isolated
         )
         await self._proxy.start()
         await self.pool.start()
-        self._sweeper = asyncio.create_task(self._sweep())
+        self._sweeper.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -104,12 +145,16 @@ class Engine:
             run.cancel("the invoker is stopping")
         tasks = [run.task for run in self.runs.values() if run.task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        await asyncio.gather(*self._settling, return_exceptions=True)
+        await self._sweeper.stop()
         await self.pool.stop()
         await self._proxy.stop()
-        self._workplace.close()
+        if self._killer is not None:
+            await self._killer.stop()
+        self._workplace.close(self._discarded)
+        await asyncio.to_thread(self._discarded.close, _DELETE_S)
         dismantle(self._trees)
+        self.users.close()
 
     def _default_shape(self) -> Shape:
         from claude_invoker.model import InvokeRequest
@@ -119,8 +164,13 @@ class Engine:
         return _shape(plan(request, Clamp(), self.settings, isolated=self.users.isolated), None)
 
     @property
-    def wants_warm(self) -> bool:
-        return self.settings.pool_size > 0
+    def obstacle(self) -> str | None:
+        """Why no run could start now; None where one could."""
+        if not self.version:
+            return "the CLI has not been found yet"
+        if not self._sweeper.alive:
+            return "old runs are not swept away"
+        return self.pool.obstacle
 
     @property
     def running(self) -> int:
@@ -151,6 +201,7 @@ class Engine:
         return run
 
     async def _execute(self, run: Run, caller: Caller, wait_s: float | None) -> None:
+        """However it goes, the run ends: with a result or a problem, its lease settled, its readers told."""
         keeper = None if self.ledger is None else asyncio.create_task(self.ledger.hold(caller))
         try:
             await self._in_place(run, wait_s)
@@ -164,13 +215,29 @@ class Engine:
         except Exception:
             _log.exception("run %s", run.id)
             run.problem = Problem(500, "internal")
-        if keeper is not None and self.ledger is not None:
-            keeper.cancel()
-            await asyncio.shield(self.ledger.settle(caller, run.cost_usd))
-        self._finish(run)
+        finally:
+            if keeper is not None:
+                keeper.cancel()
+                await self._settle(run, caller)
+            self._finish(run)
+
+    async def _settle(self, run: Run, caller: Caller) -> None:
+        """Books the cost. Never raises; goes on by itself where the run is cancelled meanwhile."""
+        assert self.ledger is not None
+        task = asyncio.create_task(self.ledger.settle(caller, run.cost_usd))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            pass
+        except Exception:
+            _log.exception("run %s: its cost of %r USD was not booked", run.id, run.cost_usd)
 
     def _finish(self, run: Run) -> None:
         run.finished_at = time.time()
+        if run.problem is None and run.result is None:
+            run.problem = Problem(500, "internal")
         if run.problem is None:
             run.state = "succeeded"
             assert run.result is not None
@@ -180,7 +247,10 @@ class Engine:
             run.events.append("error", run.problem.document() | {"run": run.id, "cost_usd": run.cost_usd})
         run.events.close()
         run.done.set()
-        self.on_finish(run)
+        try:
+            self.on_finish(run)
+        except Exception:
+            _log.exception("run %s: its end was not recorded", run.id)
 
     async def _in_place(self, run: Run, wait_s: float | None) -> None:
         try:
@@ -199,7 +269,9 @@ class Engine:
 
     async def _on_process(self, run: Run, session: Session | None) -> None:
         run.state = "running"
-        ready = await self.pool.take(_shape(run.plan, session), session.tree if session else None)
+        begun = session is not None and await asyncio.to_thread(lambda: session.begun)
+        shape = _shape(run.plan, None if session is None else "begun" if begun else "new")
+        ready = await self.pool.take(shape, session.tree if session else None)
         process = ready.process
         run.work = process.tree.work
         try:
@@ -210,56 +282,60 @@ class Engine:
             finally:
                 await asyncio.shield(self._wind_down(run, process, gently=session is not None))
                 await asyncio.shield(self._collect(run, process, before))
-            run.result = RunResult(
-                id=run.id,
-                result=str(result.get("result") or ""),
-                structured=result.get("structured_output"),
-                model=run.model,
-                session=run.session,
-                usage=outcome.usage(result),
-                cost_usd=run.cost_usd,
-                duration_ms=round((time.monotonic() - began) * 1000),
-                num_turns=int(result.get("num_turns") or 0),
-                stop_reason=outcome.stop_reason(result),
-                permission_denials=outcome.denials(result),
-                artifacts=run.artifacts,
-            )
         finally:
-            self._launcher.dispose_soon(ready)
+            disposing = self._launcher.dispose_soon(ready)
+            if session is not None and disposing is not None:
+                await asyncio.shield(disposing)  # the next turn may begin when this one is over
+        if session is not None and not session.tree.root.exists():
+            run.session = None  # what it has left there was too much to keep
+        run.result = RunResult(
+            id=run.id,
+            result=result.result or "",
+            structured=result.structured_output,
+            model=run.model,
+            session=run.session,
+            usage=outcome.usage(result),
+            cost_usd=run.cost_usd,
+            duration_ms=round((time.monotonic() - began) * 1000),
+            num_turns=result.num_turns,
+            stop_reason=outcome.stop_reason(result),
+            permission_denials=outcome.denials(result),
+            artifacts=run.artifacts,
+        )
 
-    async def _converse(self, run: Run, ready: Ready) -> dict[str, Any]:
+    async def _converse(self, run: Run, ready: Ready) -> Result:
         """Sends the plan and translates what comes back. The result message. Raises Problem, CliError."""
         plan, process = run.plan, ready.process
         grant = Grant(functools.partial(permits, plan.models), plan.max_turns * _REQUESTS_PER_TURN)
         self._proxy.grant(ready.token, grant)
         translator = Translator(run)
-        await process.begin(plan.model, plan.system, plan.output_schema, plan.content)
-        begun = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
         end = begun + plan.total_s
-        first = min(end, begun + self.settings.first_output_s)
         phase = "first_output"
-        result: dict[str, Any] | None = None
+        result: Result | None = None
         try:
-            async with asyncio.timeout_at(first) as timer:
+            async with asyncio.timeout_at(min(end, begun + self.settings.first_output_s)) as timer:
+                await process.begin(plan.model, plan.system, plan.output_schema, plan.content)
                 async for message in process.messages():
-                    if message.get("type") == "control_response":
-                        _check_control(message)
-                    elif message.get("subtype") == "init":
+                    if isinstance(message, Started):
                         _check_schema(plan, message)
                     if translator.take(message):
                         phase = "idle"
-                    if message.get("type") == "result":
+                    if isinstance(message, Result):
                         result = message
                         break
                     if phase == "idle":
-                        idle = asyncio.get_running_loop().time() + self.settings.idle_s
+                        idle = loop.time() + self.settings.idle_s
                         timer.reschedule(end if translator.open_tools else min(end, idle))
         except TimeoutError as error:
-            phase = "total" if asyncio.get_running_loop().time() >= end - 0.001 else phase
+            phase = "total" if loop.time() >= end - 0.001 else phase
             raise Problem(504, "timeout", f"deadline: {phase}", extra={"deadline": phase}) from error
+        except Disobeyed as error:
+            raise outcome.disobeyed(plan.model, error, grant) from error
         if result is None:
             raise _early_end(process)
-        run.cost_usd = outcome.cost_usd(result)
+        run.cost_usd = result.used.costUSD
         if problem := outcome.failure(result, grant):
             raise problem
         return result
@@ -272,15 +348,18 @@ class Engine:
             with contextlib.suppress(TimeoutError, CliError):
                 async with asyncio.timeout(INTERRUPT_S):
                     async for message in process.messages():
-                        if message.get("type") == "result":
-                            run.cost_usd = outcome.cost_usd(message)
+                        if isinstance(message, Result):
+                            run.cost_usd = message.used.costUSD
                             break
             if not process.finished:
                 await process.terminated(TERM_S)
         if gently:
             process.close_input()
             await process.exited(TERM_S)
-        await process.end()
+        try:
+            await process.end()
+        except StillAlive as error:
+            raise CliError(f"the run does not end: {error}") from error
 
     async def _collect(self, run: Run, process: CliProcess, before: artifacts.Seen) -> None:
         bounds = artifacts.Bounds(self.settings.artifact_max_bytes, self.settings.artifact_max_count)
@@ -291,46 +370,28 @@ class Engine:
         if left_out:
             _log.warning("run %s: %d artifacts over the bounds were left out", run.id, left_out)
 
-    async def _sweep(self) -> None:
-        """Forgets runs whose retention is over, and sessions that nobody continued."""
-        while True:
-            await asyncio.sleep(_SWEEP_S)
-            now = time.time()
-            for run in list(self.runs.values()):
-                if run.finished_at is not None and run.finished_at + run.retention_s < now:
-                    del self.runs[run.id]
-                    await asyncio.to_thread(shutil.rmtree, run.files, ignore_errors=True)
-            await asyncio.to_thread(self._sessions.expire)
-            await asyncio.to_thread(self._forget_files, now)
+    async def _forget_runs(self) -> None:
+        """Forgets runs whose retention is over."""
+        for run in list(self.runs.values()):
+            if run.finished_at is not None and run.finished_at + run.retention_s < time.time():
+                del self.runs[run.id]
+                await asyncio.to_thread(delete, run.files)
 
-    def _forget_files(self, now: float) -> None:
+    def _forget_files(self) -> None:
         """Deletes artifacts that no engine remembers, once the longest retention is over."""
         longest = max([self.settings.retention_s, *self.settings.tier_retention_s.values()])
         for path in (self._state / "artifacts").iterdir():
-            if path.name not in self.runs and path.stat().st_mtime + longest < now:
-                shutil.rmtree(path, ignore_errors=True)
+            if path.name not in self.runs and path.stat().st_mtime + longest < time.time():
+                delete(path)
 
 
-def _shape(plan: Plan, session: Session | None) -> Shape:
-    return Shape(
-        tools=plan.tools,
-        max_turns=plan.max_turns,
-        max_budget_usd=plan.max_budget_usd,
-        session=session.id if session else None,
-        resume=bool(session and session.begun),
-    )
+def _shape(plan: Plan, session: Literal["begun", "new"] | None) -> Shape:
+    return Shape(tools=plan.tools, max_turns=plan.max_turns, max_budget_usd=plan.max_budget_usd, session=session)
 
 
-def _check_control(message: dict[str, Any]) -> None:
-    """A model or system prompt that was not set must not be replaced by another. Raises Problem 422."""
-    response = message.get("response")
-    if not isinstance(response, dict) or response.get("subtype") != "success":
-        raise Problem(422, "invalid", "the Claude CLI does not accept the model or the system prompt")
-
-
-def _check_schema(plan: Plan, message: dict[str, Any]) -> None:
+def _check_schema(plan: Plan, message: Started) -> None:
     """The CLI passes over a schema that it does not understand. Raises Problem 422."""
-    if plan.output_schema is not None and "StructuredOutput" not in (message.get("tools") or ()):
+    if plan.output_schema is not None and "StructuredOutput" not in message.tools:
         raise Problem(422, "invalid", "output_schema is not a JSON Schema that the Claude CLI accepts")
 
 

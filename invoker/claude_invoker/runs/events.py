@@ -40,8 +40,12 @@ class EventLog:
         return self._last
 
     def append(self, name: str, document: dict[str, Any]) -> Event:
+        return self.append_json(name, orjson.dumps(document))
+
+    def append_json(self, name: str, data: bytes) -> Event:
+        """`data`: JSON text on one line."""
         self._last += 1
-        event = Event(self._last, name, orjson.dumps(document))
+        event = Event(self._last, name, data)
         self._events.append(event)
         self._size += len(event.data)
         while self._size > MAX_KEPT_BYTES and len(self._events) > 1:

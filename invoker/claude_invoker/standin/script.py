@@ -14,6 +14,7 @@ Directives in the newest prompt, anywhere in its text:
 | `[[reset N]]` | the connection is reset after N text chunks (0: before the headers) |
 | `[[stop REASON]]` | `stop_reason` of the answer, e.g. `refusal` or `max_tokens` |
 
+A model whose name ends in `-status-CODE` is answered with that status.
 A prompt that begins with `slow:` is answered as with `[[delay 60]]`. After tool turns, an answer without
 `[[say …]]` repeats what the tools returned, so that a test sees it.
 """
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _OPEN = re.compile(r"\[\[(say|tool|large|delay|status|hang|stall|reset|stop)\b ?")
+_STATUS_BY_MODEL = re.compile(r"-status-([45]\d\d)$")
 _ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -129,6 +131,8 @@ def reply_to(body: dict[str, Any]) -> Reply:
             prompt, results = "\n".join(texts), []
     found = _directives(prompt)
     values = found.values
+    if named := _STATUS_BY_MODEL.search(str(body.get("model"))):
+        return Reply(f"stand-in: the model is answered with {named[1]}", status=int(named[1]))
 
     def number(verb: str) -> int | None:
         value = values.get(verb)

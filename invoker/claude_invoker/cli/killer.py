@@ -1,0 +1,110 @@
+"""The program that ends runs: `python -I -S killer.py KILLER_UID`, started by `kill.Killer` and run by its path.
+
+It reads lines `ID UID DEADLINE_S` and answers each with `ID LEFT`, the processes of user UID that were still alive when
+it gave up (0: none). Each request has a process of its own, so that one that takes long keeps no other waiting.
+
+A run may do to processes of its own user whatever it wants: also stop whoever comes as that user to end it. The
+killer's real and saved user ids are therefore a third one, which no run ever has: with the run's as its effective id it
+may signal every process of the run, and none of them may signal it (kill(2)). It never calls exec, which would copy the
+effective id into the saved one.
+
+Standard library only, and little of that: it forks for every run, so it has to be small.
+"""
+
+import os
+import select
+import signal
+import sys
+import time
+
+_PAUSE_S = 0.002
+
+
+def alive(uid: int) -> int:
+    """How many processes have this real user id and are not yet zombies, see proc(5)."""
+    found = 0
+    for entry in os.listdir("/proc"):  # noqa: PTH208 -- pathlib is not small
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/status", "rb") as file:
+                status = file.read()
+        except OSError:
+            continue
+        state = status.split(b"\nState:\t", 1)[1][:1]
+        owner = status.split(b"\nUid:\t", 1)[1].split(None, 1)[0]
+        found += int(owner) == uid and state not in b"ZX"
+    return found
+
+
+def strike(uid: int, killer_uid: int) -> None:
+    """SIGKILL to every process that user `uid` may signal. Returns in the parent once it has been sent."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    try:
+        os.setresgid(uid, uid, uid)
+        os.setgroups([])
+        os.setresuid(killer_uid, uid, killer_uid)
+        if powerless():
+            os.kill(-1, signal.SIGKILL)
+    finally:
+        os._exit(0)
+
+
+def powerless() -> bool:
+    """Whether we hold no capability: with CAP_KILL, kill(-1) would end the machine."""
+    with open("/proc/self/status", "rb") as file:
+        return int(file.read().split(b"\nCapEff:\t", 1)[1].split(None, 1)[0], 16) == 0
+
+
+def end(uid: int, killer_uid: int, deadline_s: float) -> int:
+    """Strikes until nothing of the user is left, or the deadline has passed. How many are left."""
+    until = time.monotonic() + deadline_s
+    while True:
+        strike(uid, killer_uid)
+        left = alive(uid)
+        if not left or time.monotonic() > until:
+            return left
+        time.sleep(_PAUSE_S)
+
+
+def serve(killer_uid: int) -> None:
+    """Answers requests until standard input ends."""
+    waiting: dict[int, bytes] = {}
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    text = b""
+    while True:
+        for ready in select.select([0, reader], [], [])[0]:
+            if ready == reader:
+                os.read(reader, 4096)
+                continue
+            chunk = os.read(0, 65536)
+            if not chunk:
+                return
+            *lines, text = (text + chunk).split(b"\n")
+            for line in lines:
+                number, uid, deadline_s = line.split()
+                child = os.fork()
+                if not child:
+                    signal.set_wakeup_fd(-1)
+                    left = 255
+                    try:
+                        left = min(254, end(int(uid), killer_uid, float(deadline_s)))
+                    finally:
+                        os._exit(left)
+                waiting[child] = number
+        while waiting:
+            child, status = os.waitpid(-1, os.WNOHANG)
+            if not child:
+                break
+            os.write(1, b"%s %d\n" % (waiting.pop(child), os.waitstatus_to_exitcode(status)))
+
+
+if __name__ == "__main__":
+    os.setsid()
+    serve(int(sys.argv[1]))

@@ -1,0 +1,322 @@
+"""Runs that do what they can against being ended: stopping their killer, leaving trees that nobody can walk through.
+Each attack also runs against an invoker without the defence, where it must succeed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from claude_invoker.cli import kill, killer
+from claude_invoker.cli.kill import Killer, StillAlive, owners
+from claude_invoker.cli.users import SPAN
+from tests.invoker.conftest import UID_BASE, Invoker, as_root, bash, program, wait_for
+from tests.invoker.test_attack_sessions import answer
+from tests.invoker.test_unprivileged import interpreter
+
+pytestmark = as_root
+RANGE = range(UID_BASE, UID_BASE + SPAN)
+
+# Stops every new process of its own user; the killer was one. It ends by itself.
+FREEZER = """
+import os, signal, sys, time
+if os.fork(): sys.exit()
+os.setsid()
+me, end = os.getpid(), time.time() + float(sys.argv[1])
+open("freezing", "w").close()
+loadavg = open("/proc/loadavg")
+while time.time() < end:
+    loadavg.seek(0)
+    newest = int(loadavg.read().split()[-1])
+    for pid in range(max(2, newest - 8), newest + 6):
+        if pid != me:
+            try: os.kill(pid, signal.SIGSTOP)
+            except OSError: pass
+"""
+
+
+def of_runs(uids: range = RANGE) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.uids().real in uids and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+@pytest.fixture
+def nothing_stays() -> Iterator[None]:
+    """What an undefended invoker leaves must not meet the next test."""
+    before = {process.pid for process in of_runs()}
+    yield
+    for process in of_runs():
+        if process.pid not in before:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+@pytest.mark.usefixtures("nothing_stays")
+@pytest.mark.parametrize("without", [(), ("killer_that_can_be_stopped",)])
+def test_the_killer_cannot_be_stopped(start_invoker: Callable[..., Invoker], without: tuple[str, ...]) -> None:
+    invoker = start_invoker(without=without, pool_size=0, max_runs=8, queue_wait_s=5, idle_s=60)
+    attackers = []
+    for _ in range(6):
+        client = invoker.client()
+        request = client.build_request(
+            "POST",
+            "/invoke",
+            json={"prompt": f"[[tool Bash {_json(program(FREEZER, '8') + '; sleep 60')}]]", "tools": ["Bash"]},
+            headers={"Accept": "text/event-stream"},
+        )
+        attackers.append((client, client.send(request, stream=True)))
+    wait_for(lambda: len(list(invoker.state.glob("trees/engines/*/*/work/freezing"))) == 6, what="the attackers")
+    for client, stream in attackers:
+        stream.close()
+        client.close()  # which cancels the run
+    if without:
+        stopped = "a stopped killer"
+        wait_for(lambda: any("kill -9 -1" in _line(p) and p.status() == "stopped" for p in of_runs()), 15, stopped)
+        return
+    with invoker.client() as victim:
+        assert victim.post("/invoke", json={"prompt": "[[say fine]]"}).json()["result"] == "fine"
+        assert victim.get("/readyz").status_code == 200
+    wait_for(lambda: not left(invoker), what="the end of all attackers")
+    assert [process for process in of_runs() if process.ppid() == invoker.pid] == []
+    assert httpx.get(f"{invoker.url}/readyz").json()["checks"]["lost_users"] == 0
+
+
+def test_an_invoker_that_cannot_end_runs_is_not_ready(start_invoker: Callable[..., Invoker]) -> None:
+    """Readiness is whether a run could start, not whether one could have once."""
+    invoker = start_invoker(without=("killer_that_never_answers",), wait=False, pool_size=0)
+    wait_for(lambda: _answers(invoker), what="the server")
+    time.sleep(1)
+    answer = httpx.get(f"{invoker.url}/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["obstacle"]
+    os.kill(invoker.pid, signal.SIGKILL)
+
+
+def _answers(invoker: Invoker) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{invoker.url}/healthz").status_code == 200
+    return False
+
+
+def _line(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def _json(command: str) -> str:
+    import json
+
+    return json.dumps({"command": command})
+
+
+# The killer itself.
+
+KILLER = 239_000
+UID = KILLER + 1 + os.getpid() % 400  # another for each worker of these tests
+
+
+@pytest.fixture
+async def ending() -> AsyncIterator[Killer]:
+    found = Killer(KILLER)
+    yield found
+    await found.stop()
+
+
+def swarm(count: int, source: str) -> subprocess.Popen[bytes]:
+    """Processes of one user, each of which runs `source`. They are not waited for: they may stop the first of them."""
+    code = (
+        "import os, signal, sys, time\nready, go = os.pipe()\n"
+        f"for _ in range({count}):\n    if not os.fork():\n        os.close(go); os.read(ready, 1); break\n"
+        f"else: os.close(go)\n{source}"
+    )
+    return subprocess.Popen([interpreter(), "-c", code], user=UID, group=UID, extra_groups=(), cwd="/")
+
+
+async def test_two_hundred_processes_that_resist(ending: Killer) -> None:
+    """Each in a session of its own, deaf to what one can be deaf to, stopping whatever it may stop."""
+    hostile = """
+os.setsid()
+for number in range(1, 32):
+    if number not in (signal.SIGKILL, signal.SIGSTOP): signal.signal(number, signal.SIG_IGN)
+end = time.time() + 60
+while time.time() < end:
+    for pid in range(2, 60000):
+        if pid != os.getpid():
+            try: os.kill(pid, signal.SIGSTOP)
+            except OSError: pass
+"""
+    first = swarm(200, hostile)
+    try:
+        wait_for(lambda: killer.alive(UID) > 150, what="the swarm")
+        await ending.end(UID, 20)
+        assert killer.alive(UID) == 0
+    finally:
+        first.kill()
+        first.wait(10)
+
+
+async def test_a_fork_bomb(ending: Killer) -> None:
+    bomb = """
+import resource
+resource.setrlimit(resource.RLIMIT_NPROC, (60, 60))
+end = time.time() + 60
+while time.time() < end:
+    try: os.fork()
+    except OSError: pass
+"""
+    first = swarm(1, bomb)
+    try:
+        wait_for(lambda: killer.alive(UID) > 40, what="the bomb")
+        await ending.end(UID, 20)
+        assert killer.alive(UID) == 0
+    finally:
+        first.kill()
+        first.wait(10)
+
+
+async def test_runs_end_side_by_side(ending: Killer) -> None:
+    await asyncio.gather(*(ending.end(KILLER + 500 + number, 20) for number in range(50)))
+
+
+async def test_a_killer_that_died_is_started_again(ending: Killer) -> None:
+    await ending.end(UID, 20)
+    assert ending._process is not None
+    ending._process.kill()
+    await ending._process.wait()
+    await ending.end(UID, 20)
+
+
+async def test_a_killer_that_hangs_is_given_up(ending: Killer, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = kill._PROGRAM
+    monkeypatch.setattr(kill, "_PROGRAM", Path(__file__).with_name("deaf.py"))
+    monkeypatch.setattr(kill, "_MARGIN_S", 0.2)
+    with pytest.raises(StillAlive, match="does not answer"):
+        await ending.end(UID, 0.1)
+    monkeypatch.setattr(kill, "_PROGRAM", program)
+    monkeypatch.setattr(kill, "_MARGIN_S", 20)
+    await ending.end(UID, 20)
+
+
+async def test_what_does_not_end_is_said(ending: Killer) -> None:
+    """A process that strikes cannot reach, as one that hangs in the kernel: here it has another saved user id."""
+    beyond = "import os, time\nos.setresuid(UID, 239600, 239600)\ntime.sleep(60)".replace("UID", str(UID))
+    process = await asyncio.to_thread(subprocess.Popen, [sys.executable, "-c", beyond])
+    try:
+        wait_for(lambda: owners([UID]), what="the process")
+        await ending.end(UID, 5)  # it has that real user id: it is reached
+        assert process.wait(5) == -signal.SIGKILL
+    finally:
+        process.kill()
+
+
+def test_nobody_is_ended_by_mistake() -> None:
+    """Never root, never the killer's own user; and never with a capability, as which kill(-1) would end everything."""
+    assert not killer.powerless()
+    with pytest.raises(ValueError):
+        Killer(0)
+    for uid in (0, -1, KILLER):
+        with pytest.raises(ValueError):
+            asyncio.run(Killer(KILLER).end(uid, 1))
+
+
+# Trees.
+
+DEEP = "import os\nfor _ in range({}): os.mkdir('d'); os.chdir('d')\nprint('deep')"
+
+
+def left(invoker: Invoker) -> list[Path]:
+    places = (invoker.state / "trees").glob("*/*")
+    return [path for path in places if path.parent.name != "engines"] + invoker.trees()
+
+
+@pytest.mark.parametrize("without", [(), ("trees_by_recursion",)])
+def test_a_tree_of_any_depth_goes(start_invoker: Callable[..., Invoker], without: tuple[str, ...]) -> None:
+    invoker = start_invoker(without=without, pool_size=0, idle_s=60)
+    with invoker.client() as api:
+        for depth in (3_000, 20_000) if not without else (3_000,):
+            assert "deep" in answer(bash(api, program(DEEP.format(depth))))
+        if without:
+            time.sleep(1)
+            assert left(invoker), "the tree stayed"
+        else:
+            wait_for(lambda: not left(invoker), what="no tree being left")
+            assert api.get("/readyz").json()["checks"]["lost_users"] == 0
+    subprocess.run(["rm", "-rf", invoker.state / "trees"], check=True)
+
+
+@pytest.mark.parametrize("without", [(), ("trees_by_recursion",)])
+def test_a_start_never_fails_because_of_what_a_run_left(
+    start_invoker: Callable[..., Invoker], without: tuple[str, ...]
+) -> None:
+    invoker = start_invoker(pool_size=0, idle_s=60)
+    with invoker.client() as api, contextlib.suppress(httpx.HTTPError):
+        body = {
+            "prompt": f"[[tool Bash {_json(program(DEEP.format(3000)) + '; touch up; sleep 60')}]]",
+            "tools": ["Bash"],
+        }
+        with api.stream("POST", "/invoke", json=body, headers={"Accept": "text/event-stream"}) as stream:
+            wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/up")), what="the tree")
+            os.kill(invoker.pid, signal.SIGKILL)
+            stream.read()
+    again = start_invoker(state=invoker.state, without=without, pool_size=0, wait=not without)
+    if without:
+        wait_for(lambda: b"RecursionError" in again.log.read_bytes(), what="the failure")
+        subprocess.run(["rm", "-rf", invoker.state / "trees"], check=True)
+        return
+    wait_for(lambda: not left(again), what="no tree being left")
+    with again.client() as api:
+        assert api.post("/invoke", json={"prompt": "[[say fine]]"}).status_code == 200
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_files_hold_nobody_up(start_invoker: Callable[..., Invoker]) -> None:
+    """Many more than are looked at for artifacts: the answer comes, with what was found in bounds."""
+    invoker = start_invoker(pool_size=0, idle_s=60)
+    source = (
+        "import os\nfor a in range(110):\n    os.mkdir(f'd{a}')\n"
+        "    for b in range(1000): os.close(os.open(f'd{a}/{b}', os.O_CREAT))\nprint('wide')"
+    )
+    with invoker.client() as api:
+        response = bash(api, program(source))
+        assert "wide" in answer(response)
+        assert len(response.json()["artifacts"]) <= 200
+        assert api.post("/invoke", json={"prompt": "[[say fine]]"}).status_code == 200
+        wait_for(lambda: not left(invoker), 60, what="no tree being left")
+
+
+def test_what_cannot_be_deleted_is_reported_and_tried_again(start_invoker: Callable[..., Invoker]) -> None:
+    """A file system that was mounted in a tree stands for whatever keeps a deletion from succeeding."""
+    invoker = start_invoker(pool_size=0, idle_s=60)
+    with invoker.client() as api:
+        body = {
+            "prompt": f"[[tool Bash {_json('mkdir m; touch up; while [ -e up ]; do sleep 0.1; done')}]]",
+            "tools": ["Bash"],
+        }
+        with api.stream("POST", "/invoke", json=body, headers={"Accept": "text/event-stream"}) as stream:
+            wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/up")), what="the tool")
+            (work,) = invoker.state.glob("trees/engines/*/*/work")
+            if subprocess.run(["mount", "-t", "tmpfs", "none", work / "m"], check=False).returncode:
+                pytest.skip("mounting is not allowed here")
+            (work / "up").unlink()
+            stream.read()
+        wait_for(lambda: "cannot be deleted" in invoker.log.read_text(), what="the report")
+        (mounted,) = invoker.state.glob("trees/discarded/*/work/m")
+        assert invoker.log.read_text().count("cannot be deleted") == 1
+        assert api.post("/invoke", json={"prompt": "[[say fine]]"}).status_code == 200
+        subprocess.run(["umount", mounted], check=True)
+        wait_for(lambda: not left(invoker), what="the next try")

@@ -1,0 +1,179 @@
+"""One tenant's tool after another tenant's session: by its id, by its user id, by the locks. Each attack also runs
+against an invoker without the defence, where it must succeed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from claude_invoker.cli.kill import owners
+from tests.invoker.conftest import UID_BASE, Invoker, as_root, bash, program, wait_for
+
+pytestmark = as_root
+NOTE = "alices-private-note"
+SPY = "for i in $(seq 30); do cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n'; sleep 0.1; done | grep -a -e -- | sort -u"
+
+
+READ_AND_WRITE = """
+import os, pathlib, sys
+print(os.getuid())
+tree = pathlib.Path(sys.argv[1])
+for attempt in (
+    lambda: print((tree / "work" / "note.txt").read_text()),
+    lambda: print([path.read_text() for path in (tree / "config" / "projects").glob("*/*.jsonl")]),
+    lambda: (tree / "work" / "note.txt").write_text("planted"),
+):
+    try: attempt()
+    except OSError as error: print(error)
+"""
+
+
+def answer(response: httpx.Response) -> str:
+    assert response.status_code == 200, response.text
+    return str(response.json()["result"])
+
+
+@pytest.mark.parametrize("without", [(), ("sessions_in_argv",)])
+def test_a_sessions_id_is_in_nobodys_argv(start_invoker: Callable[..., Invoker], without: tuple[str, ...]) -> None:
+    invoker = start_invoker(without=without, pool_size=0, idle_s=20)
+    with invoker.client() as alice, invoker.client() as bob:
+        session = bash(alice, "echo first", session="new").json()["session"]
+        seen: list[str] = []
+        spy = threading.Thread(target=lambda: seen.append(answer(bash(bob, SPY))))
+        spy.start()
+        time.sleep(1)
+        assert answer(bash(alice, "sleep 1; echo second", session=session))
+        spy.join()
+    assert "--tools=Bash" in seen[0], "the spy saw the other run's command line"
+    assert (session in seen[0]) == bool(without)
+
+
+@pytest.mark.parametrize("without", [("two_user_ids",), ("two_user_ids", "trees_that_stay_the_runs")])
+def test_a_session_is_nobodys_who_gets_its_user_id(
+    start_invoker: Callable[..., Invoker], without: tuple[str, ...]
+) -> None:
+    """Alice's session is over for now. Bob's run has the user id that alice's had, and knows the path."""
+    open_to_him = "trees_that_stay_the_runs" in without
+    invoker = start_invoker(without=without, pool_size=0, pool_max=0)
+    with invoker.client() as alice, invoker.client() as bob:
+        first = bash(alice, f"id -u; echo {NOTE} > note.txt", session="new")
+        (tree,) = invoker.state.glob("trees/sessions/*")
+        attack = program(READ_AND_WRITE, str(tree))  # of a shell the CLI itself denies writing elsewhere
+        seen = answer(bash(bob, attack))
+        assert seen.split("\n")[1] == answer(first).split("\n")[1], "bob has alice's user id"
+        assert (NOTE in seen) == open_to_him
+        kept = answer(bash(alice, "cat note.txt", session=first.json()["session"]))
+        assert ("planted" in kept) == open_to_him
+
+
+def test_user_ids_are_not_the_same_after_a_restart(start_invoker: Callable[..., Invoker]) -> None:
+    """Nobody finds what the first runs of the last start have left in /tmp by being one of the first of this start."""
+    first: list[str] = []
+    for _ in range(2):
+        invoker = start_invoker(pool_size=0)
+        with invoker.client() as api:
+            first.append(answer(bash(api, "id -u")).split("\n")[1])
+        invoker.stop()
+    assert first[0] != first[1]
+
+
+SQUATTER = """
+import fcntl, glob, os, socket, time
+held = []
+for uid in range(UID_BASE, UID_BASE + 4096):
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try: s.bind(f"\\0claude-invoker-uid-{uid}"); held.append(s)
+    except OSError: pass
+for path in glob.glob("/run/claude-invoker/*") + glob.glob("STATE/locks/users/*") + glob.glob("STATE/locks/*"):
+    try: f = open(path); fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); held.append(f)
+    except OSError: pass
+print("held", len(held) > 4000, flush=True)
+open("ready", "w").close()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("without", [(), ("locks_that_anybody_can_take",)])
+def test_nobody_can_take_all_user_ids(start_invoker: Callable[..., Invoker], without: tuple[str, ...]) -> None:
+    invoker = start_invoker(without=without, pool_size=0, idle_s=60)
+    with invoker.client() as api:
+        attack = {"prompt": "", "tools": ["Bash"]}
+        attack["prompt"] = (
+            f"[[tool Bash {_json(program(SQUATTER.replace('STATE', str(invoker.state)).replace('UID_BASE', str(UID_BASE))))}]]"
+        )
+        with api.stream("POST", "/invoke", json=attack, headers={"Accept": "text/event-stream"}) as stream:
+            wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/ready")), what="the squatter")
+            statuses = {bash(httpx.Client(base_url=invoker.url, timeout=60), "id -u").status_code for _ in range(3)}
+            api.delete(f"/runs/{stream.headers['x-claude-run']}")
+            stream.read()
+    assert statuses == ({502} if without else {200})
+
+
+def _json(command: str) -> str:
+    import json
+
+    return json.dumps({"command": command})
+
+
+def test_a_killed_invokers_session_is_taken_back(start_invoker: Callable[..., Invoker]) -> None:
+    """The invoker is killed while a session's run goes on; the next one ends what lives of it, gives the tree to nobody,
+    and the session goes on."""
+    invoker = start_invoker(pool_size=0, idle_s=60)
+    with invoker.client() as api:
+        session = bash(api, f"echo {NOTE} > note.txt", session="new").json()["session"]
+    with invoker.client() as api, pytest.raises(httpx.HTTPError):
+        body = {
+            "prompt": f"[[tool Bash {_json('id -u > uid; trap : TERM; setsid -f sleep 600; touch up; sleep 600')}]]",
+            "tools": ["Bash"],
+            "session": session,
+        }
+        with api.stream("POST", "/invoke", json=body, headers={"Accept": "text/event-stream"}) as stream:
+            (tree,) = invoker.state.glob("trees/sessions/*")
+            wait_for(lambda: (tree / "work" / "up").exists(), what="the tool")
+            uid = int((tree / "work" / "uid").read_text())
+            assert tree.stat().st_uid == uid
+            os.kill(invoker.pid, signal.SIGKILL)
+            stream.read()
+    assert owners([uid]), "its processes live on"
+    again = start_invoker(state=invoker.state, pool_size=0)
+    assert not owners([uid])
+    assert all(path.lstat().st_uid == 0 for path in [tree, *tree.rglob("*")])
+    with again.client() as api:
+        assert NOTE in answer(bash(api, "cat note.txt", session=session))
+
+
+def test_what_is_too_much_to_hand_over_ends_the_session(start_invoker: Callable[..., Invoker]) -> None:
+    """And says so: the answer names no session to go on with."""
+    invoker = start_invoker(pool_size=0, idle_s=60)
+    with invoker.client() as api:
+        first = bash(api, program("import os\nfor _ in range(300): os.mkdir('d'); os.chdir('d')"), session="new")
+        assert first.status_code == 200, first.text
+        assert first.json()["session"] is None
+        wait_for(lambda: not list(invoker.state.glob("trees/[sd]*/*")), what="nothing being left")
+        assert list(invoker.state.glob("sessions/*")) == []
+
+
+def test_the_directory_of_trees_cannot_be_squatted(start_invoker: Callable[..., Invoker], tmp_path: Path) -> None:
+    """Where the state directory is closed to others the trees are under /tmp, where anybody may have been first."""
+    from claude_invoker.cli.tree import tree_root
+
+    state = tmp_path / "state"  # one of pytest's directories: closed to others
+    first = tree_root(state, isolated=True)
+    assert re.fullmatch(r"/tmp/claude-invoker-[0-9a-f]{12}", str(first))
+    first.mkdir()
+    os.chown(first, 65_000, 65_000)
+    try:
+        invoker = start_invoker(state=state, pool_size=0)
+        with invoker.client() as api:
+            assert bash(api, "pwd").json()["result"].split("\n")[1].startswith(f"{first}1/")
+        invoker.stop()
+    finally:
+        first.rmdir()

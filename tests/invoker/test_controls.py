@@ -1,0 +1,86 @@
+"""What the CLI is told before it gets a prompt, and what it may do after it has answered. Each test also runs against an
+invoker without the defence, where it must see the harm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.invoker.conftest import Invoker, StandInProcess, bash, tool
+
+CODES = {404: (422, "invalid"), 401: (502, "api-auth"), 529: (503, "api-overloaded"), 400: (422, "invalid")}
+
+
+@pytest.mark.parametrize("without", [(), ("answers_that_nobody_reads",)])
+@pytest.mark.parametrize("code", CODES)
+def test_a_model_that_is_not_taken_is_not_replaced_by_another(
+    start_invoker: Callable[..., Invoker], stand_in: StandInProcess, code: int, without: tuple[str, ...]
+) -> None:
+    """The CLI asks the API about a name that it does not know, and where that fails it goes on with its own model."""
+    if without and code != 404:
+        pytest.skip("one code shows the harm")
+    invoker = start_invoker(without=without, pool_size=0, pool_max=0)
+    mark = f"who-answers-{code}-{len(without)}"
+    with invoker.client() as api:
+        answer = api.post("/invoke", json={"prompt": f"{mark} [[say x]]", "model": f"claude-new-status-{code}"})
+    models = {line["model"] for line in stand_in.lines() if mark in str(line["messages"])}
+    if without:
+        assert models and not any("new" in model for model in models), "another model was asked, and paid for"
+        return
+    assert models == set()
+    status, kind = CODES[code]
+    assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (status, kind)
+    assert answer.json()["status"] == status
+
+
+def test_a_model_that_the_cli_does_not_know_may_be_asked_for(
+    api: object, start_invoker: Callable[..., Invoker]
+) -> None:
+    invoker = start_invoker(pool_size=0, model="claude-brand-new-7")
+    with invoker.client() as client:
+        answer = client.post("/invoke", json={"prompt": "[[say x]]"})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["model"] == "claude-brand-new-7"
+
+
+@pytest.mark.parametrize("without", [(), ("work_in_the_background",)])
+def test_nothing_goes_on_after_the_answer(start_invoker: Callable[..., Invoker], without: tuple[str, ...]) -> None:
+    """Subagents and commands in the background: the model has none, so that its work is over when its answer comes.
+    Where it has them the answer comes first, and the work is cut off."""
+    invoker = start_invoker(without=without, pool_size=0, idle_s=20)
+    command = "sleep 2; echo late > late.txt"
+    with invoker.client() as api:
+        answer = api.post(
+            "/invoke", json={"prompt": tool("Bash", command=command, run_in_background=True), "tools": ["Bash"]}
+        )
+    assert answer.status_code == 200, answer.text
+    result = answer.json()["result"]
+    assert ("running in background" in result) == bool(without), result
+    assert ("unexpected parameter `run_in_background`" in result) == (not without)
+    assert answer.json()["artifacts"] == []
+
+
+@pytest.mark.parametrize("without", [(), ("whole_sessions_are_booked",)])
+def test_a_sessions_earlier_runs_are_not_booked_again(
+    start_invoker: Callable[..., Invoker], without: tuple[str, ...]
+) -> None:
+    invoker = start_invoker(without=without, pool_size=0)
+    with invoker.client() as api:
+        first = api.post("/invoke", json={"prompt": "[[large 40000]]", "session": "new"}).json()
+        second = api.post("/invoke", json={"prompt": "[[say x]]", "session": first["session"]}).json()
+    assert first["cost_usd"] > 0.01
+    assert (second["cost_usd"] > first["cost_usd"]) == bool(without)
+    if not without:
+        assert 0 < second["cost_usd"] < 0.001
+        assert first["usage"]["output_tokens"] == 10_001
+        assert second["usage"]["output_tokens"] == 1
+
+
+def test_half_an_emoji_is_no_error(api: object, invoker: Invoker) -> None:
+    """A tool's output that a preview cut in the middle of a character (half a surrogate pair in the CLI's JSON)."""
+    with invoker.client() as client:
+        answer = bash(client, "python3 -c \"import sys; sys.stdout.write('\\\\ud83d-half '); print('x' * 10)\"")
+        assert answer.status_code == 200, answer.text
+        long = bash(client, "python3 -c \"print('\\U0001f600' * 40000)\"")
+        assert long.status_code == 200, long.text

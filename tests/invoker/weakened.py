@@ -1,0 +1,204 @@
+"""`python -m tests.invoker.weakened NAME…`: the invoker with some of its defences taken out.
+
+An attack's test runs twice: against the invoker as it is, and against this, where the attack must succeed; else the test
+would pass for nothing. What stands here in a defence's place is what the product did before it had one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from claude_invoker import __main__ as program
+from claude_invoker.cli import kill, killer, messages, process, tree, users, walk
+from claude_invoker.cli.command import Shape, command
+from claude_invoker.problem import Problem
+from claude_invoker.runs import artifacts, engine, sessions
+
+
+def killer_that_can_be_stopped() -> None:
+    """`kill -9 -1` by a shell of the run's own user, for which nobody has a deadline."""
+
+    async def end(self: kill.Killer, uid: int, deadline_s: float) -> None:
+        arguments = ("/bin/sh", "-c", "kill -9 -1")
+        while True:
+            await asyncio.to_thread(
+                subprocess.run, arguments, stderr=subprocess.DEVNULL, user=uid, group=uid, extra_groups=(), check=False
+            )
+            if not await asyncio.to_thread(killer.alive, uid):
+                return
+
+    kill.Killer.end = end  # type: ignore[method-assign]
+
+
+def killer_that_never_answers() -> None:
+    kill._PROGRAM = Path(__file__).with_name("deaf.py")
+
+
+def trees_by_recursion() -> None:
+    """Walks that recurse, and that stop at the first thing that goes wrong."""
+
+    def delete(root: Path, wanted: Callable[[], bool] = lambda: True) -> None:
+        if root.exists():
+            shutil.rmtree(root)
+
+    def discard(self: tree.Discarded, target: Path) -> None:
+        delete(target)
+
+    walk.delete = delete
+    tree.Discarded.delete = discard  # type: ignore[method-assign]
+    artifacts.survey = lambda work: {}
+    artifacts.collect = lambda work, before, into, bounds: ([], 0)
+
+
+def trees_that_stay_the_runs() -> None:
+    """A session's tree keeps the user id of its last run."""
+    tree.Tree.take_back = lambda self, uid: None  # type: ignore[method-assign,assignment]
+
+
+def two_user_ids() -> None:
+    """No defence, but a small machine: the next run always gets the id that the last one had."""
+    users.SPAN = 2
+
+
+def sessions_in_argv() -> None:
+    """A session is gone on with by its id."""
+    begun = sessions.Session.begun
+    current: list[sessions.Session] = []
+
+    def is_begun(self: sessions.Session) -> bool:
+        current[:] = [self]
+        return bool(begun.fget(self))  # type: ignore[misc]
+
+    def by_id(cli: Path, shape: Shape) -> list[str]:
+        arguments = command(cli, shape)
+        if shape.session is not None:
+            arguments.append(f"--{'resume' if shape.session == 'begun' else 'session-id'}={current[0].id}")
+        return [argument for argument in arguments if argument != "--continue"]
+
+    sessions.Session.begun = property(is_begun)  # type: ignore[misc,assignment]
+    process.command = by_id
+
+
+def locks_that_anybody_can_take() -> None:
+    """User ids are locked by abstract sockets."""
+
+    def lock(self: users.Users, uid: int) -> ExitStack | None:
+        held = ExitStack()
+        bound = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        try:
+            bound.bind(f"\0claude-invoker-uid-{uid}")
+        except OSError:
+            held.close()
+            return None
+        return held
+
+    users.SPAN = 9
+    users.Users._lock = lock  # type: ignore[method-assign]
+
+
+def anything_the_cli_says() -> None:
+    """Numbers of any size and sign are taken from the CLI, and settling them may raise."""
+    parse = messages.parse
+
+    class Anything(messages.ModelUsage):
+        @classmethod
+        def of(cls, cost: Any) -> messages.ModelUsage:
+            return cls.model_construct(
+                inputTokens=0, outputTokens=0, cacheReadInputTokens=0, cacheCreationInputTokens=0, costUSD=cost
+            )
+
+    def believe(line: bytes) -> messages.Message | None:
+        document = orjson.loads(line)
+        if document.get("type") != "result":
+            return parse(line)
+        fields = messages.Result.model_fields
+        return messages.Result.model_construct(**{name: document[name] for name in fields if name in document})
+
+    async def execute(self: engine.Engine, run: Any, caller: Any, wait_s: float | None) -> None:
+        keeper = None if self.ledger is None else asyncio.create_task(self.ledger.hold(caller))
+        try:
+            await self._in_place(run, wait_s)
+        except Problem as problem:
+            run.problem = problem
+        except process.CliError:
+            run.problem = Problem(502, "cli-failed")
+        except asyncio.CancelledError:
+            run.problem = Problem(499, "cancelled")
+        if keeper is not None and self.ledger is not None:
+            keeper.cancel()
+            await asyncio.shield(self.ledger.settle(caller, run.cost_usd))
+        self._finish(run)
+
+    process.parse = believe
+    messages.Result.used = property(lambda self: Anything.of(self.total_cost_usd))  # type: ignore[assignment]
+    engine.Engine._execute = execute  # type: ignore[method-assign]
+
+
+def answers_that_nobody_reads() -> None:
+    """The prompt is sent before the CLI has said whether it takes the model."""
+
+    async def obey(self: process.CliProcess, request: tuple[str, str]) -> None:
+        return None
+
+    original = process.CliProcess.ready
+
+    async def ready(self: process.CliProcess) -> None:
+        self._obey = type(self)._waiting.__get__(self)  # type: ignore[attr-defined,method-assign]
+        await original(self)
+        del self._obey
+
+    process.CliProcess._waiting = process.CliProcess._obey  # type: ignore[attr-defined]
+    process.CliProcess._obey = obey  # type: ignore[method-assign]
+    process.CliProcess.ready = ready  # type: ignore[method-assign]
+
+
+def work_in_the_background() -> None:
+    """The CLI may go on after its result."""
+    environment = process.environment
+
+    def without(*arguments: Any) -> dict[str, str]:
+        found = environment(*arguments)
+        del found["CLAUDE_CODE_DISABLE_BACKGROUND_TASKS"]
+        return found
+
+    process.environment = without
+
+
+def whole_sessions_are_booked() -> None:
+    """A run's cost is what the CLI calls the total."""
+    messages.Result.used = property(  # type: ignore[assignment]
+        lambda self: messages.ModelUsage(costUSD=self.total_cost_usd)
+    )
+
+
+WEAKNESSES: dict[str, Callable[[], None]] = {
+    found.__name__: found
+    for found in (
+        killer_that_can_be_stopped,
+        killer_that_never_answers,
+        trees_by_recursion,
+        trees_that_stay_the_runs,
+        two_user_ids,
+        sessions_in_argv,
+        locks_that_anybody_can_take,
+        anything_the_cli_says,
+        answers_that_nobody_reads,
+        work_in_the_background,
+        whole_sessions_are_booked,
+    )
+}
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        WEAKNESSES[name]()
+    sys.exit(program.main())
