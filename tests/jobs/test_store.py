@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import hashlib
 import time
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
+from claude_invoker.jobs import store as store_module
 from claude_invoker.jobs.record import Delivery, Job
 from claude_invoker.jobs.store import PREFIX, Store, connect, now_ms
 from tests.jobs.conftest import job
@@ -84,6 +87,73 @@ async def test_the_same_key_and_body_are_the_same_job(store: Store) -> None:
     assert await store.accept(stranger, ("k", "other")) == ("accepted", stranger.id)
     await store.redis.delete(PREFIX + f"job:{first.id}")  # as expiry does
     assert await store.accept(third, ("k", "other")) == ("accepted", third.id)
+
+
+@dataclass(frozen=True)
+class Defences:
+    """Of an idempotency key: each is enough. Switched off, the keys are as they were."""
+
+    keys: bool = True
+    subject: bool = True
+
+    def apply(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        if not self.keys:
+            monkeypatch.setattr(store_module, "joined", lambda separator, *parts: separator.join(parts))
+        if not self.subject:
+            source, _ = store_module._script("accept")
+            careless = source.replace("redis.call('HGET', ARGV[7] .. known[1], 'subject') == subject", "true")
+            assert careless != source
+            sha = hashlib.sha1(careless.encode(), usedforsecurity=False).hexdigest()
+            monkeypatch.setattr(store_module, "_script", lambda name: (careless, sha))
+
+
+@pytest.mark.parametrize(
+    ("defences", "taken"),
+    [
+        (Defences(), False),
+        (Defences(keys=False), False),
+        (Defences(subject=False), False),
+        (Defences(keys=False, subject=False), True),  # the control
+    ],
+    ids=str,
+)
+async def test_no_idempotency_key_names_anothers_job(
+    store: Store, defences: Defences, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Subject `u` with the key `k:z` and subject `u:k` with the key `z`."""
+    defences.apply(monkeypatch)
+    victims, attackers = job("u"), job("u:k")
+    await store.accept(victims, ("k:z", "f"))
+    happened, job_id = await store.accept(attackers, ("z", "f"))
+    assert (job_id == victims.id) is taken
+    assert happened == ("known" if taken else "accepted")
+
+
+async def test_an_idempotency_key_from_before_an_upgrade_is_known(store: Store) -> None:
+    before = job("alice@example.com")
+    await accepted(store, before)
+    await store.redis.hset(PREFIX + "idem:alice@example.com:review", mapping={"id": before.id, "fingerprint": "f"})
+    assert await store.accept(job("alice@example.com"), ("review", "f")) == ("known", before.id)
+
+
+@pytest.mark.parametrize("control", [False, True], ids=["defended", "control"])
+async def test_lines_and_subjects_with_colons_stay_apart(
+    redis_server: RedisProcess, control: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tier `a` with subject `b:x` and tier `a:b` with subject `x`: no waiting list and no block in common."""
+    if control:
+        monkeypatch.setattr(store_module, "escaped", lambda separator, part: part)
+    redis = connect(redis_server.url)
+    store = Store(redis, ("a", "a:b"))
+    theirs, ours = job("b:x", "a"), job("x", "a:b")
+    await accepted(store, theirs, ours)
+    assert await store.waiting() == {"a": 1, "a:b": 1}
+    first = await store.claim("t1", "w")
+    assert first is not None
+    await store.requeue(first[0], blocked_for=30)  # no place for its subject now: the other's is not touched
+    second = await store.claim("t2", "w")
+    await redis.aclose()
+    assert (second is not None and second[0].id == ours.id) is not control
 
 
 async def test_of_many_at_once_with_one_key_one_is_accepted(store: Store) -> None:

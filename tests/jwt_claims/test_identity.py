@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from kong_claude.decision import ConfigError
+from kong_claude.jwt_claims.caller import ClaimNames
+from kong_claude.jwt_claims.issuers import issuers_from_config
+from kong_claude.jwt_claims.token import InvalidToken
 from kong_claude.trust.attestation import HEADER, signer_from_config, verify
 from tests.jwt_claims.conftest import Send
 from tests.jwt_claims.support import ATTESTATION, ISSUER, bearer, config, issuer, token
@@ -80,12 +85,57 @@ def test_issuers_keep_their_subjects_apart(send: Send) -> None:
     assert send(settings, bearer(other))[1].shared["claude_identity"]["sub"] == "two:alice"
 
 
+@pytest.mark.parametrize(
+    ("prefix", "subject", "status"),
+    [
+        ("", "two:alice", 401),
+        ("", "consumer:guest", 401),
+        ("", "two", None),
+        ("", "alice:two:", None),
+        ("t", "wo:alice", 401),
+        ("two", ":alice", 401),
+        ("two:", "alice", None),
+        ("con", "sumer:guest", 401),
+    ],
+)
+def test_no_subject_passes_for_another_issuers_or_a_consumer(
+    send: Send, prefix: str, subject: str, status: int | None
+) -> None:
+    """`two:alice` of an issuer without a prefix would be `alice` of the issuer with the prefix `two:`."""
+    one = issuer(**({"subject_prefix": prefix} if prefix else {}))
+    two = issuer("RS256", issuer="https://two.example/", subject_prefix="two:")
+    event, request = send(config(issuers=[one, two]), bearer(token(sub=subject)))
+    if status is None:
+        assert request.shared["claude_identity"]["sub"] == prefix + subject
+    else:
+        assert event.exit is not None
+        assert event.exit.status == status
+        assert "claude_identity" not in request.shared
+
+
+def test_control_without_the_others_prefixes_two_callers_were_one() -> None:
+    two = issuer("RS256", issuer="https://two.example/", subject_prefix="two:")
+    issuers = issuers_from_config(config(issuers=[issuer(), two]))
+    one, names = issuers[ISSUER], ClaimNames()
+    victim = names.identity({"sub": "alice"}, issuers["https://two.example/"])
+    assert names.identity({"sub": "two:alice"}, replace(one, foreign=())).subject == victim.subject
+    with pytest.raises(InvalidToken):
+        names.identity({"sub": "two:alice"}, one)
+
+
+def test_the_consumers_prefix_is_reserved() -> None:
+    with pytest.raises(ConfigError, match="Kong's consumers"):
+        issuers_from_config(config(issuers=[issuer(subject_prefix="consumer:x")]))
+
+
 def test_plain_headers(send: Send) -> None:
     headers = upstream(send(config(), bearer(token()))[0])
     assert (headers["X-Claude-Subject"], headers["X-Claude-Tier"]) == ("alice", "pro")
     headers = upstream(send(config(), bearer(token(sub="Zoë 100%", tier=None)))[0])
     assert headers["X-Claude-Subject"] == "Zo%C3%AB 100%25"
     assert headers["X-Claude-Tier"] == {}  # an empty table removes
+    headers = upstream(send(config(), bearer(token(sub="Zo%C3%AB 100%25")))[0])
+    assert headers["X-Claude-Subject"] == "Zo%25C3%25AB 100%2525"  # not the caller above
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from claude_invoker.jobs.store import Store
 from claude_invoker.model import Artifact
 from claude_invoker.problem import Problem
 from claude_invoker.trust import Caller, attested, attested_run
+from kong_claude.trust.keys import joined
 
 router = APIRouter(tags=["jobs"], responses={status: RESPONSES[status] for status in (401, 404)})
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -73,7 +74,7 @@ async def accept(request: Request, caller: Caller, idempotency_key: str | None) 
         raise Problem(400, "bad-request", "Idempotency-Key: 1 to 255 visible ASCII characters")
     # The lease is taken when the job starts; what the gateway took for now is given back by `attested_run`.
     job = Job.new(wanted, replace(caller, queued=True), time.time(), request.headers.get("traceparent", "")[:128])
-    fingerprint = hashlib.sha256(request.url.path.encode() + b"\0" + await request.body()).hexdigest()
+    fingerprint = hashlib.sha256(joined("\0", request.url.path, "").encode() + await request.body()).hexdigest()
     happened, job_id = await store.accept(job, (idempotency_key, fingerprint) if idempotency_key else None)
     if happened == "conflict":
         raise Problem(422, "invalid", "this Idempotency-Key was used with another body")

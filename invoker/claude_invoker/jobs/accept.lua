@@ -8,8 +8,8 @@ local id, subject, now = ARGV[1], ARGV[2], ARGV[3]
 if redis.call('EXISTS', KEYS[1]) == 1 then return {1} end
 if KEYS[2] ~= '' then
   local known = redis.call('HMGET', KEYS[2], 'id', 'fingerprint')
-  -- A job that has expired is forgotten, with its key.
-  if known[1] and redis.call('EXISTS', ARGV[7] .. known[1]) == 1 then
+  -- A job that has expired is forgotten, with its key. Another subject's is never given, whatever led here.
+  if known[1] and redis.call('HGET', ARGV[7] .. known[1], 'subject') == subject then
     if known[2] ~= ARGV[4] then return {-1} end
     return {0, known[1]}
   end

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -20,11 +21,12 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from claude_invoker.jobs.record import SUMMARY, Delivery, Job, caller_of
 from claude_invoker.trust import Caller
+from kong_claude.trust.keys import escaped, joined
 
 PREFIX = "claude:{jobs}:"
 CANCELLED = PREFIX + "cancelled"  # channel
 TICKETS = PREFIX + "tickets"  # hash: ticket -> the job it holds
-BLOCKED = PREFIX + "blocked"  # hash: line:subject -> ms until which it is passed over
+BLOCKED = PREFIX + "blocked"  # hash: joined line and subject -> ms until which it is passed over
 WAITING = PREFIX + "waiting"  # hash: line -> count
 RUNNING = PREFIX + "running"  # sorted set: job -> ms of its claim
 CALLBACKS = PREFIX + "callbacks"  # sorted set: job -> ms since which its webhook is owed
@@ -62,11 +64,13 @@ class Store:
 
     def __init__(self, redis: Any, tiers: Sequence[str] = ()) -> None:
         self.redis = redis
-        self.tiers = [*tiers, *([] if "" in tiers else [""])]
+        self.lines = [escaped(":", tier) for tier in dict.fromkeys((*tiers, ""))]
         self._turn = 0
 
     def line(self, tier: str) -> str:
-        return tier if tier in self.tiers else ""
+        """Where jobs of a tier wait, as it stands in keys."""
+        line = escaped(":", tier)
+        return line if line in self.lines else ""
 
     async def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         source, sha = _script(name)
@@ -81,8 +85,8 @@ class Store:
         line = self.line(job.tier)
         keys = [
             PREFIX + f"job:{job.id}",
-            f"{PREFIX}idem:{job.subject}:{idempotency[0]}" if idempotency else "",
-            PREFIX + f"wait:{line}:{job.subject}",
+            PREFIX + joined(":", "idem", job.subject, idempotency[0]) if idempotency else "",
+            _wait(line, job.subject),
             PREFIX + f"ring:{line}",
             PREFIX + f"of:{job.subject}",
             ALL,
@@ -100,9 +104,9 @@ class Store:
         """The next job for a ticket, and whether the ticket had claimed it before. None: nothing to do."""
         self._turn += 1
         # Every fourth turn another tier goes first, so that a busy high tier cannot starve the others.
-        shift = (self._turn // 4) % len(self.tiers) if self._turn % 4 == 0 else 0
-        order = self.tiers[shift:] + self.tiers[:shift]
-        keys = [PREFIX + "job:", TICKETS, BLOCKED, WAITING, *(PREFIX + f"ring:{tier}" for tier in order)]
+        shift = (self._turn // 4) % len(self.lines) if self._turn % 4 == 0 else 0
+        order = self.lines[shift:] + self.lines[:shift]
+        keys = [PREFIX + "job:", TICKETS, BLOCKED, WAITING, *(PREFIX + f"ring:{line}" for line in order)]
         args = [ticket, worker, now_ms(), PREFIX + "wait:", RUNNING, secrets.token_hex(8), *order]
         reply = await self._run("claim", keys, args)
         job = await self.get(reply[0]) if reply else None
@@ -118,7 +122,7 @@ class Store:
             BLOCKED,
             WAITING,
             PREFIX + f"ring:{line}",
-            PREFIX + f"wait:{line}:{job.subject}",
+            _wait(line, job.subject),
             RUNNING,
             PREFIX + f"events:{job.id}",
         ]
@@ -139,7 +143,7 @@ class Store:
             RUNNING,
             PREFIX + f"events:{job.id}",
             PREFIX + f"gone:{job.id}",
-            PREFIX + f"wait:{line}:{job.subject}",
+            _wait(line, job.subject),
             PREFIX + f"ring:{line}",
             WAITING,
             BLOCKED,
@@ -187,20 +191,20 @@ class Store:
         """How many waiting jobs may start before this one: at most, since others may be cancelled."""
         line = self.line(job.tier)
         async with self.redis.pipeline(transaction=False) as pipe:
-            pipe.lpos(PREFIX + f"wait:{line}:{job.subject}", job.id)
+            pipe.lpos(_wait(line, job.subject), job.id)
             pipe.lpos(PREFIX + f"ring:{line}", job.subject)
             pipe.llen(PREFIX + f"ring:{line}")
             pipe.hgetall(WAITING)
             own, turn, subjects, waiting = await pipe.execute()
         if own is None:
             return None
-        urgent = sum(int(waiting.get(tier, 0)) for tier in self.tiers[: self.tiers.index(line)])
+        urgent = sum(int(waiting.get(more, 0)) for more in self.lines[: self.lines.index(line)])
         before = own * max(1, subjects) + (turn or 0)
         return int(urgent + min(before, max(0, int(waiting.get(line, 1)) - 1)))
 
     async def waiting(self) -> dict[str, int]:
-        """Waiting jobs by line."""
-        return {line: int(count) for line, count in (await self.redis.hgetall(WAITING)).items()}
+        """Waiting jobs by tier; "" for those of tiers without a line of their own."""
+        return {unquote(line): int(count) for line, count in (await self.redis.hgetall(WAITING)).items()}
 
     async def oldest_waiting(self) -> float | None:
         """Seconds since the acceptance of the oldest job that waits, among the oldest 5,000 kept; None if none.
@@ -307,6 +311,11 @@ class Store:
         await self.update(job, held=False, deliveries=json.dumps(log))
         if final:
             await self.redis.zrem(CALLBACKS, job.id)
+
+
+def _wait(line: str, subject: str) -> str:
+    """The list in which a subject's jobs wait; `line` is escaped already. claim.lua makes the same."""
+    return f"{PREFIX}wait:{line}:{subject}"
 
 
 def now_ms() -> int:

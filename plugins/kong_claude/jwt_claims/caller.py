@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from kong_claude.decision import Refuse
+from kong_claude.jwt_claims.issuers import Issuer
 from kong_claude.jwt_claims.rules import lookup, values
 from kong_claude.jwt_claims.token import InvalidToken
 from kong_claude.trust.identity import Identity
@@ -35,8 +36,12 @@ def caller(identity: Identity, claims: Mapping[str, Any], denial: Refuse | None)
 
 
 def header_text(value: str) -> str:
-    """A header value: printable ASCII, the rest percent-encoded."""
-    return value if value.isascii() and value.isprintable() else quote(value, safe=" !#$&'()*+,/:;=?@[]|~")
+    """A header value that no other text has: printable ASCII, the rest and `%` itself percent-encoded."""
+    return (
+        value
+        if value.isascii() and value.isprintable() and "%" not in value
+        else quote(value, safe=" !#$&'()*+,/:;=?@[]|~")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +54,14 @@ class ClaimNames:
     permissions: str = "permissions"
     forward: tuple[str, ...] = ()
 
-    def identity(self, claims: Mapping[str, Any], issuer: str, prefix: str) -> Identity:
+    def identity(self, claims: Mapping[str, Any], issuer: Issuer) -> Identity:
         """Raises InvalidToken where a claim that others rely on is unusable."""
         subject = lookup(claims, self.subject)
         if not isinstance(subject, str) or not plain(subject):
             raise InvalidToken("claims", f"the token has no usable {self.subject} claim")
+        subject = issuer.subject_prefix + subject
+        if subject.startswith(issuer.foreign):
+            raise InvalidToken("claims", f"the claim {self.subject} begins like the subjects of another issuer")
         tier = lookup(claims, self.tier)
         if tier is not None and not (isinstance(tier, str) and _WORD.fullmatch(tier)):
             raise InvalidToken("claims", f"the claim {self.tier} is not a tier's name")
@@ -63,8 +71,8 @@ class ClaimNames:
         email = claims.get("email")
         forward = {path: lookup(claims, path) for path in self.forward}
         return Identity(
-            subject=prefix + subject,
-            issuer=issuer,
+            subject=subject,
+            issuer=issuer.name,
             tier=tier,
             roles=_plain_values(claims, self.roles),
             permissions=_plain_values(claims, self.permissions),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kong_claude.decision import ConfigError
@@ -11,6 +11,7 @@ from kong_claude.jwt_claims.algorithms import ALGORITHMS, MIN_SECRET
 from kong_claude.jwt_claims.keys import KeySet, KeySource, StaticKeys, key_from_pem, key_from_secret, keys_from_text
 from kong_claude.jwt_claims.remote import discovery_url, remote_keys
 
+CONSUMER_PREFIX = "consumer:"  # of callers who are known as a Kong consumer only
 SOURCES = ("secret", "public_key", "jwks", "jwks_uri", "discovery")
 
 
@@ -22,6 +23,8 @@ class Issuer:
     algorithms: frozenset[str]
     keys: KeySource
     subject_prefix: str = ""
+    foreign: tuple[str, ...] = ()
+    """Longer prefixes, of others: `subject_prefix` and a subject together must not begin with one of them."""
 
 
 def issuers_from_config(config: Mapping[str, Any]) -> dict[str, Issuer]:
@@ -34,7 +37,12 @@ def issuers_from_config(config: Mapping[str, Any]) -> dict[str, Issuer]:
         issuers[issuer.name] = issuer
     if not issuers:
         raise ConfigError("issuers", "names no issuer")
-    return issuers
+    prefixes = {CONSUMER_PREFIX, *(issuer.subject_prefix for issuer in issuers.values())}
+    return {name: replace(issuer, foreign=_beyond(issuer.subject_prefix, prefixes)) for name, issuer in issuers.items()}
+
+
+def _beyond(own: str, prefixes: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(prefix for prefix in prefixes if prefix != own and prefix.startswith(own)))
 
 
 def _issuer(entry: Mapping[str, Any], name: str, config: Mapping[str, Any]) -> Issuer:
@@ -45,6 +53,10 @@ def _issuer(entry: Mapping[str, Any], name: str, config: Mapping[str, Any]) -> I
         raise ConfigError(f"{name}.algorithms", "names no algorithm")
     if algorithms - ALGORITHMS:
         raise ConfigError(f"{name}.algorithms", f"does not know {', '.join(sorted(map(str, algorithms - ALGORITHMS)))}")
+    if (entry.get("subject_prefix") or "").startswith(CONSUMER_PREFIX):
+        raise ConfigError(
+            f"{name}.subject_prefix", f"must not begin with {CONSUMER_PREFIX}, which marks Kong's consumers"
+        )
     # "" is an unresolved vault reference, not an absent field.
     given = [source for source in SOURCES if entry.get(source) not in (None, False)]
     if len(given) != 1:

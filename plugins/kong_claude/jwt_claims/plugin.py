@@ -14,7 +14,7 @@ from kong_claude.decision import ConfigError, Decision, Pass, Refuse
 from kong_claude.jwt_claims.bearer import BadRequest, Places, SeveralTokens
 from kong_claude.jwt_claims.caller import SUBJECT, TIER, Caller, ClaimNames, caller, header_text, plain
 from kong_claude.jwt_claims.challenge import Challenge, unavailable
-from kong_claude.jwt_claims.issuers import Issuer, issuers_from_config
+from kong_claude.jwt_claims.issuers import CONSUMER_PREFIX, Issuer, issuers_from_config
 from kong_claude.jwt_claims.keys import Unavailable
 from kong_claude.jwt_claims.revocation import Revocation
 from kong_claude.jwt_claims.rules import email_problem, has, lookup, repository_allowed, rules_from_config, values
@@ -23,6 +23,7 @@ from kong_claude.jwt_claims.verified import Entry, VerifiedTokens
 from kong_claude.pipeline import pipeline
 from kong_claude.request import Request, answer, text
 from kong_claude.trust.identity import Identity
+from kong_claude.trust.keys import joined
 
 # What Kong's own jwt plugin sets (kong/plugins/jwt/handler.lua).
 CONSUMER_HEADERS = (
@@ -171,7 +172,7 @@ class JwtClaims:
         for path in self._required:
             if not has(token.claims, path):
                 raise InvalidToken("claims", f"the token has no {path} claim")
-        identity = self._names.identity(token.claims, issuer.name, issuer.subject_prefix)
+        identity = self._names.identity(token.claims, issuer)
         return caller(identity, token.claims, self._denial(token.claims))
 
     def _denial(self, claims: Mapping[str, Any]) -> Refuse | None:
@@ -219,7 +220,7 @@ class JwtClaims:
             found = load_consumer(request.kong, name)
             if found:
                 identity = caller.identity
-                credential_id = str(uuid.uuid5(_CREDENTIALS, f"{identity.issuer} {identity.subject}"))
+                credential_id = str(uuid.uuid5(_CREDENTIALS, joined(" ", identity.issuer, identity.subject)))
                 credential = {"id": credential_id, "key": identity.subject, "consumer": {"id": found["id"]}}
                 consumer = (found, credential)
                 headers |= {**consumer_headers(found), "X-Credential-Identifier": header_text(identity.subject)}
@@ -265,9 +266,9 @@ def consumer_headers(consumer: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def consumer_identity(consumer: Mapping[str, Any]) -> Identity:
-    """A caller who is known as a Kong consumer only. The prefix keeps it apart from every token's subject."""
+    """A caller who is known as a Kong consumer only; no issuer's subjects begin with the prefix."""
     name = text(consumer.get("username") or consumer["id"])
-    return Identity(subject=f"consumer:{name}", consumer=name)
+    return Identity(subject=CONSUMER_PREFIX + name, consumer=name)
 
 
 def with_consumer(identity: Identity, consumer: Mapping[str, Any], credential: str) -> Identity:

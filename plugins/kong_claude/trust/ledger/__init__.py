@@ -179,11 +179,11 @@ def tag(kind: str, value: str) -> str:
     """The hash tag of a subject: `alice`, or `<kind>:<value>` where something else is counted.
 
     Everything but unreserved characters is escaped, so that no subject can look like another kind's or break the
-    braces of the hash tag; what is very long or empty becomes a digest.
+    braces of the hash tag; what is very long or empty becomes a digest, marked by `*`, which escaping never leaves.
     """
     safe = quote(value, safe="@|+=", errors="surrogateescape")
     if not 0 < len(safe) <= MAX_TAG:
-        safe = "%" + hashlib.blake2b(value.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+        safe = "*" + hashlib.blake2b(value.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return safe if kind == "subject" else f"{kind}:{safe}"
 
 
