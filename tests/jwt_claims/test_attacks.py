@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kong_claude.jwt_claims.token import InvalidToken, parse
 from tests.jwt_claims.conftest import Send
 from tests.jwt_claims.support import (
     AUDIENCE,
@@ -141,6 +142,13 @@ ATTACKS: dict[str, tuple[dict[str, Any], str]] = {
     "deeply nested payload": (HS, sign(HEAD, "[" * 6000 + "]" * 6000)),
     "deeply nested header": (HS, sign("[" * 6000, claims())),
     "deeply nested claim": (HS, sign(HEAD, '{"a":' * 2000 + "1" + "}" * 2000)),
+    **{
+        f"claim nested {levels} deep": (
+            config(forward_claims=["deep"]),
+            sign(HEAD, json.dumps(claims())[:-1] + ',"deep":' + "[" * (levels - 1) + "]" * (levels - 1) + "}"),
+        )
+        for levels in (65, 600, 900)
+    },
     "number with 5000 digits": (HS, sign(HEAD, json.dumps(claims())[:-1] + ',"n":' + "9" * 5000 + "}")),
     "nested JWT": (HS, sign({**HEAD, "cty": "JWT"}, token())),
     "nested JWT as a string": (HS, sign({**HEAD, "cty": "JWT"}, json.dumps(token()))),
@@ -292,3 +300,19 @@ def test_bad_headers_are_refused(send: Send, name: str) -> None:
     assert not request.shared
     if status == 401 and name in ("no header", "another scheme", "a Unicode space"):
         assert event.exit.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_control_without_the_bound_a_deep_claim_would_be_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How deep its writers can go (context, attestation, logs) depends on where they are called."""
+    compact = sign(HEAD, '{"deep":' + "[" * 600 + "]" * 600 + "}")
+    with pytest.raises(InvalidToken, match="64 levels"):
+        parse(compact)
+    monkeypatch.setattr("kong_claude.jwt_claims.token.too_deep", lambda value: False)
+    assert "deep" in parse(compact).claims
+
+
+def test_a_claim_nested_as_deeply_as_allowed_is_handed_on(send: Send) -> None:
+    inner = json.loads("[" * 62 + "]" * 62)
+    event, request = send(config(forward_claims=["deep"]), bearer(token(deep=inner)))
+    assert event.exit is None
+    assert request.shared["claude_identity"]["who"]["claims"] == {"deep": inner}

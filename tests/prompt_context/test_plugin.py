@@ -389,6 +389,21 @@ def test_injection_corpus_through_the_server(kong: Driver) -> None:
         assert sent(request)["context"]["repo"] == value
 
 
+@pytest.mark.parametrize("shape", ["invoke", "messages", "chat"])
+@pytest.mark.parametrize("levels", [64, 65, 199, 250, 1000, 100_000])
+def test_a_body_that_is_nested_too_deeply_is_refused_and_nothing_else_happens(
+    send: Send, shape: str, levels: int
+) -> None:
+    inner = "[" * (levels - 1) + "]" * (levels - 1)
+    body = f'{{"messages":[{{"role":"user","content":"hi"}}],"tools":{inner}}}'
+    event, request = send({"prepend": "Ours. ", "shape": shape}, post(body))
+    if levels <= 64:
+        assert event.exit is None
+        assert sent(request)["tools"] == json.loads(inner)
+    else:
+        assert refused(event, 400) == "the body is nested more than 64 levels deep"
+
+
 EXPLAIN = {**GUIDE, "explain": True, "attestation": FIXED}
 MAY = {"sub": "ada", "who": {"perms": ["claude:explain"]}}
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kong_claude.prompt_context.strict_json import MAX_STRUCTURE, JSONError, parse_object, rewrite
+from kong_claude.trust.nesting import MAX_DEPTH, too_deep
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 JSON = st.recursive(
@@ -57,6 +58,7 @@ REFUSED = {
     "duplicate object value": b'{"a":{},"a":{"b":[1,2]}}',
     "depth 300": b'{"a":' + b"[" * 300 + b"]" * 300 + b"}",
     "depth 100000": b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "one level too deep": b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}",
     "objects deep": b'{"a":' * 2000 + b"1" + b"}" * 2000,
     "too many arrays": b'{"a":[' + b"[]," * (MAX_STRUCTURE // 2) + b"1]}",
     "too many numbers": b'{"a":[' + b"1," * MAX_STRUCTURE + b"1]}",
@@ -77,6 +79,19 @@ def test_refuses(raw: bytes) -> None:
 )
 def test_accepts(raw: bytes) -> None:
     assert parse_object(raw) == json.loads(raw)
+
+
+def test_accepts_as_many_levels_as_it_says() -> None:
+    raw = b'{"a":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b',"brackets":"%s"}' % (b"[" * 1000)
+    assert parse_object(raw) == json.loads(raw)
+
+
+@given(st.integers(1, 300), st.booleans())
+def test_a_document_is_too_deep_exactly_above_the_bound(levels: int, objects: bool) -> None:
+    document: Any = {} if objects else []
+    for _ in range(levels - 1):
+        document = {"a": 1, "b": document} if objects else [0, document]
+    assert too_deep(document) is (levels > MAX_DEPTH)
 
 
 @given(OBJECTS, st.sampled_from([None, 2]), st.booleans())

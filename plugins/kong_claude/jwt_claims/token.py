@@ -16,6 +16,7 @@ from typing import Any
 
 from kong_claude.jwt_claims.algorithms import VERIFIERS
 from kong_claude.jwt_claims.keys import Key
+from kong_claude.trust.nesting import TOO_DEEP, too_deep
 
 MAX_TOKEN = 16 * 1024  # bytes; nginx takes 8 KiB per header line by default
 MAX_TIME = 253402300799  # the end of year 9999, in Unix seconds
@@ -145,6 +146,8 @@ def _object(data: bytes, what: str) -> dict[str, Any]:
         raise InvalidToken("malformed", f"the token's {what} is not a JSON object") from error
     if not isinstance(value, dict):
         raise InvalidToken("malformed", f"the token's {what} is not a JSON object")
+    if too_deep(value):  # it is written again: into the attestation, Kong's context, logs
+        raise InvalidToken("malformed", f"the token's {what} {TOO_DEEP}")
     return value
 
 

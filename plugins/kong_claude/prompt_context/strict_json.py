@@ -9,6 +9,8 @@ from typing import Any
 
 import jiter
 
+from kong_claude.trust.nesting import MAX_DEPTH, TOO_DEEP, too_deep
+
 # Values and members cost a parser up to a microsecond each, however few bytes they take.
 MAX_STRUCTURE = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -23,7 +25,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     """The object in `raw`.
 
     Raises JSONError for: no JSON, no object, NaN and infinities, invalid UTF-8, lone surrogates, a byte order mark,
-    duplicate keys at any depth, more than about 200 levels, more than a million commas, colons and brackets.
+    duplicate keys at any depth, more than 64 levels (`trust.nesting`), more than a million commas, colons and brackets.
     """
     if len(raw) > MAX_STRUCTURE and len(raw) - len(raw.translate(None, b",:[{")) > MAX_STRUCTURE:
         raise JSONError("the body has too many values")
@@ -33,6 +35,8 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         raise JSONError(_problem(str(error))) from None
     if not isinstance(document, dict):
         raise JSONError("the body must be a JSON object")
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and too_deep(document):
+        raise JSONError(f"the body {TOO_DEEP}")
     return document
 
 
@@ -40,7 +44,7 @@ def _problem(parser_says: str) -> str:
     if parser_says.startswith("Detected duplicate key"):
         return "the body has duplicate keys"
     if parser_says.startswith("recursion limit"):
-        return "the body is nested too deeply"
+        return f"the body {TOO_DEEP}"
     return "the body is not valid JSON"
 
 
