@@ -174,3 +174,15 @@ def test_a_path_that_leads_nowhere_takes_no_place(gateway: Gateway, method: str,
         assert client.request(method, path, json=PROMPT).status_code == 404
         report = client.get("/claude/limits").json()
     assert report["concurrent"]["running"] == 0
+
+
+def test_what_a_stranger_posts_to_the_login_hurts_nobody(gateway: Gateway) -> None:
+    """A form of eleven fields was a 500, with which the invoker closes its connection: Kong, which shares connections,
+    answered others with 502."""
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Sec-Fetch-Site": "same-origin"}
+    with gateway.client() as stranger, gateway.client("victim", "--tier", "team") as victim:
+        for _ in range(12):
+            posted = stranger.post("/claude/dashboard/login", content=b"&" * 11, headers=headers)
+            assert posted.status_code in (400, 429), posted.text
+            assert victim.get("/claude/jobs").status_code == 200
+        assert stranger.get("/claude/dashboard/login").status_code in (200, 429)

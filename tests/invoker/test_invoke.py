@@ -11,6 +11,7 @@ from itertools import pairwise
 import httpx
 import pytest
 
+from kong_claude.trust.nesting import too_deep
 from tests.invoker.conftest import KEY, Invoker, StandInProcess, tool
 
 
@@ -97,7 +98,7 @@ def test_a_prompt_is_only_text(api: httpx.Client, stand_in: StandInProcess, prom
         (b"", 400),
         (b"\xff", 400),
         (b"{", 400),
-        (b"[" * 100_000, 400),
+        (b"[" * 100_000, 422),
         (b"[]", 422),
         (b"{}", 422),
         (b'{"prompt": ""}', 422),
@@ -177,6 +178,18 @@ def test_an_output_schema(api: httpx.Client) -> None:
     for wrong in ({"type": 5}, {"$ref": "http://127.0.0.1:1/x"}):
         refused = api.post("/invoke", json={"prompt": "x", "output_schema": wrong})
         assert refused.status_code == 422, refused.text
+
+
+def test_an_output_schema_as_deep_as_a_body_may_be(api: httpx.Client) -> None:
+    schema: dict[str, object] = {"type": "integer"}
+    while not too_deep({"output_schema": {"properties": {"a": schema}}}):
+        schema = {"properties": {"a": schema}}
+    answer = api.post("/invoke", json={"prompt": tool("StructuredOutput", b=7), "output_schema": schema})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["structured"] == {"b": 7}
+    deeper = {"prompt": "x", "output_schema": {"properties": {"a": {"properties": {"a": schema}}}}}
+    refused = api.post("/invoke", json=deeper)
+    assert (refused.status_code, refused.json()["detail"]) == (422, "the body is nested more than 64 levels deep")
 
 
 def test_events_come_one_by_one_and_can_be_read_again(api: httpx.Client) -> None:

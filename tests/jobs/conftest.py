@@ -84,7 +84,7 @@ class Gateway:
         **options: Any,
     ) -> httpx.Response:
         request = self.client.build_request(method, path, **options)
-        request.headers[HEADER] = attestation(method, request.url.path, subject, request.read(), **(claims or {}))
+        request.headers[HEADER] = attestation(method, raw_path(request), subject, request.read(), **(claims or {}))
         return await self.client.send(request)
 
     async def create(self, prompt: str = "hi", subject: str = "alice", **more: Any) -> dict[str, Any]:
@@ -100,6 +100,11 @@ class Gateway:
             return found if found["state"] in (states or OVER) else None
 
         return await until(reached, f"{created['id']} in {states or OVER}")
+
+
+def raw_path(request: httpx.Request) -> str:
+    """The path as it is sent, which is what the gateway signs."""
+    return request.url.raw_path.partition(b"?")[0].decode()
 
 
 def attestation(method: str, path: str, subject: str | None, body: bytes = b"", **more: Any) -> str:

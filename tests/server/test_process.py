@@ -264,6 +264,7 @@ def test_inherited_descriptors_are_closed(start: Callable[..., Server]) -> None:
 
 
 def test_metrics(start: Callable[..., Server]) -> None:
+    import urllib.error
     import urllib.request
 
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -277,6 +278,12 @@ def test_metrics(start: Callable[..., Server]) -> None:
         kong.handle(failing, "access")
         wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        # prometheus_client raises over this Accept: that was a 500, which counts against the upstream in Kong.
+        odd = urllib.request.Request(
+            f"http://127.0.0.1:{port}/metrics", headers={"Accept": "application/openmetrics-text;version=a"}
+        )
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(odd, timeout=10)
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     labels = '{phase="access",plugin="battery"}'
     assert values[f"pluginserver_event_seconds_count{labels}"] == "4.0"

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 
+from claude_invoker.api.border import understood
 from claude_invoker.runs.engine import Engine
 
 router = APIRouter(tags=["health"])
@@ -44,5 +45,6 @@ async def metrics(request: Request) -> Response:
         with suppress(RedisError, OSError):
             store, shown = request.app.state.jobs, request.app.state.metrics
             shown.queue(await store.waiting(), await store.oldest_waiting())
-    body, content_type = request.app.state.metrics.exposition(request.headers.get("accept", ""))
+    with understood("Accept"):
+        body, content_type = request.app.state.metrics.exposition(request.headers.get("accept", ""))
     return Response(body, headers={"Content-Type": content_type})

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import orjson
 from fastapi import Request
 from pydantic import ValidationError
 
 from claude_invoker.additions import with_additions
+from claude_invoker.api.border import json_object
 from claude_invoker.api.problems import invalid
 from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import Plan, plan
-from claude_invoker.problem import Problem
 from claude_invoker.runs.engine import Engine
 from claude_invoker.trust import Caller
 
@@ -21,13 +20,7 @@ Wanted = TypeVar("Wanted", bound=InvokeRequest)
 
 async def invocation_of(request: Request, caller: Caller, model: type[Wanted]) -> Wanted:
     """The body with what the gateway adds to it. Raises Problem 400 (not JSON) or 422 (not an invocation)."""
-    try:
-        # Not request.json(): it takes UTF-16 and half surrogate pairs, which the CLI cannot be sent.
-        document = orjson.loads(await request.body())
-    except ValueError as error:
-        raise Problem(400, "bad-request", "the body is not JSON") from error
-    if not isinstance(document, dict):
-        raise Problem(422, "invalid", "the body is not a JSON object")
+    document = json_object(await request.body())
     try:
         return model.model_validate(with_additions(document, caller.additions))
     except ValidationError as error:

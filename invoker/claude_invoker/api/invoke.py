@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
-from claude_invoker.api import jobs
+from claude_invoker.api import border, jobs
 from claude_invoker.api.accept import EVENT_STREAM, JSON, preferred
 from claude_invoker.api.invocation import decided, invocation_of
 from claude_invoker.api.links import base, with_links
@@ -43,12 +43,12 @@ async def invoke(
     began = time.monotonic()
     engine: Engine = request.app.state.engine
     if jobs.answers_later(request, caller) and request.app.state.jobs is not None:
-        return await jobs.accept(request, caller, request.headers.get("idempotency-key"))
+        return await jobs.accept(request, caller)
     chosen = decided(request, wanted, caller)
     if engine.ledger is not None and not await engine.ledger.acquire(caller):
         raise Problem(503, "busy", "the gateway's limit of runs at once", {"Retry-After": "5"})
     run = engine.submit(chosen, caller)
-    run.traceparent = request.headers.get("traceparent", "")[:128]
+    run.traceparent = border.traceparent(request)
     request.state.started = True
     accept = preferred(request.headers.get("accept"))
     if accept == EVENT_STREAM:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from claude_invoker.api import border
 from claude_invoker.api.files import file_answer
 from claude_invoker.api.invocation import decided, invocation_of
 from claude_invoker.api.links import base, linked, with_links
@@ -31,9 +32,6 @@ from claude_invoker.trust import Caller, attested, attested_run
 from kong_claude.trust.keys import joined
 
 router = APIRouter(tags=["jobs"], responses={status: RESPONSES[status] for status in (401, 404)})
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_CURSOR = re.compile(r"\d{1,12}(\.\d{1,9})?")
-_STREAM_ID = re.compile(r"\d{1,16}-\d{1,16}")
 _BODY = request_body(JobRequest)
 PAGES = 20  # looked at for one page of a list
 
@@ -56,13 +54,13 @@ def answers_later(request: Request, caller: Caller) -> bool:
 async def create(
     request: Request,
     caller: Annotated[Caller, Depends(attested_run)],
-    idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+    _: Annotated[str | None, Header(alias="Idempotency-Key")] = None,  # for the OpenAPI document
 ) -> Response:
     """Queues a run: 202 with its place. The same `Idempotency-Key` and body give the same job."""
-    return await accept(request, caller, idempotency_key)
+    return await accept(request, caller)
 
 
-async def accept(request: Request, caller: Caller, idempotency_key: str | None) -> Response:
+async def accept(request: Request, caller: Caller) -> Response:
     """The answer to whatever becomes a job. Raises Problem 400, 403, 422, 503."""
     store = store_of(request)
     wanted = await invocation_of(request, caller, JobRequest)
@@ -70,12 +68,12 @@ async def accept(request: Request, caller: Caller, idempotency_key: str | None) 
     decided(request, wanted, caller)  # what cannot run is refused now, not later
     if wanted.callback_url:
         webhook.allowed(wanted.callback_url, request.app.state.settings)
-    if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
-        raise Problem(400, "bad-request", "Idempotency-Key: 1 to 255 visible ASCII characters")
+    key = border.idempotency_key(request)
     # The lease is taken when the job starts; what the gateway took for now is given back by `attested_run`.
-    job = Job.new(wanted, replace(caller, queued=True), time.time(), request.headers.get("traceparent", "")[:128])
-    fingerprint = hashlib.sha256(joined("\0", request.url.path, "").encode() + await request.body()).hexdigest()
-    happened, job_id = await store.accept(job, (idempotency_key, fingerprint) if idempotency_key else None)
+    job = Job.new(wanted, replace(caller, queued=True), time.time(), border.traceparent(request))
+    # The path as it was routed: that of `request.url` ends at an escaped `?`.
+    fingerprint = hashlib.sha256(joined("\0", request.scope["path"], "").encode() + await request.body()).hexdigest()
+    happened, job_id = await store.accept(job, (key, fingerprint) if key else None)
     if happened == "conflict":
         raise Problem(422, "invalid", "this Idempotency-Key was used with another body")
     if happened == "accepted":
@@ -121,8 +119,7 @@ async def jobs(
     """The caller's jobs, newest first, without their results. `all=true`: everybody's, for the role `admin`.
 
     With `state` a page may be short, or empty, while there is a `next`: only so many jobs are looked at."""
-    if cursor is not None and not _CURSOR.fullmatch(cursor):
-        raise Problem(422, "invalid", "cursor: take it from `next` of the page before")
+    cursor = border.cursor(cursor)
     subject = None if all and "admin" in caller.roles else caller.subject
     found: list[Job] = []
     for _ in range(PAGES):
@@ -166,7 +163,7 @@ async def events(
     request: Request, job: OwnJob, last_seen: Annotated[str | None, Header(alias="Last-Event-ID")] = None
 ) -> Response:
     """The run's events as they come; `Last-Event-ID` goes on where a client left, on any server."""
-    last = last_seen if last_seen and _STREAM_ID.fullmatch(last_seen) else "0-0"
+    last = border.stream_id(last_seen)
     heartbeat = request.app.state.settings.heartbeat_s
     return StreamingResponse(
         _encoded(store_of(request), job.id, last, heartbeat), media_type="text/event-stream", headers=HEADERS

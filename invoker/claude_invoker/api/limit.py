@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from claude_invoker.api.border import content_length
 from claude_invoker.api.problems import answer
 from claude_invoker.problem import Problem
 
@@ -19,10 +20,12 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
         too_large = Problem(413, "too-large", f"at most {self._max_body} bytes", {"Connection": "close"})
-        if not declared.isdigit() or int(declared) > self._max_body:
-            await answer(too_large)(scope, receive, send)
+        try:
+            if content_length(dict(scope["headers"]).get(b"content-length")) > self._max_body:
+                raise too_large
+        except Problem as problem:
+            await answer(problem)(scope, receive, send)
             return
         taken = 0
 

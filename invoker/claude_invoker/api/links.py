@@ -12,7 +12,7 @@ from claude_invoker.model import Artifact, RunResult, RunView
 def base(request: Request) -> str:
     """The public prefix where the request used it, else nothing."""
     prefix: str = request.app.state.settings.prefix
-    return prefix if prefix and request.url.path.startswith(prefix + "/") else ""
+    return prefix if prefix and request.scope["path"].startswith(prefix + "/") else ""
 
 
 def with_links(request: Request, result: RunResult) -> RunResult:

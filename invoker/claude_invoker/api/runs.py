@@ -7,10 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 
+from claude_invoker.api.border import last_event_id
 from claude_invoker.api.files import file_answer
 from claude_invoker.api.links import linked, view_with_links
 from claude_invoker.api.problems import RESPONSES
-from claude_invoker.api.stream import event_stream, last_event_id
+from claude_invoker.api.stream import event_stream
 from claude_invoker.api.zip import zipped
 from claude_invoker.model import Artifact, RunView
 from claude_invoker.problem import Problem

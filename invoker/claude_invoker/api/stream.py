@@ -19,11 +19,6 @@ def encode(event: Event) -> bytes:
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.id, event.name.encode(), event.data)
 
 
-def last_event_id(value: str | None) -> int:
-    """What a client has seen; 0 where it says nothing that we can read."""
-    return int(value) if value and value.isascii() and value.isdigit() and len(value) < 16 else 0
-
-
 def event_stream(
     run: Run, last_id: int, *, heartbeat_s: float, grace_s: float | None, headers: dict[str, str]
 ) -> StreamingResponse:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from fastapi import Request
 
+from claude_invoker.api.border import host_of
 from claude_invoker.problem import Problem
 
 HEADERS = {
@@ -22,7 +21,7 @@ HEADERS = {
 
 
 def from_our_page(request: Request) -> None:
-    """A FastAPI dependency for whatever changes something. Raises Problem 403.
+    """A FastAPI dependency for whatever changes something. Raises Problem 400, 403.
 
     The cookie is SameSite=Strict already; this also holds against other ports and subdomains of the same site, and for
     the login, which needs no cookie. `Sec-Fetch-Site` (W3C Fetch Metadata) cannot be set by scripts; where a browser
@@ -33,8 +32,8 @@ def from_our_page(request: Request) -> None:
         origin = request.headers.get("origin", "")
         # Kong says by X-Forwarded-Host what the browser asked for, without the port.
         ours = request.headers.get("x-forwarded-host") or request.headers.get("host", "")
-        host = urlsplit(origin).hostname if origin.startswith(("http://", "https://")) else None
-        allowed = host is not None and host == urlsplit(f"//{ours}").hostname
+        host = host_of("Origin", origin) if origin.startswith(("http://", "https://")) else None
+        allowed = host is not None and host == host_of("Host", f"//{ours}")
     else:
         allowed = site == "same-origin"
     if not allowed:

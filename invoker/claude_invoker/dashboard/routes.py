@@ -8,12 +8,11 @@ import re
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
-from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, StreamingResponse
 
-from claude_invoker.api import jobs
+from claude_invoker.api import border, jobs
 from claude_invoker.api.links import base
 from claude_invoker.api.stream import HEADERS as STREAM
 from claude_invoker.dashboard.guard import HEADERS, from_our_page
@@ -33,7 +32,6 @@ TICK_S = 1.0
 MAX_TOKEN = 3800  # browsers keep about 4,096 bytes of a cookie, its name and attributes included
 STATIC = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-_AFTER = re.compile(r"\d{1,16}-\d{1,16}")
 
 Viewer = Annotated[Caller, Depends(attested)]
 
@@ -81,7 +79,7 @@ async def job_live(
     last_seen: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
 ) -> Response:
     """A job's text and log as they come, and its state whenever that has changed."""
-    last = next((known for known in (last_seen, after) if known and _AFTER.fullmatch(known)), "0-0")
+    last = border.stream_id(last_seen, after)
     return StreamingResponse(_job_events(request, job, last), media_type="text/event-stream", headers=HEADERS | STREAM)
 
 
@@ -131,8 +129,7 @@ async def login_page(request: Request) -> Response:
 @router.post("/login", dependencies=[Depends(attested_visitor), Depends(from_our_page)])
 async def login(request: Request) -> Response:
     """Keeps the token in a cookie that scripts cannot read. The gateway judges it, with every request."""
-    form = parse_qs((await request.body()).decode("utf-8", "replace"), max_num_fields=10)
-    token = (form.get("token") or [""])[0].strip().removeprefix("Bearer ").strip()
+    token = border.form(await request.body()).get("token", "").strip().removeprefix("Bearer ").strip()
     if not _TOKEN.fullmatch(token) or len(token) > MAX_TOKEN:
         return page(request, "login", 422, error="That is not a token: three parts with dots between them.")
     answer = RedirectResponse(home(request), 303, HEADERS)

@@ -20,6 +20,7 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from kong_claude.server.core import Server
@@ -99,8 +100,22 @@ def serve_metrics(address: tuple[str, int], server: Server, watchdog: Watchdog) 
     gevent.spawn(_serve, address)
 
 
+def readable(app: Any) -> Any:
+    """The WSGI app, but 400 for an Accept header over which prometheus_client would raise."""
+
+    def answer(environ: Any, start_response: Any) -> Any:
+        try:
+            choose_encoder(environ.get("HTTP_ACCEPT") or "")
+        except Exception:
+            start_response("400 Bad Request", [("Content-Type", "text/plain")])
+            return [b"Accept is not understood\n"]
+        return app(environ, start_response)
+
+    return answer
+
+
 def _serve(address: tuple[str, int]) -> None:
-    app: Any = make_wsgi_app(REGISTRY)
+    app = readable(make_wsgi_app(REGISTRY))
     waiting = False
     while True:
         try:

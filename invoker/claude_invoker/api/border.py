@@ -1,0 +1,102 @@
+"""Where a caller's bytes become values, the one place of the API that parses: whatever a parser makes of them, the
+answer is a problem with a status of 4xx."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import orjson
+from fastapi import Request
+
+from claude_invoker.problem import Problem
+from kong_claude.trust.nesting import TOO_DEEP, too_deep
+
+MAX_FIELDS = 10  # of a form
+_CURSOR = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_STREAM_ID = re.compile(r"[0-9]{1,16}-[0-9]{1,16}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[\x21-\x7e]{0,64})?")
+
+
+@contextmanager
+def understood(what: str) -> Iterator[None]:
+    """Around a parser: Problem 400 for whatever it raises, since parsers fail over bytes in more ways than they say."""
+    try:
+        yield
+    except Problem:
+        raise
+    except Exception as error:
+        raise Problem(400, "bad-request", f"{what} is not understood") from error
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """Raises Problem 400 for what is not JSON, 422 for what is no object or nested too deeply."""
+    deep = Problem(422, "invalid", f"the body {TOO_DEEP}")
+    try:
+        # Not request.json(): it takes UTF-16 and half surrogate pairs, which the CLI cannot be sent.
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise deep if "depth" in error.msg else Problem(400, "bad-request", "the body is not JSON") from error
+    if not isinstance(document, dict):
+        raise Problem(422, "invalid", "the body is not a JSON object")
+    if too_deep(document):
+        raise deep
+    return document
+
+
+def form(body: bytes) -> dict[str, str]:
+    """The first value of each field of an HTML form. Raises Problem 400."""
+    with understood("the form"):
+        fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=MAX_FIELDS)
+    return {name: values[0] for name, values in fields.items()}
+
+
+def content_length(header: bytes | None) -> int:
+    """0 where there is none. Raises Problem 400."""
+    if header is None:
+        return 0
+    if not _LENGTH.fullmatch(header):
+        raise Problem(400, "bad-request", "Content-Length is not a number", {"Connection": "close"})
+    return int(header)
+
+
+def host_of(header: str, url: str) -> str | None:
+    """The host in a URL, or in `//` and what a Host header says. Raises Problem 400 that names the header."""
+    with understood(header):
+        return urlsplit(url).hostname
+
+
+def idempotency_key(request: Request) -> str | None:
+    """Raises Problem 400."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise Problem(400, "bad-request", "Idempotency-Key: 1 to 255 visible ASCII characters")
+    return key
+
+
+def traceparent(request: Request) -> str:
+    """The header of W3C Trace Context where it has its form, else "": it goes on in a webhook's headers."""
+    given = request.headers.get("traceparent", "")
+    return given if _TRACEPARENT.fullmatch(given) else ""
+
+
+def cursor(given: str | None) -> str | None:
+    """Raises Problem 422."""
+    if given is not None and not _CURSOR.fullmatch(given):
+        raise Problem(422, "invalid", "cursor: take it from `next` of the page before")
+    return given
+
+
+def stream_id(*given: str | None) -> str:
+    """The first that is an id of a job's event; else the one before all."""
+    return next((known for known in given if known and _STREAM_ID.fullmatch(known)), "0-0")
+
+
+def last_event_id(value: str | None) -> int:
+    """What a client of a run's stream has seen; 0 where it says nothing that we can read."""
+    return int(value) if value and value.isascii() and value.isdigit() and len(value) < 16 else 0
