@@ -11,7 +11,7 @@ from typing import Any
 
 from kong_claude.decision import ConfigError
 from kong_claude.doctor.rules import SUITE, Hole, vault_variable
-from kong_claude.doctor.view import View
+from kong_claude.doctor.view import View, label
 
 # Stands for a secret whose reference cannot be resolved here.
 PLACEHOLDER = "unresolved-reference-" + "0123456789abcdef" * 3
@@ -24,7 +24,7 @@ def configurations(view: View, directory: Path) -> Iterator[Hole]:
         if name not in SUITE:
             continue
         module = load(directory / f"{name}.py")
-        where = f"plugin {name}" + (f" on route {entity['route']}" if entity.get("route") else "")
+        where = f"plugin {name}" + (f" on route {label(entity['route'])}" if entity.get("route") else "")
         try:
             config = with_defaults({"fields": module.Schema}, resolve(entity.get("config") or {}, view.environment))
             plugin = module.Plugin({**config, "route_id": "doctor"})

@@ -41,7 +41,7 @@ class Hole:
 def guarded(view: View) -> Iterator[Hole]:
     """Every route to the invoker carries a plugin that authenticates, and a guard for each plugin's own mark."""
     for route in protected(view):
-        active = [p for p in route.named(*ENFORCING) if p.get("enabled", True)]
+        active = route.active(*ENFORCING)
         if not any(map(authenticates, active)) and not (active and PUBLIC in (route.route.get("tags") or [])):
             yield Hole(
                 "no-authentication",
@@ -50,7 +50,7 @@ def guarded(view: View) -> Iterator[Hole]:
                 f"add claude-gateway to the route; where nobody can have a token yet, limits and the tag {PUBLIC}",
             )
             continue
-        guards = [code for p in route.named("post-function") if p.get("enabled", True) for code in access_code(p)]
+        guards = [code for p in route.active("post-function") for code in access_code(p)]
         for plugin in active:
             yield from guard_for(route, plugin, guards)
 
@@ -99,14 +99,17 @@ def is_ours(code: str, mark: str) -> bool:
 
 def distinct_marks(view: View) -> Iterator[Hole]:
     """Two routes with one mark could run each other's configuration and satisfy each other's guard."""
-    seen: dict[tuple[str, str], str] = {}
+    seen: dict[tuple[str, str], RouteView] = {}
     for route in view.routes:
-        for plugin in route.named(*ENFORCING):
+        for plugin in route.active(*ENFORCING):
             mark = mark_of(plugin, route)
-            other = seen.setdefault((plugin["name"], mark or ""), route.name) if mark else route.name
-            if other != route.name:
+            other = seen.setdefault((plugin["name"], mark), route) if mark else route
+            if other is not route:  # not by name: two may have none
                 yield Hole(
-                    "shared-mark", f"route {route.name}", f"has the same mark as route {other}", "give each its own"
+                    "shared-mark",
+                    f"route {route.name}",
+                    f"has the same mark as route {other.name}",
+                    "give each its own",
                 )
 
 
@@ -114,7 +117,7 @@ def protocols(view: View) -> Iterator[Hole]:
     """A plugin or guard that does not run on one of its route's protocols lets that protocol through."""
     for route in protected(view):
         wanted = set(route.route.get("protocols") or ["http", "https"])
-        for plugin in route.named(*ENFORCING, "post-function"):
+        for plugin in route.active(*ENFORCING, "post-function"):
             missing = wanted - set(plugin.get("protocols") or wanted)
             if missing:
                 yield Hole(
@@ -128,9 +131,8 @@ def protocols(view: View) -> Iterator[Hole]:
 def overrides(view: View) -> Iterator[Hole]:
     """A consumer-scoped entity replaces the route's own configuration, mark included."""
     for plugin in view.plugins:
-        if plugin.get("name") in (*ENFORCING, "post-function") and (
-            plugin.get("consumer") or plugin.get("consumer_group")
-        ):
+        scoped = plugin.get("consumer") is not None or plugin.get("consumer_group") is not None
+        if scoped and plugin.get("name") in (*ENFORCING, "post-function") and plugin.get("enabled", True):
             yield Hole(
                 "consumer-scope",
                 f"plugin {plugin['name']}",
@@ -156,16 +158,16 @@ def order(view: View) -> Iterator[Hole]:
                 f"{changer} runs after the attestation was signed; a changed body is refused by the invoker",
                 f"move what {changer} does into claude-prompt-context",
             )
-        for plugin in route.named("pre-function", "post-function"):
+        for plugin in route.active("pre-function", "post-function"):
             code = [c for phase in EARLY for c in phase_code(plugin, phase) if "ctx.shared" in c and "mark ~=" not in c]
-            if code and plugin.get("enabled", True):
+            if code:
                 yield Hole(
                     "forged-mark",
                     where,
                     f"a {plugin['name']} writes kong.ctx.shared, where the guard looks",
                     "remove it",
                 )
-        limits = [p.get("config") or {} for p in route.named("claude-rate-tiers", "claude-gateway")]
+        limits = [p.get("config") or {} for p in route.active("claude-rate-tiers", "claude-gateway")]
         if any((config.get("rate_tiers") or config).get("on_error") == "allow" for config in limits):
             yield Hole("fails-open", where, "without Redis nothing is limited (on_error: allow)", "on_error: deny")
 
@@ -294,7 +296,12 @@ def examine(view: View) -> list[Hole]:
 
 def protected(view: View) -> list[RouteView]:
     """Routes to a service that any enforcing plugin protects: one unguarded sibling is enough for a break-in."""
-    hosts = {host for r in view.routes if r.named(*AUTHENTICATING) for host in hosts_of(view, r)}
+
+    def meant(plugin: Entity) -> bool:
+        """Also where it is switched off on a route or service; a global one that is off may only carry YAML anchors."""
+        return plugin.get("enabled", True) or plugin.get("route") is not None or plugin.get("service") is not None
+
+    hosts = {h for r in view.routes if any(map(meant, r.named(*AUTHENTICATING))) for h in hosts_of(view, r)}
     return [r for r in view.routes if hosts & set(hosts_of(view, r))]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+import uuid
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 from kong_claude.cli.problem import Problem
 
 Entity = Mapping[str, Any]
+_NAMESPACE = uuid.UUID("fd02801f-0957-4a15-a55a-c8d9606f30b5")  # kong/db/declarative: of derived ids
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class RouteView:
     def named(self, *names: str) -> list[Entity]:
         return [p for p in self.plugins if p.get("name") in names]
 
+    def active(self, *names: str) -> list[Entity]:
+        """Those that are not switched off."""
+        return [p for p in self.named(*names) if p.get("enabled", True)]
+
 
 @dataclass(frozen=True)
 class View:
@@ -42,43 +48,48 @@ class View:
 
 
 def from_file(path: Path, environment: Mapping[str, str]) -> View:
-    """Reads kong.yml, nested or flat. Raises Problem with file and line."""
+    """Reads kong.yml or kong.json, nested or flat. Raises Problem with file and line."""
     try:
-        document = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        # As Kong does, by the file's name: JSON may be indented with tabs, YAML may not.
+        document = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise Problem(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise Problem(f"{path}: is not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise Problem(f"{path}:{error.lineno}: {error.msg}") from error
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise Problem(f"{path}{line}: {error.problem}") from error
+    except RecursionError as error:
+        raise Problem(f"{path}: is nested too deeply") from error
     if not isinstance(document, dict) or "_format_version" not in document:
         raise Problem(f"{path}: is not a declarative Kong configuration (no _format_version)")
     try:
-        return build(dict(flatten(document)), environment)
+        return build(flatten(document), environment)
     except (AttributeError, TypeError, ValueError) as error:
         raise Problem(f"{path}: services, routes, plugins … must be lists of mappings ({error})") from error
 
 
-def flatten(document: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Nested services/routes/consumers/plugins as flat lists that name their parents."""
+def flatten(document: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Nested services/routes/consumers/plugins as flat lists. A nested entity refers to its parent by the parent
+    itself, since that need have neither name nor id."""
     flat: dict[str, list[dict[str, Any]]] = {
-        k: [] for k in ("services", "routes", "plugins", "consumers", "upstreams", "targets")
+        k: [] for k in ("services", "routes", "plugins", "consumers", "consumer_groups", "upstreams", "targets")
     }
 
-    def take(kind: str, entity: dict[str, Any], **parents: Any) -> None:
-        entity = {**entity, **{k: v for k, v in parents.items() if v is not None}}
-        key = entity.get("name") or entity.get("username") or entity.get("id")
-        singular = kind.removesuffix("s")
+    def take(kind: str, entity: dict[str, Any], **parent: dict[str, Any]) -> None:
+        entity = {**entity, **parent}
         for child in ("routes", "plugins", "targets"):
             for nested in entity.pop(child, None) or []:
-                take(child, nested, **{singular: key})
+                take(child, nested, **{kind.removesuffix("s"): entity})
         flat[kind].append(entity)
 
     for kind in flat:
         for entity in document.get(kind) or []:
             take(kind, entity)
-    yield from flat.items()
+    return flat
 
 
 def from_admin(url: str, environment: Mapping[str, str]) -> View:
@@ -112,25 +123,72 @@ def fetch(url: str, kind: str) -> list[dict[str, Any]]:
 
 
 def build(flat: Mapping[str, list[dict[str, Any]]], environment: Mapping[str, str]) -> View:
-    """Joins flat entities into one view per route."""
+    """Joins flat entities into one view per route. Raises Problem for a reference to nothing, as Kong refuses it."""
+    services, known = Index("services", flat["services"]), Index("routes", flat["routes"])
+    plugins = [(p, known.find(p.get("route")), services.find(p.get("service"))) for p in flat["plugins"]]
     routes = []
     for route in flat["routes"]:
-        service = next((s for s in flat["services"] if refers(route.get("service"), s)), {})
-        plugins = effective(
-            p
-            for p in flat["plugins"]
-            if (p.get("route") is None or refers(p["route"], route))
-            and (p.get("service") is None or refers(p["service"], service))
+        service = services.find(route.get("service"))
+        running = effective(
+            plugin
+            for plugin, of_route, of_service in plugins
+            if (of_route is None or of_route is route) and (of_service is None or of_service is service)
         )
-        name = str(route.get("name") or route.get("id") or route.get("paths") or "?")
-        routes.append(RouteView(name, route, service, tuple(plugins)))
-    targets = {
-        str(upstream["name"]).lower(): tuple(
-            str(t.get("target", "")).lower() for t in flat.get("targets", []) if refers(t.get("upstream"), upstream)
-        )
+        routes.append(RouteView(label(route), route, service or {}, tuple(running)))
+    upstreams = Index("upstreams", flat.get("upstreams", []))
+    targets = [(upstreams.find(t.get("upstream")), str(t.get("target", "")).lower()) for t in flat.get("targets", [])]
+    pools = {
+        str(upstream["name"]).lower(): tuple(target for of, target in targets if of is upstream)
         for upstream in flat.get("upstreams", [])
     }
-    return View(tuple(routes), tuple(flat["plugins"]), environment, targets)
+    return View(tuple(routes), tuple(flat["plugins"]), environment, pools)
+
+
+class Index:
+    """Entities of one kind, found as Kong finds what a foreign key names."""
+
+    def __init__(self, kind: str, entities: Iterable[Entity]) -> None:
+        self._kind = kind
+        self._entities = list(entities)
+        self._names: dict[str, Entity] = {}
+        self._ids: dict[str, Entity] = {}
+        for entity in self._entities:
+            name, own = entity.get("name"), entity.get("id")
+            if name is not None:
+                self._names[name] = entity
+            if own is not None or name is not None:
+                self._ids[own or derived_id(kind, str(name))] = entity
+
+    def find(self, reference: Any) -> Entity | None:
+        """What a name, an id, `{"id": …}`, `{"name": …}` or the entity itself names; None for None. Raises Problem."""
+        if reference is None:
+            return None
+        if isinstance(reference, Mapping):
+            for entity in self._entities:
+                if entity is reference:
+                    return entity
+            by_id, by_name = reference.get("id"), reference.get("name")
+        else:
+            by_id = by_name = reference
+        found = self._names.get(by_name) if by_name is not None else None
+        if found is None and by_id is not None:
+            found = self._ids.get(by_id)
+        if found is None:
+            raise Problem(f"something refers to {by_name or by_id!r}, which is not among the {self._kind}")
+        return found
+
+
+def derived_id(kind: str, name: str) -> str:
+    """The id that Kong without a database gives an entity that has a name and no id."""
+    return str(uuid.uuid5(uuid.uuid5(_NAMESPACE, kind), name))
+
+
+def label(reference: Any) -> str:
+    """What to call a route, or what a reference to one names."""
+    if not isinstance(reference, Mapping):
+        return str(reference)
+    place = [*(reference.get("hosts") or ()), *(reference.get("paths") or ())]
+    return str(reference.get("name") or reference.get("id") or " ".join(map(str, place)) or "?")
 
 
 def effective(plugins: Iterable[Entity]) -> list[Entity]:
@@ -142,14 +200,7 @@ def effective(plugins: Iterable[Entity]) -> list[Entity]:
 
     plugins = list(plugins)
     displacing = [
-        p for p in plugins if p.get("enabled", True) and not p.get("consumer") and not p.get("consumer_group")
+        p for p in plugins if p.get("enabled", True) and p.get("consumer") is None and p.get("consumer_group") is None
     ]
     best = {p.get("name"): max(rank(o) for o in displacing if o.get("name") == p.get("name")) for p in displacing}
     return [p for p in plugins if p not in displacing or rank(p) == best[p.get("name")]]
-
-
-def refers(reference: Any, entity: Entity) -> bool:
-    """True where a foreign key (`name`, `id`, or `{"id": …}`) names the entity."""
-    if isinstance(reference, Mapping):
-        reference = reference.get("id") or reference.get("name")
-    return reference is not None and reference in (entity.get("id"), entity.get("name"))
