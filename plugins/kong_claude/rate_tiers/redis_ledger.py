@@ -241,9 +241,9 @@ def _sentinel_pool(settings: Settings) -> Any:
     tls = settings.url.startswith("rediss")
     options = _with_user(settings, user, password).options(tls)
     asking = {n: v for n, v in settings.options(tls).items() if n not in ("username", "password")}
-    sentinel = Sentinel(nodes, sentinel_kwargs={**asking, "ssl": True} if tls else asking)  # type: ignore[no-untyped-call]
+    sentinel = Sentinel(nodes, sentinel_kwargs={**asking, "ssl": True} if tls else asking)
     database = int(path[1]) if len(path) > 1 else 0
-    return SentinelConnectionPool(path[0], sentinel, ssl=tls, db=database, **options)  # type: ignore[no-untyped-call]
+    return SentinelConnectionPool(path[0], sentinel, ssl=tls, db=database, **options)
 
 
 def _cluster(settings: Settings) -> Callable[[Call], Any]:
@@ -263,7 +263,7 @@ def _cluster(settings: Settings) -> Callable[[Call], Any]:
             if not made:
                 made.append(
                     RedisCluster(
-                        startup_nodes=[ClusterNode(host, port) for host, port in nodes],  # type: ignore[no-untyped-call]
+                        startup_nodes=[ClusterNode(host, port) for host, port in nodes],
                         cluster_error_retry_attempts=1,
                         ssl=tls,
                         **{n: v for n, v in options.items() if n not in ("retry", "driver_info")},
@@ -276,9 +276,9 @@ def _cluster(settings: Settings) -> Callable[[Call], Any]:
 
     def run(call: Call) -> Any:
         try:
-            return client().execute_command(*call.command())  # type: ignore[no-untyped-call]
+            return client().execute_command(*call.command())
         except NoScriptError:
-            return client().execute_command(*call.full_command())  # type: ignore[no-untyped-call]
+            return client().execute_command(*call.full_command())
 
     return run
 
