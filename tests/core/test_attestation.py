@@ -24,12 +24,28 @@ SECRET, OLD, FOREIGN = "s" * 32, "o" * 32, "f" * 32
 PRIVATE = Ed25519PrivateKey.generate()
 PRIVATE_PEM = PRIVATE.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 PUBLIC_PEM = PRIVATE.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
-REQUEST = {"method": "POST", "path": "/claude/invoke", "route": "r1", "request_id": "id-1"}
 
-HS = signer_from_config({"secret": SECRET})
-ED = signer_from_config({"private_key": PRIVATE_PEM, "kid": "ed"})
-assert HS
-assert ED
+
+def made(**section: Any) -> Signer:
+    signer = signer_from_config(section)
+    assert signer
+    return signer
+
+
+HS = made(secret=SECRET)
+ED = made(private_key=PRIVATE_PEM, kid="ed")
+
+
+def opened(
+    signer: Signer = HS,
+    /,
+    *,
+    method: str = "POST",
+    path: str = "/claude/invoke",
+    route: str = "r1",
+    request_id: str = "id-1",
+) -> dict[str, Any]:
+    return signer.open(method=method, path=path, route=route, request_id=request_id)
 
 
 def check(header: str, signer: Signer = HS) -> dict[str, Any]:
@@ -37,7 +53,7 @@ def check(header: str, signer: Signer = HS) -> dict[str, Any]:
 
 
 def header(signer: Signer = HS, **claims: Any) -> str:
-    return signer.sign({**signer.open(**REQUEST), "sub": "alice", "chk": ["jwt-claims"], **claims})
+    return signer.sign({**opened(signer), "sub": "alice", "chk": ["jwt-claims"], **claims})
 
 
 def b64(value: Any) -> str:
@@ -57,7 +73,7 @@ def edit(part: int, change: Callable[[str], str]) -> str:
 
 
 def fresh(**claims: Any) -> dict[str, Any]:
-    return {**HS.open(**REQUEST), "sub": "mallory", **claims}
+    return {**opened(), "sub": "mallory", **claims}
 
 
 RAW = PRIVATE.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
@@ -152,10 +168,8 @@ def test_only_the_public_key_verifies() -> None:
 
 
 def test_rotation() -> None:
-    old = signer_from_config({"secret": OLD, "kid": "0"})
-    new = signer_from_config({"secret": SECRET, "kid": "1", "previous_secret": OLD, "previous_kid": "0"})
-    assert old
-    assert new
+    old = made(secret=OLD, kid="0")
+    new = made(secret=SECRET, kid="1", previous_secret=OLD, previous_kid="0")
     assert check(header(old), new)["sub"] == "alice"
     assert check(header(new), HS)["sub"] == "alice"
     with pytest.raises(AttestationError):
@@ -168,14 +182,14 @@ def test_rotation() -> None:
 )
 def test_an_attestation_of_another_request_is_not_continued(other: dict[str, str]) -> None:
     with pytest.raises(AttestationError) as refused:
-        HS.resume(header(), HS.open(**{**REQUEST, **other}))
+        HS.resume(header(), opened(**other))
     assert refused.value.reason == "mismatch"
 
 
 def test_a_continued_attestation_keeps_its_jti_and_is_not_prolonged() -> None:
     now = int(time.time())
     first = header(iat=now - 20, exp=now + 10)
-    continued = HS.resume(first, HS.open(**REQUEST))
+    continued = HS.resume(first, opened())
     again = check(HS.sign({**continued, "chk": ["jwt-claims", "rate-tiers"]}))
     assert (again["jti"], again["exp"]) == (check(first)["jti"], now + 10)
 
@@ -183,7 +197,7 @@ def test_a_continued_attestation_keeps_its_jti_and_is_not_prolonged() -> None:
 def test_another_gateway_of_the_same_secret_is_not_continued() -> None:
     other = replace(HS, issuer="another")
     with pytest.raises(AttestationError):
-        other.resume(header(), other.open(**REQUEST))
+        other.resume(header(), opened(other))
 
 
 @pytest.mark.parametrize(

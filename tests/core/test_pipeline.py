@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -61,7 +61,12 @@ class Path:
 class Fixed:
     """A stage with one decision (or one exception)."""
 
-    def __init__(self, decide: Any, check: str = "one", facts_key: str = "claude_one") -> None:
+    def __init__(
+        self,
+        decide: Callable[[Request], Decision] | Decision | Exception,
+        check: str = "one",
+        facts_key: str = "claude_one",
+    ) -> None:
         self.decide, self.check, self.facts_key = decide, check, facts_key
         self.undone: list[Pass] = []
         self.closed = False
@@ -82,7 +87,7 @@ class Fixed:
 def run(stages: list[Fixed], kong: Kong, **config: Any) -> Kong:
     key = stages[0].facts_key if len(stages) == 1 else "claude_gateway"
     try:
-        Pipeline(stages, key, {"mark": "m", **config}).access(kong)  # type: ignore[arg-type]
+        Pipeline([*stages], key, {"mark": "m", **config}).access(kong)
     except Ended:
         pass
     return kong
@@ -267,12 +272,12 @@ def test_each_thing_is_asked_once() -> None:
 @pytest.mark.parametrize("value", ["POST", "POST claude", "POST  /x", " /x", "/x"])
 def test_a_fixed_request_that_is_none(value: str) -> None:
     with pytest.raises(ConfigError, match=r"^attestation\.request"):
-        Pipeline([Fixed(Pass())], "claude_one", {"attestation": {"secret": "a" * 32, "request": value}})  # type: ignore[list-item]
+        Pipeline([Fixed(Pass())], "claude_one", {"attestation": {"secret": "a" * 32, "request": value}})
 
 
 def test_the_plugin_class_closes_its_stages_and_logs_only_where_it_must() -> None:
     stage = Fixed(Pass())
-    plain = pipeline(lambda _: stage, facts_key="claude_one")  # type: ignore[arg-type, return-value]
+    plain = pipeline(lambda _: stage, facts_key="claude_one")
     assert not hasattr(plain, "log")
     plain({}).close()
     assert stage.closed

@@ -67,6 +67,12 @@ class Event:
     def methods(self) -> list[str]:
         return [method for method, _ in self.calls]
 
+    @property
+    def ended(self) -> Exit:
+        """How the plugin ended the request itself. Raises AssertionError where it let it pass."""
+        assert self.exit is not None, "the plugin let the request pass"
+        return self.exit
+
 
 @dataclass
 class Request:
