@@ -38,7 +38,8 @@ def _private_key(kind: str, name: str) -> Any:
 def pem(algorithm: str, name: str = "one") -> str:
     """The public key in PEM."""
     key = private_key(algorithm, name).public_key()
-    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    encoded: bytes = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return encoded.decode()
 
 
 def jwk(algorithm: str, name: str = "one", **members: Any) -> dict[str, Any]:

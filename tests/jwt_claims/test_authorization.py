@@ -102,15 +102,15 @@ def test_rule(send: Send, name: str, rule: dict[str, Any], claims: dict[str, Any
 def test_every_rule_must_hold(send: Send) -> None:
     rules = [{"claim": "roles", "any_of": ["claude:invoke"]}, {"claim": "scope", "all_of": ["code"]}]
     assert send(config(rules=rules), bearer(token(scope="code")))[0].exit is None
-    assert send(config(rules=rules), bearer(token()))[0].exit.status == 403
-    assert send(config(rules=rules), bearer(token(roles=[], scope="code")))[0].exit.status == 403
+    assert send(config(rules=rules), bearer(token()))[0].ended.status == 403
+    assert send(config(rules=rules), bearer(token(roles=[], scope="code")))[0].ended.status == 403
 
 
 def test_the_challenge_names_what_is_missing(send: Send) -> None:
     rules = [{"claim": "scope", "any_of": ["b", "a"], "all_of": ['c"d', "e f", "g"]}]
     event, _ = send(config(rules=rules, realm="claude"), bearer(token()))
     # What cannot stand in a scope attribute would break out of its quotes.
-    assert event.exit.headers["WWW-Authenticate"] == 'Bearer realm="claude", error="insufficient_scope", scope="a b g"'
+    assert event.ended.headers["WWW-Authenticate"] == 'Bearer realm="claude", error="insufficient_scope", scope="a b g"'
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_email(email: Any, verified: Any, passes: bool) -> None:
 def test_email_domains_through_the_socket(send: Send) -> None:
     settings = config(email_domains=["Example.com"])
     assert send(settings, bearer(token(email="a@example.com", email_verified=True)))[0].exit is None
-    refused = send(settings, bearer(token(email="a@example.com")))[0].exit
+    refused = send(settings, bearer(token(email="a@example.com")))[0].ended
     assert refused.status == 403
     assert refused.body["message"] == "the email address is not verified"
 
@@ -224,9 +224,9 @@ def test_the_repository_in_the_request(send: Send, headers: dict[str, Any], capt
     event, _ = send(settings, bearer(token(repos=["acme/*"]), **headers), answers=captures)
     assert (event.exit is None) is passes
     if not passes:
-        assert event.exit.status == 403
+        assert event.ended.status == 403
 
 
 def test_without_the_claim_no_repository_is_allowed(send: Send) -> None:
     event, _ = send(config(repo_claim="repos"), bearer(token(), **{"x-repo": "acme/app"}))
-    assert event.exit.status == 403
+    assert event.ended.status == 403

@@ -18,7 +18,8 @@ PRIVATE = private_key("RS256").private_bytes(Encoding.PEM, PrivateFormat.PKCS8, 
 
 
 def public_pem(key: Any) -> str:
-    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    encoded: bytes = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return encoded.decode()
 
 
 WEAK = public_pem(rsa.generate_private_key(65537, 1024))

@@ -32,12 +32,14 @@ def load(*known: dict[str, Any]) -> dict[str, Any]:
 
 def upstream(event: Event) -> dict[str, Any]:
     """The arguments of the only set_headers call, names as sent."""
-    (call,) = [args for method, args in event.calls if method == "kong.service.request.set_headers"]
-    return call[0]
+    ((headers,),) = [args for method, args in event.calls if method == "kong.service.request.set_headers"]
+    assert isinstance(headers, dict)
+    return headers
 
 
 def attested(event: Event) -> dict[str, Any]:
     signer = signer_from_config(ATTESTATION)
+    assert signer
     return verify(upstream(event)[HEADER], signer.keys, issuer="kong-claude", audience="claude-invoker")
 
 
@@ -70,9 +72,8 @@ def test_other_claim_names(send: Send) -> None:
     settings = config(
         rules=None, subject_claim="user.name", tier_claim="https://example.com/tier", roles_claim="realm_access.roles"
     )
-    compact = token(
-        user={"name": "bob"}, **{"https://example.com/tier": "free"}, realm_access={"roles": ["r"]}, tier="enterprise"
-    )
+    tier: dict[str, Any] = {"https://example.com/tier": "free"}
+    compact = token(user={"name": "bob"}, **tier, realm_access={"roles": ["r"]}, tier="enterprise")
     shared = send(settings, bearer(compact))[1].shared["claude_identity"]
     assert (shared["sub"], shared["tier"], shared["roles"]) == ("bob", "free", ["r"])
 
@@ -222,7 +223,7 @@ def test_a_token_in_the_query_goes_no_further(send: Send) -> None:
 def test_a_refused_token_in_the_query_is_not_logged_either(send: Send) -> None:
     uri = {"kong.nginx.get_var": "/p?jwt=bad&jwt=worse"}
     event, _ = send(config(uri_param_names=["jwt"]), {"x-request-id": "r-1"}, answers=uri)
-    assert event.exit.status == 401
+    assert event.ended.status == 401
     assert ("kong.service.request.set_raw_query", [""]) in event.calls
     assert "bad" not in str(event.calls[:-1])
 
@@ -271,12 +272,12 @@ def test_anonymous(send: Send, headers: dict[str, Any]) -> None:
 
 def test_anonymous_is_no_way_around_the_rules(send: Send) -> None:
     event, _ = send(ANONYMOUS, bearer(token(roles=[])), answers=load(GUEST))
-    assert event.exit.status == 403
+    assert event.ended.status == 403
 
 
 def test_an_anonymous_consumer_that_does_not_exist(send: Send) -> None:
     event, request = send(ANONYMOUS, {"x-request-id": "r-1"}, answers=load())
-    assert event.exit.status == 500
+    assert event.ended.status == 500
     assert not request.shared
     assert any("doesn't exist" in str(args) for _, args in request.log)
 
@@ -290,7 +291,7 @@ def test_anonymous_after_another_authentication(send: Send) -> None:
 
 
 def test_preflight(send: Send) -> None:
-    assert send(config(), {"x-request-id": "r-1"}, method="OPTIONS")[0].exit.status == 401
+    assert send(config(), {"x-request-id": "r-1"}, method="OPTIONS")[0].ended.status == 401
     settings = config(run_on_preflight=False)
     event, request = send(settings, {"x-request-id": "r-1", "x-claude-subject": "boss"}, method="OPTIONS")
     assert event.exit is None
@@ -299,17 +300,17 @@ def test_preflight(send: Send) -> None:
     assert "sub" not in found
     assert upstream(event)["x-claude-subject"] == {}
     assert request.shared["claude_identity"] == {"mark": "the-route"}
-    assert send(settings, {"x-request-id": "r-1"}, method="POST")[0].exit.status == 401
+    assert send(settings, {"x-request-id": "r-1"}, method="POST")[0].ended.status == 401
 
 
 def test_problem_details(send: Send) -> None:
     event, _ = send(config(realm="claude"), {"x-request-id": "r-1", "accept": "application/problem+json"})
-    assert event.exit.headers == {
+    assert event.ended.headers == {
         "Content-Type": "application/problem+json",
         "WWW-Authenticate": 'Bearer realm="claude"',
         "X-Claude-Refusal": "jwt-claims/no_token",
     }
-    assert event.exit.body == {
+    assert event.ended.body == {
         "type": "urn:kong-claude:problem:no_token",
         "title": "Unauthorized",
         "status": 401,

@@ -247,7 +247,7 @@ def test_a_discovery_document_that_is_not_the_issuers(document: Any) -> None:
 
 
 @contextmanager
-def serving(respond: Callable[[BaseHTTPRequestHandler], None], tls: ssl.SSLContext | None = None) -> Iterator[str]:
+def serving(respond: Callable[[BaseHTTPRequestHandler], object], tls: ssl.SSLContext | None = None) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             try:
@@ -295,7 +295,7 @@ def drip(handler: BaseHTTPRequestHandler) -> None:
         time.sleep(0.05)
 
 
-BAD_ANSWERS: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {
+BAD_ANSWERS: dict[str, Callable[[BaseHTTPRequestHandler], object]] = {
     "redirect elsewhere": lambda h: send(h, 302, b"", Location="http://169.254.169.254/latest/meta-data"),
     "redirect to itself": lambda h: send(h, 307, b"", Location="/jwks"),
     "404": lambda h: send(h, 404, b'{"keys":[]}'),
@@ -306,7 +306,7 @@ BAD_ANSWERS: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {
     "endless": endless,
     "dripping": drip,
     "cut off": lambda h: send(h, 200, b"{", **{"Content-Length": "100"}),
-    "no HTTP": lambda h: h.wfile.write(b"hello\r\n\r\n") and None,
+    "no HTTP": lambda h: h.wfile.write(b"hello\r\n\r\n"),
 }
 
 

@@ -64,13 +64,13 @@ def test_revoked_by_token_and_by_subject(send: Send, database: RedisServer) -> N
     settings = config(revocation_redis_url=database.url)
     assert send(settings, bearer(token()))[0].exit is None
     database.client.sadd("claude:revoked", "jti:t-1")
-    refused = send(settings, bearer(token()))[0].exit
+    refused = send(settings, bearer(token()))[0].ended
     assert refused.status == 401
     assert refused.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
     assert send(settings, bearer(token(jti="t-2")))[0].exit is None
     assert send(settings, bearer(token(jti=None)))[0].exit is None
     database.client.sadd("claude:revoked", "sub:alice")
-    assert send(settings, bearer(token(jti=None)))[0].exit.status == 401
+    assert send(settings, bearer(token(jti=None)))[0].ended.status == 401
     assert send(settings, bearer(token(jti=None, sub="bob")))[0].exit is None
     # One is not taken for the other.
     database.client.sadd("claude:revoked", "sub:t-9")
@@ -98,7 +98,7 @@ def test_redis_away_and_back(send: Send, database: RedisServer, on_error: str | 
         assert any(method == "kong.log.warn" for method, _ in request.log)
         assert bool(request.shared) == (status is None)
     # Not even then does a bad token pass.
-    assert send(settings, bearer(token(exp=1)))[0].exit.status == 401
+    assert send(settings, bearer(token(exp=1)))[0].ended.status == 401
     database.start()
     assert send(settings, bearer(token()))[0].exit is None
 
@@ -107,10 +107,10 @@ def test_redis_that_is_silent(send: Send) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings = config(revocation_redis_url=f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
         start = time.monotonic()
-        assert send(settings, bearer(token()))[0].exit.status == 503
+        assert send(settings, bearer(token()))[0].ended.status == 503
         assert time.monotonic() - start < HANG
 
 
 def test_a_key_of_the_wrong_type(send: Send, database: RedisServer) -> None:
     database.client.set("claude:revoked", "x")
-    assert send(config(revocation_redis_url=database.url), bearer(token()))[0].exit.status == 503
+    assert send(config(revocation_redis_url=database.url), bearer(token()))[0].ended.status == 503

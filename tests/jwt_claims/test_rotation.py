@@ -140,7 +140,7 @@ def test_a_removed_key_stops_serving_even_remembered_tokens(server: Server, prov
         deadline = time.monotonic() + HANG
         while ask(kong, instance, old).exit is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert ask(kong, instance, old).exit.status == 401
+        assert ask(kong, instance, old).ended.status == 401
         assert ask(kong, instance, provider.token()).exit is None
 
 
@@ -153,7 +153,7 @@ def test_random_kids_make_no_traffic(server: Server, provider: Provider) -> None
         for number in range(200):
             claims = {"iss": provider.issuer, "aud": "claude-code", "sub": "m", "exp": now + 60, "n": number}
             event = ask(kong, instance, jwt.encode(claims, stranger, "RS256", headers={"kid": f"random-{number}"}))
-            assert event.exit.status == 401
+            assert event.ended.status == 401
         assert provider.fetches <= 4
 
 
@@ -171,7 +171,7 @@ def test_the_provider_away_for_the_whole_stale_window(server: Server, provider: 
         while refusals < 20 and time.monotonic() - away < HANG:
             for compact in (remembered, fresh):
                 event = ask(kong, instance, compact)
-                outcomes.append((time.monotonic() - away, event.exit and event.exit.status))
+                outcomes.append((time.monotonic() - away, event.exit.status if event.exit else None))
                 refusals += event.exit is not None
             fresh = provider.token(sub=f"bob-{len(outcomes)}")
             time.sleep(0.05)
@@ -180,8 +180,8 @@ def test_the_provider_away_for_the_whole_stale_window(server: Server, provider: 
         first = next(at for at, status in outcomes if status == 503)
         assert all(status == 503 for at, status in outcomes if at > first)
         event = ask(kong, instance, remembered)
-        assert event.exit.headers["Retry-After"]
-        assert "WWW-Authenticate" not in event.exit.headers
+        assert event.ended.headers["Retry-After"]
+        assert "WWW-Authenticate" not in event.ended.headers
         provider.start()
         deadline = time.monotonic() + HANG
         while ask(kong, instance, remembered).exit is not None and time.monotonic() < deadline:
@@ -195,9 +195,9 @@ def test_a_provider_that_was_never_there(server: Server, provider: Provider) -> 
     provider.stop()
     with server.driver() as kong:
         instance = kong.start_instance("claude-jwt-claims", settings)
-        assert ask(kong, instance, compact).exit.status == 503
+        assert ask(kong, instance, compact).ended.status == 503
         # What needs no key to be refused is refused as ever.
-        assert ask(kong, instance, "x.y.z").exit.status == 401
+        assert ask(kong, instance, "x.y.z").ended.status == 401
 
 
 def test_a_waiting_request_does_not_hold_up_others(server: Server, provider: Provider) -> None:
@@ -209,7 +209,12 @@ def test_a_waiting_request_does_not_hold_up_others(server: Server, provider: Pro
         waiting = slow.start_instance("claude-jwt-claims", configured(provider, jwks_timeout=10))
         ready = quick.start_instance("claude-jwt-claims", support.config())
         ended = threading.Event()
-        thread = threading.Thread(target=lambda: (ask(slow, waiting, provider.token()), ended.set()))
+
+        def wait() -> None:
+            ask(slow, waiting, provider.token())
+            ended.set()
+
+        thread = threading.Thread(target=wait)
         thread.start()
         for _ in range(20):
             assert ask(quick, ready, support.token()).exit is None
@@ -225,4 +230,4 @@ def test_on_kong_pdks_own_server(plugins_dir: Path, provider: Provider) -> None:
         assert ask(kong, instance, provider.token()).exit is None
         provider.rotate("k2")
         assert ask(kong, instance, provider.token()).exit is None
-        assert ask(kong, instance, "x.y.z").exit.status == 401
+        assert ask(kong, instance, "x.y.z").ended.status == 401

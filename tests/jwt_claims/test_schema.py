@@ -83,7 +83,7 @@ FULL = {
     "revocation_redis_url": "redis://127.0.0.1:6379/0",
     "revocation_on_error": "allow",
 }
-MINIMAL = {
+MINIMAL: dict[str, Any] = {
     "issuers": [{"issuer": ISSUER, "algorithms": ["HS256"], "secret": "{vault://env/jwt-secret}"}],
     "audience": ["a"],
 }

@@ -13,7 +13,7 @@ from kong_claude.jwt_claims import plugin as module
 from kong_claude.jwt_claims.issuers import Issuer
 from kong_claude.jwt_claims.keys import KeySet, Unavailable, key_from_secret
 from kong_claude.jwt_claims.plugin import JwtClaims
-from kong_claude.jwt_claims.token import InvalidToken
+from kong_claude.jwt_claims.token import InvalidToken, Token, parse
 from kong_claude.jwt_claims.verified import Entry, VerifiedTokens
 from tests.jwt_claims.support import ISSUER, OTHER_SECRET, SECRET, config, token
 
@@ -44,8 +44,12 @@ def stage() -> JwtClaims:
 def parses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tokens that were parsed, that is, not remembered."""
     parsed: list[str] = []
-    real = module.parse
-    monkeypatch.setattr(module, "parse", lambda compact: (parsed.append(compact), real(compact))[1])
+
+    def noted(compact: str) -> Token:
+        parsed.append(compact)
+        return parse(compact)
+
+    monkeypatch.setattr(module, "parse", noted)
     return parsed
 
 
