@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,18 @@ def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
     while not (value := condition()) and time.monotonic() < deadline:
         time.sleep(0.02)
     return value
+
+
+def at_rest(server: Server, *drivers: Driver) -> dict[str, float]:
+    """`traces` once the server has noticed that all connections but the drivers' are gone."""
+
+    def sockets() -> int:
+        return sum(each.is_socket() for each in Path(f"/proc/{server.process.pid}/fd").iterdir())
+
+    for driver in drivers:
+        driver.call("plugin.GetStatus")  # a driver connects when it first speaks
+    assert wait_for(lambda: sockets() == 1 + len(drivers)), "the listener's and the drivers'"
+    return traces(server, drivers[0])
 
 
 def is_503(event: Event) -> bool:
@@ -64,7 +77,7 @@ def test_event_timeout_refuses_and_leaves_nothing(start: Callable[..., Server], 
     server = start("--event-timeout", "0.6")
     with server.driver() as kong, server.driver() as other:
         instance = kong.start_instance("battery", {"do": do})
-        before = traces(server, other)
+        before = at_rest(server, other, kong)
         assert is_503(kong.handle(instance, "access"))
         assert wait_for(lambda: traces(server, other) == before)
         assert kong.handle(kong.start_instance("battery", {"do": "one_call"}), "access").exit is None
@@ -81,7 +94,7 @@ def test_a_call_that_kong_never_answers_leaves_nothing(start: Callable[..., Serv
     server = start("--event-timeout", "0.3")
     with server.driver() as kong, server.driver() as other:
         instance = kong.start_instance("battery", {"do": "one_call"})
-        before = traces(server, other)
+        before = at_rest(server, other, kong)
         for _ in range(50):
             kong.call("plugin.HandleEvent", {"InstanceId": instance, "EventName": "access"})
         assert traces(server, other)["events"] == 50
@@ -95,7 +108,7 @@ def test_a_call_that_kong_never_answers_leaves_nothing(start: Callable[..., Serv
 
 def test_kong_closes_the_connection_while_plugin_code_waits(ours: Server) -> None:
     with ours.driver() as other:
-        before = traces(ours, other)
+        before = at_rest(ours, other)
         kong = ours.driver()
         instance = kong.start_instance("battery", {"do": "sleep_long"})
         kong.send("plugin.HandleEvent", {"InstanceId": instance, "EventName": "access"})
@@ -109,7 +122,7 @@ def test_a_frame_on_a_connection_with_an_open_call_replaces_the_call(ours: Serve
     with ours.driver() as kong, ours.driver() as other:
         slow = kong.start_instance("battery", {"do": "sleep_long"})
         quick = kong.start_instance("battery", {"do": "nothing"})
-        before = traces(ours, other)
+        before = at_rest(ours, other, kong)
         kong.send("plugin.HandleEvent", {"InstanceId": slow, "EventName": "access"})
         assert wait_for(lambda: traces(ours, other)["events"] == 1)
         assert kong.handle(quick, "access") == Event()  # the driver checks the answer's msgid
