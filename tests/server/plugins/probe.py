@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 version = "1"
 priority = 1000
@@ -11,10 +12,10 @@ SCRIPT = Path(os.environ.get("PROBE_SCRIPT", "/nonexistent"))
 
 
 class Plugin:
-    def __init__(self, config):
+    def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
 
-    def play(self, kong):
+    def play(self, kong: Any) -> None:
         events = json.loads(SCRIPT.read_text()) if SCRIPT.exists() else []
         if not events:
             return

@@ -1,6 +1,7 @@
 """What a plugin author has today: kong-pdk's contract, Lua-style returns, nothing of ours."""
 
 import os
+from typing import Any
 
 import kong_pdk.pdk.kong as kong
 
@@ -10,10 +11,10 @@ priority = 0
 
 
 class Plugin:
-    def __init__(self, config):
+    def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
 
-    def access(self, kong: kong.kong):
+    def access(self, kong: kong.kong) -> None:
         host, err = kong.request.get_header("host")
         if err:
             pass

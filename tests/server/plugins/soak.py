@@ -1,15 +1,16 @@
 """Events of every kind in one instance: the request's first header says which."""
 
 import time
+from typing import Any
 
 version = "1"
 
 
 class Plugin:
-    def __init__(self, config):
+    def __init__(self, config: dict[str, Any]) -> None:
         pass
 
-    def access(self, kong):
+    def access(self, kong: Any) -> None:
         kind = kong.request.get_header("x-kind")
         if kind == "normal":
             kong.ctx.shared.set("seen", kong.request.get_header("host"))
@@ -26,8 +27,8 @@ class Plugin:
         elif kind == "large body back":
             kong.service.request.set_raw_body(b"x" * (1 << 20))
 
-    def log(self, kong):
+    def log(self, kong: Any) -> None:
         kong.response.exit(200)
 
-    def rewrite(self, kong):
+    def rewrite(self, kong: Any) -> None:
         raise ValueError("before the first call")
