@@ -1,7 +1,11 @@
 """claude-gateway that fails on command: a file beside it says how. Copied into the suite's plugin directory."""
 
+from __future__ import annotations
+
 import pathlib
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from kong_claude.gateway.plugin import Plugin as Sound
 from kong_claude.gateway.schema import SCHEMA as Schema  # noqa: F401
@@ -10,7 +14,7 @@ version, priority = "0.1.0", 1440
 FAULT = pathlib.Path(__file__).with_name("fault")
 
 
-def fault():
+def fault() -> str:
     try:
         return FAULT.read_text()
     except OSError:
@@ -20,26 +24,26 @@ def fault():
 class FailsBetweenCalls:
     """`kong` whose second call raises."""
 
-    def __init__(self, kong, counter=None):
+    def __init__(self, kong: Any, counter: list[int] | None = None) -> None:
         self._kong, self._counter = kong, counter or [0]
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> FailsBetweenCalls:
         return FailsBetweenCalls(getattr(self._kong, name), self._counter)
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: Any) -> Any:
         self._counter[0] += 1
         if self._counter[0] == 2:
             raise RuntimeError("chaos: between calls")
         return self._kong(*arguments)
 
 
-class Plugin(Sound):
-    def __init__(self, config):
+class Plugin(Sound):  # type: ignore[misc]  # a class made at run time
+    def __init__(self, config: Mapping[str, Any]) -> None:
         if fault() == "init":
             raise RuntimeError("chaos: in __init__")
         super().__init__(config)
 
-    def access(self, kong):
+    def access(self, kong: Any) -> None:
         how = fault()
         if how == "first":
             raise RuntimeError("chaos: before the first call")

@@ -75,7 +75,7 @@ class Stack:
         (self.directory / "kong.yml").write_text(yaml.safe_dump(self.config()))
 
     def config(self) -> dict[str, Any]:
-        issuers = {
+        issuers: dict[str, dict[str, Any]] = {
             "a": {
                 "algorithms": ["RS256"],
                 "jwks_uri": f"http://{ADDRESS}:{self.jwks_port}/jwks",
@@ -205,8 +205,12 @@ class Stack:
 
     async def start_jwks(self) -> None:
         key = json.loads(RSAAlgorithm.to_jwk(self.key.public_key())) | {"kid": "k1", "use": "sig", "alg": "RS256"}
+
+        async def keys(_: web.Request) -> web.Response:
+            return web.json_response({"keys": [key]})
+
         application = web.Application()
-        application.router.add_get("/jwks", lambda _: web.json_response({"keys": [key]}))
+        application.router.add_get("/jwks", keys)
         self.jwks = web.AppRunner(application, access_log=None)
         await self.jwks.setup()
         await web.TCPSite(self.jwks, ADDRESS, self.jwks_port, reuse_address=True, shutdown_timeout=0.1).start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from kong_claude.export.aws import template
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def exported(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[str, dict[str, dict[str, dict[str, object]]]]:
+def exported(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[str, dict[str, Any]]:
     assert main(["export", "aws", *options]) == 0
     text = capsys.readouterr().out
     return text, yaml.safe_load(text)
@@ -28,8 +29,8 @@ def test_the_repositorys_own_configuration(capsys: pytest.CaptureFixture[str]) -
     assert "/claude/invoke" in paths
     assert "/claude/repos/{repo}/invoke" in paths
     invoke = paths["/claude/invoke"]["post"]
-    assert invoke["x-amazon-apigateway-integration"]["uri"] == "https://kong.test/claude/invoke"  # type: ignore[index]
-    plans = {plan["name"]: plan for plan in found["x-kong-claude-usage-plans"]}  # type: ignore[union-attr]
+    assert invoke["x-amazon-apigateway-integration"]["uri"] == "https://kong.test/claude/invoke"
+    plans = {plan["name"]: plan for plan in found["x-kong-claude-usage-plans"]}
     assert plans["pro"]["throttle"] == {"rateLimit": 0.139, "burstLimit": 60}
     operations = [o["operationId"] for methods in paths.values() for o in methods.values()]
     assert len(operations) == len(set(operations))
@@ -64,11 +65,11 @@ def test_oidc_issuers_become_authorizers(tmp_path: Path, capsys: pytest.CaptureF
     path = tmp_path / "kong.yml"
     path.write_text(yaml.safe_dump(config))
     _, found = exported(capsys, "--config", str(path), "--vpc-link", "vpc-1")
-    scheme = found["components"]["securitySchemes"]["id-example-com"]["x-amazon-apigateway-authorizer"]  # type: ignore[index]
+    scheme = found["components"]["securitySchemes"]["id-example-com"]["x-amazon-apigateway-authorizer"]
     assert scheme["jwtConfiguration"] == {"issuer": "https://id.example.com", "audience": ["claude"]}
     operation = found["paths"]["/x"]["get"]
     assert operation["security"] == [{"id-example-com": []}]
-    assert operation["x-amazon-apigateway-integration"]["connectionId"] == "vpc-1"  # type: ignore[index]
+    assert operation["x-amazon-apigateway-integration"]["connectionId"] == "vpc-1"
     assert "/dev" not in str(found)
 
 
@@ -99,5 +100,5 @@ def test_the_document_is_shaped_like_openapi(capsys: pytest.CaptureFixture[str])
     Draft4Validator(schema).validate(found)
     for path, methods in found["paths"].items():
         for operation_found in methods.values():
-            named = {p["name"] for p in operation_found.get("parameters", [])}  # type: ignore[union-attr]
+            named = {p["name"] for p in operation_found.get("parameters", [])}
             assert all("{" + name + "}" in path for name in named)

@@ -17,10 +17,9 @@ import pytest
 from kong_claude.cli.supervise import Part, PartFailed, Supervisor
 
 
-def part(name: str, code: str, ready: Path | None = None, **more: float) -> Part:
-    return Part(
-        name, [sys.executable, "-u", "-c", code], {}, (lambda: ready.exists()) if ready else (lambda: True), **more
-    )  # type: ignore[arg-type]
+def part(name: str, code: str, ready: Path | None = None, ready_within: float = 30.0) -> Part:
+    is_ready = ready.exists if ready else lambda: True
+    return Part(name, [sys.executable, "-u", "-c", code], {}, is_ready, ready_within)
 
 
 def stays(ready: Path) -> str:

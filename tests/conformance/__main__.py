@@ -14,6 +14,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def _cases(path: Path, prefixes: list[str]) -> list[dict[str, Any]]:
 async def _run(name: str, cases: list[dict[str, Any]], data: Path, report: Callable[[str, str | None], None]) -> None:
     if name == "schema-validation":
         for case in cases:
-            report(case["id"], _guarded(lambda case=case: schema_cases.replay(case, data)))
+            report(case["id"], _guarded(partial(schema_cases.replay, case, data)))
         return
     from tests.conformance import http_cases, lifecycle_cases, pdk_cases
     from tests.conformance.stage import Stage

@@ -131,7 +131,7 @@ async def _step(step: dict[str, Any], stage: Stage, case: dict[str, Any]) -> str
     # minikong is one worker: which of two takes a request, and their instances, cannot be compared.
     volatile = isinstance(frames, dict) or case["id"].startswith("workers/")
     frames = frames["$volatile"] if isinstance(frames, dict) else frames
-    left_out = bool(frames) and "left out" in frames[0].get("note", "")
+    left_out = "left out" in frames[0].get("note", "") if frames else False
     if frames is None or left_out or volatile:
         stage.server.play_calls(step.get("calls") or [], ending=_ending(step["step"]), slow=0.3 if left_out else 0)
     else:

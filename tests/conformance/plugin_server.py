@@ -142,8 +142,12 @@ class PluginServer:
                 if frame[1] in dropped:
                     continue
                 self._known.add(frame[-1]["Id"])
-            closing = frame and entry["from"] == "kong" and frame[2] == "plugin.CloseInstance"
-            if closing and frame[3][0] not in self._known:
+            if (
+                frame
+                and entry["from"] == "kong"
+                and frame[2] == "plugin.CloseInstance"
+                and frame[3][0] not in self._known
+            ):
                 dropped.add(frame[1])
                 continue
             kept.append(entry)

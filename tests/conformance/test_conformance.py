@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.conformance.match import match
 ROOT = Path(__file__).parents[2]
 
 
-def _replay(out: Path, *options: str) -> dict[str, dict[str, object]]:
+def _replay(out: Path, *options: str) -> dict[str, dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.conformance", "-v", "--out", str(out), *options],
         cwd=ROOT,
@@ -24,7 +25,7 @@ def _replay(out: Path, *options: str) -> dict[str, dict[str, object]]:
         check=False,
     )
     assert out.exists(), done.stderr
-    summary: dict[str, dict[str, object]] = json.loads(out.read_text())
+    summary: dict[str, dict[str, Any]] = json.loads(out.read_text())
     failed = {name for found in summary.values() for name in found["failed_ids"]}
     assert not failed, done.stdout
     return summary
