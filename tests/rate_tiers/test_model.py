@@ -77,7 +77,17 @@ class LedgerMachine(RuleBasedStateMachine):
         day=st.none() | st.integers(3, 12),
         month=st.none() | st.integers(3, 30),
     )
-    def start(self, second, minute, hour, burst, concurrent, usd, day, month) -> None:
+    def start(
+        self,
+        second: int | None,
+        minute: int,
+        hour: int | None,
+        burst: int | None,
+        concurrent: int | None,
+        usd: int,
+        day: int | None,
+        month: int | None,
+    ) -> None:
         self.redis.client.flushall()
         self.now = START
         self.local = LocalLedger(clock=lambda: self.now)
@@ -273,6 +283,6 @@ def test_months_are_those_of_the_calendar(redis_server: RedisProcess) -> None:
     script = common + "local r = {} for d = ARGV[1], ARGV[2] do r[#r + 1] = month_of(d) end return r"
     start = datetime(1970, 1, 1, tzinfo=UTC)
     for first in range(0, 80_000, 4000):
-        months = redis_server.client().eval(script, 0, first, first + 3999)
+        months: Any = redis_server.client().eval(script, 0, first, first + 3999)
         days = (start + timedelta(days=first + n) for n in range(4000))
         assert months == [day.year * 100 + day.month for day in days]

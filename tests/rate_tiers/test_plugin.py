@@ -41,6 +41,7 @@ TIERS = [
     {"name": "tiny", "minute": 2, "hour": 500},
 ]
 numbers = itertools.count()
+Start = Callable[..., Any]  # a plugin instance's settings → its id
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def subject() -> str:
 
 
 @pytest.fixture
-def start(kong: Driver, redis_server: RedisProcess) -> Callable[..., Any]:
+def start(kong: Driver, redis_server: RedisProcess) -> Start:
     def make(**config: Any) -> Any:
         base = {"policy": "redis", "redis_url": redis_server.url, "timeout_ms": 5000, "mark": "m", "route_id": "r"}
         if not {"tiers", "minute", "second"} & set(config):
@@ -95,7 +96,7 @@ def calls(event: Event) -> list[str]:
     return [method.removeprefix("kong.") for method in event.methods]
 
 
-def test_what_is_admitted_goes_into_the_attestation(kong, start, subject) -> None:
+def test_what_is_admitted_goes_into_the_attestation(kong: Driver, start: Start, subject: str) -> None:
     request = attested(subject, "free")
     event = kong.handle(start(attestation=ATTESTATION), "access", request)
     assert event.exit is None
@@ -120,12 +121,12 @@ def test_what_is_admitted_goes_into_the_attestation(kong, start, subject) -> Non
     ]
 
 
-def test_calls_without_headers_for_the_client(kong, start, subject) -> None:
+def test_calls_without_headers_for_the_client(kong: Driver, start: Start, subject: str) -> None:
     event = kong.handle(start(attestation=ATTESTATION, hide_client_headers=True), "access", attested(subject))
     assert calls(event) == ["request.get_headers", "service.request.set_headers", "ctx.shared.set"]
 
 
-def test_exactly_one_round_trip(kong, start, subject, redis_server) -> None:
+def test_exactly_one_round_trip(kong: Driver, start: Start, subject: str, redis_server: RedisProcess) -> None:
     """Windows, lease and budgets: one EVALSHA. What a script does inside Redis is no round trip."""
     instance = start(attestation=ATTESTATION, tiers=[{**TIERS[0], "concurrent": 100, "usd_per_day": 100}])
     kong.handle(instance, "access", attested(subject))
@@ -144,7 +145,7 @@ def test_exactly_one_round_trip(kong, start, subject, redis_server) -> None:
 
 
 # Which limit is hit after how many admitted requests, and what the answer says.
-REFUSALS = {
+REFUSALS: dict[str, tuple[dict[str, Any], int, dict[str, Any], tuple[int, int]]] = {
     "minute": ({"tiers": [{"name": "t", "minute": 3, "hour": 500}]}, 3, {"limit": "minute", "allowed": 3}, (55, 61)),
     "hour": ({"tiers": [{"name": "t", "minute": 3, "hour": 3}]}, 3, {"limit": "hour", "allowed": 3}, (3590, 3601)),
     "as nginx: 10 r/s, burst 20": ({"second": 1, "burst": 20}, 21, {"limit": "second", "allowed": 1}, (1, 1)),
@@ -159,7 +160,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_refusals_name_the_limit(kong, start, subject, case) -> None:
+def test_refusals_name_the_limit(kong: Driver, start: Start, subject: str, case: str) -> None:
     config, admitted, detail, (least, most) = REFUSALS[case]
     instance = start(attestation=ATTESTATION, **config)
     for _ in range(admitted):
@@ -175,13 +176,13 @@ def test_refusals_name_the_limit(kong, start, subject, case) -> None:
     assert not request.upstream_headers and not request.shared
 
 
-def test_a_refused_request_costs_nothing(kong, start, subject) -> None:
+def test_a_refused_request_costs_nothing(kong: Driver, start: Start, subject: str) -> None:
     """Kong's rate-limiting lets a full minute burn the hour; here nothing is charged, whichever limit is in the way."""
     instance = start(attestation=ATTESTATION)
     report = start(report=True)
 
     def usage() -> dict[str, Any]:
-        body = kong.handle(report, "access", identified(subject)).exit.body
+        body = kong.handle(report, "access", identified(subject)).ended.body
         return {
             "left": [w["remaining"] for w in body["windows"]],
             "running": body["concurrent"]["running"],
@@ -192,21 +193,21 @@ def test_a_refused_request_costs_nothing(kong, start, subject) -> None:
     before = usage()
     assert before == {"left": [59, 499], "running": 1, "reserved": 1.0}
     for _ in range(100):
-        assert kong.handle(instance, "access", attested(subject)).exit.body["limit"] == "concurrent"
+        assert kong.handle(instance, "access", attested(subject)).ended.body["limit"] == "concurrent"
     assert usage() == before
 
 
-def test_error_code_and_message(kong, start, subject) -> None:
+def test_error_code_and_message(kong: Driver, start: Start, subject: str) -> None:
     instance = start(minute=1, error_code=503, error_message="Too much", attestation=ATTESTATION)
     kong.handle(instance, "access", attested(subject))
-    exit_ = kong.handle(instance, "access", attested(subject)).exit
+    exit_ = kong.handle(instance, "access", attested(subject)).ended
     assert (exit_.status, exit_.body["message"]) == (503, "Too much")
 
 
-def test_problem_details(kong, start, subject) -> None:
+def test_problem_details(kong: Driver, start: Start, subject: str) -> None:
     instance = start(minute=1, attestation=ATTESTATION)
     kong.handle(instance, "access", attested(subject))
-    exit_ = kong.handle(instance, "access", attested(subject, headers={"accept": "application/problem+json"})).exit
+    exit_ = kong.handle(instance, "access", attested(subject, headers={"accept": "application/problem+json"})).ended
     assert exit_.headers["Content-Type"] == "application/problem+json"
     assert exit_.body["type"].endswith(":rate_limited") and exit_.body["limit"] == "minute"
 
@@ -215,7 +216,7 @@ SEED = {"minute": 60, "hour": 500, "hide_client_headers": False}
 
 
 @pytest.mark.parametrize("policy", ["redis", "local"])
-def test_the_seed_example(kong, start, subject, policy) -> None:
+def test_the_seed_example(kong: Driver, start: Start, subject: str, policy: str) -> None:
     """Kong's own fields, no tiers: 60 a minute, 500 an hour, headers shown."""
     instance = start(policy=policy, **SEED)
     for n in range(60):
@@ -226,16 +227,16 @@ def test_the_seed_example(kong, start, subject, policy) -> None:
         assert shown["x-ratelimit-limit-hour"] == "500" and shown["x-ratelimit-remaining-hour"] == str(499 - n)
         assert shown["ratelimit-limit"] == "60" and shown["ratelimit-remaining"] == str(59 - n)
         assert 50 <= int(shown["ratelimit-reset"]) <= 60
-    exit_ = kong.handle(instance, "access", identified(subject)).exit
+    exit_ = kong.handle(instance, "access", identified(subject)).ended
     assert exit_.status == 429 and exit_.headers["X-RateLimit-Remaining-Minute"] == "0"
     assert exit_.headers["X-RateLimit-Remaining-Hour"] == "440"
 
 
-def test_retry_after_is_kept(kong, start, subject) -> None:
+def test_retry_after_is_kept(kong: Driver, start: Start, subject: str) -> None:
     instance = start(second=2, attestation=ATTESTATION)
     for _ in range(2):
         assert kong.handle(instance, "access", attested(subject)).exit is None
-    exit_ = kong.handle(instance, "access", attested(subject)).exit
+    exit_ = kong.handle(instance, "access", attested(subject)).ended
     time.sleep(int(exit_.headers["Retry-After"]))
     assert kong.handle(instance, "access", attested(subject)).exit is None
 
@@ -248,7 +249,7 @@ STYLES = {
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_header_styles(kong, start, subject, style) -> None:
+def test_header_styles(kong: Driver, start: Start, subject: str, style: str) -> None:
     request = identified(subject)
     kong.handle(start(minute=60, hour=500, header_style=style), "access", request)
     every = set().union(*STYLES.values())
@@ -285,14 +286,14 @@ CHOICES: dict[str, tuple[dict[str, Any], str | None, dict[str, str], Any, str]] 
 
 
 @pytest.mark.parametrize("case", CHOICES)
-def test_choice_of_tier(kong, start, subject, case) -> None:
+def test_choice_of_tier(kong: Driver, start: Start, subject: str, case: str) -> None:
     config, claim, sent, consumer, tier = CHOICES[case]
     request = attested(subject, claim, headers=sent, answers={"kong.client.get_consumer": consumer})
     assert kong.handle(start(attestation=ATTESTATION, **config), "access", request).exit is None
     assert claims_of(request)["tier"] == tier
 
 
-def test_an_unknown_tier_is_logged_once(kong, start, subject) -> None:
+def test_an_unknown_tier_is_logged_once(kong: Driver, start: Start, subject: str) -> None:
     instance = start(attestation=ATTESTATION)
     said = []
     for n in range(3):
@@ -340,7 +341,7 @@ SUBJECTS: dict[str, tuple[dict[str, Any], dict[str, Any], str | int]] = {
 
 
 @pytest.mark.parametrize("case", SUBJECTS)
-def test_what_is_counted(kong, start, case) -> None:
+def test_what_is_counted(kong: Driver, start: Start, case: str) -> None:
     config, asked, expected = SUBJECTS[case]
     request = Request(**asked)
     event = kong.handle(start(minute=5, **{"limit_by": case.split()[0], **config}), "access", request)
@@ -360,7 +361,7 @@ def test_tags_keep_subjects_apart() -> None:
         tag.encode()
 
 
-def test_queue_when_busy(kong, start, subject) -> None:
+def test_queue_when_busy(kong: Driver, start: Start, subject: str) -> None:
     instance = start(attestation=ATTESTATION, on_busy="queue")
     first, second = attested(subject), attested(subject)
     assert kong.handle(instance, "access", first).exit is None
@@ -372,13 +373,13 @@ def test_queue_when_busy(kong, start, subject) -> None:
 
 
 @pytest.mark.parametrize("prefer", ["respond-async", "wait=10, Respond-Async", "respond-async; x=1"])
-def test_prefer_respond_async(kong, start, subject, prefer) -> None:
+def test_prefer_respond_async(kong: Driver, start: Start, subject: str, prefer: str) -> None:
     request = attested(subject, headers={"prefer": prefer})
     assert kong.handle(start(attestation=ATTESTATION), "access", request).exit is None
     assert claims_of(request)["queue"] is True
 
 
-def test_reading_takes_no_lease(kong, start, subject) -> None:
+def test_reading_takes_no_lease(kong: Driver, start: Start, subject: str) -> None:
     """The invoker ends leases of runs; a GET starts none, so one of its own would stay until it lapsed."""
     instance = start(attestation={"secret": SECRET})
     for _ in range(3):
@@ -404,7 +405,9 @@ ENDS = {
 
 @pytest.mark.parametrize("policy", ["redis", "local"])
 @pytest.mark.parametrize("case", ENDS)
-def test_the_log_phase_ends_what_nobody_else_will(kong, start, subject, case, policy) -> None:
+def test_the_log_phase_ends_what_nobody_else_will(
+    kong: Driver, start: Start, subject: str, case: str, policy: str
+) -> None:
     signed, source, cost, running, spent = ENDS[case]
     tiers = [{"name": "free", "concurrent": 3, "usd_per_day": 5, "max_usd_per_run": 1}]
     config = {"policy": policy, "tiers": tiers, "namespace": f"ends-{policy}-{subject}"}
@@ -413,13 +416,13 @@ def test_the_log_phase_ends_what_nobody_else_will(kong, start, subject, case, po
     assert kong.handle(instance, "access", request).exit is None
     request.answers = {"kong.response.get_source": source, "kong.response.get_header": cost}
     kong.handle(instance, "log", request)
-    body = kong.handle(start(**config, report=True), "access", identified(subject)).exit.body
+    body = kong.handle(start(**config, report=True), "access", identified(subject)).ended.body
     if policy == "local" and case == "invoker answered":
         running, spent = 0, 0.5  # the invoker cannot reach this process
     assert (body["concurrent"]["running"], body["usd"]["day"]["spent"]) == (running, spent)
 
 
-def test_shadow_mode_never_refuses(kong, start, subject) -> None:
+def test_shadow_mode_never_refuses(kong: Driver, start: Start, subject: str) -> None:
     instance = start(attestation=ATTESTATION, mode="shadow", tiers=[{"name": "t", "minute": 2, "models": ["m"]}])
     for n in range(5):
         request = attested(subject, body=b'{"model": "other"}')
@@ -447,7 +450,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("case", MODELS)
-def test_models_outside_the_tier(kong, start, subject, case) -> None:
+def test_models_outside_the_tier(kong: Driver, start: Start, subject: str, case: str) -> None:
     """Where no attestation carries the clamp, the body is read here."""
     body, status = MODELS[case]
     request = identified(subject, body=body, answers={"kong.nginx.get_var": "POST /claude/invoke HTTP/1.1"})
@@ -455,24 +458,24 @@ def test_models_outside_the_tier(kong, start, subject, case) -> None:
     if status is None:
         assert event.exit is None
     else:
-        assert event.exit.status == status
-        assert event.exit.body.get("allowed_models") == (["claude-haiku"] if status == 403 else None)
+        assert event.ended.status == status
+        assert event.ended.body.get("allowed_models") == (["claude-haiku"] if status == 403 else None)
 
 
-def test_with_an_attestation_the_body_is_not_read(kong, start, subject) -> None:
+def test_with_an_attestation_the_body_is_not_read(kong: Driver, start: Start, subject: str) -> None:
     request = attested(subject, body=b'{"model": "claude-opus"}')
     event = kong.handle(start(attestation=ATTESTATION), "access", request)
     assert event.exit is None and "request.get_raw_body" not in calls(event)
     assert claims_of(request)["clamp"]["models"] == ["claude-haiku"]
 
 
-def test_report(kong, start, subject) -> None:
+def test_report(kong: Driver, start: Start, subject: str) -> None:
     instance = start(attestation=ATTESTATION)
     request = attested(subject)
     kong.handle(instance, "access", request)
     event = kong.handle(start(report=True), "access", identified(subject))
-    assert event.exit.status == 200
-    body = event.exit.body
+    assert event.ended.status == 200
+    body = event.ended.body
     assert body["tier"] == "free" and body["models"] == ["claude-haiku"] and body["max_turns"] == 5
     assert [(w["name"], w["limit"], w["remaining"]) for w in body["windows"]] == [
         ("minute", 60, 59),
@@ -482,19 +485,19 @@ def test_report(kong, start, subject) -> None:
     assert body["concurrent"] == {"limit": 1, "running": 1}
     assert body["usd"]["reserved"] == 1.0 and body["usd"]["day"]["limit"] == 2.0
     assert 0 < body["usd"]["day"]["reset_s"] <= 86400
-    again = kong.handle(start(report=True), "access", identified(subject)).exit.body
+    again = kong.handle(start(report=True), "access", identified(subject)).ended.body
     assert again["windows"][0]["remaining"] == 59, "asking costs nothing"
 
 
-def test_a_forged_attestation_is_nobody(kong, start, subject) -> None:
+def test_a_forged_attestation_is_nobody(kong: Driver, start: Start, subject: str) -> None:
     forged = jwt.encode({"sub": subject, "tier": "pro"}, "x" * 32, algorithm="HS256", headers={"kid": "1"})
     event = kong.handle(
         start(attestation=ATTESTATION), "access", Request(headers={"x-claude-attestation": forged, "x-request-id": "r"})
     )
-    assert event.exit.status == 401
+    assert event.ended.status == 401
 
 
-BAD = {
+BAD: dict[str, tuple[dict[str, Any], str]] = {
     "nothing limited": ({"tiers": []}, "tiers: "),
     "no default": ({"tiers": TIERS}, "default_tier: "),
     "unknown default": ({"tiers": TIERS, "default_tier": "gold"}, "default_tier: "),
@@ -514,13 +517,15 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_configuration_is_refused_by_name(start, case) -> None:
+def test_bad_configuration_is_refused_by_name(start: Start, case: str) -> None:
     config, said = BAD[case]
     with pytest.raises(RPCError, match=said):
         start(**config)
 
 
-def test_a_frozen_redis_holds_up_nobody_else(server, kong, start, subject, own_redis) -> None:
+def test_a_frozen_redis_holds_up_nobody_else(
+    server: Server, kong: Driver, start: Start, subject: str, own_redis: RedisProcess
+) -> None:
     """Two instances in one server process: while one waits for its Redis, the other answers."""
     slow = start(minute=100, redis_url=own_redis.url, timeout_ms=1500)
     quick = start(minute=1000, attestation=ATTESTATION)
@@ -529,7 +534,7 @@ def test_a_frozen_redis_holds_up_nobody_else(server, kong, start, subject, own_r
 
     def wait_for_the_slow_one() -> None:
         with server.driver() as other:
-            refused.append(other.handle(slow, "access", identified(subject)).exit.status)
+            refused.append(other.handle(slow, "access", identified(subject)).ended.status)
 
     waiting = [threading.Thread(target=wait_for_the_slow_one) for _ in range(4)]
     for thread in waiting:
