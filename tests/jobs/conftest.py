@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -27,6 +27,7 @@ from kong_claude.trust import ledger
 from kong_claude.trust.attestation import HEADER, Signer, body_hash
 from tests.rate_tiers.servers import RedisProcess
 
+Found = TypeVar("Found")
 SECRET = secrets.token_hex(32)
 SIGNER = Signer("1", SECRET.encode(), {"1": SECRET.encode()})
 OVER = ("done", "failed", "cancelled")
@@ -113,7 +114,7 @@ def attestation(method: str, path: str, subject: str | None, body: bytes = b"", 
     return SIGNER.sign({name: value for name, value in claims.items() if value is not None})
 
 
-async def until(condition: Callable[[], Awaitable[Any]], what: str, within_s: float = 40.0) -> Any:
+async def until(condition: Callable[[], Awaitable[Found | None]], what: str, within_s: float = 40.0) -> Found:
     end = time.monotonic() + within_s
     while not (found := await condition()):
         assert time.monotonic() < end, f"{what}: not within {within_s} s"

@@ -145,7 +145,9 @@ async def test_a_lease_from_the_gateway_is_given_back_while_a_job_waits(
 async def test_idempotency(redis_server: RedisProcess, state: Path) -> None:
     async with serving(redis_server, state, worker="none") as gateway:
 
-        async def post(key: str, body: dict[str, object], subject: str = "alice", path: str = "/claude/jobs") -> tuple:
+        async def post(
+            key: str, body: dict[str, object], subject: str = "alice", path: str = "/claude/jobs"
+        ) -> tuple[int, str]:
             headers = {"Idempotency-Key": key, "Prefer": "respond-async"}
             answer = await gateway.ask("POST", path, subject, json=body, headers=headers)
             return answer.status_code, answer.json().get("id")

@@ -290,7 +290,7 @@ def test_no_job_starts_after_more_than_its_position_says(
         store._turn = 0  # without the turns of other tiers, which positions leave out
         states = {each.id: (await store.get(each.id)).state for each in waiting}  # type: ignore[union-attr]
         positions = {each.id: await store.position(each) for each in waiting}
-        order = []
+        order: list[str] = []
         while claimed := await store.claim(f"t{len(order)}", "w"):
             store._turn = 0
             order.append(claimed[0].id)
