@@ -115,7 +115,7 @@ def start_invoker(
         folder.chmod(0o711)
         folders.append(folder)
         port = free_port()
-        chosen = {
+        chosen: dict[str, Any] = {
             "trust": "open",
             "port": port,
             "state_dir": state or folder / "state",

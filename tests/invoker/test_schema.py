@@ -47,7 +47,7 @@ def test_answers_follow_the_schema(schema: Any, operation: str) -> None:
 
     @given(case=schema[path][method].as_strategy())
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-    def check(case: schemathesis.Case) -> None:
+    def check(case: schemathesis.Case[Any]) -> None:
         if isinstance(case.body, dict):
             case.body.pop("timeout_s", None)  # a deadline of milliseconds is kept, with 504
         # A conversation must end with the user's message, which JSON Schema cannot say.

@@ -39,7 +39,7 @@ def attestation(method: str, path: str, body: bytes | None = None, signer: Signe
 @asynccontextmanager
 async def application(tmp_path: Path, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     """The application without its engine: enough to see who is let in."""
-    chosen = {"attestation_key": SECRET, "state_dir": tmp_path, "pool_size": 0} | settings
+    chosen: dict[str, Any] = {"attestation_key": SECRET, "state_dir": tmp_path, "pool_size": 0} | settings
     app = create_app(Settings(**chosen))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://invoker") as client:
         yield client
@@ -181,7 +181,8 @@ def test_lease_and_money(start_invoker: Callable[..., Invoker], stand_in: StandI
 
     def used() -> ledger.Usage:
         call = ledger.peek(ledger.NAMESPACE, tag, ())
-        return ledger.parse_usage(redis.eval(call.script.source, len(call.keys), *call.keys, *call.args), ())
+        answer: Any = redis.eval(call.script.source, len(call.keys), *call.keys, *call.args)
+        return ledger.parse_usage(answer, ())
 
     def post(body: bytes, **claims: Any) -> httpx.Response:
         lease = ledger.Lease.new(ledger.NAMESPACE, tag, slot.usd)
