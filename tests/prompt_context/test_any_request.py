@@ -27,7 +27,7 @@ CONFIG: dict[str, Any] = {
     "max_prompt_bytes": 10_000,
 }
 # Bytes that are no UTF-8 reach a plugin as surrogates.
-VALUES = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=("Cs",))) | st.binary().map(
+VALUES = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"])) | st.binary().map(
     lambda raw: raw.decode("utf-8", "surrogateescape")
 )
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kong_claude.prompt_context.strict_json import MAX_STRUCTURE, JSONError, parse_object, rewrite
 from kong_claude.trust.nesting import MAX_DEPTH, too_deep
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
