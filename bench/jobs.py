@@ -253,9 +253,9 @@ async def chaos(
     while not all(map(stage.ready, crew)):
         await asyncio.sleep(0.1)
     while time.monotonic() - began < 600:
-        states = collections.Counter((await states_of(store, list(accepted))).values())
-        ended = sum(states[state] for state in OVER)
-        say(f"{time.monotonic() - began:5.1f} s: {dict(states)}, {killed} workers killed")
+        counts = collections.Counter((await states_of(store, list(accepted))).values())
+        ended = sum(counts[state] for state in OVER)
+        say(f"{time.monotonic() - began:5.1f} s: {dict(counts)}, {killed} workers killed")
         if ended == jobs:
             break
         if killed < kills and stage.ready(crew[0]):

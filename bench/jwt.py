@@ -74,20 +74,33 @@ def verification_key(algorithm: str) -> Material | str:
     return key if isinstance(key, str) else key.public_key()
 
 
+def ours(stage: JwtClaims, tokens: list[str]) -> Callable[[int], Any]:
+    return lambda n: stage.verify(tokens[n % TOKENS])
+
+
+def pyjwt(algorithm: str, tokens: list[str]) -> Callable[[int], Any]:
+    key = verification_key(algorithm)
+    return lambda n: jwt.decode(
+        tokens[n % TOKENS],
+        key,
+        algorithms=[algorithm],
+        audience=AUDIENCE,
+        issuer=ISSUER,
+        options={"require": ["exp"]},
+    )
+
+
 def measured() -> dict[str, Callable[[int], Any]]:
     actions: dict[str, Callable[[int], Any]] = {}
     for algorithm in ALGORITHMS:
         tokens = [token(algorithm, sub=f"user-{n}") for n in range(TOKENS)]
         stage = JwtClaims(config(algorithm, cache_size=0))
-        key = verification_key(algorithm)
         name = algorithm.lower()
-        actions[f"{name}_us"] = lambda n, s=stage, t=tokens: s.verify(t[n % TOKENS])
-        actions[f"pyjwt_{name}_us"] = lambda n, k=key, t=tokens, a=algorithm: jwt.decode(
-            t[n % TOKENS], k, algorithms=[a], audience=AUDIENCE, issuer=ISSUER, options={"require": ["exp"]}
-        )
+        actions[f"{name}_us"] = ours(stage, tokens)
+        actions[f"pyjwt_{name}_us"] = pyjwt(algorithm, tokens)
     tokens = [token("RS256", sub=f"user-{n}") for n in range(TOKENS)]
     stage = JwtClaims(config("RS256"))
-    actions["cached_us"] = lambda n: stage.verify(tokens[n % TOKENS])
+    actions["cached_us"] = ours(stage, tokens)
     kongs = [NullKong(bearer(compact)) for compact in tokens]
     cached, uncached = Plugin(config("RS256")), Plugin(config("RS256", cache_size=0))
     unsigned = Plugin(config("RS256", attestation=None))

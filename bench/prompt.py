@@ -110,10 +110,11 @@ def main() -> None:
                     figures[f"x_transport_{name}"] = round(statistics.median(whole) / statistics.median(moved), 2)
                     print(f"{name}: {figures[f'ms_{name}']} ms, x{figures[f'x_transport_{name}']}", file=sys.stderr)
                 body = document(SIZES["1m"])
-                for key, more in {
+                changes: dict[str, dict[str, Any]] = {
                     "unread": {"locked": [], "apply": "attested"},
                     "patterns": {"deny_patterns": PATTERNS},
-                }.items():
+                }
+                for key, more in changes.items():
                     other = kong.start_instance("claude-prompt-context", {**CONFIG, **more})
                     times = [milliseconds(event, kong, other, body) for _ in range(20)]
                     figures[f"ms_1m_{key}"] = round(statistics.median(times), 3)

@@ -104,10 +104,11 @@ def kong_keys(subject: str) -> list[tuple[str, int]]:
 
 def kong_pattern(path: str) -> Decide:
     client = redis.Redis(unix_socket_path=path)
+    get: Callable[[str], Any] = client.get
 
     def decide(subject: str) -> None:
         keys = kong_keys(subject)
-        if any(int(client.get(key) or 0) >= LIMIT for key, _ in keys):
+        if any(int(get(key) or 0) >= LIMIT for key, _ in keys):
             return
         with client.pipeline(transaction=False) as pipe:
             for key, seconds in keys:
@@ -177,16 +178,22 @@ def ours_admission_with_lease(path: str) -> Decide:
     )
 
 
+def used_memory(client: redis.Redis) -> int:
+    memory = client.info("memory")
+    assert isinstance(memory, dict)
+    return int(memory["used_memory"])
+
+
 def growth(path: str, seconds: float) -> dict[str, float]:
     """The cost of a decision among 100,000 subjects relative to 10, and the memory that each takes."""
     client = redis.Redis(unix_socket_path=path)
     client.flushall()
     decide = ours(path)
     many, few = [f"u{n}" for n in range(100_000)], [f"f{n}" for n in range(10)]
-    before = client.info("memory")["used_memory"]
+    before = used_memory(client)
     for subject in many:
         decide(subject)
-    after = client.info("memory")["used_memory"]
+    after = used_memory(client)
     ratios = []
     for _ in range(5):
         slow, _ = measure(decide, many, seconds / 2)
@@ -207,7 +214,7 @@ def bytes_when_full(client: redis.Redis, subjects: int = 100) -> int:
     client.flushall()
     source = ledger.script("admit").source.replace("redis.call('TIME')", "redis.call('LRANGE', 'clock', 0, 1)")
     run = client.register_script(source)
-    before = client.info("memory")["used_memory"]
+    before = used_memory(client)
     now = time.time() - sum(ledger.PERIODS.values()) - 1
     for seconds in sorted(ledger.PERIODS.values(), reverse=True):
         for _ in range(ledger.BUCKETS):
@@ -219,7 +226,7 @@ def bytes_when_full(client: redis.Redis, subjects: int = 100) -> int:
                     _, keys, args = ledger.admit("claude", f"full{n}", WINDOWS, None, Slot())
                     run(keys, args, client=pipe)
                 pipe.execute()
-    return round((client.info("memory")["used_memory"] - before) / subjects)
+    return round((used_memory(client) - before) / subjects)
 
 
 def main() -> None:

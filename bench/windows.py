@@ -15,6 +15,7 @@ import random
 import sys
 from bisect import bisect_right
 from collections.abc import Callable
+from functools import partial
 
 from bench.machine import machine
 
@@ -82,7 +83,8 @@ def traffic(limit: int, seed: int) -> list[float]:
 def judge(make: Callable[[], Admit], limit: int) -> tuple[float, float]:
     most, refused, vain = 0, 0, 0
     for seed in range(10):
-        admit, admitted = make(), []
+        admit = make()
+        admitted: list[float] = []
         for now in traffic(limit, seed):
             within = len(admitted) - bisect_right(admitted, now - WINDOW)
             if admit(now):
@@ -98,9 +100,9 @@ def main() -> None:
     result: dict[str, float | str] = {}
     for limit in (60, 500):
         ways: dict[str, Callable[[], Admit]] = {
-            "two_buckets": lambda limit=limit: two_buckets(limit),
-            "gcra": lambda limit=limit: gcra(limit),
-            **{f"buckets_{n}": lambda limit=limit, n=n: buckets(limit, n) for n in (10, 20, 64)},
+            "two_buckets": partial(two_buckets, limit),
+            "gcra": partial(gcra, limit),
+            **{f"buckets_{n}": partial(buckets, limit, n) for n in (10, 20, 64)},
         }
         for name, make in ways.items():
             over, vain = judge(make, limit)
