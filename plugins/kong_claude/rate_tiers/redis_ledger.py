@@ -264,7 +264,6 @@ def _cluster(settings: Settings) -> Callable[[Call], Any]:
                 made.append(
                     RedisCluster(
                         startup_nodes=[ClusterNode(host, port) for host, port in nodes],
-                        cluster_error_retry_attempts=1,
                         ssl=tls,
                         **{n: v for n, v in options.items() if n not in ("retry", "driver_info")},
                         retry=Retry(NoBackoff(), 1),
