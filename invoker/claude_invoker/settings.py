@@ -16,6 +16,9 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from kong_claude.trust import secret_file
+from kong_claude.trust.secret_file import SecretFileError
+
 Names = Annotated[tuple[str, ...], NoDecode]
 """A tuple of names; in the environment separated by commas."""
 
@@ -24,8 +27,12 @@ class _SecretFiles(PydanticBaseSettingsSource):
     """Reads `INVOKER_X_FILE` for any setting X: how Docker and Kubernetes hand over secrets."""
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        path = os.environ.get(f"INVOKER_{field_name.upper()}_FILE")
-        return (Path(path).read_text(encoding="utf-8").strip() if path else None), field_name, False
+        variable = f"INVOKER_{field_name.upper()}_FILE"
+        path = os.environ.get(variable)
+        try:
+            return (secret_file.read(path) if path else None), field_name, False
+        except SecretFileError as error:
+            raise ValueError(f"{variable}: {error}") from error
 
     def __call__(self) -> dict[str, Any]:
         values = {name: self.get_field_value(None, name)[0] for name in self.settings_cls.model_fields}

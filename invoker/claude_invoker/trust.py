@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import Request
 
 from claude_invoker.plan import Clamp
@@ -90,22 +91,25 @@ class SeenOnce:
 def keys(settings: Settings) -> dict[str, Key]:
     """Verification keys by `kid`. Raises ValueError without a usable key."""
     found: dict[str, Key] = {}
-    for kid, secret in (
-        (settings.attestation_kid, settings.attestation_key),
-        (settings.attestation_previous_kid, settings.attestation_previous_key),
+    for name, kid, secret in (
+        ("INVOKER_ATTESTATION_KEY", settings.attestation_kid, settings.attestation_key),
+        ("INVOKER_ATTESTATION_PREVIOUS_KEY", settings.attestation_previous_kid, settings.attestation_previous_key),
     ):
         if secret is None:
             continue
         text = secret.get_secret_value().strip()
         if text.startswith("-----BEGIN"):
-            found[kid] = parse_pem(text, "INVOKER_ATTESTATION_KEY")
+            key = parse_pem(text, name)
+            if isinstance(key, Ed25519PrivateKey):
+                raise ValueError(f"{name} is a private key: only the gateway signs, give the invoker its public half")
+            found[kid] = key
         elif len(text.encode()) < 32:
-            raise ValueError("INVOKER_ATTESTATION_KEY needs at least 32 bytes")
+            raise ValueError(f"{name} needs at least 32 bytes")
         else:
             found[kid] = text.encode()
     if not found and settings.trust == "attested":
         raise ValueError(
-            "INVOKER_ATTESTATION_KEY is not set: the secret (or Ed25519 public key) of the gateway's plugins"
+            "INVOKER_ATTESTATION_KEY is not set: the public key (or shared secret) of the gateway's plugins"
         )
     return found
 

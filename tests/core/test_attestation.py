@@ -18,7 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kong_claude.decision import ConfigError
-from kong_claude.trust.attestation import AttestationError, Signer, body_hash, demand, signer_from_config, verify
+from kong_claude.trust.attestation import (
+    AttestationError,
+    Signer,
+    body_hash,
+    demand,
+    new_private_key,
+    public_key_of,
+    signer_from_config,
+    verify,
+)
 
 SECRET, OLD, FOREIGN = "s" * 32, "o" * 32, "f" * 32
 PRIVATE = Ed25519PrivateKey.generate()
@@ -167,6 +176,27 @@ def test_only_the_public_key_verifies() -> None:
     assert verify(header(ED), public, issuer="kong-claude", audience="claude-invoker")["sub"] == "alice"
 
 
+@pytest.mark.parametrize("line_break", ["\n", "\\n", " ", "\r\n", ""])
+def test_a_key_survives_its_way_through_an_environment(line_break: str) -> None:
+    signer = signer_from_config({"private_key": PRIVATE_PEM.strip().replace("\n", line_break), "kid": "ed"})
+    assert signer
+    assert check(header(signer), ED)["sub"] == "alice"
+
+
+def test_rotation_from_a_shared_secret_to_a_key_and_to_the_next_key() -> None:
+    first = signer_from_config({"secret": SECRET, "kid": "1"})
+    second = signer_from_config(
+        {"private_key": PRIVATE_PEM, "kid": "2", "previous_secret": SECRET, "previous_kid": "1"}
+    )
+    third = signer_from_config(
+        {"private_key": new_private_key(), "kid": "3", "previous_private_key": PUBLIC_PEM, "previous_kid": "2"}
+    )
+    assert first and second and third
+    assert check(header(first), second)["sub"] == check(header(second), third)["sub"] == "alice"
+    with pytest.raises(AttestationError):
+        check(header(first), third)
+
+
 def test_rotation() -> None:
     old = made(secret=OLD, kid="0")
     new = made(secret=SECRET, kid="1", previous_secret=OLD, previous_kid="0")
@@ -229,7 +259,11 @@ def test_what_the_receiver_demands(wish: dict[str, Any], reason: str | None) -> 
         ({"kid": "1"}, "attestation.secret: is empty"),
         ({"secret": ""}, "attestation.secret: is empty"),
         ({"secret": "short"}, "must be at least 32 bytes"),
-        ({"secret_file": "/nowhere/at/all"}, "attestation.secret_file: cannot be read"),
+        ({"secret_file": "/nowhere/at/all"}, "attestation.secret_file: /nowhere/at/all cannot be read"),
+        ({"private_key": ""}, "attestation.private_key: is empty"),
+        ({"private_key": "", "secret": SECRET}, "attestation.private_key: is empty"),
+        ({"secret": PRIVATE_PEM}, "attestation.secret: is a PEM key; it belongs into private_key"),
+        ({"secret": SECRET, "previous_kid": "0", "previous_secret": PUBLIC_PEM}, "belongs into previous_private_key"),
         ({"private_key": "x"}, "attestation.private_key: is not a PEM"),
         ({"private_key": PUBLIC_PEM}, "is a public key"),
         ({"secret": SECRET, "previous_kid": "1", "previous_secret": OLD}, "attestation.previous_kid: is the same"),
@@ -240,6 +274,12 @@ def test_what_the_receiver_demands(wish: dict[str, Any], reason: str | None) -> 
 def test_settings_that_cannot_be_honoured(config: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         signer_from_config(config)
+
+
+def test_the_public_half() -> None:
+    assert public_key_of(PRIVATE_PEM, "key") == PUBLIC_PEM
+    with pytest.raises(ConfigError, match="key: is a public key"):
+        public_key_of(PUBLIC_PEM, "key")
 
 
 def test_keys_do_not_show() -> None:

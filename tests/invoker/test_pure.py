@@ -247,6 +247,7 @@ def test_loopback(host: str, expected: bool) -> None:
 
 def test_settings_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "key").write_text("from-a-file\n")
+    (tmp_path / "key").chmod(0o400)
     monkeypatch.setenv("INVOKER_ANTHROPIC_API_KEY_FILE", str(tmp_path / "key"))
     monkeypatch.setenv("INVOKER_TOOLS", "Read, Glob,")
     found = Settings()

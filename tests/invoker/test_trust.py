@@ -20,7 +20,7 @@ from claude_invoker.app import create_app
 from claude_invoker.settings import Settings
 from claude_invoker.trust import clamp_from
 from kong_claude.trust import ledger
-from kong_claude.trust.attestation import HEADER, Signer, body_hash
+from kong_claude.trust.attestation import HEADER, Signer, body_hash, new_private_key
 from tests.invoker.conftest import Invoker, StandInProcess, wait_for
 
 SECRET = secrets.token_hex(32)
@@ -146,6 +146,8 @@ def test_clamps_are_read() -> None:
         ({"trust": "open", "host": "invoker"}, "loopback"),
         ({}, "INVOKER_ATTESTATION_KEY"),
         ({"attestation_key": "short"}, "32 bytes"),
+        ({"attestation_key": new_private_key()}, "INVOKER_ATTESTATION_KEY is a private key"),
+        ({"attestation_key": SECRET, "attestation_previous_key": "short"}, "INVOKER_ATTESTATION_PREVIOUS_KEY needs"),
     ],
 )
 def test_unsafe_settings_do_not_start(

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kong_claude.cli.problem import Problem
-
-SECRETS = ("jwt-secret", "attestation-secret", "webhook-secret")
+from kong_claude.trust import secret_file
+from kong_claude.trust.attestation import new_private_key
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,11 @@ def home() -> Path:
 
 
 def secret(name: str) -> str:
-    """A development secret: `$CLAUDE_<NAME>` where set, else a file that is made on first use (mode 0600)."""
+    """A development secret: `$CLAUDE_<NAME>` where set, else a file that is made on first use (mode 0600).
+
+    `attestation-key` is an Ed25519 key in PEM, every other one random text. Raises Problem for a file that others
+    can read.
+    """
     from_environment = os.environ.get(f"CLAUDE_{name.upper().replace('-', '_')}")
     if from_environment:
         return from_environment
@@ -46,9 +50,12 @@ def secret(name: str) -> str:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        return path.read_text().strip()
+        try:
+            return secret_file.read(path)
+        except secret_file.SecretFileError as error:
+            raise Problem(str(error)) from error
     with os.fdopen(descriptor, "w") as file:
-        value = secrets.token_urlsafe(48)
+        value = new_private_key().strip() if name == "attestation-key" else secrets.token_urlsafe(48)
         file.write(value + "\n")
     return value
 

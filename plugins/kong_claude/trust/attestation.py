@@ -1,7 +1,7 @@
 """`X-Claude-Attestation`: what the gateway's plugins found out about a request, signed.
 
-A compact JWS (RFC 7515), HS256 with a shared secret or EdDSA (RFC 8037) where the invoker shall hold only the
-public key. Claims: iss, aud, sub, tier, roles, who{}, chk[], clamp{}, lease, reservation, add{}, mth, pth, rte, rid,
+A compact JWS (RFC 7515): EdDSA (RFC 8037), for which the invoker holds only the public key, or HS256 with a shared
+secret. Claims: iss, aud, sub, tier, roles, who{}, chk[], clamp{}, lease, reservation, add{}, mth, pth, rte, rid,
 bsh, iat, exp, jti. The first plugin mints jti, iat and exp; later ones verify, add, and sign anew without
 prolonging, so that a replay always meets the same jti.
 """
@@ -12,19 +12,28 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
 
 from kong_claude.decision import ConfigError
+from kong_claude.trust import secret_file
+from kong_claude.trust.secret_file import SecretFileError
 
 HEADER = "X-Claude-Attestation"
 MAX_TTL = 60  # seconds
@@ -186,27 +195,40 @@ def load_key(config: Mapping[str, Any], section: str, prefix: str = "") -> Key:
     """The key in `<prefix>secret`, `<prefix>secret_file` or `<prefix>private_key`. Raises ConfigError."""
     name = f"{section}.{prefix}secret"
     pem = config.get(f"{prefix}private_key")
-    if pem:
+    if pem is not None:
+        # An unresolved vault reference reaches a plugin as "": no reason to fall back on another key.
+        if not pem:
+            raise ConfigError(f"{section}.{prefix}private_key", "is empty (an unresolved vault reference?)")
         return parse_pem(pem, f"{section}.{prefix}private_key")
     secret = config.get(f"{prefix}secret")
     path = config.get(f"{prefix}secret_file")
     if not secret and path:
         try:
-            secret = Path(path).read_text().strip()
-        except OSError as error:
-            raise ConfigError(f"{section}.{prefix}secret_file", f"cannot be read: {error.strerror}") from error
+            secret = secret_file.read(path)
+        except SecretFileError as error:
+            raise ConfigError(f"{section}.{prefix}secret_file", str(error)) from error
         if secret.startswith("-----BEGIN"):
             return parse_pem(secret, f"{section}.{prefix}secret_file")
-    # An unresolved vault reference reaches a plugin as "".
     if not secret:
         raise ConfigError(name, "is empty (an unresolved vault reference?)")
+    if secret.lstrip().startswith("-----BEGIN"):  # the public half as a shared secret would let everybody sign
+        raise ConfigError(name, f"is a PEM key; it belongs into {prefix}private_key")
     if len(secret.encode()) < MIN_SECRET:
         raise ConfigError(name, f"must be at least {MIN_SECRET} bytes")
     return bytes(secret.encode())
 
 
+_PEM = re.compile(r"-----BEGIN ([A-Z ]+)-----(.+?)-----END \1-----", re.DOTALL)
+
+
 def parse_pem(pem: str, name: str) -> Key:
-    """An Ed25519 key, private or public. Raises ConfigError."""
+    """An Ed25519 key, private or public. Raises ConfigError.
+
+    Line breaks may be missing or written as `\\n`: an environment file has room for one line only.
+    """
+    if match := _PEM.search(pem):
+        body = "".join(match[2].replace("\\n", "").split())
+        pem = f"-----BEGIN {match[1]}-----\n{body}\n-----END {match[1]}-----\n"
     data = pem.encode()
     try:
         key = load_pem_private_key(data, None) if "PRIVATE" in pem else load_pem_public_key(data)
@@ -215,3 +237,16 @@ def parse_pem(pem: str, name: str) -> Key:
     if not isinstance(key, Ed25519PrivateKey | Ed25519PublicKey):
         raise ConfigError(name, "must be an Ed25519 key")
     return key
+
+
+def new_private_key() -> str:
+    """A fresh Ed25519 key in PEM, for the gateway."""
+    return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+
+def public_key_of(private_key: str, name: str) -> str:
+    """The public half in PEM, for the invoker. Raises ConfigError where it is no private key."""
+    key = parse_pem(private_key, name)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(name, "is a public key, signing needs the private one")
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
