@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from minikong import declarative, lyaml
-from minikong.entities import Config, Consumer, PluginEntity, Route, Service
+from minikong.entities import Config, Consumer, PluginEntity, Route, Service, Target, Upstream
 from minikong.schema.record import InvalidShorthand
 from minikong.schema.tables import as_dict, is_table
 
@@ -119,13 +119,14 @@ class Admin:
         return 200, {"message": "schema validation successful"}
 
     def entities(self, body: bytes, query: Any, headers: Any, collection: str) -> tuple[int, Any]:
-        listed: dict[str, Iterable[Service | Route | PluginEntity | Consumer]] = {
+        listed: dict[str, Iterable[Service | Route | PluginEntity | Consumer | Upstream]] = {
             "services": self.config.services.values(),
             "routes": self.config.routes.values(),
             "plugins": self.config.plugins,
             "consumers": self.config.consumers.values(),
+            "upstreams": self.config.upstreams.values(),
         }
-        return 200, {"data": [_public(e.as_pdk()) for e in listed[collection]], "next": None}
+        return _page(listed[collection])
 
     def entity(self, body: bytes, query: Any, headers: Any, collection: str, key: str) -> tuple[int, Any]:
         _, listed = self.entities(body, query, headers, collection)
@@ -137,8 +138,18 @@ class Admin:
                 return 200, found
         raise _Refused(404, {"message": "Not found"})
 
+    def targets(self, body: bytes, query: Any, headers: Any, key: str) -> tuple[int, Any]:
+        for upstream in self.config.upstreams.values():
+            if key in (upstream.id, upstream.name):
+                return _page(upstream.targets)
+        raise _Refused(404, {"message": "Not found"})
 
-_COLLECTION = "(?P<collection>services|routes|plugins|consumers)"
+
+def _page(entities: Iterable[Service | Route | PluginEntity | Consumer | Upstream | Target]) -> tuple[int, Any]:
+    return 200, {"data": [_public(e.as_pdk()) for e in entities], "next": None}
+
+
+_COLLECTION = "(?P<collection>services|routes|plugins|consumers|upstreams)"
 _ROUTES: list[tuple[re.Pattern[str], str, Callable[..., tuple[int, Any]]]] = [
     (re.compile("/"), "GET", Admin.root),
     (re.compile("/status"), "GET", Admin.status),
@@ -146,6 +157,7 @@ _ROUTES: list[tuple[re.Pattern[str], str, Callable[..., tuple[int, Any]]]] = [
     (re.compile("/schemas/plugins/validate"), "POST", Admin.validate_plugin),
     (re.compile(f"/{_COLLECTION}"), "GET", Admin.entities),
     (re.compile(f"/{_COLLECTION}/(?P<key>[^/]+)"), "GET", Admin.entity),
+    (re.compile("/upstreams/(?P<key>[^/]+)/targets"), "GET", Admin.targets),
 ]
 
 

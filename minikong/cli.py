@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", type=Path, metavar="FILE", help="declarative configuration (kong.yml)")
     add("--conf", type=Path, metavar="FILE", help="kong.conf")
     add("--proxy-listen", metavar="ADDRESSES", help="as in kong.conf (default: 127.0.0.1:8000)")
-    add("--admin-listen", metavar="ADDRESSES", help="as in kong.conf (default: 127.0.0.1:8001)")
+    add("--admin-listen", metavar="ADDRESSES", help="as in kong.conf, or unix:/path (default: 127.0.0.1:8001)")
     add(
         "--plugins-directory",
         action="append",
@@ -81,9 +81,8 @@ async def run(settings: conf.KongConf) -> None:
     running = await app.start(settings, environ=os.environ)
     for kind, addresses in (("proxy", running.proxy_addresses), ("Admin API", running.admin_addresses)):
         listens = settings.proxy_listen if kind == "proxy" else settings.admin_listen
-        for listen, (host, port) in zip(listens, addresses, strict=True):
-            scheme = "https" if listen.ssl else "http"
-            _log.info("%s listening on %s://%s:%d", kind, scheme, host, port)
+        for listen, bound in zip(listens, addresses, strict=True):
+            _log.info("%s listening on %s", kind, listen.url(bound))
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

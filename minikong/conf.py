@@ -20,10 +20,22 @@ class ConfError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Listen:
+    """Where to listen: a host and port, or the path of a unix socket after `unix:` as host and port 0."""
+
     host: str
     port: int
     ssl: bool = False
     http2: bool = False
+
+    @property
+    def path(self) -> str | None:
+        return self.host.removeprefix("unix:") if self.host.startswith("unix:") else None
+
+    def url(self, bound: tuple[str, int]) -> str:
+        """Where clients reach it: `http://host:port`, or `unix:/path`. `bound` is what `Edge.listen` returned."""
+        if self.path is not None:
+            return self.host
+        return f"{'https' if self.ssl else 'http'}://{bound[0]}:{bound[1]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +374,11 @@ class _Reader:
                     raise self._error(key, f"unknown flag '{flag}'")
             if "proxy_protocol" in flags:
                 raise self._error(key, "proxy_protocol is not supported by minikong")
+            # More than Kong, which wants <ip>:<port> although its nginx could: loopback is open to every user of a
+            # machine, and minikong runs where there is nothing else to keep them out.
+            if key == "admin_listen" and address.startswith("unix:/"):
+                found.append(Listen(address, 0, "ssl" in flags, "http2" in flags))
+                continue
             host, colon, port = address.rpartition(":")
             if not colon or not port.isdigit() or int(port) > 65535:
                 raise self._error(key, f"expected <ip>:<port>, not '{address}'")

@@ -124,13 +124,18 @@ class Credential(_Entity):
 
 
 @dataclass(slots=True)
-class Target:
+class Target(_Entity):
     target: str  # "host:port", the port filled in (8000 if absent)
     weight: int = 100
+    id: str = ""
+    upstream_id: str = ""
+
+    def as_pdk(self) -> dict[str, Any]:
+        return {"id": self.id, "target": self.target, "weight": self.weight, "upstream": _ref(self.upstream_id)}
 
 
 @dataclass(slots=True)
-class Upstream:
+class Upstream(_Entity):
     id: str
     name: str
     algorithm: str = "round-robin"
@@ -138,18 +143,23 @@ class Upstream:
     slots: int = 10000
     targets: list[Target] = field(default_factory=list)
 
+    def as_pdk(self) -> dict[str, Any]:
+        table = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "targets"}
+        return _present(**table)
+
 
 @dataclass(slots=True, eq=False)
 class PluginEntity(_Entity):
     """One configured plugin. Compared by identity: a new load of the same config makes new entities.
 
     `config` is what a Lua plugin gets (defaults filled, references resolved, no absent fields).
-    A plugin server gets `instance_config(seq)`.
+    A plugin server gets `instance_config()`. `shown` is what the Admin API tells: the same with its vault references.
     """
 
     id: str
     name: str
-    config: dict[str, Any]
+    config: dict[str, Any] = field(repr=False)
+    shown: dict[str, Any] = field(default_factory=dict, repr=False)
     route_id: str | None = None
     service_id: str | None = None
     consumer_id: str | None = None
@@ -188,7 +198,7 @@ class PluginEntity(_Entity):
             id=self.id,
             name=self.name,
             instance_name=self.instance_name,
-            config=self.config,
+            config=self.shown,
             protocols=self.protocols,
             enabled=self.enabled,
             tags=self.tags,

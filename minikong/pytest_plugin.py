@@ -49,8 +49,8 @@ class MiniKong:
         except BaseException:
             self._end()
             raise
-        self.base_url = "http://{}:{}".format(*self._app.proxy_addresses[0])
-        self.admin_url = "http://{}:{}".format(*self._app.admin_addresses[0])
+        self.base_url = self._conf.proxy_listen[0].url(self._app.proxy_addresses[0])
+        self.admin_url = self._conf.admin_listen[0].url(self._app.admin_addresses[0])
         self._wait_for_servers()
 
     async def _start(self) -> App:

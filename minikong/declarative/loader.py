@@ -118,7 +118,9 @@ def _config(flat: dict[str, dict[str, Tree]], schema: Schema, resolve: Callable[
         config.consumers[entry["id"]] = Consumer(**_known(entry, Consumer))
     for entry in stored("plugins"):
         owners = {f"{name}_id": _reference(entry, name) for name in ("route", "service", "consumer")}
-        known = {"config": {}, **_known(entry, PluginEntity), **owners}
+        # Kong resolves references only for the plugin itself (kong/db/schema/init.lua, process_auto_fields).
+        shown = schema.stored["plugins"].process(flat["plugins"][entry["id"]], "select").get("config", {})
+        known = {"config": {}, **_known(entry, PluginEntity), **owners, "shown": shown}
         config.plugins.append(PluginEntity(**known))
     for collection in ("keyauth_credentials", "jwt_secrets", "acls"):
         for entry in stored(collection):
@@ -134,8 +136,9 @@ def _config(flat: dict[str, dict[str, Tree]], schema: Schema, resolve: Callable[
     for entry in stored("upstreams"):
         by_id[entry["id"]] = config.upstreams[entry["name"]] = Upstream(**_known(entry, Upstream))
     for entry in stored("targets"):
-        target = Target(_with_port(entry["target"]), entry.get("weight", 100))
-        by_id[_reference(entry, "upstream") or ""].targets.append(target)
+        owner = _reference(entry, "upstream") or ""
+        target = Target(_with_port(entry["target"]), entry.get("weight", 100), entry["id"], owner)
+        by_id[owner].targets.append(target)
     return config
 
 

@@ -1,0 +1,180 @@
+"""The Admin API tells what stands in the configuration, not what it resolves to; its unix socket is its owner's."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minikong import admin, conf, declarative
+from minikong.entities import PluginEntity
+from minikong.http import listener
+
+REFERENCE, SECRET = "{vault://env/the-secret}", "resolved-5f1c0a"
+ENVIRON = {"THE_SECRET": SECRET}
+TEXT = {"type": "string", "referenceable": True}
+FIELDS = [
+    {"plain": TEXT},
+    {"list": {"type": "array", "elements": TEXT}},
+    {"set": {"type": "set", "elements": TEXT}},
+    {"map": {"type": "map", "keys": {"type": "string"}, "values": TEXT}},
+    {"record": {"type": "record", "fields": [{"inner": TEXT}]}},
+    {"records": {"type": "array", "elements": {"type": "record", "fields": [{"inner": TEXT}]}}},
+]
+KONG_YML = f"""
+_format_version: "3.0"
+consumers: [{{username: alice}}]
+upstreams: [{{name: pool, targets: [{{target: "127.0.0.1:9"}}]}}]
+services:
+- name: up
+  url: http://pool
+  routes: [{{name: all, paths: ["/"]}}]
+plugins:
+- name: mine
+  instance_name: one
+  config:
+    plain: "{REFERENCE}"
+    list: ["{REFERENCE}", clear]
+    set: ["{REFERENCE}"]
+    map: {{key: "{REFERENCE}"}}
+    record: {{inner: "{REFERENCE}"}}
+    records: [{{inner: "{REFERENCE}"}}]
+"""
+# Everything that can be asked; a new route of the Admin API has to be added here.
+ASKED = [
+    ("GET", "/"),
+    ("GET", "/status"),
+    *[("GET", f"/{collection}") for collection in ("services", "routes", "plugins", "consumers", "upstreams")],
+    ("GET", "/plugins/one"),
+    ("GET", "/services/up"),
+    ("GET", "/routes/all"),
+    ("GET", "/consumers/alice"),
+    ("GET", "/upstreams/pool"),
+    ("GET", "/upstreams/pool/targets"),
+    ("POST", "/config"),
+    ("POST", "/schemas/plugins/validate"),
+]
+
+
+def schema() -> declarative.Schema:
+    config = {"type": "record", "fields": FIELDS}
+    return declarative.Schema({"mine": {"name": "mine", "fields": [{"config": config}]}})
+
+
+@pytest.fixture
+def answers() -> Iterator[dict[tuple[str, str], tuple[int, str]]]:
+    running: list[declarative.Config] = []
+    api = admin.Admin(schema(), on_config=running.append, environ=ENVIRON)
+    found = {}
+    for method, target in (("POST", "/config"), *ASKED):
+        body = {"POST /config": KONG_YML, "POST /schemas/plugins/validate": '{"name": "mine"}'}.get(
+            f"{method} {target}"
+        )
+        status, _, answer = api.handle(method, target, (body or "").encode(), {})
+        found[method, target] = status, answer.decode()
+    (plugin,) = running[-1].plugins
+    # The plugin itself gets the value: otherwise nothing would be hidden here.
+    assert json.dumps(plugin.config).count(SECRET) == 6
+    assert SECRET not in repr(plugin)
+    yield found
+
+
+def test_every_answer_shows_references_only(answers: dict[tuple[str, str], tuple[int, str]]) -> None:
+    assert all(status in (200, 201) for status, _ in answers.values()), answers
+    assert [asked for asked, (_, body) in answers.items() if SECRET in body] == []
+    for asked in (("GET", "/plugins"), ("GET", "/plugins/one"), ("POST", "/config")):
+        assert answers[asked][1].count(REFERENCE) == 6, asked
+
+
+def test_all_routes_are_asked_above() -> None:
+    for pattern, method, _ in admin._ROUTES:
+        assert any(method == verb and pattern.fullmatch(target) for verb, target in ASKED), pattern
+
+
+def test_a_configuration_that_is_shown_resolved_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: with the old behaviour the same answers hold the secret."""
+    monkeypatch.setattr(PluginEntity, "as_pdk", lambda self: {"id": self.id, "config": self.config})
+    api = admin.Admin(schema(), environ=ENVIRON)
+    assert SECRET in api.handle("POST", "/config", KONG_YML.encode(), {})[2].decode()
+    assert SECRET in api.handle("GET", "/plugins", b"", {})[2].decode()
+
+
+def ask(path: Path, target: str = "/status") -> int:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        client.connect(str(path))
+        client.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        return int(client.recv(4096).split()[1])
+
+
+def test_a_unix_socket_of_its_owner(minikong: Any, tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    before = os.umask(0)  # the socket's mode must not hang on it
+    try:
+        kong = minikong(
+            KONG_YML.replace("mine", "request-termination").partition("  config:")[0], admin_listen=f"unix:{path}"
+        )
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert kong.admin_url == f"unix:{path}"
+    assert ask(path) == 200
+    with pytest.raises(OSError, match="something listens on"):
+        listener._bind(str(path))
+
+
+def test_a_killed_predecessors_socket_is_no_obstacle_and_a_stop_leaves_none(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    command = [
+        str(Path(sys.executable).with_name("minikong")),
+        "--proxy-listen",
+        "127.0.0.1:0",
+        "--admin-listen",
+        f"unix:{path}",
+    ]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("KONG_")}
+
+    def start() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(command, env=clean, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                assert ask(path) == 200
+                return process
+            except OSError:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+    killed = start()
+    killed.kill()
+    killed.wait(20)
+    assert path.exists()
+    second = start()
+    second.terminate()
+    assert second.wait(20) == 0
+    assert not path.exists()
+
+
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "kong.yml"
+    path.write_text("mine")
+    with pytest.raises(OSError):
+        listener._bind(str(path))
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(("key", "value"), [("proxy_listen", "unix:/tmp/x"), ("admin_listen", "unix:x")])
+def test_only_the_admin_api_and_by_a_full_path(key: str, value: str) -> None:
+    with pytest.raises(conf.ConfError, match=f"{key}: expected <ip>:<port>"):
+        conf.load(overrides={key: value})
+    assert conf.load(overrides={"admin_listen": "unix:/tmp/x"}).admin_listen[0].path == "/tmp/x"
