@@ -27,6 +27,7 @@ from jwt.algorithms import RSAAlgorithm
 from kong_claude.cli import stack as parts
 from kong_claude.cli.guard import lua
 from kong_claude.cli.supervise import Supervisor
+from kong_claude.trust.attestation import new_private_key, parse_pem
 from tests.chaos.tamper import Relay
 from tests.chaos.upstream import Upstream
 
@@ -53,23 +54,22 @@ class Stack:
         self.plugins = self.directory / "plugins"
         self.plugins.mkdir()
         shutil.copy(Path(__file__).with_name("plugin_with_faults.py"), self.plugins / f"{PLUGIN}.py")
-        proxy, admin, upstream, self.jwks_port, metrics = free_ports(5)
+        proxy, upstream, self.jwks_port, metrics = free_ports(4)
         self.upstream_port = upstream
-        self.secrets = {"attestation-secret": secrets.token_hex(24), "jwt-secret": secrets.token_hex(24)}
+        self.secrets = {"attestation-key": new_private_key(), "jwt-secret": secrets.token_hex(24)}
         self.layout = parts.Layout(
             config=self.directory / "kong.yml",
             plugins=self.plugins,
             state=self.directory,
             run=self.directory,
             port=proxy,
-            admin_port=admin,
             metrics_port=metrics,
             secrets=self.secrets,
         )
-        self.url, self.admin = self.layout.proxy_url, self.layout.admin_url
+        self.url = self.layout.proxy_url
         self.key = rsa.generate_private_key(65537, 2048)
         self.relay = Relay(self.directory / "relay.sock", self.directory / "claude.sock")
-        self.upstream = Upstream(self.secrets["attestation-secret"].encode(), self.layout.redis)
+        self.upstream = Upstream(parse_pem(self.layout.attestation_key, "upstream"), self.layout.redis)
         self.supervisor = Supervisor(self.directory / "log", io.StringIO(), restarts=float("inf"))
         self.jwks: web.AppRunner | None = None
         (self.directory / "kong.yml").write_text(yaml.safe_dump(self.config()))
@@ -99,7 +99,7 @@ class Stack:
     def route(self, tenant: str, issuer: Mapping[str, Any]) -> dict[str, Any]:
         gateway = {
             "mark": f"chaos-{tenant}",
-            "attestation": {"secret": "{vault://env/claude-attestation-secret}", "request": f"POST /{tenant}"},
+            "attestation": {"private_key": "{vault://env/claude-attestation-key}", "request": f"POST /{tenant}"},
             "jwt_claims": {
                 "issuers": [{"issuer": f"https://{tenant}.example", **issuer}],
                 "audience": [tenant],
@@ -197,9 +197,10 @@ class Stack:
         """POST /config with the same content: Kong then starts every instance anew."""
         import aiohttp
 
-        async with aiohttp.ClientSession() as session:
+        admin = aiohttp.UnixConnector(self.layout.admin_url.removeprefix("unix:"))
+        async with aiohttp.ClientSession(connector=admin) as session:
             document = {"config": (self.directory / "kong.yml").read_text()}
-            async with session.post(f"{self.admin}/config", json=document) as answer:
+            async with session.post("http://admin/config", json=document) as answer:
                 await answer.read()
                 return answer.status
 

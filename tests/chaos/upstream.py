@@ -10,7 +10,7 @@ import redis.asyncio
 from aiohttp import web
 
 from kong_claude.trust import ledger
-from kong_claude.trust.attestation import HEADER, AttestationError, demand, verify
+from kong_claude.trust.attestation import HEADER, AttestationError, Key, demand, verify
 
 CHECKS = ("jwt-claims", "rate-tiers", "prompt-context")
 
@@ -28,8 +28,8 @@ class Seen:
 class Upstream:
     """Answers /a and /b. A request says in X-Chaos what it is: `<tenant>:<good|bad>:<subject>`."""
 
-    def __init__(self, secret: bytes, redis_url: str) -> None:
-        self.secret = secret
+    def __init__(self, key: Key, redis_url: str) -> None:
+        self.key = key
         self.redis = redis.asyncio.from_url(redis_url)
         self.seen = Seen()
         self.routes: dict[str, str] = {}  # path → the route id it came with first
@@ -56,7 +56,7 @@ class Upstream:
             self.seen.unauthenticated.append(kind)
         try:
             claims = verify(
-                request.headers.get(HEADER, ""), {"1": self.secret}, issuer="kong-claude", audience="claude-invoker"
+                request.headers.get(HEADER, ""), {"1": self.key}, issuer="kong-claude", audience="claude-invoker"
             )
             demand(claims, method=request.method, path=request.path, checks=CHECKS, body=body)
         except AttestationError as error:

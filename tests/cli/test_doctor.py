@@ -18,9 +18,11 @@ from kong_claude.cli.guard import lua
 from kong_claude.cli.main import main
 from kong_claude.cli.problem import Problem
 from kong_claude.doctor import probe, rules, view
+from kong_claude.trust.attestation import new_private_key
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "q8Zr1xJ0f7VbN3kLw5TgYh2MdC9sEaPu"
+KEY = new_private_key()
 ENVIRONMENT = {
     "KONG_PLUGINS": "bundled,claude-gateway",
     "KONG_PLUGINSERVER_NAMES": "claude-gateway",
@@ -28,7 +30,7 @@ ENVIRONMENT = {
     "KONG_PLUGINSERVER_CLAUDE_GATEWAY_START_CMD": "kong-claude-pluginserver -d p --event-timeout 2",
     "KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT": "5s",
     "KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE": "1m",
-    "CLAUDE_ATTESTATION_SECRET": SECRET,
+    "CLAUDE_ATTESTATION_KEY": KEY,
     "CLAUDE_JWT_SECRET": SECRET[::-1],
 }
 SOUND: dict[str, Any] = {
@@ -46,7 +48,7 @@ SOUND: dict[str, Any] = {
                             "name": "claude-gateway",
                             "config": {
                                 "mark": name,
-                                "attestation": {"secret": "{vault://env/claude-attestation-secret}"},
+                                "attestation": {"private_key": "{vault://env/claude-attestation-key}"},
                                 "jwt_claims": {"issuers": [{"secret": "{vault://env/claude-jwt-secret}"}]},
                             },
                         },
@@ -130,16 +132,22 @@ def secret_in_clear(c: dict[str, Any], e: dict[str, str]) -> None:
     plugin(c)["config"]["attestation"]["secret"] = SECRET
 
 
+def shared(c: dict[str, Any], e: dict[str, str], value: str) -> None:
+    """Attestations are signed with a secret that the invoker has too."""
+    plugin(c)["config"]["attestation"] = {"secret": "{vault://env/claude-attestation-secret}"}
+    e["CLAUDE_ATTESTATION_SECRET"] = value
+
+
 def short_secret(c: dict[str, Any], e: dict[str, str]) -> None:
-    e["CLAUDE_ATTESTATION_SECRET"] = "short"
+    shared(c, e, "short")
 
 
 def guessable_secret(c: dict[str, Any], e: dict[str, str]) -> None:
-    e["CLAUDE_ATTESTATION_SECRET"] = "change-me" * 5
+    shared(c, e, "change-me" * 5)
 
 
 def one_secret_for_both(c: dict[str, Any], e: dict[str, str]) -> None:
-    e["CLAUDE_ATTESTATION_SECRET"] = e["CLAUDE_JWT_SECRET"]
+    shared(c, e, e["CLAUDE_JWT_SECRET"])
 
 
 def no_read_timeout(c: dict[str, Any], e: dict[str, str]) -> None:
@@ -215,7 +223,7 @@ def limits_that_fail_open(c: dict[str, Any], e: dict[str, str]) -> None:
 
 
 def one_letter_secret(c: dict[str, Any], e: dict[str, str]) -> None:
-    e["CLAUDE_ATTESTATION_SECRET"] = "a" * 40
+    shared(c, e, "a" * 40)
 
 
 def guessable_token_secret(c: dict[str, Any], e: dict[str, str]) -> None:
@@ -223,7 +231,7 @@ def guessable_token_secret(c: dict[str, Any], e: dict[str, str]) -> None:
 
 
 def secret_not_set(c: dict[str, Any], e: dict[str, str]) -> None:
-    del e["CLAUDE_ATTESTATION_SECRET"]
+    del e["CLAUDE_ATTESTATION_KEY"]
 
 
 MISTAKES: list[tuple[str, Callable[[dict[str, Any], dict[str, str]], None]]] = [
@@ -287,12 +295,12 @@ def test_a_mistake_is_named(rule: str, make: Callable[..., None], tmp_path: Path
 def environment_of_compose(tmp_path: Path) -> dict[str, str]:
     environment = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["kong"]["environment"]
     # What the secrets' service makes and the entry point sets.
-    secrets = {"CLAUDE_JWT_SECRET": SECRET[::-1], "CLAUDE_ATTESTATION_SECRET": SECRET}
+    secrets = {"CLAUDE_JWT_SECRET": SECRET[::-1], "CLAUDE_ATTESTATION_KEY": KEY}
     return {k: str(v) for k, v in environment.items()} | secrets | {"CLAUDE_REDIS_URL": "redis://:x@redis:6379/0"}
 
 
 def environment_of_up(tmp_path: Path) -> dict[str, str]:
-    secrets = {"jwt-secret": SECRET[::-1], "attestation-secret": SECRET, "webhook-secret": SECRET.swapcase()}
+    secrets = {"jwt-secret": SECRET[::-1], "attestation-key": KEY, "webhook-secret": SECRET.swapcase()}
     layout = stack.Layout(ROOT / "kong.yml", ROOT / "plugins", state=tmp_path, run=tmp_path, secrets=secrets)
     return dict(stack.gateway(layout).environment)
 
@@ -304,6 +312,74 @@ def test_our_own_files_have_no_hole(environment_of: Callable[[Path], dict[str, s
     assert len(seen.routes) >= 10
 
 
+def test_a_shared_secret_is_no_hole_and_a_spoilt_key_is_one(tmp_path: Path) -> None:
+    config, environment = copy.deepcopy(SOUND), dict(ENVIRONMENT)
+    shared(config, environment, SECRET)
+    assert examine(config, environment, tmp_path) == []
+    seen = view.from_file(ROOT / "kong.yml", {"CLAUDE_ATTESTATION_KEY": KEY[:60]})
+    found = {(hole.rule, hole.problem) for hole in probe.configurations(seen, ROOT / "plugins")}
+    assert found == {("bad-config", "is not a PEM key that can be read")}
+
+
+def test_a_key_on_one_line_of_an_environment_file(tmp_path: Path) -> None:
+    from kong_claude.cli.doctor import read_environment
+
+    file = tmp_path / "kong.env"
+    file.write_text("CLAUDE_ATTESTATION_KEY='" + KEY.replace("\n", "\\n") + "'\n")
+    seen = view.from_file(ROOT / "kong.yml", read_environment(file))
+    assert list(probe.configurations(seen, ROOT / "plugins")) == []
+
+
+def test_a_running_gateway_is_examined_by_its_socket(
+    minikong: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--admin-url unix:/path`; references are shown, so that a secret in clear is seen here too."""
+    monkeypatch.setenv("TOKEN_SECRET", SECRET)
+    config: dict[str, Any] = {
+        "_format_version": "3.0",
+        "upstreams": [{"name": "pool", "targets": [{"target": "invoker:8100"}]}],
+        "services": [
+            {
+                "name": "s",
+                "url": "http://pool",
+                "routes": [
+                    {
+                        "name": "r",
+                        "paths": ["/"],
+                        "plugins": [
+                            {
+                                "name": "claude-jwt-claims",
+                                "config": {
+                                    "mark": "r",
+                                    "issuers": [
+                                        {"issuer": "i", "algorithms": ["HS256"], "secret": "{vault://env/token-secret}"}
+                                    ],
+                                    "audience": ["a"],
+                                },
+                            },
+                            {"name": "post-function", "config": {"access": [lua("r", ["claude-jwt-claims"])]}},
+                        ],
+                    }
+                ],
+            }
+        ],
+    }
+
+    def holes(socket: Path) -> list[str]:
+        kong = minikong(yaml.safe_dump(config), plugins=ROOT / "plugins", admin_listen=f"unix:{socket}")
+        assert kong.admin_url == f"unix:{socket}"
+        code = main(["doctor", "--admin-url", kong.admin_url, "--json"])
+        found = [hole["rule"] for hole in json.loads(capsys.readouterr().out)["holes"]]
+        assert code == bool(found)
+        return found
+
+    assert holes(tmp_path / "sound") == []
+    config["services"][0]["routes"][0]["plugins"][0]["config"]["issuers"][0]["secret"] = SECRET
+    assert holes(tmp_path / "in-clear") == ["secret-in-clear"]
+    with pytest.raises(Problem, match=r"unix:/nowhere/admin\.sock does not answer like Kong's Admin API"):
+        view.from_admin("unix:/nowhere/admin.sock", {})
+
+
 def test_a_value_of_another_kind_is_named(tmp_path: Path) -> None:
     config = {"_format_version": "3.0", "plugins": [{"name": "claude-gateway", "config": {"jwt_claims": 1}}]}
     path = tmp_path / "kong.yml"
@@ -313,7 +389,8 @@ def test_a_value_of_another_kind_is_named(tmp_path: Path) -> None:
 
 def test_exit_codes_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     env = tmp_path / "env"
-    env.write_text("".join(f"{name}={value}\n" for name, value in ENVIRONMENT.items()))
+    one_line_each = {name: value.replace("\n", "\\n") for name, value in ENVIRONMENT.items()}
+    env.write_text("".join(f"{name}={value}\n" for name, value in one_line_each.items()))
     path = tmp_path / "kong.yml"
     open_config = copy.deepcopy(SOUND)
     open_sibling_route(open_config, {})

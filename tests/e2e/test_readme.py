@@ -1,4 +1,4 @@
-"""README's block of curl calls, as it stands, against the whole stack."""
+"""The blocks of commands in README and documents, as they stand, against the whole stack."""
 
 from __future__ import annotations
 
@@ -40,3 +40,20 @@ def test_the_calls_of_the_readme_answer_what_it_says(gateway: Gateway, tmp_path:
     assert re.search(r"^location: /claude/jobs/job_", said, re.MULTILINE | re.IGNORECASE)
     assert '"tier":"pro"' in said
     assert 'claude_requests_total{method="POST",route="claude-invoke",status="200"}' in said
+
+
+def test_the_local_stacks_admin_api_as_the_document_asks_it(gateway: Gateway, tmp_path: Path) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/admin-api.md").read_text(), re.DOTALL)
+    script = next(block for block in blocks if "--unix-socket" in block)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script.replace("kong-claude", COMMAND)],
+        env=own_environment(gateway.home),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10 routes, 0 holes" in done.stderr
+    assert "{vault://env/claude-attestation-key}" in done.stdout

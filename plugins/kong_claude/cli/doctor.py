@@ -16,7 +16,10 @@ HELP = "name the holes in a Kong configuration; exit code 1 where there is one"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", type=Path, default=Path("kong.yml"), help="declarative file (kong.yml)")
-    parser.add_argument("--admin-url", help="examine a running Kong instead of a file")
+    parser.add_argument(
+        "--admin-url",
+        help="examine a running Kong instead of a file: http://127.0.0.1:8001, or unix:/path/admin.sock (see: status)",
+    )
     parser.add_argument(
         "--env-file", type=Path, help="KONG_* and secrets as NAME=value lines (default: own environment)"
     )
@@ -28,7 +31,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from kong_claude.doctor import probe, rules, view
 
-    environment = read_environment(options.env_file) if options.env_file else dict(os.environ)
+    # KONG_CLAUDE_* are settings of this command, not of Kong.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("KONG_CLAUDE_")}
+    environment = read_environment(options.env_file) if options.env_file else own
     seen = (
         view.from_admin(options.admin_url, environment)
         if options.admin_url

@@ -10,20 +10,19 @@ import shutil
 import socket
 import sys
 import sysconfig
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kong_claude.cli.ask import answers
 from kong_claude.cli.problem import Problem
 from kong_claude.cli.supervise import Part
+from kong_claude.trust.attestation import public_key_of
 
 # One `pluginserver_names` entry per plugin: Kong ≥ 3.9 reads only the first plugin of a query's dump.
 PLUGINS = ("claude-gateway", "claude-jwt-claims", "claude-rate-tiers", "claude-prompt-context", "claude-metrics")
 INVOKER_PORT = 8100
 STANDIN_PORT = 8101
-ADMIN_PORT = 8001
 METRICS_PORT = 8109
 
 
@@ -37,7 +36,6 @@ class Layout:
     run: Path  # sockets; short, since a unix socket's path ends at 108 bytes
     address: str = "127.0.0.1"  # of everything but the proxy
     port: int = 8000
-    admin_port: int = ADMIN_PORT
     invoker_port: int = INVOKER_PORT
     standin_port: int = STANDIN_PORT
     metrics_port: int = METRICS_PORT
@@ -51,7 +49,8 @@ class Layout:
 
     @property
     def admin_url(self) -> str:
-        return f"http://{self.address}:{self.admin_port}"
+        """A socket of our own user: every user of the machine, the tools of a run too, reaches a port on loopback."""
+        return f"unix:{self.run / 'admin.sock'}"
 
     @property
     def invoker_url(self) -> str:
@@ -64,6 +63,12 @@ class Layout:
     @property
     def redis(self) -> str:
         return self.redis_url or f"unix://{self.run / 'redis.sock'}"
+
+    @property
+    def attestation_key(self) -> str:
+        """What the invoker verifies with: the gateway's public key, or its secret where kong.yml signs with one."""
+        shared = self.secrets.get("attestation-secret")
+        return shared or public_key_of(self.secrets["attestation-key"], "CLAUDE_ATTESTATION_KEY")
 
     @property
     def record(self) -> Path:
@@ -101,7 +106,7 @@ def invoker(layout: Layout) -> Part:
         "INVOKER_PORT": str(layout.invoker_port),
         "INVOKER_REDIS_URL": layout.redis,
         "INVOKER_STATE_DIR": str(layout.run / "runs"),
-        "INVOKER_ATTESTATION_KEY": layout.secrets["attestation-secret"],
+        "INVOKER_ATTESTATION_KEY": layout.attestation_key,
         "INVOKER_WEBHOOK_SECRET": layout.secrets["webhook-secret"],
         "INVOKER_WORKER": "embedded",
         "INVOKER_ANTHROPIC_API_KEY": layout.api_key or "sk-ant-canned-answers",
@@ -110,7 +115,7 @@ def invoker(layout: Layout) -> Part:
         environment["INVOKER_ANTHROPIC_BASE_URL"] = layout.standin_url
     environment |= inherited("CLAUDE_CLI_PATH", prefix="INVOKER_", known=environment)
     command = [sys.executable, "-m", "claude_invoker"]
-    return Part("invoker", command, environment, answers(f"{layout.invoker_url}/healthz"), ready_within=60)
+    return Part("invoker", command, environment, lambda: answers(layout.invoker_url, "/healthz"), ready_within=60)
 
 
 def gateway(layout: Layout) -> Part:
@@ -124,17 +129,18 @@ def gateway(layout: Layout) -> Part:
         "KONG_PREFIX": str(layout.run),
         "KONG_DNS_HOSTSFILE": str(hosts),
         "KONG_PROXY_LISTEN": f"127.0.0.1:{layout.port}",
-        "KONG_ADMIN_LISTEN": f"{layout.address}:{layout.admin_port}",
+        "KONG_ADMIN_LISTEN": layout.admin_url,
         "KONG_PLUGINS": ",".join(("bundled", *PLUGINS)),
         "KONG_PLUGINSERVER_NAMES": ",".join(PLUGINS),
         "KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT": "5s",
         "KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE": "1m",
         "KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE": "10m",
-        # What kong.yml's {vault://env/…} references resolve to.
-        "CLAUDE_JWT_SECRET": layout.secrets["jwt-secret"],
-        "CLAUDE_ATTESTATION_SECRET": layout.secrets["attestation-secret"],
         "CLAUDE_REDIS_URL": layout.redis,
     }
+    # What kong.yml's other {vault://env/…} references resolve to.
+    for name in ("jwt-secret", "attestation-key", "attestation-secret"):
+        if name in layout.secrets:
+            environment[f"CLAUDE_{name.upper().replace('-', '_')}"] = layout.secrets[name]
     for plugin in PLUGINS:
         key = f"KONG_PLUGINSERVER_{plugin.upper().replace('-', '_')}"
         environment[f"{key}_SOCKET"] = str(plugin_socket)
@@ -145,11 +151,10 @@ def gateway(layout: Layout) -> Part:
         f" --event-timeout 2 --metrics-listen {layout.address}:{layout.metrics_port}"
     )
     command = [sys.executable, "-m", "minikong"]
-    answering = answers(f"{layout.admin_url}/status")
 
     def ready() -> bool:
         # Until the plugin server listens, Kong answers every request with 500.
-        return answering() and accepting(plugin_socket)
+        return answers(layout.admin_url, "/status") and accepting(plugin_socket)
 
     return Part("gateway", command, environment, ready, ready_within=60)
 
@@ -228,16 +233,5 @@ def listening(host: str, port: int) -> Callable[[], bool]:
         with socket.socket() as probe:
             probe.settimeout(1)
             return probe.connect_ex((host, port)) == 0
-
-    return ready
-
-
-def answers(url: str) -> Callable[[], bool]:
-    def ready() -> bool:
-        try:
-            with urllib.request.urlopen(url, timeout=2) as response:
-                return bool(response.status < 300)
-        except (urllib.error.URLError, OSError):
-            return False
 
     return ready

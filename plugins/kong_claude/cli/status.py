@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import urllib.error
-import urllib.request
 from dataclasses import asdict
 
+from kong_claude.cli.ask import answers
 from kong_claude.cli.state import recall
 
 HELP = "show whether the local stack runs and where it listens (exit code 1 if not)"
@@ -23,8 +22,8 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({"running": False}) if options.json else "not running; start it with: kong-claude up")
         return 1
     parts = {
-        "gateway": answers(f"{running.admin}/status"),
-        "invoker": answers(f"{running.invoker}/readyz"),
+        "gateway": answers(running.admin, "/status"),
+        "invoker": answers(running.invoker, "/readyz"),
     }
     if options.json:
         print(json.dumps({"running": True, **asdict(running), "ready": parts}))
@@ -35,12 +34,3 @@ def run(options: argparse.Namespace) -> int:
         print(f"answers  {'canned, from ' + running.standin if running.standin else 'from the Anthropic API'}")
         print(f"pid      {running.pid}" + (f", log {running.log}" if running.log else ""))
     return 0 if all(parts.values()) else 1
-
-
-def answers(url: str) -> bool:
-    """True where a GET is answered with 2xx within 3 s."""
-    try:
-        with urllib.request.urlopen(url, timeout=3) as response:
-            return bool(200 <= response.status < 300)
-    except (urllib.error.URLError, OSError, ValueError):
-        return False

@@ -17,9 +17,12 @@ from kong_claude.cli import stack
 from kong_claude.cli.problem import Problem
 from kong_claude.cli.state import Running, forget, home, process_start, recall, remember, secret
 from kong_claude.cli.supervise import PartFailed, Supervisor
+from kong_claude.decision import ConfigError
+from kong_claude.trust.attestation import public_key_of
 
 HELP = "start the local stack (foreground; Ctrl-C stops everything)"
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d ")
+SHARED_KEY = re.compile(r"\{vault://env/claude[-_]attestation[-_]secret", re.IGNORECASE)
 MIN_FREE = 200 << 20  # bytes: append-only file, logs, working directories of runs
 
 
@@ -60,8 +63,21 @@ def layout_from(options: argparse.Namespace) -> stack.Layout:
         port=options.port,
         redis_url=os.environ.get("REDIS_URL"),
         api_key=os.environ.get("ANTHROPIC_API_KEY"),
-        secrets={name: secret(name) for name in ("jwt-secret", "attestation-secret", "webhook-secret")},
+        secrets=secrets_for(options.config),
     )
+
+
+def secrets_for(config: Path) -> dict[str, str]:
+    """The secrets by name; the shared one only for a kong.yml that still signs attestations with it. Raises Problem."""
+    names = ["jwt-secret", "attestation-key", "webhook-secret"]
+    if SHARED_KEY.search(config.read_text(errors="replace")):
+        names.append("attestation-secret")
+    found = {name: secret(name) for name in names}
+    try:
+        public_key_of(found["attestation-key"], "CLAUDE_ATTESTATION_KEY")
+    except ConfigError as error:
+        raise Problem(str(error)) from error
+    return found
 
 
 def own_address(port: int) -> str:
@@ -78,7 +94,7 @@ def check(layout: stack.Layout) -> None:
         raise Problem(
             f"a stack is already running here (pid {running.pid}, {running.proxy}); stop it: kong-claude down"
         )
-    ports = [("127.0.0.1", layout.port, "--port N takes another"), (layout.address, layout.admin_port, "")]
+    ports = [("127.0.0.1", layout.port, "--port N takes another")]
     ports += [(layout.address, layout.invoker_port, ""), (layout.address, layout.metrics_port, "")]
     if layout.standin_url:
         ports.append((layout.address, layout.standin_port, ""))
@@ -183,6 +199,9 @@ def banner(layout: stack.Layout) -> list[str]:
     lines = [f"ready on {layout.proxy_url}"]
     if layout.standin_url:
         lines.append("ANSWERS ARE CANNED: no ANTHROPIC_API_KEY is set, a local stand-in plays the model")
+    if "attestation-secret" in layout.secrets:
+        lines.append(f"{layout.config.name} signs attestations with a secret that the invoker has too; instead of it:")
+        lines.append('  private_key: "{vault://env/claude-attestation-key}"')
     kong_claude = Path(sys.argv[0]) if Path(sys.argv[0]).name == "kong-claude" else Path("kong-claude")
     lines += [
         "try:",

@@ -12,9 +12,11 @@ from typing import Any
 from kong_claude.decision import ConfigError
 from kong_claude.doctor.rules import SUITE, Hole, vault_variable
 from kong_claude.doctor.view import View, label
+from kong_claude.trust.attestation import new_private_key
 
-# Stands for a secret whose reference cannot be resolved here.
+# Stand for a secret or key whose reference cannot be resolved here.
 PLACEHOLDER = "unresolved-reference-" + "0123456789abcdef" * 3
+PLACEHOLDER_KEY = new_private_key()
 
 
 def configurations(view: View, directory: Path) -> Iterator[Hole]:
@@ -46,15 +48,19 @@ def load(path: Path) -> Any:
     return module
 
 
-def resolve(value: Any, environment: Mapping[str, str]) -> Any:
+def resolve(value: Any, environment: Mapping[str, str], field: str = "") -> Any:
     """`{vault://env/…}` references by value, so that a plugin sees what it would see in Kong."""
     if isinstance(value, Mapping):
-        return {k: resolve(v, environment) for k, v in value.items()}
+        return {k: resolve(v, environment, k) for k, v in value.items()}
     if isinstance(value, list):
-        return [resolve(v, environment) for v in value]
+        return [resolve(v, environment, field) for v in value]
     if isinstance(value, str) and value.startswith("{vault://"):
-        found = environment.get(vault_variable(value) or "", PLACEHOLDER)
-        return "redis://127.0.0.1:1" if "redis" in value and found == PLACEHOLDER else found
+        found = environment.get(vault_variable(value) or "")
+        if found is not None:
+            return found
+        if field.endswith("private_key"):
+            return PLACEHOLDER_KEY
+        return "redis://127.0.0.1:1" if "redis" in value else PLACEHOLDER
     return value
 
 

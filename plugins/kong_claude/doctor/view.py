@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from kong_claude.cli import ask
 from kong_claude.cli.problem import Problem
 
 Entity = Mapping[str, Any]
@@ -44,7 +43,6 @@ class View:
     plugins: tuple[Entity, ...]
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of each upstream, as host:port
-    resolved: bool = False  # from an Admin API: defaults are filled in and references cannot be told from secrets
 
 
 def from_file(path: Path, environment: Mapping[str, str]) -> View:
@@ -93,13 +91,8 @@ def flatten(document: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def from_admin(url: str, environment: Mapping[str, str]) -> View:
-    """Asks a running Kong's Admin API. Raises Problem."""
-    return View(
-        **{
-            **build(everything(url), environment).__dict__,
-            "resolved": True,
-        }
-    )
+    """Asks a running Kong's Admin API, which shows vault references, not what they resolve to. Raises Problem."""
+    return build(everything(url), environment)
 
 
 def everything(url: str) -> dict[str, list[dict[str, Any]]]:
@@ -113,9 +106,11 @@ def fetch(url: str, kind: str) -> list[dict[str, Any]]:
     page: str | None = f"/{kind}?size=1000"
     while page:
         try:
-            with urllib.request.urlopen(url.rstrip("/") + page, timeout=10) as response:
-                answer = json.load(response)
-        except (urllib.error.URLError, OSError, ValueError) as error:
+            status, body = ask.get(url, page, timeout=10)
+            if status != 200:
+                raise ValueError(f"{page}: status {status}")
+            answer = json.loads(body)
+        except (OSError, ValueError) as error:
             raise Problem(f"{url} does not answer like Kong's Admin API ({error})") from error
         found += answer.get("data") or []
         page = answer.get("next")
