@@ -76,7 +76,8 @@ def test_kongs_settings_are_those_of_the_compose_file() -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["kong"]["environment"]
     for setting, value in values.items():
         theirs = compose[f"KONG_{setting.upper()}"]
-        assert value == theirs, setting
+        # Compose binds the metrics to one network; here a policy guards them.
+        assert value == theirs.replace("--metrics-listen pluginserver:", "--metrics-listen 0.0.0.0:"), setting
     plugins = values["pluginserver_names"].split(",")
     assert values["plugins"].split(",")[1:] == plugins
     for plugin in plugins:

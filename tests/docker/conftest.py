@@ -87,7 +87,6 @@ class ComposeGateway(Gateway):
         return dict(os.environ) | {
             "ANTHROPIC_BASE_URL": "http://standin:8101",
             "KONG_CLAUDE_PORT": port,
-            "KONG_CLAUDE_ADMIN_PORT": str(int(port) + 1),
         }
 
     def token(self, subject: str = "alice", *options: str) -> str:

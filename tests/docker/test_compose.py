@@ -35,9 +35,40 @@ def test_only_kong_publishes_a_port(gateway: ComposeGateway) -> None:
 
 
 def test_secrets_are_random_and_not_in_any_environment_of_the_image(gateway: ComposeGateway) -> None:
-    secret = gateway.run("exec", "-T", "invoker", "cat", "/secrets/attestation-secret").strip()
+    secret = gateway.run("exec", "-T", "invoker", "cat", "/secrets/webhook-secret").strip()
     assert len(secret) > 40
     assert secret not in gateway.run("config")
+
+
+def test_the_doctor_finds_no_hole_from_kongs_own_container(gateway: ComposeGateway) -> None:
+    doctor = ("with-secrets", "kong-claude", "doctor", "--admin-url", "http://127.0.0.1:8001")
+    assert gateway.run("exec", "-T", "kong", *doctor) == ""
+
+
+@pytest.mark.parametrize("service", ["invoker", "worker"])
+def test_where_tools_run_there_is_nothing_that_signs(gateway: ComposeGateway, service: str) -> None:
+    listed = gateway.run("exec", "-T", service, "sh", "-c", "stat -c '%a %u %n' /secrets/*")
+    assert set(listed.split("\n")) - {""} == {
+        f"400 0 /secrets/{name}" for name in ("attestation-public-key", "redis-url", "webhook-secret")
+    }
+
+
+@pytest.mark.parametrize("service", ["invoker", "worker"])
+@pytest.mark.parametrize("address", ["kong:8001", "kong:8109", "kong:8002", "pluginserver:8109", "prometheus:9090"])
+def test_where_tools_run_neither_admin_api_nor_metrics_are_reached(
+    gateway: ComposeGateway, service: str, address: str
+) -> None:
+    code = (
+        "import socket, sys\nhost, port = sys.argv[1].split(':')\n"
+        "try: socket.create_connection((host, int(port)), 5); print('reached')\n"
+        "except OSError: print('not reached')"
+    )
+
+    def ask(address: str) -> str:
+        return gateway.run("exec", "-T", service, "python", "-c", code, address).strip()
+
+    assert ask("redis:6379") == "reached"
+    assert ask(address) == "not reached"
 
 
 def test_the_invoker_cannot_be_asked_from_beside(gateway: ComposeGateway) -> None:
