@@ -56,7 +56,7 @@ def test_exception_is_refused_and_logged_without_its_message(start: Callable[...
         request = Request(headers={"authorization": "Bearer secret-in-a-header"})
         assert is_503(kong.handle(instance, "access", request))
     assert re.search(r"plugin battery, access: uncaught RuntimeError at .*battery\.py:\d+ in raise_later", server.log)
-    assert "secret" not in server.log
+    assert "secret-in-a" not in server.log  # the path of a checkout may hold the word alone
 
 
 def test_in_log_a_failure_ends_the_event(ours: Server) -> None:
