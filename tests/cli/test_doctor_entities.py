@@ -90,6 +90,7 @@ def as_minikong_runs_it(text: str, filename: str) -> dict[str, Any]:
     for route in config.routes.values():
         found = {name: precedence.lookup(name, route.id, route.service_id, None) for name in NAMES}
         host = config.services[route.service_id].host if route.service_id else None
+        assert route.paths is not None
         seen[str(route.paths[0])] = (host, {name for name, plugin in found.items() if plugin})
     return seen
 

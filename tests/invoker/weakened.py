@@ -25,6 +25,10 @@ from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts, engine, sessions
 
 
+def put(owner: object, name: str, value: object) -> None:
+    setattr(owner, name, value)
+
+
 def killer_that_can_be_stopped() -> None:
     """`kill -9 -1` by a shell of the run's own user, for which nobody has a deadline."""
 
@@ -37,11 +41,11 @@ def killer_that_can_be_stopped() -> None:
             if not await asyncio.to_thread(killer.alive, uid):
                 return
 
-    kill.Killer.end = end  # type: ignore[method-assign]
+    put(kill.Killer, "end", end)
 
 
 def killer_that_never_answers() -> None:
-    kill._PROGRAM = Path(__file__).with_name("deaf.py")
+    put(kill, "_PROGRAM", Path(__file__).with_name("deaf.py"))
 
 
 def trees_by_recursion() -> None:
@@ -54,30 +58,31 @@ def trees_by_recursion() -> None:
     def discard(self: tree.Discarded, target: Path) -> None:
         delete(target)
 
-    walk.delete = delete
-    tree.Discarded.delete = discard  # type: ignore[method-assign]
-    artifacts.survey = lambda work: {}
-    artifacts.collect = lambda work, before, into, bounds: ([], 0)
+    put(walk, "delete", delete)
+    put(tree.Discarded, "delete", discard)
+    put(artifacts, "survey", lambda work: {})
+    put(artifacts, "collect", lambda work, before, into, bounds: ([], 0))
 
 
 def trees_that_stay_the_runs() -> None:
     """A session's tree keeps the user id of its last run."""
-    tree.Tree.take_back = lambda self, uid: None  # type: ignore[method-assign,assignment]
+    put(tree.Tree, "take_back", lambda self, uid: None)
 
 
 def two_user_ids() -> None:
     """No defence, but a small machine: the next run always gets the id that the last one had."""
-    users.SPAN = 2
+    put(users, "SPAN", 2)
 
 
 def sessions_in_argv() -> None:
     """A session is gone on with by its id."""
-    begun = sessions.Session.begun
+    begun: property = vars(sessions.Session)["begun"]
     current: list[sessions.Session] = []
 
     def is_begun(self: sessions.Session) -> bool:
         current[:] = [self]
-        return bool(begun.fget(self))  # type: ignore[misc]
+        assert begun.fget is not None
+        return bool(begun.fget(self))
 
     def by_id(cli: Path, shape: Shape) -> list[str]:
         arguments = command(cli, shape)
@@ -85,8 +90,8 @@ def sessions_in_argv() -> None:
             arguments.append(f"--{'resume' if shape.session == 'begun' else 'session-id'}={current[0].id}")
         return [argument for argument in arguments if argument != "--continue"]
 
-    sessions.Session.begun = property(is_begun)  # type: ignore[misc,assignment]
-    process.command = by_id
+    put(sessions.Session, "begun", property(is_begun))
+    put(process, "command", by_id)
 
 
 def locks_that_anybody_can_take() -> None:
@@ -102,8 +107,8 @@ def locks_that_anybody_can_take() -> None:
             return None
         return held
 
-    users.SPAN = 9
-    users.Users._lock = lock  # type: ignore[method-assign]
+    put(users, "SPAN", 9)
+    put(users.Users, "_lock", lock)
 
 
 def anything_the_cli_says() -> None:
@@ -139,9 +144,9 @@ def anything_the_cli_says() -> None:
             await asyncio.shield(self.ledger.settle(caller, run.cost_usd))
         self._finish(run)
 
-    process.parse = believe
-    messages.Result.used = property(lambda self: Anything.of(self.total_cost_usd))  # type: ignore[assignment]
-    engine.Engine._execute = execute  # type: ignore[method-assign]
+    put(process, "parse", believe)
+    put(messages.Result, "used", property(lambda self: Anything.of(self.total_cost_usd)))
+    put(engine.Engine, "_execute", execute)
 
 
 def answers_that_nobody_reads() -> None:
@@ -152,33 +157,32 @@ def answers_that_nobody_reads() -> None:
 
     original = process.CliProcess.ready
 
+    waiting = process.CliProcess._obey
+
     async def ready(self: process.CliProcess) -> None:
-        self._obey = type(self)._waiting.__get__(self)  # type: ignore[attr-defined,method-assign]
+        put(self, "_obey", waiting.__get__(self))
         await original(self)
         del self._obey
 
-    process.CliProcess._waiting = process.CliProcess._obey  # type: ignore[attr-defined]
-    process.CliProcess._obey = obey  # type: ignore[method-assign]
-    process.CliProcess.ready = ready  # type: ignore[method-assign]
+    put(process.CliProcess, "_obey", obey)
+    put(process.CliProcess, "ready", ready)
 
 
 def work_in_the_background() -> None:
     """The CLI may go on after its result."""
-    environment = process.environment
+    from claude_invoker.cli.command import environment
 
     def without(*arguments: Any) -> dict[str, str]:
         found = environment(*arguments)
         del found["CLAUDE_CODE_DISABLE_BACKGROUND_TASKS"]
         return found
 
-    process.environment = without
+    put(process, "environment", without)
 
 
 def whole_sessions_are_booked() -> None:
     """A run's cost is what the CLI calls the total."""
-    messages.Result.used = property(  # type: ignore[assignment]
-        lambda self: messages.ModelUsage(costUSD=self.total_cost_usd)
-    )
+    put(messages.Result, "used", property(lambda self: messages.ModelUsage(costUSD=self.total_cost_usd)))
 
 
 WEAKNESSES: dict[str, Callable[[], None]] = {

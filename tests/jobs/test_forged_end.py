@@ -58,16 +58,15 @@ def test_a_forged_cost_holds_up_nobody(
     forging = {"prompt": tool("Bash", command=program(FORGER, f"<<'SAID'\n{said}\nSAID")), "tools": ["Bash"]}
     jobs = [create(invoker, "mallory", forging) for _ in range(PLACES)]
     if not without:
-        for state in jobs:
-            wait_for(lambda state=state: state() == "failed", 60, "the forger's end")
+        wait_for(lambda: [state() for state in jobs] == ["failed"] * PLACES, 60, "the forger's end")
     else:
         wait_for(lambda: [state() for state in jobs] == ["running"] * PLACES, 60, "the runs")
         wait_for(lambda: not invoker.trees(), 60, "the end of all that they started")
     other = create(invoker, "bob", {"prompt": "[[say fine]]"})
     if not without:
         wait_for(lambda: other() == "done", 60, "another tenant's job")
-        leases = redis_server.client().keys("*:leases")
-        assert not any(redis_server.client().zcard(key) for key in leases), "every lease was given back"
+        redis: Any = redis_server.client()
+        assert not any(redis.zcard(key) for key in redis.keys("*:leases")), "every lease was given back"
     else:
         time.sleep(8)
         assert [state() for state in jobs] == ["running"] * PLACES
