@@ -44,7 +44,7 @@ from claude_invoker.cli.process import CliProcess
 from claude_invoker.cli.tree import Tree
 from claude_invoker.cli.users import Users
 from claude_invoker.cli.walk import delete
-from claude_invoker.standin import StandIn
+from kong_claude_local.standin import StandIn
 
 PROMPT = "Say hello."
 TOOLS = ("Read", "Write", "Edit", "Glob", "Grep")

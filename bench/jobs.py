@@ -41,7 +41,7 @@ from claude_invoker.jobs.queue import Queues, enqueue_ticket, open_queues
 from claude_invoker.jobs.record import OVER, Job, JobRequest
 from claude_invoker.jobs.store import Store, connect
 from claude_invoker.trust import Caller
-from kong_claude.trust import ledger
+from claude_contract import ledger
 
 FAST_CLI = Path(__file__).with_name("fast_cli.sh")
 LEASE_S = 8

@@ -132,7 +132,7 @@ def attack_max_ms() -> float:
 def event_cost(seconds: float) -> dict[str, float]:
     """Wall and server CPU per event with a remembered token, one connection."""
     with tempfile.TemporaryDirectory(prefix="bj-") as folder:
-        shutil.copy(Path(__file__).parents[1] / "plugins" / "claude-jwt-claims.py", folder)
+        shutil.copy(Path(__file__).parents[1] / "plugins" / "kong_claude" / "kong_plugins" / "claude-jwt-claims.py", folder)
         with plugin_server(folder) as server, server.driver() as kong:
             instance = kong.start_instance("claude-jwt-claims", config("RS256"))
             request = Request(headers=bearer(token("RS256")))

@@ -62,7 +62,7 @@ async def measure(seconds: float) -> dict[str, Any]:
         config = kong_yml(service.sockets[0].getsockname()[1], folder / "access.jsonl")
         (folder / "kong.json").write_text(json.dumps(config))
         messages = {name: request(name, "none") for name in ("plain", "metrics", "logged")}
-        server = [sys.executable, "-m", "kong_claude.server", "-d", str(ROOT / "plugins"), "-p", name]
+        server = [sys.executable, "-m", "kong_claude.server", "-d", str(ROOT / "plugins" / "kong_claude" / "kong_plugins"), "-p", name]
         server += ["--socket-name", "plugins.sock"]
         counts = Counts()
         relay = await counts.serve(str(folder / "counted.sock"), str(folder / "plugins.sock"))

@@ -33,8 +33,8 @@ from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateL
 
 from bench.machine import machine
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
-from kong_claude.trust import ledger
-from kong_claude.trust.ledger import Lease, Slot, Window
+from claude_contract import ledger
+from claude_contract.ledger import Lease, Slot, Window
 
 LIMIT = 1_000_000  # nobody is refused, so that every window is written
 WINDOWS = tuple(Window(name, LIMIT) for name in ledger.PERIODS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from claude_invoker.problem import Problem
-from kong_claude.prompt_context import compose
+from claude_contract import compose
 
 
 def with_additions(document: dict[str, Any], additions: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from claude_invoker.problem import Problem
 from claude_invoker.trust import Caller
-from kong_claude.trust import ledger
+from claude_contract import ledger
 
 _log = logging.getLogger(__name__)
 _TRIES = 5

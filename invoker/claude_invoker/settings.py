@@ -16,8 +16,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from kong_claude.trust import secret_file
-from kong_claude.trust.secret_file import SecretFileError
+from claude_contract import secret_file
+from claude_contract.secret_file import SecretFileError
 
 Names = Annotated[tuple[str, ...], NoDecode]
 """A tuple of names; in the environment separated by commas."""

@@ -13,7 +13,7 @@ from fastapi import Request
 from claude_invoker.plan import Clamp
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
-from kong_claude.trust.attestation import (
+from claude_contract.attestation import (
     HEADER,
     AttestationError,
     Key,
@@ -21,7 +21,7 @@ from kong_claude.trust.attestation import (
     parse_pem,
     verify,
 )
-from kong_claude.trust.ledger import Lease
+from claude_contract.ledger import Lease
 
 SKEW_S = 5.0
 
@@ -37,7 +37,7 @@ class Caller:
     lease: str | None = None
     reservation: str | None = None
     slot: dict[str, int] | None = None
-    """What the lease stands for, where it has to be taken again (see `kong_claude.trust.ledger`)."""
+    """What the lease stands for, where it has to be taken again (see `claude_contract.ledger`)."""
     queued: bool = False
     """The gateway has let the run in to wait: its lease is not taken yet."""
     additions: dict[str, Any] = field(default_factory=dict)

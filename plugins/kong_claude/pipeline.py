@@ -15,7 +15,7 @@ from kong_claude import in_flight
 from kong_claude.decision import Answer, ConfigError, Decision, Pass, Refuse
 from kong_claude.errors import render
 from kong_claude.request import Request, RequestLine, answer
-from kong_claude.trust.attestation import HEADER, AttestationError, Signer, body_hash, signer_from_config
+from claude_contract.attestation import HEADER, AttestationError, Signer, body_hash, signer_from_config
 
 UNAVAILABLE = {"message": "service temporarily unavailable"}
 # Kong drops a header whose value is an empty table: removal costs no call of its own.

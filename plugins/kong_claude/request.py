@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from kong_claude.decision import Pass
-from kong_claude.trust.identity import Identity, identity_from_facts, identity_from_finding
+from claude_contract.identity import Identity, identity_from_facts, identity_from_finding
 
 MAX_HEADERS = 1000  # the most that kong.request.get_headers returns
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:#@/+=-]{1,128}")

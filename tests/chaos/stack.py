@@ -26,8 +26,8 @@ from jwt.algorithms import RSAAlgorithm
 
 from kong_claude.cli import stack as parts
 from kong_claude.cli.guard import lua
-from kong_claude.cli.supervise import Supervisor
-from kong_claude.trust.attestation import new_private_key, parse_pem
+from kong_claude_local.supervise import Supervisor
+from claude_contract.attestation import new_private_key, parse_pem
 from tests.chaos.tamper import Relay
 from tests.chaos.upstream import Upstream
 

@@ -9,8 +9,8 @@ from typing import Any
 import redis.asyncio
 from aiohttp import web
 
-from kong_claude.trust import ledger
-from kong_claude.trust.attestation import HEADER, AttestationError, Key, demand, verify
+from claude_contract import ledger
+from claude_contract.attestation import HEADER, AttestationError, Key, demand, verify
 
 CHECKS = ("jwt-claims", "rate-tiers", "prompt-context")
 

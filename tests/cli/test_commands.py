@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from kong_claude.cli.main import main
-from kong_claude.cli.token import claims, seconds
+from kong_claude_local.token import claims, seconds
 
 
 @pytest.fixture(autouse=True)

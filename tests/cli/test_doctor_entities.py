@@ -26,7 +26,7 @@ from minikong.precedence import Precedence
 from minikong.pytest_plugin import Start
 from minikong.schema import bundled
 
-PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
+PLUGINS = Path(__file__).resolve().parents[2] / "plugins" / "kong_claude" / "kong_plugins"
 NAMES = ["key-auth", "request-termination"]
 SCHEMA = Schema(bundled.schemas())
 IDS = [f"00000000-0000-4000-8000-{n:012d}" for n in range(40)]

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kong_claude.cli.supervise import Part, PartFailed, Supervisor
+from kong_claude_local.supervise import Part, PartFailed, Supervisor
 
 
 def part(name: str, code: str, ready: Path | None = None, ready_within: float = 30.0) -> Part:
@@ -87,7 +87,7 @@ def test_a_part_that_keeps_dying_is_given_up(tmp_path: Path, out: io.StringIO) -
 def test_a_part_that_ignores_sigterm_is_killed_with_its_children(
     tmp_path: Path, out: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kong_claude.cli.supervise.PATIENCE", 0.3)
+    monkeypatch.setattr("kong_claude_local.supervise.PATIENCE", 0.3)
     code = textwrap.dedent(f"""
         import pathlib, signal, subprocess, sys, time
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -107,7 +107,7 @@ def test_parts_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     code = textwrap.dedent(f"""
         import sys, time
         from pathlib import Path
-        from kong_claude.cli.supervise import Part, Supervisor
+        from kong_claude_local.supervise import Part, Supervisor
         s = Supervisor(Path({str(tmp_path / "log")!r}))
         s.start(Part("web", [sys.executable, "-c", {stays(tmp_path / "r")!r}], {{}}, Path({str(tmp_path / "r")!r}).exists))
         print(s.running[0][1].pid, flush=True)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kong_claude.decision import ConfigError
-from kong_claude.trust.attestation import (
+from claude_contract.attestation import (
     AttestationError,
     Signer,
     body_hash,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from kong_claude.trust import ledger
-from kong_claude.trust.keys import escaped, joined
+from claude_contract import ledger
+from claude_contract.keys import escaped, joined
 
 # Few characters, so that examples meet: the separators, what escapes them, and what stands for them.
 PARTS = st.text(st.sampled_from(":%3A25 \0é"), max_size=8) | st.text(

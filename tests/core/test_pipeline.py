@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kong_claude.decision import Answer, ConfigError, Decision, Pass, Refuse
 from kong_claude.pipeline import Pipeline, pipeline
 from kong_claude.request import MAX_HEADERS, Request
-from kong_claude.trust.attestation import HEADER, body_hash, signer_from_config, verify
+from claude_contract.attestation import HEADER, body_hash, signer_from_config, verify
 
 ATTESTATION = {"secret": "a" * 32, "request": "POST /claude/invoke"}
 ID = {"x-request-id": "r-1"}

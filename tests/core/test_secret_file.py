@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from kong_claude.cli.problem import Problem
-from kong_claude.cli.state import secret
+from kong_claude_local.state import secret
 from kong_claude.decision import ConfigError
-from kong_claude.trust import secret_file
-from kong_claude.trust.attestation import signer_from_config
+from claude_contract import secret_file
+from claude_contract.attestation import signer_from_config
 
 ME, OTHER, GROUP = 1000, 1001, 2000
 

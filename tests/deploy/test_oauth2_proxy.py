@@ -35,7 +35,7 @@ def issuer() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with plugin_server(ROOT / "plugins") as running:
+    with plugin_server(ROOT / "plugins" / "kong_claude" / "kong_plugins") as running:
         yield running
 
 

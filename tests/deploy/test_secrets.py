@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kong_claude.trust.attestation import Signer, parse_pem, signer_from_config, verify
+from claude_contract.attestation import Signer, parse_pem, signer_from_config, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from kong_claude.trust.attestation import HEADER, Signer, body_hash, parse_pem
+from claude_contract.attestation import HEADER, Signer, body_hash, parse_pem
 from minikong.entities import PluginEntity
 from tests.e2e.conftest import COMMAND, ROOT, Gateway, free_port, own_environment, up
 
@@ -143,7 +143,7 @@ def test_the_same_attack_on_a_gateway_without_a_defence(
     }
     minikong(
         json.dumps(config),
-        plugins=ROOT / "plugins",
+        plugins=ROOT / "plugins" / "kong_claude" / "kong_plugins",
         admin_listen=f"{address}:0" if listen == "tcp" else f"unix:{socket}",
     )
     if mode is not None:
@@ -204,7 +204,7 @@ def test_a_tool_reads_nothing_of_the_state_directory(gateway: Gateway) -> None:
 
 def test_the_invoker_holds_nothing_that_signs(gateway: Gateway) -> None:
     """Whoever takes the invoker over verifies attestations, and makes none."""
-    (invoker,) = [p for p in gateway.processes("claude_invoker") if "claude_invoker.standin" not in p.cmdline()][:1]
+    (invoker,) = [p for p in gateway.processes("claude_invoker") if "kong_claude_local.standin" not in p.cmdline()][:1]
     held = "\n".join(psutil.Process(invoker.pid).environ().values())
     private = (gateway.home / "attestation-key").read_text()
     assert "BEGIN PUBLIC KEY" in held
@@ -248,7 +248,7 @@ def test_a_state_directory_of_before_still_starts(home: Path, signs_with: str) -
         assert new in text
         text = text.replace(new, old)
     config.write_text(text)
-    started = up(home, free_port(), "--plugins-directory", str(ROOT / "plugins"), config=config)
+    started = up(home, free_port(), "--plugins-directory", str(ROOT / "plugins" / "kong_claude" / "kong_plugins"), config=config)
     assert started.returncode == 0, started.stdout + started.stderr
     assert ("signs attestations with a secret" in started.stdout) is (signs_with == "shared-secret")
     said = subprocess.run(

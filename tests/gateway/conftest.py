@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.kong_driver import Driver, plugin_server
 
-PLUGINS = Path(__file__).parents[2] / "plugins"
+PLUGINS = Path(__file__).parents[2] / "plugins" / "kong_claude" / "kong_plugins"
 
 
 @pytest.fixture(scope="session")

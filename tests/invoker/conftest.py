@@ -87,7 +87,7 @@ class Invoker:
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInProcess]:
     record = tmp_path_factory.mktemp("stand-in") / "record.jsonl"
     port = free_port()
-    command = [sys.executable, "-m", "claude_invoker.standin", "--port", str(port), "--record", str(record)]
+    command = [sys.executable, "-m", "kong_claude_local.standin", "--port", str(port), "--record", str(record)]
     process = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert "stand-in" in process.stdout.readline()

@@ -11,7 +11,7 @@ from itertools import pairwise
 import httpx
 import pytest
 
-from kong_claude.trust.nesting import too_deep
+from claude_contract.nesting import too_deep
 from tests.invoker.conftest import KEY, Invoker, StandInProcess, tool
 
 

@@ -22,7 +22,7 @@ from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import Clamp, permits, plan
 from claude_invoker.problem import TITLES, Problem
 from claude_invoker.settings import Settings, is_loopback
-from claude_invoker.standin.script import reply_to
+from kong_claude_local.standin.script import reply_to
 
 CLI = Path("/opt/claude")
 SHAPE = Shape(("Read", "Write"), 7, 0.5)

@@ -23,8 +23,8 @@ from claude_invoker.jobs.record import Job, JobRequest
 from claude_invoker.jobs.store import Store, connect
 from claude_invoker.settings import Settings
 from claude_invoker.trust import Caller
-from kong_claude.trust import ledger
-from kong_claude.trust.attestation import HEADER, Signer, body_hash
+from claude_contract import ledger
+from claude_contract.attestation import HEADER, Signer, body_hash
 from tests.rate_tiers.servers import RedisProcess
 
 Found = TypeVar("Found")

@@ -12,8 +12,8 @@ import pytest
 
 from claude_invoker.cli.binary import find_cli
 from claude_invoker.jobs.store import PREFIX
-from claude_invoker.standin import StandIn
-from kong_claude.trust import ledger
+from kong_claude_local.standin import StandIn
+from claude_contract import ledger
 from tests.jobs.conftest import Gateway, lease, serving, slot, until
 from tests.rate_tiers.servers import RedisProcess
 

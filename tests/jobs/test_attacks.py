@@ -13,7 +13,7 @@ import pytest
 
 from claude_invoker.api import border, limit
 from claude_invoker.api.border import stream_id
-from kong_claude.trust.nesting import MAX_DEPTH
+from claude_contract.nesting import MAX_DEPTH
 from tests.jobs.conftest import serving
 from tests.rate_tiers.servers import RedisProcess
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from kong_claude.trust.attestation import HEADER
+from claude_contract.attestation import HEADER
 from tests.invoker.conftest import Invoker, as_root, program, stand_in, start_invoker, tool, wait_for
 from tests.invoker.test_messages import FORGED, FORGER
 from tests.jobs.conftest import SECRET, attestation, lease, slot

@@ -68,7 +68,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, otlp: Receiver) -> Iterator[
     config.write_text(text.replace("- name: claude-metrics\n", logged, 1))
     environment = own_environment(home) | {"INVOKER_OTLP_ENDPOINT": otlp.url}
     command = [COMMAND, "up", "--detach", "--port", str(free_port()), "--config", str(config)]
-    command += ["--plugins-directory", str(ROOT / "plugins")]
+    command += ["--plugins-directory", str(ROOT / "plugins" / "kong_claude" / "kong_plugins")]
     started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
     assert started.returncode == 0, started.stdout + started.stderr
     running = json.loads((home / "stack.json").read_text())

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.kong_driver import Driver, Event, Request, plugin_server
 
-PLUGINS = Path(__file__).parents[2] / "plugins"
+PLUGINS = Path(__file__).parents[2] / "plugins" / "kong_claude" / "kong_plugins"
 Send = Callable[..., tuple[Event, Request]]
 
 

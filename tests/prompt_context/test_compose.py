@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kong_claude.prompt_context.compose import ShapeError, apply, check_shape, sets
+from claude_contract.compose import ShapeError, apply, check_shape, sets
 from tests.prompt_context.test_strict_json import JSON, TEXT
 
 OURS = {"prepend": "P ", "append": " A", "context": {"repository": "org/app", "branch": None}}

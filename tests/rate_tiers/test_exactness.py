@@ -13,8 +13,8 @@ from redis import Redis
 
 from kong_claude.rate_tiers.local_ledger import LocalLedger
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
-from kong_claude.trust import ledger
-from kong_claude.trust.ledger import Lease, Slot, Window
+from claude_contract import ledger
+from claude_contract.ledger import Lease, Slot, Window
 from tests.rate_tiers.servers import RedisProcess
 
 fresh = multiprocessing.get_context("spawn")

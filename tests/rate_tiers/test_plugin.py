@@ -14,14 +14,14 @@ import jwt
 import pytest
 
 from kong_claude.rate_tiers import headers
-from kong_claude.trust import ledger
-from kong_claude.trust.attestation import Signer, verify
-from kong_claude.trust.identity import Identity
-from kong_claude.trust.ledger import Lease, Quota, Window
+from claude_contract import ledger
+from claude_contract.attestation import Signer, verify
+from claude_contract.identity import Identity
+from claude_contract.ledger import Lease, Quota, Window
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.kong_driver import Driver, Event, Request, RPCError, Server, plugin_server
 
-PLUGINS = Path(__file__).parents[2] / "plugins"
+PLUGINS = Path(__file__).parents[2] / "plugins" / "kong_claude" / "kong_plugins"
 SECRET = "s" * 32
 ATTESTATION = {"secret": SECRET, "request": "POST /claude/invoke"}
 TIERS = [

@@ -18,7 +18,7 @@ from minikong import admin, declarative
 from minikong.precedence import Precedence
 from minikong.schema import bundled
 
-PLUGINS = Path(__file__).parents[2] / "plugins"
+PLUGINS = Path(__file__).parents[2] / "plugins" / "kong_claude" / "kong_plugins"
 NAME = "claude-rate-tiers"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.support.kong_driver import Request, RPCError, plugin_server
 
-PLUGINS = Path(__file__).parents[2] / "plugins"
+PLUGINS = Path(__file__).parents[2] / "plugins" / "kong_claude" / "kong_plugins"
 NAMES = sorted(path.stem for path in PLUGINS.glob("claude-*.py"))
 STOCK = "from kong_pdk.cli import start_server; start_server()"
 

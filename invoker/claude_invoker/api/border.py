@@ -13,7 +13,7 @@ import orjson
 from fastapi import Request
 
 from claude_invoker.problem import Problem
-from kong_claude.trust.nesting import TOO_DEEP, too_deep
+from claude_contract.nesting import TOO_DEEP, too_deep
 
 MAX_FIELDS = 10  # of a form
 _CURSOR = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")

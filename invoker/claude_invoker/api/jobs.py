@@ -29,7 +29,7 @@ from claude_invoker.jobs.store import Store
 from claude_invoker.model import Artifact
 from claude_invoker.problem import Problem
 from claude_invoker.trust import Caller, attested, attested_run
-from kong_claude.trust.keys import joined
+from claude_contract.keys import joined
 
 router = APIRouter(tags=["jobs"], responses={status: RESPONSES[status] for status in (401, 404)})
 _BODY = request_body(JobRequest)

@@ -12,7 +12,7 @@ from claude_invoker.ledger import Ledger
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.trust import Caller
-from kong_claude.trust.ledger import Usage
+from claude_contract.ledger import Usage
 
 RECENT = 200  # jobs that are counted
 SHOWN = 25
@@ -43,7 +43,7 @@ class Tier:
         return self.states.get("failed", 0) / self.over if self.over else 0.0
 
     def add(self, usage: Usage, slot: dict[str, int]) -> None:
-        """One caller's use of the limits in `slot` (see `kong_claude.trust.ledger.Slot`)."""
+        """One caller's use of the limits in `slot` (see `claude_contract.ledger.Slot`)."""
         self.callers += 1
         self.running += usage.running
         self.reserved_usd += usage.reserved / 1e6

@@ -36,7 +36,7 @@ from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.settings import Settings
 from claude_invoker.trust import Caller
-from kong_claude.trust.ledger import Lease
+from claude_contract.ledger import Lease
 
 _log = logging.getLogger(__name__)
 BEAT_S = 1.0

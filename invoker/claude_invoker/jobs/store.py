@@ -21,7 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from claude_invoker.jobs.record import SUMMARY, Delivery, Job, caller_of
 from claude_invoker.trust import Caller
-from kong_claude.trust.keys import escaped, joined
+from claude_contract.keys import escaped, joined
 
 PREFIX = "claude:{jobs}:"
 CANCELLED = PREFIX + "cancelled"  # channel

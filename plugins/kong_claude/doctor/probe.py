@@ -12,7 +12,7 @@ from typing import Any
 from kong_claude.decision import ConfigError
 from kong_claude.doctor.rules import SUITE, Hole, vault_variable
 from kong_claude.doctor.view import View, label
-from kong_claude.trust.attestation import new_private_key
+from claude_contract.attestation import new_private_key
 
 # Stand for a secret or key whose reference cannot be resolved here.
 PLACEHOLDER = "unresolved-reference-" + "0123456789abcdef" * 3

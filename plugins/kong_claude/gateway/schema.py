@@ -5,7 +5,7 @@ from __future__ import annotations
 from kong_claude.jwt_claims.schema import FIELDS as JWT_CLAIMS
 from kong_claude.prompt_context.schema import FIELDS as PROMPT_CONTEXT
 from kong_claude.rate_tiers.schema import FIELDS as RATE_TIERS
-from kong_claude.trust.schema import ENFORCING_FIELDS, Field
+from kong_claude.schema import ENFORCING_FIELDS, Field
 
 
 def _section(name: str, plugin: str, fields: list[Field]) -> Field:

@@ -22,8 +22,8 @@ from kong_claude.jwt_claims.token import Checks, InvalidToken, Token, parse, sig
 from kong_claude.jwt_claims.verified import Entry, VerifiedTokens
 from kong_claude.pipeline import pipeline
 from kong_claude.request import Request, answer, text
-from kong_claude.trust.identity import Identity
-from kong_claude.trust.keys import joined
+from claude_contract.identity import Identity
+from claude_contract.keys import joined
 
 # What Kong's own jwt plugin sets (kong/plugins/jwt/handler.lua).
 CONSUMER_HEADERS = (

@@ -9,7 +9,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from kong_claude.decision import ConfigError
-from kong_claude.trust.identity import Identity
+from claude_contract.identity import Identity
 
 TIMEOUT = 0.5  # seconds, to connect and to answer
 MAX_CONNECTIONS = 64

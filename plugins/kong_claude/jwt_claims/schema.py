@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from kong_claude.jwt_claims.algorithms import ALGORITHMS
-from kong_claude.trust.schema import ENFORCING_FIELDS, Field
+from kong_claude.schema import ENFORCING_FIELDS, Field
 
 HEADER_TOKEN = "^[A-Za-z0-9!#$&'*+.^_`|~-]+$"  # noqa: S105  a Lua pattern: RFC 9110 token, without %
 

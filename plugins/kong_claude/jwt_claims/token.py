@@ -16,7 +16,7 @@ from typing import Any
 
 from kong_claude.jwt_claims.algorithms import VERIFIERS
 from kong_claude.jwt_claims.keys import Key
-from kong_claude.trust.nesting import TOO_DEEP, too_deep
+from claude_contract.nesting import TOO_DEEP, too_deep
 
 MAX_TOKEN = 16 * 1024  # bytes; nginx takes 8 KiB per header line by default
 MAX_TIME = 253402300799  # the end of year 9999, in Unix seconds

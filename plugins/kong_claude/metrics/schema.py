@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kong_claude.trust.schema import Field
+from kong_claude.schema import Field
 
 SCHEMA: list[Field] = [
     {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kong_claude.trust.schema import ENFORCING_FIELDS, Field
+from kong_claude.schema import ENFORCING_FIELDS, Field
 
 DEFAULT_REWRITE_MAX_BYTES = 64 << 10
 DEFAULT_MAX_BODY_BYTES = 8 << 20

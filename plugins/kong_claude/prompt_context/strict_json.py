@@ -9,7 +9,7 @@ from typing import Any
 
 import jiter
 
-from kong_claude.trust.nesting import MAX_DEPTH, TOO_DEEP, too_deep
+from claude_contract.nesting import MAX_DEPTH, TOO_DEEP, too_deep
 
 # Values and members cost a parser up to a microsecond each, however few bytes they take.
 MAX_STRUCTURE = 1 << 20

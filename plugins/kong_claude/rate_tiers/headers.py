@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from kong_claude.trust.ledger import Admission, Quota
+from claude_contract.ledger import Admission, Quota
 
 STYLES = ("both", "kong", "draft")
 BUSY_RETRY_S = 5  # when a place comes back depends on other runs: a guess

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from math import ceil, floor, inf
 from typing import Any
 
-from kong_claude.trust.ledger import Call, unpack_rules
+from claude_contract.ledger import Call, unpack_rules
 
 DAY = timedelta(days=1)
 SWEEP_AT_LEAST = 1024  # keys

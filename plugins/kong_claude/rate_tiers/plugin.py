@@ -14,8 +14,8 @@ from kong_claude.rate_tiers.redis_ledger import LedgerUnavailable
 from kong_claude.rate_tiers.subjects import Subjects, TierChoice
 from kong_claude.rate_tiers.tiers import UNRENEWED_TTL, Tier, tiers_from_config
 from kong_claude.request import Request, answer, text
-from kong_claude.trust import ledger
-from kong_claude.trust.ledger import Admission, Busy, Call, Lease
+from claude_contract import ledger
+from claude_contract.ledger import Admission, Busy, Call, Lease
 
 MAX_MODEL_BODY = 1 << 20  # bytes read to see which model a body names
 COST_HEADER = "X-Claude-Cost-USD"

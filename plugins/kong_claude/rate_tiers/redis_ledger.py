@@ -25,7 +25,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from kong_claude.decision import ConfigError
-from kong_claude.trust.ledger import Call
+from claude_contract.ledger import Call
 
 MAX_IDLE = 64  # connections kept per Redis
 FAILURES = 3  # in a row, then the circuit opens

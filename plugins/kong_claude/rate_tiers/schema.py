@@ -6,7 +6,7 @@ from typing import Any
 
 from kong_claude.rate_tiers.headers import STYLES
 from kong_claude.rate_tiers.subjects import KINDS
-from kong_claude.trust.schema import ENFORCING_FIELDS, Field
+from kong_claude.schema import ENFORCING_FIELDS, Field
 
 
 def _field(name: str, kind: str, what: str, **rules: Any) -> Field:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from kong_claude.decision import ConfigError, Refuse
 from kong_claude.rate_tiers.tiers import Tier, first_known
 from kong_claude.request import Request, answer, text
-from kong_claude.trust.ledger import tag
+from claude_contract.ledger import tag
 
 KINDS = ("subject", "consumer", "credential", "ip", "header", "path", "service", "route")
 

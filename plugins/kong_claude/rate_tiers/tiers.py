@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from kong_claude.decision import ConfigError
-from kong_claude.trust.ledger import PERIODS, Slot, Window, micro_usd
+from claude_contract.ledger import PERIODS, Slot, Window, micro_usd
 
 # A lease that nobody renews (no attestation carries it to the invoker, or the ledger is this process) must outlive
 # the longest run; the log phase ends it.

@@ -5,10 +5,10 @@ its answers are canned: nothing here thinks. What it answers is scripted by the 
 `[[directives]]`; `script.py` lists them. Faults (`[[status 429]]`, `[[hang]]`, `[[stall 2]]`, `[[reset]]`)
 are real ones on the socket. It binds to loopback only, and is never part of a production deployment.
 
-Run it with `python -m claude_invoker.standin --port N --record FILE`; each request it answers becomes one
+Run it with `python -m kong_claude_local.standin --port N --record FILE`; each request it answers becomes one
 JSON line in FILE: `{path, model, stream, system, messages, tools, key_sha256}`.
 """
 
-from claude_invoker.standin.server import StandIn
+from kong_claude_local.standin.server import StandIn
 
 __all__ = ["StandIn"]

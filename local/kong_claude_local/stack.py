@@ -16,8 +16,8 @@ from pathlib import Path
 
 from kong_claude.cli.ask import answers
 from kong_claude.cli.problem import Problem
-from kong_claude.cli.supervise import Part
-from kong_claude.trust.attestation import public_key_of
+from kong_claude_local.supervise import Part
+from claude_contract.attestation import public_key_of
 
 # One `pluginserver_names` entry per plugin: Kong ≥ 3.9 reads only the first plugin of a query's dump.
 PLUGINS = ("claude-gateway", "claude-jwt-claims", "claude-rate-tiers", "claude-prompt-context", "claude-metrics")
@@ -94,7 +94,7 @@ def redis(layout: Layout) -> Part:
 
 
 def standin(layout: Layout) -> Part:
-    command = [sys.executable, "-m", "claude_invoker.standin", "--host", layout.address]
+    command = [sys.executable, "-m", "kong_claude_local.standin", "--host", layout.address]
     command += ["--port", str(layout.standin_port), "--record", str(layout.record)]
     ready = listening(layout.address, layout.standin_port)
     return Part("standin", command, base_environment(), ready, quiet=True)

@@ -12,7 +12,7 @@ from typing import Any
 import jwt
 
 from kong_claude.cli.problem import Problem
-from kong_claude.cli.state import secret
+from kong_claude_local.state import secret
 
 HELP = "print a development JWT (nothing else) on stdout"
 ISSUER = "kong-claude-dev"

@@ -14,7 +14,7 @@ from typing import Any
 
 import h11
 
-from claude_invoker.standin.script import Reply, reply_to
+from kong_claude_local.standin.script import Reply, reply_to
 
 _MAX_BODY = 64 * 1024 * 1024
 _COUNTER = itertools.count(1)

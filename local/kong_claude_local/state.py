@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kong_claude.cli.problem import Problem
-from kong_claude.trust import secret_file
-from kong_claude.trust.attestation import new_private_key
+from claude_contract import secret_file
+from claude_contract.attestation import new_private_key
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Everything here is pure: a verb returns a `Call` (script, keys, arguments), and 
 reaches Redis is the caller's business: the gateway has its own client, an asyncio service uses `run`:
 
     from redis.asyncio import Redis
-    from kong_claude.trust import ledger
+    from claude_contract import ledger
 
     lease = ledger.Lease.parse(claims["lease"])                  # from the verified attestation
     await ledger.run(redis, ledger.renew(lease, ttl=60))         # heartbeat, at least every ttl / 3

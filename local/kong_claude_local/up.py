@@ -13,12 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from kong_claude.cli import stack
+from kong_claude_local import stack
 from kong_claude.cli.problem import Problem
-from kong_claude.cli.state import Running, forget, home, process_start, recall, remember, secret
-from kong_claude.cli.supervise import PartFailed, Supervisor
+from kong_claude_local.state import Running, forget, home, process_start, recall, remember, secret
+from kong_claude_local.supervise import PartFailed, Supervisor
 from kong_claude.decision import ConfigError
-from kong_claude.trust.attestation import public_key_of
+from claude_contract.attestation import public_key_of
 
 HELP = "start the local stack (foreground; Ctrl-C stops everything)"
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d ")

@@ -1,4 +1,4 @@
-"""`python -m claude_invoker.standin --port N [--record FILE] [--chunk-delay-ms MS]`."""
+"""`python -m kong_claude_local.standin --port N [--record FILE] [--chunk-delay-ms MS]`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from claude_invoker.standin.server import StandIn
+from kong_claude_local.standin.server import StandIn
 
 
 async def _run(stand_in: StandIn, port: int) -> None:
@@ -23,7 +23,7 @@ async def _run(stand_in: StandIn, port: int) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m claude_invoker.standin", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m kong_claude_local.standin", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="a loopback address")
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (0: any free one)")
     parser.add_argument("--record", type=Path, help="append one JSON line per request to this file")

@@ -32,8 +32,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from kong_claude.decision import ConfigError
-from kong_claude.trust import secret_file
-from kong_claude.trust.secret_file import SecretFileError
+from claude_contract import secret_file
+from claude_contract.secret_file import SecretFileError
 
 HEADER = "X-Claude-Attestation"
 MAX_TTL = 60  # seconds

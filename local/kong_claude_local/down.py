@@ -7,7 +7,7 @@ import os
 import signal
 import time
 
-from kong_claude.cli.state import forget, process_start, recall
+from kong_claude_local.state import forget, process_start, recall
 
 HELP = "stop the local stack"
 PATIENCE = 20.0  # seconds for an orderly stop before SIGKILL

@@ -13,8 +13,8 @@ from http.client import HTTPResponse
 from typing import Any
 
 from kong_claude.cli.problem import Problem
-from kong_claude.cli.state import recall
-from kong_claude.cli.token import make
+from kong_claude_local.state import recall
+from kong_claude_local.token import make
 
 HELP = "send one prompt through the gateway and print the answer"
 
