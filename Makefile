@@ -14,12 +14,15 @@ help: ## this list
 
 setup: $(VENV)/.ready ## the .venv with everything in it
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+PARTS := contract plugins invoker minikong local
+$(VENV)/.ready: pyproject.toml $(PARTS:%=%/pyproject.toml) constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "python venv is missing: install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	@echo "setting up $(VENV), about a minute on first use"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet -c constraints.txt --group dev \
+	  -e ./contract -e './plugins[tools,report]' -e ./invoker -e ./minikong -e './local[stack]'
 	@touch $@
 
 up: setup ## the stack on 127.0.0.1:8000, in the foreground; Ctrl-C stops everything
@@ -35,6 +38,7 @@ lint: setup ## ruff, mypy, YAML; the compose file and Dockerfiles where docker c
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/yamllint -s .
 	@if docker compose version >/dev/null 2>&1; then echo "docker compose config -q"; docker compose --profile '*' config -q; fi
 	@if command -v hadolint >/dev/null; then hadolint plugins/Dockerfile invoker/Dockerfile deploy/docker/minikong.Dockerfile; fi
@@ -47,6 +51,11 @@ bench: setup ## every benchmark, one JSON line each, into build/bench.jsonl
 	@mkdir -p build && : > build/bench.jsonl
 	@for name in pluginserver chain jwt rate prompt invoker jobs metrics minikong; do \
 	  echo "bench.$$name" >&2; $(BIN)/python -m bench.$$name | tail -n 1 | tee -a build/bench.jsonl; done
+
+wheels: setup ## the five wheels, into build/wheels
+	@rm -rf build/wheels && mkdir -p build/wheels
+	$(BIN)/python -m pip wheel --quiet --no-deps -w build/wheels $(PARTS:%=./%)
+	@ls build/wheels
 
 clean: ## removes what was built; keeps .venv
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

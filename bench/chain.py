@@ -39,6 +39,7 @@ import redis.asyncio
 import uvloop
 
 from bench.machine import machine
+from kong_claude.kong_plugins import PLUGINS
 from kong_claude_local.stack import redis_binary
 
 ROOT = Path(__file__).parents[1]
@@ -306,14 +307,22 @@ def kong(folder: Path, name: str, plugins: list[str], socket_path: Path) -> tupl
         key = f"KONG_PLUGINSERVER_{plugin.upper().replace('-', '_')}"
         environment[f"{key}_SOCKET"] = str(socket_path)
         environment[f"{key}_QUERY_CMD"] = shlex.join(
-            [sys.executable, "-m", "kong_claude.server", "-d", str(ROOT / "plugins" / "kong_claude" / "kong_plugins"), "--dump", plugin]
+            [
+                sys.executable,
+                "-m",
+                "kong_claude.server",
+                "-d",
+                str(PLUGINS),
+                "--dump",
+                plugin,
+            ]
         )
     return [sys.executable, "-m", "minikong"], environment, port
 
 
 async def measure(seconds: float) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
-    plugins = [path.stem for path in sorted((ROOT / "plugins" / "kong_claude" / "kong_plugins").glob("claude-*.py"))]
+    plugins = [path.stem for path in sorted((PLUGINS).glob("claude-*.py"))]
     with tempfile.TemporaryDirectory(prefix="kc-") as name:
         folder = Path(name)
         service = await loop.create_server(Service, "127.0.0.1", 0)
@@ -333,7 +342,15 @@ async def measure(seconds: float) -> dict[str, Any]:
         }
         counts = Counts()
         relay = await counts.serve(str(counted_socket), str(plugin_socket))
-        server = [sys.executable, "-m", "kong_claude.server", "-d", str(ROOT / "plugins" / "kong_claude" / "kong_plugins"), "-p", name]
+        server = [
+            sys.executable,
+            "-m",
+            "kong_claude.server",
+            "-d",
+            str(PLUGINS),
+            "-p",
+            name,
+        ]
         server += ["--socket-name", plugin_socket.name]
         redis_command = [redis_binary(), "--port", "0", "--unixsocket", str(redis_socket), "--save", "", "--dir", name]
         async with (

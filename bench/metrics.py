@@ -19,9 +19,10 @@ from typing import Any
 
 import uvloop
 
-from bench.chain import ROOT, Counts, Service, ask, kong, load, percentile, process, request
+from bench.chain import Counts, Service, ask, kong, load, percentile, process, request
 from bench.machine import machine
 from kong_claude.in_flight import Attested
+from kong_claude.kong_plugins import PLUGINS
 from kong_claude.metrics.entry import entry, render
 
 SAMPLES = 1500
@@ -62,7 +63,15 @@ async def measure(seconds: float) -> dict[str, Any]:
         config = kong_yml(service.sockets[0].getsockname()[1], folder / "access.jsonl")
         (folder / "kong.json").write_text(json.dumps(config))
         messages = {name: request(name, "none") for name in ("plain", "metrics", "logged")}
-        server = [sys.executable, "-m", "kong_claude.server", "-d", str(ROOT / "plugins" / "kong_claude" / "kong_plugins"), "-p", name]
+        server = [
+            sys.executable,
+            "-m",
+            "kong_claude.server",
+            "-d",
+            str(PLUGINS),
+            "-p",
+            name,
+        ]
         server += ["--socket-name", "plugins.sock"]
         counts = Counts()
         relay = await counts.serve(str(folder / "counted.sock"), str(folder / "plugins.sock"))

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import machine
+from kong_claude.kong_plugins import PLUGINS
 from tests.support.kong_driver import Driver, Request, plugin_server
 
-PLUGINS = Path(__file__).parents[1] / "plugins" / "kong_claude" / "kong_plugins"
 LIMIT = 16 << 20
 SIZES = {"1k": 1 << 10, "100k": 100 << 10, "1m": 1 << 20, "8m": 8 << 20}
 ROUNDS = {"1k": 400, "100k": 150, "1m": 40, "8m": 8}

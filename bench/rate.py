@@ -32,9 +32,9 @@ from limits.storage import RedisStorage
 from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
 from bench.machine import machine
-from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from claude_contract import ledger
 from claude_contract.ledger import Lease, Slot, Window
+from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 
 LIMIT = 1_000_000  # nobody is refused, so that every window is written
 WINDOWS = tuple(Window(name, LIMIT) for name in ledger.PERIODS)

@@ -1,1 +1,4 @@
-"""What the parts trust each other by: the identity and the attestation header."""
+"""What gateway and invoker agree on: attestation, identity, limits, the composition of prompts, keys, secret files.
+
+For these two and the local stack only: no promises are made outside of their repository.
+"""

@@ -31,8 +31,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from kong_claude.decision import ConfigError
 from claude_contract import secret_file
+from claude_contract.errors import ConfigError
 from claude_contract.secret_file import SecretFileError
 
 HEADER = "X-Claude-Attestation"

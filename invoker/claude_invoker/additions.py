@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from claude_invoker.problem import Problem
 from claude_contract import compose
+from claude_invoker.problem import Problem
 
 
 def with_additions(document: dict[str, Any], additions: dict[str, Any]) -> dict[str, Any]:

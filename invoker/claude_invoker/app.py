@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 
-from claude_invoker import trust
+from claude_invoker import __version__, trust
 from claude_invoker.api import health, invoke, jobs, openapi, problems, runs
 from claude_invoker.api.compress import Compression
 from claude_invoker.api.limit import BodyLimit
@@ -59,7 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if ledger is not None:
             await ledger.close()
 
-    app = FastAPI(title="Claude invoker", version="0.1.0", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Claude invoker", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     # A redirect would name the invoker's own address, and be one more request of an attestation that is good for one.
     app.router.redirect_slashes = False
     app.state.settings = settings

@@ -9,9 +9,9 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from claude_contract import ledger
 from claude_invoker.problem import Problem
 from claude_invoker.trust import Caller
-from claude_contract import ledger
 
 _log = logging.getLogger(__name__)
 _TRIES = 5

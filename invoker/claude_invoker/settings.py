@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     session_ttl_s: float = Field(default=24 * 3600.0, gt=0)
 
     worker: Literal["none", "embedded"] = "none"
-    """Whether the server runs queued jobs itself; else `kong-claude worker` does."""
+    """Whether the server runs queued jobs itself; else `claude-invoker worker` does."""
     worker_concurrency: int = Field(default=4, ge=1)
     on_worker_loss: Literal["fail", "retry"] = "fail"
     """A job whose worker died: its run may have had effects, so it is not repeated unless asked for."""

@@ -10,9 +10,6 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import Request
 
-from claude_invoker.plan import Clamp
-from claude_invoker.problem import Problem
-from claude_invoker.settings import Settings
 from claude_contract.attestation import (
     HEADER,
     AttestationError,
@@ -22,6 +19,9 @@ from claude_contract.attestation import (
     verify,
 )
 from claude_contract.ledger import Lease
+from claude_invoker.plan import Clamp
+from claude_invoker.problem import Problem
+from claude_invoker.settings import Settings
 
 SKEW_S = 5.0
 

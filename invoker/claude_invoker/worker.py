@@ -1,13 +1,10 @@
-"""`kong-claude worker` and `python -m claude_invoker.worker`: runs queued jobs until SIGTERM."""
+"""`claude-invoker worker`: runs queued jobs until SIGTERM."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import signal
-import sys
-
-from pydantic import ValidationError
 
 from claude_invoker.jobs.queue import open_queues
 from claude_invoker.jobs.runner import Runner
@@ -47,33 +44,3 @@ async def serve(settings: Settings) -> None:
     await queues.close()
     await redis.aclose()
     await ledger.close()
-
-
-def main() -> int:
-    """2 for settings that cannot work."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("saq").setLevel(logging.WARNING)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        settings = Settings()
-        if not settings.redis_url:
-            raise ValueError("INVOKER_REDIS_URL is not set: jobs wait in Redis")
-    except ValidationError as error:
-        for item in error.errors(include_input=False, include_url=False):
-            print(
-                f"kong-claude worker: INVOKER_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}", file=sys.stderr
-            )
-        return 2
-    except ValueError as error:
-        print(f"kong-claude worker: {error}", file=sys.stderr)
-        return 2
-    try:
-        asyncio.run(serve(settings))
-    except (OSError, ValueError) as error:
-        print(f"kong-claude worker: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

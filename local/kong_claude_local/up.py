@@ -13,12 +13,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from kong_claude_local import stack
+from claude_contract.attestation import public_key_of
+from claude_contract.errors import ConfigError
 from kong_claude.cli.problem import Problem
+from kong_claude.kong_plugins import PLUGINS
+from kong_claude_local import stack
 from kong_claude_local.state import Running, forget, home, process_start, recall, remember, secret
 from kong_claude_local.supervise import PartFailed, Supervisor
-from kong_claude.decision import ConfigError
-from claude_contract.attestation import public_key_of
 
 HELP = "start the local stack (foreground; Ctrl-C stops everything)"
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d ")
@@ -49,11 +50,9 @@ def layout_from(options: argparse.Namespace) -> stack.Layout:
         raise Problem(f"{options.config} is not there; run this in the checkout, or name one with --config FILE")
     if not 1 <= options.port <= 65535:
         raise Problem(f"--port {options.port} is not a port number")
-    plugins = options.plugins_directory or Path(__file__).resolve().parents[2]
+    plugins = options.plugins_directory or PLUGINS
     if not (plugins / "claude-gateway.py").exists():
-        plugins = options.config.resolve().parent / "plugins"
-    if not (plugins / "claude-gateway.py").exists():
-        raise Problem("claude-gateway.py was not found; name its directory with --plugins-directory")
+        raise Problem(f"there is no claude-gateway.py in {plugins}; name another directory with --plugins-directory")
     return stack.Layout(
         config=options.config.resolve(),
         plugins=plugins.resolve(),
@@ -110,6 +109,7 @@ def check(layout: stack.Layout) -> None:
         free = shutil.disk_usage(place).free
         if free < MIN_FREE:
             raise Problem(f"only {free >> 20} MB free at {place}, {MIN_FREE >> 20} MB are needed; make room")
+    stack.parts_are_installed()
     if not layout.redis_url:
         stack.redis_binary()
     stack.script("kong-claude-pluginserver")

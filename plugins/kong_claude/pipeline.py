@@ -11,11 +11,12 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from claude_contract.attestation import HEADER, AttestationError, Signer, body_hash, signer_from_config
+from claude_contract.errors import ConfigError
 from kong_claude import in_flight
-from kong_claude.decision import Answer, ConfigError, Decision, Pass, Refuse
+from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.errors import render
 from kong_claude.request import Request, RequestLine, answer
-from claude_contract.attestation import HEADER, AttestationError, Signer, body_hash, signer_from_config
 
 UNAVAILABLE = {"message": "service temporarily unavailable"}
 # Kong drops a header whose value is an empty table: removal costs no call of its own.

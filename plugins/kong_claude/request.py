@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from kong_claude.decision import Pass
 from claude_contract.identity import Identity, identity_from_facts, identity_from_finding
+from kong_claude.decision import Pass
 
 MAX_HEADERS = 1000  # the most that kong.request.get_headers returns
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:#@/+=-]{1,128}")

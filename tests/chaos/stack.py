@@ -24,10 +24,10 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
-from kong_claude.cli import stack as parts
-from kong_claude.cli.guard import lua
-from kong_claude_local.supervise import Supervisor
 from claude_contract.attestation import new_private_key, parse_pem
+from kong_claude.cli.guard import lua
+from kong_claude_local import stack as parts
+from kong_claude_local.supervise import Supervisor
 from tests.chaos.tamper import Relay
 from tests.chaos.upstream import Upstream
 

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from kong_claude_local import stack
+from claude_contract.attestation import new_private_key
 from kong_claude.cli.guard import lua
 from kong_claude.cli.main import main
 from kong_claude.cli.problem import Problem
 from kong_claude.doctor import probe, rules, view
-from claude_contract.attestation import new_private_key
+from kong_claude.kong_plugins import PLUGINS
+from kong_claude_local import stack
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "q8Zr1xJ0f7VbN3kLw5TgYh2MdC9sEaPu"
@@ -301,14 +302,20 @@ def environment_of_compose(tmp_path: Path) -> dict[str, str]:
 
 def environment_of_up(tmp_path: Path) -> dict[str, str]:
     secrets = {"jwt-secret": SECRET[::-1], "attestation-key": KEY, "webhook-secret": SECRET.swapcase()}
-    layout = stack.Layout(ROOT / "kong.yml", ROOT / "plugins" / "kong_claude" / "kong_plugins", state=tmp_path, run=tmp_path, secrets=secrets)
+    layout = stack.Layout(
+        ROOT / "kong.yml",
+        PLUGINS,
+        state=tmp_path,
+        run=tmp_path,
+        secrets=secrets,
+    )
     return dict(stack.gateway(layout).environment)
 
 
 @pytest.mark.parametrize("environment_of", [environment_of_compose, environment_of_up])
 def test_our_own_files_have_no_hole(environment_of: Callable[[Path], dict[str, str]], tmp_path: Path) -> None:
     seen = view.from_file(ROOT / "kong.yml", environment_of(tmp_path))
-    assert [*rules.examine(seen), *probe.configurations(seen, ROOT / "plugins" / "kong_claude" / "kong_plugins")] == []
+    assert [*rules.examine(seen), *probe.configurations(seen, PLUGINS)] == []
     assert len(seen.routes) >= 10
 
 
@@ -317,7 +324,7 @@ def test_a_shared_secret_is_no_hole_and_a_spoilt_key_is_one(tmp_path: Path) -> N
     shared(config, environment, SECRET)
     assert examine(config, environment, tmp_path) == []
     seen = view.from_file(ROOT / "kong.yml", {"CLAUDE_ATTESTATION_KEY": KEY[:60]})
-    found = {(hole.rule, hole.problem) for hole in probe.configurations(seen, ROOT / "plugins" / "kong_claude" / "kong_plugins")}
+    found = {(hole.rule, hole.problem) for hole in probe.configurations(seen, PLUGINS)}
     assert found == {("bad-config", "is not a PEM key that can be read")}
 
 
@@ -327,7 +334,7 @@ def test_a_key_on_one_line_of_an_environment_file(tmp_path: Path) -> None:
     file = tmp_path / "kong.env"
     file.write_text("CLAUDE_ATTESTATION_KEY='" + KEY.replace("\n", "\\n") + "'\n")
     seen = view.from_file(ROOT / "kong.yml", read_environment(file))
-    assert list(probe.configurations(seen, ROOT / "plugins" / "kong_claude" / "kong_plugins")) == []
+    assert list(probe.configurations(seen, PLUGINS)) == []
 
 
 def test_a_running_gateway_is_examined_by_its_socket(
@@ -366,7 +373,11 @@ def test_a_running_gateway_is_examined_by_its_socket(
     }
 
     def holes(socket: Path) -> list[str]:
-        kong = minikong(yaml.safe_dump(config), plugins=ROOT / "plugins" / "kong_claude" / "kong_plugins", admin_listen=f"unix:{socket}")
+        kong = minikong(
+            yaml.safe_dump(config),
+            plugins=PLUGINS,
+            admin_listen=f"unix:{socket}",
+        )
         assert kong.admin_url == f"unix:{socket}"
         code = main(["doctor", "--admin-url", kong.admin_url, "--json"])
         found = [hole["rule"] for hole in json.loads(capsys.readouterr().out)["holes"]]
@@ -384,7 +395,7 @@ def test_a_value_of_another_kind_is_named(tmp_path: Path) -> None:
     config = {"_format_version": "3.0", "plugins": [{"name": "claude-gateway", "config": {"jwt_claims": 1}}]}
     path = tmp_path / "kong.yml"
     path.write_text(yaml.safe_dump(config))
-    assert [h.rule for h in probe.configurations(view.from_file(path, {}), ROOT / "plugins" / "kong_claude" / "kong_plugins")] == ["bad-config"]
+    assert [h.rule for h in probe.configurations(view.from_file(path, {}), PLUGINS)] == ["bad-config"]
 
 
 def test_exit_codes_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from kong_claude.cli.guard import lua
 from kong_claude.cli.problem import Problem
 from kong_claude.doctor import rules, view
+from kong_claude.kong_plugins import PLUGINS
 from minikong.declarative import loader
 from minikong.declarative.schema import Schema
 from minikong.entities import derived_id
@@ -26,7 +27,6 @@ from minikong.precedence import Precedence
 from minikong.pytest_plugin import Start
 from minikong.schema import bundled
 
-PLUGINS = Path(__file__).resolve().parents[2] / "plugins" / "kong_claude" / "kong_plugins"
 NAMES = ["key-auth", "request-termination"]
 SCHEMA = Schema(bundled.schemas())
 IDS = [f"00000000-0000-4000-8000-{n:012d}" for n in range(40)]

@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kong_claude.decision import ConfigError
 from claude_contract.attestation import (
     AttestationError,
     Signer,
@@ -28,6 +27,7 @@ from claude_contract.attestation import (
     signer_from_config,
     verify,
 )
+from claude_contract.errors import ConfigError
 
 SECRET, OLD, FOREIGN = "s" * 32, "o" * 32, "f" * 32
 PRIVATE = Ed25519PrivateKey.generate()

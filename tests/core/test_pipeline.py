@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kong_claude.decision import Answer, ConfigError, Decision, Pass, Refuse
+from claude_contract.attestation import HEADER, body_hash, signer_from_config, verify
+from claude_contract.errors import ConfigError
+from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.pipeline import Pipeline, pipeline
 from kong_claude.request import MAX_HEADERS, Request
-from claude_contract.attestation import HEADER, body_hash, signer_from_config, verify
 
 ATTESTATION = {"secret": "a" * 32, "request": "POST /claude/invoke"}
 ID = {"x-request-id": "r-1"}

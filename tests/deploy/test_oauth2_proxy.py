@@ -17,6 +17,7 @@ import httpx
 import pytest
 import yaml
 
+from kong_claude.kong_plugins import PLUGINS
 from tests.support.kong_driver import Event, Request, Server, plugin_server
 
 with warnings.catch_warnings():
@@ -35,7 +36,7 @@ def issuer() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with plugin_server(ROOT / "plugins" / "kong_claude" / "kong_plugins") as running:
+    with plugin_server(PLUGINS) as running:
         yield running
 
 

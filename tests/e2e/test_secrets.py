@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from claude_contract.attestation import HEADER, Signer, body_hash, parse_pem
+from kong_claude.kong_plugins import PLUGINS
 from minikong.entities import PluginEntity
 from tests.e2e.conftest import COMMAND, ROOT, Gateway, free_port, own_environment, up
 
@@ -143,7 +144,7 @@ def test_the_same_attack_on_a_gateway_without_a_defence(
     }
     minikong(
         json.dumps(config),
-        plugins=ROOT / "plugins" / "kong_claude" / "kong_plugins",
+        plugins=PLUGINS,
         admin_listen=f"{address}:0" if listen == "tcp" else f"unix:{socket}",
     )
     if mode is not None:
@@ -248,7 +249,7 @@ def test_a_state_directory_of_before_still_starts(home: Path, signs_with: str) -
         assert new in text
         text = text.replace(new, old)
     config.write_text(text)
-    started = up(home, free_port(), "--plugins-directory", str(ROOT / "plugins" / "kong_claude" / "kong_plugins"), config=config)
+    started = up(home, free_port(), "--plugins-directory", str(PLUGINS), config=config)
     assert started.returncode == 0, started.stdout + started.stderr
     assert ("signs attestations with a secret" in started.stdout) is (signs_with == "shared-secret")
     said = subprocess.run(

@@ -177,8 +177,8 @@ def test_a_missing_file_and_a_missing_binary_are_one_line(home: Path) -> None:
 def test_a_full_disk_is_one_line(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from kong_claude.cli import up as module
     from kong_claude.cli.main import main
+    from kong_claude_local import up as module
 
     monkeypatch.setenv("KONG_CLAUDE_HOME", str(home))
     monkeypatch.setattr(module, "MIN_FREE", 1 << 60)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from kong_claude.gateway.schema import SCHEMA
+from kong_claude.kong_plugins import PLUGINS
 from minikong import admin, declarative
 from minikong.precedence import Precedence
 from minikong.schema import bundled
-from tests.gateway.conftest import PLUGINS
 from tests.gateway.runners import PLUGINS as PLUGIN_OF_SECTION
 from tests.gateway.table import ALL
 from tests.support.kong_driver import Driver

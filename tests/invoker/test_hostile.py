@@ -18,9 +18,9 @@ from typing import Any
 import httpx
 import psutil
 
+from claude_contract.attestation import HEADER
 from claude_invoker.cli.users import MACHINE_LOCKS
 from claude_invoker.jobs.store import RUNNING, WAITING
-from claude_contract.attestation import HEADER
 from tests.invoker.conftest import Invoker, as_root, program, tool, wait_for
 from tests.invoker.test_attack_endings import DEEP, FREEZER, of_runs
 from tests.invoker.test_messages import FORGED, FORGER

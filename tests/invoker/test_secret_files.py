@@ -13,7 +13,7 @@ from tests.invoker.conftest import clean_environment
 SECRET = "k" * 40
 
 
-@pytest.mark.parametrize("command", ["claude_invoker", "claude_invoker.worker"])
+@pytest.mark.parametrize("command", ["serve", "worker"])
 @pytest.mark.parametrize(
     "setting", ["ATTESTATION_KEY", "ATTESTATION_PREVIOUS_KEY", "ANTHROPIC_API_KEY", "WEBHOOK_SECRET", "REDIS_URL"]
 )
@@ -31,7 +31,12 @@ def test_a_readable_secret_stops_the_start(command: str, setting: str, tmp_path:
 
     def start() -> str:
         done = subprocess.run(
-            [sys.executable, "-m", command], env=environment, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-m", "claude_invoker", command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         assert done.returncode != 0
         assert SECRET not in done.stdout + done.stderr

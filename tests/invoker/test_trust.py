@@ -16,11 +16,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from redis import Redis
 
+from claude_contract import ledger
+from claude_contract.attestation import HEADER, Signer, body_hash, new_private_key
 from claude_invoker.app import create_app
 from claude_invoker.settings import Settings
 from claude_invoker.trust import clamp_from
-from claude_contract import ledger
-from claude_contract.attestation import HEADER, Signer, body_hash, new_private_key
 from tests.invoker.conftest import Invoker, StandInProcess, wait_for
 
 SECRET = secrets.token_hex(32)

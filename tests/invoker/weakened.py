@@ -205,4 +205,4 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         WEAKNESSES[name]()
-    sys.exit(program.main())
+    sys.exit(program.main([]))

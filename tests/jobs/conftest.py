@@ -18,13 +18,13 @@ import pytest
 from fastapi import FastAPI
 
 from bench.jobs import FAST_CLI
+from claude_contract import ledger
+from claude_contract.attestation import HEADER, Signer, body_hash
 from claude_invoker.app import create_app
 from claude_invoker.jobs.record import Job, JobRequest
 from claude_invoker.jobs.store import Store, connect
 from claude_invoker.settings import Settings
 from claude_invoker.trust import Caller
-from claude_contract import ledger
-from claude_contract.attestation import HEADER, Signer, body_hash
 from tests.rate_tiers.servers import RedisProcess
 
 Found = TypeVar("Found")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from claude_contract import ledger
 from claude_invoker.cli.binary import find_cli
 from claude_invoker.jobs.store import PREFIX
 from kong_claude_local.standin import StandIn
-from claude_contract import ledger
 from tests.jobs.conftest import Gateway, lease, serving, slot, until
 from tests.rate_tiers.servers import RedisProcess
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from claude_contract.nesting import MAX_DEPTH
 from claude_invoker.api import border, limit
 from claude_invoker.api.border import stream_id
-from claude_contract.nesting import MAX_DEPTH
 from tests.jobs.conftest import serving
 from tests.rate_tiers.servers import RedisProcess
 

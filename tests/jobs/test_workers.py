@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from bench.jobs import Stage, chaos, counted, over, staged, states_of, submit
+from claude_contract import ledger
 from claude_invoker.jobs.queue import Queues, open_queues
 from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import Store, connect
-from claude_contract import ledger
 from tests.jobs.conftest import until
 
 CHAOS = int(os.environ.get("JOBS_CHAOS", "24"))

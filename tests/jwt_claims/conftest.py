@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import tests.jwt_claims.support as s
+from kong_claude.kong_plugins import PLUGINS
 from tests.support.kong_driver import Driver, Event, Request, Server, plugin_server
 
-PLUGINS = Path(__file__).parents[2] / "plugins" / "kong_claude" / "kong_plugins"
 Send = Callable[..., tuple[Event, Request]]
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kong_claude.decision import ConfigError
+from claude_contract.errors import ConfigError
 from kong_claude.jwt_claims.rules import email_problem, lookup, repository_allowed, rules_from_config, values
 from tests.jwt_claims.conftest import Send
 from tests.jwt_claims.support import bearer, config, token

@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from kong_claude.decision import ConfigError
+from claude_contract.errors import ConfigError
 from kong_claude.jwt_claims.plugin import JwtClaims
 from tests.jwt_claims.support import ISSUER, SECRET, config, issuer, jwk, pem, private_key
 from tests.support.kong_driver import Driver, RPCError

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from kong_claude.decision import ConfigError
+from claude_contract.attestation import HEADER, signer_from_config, verify
+from claude_contract.errors import ConfigError
 from kong_claude.jwt_claims.caller import ClaimNames
 from kong_claude.jwt_claims.issuers import issuers_from_config
 from kong_claude.jwt_claims.token import InvalidToken
-from claude_contract.attestation import HEADER, signer_from_config, verify
 from tests.jwt_claims.conftest import Send
 from tests.jwt_claims.support import ATTESTATION, ISSUER, bearer, config, issuer, token
 from tests.support.kong_driver import Event

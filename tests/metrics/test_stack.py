@@ -16,6 +16,7 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from kong_claude.kong_plugins import PLUGINS
 from tests.e2e.conftest import COMMAND, ROOT, Gateway, free_port, own_environment
 
 pytestmark = [pytest.mark.xdist_group("metrics-stack"), pytest.mark.timeout(240)]
@@ -68,7 +69,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, otlp: Receiver) -> Iterator[
     config.write_text(text.replace("- name: claude-metrics\n", logged, 1))
     environment = own_environment(home) | {"INVOKER_OTLP_ENDPOINT": otlp.url}
     command = [COMMAND, "up", "--detach", "--port", str(free_port()), "--config", str(config)]
-    command += ["--plugins-directory", str(ROOT / "plugins" / "kong_claude" / "kong_plugins")]
+    command += ["--plugins-directory", str(PLUGINS)]
     started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
     assert started.returncode == 0, started.stdout + started.stderr
     running = json.loads((home / "stack.json").read_text())

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kong_claude.kong_plugins import PLUGINS
 from tests.support.kong_driver import Driver, Event, Request, plugin_server
 
-PLUGINS = Path(__file__).parents[2] / "plugins" / "kong_claude" / "kong_plugins"
 Send = Callable[..., tuple[Event, Request]]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kong_claude.decision import ConfigError
+from claude_contract.errors import ConfigError
 from kong_claude.prompt_context.guards import Guards, compile_pattern, texts
 
 

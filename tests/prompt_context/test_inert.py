@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kong_claude.decision import ConfigError
+from claude_contract.errors import ConfigError
 from kong_claude.prompt_context.inert import CLOSE, OPEN, block, inert
 from kong_claude.prompt_context.template import parse
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kong_claude.prompt_context.strict_json import MAX_STRUCTURE, JSONError, parse_object, rewrite
 from claude_contract.nesting import MAX_DEPTH, too_deep
+from kong_claude.prompt_context.strict_json import MAX_STRUCTURE, JSONError, parse_object, rewrite
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 JSON = st.recursive(

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from redis import Redis
 
-from kong_claude.rate_tiers.local_ledger import LocalLedger
-from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from claude_contract import ledger
 from claude_contract.ledger import Lease, Slot, Window
+from kong_claude.rate_tiers.local_ledger import LocalLedger
+from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.rate_tiers.servers import RedisProcess
 
 fresh = multiprocessing.get_context("spawn")

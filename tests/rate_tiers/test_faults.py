@@ -17,12 +17,12 @@ import pytest
 import redis
 from redis.cluster import ClusterNode, RedisCluster
 
+from claude_contract import ledger
+from claude_contract.ledger import Lease, Slot, Window
 from kong_claude.decision import Decision, Pass, Refuse
 from kong_claude.rate_tiers.plugin import RateTiers
 from kong_claude.rate_tiers.redis_ledger import COOL_DOWN, LedgerUnavailable, RedisLedger, Settings
 from kong_claude.request import Request
-from claude_contract import ledger
-from claude_contract.ledger import Lease, Slot, Window
 from tests.rate_tiers.servers import BINARY, RedisProcess, free_port
 
 TIMEOUT_MS = 250

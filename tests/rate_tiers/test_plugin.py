@@ -7,21 +7,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
 
-from kong_claude.rate_tiers import headers
 from claude_contract import ledger
 from claude_contract.attestation import Signer, verify
 from claude_contract.identity import Identity
 from claude_contract.ledger import Lease, Quota, Window
+from kong_claude.kong_plugins import PLUGINS
+from kong_claude.rate_tiers import headers
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.kong_driver import Driver, Event, Request, RPCError, Server, plugin_server
 
-PLUGINS = Path(__file__).parents[2] / "plugins" / "kong_claude" / "kong_plugins"
 SECRET = "s" * 32
 ATTESTATION = {"secret": SECRET, "request": "POST /claude/invoke"}
 TIERS = [

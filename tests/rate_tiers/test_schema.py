@@ -7,18 +7,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kong_claude.kong_plugins import PLUGINS
 from kong_claude.rate_tiers.plugin import RateTiers
 from kong_claude.rate_tiers.schema import SCHEMA
 from minikong import admin, declarative
 from minikong.precedence import Precedence
 from minikong.schema import bundled
 
-PLUGINS = Path(__file__).parents[2] / "plugins" / "kong_claude" / "kong_plugins"
 NAME = "claude-rate-tiers"
 
 

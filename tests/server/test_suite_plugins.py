@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
+from kong_claude.kong_plugins import PLUGINS
 from tests.support.kong_driver import Request, RPCError, plugin_server
 
-PLUGINS = Path(__file__).parents[2] / "plugins" / "kong_claude" / "kong_plugins"
 NAMES = sorted(path.stem for path in PLUGINS.glob("claude-*.py"))
 STOCK = "from kong_pdk.cli import start_server; start_server()"
 

@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 import orjson
 from fastapi import Request
 
-from claude_invoker.problem import Problem
 from claude_contract.nesting import TOO_DEEP, too_deep
+from claude_invoker.problem import Problem
 
 MAX_FIELDS = 10  # of a form
 _CURSOR = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")

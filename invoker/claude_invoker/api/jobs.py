@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from claude_contract.keys import joined
 from claude_invoker.api import border
 from claude_invoker.api.files import file_answer
 from claude_invoker.api.invocation import decided, invocation_of
@@ -29,7 +30,6 @@ from claude_invoker.jobs.store import Store
 from claude_invoker.model import Artifact
 from claude_invoker.problem import Problem
 from claude_invoker.trust import Caller, attested, attested_run
-from claude_contract.keys import joined
 
 router = APIRouter(tags=["jobs"], responses={status: RESPONSES[status] for status in (401, 404)})
 _BODY = request_body(JobRequest)

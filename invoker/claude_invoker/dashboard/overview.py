@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
+from claude_contract.ledger import Usage
 from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.trust import Caller
-from claude_contract.ledger import Usage
 
 RECENT = 200  # jobs that are counted
 SHOWN = 25

@@ -14,6 +14,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from claude_contract.ledger import Lease
 from claude_invoker.cli.walk import delete
 from claude_invoker.jobs import webhook
 from claude_invoker.jobs.queue import (
@@ -36,7 +37,6 @@ from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.settings import Settings
 from claude_invoker.trust import Caller
-from claude_contract.ledger import Lease
 
 _log = logging.getLogger(__name__)
 BEAT_S = 1.0

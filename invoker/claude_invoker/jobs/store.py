@@ -19,9 +19,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from claude_contract.keys import escaped, joined
 from claude_invoker.jobs.record import SUMMARY, Delivery, Job, caller_of
 from claude_invoker.trust import Caller
-from claude_contract.keys import escaped, joined
 
 PREFIX = "claude:{jobs}:"
 CANCELLED = PREFIX + "cancelled"  # channel

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from kong_claude.cli.problem import Problem
+from kong_claude.kong_plugins import PLUGINS
 
 HELP = "name the holes in a Kong configuration; exit code 1 where there is one"
 
@@ -40,9 +41,7 @@ def run(options: argparse.Namespace) -> int:
         else view.from_file(options.config, environment)
     )
     holes = rules.examine(seen)
-    directory = options.plugins_directory or Path(__file__).resolve().parents[2]
-    if (directory / "claude-gateway.py").exists():
-        holes += probe.configurations(seen, directory)
+    holes += probe.configurations(seen, options.plugins_directory or PLUGINS)
     if options.invoker_url:
         holes += probe.invoker(options.invoker_url)
     if options.json:

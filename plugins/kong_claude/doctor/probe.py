@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kong_claude.decision import ConfigError
+from claude_contract.attestation import new_private_key
+from claude_contract.errors import ConfigError
 from kong_claude.doctor.rules import SUITE, Hole, vault_variable
 from kong_claude.doctor.view import View, label
-from claude_contract.attestation import new_private_key
 
 # Stand for a secret or key whose reference cannot be resolved here.
 PLACEHOLDER = "unresolved-reference-" + "0123456789abcdef" * 3
@@ -25,8 +25,17 @@ def configurations(view: View, directory: Path) -> Iterator[Hole]:
         name = entity.get("name")
         if name not in SUITE:
             continue
-        module = load(directory / f"{name}.py")
         where = f"plugin {name}" + (f" on route {label(entity['route'])}" if entity.get("route") else "")
+        try:
+            module = load(directory / f"{name}.py")
+        except Exception as error:  # whatever keeps it from being tried, it was not tried
+            yield Hole(
+                "unchecked",
+                where,
+                f"its configuration was not tried, since {directory / f'{name}.py'} cannot be loaded ({error})",
+                "run the doctor where the plugins are installed, or name their directory with --plugins-directory",
+            )
+            continue
         try:
             config = with_defaults({"fields": module.Schema}, resolve(entity.get("config") or {}, view.environment))
             plugin = module.Plugin({**config, "route_id": "doctor"})

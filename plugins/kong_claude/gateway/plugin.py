@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kong_claude.decision import ConfigError
+from claude_contract.errors import ConfigError
 from kong_claude.jwt_claims.plugin import JwtClaims
 from kong_claude.pipeline import MakeStage, Stage, plugin_class
 from kong_claude.prompt_context.plugin import PromptContext

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from claude_contract.identity import Identity
 from kong_claude.decision import Refuse
 from kong_claude.jwt_claims.issuers import Issuer
 from kong_claude.jwt_claims.rules import lookup, values
 from kong_claude.jwt_claims.token import InvalidToken
-from claude_contract.identity import Identity
 
 SUBJECT, TIER = "X-Claude-Subject", "X-Claude-Tier"
 _WORD = re.compile(r"[A-Za-z0-9._:-]{1,64}")

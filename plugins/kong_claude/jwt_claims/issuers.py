@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kong_claude.decision import ConfigError
+from claude_contract.errors import ConfigError
 from kong_claude.jwt_claims.algorithms import ALGORITHMS, MIN_SECRET
 from kong_claude.jwt_claims.keys import KeySet, KeySource, StaticKeys, key_from_pem, key_from_secret, keys_from_text
 from kong_claude.jwt_claims.remote import discovery_url, remote_keys

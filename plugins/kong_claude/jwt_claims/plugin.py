@@ -10,7 +10,10 @@ from typing import Any
 
 import redis
 
-from kong_claude.decision import ConfigError, Decision, Pass, Refuse
+from claude_contract.errors import ConfigError
+from claude_contract.identity import Identity
+from claude_contract.keys import joined
+from kong_claude.decision import Decision, Pass, Refuse
 from kong_claude.jwt_claims.bearer import BadRequest, Places, SeveralTokens
 from kong_claude.jwt_claims.caller import SUBJECT, TIER, Caller, ClaimNames, caller, header_text, plain
 from kong_claude.jwt_claims.challenge import Challenge, unavailable
@@ -22,8 +25,6 @@ from kong_claude.jwt_claims.token import Checks, InvalidToken, Token, parse, sig
 from kong_claude.jwt_claims.verified import Entry, VerifiedTokens
 from kong_claude.pipeline import pipeline
 from kong_claude.request import Request, answer, text
-from claude_contract.identity import Identity
-from claude_contract.keys import joined
 
 # What Kong's own jwt plugin sets (kong/plugins/jwt/handler.lua).
 CONSUMER_HEADERS = (

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
-from kong_claude.decision import ConfigError
+from claude_contract.errors import ConfigError
 from kong_claude.jwt_claims.fetch import FetchError, fetch_json
 from kong_claude.jwt_claims.keys import KeySet, Unavailable, keys_from_issuer
 

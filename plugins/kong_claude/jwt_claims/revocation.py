@@ -8,7 +8,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from kong_claude.decision import ConfigError
+from claude_contract.errors import ConfigError
 from claude_contract.identity import Identity
 
 TIMEOUT = 0.5  # seconds, to connect and to answer

@@ -11,7 +11,7 @@ from typing import Any
 
 import re2
 
-from kong_claude.decision import ConfigError
+from claude_contract.errors import ConfigError
 
 # Claims that hold a list as one string (RFC 8693, 4.2).
 _SPACE_SEPARATED = ("scope", "scp")

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from claude_contract.nesting import TOO_DEEP, too_deep
 from kong_claude.jwt_claims.algorithms import VERIFIERS
 from kong_claude.jwt_claims.keys import Key
-from claude_contract.nesting import TOO_DEEP, too_deep
 
 MAX_TOKEN = 16 * 1024  # bytes; nginx takes 8 KiB per header line by default
 MAX_TIME = 253402300799  # the end of year 9999, in Unix seconds

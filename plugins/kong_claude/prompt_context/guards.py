@@ -9,7 +9,8 @@ from typing import Any
 
 import re2
 
-from kong_claude.decision import ConfigError, Refuse
+from claude_contract.errors import ConfigError
+from kong_claude.decision import Refuse
 
 MAX_PATTERN_MEMORY = 8 << 20  # bytes a compiled pattern may take
 

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kong_claude.decision import Answer, ConfigError, Decision, Pass, Refuse
+from claude_contract import compose
+from claude_contract.errors import ConfigError
+from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.pipeline import pipeline
-from kong_claude.prompt_context import compose, sources, template
+from kong_claude.prompt_context import sources, template
 from kong_claude.prompt_context.guards import Guards, compile_pattern
 from kong_claude.prompt_context.inert import block
 from kong_claude.prompt_context.schema import DEFAULT_MAX_BODY_BYTES, DEFAULT_REWRITE_MAX_BYTES

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
-from kong_claude.decision import ConfigError, Refuse
+from claude_contract.errors import ConfigError
+from kong_claude.decision import Refuse
 from kong_claude.prompt_context.guards import compile_pattern
 from kong_claude.request import Request
 

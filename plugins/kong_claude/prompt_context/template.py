@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from kong_claude.decision import ConfigError
+from claude_contract.errors import ConfigError
 from kong_claude.prompt_context.inert import inert
 
 _HOLE = re.compile(r"\{\{\s*([^{}]*?)\s*\}\}")

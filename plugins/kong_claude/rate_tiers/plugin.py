@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from claude_contract import ledger
+from claude_contract.ledger import Admission, Busy, Call, Lease
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.pipeline import pipeline
 from kong_claude.rate_tiers import local_ledger, redis_ledger
@@ -14,8 +16,6 @@ from kong_claude.rate_tiers.redis_ledger import LedgerUnavailable
 from kong_claude.rate_tiers.subjects import Subjects, TierChoice
 from kong_claude.rate_tiers.tiers import UNRENEWED_TTL, Tier, tiers_from_config
 from kong_claude.request import Request, answer, text
-from claude_contract import ledger
-from claude_contract.ledger import Admission, Busy, Call, Lease
 
 MAX_MODEL_BODY = 1 << 20  # bytes read to see which model a body names
 COST_HEADER = "X-Claude-Cost-USD"

@@ -24,7 +24,7 @@ from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from kong_claude.decision import ConfigError
+from claude_contract.errors import ConfigError
 from claude_contract.ledger import Call
 
 MAX_IDLE = 64  # connections kept per Redis

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from kong_claude.decision import ConfigError, Refuse
+from claude_contract.errors import ConfigError
+from claude_contract.ledger import tag
+from kong_claude.decision import Refuse
 from kong_claude.rate_tiers.tiers import Tier, first_known
 from kong_claude.request import Request, answer, text
-from claude_contract.ledger import tag
 
 KINDS = ("subject", "consumer", "credential", "ip", "header", "path", "service", "route")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from kong_claude.decision import ConfigError
+from claude_contract.errors import ConfigError
 from claude_contract.ledger import PERIODS, Slot, Window, micro_usd
 
 # A lease that nobody renews (no attestation carries it to the invoker, or the ledger is this process) must outlive

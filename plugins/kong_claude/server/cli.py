@@ -28,6 +28,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments. Exits with status 2 on bad ones."""
     from kong_pdk.const import __version__
 
+    import kong_claude
+    from kong_claude.kong_plugins import PLUGINS
+
     parser = argparse.ArgumentParser(
         prog="kong-claude-pluginserver", description="Kong plugin server for kong-pdk plugins."
     )
@@ -46,10 +49,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--plugins-directory",
         "-plugins-directory",
         dest="directory",
-        required=True,
+        default=PLUGINS,
         type=Path,
         metavar="DIR",
-        help="plugins directory",
+        help="directory of the plugins' files (default: those of this package)",
     )
     add("--socket-name", default="python_pluginserver.sock", metavar="NAME", help="default: %(default)s")
     add("--socket-mode", type=_mode, default=0o600, metavar="OCTAL", help="default: 0600")
@@ -76,7 +79,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--metrics-listen", type=_address, metavar="HOST:PORT", help="serve Prometheus metrics there")
     add("-v", "--verbose", action="count", default=0, help="log more: also the messages of plugins' exceptions")
-    add("--version", "-version", action="version", version=f"%(prog)s 0.1.0 (kong-pdk {__version__})")
+    add(
+        "--version",
+        "-version",
+        action="version",
+        version=f"%(prog)s {kong_claude.__version__} (kong-pdk {__version__})",
+    )
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("-m", "--multiprocessing", action="store_true", help="accepted, without effect")
     modes.add_argument("-g", "--gevent", action="store_true", help="accepted, without effect: always on")
