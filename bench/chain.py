@@ -39,7 +39,7 @@ import redis.asyncio
 import uvloop
 
 from bench.machine import machine
-from kong_claude.kong_plugins import PLUGINS
+from kong_claude import PLUGINS
 from kong_claude_local.stack import redis_binary
 
 ROOT = Path(__file__).parents[1]

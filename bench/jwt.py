@@ -24,9 +24,9 @@ import jwt
 import psutil
 
 from bench.machine import machine
+from kong_claude import PLUGINS
 from kong_claude.jwt_claims.algorithms import Material
 from kong_claude.jwt_claims.plugin import JwtClaims, Plugin
-from kong_claude.kong_plugins import PLUGINS
 from tests.jwt_claims.support import AUDIENCE, ISSUER, bearer, config, private_key, token
 from tests.jwt_claims.test_attacks import ATTACKS
 from tests.support.kong_driver import Request, plugin_server

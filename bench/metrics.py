@@ -21,8 +21,8 @@ import uvloop
 
 from bench.chain import Counts, Service, ask, kong, load, percentile, process, request
 from bench.machine import machine
+from kong_claude import PLUGINS
 from kong_claude.in_flight import Attested
-from kong_claude.kong_plugins import PLUGINS
 from kong_claude.metrics.entry import entry, render
 
 SAMPLES = 1500

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import machine
-from kong_claude.kong_plugins import PLUGINS
+from kong_claude import PLUGINS
 from tests.support.kong_driver import Driver, Request, plugin_server
 
 LIMIT = 16 << 20

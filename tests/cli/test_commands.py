@@ -84,7 +84,7 @@ def test_a_mark_cannot_break_out_of_the_lua(mark: str) -> None:
     assert main(["guard", "--route", mark]) == 2
 
 
-@pytest.mark.parametrize("command", ["up", "down", "status", "token", "invoke", "guard", "doctor", "worker"])
+@pytest.mark.parametrize("command", ["up", "down", "status", "token", "invoke", "guard", "doctor", "report", "export"])
 def test_help_is_enough(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -97,3 +97,19 @@ def test_nothing_runs_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["down"]) == 0
     assert main(["invoke", "hi"]) == 2
     assert "kong-claude up" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("up", "kong-claude-local[stack]"),
+        ("token", "pip install kong-claude-local"),
+        ("worker", "claude-invoker worker"),
+    ],
+)
+def test_a_part_that_is_not_installed_is_named(
+    command: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kong_claude.cli.main.installed", dict)
+    assert main([command]) == 2
+    assert said in capsys.readouterr().err

@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from claude_contract.attestation import new_private_key
+from kong_claude import PLUGINS
 from kong_claude.cli.guard import lua
 from kong_claude.cli.main import main
 from kong_claude.cli.problem import Problem
 from kong_claude.doctor import probe, rules, view
-from kong_claude.kong_plugins import PLUGINS
 from kong_claude_local import stack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -406,12 +406,21 @@ def test_exit_codes_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     open_config = copy.deepcopy(SOUND)
     open_sibling_route(open_config, {})
     path.write_text(yaml.safe_dump(open_config))
-    nowhere = ["--plugins-directory", str(tmp_path)]
-    assert main(["doctor", str(path), "--env-file", str(env), "--json", *nowhere]) == 1
+    assert main(["doctor", str(path), "--env-file", str(env), "--json"]) == 1
     holes = json.loads(capsys.readouterr().out)["holes"]
     assert [hole["where"] for hole in holes] == ["route debug"]
     path.write_text(yaml.safe_dump(SOUND))
-    assert main(["doctor", str(path), "--env-file", str(env), *nowhere]) == 0
+    assert main(["doctor", str(path), "--env-file", str(env)]) == 0
+    capsys.readouterr()
+    # What could not be tried was not found sound.
+    nowhere = ["--plugins-directory", str(tmp_path)]
+    assert main(["doctor", str(path), "--env-file", str(env), "--json", *nowhere]) == 1
+    holes = json.loads(capsys.readouterr().out)["holes"]
+    assert {hole["rule"] for hole in holes} == {"unchecked"}
+    assert {hole["where"] for hole in holes} == {
+        "plugin claude-gateway on route invoke",
+        "plugin claude-gateway on route jobs",
+    }
 
 
 @pytest.mark.parametrize(

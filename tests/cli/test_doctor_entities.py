@@ -16,10 +16,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kong_claude import PLUGINS
 from kong_claude.cli.guard import lua
 from kong_claude.cli.problem import Problem
 from kong_claude.doctor import rules, view
-from kong_claude.kong_plugins import PLUGINS
 from minikong.declarative import loader
 from minikong.declarative.schema import Schema
 from minikong.entities import derived_id

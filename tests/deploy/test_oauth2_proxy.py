@@ -17,7 +17,7 @@ import httpx
 import pytest
 import yaml
 
-from kong_claude.kong_plugins import PLUGINS
+from kong_claude import PLUGINS
 from tests.support.kong_driver import Event, Request, Server, plugin_server
 
 with warnings.catch_warnings():

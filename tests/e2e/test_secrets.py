@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from claude_contract.attestation import HEADER, Signer, body_hash, parse_pem
-from kong_claude.kong_plugins import PLUGINS
+from kong_claude import PLUGINS
 from minikong.entities import PluginEntity
 from tests.e2e.conftest import COMMAND, ROOT, Gateway, free_port, own_environment, up
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kong_claude.kong_plugins import PLUGINS
+from kong_claude import PLUGINS
 from tests.support.kong_driver import Driver, plugin_server
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from kong_claude import PLUGINS
 from kong_claude.gateway.schema import SCHEMA
-from kong_claude.kong_plugins import PLUGINS
 from minikong import admin, declarative
 from minikong.precedence import Precedence
 from minikong.schema import bundled

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import tests.jwt_claims.support as s
-from kong_claude.kong_plugins import PLUGINS
+from kong_claude import PLUGINS
 from tests.support.kong_driver import Driver, Event, Request, Server, plugin_server
 
 Send = Callable[..., tuple[Event, Request]]

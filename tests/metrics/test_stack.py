@@ -16,7 +16,7 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from kong_claude.kong_plugins import PLUGINS
+from kong_claude import PLUGINS
 from tests.e2e.conftest import COMMAND, ROOT, Gateway, free_port, own_environment
 
 pytestmark = [pytest.mark.xdist_group("metrics-stack"), pytest.mark.timeout(240)]

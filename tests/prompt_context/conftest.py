@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kong_claude.kong_plugins import PLUGINS
+from kong_claude import PLUGINS
 from tests.support.kong_driver import Driver, Event, Request, plugin_server
 
 Send = Callable[..., tuple[Event, Request]]

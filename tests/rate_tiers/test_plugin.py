@@ -16,7 +16,7 @@ from claude_contract import ledger
 from claude_contract.attestation import Signer, verify
 from claude_contract.identity import Identity
 from claude_contract.ledger import Lease, Quota, Window
-from kong_claude.kong_plugins import PLUGINS
+from kong_claude import PLUGINS
 from kong_claude.rate_tiers import headers
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.kong_driver import Driver, Event, Request, RPCError, Server, plugin_server

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kong_claude.kong_plugins import PLUGINS
+from kong_claude import PLUGINS
 from kong_claude.rate_tiers.plugin import RateTiers
 from kong_claude.rate_tiers.schema import SCHEMA
 from minikong import admin, declarative

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
-from kong_claude.kong_plugins import PLUGINS
+from kong_claude import PLUGINS
 from tests.support.kong_driver import Request, RPCError, plugin_server
 
 NAMES = sorted(path.stem for path in PLUGINS.glob("claude-*.py"))

@@ -9,8 +9,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from kong_claude import PLUGINS
 from kong_claude.cli.problem import Problem
-from kong_claude.kong_plugins import PLUGINS
 
 HELP = "name the holes in a Kong configuration; exit code 1 where there is one"
 

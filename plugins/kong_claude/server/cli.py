@@ -29,7 +29,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from kong_pdk.const import __version__
 
     import kong_claude
-    from kong_claude.kong_plugins import PLUGINS
+    from kong_claude import PLUGINS
 
     parser = argparse.ArgumentParser(
         prog="kong-claude-pluginserver", description="Kong plugin server for kong-pdk plugins."
