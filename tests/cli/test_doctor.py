@@ -50,7 +50,16 @@ SOUND: dict[str, Any] = {
                             "config": {
                                 "mark": name,
                                 "attestation": {"private_key": "{vault://env/claude-attestation-key}"},
-                                "jwt_claims": {"issuers": [{"secret": "{vault://env/claude-jwt-secret}"}]},
+                                "jwt_claims": {
+                                    "issuers": [
+                                        {
+                                            "issuer": "i",
+                                            "algorithms": ["HS256"],
+                                            "secret": "{vault://env/claude-jwt-secret}",
+                                        }
+                                    ],
+                                    "audience": ["a"],
+                                },
                             },
                         },
                         {"name": "post-function", "config": {"access": [lua(name, ["claude-gateway"])]}},
