@@ -21,6 +21,7 @@ TITLES = {
     "invalid": "The request is not valid",
     "prompt-rejected": "The model API does not accept this prompt",
     "busy": "Every place to run is taken",
+    "not-configured": "This part of the service is not configured",
     "api-overloaded": "The model API is overloaded or limits us",
     "api-auth": "The model API does not accept the invoker's key",
     "api-error": "The model API failed",

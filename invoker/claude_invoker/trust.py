@@ -21,6 +21,7 @@ from claude_contract.attestation import (
 from claude_contract.ledger import Lease
 from claude_invoker.plan import Clamp
 from claude_invoker.problem import Problem
+from claude_invoker.services import services
 from claude_invoker.settings import Settings
 
 SKEW_S = 5.0
@@ -116,30 +117,31 @@ def keys(settings: Settings) -> dict[str, Key]:
 
 async def attested(request: Request) -> Caller:
     """The caller of a request that looks at something (a FastAPI dependency). Raises Problem 401."""
-    return await _attested(request, request.app.state.settings.required_checks)
+    return await _attested(request, services(request).settings.required_checks)
 
 
 async def attested_run(request: Request) -> AsyncIterator[Caller]:
     """The caller of a request that starts something; gives the lease back where nothing was started
     (`request.state.started`). Raises Problem 401."""
-    caller = await _attested(request, request.app.state.settings.required_checks_run)
+    caller = await _attested(request, services(request).settings.required_checks_run)
     request.state.started = False
     try:
         yield caller
     finally:
-        if not request.state.started and request.app.state.ledger is not None:
-            await request.app.state.ledger.release(caller)
+        ledger = services(request).ledger
+        if not request.state.started and ledger is not None:
+            await ledger.release(caller)
 
 
 async def attested_visitor(request: Request) -> None:
     """A request that needs no caller, but must have come through the gateway's limits. Raises Problem 401."""
-    if request.app.state.settings.trust != "open":
+    if services(request).settings.trust != "open":
         await _first_use(request, await _claims(request, ("rate-tiers",)))
 
 
 async def _claims(request: Request, checks: tuple[str, ...]) -> dict[str, Any]:
     """Verifies the signature, the times, method and path, the body's hash and the checks that the gateway made."""
-    settings: Settings = request.app.state.settings
+    settings: Settings = services(request).settings
     header = request.headers.get(HEADER)
     if header is None:
         raise _unauthenticated("there is no attestation: ask through the gateway")
@@ -147,7 +149,7 @@ async def _claims(request: Request, checks: tuple[str, ...]) -> dict[str, Any]:
     try:
         claims = verify(
             header,
-            request.app.state.attestation_keys,
+            services(request).attestation_keys,
             issuer=settings.attestation_issuer,
             audience=settings.attestation_audience,
             skew=SKEW_S,
@@ -165,13 +167,13 @@ async def _claims(request: Request, checks: tuple[str, ...]) -> dict[str, Any]:
 
 
 async def _first_use(request: Request, claims: Mapping[str, Any]) -> None:
-    seen: SeenOnce = request.app.state.seen
+    seen: SeenOnce = services(request).seen
     if not await seen.first(str(claims["jti"]), float(claims["exp"])):
         raise _unauthenticated("the attestation was used before", "replay")
 
 
 async def _attested(request: Request, checks: tuple[str, ...]) -> Caller:
-    if request.app.state.settings.trust == "open":
+    if services(request).settings.trust == "open":
         return DEVELOPER
     claims = await _claims(request, checks)
     subject = claims.get("sub")

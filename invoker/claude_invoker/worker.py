@@ -7,7 +7,7 @@ import logging
 import signal
 
 from claude_invoker.jobs.queue import open_queues
-from claude_invoker.jobs.runner import Runner
+from claude_invoker.jobs.serving import serving
 from claude_invoker.jobs.store import Store, connect
 from claude_invoker.ledger import Ledger
 from claude_invoker.runs.engine import Engine
@@ -31,12 +31,10 @@ async def serve(settings: Settings) -> None:
     engine = Engine(settings, ledger)
     tracing = Tracing(settings.otlp_endpoint)
     engine.on_finish = tracing.record
-    runner = Runner(settings, engine, Store(redis, settings.tier_priority), queues)
-    await runner.salvage()
-    async with engine, runner.serving():
+    async with serving(settings, engine, Store(redis, settings.tier_priority), queues) as worker:
         logging.getLogger(__name__).info("worker ready, %d runs at once", settings.worker_concurrency)
         await stop.wait()
-        draining, stopping = asyncio.create_task(runner.drain()), asyncio.create_task(stop_now.wait())
+        draining, stopping = asyncio.create_task(worker.drain()), asyncio.create_task(stop_now.wait())
         await asyncio.wait((draining, stopping), return_when=asyncio.FIRST_COMPLETED)
         draining.cancel()
         stopping.cancel()

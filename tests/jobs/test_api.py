@@ -20,7 +20,7 @@ from tests.rate_tiers.servers import RedisProcess
 
 async def leases(gateway: Gateway, subject: str) -> ledger.Usage:
     peek = ledger.peek(ledger.NAMESPACE, ledger.tag("subject", subject), ())
-    return ledger.parse_usage(await ledger.run(gateway.app.state.jobs.redis, peek), ())
+    return ledger.parse_usage(await ledger.run(gateway.app.state.services.jobs.store.redis, peek), ())
 
 
 async def test_a_job_runs_and_leaves_what_it_made(redis_server: RedisProcess, state: Path) -> None:
@@ -45,7 +45,7 @@ async def test_a_job_runs_and_leaves_what_it_made(redis_server: RedisProcess, st
             (job["id"], "done", None)
         ]
         assert (await gateway.ask("GET", "/claude/jobs?state=failed")).json()["jobs"] == []
-        assert gateway.app.state.engine.runs == {}  # the record says all
+        assert gateway.app.state.services.engine.runs == {}  # the record says all
 
 
 async def test_others_jobs_are_not_there(redis_server: RedisProcess, state: Path) -> None:
@@ -135,7 +135,7 @@ async def test_a_lease_from_the_gateway_is_given_back_while_a_job_waits(
     async with serving(redis_server, state, worker="none") as gateway:
         held = ledger.Lease.new(ledger.NAMESPACE, "alice", 250_000)
         terms = ledger.Slot(concurrent=1, usd=250_000)
-        await ledger.run(gateway.app.state.jobs.redis, ledger.acquire(held, terms))
+        await ledger.run(gateway.app.state.services.jobs.store.redis, ledger.acquire(held, terms))
         claims = {"lease": str(held), "slot": terms.claim()}
         answer = await gateway.ask("POST", "/claude/jobs", json={"prompt": "hi"}, claims=claims)
         assert answer.status_code == 202
@@ -164,7 +164,7 @@ async def test_idempotency(redis_server: RedisProcess, state: Path) -> None:
         assert (await post("x" * 256, {"prompt": "a"}))[0] == 400
         both = await asyncio.gather(*[post("k3", {"prompt": "c"}) for _ in range(10)])
         assert len(set(both)) == 1
-        assert sum((await gateway.app.state.jobs.waiting()).values()) == 3
+        assert sum((await gateway.app.state.services.jobs.store.waiting()).values()) == 3
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ async def test_what_cannot_run_is_refused_at_once(
     async with serving(redis_server, state, worker="none") as gateway:
         answer = await gateway.ask("POST", "/claude/jobs", content=body, claims=claims)
         assert answer.status_code == status, answer.text
-        assert await gateway.app.state.jobs.redis.keys(PREFIX + "*") == []
+        assert await gateway.app.state.services.jobs.store.redis.keys(PREFIX + "*") == []
 
 
 async def test_cancelling(redis_server: RedisProcess, state: Path) -> None:

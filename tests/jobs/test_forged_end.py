@@ -54,21 +54,23 @@ def test_a_forged_cost_holds_up_nobody(
         first_output_s=60,
         idle_s=60,
     )
-    said = FORGED.replace('usd": 0', 'usd": -400')
-    forging = {"prompt": tool("Bash", command=program(FORGER, f"<<'SAID'\n{said}\nSAID")), "tools": ["Bash"]}
-    jobs = [create(invoker, "mallory", forging) for _ in range(PLACES)]
-    if not without:
-        wait_for(lambda: [state() for state in jobs] == ["failed"] * PLACES, 60, "the forger's end")
-    else:
-        wait_for(lambda: [state() for state in jobs] == ["running"] * PLACES, 60, "the runs")
-        wait_for(lambda: not invoker.trees(), 60, "the end of all that they started")
-    other = create(invoker, "bob", {"prompt": "[[say fine]]"})
-    if not without:
-        wait_for(lambda: other() == "done", 60, "another tenant's job")
-        redis: Any = redis_server.client()
-        assert not any(redis.zcard(key) for key in redis.keys("*:leases")), "every lease was given back"
-    else:
-        time.sleep(8)
-        assert [state() for state in jobs] == ["running"] * PLACES
-        assert other() == "queued"
-        os.kill(invoker.pid, signal.SIGKILL)  # it could not stop by itself either
+    try:
+        said = FORGED.replace('usd": 0', 'usd": -400')
+        forging = {"prompt": tool("Bash", command=program(FORGER, f"<<'SAID'\n{said}\nSAID")), "tools": ["Bash"]}
+        jobs = [create(invoker, "mallory", forging) for _ in range(PLACES)]
+        if not without:
+            wait_for(lambda: [state() for state in jobs] == ["failed"] * PLACES, 60, "the forger's end")
+        else:
+            wait_for(lambda: [state() for state in jobs] == ["running"] * PLACES, 60, "the runs")
+            wait_for(lambda: not invoker.trees(), 60, "the end of all that they started")
+        other = create(invoker, "bob", {"prompt": "[[say fine]]"})
+        if not without:
+            wait_for(lambda: other() == "done", 60, "another tenant's job")
+            redis: Any = redis_server.client()
+            assert not any(redis.zcard(key) for key in redis.keys("*:leases")), "every lease was given back"
+        else:
+            time.sleep(8)
+            assert [state() for state in jobs] == ["running"] * PLACES
+            assert other() == "queued"
+    finally:
+        os.kill(invoker.pid, signal.SIGKILL)  # it would take other tests' jobs; undefended it could not even stop

@@ -201,7 +201,7 @@ async def test_it_is_tried_again_until_it_is_taken(
         created = await gateway.create("job=w", callback_url=f"http://127.0.0.1:{receiver.port}/hook")
 
         async def delivered() -> Any:
-            owed = await gateway.app.state.jobs.owed(2**53)
+            owed = await gateway.app.state.services.jobs.store.owed(2**53)
             found = (await gateway.ask("GET", created["links"]["self"])).json()
             return found if owed == [] and len(found.get("deliveries", [])) == 3 else None
 
@@ -222,7 +222,7 @@ async def test_a_cancelled_jobs_webhook_is_sent_too(redis_server: RedisProcess, 
             created = await gateway.create("job=w", callback_url=f"http://127.0.0.1:{receiver.port}/hook")
             await gateway.ask("DELETE", created["links"]["self"])
             # As if this server had died before it could enqueue the delivery: it is owed all the same.
-            store = gateway.app.state.jobs
+            store = gateway.app.state.services.jobs.store
             await store.redis.delete("saq:claude-webhooks:queued", "saq:claude-webhooks:incomplete")
             await store.redis.zadd("claude:{jobs}:callbacks", {created["id"]: 1})
         async with serving(redis_server, state, **local()) as gateway:

@@ -154,7 +154,7 @@ def running(folder: Path, collector: str | None = None) -> Iterator[Stack]:
     with upstream() as behind:
         port, metrics, log = free_port(), free_port(), folder / "access.jsonl"
         (folder / "kong.json").write_text(json.dumps(kong_yml(behind, log, collector)))
-        server = f"{sys.executable} -m kong_claude.server -d {ROOT / 'plugins'}"
+        server = f"{sys.executable} -m kong_claude.server "
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KONG_")} | {
             "KONG_PREFIX": str(folder),
             "KONG_DECLARATIVE_CONFIG": str(folder / "kong.json"),
@@ -162,7 +162,6 @@ def running(folder: Path, collector: str | None = None) -> Iterator[Stack]:
             "KONG_ADMIN_LISTEN": "off",
             "KONG_PLUGINS": ",".join(("bundled", *NAMES)),
             "KONG_PLUGINSERVER_NAMES": ",".join(NAMES),
-            "PYTHONPATH": f"{ROOT / 'plugins'}:{ROOT}",
         }
         for name in NAMES:
             key = f"KONG_PLUGINSERVER_{name.upper().replace('-', '_')}"

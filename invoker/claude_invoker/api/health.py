@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from claude_invoker.api.border import understood
 from claude_invoker.runs.engine import Engine
+from claude_invoker.services import services
 
 router = APIRouter(tags=["health"])
 
@@ -24,8 +25,8 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz", responses={503: {"description": "Not ready; the body says what is missing"}})
 async def readyz(request: Request) -> Response:
     """Whether a run could start: the CLI starts and ends, old runs are swept away, Redis answers."""
-    engine: Engine = request.app.state.engine
-    redis = await request.app.state.seen.reachable()
+    engine: Engine = services(request).engine
+    redis = await services(request).seen.reachable()
     obstacle = engine.obstacle if redis else "Redis does not answer"
     checks: dict[str, Any] = {
         "cli": engine.version or None,
@@ -40,11 +41,12 @@ async def readyz(request: Request) -> Response:
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Prometheus text format."""
-    if request.app.state.jobs is not None:
+    parts = services(request)
+    if parts.jobs is not None:
         # Redis may be away: then the last known depth stands.
         with suppress(RedisError, OSError):
-            store, shown = request.app.state.jobs, request.app.state.metrics
+            store, shown = parts.jobs.store, parts.metrics
             shown.queue(await store.waiting(), await store.oldest_waiting())
     with understood("Accept"):
-        body, content_type = request.app.state.metrics.exposition(request.headers.get("accept", ""))
+        body, content_type = services(request).metrics.exposition(request.headers.get("accept", ""))
     return Response(body, headers={"Content-Type": content_type})

@@ -13,6 +13,7 @@ from claude_invoker.api.problems import invalid
 from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import Plan, plan
 from claude_invoker.runs.engine import Engine
+from claude_invoker.services import services
 from claude_invoker.trust import Caller
 
 Wanted = TypeVar("Wanted", bound=InvokeRequest)
@@ -29,5 +30,5 @@ async def invocation_of(request: Request, caller: Caller, model: type[Wanted]) -
 
 def decided(request: Request, invoke: InvokeRequest, caller: Caller) -> Plan:
     """The plan of an invocation. Raises Problem 403."""
-    engine: Engine = request.app.state.engine
+    engine: Engine = services(request).engine
     return plan(invoke, caller.clamp, engine.settings, isolated=engine.users.isolated)

@@ -20,6 +20,7 @@ from claude_invoker.model import InvokeRequest, RunResult, Usage
 from claude_invoker.problem import Problem
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
+from claude_invoker.services import services
 from claude_invoker.trust import Caller, attested_run
 
 router = APIRouter(tags=["invoke"])
@@ -41,8 +42,8 @@ async def invoke(
     """Runs the Claude CLI once. `Accept: text/event-stream` streams; another type asks for the one
     artifact of that type."""
     began = time.monotonic()
-    engine: Engine = request.app.state.engine
-    if jobs.answers_later(request, caller) and request.app.state.jobs is not None:
+    engine: Engine = services(request).engine
+    if jobs.answers_later(request, caller) and services(request).jobs is not None:
         return await jobs.accept(request, caller)
     chosen = decided(request, wanted, caller)
     if engine.ledger is not None and not await engine.ledger.acquire(caller):

@@ -24,11 +24,12 @@ from claude_invoker.api.stream import HEADERS
 from claude_invoker.api.zip import zipped
 from claude_invoker.jobs import webhook
 from claude_invoker.jobs.queue import enqueue_delivery, enqueue_ticket
-from claude_invoker.jobs.record import OVER, Job, JobList, JobRequest, JobView
-from claude_invoker.jobs.runner import retention
+from claude_invoker.jobs.record import OVER, Job, JobList, JobRequest, JobView, retention
 from claude_invoker.jobs.store import Store
 from claude_invoker.model import Artifact
 from claude_invoker.problem import Problem
+from claude_invoker.runs.artifacts import directory as directory_of
+from claude_invoker.services import Jobs, services
 from claude_invoker.trust import Caller, attested, attested_run
 
 router = APIRouter(tags=["jobs"], responses={status: RESPONSES[status] for status in (401, 404)})
@@ -36,12 +37,17 @@ _BODY = request_body(JobRequest)
 PAGES = 20  # looked at for one page of a list
 
 
-def store_of(request: Request) -> Store:
+def jobs_of(request: Request) -> Jobs:
     """Raises Problem 503 where no Redis is configured: jobs wait there."""
-    store: Store | None = request.app.state.jobs
-    if store is None:
-        raise Problem(503, "busy", "jobs need Redis: set INVOKER_REDIS_URL")
-    return store
+    jobs = services(request).jobs
+    if jobs is None:
+        raise Problem(503, "not-configured", "jobs need Redis: set INVOKER_REDIS_URL")
+    return jobs
+
+
+def store_of(request: Request) -> Store:
+    """Raises Problem 503 where no Redis is configured."""
+    return jobs_of(request).store
 
 
 def answers_later(request: Request, caller: Caller) -> bool:
@@ -67,7 +73,7 @@ async def accept(request: Request, caller: Caller) -> Response:
     assert isinstance(wanted, JobRequest)
     decided(request, wanted, caller)  # what cannot run is refused now, not later
     if wanted.callback_url:
-        webhook.allowed(wanted.callback_url, request.app.state.settings)
+        webhook.allowed(wanted.callback_url, services(request).settings)
     key = border.idempotency_key(request)
     # The lease is taken when the job starts; what the gateway took for now is given back by `attested_run`.
     job = Job.new(wanted, replace(caller, queued=True), time.time(), border.traceparent(request))
@@ -77,7 +83,7 @@ async def accept(request: Request, caller: Caller) -> Response:
     if happened == "conflict":
         raise Problem(422, "invalid", "this Idempotency-Key was used with another body")
     if happened == "accepted":
-        await enqueue_ticket(request.app.state.queues)
+        await enqueue_ticket(jobs_of(request).queues)
     stored = await store.get(job_id) or job
     view = stored.view(base(request), await store.position(stored) if stored.state == "queued" else None)
     headers = {"Location": view.links["self"], "Retry-After": "1", "Preference-Applied": "respond-async"}
@@ -150,8 +156,8 @@ async def cancel(request: Request, job: OwnJob) -> JobView:
 
 async def end(request: Request, job: Job) -> None:
     """Cancels a job."""
-    if await store_of(request).cancel(job, retention(job, request.app.state.settings)) and job.callback:
-        await enqueue_delivery(request.app.state.queues, job.id)
+    if await store_of(request).cancel(job, retention(job, services(request).settings)) and job.callback:
+        await enqueue_delivery(jobs_of(request).queues, job.id)
 
 
 @router.get(
@@ -164,7 +170,7 @@ async def events(
 ) -> Response:
     """The run's events as they come; `Last-Event-ID` goes on where a client left, on any server."""
     last = border.stream_id(last_seen)
-    heartbeat = request.app.state.settings.heartbeat_s
+    heartbeat = services(request).settings.heartbeat_s
     return StreamingResponse(
         _encoded(store_of(request), job.id, last, heartbeat), media_type="text/event-stream", headers=HEADERS
     )
@@ -203,5 +209,5 @@ async def artifact(request: Request, job: OwnJob, path: str) -> Response:
 
 
 def files_of(request: Request, job: Job) -> Path:
-    directory: Path = request.app.state.settings.state_dir / "artifacts" / job.id
+    directory: Path = directory_of(services(request).settings, job.id)
     return directory

@@ -7,11 +7,12 @@ from urllib.parse import quote
 from fastapi import Request
 
 from claude_invoker.model import Artifact, RunResult, RunView
+from claude_invoker.services import services
 
 
 def base(request: Request) -> str:
     """The public prefix where the request used it, else nothing."""
-    prefix: str = request.app.state.settings.prefix
+    prefix: str = services(request).settings.prefix
     return prefix if prefix and request.scope["path"].startswith(prefix + "/") else ""
 
 

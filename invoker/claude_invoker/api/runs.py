@@ -17,13 +17,14 @@ from claude_invoker.model import Artifact, RunView
 from claude_invoker.problem import Problem
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
+from claude_invoker.services import services
 from claude_invoker.trust import Caller, attested
 
 router = APIRouter(tags=["runs"], responses={status: RESPONSES[status] for status in (401, 404)})
 
 
 async def own_run(run_id: str, request: Request, caller: Annotated[Caller, Depends(attested)]) -> Run:
-    engine: Engine = request.app.state.engine
+    engine: Engine = services(request).engine
     return engine.find(run_id, caller)
 
 
@@ -52,7 +53,7 @@ async def events(
     request: Request, run: OwnRun, last_seen: Annotated[str | None, Header(alias="Last-Event-ID")] = None
 ) -> Response:
     """The event stream, from the beginning or after `Last-Event-ID`."""
-    settings = request.app.state.settings
+    settings = services(request).settings
     return event_stream(
         run,
         last_event_id(last_seen),

@@ -23,6 +23,7 @@ from claude_invoker.jobs.record import OVER, Job
 from claude_invoker.jobs.recording import text_of
 from claude_invoker.jobs.store import Store
 from claude_invoker.problem import Problem
+from claude_invoker.services import services
 from claude_invoker.trust import Caller, attested, attested_visitor
 
 router = APIRouter(prefix="/dashboard", include_in_schema=False)
@@ -166,8 +167,8 @@ def _set_cookie(request: Request, answer: Response, token: str) -> None:
 
 
 async def _overview(request: Request, viewer: Caller) -> object:
-    state = request.app.state
-    return await overview(jobs.store_of(request), state.engine, state.ledger, viewer)
+    parts = services(request)
+    return await overview(jobs.store_of(request), parts.engine, parts.ledger, viewer)
 
 
 async def _job_values(request: Request, job: Job) -> dict[str, Any]:

@@ -99,7 +99,7 @@ async def enqueue_delivery(queues: Queues, job_id: str) -> None:
     )
 
 
-def worker(queue: Queue, name: str, function: Any, concurrency: int) -> TicketWorker:
+def ticket_worker(queue: Queue, name: str, function: Any, concurrency: int) -> TicketWorker:
     return TicketWorker(
         queue,
         [(name, function)],

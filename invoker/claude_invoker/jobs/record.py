@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, TypeAdapter
 
 from claude_invoker.model import InvokeRequest, RunResult, TextBlock
+from claude_invoker.settings import Settings
 from claude_invoker.trust import Caller
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -203,6 +204,11 @@ class Job:
             deliveries=self.deliveries,
             links={"self": here, "events": f"{here}/events", "artifacts": f"{here}/artifacts"},
         )
+
+
+def retention(job: Job, settings: Settings) -> float:
+    """Seconds for which a job that is over is kept."""
+    return settings.tier_retention_s.get(job.tier, settings.retention_s)
 
 
 def caller_json(caller: Caller) -> str:

@@ -19,6 +19,7 @@ import puremagic
 
 from claude_invoker.cli import walk
 from claude_invoker.model import Artifact
+from claude_invoker.settings import Settings
 
 _log = logging.getLogger(__name__)
 _HEAD = 262_144
@@ -49,6 +50,15 @@ Seen = dict[str, tuple[int, int, int]]
 class Bounds:
     max_bytes: int
     max_count: int
+
+
+def root(settings: Settings) -> Path:
+    """Where the files of runs and jobs are kept, a directory for each."""
+    return settings.state_dir / "artifacts"
+
+
+def directory(settings: Settings, run_id: str) -> Path:
+    return root(settings) / run_id
 
 
 def survey(work: Path) -> Seen:

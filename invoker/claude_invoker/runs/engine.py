@@ -184,7 +184,7 @@ class Engine:
         """Begins a run; it waits up to `queue_wait_s` for a place, a job's as long as it takes. Returns at once."""
         run_id = job_id or new_id()
         retention_s = self.settings.tier_retention_s.get(caller.tier or "", self.settings.retention_s)
-        run = Run(run_id, caller.subject, plan, self._state / "artifacts" / run_id, retention_s)
+        run = Run(run_id, caller.subject, plan, artifacts.directory(self.settings, run_id), retention_s)
         run.tier = caller.tier or ""
         run.is_job = job_id is not None
         run.leased = self.ledger is not None and caller.lease is not None
@@ -380,7 +380,7 @@ class Engine:
     def _forget_files(self) -> None:
         """Deletes artifacts that no engine remembers, once the longest retention is over."""
         longest = max([self.settings.retention_s, *self.settings.tier_retention_s.values()])
-        for path in (self._state / "artifacts").iterdir():
+        for path in artifacts.root(self.settings).iterdir():
             if path.name not in self.runs and path.stat().st_mtime + longest < time.time():
                 delete(path)
 

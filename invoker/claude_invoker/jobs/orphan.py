@@ -15,7 +15,7 @@ from claude_invoker.settings import Settings
 _log = logging.getLogger(__name__)
 
 
-def is_wreck(job: Job) -> bool:
+def is_orphaned(job: Job) -> bool:
     """True where this machine has the directory in which the job ran, and its engine no longer holds the lock on it."""
     lock = Path(job.work).parents[1] / ".lock" if job.work.count("/") > 2 else None
     if lock is None or lock.parents[1].name != "engines":
@@ -33,9 +33,9 @@ def left_in(job: Job, settings: Settings) -> list[dict[str, Any]]:
     if not job.work or not Path(job.work).is_dir():
         return []
     bounds = artifacts.Bounds(settings.artifact_max_bytes, settings.artifact_max_count)
-    into = settings.state_dir / "artifacts" / job.id
+    into = artifacts.directory(settings, job.id)
     try:
-        delete(into)  # of a salvage that died half-way
+        delete(into)  # of a recovery that died half-way
         found, _ = artifacts.collect(Path(job.work), {}, into, bounds)
     except OSError as error:
         _log.warning("job %s: what it left cannot be read (%s)", job.id, error.strerror)

@@ -1,0 +1,32 @@
+"""Delivering webhooks: what SAQ calls for each that is owed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from claude_invoker.jobs import webhook
+from claude_invoker.jobs.queue import DELIVERY_TRIES
+from claude_invoker.jobs.record import Delivery
+from claude_invoker.jobs.store import CALLBACKS, Store
+from claude_invoker.settings import Settings
+
+
+@dataclass(frozen=True)
+class Deliveries:
+    settings: Settings
+    store: Store
+
+    async def deliver(self, context: dict[str, Any], *, job_id: str) -> None:
+        """The SAQ function of a webhook. Raises NotDelivered where another try may help."""
+        job = await self.store.get(job_id)
+        if job is None:
+            await self.store.redis.zrem(CALLBACKS, job_id)
+            return
+        status, error = await webhook.send(job, job.callback, self.settings)
+        taken = error is None and status is not None and 200 <= status < 300
+        final = taken or context["job"].attempts >= DELIVERY_TRIES
+        await self.store.delivered(job, Delivery(at=time.time(), status=status, error=error), final=final)
+        if not taken:
+            raise webhook.NotDelivered(error or f"answered {status}")

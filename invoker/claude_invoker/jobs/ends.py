@@ -1,0 +1,78 @@
+"""How a job ends: once, by whoever holds it, its lease settled and its webhook owed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from claude_contract.ledger import Lease
+from claude_invoker.jobs.orphan import left_in
+from claude_invoker.jobs.queue import Queues, enqueue_delivery, enqueue_ticket
+from claude_invoker.jobs.record import Job, caller_json, retention
+from claude_invoker.jobs.store import Store
+from claude_invoker.ledger import Ledger
+from claude_invoker.problem import Problem
+from claude_invoker.settings import Settings
+from claude_invoker.trust import Caller
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ends:
+    settings: Settings
+    ledger: Ledger | None
+    store: Store
+    queues: Queues
+
+    async def end(self, job: Job, state: str, **fields: Any) -> bool:
+        """Ends the job, however long Redis takes to come back: the run cannot be repeated. False: it is another's."""
+        while True:
+            try:
+                ended = await self.store.finish(job, state, retention(job, self.settings), **fields)
+                if ended and job.callback:
+                    await enqueue_delivery(self.queues, job.id)
+                return ended
+            except (RedisError, OSError) as error:
+                _log.warning("job %s: its end is not stored yet (%s)", job.id, type(error).__name__)
+                await asyncio.sleep(1)
+
+    async def settle(self, caller: Caller, usd: float) -> None:
+        if self.ledger is not None:
+            await self.ledger.settle(caller, usd)
+
+    async def again(self, job: Job, *, in_s: float = 0.0) -> bool:
+        """Lets a job wait again where the operator wants that. With a new lease: the old one is given back or settled,
+        and a settled one cannot be settled twice."""
+        if self.settings.on_worker_loss != "retry":
+            return False
+        caller = job.caller
+        if caller.lease is not None:
+            old = Lease.parse(caller.lease)
+            caller = replace(caller, lease=str(Lease.new(old.namespace, old.tag, old.usd)))
+        if await self.store.requeue(job, caller=caller_json(caller)) != "requeued":
+            return False
+        if self.ledger is not None:
+            await self.ledger.release(job.caller)
+        await enqueue_ticket(self.queues, at=time.time() + in_s if in_s else 0.0)
+        return True
+
+    async def orphaned(self, job: Job) -> None:
+        """A running job whose worker died. By default it fails with what it has left, since a run has side effects.
+
+        Its cost is known to nobody, and booked as nothing."""
+        if not await self.store.take_over(job):
+            return
+        _log.warning("job %s: its worker %s was lost", job.id, job.worker)
+        if await self.again(job):
+            return
+        left = await asyncio.to_thread(left_in, job, self.settings)
+        problem = Problem(500, "worker-lost", "the worker that ran the job died; the run may have had effects")
+        state = "cancelled" if job.cancel else "failed"
+        if await self.end(job, state, error=problem.document() | {"artifacts": left}):
+            await self.settle(job.caller, 0.0)

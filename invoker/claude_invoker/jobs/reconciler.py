@@ -1,0 +1,79 @@
+"""Healing what a crash between two writes leaves, again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from redis.exceptions import RedisError
+
+from claude_invoker.cli.walk import delete
+from claude_invoker.jobs.ends import Ends
+from claude_invoker.jobs.orphan import is_orphaned
+from claude_invoker.jobs.queue import HEARTBEAT_S, Queues, enqueue_delivery, enqueue_ticket
+from claude_invoker.jobs.store import RUNNING, Store, now_ms
+
+_log = logging.getLogger(__name__)
+EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Reconciler:
+    """`ours`: ids of the jobs that this process runs."""
+
+    ends: Ends
+    store: Store
+    queues: Queues
+    artifacts: Path
+    ours: Collection[str]
+
+    async def recover(self) -> None:
+        """Ends the jobs of workers that died on this machine. Before the engine opens, which deletes what they left."""
+        for job_id in await self.store.running():
+            job = await self.store.get(job_id)
+            if job is not None and await asyncio.to_thread(is_orphaned, job):
+                await self.ends.orphaned(job)
+
+    async def reconcile(self) -> None:
+        """Goes on until cancelled."""
+        cursor = "-inf"
+        while True:
+            try:
+                await self._tickets_for_all()
+                await self._find_orphaned()
+                for job_id in await self.store.owed(now_ms() - 30_000):
+                    await enqueue_delivery(self.queues, job_id)
+                _, cursor = await self.store.forget(cursor)
+                await self._delete_files()
+            except (RedisError, OSError) as error:
+                _log.warning("reconcile: %s", type(error).__name__)
+            except Exception:
+                _log.exception("reconcile: what one job is keeps no other from being looked at")
+            await asyncio.sleep(EVERY_S)
+
+    async def _tickets_for_all(self) -> None:
+        """Each waiting job has a ticket; those of running jobs do not count."""
+        waiting = sum((await self.store.waiting()).values())
+        free = await self.queues.tickets.count("incomplete") - len(await self.store.running())
+        for _ in range(min(waiting - free, 1000)):
+            await enqueue_ticket(self.queues)
+
+    async def _find_orphaned(self) -> None:
+        for job_id in await self.store.running():
+            job = await self.store.get(job_id)
+            if job is None:
+                await self.store.redis.zrem(RUNNING, job_id)
+                continue
+            silent = now_ms() - job.beat > 2 * HEARTBEAT_S * 1000
+            if job_id not in self.ours and (silent or await asyncio.to_thread(is_orphaned, job)):
+                await self.ends.orphaned(job)
+
+    async def _delete_files(self) -> None:
+        """Artifacts go with their job's record, whichever worker kept them. Those of jobs that this Redis does not know
+        are left to the engine, which deletes by age."""
+        for path in self.artifacts.glob("job_*"):
+            if await self.store.expired(path.name):
+                await asyncio.to_thread(delete, path)

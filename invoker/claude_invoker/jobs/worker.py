@@ -1,0 +1,195 @@
+"""What a worker does with a ticket: claim the next job, run it, end it, once; and so on until none is left for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from dataclasses import replace
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from claude_invoker.cli.walk import delete
+from claude_invoker.jobs.ends import Ends
+from claude_invoker.jobs.queue import (
+    HEARTBEAT_S,
+    Queues,
+    enqueue_ticket,
+)
+from claude_invoker.jobs.record import Job
+from claude_invoker.jobs.recording import Watch, record
+from claude_invoker.jobs.store import CANCELLED, Store, now_ms
+from claude_invoker.plan import plan
+from claude_invoker.problem import Problem
+from claude_invoker.runs import artifacts
+from claude_invoker.runs.engine import Engine
+from claude_invoker.runs.run import Run
+from claude_invoker.settings import Settings
+
+_log = logging.getLogger(__name__)
+BEAT_S = 1.0
+FULL_S = 1.0  # a subject whose places are all taken is passed over for so long
+RECONCILE_S = 5.0
+DELIVERIES = 8  # at once
+_ASKED = "cancelled by its caller"
+_FENCED = "another worker has taken over"
+_STOPPING = "the worker is stopping"
+
+
+class Worker:
+    """Takes tickets and runs the jobs that they stand for."""
+
+    def __init__(self, settings: Settings, engine: Engine, store: Store, queues: Queues, ends: Ends) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.store = store
+        self.queues = queues
+        self.ends = ends
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self.current: dict[str, Run] = {}
+        self._stopping = False
+
+    async def drain(self) -> None:
+        """Takes no more jobs, and lets those that run go on for a while."""
+        self._stopping = True
+        await self._idle(self.settings.worker_drain_s)
+
+    async def stop(self) -> None:
+        """Cancels what runs; such jobs count as lost (see `Ends.orphaned`)."""
+        self._stopping = True
+        for run in list(self.current.values()):
+            run.cancel(_STOPPING)
+        await self._idle(15.0)
+
+    async def _idle(self, within_s: float) -> None:
+        until = time.monotonic() + within_s
+        while self.current and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+
+    async def run_next(self, context: dict[str, Any]) -> None:
+        """The SAQ function of a ticket: jobs, one after the other, until there is none that may run."""
+        ticket = context["job"]
+        beating = asyncio.create_task(_beat_ticket(ticket))
+        try:
+            while not self._stopping:
+                claimed = await self.store.claim(ticket.key, self.name)
+                if claimed is None:
+                    return
+                job, before = claimed
+                if before:
+                    # The ticket came back. Either its worker was lost, or the sweep was hasty and the run lives.
+                    if now_ms() - job.beat > HEARTBEAT_S * 1000:
+                        await self.ends.orphaned(job)
+                    return
+                await self._take(job)
+            await enqueue_ticket(self.queues, at=time.time() + 1)  # for another worker
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+
+    async def _take(self, job: Job) -> None:
+        if job.cancel:
+            await self.ends.end(job, "cancelled", error=Problem(499, "cancelled", _ASKED).document())
+        elif await self._has_place(job):
+            await self._run(job)
+        elif await self.store.requeue(job, blocked_for=FULL_S) == "cancelled":
+            await self.ends.end(job, "cancelled", error=Problem(499, "cancelled", _ASKED).document())
+        else:
+            await enqueue_ticket(self.queues, at=time.time() + FULL_S)
+
+    async def _has_place(self, job: Job) -> bool:
+        """Takes the job's lease in the gateway's ledger: a tier's limits of runs at once and of money hold for jobs."""
+        if self.engine.ledger is None:
+            return True
+        try:
+            return await self.engine.ledger.acquire(replace(job.caller, queued=True))
+        except Problem:
+            return False
+
+    async def _run(self, job: Job) -> None:
+        try:
+            decided = plan(job.request, job.caller.clamp, self.settings, isolated=self.engine.users.isolated)
+        except Problem as problem:  # the operator's settings have become narrower
+            await self.ends.settle(job.caller, 0.0)
+            await self.ends.end(job, "failed", error=problem.document())
+            return
+        # Of an attempt that died after it had kept its files.
+        await asyncio.to_thread(delete, artifacts.directory(self.settings, job.id))
+        run = self.engine.submit(decided, job.caller, job.id)
+        run.traceparent = job.traceparent
+        self.current[job.id] = run
+        beating = asyncio.create_task(self._beat(job, run))
+        try:
+            await record(self.store, job, run)
+            await run.done.wait()
+        except asyncio.CancelledError:
+            run.cancel(_STOPPING)
+            await run.done.wait()
+            raise
+        finally:
+            if run.done.is_set():
+                await self._end_as(job, run)
+            beating.cancel()
+            self.current.pop(job.id, None)
+            self.engine.runs.pop(job.id, None)  # its record and its files say all; they are deleted with the record
+
+    async def _end_as(self, job: Job, run: Run) -> None:
+        fields: dict[str, Any] = {"cost_usd": repr(run.cost_usd), "model": run.model}
+        fields["progress"] = Watch(run).progress().model_dump_json()
+        if run.result is not None and run.problem is None:
+            await self.ends.end(job, "done", result=run.result.model_dump_json(), **fields)
+            return
+        assert run.problem is not None
+        problem, state = run.problem, "failed"
+        if run.cancel_reason == _FENCED:
+            return
+        if run.cancel_reason == _ASKED and problem.kind == "cancelled":
+            state = "cancelled"
+        elif problem.kind == "cancelled":
+            if await self.ends.again(job, in_s=1.0 if self._stopping else 0.0):
+                return
+            problem = Problem(503, "worker-lost", "the worker was stopped; the run may have had effects")
+        left = [artifact.model_dump(mode="json") for artifact in run.artifacts]
+        await self.ends.end(job, state, error=problem.document() | {"artifacts": left}, **fields)
+
+    async def _beat(self, job: Job, run: Run) -> None:
+        watch = Watch(run)
+        while True:
+            fields: dict[str, Any] = {
+                "beat": str(now_ms()),
+                "progress": watch.progress().model_dump_json(),
+                "model": run.model,
+            }
+            if run.work is not None:
+                fields["work"] = str(run.work)
+            try:
+                told = await self.store.update(job, **fields)
+                if told:
+                    run.cancel(_ASKED if told > 0 else _FENCED)
+            except (RedisError, OSError) as error:
+                _log.warning("job %s: no beat (%s)", job.id, type(error).__name__)
+            # Where it works must be known soon, for whoever finds it dead.
+            await asyncio.sleep(BEAT_S if run.work else BEAT_S / 10)
+
+    async def listen_for_cancels(self) -> None:
+        """Cancels at once; where a message is lost the next beat does it."""
+        while True:
+            try:
+                async with self.store.redis.pubsub() as channel:
+                    await channel.subscribe(CANCELLED)
+                    async for message in channel.listen():
+                        if message["type"] == "message" and (run := self.current.get(message["data"])):
+                            run.cancel(_ASKED)
+            except (RedisError, OSError):
+                await asyncio.sleep(0.5)
+
+
+async def _beat_ticket(ticket: Any) -> None:
+    while True:
+        await asyncio.sleep(HEARTBEAT_S / 4)
+        with contextlib.suppress(RedisError, OSError):
+            await ticket.update()

@@ -1,0 +1,49 @@
+"""What the routes work with, made once by `app.create_app`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+
+if TYPE_CHECKING:
+    from claude_contract.attestation import Key
+    from claude_invoker.jobs.queue import Queues
+    from claude_invoker.jobs.store import Store
+    from claude_invoker.ledger import Ledger
+    from claude_invoker.metrics import Metrics
+    from claude_invoker.runs.engine import Engine
+    from claude_invoker.settings import Settings
+    from claude_invoker.trust import SeenOnce
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """Records and queues of jobs, on one Redis."""
+
+    store: Store
+    queues: Queues
+
+    async def close(self) -> None:
+        await self.queues.close()
+        await self.store.redis.aclose()
+
+
+@dataclass(frozen=True)
+class Services:
+    """`ledger` and `jobs` are None where no Redis is configured."""
+
+    settings: Settings
+    engine: Engine
+    metrics: Metrics
+    attestation_keys: Mapping[str, Key]
+    seen: SeenOnce
+    ledger: Ledger | None
+    jobs: Jobs | None
+
+
+def services(request: Request) -> Services:
+    found: Services = request.app.state.services
+    return found
