@@ -110,7 +110,7 @@ def test_nobody_can_take_all_user_ids(start_invoker: Callable[..., Invoker], wit
             f"[[tool Bash {_json(program(SQUATTER.replace('STATE', str(invoker.state)).replace('UID_BASE', str(UID_BASE))))}]]"
         )
         with api.stream("POST", "/invoke", json=attack, headers={"Accept": "text/event-stream"}) as stream:
-            wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/ready")), what="the squatter")
+            wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/ready")), 90, "the squatter")
             statuses = {bash(httpx.Client(base_url=invoker.url, timeout=60), "id -u").status_code for _ in range(3)}
             api.delete(f"/runs/{stream.headers['x-claude-run']}")
             stream.read()
