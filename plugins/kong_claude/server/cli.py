@@ -16,10 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from kong_claude.server.plugins import Plugin
+from typing import Any, NoReturn
 
 log = logging.getLogger("kong_claude.pluginserver")
 
@@ -118,33 +115,14 @@ def _address(text: str) -> tuple[str, int]:
     return host.strip("[]") or "0.0.0.0", int(port)
 
 
-def load_plugins(directory: Path, only: str | None = None) -> dict[str, Plugin]:
-    """The plugins of a directory, or the one named. A file that cannot be loaded is an error for `only`, else a
-    logged line, as with kong-pdk. Raises LoadError, OSError."""
-    from kong_claude.server import plugins
-
-    found = {}
-    for name, path in plugins.plugin_files(directory):
-        if only is None or name == only:
-            try:
-                found[name] = plugins.load(name, path)
-            except plugins.LoadError as error:
-                if only is not None:
-                    raise
-                log.error("%s", error)
-    if only is not None and only not in found:
-        raise plugins.LoadError(f"no plugin {only} in {directory}")
-    return found
-
-
 def dump(args: argparse.Namespace) -> NoReturn:
     """Answers Kong's query command."""
-    from kong_claude.server.plugins import LoadError
+    from kong_claude.server.plugins import LoadError, load_all
 
     out = os.dup(1)
     os.dup2(2, 1)  # also for what writes to the descriptor itself
     try:
-        loaded = load_plugins(args.directory, args.dump or args.dump_info)
+        loaded = load_all(args.directory, args.dump or args.dump_info)
     except (LoadError, OSError) as error:
         sys.exit(f"error: {error}")
     info: Any = [plugin.info() for plugin in loaded.values()]

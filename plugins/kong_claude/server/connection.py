@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
 
@@ -20,7 +20,7 @@ from kong_claude.server.wire import ID_LENGTH, METHOD_AT, NIL, unpack
 from kong_claude.server.worker import Worker
 
 if TYPE_CHECKING:
-    from kong_claude.server.core import Server
+    from kong_claude.server.plugins import Instance, Phase
 
 log = logging.getLogger("kong_claude.pluginserver")
 
@@ -28,6 +28,21 @@ RECEIVE = 448  # most frames fit, and so does the buffer into CPython's small-ob
 RECEIVE_MORE = 1 << 20
 READ, WRITE = 1, 2  # libev's
 LARGE_FRAME = 512 << 10  # Kong's time for a frame grows with its square: 117 ms at 1 MB
+
+
+class Server(Protocol):
+    """What a connection needs of the server (see `core.Server`)."""
+
+    events: dict[bytes, Worker]
+    known_events: dict[bytes, tuple[Instance, Phase]]
+    connections: set[Connection]
+    unfinished: set[Connection]
+
+    def begin(self, conn: Connection, msgid: bytes, instance: Instance, phase: Phase) -> None: ...
+    def dispatch(self, conn: Connection, frame: Any) -> None: ...
+    def abandon(self, conn: Connection) -> None: ...
+    def violation(self, conn: Connection, what: str) -> None: ...
+    def internal_error(self, conn: Connection, error: Exception) -> None: ...
 
 
 class Construction:

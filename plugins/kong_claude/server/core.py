@@ -25,6 +25,7 @@ from kong_claude.server import wire
 from kong_claude.server.connection import Connection, Construction
 from kong_claude.server.plugins import Instance, Instances, Phase, Plugin
 from kong_claude.server.wire import EVENT_ID, REPLY, RESULT, RET, UNAVAILABLE, event_key, pack
+from kong_claude.server.worker import Connection as AnyConnection
 from kong_claude.server.worker import EventEnd, Worker, pdk
 
 log = logging.getLogger("kong_claude.pluginserver")
@@ -228,7 +229,7 @@ class Server:
             return
         self._answer_failure(worker, conn)
 
-    def _answer_failure(self, worker: Worker, conn: Connection) -> None:
+    def _answer_failure(self, worker: Worker, conn: AnyConnection) -> None:
         worker.done = True
         worker.conn = None
         if worker.phase.refuses:

@@ -7,6 +7,7 @@ default a refusal. A `close()` method is called when Kong closes the instance or
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from bisect import bisect_left
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kong_pdk.module import Module
+
+log = logging.getLogger("kong_claude.pluginserver")
 
 EXTENSIONS = (".py", ".so")
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -143,3 +146,20 @@ def load(name: str, path: Path) -> Plugin:
         raise
     except (Exception, SystemExit) as error:
         raise LoadError(f"plugin {name}: {type(error).__name__}: {error}") from error
+
+
+def load_all(directory: Path, only: str | None = None) -> dict[str, Plugin]:
+    """The plugins of a directory, or the one named. A file that cannot be loaded is an error for `only`, else a
+    logged line, as with kong-pdk. Raises LoadError, OSError."""
+    found = {}
+    for name, path in plugin_files(directory):
+        if only is None or name == only:
+            try:
+                found[name] = load(name, path)
+            except LoadError as error:
+                if only is not None:
+                    raise
+                log.error("%s", error)
+    if only is not None and only not in found:
+        raise LoadError(f"no plugin {only} in {directory}")
+    return found

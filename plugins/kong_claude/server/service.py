@@ -14,10 +14,10 @@ from pathlib import Path
 import gevent
 from gevent.event import Event
 
-from kong_claude.server.cli import load_plugins
 from kong_claude.server.connection import READ
 from kong_claude.server.core import Server
 from kong_claude.server.listener import Listener, SocketInUse
+from kong_claude.server.plugins import load_all
 from kong_claude.server.watchdog import Watchdog, start_ticks
 
 log = logging.getLogger("kong_claude.pluginserver")
@@ -30,7 +30,7 @@ def serve(args: argparse.Namespace) -> int:
     if args.multiprocessing or args.gevent:
         log.info("-m and -g have no effect: one process, gevent always")
     try:
-        plugins = load_plugins(args.directory)
+        plugins = load_all(args.directory)
         server = Server(
             plugins,
             lua_style=not args.no_lua_style,

@@ -18,7 +18,6 @@ from kong_claude.server import wire
 from kong_claude.server.wire import REPLY, RET, pack
 
 if TYPE_CHECKING:
-    from kong_claude.server.connection import Connection
     from kong_claude.server.plugins import Instance, Phase
 
 TERMINAL = frozenset(("kong.response.exit", "kong.response.error"))
@@ -27,6 +26,18 @@ LARGE = frozenset(("kong.service.request.set_raw_body", "kong.service.request.se
 
 class EventEnd(BaseException):
     """Unwinds plugin code whose event is over. No Exception: plugin code must not go on after `exit()`."""
+
+
+class Connection(Protocol):
+    """What a worker needs of a connection (see `connection.Connection`)."""
+
+    backlog: Any
+    send: Any
+
+    def close(self) -> None: ...
+    def reply(self, frame: bytes) -> None: ...
+    def not_sent(self, error: OSError) -> int: ...
+    def sent_some(self, frame: bytes, sent: int) -> None: ...
 
 
 class Owner(Protocol):
