@@ -1,4 +1,4 @@
-"""One row per hole: the mistake, made in a configuration that is otherwise sound, is named; without it nothing is."""
+"""One row per opening: the mistake, made in a configuration that is otherwise sound, is named; without it nothing is."""
 
 from __future__ import annotations
 
@@ -285,7 +285,7 @@ MISTAKES: list[tuple[str, Callable[[dict[str, Any], dict[str, str]], None]]] = [
 ]
 
 
-def examine(config: dict[str, Any], environment: dict[str, str], tmp_path: Path) -> list[rules.Hole]:
+def examine(config: dict[str, Any], environment: dict[str, str], tmp_path: Path) -> list[rules.Opening]:
     path = tmp_path / "kong.yml"
     path.write_text(yaml.safe_dump(config))
     return rules.examine(view.from_file(path, environment))
@@ -299,7 +299,7 @@ def test_a_sound_configuration_has_no_hole(tmp_path: Path) -> None:
 def test_a_mistake_is_named(rule: str, make: Callable[..., None], tmp_path: Path) -> None:
     config, environment = copy.deepcopy(SOUND), dict(ENVIRONMENT)
     make(config, environment)
-    assert rule in {hole.rule for hole in examine(config, environment, tmp_path)}
+    assert rule in {opening.rule for opening in examine(config, environment, tmp_path)}
 
 
 def environment_of_compose(tmp_path: Path) -> dict[str, str]:
@@ -333,7 +333,7 @@ def test_a_shared_secret_is_no_hole_and_a_spoilt_key_is_one(tmp_path: Path) -> N
     shared(config, environment, SECRET)
     assert examine(config, environment, tmp_path) == []
     seen = view.from_file(ROOT / "kong.yml", {"CLAUDE_ATTESTATION_KEY": KEY[:60]})
-    found = {(hole.rule, hole.problem) for hole in probe.configurations(seen, PLUGINS)}
+    found = {(opening.rule, opening.problem) for opening in probe.configurations(seen, PLUGINS)}
     assert found == {("bad-config", "is not a PEM key that can be read")}
 
 
@@ -381,7 +381,7 @@ def test_a_running_gateway_is_examined_by_its_socket(
         ],
     }
 
-    def holes(socket: Path) -> list[str]:
+    def openings(socket: Path) -> list[str]:
         kong = minikong(
             yaml.safe_dump(config),
             plugins=PLUGINS,
@@ -389,13 +389,13 @@ def test_a_running_gateway_is_examined_by_its_socket(
         )
         assert kong.admin_url == f"unix:{socket}"
         code = main(["doctor", "--admin-url", kong.admin_url, "--json"])
-        found = [hole["rule"] for hole in json.loads(capsys.readouterr().out)["holes"]]
+        found = [opening["rule"] for opening in json.loads(capsys.readouterr().out)["openings"]]
         assert code == bool(found)
         return found
 
-    assert holes(tmp_path / "sound") == []
+    assert openings(tmp_path / "sound") == []
     config["services"][0]["routes"][0]["plugins"][0]["config"]["issuers"][0]["secret"] = SECRET
-    assert holes(tmp_path / "in-clear") == ["secret-in-clear"]
+    assert openings(tmp_path / "in-clear") == ["secret-in-clear"]
     with pytest.raises(Problem, match=r"unix:/nowhere/admin\.sock does not answer like Kong's Admin API"):
         view.from_admin("unix:/nowhere/admin.sock", {})
 
@@ -416,17 +416,17 @@ def test_exit_codes_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     open_sibling_route(open_config, {})
     path.write_text(yaml.safe_dump(open_config))
     assert main(["doctor", str(path), "--env-file", str(env), "--json"]) == 1
-    holes = json.loads(capsys.readouterr().out)["holes"]
-    assert [hole["where"] for hole in holes] == ["route debug"]
+    openings = json.loads(capsys.readouterr().out)["openings"]
+    assert [opening["where"] for opening in openings] == ["route debug"]
     path.write_text(yaml.safe_dump(SOUND))
     assert main(["doctor", str(path), "--env-file", str(env)]) == 0
     capsys.readouterr()
     # What could not be tried was not found sound.
     nowhere = ["--plugins-directory", str(tmp_path)]
     assert main(["doctor", str(path), "--env-file", str(env), "--json", *nowhere]) == 1
-    holes = json.loads(capsys.readouterr().out)["holes"]
-    assert {hole["rule"] for hole in holes} == {"unchecked"}
-    assert {hole["where"] for hole in holes} == {
+    openings = json.loads(capsys.readouterr().out)["openings"]
+    assert {opening["rule"] for opening in openings} == {"unchecked"}
+    assert {opening["where"] for opening in openings} == {
         "plugin claude-gateway on route invoke",
         "plugin claude-gateway on route jobs",
     }
@@ -469,11 +469,11 @@ def test_the_invoker_is_asked_directly(status: int, rule: str | None) -> None:
     server = HTTPServer(("127.0.0.1", 0), Answer)
     Thread(target=server.serve_forever, daemon=True).start()
     try:
-        holes = list(probe.invoker(f"http://127.0.0.1:{server.server_port}"))
+        openings = list(probe.invoker(f"http://127.0.0.1:{server.server_port}"))
     finally:
         server.shutdown()
         server.server_close()
-    assert [hole.rule for hole in holes] == ([rule] if rule else [])
+    assert [opening.rule for opening in openings] == ([rule] if rule else [])
 
 
 def test_defaults_are_filled_in_as_kong_does() -> None:

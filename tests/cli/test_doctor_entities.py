@@ -176,9 +176,9 @@ def test_the_open_routes_are_those_that_answer_without_a_token(
     kong = minikong(path, plugins=PLUGINS)
     assert [status(kong.base_url, r["paths"][0]) for r in routes] == [401, 401, 200]
     found = view.from_file(path, {})
-    (hole,) = rules.guarded(found)
+    (opening,) = rules.guarded(found)
     shown = route.get("name") or route.get("id") or "/open"
-    assert (hole.rule, hole.where) == ("no-authentication", f"route {shown}")
+    assert (opening.rule, opening.where) == ("no-authentication", f"route {shown}")
     assert list(rules.distinct_marks(found)) == []
 
 
@@ -194,7 +194,9 @@ def seen(document: dict[str, Any], tmp_path: Path) -> view.View:
 
 def test_control_nameless_routes_with_one_path_and_one_mark_share_it(tmp_path: Path) -> None:
     one, other = guarded("/a", methods=["GET"]), guarded("/a", methods=["POST"])  # type: ignore[arg-type]
-    assert [hole.rule for hole in rules.distinct_marks(seen(document_of([one, other]), tmp_path))] == ["shared-mark"]
+    assert [opening.rule for opening in rules.distinct_marks(seen(document_of([one, other]), tmp_path))] == [
+        "shared-mark"
+    ]
 
 
 def test_a_plugin_that_is_switched_off_shares_no_mark(tmp_path: Path) -> None:
@@ -205,19 +207,19 @@ def test_a_plugin_that_is_switched_off_shares_no_mark(tmp_path: Path) -> None:
     off["enabled"] = True
     for route in document["services"][0]["routes"]:
         route["plugins"] = []
-    assert [hole.rule for hole in rules.distinct_marks(seen(document, tmp_path))] == ["shared-mark"]
+    assert [opening.rule for opening in rules.distinct_marks(seen(document, tmp_path))] == ["shared-mark"]
 
 
 def test_a_nameless_consumers_plugin_is_not_everybodys(tmp_path: Path) -> None:
     override = {"name": "claude-jwt-claims", "config": {"mark": "x"}}
     consumers = [{"custom_id": "c-1", "plugins": [override]}]
     found = seen(document_of([{"paths": ["/a"]}], consumers=consumers), tmp_path)
-    assert [hole.rule for hole in rules.overrides(found)] == ["consumer-scope"]
+    assert [opening.rule for opening in rules.overrides(found)] == ["consumer-scope"]
 
 
 @pytest.mark.parametrize("kind", ["routes", "plugins"])
 def test_a_reference_to_nothing_is_an_error_not_a_sound_configuration(kind: str, tmp_path: Path) -> None:
-    """Kong refuses such a file; taken as a route without a service it had no hole."""
+    """Kong refuses such a file; taken as a route without a service it had no opening."""
     child = {"paths": ["/b"]} if kind == "routes" else {"name": "key-auth"}
     with pytest.raises(Problem, match="'nobody', which is not among the services"):
         seen(document_of([guarded("/a")], **{kind: [child | {"service": "nobody"}]}), tmp_path)

@@ -1,4 +1,4 @@
-"""`kong-claude doctor`: names every hole through which a request could reach the invoker unchecked."""
+"""`kong-claude doctor`: names every opening through which a request could reach the invoker unchecked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from kong_claude import PLUGINS
 from kong_claude.cli.problem import Problem
 
-HELP = "name the holes in a Kong configuration; exit code 1 where there is one"
+HELP = "name the openings in a Kong configuration; exit code 1 where there is one"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,17 +40,17 @@ def run(options: argparse.Namespace) -> int:
         if options.admin_url
         else view.from_file(options.config, environment)
     )
-    holes = rules.examine(seen)
-    holes += probe.configurations(seen, options.plugins_directory or PLUGINS)
+    openings = rules.examine(seen)
+    openings += probe.configurations(seen, options.plugins_directory or PLUGINS)
     if options.invoker_url:
-        holes += probe.invoker(options.invoker_url)
+        openings += probe.invoker(options.invoker_url)
     if options.json:
-        print(json.dumps({"holes": [asdict(hole) for hole in holes], "routes": len(seen.routes)}))
+        print(json.dumps({"openings": [asdict(opening) for opening in openings], "routes": len(seen.routes)}))
     else:
-        for hole in holes:
-            print(f"{hole.rule}: {hole.where}: {hole.problem}\n    {hole.fix}")
-        print(f"{len(seen.routes)} routes, {len(holes)} holes", file=sys.stderr)
-    return 1 if holes else 0
+        for opening in openings:
+            print(f"{opening.rule}: {opening.where}: {opening.problem}\n    {opening.fix}")
+        print(f"{len(seen.routes)} routes, {len(openings)} openings", file=sys.stderr)
+    return 1 if openings else 0
 
 
 def read_environment(path: Path) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""Finds the holes in a Kong configuration through which a request could reach the invoker unchecked."""
+"""Finds the openings in a Kong configuration through which a request could reach the invoker unchecked."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from claude_contract.attestation import new_private_key
 from claude_contract.errors import ConfigError
-from kong_claude.doctor.rules import SUITE, Hole, vault_variable
+from kong_claude.doctor.rules import SUITE, Opening, vault_variable
 from kong_claude.doctor.view import View, label
 
 # Stand for a secret or key whose reference cannot be resolved here.
@@ -19,7 +19,7 @@ PLACEHOLDER = "unresolved-reference-" + "0123456789abcdef" * 3
 PLACEHOLDER_KEY = new_private_key()
 
 
-def configurations(view: View, directory: Path) -> Iterator[Hole]:
+def configurations(view: View, directory: Path) -> Iterator[Opening]:
     """Starts every plugin with its configuration as Kong would; what it refuses, Kong answers with 500."""
     for entity in view.plugins:
         name = entity.get("name")
@@ -29,7 +29,7 @@ def configurations(view: View, directory: Path) -> Iterator[Hole]:
         try:
             module = load(directory / f"{name}.py")
         except Exception as error:  # whatever keeps it from being tried, it was not tried
-            yield Hole(
+            yield Opening(
                 "unchecked",
                 where,
                 f"its configuration was not tried, since {directory / f'{name}.py'} cannot be loaded ({error})",
@@ -40,9 +40,9 @@ def configurations(view: View, directory: Path) -> Iterator[Hole]:
             config = with_defaults({"fields": module.Schema}, resolve(entity.get("config") or {}, view.environment))
             plugin = module.Plugin({**config, "route_id": "doctor"})
         except ConfigError as error:
-            yield Hole("bad-config", f"{where}, config.{error.field_name}", error.problem, "correct the field")
+            yield Opening("bad-config", f"{where}, config.{error.field_name}", error.problem, "correct the field")
         except (AttributeError, TypeError, ValueError) as error:
-            yield Hole("bad-config", where, f"a value is of another kind than its field ({error})", "correct it")
+            yield Opening("bad-config", where, f"a value is of another kind than its field ({error})", "correct it")
         else:
             if hasattr(plugin, "close"):
                 plugin.close()
@@ -91,16 +91,20 @@ def with_defaults(record: Mapping[str, Any], value: Mapping[str, Any]) -> dict[s
     return filled
 
 
-def invoker(url: str) -> Iterator[Hole]:
+def invoker(url: str) -> Iterator[Opening]:
     """Asks the invoker directly, without an attestation."""
     request = urllib.request.Request(
         url.rstrip("/") + "/invoke", b'{"prompt": "doctor"}', {"Content-Type": "application/json"}
     )
     try:
         with urllib.request.urlopen(request, timeout=10) as response:
-            yield Hole("open-invoker", url, f"answers {response.status} without an attestation", "unset INVOKER_TRUST")
+            yield Opening(
+                "open-invoker", url, f"answers {response.status} without an attestation", "unset INVOKER_TRUST"
+            )
     except urllib.error.HTTPError as error:
         if error.code not in (401, 403):
-            yield Hole("odd-invoker", url, f"answers {error.code} without an attestation, not 401", "look at its log")
+            yield Opening(
+                "odd-invoker", url, f"answers {error.code} without an attestation, not 401", "look at its log"
+            )
     except (urllib.error.URLError, OSError):
         return  # not reachable from here, which is what one wants

@@ -1,4 +1,4 @@
-"""The holes that `kong-claude doctor` knows. Each rule: View → holes. Pure."""
+"""The openings that `kong-claude doctor` knows. Each rule: View → openings. Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BODY_CHANGERS = ("request-transformer", "request-transformer-advanced", "ai-requ
 
 
 @dataclass(frozen=True)
-class Hole:
+class Opening:
     """`rule`: stable word. `where`: route, plugin or variable. `fix`: what to do."""
 
     rule: str
@@ -38,12 +38,12 @@ class Hole:
     fix: str
 
 
-def guarded(view: View) -> Iterator[Hole]:
+def guarded(view: View) -> Iterator[Opening]:
     """Every route to the invoker carries a plugin that authenticates, and a guard for each plugin's own mark."""
     for route in protected(view):
         active = route.active(*ENFORCING)
         if not any(map(authenticates, active)) and not (active and PUBLIC in (route.route.get("tags") or [])):
-            yield Hole(
+            yield Opening(
                 "no-authentication",
                 f"route {route.name}",
                 "goes to the invoker without claude-jwt-claims or claude-gateway with jwt_claims",
@@ -62,27 +62,27 @@ def authenticates(plugin: Entity) -> bool:
     return plugin["name"] in AUTHENTICATING
 
 
-def guard_for(route: RouteView, plugin: Entity, guards: list[str]) -> Iterator[Hole]:
+def guard_for(route: RouteView, plugin: Entity, guards: list[str]) -> Iterator[Opening]:
     where = f"route {route.name}"
     mark = mark_of(plugin, route)
     if mark is None:
-        yield Hole("no-mark", where, f"{plugin['name']} has no mark", "set config.mark to the route's name")
+        yield Opening("no-mark", where, f"{plugin['name']} has no mark", "set config.mark to the route's name")
         return
     key = KEYS[plugin["name"]]
     compares = [code for code in guards if f'"{key}"' in code and "mark ~=" in code]
     if not compares:
-        yield Hole(
+        yield Opening(
             "no-guard",
             where,
             f"nothing stops a request for which {plugin['name']} did not run",
             f"add what this prints: kong-claude guard --route {mark} --plugin {plugin['name']}",
         )
     elif not any(f'mark ~= "{mark}"' in code for code in compares):
-        yield Hole(
+        yield Opening(
             "wrong-mark", where, f"the guard compares another mark than {mark!r}", f"kong-claude guard --route {mark}"
         )
     elif not any(is_ours(code, mark) for code in compares):
-        yield Hole(
+        yield Opening(
             "foreign-guard", where, "the guard is not the one that was proven", f"kong-claude guard --route {mark}"
         )
 
@@ -97,7 +97,7 @@ def is_ours(code: str, mark: str) -> bool:
         return False
 
 
-def distinct_marks(view: View) -> Iterator[Hole]:
+def distinct_marks(view: View) -> Iterator[Opening]:
     """Two routes with one mark could run each other's configuration and satisfy each other's guard."""
     seen: dict[tuple[str, str], RouteView] = {}
     for route in view.routes:
@@ -105,7 +105,7 @@ def distinct_marks(view: View) -> Iterator[Hole]:
             mark = mark_of(plugin, route)
             other = seen.setdefault((plugin["name"], mark), route) if mark else route
             if other is not route:  # not by name: two may have none
-                yield Hole(
+                yield Opening(
                     "shared-mark",
                     f"route {route.name}",
                     f"has the same mark as route {other.name}",
@@ -113,14 +113,14 @@ def distinct_marks(view: View) -> Iterator[Hole]:
                 )
 
 
-def protocols(view: View) -> Iterator[Hole]:
+def protocols(view: View) -> Iterator[Opening]:
     """A plugin or guard that does not run on one of its route's protocols lets that protocol through."""
     for route in protected(view):
         wanted = set(route.route.get("protocols") or ["http", "https"])
         for plugin in route.active(*ENFORCING, "post-function"):
             missing = wanted - set(plugin.get("protocols") or wanted)
             if missing:
-                yield Hole(
+                yield Opening(
                     "protocols",
                     f"route {route.name}",
                     f"{plugin['name']} does not run on {', '.join(sorted(missing))}",
@@ -128,12 +128,12 @@ def protocols(view: View) -> Iterator[Hole]:
                 )
 
 
-def overrides(view: View) -> Iterator[Hole]:
+def overrides(view: View) -> Iterator[Opening]:
     """A consumer-scoped entity replaces the route's own configuration, mark included."""
     for plugin in view.plugins:
         scoped = plugin.get("consumer") is not None or plugin.get("consumer_group") is not None
         if scoped and plugin.get("name") in (*ENFORCING, "post-function") and plugin.get("enabled", True):
-            yield Hole(
+            yield Opening(
                 "consumer-scope",
                 f"plugin {plugin['name']}",
                 "is bound to a consumer and replaces the route's configuration for it",
@@ -141,18 +141,18 @@ def overrides(view: View) -> Iterator[Hole]:
             )
 
 
-def order(view: View) -> Iterator[Hole]:
+def order(view: View) -> Iterator[Opening]:
     """Combinations of plugins that undo each other."""
     for route in protected(view):
         names = {p["name"] for p in route.plugins if p.get("enabled", True)}
         where = f"route {route.name}"
         doubled = names & {"claude-jwt-claims", "claude-rate-tiers", "claude-prompt-context"}
         if "claude-gateway" in names and doubled:
-            yield Hole(
+            yield Opening(
                 "doubled", where, f"claude-gateway and {', '.join(sorted(doubled))} both run", "keep one of them"
             )
         for changer in sorted(names & set(BODY_CHANGERS)):
-            yield Hole(
+            yield Opening(
                 "late-change",
                 where,
                 f"{changer} runs after the attestation was signed; a changed body is refused by the invoker",
@@ -161,7 +161,7 @@ def order(view: View) -> Iterator[Hole]:
         for plugin in route.active("pre-function", "post-function"):
             code = [c for phase in EARLY for c in phase_code(plugin, phase) if "ctx.shared" in c and "mark ~=" not in c]
             if code:
-                yield Hole(
+                yield Opening(
                     "forged-mark",
                     where,
                     f"a {plugin['name']} writes kong.ctx.shared, where the guard looks",
@@ -169,16 +169,16 @@ def order(view: View) -> Iterator[Hole]:
                 )
         limits = [p.get("config") or {} for p in route.active("claude-rate-tiers", "claude-gateway")]
         if any((config.get("rate_tiers") or config).get("on_error") == "allow" for config in limits):
-            yield Hole("fails-open", where, "without Redis nothing is limited (on_error: allow)", "on_error: deny")
+            yield Opening("fails-open", where, "without Redis nothing is limited (on_error: allow)", "on_error: deny")
 
 
-def clear_secrets(view: View) -> Iterator[Hole]:
+def clear_secrets(view: View) -> Iterator[Opening]:
     """Secrets belong into a vault reference or a file."""
     for plugin in view.plugins:
         if plugin.get("name") in SUITE:
             for path, value in secrets_in(plugin.get("config") or {}):
                 if not value.startswith("{vault://"):
-                    yield Hole(
+                    yield Opening(
                         "secret-in-clear",
                         f"plugin {plugin['name']}, config.{path}",
                         "holds a secret in clear",
@@ -186,7 +186,7 @@ def clear_secrets(view: View) -> Iterator[Hole]:
                     )
 
 
-def secret_values(view: View) -> Iterator[Hole]:
+def secret_values(view: View) -> Iterator[Opening]:
     """The signing secret as Kong's environment has it: long, not guessable, not shared."""
     signing: dict[str, str] = {}
     others: dict[str, str] = {}
@@ -197,33 +197,39 @@ def secret_values(view: View) -> Iterator[Hole]:
             variable = vault_variable(reference)
             value = view.environment.get(variable or "")
             if variable and value is None and any(name.startswith("KONG_") for name in view.environment):
-                yield Hole("unset-secret", variable, "is not in Kong's environment, so the secret is empty", "set it")
+                yield Opening(
+                    "unset-secret", variable, "is not in Kong's environment, so the secret is empty", "set it"
+                )
             if variable and value:
                 (signing if path.startswith("attestation.") else others)[variable] = value
     for variable, value in others.items():
         if "://" not in value and guessable(value):
-            yield Hole("weak-secret", variable, "can be guessed: whoever does makes tokens", "openssl rand -base64 48")
+            yield Opening(
+                "weak-secret", variable, "can be guessed: whoever does makes tokens", "openssl rand -base64 48"
+            )
     for variable, value in signing.items():
         if len(value.encode()) < 32:
-            yield Hole("weak-secret", variable, "signs attestations with less than 32 bytes", "openssl rand -base64 48")
+            yield Opening(
+                "weak-secret", variable, "signs attestations with less than 32 bytes", "openssl rand -base64 48"
+            )
         elif guessable(value):
-            yield Hole("weak-secret", variable, "can be guessed", "openssl rand -base64 48")
+            yield Opening("weak-secret", variable, "can be guessed", "openssl rand -base64 48")
         if any(value == other for name, other in others.items() if name != variable) or variable in others:
-            yield Hole("shared-secret", variable, "is also used for something else", "give attestations their own")
+            yield Opening("shared-secret", variable, "is also used for something else", "give attestations their own")
 
 
 def guessable(value: str) -> bool:
     return len(set(value)) < 8 or bool(WEAK.search(value) and len(set(value)) < 16)
 
 
-def kong_settings(view: View) -> Iterator[Hole]:
+def kong_settings(view: View) -> Iterator[Opening]:
     """What Kong's own environment must bound."""
     env = view.environment
     if not any(name.startswith("KONG_") for name in env):
         return
     timeout = seconds(env.get("KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT") or "60s")
     if timeout is None or timeout > MAX_READ_TIMEOUT:
-        yield Hole(
+        yield Opening(
             "unbounded-timeout",
             "KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT",
             f"a silent plugin server holds each request for {timeout or '?'} s",
@@ -233,7 +239,7 @@ def kong_settings(view: View) -> Iterator[Hole]:
         if re.fullmatch(r"KONG_PLUGINSERVER_\w+_START_CMD", name) and "kong-claude-pluginserver" in command:
             event = re.search(r"--event-timeout[ =](\d+(?:\.\d+)?)", command)
             if timeout is not None and float(event[1] if event else EVENT_TIMEOUT) * 2 >= timeout:
-                yield Hole(
+                yield Opening(
                     "late-event-timeout",
                     name,
                     "an event may end after Kong has stopped waiting for it",
@@ -241,7 +247,7 @@ def kong_settings(view: View) -> Iterator[Hole]:
                 )
     size = env.get("KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE") or env.get("KONG_CLIENT_BODY_BUFFER_SIZE") or "8k"
     if (size_in_bytes(size) or 0) < MIN_BODY_BUFFER:
-        yield Hole(
+        yield Opening(
             "small-body-buffer",
             "KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE",
             f"prompts over {size} go to disk before a plugin reads them",
@@ -252,16 +258,16 @@ def kong_settings(view: View) -> Iterator[Hole]:
     for plugin in sorted(used):
         key = f"KONG_PLUGINSERVER_{plugin.upper().replace('-', '_')}_QUERY_CMD"
         if plugin not in served:
-            yield Hole(
+            yield Opening(
                 "no-pluginserver", plugin, "has no entry in KONG_PLUGINSERVER_NAMES", "one entry per plugin (Kong 3.9)"
             )
         elif f"--dump {plugin}" not in env.get(key, ""):
-            yield Hole("wrong-dump", key, "Kong reads only the first plugin of a dump", f"… --dump {plugin}")
+            yield Opening("wrong-dump", key, "Kong reads only the first plugin of a dump", f"… --dump {plugin}")
         if plugin not in (env.get("KONG_PLUGINS") or ""):
-            yield Hole("not-enabled", "KONG_PLUGINS", f"does not name {plugin}", f"bundled,{plugin}")
+            yield Opening("not-enabled", "KONG_PLUGINS", f"does not name {plugin}", f"bundled,{plugin}")
 
 
-def exposure(view: View) -> Iterator[Hole]:
+def exposure(view: View) -> Iterator[Opening]:
     """The invoker should be nowhere but behind Kong."""
     for name in sorted({host_of(r.service) for r in protected(view)} - {""}):
         try:
@@ -269,12 +275,12 @@ def exposure(view: View) -> Iterator[Hole]:
         except ValueError:
             continue
         if address.is_global:
-            yield Hole("public-invoker", name, "the invoker has a public address", "put it on a private network")
+            yield Opening("public-invoker", name, "the invoker has a public address", "put it on a private network")
     if view.environment.get("INVOKER_TRUST") == "open":
-        yield Hole("open-invoker", "INVOKER_TRUST", "the invoker trusts everybody", "unset it")
+        yield Opening("open-invoker", "INVOKER_TRUST", "the invoker trusts everybody", "unset it")
 
 
-RULES: tuple[Callable[[View], Iterator[Hole]], ...] = (
+RULES: tuple[Callable[[View], Iterator[Opening]], ...] = (
     guarded,
     distinct_marks,
     protocols,
@@ -287,9 +293,9 @@ RULES: tuple[Callable[[View], Iterator[Hole]], ...] = (
 )
 
 
-def examine(view: View) -> list[Hole]:
-    """All holes of all rules, each once."""
-    return list(dict.fromkeys(hole for rule in RULES for hole in rule(view)))
+def examine(view: View) -> list[Opening]:
+    """All openings of all rules, each once."""
+    return list(dict.fromkeys(opening for rule in RULES for opening in rule(view)))
 
 
 def protected(view: View) -> list[RouteView]:
