@@ -66,7 +66,7 @@ def settings(**more: Any) -> Settings:
 )
 def test_urls_that_are_refused(url: str) -> None:
     with pytest.raises(Problem) as refused:
-        webhook.allowed(url, settings())
+        webhook.check_url(url, settings())
     assert refused.value.status == 422
 
 
@@ -75,11 +75,11 @@ def test_urls_that_are_refused(url: str) -> None:
     ["https://hooks.example.com/x?y=1", "https://HOOKS.example.com:8443/", "https://a.b.wild.example/"],
 )
 def test_urls_that_are_taken(url: str) -> None:
-    webhook.allowed(url, settings())
+    webhook.check_url(url, settings())
     with pytest.raises(Problem):
-        webhook.allowed(url, settings(webhook_hosts=()))
+        webhook.check_url(url, settings(webhook_hosts=()))
     with pytest.raises(Problem, match="secret"):
-        webhook.allowed(url, settings(webhook_secret=None))
+        webhook.check_url(url, settings(webhook_secret=None))
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ async def accept(request: Request, caller: Caller) -> Response:
     assert isinstance(wanted, JobRequest)
     decided(request, wanted, caller)  # what cannot run is refused now, not later
     if wanted.callback_url:
-        webhook.allowed(wanted.callback_url, services(request).settings)
+        webhook.check_url(wanted.callback_url, services(request).settings)
     key = border.idempotency_key(request)
     # The lease is taken when the job starts; what the gateway took for now is given back by `attested_run`.
     job = Job.new(wanted, replace(caller, queued=True), time.time(), border.traceparent(request))

@@ -30,7 +30,7 @@ class NotDelivered(Exception):
     """The receiver did not take it; SAQ tries again."""
 
 
-def allowed(url: str, settings: Settings) -> None:
+def check_url(url: str, settings: Settings) -> None:
     """Checks a callback URL when a job is accepted. Raises Problem 422."""
     try:
         parts = urlsplit(url)
@@ -110,7 +110,7 @@ async def send(job: Job, url: str, settings: Settings) -> tuple[int | None, str 
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        allowed(url, settings)
+        check_url(url, settings)
         place = await address(host, port, settings)
         headers, body = signed(job, settings.webhook_secret.get_secret_value())
         target = httpx.URL(url).copy_with(host=place)
