@@ -140,7 +140,7 @@ def caller(subject: str) -> Caller:
 
 async def submit(store: Store, queues: Queues, subject: str, prompt: str) -> Job:
     job = Job.new(JobRequest(prompt=prompt), caller(subject), time.time())
-    await store.accept(job)
+    await store.add(job)
     await enqueue_ticket(queues)
     return job
 
@@ -191,7 +191,7 @@ async def long_queue(stage: Stage, store: Store, queues: Queues, count: int = 10
     for n in range(count):  # half of them the caller's own
         subject = "developer" if n % 2 else f"somebody-{n % 100}"
         jobs.append(Job.new(JobRequest(prompt=f"job=q{n}"), caller(subject), time.time()))
-        await store.accept(jobs[-1])
+        await store.add(jobs[-1])
     looks: dict[str, list[float]] = {"status": [], "list": []}
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         for _ in range(200):

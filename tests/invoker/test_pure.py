@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claude_invoker.api.accept import preferred
 from claude_invoker.api.border import last_event_id
+from claude_invoker.api.negotiation import preferred
 from claude_invoker.cli.command import Deadlines, Shape, command, environment
 from claude_invoker.cli.keyproxy import Grant
 from claude_invoker.cli.messages import Malformed, Result, parse

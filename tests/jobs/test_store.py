@@ -22,7 +22,7 @@ from tests.rate_tiers.servers import RedisProcess
 
 async def accepted(store: Store, *jobs: Job) -> None:
     for each in jobs:
-        assert await store.accept(each) == ("accepted", each.id)
+        assert await store.add(each) == ("accepted", each.id)
 
 
 async def claims(store: Store, count: int) -> list[Job]:
@@ -79,14 +79,14 @@ async def test_cancelling_gives_no_second_turn(store: Store) -> None:
 
 async def test_the_same_key_and_body_are_the_same_job(store: Store) -> None:
     first, second, third = job(), job(), job()
-    assert await store.accept(first, ("k", "f")) == ("accepted", first.id)
-    assert await store.accept(second, ("k", "f")) == ("known", first.id)
-    assert await store.accept(third, ("k", "other")) == ("conflict", "")
+    assert await store.add(first, ("k", "f")) == ("accepted", first.id)
+    assert await store.add(second, ("k", "f")) == ("known", first.id)
+    assert await store.add(third, ("k", "other")) == ("conflict", "")
     assert await store.get(second.id) is None
     stranger = job("bob")
-    assert await store.accept(stranger, ("k", "other")) == ("accepted", stranger.id)
+    assert await store.add(stranger, ("k", "other")) == ("accepted", stranger.id)
     await store.redis.delete(PREFIX + f"job:{first.id}")  # as expiry does
-    assert await store.accept(third, ("k", "other")) == ("accepted", third.id)
+    assert await store.add(third, ("k", "other")) == ("accepted", third.id)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Defences:
         if not self.keys:
             monkeypatch.setattr(store_module, "joined", lambda separator, *parts: separator.join(parts))
         if not self.subject:
-            source, _ = store_module._script("accept")
+            source, _ = store_module._script("add")
             careless = source.replace("redis.call('HGET', ARGV[7] .. known[1], 'subject') == subject", "true")
             assert careless != source
             sha = hashlib.sha1(careless.encode(), usedforsecurity=False).hexdigest()
@@ -123,8 +123,8 @@ async def test_no_idempotency_key_names_anothers_job(
     """Subject `u` with the key `k:z` and subject `u:k` with the key `z`."""
     defences.apply(monkeypatch)
     victims, attackers = job("u"), job("u:k")
-    await store.accept(victims, ("k:z", "f"))
-    happened, job_id = await store.accept(attackers, ("z", "f"))
+    await store.add(victims, ("k:z", "f"))
+    happened, job_id = await store.add(attackers, ("z", "f"))
     assert (job_id == victims.id) is taken
     assert happened == ("known" if taken else "accepted")
 
@@ -133,7 +133,7 @@ async def test_an_idempotency_key_from_before_an_upgrade_is_known(store: Store) 
     before = job("alice@example.com")
     await accepted(store, before)
     await store.redis.hset(PREFIX + "idem:alice@example.com:review", mapping={"id": before.id, "fingerprint": "f"})
-    assert await store.accept(job("alice@example.com"), ("review", "f")) == ("known", before.id)
+    assert await store.add(job("alice@example.com"), ("review", "f")) == ("known", before.id)
 
 
 @pytest.mark.parametrize("control", [False, True], ids=["defended", "control"])
@@ -157,13 +157,13 @@ async def test_lines_and_subjects_with_colons_stay_apart(
 
 
 async def test_of_many_at_once_with_one_key_one_is_accepted(store: Store) -> None:
-    replies = await asyncio.gather(*[store.accept(job(), ("k", "f")) for _ in range(30)])
+    replies = await asyncio.gather(*[store.add(job(), ("k", "f")) for _ in range(30)])
     assert collections.Counter(reply[0] for reply in replies) == {"accepted": 1, "known": 29}
     assert len({reply[1] for reply in replies}) == 1
     assert await store.waiting() == {"": 1}
 
 
-@pytest.mark.parametrize("script", ["accept", "claim", "finish", "requeue", "cancel", "update"])
+@pytest.mark.parametrize("script", ["add", "claim", "finish", "requeue", "cancel", "update"])
 async def test_a_script_that_runs_twice_does_it_once(
     store: Store, script: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

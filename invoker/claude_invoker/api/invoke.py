@@ -10,9 +10,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from claude_invoker.api import border, jobs
-from claude_invoker.api.accept import EVENT_STREAM, JSON, preferred
 from claude_invoker.api.invocation import decided, invocation_of
 from claude_invoker.api.links import base, with_links
+from claude_invoker.api.negotiation import EVENT_STREAM, JSON, preferred
 from claude_invoker.api.openapi import request_body
 from claude_invoker.api.problems import RESPONSES
 from claude_invoker.api.stream import event_stream
@@ -44,15 +44,15 @@ async def invoke(
     began = time.monotonic()
     engine: Engine = services(request).engine
     if jobs.answers_later(request, caller) and services(request).jobs is not None:
-        return await jobs.accept(request, caller)
+        return await jobs.enqueue(request, caller)
     chosen = decided(request, wanted, caller)
     if engine.ledger is not None and not await engine.ledger.acquire(caller):
         raise Problem(503, "busy", "the gateway's limit of runs at once", {"Retry-After": "5"})
     run = engine.submit(chosen, caller)
     run.traceparent = border.traceparent(request)
     request.state.started = True
-    accept = preferred(request.headers.get("accept"))
-    if accept == EVENT_STREAM:
+    wanted_type = preferred(request.headers.get("accept"))
+    if wanted_type == EVENT_STREAM:
         return event_stream(
             run,
             0,
@@ -62,9 +62,9 @@ async def invoke(
         )
     result = await _while_connected(request, run)
     headers = result_headers(run, time.monotonic() - began)
-    if accept == JSON:
+    if wanted_type == JSON:
         return JSONResponse(with_links(request, result).model_dump(mode="json"), headers=headers)
-    return artifact_of_type(request, run, accept, headers)
+    return artifact_of_type(request, run, wanted_type, headers)
 
 
 def result_headers(run: Run, seconds: float) -> dict[str, str]:

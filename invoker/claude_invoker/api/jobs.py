@@ -63,10 +63,10 @@ async def create(
     _: Annotated[str | None, Header(alias="Idempotency-Key")] = None,  # for the OpenAPI document
 ) -> Response:
     """Queues a run: 202 with its place. The same `Idempotency-Key` and body give the same job."""
-    return await accept(request, caller)
+    return await enqueue(request, caller)
 
 
-async def accept(request: Request, caller: Caller) -> Response:
+async def enqueue(request: Request, caller: Caller) -> Response:
     """The answer to whatever becomes a job. Raises Problem 400, 403, 422, 503."""
     store = store_of(request)
     wanted = await invocation_of(request, caller, JobRequest)
@@ -79,7 +79,7 @@ async def accept(request: Request, caller: Caller) -> Response:
     job = Job.new(wanted, replace(caller, queued=True), time.time(), border.traceparent(request))
     # The path as it was routed: that of `request.url` ends at an escaped `?`.
     fingerprint = hashlib.sha256(joined("\0", request.scope["path"], "").encode() + await request.body()).hexdigest()
-    happened, job_id = await store.accept(job, (key, fingerprint) if key else None)
+    happened, job_id = await store.add(job, (key, fingerprint) if key else None)
     if happened == "conflict":
         raise Problem(422, "invalid", "this Idempotency-Key was used with another body")
     if happened == "accepted":

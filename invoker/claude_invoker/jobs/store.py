@@ -79,7 +79,7 @@ class Store:
         except NoScriptError:
             return await self.redis.eval(source, len(keys), *keys, *args)
 
-    async def accept(self, job: Job, idempotency: tuple[str, str] | None = None) -> tuple[str, str]:
+    async def add(self, job: Job, idempotency: tuple[str, str] | None = None) -> tuple[str, str]:
         """Stores a job. `idempotency`: (key, fingerprint of the body). Returns what happened and the job's id:
         `accepted`, `known` (the same request came before), or `conflict` (another body under this key)."""
         line = self.line(job.tier)
@@ -95,7 +95,7 @@ class Store:
         fields = [part for pair in job.fields().items() for part in pair]
         fingerprint = idempotency[1] if idempotency else ""
         args = [job.id, job.subject, job.created_at, fingerprint, IDEMPOTENCY_TTL, line, PREFIX + "job:"]
-        reply = await self._run("accept", keys, [*args, *fields])
+        reply = await self._run("add", keys, [*args, *fields])
         if reply[0] == 1:
             return "accepted", job.id
         return ("known", reply[1]) if reply[0] == 0 else ("conflict", "")
