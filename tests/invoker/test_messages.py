@@ -193,3 +193,40 @@ def test_a_forged_message_ends_the_run_with_an_error(api: httpx.Client, said: st
     answer = forge(api, said)
     assert answer.status_code == 502, answer.text
     assert answer.json()["type"].endswith("cli-failed")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a":[' + b"[]," * 1_000_000 + b"0]}",
+        b'{"a":[' + b"{}," * 1_000_000 + b"0]}",
+        b'{"a":"\\ud83d","b":"' + b"x" * 5_000_000 + b'"}',
+        b'{"type":"result","subtype":"x","model_usage_since_last_result":{'
+        + b",".join(b'"%d":1' % number for number in range(300_000))
+        + b"}}",
+        b'{"type":"result","subtype":"x","errors":[' + b"[" * 900 + b"]" * 900 + b"]}",
+    ],
+    ids=["lists", "dictionaries", "repairs", "mistakes", "depth"],
+)
+def test_a_line_that_is_slow_to_read_is_refused(text: bytes) -> None:
+    """64 MB of any of these are seconds in which the invoker serves nobody, and gigabytes."""
+    with pytest.raises(Malformed):
+        parse(text)
+
+
+def test_a_long_text_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse(b'{"type":"of a newer CLI","x":"' + b"x" * 40_000_000 + b'"}') is None
+
+
+@pytest.mark.parametrize("name", [{}, [], 3, None, ["ping"]])
+def test_a_name_of_another_type_is_no_error_of_ours(name: object) -> None:
+    assert parse(line({"type": "stream_event", "event": {"type": name}})) is None
+    assert parse(line({"type": name})) is None
+
+
+def test_the_log_gets_no_text_of_the_runs() -> None:
+    """The reason goes to the log: a key of the run's would be lines in it that the invoker never wrote."""
+    forged = {"type": "result", "subtype": "x", "model_usage_since_last_result": {"m\n2026 ERROR forged": 5}}
+    with pytest.raises(Malformed) as caught:
+        parse(line(forged))
+    assert str(caught.value) == "a message of type result has no valid model_usage_since_last_result"

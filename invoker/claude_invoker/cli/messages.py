@@ -17,6 +17,10 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MAX_LINE = 64 * 1024 * 1024
+MAX_VALUES = 200_000
+"""Of one line. It is the number of values that makes parsing slow and large: 64 MB of `[]` are seconds in which nothing
+else is served, and gigabytes."""
+_MAX_REPAIRED = 4 * 1024 * 1024
 MODEL_EVENTS = frozenset(
     ("message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta",
      "message_stop", "ping")
@@ -190,16 +194,22 @@ def parse(line: bytes) -> Message | None:
             init = _Init.model_validate(document)
             return Started(init.model, tuple(init.tools))
     except ValidationError as error:
-        places = ", ".join(".".join(map(str, item["loc"])) for item in error.errors(include_input=False)[:3])
-        raise Malformed(f"a message of type {kind} has no valid {places}") from None
+        # Only the names of our own models: deeper ones are the run's text, and this is for the log.
+        places = sorted({str(item["loc"][0]) if item["loc"] else "body" for item in error.errors(include_input=False)})
+        raise Malformed(f"a message of type {kind} has no valid {', '.join(places)}") from None
     return None
 
 
 def _json(line: bytes) -> Any:
+    # Those in strings count too: what the CLI says has its texts cut off long before.
+    if line.count(b",") + line.count(b"[") + line.count(b"{") > MAX_VALUES:
+        raise Malformed(f"a line of the CLI has more than {MAX_VALUES:,} values")
     try:
         return orjson.loads(line)
     except ValueError:
         pass
+    if len(line) > _MAX_REPAIRED:
+        raise Malformed("a line of the CLI is not JSON")
     # A preview that was cut in the middle of an emoji has half a surrogate pair in it, which orjson refuses.
     try:
         text = json.dumps(json.loads(line), ensure_ascii=False)
@@ -218,9 +228,10 @@ def _written(value: Any) -> bytes:
 
 def _model_event(document: dict[str, Any]) -> ModelEvent | None:
     event = document.get("event")
-    if not isinstance(event, dict) or event.get("type") not in MODEL_EVENTS:
+    name = event.get("type") if isinstance(event, dict) else None
+    if not isinstance(name, str) or name not in MODEL_EVENTS:
         return None
-    return ModelEvent(event["type"], _written(event), document.get("parent_tool_use_id") is not None)
+    return ModelEvent(name, _written(event), document.get("parent_tool_use_id") is not None)
 
 
 def _blocks(document: dict[str, Any], kind: str) -> list[dict[str, Any]]:
@@ -250,6 +261,7 @@ def _tool_result(block: dict[str, Any]) -> ToolResult:
 def _result(document: dict[str, Any]) -> Result:
     result = Result.model_validate(document)
     _written(result.structured_output)
+    _written(result.errors)
     for denial in result.permission_denials:
         _written(denial.tool_input)
     return result
