@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from claude_invoker.cli.tree import Discarded
 from claude_invoker.cli.walk import Bounds, TooMuch, delete, give, take_back, walk
 from claude_invoker.runs import artifacts
-from tests.invoker.conftest import as_root
+from tests.invoker.conftest import as_root, wait_for
 
 WIDE = Bounds(10**6, 10**6)
 NAMES = st.sampled_from(["a", "b", "\udcff", "x\ny", "‮", "-rf", "…", "work"])
@@ -172,3 +174,53 @@ def test_two_may_delete_the_same(tmp_path: Path) -> None:
             list(threads.map(Discarded.empty, both))
         assert list((tmp_path / "discarded").iterdir()) == []
         assert [found.stuck for found in both] == [{}, {}]
+
+
+@as_root
+def test_nobody_else_can_go_on_filling_what_is_deleted(tmp_path: Path) -> None:
+    """A run may open its directories to another, which is inside when the first one ends."""
+    tree = Path(tempfile.mkdtemp(prefix="walk-"))
+    inner = tree / "work" / "inner"
+    inner.mkdir(parents=True)
+    for path in (tree, tree / "work", inner):
+        os.chown(path, 239_701, 239_701)
+        path.chmod(0o777)
+    filling = "n=0; while :; do n=$((n+1)); mkdir $n 2>/dev/null && : > $n/f || : ; [ $n -ge 3 ] && [ ! -e ../up ] && : > ../up; done"
+    other = subprocess.Popen(["/bin/sh", "-c", filling], cwd=inner, user=239_702, group=239_702, extra_groups=())
+    try:
+        wait_for(lambda: (tree / "work" / "up").exists(), what="the other run")
+        for _ in range(3):  # what it makes until its directory is closed may be in the way of the first
+            with contextlib.suppress(OSError):
+                delete(tree)
+        assert not tree.exists()
+    finally:
+        other.kill()
+        other.wait()
+        shutil.rmtree(tree, ignore_errors=True)
+
+
+@as_root
+def test_the_owner_may_have_closed_his_directories_to_himself() -> None:
+    """As Go's module cache is: readable, not writable. Who is not root could not remove what is in it."""
+    folder = Path(tempfile.mkdtemp(prefix="walk-"))
+    folder.chmod(0o777)
+    child = os.fork()
+    if not child:  # an invoker that is not root
+        status = 1
+        try:
+            os.setgroups([])
+            os.setresgid(239_703, 239_703, 239_703)
+            os.setresuid(239_703, 239_703, 239_703)
+            inner = folder / "tree" / "a" / "b"
+            inner.mkdir(parents=True)
+            (inner / "f").write_text("x")
+            inner.chmod(0o555)
+            inner.parent.chmod(0o555)
+            delete(folder / "tree")
+            status = int((folder / "tree").exists())
+        finally:
+            os._exit(status)
+    try:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        shutil.rmtree(folder)

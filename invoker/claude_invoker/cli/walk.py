@@ -72,8 +72,11 @@ class _Level:
 class _Cursor:
     """The directory where a walk stands."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, close: bool = False) -> None:
         self.fd = os.open(root, _DIRECTORY)
+        self._closes = close
+        if close:
+            _close(self.fd)
         self.levels = [_Level(root.name, _identity(self.fd))]
         self.refused: dict[tuple[int, str], OSError] = {}
         """What could not be entered or removed, by its directory's inode and its name."""
@@ -110,6 +113,8 @@ class _Cursor:
         os.close(self.fd)
         self.fd = below
         self.levels.append(level)
+        if self._closes:
+            _close(below)
 
     def up(self) -> str:
         """The name of the directory that was left. Raises OSError, Moved."""
@@ -194,7 +199,7 @@ def delete(root: Path, wanted: Callable[[], bool] = lambda: True) -> None:
         return
     if stat.S_IMODE(status.st_mode) & 0o700 != 0o700:
         root.chmod(0o700)
-    cursor = _Cursor(root)
+    cursor = _Cursor(root, close=True)
     try:
         while True:
             if not wanted():
@@ -251,6 +256,13 @@ def _open_directory(parent: int, name: str) -> int:
         finally:
             os.close(handle)
         return os.open(name, _DIRECTORY, dir_fd=parent)
+
+
+def _close(fd: int) -> None:
+    """Nobody but the owner may do anything in the directory: where the run let other users in, some that live on could
+    go on filling it. And the owner may: a run may have taken our own right to remove what is in it."""
+    with contextlib.suppress(OSError):
+        os.fchmod(fd, 0o700)
 
 
 def _identity(fd: int) -> tuple[int, int]:
