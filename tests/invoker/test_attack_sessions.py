@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from claude_invoker.cli.kill import owners
@@ -177,3 +178,60 @@ def test_the_directory_of_trees_cannot_be_squatted(start_invoker: Callable[..., 
         invoker.stop()
     finally:
         first.rmdir()
+
+
+REDIRECT = """
+import json, pathlib
+for name in (".claude.json", ".config.json"):
+    path = pathlib.Path("../config", name)
+    document = json.loads(path.read_text()) if path.exists() else {}
+    document["env"] = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:9", "PATH": "/nowhere"}
+    path.write_text(json.dumps(document))
+pathlib.Path("../home/.gitconfig").write_text("[core]\\n\\tfsmonitor = false\\n")
+print("planted")
+"""
+
+
+@pytest.mark.parametrize("without", [(), ("sessions_keep_all_that_the_cli_reads",)])
+def test_a_run_sets_nothing_for_the_next_of_its_session(
+    start_invoker: Callable[..., Invoker], without: tuple[str, ...]
+) -> None:
+    """The CLI takes its environment from a file in the session's tree: the next run, which has no tools at all, would
+    ask another API, and by PATH start other programs."""
+    invoker = start_invoker(without=without, pool_size=0, idle_s=60)
+    with invoker.client() as api:
+        first = bash(api, program(REDIRECT), session="new")
+        assert "planted" in answer(first)
+        body = {"prompt": "[[say fine]]", "tools": [], "session": first.json()["session"]}
+        second = api.post("/invoke", json=body)
+        (tree,) = invoker.state.glob("trees/sessions/*")
+        assert (tree / "home" / ".gitconfig").exists() == bool(without)
+        assert second.status_code == (504 if without else 200), second.text
+
+
+@pytest.mark.parametrize("without", [(), ("sessions_keep_all_that_the_cli_reads",)])
+def test_a_session_leads_nobody_behind_a_closed_door(
+    start_invoker: Callable[..., Invoker], without: tuple[str, ...], tmp_path: Path
+) -> None:
+    """A link in the place of its directory: root enters it before it becomes the run's user."""
+    inner = tmp_path / "inner"
+    inner.mkdir(mode=0o755)
+    (inner / "note").write_text(NOTE)
+    (inner / "note").chmod(0o644)
+    tmp_path.chmod(0o700)
+    invoker = start_invoker(without=without, pool_size=0, idle_s=60)
+    with invoker.client() as api:
+        first = bash(api, f"cat {inner}/note; cd ..; rm -r work; ln -s {inner} work; echo linked", session="new")
+        assert "linked" in answer(first) and NOTE not in answer(first)
+        body = {"prompt": "[[hang]]", "session": first.json()["session"]}
+        with api.stream("POST", "/invoke", json=body, headers={"Accept": "text/event-stream"}) as stream:
+            wait_for(lambda: _cli(invoker) and _cli(invoker)[0].uids().real > 0, what="the second run")
+            assert (_cli(invoker)[0].cwd() == str(inner)) == bool(without)
+            api.delete(f"/runs/{stream.headers['x-claude-run']}")
+            stream.read()
+        (tree,) = invoker.state.glob("trees/sessions/*")
+        assert (tree / "work").is_symlink() == bool(without)
+
+
+def _cli(invoker: Invoker) -> list[psutil.Process]:
+    return [process for process in invoker.children() if "--print" in process.cmdline()]

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -133,3 +134,23 @@ def test_one_record_that_cannot_be_read_keeps_no_other(tmp_path: Path) -> None:
         pass
     assert stored(tmp_path, 0).expire() == 2
     assert not session.tree.root.exists()
+
+
+def test_a_record_that_cannot_be_opened_may_have_any_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where descriptors have run out, as a run can bring about, no session loses its directory."""
+    sessions = stored(tmp_path)
+    with sessions.hold("alice", "new") as session:
+        (session.tree.root / "note").write_text("x")
+    os.utime(session.tree.root, (1, 1))
+    opened = Path.open
+
+    def none_left(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.parent == tmp_path / "records":
+            raise OSError(24, "Too many open files")
+        return opened(path, *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", none_left)
+        sessions.expire()
+    with sessions.hold("alice", session.id) as again:
+        assert (again.tree.root / "note").read_text() == "x"

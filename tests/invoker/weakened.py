@@ -69,6 +69,18 @@ def trees_that_stay_the_runs() -> None:
     put(tree.Tree, "take_back", lambda self, uid: None)
 
 
+def sessions_keep_all_that_the_cli_reads() -> None:
+    """Whatever a session's run left is there when the next one starts."""
+
+    def create(self: tree.Tree, uid: int | None) -> None:
+        for path in (self.root, self.work, self.home, self.config, self.temp):
+            path.mkdir(mode=0o700, exist_ok=True)
+        if uid is not None:
+            walk.give(self.root, uid, tree.KEPT)
+
+    put(tree.Tree, "create", create)
+
+
 def two_user_ids() -> None:
     """No defence, but a small machine: the next run always gets the id that the last one had."""
     put(users, "SPAN", 2)
@@ -192,6 +204,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         killer_that_never_answers,
         trees_by_recursion,
         trees_that_stay_the_runs,
+        sessions_keep_all_that_the_cli_reads,
         two_user_ids,
         sessions_in_argv,
         locks_that_anybody_can_take,

@@ -43,14 +43,40 @@ class Tree:
         return self.root / "config"
 
     @property
+    def transcripts(self) -> Path:
+        return self.config / "projects"
+
+    @property
+    def has_transcript(self) -> bool:
+        """Whether the CLI has written a conversation to go on with."""
+        if not _is_directory(self.config):
+            return False
+        with contextlib.suppress(OSError, walk.TooMuch):
+            return any(entry.name.endswith(".jsonl") for entry in walk.walk(self.transcripts, walk.Bounds(2, 10_000)))
+        return False
+
+    @property
     def temp(self) -> Path:
         return self.root / "tmp"
 
     def create(self, uid: int | None) -> None:
         """Makes what is missing of the tree, mode 0700, and hands all of it to `uid` (None: to whoever we are).
 
+        Of an earlier run of the session only its files and its transcript are left. The CLI reads more in these
+        directories than transcripts: `env` of its `.claude.json` would be the environment of this run, whatever its
+        tools are. And what is no directory any more, such as a link in the place of `work`, would lead us elsewhere.
+
         Raises walk.TooMuch, OSError.
         """
+        walk.delete(self.home)
+        walk.delete(self.temp)
+        for path in (self.work, self.config, self.transcripts):
+            if not _is_directory(path):
+                walk.delete(path)
+        if self.config.exists():
+            for path in list(self.config.iterdir()):
+                if path != self.transcripts:
+                    walk.delete(path)
         for path in (self.root, self.work, self.home, self.config, self.temp):
             path.mkdir(mode=0o700, exist_ok=True)
         if uid is not None:
@@ -149,6 +175,14 @@ def prepare(state_dir: Path, trees: Path) -> None:
     for path in (state_dir / "artifacts", state_dir / "locks", state_dir / "sessions", trees / "discarded"):
         path.mkdir(mode=0o700, exist_ok=True)
         path.chmod(0o700)
+
+
+def _is_directory(path: Path) -> bool:
+    """A link to one is none."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def _is_ours(path: Path) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from claude_invoker.cli.tree import Discarded, Tree
-from claude_invoker.cli.walk import Bounds, TooMuch, walk
+from claude_invoker.cli.walk import TooMuch
 from claude_invoker.problem import Problem
 
 _log = logging.getLogger(__name__)
@@ -35,10 +35,7 @@ class Session:
     @property
     def begun(self) -> bool:
         """Whether the CLI has written a transcript to go on with."""
-        transcripts = self.tree.config / "projects"
-        with contextlib.suppress(OSError, TooMuch):
-            return any(entry.name.endswith(".jsonl") for entry in walk(transcripts, Bounds(2, 10_000)))
-        return False
+        return self.tree.has_transcript
 
 
 class Sessions:
@@ -90,7 +87,8 @@ class Sessions:
 
     def expire(self) -> int:
         """Deletes sessions that nobody used for their time to live, and trees that no session has; how many sessions
-        there were. What goes wrong with one is logged and keeps no other."""
+        there were. What goes wrong with one is logged and keeps no other. A record that cannot be read may have any
+        tree: then none counts as nobody's."""
         trees = {path.name for path in self._trees.iterdir() if time.time() - path.lstat().st_mtime > _UNCLAIMED_S}
         gone, claimed = 0, set()
         for path in list(self._records.iterdir()):
@@ -106,10 +104,11 @@ class Sessions:
                         self._discarded.delete(self._discarded.take(tree.root))
                     path.unlink()
                     gone += 1
-            except BlockingIOError:
+            except (BlockingIOError, FileNotFoundError):
                 continue
             except OSError as error:
                 _log.error("a session cannot be ended: %s: %s", path.name, error.strerror)
+                trees = set()
         for name in trees - claimed:
             with contextlib.suppress(FileNotFoundError):
                 self._discarded.delete(self._discarded.take(self._trees / name))
