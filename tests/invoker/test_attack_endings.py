@@ -189,6 +189,43 @@ while time.time() < end:
         first.wait(10)
 
 
+@pytest.fixture
+def few_processes() -> Iterator[Path]:
+    """A group of processes whose number can be bounded, as a container's is."""
+    for root in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")):
+        group = root / f"invoker-test-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            group.mkdir()
+            if (group / "pids.max").exists():
+                break
+            group.rmdir()
+    else:
+        pytest.skip("no cgroup can be made here to bound the number of processes")
+    yield group
+    wait_for(lambda: not (group / "cgroup.procs").read_text(), what="the end of all in the group")
+    group.rmdir()
+
+
+async def test_runs_that_have_all_processes_are_ended(ending: Killer, few_processes: Path) -> None:
+    """As two runs of 256 processes have in a container of 512: the killer cannot fork."""
+    await ending.end(UID, 20)  # it is there
+    assert ending._process is not None
+    first = swarm(20, "os.setsid()\ntime.sleep(60)")
+    try:
+        wait_for(lambda: killer.alive(UID) == 21, what="the swarm")
+        of_swarm = [process.pid for process in of_runs(range(UID, UID + 1))]
+        for pid in (ending._process.pid, *of_swarm):
+            (few_processes / "cgroup.procs").write_text(str(pid))
+        (few_processes / "pids.max").write_text("22")
+        await ending.end(UID, 20)
+        assert killer.alive(UID) == 0
+        assert ending._process.returncode is None
+    finally:
+        first.kill()
+        first.wait(10)
+        await ending.stop()
+
+
 async def test_runs_end_side_by_side(ending: Killer) -> None:
     await asyncio.gather(*(ending.end(KILLER + 500 + number, 20) for number in range(50)))
 
@@ -320,3 +357,37 @@ def test_what_cannot_be_deleted_is_reported_and_tried_again(start_invoker: Calla
         assert api.post("/invoke", json={"prompt": "[[say fine]]"}).status_code == 200
         subprocess.run(["umount", mounted], check=True)
         wait_for(lambda: not left(invoker), what="the next try")
+
+
+HEADLESS = """
+import ctypes, os, threading, time
+threading.Thread(target=time.sleep, args=(600,)).start()
+open("up", "w").write(str(os.getpid()))
+ctypes.CDLL(None).syscall(60, 0)  # exit(2) of the first thread only: from now on the process is called a zombie
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of a system call")
+@pytest.mark.usefixtures("nothing_stays")
+@pytest.mark.parametrize("without", [(), ("a_zombie_is_dead",)])
+def test_a_process_without_its_first_thread_is_ended_at_the_next_start(
+    start_invoker: Callable[..., Invoker], without: tuple[str, ...]
+) -> None:
+    invoker = start_invoker(pool_size=0, idle_s=60)
+    with invoker.client() as api, contextlib.suppress(httpx.HTTPError):
+        command = program(HEADLESS).replace(
+            "python3 a.py", "(setsid -f python3 a.py </dev/null >/dev/null 2>&1); sleep 60"
+        )
+        body = {"prompt": f"[[tool Bash {_json(command)}]]", "tools": ["Bash"]}
+        with api.stream("POST", "/invoke", json=body, headers={"Accept": "text/event-stream"}) as stream:
+            wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/up")), what="the process")
+            (up,) = invoker.state.glob("trees/engines/*/*/work/up")
+            wait_for(up.read_text, what="its id")
+            pid = int(up.read_text())
+            wait_for(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, what="the end of its first thread")
+            os.kill(invoker.pid, signal.SIGKILL)
+            stream.read()
+    start_invoker(state=invoker.state, without=without, pool_size=0)
+    assert psutil.pid_exists(pid) == bool(without)
+    if without:
+        os.kill(pid, signal.SIGKILL)

@@ -81,6 +81,11 @@ def sessions_keep_all_that_the_cli_reads() -> None:
     put(tree.Tree, "create", create)
 
 
+def a_zombie_is_dead() -> None:
+    """A process counts as ended when its first thread has."""
+    put(kill, "over", lambda status: status.split(b"\nState:\t", 1)[1][:1] in b"ZX")
+
+
 def two_user_ids() -> None:
     """No defence, but a small machine: the next run always gets the id that the last one had."""
     put(users, "SPAN", 2)
@@ -205,6 +210,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         trees_by_recursion,
         trees_that_stay_the_runs,
         sessions_keep_all_that_the_cli_reads,
+        a_zombie_is_dead,
         two_user_ids,
         sessions_in_argv,
         locks_that_anybody_can_take,

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
+from claude_invoker.cli.killer import over
+
 _log = logging.getLogger(__name__)
 _PROGRAM = Path(__file__).with_name("killer.py")
 _MARGIN_S = 2.0
@@ -99,30 +101,31 @@ class Killer:
 def kill_marked(marker: bytes) -> int:
     """SIGKILL to each process of our own user whose environment carries the marker; how many there were."""
     found = 0
-    for pid, owner, state in _processes():
-        if owner != os.geteuid() or state in "ZX":
+    for pid, owner in _processes():
+        if owner != os.geteuid():
             continue
         with contextlib.suppress(OSError):
-            if marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            # Of each thread: the first may have ended, and the process with it no environment that can be read.
+            if any(marker in path.read_bytes().split(b"\0") for path in Path(f"/proc/{pid}/task").glob("*/environ")):
                 os.kill(pid, signal.SIGKILL)
                 found += 1
     return found
 
 
 def owners(uids: Collection[int]) -> set[int]:
-    """Which of these users have a process that is not yet a zombie."""
-    return {owner for _, owner, state in _processes() if owner in uids and state not in "ZX"}
+    """Which of these users have a process that is not yet over."""
+    return {owner for _, owner in _processes() if owner in uids}
 
 
-def _processes() -> list[tuple[int, int, str]]:
-    """(pid, real user id, state letter) of every process, see proc(5)."""
+def _processes() -> list[tuple[int, int]]:
+    """(pid, real user id) of every process that is not yet over, see proc(5)."""
     found = []
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
             status = Path(entry.path, "status").read_bytes()
-            state = status.split(b"\nState:\t", 1)[1][:1].decode()
             uid = int(status.split(b"\nUid:\t", 1)[1].split(None, 1)[0])
-            found.append((int(entry.name), uid, state))
+            if not over(status):
+                found.append((int(entry.name), uid))
     return found

@@ -21,7 +21,7 @@ _PAUSE_S = 0.002
 
 
 def alive(uid: int) -> int:
-    """How many processes have this real user id and are not yet zombies, see proc(5)."""
+    """How many processes have this real user id and are not yet over, see proc(5)."""
     found = 0
     for entry in os.listdir("/proc"):  # noqa: PTH208 -- pathlib is not small
         if not entry.isdigit():
@@ -31,15 +31,26 @@ def alive(uid: int) -> int:
                 status = file.read()
         except OSError:
             continue
-        state = status.split(b"\nState:\t", 1)[1][:1]
         owner = status.split(b"\nUid:\t", 1)[1].split(None, 1)[0]
-        found += int(owner) == uid and state not in b"ZX"
+        found += int(owner) == uid and not over(status)
     return found
+
+
+def over(status: bytes) -> bool:
+    """Whether a process with this /proc/PID/status runs no more. It is a zombie as soon as its first thread has ended,
+    and goes on as long as it has others."""
+    state = status.split(b"\nState:\t", 1)[1][:1]
+    threads = status.split(b"\nThreads:\t", 1)[1].split(None, 1)[0]
+    return state == b"X" or (state == b"Z" and int(threads) <= 1)
 
 
 def strike(uid: int, killer_uid: int) -> None:
     """SIGKILL to every process that user `uid` may signal. Returns in the parent once it has been sent."""
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError:
+        strike_without_fork(uid, killer_uid)
+        return
     if child:
         os.waitpid(child, 0)
         return
@@ -51,6 +62,19 @@ def strike(uid: int, killer_uid: int) -> None:
             os.kill(-1, signal.SIGKILL)
     finally:
         os._exit(0)
+
+
+def strike_without_fork(uid: int, killer_uid: int) -> None:
+    """The same where no process can be made, since runs have them all: then it is the only way to get some back.
+
+    Root's id is kept as the saved one, which lets us return and gives the run no right to signal us either.
+    """
+    os.setresuid(killer_uid, uid, 0)
+    try:
+        if powerless():
+            os.kill(-1, signal.SIGKILL)
+    finally:
+        os.setresuid(0, 0, 0)
 
 
 def powerless() -> bool:
@@ -70,6 +94,24 @@ def end(uid: int, killer_uid: int, deadline_s: float) -> int:
         time.sleep(_PAUSE_S)
 
 
+def begin(line: bytes, killer_uid: int, waiting: dict[int, bytes]) -> bool:
+    """A process for one request, noted in `waiting`. False where none can be made now."""
+    number, uid, deadline_s = line.split()
+    try:
+        child = os.fork()
+    except OSError:
+        return False
+    if not child:
+        signal.set_wakeup_fd(-1)
+        left = 255
+        try:
+            left = min(254, end(int(uid), killer_uid, float(deadline_s)))
+        finally:
+            os._exit(left)
+    waiting[child] = number
+    return True
+
+
 def serve(killer_uid: int) -> None:
     """Answers requests until standard input ends."""
     waiting: dict[int, bytes] = {}
@@ -78,8 +120,15 @@ def serve(killer_uid: int) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     text = b""
+    postponed: list[bytes] = []
     while True:
-        for ready in select.select([0, reader], [], [])[0]:
+        for line in postponed:
+            strike_without_fork(int(line.split()[1]), killer_uid)
+        again, postponed = postponed, []
+        for line in again:
+            if not begin(line, killer_uid, waiting):
+                postponed.append(line)
+        for ready in select.select([0, reader], [], [], _PAUSE_S if postponed else None)[0]:
             if ready == reader:
                 os.read(reader, 4096)
                 continue
@@ -87,17 +136,7 @@ def serve(killer_uid: int) -> None:
             if not chunk:
                 return
             *lines, text = (text + chunk).split(b"\n")
-            for line in lines:
-                number, uid, deadline_s = line.split()
-                child = os.fork()
-                if not child:
-                    signal.set_wakeup_fd(-1)
-                    left = 255
-                    try:
-                        left = min(254, end(int(uid), killer_uid, float(deadline_s)))
-                    finally:
-                        os._exit(left)
-                waiting[child] = number
+            postponed += [line for line in lines if not begin(line, killer_uid, waiting)]
         while waiting:
             child, status = os.waitpid(-1, os.WNOHANG)
             if not child:
