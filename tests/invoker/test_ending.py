@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from tests.invoker.conftest import Invoker, tool, wait_for
+from claude_invoker.cli import pool
+from claude_invoker.cli.tree import Tree
+from tests.invoker.conftest import Invoker, as_root, tool, wait_for
 
 LONG = bool(os.environ.get("INVOKER_LONG"))
 # Durations that tell the processes of these tests from those of other workers.
@@ -202,3 +206,75 @@ def test_mixed_runs_leave_nothing(start_invoker: Callable[..., Invoker]) -> None
     os.kill(invoker.pid, signal.SIGTERM)
     wait_for(lambda: invoker.trees() == [], 30, "the trees' removal")
     assert not list(Path(invoker.state / "artifacts").glob("*"))
+
+
+@as_root
+@pytest.mark.parametrize("without", [(), ("ends_that_are_broken_off",)])
+def test_cancelling_a_run_that_already_ends_loses_nothing(
+    start_invoker: Callable[..., Invoker], without: tuple[str, ...]
+) -> None:
+    """Past its deadline the run is being ended, which takes its time, since its CLI has been stopped."""
+    invoker = start_invoker(without=without, pool_size=0, idle_s=60)
+    with invoker.client() as api:
+        command = tool("Bash", command="echo x > partial.txt; kill -STOP $CLAUDE_PID; sleep 60")
+        run, client, stream = begin(invoker, command, tools=["Bash"], timeout_s=3)
+        wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/partial.txt")), what="the file")
+        stopped = next(p for p in invoker.children() if "--print" in p.cmdline())
+        # SIGTERM waits for the stopped CLI: it is being ended.
+        wait_for(lambda: _pending(stopped.pid, signal.SIGTERM), what="its end")
+        api.delete(f"/runs/{run}")
+        wait_for(lambda: api.get(f"/runs/{run}").json()["state"] == "cancelled", what="cancellation")
+        kept = [artifact["path"] for artifact in api.get(f"/runs/{run}").json()["artifacts"]]
+        assert kept == ([] if without else ["partial.txt"])
+        stream.read()
+        client.close()
+
+
+def _status(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/status").read_bytes()
+
+
+def _pending(pid: int, number: signal.Signals) -> bool:
+    mask = int(_status(pid).split(b"\nShdPnd:\t", 1)[1].split(None, 1)[0], 16)
+    return bool(mask >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_session_is_free_when_nothing_of_a_cancelled_start_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, waits: bool
+) -> None:
+    """Else two runs, of two users, are in its directory, and the end of one takes it from the other (seen as 502)."""
+    if not waits:
+
+        async def at_once(work: Coroutine[Any, Any, None]) -> None:
+            work.close()
+
+        monkeypatch.setattr(pool, "unbroken", at_once)
+    started, goes_on, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    ready: Any = object()
+
+    class Slow(pool.Launcher):
+        def __init__(self) -> None:
+            self.starting = set()
+            self.ending = {}
+
+        async def _launch(self, shape: Any, tree: Any) -> pool.Ready:
+            started.set()
+            await goes_on.wait()
+            found: pool.Ready = ready
+            return found
+
+        async def dispose(self, ready: pool.Ready) -> None:
+            gone.set()
+
+    shape: Any = None
+    start = asyncio.create_task(Slow().launch(shape, Tree(tmp_path)))
+    await started.wait()
+    start.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert start.done() != waits
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert gone.is_set() == waits

@@ -86,6 +86,11 @@ def a_zombie_is_dead() -> None:
     put(kill, "over", lambda status: status.split(b"\nState:\t", 1)[1][:1] in b"ZX")
 
 
+def ends_that_are_broken_off() -> None:
+    """Who is cancelled while it ends does not wait for that end."""
+    put(engine, "unbroken", asyncio.shield)
+
+
 def two_user_ids() -> None:
     """No defence, but a small machine: the next run always gets the id that the last one had."""
     put(users, "SPAN", 2)
@@ -211,6 +216,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         trees_that_stay_the_runs,
         sessions_keep_all_that_the_cli_reads,
         a_zombie_is_dead,
+        ends_that_are_broken_off,
         two_user_ids,
         sessions_in_argv,
         locks_that_anybody_can_take,

@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from collections import Counter
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,20 @@ _READY_WITHIN_S = 30.0
 _DEMAND_WINDOW_S = 60.0
 _REFILL_DELAY_S = 0.25
 _STUCK_S = _READY_WITHIN_S + 3 * KILL_S
+
+
+async def unbroken(work: Awaitable[None]) -> None:
+    """Waits for the end of `work`, also when the caller is cancelled meanwhile: the cancellation comes after it."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 @dataclass
@@ -47,7 +62,8 @@ class Launcher:
     async def launch(self, shape: Shape, tree: Tree | None = None) -> Ready:
         """A process that waits for its run. Raises CliError; leaves nothing behind when it does.
 
-        A start is never broken off half-way: where the caller is cancelled, it is ended once it is there.
+        A start is never broken off half-way: where the caller is cancelled, it is ended once it is there; where the
+        tree is the caller's, before the caller goes on.
         """
         task = asyncio.create_task(self._launch(shape, tree))
         self.starting.add(task)
@@ -56,7 +72,13 @@ class Launcher:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             task.add_done_callback(self._unwanted)
+            if tree is not None:
+                await unbroken(self._gone(task))
             raise
+
+    async def _gone(self, task: asyncio.Task[Ready]) -> None:
+        with contextlib.suppress(CliError):
+            await self.dispose(await task)
 
     def _unwanted(self, task: asyncio.Task[Ready]) -> None:
         if not task.cancelled() and task.exception() is None:
@@ -91,7 +113,7 @@ class Launcher:
                     await process.ready()
             except TimeoutError as error:
                 raise CliError(f"the CLI was not ready within {_READY_WITHIN_S:.0f} s") from error
-        except (CliError, OSError, TooMuch) as error:
+        except Exception as error:  # also that there is no thread to be had, which is a RuntimeError
             await self._leave_nothing(process, tree, uid, token, keep=keep)
             if isinstance(error, CliError):
                 raise
@@ -157,7 +179,7 @@ class Launcher:
             if tree.root.exists():
                 self.discarded.delete_soon(self.discarded.take(tree.root))
             self.users.give_back(uid)
-        except (StillAlive, OSError) as error:
+        except Exception as error:
             _log.error("a run of user %s has not ended cleanly, the id is not used again: %s", uid, error)
             self.users.quarantine(uid)
 
@@ -165,7 +187,7 @@ class Launcher:
         """False where the tree cannot be kept: it has become too large to be handed over."""
         try:
             await asyncio.to_thread(tree.take_back, uid)
-        except (TooMuch, OSError) as error:
+        except (TooMuch, OSError, RuntimeError) as error:
             _log.warning("a session ends, since its directory cannot be kept: %s", error)
             return False
         return True

@@ -25,7 +25,7 @@ from claude_invoker.cli.command import Deadlines, Shape
 from claude_invoker.cli.keyproxy import Grant, KeyProxy
 from claude_invoker.cli.kill import Killer, StillAlive
 from claude_invoker.cli.messages import Result, Started
-from claude_invoker.cli.pool import Launcher, Pool, Ready
+from claude_invoker.cli.pool import Launcher, Pool, Ready, unbroken
 from claude_invoker.cli.process import KILL_S, CliError, CliProcess, Disobeyed
 from claude_invoker.cli.tree import Discarded, Workplace, dismantle, prepare, tree_root
 from claude_invoker.cli.users import Users
@@ -280,12 +280,11 @@ class Engine:
             try:
                 result = await self._converse(run, ready)
             finally:
-                await asyncio.shield(self._wind_down(run, process, gently=session is not None))
-                await asyncio.shield(self._collect(run, process, before))
+                await unbroken(self._leave(run, process, before, gently=session is not None))
         finally:
             disposing = self._launcher.dispose_soon(ready)
             if session is not None and disposing is not None:
-                await asyncio.shield(disposing)  # the next turn may begin when this one is over
+                await unbroken(disposing)  # the next turn may begin when this one is over
         if session is not None and not session.tree.root.exists():
             run.session = None  # what it has left there was too much to keep
         run.result = RunResult(
@@ -339,6 +338,11 @@ class Engine:
         if problem := outcome.failure(result, grant):
             raise problem
         return result
+
+    async def _leave(self, run: Run, process: CliProcess, before: artifacts.Seen, *, gently: bool) -> None:
+        """What the run owes at its end: its cost, and its files."""
+        await self._wind_down(run, process, gently=gently)
+        await self._collect(run, process, before)
 
     async def _wind_down(self, run: Run, process: CliProcess, *, gently: bool) -> None:
         """Ends the process and all it started: at once after a result (a session's CLI writes its transcript
