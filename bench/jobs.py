@@ -135,7 +135,7 @@ def caller(subject: str) -> Caller:
     """Somebody with four runs at once and a reservation for each."""
     slot = ledger.Slot(concurrent=4, usd=250_000, usd_day=10**9, usd_month=10**9, ttl_ms=LEASE_S * 1000)
     lease = ledger.Lease.new(ledger.NAMESPACE, ledger.tag("subject", subject), slot.usd)
-    return Caller(subject, tier="pro", lease=str(lease), slot=slot.claim(), queued=True)
+    return Caller(subject, tier="pro", lease=str(lease), slot=slot, queued=True)
 
 
 async def submit(store: Store, queues: Queues, subject: str, prompt: str) -> Job:

@@ -1,11 +1,6 @@
 """The gateway's additions to a prompt, applied to a document: pure, used by the plugin and by the invoker.
 
-Additions (a JSON object; every member optional) as `claude-prompt-context` makes them. Where the plugin does not
-rewrite the body they travel as the claim `add` of the attestation:
-
-    {"prepend": str, "append": str,     # around the caller's system text
-     "context": {name: value | None},   # members of the body's `context`; None takes the caller's value away
-     "drop": [name, …]}                 # top-level members that the caller may not set
+Where `claude-prompt-context` does not rewrite the body they travel in the attestation, and the invoker applies them.
 
 Shapes: `invoke` (this project's invoker), `messages` (Anthropic's Messages API: `system` is a string or a list of
 text blocks) and `chat` (OpenAI's chat completions: the system text is a message of role system or developer).
@@ -16,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from claude_contract.claims import Additions
+
 SHAPES = ("invoke", "messages", "chat")
 SYSTEM_ROLES = ("system", "developer")
 
@@ -24,22 +21,21 @@ class ShapeError(ValueError):
     """A document that the additions cannot be applied to. The text is meant for the caller."""
 
 
-def apply(document: Mapping[str, Any], additions: Mapping[str, Any], shape: str = "invoke") -> dict[str, Any]:
+def apply(document: Mapping[str, Any], additions: Additions, shape: str = "invoke") -> dict[str, Any]:
     """A new document with the additions; `document` itself stays as it is. Members not named in them are kept.
 
     Raises ShapeError where `system`, `context` or `messages` do not have the shape's type.
     """
-    dropped = set(additions.get("drop") or ())
+    dropped, prepend, append = additions.drop, additions.prepend, additions.append
     composed = {name: value for name, value in document.items() if name not in dropped}
-    prepend, append = additions.get("prepend") or "", additions.get("append") or ""
     if shape == "chat":
         if "system" in dropped or prepend or append:
             composed["messages"] = _around_chat(composed.get("messages"), prepend, append, "system" in dropped)
     elif prepend or append:
         composed["system"] = _around(composed.get("system"), prepend, append)
     # Only the invoker's shape has a `context`: the public APIs refuse members they do not know.
-    if additions.get("context") and shape == "invoke":
-        merged = _context(composed.get("context"), additions["context"])
+    if additions.context and shape == "invoke":
+        merged = _context(composed.get("context"), additions.context)
         if merged or composed.get("context") is not None:
             composed["context"] = merged
     return composed
@@ -47,7 +43,7 @@ def apply(document: Mapping[str, Any], additions: Mapping[str, Any], shape: str 
 
 def check_shape(document: Mapping[str, Any], shape: str, drop: Collection[str] = ()) -> None:
     """Raises ShapeError where `apply` would, whatever texts and values the additions hold."""
-    apply(document, {"prepend": "x", "append": "x", "context": {"x": "x"}, "drop": drop}, shape)
+    apply(document, Additions("x", "x", {"x": "x"}, tuple(drop)), shape)
 
 
 def sets(document: Mapping[str, Any], name: str, shape: str) -> bool:

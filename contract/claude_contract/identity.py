@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from claude_contract.members import AttestationError, Members, malformed
 
-@dataclass(frozen=True, slots=True)
+CLAIMS = ("sub", "tier", "roles", "who")
+
+
+@dataclass(frozen=True)
 class Identity:
     """A verified caller. `claims` holds only those that the configuration hands on (`forward_claims`)."""
 
@@ -22,8 +27,13 @@ class Identity:
     credential: str | None = None
     claims: Mapping[str, Any] = field(default_factory=dict)
 
-    def finding(self) -> dict[str, Any]:
-        """The identity as claims of the attestation; empty members are left out."""
+    def to_claims(self) -> dict[str, Any]:
+        """As claims of the attestation; empty members are left out."""
+        return dict(self._as_claims)
+
+    @cached_property
+    def _as_claims(self) -> dict[str, Any]:
+        # Made once: an identity is remembered with its token, and attested with each of its requests.
         who = {
             "idp": self.issuer,
             "perms": list(self.permissions),
@@ -33,31 +43,44 @@ class Identity:
             "crd": self.credential,
             "claims": dict(self.claims),
         }
-        found: dict[str, Any] = {"sub": self.subject, "tier": self.tier, "roles": list(self.roles)}
-        found["who"] = {name: value for name, value in who.items() if value}
+        found = {
+            "sub": self.subject,
+            "tier": self.tier,
+            "roles": list(self.roles),
+            "who": {name: value for name, value in who.items() if value},
+        }
         return {name: value for name, value in found.items() if value}
 
-
-def identity_from_finding(finding: Mapping[str, Any]) -> Identity | None:
-    """The identity in (verified) attestation claims; None without a subject."""
-    subject = finding.get("sub")
-    if not isinstance(subject, str) or not subject:
-        return None
-    who = finding.get("who") or {}
-    return Identity(
-        subject=subject,
-        issuer=who.get("idp", ""),
-        tier=finding.get("tier"),
-        roles=tuple(finding.get("roles") or ()),
-        permissions=tuple(who.get("perms") or ()),
-        email=who.get("email"),
-        token_id=who.get("tid"),
-        consumer=who.get("con"),
-        credential=who.get("crd"),
-        claims=who.get("claims") or {},
-    )
+    @classmethod
+    def take(cls, claims: Members) -> Identity | None:
+        """The identity among (verified) claims; None without a subject. Raises AttestationError."""
+        subject = claims.text("sub", None)
+        tier = claims.text("tier", None)
+        roles = claims.texts("roles", ())
+        who = claims.inside("who")
+        found = cls(
+            subject=subject or "",
+            issuer=who.text("idp", ""),
+            tier=tier,
+            roles=roles,
+            permissions=who.texts("perms", ()),
+            email=who.text("email", None),
+            token_id=who.text("tid", None),
+            consumer=who.text("con", None),
+            credential=who.text("crd", None),
+            claims=who.mapping("claims"),
+        )
+        who.done()
+        if not subject and found != cls("", tier=tier):
+            raise malformed("sub", "is missing")
+        return found if subject else None
 
 
 def identity_from_facts(facts: Any) -> Identity | None:
-    """The identity that claude-jwt-claims left in `kong.ctx.shared.claude_identity`."""
-    return identity_from_finding(facts) if isinstance(facts, Mapping) else None
+    """The identity that claude-jwt-claims left in `kong.ctx.shared.claude_identity`; None for anything else."""
+    if not isinstance(facts, Mapping):
+        return None
+    try:
+        return Identity.take(Members({name: facts[name] for name in CLAIMS if name in facts}))
+    except AttestationError:
+        return None

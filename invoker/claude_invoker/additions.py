@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from claude_contract import compose
+from claude_contract.claims import Additions
 from claude_invoker.problem import Problem
 
 
-def with_additions(document: dict[str, Any], additions: dict[str, Any]) -> dict[str, Any]:
+def with_additions(document: dict[str, Any], additions: Additions) -> dict[str, Any]:
     """The body as the gateway wants it: system prompt around the caller's, context, locks. Raises Problem 422."""
     if not additions:
         return document

@@ -30,7 +30,7 @@ class Ledger:
         """
         if not caller.queued or caller.lease is None:
             return True
-        slot = ledger.Slot.from_claim(caller.slot or {})
+        slot = caller.slot or ledger.Slot()
         try:
             reply = await ledger.run(self._redis, ledger.acquire(ledger.Lease.parse(caller.lease), slot))
         except (RedisError, OSError) as error:
@@ -41,7 +41,7 @@ class Ledger:
         """Renews the lease until cancelled."""
         if caller.lease is None:
             return
-        lease, ttl_s = ledger.Lease.parse(caller.lease), (caller.slot or {}).get("ttl_ms", 60_000) / 1000
+        lease, ttl_s = ledger.Lease.parse(caller.lease), (caller.slot or ledger.Slot()).ttl_ms / 1000
         while True:
             await asyncio.sleep(ttl_s / 4)
             try:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from claude_contract.claims import Clamp
 from claude_invoker.model import InvokeRequest, TextBlock
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
@@ -14,16 +15,6 @@ from claude_invoker.settings import Settings
 _T = TypeVar("_T", int, float)
 
 COMMAND_TOOLS = frozenset({"Bash"})
-
-
-@dataclass(frozen=True)
-class Clamp:
-    """Upper bounds from the gateway; None and empty mean that it sets none."""
-
-    models: tuple[str, ...] | None = None
-    tools: tuple[str, ...] | None = None
-    max_turns: int | None = None
-    max_usd: float | None = None
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import Request
 
-from claude_contract.attestation import (
-    HEADER,
-    AttestationError,
-    Key,
-    demand,
-    parse_pem,
-    verify,
-)
-from claude_contract.ledger import Lease
-from claude_invoker.plan import Clamp
+from claude_contract.attestation import HEADER, Key, demand, parse_pem, verify
+from claude_contract.claims import NOTHING_ADDED, UNCLAMPED, Additions, Attestation, Clamp
+from claude_contract.ledger import Slot
+from claude_contract.members import AttestationError
 from claude_invoker.problem import Problem
 from claude_invoker.services import services
 from claude_invoker.settings import Settings
@@ -34,14 +28,13 @@ class Caller:
     subject: str
     tier: str | None = None
     roles: tuple[str, ...] = ()
-    clamp: Clamp = field(default_factory=Clamp)
+    clamp: Clamp = UNCLAMPED
     lease: str | None = None
-    reservation: str | None = None
-    slot: dict[str, int] | None = None
-    """What the lease stands for, where it has to be taken again (see `claude_contract.ledger`)."""
+    slot: Slot | None = None
+    """What the lease stands for, where it has to be taken again."""
     queued: bool = False
     """The gateway has let the run in to wait: its lease is not taken yet."""
-    additions: dict[str, Any] = field(default_factory=dict)
+    additions: Additions = NOTHING_ADDED
     route: str | None = None
     request_id: str | None = None
 
@@ -136,10 +129,10 @@ async def attested_run(request: Request) -> AsyncIterator[Caller]:
 async def attested_visitor(request: Request) -> None:
     """A request that needs no caller, but must have come through the gateway's limits. Raises Problem 401."""
     if services(request).settings.trust != "open":
-        await _first_use(request, await _claims(request, ("rate-tiers",)))
+        await _first_use(request, await _attestation(request, ("rate-tiers",)))
 
 
-async def _claims(request: Request, checks: tuple[str, ...]) -> dict[str, Any]:
+async def _attestation(request: Request, checks: tuple[str, ...]) -> Attestation:
     """Verifies the signature, the times, method and path, the body's hash and the checks that the gateway made."""
     settings: Settings = services(request).settings
     header = request.headers.get(HEADER)
@@ -147,92 +140,51 @@ async def _claims(request: Request, checks: tuple[str, ...]) -> dict[str, Any]:
         raise _unauthenticated("there is no attestation: ask through the gateway")
     path = request.scope.get("raw_path", b"").decode("latin-1").partition("?")[0]
     try:
-        claims = verify(
+        attestation = verify(
             header,
             services(request).attestation_keys,
             issuer=settings.attestation_issuer,
             audience=settings.attestation_audience,
             skew=SKEW_S,
         )
-        demand(
-            claims,
-            method=request.method,
-            path=path,
-            checks=checks,
-            body=await request.body(),
-        )
+        demand(attestation, method=request.method, path=path, checks=checks, body=await request.body())
     except AttestationError as error:
         raise _unauthenticated(str(error), error.reason) from error
-    return claims
+    return attestation
 
 
-async def _first_use(request: Request, claims: Mapping[str, Any]) -> None:
+async def _first_use(request: Request, attestation: Attestation) -> None:
     seen: SeenOnce = services(request).seen
-    if not await seen.first(str(claims["jti"]), float(claims["exp"])):
+    if not await seen.first(attestation.id, attestation.expires_at):
         raise _unauthenticated("the attestation was used before", "replay")
 
 
 async def _attested(request: Request, checks: tuple[str, ...]) -> Caller:
     if services(request).settings.trust == "open":
         return DEVELOPER
-    claims = await _claims(request, checks)
-    subject = claims.get("sub")
-    if not isinstance(subject, str) or not subject:
+    attestation = await _attestation(request, checks)
+    if attestation.identity is None:
         raise _unauthenticated("the attestation names no subject")
-    await _first_use(request, claims)
+    await _first_use(request, attestation)
+    return caller_in(attestation)
+
+
+def caller_in(attestation: Attestation) -> Caller:
+    """The caller that an attestation with an identity is about."""
+    identity, place = attestation.identity, attestation.place
+    assert identity is not None
     return Caller(
-        subject=subject,
-        tier=_text(claims.get("tier")),
-        roles=tuple(claims.get("roles") or ()),
-        clamp=clamp_from(claims.get("clamp") or {}),
-        lease=_lease(claims.get("lease")),
-        reservation=_text(claims.get("reservation")),
-        slot=claims.get("slot"),
-        queued=bool(claims.get("queue")),
-        additions=dict(claims.get("add") or {}),
-        route=_text(claims.get("rte")),
-        request_id=_text(claims.get("rid")),
+        subject=identity.subject,
+        tier=attestation.tier,
+        roles=identity.roles,
+        clamp=attestation.clamp,
+        lease=str(place.lease) if place else None,
+        slot=place.slot if place else None,
+        queued=place is not None and place.queued,
+        additions=attestation.additions,
+        route=attestation.binding.route or None,
+        request_id=attestation.binding.request_id or None,
     )
-
-
-def clamp_from(claims: Mapping[str, Any]) -> Clamp:
-    """The `clamp` claim. Problem 401 for a bound that is not understood: it could not be enforced."""
-    try:
-        if unknown := set(claims) - {"models", "tools", "max_turns", "max_usd"}:
-            raise ValueError(f"unknown: {unknown}")
-        return Clamp(
-            models=_names(claims.get("models")),
-            tools=_names(claims.get("tools")),
-            max_turns=_number(claims.get("max_turns"), int),
-            max_usd=_number(claims.get("max_usd"), float),
-        )
-    except (TypeError, ValueError) as error:
-        raise _unauthenticated("the attestation's clamps are not understood", "clamp") from error
-
-
-def _lease(value: Any) -> str | None:
-    if value is None:
-        return None
-    try:
-        return str(Lease.parse(value))
-    except ValueError as error:
-        raise _unauthenticated("the attestation's lease is not understood", "lease") from error
-
-
-def _names(value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, str) or not all(isinstance(name, str) for name in value):
-        raise TypeError("not a list of names")
-    return tuple(value)
-
-
-def _number(value: Any, kind: Any) -> Any:
-    return None if value is None else kind(value)
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
 
 
 def _unauthenticated(detail: str, reason: str = "missing") -> Problem:

@@ -7,12 +7,11 @@ anyway: what they let through begins here, under the attestation's `jti`, and en
 
 from __future__ import annotations
 
-import binascii
-import json
 import time
-from base64 import urlsafe_b64decode
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from claude_contract.attestation import claimed_id
+from claude_contract.claims import Attestation
 
 MAX_SECONDS = 3600.0
 """Kong calls no log phase for the requests of a worker that was killed: they are forgotten after this."""
@@ -43,29 +42,24 @@ def unwatch(who: object) -> None:
         _entries.clear()
 
 
-def begin(claims: Mapping[str, Any]) -> None:
+def begin(attestation: Attestation) -> None:
     """A request is let through. A later plugin of the same request replaces what an earlier one said."""
     if not _watchers or len(_entries) >= MAX_ENTRIES:
         return
-    who = claims.get("who") or {}
-    more = who.get("claims") or {}
-    team = more.get("team")
-    _entries[str(claims["jti"])] = Attested(
+    identity = attestation.identity
+    team = identity.claims.get("team") if identity else None
+    _entries[attestation.id] = Attested(
         time.monotonic(),
-        str(claims.get("sub") or ""),
-        str(claims.get("tier") or ""),
+        identity.subject if identity else "",
+        attestation.tier or "",
         team if isinstance(team, str) else "",
     )
 
 
-def end(attestation: str) -> Attested | None:
+def end(header: str) -> Attested | None:
     """The request with this attestation header is over; None for one that did not begin here, or a forged header."""
-    try:
-        payload = attestation.split(".")[1]
-        jti = json.loads(urlsafe_b64decode(payload + "=" * (-len(payload) % 4))).get("jti")
-    except (IndexError, ValueError, binascii.Error, AttributeError, RecursionError):
-        return None
-    return _entries.pop(jti, None) if isinstance(jti, str) else None
+    known = claimed_id(header)
+    return None if known is None else _entries.pop(known, None)
 
 
 def count() -> int:

@@ -11,8 +11,10 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from claude_contract.attestation import HEADER, AttestationError, Signer, body_hash, signer_from_config
+from claude_contract.attestation import HEADER, Signer, signer_from_config
+from claude_contract.claims import METHOD_ROOM, Attestation, body_hash
 from claude_contract.errors import ConfigError
+from claude_contract.members import AttestationError
 from kong_claude import in_flight
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.errors import render
@@ -66,7 +68,7 @@ class Pipeline:
             elif isinstance(last, Answer):
                 kong.response.exit(last.status, dict(last.body), dict(last.headers))
             else:
-                self.apply(request, [d for d in decisions if isinstance(d, Pass)])
+                self.let_pass(request, [d for d in decisions if isinstance(d, Pass)])
         except Exception:
             # Kong lets a request pass when a plugin fails; so the failure itself must be an answer.
             kong.log.err(f"refused, internal error: {traceback.format_exc()}")
@@ -78,7 +80,9 @@ class Pipeline:
         if request.too_many_headers:
             return [Refuse(431, "too many request headers", "too_many_headers")]
         if self.signer:
-            request.finding = self.open_or_resume(request)
+            if len(request.line.method) > METHOD_ROOM:
+                return [Refuse(501, "this method is not known here", "unknown_method")]
+            request.attestation = self.open_or_resume(request)
         for stage in self.stages:
             try:
                 decision = stage.access(request)
@@ -91,13 +95,11 @@ class Pipeline:
                 break
             if stage is not self.stages[-1]:
                 request.follow(decision)
-            request.finding.update(decision.finding)
-            if decision.checked:
-                request.finding["chk"] = sorted({*request.finding.get("chk", ()), stage.check})
+            request.learn(decision.finding)
         return decisions
 
-    def open_or_resume(self, request: Request) -> dict[str, Any]:
-        """Claims of an earlier plugin of this request, else fresh ones. A forged header counts as none."""
+    def open_or_resume(self, request: Request) -> Attestation:
+        """The attestation of an earlier plugin of this request, else a fresh one. A forged header counts as none."""
         assert self.signer is not None
         line = request.line
         fresh = self.signer.open(method=line.method, path=line.path, route=self.route, request_id=request.id)
@@ -108,10 +110,47 @@ class Pipeline:
             try:
                 return self.signer.resume(given[0], fresh)
             except AttestationError as error:
-                request.kong.log.warn(f"ignored a client's {HEADER}: {error.reason}")
+                said = error if error.reason == "version" else error.reason  # an admin's to repair, not a client's
+                request.kong.log.warn(f"ignored a client's {HEADER}: {said}")
         return fresh
 
-    def apply(self, request: Request, passed: list[Pass]) -> None:
+    def let_pass(self, request: Request, passed: list[Pass]) -> None:
+        """Every stage lets the request pass: so it does, unless what they found cannot be attested."""
+        attestation = header = None
+        if self.signer:
+            attestation = self.found(request, passed)
+            try:
+                header = self.signer.sign(attestation)
+            except AttestationError as error:
+                undo(self.stages, [*passed])
+                refuse(request, Refuse(431, str(error), "attestation_too_large"), self.stages[-1].check)
+                return
+        self.apply(request, passed, header)
+        if attestation is not None:
+            in_flight.begin(attestation)
+
+    def found(self, request: Request, passed: list[Pass]) -> Attestation:
+        """What earlier plugins found and what the stages of this one did."""
+        before = request.attestation
+        assert before is not None
+        body, checks = request.body_seen, set(before.checks)
+        for stage, decision in zip(self.stages, passed, strict=True):
+            body = body if decision.body is None else decision.body
+            if decision.checked:
+                checks.add(stage.check)
+        return Attestation(
+            before.binding,
+            before.issued_at,
+            before.expires_at,
+            before.id,
+            tuple(sorted(checks)),
+            request.attested_identity,
+            request.limits or before.limits,
+            request.additions or before.additions,
+            before.body_hash if body is None else body_hash(body),
+        )
+
+    def apply(self, request: Request, passed: list[Pass], attestation: str | None) -> None:
         """All effects of all stages, one call each, the mark last."""
         kong = request.kong
         upstream: dict[str, Any] = {}
@@ -125,11 +164,8 @@ class Pipeline:
                 kong.client.authenticate(*(part for part in decision.consumer if part is not None))
             if decision.raw_query is not None:
                 kong.service.request.set_raw_query(decision.raw_query)
-        if self.signer:
-            seen = body if body is not None else request.body_seen
-            if seen is not None:
-                request.finding["bsh"] = body_hash(seen)
-            upstream[HEADER] = self.signer.sign(request.finding)
+        if attestation is not None:
+            upstream[HEADER] = attestation
         for spelling in request.spellings(HEADER.lower()):
             upstream.setdefault(HEADER if spelling == HEADER.lower() else spelling, REMOVE)
         if upstream:
@@ -143,8 +179,6 @@ class Pipeline:
             facts["mark"] = self.mark
         if facts:
             kong.ctx.shared.set(self.facts_key, facts)
-        if self.signer:
-            in_flight.begin(request.finding)
 
     def facts(self, passed: list[Pass]) -> dict[str, Any]:
         """A plugin of one stage: its facts. Fused: facts by stage under one key, so that they cost one call."""

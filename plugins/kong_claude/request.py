@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from claude_contract.identity import Identity, identity_from_facts, identity_from_finding
-from kong_claude.decision import Pass
+from claude_contract.claims import Additions, Attestation, Limits
+from claude_contract.identity import Identity, identity_from_facts
+from kong_claude.decision import Finding, Pass
 
 MAX_HEADERS = 1000  # the most that kong.request.get_headers returns
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:#@/+=-]{1,128}")
@@ -36,11 +38,17 @@ def text(value: Any) -> str:
 
 
 class Request:
-    """One request, seen through the PDK. `finding` grows as stages add to it (see `pipeline`)."""
+    """One request, seen through the PDK, and what stages have found about it so far.
+
+    `attestation`: what earlier plugins found, or a fresh one; None where this plugin signs nothing (see `pipeline`).
+    """
 
     def __init__(self, kong: Any, *, static_line: RequestLine | None = None) -> None:
         self.kong = kong
-        self.finding: dict[str, Any] = {}
+        self.attestation: Attestation | None = None
+        self.limits: Limits | None = None
+        self.additions: Additions | None = None
+        self._identity: Identity | None = None
         self._static_line = static_line
         self._body: bytes | None = None
 
@@ -156,15 +164,32 @@ class Request:
                 return given
         return text(answer(self.kong.nginx.get_var("kong_request_id")) or "")
 
+    def learn(self, finding: Finding | None) -> None:
+        """What a stage has found, for the stages after it and for the attestation."""
+        if isinstance(finding, Identity):
+            self._identity = finding
+        elif isinstance(finding, Limits):
+            self.limits = finding
+        elif finding is not None:
+            self.additions = finding
+
+    @property
+    def attested_identity(self) -> Identity | None:
+        """Who is calling, as a stage found it or the attestation says."""
+        if self._identity is None and self.attestation is not None:
+            return self.attestation.identity
+        return self._identity
+
     @property
     def identity(self) -> Identity | None:
-        """Who is calling, as an earlier stage or plugin established it; None if nobody did.
+        """Who is calling, as an earlier stage or plugin established it, in the tier that applies; None if nobody did.
 
         Comes free from the attestation; only where none is configured it costs one call.
         """
-        if "sub" in self.finding:
-            return identity_from_finding(self.finding)
-        return self._shared_identity
+        found = self.attested_identity or self._shared_identity
+        if found is not None and self.limits is not None and self.limits.tier != found.tier:
+            return replace(found, tier=self.limits.tier)
+        return found
 
     @cached_property
     def _shared_identity(self) -> Identity | None:

@@ -61,6 +61,7 @@ ATTESTATION: Field = {
                     "type": "string",
                     "required": False,
                     "default": "1",
+                    "len_max": 32,
                     "description": "Key id of the signing key.",
                 }
             },
@@ -69,6 +70,7 @@ ATTESTATION: Field = {
                 "previous_kid": {
                     "type": "string",
                     "required": False,
+                    "len_max": 32,
                     "description": "Key id of the previous key.",
                 }
             },
@@ -77,6 +79,7 @@ ATTESTATION: Field = {
                     "type": "string",
                     "required": False,
                     "default": "kong-claude",
+                    "len_max": 64,
                     "description": "The iss claim: names this gateway.",
                 }
             },
@@ -85,6 +88,7 @@ ATTESTATION: Field = {
                     "type": "string",
                     "required": False,
                     "default": "claude-invoker",
+                    "len_max": 64,
                     "description": "The aud claim: names the invoker.",
                 }
             },

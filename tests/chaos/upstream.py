@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from typing import Any
 
 import redis.asyncio
 from aiohttp import web
 
 from claude_contract import ledger
-from claude_contract.attestation import HEADER, AttestationError, Key, demand, verify
+from claude_contract.attestation import HEADER, Key, demand, verify
+from claude_contract.claims import Attestation
+from claude_contract.members import AttestationError
 
 CHECKS = ("jwt-claims", "rate-tiers", "prompt-context")
 
@@ -55,24 +56,25 @@ class Upstream:
         if verdict != "good":
             self.seen.unauthenticated.append(kind)
         try:
-            claims = verify(
+            attestation = verify(
                 request.headers.get(HEADER, ""), {"1": self.key}, issuer="kong-claude", audience="claude-invoker"
             )
-            demand(claims, method=request.method, path=request.path, checks=CHECKS, body=body)
+            demand(attestation, method=request.method, path=request.path, checks=CHECKS, body=body)
         except AttestationError as error:
             self.seen.unattested.append(f"{kind}: {error}")
             return web.Response(status=401)
-        expected_route = self.routes.setdefault(request.path, claims["rte"])
-        right = claims["sub"] == subject and claims["tier"] == tenant and claims["rte"] == expected_route
+        route, attested = attestation.binding.route, attestation.identity.subject if attestation.identity else None
+        right = attested == subject and attestation.tier == tenant
+        right = right and route == self.routes.setdefault(request.path, route)
         if not right or request.path != f"/{tenant}":
-            self.seen.wrong_tenant.append(f"{kind}: {claims['sub']} {claims['tier']} {request.path}")
-        await self.settle(claims)
-        return web.json_response({"tenant": tenant, "sub": claims["sub"]})
+            self.seen.wrong_tenant.append(f"{kind}: {attested} {attestation.tier} {request.path}")
+        await self.settle(attestation)
+        return web.json_response({"tenant": tenant, "sub": attested})
 
-    async def settle(self, claims: dict[str, Any]) -> None:
+    async def settle(self, attestation: Attestation) -> None:
         """Most runs end properly; one in ten is lost, and its lease must lapse by itself."""
-        if "lease" in claims and random.random() < 0.9:
+        if attestation.place is not None and random.random() < 0.9:
             try:
-                await ledger.run(self.redis, ledger.settle(ledger.Lease.parse(claims["lease"]), 0.001))
+                await ledger.run(self.redis, ledger.settle(attestation.place.lease, 0.001))
             except redis.RedisError:
                 pass  # lost as well

@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_contract.attestation import HEADER, body_hash, signer_from_config, verify
+from claude_contract.attestation import HEADER, signer_from_config
+from claude_contract.claims import Additions, Limits, body_hash
 from claude_contract.errors import ConfigError
+from claude_contract.identity import Identity
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.pipeline import Pipeline, pipeline
 from kong_claude.request import MAX_HEADERS, Request
+from tests.support.attest import claims_in, signed
 
 ATTESTATION = {"secret": "a" * 32, "request": "POST /claude/invoke"}
 ID = {"x-request-id": "r-1"}
@@ -97,8 +100,7 @@ def run(stages: list[Fixed], kong: Kong, **config: Any) -> Kong:
 def attested(kong: Kong) -> dict[str, Any]:
     signer = signer_from_config(ATTESTATION)
     assert signer
-    value = kong.args("service.request.set_headers")[0][HEADER]
-    return verify(value, signer.keys, issuer="kong-claude", audience="claude-invoker")
+    return claims_in(kong.args("service.request.set_headers")[0][HEADER], signer)
 
 
 def test_the_mark_is_the_last_act_and_effects_are_one_call_each() -> None:
@@ -189,13 +191,14 @@ def test_an_unchecked_pass_is_not_attested_as_checked() -> None:
 def attest(**claims: Any) -> str:
     signer = signer_from_config(ATTESTATION)
     assert signer
-    opened = signer.open(method="POST", path="/claude/invoke", route="", request_id="r-1")
-    return signer.sign({**opened, "chk": ["jwt-claims"], **claims})
+    return signed(
+        signer, "POST", "/claude/invoke", **{"route": "", "request_id": "r-1", "chk": ["jwt-claims"], **claims}
+    )
 
 
 def test_a_later_plugin_continues_an_attestation() -> None:
     kong = run(
-        [Fixed(Pass(finding={"tier": "pro"}))],
+        [Fixed(Pass(finding=Limits("pro")))],
         Kong({**ID, HEADER.lower(): attest(sub="alice")}),
         attestation=ATTESTATION,
     )
@@ -203,8 +206,26 @@ def test_a_later_plugin_continues_an_attestation() -> None:
     assert (found["sub"], found["tier"], found["chk"]) == ("alice", "pro", ["jwt-claims", "one"])
 
 
+def test_an_attestation_of_another_version_is_not_continued_and_the_log_says_what_to_upgrade() -> None:
+    kong = run([Fixed(Pass())], Kong({**ID, HEADER.lower(): attest(sub="alice", v=9)}), attestation=ATTESTATION)
+    assert "sub" not in attested(kong)
+    (text,) = kong.args("log.warn")
+    assert "of version 9" in text and "upgrade" in text
+
+
+def test_what_does_not_fit_into_an_attestation_is_refused_and_given_back() -> None:
+    stages = [Fixed(Pass(facts={"lease": 1})), Fixed(Pass(finding=Additions("x" * 9000)), "two", "claude_two")]
+    kong = run(stages, Kong(), attestation=ATTESTATION)
+    status, body, headers = kong.args("response.exit")
+    assert (status, headers["X-Claude-Refusal"]) == (431, "two/attestation_too_large")
+    assert "at most 6144" in body["message"]
+    assert "ctx.shared.set" not in kong.methods
+    assert [len(stage.undone) for stage in stages] == [1, 1]
+    assert "ctx.shared.set" in run(stages, Kong()).methods  # the control: where nothing is attested, it passes
+
+
 def test_who_establishes_the_identity_starts_afresh() -> None:
-    stage = Fixed(Pass(finding={"sub": "bob"}))
+    stage = Fixed(Pass(finding=Identity("bob")))
     stage.establishes_identity = True  # type: ignore[attr-defined]
     kong = run([stage], Kong({**ID, HEADER.lower(): attest(sub="alice", tier="enterprise")}), attestation=ATTESTATION)
     found = attested(kong)

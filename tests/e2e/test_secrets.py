@@ -17,10 +17,12 @@ import httpx
 import psutil
 import pytest
 
-from claude_contract.attestation import HEADER, Signer, body_hash, parse_pem
+from claude_contract.attestation import HEADER, Signer, parse_pem
+from claude_contract.claims import body_hash
 from kong_claude import PLUGINS
 from minikong.entities import PluginEntity
 from tests.e2e.conftest import COMMAND, ROOT, Gateway, free_port, own_environment, up
+from tests.support.attest import signed
 
 pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(240)]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="runs have users of their own only where the stack runs as root")
@@ -217,9 +219,9 @@ def test_the_invoker_holds_nothing_that_signs(gateway: Gateway) -> None:
     def ask(key: Any) -> int:
         signer = Signer("1", key, {"1": key})
         body = b'{"prompt": "hi"}'
-        claims = signer.open(method="POST", path="/claude/invoke", route="r", request_id="q")
-        claims |= {"sub": "mallory", "chk": ["jwt-claims", "rate-tiers"], "bsh": body_hash(body)}
-        headers = {HEADER: signer.sign(claims), "Content-Type": "application/json"}
+        claims: dict[str, Any] = {"sub": "mallory", "chk": ["jwt-claims", "rate-tiers"], "bsh": body_hash(body)}
+        header = signed(signer, "POST", "/claude/invoke", **claims)
+        headers = {HEADER: header, "Content-Type": "application/json"}
         return httpx.post(f"{gateway.invoker}/claude/invoke", content=body, headers=headers, timeout=60).status_code
 
     assert ask(public.encode()) == 401

@@ -100,12 +100,11 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInProces
 def start_invoker(
     stand_in: StandInProcess,
 ) -> Iterator[Callable[..., Invoker]]:
-    """Starts invokers with given settings; each is asked to stop at the end and must do so, if it has its defences.
+    """Starts invokers with given settings; each is asked to stop at the end and must do so.
 
     `without`: defences to take out (see `weakened`). `state`: another invoker's state directory, to go on with it.
     """
     processes: list[subprocess.Popen[bytes]] = []
-    undefended: list[subprocess.Popen[bytes]] = []
     folders: list[Path] = []
 
     def start(
@@ -140,7 +139,7 @@ def start_invoker(
         process = subprocess.Popen(
             [sys.executable, "-m", *program], env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT
         )
-        (undefended if without else processes).append(process)
+        processes.append(process)
         invoker = Invoker(f"http://127.0.0.1:{port}", process.pid, Path(chosen["state_dir"]), log)
         if wait:
             wait_for(lambda: invoker.ready() or process.poll() is not None, what="readiness")
@@ -148,8 +147,6 @@ def start_invoker(
         return invoker
 
     yield start
-    for process in undefended:
-        process.kill()  # after a successful attack it may not be able to stop
     for process in processes:
         process.terminate()
     for process in processes:

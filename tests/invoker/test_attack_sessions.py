@@ -104,12 +104,12 @@ time.sleep(60)
 
 @pytest.mark.parametrize("without", [(), ("locks_that_anybody_can_take",)])
 def test_nobody_can_take_all_user_ids(start_invoker: Callable[..., Invoker], without: tuple[str, ...]) -> None:
-    # Its own ids: who locks them otherwise is an orphan to the sound invokers of other tests, and ended by them.
-    base = 229_000 if without else UID_BASE
-    invoker = start_invoker(without=without, pool_size=0, idle_s=60, uid_base=base)
+    invoker = start_invoker(without=without, pool_size=0, idle_s=60)
     with invoker.client() as api:
-        squatter = program(SQUATTER.replace("STATE", str(invoker.state)).replace("UID_BASE", str(base)))
-        attack = {"prompt": f"[[tool Bash {_json(squatter)}]]", "tools": ["Bash"]}
+        attack = {"prompt": "", "tools": ["Bash"]}
+        attack["prompt"] = (
+            f"[[tool Bash {_json(program(SQUATTER.replace('STATE', str(invoker.state)).replace('UID_BASE', str(UID_BASE))))}]]"
+        )
         with api.stream("POST", "/invoke", json=attack, headers={"Accept": "text/event-stream"}) as stream:
             wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/ready")), 90, "the squatter")
             statuses = {bash(httpx.Client(base_url=invoker.url, timeout=60), "id -u").status_code for _ in range(3)}

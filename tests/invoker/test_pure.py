@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from claude_contract.claims import Clamp
 from claude_invoker.api.border import last_event_id
 from claude_invoker.api.negotiation import preferred
 from claude_invoker.cli.command import Deadlines, Shape, command, environment
@@ -19,7 +20,7 @@ from claude_invoker.cli.messages import Malformed, Result, parse
 from claude_invoker.cli.outcome import denials, failure, stop_reason, usage
 from claude_invoker.cli.tree import Tree
 from claude_invoker.model import InvokeRequest
-from claude_invoker.plan import Clamp, permits, plan
+from claude_invoker.plan import permits, plan
 from claude_invoker.problem import TITLES, Problem
 from claude_invoker.settings import Settings, is_loopback
 from kong_claude_local.standin.script import reply_to

@@ -17,11 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from redis import Redis
 
 from claude_contract import ledger
-from claude_contract.attestation import HEADER, Signer, body_hash, new_private_key
+from claude_contract.attestation import HEADER, Signer, new_private_key
+from claude_contract.claims import body_hash
 from claude_invoker.app import create_app
 from claude_invoker.settings import Settings
-from claude_invoker.trust import clamp_from
 from tests.invoker.conftest import Invoker, StandInProcess, wait_for
+from tests.support.attest import signed
 
 SECRET = secrets.token_hex(32)
 SIGNER = Signer("1", SECRET.encode(), {"1": SECRET.encode()})
@@ -29,11 +30,8 @@ ALL = ["jwt-claims", "prompt-context", "rate-tiers"]
 
 
 def attestation(method: str, path: str, body: bytes | None = None, signer: Signer = SIGNER, **claims: Any) -> str:
-    fresh = signer.open(method=method, path=path, route="r", request_id="q", now=claims.pop("now", None))
-    if body is not None:
-        fresh["bsh"] = body_hash(body)
-    changed = fresh | {"sub": "alice", "chk": ALL} | claims
-    return signer.sign({name: value for name, value in changed.items() if value is not None})
+    seen = {} if body is None else {"bsh": body_hash(body)}
+    return signed(signer, method, path, **({"sub": "alice", "chk": ALL} | seen | claims))
 
 
 @asynccontextmanager
@@ -72,6 +70,9 @@ UNKNOWN_KID = Signer("9", SECRET.encode(), {})
         attestation("GET", PATH, sub=None),
         attestation("GET", PATH, sub=""),
         attestation("GET", PATH, clamp={"max_usdd": 1}),
+        attestation("GET", PATH, repo="org/app"),
+        attestation("GET", PATH, who={"uid": 0}),
+        attestation("GET", PATH, v=2),
         attestation("GET", PATH, clamp={"max_turns": "many"}),
         attestation("GET", PATH, clamp={"tools": "Bash"}),
         attestation("GET", PATH, lease="nonsense"),
@@ -83,6 +84,18 @@ async def test_refused(tmp_path: Path, header: str | None) -> None:
     assert answer.status_code == 401
     assert answer.headers["content-type"] == "application/problem+json"
     assert HEADER in answer.headers["www-authenticate"]
+
+
+async def test_another_version_is_refused_by_name(tmp_path: Path) -> None:
+    async with application(tmp_path) as client:
+        answer = await client.get(PATH, headers={HEADER: attestation("GET", PATH, v=2)})
+        assert (answer.status_code, "version" in answer.headers["www-authenticate"]) == (401, True)
+        assert answer.json()["detail"].startswith(
+            "the attestation is of version 2, only 0 and 1 are read here: upgrade"
+        )
+        for version in (None, 0, 1):  # none is what release 0.1.0 writes
+            header = {HEADER: attestation("GET", PATH, v=version)}
+            assert (await client.get(PATH, headers=header)).status_code == 404
 
 
 async def test_let_in_once(tmp_path: Path) -> None:
@@ -132,11 +145,6 @@ async def test_a_public_key_is_enough(tmp_path: Path) -> None:
         except Exception:
             return
         assert (await client.get(PATH, headers=header)).status_code == 401
-
-
-def test_clamps_are_read() -> None:
-    clamp = clamp_from({"models": ["haiku"], "tools": [], "max_turns": 3, "max_usd": 0.5})
-    assert (clamp.models, clamp.tools, clamp.max_turns, clamp.max_usd) == (("haiku",), (), 3, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,15 @@ from fastapi import FastAPI
 
 from bench.jobs import FAST_CLI
 from claude_contract import ledger
-from claude_contract.attestation import HEADER, Signer, body_hash
+from claude_contract.attestation import HEADER, Signer
+from claude_contract.claims import body_hash
 from claude_invoker.app import create_app
 from claude_invoker.jobs.record import Job, JobRequest
 from claude_invoker.jobs.store import Store, connect
 from claude_invoker.settings import Settings
 from claude_invoker.trust import Caller
 from tests.rate_tiers.servers import RedisProcess
+from tests.support.attest import signed
 
 Found = TypeVar("Found")
 SECRET = secrets.token_hex(32)
@@ -109,9 +111,8 @@ def raw_path(request: httpx.Request) -> str:
 
 
 def attestation(method: str, path: str, subject: str | None, body: bytes = b"", **more: Any) -> str:
-    fresh = SIGNER.open(method=method, path=path, route="r", request_id="q")
-    claims = fresh | {"sub": subject, "chk": ["jwt-claims", "rate-tiers"], "bsh": body_hash(body)} | more
-    return SIGNER.sign({name: value for name, value in claims.items() if value is not None})
+    claims = {"sub": subject, "chk": ["jwt-claims", "rate-tiers"], "bsh": body_hash(body)} | more
+    return signed(SIGNER, method, path, **claims)
 
 
 async def until(condition: Callable[[], Awaitable[Found | None]], what: str, within_s: float = 40.0) -> Found:

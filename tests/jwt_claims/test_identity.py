@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from claude_contract.attestation import HEADER, signer_from_config, verify
+from claude_contract.attestation import HEADER, signer_from_config
 from claude_contract.errors import ConfigError
 from kong_claude.jwt_claims.caller import ClaimNames
 from kong_claude.jwt_claims.issuers import issuers_from_config
 from kong_claude.jwt_claims.token import InvalidToken
 from tests.jwt_claims.conftest import Send
 from tests.jwt_claims.support import ATTESTATION, ISSUER, bearer, config, issuer, token
+from tests.support.attest import claims_in
 from tests.support.kong_driver import Event
 
 ALICE = {"id": "b32379d9-3d28-5683-a79c-72139be6e34f", "username": "alice", "custom_id": "alice-custom", "tags": []}
@@ -40,7 +41,7 @@ def upstream(event: Event) -> dict[str, Any]:
 def attested(event: Event) -> dict[str, Any]:
     signer = signer_from_config(ATTESTATION)
     assert signer
-    return verify(upstream(event)[HEADER], signer.keys, issuer="kong-claude", audience="claude-invoker")
+    return claims_in(upstream(event)[HEADER], signer)
 
 
 def test_three_calls_for_a_pass_and_two_for_a_refusal(send: Send) -> None:
@@ -243,6 +244,19 @@ def test_the_consumer_that_a_claim_names(send: Send) -> None:
     assert request.shared["claude_identity"]["who"]["con"] == "alice"
     assert request.shared["claude_identity"]["who"]["crd"] == credential["id"]
     assert attested(event)["who"]["con"] == "alice"
+
+
+@pytest.mark.parametrize(("attestation", "status"), [(ATTESTATION, 403), (None, None)])
+@pytest.mark.parametrize("anonymous", [True, False])
+def test_a_consumer_whose_name_does_not_fit_into_the_attestation(
+    send: Send, attestation: dict[str, Any] | None, status: int | None, anonymous: bool
+) -> None:
+    long = ALICE | {"username": "a" * 1200}
+    who: dict[str, Any] = {"anonymous": ALICE["id"]} if anonymous else {"consumer_claim": "account"}
+    headers = {"x-request-id": "r-1"} if anonymous else bearer(token(account=ALICE["id"]))
+    event, _ = send(config(attestation=attestation, **who), headers, answers=load(long))
+    assert (event.exit.status if event.exit else None) == status
+    assert ("kong.client.authenticate" in event.methods) == (status is None)
 
 
 @pytest.mark.parametrize("claim", ["absent", "roles", "x"])

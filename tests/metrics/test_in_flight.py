@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
+from claude_contract.claims import Attestation, Binding, Limits
+from claude_contract.identity import Identity
 from kong_claude import in_flight
 
 
@@ -23,12 +26,14 @@ def header(claims: object) -> str:
     return f"e30.{base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip('=')}.sig"
 
 
-CLAIMS = {"jti": "abc", "sub": "ada", "tier": "pro", "who": {"claims": {"team": "core"}}}
+ADA = Identity("ada", tier="pro", claims={"team": "core"})
+ATTESTED = Attestation(Binding("i", "a", "POST", "/x", "r", "q"), 0, 30, "abc", identity=ADA)
+CLAIMS = ATTESTED.to_claims()
 
 
 def test_a_request_ends_once_with_what_was_found() -> None:
-    in_flight.begin(CLAIMS)
-    in_flight.begin(CLAIMS | {"tier": "team"})  # a later plugin of the same request
+    in_flight.begin(ATTESTED)
+    in_flight.begin(replace(ATTESTED, limits=Limits("team")))  # a later plugin of the same request
     assert in_flight.count() == 1
     found = in_flight.end(header({"jti": "abc", "sub": "mallory", "tier": "root"}))
     assert found is not None
@@ -40,22 +45,22 @@ def test_a_request_ends_once_with_what_was_found() -> None:
 @pytest.mark.parametrize("forged", ["", "x", "a.b", "a.!.c", header([]), header(7), header({"jti": 5}), header({}),
                                     header({"jti": "unknown"}), "a." + "A" * 9 + ".c", "\udcff.\udcff.x"])  # fmt: skip
 def test_forged_headers_end_nothing(forged: str) -> None:
-    in_flight.begin(CLAIMS)
+    in_flight.begin(ATTESTED)
     assert in_flight.end(forged) is None
     assert in_flight.count() == 1
     in_flight.end(header(CLAIMS))
 
 
 def test_nothing_is_kept_that_nobody_ends(watched: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_flight.begin(CLAIMS)
+    in_flight.begin(ATTESTED)
     monkeypatch.setattr(in_flight, "MAX_SECONDS", -1.0)
     assert in_flight.count() == 0
     monkeypatch.undo()
     monkeypatch.setattr(in_flight, "MAX_ENTRIES", 3)
     for number in range(9):
-        in_flight.begin(CLAIMS | {"jti": str(number)})
+        in_flight.begin(replace(ATTESTED, id=str(number)))
     assert in_flight.count() == 3
     in_flight.unwatch(watched)
     assert in_flight.count() == 0
-    in_flight.begin(CLAIMS)
+    in_flight.begin(ATTESTED)
     assert in_flight.count() == 0

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from claude_contract.claims import Additions
 from claude_contract.compose import ShapeError, apply, check_shape, sets
 from tests.prompt_context.test_strict_json import JSON, TEXT
 
-OURS = {"prepend": "P ", "append": " A", "context": {"repository": "org/app", "branch": None}}
+OURS = Additions("P ", " A", {"repository": "org/app", "branch": None})
 BLOCK = {"type": "text", "text": "Be brief."}
 
 TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str, dict[str, Any]]] = [
@@ -75,7 +76,7 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("document", "additions", "shape", "want"), [r[1:] for r in TABLE], ids=[r[0] for r in TABLE])
 def test_apply(document: dict[str, Any], additions: dict[str, Any], shape: str, want: dict[str, Any]) -> None:
     before = copy.deepcopy(document)
-    assert apply(document, additions, shape) == want
+    assert apply(document, Additions(**additions), shape) == want
     assert document == before
 
 

@@ -18,6 +18,8 @@ import redis
 from redis.cluster import ClusterNode, RedisCluster
 
 from claude_contract import ledger
+from claude_contract.claims import Limits
+from claude_contract.identity import Identity
 from claude_contract.ledger import Lease, Slot, Window
 from kong_claude.decision import Decision, Pass, Refuse
 from kong_claude.rate_tiers.plugin import RateTiers
@@ -50,7 +52,7 @@ class Kong:
 
 def ask(stage: RateTiers, subject: str = "alice") -> Decision:
     request = Request(Kong())
-    request.finding = {"sub": subject}
+    request.learn(Identity(subject))
     return stage.access(request)
 
 
@@ -99,7 +101,8 @@ def test_allow_lets_pass_uncounted(own_redis: RedisProcess, fault: str) -> None:
     for _ in range(20):
         decision = ask(made)
         assert isinstance(decision, Pass) and decision.facts["uncounted"]
-        assert not decision.response_headers and "lease" not in decision.finding
+        assert not decision.response_headers
+        assert isinstance(decision.finding, Limits) and decision.finding.place is None
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -209,7 +212,7 @@ def test_password_and_user(redis_server: RedisProcess) -> None:
         assert isinstance(ask(allowed), Pass)
         wrong = stage(redis_server.url, redis_username="kong", redis_password="wr0ng")
         request = Request(Kong())
-        request.finding = {"sub": "alice"}
+        request.learn(Identity("alice"))
         assert is_away(wrong.access(request))
         assert request.kong.log.lines and "wr0ng" not in "".join(request.kong.log.lines)
         assert "s3cret" not in repr(Settings.from_config({"redis_url": "redis://:s3cret@h/0"}))

@@ -13,15 +13,17 @@ import jwt
 import pytest
 
 from claude_contract import ledger
-from claude_contract.attestation import Signer, verify
+from claude_contract.attestation import Signer
 from claude_contract.identity import Identity
 from claude_contract.ledger import Lease, Quota, Window
 from kong_claude import PLUGINS
 from kong_claude.rate_tiers import headers
 from tests.rate_tiers.servers import RedisProcess
+from tests.support.attest import claims_in, signed
 from tests.support.kong_driver import Driver, Event, Request, RPCError, Server, plugin_server
 
 SECRET = "s" * 32
+SIGNER = Signer("1", SECRET.encode(), {"1": SECRET.encode()})
 ATTESTATION = {"secret": SECRET, "request": "POST /claude/invoke"}
 TIERS = [
     {
@@ -74,10 +76,9 @@ def start(kong: Driver, redis_server: RedisProcess) -> Start:
 
 def attested(subject: str | None, tier: str | None = None, **request: Any) -> Request:
     """A request that claude-jwt-claims has let pass."""
-    signer = Signer("1", SECRET.encode(), {"1": SECRET.encode()})
-    claims = signer.open(method="POST", path="/claude/invoke", route="r", request_id="req-1")
-    claims |= Identity(subject, tier=tier).finding() if subject else {}
-    sent = {"x-request-id": "req-1", "x-claude-attestation": signer.sign(claims), **request.pop("headers", {})}
+    claims = Identity(subject, tier=tier).to_claims() if subject else {}
+    header = signed(SIGNER, "POST", "/claude/invoke", request_id="req-1", **claims)
+    sent = {"x-request-id": "req-1", "x-claude-attestation": header, **request.pop("headers", {})}
     return Request(headers=sent, **request)
 
 
@@ -87,8 +88,7 @@ def identified(subject: str, **request: Any) -> Request:
 
 
 def claims_of(request: Request) -> dict[str, Any]:
-    header = request.upstream_headers["x-claude-attestation"]
-    return verify(header, {"1": SECRET.encode()}, issuer="kong-claude", audience="claude-invoker")
+    return claims_in(request.upstream_headers["x-claude-attestation"], SIGNER)
 
 
 def calls(event: Event) -> list[str]:
@@ -103,7 +103,7 @@ def test_what_is_admitted_goes_into_the_attestation(kong: Driver, start: Start, 
     assert claims["chk"] == ["rate-tiers"] and claims["tier"] == "free" and claims["sub"] == subject
     assert claims["clamp"] == {"models": ["claude-haiku"], "max_turns": 5, "max_usd": 1, "tools": ["Read"]}
     lease = Lease.parse(claims["lease"])
-    assert (lease.tag, lease.usd) == (subject, 1_000_000) and claims["reservation"] == claims["lease"]
+    assert (lease.tag, lease.usd) == (subject, 1_000_000) and "reservation" not in claims
     assert claims["slot"] == {"concurrent": 1, "usd": 1_000_000, "usd_day": 2_000_000, "ttl_ms": 60_000}
     assert "queue" not in claims
     assert request.shared["claude_admission"] == {

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
-from claude_contract.ledger import Usage
+from claude_contract.ledger import Slot, Usage
 from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
@@ -42,16 +42,16 @@ class Tier:
         """Of the jobs that came to an end of their own."""
         return self.states.get("failed", 0) / self.over if self.over else 0.0
 
-    def add(self, usage: Usage, slot: dict[str, int]) -> None:
-        """One caller's use of the limits in `slot` (see `claude_contract.ledger.Slot`)."""
+    def add(self, usage: Usage, slot: Slot) -> None:
+        """One caller's use of the limits in `slot`."""
         self.callers += 1
         self.running += usage.running
         self.reserved_usd += usage.reserved / 1e6
         self.spent_usd += usage.spent_day / 1e6
-        if "concurrent" in slot:
-            self.concurrent = (self.concurrent or 0) + slot["concurrent"]
-        if "usd_day" in slot:
-            self.budget_usd = (self.budget_usd or 0.0) + slot["usd_day"] / 1e6
+        if slot.concurrent is not None:
+            self.concurrent = (self.concurrent or 0) + slot.concurrent
+        if slot.usd_day is not None:
+            self.budget_usd = (self.budget_usd or 0.0) + slot.usd_day / 1e6
 
 
 @dataclass
@@ -106,6 +106,6 @@ async def _limits(store: Store, ledger: Ledger, jobs: list[Job], tiers: dict[str
         if caller is None or caller.lease is None:
             continue
         try:
-            tiers[tier].add(await ledger.usage(caller.lease), caller.slot or {})
+            tiers[tier].add(await ledger.usage(caller.lease), caller.slot or Slot())
         except (RedisError, OSError):
             return

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+from claude_contract.claims import UNCLAMPED
 from claude_invoker.cli import outcome
 from claude_invoker.cli.binary import cli_version, find_cli, reachable_binary
 from claude_invoker.cli.child import Limits
@@ -158,10 +159,10 @@ class Engine:
 
     def _default_shape(self) -> Shape:
         from claude_invoker.model import InvokeRequest
-        from claude_invoker.plan import Clamp, plan
+        from claude_invoker.plan import plan
 
         request = InvokeRequest(prompt="-")
-        return _shape(plan(request, Clamp(), self.settings, isolated=self.users.isolated), None)
+        return _shape(plan(request, UNCLAMPED, self.settings, isolated=self.users.isolated), None)
 
     @property
     def obstacle(self) -> str | None:

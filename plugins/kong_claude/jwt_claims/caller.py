@@ -24,7 +24,6 @@ class Caller:
 
     identity: Identity
     claims: Mapping[str, Any]
-    finding: Mapping[str, Any]
     headers: Mapping[str, str | None]
     denial: Refuse | None = None  # verified, but not allowed here
 
@@ -32,7 +31,7 @@ class Caller:
 def caller(identity: Identity, claims: Mapping[str, Any], denial: Refuse | None) -> Caller:
     """A Caller with what its identity becomes upstream, made once per token."""
     headers = {SUBJECT: header_text(identity.subject), TIER: identity.tier}
-    return Caller(identity, claims, identity.finding(), headers, denial)
+    return Caller(identity, claims, headers, denial)
 
 
 def header_text(value: str) -> str:

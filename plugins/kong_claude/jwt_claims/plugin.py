@@ -10,6 +10,7 @@ from typing import Any
 
 import redis
 
+from claude_contract.claims import IDENTITY_ROOM, size
 from claude_contract.errors import ConfigError
 from claude_contract.identity import Identity
 from claude_contract.keys import joined
@@ -85,6 +86,7 @@ class JwtClaims:
         key = config.get("revocation_key") or "claude:revoked"
         self._revocation = Revocation(url, key) if url is not None else None
         self._allow_unlisted = config.get("revocation_on_error") == "allow"
+        self._signed = bool(config.get("attestation"))
         self._challenge = Challenge(config.get("realm"))
         self._verified = VerifiedTokens(int(config.get("cache_size", 10000)))
 
@@ -174,7 +176,7 @@ class JwtClaims:
             if not has(token.claims, path):
                 raise InvalidToken("claims", f"the token has no {path} claim")
         identity = self._names.identity(token.claims, issuer)
-        return caller(identity, token.claims, self._denial(token.claims))
+        return caller(identity, token.claims, self._denial(token.claims) or self._no_room(identity))
 
     def _denial(self, claims: Mapping[str, Any]) -> Refuse | None:
         for rule in self._rules:
@@ -183,6 +185,17 @@ class JwtClaims:
                 return self._challenge.insufficient_scope(problem, rule.scope)
         problem = email_problem(claims, self._domains) if self._domains else None
         return self._challenge.insufficient_scope(problem) if problem else None
+
+    def _no_room(self, identity: Identity) -> Refuse | None:
+        """The refusal of an identity that does not fit into an attestation."""
+        if not self._signed or (taken := size(identity.to_claims())) <= IDENTITY_ROOM:
+            return None
+        return Refuse(
+            403,
+            f"the caller's identity takes {taken} bytes, at most {IDENTITY_ROOM} can be attested: "
+            "the token has too many roles, permissions or forwarded claims, or they are too long",
+            "identity_too_large",
+        )
 
     def _repository_problem(self, request: Request, caller: Caller) -> Refuse | None:
         """Every repository that the request names must be one that the token allows."""
@@ -214,37 +227,44 @@ class JwtClaims:
         if self._revocation is not None:
             self._revocation.close()
 
-    def _pass(self, request: Request, caller: Caller) -> Pass:
-        finding, headers, consumer = caller.finding, {**own_headers(request), **caller.headers}, None
+    def _pass(self, request: Request, caller: Caller) -> Decision:
+        identity, headers, consumer = caller.identity, {**own_headers(request), **caller.headers}, None
         if self._consumer_claim:
             name = lookup(caller.claims, self._consumer_claim)
             found = load_consumer(request.kong, name)
             if found:
-                identity = caller.identity
                 credential_id = str(uuid.uuid5(_CREDENTIALS, joined(" ", identity.issuer, identity.subject)))
                 credential = {"id": credential_id, "key": identity.subject, "consumer": {"id": found["id"]}}
                 consumer = (found, credential)
                 headers |= {**consumer_headers(found), "X-Credential-Identifier": header_text(identity.subject)}
-                finding = with_consumer(identity, found, credential_id).finding()
-        return Pass(upstream_headers=headers, consumer=consumer, finding=finding, facts=finding)
+                identity = with_consumer(identity, found, credential_id)
+                refused = self._no_room(identity)
+                if refused:
+                    return refused
+        return Pass(upstream_headers=headers, consumer=consumer, finding=identity, facts=identity.to_claims())
 
     def _become_anonymous(self, request: Request) -> Decision:
         found = load_consumer(request.kong, self._anonymous)
         if not found:
             request.kong.log.err(f"anonymous consumer {self._anonymous!r} is configured but doesn't exist")
             return Refuse(500, "An unexpected error occurred", "config")
-        finding = consumer_identity(found).finding()
         headers = {**own_headers(request), **consumer_headers(found), "X-Anonymous-Consumer": "true"}
-        headers[SUBJECT] = header_text(finding["sub"])
-        return Pass(upstream_headers=headers, consumer=(found, None), finding=finding, facts=finding)
+        return self._pass_consumer(found, headers, (found, None))
 
     def _other_credential(self, request: Request) -> Decision:
         """With `anonymous`, another authentication plugin may have been enough (Kong's "logical OR")."""
         if not request.consumer:
             return self._challenge.no_token()
-        finding = consumer_identity(request.consumer).finding()
-        headers = own_headers(request, (SUBJECT, TIER)) | {SUBJECT: header_text(finding["sub"])}
-        return Pass(upstream_headers=headers, finding=finding, facts=finding)
+        return self._pass_consumer(request.consumer, own_headers(request, (SUBJECT, TIER)), None)
+
+    def _pass_consumer(
+        self, found: Mapping[str, Any], headers: dict[str, str | None], consumer: tuple[Mapping[str, Any], None] | None
+    ) -> Decision:
+        identity = consumer_identity(found)
+        headers = headers | {SUBJECT: header_text(identity.subject)}
+        return self._no_room(identity) or Pass(
+            upstream_headers=headers, consumer=consumer, finding=identity, facts=identity.to_claims()
+        )
 
 
 def own_headers(request: Request, names: Sequence[str] = OWN_HEADERS) -> dict[str, str | None]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from claude_contract import compose
+from claude_contract.claims import ADDITIONS_ROOM, Additions, size
 from claude_contract.errors import ConfigError
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.pipeline import pipeline
@@ -24,8 +25,6 @@ HEADER = "X-Claude-Context"
 EXPLAIN_HEADER = "x-claude-explain"
 _LENGTH = re.compile(r"[0-9]{1,18}")
 BODYLESS = frozenset(("GET", "HEAD", "DELETE", "OPTIONS", "TRACE"))
-# Attested additions are a header: servers commonly stop at 16 KiB for one (base64 adds a third).
-MAX_ATTESTED_BYTES = 8 << 10
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class PromptContext:
         self.profile_claim: str | None = config.get("profile_claim")
         if self.profile is not None and self.profile not in self.texts:
             raise ConfigError("profile", "is not among profiles")
-        self.locked = list(config.get("locked") or ())
+        self.locked = tuple(config.get("locked") or ())
         self.replace = config.get("on_locked") == "replace"
         self.guards = Guards(
             max_prompt_bytes=config.get("max_prompt_bytes"),
@@ -63,6 +62,8 @@ class PromptContext:
         self.signed = bool(config.get("attestation"))
         if self.mode == "attested" and not self.signed:
             raise ConfigError("apply", "attested needs the attestation section")
+        if self.mode == "attested":
+            self.check_room()
         self.max_body_bytes = int(config.get("max_body_bytes") or DEFAULT_MAX_BODY_BYTES)
         given = config.get("rewrite_max_bytes")
         self.rewrite_max_bytes = DEFAULT_REWRITE_MAX_BYTES if given is None else int(given)
@@ -70,9 +71,9 @@ class PromptContext:
         self.explain_permission = config.get("explain_permission") or "claude:explain"
 
     @property
-    def drop(self) -> list[str]:
+    def drop(self) -> tuple[str, ...]:
         """Members that are taken out of the caller's body."""
-        return self.locked if self.replace else []
+        return self.locked if self.replace else ()
 
     def access(self, request: Request) -> Decision:
         if self.signed and request.line.method in BODYLESS:  # with an attestation the method costs nothing
@@ -130,22 +131,27 @@ class PromptContext:
             return True
         return self.mode == "auto" and (not self.signed or length is None or length <= self.rewrite_max_bytes)
 
-    def additions(self, request: Request, texts: Texts) -> dict[str, Any]:
-        """As `compose.apply` takes them; empty members are left out. Raises BadValue."""
+    def additions(self, request: Request, texts: Texts) -> Additions:
+        """Raises BadValue."""
         values = {field.name: field.value(request) for field in self.fields}
         present = {name: value for name, value in values.items() if value is not None}
         shown = {field.name: present[field.name] for field in self.fields if field.render and field.name in present}
-        additions = {
-            "prepend": texts.prepend.fill(present),
-            "append": texts.append.fill(present) + block(shown),
-            "context": values,
-            "drop": self.drop,
-        }
-        return {name: value for name, value in additions.items() if value}
+        return Additions(texts.prepend.fill(present), texts.append.fill(present) + block(shown), values, self.drop)
 
-    def passed(
-        self, request: Request, profile: str | None, additions: Mapping[str, Any], body: bytes | None
-    ) -> Decision:
+    def check_room(self) -> None:
+        """Raises ConfigError where attested additions could never fit, whatever the request says."""
+        values = dict.fromkeys(field.name for field in self.fields)
+        for name, texts in self.texts.items():
+            taken = size(Additions(texts.prepend.shortest, texts.append.shortest, values, self.drop).to_claims())
+            if taken > ADDITIONS_ROOM:
+                where = f"profiles.{name}." if name else ""
+                raise ConfigError(
+                    f"{where}prepend",
+                    f"with append, context and locked takes {taken} bytes in the attestation, at most "
+                    f"{ADDITIONS_ROOM}: shorten the texts, or set apply to body",
+                )
+
+    def passed(self, request: Request, profile: str | None, additions: Additions, body: bytes | None) -> Decision:
         if not additions:
             return self.untouched(request)
         texts = self.texts[profile]
@@ -163,12 +169,12 @@ class PromptContext:
             return Refuse(
                 413, f"this route adds to the prompt, which it can do in bodies of up to {limit}", "body_too_large"
             )
-        if len(json.dumps(additions)) > MAX_ATTESTED_BYTES:
+        if size(additions.to_claims()) > ADDITIONS_ROOM:
             return Refuse(
-                413, f"what this route adds to the prompt is larger than {MAX_ATTESTED_BYTES} bytes", "body_too_large"
+                413, f"what this route adds to the prompt is larger than {ADDITIONS_ROOM} bytes", "body_too_large"
             )
         facts["apply"] = "attested"
-        return Pass(upstream_headers=headers, finding={"add": dict(additions)}, facts=facts)
+        return Pass(upstream_headers=headers, finding=additions, facts=facts)
 
     def untouched(self, request: Request) -> Pass:
         """Nothing to add. The header is ours: a client's does not go on."""
@@ -192,9 +198,7 @@ class PromptContext:
             return by_header[0]
         return self.profile
 
-    def explanation(
-        self, request: Request, profile: str | None, additions: Mapping[str, Any], body: bytes
-    ) -> Answer | Refuse:
+    def explanation(self, request: Request, profile: str | None, additions: Additions, body: bytes) -> Answer | Refuse:
         """What would be sent. The body is text, since Kong's JSON would not give back what it was given."""
         identity = request.identity
         if identity is None or self.explain_permission not in identity.permissions:
@@ -205,8 +209,8 @@ class PromptContext:
         assert isinstance(decision, Pass)
         explained: dict[str, Any] = {
             "headers": {name: value for name, value in decision.upstream_headers.items() if value},
-            "additions": {name: value for name, value in additions.items() if name != "context"},
-            "context": {name: value for name, value in additions.get("context", {}).items() if value is not None},
+            "additions": {name: value for name, value in additions.to_claims().items() if name != "context"},
+            "context": {name: value for name, value in additions.context.items() if value is not None},
             "apply": decision.facts.get("apply", "nothing"),
         }
         if len(body) <= self.rewrite_max_bytes:
@@ -226,10 +230,6 @@ def parse_texts(config: Mapping[str, Any], names: set[str]) -> dict[str | None, 
         where = f"profiles.{name}." if name else ""
         prepend = outer_prepend + (profile.get("prepend") or "")
         append = (profile.get("append") or "") + outer_append
-        if len(prepend) + len(append) > MAX_ATTESTED_BYTES and config.get("apply") == "attested":
-            raise ConfigError(
-                f"{where}prepend", f"with append must not exceed {MAX_ATTESTED_BYTES} bytes when attested"
-            )
         digest = hashlib.sha256(json.dumps([prepend, append]).encode()).hexdigest()
         texts[name] = Texts(
             prepend=template.parse(prepend, names, f"{where}prepend"),

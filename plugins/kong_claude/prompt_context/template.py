@@ -19,6 +19,11 @@ class Template:
     source: str
     parts: tuple[str, ...]
 
+    @property
+    def shortest(self) -> str:
+        """The text with nothing for any value."""
+        return "".join(self.parts[::2])
+
     def fill(self, values: Mapping[str, str]) -> str:
         """The text with inert values, in one pass: what a value holds is never read as a template."""
         if len(self.parts) == 1:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from claude_contract import ledger
+from claude_contract.claims import NAMESPACE_ROOM, Limits, Place
+from claude_contract.errors import ConfigError
 from claude_contract.ledger import Admission, Busy, Call, Lease
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.pipeline import pipeline
@@ -31,6 +33,8 @@ class RateTiers:
     def __init__(self, config: Mapping[str, Any]) -> None:
         policy = config.get("policy") or "local"
         self.namespace = str(config.get("namespace") or ledger.NAMESPACE)
+        if len(self.namespace) > NAMESPACE_ROOM:  # a part of every lease, which travels in the attestation
+            raise ConfigError("namespace", f"must not be longer than {NAMESPACE_ROOM} characters")
         self.local = local_ledger.shared(self.namespace)
         self.redis = redis_ledger.shared(redis_ledger.Settings.from_config(config)) if policy == "redis" else None
         self.on_error = config.get("on_error") or "deny"
@@ -82,18 +86,14 @@ class RateTiers:
                 return self._refuse(admission, tier, headers)
             facts["shadow"] = admission.culprit
             request.kong.log.warn(f"shadow: {tag} in tier {tier.name} would be refused, {admission.culprit}")
-        finding: dict[str, Any] = {"tier": tier.name, "clamp": tier.clamp()}
+        place = None
         if lease is not None and (admission.queued or not local):
-            finding |= {"lease": str(lease), "slot": tier.slot.claim()}
-            if lease.usd:
-                finding["reservation"] = str(lease)
-            if admission.queued:
-                finding["queue"] = True
+            place = Place(lease, tier.slot, admission.queued)
         if lease is not None and admission.admitted and not admission.queued:
             facts["lease"] = str(lease)
             if local:
                 facts["local"] = True
-        return Pass(response_headers=headers, finding=finding, facts=facts)
+        return Pass(response_headers=headers, finding=Limits(tier.name, tier.clamp, place), facts=facts)
 
     def log(self, kong: Any, facts: Mapping[str, Any]) -> None:
         """Ends the lease where the invoker will not."""
@@ -138,7 +138,7 @@ class RateTiers:
 
     def _without_ledger(self, tier: Tier, facts: dict[str, Any]) -> Decision:
         if self.on_error == "allow" or self.shadow:
-            return Pass(finding={"tier": tier.name, "clamp": tier.clamp()}, facts={**facts, "uncounted": True})
+            return Pass(finding=Limits(tier.name, tier.clamp), facts={**facts, "uncounted": True})
         return Refuse(503, "rate limits cannot be checked now", "limits_unavailable", {"Retry-After": "1"})
 
     def _refuse(self, admission: Admission, tier: Tier, headers: dict[str, str]) -> Refuse:
@@ -162,7 +162,7 @@ class RateTiers:
 
         So the body is read only where nobody else would enforce the tier, or where it costs nothing.
         """
-        if not tier.models or (self.signed and request.body_seen is None) or not _may_start(request):
+        if not tier.clamp.models or (self.signed and request.body_seen is None) or not _may_start(request):
             return None
         body = request.body(MAX_MODEL_BODY)
         if body is None:
@@ -170,13 +170,13 @@ class RateTiers:
         models = _models(body) if body else []
         if models is None:
             return Refuse(400, "the body must be a JSON object", "bad_body")
-        if all(model is None or model in tier.models for model in models):
+        if all(model is None or model in tier.clamp.models for model in models):
             return None
         return Refuse(
             403,
             "this model is not in your tier",
             "model_not_allowed",
-            detail={"tier": tier.name, "allowed_models": list(tier.models)},
+            detail={"tier": tier.name, "allowed_models": list(tier.clamp.models)},
         )
 
     def _report(self, request: Request, tag: str, tier: Tier) -> Decision:
@@ -205,7 +205,7 @@ class RateTiers:
             "windows": windows,
             "concurrent": {"limit": tier.slot.concurrent, "running": usage.running},
             "usd": money,
-            **tier.clamp(),
+            **tier.clamp.to_claims(),
         }
         return Answer(200, body, {"Cache-Control": "no-store"})
 

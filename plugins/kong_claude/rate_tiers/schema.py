@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from claude_contract.claims import NAME_ROOM, NAMESPACE_ROOM
 from kong_claude.rate_tiers.headers import STYLES
 from kong_claude.rate_tiers.subjects import KINDS
 from kong_claude.schema import ENFORCING_FIELDS, Field
@@ -38,7 +39,15 @@ _LIMITS: list[Field] = [
 ]
 
 _TIER: list[Field] = [
-    {"name": {"type": "string", "required": True, "len_min": 1, "description": "The name that a claim gives."}},
+    {
+        "name": {
+            "type": "string",
+            "required": True,
+            "len_min": 1,
+            "len_max": NAME_ROOM,
+            "description": "The name that a claim gives.",
+        }
+    },
     *_LIMITS,
     _field("usd_per_day", "number", "US dollars per UTC day, spent and reserved.", gt=0),
     _field("usd_per_month", "number", "US dollars per calendar month (UTC), spent and reserved.", gt=0),
@@ -114,6 +123,7 @@ FIELDS: list[Field] = [
         "First part of the keys in Redis. Instances that share it share their counts.",
         default="claude",
         match="^[%w_.-]+$",
+        len_max=NAMESPACE_ROOM,
     ),
     _field(
         "lease_ttl", "integer", "Seconds until a run's lease lapses without a heartbeat.", default=60, between=[5, 3600]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from claude_contract.claims import CLAMP_ROOM, NAME_ROOM, Clamp, size
 from claude_contract.errors import ConfigError
 from claude_contract.ledger import PERIODS, Slot, Window, micro_usd
 
@@ -14,6 +15,7 @@ from claude_contract.ledger import PERIODS, Slot, Window, micro_usd
 # the longest run; the log phase ends it.
 UNRENEWED_TTL = 3600  # seconds
 MOST = 2**31 - 1  # requests
+MOST_USD = 1_000_000_000  # in micro-dollars still a whole number that every reader of JSON has
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,7 @@ class Tier:
     name: str
     windows: tuple[Window, ...]
     slot: Slot
-    models: tuple[str, ...] = ()
-    tools: tuple[str, ...] | None = None  # () allows none
-    max_turns: int | None = None
-    max_usd_per_run: float | None = None
+    clamp: Clamp = field(default_factory=Clamp)  # binds the invoker, whatever the body asks for
 
     @property
     def takes_lease(self) -> bool:
@@ -35,16 +34,6 @@ class Tier:
     @property
     def has_budget(self) -> bool:
         return self.slot.usd_day is not None or self.slot.usd_month is not None
-
-    def clamp(self) -> dict[str, Any]:
-        """What binds the invoker, whatever the body asks for."""
-        given = {
-            "models": list(self.models) or None,
-            "max_turns": self.max_turns,
-            "max_usd": self.max_usd_per_run,
-            "tools": None if self.tools is None else list(self.tools),
-        }
-        return {name: value for name, value in given.items() if value is not None}
 
 
 def tiers_from_config(config: Mapping[str, Any], ttl: float) -> tuple[dict[str, Tier], Tier]:
@@ -70,6 +59,8 @@ def tiers_from_config(config: Mapping[str, Any], ttl: float) -> tuple[dict[str, 
     name = config.get("default_tier") or ("default" if "default" in tiers or len(tiers) > 1 else next(iter(tiers)))
     if name not in tiers:
         raise ConfigError("default_tier", f"must name one of the tiers: {', '.join(tiers)}")
+    if config.get("attestation"):
+        check_rooms(tiers)
     return tiers, tiers[name]
 
 
@@ -82,7 +73,6 @@ def _tier(section: Mapping[str, Any], path: str, ttl: float) -> Tier:
         raise ConfigError(f"{prefix}max_usd_per_run", "is needed with a budget: it is what each run reserves")
     if run and any(budget is not None and budget < run for budget in (day, month)):
         raise ConfigError(f"{prefix}max_usd_per_run", "is more than the budget, so that no run could start")
-    tools = section.get("tools")
     return Tier(
         name=str(section["name"]),
         windows=windows,
@@ -93,11 +83,32 @@ def _tier(section: Mapping[str, Any], path: str, ttl: float) -> Tier:
             usd_month=month,
             ttl_ms=int(ttl * 1000),
         ),
-        models=tuple(section.get("models") or ()),
-        tools=None if tools is None else tuple(tools),
-        max_turns=_whole(section, "max_turns", prefix),
-        max_usd_per_run=section.get("max_usd_per_run"),
+        clamp=_clamp(section, prefix),
     )
+
+
+def _clamp(section: Mapping[str, Any], prefix: str) -> Clamp:
+    tools = section.get("tools")
+    return Clamp(
+        models=tuple(section.get("models") or ()) or None,
+        tools=None if tools is None else tuple(tools),  # () allows none
+        max_turns=_whole(section, "max_turns", prefix),
+        max_usd=section.get("max_usd_per_run"),
+    )
+
+
+def check_rooms(tiers: Mapping[str, Tier]) -> None:
+    """Raises ConfigError for a tier that does not fit into an attestation."""
+    for number, tier in enumerate(tiers.values(), start=1):
+        if size(tier.name) - 2 > NAME_ROOM:
+            raise ConfigError(f"tiers.{number}.name", f"must not be longer than {NAME_ROOM} bytes")
+        taken = size(tier.clamp.to_claims())
+        if taken > CLAMP_ROOM:
+            longer = "tools" if size(tier.clamp.tools) > size(tier.clamp.models) else "models"
+            raise ConfigError(
+                f"tiers.{number}.{longer}",
+                f"models and tools take {taken} bytes in the attestation, at most {CLAMP_ROOM}: name fewer of them",
+            )
 
 
 def _windows(section: Mapping[str, Any], prefix: str) -> tuple[Window, ...]:
@@ -131,8 +142,8 @@ def _money(section: Mapping[str, Any], name: str, prefix: str) -> int | None:
         amount = micro_usd(float(value))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{prefix}{name}", "must be an amount in US dollars") from error
-    if amount <= 0:
-        raise ConfigError(f"{prefix}{name}", "must be more than 0")
+    if not 0 < amount <= MOST_USD * 1_000_000:
+        raise ConfigError(f"{prefix}{name}", f"must be more than 0, and at most {MOST_USD}")
     return amount
 
 

@@ -1,0 +1,281 @@
+"""What an attestation says: one value for the gateway's plugins, which write it, and the invoker, which obeys it.
+
+`Attestation.to_claims` is how it travels (`docs/fail-closed.md` lists the claims), `Attestation.from_claims` the
+inverse. Whatever is not known or not of its type refuses the whole: a bound that is passed over would be no bound. So a
+new claim is a new `VERSION`.
+
+Each part has its room, and the rooms together fit into MAX_HEADER: whether a request can be attested never depends on
+how long the other parts are. Who makes a part sees to its room: a ConfigError where the configuration decides it, a
+refusal where the caller does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from claude_contract.identity import Identity
+from claude_contract.ledger import Lease, Slot
+from claude_contract.members import AttestationError, Members, malformed
+
+VERSION = 1
+"""Written as `v`. A reader takes this and the one before; 0 is release 0.1.0, which wrote none."""
+
+MAX_HEADER = 6 << 10  # bytes of the signed header: nginx takes 8 KiB for a line
+IDENTITY_ROOM = 1024  # bytes of JSON, as all rooms: sub, roles and who
+CLAMP_ROOM = 640
+ADDITIONS_ROOM = 1536
+NAME_ROOM = 64  # iss, aud, the name of a tier
+METHOD_ROOM = 32
+NAMESPACE_ROOM = 32  # of the limits' keys
+# In any other path a character may take several bytes.
+_READABLE_PATH = re.compile(r"[!#-\[\]-~]{1,128}")
+
+# No escapes beyond JSON's own: the longest subject in Chinese takes 3 bytes a character, not 6.
+_ENCODE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
+def encode(value: Any) -> bytes:
+    """JSON as attestations have it. Raises ValueError for what JSON has no way to write."""
+    return _ENCODE(value).encode("utf-8", "surrogatepass")  # a path may hold bytes that are no UTF-8
+
+
+def size(value: Any) -> int:
+    """Bytes that a value takes in an attestation."""
+    return len(encode(value))
+
+
+def body_hash(body: bytes) -> str:
+    """base64url SHA-256 of the body that goes upstream, unpadded."""
+    return urlsafe_b64encode(hashlib.sha256(body).digest()).rstrip(b"=").decode()
+
+
+def path_claim(path: str) -> str:
+    """A raw path as it is attested: itself, or where it is long or odd its digest, which no path looks like."""
+    if _READABLE_PATH.fullmatch(path):
+        return path
+    return f"sha256:{body_hash(path.encode('utf-8', 'surrogatepass'))}"
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """The one request, from one gateway to one receiver, that an attestation is good for."""
+
+    issuer: str
+    audience: str
+    method: str
+    path: str  # see `path_claim`
+    route: str  # Kong's id of it
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clamp:
+    """Upper bounds of a run, whatever its caller asks for. None: the gateway sets none; () allows nothing."""
+
+    models: tuple[str, ...] | None = None
+    tools: tuple[str, ...] | None = None
+    max_turns: int | None = None
+    max_usd: float | None = None
+
+    def to_claims(self) -> dict[str, Any]:
+        given: dict[str, Any] = {}
+        if self.models is not None:
+            given["models"] = list(self.models)
+        if self.max_turns is not None:
+            given["max_turns"] = self.max_turns
+        if self.max_usd is not None:
+            given["max_usd"] = self.max_usd
+        if self.tools is not None:
+            given["tools"] = list(self.tools)
+        return given
+
+    @classmethod
+    def take(cls, claims: Members) -> Clamp:
+        found = cls(
+            claims.texts("models", None),
+            claims.texts("tools", None),
+            claims.whole("max_turns", None),
+            claims.amount("max_usd", None),
+        )
+        claims.done()
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A run's place in the limits: the lease, and what it stands for wherever it has to be taken again."""
+
+    lease: Lease
+    slot: Slot
+    queued: bool = False  # the run was let in to wait: its lease is not taken yet
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What claude-rate-tiers found: the tier that applies, its bounds, and the place that was taken."""
+
+    tier: str | None
+    clamp: Clamp = field(default_factory=Clamp)
+    place: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Additions:
+    """What claude-prompt-context adds to a prompt (see `prompt_context.compose.apply`)."""
+
+    prepend: str = ""  # before and after the caller's system text
+    append: str = ""
+    context: Mapping[str, str | None] = field(default_factory=dict)  # of the body's `context`; None takes it away
+    drop: tuple[str, ...] = ()  # top-level members that the caller may not set
+
+    def __bool__(self) -> bool:
+        return bool(self.prepend or self.append or self.context or self.drop)
+
+    def to_claims(self) -> dict[str, Any]:
+        """Empty members are left out."""
+        given = {"prepend": self.prepend, "append": self.append, "context": self.context, "drop": list(self.drop)}
+        return {name: value for name, value in given.items() if value}
+
+    @classmethod
+    def take(cls, claims: Members) -> Additions:
+        context = claims.mapping("context")
+        if not all(value is None or isinstance(value, str) for value in context.values()):
+            raise malformed("add.context", "is not of its type")
+        found = cls(claims.text("prepend", ""), claims.text("append", ""), context, claims.texts("drop", ()))
+        claims.done()
+        return found
+
+
+NOTHING_ADDED = Additions()
+UNCLAMPED = Clamp()
+
+
+@dataclass(frozen=True, slots=True)
+class Attestation:
+    """Everything that the gateway vouches for. Times are Unix seconds.
+
+    `identity` is who calls, `limits` what claude-rate-tiers found. The tier that applies is `tier`; an identity that
+    travels with limits arrives with that tier.
+    """
+
+    binding: Binding
+    issued_at: int
+    expires_at: int
+    id: str  # good for one use
+    checks: tuple[str, ...] = ()  # of the plugins that have let the request pass, sorted
+    identity: Identity | None = None
+    limits: Limits | None = None
+    additions: Additions = NOTHING_ADDED
+    body_hash: str | None = None  # where a plugin saw the body
+
+    @property
+    def tier(self) -> str | None:
+        if self.limits is not None:
+            return self.limits.tier
+        return self.identity.tier if self.identity is not None else None
+
+    @property
+    def clamp(self) -> Clamp:
+        return self.limits.clamp if self.limits is not None else UNCLAMPED
+
+    @property
+    def place(self) -> Place | None:
+        return self.limits.place if self.limits is not None else None
+
+    def to_claims(self) -> dict[str, Any]:
+        """As it is signed: claim → JSON value."""
+        bound = self.binding
+        claims: dict[str, Any] = {
+            "v": VERSION,
+            "iss": bound.issuer,
+            "aud": bound.audience,
+            "mth": bound.method,
+            "pth": bound.path,
+            "rte": bound.route,
+            "rid": bound.request_id,
+            "iat": self.issued_at,
+            "exp": self.expires_at,
+            "jti": self.id,
+            "chk": list(self.checks),
+        }
+        if self.identity is not None:
+            claims |= self.identity.to_claims()
+        limits = self.limits
+        if limits is not None:
+            if limits.tier is not None:
+                claims["tier"] = limits.tier
+            claims["clamp"] = limits.clamp.to_claims()
+            place = limits.place
+            if place is not None:
+                claims["lease"] = str(place.lease)
+                claims["slot"] = place.slot.claim()
+                if place.queued:
+                    claims["queue"] = True
+        if self.additions:
+            claims["add"] = self.additions.to_claims()
+        if self.body_hash is not None:
+            claims["bsh"] = self.body_hash
+        return claims
+
+    @classmethod
+    def from_claims(cls, claims: Mapping[str, Any]) -> Attestation:
+        """The inverse. Raises AttestationError: it names the claim that is missing, unknown or not of its type, or the
+        version that is too old or too new."""
+        left = Members(claims)
+        _check_version(left.whole("v", 0))
+        left.pass_over("reservation")  # 0.1.0 wrote the lease a second time, for nobody
+        identity = Identity.take(left)
+        limited = "clamp" in left or "lease" in left
+        clamp = Clamp.take(left.inside("clamp"))
+        place = _place(left)
+        found = cls(
+            binding=Binding(
+                left.text("iss"),
+                left.text("aud"),
+                left.text("mth"),
+                left.text("pth"),
+                left.text("rte", ""),
+                left.text("rid", ""),
+            ),
+            issued_at=left.whole("iat"),
+            expires_at=left.whole("exp"),
+            id=left.text("jti"),
+            checks=left.texts("chk", ()),
+            identity=identity,
+            limits=Limits(claims.get("tier"), clamp, place) if limited else None,
+            additions=Additions.take(left.inside("add")),
+            body_hash=left.text("bsh", None),
+        )
+        left.done()
+        return found
+
+
+def _place(claims: Members) -> Place | None:
+    if "lease" not in claims:
+        return None  # a slot or queue without it is left over, so refused
+    try:
+        lease = Lease.parse(claims.text("lease"))
+    except ValueError:
+        raise malformed("lease", "is no lease") from None
+    slot = claims.mapping("slot")
+    numbers = Members(slot, "slot")
+    try:
+        taken = Slot.from_claim({name: numbers.whole(name) for name in slot})
+    except TypeError:
+        raise malformed("slot", "has members that are not known here") from None
+    return Place(lease, taken, claims.truth("queue", False))
+
+
+def _check_version(version: int) -> None:
+    if version not in (VERSION, VERSION - 1):
+        late = "what reads it, the invoker before the gateway" if version > VERSION else "the gateway's plugins"
+        raise AttestationError(
+            "version",
+            f"the attestation is of version {version}, only {VERSION - 1} and {VERSION} are read here: upgrade {late}",
+        )
