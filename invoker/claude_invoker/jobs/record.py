@@ -212,7 +212,8 @@ def retention(job: Job, settings: Settings) -> float:
 
 
 def caller_json(caller: Caller) -> str:
-    return _CALLER.dump_json(caller).decode()
+    """What it leaves out are defaults: release 0.1.0 reads it, and `caller_of` what that release wrote."""
+    return _CALLER.dump_json(caller, exclude_defaults=True).decode()
 
 
 def caller_of(stored: str) -> Caller:
