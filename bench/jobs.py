@@ -133,8 +133,10 @@ def staged(folder: str) -> Stage:
 
 def caller(subject: str) -> Caller:
     """Somebody with four runs at once and a reservation for each."""
-    slot = ledger.Slot(concurrent=4, usd=250_000, usd_day=10**9, usd_month=10**9, ttl_ms=LEASE_S * 1000)
-    lease = ledger.Lease.new(ledger.NAMESPACE, ledger.tag("subject", subject), slot.usd)
+    slot = ledger.Slot(
+        concurrent=4, run_micro_usd=250_000, day_micro_usd=10**9, month_micro_usd=10**9, ttl_ms=LEASE_S * 1000
+    )
+    lease = ledger.Lease.new(ledger.NAMESPACE, ledger.tag("subject", subject), slot.run_micro_usd)
     return Caller(subject, tier="pro", lease=str(lease), slot=slot, queued=True)
 
 
@@ -308,13 +310,13 @@ async def counted(
         name = job.request.prompt.split()[0].removeprefix("job=")
         doubled += ends > 1 or (policy == "fail" and begun[name] > 1)
     say(f"failed: {dict(why)}")
-    leases, usd = 0, 0
+    leases, micro_usd = 0, 0
     for _ in range(patience_s + 1):
-        leases = usd = 0
+        leases = micro_usd = 0
         for n in range(SUBJECTS):
-            peek = ledger.peek(ledger.NAMESPACE, ledger.tag("subject", f"subject-{n}"), ())
-            usage = ledger.parse_usage(await ledger.run(store.redis, peek), ())
-            leases, usd = leases + usage.running, usd + usage.reserved
+            asked = ledger.Peek(ledger.NAMESPACE, ledger.tag("subject", f"subject-{n}"))
+            usage = await ledger.AsyncLedger(store.redis).peek(asked)
+            leases, micro_usd = leases + usage.running, micro_usd + usage.reserved_micro_usd
         if leases == 0:
             break
         await asyncio.sleep(1)  # what the dead held lapses by itself
@@ -322,7 +324,7 @@ async def counted(
         "lost": sum(state not in OVER for state in states.values()),
         "doubled": doubled,
         "leaked_leases": leases,
-        "leaked_usd": usd / 1e6,
+        "leaked_usd": ledger.usd(micro_usd),
         "left_waiting": sum((await store.waiting()).values()),
         "left_running": len(await store.running()),
         "left_tickets": await store.redis.hlen("claude:{jobs}:tickets"),

@@ -32,12 +32,13 @@ from limits.storage import RedisStorage
 from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
 from bench.machine import machine
-from claude_contract import ledger
-from claude_contract.ledger import Lease, Slot, Window
+from claude_contract.ledger import PERIODS, Admission, Admit, Lease, Slot, Window, Windows, calls
+from claude_contract.ledger.model import BUCKETS
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 
 LIMIT = 1_000_000  # nobody is refused, so that every window is written
-WINDOWS = tuple(Window(name, LIMIT) for name in ledger.PERIODS)
+WINDOWS = Windows(tuple(Window(name, LIMIT) for name in PERIODS))
+SLOT = Slot(concurrent=100, run_micro_usd=1, day_micro_usd=10**12, month_micro_usd=10**12)
 SUBJECTS = 1000
 
 Decide = Callable[[str], Any]
@@ -65,21 +66,17 @@ def redis_server() -> Iterator[str]:
 
 def ours(path: str) -> Decide:
     own = RedisLedger(Settings(f"unix://{path}", timeout=5))
-    slot = Slot()
-    return lambda subject: ledger.parse_admission(
-        own.run(ledger.admit("claude", subject, WINDOWS, None, slot)), WINDOWS
-    )
+    return lambda subject: own.admit(Admit("claude", subject, WINDOWS))
 
 
 def ours_with_lease(path: str) -> Decide:
     """Five windows, a concurrency lease and two budgets; the run ends at once, with a second round trip."""
     own = RedisLedger(Settings(f"unix://{path}", timeout=5))
-    slot = Slot(concurrent=100, usd=1, usd_day=10**12, usd_month=10**12)
 
-    def decide(subject: str) -> Any:
-        lease = Lease.new("claude", subject, slot.usd)
-        own.run(ledger.admit("claude", subject, WINDOWS, lease, slot))
-        return own.run(ledger.release(lease))
+    def decide(subject: str) -> bool:
+        lease = Lease.new("claude", subject, SLOT.run_micro_usd)
+        own.admit(Admit("claude", subject, WINDOWS, lease, SLOT))
+        return own.release(lease)
 
     return decide
 
@@ -99,7 +96,7 @@ INCREMENT = (
 
 def kong_keys(subject: str) -> list[tuple[str, int]]:
     now = int(time.time())
-    return [(f"ratelimit:r:s:{subject}:{now // s * s}:{name}", s) for name, s in ledger.PERIODS.items()]
+    return [(f"ratelimit:r:s:{subject}:{now // s * s}:{name}", s) for name, s in PERIODS.items()]
 
 
 def kong_pattern(path: str) -> Decide:
@@ -172,10 +169,11 @@ def round_trips(path: str) -> float:
 
 def ours_admission_with_lease(path: str) -> Decide:
     own = RedisLedger(Settings(f"unix://{path}", timeout=5))
-    slot = Slot(concurrent=100, usd=1, usd_day=10**12, usd_month=10**12)
-    return lambda subject: own.run(
-        ledger.admit("claude", subject, WINDOWS, Lease.new("claude", subject, slot.usd), slot)
-    )
+
+    def decide(subject: str) -> Admission:
+        return own.admit(Admit("claude", subject, WINDOWS, Lease.new("claude", subject, SLOT.run_micro_usd), SLOT))
+
+    return decide
 
 
 def used_memory(client: redis.Redis) -> int:
@@ -212,19 +210,19 @@ def growth(path: str, seconds: float) -> dict[str, float]:
 def bytes_when_full(client: redis.Redis, subjects: int = 100) -> int:
     """Memory of a subject with a request in every bucket of every window, which takes a month: so the clock is ours."""
     client.flushall()
-    source = ledger.script("admit").source.replace("redis.call('TIME')", "redis.call('LRANGE', 'clock', 0, 1)")
+    source = calls.script("admit").source.replace("redis.call('TIME')", "redis.call('LRANGE', 'clock', 0, 1)")
     run = client.register_script(source)
     before = used_memory(client)
-    now = time.time() - sum(ledger.PERIODS.values()) - 1
-    for seconds in sorted(ledger.PERIODS.values(), reverse=True):
-        for _ in range(ledger.BUCKETS):
-            now += seconds / ledger.BUCKETS
+    now = time.time() - sum(PERIODS.values()) - 1
+    for seconds in sorted(PERIODS.values(), reverse=True):
+        for _ in range(BUCKETS):
+            now += seconds / BUCKETS
             with client.pipeline(transaction=False) as pipe:
                 pipe.delete("clock")
                 pipe.rpush("clock", int(now), int(now % 1 * 1_000_000))
                 for n in range(subjects):
-                    _, keys, args = ledger.admit("claude", f"full{n}", WINDOWS, None, Slot())
-                    run(keys, args, client=pipe)
+                    call = calls.admit(Admit("claude", f"full{n}", WINDOWS))
+                    run(call.keys, call.args, client=pipe)
                 pipe.execute()
     return round((used_memory(client) - before) / subjects)
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
-from claude_contract import ledger
+from claude_contract.ledger import (
+    AsyncLedger,
+    Lease,
+    LedgerUnavailable,
+    Peek,
+    Slot,
+    UnreadableLedger,
+    Usage,
+    micro_usd,
+)
 from claude_invoker.problem import Problem
 from claude_invoker.trust import Caller
 
@@ -21,7 +29,8 @@ class Ledger:
     """Does nothing for callers without a lease, so that one object serves every caller."""
 
     def __init__(self, redis_url: str) -> None:
-        self._redis: Any = Redis.from_url(redis_url, socket_timeout=2.0, socket_connect_timeout=2.0)
+        self._redis: Redis = Redis.from_url(redis_url, socket_timeout=2.0, socket_connect_timeout=2.0)
+        self._store = AsyncLedger(self._redis)
 
     async def acquire(self, caller: Caller) -> bool:
         """Takes the lease of a run that the gateway let in to be queued. False while there is no place.
@@ -30,51 +39,61 @@ class Ledger:
         """
         if not caller.queued or caller.lease is None:
             return True
-        slot = caller.slot or ledger.Slot()
         try:
-            reply = await ledger.run(self._redis, ledger.acquire(ledger.Lease.parse(caller.lease), slot))
-        except (RedisError, OSError) as error:
+            admission = await self._store.acquire(Lease.parse(caller.lease), slot_of(caller))
+        except UnreadableLedger as error:
+            _log.error("limits of %s cannot be checked: %s", caller.subject, error)
             raise Problem(503, "busy", "limits cannot be checked now", {"Retry-After": "1"}) from error
-        return ledger.parse_admission(reply, ()).admitted
+        except LedgerUnavailable as error:
+            raise Problem(503, "busy", "limits cannot be checked now", {"Retry-After": "1"}) from error
+        return admission.admitted
 
     async def hold(self, caller: Caller) -> None:
         """Renews the lease until cancelled."""
         if caller.lease is None:
             return
-        lease, ttl_s = ledger.Lease.parse(caller.lease), (caller.slot or ledger.Slot()).ttl_ms / 1000
+        lease, ttl_ms = Lease.parse(caller.lease), slot_of(caller).ttl_ms
         while True:
-            await asyncio.sleep(ttl_s / 4)
+            await asyncio.sleep(ttl_ms / 4000)
             try:
-                await ledger.run(self._redis, ledger.renew(lease, ttl_s))
-            except (RedisError, OSError) as error:
-                _log.warning("lease not renewed: %s", type(error).__name__)
+                await self._store.renew(lease, ttl_ms)
+            except LedgerUnavailable as error:
+                _log.warning("lease not renewed: %s", error)
 
-    async def usage(self, lease: str) -> ledger.Usage:
-        """What the holder of a lease uses of its limits now. Raises RedisError, OSError."""
-        parsed = ledger.Lease.parse(lease)
-        return ledger.parse_usage(await ledger.run(self._redis, ledger.peek(parsed.namespace, parsed.tag, ())), ())
+    async def usage(self, lease: str) -> Usage:
+        """What the holder of a lease uses of its limits now. Raises LedgerUnavailable."""
+        parsed = Lease.parse(lease)
+        return await self._store.peek(Peek(parsed.namespace, parsed.tag))
 
     async def settle(self, caller: Caller, usd: float) -> None:
         """Books the cost and ends the lease, once however often it is called. Never raises: what Redis does
         not take after some tries lapses with the lease."""
-        await self._end(caller, lambda lease: ledger.settle(lease, usd))
+        await self._end(caller, lambda lease: self._store.settle(lease, micro_usd(usd)))
 
     async def release(self, caller: Caller) -> None:
         """Nothing ran."""
-        await self._end(caller, ledger.release)
+        await self._end(caller, self._store.release)
 
     async def close(self) -> None:
         await self._redis.aclose()
 
-    async def _end(self, caller: Caller, verb: Any) -> None:
+    async def _end(self, caller: Caller, verb: Callable[[Lease], Awaitable[bool]]) -> None:
         if caller.lease is None:
             return
-        call = verb(ledger.Lease.parse(caller.lease))
+        lease = Lease.parse(caller.lease)
         for attempt in range(_TRIES):
             try:
-                await ledger.run(self._redis, call)
+                await verb(lease)
                 return
-            except (RedisError, OSError) as error:
-                _log.warning("ledger not reached (%s), try %d", type(error).__name__, attempt + 1)
+            except UnreadableLedger as error:
+                _log.error("%s", error)
+                break
+            except LedgerUnavailable as error:
+                _log.warning("ledger not reached (%s), try %d", error, attempt + 1)
                 await asyncio.sleep(0.1 * 2**attempt)
         _log.error("a lease of %s could not be ended; it lapses by itself", caller.subject)
+
+
+def slot_of(caller: Caller) -> Slot:
+    """What the caller's lease stands for."""
+    return caller.slot or Slot()

@@ -75,6 +75,6 @@ class Upstream:
         """Most runs end properly; one in ten is lost, and its lease must lapse by itself."""
         if attestation.place is not None and random.random() < 0.9:
             try:
-                await ledger.run(self.redis, ledger.settle(attestation.place.lease, 0.001))
+                await ledger.AsyncLedger(self.redis).settle(attestation.place.lease, 1000)
             except redis.RedisError:
                 pass  # lost as well

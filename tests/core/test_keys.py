@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from claude_contract import ledger
 from claude_contract.keys import escaped, joined
+from claude_contract.ledger import calls
 
 # Few characters, so that examples meet: the separators, what escapes them, and what stands for them.
 PARTS = st.text(st.sampled_from(":%3A25 \0é"), max_size=8) | st.text(
@@ -81,9 +82,9 @@ def test_nobody_can_take_the_name_of_a_long_subjects_digest(long_and_its_double:
 def test_a_subjects_ledger_and_the_jobs_share_no_key(subject: str) -> None:
     from claude_invoker.jobs import store
 
-    call = ledger.admit(ledger.NAMESPACE, ledger.tag("subject", subject), (), None, ledger.Slot())
+    call = calls.admit(ledger.Admit(ledger.NAMESPACE, ledger.tag("subject", subject)))
     lease = ledger.Lease.new(ledger.NAMESPACE, ledger.tag("subject", subject))
-    ours = {*call.keys, *ledger.settle(lease, 0).keys}
+    ours = {*call.keys, *calls.settle(lease, 0).keys}
     fixed = {value for name, value in vars(store).items() if name.isupper() and isinstance(value, str)}
     kinds = tuple(
         store.PREFIX + word for word in ("job:", "idem:", "wait:", "ring:", "of:", "gone:", "events:", "losing:")

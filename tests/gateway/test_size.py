@@ -133,7 +133,7 @@ def test_with_everything_at_its_largest_the_request_passes() -> None:
     assert found.identity and size(found.identity.to_claims()) == IDENTITY_ROOM
     assert size(found.clamp.to_claims()) == CLAMP_ROOM
     assert size(found.additions.to_claims()) == ADDITIONS_ROOM
-    assert found.place and found.place.queued and found.place.slot.usd_month == DOLLARS * 1_000_000
+    assert found.place and found.place.queued and found.place.slot.month_micro_usd == DOLLARS * 1_000_000
     assert found.body_hash and found.binding.path.startswith("sha256:")
     assert found.checks == ("jwt-claims", "prompt-context", "rate-tiers")
 

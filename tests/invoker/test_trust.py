@@ -14,13 +14,14 @@ from typing import Any
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from redis import Redis
 
 from claude_contract import ledger
 from claude_contract.attestation import HEADER, Signer, new_private_key
 from claude_contract.claims import body_hash
 from claude_invoker.app import create_app
 from claude_invoker.settings import Settings
+from kong_claude.rate_tiers.redis_ledger import RedisLedger
+from kong_claude.rate_tiers.redis_ledger import Settings as RedisAddress
 from tests.invoker.conftest import Invoker, StandInProcess, wait_for
 from tests.support.attest import signed
 
@@ -185,20 +186,17 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_lease_and_money(start_invoker: Callable[..., Invoker], stand_in: StandInProcess, redis_url: str) -> None:
     """A run's lease lives while it runs and is ended however it ends; its cost is booked once."""
     invoker = start_invoker(trust="attested", attestation_key=SECRET, redis_url=redis_url, pool_size=0)
-    redis = Redis.from_url(redis_url)
-    slot = ledger.Slot(concurrent=2, usd=1_000_000, usd_day=10_000_000, ttl_ms=2000)
+    store = RedisLedger(RedisAddress(redis_url, timeout=10))
+    slot = ledger.Slot(concurrent=2, run_micro_usd=1_000_000, day_micro_usd=10_000_000, ttl_ms=2000)
     tag = ledger.tag("subject", "alice")
 
     def used() -> ledger.Usage:
-        call = ledger.peek(ledger.NAMESPACE, tag, ())
-        answer: Any = redis.eval(call.script.source, len(call.keys), *call.keys, *call.args)
-        return ledger.parse_usage(answer, ())
+        return store.peek(ledger.Peek(ledger.NAMESPACE, tag))
 
     def post(body: bytes, **claims: Any) -> httpx.Response:
-        lease = ledger.Lease.new(ledger.NAMESPACE, tag, slot.usd)
+        lease = ledger.Lease.new(ledger.NAMESPACE, tag, slot.run_micro_usd)
         if not claims.get("queue"):
-            call = ledger.admit(ledger.NAMESPACE, tag, (), lease, slot)
-            redis.eval(call.script.source, len(call.keys), *call.keys, *call.args)
+            assert store.acquire(lease, slot).admitted
             assert used().running >= 1
         header = attestation("POST", "/claude/invoke", body, lease=str(lease), slot=slot.claim(), **claims)
         return httpx.post(f"{invoker.url}/claude/invoke", content=body, headers={HEADER: header}, timeout=60)
@@ -207,8 +205,8 @@ def test_lease_and_money(start_invoker: Callable[..., Invoker], stand_in: StandI
     assert answer.status_code == 200, answer.text
     cost = answer.json()["cost_usd"]
     after = used()
-    assert (after.running, after.reserved) == (0, 0)
-    assert after.spent_day == pytest.approx(cost * 1e6, abs=1)
+    assert (after.running, after.reserved_micro_usd) == (0, 0)
+    assert after.spent_day_micro_usd == pytest.approx(cost * 1e6, abs=1)
     # Longer than the lease without renewal.
     assert post(b'{"prompt": "[[delay 700]] [[say a b c d e f]]"}').status_code == 200
     for body, status in ((b"not json", 400), (b"{}", 422), (b'{"prompt": "x", "tools": ["Nope"]}', 403)):
@@ -216,7 +214,7 @@ def test_lease_and_money(start_invoker: Callable[..., Invoker], stand_in: StandI
         wait_for(lambda: used().running == 0, 5, "the lease's end")
     assert post(b'{"prompt": "[[status 401]]"}').status_code == 502
     assert post(b'{"prompt": "x"}', queue=True).status_code == 202
-    wait_for(lambda: (used().running, used().reserved) == (0, 0), 20, "the lease's end")
+    wait_for(lambda: (used().running, used().reserved_micro_usd) == (0, 0), 20, "the lease's end")
     assert post(b'{"prompt": "x", "model": "opus"}', clamp={"models": ["haiku"]}).status_code == 403
     clamped = post(b'{"prompt": "x", "max_turns": 50}', clamp={"models": ["haiku"], "tools": [], "max_turns": 1})
     assert clamped.status_code == 200 and "haiku" in clamped.json()["model"]
@@ -236,5 +234,4 @@ def test_lease_and_money(start_invoker: Callable[..., Invoker], stand_in: StandI
     reached = stand_in.lines()[-1]
     assert reached["system"][-1]["text"] == "You are a code review assistant. Be brief."
     assert "repository: org/app" in str(reached["messages"])
-    redis.close()
     invoker.stop()  # while Redis is there

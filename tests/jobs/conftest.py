@@ -145,7 +145,7 @@ async def serving(redis_server: RedisProcess, state: Path, **settings: Any) -> A
 
 def slot(concurrent: int = 1, **more: int) -> dict[str, Any]:
     """The claims of a caller whom the gateway lets in to wait."""
-    terms = ledger.Slot(concurrent=concurrent, usd=250_000, usd_day=10**9, ttl_ms=10_000, **more)
+    terms = ledger.Slot(concurrent=concurrent, run_micro_usd=250_000, day_micro_usd=10**9, ttl_ms=10_000, **more)
     return {"slot": terms.claim(), "queue": True}
 
 

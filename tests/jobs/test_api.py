@@ -19,8 +19,8 @@ from tests.rate_tiers.servers import RedisProcess
 
 
 async def leases(gateway: Gateway, subject: str) -> ledger.Usage:
-    peek = ledger.peek(ledger.NAMESPACE, ledger.tag("subject", subject), ())
-    return ledger.parse_usage(await ledger.run(gateway.app.state.services.jobs.store.redis, peek), ())
+    asked = ledger.Peek(ledger.NAMESPACE, ledger.tag("subject", subject))
+    return await ledger.AsyncLedger(gateway.app.state.services.jobs.store.redis).peek(asked)
 
 
 async def test_a_job_runs_and_leaves_what_it_made(redis_server: RedisProcess, state: Path) -> None:
@@ -111,7 +111,7 @@ async def test_what_the_gateway_lets_in_to_wait_waits_for_its_place(redis_server
         assert all(one[1] <= two[0] + 0.01 for one, two in itertools.pairwise(spans)), spans
         assert [job["attempt"] for job in jobs] == [1, 1, 1]
         usage = await leases(gateway, "alice")
-        assert (usage.running, usage.reserved, usage.spent_day) == (0, 0, 30_000)
+        assert (usage.running, usage.reserved_micro_usd, usage.spent_day_micro_usd) == (0, 0, 30_000)
 
 
 async def test_a_subjects_waiting_jobs_follow_each_other_closely(redis_server: RedisProcess, state: Path) -> None:
@@ -134,8 +134,8 @@ async def test_a_lease_from_the_gateway_is_given_back_while_a_job_waits(
 ) -> None:
     async with serving(redis_server, state, worker="none") as gateway:
         held = ledger.Lease.new(ledger.NAMESPACE, "alice", 250_000)
-        terms = ledger.Slot(concurrent=1, usd=250_000)
-        await ledger.run(gateway.app.state.services.jobs.store.redis, ledger.acquire(held, terms))
+        terms = ledger.Slot(concurrent=1, run_micro_usd=250_000)
+        await ledger.AsyncLedger(gateway.app.state.services.jobs.store.redis).acquire(held, terms)
         claims = {"lease": str(held), "slot": terms.claim()}
         answer = await gateway.ask("POST", "/claude/jobs", json={"prompt": "hi"}, claims=claims)
         assert answer.status_code == 202

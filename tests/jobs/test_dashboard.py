@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from claude_invoker.dashboard.overview import SUBJECTS, Tier, _limits
 from claude_invoker.dashboard.routes import STATIC, _event
 from claude_invoker.dashboard.transcript import read
-from tests.jobs.conftest import serving
+from claude_invoker.jobs.record import Job, JobRequest
+from claude_invoker.jobs.store import Store
+from claude_invoker.ledger import Ledger
+from claude_invoker.trust import Caller
+from tests.jobs.conftest import lease, serving, slot
 from tests.rate_tiers.servers import RedisProcess
 
 TOKEN = "eyJh.eyJz.c2ln"
@@ -142,3 +147,22 @@ def test_a_transcript_is_text_and_lines() -> None:
     assert text == "a\n\nb"
     assert lines == ["started with m", 'Read {"x": 1}', "failed: no", "done"]
     assert last == "1-999999999"
+
+
+async def test_with_many_callers_each_tier_has_its_own(store: Store, redis_server: RedisProcess) -> None:
+    """Of more callers than are asked for, one tier's were counted as another's."""
+    jobs: list[Job] = []
+    for n in range(SUBJECTS + 10):
+        tier = "old" if n < 20 else "new"
+        subject = f"s{n}"
+        terms = slot(concurrent=1 if tier == "old" else 3)["slot"]
+        caller = Caller(subject, tier=tier, lease=lease(subject), slot=terms, queued=True)
+        each = Job.new(JobRequest(prompt="hi"), caller, 1000.0 + n)
+        await store.add(each)
+        jobs.insert(0, each)
+    tiers = {name: Tier(name) for name in ("old", "new")}
+    limits = Ledger(redis_server.url)
+    await _limits(store, limits, jobs, tiers)
+    await limits.close()
+    assert (tiers["old"].callers, tiers["old"].concurrent) == (10, 10)
+    assert (tiers["new"].callers, tiers["new"].concurrent) == (40, 120)

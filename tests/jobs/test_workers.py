@@ -49,8 +49,8 @@ class Scene:
         return found
 
     async def usage(self, subject: str = "subject-0") -> ledger.Usage:
-        peek = ledger.peek(ledger.NAMESPACE, ledger.tag("subject", subject), ())
-        return ledger.parse_usage(await ledger.run(self.store.redis, peek), ())
+        asked = ledger.Peek(ledger.NAMESPACE, ledger.tag("subject", subject))
+        return await ledger.AsyncLedger(self.store.redis).peek(asked)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ async def test_a_killed_workers_job_fails_with_what_it_has_left(scene: Scene) ->
     assert kept.read_text() == "cut\n"
     assert await scene.begun("cut") == 1
     usage = await scene.usage()
-    assert (usage.running, usage.reserved) == (0, 0)
+    assert (usage.running, usage.reserved_micro_usd) == (0, 0)
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ async def test_with_retry_it_runs_again(scene: Scene) -> None:
     names = [name for _, name, _ in await scene.store.transcript(job.id)]
     assert names.count("job.requeued") == names.count("job.done") == names.count("run.finished") == 1
     usage = await scene.usage()
-    assert (usage.running, usage.reserved, usage.spent_day) == (0, 0, 10_000)
+    assert (usage.running, usage.reserved_micro_usd, usage.spent_day_micro_usd) == (0, 0, 10_000)
 
 
 async def test_a_cancelled_job_of_a_dead_worker_is_cancelled(scene: Scene) -> None:
@@ -163,7 +163,7 @@ async def test_what_is_not_over_by_then_counts_as_lost(scene: Scene, policy: str
         assert found.error is not None
         assert [artifact["path"] for artifact in found.error["artifacts"]] == ["half.txt"]
     usage = await scene.usage()
-    assert (usage.running, usage.reserved) == (0, 0)
+    assert (usage.running, usage.reserved_micro_usd) == (0, 0)
 
 
 async def test_redis_may_go_and_come_back_while_a_job_runs(scene: Scene) -> None:
@@ -198,9 +198,7 @@ async def test_what_is_counted_can_be_seen(scene: Scene) -> None:
     """The chaos' own measure: a job that nobody takes is lost, one that began twice is doubled."""
     never, twice = await scene.submit("job=never"), await scene.submit("job=twice")
     scene.stage.log.write_text("begin twice\nbegin twice\n")
-    await ledger.run(
-        scene.store.redis, ledger.acquire(ledger.Lease.parse(never.caller.lease or ""), ledger.Slot(usd=1))
-    )
+    await ledger.AsyncLedger(scene.store.redis).acquire(ledger.Lease.parse(never.caller.lease or ""), ledger.Slot())
     states = await states_of(scene.store, [never, twice])
     figures = await counted(scene.stage, scene.store, [never, twice], states, "fail", patience_s=0)
     assert (figures["lost"], figures["doubled"], figures["leaked_leases"]) == (2, 1, 1)

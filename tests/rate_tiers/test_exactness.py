@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from redis import Redis
 
-from claude_contract import ledger
-from claude_contract.ledger import Lease, Slot, Window
+from claude_contract.ledger import Admission, Admit, Lease, Ledger, Peek, Slot, Window, Windows
 from kong_claude.rate_tiers.local_ledger import LocalLedger
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.rate_tiers.servers import RedisProcess
@@ -27,9 +26,8 @@ def admit_many(url: str, times: int, limit: int, processes: int) -> int:
     gate.incr("gate")
     while int(gate.get("gate")) < processes:  # type: ignore[arg-type]
         time.sleep(0.001)
-    windows = (Window("minute", limit), Window("hour", limit + 1))
-    call = ledger.admit("claude", "team", windows, None, Slot())
-    return sum(own.run(call)[0] for _ in range(times))
+    one = Admit("claude", "team", Windows((Window("minute", limit), Window("hour", limit + 1))))
+    return sum(own.admit(one).admitted for _ in range(times))
 
 
 @pytest.mark.parametrize("limit", [50, 500])  # counted one by one, and in buckets
@@ -43,13 +41,13 @@ def test_eight_processes_share_a_limit(redis_server: RedisProcess, limit: int) -
 @pytest.mark.parametrize("policy", ["redis", "local"])
 def test_parallel_runs_cannot_overspend_a_budget(redis_server: RedisProcess, policy: str) -> None:
     """200 at once, each may cost $1, and the budget is $10."""
-    slot = Slot(usd=1_000_000, usd_day=10_000_000)
-    run = RedisLedger(Settings(redis_server.url, timeout=10)).run if policy == "redis" else LocalLedger().run
+    slot = Slot(run_micro_usd=1_000_000, day_micro_usd=10_000_000)
+    store: Ledger = RedisLedger(Settings(redis_server.url, timeout=10)) if policy == "redis" else LocalLedger()
 
     def one(_: int) -> Lease | None:
-        lease = Lease.new("claude", "team", slot.usd)
-        admission = ledger.parse_admission(run(ledger.admit("claude", "team", (), lease, slot)), ())
-        assert admission.admitted or admission.culprit == "usd_per_day"
+        lease = Lease.new("claude", "team", slot.run_micro_usd)
+        admission = store.admit(Admit("claude", "team", lease=lease, slot=slot))
+        assert admission.admitted or admission.exceeded == "usd_per_day"
         return lease if admission.admitted else None
 
     with ThreadPoolExecutor(50) as pool:
@@ -57,23 +55,23 @@ def test_parallel_runs_cannot_overspend_a_budget(redis_server: RedisProcess, pol
     assert len(leases) == 10
     # Cheaper runs free what they did not use; twice told is booked once.
     for lease in leases * 2:
-        run(ledger.settle(lease, 0.25))
-    usage = ledger.parse_usage(run(ledger.peek("claude", "team", ())), ())
-    assert (usage.running, usage.reserved, usage.spent_day) == (0, 0, 2_500_000)
+        store.settle(lease, 250_000)
+    usage = store.peek(Peek("claude", "team"))
+    assert (usage.running, usage.reserved_micro_usd, usage.spent_day_micro_usd) == (0, 0, 2_500_000)
     with ThreadPoolExecutor(50) as pool:
         assert sum(1 for lease in pool.map(one, range(200)) if lease) == 7
 
 
 def admit_and_hang(url: str, slot: Slot, told: object) -> None:
-    lease = Lease.new("claude", "team", slot.usd)
-    RedisLedger(Settings(url, timeout=10)).run(ledger.admit("claude", "team", (), lease, slot))
+    lease = Lease.new("claude", "team", slot.run_micro_usd)
+    RedisLedger(Settings(url, timeout=10)).acquire(lease, slot)
     told.set()  # type: ignore[attr-defined]
     time.sleep(600)
 
 
 def test_a_crash_between_admission_and_settlement_leaks_nothing(redis_server: RedisProcess) -> None:
-    slot = Slot(concurrent=1, usd=1_000_000, usd_day=1_000_000, ttl_ms=1500)
-    run = RedisLedger(Settings(redis_server.url, timeout=10)).run
+    slot = Slot(concurrent=1, run_micro_usd=1_000_000, day_micro_usd=1_000_000, ttl_ms=1500)
+    store = RedisLedger(Settings(redis_server.url, timeout=10))
     told = fresh.Event()
     victim = fresh.Process(target=admit_and_hang, args=(redis_server.url, slot, told))
     victim.start()
@@ -82,9 +80,8 @@ def test_a_crash_between_admission_and_settlement_leaks_nothing(redis_server: Re
     os.kill(victim.pid, signal.SIGKILL)
     victim.join()
 
-    def attempt() -> ledger.Admission:
-        call = ledger.admit("claude", "team", (), Lease.new("claude", "team", slot.usd), slot)
-        return ledger.parse_admission(run(call), ())
+    def attempt() -> Admission:
+        return store.acquire(Lease.new("claude", "team", slot.run_micro_usd), slot)
 
     assert not attempt().admitted
     deadline = time.monotonic() + 30
@@ -96,50 +93,12 @@ def test_a_crash_between_admission_and_settlement_leaks_nothing(redis_server: Re
     assert redis_server.client().keys() == []
 
 
-def test_a_queued_run_takes_its_lease_when_it_starts(redis_server: RedisProcess) -> None:
-    slot = Slot(concurrent=1, usd=2_000_000, usd_month=4_000_000)
-    run = RedisLedger(Settings(redis_server.url, timeout=10)).run
-    first, second = (Lease.new("claude", "team", slot.usd) for _ in range(2))
-
-    def admit(lease: Lease) -> ledger.Admission:
-        return ledger.parse_admission(run(ledger.admit("claude", "team", (), lease, slot, "queue")), ())
-
-    def acquire(lease: Lease) -> ledger.Admission:
-        travelled = Lease.parse(str(lease)), Slot.from_claim(slot.claim())
-        return ledger.parse_admission(run(ledger.acquire(*travelled)), ())
-
-    assert admit(first).admitted and not admit(first).queued
-    assert admit(second).queued
-    assert acquire(second).culprit == "concurrent"
-    assert run(ledger.settle(first, 1.5)) == 1
-    assert acquire(second).admitted
-    assert acquire(second).running == 1, "taking it again changes nothing"
-    assert run(ledger.settle(second, 2.5)) == 1
-    third = acquire(Lease.new("claude", "team", slot.usd))
-    assert (third.admitted, third.culprit, third.spent_month) == (False, "usd_per_month", 4_000_000)
-    assert third.wait_ms > 0
-
-
-async def test_an_asyncio_service_runs_the_same_scripts(redis_server: RedisProcess) -> None:
-    from redis.asyncio import Redis
-
-    slot = Slot(concurrent=2, usd=1_000_000)
-    lease = Lease.new("claude", "team", slot.usd)
-    redis_server.client().script_flush()
-    async with Redis(unix_socket_path=redis_server.socket_path) as client:
-        assert ledger.parse_admission(await ledger.run(client, ledger.acquire(lease, slot)), ()).admitted
-        assert await ledger.run(client, ledger.renew(lease, 60)) == 1
-        assert await ledger.run(client, ledger.settle(lease, 0.1)) == 1
-        assert await ledger.run(client, ledger.renew(lease, 60)) == 0
-        assert await ledger.run(client, ledger.release(lease)) == 0
-
-
 def test_the_process_forgets_what_has_lapsed() -> None:
     now = [1_790_000_000_000_000]
     local = LocalLedger(clock=lambda: now[0])
-    windows = (Window("second", 5), Window("minute", 60))
+    windows = Windows((Window("second", 5), Window("minute", 60)))
     for n in range(20_000):
         now[0] += 100_000
-        local.run(ledger.admit("claude", f"u{n}", windows, None, Slot()))
+        local.admit(Admit("claude", f"u{n}", windows))
     # A minute holds 600 subjects with two keys each; the sweep runs when the number has doubled.
     assert len(local._values) < 4 * 1200

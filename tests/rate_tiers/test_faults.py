@@ -17,13 +17,23 @@ import pytest
 import redis
 from redis.cluster import ClusterNode, RedisCluster
 
-from claude_contract import ledger
 from claude_contract.claims import Limits
 from claude_contract.identity import Identity
-from claude_contract.ledger import Lease, Slot, Window
+from claude_contract.ledger import (
+    Admit,
+    AsyncLedger,
+    Lease,
+    LedgerUnavailable,
+    Peek,
+    Renewal,
+    Slot,
+    Window,
+    Windows,
+    key,
+)
 from kong_claude.decision import Decision, Pass, Refuse
 from kong_claude.rate_tiers.plugin import RateTiers
-from kong_claude.rate_tiers.redis_ledger import COOL_DOWN, LedgerUnavailable, RedisLedger, Settings
+from kong_claude.rate_tiers.redis_ledger import COOL_DOWN, RedisLedger, Settings
 from kong_claude.request import Request
 from tests.rate_tiers.servers import BINARY, RedisProcess, free_port
 
@@ -328,8 +338,8 @@ def test_sentinel_fails_over() -> None:
             assert is_away(ask(made))
             wait_for(lambda: not is_away(ask(made)))
             assert replica.info("replication")["role"] == "master"
-            usage = made.redis.run(ledger.peek("claude", "alice", ()))  # type: ignore[union-attr]
-            assert usage[0] >= 2, "the lease taken before the fail-over still counts"
+            usage = made.redis.peek(Peek("claude", "alice"))  # type: ignore[union-attr]
+            assert usage.running >= 2, "the lease taken before the fail-over still counts"
         finally:
             process.kill()
             process.wait(10)
@@ -367,8 +377,10 @@ def test_cluster(cluster: list[RedisProcess]) -> None:
         passed = [ask(made, subject) for _ in range(3)]
         assert [isinstance(d, Pass) for d in passed] == [True, True, False], subject
         lease = Lease.parse(passed[0].facts["lease"])  # type: ignore[union-attr]
-        for call in (ledger.renew(lease, 60), ledger.settle(lease, 0.5), ledger.peek("claude", lease.tag, ())):
-            assert made.redis.run(call)  # type: ignore[union-attr]
+        assert made.redis is not None
+        assert made.redis.renew(lease, 60_000) is Renewal.EXTENDED
+        assert made.redis.settle(lease, 500_000)
+        assert made.redis.peek(Peek("claude", lease.tag)).spent_day_micro_usd == 500_000
     assert all(node.info("keyspace") for node in cluster)
 
 
@@ -379,23 +391,24 @@ async def test_cluster_from_asyncio(cluster: list[RedisProcess]) -> None:
     assert port
     async with AsyncCluster(host="127.0.0.1", port=port) as client:
         lease = Lease.new("claude", "from-asyncio", 5)
-        assert (await ledger.run(client, ledger.acquire(lease, Slot())))[0] == 1
-        assert await ledger.run(client, ledger.settle(lease, 0.5)) == 1
+        store = AsyncLedger(client)
+        assert (await store.acquire(lease, Slot())).admitted
+        assert await store.settle(lease, 500_000)
 
 
 def test_cluster_node_away(cluster: list[RedisProcess]) -> None:
     hosts = f"127.0.0.1:{cluster[0].port}"
     client = RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", cluster[0].port)])
     own = RedisLedger(Settings(f"redis+cluster://{hosts}", timeout=0.2))
-    windows = (Window("minute", 5),)
-    tags = {client.get_node_from_key(ledger.key("claude", f"t{n}", "leases")).port: f"t{n}" for n in range(100)}
+    windows = Windows((Window("minute", 5),))
+    tags = {client.get_node_from_key(key("claude", f"t{n}", "leases")).port: f"t{n}" for n in range(100)}
     assert len(tags) == 3
     for tag in tags.values():
-        own.run(ledger.admit("claude", tag, windows, None, Slot()))
+        own.admit(Admit("claude", tag, windows))
     cluster[2].signal(signal.SIGSTOP)
     try:
         with pytest.raises(LedgerUnavailable):
-            own.run(ledger.admit("claude", tags[cluster[2].port], windows, None, Slot()))
+            own.admit(Admit("claude", tags[cluster[2].port], windows))
     finally:
         cluster[2].signal(signal.SIGCONT)
     client.close()

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from claude_contract import ledger
-from claude_contract.ledger import Call, Lease, Slot, Window
+from claude_contract.ledger import Admit, Busy, Lease, Peek, Renewal, Slot, Window, Windows, calls, micro_usd
+from claude_contract.ledger.calls import Call
+from claude_contract.ledger.model import SETTLED_MS
 from kong_claude.rate_tiers.local_ledger import LocalLedger
 from tests.rate_tiers.servers import RedisProcess
 
+R = TypeVar("R")
 START = 1_790_000_000_000_000  # µs
 DOLLAR = 1_000_000
 
@@ -30,13 +32,13 @@ class ClockedRedis:
     def __init__(self, server: RedisProcess) -> None:
         self.client = server.client()
 
-    def run(self, call: Call, now: int) -> Any:
+    def ask(self, call: Call[R], now: int) -> R:
         source = call.script.source.replace("redis.call('TIME')", "redis.call('LRANGE', 'clock', 0, 1)")
         with self.client.pipeline(transaction=False) as pipe:
             pipe.delete("clock")
             pipe.rpush("clock", now // 1_000_000, now % 1_000_000)
             pipe.eval(source, len(call.keys), *call.keys, *call.args)
-            return pipe.execute()[-1]
+            return call.parse(pipe.execute()[-1])
 
 
 @dataclass
@@ -92,17 +94,18 @@ class LedgerMachine(RuleBasedStateMachine):
         self.now = START
         self.local = LocalLedger(clock=lambda: self.now)
         limits = [(n, v) for n, v in (("second", second), ("minute", minute), ("hour", hour)) if v is not None]
-        self.windows = tuple(
-            Window(n, v, burst if burst is not None and i == 0 else -1) for i, (n, v) in enumerate(limits)
+        self.windows = Windows(
+            tuple(Window(n, v, burst if burst is not None and i == 0 else -1) for i, (n, v) in enumerate(limits))
         )
         self.slot = Slot(concurrent, usd * DOLLAR, day and day * DOLLAR, month and month * DOLLAR, ttl_ms=60_000)
         self.model = Model()
         self.known: list[Lease] = []
 
-    def run(self, call: Call) -> Any:
-        ours = self.redis.run(call, self.now)
-        assert ours == self.local.run(call)
-        return ours
+    def agreed(self, call: Call[R], local: R) -> R:
+        """What Redis answers, which must be what the process has answered."""
+        answer = self.redis.ask(call, self.now)
+        assert answer == local
+        return answer
 
     @rule(
         seconds=st.one_of(
@@ -116,7 +119,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def almost_out_of_the_window(self, which: int, window: int, us: int) -> None:
         """To the moment, or nearly, at which an earlier request leaves a window; then as many as pass."""
         if self.model.admitted:
-            length = self.windows[window % len(self.windows)].seconds * 1_000_000
+            length = self.windows.each[window % len(self.windows.each)].seconds * 1_000_000
             left = self.model.admitted[-1 - which % len(self.model.admitted)] + length + us
             self.now = max(self.now, left)
             for _ in range(3):
@@ -128,30 +131,29 @@ class LedgerMachine(RuleBasedStateMachine):
             self.admit(None, "reject")
 
     @rule(busy=st.sampled_from(["reject", "queue", "later"]), again=st.booleans())
-    def one_run(self, busy: ledger.Busy, again: bool) -> None:
-        lease = Lease.new("claude", "t", self.slot.usd)
+    def one_run(self, busy: Busy, again: bool) -> None:
+        lease = Lease.new("claude", "t", self.slot.run_micro_usd)
         if again and self.known:
             lease = self.known[-1]
         self.known.append(lease)
         self.admit(lease, busy)
 
-    def admit(self, lease: Lease | None, busy: ledger.Busy) -> None:
+    def admit(self, lease: Lease | None, busy: Busy) -> None:
         before = self.model
-        a = ledger.parse_admission(
-            self.run(ledger.admit("claude", "t", self.windows, lease, self.slot, busy)), self.windows
-        )
+        request = Admit("claude", "t", self.windows, lease, self.slot, busy)
+        a = self.agreed(calls.admit(request), self.local.admit(request))
         live = before.live(self.now)
         held = lease is not None and lease.member in live
         others = [m for m in live if lease is None or m != lease.member]
         over_budget = False
         if lease is not None and not held:
-            need = before.reserved(self.now) + lease.usd
-            for budget, form in ((self.slot.usd_day, "%F"), (self.slot.usd_month, "%Y-%m")):
+            need = before.reserved(self.now) + lease.micro_usd
+            for budget, form in ((self.slot.day_micro_usd, "%F"), (self.slot.month_micro_usd, "%Y-%m")):
                 over_budget |= budget is not None and before.spent(self.now, form) + need > budget
         full = (
             lease is not None and not held and self.slot.concurrent is not None and len(others) >= self.slot.concurrent
         )
-        blocking = [w for w in self.windows if self.must_block(w)]
+        blocking = [w for w in self.windows.each if self.must_block(w)]
         if a.admitted:
             assert not blocking and not over_budget
             assert a.queued == (lease is not None and not held and (busy == "later" or (full and busy == "queue")))
@@ -159,19 +161,19 @@ class LedgerMachine(RuleBasedStateMachine):
             if lease is not None and not a.queued:
                 before.leases[lease.member] = self.now // 1000 + self.slot.ttl_ms
             assert a.queued or not full
-            for w in self.windows:
+            for w in self.windows.each:
                 if w.burst < 0:
                     assert before.within(self.now, w.seconds * 1_000_000) <= w.limit
         else:
             # A refusal has its reason, and the reason given is a true one.
-            may_block = [w.name for w in self.windows if self.may_block(w)]
+            may_block = [w.name for w in self.windows.each if self.may_block(w)]
             assert may_block or over_budget or (full and busy == "reject")
-            if a.culprit in ("usd_per_day", "usd_per_month"):
+            if a.exceeded in ("usd_per_day", "usd_per_month"):
                 assert over_budget
-            elif a.culprit == "concurrent":
+            elif a.exceeded == "concurrent":
                 assert full and busy == "reject"
             else:
-                assert a.culprit in may_block and a.wait_ms > 0
+                assert a.exceeded in may_block and a.wait_ms > 0
 
     def must_block(self, w: Window) -> bool:
         """One more would break the promise."""
@@ -201,11 +203,12 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         lease = self.known[which % len(self.known)]
         remembered = self.model.settled.get(lease.member, 0) > self.now // 1000
-        assert self.run(ledger.settle(lease, usd)) == (0 if remembered else 1)
+        cost = micro_usd(usd)
+        assert self.agreed(calls.settle(lease, cost), self.local.settle(lease, cost)) is not remembered
         self.model.leases.pop(lease.member, None)
         if not remembered:
-            self.model.settled[lease.member] = self.now // 1000 + ledger.SETTLED_MS
-            self.model.booked.append((self.now, ledger.micro_usd(usd)))
+            self.model.settled[lease.member] = self.now // 1000 + SETTLED_MS
+            self.model.booked.append((self.now, cost))
 
     @rule(which=st.integers(0, 5))
     def heartbeat(self, which: int) -> None:
@@ -215,7 +218,8 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.model.settled.get(lease.member, 0):
             return  # whether a settlement of a day ago is still known is of no consequence
         lives = lease.member in self.model.live(self.now)
-        assert self.run(ledger.renew(lease, 60)) == (1 if lives else 2)
+        renewal = self.agreed(calls.renew(lease, 60_000), self.local.renew(lease, 60_000))
+        assert renewal is (Renewal.EXTENDED if lives else Renewal.LAPSED)
         self.model.leases[lease.member] = self.now // 1000 + 60_000
 
     @rule(which=st.integers(0, 5))
@@ -223,18 +227,18 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.known:
             lease = self.known[which % len(self.known)]
             # A lapsed lease may or may not have been swept away, so the number says nothing.
-            self.redis.run(ledger.release(lease), self.now)
-            self.local.run(ledger.release(lease))
+            self.redis.ask(calls.release(lease), self.now)
+            self.local.release(lease)
             self.model.leases.pop(lease.member, None)
 
     @rule()
     def waiting_helps(self) -> None:
         """Whoever waits as long as told is admitted, if nobody else came."""
-        call = ledger.admit("claude", "t", self.windows, None, Slot())
-        first = ledger.parse_admission(self.run(call), self.windows)
+        request = Admit("claude", "t", self.windows)
+        first = self.agreed(calls.admit(request), self.local.admit(request))
         if not first.admitted:
             self.now += first.wait_ms * 1000
-            first = ledger.parse_admission(self.run(call), self.windows)
+            first = self.agreed(calls.admit(request), self.local.admit(request))
             assert first.admitted
         self.model.admitted.append(self.now)
 
@@ -242,11 +246,12 @@ class LedgerMachine(RuleBasedStateMachine):
     def reports_agree(self) -> None:
         if not hasattr(self, "model"):
             return
-        usage = ledger.parse_usage(self.run(ledger.peek("claude", "t", self.windows)), self.windows)
+        request = Peek("claude", "t", self.windows)
+        usage = self.agreed(calls.peek(request), self.local.peek(request))
         assert usage.running == len(self.model.live(self.now))
-        assert usage.reserved == self.model.reserved(self.now)
-        assert usage.spent_day == self.model.spent(self.now, "%F")
-        assert usage.spent_month == self.model.spent(self.now, "%Y-%m")
+        assert usage.reserved_micro_usd == self.model.reserved(self.now)
+        assert usage.spent_day_micro_usd == self.model.spent(self.now, "%F")
+        assert usage.spent_month_micro_usd == self.model.spent(self.now, "%Y-%m")
         for quota in usage.quotas:
             w = quota.window
             if w.burst < 0:
@@ -279,7 +284,7 @@ def test_ledgers_agree_with_the_model_for_long(redis_server: RedisProcess) -> No
 
 
 def test_months_are_those_of_the_calendar(redis_server: RedisProcess) -> None:
-    common = ledger.script("admit").source.split("-- Admits one request")[0]
+    common = calls.script("admit").source.split("-- Admits one request")[0]
     script = common + "local r = {} for d = ARGV[1], ARGV[2] do r[#r + 1] = month_of(d) end return r"
     start = datetime(1970, 1, 1, tzinfo=UTC)
     for first in range(0, 80_000, 4000):

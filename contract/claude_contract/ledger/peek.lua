@@ -12,6 +12,9 @@ local reply = {
   math.ceil(((today + 1) * DAY - now) / 1000), math.ceil(month_left() / 1000),
 }
 local windows, rules = read_windows(values[1]), read_rules(ARGV[1])
+if unreadable then
+  return unreadable
+end
 for at = 1, #rules - 1, 4 do
   local length, limit, burst = rules[at], rules[at + 1], rules[at + 3]
   local state

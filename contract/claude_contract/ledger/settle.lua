@@ -5,6 +5,13 @@
 -- ARGV  1 lease   2 cost, micro-USD   3 ms for which a repetition is recognised
 -- Reply 1 booked, 0 it was before
 
+local month = month_of(today)
+local spent = redis.call('MGET', KEYS[2], KEYS[3])
+local spent_day, spent_month = read_spent(spent[1], today), read_spent(spent[2], month)
+if unreadable then
+  return unreadable
+end
+
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now_ms)
 if redis.call('ZADD', KEYS[4], 'NX', now_ms + ARGV[3], ARGV[1]) == 0 then
@@ -14,9 +21,7 @@ redis.call('PEXPIRE', KEYS[4], ARGV[3])
 
 local cost = tonumber(ARGV[2])
 if cost > 0 then
-  local month = month_of(today)
-  local spent = redis.call('MGET', KEYS[2], KEYS[3])
-  redis.call('SET', KEYS[2], string.format('%d:%.0f', today, read_spent(spent[1], today) + cost), 'EX', 2 * 86400)
-  redis.call('SET', KEYS[3], string.format('%d:%.0f', month, read_spent(spent[2], month) + cost), 'EX', 32 * 86400)
+  write_spent(KEYS[2], today, spent_day + cost, 2)
+  write_spent(KEYS[3], month, spent_month + cost, 32)
 end
 return 1

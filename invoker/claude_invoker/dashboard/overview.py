@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from redis.exceptions import RedisError
-
-from claude_contract.ledger import Slot, Usage
+from claude_contract.ledger import LedgerUnavailable, Slot, Usage, usd
 from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
@@ -46,12 +44,12 @@ class Tier:
         """One caller's use of the limits in `slot`."""
         self.callers += 1
         self.running += usage.running
-        self.reserved_usd += usage.reserved / 1e6
-        self.spent_usd += usage.spent_day / 1e6
+        self.reserved_usd += usd(usage.reserved_micro_usd)
+        self.spent_usd += usd(usage.spent_day_micro_usd)
         if slot.concurrent is not None:
             self.concurrent = (self.concurrent or 0) + slot.concurrent
-        if slot.usd_day is not None:
-            self.budget_usd = (self.budget_usd or 0.0) + slot.usd_day / 1e6
+        if slot.day_micro_usd is not None:
+            self.budget_usd = (self.budget_usd or 0.0) + usd(slot.day_micro_usd)
 
 
 @dataclass
@@ -101,11 +99,11 @@ async def overview(store: Store, engine: Engine, ledger: Ledger | None, caller: 
 
 async def _limits(store: Store, ledger: Ledger, jobs: list[Job], tiers: dict[str, Tier]) -> None:
     """Adds the use of limits by the callers of recent jobs."""
-    newest = {(job.tier, job.subject): job.id for job in reversed(jobs)}
-    for (tier, _), caller in zip(newest, await store.callers(list(newest.values())[-SUBJECTS:]), strict=False):
+    newest = list({(job.tier, job.subject): job for job in reversed(jobs)}.values())[-SUBJECTS:]
+    for job, caller in zip(newest, await store.callers([job.id for job in newest]), strict=True):
         if caller is None or caller.lease is None:
             continue
         try:
-            tiers[tier].add(await ledger.usage(caller.lease), caller.slot or Slot())
-        except (RedisError, OSError):
+            tiers[job.tier].add(await ledger.usage(caller.lease), caller.slot or Slot())
+        except LedgerUnavailable:
             return

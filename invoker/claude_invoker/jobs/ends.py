@@ -54,7 +54,7 @@ class Ends:
         caller = job.caller
         if caller.lease is not None:
             old = Lease.parse(caller.lease)
-            caller = replace(caller, lease=str(Lease.new(old.namespace, old.tag, old.usd)))
+            caller = replace(caller, lease=str(Lease.new(old.namespace, old.tag, old.micro_usd)))
         if await self.store.requeue(job, caller=caller_json(caller)) != "requeued":
             return False
         if self.ledger is not None:

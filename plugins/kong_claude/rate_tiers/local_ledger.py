@@ -1,18 +1,20 @@
 """The ledger in this process: what the Lua scripts do, in Python, for one node without Redis.
 
-Takes the same calls and gives the same replies; the scripts' comments say what each part means.
+The scripts' comments say what each part means. Values here need no version: they end with the process.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from math import ceil, floor, inf
+from math import ceil, floor
 from typing import Any
 
-from claude_contract.ledger import Call, unpack_rules
+from claude_contract.ledger import Admission, Admit, Lease, Ledger, Peek, Quota, Renewal, Slot, Usage, Window, key
+from claude_contract.ledger.model import SETTLED_MS, reserved_by
 
 DAY = timedelta(days=1)
 SWEEP_AT_LEAST = 1024  # keys
@@ -20,8 +22,8 @@ SWEEP_AT_LEAST = 1024  # keys
 Buckets = list[tuple[int, int]]  # the bucket's end (ms), count; oldest first
 
 
-class LocalLedger:
-    """`clock`: microseconds since the epoch."""
+class LocalLedger(Ledger):
+    """`clock`: microseconds since the epoch. Never unavailable."""
 
     def __init__(self, clock: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
         self.clock = clock
@@ -31,143 +33,169 @@ class LocalLedger:
         self._sweep_at = SWEEP_AT_LEAST
         self._now = 0
 
-    def run(self, call: Call) -> Any:
+    @contextmanager
+    def _moment(self) -> Iterator[None]:
+        """One verb's: nobody else's comes between, and its time stands still."""
         with self._lock:
             self._now = self.clock()
             if len(self._values) >= self._sweep_at:
                 self._sweep()
-            return getattr(self, f"_{call.script.name}")(call.keys, call.args)
+            yield
 
     def _sweep(self) -> None:
         """Forgets what has lapsed. Done when the number of keys has doubled, so its share of each call is constant."""
-        for key in [key for key, lapse in self._lapse.items() if lapse < self._now]:
-            del self._values[key], self._lapse[key]
+        for lapsed in [known for known, lapse in self._lapse.items() if lapse < self._now]:
+            del self._values[lapsed], self._lapse[lapsed]
         self._sweep_at = max(2 * len(self._values), SWEEP_AT_LEAST)
 
     def _set(self, key: str, value: Any, lives: float) -> None:
         self._values[key] = value
         self._lapse[key] = max(self._now + lives, self._lapse.get(key, 0))
 
-    def _admit(self, keys: Sequence[str], args: Sequence[Any]) -> list[int]:
-        lease, ttl_ms, concurrent, budget_day, budget_month, busy, packed = args
-        amount = _amount(lease)
-        running, reserved, held = self._leases(keys[0], lease) if lease else (0, 0, False)
-        today, month = self._periods()
-        spent_day, spent_month = (self._spent(keys[2], today), self._spent(keys[3], month)) if lease else (0, 0)
-        culprit, wait = 0, 0.0
+    def admit(self, request: Admit) -> Admission:
+        with self._moment():
+            return self._admit(request)
 
-        def blame(who: int, us: float) -> None:
-            nonlocal culprit, wait
-            if culprit == 0 or us > wait:
-                culprit, wait = who, us
+    def acquire(self, lease: Lease, slot: Slot) -> Admission:
+        return self.admit(Admit(lease.namespace, lease.tag, lease=lease, slot=slot))
 
-        windows: dict[int, Any] = self._values.get(keys[1], {})
-        rules = unpack_rules(packed)
-        states: list[Any] = []
-        for number, (length, limit, _, burst) in enumerate(rules, start=1):
-            state = self._state(windows, length, burst)
-            states.append(state)
-            if burst >= 0:
-                over = state - self._now - burst * (length * 1_000_000 / limit)
+    def _admit(self, request: Admit) -> Admission:
+        namespace, tag, lease, slot = request.namespace, request.tag, request.lease, request.slot
+        leases, own = key(namespace, tag, "leases"), lease.member if lease is not None else ""
+        running, reserved, held, spent_day, spent_month = 0, 0, False, 0, 0
+        if lease is not None:
+            running, reserved, held = self._leases(leases, own)
+            spent_day, spent_month = self._spent(namespace, tag)
+        exceeded, wait = "", 0.0
+
+        def refuse_for(limit: str, us: float) -> None:
+            nonlocal exceeded, wait
+            if not exceeded or us > wait:
+                exceeded, wait = limit, us
+
+        windows: dict[int, Any] = self._values.get(key(namespace, tag, "w"), {})
+        states = [self._state(windows, w) for w in request.windows.each]
+        for w, state in zip(request.windows.each, states, strict=True):
+            if w.burst >= 0:
+                over = state - self._now - w.burst * (w.seconds * 1_000_000 / w.limit)
                 if over > 0:
-                    blame(number, over)
-            elif sum(count for _, count in state) >= limit:
-                blame(number, self._window_wait(state, limit, length))
+                    refuse_for(w.name, over)
+            elif sum(count for _, count in state) >= w.limit:
+                refuse_for(w.name, self._window_wait(state, w))
 
-        verdict = 1
-        if lease and not held:
+        queued = False
+        if lease is not None and not held:
             day_left, month_left = self._left()
-            if budget_day >= 0 and spent_day + reserved + amount > budget_day:
-                blame(-2, day_left if spent_day + amount > budget_day else 0)
-            if budget_month >= 0 and spent_month + reserved + amount > budget_month:
-                blame(-3, month_left if spent_month + amount > budget_month else 0)
-            if busy == "later":
-                verdict = 2
-            elif 0 <= concurrent <= running:
-                if busy == "queue":
-                    verdict = 2
+            for name, budget, spent, left in (
+                ("usd_per_day", slot.day_micro_usd, spent_day, day_left),
+                ("usd_per_month", slot.month_micro_usd, spent_month, month_left),
+            ):
+                if budget is not None and spent + reserved + lease.micro_usd > budget:
+                    refuse_for(name, left if spent + lease.micro_usd > budget else 0)
+            if request.busy == "later":
+                queued = True
+            elif slot.concurrent is not None and running >= slot.concurrent:
+                if request.busy == "queue":
+                    queued = True
                 else:
-                    blame(-1, 0)
-        if culprit:
-            verdict = 0
-        else:
-            for n, (length, limit, width, burst) in enumerate(rules):
-                if burst >= 0:
-                    windows[-length] = states[n] = ceil(states[n] + length * 1_000_000 / limit)
+                    refuse_for("concurrent", 0)
+        if not exceeded:
+            for n, w in enumerate(request.windows.each):
+                if w.burst >= 0:
+                    windows[-w.seconds] = states[n] = ceil(states[n] + w.seconds * 1_000_000 / w.limit)
                 else:
-                    windows[length] = self._count_one(states[n], width)
-            if rules:
-                self._write_windows(keys[1], windows)
-            if lease and verdict == 1:
-                self._write_lease(keys[0], lease, ttl_ms)
-                running, reserved = running + 1, reserved + amount
-        quotas = [n for rule, state in zip(rules, states, strict=True) for n in self._quota(rule, state)]
-        return [verdict, culprit, _ms(wait), running, reserved, spent_day, spent_month, *quotas]
+                    windows[w.seconds] = self._count_one(states[n], w)
+            if states:
+                self._write_windows(key(namespace, tag, "w"), windows)
+            if lease is not None and not queued:
+                self._write_lease(leases, own, slot.ttl_ms)
+                running, reserved = running + 1, reserved + lease.micro_usd
+        quotas = tuple(self._quota(w, state) for w, state in zip(request.windows.each, states, strict=True))
+        return Admission(
+            not exceeded,
+            queued and not exceeded,
+            exceeded,
+            _ms(wait),
+            running,
+            reserved,
+            spent_day,
+            spent_month,
+            quotas,
+        )
 
-    def _settle(self, keys: Sequence[str], args: Sequence[Any]) -> int:
-        lease, cost, repeat_ms = args
-        self._values.get(keys[0], {}).pop(lease, None)
-        settled = {m: until for m, until in self._values.get(keys[3], {}).items() if until > self._now // 1000}
-        if lease in settled:
-            return 0
-        settled[lease] = self._now // 1000 + repeat_ms
-        self._set(keys[3], settled, repeat_ms * 1000)
-        if cost > 0:
-            for key, period, days in zip(keys[1:3], self._periods(), (2, 32), strict=True):
-                self._set(key, (period, self._spent(key, period) + cost), days * 86400e6)
-        return 1
+    def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
+        with self._moment():
+            if lease.member in self._values.get(_of(lease, "settled"), {}):
+                return Renewal.SETTLED
+            leases = _of(lease, "leases")
+            lives = self._values.get(leases, {}).get(lease.member, 0) > self._now // 1000
+            self._write_lease(leases, lease.member, ttl_ms)
+            return Renewal.EXTENDED if lives else Renewal.LAPSED
 
-    def _renew(self, keys: Sequence[str], args: Sequence[Any]) -> int:
-        lease, ttl_ms = args
-        if self._values.get(keys[1], {}).get(lease, 0):
-            return 0
-        lives = self._values.get(keys[0], {}).get(lease, 0) > self._now // 1000
-        self._write_lease(keys[0], lease, ttl_ms)
-        return 1 if lives else 2
+    def settle(self, lease: Lease, cost_micro_usd: int) -> bool:
+        with self._moment():
+            self._values.get(_of(lease, "leases"), {}).pop(lease.member, None)
+            known: dict[str, int] = self._values.get(_of(lease, "settled"), {})
+            settled = {member: until for member, until in known.items() if until > self._now // 1000}
+            if lease.member in settled:
+                return False
+            settled[lease.member] = self._now // 1000 + SETTLED_MS
+            self._set(_of(lease, "settled"), settled, SETTLED_MS * 1000)
+            if cost_micro_usd > 0:
+                spent = self._spent(lease.namespace, lease.tag)
+                for suffix, period, before, days in zip(
+                    ("usd:day", "usd:month"), self._periods(), spent, (2, 32), strict=True
+                ):
+                    self._set(_of(lease, suffix), (period, before + cost_micro_usd), days * 86400e6)
+            return True
 
-    def _release(self, keys: Sequence[str], args: Sequence[Any]) -> int:
-        return 1 if self._values.get(keys[0], {}).pop(args[0], None) else 0
+    def release(self, lease: Lease) -> bool:
+        with self._moment():
+            return self._values.get(_of(lease, "leases"), {}).pop(lease.member, None) is not None
 
-    def _peek(self, keys: Sequence[str], args: Sequence[Any]) -> list[int]:
-        running, reserved, _ = self._leases(keys[0], "")
-        today, month = self._periods()
-        reply = [running, reserved, self._spent(keys[2], today), self._spent(keys[3], month), *map(_ms, self._left())]
-        for rule in unpack_rules(args[0]):
-            reply += self._quota(rule, self._state(self._values.get(keys[1], {}), rule[0], rule[3]))
-        return reply
+    def peek(self, request: Peek) -> Usage:
+        with self._moment():
+            running, reserved, _ = self._leases(key(request.namespace, request.tag, "leases"), "")
+            spent_day, spent_month = self._spent(request.namespace, request.tag)
+            day_left, month_left = self._left()
+            windows = self._values.get(key(request.namespace, request.tag, "w"), {})
+            quotas = tuple(self._quota(w, self._state(windows, w)) for w in request.windows.each)
+            return Usage(running, reserved, spent_day, spent_month, _ms(day_left), _ms(month_left), quotas)
 
-    def _state(self, windows: dict[int, Any], length: int, burst: int) -> Any:
+    def _state(self, windows: dict[int, Any], window: Window) -> Any:
         """A paced window's time of being empty, or a sliding one's live buckets."""
-        if burst >= 0:
-            return max(windows.get(-length, 0), self._now)
-        return [b for b in windows.get(length, ()) if (b[0] + length * 1000) * 1000 > self._now]
+        if window.burst >= 0:
+            return max(windows.get(-window.seconds, 0), self._now)
+        length_ms = window.seconds * 1000
+        return [b for b in windows.get(window.seconds, ()) if (b[0] + length_ms) * 1000 > self._now]
 
-    def _count_one(self, buckets: Buckets, width_ms: int) -> Buckets:
+    def _count_one(self, buckets: Buckets, window: Window) -> Buckets:
         """The same list, with one more."""
-        end = (self._now // 1000 // width_ms + 1) * width_ms
+        end = (self._now // 1000 // window.width_ms + 1) * window.width_ms
         if buckets and buckets[-1][0] >= end:
             buckets[-1] = (buckets[-1][0], buckets[-1][1] + 1)
         else:
             buckets.append((end, 1))
         return buckets
 
-    def _window_wait(self, buckets: Buckets, limit: int, length: int) -> int:
+    def _window_wait(self, buckets: Buckets, window: Window) -> int:
         used = sum(count for _, count in buckets)
         for end, count in buckets:
             used -= count
-            if used < limit:
-                return (end + length * 1000) * 1000 - self._now
+            if used < window.limit:
+                return (end + window.seconds * 1000) * 1000 - self._now
         return 0
 
-    def _quota(self, rule: Sequence[int], state: Any) -> tuple[int, int]:
-        length, limit, _, burst = rule
+    def _quota(self, window: Window, state: Any) -> Quota:
+        length, limit, burst = window.seconds, window.limit, window.burst
         if burst >= 0:
             step, backlog = length * 1_000_000 / limit, state - self._now
             remaining = max(floor(burst + 1 - backlog / step), 0)
-            return remaining, _ms(min(backlog, step) if remaining else backlog - burst * step)
+            return Quota(window, remaining, _ms(min(backlog, step) if remaining else backlog - burst * step))
         if not state:
-            return limit, 0
-        return max(limit - sum(count for _, count in state), 0), _ms((state[0][0] + length * 1000) * 1000 - self._now)
+            return Quota(window, limit, 0)
+        used = sum(count for _, count in state)
+        return Quota(window, max(limit - used, 0), _ms((state[0][0] + length * 1000) * 1000 - self._now))
 
     def _write_windows(self, key: str, windows: dict[int, Any]) -> None:
         def ends(length: int, state: Any) -> int:
@@ -188,14 +216,21 @@ class LocalLedger:
         next_month = (midnight.replace(day=1) + 32 * DAY).replace(day=1)
         return (midnight + DAY).timestamp() * 1e6 - self._now, next_month.timestamp() * 1e6 - self._now
 
-    def _spent(self, key: str, period: int) -> int:
+    def _spent(self, namespace: str, tag: str) -> tuple[int, int]:
+        """The micro-USD booked today and this month."""
+        today, month = self._periods()
+        return self._booked(key(namespace, tag, "usd:day"), today), self._booked(
+            key(namespace, tag, "usd:month"), month
+        )
+
+    def _booked(self, key: str, period: int) -> int:
         of, spent = self._values.get(key, (None, 0))
         return spent if of == period else 0
 
     def _leases(self, key: str, own: str) -> tuple[int, int, bool]:
         live = [m for m, until in self._values.get(key, {}).items() if until > self._now // 1000]
         others = [m for m in live if m != own]
-        return len(others), sum(map(_amount, others)), len(others) < len(live)
+        return len(others), sum(map(reserved_by, others)), len(others) < len(live)
 
     def _write_lease(self, key: str, lease: str, ttl_ms: int) -> None:
         live = {m: until for m, until in self._values.get(key, {}).items() if until > self._now // 1000}
@@ -203,12 +238,12 @@ class LocalLedger:
         self._set(key, live, ttl_ms * 1000)
 
 
-def _amount(lease: str) -> int:
-    return int(lease.rpartition(":")[2]) if lease else 0
+def _of(lease: Lease, suffix: str) -> str:
+    return key(lease.namespace, lease.tag, suffix)
 
 
 def _ms(us: float) -> int:
-    return 0 if us in (0, inf) else ceil(us / 1000)
+    return ceil(us / 1000)
 
 
 _shared: dict[str, LocalLedger] = {}

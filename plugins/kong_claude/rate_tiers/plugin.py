@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
 
-from claude_contract import ledger
 from claude_contract.claims import NAMESPACE_ROOM, Limits, Place
 from claude_contract.errors import ConfigError
-from claude_contract.ledger import Admission, Busy, Call, Lease
+from claude_contract.ledger import (
+    NAMESPACE,
+    Admission,
+    Admit,
+    Busy,
+    Lease,
+    Ledger,
+    LedgerUnavailable,
+    Peek,
+    UnreadableLedger,
+    micro_usd,
+    usd,
+)
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.pipeline import pipeline
 from kong_claude.rate_tiers import local_ledger, redis_ledger
 from kong_claude.rate_tiers.headers import limit_headers, reset, retry_after, seconds
-from kong_claude.rate_tiers.redis_ledger import LedgerUnavailable
 from kong_claude.rate_tiers.subjects import Subjects, TierChoice
 from kong_claude.rate_tiers.tiers import UNRENEWED_TTL, Tier, tiers_from_config
 from kong_claude.request import Request, answer, text
@@ -22,6 +33,8 @@ from kong_claude.request import Request, answer, text
 MAX_MODEL_BODY = 1 << 20  # bytes read to see which model a body names
 COST_HEADER = "X-Claude-Cost-USD"
 MAX_NAMED = 100  # unknown tiers that are logged before the log falls silent
+
+R = TypeVar("R")
 
 
 class RateTiers:
@@ -32,7 +45,7 @@ class RateTiers:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         policy = config.get("policy") or "local"
-        self.namespace = str(config.get("namespace") or ledger.NAMESPACE)
+        self.namespace = str(config.get("namespace") or NAMESPACE)
         if len(self.namespace) > NAMESPACE_ROOM:  # a part of every lease, which travels in the attestation
             raise ConfigError("namespace", f"must not be longer than {NAMESPACE_ROOM} characters")
         self.local = local_ledger.shared(self.namespace)
@@ -71,21 +84,20 @@ class RateTiers:
 
         # With an attestation the method is known; without one the log phase ends every lease, so none is left over.
         needs_lease = tier.takes_lease and (not self.signed or _may_start(request))
-        lease = Lease.new(self.namespace, tag, tier.slot.usd) if needs_lease else None
+        lease = Lease.new(self.namespace, tag, tier.slot.run_micro_usd) if needs_lease else None
         busy: Busy = "later" if _prefers_async(request) else self.busy
-        call = ledger.admit(self.namespace, tag, tier.windows, lease, tier.slot, busy)
+        wanted = Admit(self.namespace, tag, tier.windows, lease, tier.slot, busy)
         facts: dict[str, Any] = {"subject": tag, "tier": tier.name}
         try:
-            reply, local = self._run(request, call)
+            admission, local = self._ask(request, lambda store: store.admit(wanted))
         except LedgerUnavailable:
             return self._without_ledger(tier, facts)
-        admission = ledger.parse_admission(reply, tier.windows)
         headers = limit_headers(admission.quotas, self.style) if self.show_headers else {}
         if not admission.admitted:
             if not self.shadow:
                 return self._refuse(admission, tier, headers)
-            facts["shadow"] = admission.culprit
-            request.kong.log.warn(f"shadow: {tag} in tier {tier.name} would be refused, {admission.culprit}")
+            facts["shadow"] = admission.exceeded
+            request.kong.log.warn(f"shadow: {tag} in tier {tier.name} would be refused, {admission.exceeded}")
         place = None
         if lease is not None and (admission.queued or not local):
             place = Place(lease, tier.slot, admission.queued)
@@ -101,40 +113,41 @@ class RateTiers:
             return
         lease, local = Lease.parse(text(facts["lease"])), bool(facts.get("local"))
         if text(answer(kong.response.get_source())) != "service":
-            call = ledger.release(lease)
-        elif self.invoker_settles and not local:
-            return
-        else:
-            call = ledger.settle(lease, _cost(answer(kong.response.get_header(COST_HEADER))))
-        self._end(call, local)
+            self._release(lease, local)
+        elif local or not self.invoker_settles:
+            cost = micro_usd(_cost(answer(kong.response.get_header(COST_HEADER))))
+            with suppress(LedgerUnavailable):  # then it lapses by itself
+                self._keeper(local).settle(lease, cost)
 
     def undo(self, decision: Pass) -> None:
         """A later stage refused the request: nothing will run."""
         if "lease" in decision.facts:
-            self._end(ledger.release(Lease.parse(decision.facts["lease"])), "local" in decision.facts)
+            self._release(Lease.parse(decision.facts["lease"]), "local" in decision.facts)
 
     def close(self) -> None:
         """Connections are shared with other instances; they go with the last one."""
         self.redis = None
 
-    def _end(self, call: Call, local: bool) -> None:
-        try:
-            (self.local if local or self.redis is None else self.redis).run(call)
-        except LedgerUnavailable:
-            pass  # then it lapses by itself
+    def _release(self, lease: Lease, local: bool) -> None:
+        with suppress(LedgerUnavailable):  # then it lapses by itself
+            self._keeper(local).release(lease)
 
-    def _run(self, request: Request, call: Call) -> tuple[Any, bool]:
-        """The reply, and whether it came from this process. Raises LedgerUnavailable."""
+    def _keeper(self, local: bool) -> Ledger:
+        """Who has a lease."""
+        return self.local if local or self.redis is None else self.redis
+
+    def _ask(self, request: Request, verb: Callable[[Ledger], R]) -> tuple[R, bool]:
+        """The answer, and whether it came from this process. Raises LedgerUnavailable."""
         if self.redis is None:
-            return self.local.run(call), True
+            return verb(self.local), True
         try:
-            return self.redis.run(call), False
+            return verb(self.redis), False
         except LedgerUnavailable as error:
-            if self.redis.circuit.just_failed():
-                request.kong.log.err(f"Redis is away ({error}); on_error is {self.on_error}")
+            if isinstance(error, UnreadableLedger) or self.redis.circuit.just_failed():
+                request.kong.log.err(f"limits cannot be checked ({error}); on_error is {self.on_error}")
             if self.on_error != "local":
                 raise
-            return self.local.run(call), True
+            return verb(self.local), True
 
     def _without_ledger(self, tier: Tier, facts: dict[str, Any]) -> Decision:
         if self.on_error == "allow" or self.shadow:
@@ -143,16 +156,18 @@ class RateTiers:
 
     def _refuse(self, admission: Admission, tier: Tier, headers: dict[str, str]) -> Refuse:
         wait = retry_after(admission)
-        detail: dict[str, Any] = {"limit": admission.culprit, "tier": tier.name, "retry_after": wait}
-        quota = next((q for q in admission.quotas if q.window.name == admission.culprit), None)
+        detail: dict[str, Any] = {"limit": admission.exceeded, "tier": tier.name, "retry_after": wait}
+        quota = next((q for q in admission.quotas if q.window.name == admission.exceeded), None)
         if quota is not None:
             detail["allowed"] = quota.window.limit
-        elif admission.culprit == "concurrent":
+        elif admission.exceeded == "concurrent":
             detail |= {"allowed": tier.slot.concurrent, "frees": "when one of the running executions ends"}
         else:
-            budget = tier.slot.usd_day if admission.culprit == "usd_per_day" else tier.slot.usd_month
-            spent = admission.spent_day if admission.culprit == "usd_per_day" else admission.spent_month
-            detail |= {"allowed": _usd(budget or 0), "spent": _usd(spent), "reserved": _usd(admission.reserved)}
+            if admission.exceeded == "usd_per_day":
+                budget, spent = tier.slot.day_micro_usd, admission.spent_day_micro_usd
+            else:
+                budget, spent = tier.slot.month_micro_usd, admission.spent_month_micro_usd
+            detail |= {"allowed": usd(budget or 0), "spent": usd(spent), "reserved": usd(admission.reserved_micro_usd)}
         return Refuse(
             self.error_code, self.error_message, "rate_limited", {**headers, "Retry-After": str(wait)}, detail
         )
@@ -181,10 +196,9 @@ class RateTiers:
 
     def _report(self, request: Request, tag: str, tier: Tier) -> Decision:
         try:
-            reply, _ = self._run(request, ledger.peek(self.namespace, tag, tier.windows))
+            usage, _ = self._ask(request, lambda store: store.peek(Peek(self.namespace, tag, tier.windows)))
         except LedgerUnavailable:
             return Refuse(503, "limits cannot be read now", "limits_unavailable", {"Retry-After": "1"})
-        usage = ledger.parse_usage(reply, tier.windows)
         windows = [
             {
                 "name": q.window.name,
@@ -196,9 +210,9 @@ class RateTiers:
             for q in usage.quotas
         ]
         money = {
-            "reserved": _usd(usage.reserved),
-            "day": _budget(tier.slot.usd_day, usage.spent_day, usage.day_left_ms),
-            "month": _budget(tier.slot.usd_month, usage.spent_month, usage.month_left_ms),
+            "reserved": usd(usage.reserved_micro_usd),
+            "day": _budget(tier.slot.day_micro_usd, usage.spent_day_micro_usd, usage.day_left_ms),
+            "month": _budget(tier.slot.month_micro_usd, usage.spent_month_micro_usd, usage.month_left_ms),
         }
         body = {
             "tier": tier.name,
@@ -253,12 +267,9 @@ def _cost(value: Any) -> float:
         return 0.0
 
 
-def _usd(micro: int) -> float:
-    return micro / 1_000_000
-
-
-def _budget(limit: int | None, spent: int, left_ms: int) -> dict[str, Any]:
-    return {"limit": None if limit is None else _usd(limit), "spent": _usd(spent), "reset_s": seconds(left_ms)}
+def _budget(limit_micro_usd: int | None, spent_micro_usd: int, left_ms: int) -> dict[str, Any]:
+    limit = None if limit_micro_usd is None else usd(limit_micro_usd)
+    return {"limit": limit, "spent": usd(spent_micro_usd), "reset_s": seconds(left_ms)}
 
 
 Plugin = pipeline(RateTiers, facts_key="claude_admission")

@@ -1,4 +1,4 @@
-"""The ledger in Redis: one EVALSHA per call.
+"""The ledger in Redis: one EVALSHA per verb.
 
 redis-py makes the connections (TLS, ACL, Sentinel, Cluster, unix sockets). The hot path uses such a connection
 directly, since the command machinery around it costs more than the rest of an admission.
@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 from weakref import WeakSet, WeakValueDictionary
 
@@ -25,16 +25,15 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from claude_contract.errors import ConfigError
-from claude_contract.ledger import Call
+from claude_contract.ledger import Admission, Admit, Lease, Ledger, LedgerUnavailable, Peek, Renewal, Slot, Usage, calls
+from claude_contract.ledger.calls import Call
 
 MAX_IDLE = 64  # connections kept per Redis
 FAILURES = 3  # in a row, then the circuit opens
 COOL_DOWN = 1.0  # seconds until one call may try again
 
 
-class LedgerUnavailable(Exception):
-    """Redis did not answer, or not as it should. The text is for logs and holds no secret."""
-
+R = TypeVar("R")
 
 _circuits: WeakSet[Circuit] = WeakSet()
 Gauge("claude_redis_circuit_open", "Redis servers that are treated as away now.").set_function(
@@ -127,8 +126,8 @@ class Settings(NamedTuple):
         return options
 
 
-class RedisLedger:
-    """Runs calls. May be used by many threads or greenlets at once; each takes a connection of its own."""
+class RedisLedger(Ledger):
+    """May be used by many threads or greenlets at once; each takes a connection of its own."""
 
     def __init__(self, settings: Settings) -> None:
         self.circuit = Circuit()
@@ -146,19 +145,40 @@ class RedisLedger:
         except (ValueError, OSError) as error:
             raise ConfigError("redis_url", f"cannot be used: {error}") from error
 
-    def run(self, call: Call) -> Any:
-        """The script's reply. Raises LedgerUnavailable."""
+    def admit(self, request: Admit) -> Admission:
+        return self._ask(calls.admit(request))
+
+    def acquire(self, lease: Lease, slot: Slot) -> Admission:
+        return self._ask(calls.acquire(lease, slot))
+
+    def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
+        return self._ask(calls.renew(lease, ttl_ms))
+
+    def settle(self, lease: Lease, cost_micro_usd: int) -> bool:
+        return self._ask(calls.settle(lease, cost_micro_usd))
+
+    def release(self, lease: Lease) -> bool:
+        return self._ask(calls.release(lease))
+
+    def peek(self, request: Peek) -> Usage:
+        return self._ask(calls.peek(request))
+
+    def _ask(self, call: Call[R]) -> R:
         if not self.circuit.admit():
             raise LedgerUnavailable("the circuit is open")
         try:
             reply = self._cluster(call) if self._cluster else self._run(call)
         except (RedisError, OSError) as error:
+            unreadable = calls.unreadable(error, call)
+            if unreadable is not None:  # Redis is well: this is one subject's matter
+                self.circuit.succeeded()
+                raise unreadable from error
             self.circuit.failed()
             raise LedgerUnavailable(f"{type(error).__name__}: {error}") from error
         self.circuit.succeeded()
-        return reply
+        return call.parse(reply)
 
-    def _run(self, call: Call) -> Any:
+    def _run(self, call: Call[Any]) -> Any:
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -176,7 +196,7 @@ class RedisLedger:
         connection.connect()  # for Sentinel this asks who the master is
         return connection
 
-    def _exchange(self, connection: Any, call: Call) -> Any:
+    def _exchange(self, connection: Any, call: Call[Any]) -> Any:
         try:
             connection.send_packed_command((_packed(call.command()),), check_health=False)
             try:
@@ -246,7 +266,7 @@ def _sentinel_pool(settings: Settings) -> Any:
     return SentinelConnectionPool(path[0], sentinel, ssl=tls, db=database, **options)
 
 
-def _cluster(settings: Settings) -> Callable[[Call], Any]:
+def _cluster(settings: Settings) -> Callable[[Call[Any]], Any]:
     """Made on first use: the client asks the nodes for the slots, and Redis may be away when Kong starts."""
     nodes, _, user, password = _hosts(settings.url)
     tls = settings.url.startswith("rediss")
@@ -273,7 +293,7 @@ def _cluster(settings: Settings) -> Callable[[Call], Any]:
         finally:
             lock.release()
 
-    def run(call: Call) -> Any:
+    def run(call: Call[Any]) -> Any:
         try:
             return client().execute_command(*call.command())
         except NoScriptError:

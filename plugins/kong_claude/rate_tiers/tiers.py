@@ -9,7 +9,7 @@ from typing import Any
 
 from claude_contract.claims import CLAMP_ROOM, NAME_ROOM, Clamp, size
 from claude_contract.errors import ConfigError
-from claude_contract.ledger import PERIODS, Slot, Window, micro_usd
+from claude_contract.ledger import PERIODS, Slot, Window, Windows, micro_usd
 
 # A lease that nobody renews (no attestation carries it to the invoker, or the ledger is this process) must outlive
 # the longest run; the log phase ends it.
@@ -23,7 +23,7 @@ class Tier:
     """What its callers may use. None and () mean: not limited by this tier."""
 
     name: str
-    windows: tuple[Window, ...]
+    windows: Windows
     slot: Slot
     clamp: Clamp = field(default_factory=Clamp)  # binds the invoker, whatever the body asks for
 
@@ -33,7 +33,7 @@ class Tier:
 
     @property
     def has_budget(self) -> bool:
-        return self.slot.usd_day is not None or self.slot.usd_month is not None
+        return self.slot.day_micro_usd is not None or self.slot.month_micro_usd is not None
 
 
 def tiers_from_config(config: Mapping[str, Any], ttl: float) -> tuple[dict[str, Tier], Tier]:
@@ -78,9 +78,9 @@ def _tier(section: Mapping[str, Any], path: str, ttl: float) -> Tier:
         windows=windows,
         slot=Slot(
             concurrent=_whole(section, "concurrent", prefix),
-            usd=(run or 0) if day is not None or month is not None else 0,
-            usd_day=day,
-            usd_month=month,
+            run_micro_usd=(run or 0) if day is not None or month is not None else 0,
+            day_micro_usd=day,
+            month_micro_usd=month,
             ttl_ms=int(ttl * 1000),
         ),
         clamp=_clamp(section, prefix),
@@ -111,7 +111,7 @@ def check_rooms(tiers: Mapping[str, Tier]) -> None:
             )
 
 
-def _windows(section: Mapping[str, Any], prefix: str) -> tuple[Window, ...]:
+def _windows(section: Mapping[str, Any], prefix: str) -> Windows:
     limits = [(name, limit) for name in PERIODS if (limit := _whole(section, name, prefix)) is not None]
     burst = _whole(section, "burst", prefix)
     if burst is not None and not limits:
@@ -119,9 +119,8 @@ def _windows(section: Mapping[str, Any], prefix: str) -> tuple[Window, ...]:
     for (_, lower), (name, upper) in pairwise(limits):
         if upper < lower:
             raise ConfigError(f"{prefix}{name}", "must not be lower than the limit of a shorter window")
-    return tuple(
-        Window(name, limit, burst if burst is not None and n == 0 else -1) for n, (name, limit) in enumerate(limits)
-    )
+    paced = [-1 if burst is None or n else burst for n in range(len(limits))]
+    return Windows(tuple(Window(name, limit, pace) for (name, limit), pace in zip(limits, paced, strict=True)))
 
 
 def _whole(section: Mapping[str, Any], name: str, prefix: str) -> int | None:
@@ -135,6 +134,7 @@ def _whole(section: Mapping[str, Any], name: str, prefix: str) -> int | None:
 
 
 def _money(section: Mapping[str, Any], name: str, prefix: str) -> int | None:
+    """In micro-USD."""
     value = section.get(name)
     if value is None:
         return None

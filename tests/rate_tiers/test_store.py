@@ -1,0 +1,268 @@
+"""The verbs, one table for every store: Redis as the gateway asks it, Redis as the invoker does, and the process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from claude_contract.ledger import (
+    Admission,
+    Admit,
+    AsyncLedger,
+    Busy,
+    Lease,
+    Ledger,
+    Peek,
+    Quota,
+    Renewal,
+    Slot,
+    Usage,
+    Window,
+    Windows,
+)
+from kong_claude.rate_tiers.local_ledger import LocalLedger
+from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
+from tests.rate_tiers.servers import RedisProcess
+
+
+class FromAsyncio(Ledger):
+    """The invoker's store, asked from a test that does not wait."""
+
+    def __init__(self, socket_path: str) -> None:
+        self.runner = asyncio.Runner()
+        self.redis = Redis(unix_socket_path=socket_path)
+        self.store = AsyncLedger(self.redis)
+
+    def admit(self, request: Admit) -> Admission:
+        return self.runner.run(self.store.admit(request))
+
+    def acquire(self, lease: Lease, slot: Slot) -> Admission:
+        return self.runner.run(self.store.acquire(lease, slot))
+
+    def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
+        return self.runner.run(self.store.renew(lease, ttl_ms))
+
+    def settle(self, lease: Lease, cost_micro_usd: int) -> bool:
+        return self.runner.run(self.store.settle(lease, cost_micro_usd))
+
+    def release(self, lease: Lease) -> bool:
+        return self.runner.run(self.store.release(lease))
+
+    def peek(self, request: Peek) -> Usage:
+        return self.runner.run(self.store.peek(request))
+
+    def close(self) -> None:
+        self.runner.run(self.redis.aclose())
+        self.runner.close()
+
+
+@pytest.fixture(params=["redis", "redis from asyncio", "local"])
+def store(request: pytest.FixtureRequest, redis_server: RedisProcess) -> Iterator[Ledger]:
+    redis_server.client().script_flush()  # so that every store also meets a Redis that does not know its scripts
+    if request.param == "local":
+        yield LocalLedger()
+    elif request.param == "redis":
+        made = RedisLedger(Settings(redis_server.url, timeout=10))
+        yield made
+        made.close()
+    else:
+        asked = FromAsyncio(redis_server.socket_path)
+        yield asked
+        asked.close()
+
+
+TAG = "team"
+DAY = Window("day", 2)
+MONTH = Window("month", 3)
+PACED = Window("hour", 1, 1)
+A, B, C = (Lease("claude", TAG, f"v1.{name}:2000000") for name in "abc")  # each reserves $2
+SLOT = Slot(concurrent=2, run_micro_usd=2_000_000, day_micro_usd=5_000_000, month_micro_usd=50_000_000)
+ONE = Slot(concurrent=1, run_micro_usd=2_000_000)
+SHORT = Slot(concurrent=1, run_micro_usd=2_000_000, ttl_ms=1)
+
+Step = tuple[Callable[[Ledger], Any], Any]
+
+
+def request(*windows: Window, lease: Lease | None = None, slot: Slot = SLOT, busy: Busy = "reject") -> Admit:
+    return Admit("claude", TAG, Windows(windows), lease, slot, busy)
+
+
+def usage(store: Ledger) -> tuple[int, int, int, int]:
+    found = store.peek(Peek("claude", TAG))
+    return found.running, found.reserved_micro_usd, found.spent_day_micro_usd, found.spent_month_micro_usd
+
+
+def lapse(_: Ledger) -> None:
+    time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Case:
+    """`steps`: what is asked, one after the other, and what is answered."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+
+CASES = [
+    Case(
+        "a window counts what it admits, and refuses the rest",
+        (
+            (lambda s: s.admit(request(DAY)), Admission(True, False, "", 0, 0, 0, 0, 0, (Quota(DAY, 1, 86_400_001),))),
+            (lambda s: s.admit(request(DAY)).admitted, True),
+            (lambda s: s.admit(request(DAY)).exceeded, "day"),
+            (lambda s: 86_300_000 < s.admit(request(DAY)).wait_ms <= 86_400_001, True),
+        ),
+    ),
+    Case(
+        "of two exceeded limits the one that stays in the way for longest is named",
+        (
+            (lambda s: [s.admit(request(DAY, MONTH)).admitted for _ in range(2)], [True, True]),
+            (lambda s: s.admit(request(DAY, Window("month", 2))).exceeded, "month"),
+        ),
+    ),
+    Case(
+        "all or nothing: what is refused for one limit is counted for none",
+        (
+            (lambda s: s.admit(request(DAY, lease=A, slot=ONE)).admitted, True),
+            (lambda s: s.admit(request(DAY, lease=B, slot=ONE)).exceeded, "concurrent"),
+            (lambda s: s.peek(Peek("claude", TAG, Windows((DAY,)))).quotas[0].remaining, 1),
+            (usage, (1, 2_000_000, 0, 0)),
+        ),
+    ),
+    Case(
+        "a paced window lets a burst pass",
+        (
+            (lambda s: [s.admit(request(PACED)).admitted for _ in range(3)], [True, True, False]),
+            (lambda s: s.admit(request(PACED)).exceeded, "hour"),
+        ),
+    ),
+    Case(
+        "one subject's counts are nobody else's",
+        (
+            (lambda s: [s.admit(request(DAY)).admitted for _ in range(3)], [True, True, False]),
+            (lambda s: s.admit(Admit("claude", "other", Windows((DAY,)))).admitted, True),
+            (lambda s: s.admit(Admit("elsewhere", TAG, Windows((DAY,)))).admitted, True),
+        ),
+    ),
+    Case(
+        "a lease takes a place and its money",
+        (
+            (lambda s: s.acquire(A, SLOT), Admission(True, False, "", 0, 1, 2_000_000, 0, 0, ())),
+            (lambda s: s.acquire(B, SLOT).running, 2),
+            (lambda s: s.acquire(B, SLOT).running, 2),  # taking it again changes nothing
+            (lambda s: (s.acquire(C, SLOT).exceeded, s.acquire(C, SLOT).wait_ms), ("usd_per_day", 0)),
+            (usage, (2, 4_000_000, 0, 0)),
+        ),
+    ),
+    Case(
+        "where all places are taken a request may go on as a job",
+        (
+            (lambda s: s.admit(request(lease=A, slot=ONE, busy="queue")).queued, False),
+            (lambda s: s.admit(request(lease=B, slot=ONE, busy="queue")).queued, True),
+            (lambda s: s.admit(request(lease=C, busy="later")).queued, True),
+            (lambda s: s.acquire(B, ONE).exceeded, "concurrent"),
+            (lambda s: s.settle(A, 0), True),
+            (lambda s: s.acquire(B, ONE).admitted, True),
+        ),
+    ),
+    Case(
+        "a settlement books the cost once, and a lapsed lease's too",
+        (
+            (lambda s: s.acquire(A, SHORT).admitted, True),
+            (lapse, None),
+            (usage, (0, 0, 0, 0)),
+            (lambda s: [s.settle(A, 1_500_000), s.settle(A, 1_500_000)], [True, False]),
+            (usage, (0, 0, 1_500_000, 1_500_000)),
+            (lambda s: s.settle(B, 2_500_000), True),
+            (lambda s: s.acquire(C, SLOT).exceeded, "usd_per_day"),
+            (lambda s: s.acquire(C, SLOT).wait_ms > 0, True),  # until midnight
+        ),
+    ),
+    Case(
+        "a month's budget is one of its own",
+        (
+            (lambda s: s.settle(A, 4_000_000), True),
+            (
+                lambda s: s.acquire(B, Slot(run_micro_usd=2_000_000, month_micro_usd=5_000_000)).exceeded,
+                "usd_per_month",
+            ),
+        ),
+    ),
+    Case(
+        "a renewal keeps a lease, brings back a lapsed one, and no settled one",
+        (
+            (lambda s: s.renew(A, 60_000), Renewal.LAPSED),
+            (lambda s: s.renew(A, 60_000), Renewal.EXTENDED),
+            (usage, (1, 2_000_000, 0, 0)),
+            (lambda s: s.renew(A, 1), Renewal.EXTENDED),
+            (lapse, None),
+            (lambda s: s.renew(A, 60_000), Renewal.LAPSED),
+            (lambda s: s.settle(A, 0), True),
+            (lambda s: s.renew(A, 60_000), Renewal.SETTLED),
+            (usage, (0, 0, 0, 0)),
+        ),
+    ),
+    Case(
+        "a release gives back place and money, and may be followed by a settlement",
+        (
+            (lambda s: s.acquire(A, ONE).admitted, True),
+            (lambda s: [s.release(A), s.release(A)], [True, False]),
+            (usage, (0, 0, 0, 0)),
+            (lambda s: s.settle(A, 250_000), True),
+            (usage, (0, 0, 250_000, 250_000)),
+        ),
+    ),
+    Case(
+        "a lease of release 0.1.0 counts as one of now",
+        (
+            (lambda s: s.acquire(Lease("claude", TAG, "old:3000000"), ONE).admitted, True),
+            (lambda s: s.acquire(A, ONE).exceeded, "concurrent"),
+            (usage, (1, 3_000_000, 0, 0)),
+            (lambda s: s.renew(Lease("claude", TAG, "old:3000000"), 60_000), Renewal.EXTENDED),
+            (lambda s: s.settle(Lease("claude", TAG, "old:3000000"), 1), True),
+            (usage, (0, 0, 1, 1)),
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_verbs(store: Ledger, case: Case) -> None:
+    for number, (asked, answer) in enumerate(case.steps, start=1):
+        assert asked(store) == answer, f"step {number}"
+
+
+def test_the_table_is_no_formality(redis_server: RedisProcess) -> None:
+    """The control: most cases catch a store that forgets."""
+
+    class Forgetful(LocalLedger):
+        def admit(self, request: Admit) -> Admission:
+            self._values.clear()
+            return super().admit(request)
+
+    caught = 0
+    for case in CASES:
+        store = Forgetful()
+        caught += any(asked(store) != answer for asked, answer in case.steps)
+    assert caught >= 8
+
+
+def test_a_travelled_lease_is_the_same() -> None:
+    lease = Lease.new("claude", TAG, 2_000_000)
+    assert Lease.parse(str(lease)) == lease
+    assert lease.micro_usd == 2_000_000
+    assert Slot.from_claim(SLOT.claim()) == SLOT
+    assert Slot.from_claim({}) == Slot()
+
+
+@pytest.mark.parametrize("claim", [{"concurrent": "many"}, {"usd": None}, {"places": 3}, {"usd_day": []}])
+def test_what_is_no_slot_is_refused(claim: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        Slot.from_claim(claim)
