@@ -30,6 +30,7 @@ TITLES = {
     "cancelled": "The run was cancelled",
     "worker-lost": "The worker that ran the job is gone",
     "cli-failed": "The Claude CLI failed",
+    "other-release": "Another release stored this",
     "internal": "Internal error",
 }
 

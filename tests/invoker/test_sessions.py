@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -15,10 +16,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from claude_invoker.cli.tree import Discarded
+from claude_invoker.cli.tree import Discarded, Tree
 from claude_invoker.problem import Problem
 from claude_invoker.runs.sessions import Sessions, record_name
-from tests.invoker.conftest import Invoker, StandInProcess, tool
+from tests.invoker.conftest import UID_BASE, Invoker, StandInProcess, tool
 
 
 def test_a_session_goes_on(api: httpx.Client, stand_in: StandInProcess) -> None:
@@ -111,7 +112,6 @@ def test_no_two_sessions_share_a_record(one: tuple[str, str], other: tuple[str, 
 
 
 def test_a_tree_without_a_session_is_deleted(tmp_path: Path) -> None:
-    """Also those of an older release, which had no records."""
     sessions = stored(tmp_path)
     left = tmp_path / "trees" / "left"
     (left / "work").mkdir(parents=True)
@@ -154,3 +154,98 @@ def test_a_record_that_cannot_be_opened_may_have_any_tree(tmp_path: Path, monkey
         sessions.expire()
     with sessions.hold("alice", session.id) as again:
         assert (again.tree.root / "note").read_text() == "x"
+
+
+def digest(subject: str) -> str:
+    """How release 0.1.0 named the directory of a subject's sessions."""
+    return hashlib.sha256(subject.encode()).hexdigest()[:32]
+
+
+def as_0_1_0_kept_it(state: Path, session: str, subject: str) -> Path:
+    """Turns the only session there is into one of release 0.1.0: no record, a tree of its old name, which belongs to
+    the user of its last run, and the CLI's transcript as `--session-id` in that directory would have made it."""
+    (record,) = (state / "sessions").iterdir()
+    record.unlink()
+    (tree,) = (state / "trees" / "sessions").iterdir()
+    old = tree.parent / digest(subject) / session
+    old.parent.mkdir(mode=0o711)
+    tree.rename(old)
+    (project,) = (old / "config" / "projects").iterdir()
+    (transcript,) = project.iterdir()
+    transcript.rename(project / f"{session}.jsonl")
+    project.rename(project.with_name("".join(c if c.isalnum() else "-" for c in str(old / "work"))))
+    if os.geteuid() == 0:
+        Tree(old).create(UID_BASE + 7)
+    return old
+
+
+def test_a_session_of_release_0_1_0_goes_on(start_invoker: Callable[..., Invoker], stand_in: StandInProcess) -> None:
+    before = start_invoker(pool_size=0)
+    with before.client() as api:
+        prompt = "my number is 4711 " + tool("Write", file_path="n.txt", content="4711")
+        session = api.post("/invoke", json={"prompt": prompt, "session": "new"}).json()["session"]
+    before.stop()
+    tree = as_0_1_0_kept_it(before.state, session, "developer")
+    after = start_invoker(pool_size=0, state=before.state)
+    assert tree.stat().st_uid == os.geteuid(), "it belongs to no run while none of it lasts"
+    with after.client() as api:
+        for turn in ("second-turn", "third-turn"):
+            prompt = f"{turn} " + tool("Read", file_path="n.txt")
+            answer = api.post("/invoke", json={"prompt": prompt, "session": session})
+            assert answer.status_code == 200, answer.text
+            assert "4711" in answer.json()["result"]
+    reached = next(line for line in reversed(stand_in.lines()) if "third-turn" in json.dumps(line["messages"]))
+    assert "my number is 4711" in json.dumps(reached["messages"])
+    assert "second-turn" in json.dumps(reached["messages"])
+
+
+def test_a_session_of_release_0_1_0_is_its_owners_until_it_expires(tmp_path: Path) -> None:
+    sessions = stored(tmp_path)
+    name = "11111111-2222-4333-8444-555555555555"
+    tree, other = (tmp_path / "trees" / digest(subject) / name for subject in ("alice", "carol"))
+    for each in (tree, other):
+        (each / "work").mkdir(parents=True)
+    assert sessions.expire() == 0
+    for subject, wish in (("bob", name), ("alice", f"../{digest('alice')}/{name}"), ("alice", name.replace("1", "2"))):
+        with pytest.raises(Problem) as foreign, sessions.hold(subject, wish):
+            pass
+        assert foreign.value.status == 404
+    with sessions.hold("alice", name) as session:
+        assert session.tree.root == tree
+        with pytest.raises(Problem) as busy, sessions.hold("alice", name):
+            pass
+        assert busy.value.status == 409
+    for each in (tree, other):
+        os.utime(each, (0, 0))
+    assert sessions.expire() == 0
+    assert tree.exists(), "it has been used since"
+    assert not other.parent.exists()
+    with pytest.raises(Problem) as expired, sessions.hold("carol", name):
+        pass
+    assert expired.value.status == 404
+    assert stored(tmp_path, 0).expire() == 1
+    assert not tree.exists()
+
+
+def test_a_session_of_a_newer_release_is_refused_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Sessions outlive a rollback: this release can tell neither whether it lives nor which tree it has."""
+    sessions = stored(tmp_path)
+    with sessions.hold("alice", "new") as session:
+        pass
+    (record,) = (tmp_path / "records").iterdir()
+    record.write_text(json.dumps({"v": 3, "place": "elsewhere"}))
+    for path in (record, session.tree.root):
+        os.utime(path, (0, 0))
+    with pytest.raises(Problem) as refused, sessions.hold("alice", session.id):
+        pass
+    assert (refused.value.status, refused.value.kind) == (503, "other-release")
+    assert refused.value.detail == (
+        "the session is of version 3, read are 0 and 1: a newer release wrote it, upgrade this one"
+    )
+    with sessions.hold("bob", "new"):
+        pass
+    sessions.recover()
+    assert sessions.expire() == 0
+    assert record.exists()
+    assert session.tree.root.exists()
+    assert "version 3" in caplog.text

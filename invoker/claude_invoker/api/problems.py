@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from claude_contract.versions import UnknownVersion
 from claude_invoker.problem import Problem
 
 MEDIA_TYPE = "application/problem+json"
@@ -40,7 +41,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         (422, "Not valid, or rejected by the model API"),
         (499, "Cancelled"),
         (502, "The model API or the CLI failed"),
-        (503, "Busy, or the model API is overloaded"),
+        (503, "Busy, the model API is overloaded, or another release stored what is asked for"),
         (504, "A deadline passed"),
     )
 }
@@ -62,6 +63,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Problem)
     async def _problem(request: Request, problem: Problem) -> JSONResponse:
         return answer(problem)
+
+    @app.exception_handler(UnknownVersion)
+    async def _unknown_version(request: Request, error: UnknownVersion) -> JSONResponse:
+        return answer(Problem(503, "other-release", str(error)))
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -1,9 +1,12 @@
 -- Claim the next job for a ticket: the most urgent line first, subjects of a line in turn.
 -- KEYS: job prefix, ticket (hash: ticket -> job), blocked (hash: line:subject -> until ms), waiting (hash: line -> count),
 --       then for each line in order: its ring
--- ARGV: ticket, worker, now (ms), waiting prefix, running (zset job -> beat ms), nonce of this call, then the lines
--- Reply: nil nothing to do; {id, 0} claimed now; {id, 1} this ticket had claimed it before (its worker may be lost)
-local ticket, worker, now = ARGV[1], ARGV[2], tonumber(ARGV[3])
+-- ARGV: ticket, worker, now (ms), waiting prefix, running (zset job -> beat ms), nonce of this call,
+--       version of records, then the lines
+-- Reply: nil nothing to do; {id, 0} claimed now; {id, 1} this ticket had claimed it before (its worker may be lost);
+--        {id, 2, version} nothing to do, except a job that another release has stored: it waits for a worker of that
+local ticket, worker, now, newest = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[7])
+local passed
 local before = redis.call('HGET', KEYS[2], ticket)
 if before then
   local held = redis.call('HMGET', KEYS[1] .. before, 'state', 'ticket', 'nonce')
@@ -14,7 +17,7 @@ if before then
   redis.call('HDEL', KEYS[2], ticket)
 end
 for i = 5, #KEYS do
-  local line = ARGV[i + 2]
+  local line = ARGV[i + 3]
   for _ = 1, redis.call('LLEN', KEYS[i]) do
     local subject = redis.call('LPOP', KEYS[i])
     local blocked = tonumber(redis.call('HGET', KEYS[3], line .. ':' .. subject) or 0)
@@ -22,9 +25,14 @@ for i = 5, #KEYS do
       redis.call('RPUSH', KEYS[i], subject)
     else
       local waiting = ARGV[4] .. line .. ':' .. subject
-      local id = redis.call('LPOP', waiting)
+      local id = redis.call('LINDEX', waiting, 0)
+      local version = id and tonumber(redis.call('HGET', KEYS[1] .. id, 'v') or 0)
+      local ours = not id or version == newest or version == newest - 1
+      if ours then redis.call('LPOP', waiting) end
       if redis.call('EXISTS', waiting) == 1 then redis.call('RPUSH', KEYS[i], subject) end
-      if id then
+      if not ours then
+        passed = passed or {id, 2, version}
+      elseif id then
         redis.call('HDEL', KEYS[3], line .. ':' .. subject)
         redis.call('HINCRBY', KEYS[4], line, -1)
         if redis.call('HGET', KEYS[1] .. id, 'state') == 'queued' then
@@ -39,4 +47,4 @@ for i = 5, #KEYS do
     end
   end
 end
-return nil
+return passed

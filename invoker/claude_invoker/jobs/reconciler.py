@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
+from claude_contract.versions import UnknownVersion
 from claude_invoker.cli.walk import delete
 from claude_invoker.jobs.ends import Ends
 from claude_invoker.jobs.orphan import is_orphaned
@@ -33,9 +35,10 @@ class Reconciler:
     async def recover(self) -> None:
         """Ends the jobs of workers that died on this machine. Before the engine opens, which deletes what they left."""
         for job_id in await self.store.running():
-            job = await self.store.get(job_id)
-            if job is not None and await asyncio.to_thread(is_orphaned, job):
-                await self.ends.orphaned(job)
+            with contextlib.suppress(UnknownVersion):
+                job = await self.store.get(job_id)
+                if job is not None and await asyncio.to_thread(is_orphaned, job):
+                    await self.ends.orphaned(job)
 
     async def reconcile(self) -> None:
         """Goes on until cancelled."""
@@ -63,7 +66,10 @@ class Reconciler:
 
     async def _find_orphaned(self) -> None:
         for job_id in await self.store.running():
-            job = await self.store.get(job_id)
+            try:
+                job = await self.store.get(job_id)
+            except UnknownVersion:  # its own release's workers see to it
+                continue
             if job is None:
                 await self.store.redis.zrem(RUNNING, job_id)
                 continue

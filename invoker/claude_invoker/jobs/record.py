@@ -11,9 +11,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 
+from claude_contract import versions
 from claude_invoker.model import InvokeRequest, RunResult, TextBlock
 from claude_invoker.settings import Settings
 from claude_invoker.trust import Caller
+
+VERSION = 1
+"""Of records. One that does not say its version is of version 0: release 0.1.0 stored it."""
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 _CALLER = TypeAdapter(Caller)
@@ -22,7 +26,7 @@ TITLE = 160  # characters
 # Of a record, what lists show: not the prompt and the answer, which may have megabytes.
 SUMMARY = (
     "id", "subject", "tier", "title", "state", "created_at", "attempt", "started_at", "finished_at", "expires_at",
-    "cost_usd", "model", "progress", "error",
+    "cost_usd", "model", "progress", "error", "v",
 )  # fmt: skip
 
 
@@ -140,6 +144,7 @@ class Job:
     def fields(self) -> dict[str, str]:
         """The record of a new job."""
         fields = {
+            "v": str(VERSION),
             "id": self.id,
             "subject": self.subject,
             "tier": self.tier,
@@ -154,6 +159,8 @@ class Job:
 
     @classmethod
     def load(cls, stored: Mapping[str, str]) -> Job:
+        """Raises UnknownVersion."""
+        check_version(stored["id"], stored.get("v"))
         return cls(
             id=stored["id"],
             subject=stored["subject"],
@@ -209,6 +216,11 @@ class Job:
 def retention(job: Job, settings: Settings) -> float:
     """Seconds for which a job that is over is kept."""
     return settings.tier_retention_s.get(job.tier, settings.retention_s)
+
+
+def check_version(job_id: str, version: str | None) -> None:
+    """Raises UnknownVersion."""
+    versions.check(f"job {job_id}", version, VERSION)
 
 
 def caller_json(caller: Caller) -> str:

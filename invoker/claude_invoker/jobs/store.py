@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
@@ -20,7 +21,8 @@ from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from claude_contract.keys import escaped, joined
-from claude_invoker.jobs.record import SUMMARY, Delivery, Job, caller_of
+from claude_contract.versions import UnknownVersion
+from claude_invoker.jobs.record import SUMMARY, VERSION, Delivery, Job, caller_of, check_version
 from claude_invoker.trust import Caller
 
 PREFIX = "claude:{jobs}:"
@@ -65,6 +67,7 @@ class Store:
     def __init__(self, redis: Any, tiers: Sequence[str] = ()) -> None:
         self.redis = redis
         self.lines = [escaped(":", tier) for tier in dict.fromkeys((*tiers, ""))]
+        self._old_lines = [tier for tier in tiers if escaped(":", tier) != tier]  # where release 0.1.0 let jobs wait
         self._turn = 0
 
     def line(self, tier: str) -> str:
@@ -101,14 +104,19 @@ class Store:
         return ("known", reply[1]) if reply[0] == 0 else ("conflict", "")
 
     async def claim(self, ticket: str, worker: str) -> tuple[Job, bool] | None:
-        """The next job for a ticket, and whether the ticket had claimed it before. None: nothing to do."""
+        """The next job for a ticket, and whether the ticket had claimed it before. None: nothing to do.
+
+        Raises UnknownVersion where there is nothing but a job for a worker of another release.
+        """
         self._turn += 1
         # Every fourth turn another tier goes first, so that a busy high tier cannot starve the others.
         shift = (self._turn // 4) % len(self.lines) if self._turn % 4 == 0 else 0
-        order = self.lines[shift:] + self.lines[:shift]
+        order = self.lines[shift:] + self.lines[:shift] + self._old_lines
         keys = [PREFIX + "job:", TICKETS, BLOCKED, WAITING, *(PREFIX + f"ring:{line}" for line in order)]
-        args = [ticket, worker, now_ms(), PREFIX + "wait:", RUNNING, secrets.token_hex(8), *order]
+        args = [ticket, worker, now_ms(), PREFIX + "wait:", RUNNING, secrets.token_hex(8), VERSION, *order]
         reply = await self._run("claim", keys, args)
+        if reply and int(reply[1]) == 2:
+            check_version(reply[0], str(reply[2]))
         job = await self.get(reply[0]) if reply else None
         return None if job is None else (job, bool(int(reply[1])))
 
@@ -166,6 +174,7 @@ class Store:
         return bool(await self.redis.set(key, 1, nx=True, ex=15))
 
     async def get(self, job_id: str) -> Job | None:
+        """Raises UnknownVersion."""
         stored = await self.redis.hgetall(PREFIX + f"job:{job_id}")
         return Job.load(stored) if stored else None
 
@@ -204,7 +213,10 @@ class Store:
 
     async def waiting(self) -> dict[str, int]:
         """Waiting jobs by tier; "" for those of tiers without a line of their own."""
-        return {unquote(line): int(count) for line, count in (await self.redis.hgetall(WAITING)).items()}
+        counts: dict[str, int] = {}
+        for line, count in (await self.redis.hgetall(WAITING)).items():
+            counts[unquote(line)] = counts.get(unquote(line), 0) + int(count)
+        return counts
 
     async def oldest_waiting(self) -> float | None:
         """Seconds since the acceptance of the oldest job that waits, among the oldest 5,000 kept; None if none.
@@ -228,11 +240,12 @@ class Store:
         return None
 
     async def callers(self, job_ids: Sequence[str]) -> list[Caller | None]:
-        """Whose jobs these are, with their leases and limits."""
+        """Whose jobs these are, with their leases and limits. None: it is gone, or of another release."""
         async with self.redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.hget(PREFIX + f"job:{job_id}", "caller")
-            return [caller_of(stored) if stored else None for stored in await pipe.execute()]
+                pipe.hmget(PREFIX + f"job:{job_id}", "caller", "v")
+            found = await pipe.execute()
+        return [_readable_caller(job_id, *fields) for job_id, fields in zip(job_ids, found, strict=True)]
 
     async def transcript(self, job_id: str, count: int = MAX_EVENTS) -> list[tuple[str, str, str]]:
         """(id, name, JSON) of the events so far."""
@@ -243,7 +256,10 @@ class Store:
         return list(await self.redis.zrange(RUNNING, 0, -1))
 
     async def page(self, subject: str | None, cursor: str | None, count: int) -> tuple[list[Job], str | None]:
-        """The newest jobs of a subject (None: of all) before `cursor`, in short (`SUMMARY`), and the next cursor."""
+        """The newest jobs of a subject (None: of all) before `cursor`, in short (`SUMMARY`), and the next cursor.
+
+        Without those that another release has stored.
+        """
         index = ALL if subject is None else PREFIX + f"of:{subject}"
         upper = f"({cursor}" if cursor else "+inf"
         found = await self.redis.zrevrangebyscore(index, upper, "-inf", start=0, num=count, withscores=True)
@@ -252,8 +268,13 @@ class Store:
                 pipe.hmget(PREFIX + f"job:{job_id}", SUMMARY)
             records = await pipe.execute()
         following = repr(found[-1][1]) if len(found) == count else None
-        shown = [dict(zip(SUMMARY, record, strict=True)) for record in records if record[0]]
-        return [Job.load({name: value for name, value in s.items() if value is not None}) for s in shown], following
+        jobs = []
+        for record in records:
+            stored = {name: value for name, value in zip(SUMMARY, record, strict=True) if value is not None}
+            if stored:
+                with contextlib.suppress(UnknownVersion):
+                    jobs.append(Job.load(stored))
+        return jobs, following
 
     async def forget(self, cursor: str, count: int = 500) -> tuple[int, str]:
         """Takes expired jobs out of the indexes: of the next `count` from `cursor` ("-inf": the oldest) on. Returns how
@@ -316,6 +337,14 @@ class Store:
 def _wait(line: str, subject: str) -> str:
     """The list in which a subject's jobs wait; `line` is escaped already. claim.lua makes the same."""
     return f"{PREFIX}wait:{line}:{subject}"
+
+
+def _readable_caller(job_id: str, stored: str | None, version: str | None) -> Caller | None:
+    try:
+        check_version(job_id, version)
+    except UnknownVersion:
+        return None
+    return caller_of(stored) if stored else None
 
 
 def now_ms() -> int:

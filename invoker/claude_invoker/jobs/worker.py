@@ -13,6 +13,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from claude_contract.versions import UnknownVersion
 from claude_invoker.cli.walk import delete
 from claude_invoker.jobs.ends import Ends
 from claude_invoker.jobs.queue import (
@@ -52,6 +53,7 @@ class Worker:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.current: dict[str, Run] = {}
         self._stopping = False
+        self._said = ""
 
     async def drain(self) -> None:
         """Takes no more jobs, and lets those that run go on for a while."""
@@ -76,7 +78,11 @@ class Worker:
         beating = asyncio.create_task(_beat_ticket(ticket))
         try:
             while not self._stopping:
-                claimed = await self.store.claim(ticket.key, self.name)
+                try:
+                    claimed = await self.store.claim(ticket.key, self.name)
+                except UnknownVersion as error:
+                    self._say_once(str(error))
+                    return
                 if claimed is None:
                     return
                 job, before = claimed
@@ -90,6 +96,11 @@ class Worker:
         finally:
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)
+
+    def _say_once(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            _log.error("left to workers of another release: %s", text)
 
     async def _take(self, job: Job) -> None:
         if job.cancel:

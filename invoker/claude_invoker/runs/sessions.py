@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import time
 import uuid
@@ -16,11 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from claude_contract import versions
+from claude_contract.versions import UnknownVersion
 from claude_invoker.cli.tree import Discarded, Tree
 from claude_invoker.cli.walk import TooMuch
 from claude_invoker.problem import Problem
 
 _log = logging.getLogger(__name__)
+VERSION = 1
+"""Of records. Release 0.1.0, version 0, had none: its trees were named `<digest of the subject>/<id>`. They stay where
+they are, since the CLI finds a conversation by the directory it was held in."""
+_NAME = re.compile(r"[0-9a-f]{32}(?:/[0-9a-f-]{36})?")
 _UNCLAIMED_S = 60.0
 """A tree without a record is younger than this while its session is being made."""
 
@@ -55,13 +62,15 @@ class Sessions:
     def hold(self, subject: str, wish: str) -> Iterator[Session]:
         """The session for one run; `wish` is `new` or an id.
 
-        Raises Problem 404 for one that is not there, expired or another's, and 409 while it is in use.
+        Raises Problem 404 for one that is not there, expired or another's, 409 while it is in use, and 503 for one that
+        another release has stored.
         """
         identity = str(uuid.uuid4()) if wish == "new" else wish
         path = self._records / record_name(subject, identity)
+        old = None if wish == "new" else self._tree_of_version_0(subject, identity)
         with contextlib.ExitStack() as stack:
             try:
-                record = stack.enter_context(path.open("x+" if wish == "new" else "r+"))
+                record = stack.enter_context(path.open("x+" if wish == "new" else "r+" if old is None else "a+"))
                 fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except FileNotFoundError as error:
                 raise _no_such_session() from error
@@ -69,11 +78,15 @@ class Sessions:
                 raise Problem(409, "conflict", "the session has a run in progress") from error
             if wish == "new":
                 tree = Tree(self._trees / secrets.token_hex(16))
-                json.dump({"v": 1, "tree": tree.root.name}, record)
-                record.flush()
+                self._write(record, tree)
                 tree.root.mkdir(mode=0o700)
             else:
-                found = self._tree(record)
+                if old is not None and record.seek(0, os.SEEK_END) == 0:
+                    self._write(record, old)
+                try:
+                    found = self._tree(record)
+                except UnknownVersion as error:
+                    raise Problem(503, "other-release", str(error)) from error
                 if found is None or not self._is_alive(record) or not found.root.exists():
                     raise _no_such_session()
                 tree = found
@@ -89,14 +102,14 @@ class Sessions:
         """Deletes sessions that nobody used for their time to live, and trees that no session has; how many sessions
         there were. What goes wrong with one is logged and keeps no other. A record that cannot be read may have any
         tree: then none counts as nobody's."""
-        trees = {path.name for path in self._trees.iterdir() if time.time() - path.lstat().st_mtime > _UNCLAIMED_S}
+        trees = {self._name(tree) for tree in self._all_trees() if self._is_unclaimed(tree)}
         gone, claimed = 0, set()
         for path in list(self._records.iterdir()):
             try:
                 with path.open("r+") as record:
                     tree = self._tree(record)
                     if tree is not None:
-                        claimed.add(tree.root.name)
+                        claimed.add(self._name(tree))
                     fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if self._is_alive(record) and tree is not None:
                         continue
@@ -106,35 +119,77 @@ class Sessions:
                     gone += 1
             except (BlockingIOError, FileNotFoundError):
                 continue
+            except UnknownVersion as error:
+                _log.error("sessions that another release keeps are left alone: %s", error)
+                trees.clear()  # any of them may be this session's
             except OSError as error:
                 _log.error("a session cannot be ended: %s: %s", path.name, error.strerror)
                 trees = set()
         for name in trees - claimed:
             with contextlib.suppress(FileNotFoundError):
                 self._discarded.delete(self._discarded.take(self._trees / name))
+            if "/" in name:
+                with contextlib.suppress(OSError):
+                    (self._trees / name).parent.rmdir()  # the last one of its subject
         return gone
 
     def recover(self) -> None:
         """Takes back the trees of sessions whose invoker died during a run. Only once nothing of such runs is alive."""
         for path in list(self._records.iterdir()):
-            with contextlib.suppress(OSError), path.open("r+") as record:
+            with contextlib.suppress(OSError, UnknownVersion), path.open("r+") as record:
                 fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 tree = self._tree(record)
-                if tree is None or not tree.root.exists():
-                    continue
-                owner = tree.root.lstat().st_uid
-                if owner != os.geteuid():
-                    try:
-                        tree.take_back(owner)
-                    except TooMuch:
-                        self._discarded.delete(self._discarded.take(tree.root))
+                if tree is not None and tree.root.exists():
+                    self._take_back(tree)
+        for tree in self._all_trees():
+            if "/" in self._name(tree):  # release 0.1.0 let them to their last runs
+                with contextlib.suppress(OSError):
+                    self._take_back(tree)
+
+    def _take_back(self, tree: Tree) -> None:
+        owner = tree.root.lstat().st_uid
+        if owner != os.geteuid():
+            try:
+                tree.take_back(owner)
+            except TooMuch:
+                self._discarded.delete(self._discarded.take(tree.root))
+
+    def _write(self, record: IO[str], tree: Tree) -> None:
+        json.dump({"v": VERSION, "tree": self._name(tree)}, record)
+        record.flush()
 
     def _tree(self, record: IO[str]) -> Tree | None:
-        """None for a record that was not written to its end."""
+        """None for a record that was not written to its end. Raises UnknownVersion."""
+        record.seek(0)
         try:
-            return Tree(self._trees / Path(str(json.load(record)["tree"])).name)
-        except (ValueError, KeyError, TypeError):
+            stored = json.load(record)
+            versions.check("the session", stored.get("v"), VERSION)
+            name = _NAME.fullmatch(stored["tree"])
+        except UnknownVersion:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
+        return Tree(self._trees / name[0]) if name else None
+
+    def _name(self, tree: Tree) -> str:
+        return str(tree.root.relative_to(self._trees))
+
+    def _all_trees(self) -> Iterator[Tree]:
+        for path in self._trees.iterdir():
+            yield from map(Tree, _sessions_of_version_0(path) or [path])
+
+    def _tree_of_version_0(self, subject: str, identity: str) -> Tree | None:
+        digest = hashlib.sha256(subject.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        tree = Tree(self._trees / digest / identity)
+        return tree if is_id(identity) and tree.root.is_dir() and not self._is_unclaimed(tree) else None
+
+    def _is_unclaimed(self, tree: Tree) -> bool:
+        """Whether a tree without a record is no session's: too old to be one that is being made, or one of 0.1.0."""
+        kept_s = self._ttl_s if "/" in self._name(tree) else _UNCLAIMED_S
+        try:
+            return not 0 <= time.time() - tree.root.lstat().st_mtime <= kept_s
+        except FileNotFoundError:  # another invoker has deleted it
+            return False
 
     def _is_alive(self, record: IO[str]) -> bool:
         status = os.fstat(record.fileno())
@@ -145,6 +200,24 @@ def record_name(subject: str, identity: str) -> str:
     """Another for each pair, whatever is in the two."""
     parts = (part.encode("utf-8", "surrogatepass") for part in (subject, identity))
     return hashlib.sha256(b"".join(b"%d:%s" % (len(part), part) for part in parts)).hexdigest()
+
+
+def _sessions_of_version_0(path: Path) -> list[Path]:
+    """The trees in a directory that release 0.1.0 made for a subject. A tree is none, whatever its runs do to it: while
+    it is theirs it is not ours, and it holds more than directories with names of sessions."""
+    try:
+        inside = list(path.iterdir()) if path.is_dir() and path.stat().st_uid == os.geteuid() else []
+    except OSError:
+        return []
+    return inside if all(is_id(child.name) for child in inside) else []
+
+
+def is_id(text: str) -> bool:
+    """Whether it is a session's id."""
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
 
 
 def _no_such_session() -> Problem:
