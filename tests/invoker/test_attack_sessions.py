@@ -127,7 +127,7 @@ def _json(command: str) -> str:
 def test_a_killed_invokers_session_is_taken_back(start_invoker: Callable[..., Invoker]) -> None:
     """The invoker is killed while a session's run goes on; the next one ends what lives of it, gives the tree to nobody,
     and the session goes on."""
-    invoker = start_invoker(pool_size=0, idle_s=60)
+    invoker = start_invoker(pool_size=0, idle_s=60, uid_base=236_000)
     with invoker.client() as api:
         session = bash(api, f"echo {NOTE} > note.txt", session="new").json()["session"]
     with invoker.client() as api, pytest.raises(httpx.HTTPError):
@@ -144,7 +144,7 @@ def test_a_killed_invokers_session_is_taken_back(start_invoker: Callable[..., In
             os.kill(invoker.pid, signal.SIGKILL)
             stream.read()
     assert owners([uid]), "its processes live on"
-    again = start_invoker(state=invoker.state, pool_size=0)
+    again = start_invoker(state=invoker.state, pool_size=0, uid_base=236_000)
     assert not owners([uid])
     assert all(path.lstat().st_uid == 0 for path in [tree, *tree.rglob("*")])
     with again.client() as api:
