@@ -376,7 +376,7 @@ def runs(pid: int) -> bool:
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of a system call")
 @pytest.mark.usefixtures("nothing_stays")
-@pytest.mark.parametrize("without", [(), ("a_zombie_is_dead",)])
+@pytest.mark.parametrize("without", [()])
 def test_a_process_without_its_first_thread_is_ended_at_the_next_start(
     start_invoker: Callable[..., Invoker], without: tuple[str, ...]
 ) -> None:
