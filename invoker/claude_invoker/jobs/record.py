@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 
 from claude_contract import versions
+from claude_contract.ledger import Slot
 from claude_invoker.model import InvokeRequest, RunResult, TextBlock
 from claude_invoker.settings import Settings
 from claude_invoker.trust import Caller
@@ -225,11 +226,17 @@ def check_version(job_id: str, version: str | None) -> None:
 
 def caller_json(caller: Caller) -> str:
     """What it leaves out are defaults: release 0.1.0 reads it, and `caller_of` what that release wrote."""
-    return _CALLER.dump_json(caller, exclude_defaults=True).decode()
+    stored = _CALLER.dump_python(caller, mode="json", exclude_defaults=True)
+    if caller.slot is not None:
+        stored["slot"] = caller.slot.claim()
+    return json.dumps(stored)
 
 
 def caller_of(stored: str) -> Caller:
-    return _CALLER.validate_json(stored)
+    members = json.loads(stored)
+    slot = members.pop("slot", None)
+    caller = _CALLER.validate_python(members)
+    return caller if slot is None else replace(caller, slot=Slot.from_claim(slot))
 
 
 def title_of(request: InvokeRequest) -> str:
