@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -20,14 +21,24 @@ import httpx
 import psutil
 import pytest
 
+from claude_invoker.cli.users import SPAN
+
 KEY = "sk-ant-dummy-key-of-the-tests"
-UID_BASE = 220_000  # not the default: no invoker of this machine shall meet those of the tests
 # What must not leak into a process under test.
 FOREIGN = ("ANTHROPIC_", "CLAUDE", "INVOKER_", "REDIS_URL")
 
 
 def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+
+
+def user_ids() -> Iterator[int]:
+    """`uid_base` for one invoker after the other, of every test process of this machine its own.
+
+    A test takes out the locks of user ids, or kills the invoker that holds them: to any other invoker with the same
+    ids, those runs are left over from one that died, and are ended."""
+    first = 1_000_000 + os.getpid() % 8_000 * 64 * SPAN
+    return itertools.cycle(range(first, first + 64 * SPAN, SPAN))
 
 
 def free_port() -> int:
@@ -60,6 +71,12 @@ class Invoker:
     pid: int
     state: Path
     log: Path
+    uid_base: int
+
+    @property
+    def uids(self) -> range:
+        """The user ids that its runs can have."""
+        return range(self.uid_base + 1, self.uid_base + SPAN)
 
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, **options)
@@ -102,13 +119,14 @@ def start_invoker(
 ) -> Iterator[Callable[..., Invoker]]:
     """Starts invokers with given settings; each is asked to stop at the end and must do so.
 
-    `without`: defences to take out (see `weakened`). `state`: another invoker's state directory, to go on with it.
+    `without`: defences to take out (see `weakened`). `after`: another invoker, to go on with its state and ids.
     """
+    bases = user_ids()
     processes: list[subprocess.Popen[bytes]] = []
     folders: list[Path] = []
 
     def start(
-        *, wait: bool = True, without: tuple[str, ...] = (), state: Path | None = None, **settings: Any
+        *, wait: bool = True, without: tuple[str, ...] = (), after: Invoker | None = None, **settings: Any
     ) -> Invoker:
         # Not one of pytest's directories: those are closed to the users that runs have.
         folder = Path(tempfile.mkdtemp(prefix="invoker-test-"))
@@ -118,7 +136,7 @@ def start_invoker(
         chosen: dict[str, Any] = {
             "trust": "open",
             "port": port,
-            "state_dir": state or folder / "state",
+            "state_dir": after.state if after else folder / "state",
             "anthropic_base_url": stand_in.url,
             "anthropic_api_key": KEY,
             "api_timeout_s": 2,
@@ -130,7 +148,7 @@ def start_invoker(
             "stop_grace_s": 1,
             "pool_size": 1,
             "pool_max": 2,
-            "uid_base": UID_BASE,
+            "uid_base": after.uid_base if after else next(bases),
         } | settings
         environment = clean_environment() | {f"INVOKER_{name.upper()}": str(value) for name, value in chosen.items()}
         environment["SECRET_OF_THE_SERVER"] = "must not be inherited"
@@ -140,7 +158,7 @@ def start_invoker(
             [sys.executable, "-m", *program], env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT
         )
         processes.append(process)
-        invoker = Invoker(f"http://127.0.0.1:{port}", process.pid, Path(chosen["state_dir"]), log)
+        invoker = Invoker(f"http://127.0.0.1:{port}", process.pid, Path(chosen["state_dir"]), log, chosen["uid_base"])
         if wait:
             wait_for(lambda: invoker.ready() or process.poll() is not None, what="readiness")
             assert process.poll() is None, log.read_text()

@@ -19,13 +19,11 @@ import pytest
 
 from claude_invoker.cli import kill, killer
 from claude_invoker.cli.kill import Killer, StillAlive, owners
-from claude_invoker.cli.users import SPAN
-from tests.invoker.conftest import UID_BASE, Invoker, as_root, bash, program, wait_for
+from tests.invoker.conftest import Invoker, as_root, bash, program, wait_for
 from tests.invoker.test_attack_sessions import answer
 from tests.invoker.test_unprivileged import interpreter
 
 pytestmark = as_root
-RANGE = range(UID_BASE, UID_BASE + SPAN)
 
 # Stops every new process of its own user; the killer was one. It ends by itself.
 FREEZER = """
@@ -45,7 +43,7 @@ while time.time() < end:
 """
 
 
-def of_runs(uids: range = RANGE) -> list[psutil.Process]:
+def of_runs(uids: range) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -54,18 +52,12 @@ def of_runs(uids: range = RANGE) -> list[psutil.Process]:
     return found
 
 
-@pytest.fixture
-def nothing_stays() -> Iterator[None]:
-    """What an undefended invoker leaves must not meet the next test."""
-    before = {process.pid for process in of_runs()}
-    yield
-    for process in of_runs():
-        if process.pid not in before:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+def kill_all(uids: range) -> None:
+    for process in of_runs(uids):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
-@pytest.mark.usefixtures("nothing_stays")
 @pytest.mark.parametrize("without", [(), ("killer_that_can_be_stopped",)])
 def test_the_killer_cannot_be_stopped(start_invoker: Callable[..., Invoker], without: tuple[str, ...]) -> None:
     invoker = start_invoker(without=without, pool_size=0, max_runs=8, queue_wait_s=5, idle_s=60)
@@ -85,13 +77,16 @@ def test_the_killer_cannot_be_stopped(start_invoker: Callable[..., Invoker], wit
         client.close()  # which cancels the run
     if without:
         stopped = "a stopped killer"
-        wait_for(lambda: any("kill -9 -1" in _line(p) and p.status() == "stopped" for p in of_runs()), 15, stopped)
+        stays = invoker.uids
+        wait_for(lambda: any("kill -9 -1" in _line(p) and p.status() == "stopped" for p in of_runs(stays)), 15, stopped)
+        os.kill(invoker.pid, signal.SIGKILL)  # it waits for that one for ever
+        kill_all(stays)
         return
     with invoker.client() as victim:
         assert victim.post("/invoke", json={"prompt": "[[say fine]]"}).json()["result"] == "fine"
         assert victim.get("/readyz").status_code == 200
     wait_for(lambda: not left(invoker), what="the end of all attackers")
-    assert [process for process in of_runs() if process.ppid() == invoker.pid] == []
+    assert [process for process in of_runs(invoker.uids) if process.ppid() == invoker.pid] == []
     assert httpx.get(f"{invoker.url}/readyz").json()["checks"]["lost_users"] == 0
 
 
@@ -310,9 +305,10 @@ def test_a_start_never_fails_because_of_what_a_run_left(
             wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/up")), what="the tree")
             os.kill(invoker.pid, signal.SIGKILL)
             stream.read()
-    again = start_invoker(state=invoker.state, without=without, pool_size=0, wait=not without)
+    again = start_invoker(after=invoker, without=without, pool_size=0, wait=not without)
     if without:
         wait_for(lambda: b"RecursionError" in again.log.read_bytes(), what="the failure")
+        kill_all(invoker.uids)
         subprocess.run(["rm", "-rf", invoker.state / "trees"], check=True)
         return
     wait_for(lambda: not left(again), what="no tree being left")
@@ -375,13 +371,11 @@ def runs(pid: int) -> bool:
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of a system call")
-@pytest.mark.usefixtures("nothing_stays")
-@pytest.mark.parametrize("without", [()])
+@pytest.mark.parametrize("without", [(), ("a_zombie_is_dead",)])
 def test_a_process_without_its_first_thread_is_ended_at_the_next_start(
     start_invoker: Callable[..., Invoker], without: tuple[str, ...]
 ) -> None:
-    # Its own ids: other tests' invokers end at their start what they find orphaned among theirs.
-    invoker = start_invoker(pool_size=0, idle_s=60, uid_base=235_000)
+    invoker = start_invoker(pool_size=0, idle_s=60)
     with invoker.client() as api, contextlib.suppress(httpx.HTTPError):
         command = program(HEADLESS).replace(
             "python3 a.py", "(setsid -f python3 a.py </dev/null >/dev/null 2>&1); sleep 60"
@@ -395,7 +389,9 @@ def test_a_process_without_its_first_thread_is_ended_at_the_next_start(
             wait_for(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, what="the end of its first thread")
             os.kill(invoker.pid, signal.SIGKILL)
             stream.read()
-    start_invoker(state=invoker.state, without=without, pool_size=0, uid_base=235_000)
+    kill_all(invoker.uids)  # all others of its user, of which each alone would be seen
+    assert runs(pid)
+    start_invoker(after=invoker, without=without, pool_size=0)
     if without:
         assert runs(pid)
         os.kill(pid, signal.SIGKILL)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from claude_invoker.cli.kill import owners
-from tests.invoker.conftest import UID_BASE, Invoker, as_root, bash, program, wait_for
+from tests.invoker.conftest import Invoker, as_root, bash, program, wait_for
 
 pytestmark = as_root
 NOTE = "alices-private-note"
@@ -108,7 +108,7 @@ def test_nobody_can_take_all_user_ids(start_invoker: Callable[..., Invoker], wit
     with invoker.client() as api:
         attack = {"prompt": "", "tools": ["Bash"]}
         attack["prompt"] = (
-            f"[[tool Bash {_json(program(SQUATTER.replace('STATE', str(invoker.state)).replace('UID_BASE', str(UID_BASE))))}]]"
+            f"[[tool Bash {_json(program(SQUATTER.replace('STATE', str(invoker.state)).replace('UID_BASE', str(invoker.uid_base))))}]]"
         )
         with api.stream("POST", "/invoke", json=attack, headers={"Accept": "text/event-stream"}) as stream:
             wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/ready")), 90, "the squatter")
@@ -127,7 +127,7 @@ def _json(command: str) -> str:
 def test_a_killed_invokers_session_is_taken_back(start_invoker: Callable[..., Invoker]) -> None:
     """The invoker is killed while a session's run goes on; the next one ends what lives of it, gives the tree to nobody,
     and the session goes on."""
-    invoker = start_invoker(pool_size=0, idle_s=60, uid_base=236_000)
+    invoker = start_invoker(pool_size=0, idle_s=60)
     with invoker.client() as api:
         session = bash(api, f"echo {NOTE} > note.txt", session="new").json()["session"]
     with invoker.client() as api, pytest.raises(httpx.HTTPError):
@@ -144,7 +144,7 @@ def test_a_killed_invokers_session_is_taken_back(start_invoker: Callable[..., In
             os.kill(invoker.pid, signal.SIGKILL)
             stream.read()
     assert owners([uid]), "its processes live on"
-    again = start_invoker(state=invoker.state, pool_size=0, uid_base=236_000)
+    again = start_invoker(after=invoker, pool_size=0)
     assert not owners([uid])
     assert all(path.lstat().st_uid == 0 for path in [tree, *tree.rglob("*")])
     with again.client() as api:
@@ -172,7 +172,7 @@ def test_the_directory_of_trees_cannot_be_squatted(start_invoker: Callable[..., 
     first.mkdir()
     os.chown(first, 65_000, 65_000)
     try:
-        invoker = start_invoker(state=state, pool_size=0)
+        invoker = start_invoker(state_dir=state, pool_size=0)
         with invoker.client() as api:
             assert bash(api, "pwd").json()["result"].split("\n")[1].startswith(f"{first}1/")
         invoker.stop()

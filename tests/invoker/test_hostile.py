@@ -92,7 +92,6 @@ def test_hostile_runs_leave_nothing(start_invoker: Callable[..., Invoker]) -> No
         "pool_size": 0,
         "max_runs": 4,
         "queue_wait_s": 60,
-        "uid_base": 226_000,
         "session_ttl_s": 1,
         "first_output_s": 60,
         "api_timeout_s": 30,
@@ -110,10 +109,10 @@ def test_hostile_runs_leave_nothing(start_invoker: Callable[..., Invoker]) -> No
                 for run in runs:
                     run.result()
             if round_ < KILLS:
-                invoker = start_invoker(state=invoker.state, **settings)
+                invoker = start_invoker(after=invoker, **settings)
                 if round_ == 0:
                     files = psutil.Process(invoker.pid).num_fds()
-        mine = range(226_000, 226_000 + 4096)
+        mine = invoker.uids
         jobs: Any = redis.client()
         wait_for(lambda: not jobs.zcard(RUNNING) and not sum(map(int, jobs.hvals(WAITING))), 300, "the end of all jobs")
         wait_for(lambda: not of_runs(mine), 60, "no process being left")
@@ -128,7 +127,7 @@ def test_hostile_runs_leave_nothing(start_invoker: Callable[..., Invoker]) -> No
         assert ready["ready"] and ready["checks"]["lost_users"] == 0, ready
         os.kill(invoker.pid, signal.SIGTERM)
         wait_for(lambda: not (invoker.state / "trees").exists(), 60, "its end")
-        again = start_invoker(state=invoker.state, **settings)
+        again = start_invoker(after=invoker, **settings)
         assert again.ready()
     finally:
         redis.close()

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from claude_invoker.cli.tree import Discarded, Tree
 from claude_invoker.problem import Problem
 from claude_invoker.runs.sessions import Sessions, record_name
-from tests.invoker.conftest import UID_BASE, Invoker, StandInProcess, tool
+from tests.invoker.conftest import Invoker, StandInProcess, tool
 
 
 def test_a_session_goes_on(api: httpx.Client, stand_in: StandInProcess) -> None:
@@ -161,12 +161,12 @@ def digest(subject: str) -> str:
     return hashlib.sha256(subject.encode()).hexdigest()[:32]
 
 
-def as_0_1_0_kept_it(state: Path, session: str, subject: str) -> Path:
+def as_0_1_0_kept_it(invoker: Invoker, session: str, subject: str) -> Path:
     """Turns the only session there is into one of release 0.1.0: no record, a tree of its old name, which belongs to
     the user of its last run, and the CLI's transcript as `--session-id` in that directory would have made it."""
-    (record,) = (state / "sessions").iterdir()
+    (record,) = (invoker.state / "sessions").iterdir()
     record.unlink()
-    (tree,) = (state / "trees" / "sessions").iterdir()
+    (tree,) = (invoker.state / "trees" / "sessions").iterdir()
     old = tree.parent / digest(subject) / session
     old.parent.mkdir(mode=0o711)
     tree.rename(old)
@@ -175,7 +175,7 @@ def as_0_1_0_kept_it(state: Path, session: str, subject: str) -> Path:
     transcript.rename(project / f"{session}.jsonl")
     project.rename(project.with_name("".join(c if c.isalnum() else "-" for c in str(old / "work"))))
     if os.geteuid() == 0:
-        Tree(old).create(UID_BASE + 7)
+        Tree(old).create(invoker.uids[7])
     return old
 
 
@@ -185,8 +185,8 @@ def test_a_session_of_release_0_1_0_goes_on(start_invoker: Callable[..., Invoker
         prompt = "my number is 4711 " + tool("Write", file_path="n.txt", content="4711")
         session = api.post("/invoke", json={"prompt": prompt, "session": "new"}).json()["session"]
     before.stop()
-    tree = as_0_1_0_kept_it(before.state, session, "developer")
-    after = start_invoker(pool_size=0, state=before.state)
+    tree = as_0_1_0_kept_it(before, session, "developer")
+    after = start_invoker(pool_size=0, after=before)
     assert tree.stat().st_uid == os.geteuid(), "it belongs to no run while none of it lasts"
     with after.client() as api:
         for turn in ("second-turn", "third-turn"):

@@ -143,10 +143,13 @@ async def serving(redis_server: RedisProcess, state: Path, **settings: Any) -> A
             yield Gateway(client, app)
 
 
+def terms(concurrent: int = 1, **more: int) -> ledger.Slot:
+    return ledger.Slot(concurrent=concurrent, run_micro_usd=250_000, day_micro_usd=10**9, ttl_ms=10_000, **more)
+
+
 def slot(concurrent: int = 1, **more: int) -> dict[str, Any]:
     """The claims of a caller whom the gateway lets in to wait."""
-    terms = ledger.Slot(concurrent=concurrent, run_micro_usd=250_000, day_micro_usd=10**9, ttl_ms=10_000, **more)
-    return {"slot": terms.claim(), "queue": True}
+    return {"slot": terms(concurrent, **more).claim(), "queue": True}
 
 
 def lease(subject: str) -> str:

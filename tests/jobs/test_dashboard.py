@@ -14,7 +14,7 @@ from claude_invoker.jobs.record import Job, JobRequest
 from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
 from claude_invoker.trust import Caller
-from tests.jobs.conftest import lease, serving, slot
+from tests.jobs.conftest import lease, serving, terms
 from tests.rate_tiers.servers import RedisProcess
 
 TOKEN = "eyJh.eyJz.c2ln"
@@ -155,8 +155,8 @@ async def test_with_many_callers_each_tier_has_its_own(store: Store, redis_serve
     for n in range(SUBJECTS + 10):
         tier = "old" if n < 20 else "new"
         subject = f"s{n}"
-        terms = slot(concurrent=1 if tier == "old" else 3)["slot"]
-        caller = Caller(subject, tier=tier, lease=lease(subject), slot=terms, queued=True)
+        places = terms(concurrent=1 if tier == "old" else 3)
+        caller = Caller(subject, tier=tier, lease=lease(subject), slot=places, queued=True)
         each = Job.new(JobRequest(prompt="hi"), caller, 1000.0 + n)
         await store.add(each)
         jobs.insert(0, each)
