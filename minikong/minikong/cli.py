@@ -79,10 +79,6 @@ async def run(settings: conf.KongConf) -> None:
     for warning in settings.warnings:
         _log.warning(warning)
     running = await app.start(settings, environ=os.environ)
-    for kind, addresses in (("proxy", running.proxy_addresses), ("Admin API", running.admin_addresses)):
-        listens = settings.proxy_listen if kind == "proxy" else settings.admin_listen
-        for listen, bound in zip(listens, addresses, strict=True):
-            _log.info("%s listening on %s", kind, listen.url(bound))
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -94,6 +90,11 @@ async def run(settings: conf.KongConf) -> None:
         task.add_done_callback(reloads.discard)
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    # Said last: whoever has read it may send any of these signals.
+    for kind, addresses in (("proxy", running.proxy_addresses), ("Admin API", running.admin_addresses)):
+        listens = settings.proxy_listen if kind == "proxy" else settings.admin_listen
+        for listen, bound in zip(listens, addresses, strict=True):
+            _log.info("%s listening on %s", kind, listen.url(bound))
     try:
         await stop.wait()
     finally:
