@@ -49,6 +49,7 @@ from kong_claude_local.standin import StandIn
 PROMPT = "Say hello."
 TOOLS = ("Read", "Write", "Edit", "Glob", "Grep")
 KEY = "sk-ant-dummy-key-of-the-bench"
+UID_BASE = 270_000  # not the default: no invoker of this machine shall meet that of the bench
 
 
 def say(text: str) -> None:
@@ -169,6 +170,7 @@ class Invoker:
             "QUEUE_WAIT_S": "120",
             "DETACH_GRACE_S": "0",
             "RETENTION_S": "5",
+            "UID_BASE": str(UID_BASE),
         }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "claude_invoker"],
@@ -193,7 +195,9 @@ class Invoker:
             await asyncio.sleep(0.05)
 
     def clis(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
+        """Its runs' processes: those with a user of their own. The killer is root's, or has the first of those ids."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [process for process in children if _uid(process) not in (0, UID_BASE)]
 
     def trees(self) -> list[Path]:
         return [path for path in self.state.glob("trees/engines/*/*") if path.is_dir()]

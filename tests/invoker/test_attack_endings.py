@@ -244,16 +244,78 @@ async def test_a_killer_that_hangs_is_given_up(ending: Killer, monkeypatch: pyte
     await ending.end(UID, 20)
 
 
-async def test_what_does_not_end_is_said(ending: Killer) -> None:
-    """A process that strikes cannot reach, as one that hangs in the kernel: here it has another saved user id."""
+async def test_a_killer_given_up_by_one_call_costs_no_other(ending: Killer, monkeypatch: pytest.MonkeyPatch) -> None:
+    await ending.end(UID, 20)
+    assert ending._process is not None
+    os.kill(ending._process.pid, signal.SIGSTOP)
+    patient = asyncio.create_task(ending.end(UID + 1, 60))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(kill, "_MARGIN_S", 0.2)
+    with pytest.raises(StillAlive, match="does not answer"):
+        await ending.end(UID, 0.1)
+    await patient
+
+
+async def test_another_saved_user_id_does_not_save(ending: Killer) -> None:
     beyond = "import os, time\nos.setresuid(UID, 239600, 239600)\ntime.sleep(60)".replace("UID", str(UID))
     process = await asyncio.to_thread(subprocess.Popen, [sys.executable, "-c", beyond])
     try:
         wait_for(lambda: owners([UID]), what="the process")
-        await ending.end(UID, 5)  # it has that real user id: it is reached
+        await ending.end(UID, 5)
         assert process.wait(5) == -signal.SIGKILL
     finally:
         process.kill()
+
+
+@contextlib.contextmanager
+def frozen(pids: list[int]) -> Iterator[None]:
+    """As a process that hangs in the kernel: not even SIGKILL ends it, as long as this lasts."""
+    group = Path(f"/sys/fs/cgroup/freezer/invoker-test-{os.getpid()}")
+    try:
+        group.mkdir()
+        for pid in pids:
+            (group / "cgroup.procs").write_text(str(pid))
+        (group / "freezer.state").write_text("FROZEN")
+    except OSError:
+        pytest.skip("no cgroup (v1) can be made here to freeze processes in")
+    try:
+        wait_for(lambda: (group / "freezer.state").read_text() == "FROZEN\n", what="the cold")
+        yield
+    finally:
+        (group / "freezer.state").write_text("THAWED")
+        wait_for(lambda: not (group / "cgroup.procs").read_text(), what="the end of all in the group")
+        group.rmdir()
+
+
+async def test_what_does_not_end_is_said(ending: Killer) -> None:
+    process = swarm(2, "time.sleep(60)")
+    try:
+        wait_for(lambda: killer.alive(UID) == 3, what="the processes")
+        with frozen([process.pid]):
+            with pytest.raises(StillAlive, match=f"1 processes of user {UID} are left"):
+                await ending.end(UID, 0.5)
+        await ending.end(UID, 5)
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+@pytest.mark.slow
+def test_a_user_id_whose_process_ends_late_is_used_again(start_invoker: Callable[..., Invoker]) -> None:
+    invoker = start_invoker(pool_size=0, idle_s=60)
+    with invoker.client() as api:
+        body = {"prompt": f"[[tool Bash {_json('touch up; sleep 60')}]]", "tools": ["Bash"], "session": "new"}
+        with api.stream("POST", "/invoke", json=body, headers={"Accept": "text/event-stream"}) as stream:
+            wait_for(lambda: list(invoker.state.glob("trees/sessions/*/work/up")), what="the tool")
+            (shell,) = [process for process in of_runs(invoker.uids) if _line(process) == "sleep 60"]
+            with frozen([shell.pid]):
+                api.delete(f"/runs/{stream.headers['x-claude-run']}")
+                stream.read()
+                wait_for(lambda: api.get("/readyz").json()["checks"]["lost_users"] == 1, what="the loss")
+                wait_for(lambda: not left(invoker), what="the end of what it may still write to")
+                assert api.post("/invoke", json={"prompt": "[[say fine]]"}).json()["result"] == "fine"
+        wait_for(lambda: api.get("/readyz").json()["checks"]["lost_users"] == 0, what="the next try")
+        assert not left(invoker)
 
 
 def test_nobody_is_ended_by_mistake() -> None:

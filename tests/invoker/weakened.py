@@ -116,6 +116,16 @@ def sessions_in_argv() -> None:
     put(process, "command", by_id)
 
 
+def settings_are_obeyed() -> None:
+    """The CLI takes settings, hooks and servers from the directories where it finds them."""
+
+    def obedient(cli: Path, shape: Shape) -> list[str]:
+        closed = ("--restricted", "--setting-sources=", "--strict-mcp-config")
+        return [argument for argument in command(cli, shape) if argument not in closed]
+
+    put(process, "command", obedient)
+
+
 def locks_that_anybody_can_take() -> None:
     """User ids are locked by abstract sockets."""
 
@@ -219,6 +229,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         ends_that_are_broken_off,
         two_user_ids,
         sessions_in_argv,
+        settings_are_obeyed,
         locks_that_anybody_can_take,
         anything_the_cli_says,
         answers_that_nobody_reads,

@@ -33,6 +33,7 @@ async def readyz(request: Request) -> Response:
         "redis": redis,
         "warm": engine.pool.warm,
         "lost_users": len(engine.users.quarantined),
+        "troubles": engine.sweeping_troubles,
     }
     document = {"ready": obstacle is None, "checks": checks} | ({"obstacle": obstacle} if obstacle else {})
     return JSONResponse(document, status_code=200 if obstacle is None else 503)

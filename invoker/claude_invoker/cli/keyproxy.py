@@ -14,12 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import msgspec
 import orjson
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-_MAX_BODY = 64 * 1024 * 1024
+_MAX_BODY = 32 * 1024 * 1024
+"""Of one request: the API itself takes no more."""
+_MAX_HELD = 2 * _MAX_BODY
+"""Of all requests of a run at once: none of them is given up before it is answered, and all of them are in memory."""
 _DROPPED = frozenset(
     (b"host", b"authorization", b"x-api-key", b"content-length", b"connection", b"transfer-encoding",
      b"accept-encoding", b"proxy-authorization")
@@ -38,6 +42,8 @@ class Grant:
     permits: Callable[[str], bool]
     """Whether the run may use a model."""
     requests_left: int
+    held: int = 0
+    """Bytes of the bodies that were read and are not answered yet."""
     refused: str | None = None
     """Why a request of the run was not forwarded."""
     api_status: int | None = None
@@ -111,16 +117,18 @@ class KeyProxy:
         if grant is None:
             await _respond(send, 401, _error("authentication_error", "this run's token is not valid (any more)"))
             return
-        body = await _body(receive)
-        if body is None:
-            await _respond(send, 413, _error("request_too_large", "the request is too large"))
+        if grant.requests_left <= 0:
+            await _refuse(send, grant, "this run has used up its requests")
             return
-        if refusal := _refusal(body, grant):
-            grant.refused = refusal
-            await _respond(send, 403, _error("permission_error", refusal))
-            return
-        grant.requests_left -= 1
-        await self._forward(scope, body, grant, receive, send)
+        grant.requests_left -= 1  # whatever comes of it: to be asked is work too
+        async with _Body(grant) as body:
+            content = await body.read(receive)
+            if content is None:
+                await _respond(send, 413, _error("request_too_large", "the request is too large"))
+            elif refusal := _refusal(content, grant):
+                await _refuse(send, grant, refusal)
+            else:
+                await self._forward(scope, content, grant, receive, send)
 
     async def _forward(self, scope: dict[str, Any], body: bytes, grant: Grant, receive: Receive, send: Send) -> None:
         headers = [(name, value) for name, value in scope["headers"] if name not in _DROPPED]
@@ -160,17 +168,34 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def _body(receive: Receive) -> bytes | None:
-    parts = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        parts += message.get("body", b"")
-        if len(parts) > _MAX_BODY:
-            return None
-        if not message.get("more_body"):
-            return bytes(parts)
+class _Body:
+    """A request's body, counted as held by its run until the request is answered."""
+
+    def __init__(self, grant: Grant) -> None:
+        self._grant = grant
+        self._size = 0
+
+    async def __aenter__(self) -> _Body:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._grant.held -= self._size
+
+    async def read(self, receive: Receive) -> bytes | None:
+        """None where it is too large, beside what the run has under way, or breaks off."""
+        parts = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return None
+            part = message.get("body", b"")
+            self._size += len(part)
+            self._grant.held += len(part)
+            if self._size > _MAX_BODY or self._grant.held > _MAX_HELD:
+                return None
+            parts += part
+            if not message.get("more_body"):
+                return bytes(parts)
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -178,16 +203,28 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
+class _Asked(msgspec.Struct):
+    """All of a request that is of interest. The rest is passed over: as objects, 32 MB of `[]` would be a gigabyte."""
+
+    model: str
+
+
 def _refusal(body: bytes, grant: Grant) -> str | None:
     try:
-        model = orjson.loads(body).get("model")
-    except (ValueError, AttributeError):
-        return "not a JSON object"
-    if not isinstance(model, str) or not grant.permits(model):
-        return f"this run may not use model {model}"
-    if grant.requests_left <= 0:
-        return "this run has used up its requests"
+        model = _ASKED.decode(body).model
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return "not a JSON object with a model"
+    if not grant.permits(model):
+        return f"this run may not use model {model[:200]}"
     return None
+
+
+_ASKED = msgspec.json.Decoder(_Asked)
+
+
+async def _refuse(send: Send, grant: Grant, reason: str) -> None:
+    grant.refused = reason
+    await _respond(send, 403, _error("permission_error", reason))
 
 
 def _error(kind: str, message: str) -> dict[str, Any]:

@@ -44,6 +44,19 @@ class Killer:
         """Leaves no process of user `uid`. Raises StillAlive where some are left after `deadline_s`."""
         if uid <= 0 or uid == self._uid:
             raise ValueError(f"{uid} is not a run's user id")
+        try:
+            left = await self._ask(uid, deadline_s)
+        except ConnectionError:  # it has ended, or another call has given it up: that was not about this user
+            try:
+                left = await self._ask(uid, deadline_s)
+            except ConnectionError as error:
+                raise StillAlive("the killer ended twice") from error
+        if left:
+            raise StillAlive(f"{left} processes of user {uid} are left after {deadline_s:g} s")
+
+    async def _ask(self, uid: int, deadline_s: float) -> int:
+        """How many processes are left. Raises StillAlive where the killer does not answer, ConnectionError where it
+        ends meanwhile."""
         number = b"%d" % next(self._ids)
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
@@ -51,14 +64,16 @@ class Killer:
             process = await self._running()
             assert process.stdin is not None
             process.stdin.write(b"%s %d %r\n" % (number, uid, deadline_s))
-            left = await asyncio.wait_for(answer, deadline_s + _MARGIN_S)
-        except (TimeoutError, OSError) as error:
+            return await asyncio.wait_for(answer, deadline_s + _MARGIN_S)
+        except TimeoutError as error:
             await self.stop()  # the next call starts another
-            raise StillAlive(f"the killer does not answer ({type(error).__name__})") from error
+            raise StillAlive("the killer does not answer") from error
+        except ConnectionError:
+            raise
+        except OSError as error:
+            raise StillAlive(f"the killer cannot be started: {error.strerror}") from error
         finally:
             self._answers.pop(number, None)
-        if left:
-            raise StillAlive(f"{left} processes of user {uid} are left after {deadline_s:g} s")
 
     async def stop(self) -> None:
         process, self._process = self._process, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 import time
 from collections import Counter
@@ -180,8 +181,28 @@ class Launcher:
                 self.discarded.delete_soon(self.discarded.take(tree.root))
             self.users.give_back(uid)
         except Exception as error:
-            _log.error("a run of user %s has not ended cleanly, the id is not used again: %s", uid, error)
-            self.users.quarantine(uid)
+            _log.error("a run of user %s has not ended cleanly, the id is not used until it has: %s", uid, error)
+            # Also a session's: whoever lives on may still write there.
+            self.users.quarantine(uid, None if self._put_away(tree) else tree.root)
+
+    def _put_away(self, tree: Tree) -> bool:
+        try:
+            self.discarded.delete_soon(self.discarded.take(tree.root))
+        except OSError:
+            return not os.path.lexists(tree.root)
+        return True
+
+    async def end_leftovers(self) -> None:
+        """Tries again to end what has not ended; whose nothing is left gives its user id back. Raises nothing."""
+        for uid, path in list(self.users.quarantined.items()):
+            try:
+                if self.killer is not None:
+                    await self.killer.end(uid, KILL_S)
+            except StillAlive:
+                continue
+            if path is None or self._put_away(Tree(path)):
+                self.users.release(uid)
+                _log.info("nothing is left of user %d, the id is used again", uid)
 
     async def _taken_back(self, tree: Tree, uid: int | None) -> bool:
         """False where the tree cannot be kept: it has become too large to be handed over."""

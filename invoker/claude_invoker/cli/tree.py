@@ -19,8 +19,8 @@ from typing import IO
 from claude_invoker.cli import walk
 
 _log = logging.getLogger(__name__)
-KEPT = walk.Bounds(depth=256, entries=200_000)
-"""How much a session's tree may hold: each of its runs hands it over and back entry by entry."""
+KEPT = walk.Bounds(depth=256, entries=200_000, bytes=4 * 1024**3)
+"""How much a session's tree may hold: each of its runs hands it over and back entry by entry, and it stays."""
 
 
 @dataclass(frozen=True)

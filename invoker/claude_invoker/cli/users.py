@@ -37,8 +37,8 @@ class Users:
         self._next = random.SystemRandom().randrange(SPAN - 1)
         self._directories = [locks]
         self._locks: dict[int, ExitStack] = {}
-        self.quarantined: set[int] = set()
-        """Ids that stay locked, since a process or a file of theirs could not be removed."""
+        self.quarantined: dict[int, Path | None] = {}
+        """Ids that stay locked, since a process of theirs is left, or the tree that is named could not be removed."""
 
     def open(self) -> None:
         """Makes the directories of the locks. Raises OSError, where another user could write there too."""
@@ -74,10 +74,15 @@ class Users:
         if uid is not None:
             self._locks.pop(uid).close()
 
-    def quarantine(self, uid: int | None) -> None:
-        """The id stays taken until we end: something of its user is left."""
+    def quarantine(self, uid: int | None, tree: Path | None = None) -> None:
+        """The id stays taken until `release`: something of its user is left."""
         if uid is not None:
-            self.quarantined.add(uid)
+            self.quarantined[uid] = tree
+
+    def release(self, uid: int) -> None:
+        """Nothing is left any more."""
+        del self.quarantined[uid]
+        self.give_back(uid)
 
     def orphaned(self) -> list[int]:
         """Ids with living processes that no invoker holds; they are taken (see `give_back`)."""

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_BLOCK = 512
+"""Bytes, whatever the file system's own blocks are: see stat(2)."""
 _BATCH = 1000
 """Subdirectories of one directory that `delete` remembers at once."""
 
@@ -31,10 +33,12 @@ class Moved(OSError):
 
 @dataclass(frozen=True)
 class Bounds:
-    """How far a walk goes. `depth` counts directories below the root, `entries` everything in them."""
+    """How far a walk goes. `depth` counts directories below the root, `entries` everything in them, `bytes` what they
+    take on the disk."""
 
     depth: int = 64
     entries: int = 100_000
+    bytes: int = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def walk(root: Path, bounds: Bounds, ignored: frozenset[str] = frozenset()) -> I
     passed over. What vanishes meanwhile is passed over too. Raises TooMuch, and OSError where the root cannot be
     opened."""
     cursor = _Cursor(root)
-    left = bounds.entries
+    left, space = bounds.entries, bounds.bytes
     try:
         while True:
             parents = cursor.parents
@@ -148,6 +152,9 @@ def walk(root: Path, bounds: Bounds, ignored: frozenset[str] = frozenset()) -> I
                         status = item.stat(follow_symlinks=False)
                     except OSError:
                         continue
+                    space -= status.st_blocks * _BLOCK
+                    if space < 0:
+                        raise TooMuch(f"more than {bounds.bytes:,} bytes")
                     if stat.S_ISDIR(status.st_mode):
                         if item.name in ignored:
                             continue

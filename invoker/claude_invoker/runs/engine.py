@@ -99,6 +99,7 @@ class Engine:
                 "ending old sessions": lambda: asyncio.to_thread(self._sessions.expire),
                 "deleting old artifacts": lambda: asyncio.to_thread(self._forget_files),
                 "deleting the trees of ended runs": lambda: asyncio.to_thread(self._discarded.empty),
+                "ending what is left of runs": self._launcher.end_leftovers,
             },
             _SWEEP_S,
         )
@@ -172,6 +173,11 @@ class Engine:
         if not self._sweeper.alive:
             return "old runs are not swept away"
         return self.pool.obstacle
+
+    @property
+    def sweeping_troubles(self) -> list[str]:
+        """What is to be swept away and is not; the log says why."""
+        return self._sweeper.troubled
 
     @property
     def running(self) -> int:

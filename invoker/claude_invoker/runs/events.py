@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import orjson
 
 MAX_KEPT_BYTES = 32 * 1024 * 1024
+_OVERHEAD = 256
+"""What an event takes in memory beside its data."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class EventLog:
     """Append-only. Beyond `MAX_KEPT_BYTES` the oldest events are forgotten; a late reader begins later."""
 
     def __init__(self) -> None:
-        self._events: list[Event] = []
+        self._events: deque[Event] = deque()
         self._size = 0
         self._last = 0
         self._changed = asyncio.Event()
@@ -47,9 +51,9 @@ class EventLog:
         self._last += 1
         event = Event(self._last, name, data)
         self._events.append(event)
-        self._size += len(event.data)
+        self._size += len(event.data) + _OVERHEAD
         while self._size > MAX_KEPT_BYTES and len(self._events) > 1:
-            self._size -= len(self._events.pop(0).data)
+            self._size -= len(self._events.popleft().data) + _OVERHEAD
         self._wake()
         return event
 
@@ -64,9 +68,8 @@ class EventLog:
 
     def since(self, last_id: int) -> list[Event]:
         """The kept events after `last_id`."""
-        if not self._events:
-            return []
-        return self._events[max(0, last_id + 1 - self._events[0].id) :]
+        new = min(len(self._events), max(0, self._last - last_id))
+        return list(itertools.islice(reversed(self._events), new))[::-1]
 
     async def follow(self, last_id: int = 0) -> AsyncIterator[Event]:
         """Each event after `last_id`, as they come, until the log is closed."""

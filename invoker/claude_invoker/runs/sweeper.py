@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -11,42 +10,51 @@ from typing import Any
 
 _log = logging.getLogger(__name__)
 Step = Callable[[], Coroutine[Any, Any, object]]
+_LATE_S = 300.0
+"""What a step may take; one that takes longer most likely hangs in a file system."""
 
 
 class Sweeper:
-    """Runs each of `steps` every `interval_s`, one after the other."""
+    """Runs each of `steps` again and again, `interval_s` after it ended, and beside the others."""
 
     def __init__(self, steps: Mapping[str, Step], interval_s: float) -> None:
         self._steps = steps
         self._interval_s = interval_s
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._begun: dict[str, float] = {}
         self.failing: set[str] = set()
         """Steps that failed the last time."""
-        self.swept_at = time.monotonic()
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._sweep())
+        self._tasks = [asyncio.create_task(self._sweep(name, step)) for name, step in self._steps.items()]
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
     def alive(self) -> bool:
-        return self._task is not None and not self._task.done()
+        return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
-    async def _sweep(self) -> None:
+    @property
+    def troubled(self) -> list[str]:
+        """Steps that failed the last time, or have been at it for too long."""
+        now = time.monotonic()
+        late = {name for name, begun in self._begun.items() if now - begun > _LATE_S}
+        return sorted(self.failing | late)
+
+    async def _sweep(self, name: str, step: Step) -> None:
         while True:
-            for name, step in self._steps.items():
-                try:
-                    await step()
-                except Exception:
-                    if name not in self.failing:
-                        _log.exception("%s does not work, it is tried again every %g s", name, self._interval_s)
-                    self.failing.add(name)
-                else:
-                    self.failing.discard(name)
-            self.swept_at = time.monotonic()
+            self._begun[name] = time.monotonic()
+            try:
+                await step()
+            except Exception:
+                if name not in self.failing:
+                    _log.exception("%s does not work, it is tried again every %g s", name, self._interval_s)
+                self.failing.add(name)
+            else:
+                self.failing.discard(name)
+            finally:
+                del self._begun[name]
             await asyncio.sleep(self._interval_s)
