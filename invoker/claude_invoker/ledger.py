@@ -16,7 +16,6 @@ from claude_contract.ledger import (
     Slot,
     UnreadableLedger,
     Usage,
-    micro_usd,
 )
 from claude_invoker.problem import Problem
 from claude_invoker.trust import Caller
@@ -65,33 +64,33 @@ class Ledger:
         parsed = Lease.parse(lease)
         return await self._store.peek(Peek(parsed.namespace, parsed.tag))
 
-    async def settle(self, caller: Caller, usd: float) -> None:
-        """Books the cost and ends the lease, once however often it is called. Never raises: what Redis does
-        not take after some tries lapses with the lease."""
-        await self._end(caller, lambda lease: self._store.settle(lease, micro_usd(usd)))
+    async def book(self, lease: str, micro_usd: int) -> bool:
+        """Books a cost and ends the lease, once however often it is called. Never raises: False where Redis does not
+        take it after some tries, and the lease lapses by itself."""
+        return await self._end(lease, lambda parsed: self._store.settle(parsed, micro_usd))
 
     async def release(self, caller: Caller) -> None:
         """Nothing ran."""
-        await self._end(caller, self._store.release)
+        if caller.lease is not None:
+            await self._end(caller.lease, self._store.release)
 
     async def close(self) -> None:
         await self._redis.aclose()
 
-    async def _end(self, caller: Caller, verb: Callable[[Lease], Awaitable[bool]]) -> None:
-        if caller.lease is None:
-            return
-        lease = Lease.parse(caller.lease)
+    async def _end(self, lease: str, verb: Callable[[Lease], Awaitable[bool]]) -> bool:
+        parsed = Lease.parse(lease)
         for attempt in range(_TRIES):
             try:
-                await verb(lease)
-                return
+                await verb(parsed)
+                return True
             except UnreadableLedger as error:
                 _log.error("%s", error)
                 break
             except LedgerUnavailable as error:
                 _log.warning("ledger not reached (%s), try %d", error, attempt + 1)
                 await asyncio.sleep(0.1 * 2**attempt)
-        _log.error("a lease of %s could not be ended; it lapses by itself", caller.subject)
+        _log.error("a lease could not be ended; it lapses by itself")
+        return False
 
 
 def slot_of(caller: Caller) -> Slot:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
+from claude_invoker.cli.outcome import usage
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 
@@ -20,6 +21,9 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._runs = Counter("claude_invoker_runs_total", "Runs by outcome", ["outcome"], registry=self._registry)
         self._cost = Counter("claude_invoker_cost_usd_total", "Money spent", ["model", "tier"], registry=self._registry)
+        self._cli_cost = Counter(
+            "claude_invoker_cli_cost_usd_total", "What the CLIs said it was", ["model", "tier"], registry=self._registry
+        )
         self._tokens = Counter(
             "claude_invoker_tokens_total", "Tokens used", ["model", "tier", "kind"], registry=self._registry
         )
@@ -47,8 +51,9 @@ class Metrics:
         self._runs.labels("ok" if run.problem is None else run.problem.kind).inc()
         model, tier = run.model or "none", run.tier or "none"
         self._cost.labels(model, tier).inc(run.cost_usd)
-        if run.result is not None:
-            for field, tokens in run.result.usage.model_dump().items():
+        self._cli_cost.labels(model, tier).inc(run.cli_cost_usd)
+        if run.account.used:
+            for field, tokens in usage(run.account.total).model_dump().items():
                 self._tokens.labels(model, tier, field.removesuffix("_tokens")).inc(tokens)
         self._duration.observe((run.finished_at or run.created_at) - run.created_at)
 

@@ -18,6 +18,7 @@ from pydantic_settings import (
 
 from claude_contract import secret_file
 from claude_contract.secret_file import SecretFileError
+from claude_invoker.metering.prices import OwnPrice
 
 Names = Annotated[tuple[str, ...], NoDecode]
 """A tuple of names; in the environment separated by commas."""
@@ -88,6 +89,11 @@ class Settings(BaseSettings):
     tools_allowed: Names = ("Read", "Write", "Edit", "Glob", "Grep", "Bash", "WebFetch", "WebSearch")
     max_turns: int = Field(default=25, ge=1)
     max_budget_usd: float = Field(default=5.0, gt=0)
+    prices: dict[str, OwnPrice] = {}
+    """Prices of models that the public list lacks, or has otherwise: US dollars for a million tokens, such as
+    `{"claude-x": {"input": 3, "output": 15}}`."""
+    unknown_price: Literal["refuse", "dearest"] = "refuse"
+    """What a request is whose model has no price: refused, or billed as the dearest known."""
 
     pool_size: int = Field(default=1, ge=0)
     """Warm processes kept at least; demand raises it up to `pool_max`."""

@@ -3,6 +3,7 @@ invoker without the defence, where it must see the harm."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -20,7 +21,8 @@ def test_a_model_that_is_not_taken_is_not_replaced_by_another(
     """The CLI asks the API about a name that it does not know, and where that fails it goes on with its own model."""
     if without and code != 404:
         pytest.skip("one code shows the harm")
-    invoker = start_invoker(without=without, pool_size=0, pool_max=0)
+    prices = json.dumps({f"claude-new-status-{code}": {"input": 3, "output": 15}})
+    invoker = start_invoker(without=without, pool_size=0, pool_max=0, prices=prices)
     mark = f"who-answers-{code}-{len(without)}"
     with invoker.client() as api:
         answer = api.post("/invoke", json={"prompt": f"{mark} [[say x]]", "model": f"claude-new-status-{code}"})

@@ -6,12 +6,15 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from decimal import Decimal
 
 import httpx
 import pytest
 
 from claude_invoker.cli import keyproxy
 from claude_invoker.cli.keyproxy import Grant, KeyProxy
+from claude_invoker.metering.account import Account
+from claude_invoker.metering.prices import Prices
 from tests.invoker.conftest import KEY, StandInProcess
 
 MODEL = b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}'
@@ -27,7 +30,7 @@ async def proxy(stand_in: StandInProcess) -> AsyncIterator[KeyProxy]:
 
 def granted(proxy: KeyProxy, requests: int) -> tuple[Grant, dict[str, str]]:
     token = proxy.issue()
-    grant = Grant(lambda model: "haiku" in model, requests)
+    grant = Grant(lambda model: "haiku" in model, requests, Account(Prices({}, "refuse"), Decimal(1)))
     proxy.grant(token, grant)
     return grant, {"x-api-key": token, "content-type": "application/json"}
 
@@ -106,14 +109,12 @@ async def test_what_is_not_a_request_for_the_runs_model_is_refused(proxy: KeyPro
     assert grant.api_status is None, "nothing was sent"
 
 
-@pytest.mark.parametrize(
-    "parser", ["keyproxy._refusal(body, keyproxy.Grant(lambda model: True, 1))", "orjson.loads(body)"]
-)
+@pytest.mark.parametrize("parser", ["request.read(body)", "orjson.loads(body)"])
 def test_a_body_costs_little_more_than_its_size(parser: str) -> None:
     """Of 32 MB that are ten million lists, the control makes ten million objects."""
     program = (
-        "import orjson, resource\nfrom claude_invoker.cli import keyproxy\n"
-        "body = b'{\"model\":\"haiku\",\"x\":[' + b'[],' * 10_000_000 + b'1]}'\n"
+        "import orjson, resource\nfrom claude_invoker.metering import request\n"
+        "body = b'{\"model\":\"claude-haiku-4-5\",\"messages\":[' + b'[],' * 10_000_000 + b'1]}'\n"
         f"{parser}\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

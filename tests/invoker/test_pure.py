@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from claude_invoker.api.negotiation import preferred
 from claude_invoker.cli.command import Deadlines, Shape, command, environment
 from claude_invoker.cli.keyproxy import Grant
 from claude_invoker.cli.messages import Malformed, Result, parse
-from claude_invoker.cli.outcome import denials, failure, stop_reason, usage
+from claude_invoker.cli.outcome import denials, failure, stop_reason
 from claude_invoker.cli.tree import Tree
+from claude_invoker.metering.account import Account
+from claude_invoker.metering.prices import Prices
 from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import permits, plan
 from claude_invoker.problem import TITLES, Problem
@@ -26,7 +29,12 @@ from claude_invoker.settings import Settings, is_loopback
 from kong_claude_local.standin.script import reply_to
 
 CLI = Path("/opt/claude")
+PRICES = Prices({}, "refuse")
 SHAPE = Shape(("Read", "Write"), 7, 0.5)
+
+
+def account() -> Account:
+    return Account(PRICES, Decimal(1))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +187,7 @@ def test_names_of_models(allowed: tuple[str, ...] | None, model: str, expected: 
     ],
 )
 def test_outcomes(result: dict[str, Any], grant: dict[str, Any], expected: tuple[int, str] | None) -> None:
-    problem = failure(Result.model_validate(result), Grant(lambda model: True, 9, **grant))
+    problem = failure(Result.model_validate(result), Grant(lambda model: True, 9, account(), **grant))
     assert (problem and (problem.status, problem.kind)) == expected
     if problem:
         assert problem.kind in TITLES
@@ -207,10 +215,9 @@ def test_a_strange_result_is_no_crash(document: dict[str, Any]) -> None:
     except (Malformed, TypeError):  # TypeError: an integer of more than 64 bits, which we do not write
         return
     assert isinstance(result, Result)
-    failure(result, Grant(lambda model: True, 1))
-    assert stop_reason(result)
+    failure(result, Grant(lambda model: True, 1, account()))
+    assert stop_reason(result, account())
     assert denials(result) is not None
-    assert usage(result).input_tokens == 0
     assert 0 <= result.used.costUSD < float("inf")
 
 

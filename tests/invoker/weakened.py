@@ -18,11 +18,14 @@ from typing import Any
 
 import orjson
 
+from claude_contract.ledger import micro_usd
 from claude_invoker import __main__ as program
 from claude_invoker.cli import kill, killer, messages, process, tree, users, walk
 from claude_invoker.cli.command import Shape, command
+from claude_invoker.metering.account import Account
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts, engine, sessions
+from claude_invoker.runs.run import Run
 
 
 def put(owner: object, name: str, value: object) -> None:
@@ -161,7 +164,7 @@ def anything_the_cli_says() -> None:
         fields = messages.Result.model_fields
         return messages.Result.model_construct(**{name: document[name] for name in fields if name in document})
 
-    async def execute(self: engine.Engine, run: Any, caller: Any, wait_s: float | None) -> None:
+    async def execute(self: engine.Engine, run: Run, caller: Any, wait_s: float | None) -> None:
         keeper = None if self.ledger is None else asyncio.create_task(self.ledger.hold(caller))
         try:
             await self._in_place(run, wait_s)
@@ -173,11 +176,12 @@ def anything_the_cli_says() -> None:
             run.problem = Problem(499, "cancelled")
         if keeper is not None and self.ledger is not None:
             keeper.cancel()
-            await asyncio.shield(self.ledger.settle(caller, run.cost_usd))
+            await asyncio.shield(self.ledger.book(caller.lease or "", micro_usd(run.cost_usd)))
         self._finish(run)
 
     put(process, "parse", believe)
     put(messages.Result, "used", property(lambda self: Anything.of(self.total_cost_usd)))
+    the_cli_is_believed()
     put(engine.Engine, "_execute", execute)
 
 
@@ -212,8 +216,19 @@ def work_in_the_background() -> None:
     put(process, "environment", without)
 
 
+def the_cli_is_believed() -> None:
+    """A run costs what its CLI says."""
+    put(Run, "cost_usd", property(lambda self: self.cli_cost_usd))
+
+
+def budgets_without_a_wall() -> None:
+    """What a run may spend is looked at by its CLI only."""
+    put(Account, "fits", lambda self, asked, price, input_tokens: asked.max_tokens)
+
+
 def whole_sessions_are_booked() -> None:
     """A run's cost is what the CLI calls the total."""
+    the_cli_is_believed()
     put(messages.Result, "used", property(lambda self: messages.ModelUsage(costUSD=self.total_cost_usd)))
 
 
@@ -234,6 +249,8 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         anything_the_cli_says,
         answers_that_nobody_reads,
         work_in_the_background,
+        the_cli_is_believed,
+        budgets_without_a_wall,
         whole_sessions_are_booked,
     )
 }

@@ -2,7 +2,8 @@
 
 A tool shell has the CLI's user id and can read the CLI's memory, so no way of handing the key to the CLI
 keeps it from a determined prompt. So the CLI gets a token instead, worth nothing before its run begins and
-after it ends, and only for the models that the run may use.
+after it ends, and only for the models that the run may use. What its requests cost is counted, and bounded, here
+(see `metering`): what the CLI says about it comes from a process that the run's tools can reach.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import msgspec
 import orjson
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
+
+from claude_invoker.metering import request
+from claude_invoker.metering.account import Account, Exhausted, Reservation
+from claude_invoker.metering.prices import Price, UnknownPrice
+from claude_invoker.metering.request import Asked, Refused
+from claude_invoker.metering.usage import Meter
 
 _MAX_BODY = 32 * 1024 * 1024
 """Of one request: the API itself takes no more."""
@@ -29,7 +35,13 @@ _DROPPED = frozenset(
      b"accept-encoding", b"proxy-authorization")
 )  # fmt: skip
 _HOP = frozenset((b"connection", b"transfer-encoding", b"keep-alive", b"content-encoding", b"content-length"))
-_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
+_COUNT = "/v1/messages/count_tokens"
+_PATHS = ("/v1/messages", _COUNT)
+_COUNT_S = 10.0
+_COUNT_MARGIN = (1.02, 64)
+"""The API calls its own count an estimate: by this factor, and so many tokens, it may be too low."""
+_LAST_WORD_S = 2.0
+"""How long the API may take to say what a request has used so far of which nothing was heard when the run left."""
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -42,6 +54,9 @@ class Grant:
     permits: Callable[[str], bool]
     """Whether the run may use a model."""
     requests_left: int
+    account: Account
+    server_tools: frozenset[str] = frozenset()
+    """The API's own tools that the run may use."""
     held: int = 0
     """Bytes of the bodies that were read and are not answered yet."""
     refused: str | None = None
@@ -50,6 +65,17 @@ class Grant:
     """The status of the API's last answer; None before the first, and where the API could not be reached."""
     unreachable: bool = False
     retry_after: str | None = None
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request of a run's, and how to answer it."""
+
+    scope: dict[str, Any]
+    asked: Asked
+    grant: Grant
+    receive: Receive
+    send: Send
 
 
 class KeyProxy:
@@ -125,40 +151,101 @@ class KeyProxy:
             content = await body.read(receive)
             if content is None:
                 await _respond(send, 413, _error("request_too_large", "the request is too large"))
-            elif refusal := _refusal(content, grant):
-                await _refuse(send, grant, refusal)
-            else:
-                await self._forward(scope, content, grant, receive, send)
+                return
+            try:
+                asked, price = _read(content, grant)
+            except (Refused, UnknownPrice) as refusal:
+                await _refuse(send, grant, str(refusal))
+                return
+            exchange = Exchange(scope, asked, grant, receive, send)
+            if scope["path"] == _COUNT:
+                await self._forward(exchange, content, None)
+                return
+            try:
+                reservation = await self._reserve(exchange, price)
+            except Exhausted:
+                # Not `refused`: the run ends as one that has used up its turns.
+                await _respond(send, 403, _error("permission_error", "the budget of this run is used up"))
+                return
+            lowered = reservation.max_tokens < asked.max_tokens
+            try:
+                await self._forward(
+                    exchange, asked.with_max_tokens(reservation.max_tokens) if lowered else asked.body(), reservation
+                )
+            finally:
+                grant.account.settle(reservation, asked.model, None)  # where it is still open
 
-    async def _forward(self, scope: dict[str, Any], body: bytes, grant: Grant, receive: Receive, send: Send) -> None:
-        headers = [(name, value) for name, value in scope["headers"] if name not in _DROPPED]
+    async def _reserve(self, exchange: Exchange, price: Price) -> Reservation:
+        """By the request's size, or by the API's own count where that is too much. Raises Exhausted."""
+        asked, account = exchange.asked, exchange.grant.account
+        tokens = asked.input_bound(price)
+        if account.fits(asked, price, tokens) < asked.max_tokens:
+            counted = await self._count(exchange, asked)
+            if counted is not None:
+                tokens = min(tokens, counted)
+        return account.reserve(asked, price, tokens)
+
+    async def _count(self, exchange: Exchange, asked: Asked) -> int | None:
+        """The request's input tokens as the API counts them, which costs nothing. None where it does not say."""
+        asking = self._request(exchange, _COUNT, asked.counted())
+        try:
+            async with asyncio.timeout(_COUNT_S):
+                answer = await self._client.send(asking)
+            tokens = orjson.loads(answer.content)["input_tokens"]
+        except (httpx.HTTPError, TimeoutError, ValueError, KeyError, TypeError):
+            return None
+        if answer.status_code != 200 or not isinstance(tokens, int):
+            return None
+        return int(tokens * _COUNT_MARGIN[0]) + _COUNT_MARGIN[1] + asked.search_tokens
+
+    def _request(self, exchange: Exchange, path: str, body: bytes) -> httpx.Request:
+        headers = [(name, value) for name, value in exchange.scope["headers"] if name not in _DROPPED]
         headers.append((b"x-api-key", self._api_key.encode()))
-        query = scope["query_string"].decode("latin-1")
-        url = self._base_url + scope["path"] + (f"?{query}" if query else "")
-        request = self._client.build_request("POST", url, headers=headers, content=body)
-        forwarding = asyncio.create_task(self._relay(request, grant, send))
-        gone = asyncio.create_task(_disconnected(receive))
+        query = exchange.scope["query_string"].decode("latin-1")
+        url = self._base_url + path + (f"?{query}" if query else "")
+        return self._client.build_request("POST", url, headers=headers, content=body)
+
+    async def _forward(self, exchange: Exchange, body: bytes, reservation: Reservation | None) -> None:
+        sent = self._request(exchange, exchange.scope["path"], body)
+        heard = asyncio.Event()
+        forwarding = asyncio.create_task(self._relay(sent, exchange, reservation, heard))
+        gone = asyncio.create_task(_disconnected(exchange.receive))
         await asyncio.wait((forwarding, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not forwarding.done() and reservation is not None:
+            # The run has left. What it is billed for is what the API bills us for, which the API says first.
+            last_word = asyncio.create_task(heard.wait())
+            await asyncio.wait((forwarding, last_word), timeout=_LAST_WORD_S, return_when=asyncio.FIRST_COMPLETED)
+            last_word.cancel()
         for task in (forwarding, gone):
             task.cancel()
         await asyncio.gather(forwarding, gone, return_exceptions=True)
 
-    async def _relay(self, request: httpx.Request, grant: Grant, send: Send) -> None:
+    async def _relay(
+        self, sent: httpx.Request, exchange: Exchange, reservation: Reservation | None, heard: asyncio.Event
+    ) -> None:
+        grant, send = exchange.grant, exchange.send
         try:
-            response = await self._client.send(request, stream=True)
+            response = await self._client.send(sent, stream=True)
         except httpx.HTTPError:
             grant.api_status, grant.unreachable = None, True
             await _respond(send, 502, _error("api_error", "the API cannot be reached"))
             return
         grant.api_status, grant.unreachable = response.status_code, False
         grant.retry_after = response.headers.get("retry-after")
+        meter = Meter(stream=response.headers.get("content-type", "").startswith("text/event-stream"))
         try:
             head = [(name, value) for name, value in response.headers.raw if name.lower() not in _HOP]
             await send({"type": "http.response.start", "status": response.status_code, "headers": head})
             async for chunk in _chunks(response):
+                meter.feed(chunk)
+                if meter.seen:
+                    heard.set()
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            meter.end()
             await send({"type": "http.response.body"})
         finally:
+            if reservation is not None and (meter.seen or response.status_code != 200):
+                grant.account.settle(reservation, meter.model or exchange.asked.model, meter.used)
             await response.aclose()
 
 
@@ -203,23 +290,12 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-class _Asked(msgspec.Struct):
-    """All of a request that is of interest. The rest is passed over: as objects, 32 MB of `[]` would be a gigabyte."""
-
-    model: str
-
-
-def _refusal(body: bytes, grant: Grant) -> str | None:
-    try:
-        model = _ASKED.decode(body).model
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return "not a JSON object with a model"
-    if not grant.permits(model):
-        return f"this run may not use model {model[:200]}"
-    return None
-
-
-_ASKED = msgspec.json.Decoder(_Asked)
+def _read(body: bytes, grant: Grant) -> tuple[Asked, Price]:
+    """Raises Refused, UnknownPrice."""
+    asked = request.read(body, grant.server_tools)
+    if not grant.permits(asked.model):
+        raise Refused(f"this run may not use model {asked.model[:200]}")
+    return asked, grant.account.prices.price(asked.model)
 
 
 async def _refuse(send: Send, grant: Grant, reason: str) -> None:

@@ -76,14 +76,15 @@ class Killer:
             self._answers.pop(number, None)
 
     async def stop(self) -> None:
+        # Both at once: while this waits, another call may start the next.
         process, self._process = self._process, None
-        if process is None:
+        reader, self._reader = self._reader, None
+        if process is None or reader is None:
             return
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-        if self._reader is not None:
-            await asyncio.gather(self._reader, return_exceptions=True)
+        await asyncio.gather(reader, return_exceptions=True)
 
     async def _running(self) -> asyncio.subprocess.Process:
         async with self._starting:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from claude_invoker.cli.keyproxy import Grant
 from claude_invoker.cli.messages import Result
 from claude_invoker.cli.process import Disobeyed
+from claude_invoker.metering.account import Account
+from claude_invoker.metering.usage import Used
 from claude_invoker.model import PermissionDenial, Usage
 from claude_invoker.problem import Problem
 
@@ -24,6 +26,8 @@ def failure(result: Result, grant: Grant) -> Problem | None:
     internal addresses; only what says why a prompt was rejected is passed on.
     """
     if not result.is_error or result.subtype in _STOPPED or result.stop_reason == "refusal":
+        return None
+    if is_cut_off(result, grant.account):
         return None
     if grant.refused:
         return Problem(403, "forbidden", grant.refused)
@@ -47,6 +51,8 @@ def disobeyed(model: str, error: Disobeyed, grant: Grant) -> Problem:
     that it does not know by name the CLI asks the API."""
     if grant.refused:
         return Problem(403, "forbidden", grant.refused)
+    if grant.account.exhausted:
+        return Problem(422, "invalid", "the budget does not suffice for one request")
     if error.code == "auth_failed":
         return Problem(502, "api-auth", api_status=grant.api_status)
     if error.code in ("rate_limit", "check_server_error"):
@@ -63,18 +69,24 @@ def overloaded(grant: Grant, status: int | None) -> Problem:
     return Problem(503, "api-overloaded", headers={"Retry-After": wait}, api_status=status)
 
 
-def stop_reason(result: Result) -> str:
+def is_cut_off(result: Result, account: Account) -> bool:
+    """Whether the run ended since the proxy sent no more requests for its budget; the text is the CLI's error then."""
+    return result.is_error and account.exhausted and result.subtype not in _STOPPED
+
+
+def stop_reason(result: Result, account: Account) -> str:
     """`end_turn`, `max_turns`, `max_budget`, `refusal`, … of a result that is answered with 200."""
+    if is_cut_off(result, account):
+        return "max_budget"
     return _STOPPED.get(result.subtype) or result.stop_reason or "end_turn"
 
 
-def usage(result: Result) -> Usage:
-    used = result.used
+def usage(used: Used) -> Usage:
     return Usage(
-        input_tokens=used.inputTokens,
-        output_tokens=used.outputTokens,
-        cache_creation_input_tokens=used.cacheCreationInputTokens,
-        cache_read_input_tokens=used.cacheReadInputTokens,
+        input_tokens=used.input,
+        output_tokens=used.output,
+        cache_creation_input_tokens=used.cache_write,
+        cache_read_input_tokens=used.cache_read,
     )
 
 

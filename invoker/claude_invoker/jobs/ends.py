@@ -10,12 +10,13 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from claude_contract.ledger import Lease
+from claude_contract.ledger import Lease, micro_usd
 from claude_invoker.jobs.orphan import left_in
 from claude_invoker.jobs.queue import Queues, enqueue_delivery, enqueue_ticket
 from claude_invoker.jobs.record import Job, caller_json, retention
 from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
+from claude_invoker.metering.journal import Journal
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
 from claude_invoker.trust import Caller
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 class Ends:
     settings: Settings
     ledger: Ledger | None
+    journal: Journal
     store: Store
     queues: Queues
 
@@ -42,9 +44,10 @@ class Ends:
                 _log.warning("job %s: its end is not stored yet (%s)", job.id, type(error).__name__)
                 await asyncio.sleep(1)
 
-    async def settle(self, caller: Caller, usd: float) -> None:
-        if self.ledger is not None:
-            await self.ledger.settle(caller, usd)
+    async def book(self, caller: Caller, micro_usd: int) -> None:
+        """Ends the caller's lease. Never raises."""
+        if self.ledger is not None and caller.lease is not None:
+            await self.ledger.book(caller.lease, micro_usd)
 
     async def again(self, job: Job, *, in_s: float = 0.0) -> bool:
         """Lets a job wait again where the operator wants that. With a new lease: the old one is given back or settled,
@@ -57,15 +60,14 @@ class Ends:
             caller = replace(caller, lease=str(Lease.new(old.namespace, old.tag, old.micro_usd)))
         if await self.store.requeue(job, caller=caller_json(caller)) != "requeued":
             return False
-        if self.ledger is not None:
-            await self.ledger.release(job.caller)
+        await self.book(job.caller, await asyncio.to_thread(self._spent, job))
         await enqueue_ticket(self.queues, at=time.time() + in_s if in_s else 0.0)
         return True
 
     async def orphaned(self, job: Job) -> None:
         """A running job whose worker died. By default it fails with what it has left, since a run has side effects.
 
-        Its cost is known to nobody, and booked as nothing."""
+        What it has spent is in the journal, if this is its worker's machine, else in the record as of the last beat."""
         if not await self.store.take_over(job):
             return
         _log.warning("job %s: its worker %s was lost", job.id, job.worker)
@@ -74,5 +76,10 @@ class Ends:
         left = await asyncio.to_thread(left_in, job, self.settings)
         problem = Problem(500, "worker-lost", "the worker that ran the job died; the run may have had effects")
         state = "cancelled" if job.cancel else "failed"
-        if await self.end(job, state, error=problem.document() | {"artifacts": left}):
-            await self.settle(job.caller, 0.0)
+        spent = await asyncio.to_thread(self._spent, job)
+        fields = {"error": problem.document() | {"artifacts": left}, "cost_usd": repr(spent / 1_000_000)}
+        if await self.end(job, state, **fields):
+            await self.book(job.caller, spent)
+
+    def _spent(self, job: Job) -> int:
+        return max(self.journal.spent(job.id), micro_usd(job.cost_usd))

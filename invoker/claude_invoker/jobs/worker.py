@@ -125,7 +125,7 @@ class Worker:
         try:
             decided = plan(job.request, job.caller.clamp, self.settings, isolated=self.engine.users.isolated)
         except Problem as problem:  # the operator's settings have become narrower
-            await self.ends.settle(job.caller, 0.0)
+            await self.ends.book(job.caller, 0)
             await self.ends.end(job, "failed", error=problem.document())
             return
         # Of an attempt that died after it had kept its files.
@@ -174,6 +174,7 @@ class Worker:
                 "beat": str(now_ms()),
                 "progress": watch.progress().model_dump_json(),
                 "model": run.model,
+                "cost_usd": repr(run.cost_usd),
             }
             if run.work is not None:
                 fields["work"] = str(run.work)

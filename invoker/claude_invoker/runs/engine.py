@@ -16,6 +16,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Literal
 
 from claude_contract.claims import UNCLAMPED
@@ -32,6 +33,9 @@ from claude_invoker.cli.tree import Discarded, Workplace, dismantle, prepare, tr
 from claude_invoker.cli.users import Users
 from claude_invoker.cli.walk import delete
 from claude_invoker.ledger import Ledger
+from claude_invoker.metering.account import Account
+from claude_invoker.metering.journal import Entry, Journal
+from claude_invoker.metering.prices import Prices
 from claude_invoker.model import RunResult
 from claude_invoker.plan import Plan, permits
 from claude_invoker.problem import Problem
@@ -50,6 +54,8 @@ TERM_S = 3.0
 _SWEEP_S = 10.0
 _DELETE_S = 10.0
 """How long the last trees may take to be deleted when the engine stops."""
+_LAST_ANSWER_S = 5.0
+"""How long the key proxy may take to settle the last request of a run that has ended."""
 _REQUESTS_PER_TURN = 8
 """Retries, subagents and summaries: what a turn may cost in API requests before the proxy refuses more."""
 
@@ -75,6 +81,8 @@ class Engine:
         )
         key = settings.anthropic_api_key
         self._proxy = KeyProxy(settings.anthropic_base_url, key.get_secret_value() if key else "")
+        self.journal = Journal(settings.state_dir / "journal")
+        self._prices = Prices(settings.prices, settings.unknown_price)
         self._places = asyncio.Semaphore(settings.max_runs)
         self._launcher = Launcher(
             self.cli,
@@ -99,6 +107,7 @@ class Engine:
                 "ending old sessions": lambda: asyncio.to_thread(self._sessions.expire),
                 "deleting old artifacts": lambda: asyncio.to_thread(self._forget_files),
                 "deleting the trees of ended runs": lambda: asyncio.to_thread(self._discarded.empty),
+                "booking what runs have spent": self._book_leftovers,
                 "ending what is left of runs": self._launcher.end_leftovers,
             },
             _SWEEP_S,
@@ -128,6 +137,7 @@ class Engine:
     async def __aenter__(self) -> Engine:
         await self.reclaim()
         self._workplace.open()
+        self.journal.open()
         for path in self._workplace.abandoned():
             with contextlib.suppress(OSError):  # another invoker starts as well, and was faster
                 self._discarded.take(path)
@@ -154,6 +164,7 @@ class Engine:
         if self._killer is not None:
             await self._killer.stop()
         self._workplace.close(self._discarded)
+        await asyncio.to_thread(self.journal.close)
         await asyncio.to_thread(self._discarded.close, _DELETE_S)
         dismantle(self._trees)
         self.users.close()
@@ -191,10 +202,13 @@ class Engine:
         """Begins a run; it waits up to `queue_wait_s` for a place, a job's as long as it takes. Returns at once."""
         run_id = job_id or new_id()
         retention_s = self.settings.tier_retention_s.get(caller.tier or "", self.settings.retention_s)
-        run = Run(run_id, caller.subject, plan, artifacts.directory(self.settings, run_id), retention_s)
+        account = Account(self._prices, Decimal(str(plan.max_budget_usd)))
+        run = Run(run_id, caller.subject, plan, account, artifacts.directory(self.settings, run_id), retention_s)
         run.tier = caller.tier or ""
         run.is_job = job_id is not None
-        run.leased = self.ledger is not None and caller.lease is not None
+        if self.ledger is not None and (lease := caller.lease) is not None:
+            run.leased = True
+            account.on_spent = lambda: self.journal.note(run_id, Entry(lease, account.micro_usd))
         self.runs[run_id] = run
         wait_s = None if job_id else self.settings.queue_wait_s
         run.task = asyncio.create_task(self._execute(run, caller, wait_s))
@@ -225,13 +239,14 @@ class Engine:
         finally:
             if keeper is not None:
                 keeper.cancel()
-                await self._settle(run, caller)
+                await self._settle(run, caller.lease)
             self._finish(run)
 
-    async def _settle(self, run: Run, caller: Caller) -> None:
+    async def _settle(self, run: Run, lease: str | None) -> None:
         """Books the cost. Never raises; goes on by itself where the run is cancelled meanwhile."""
-        assert self.ledger is not None
-        task = asyncio.create_task(self.ledger.settle(caller, run.cost_usd))
+        if lease is None:
+            return
+        task = asyncio.create_task(self._book(run, lease))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
         try:
@@ -240,6 +255,17 @@ class Engine:
             pass
         except Exception:
             _log.exception("run %s: its cost of %r USD was not booked", run.id, run.cost_usd)
+
+    async def _book(self, run: Run, lease: str) -> None:
+        assert self.ledger is not None
+        if await self.ledger.book(lease, run.account.micro_usd):
+            self.journal.booked(run.id)
+        else:
+            self.journal.ended(run.id)  # the sweeper tries again
+
+    async def _book_leftovers(self) -> None:
+        if self.ledger is not None:
+            await self.journal.settle(self.ledger.book)
 
     def _finish(self, run: Run) -> None:
         run.finished_at = time.time()
@@ -296,15 +322,15 @@ class Engine:
             run.session = None  # what it has left there was too much to keep
         run.result = RunResult(
             id=run.id,
-            result=result.result or "",
+            result="" if outcome.is_cut_off(result, run.account) else result.result or "",
             structured=result.structured_output,
             model=run.model,
             session=run.session,
-            usage=outcome.usage(result),
+            usage=outcome.usage(run.account.total),
             cost_usd=run.cost_usd,
             duration_ms=round((time.monotonic() - began) * 1000),
             num_turns=result.num_turns,
-            stop_reason=outcome.stop_reason(result),
+            stop_reason=outcome.stop_reason(result, run.account),
             permission_denials=outcome.denials(result),
             artifacts=run.artifacts,
         )
@@ -312,7 +338,12 @@ class Engine:
     async def _converse(self, run: Run, ready: Ready) -> Result:
         """Sends the plan and translates what comes back. The result message. Raises Problem, CliError."""
         plan, process = run.plan, ready.process
-        grant = Grant(functools.partial(permits, plan.models), plan.max_turns * _REQUESTS_PER_TURN)
+        grant = Grant(
+            functools.partial(permits, plan.models),
+            plan.max_turns * _REQUESTS_PER_TURN,
+            run.account,
+            frozenset({"web_search"} if "WebSearch" in plan.tools else ()),
+        )
         self._proxy.grant(ready.token, grant)
         translator = Translator(run)
         loop = asyncio.get_running_loop()
@@ -341,7 +372,7 @@ class Engine:
             raise outcome.disobeyed(plan.model, error, grant) from error
         if result is None:
             raise _early_end(process)
-        run.cost_usd = result.used.costUSD
+        run.cli_cost_usd = result.used.costUSD
         if problem := outcome.failure(result, grant):
             raise problem
         return result
@@ -349,6 +380,8 @@ class Engine:
     async def _leave(self, run: Run, process: CliProcess, before: artifacts.Seen, *, gently: bool) -> None:
         """What the run owes at its end: its cost, and its files."""
         await self._wind_down(run, process, gently=gently)
+        if not await run.account.settled(_LAST_ANSWER_S):
+            _log.warning("run %s: a request to the API is still under way and is not booked", run.id)
         await self._collect(run, process, before)
 
     async def _wind_down(self, run: Run, process: CliProcess, *, gently: bool) -> None:
@@ -360,7 +393,7 @@ class Engine:
                 async with asyncio.timeout(INTERRUPT_S):
                     async for message in process.messages():
                         if isinstance(message, Result):
-                            run.cost_usd = message.used.costUSD
+                            run.cli_cost_usd = message.used.costUSD
                             break
             if not process.finished:
                 await process.terminated(TERM_S)

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from claude_invoker.metering.account import Account
 from claude_invoker.model import Artifact, RunResult, RunView, State
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
@@ -25,6 +26,7 @@ class Run:
     id: str
     subject: str
     plan: Plan
+    account: Account
     files: Path
     """Directory of the kept artifacts."""
     retention_s: float
@@ -39,7 +41,8 @@ class Run:
     """Holds a lease in the gateway's ledger until done."""
     model: str = ""
     session: str | None = None
-    cost_usd: float = 0.0
+    cli_cost_usd: float = 0.0
+    """What the CLI says it has cost, which is never billed: a tool of the run can make it say anything."""
     artifacts: list[Artifact] = field(default_factory=list)
     result: RunResult | None = None
     problem: Problem | None = None
@@ -51,6 +54,11 @@ class Run:
     """Where the run works, once it has a process."""
     watchers: int = 0
     """Clients that are attached to the run now (see `api.stream`)."""
+
+    @property
+    def cost_usd(self) -> float:
+        """By what the API has said so far."""
+        return float(self.account.spent_usd)
 
     async def wait(self) -> RunResult:
         """The result once there is one. Raises Problem where the run failed or was cancelled."""

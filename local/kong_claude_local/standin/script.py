@@ -13,6 +13,7 @@ Directives in the newest prompt, anywhere in its text:
 | `[[stall N]]` | the stream stops for ever after N text chunks |
 | `[[reset N]]` | the connection is reset after N text chunks (0: before the headers) |
 | `[[stop REASON]]` | `stop_reason` of the answer, e.g. `refusal` or `max_tokens` |
+| `[[usage {json}]]` | these members of the answer's `usage`, such as `{"cache_read_input_tokens": 900}` |
 
 A model whose name ends in `-status-CODE` is answered with that status.
 A prompt that begins with `slow:` is answered as with `[[delay 60]]`. After tool turns, an answer without
@@ -26,7 +27,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-_OPEN = re.compile(r"\[\[(say|tool|large|delay|status|hang|stall|reset|stop)\b ?")
+_OPEN = re.compile(r"\[\[(say|tool|large|delay|status|hang|stall|reset|stop|usage)\b ?")
 _STATUS_BY_MODEL = re.compile(r"-status-([45]\d\d)$")
 _ERROR_TYPES = {
     400: "invalid_request_error",
@@ -53,6 +54,7 @@ class Reply:
     stall_after: int | None = None
     reset_after: int | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    usage: dict[str, Any] = field(default_factory=dict)
 
     @property
     def error_type(self) -> str:
@@ -63,6 +65,7 @@ class Reply:
 class _Directives:
     say: str | None = None
     tools: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    usage: dict[str, Any] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
 
 
@@ -71,15 +74,17 @@ def _directives(text: str) -> _Directives:
     decoder = json.JSONDecoder()
     for match in _OPEN.finditer(text):
         verb, start = match.group(1), match.end()
-        if verb == "tool":
-            name, _, _ = text[start:].partition(" ")
-            at = start + len(name) + 1
+        if verb in ("tool", "usage"):
+            name = text[start:].partition(" ")[0] if verb == "tool" else ""
+            at = start + (len(name) + 1 if verb == "tool" else 0)
             try:
                 arguments, _ = decoder.raw_decode(text, at)
             except ValueError:
                 continue
-            if isinstance(arguments, dict):
+            if isinstance(arguments, dict) and verb == "tool":
                 found.tools.append((name, arguments))
+            elif isinstance(arguments, dict):
+                found.usage |= arguments
             continue
         end = text.find("]]", start)
         argument = text[start : end if end >= 0 else len(text)]
@@ -143,6 +148,7 @@ def reply_to(body: dict[str, Any]) -> Reply:
         "hang": "hang" in values,
         "stall_after": number("stall"),
         "reset_after": number("reset"),
+        "usage": found.usage,
     }
     if (status := number("status")) is not None and 400 <= status <= 599:
         wait = (("retry-after", "1"),) if status in (429, 529) else ()

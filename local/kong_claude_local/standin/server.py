@@ -9,6 +9,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ class StandIn:
         if path.endswith("/count_tokens"):
             await send.json(200, {"input_tokens": max(1, len(body) // 4)})
             return
-        reply = reply_to(document)
+        reply = _shortened(reply_to(document), document.get("max_tokens"))
         if reply.hang:
             await asyncio.Event().wait()
         if reply.reset_after == 0:
@@ -248,12 +249,20 @@ def _message(document: dict[str, Any], reply: Reply, *, empty: bool = False) -> 
         "content": content,
         "stop_reason": None if empty else reply.stop_reason,
         "stop_sequence": None,
-        "usage": {"input_tokens": 12, "output_tokens": 1 if empty else _output_tokens(reply)},
+        "usage": {"input_tokens": 12} | reply.usage | {"output_tokens": 1 if empty else _output_tokens(reply)},
     }
 
 
+def _shortened(reply: Reply, max_tokens: Any) -> Reply:
+    """No answer is longer than it may be."""
+    if not isinstance(max_tokens, int) or _output_tokens(reply) <= max_tokens:
+        return reply
+    usage = reply.usage | {"output_tokens": max_tokens}
+    return replace(reply, text=reply.text[: 4 * max_tokens], tool=None, usage=usage, stop_reason="max_tokens")
+
+
 def _output_tokens(reply: Reply) -> int:
-    return 1 + len(reply.text) // 4
+    return int(reply.usage.get("output_tokens", 1 + len(reply.text) // 4))
 
 
 def _chunks(text: str) -> Iterator[str]:

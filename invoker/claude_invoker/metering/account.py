@@ -1,0 +1,112 @@
+"""What a run may spend, has reserved for requests under way, and has spent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, Decimal
+
+from claude_invoker.metering.prices import Price, Prices
+from claude_invoker.metering.request import Asked
+from claude_invoker.metering.usage import Used
+
+_FEWEST_TOKENS = 16
+"""An answer that may not be longer is no answer."""
+
+
+class Exhausted(Exception):
+    """What is left of the run's budget does not suffice for the request."""
+
+
+@dataclass(eq=False)
+class Reservation:
+    """Of one request. `max_tokens` is what the answer may have, so that the request costs no more than `usd`."""
+
+    price: Price
+    usd: Decimal
+    max_tokens: int
+
+
+@dataclass
+class Account:
+    """One run's. Every amount is in US dollars, exact. A request is reserved before it is sent, at the most that it can
+    cost, and settled by what its answer has used: requests at the same time never spend the same dollar."""
+
+    prices: Prices
+    cap_usd: Decimal
+    spent_usd: Decimal = Decimal(0)
+    reserved_usd: Decimal = Decimal(0)
+    unknown_usd: Decimal = Decimal(0)
+    """What requests may have cost of which no answer was seen: it counts against the cap, and is not billed."""
+    used: dict[str, Used] = field(default_factory=dict)
+    """By model."""
+    on_spent: Callable[[], None] = lambda: None
+    """Told after each answer that has cost something."""
+    exhausted: bool = False
+    """Whether a request was refused for want of budget."""
+    _open: set[Reservation] = field(default_factory=set)
+    _idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def total(self) -> Used:
+        return sum(self.used.values(), Used())
+
+    @property
+    def micro_usd(self) -> int:
+        """What was spent, in whole micro-dollars, rounded up: never booked as less than it is."""
+        return int((self.spent_usd * 1_000_000).to_integral_value(ROUND_CEILING))
+
+    @property
+    def left_usd(self) -> Decimal:
+        return self.cap_usd - self.spent_usd - self.reserved_usd - self.unknown_usd
+
+    def fits(self, asked: Asked, price: Price, input_tokens: int) -> int:
+        """How many tokens the answer may have, at most as many as it asks for. 0 where there is no budget for one."""
+        left = self.left_usd - asked.input_usd_bound(price, input_tokens)
+        if left < 0:
+            return 0
+        rate = price.rates(input_tokens).output
+        count = asked.max_tokens if rate == 0 else min(asked.max_tokens, int(left / rate))
+        return count if count >= min(_FEWEST_TOKENS, asked.max_tokens) else 0
+
+    def reserve(self, asked: Asked, price: Price, input_tokens: int) -> Reservation:
+        """`input_tokens`: a bound. Raises Exhausted."""
+        max_tokens = self.fits(asked, price, input_tokens)
+        if not max_tokens:
+            self.exhausted = True
+            raise Exhausted
+        usd = asked.input_usd_bound(price, input_tokens) + max_tokens * price.rates(input_tokens).output
+        reservation = Reservation(price, usd, max_tokens)
+        self.reserved_usd += usd
+        self._open.add(reservation)
+        self._idle.clear()
+        return reservation
+
+    def settle(self, reservation: Reservation, model: str, used: Used | None) -> Decimal:
+        """Ends a reservation, once however often it is called: what the request has cost. `used`: None where the
+        request was sent and nothing is known about it."""
+        if reservation not in self._open:
+            return Decimal(0)
+        self._open.discard(reservation)
+        self.reserved_usd -= reservation.usd
+        if not self._open:
+            self._idle.set()
+        if used is None:
+            self.unknown_usd += reservation.usd
+            return Decimal(0)
+        cost = reservation.price.cost(used)
+        self.spent_usd += cost
+        self.used[model] = self.used.get(model, Used()) + used
+        self.on_spent()
+        return cost
+
+    async def settled(self, within_s: float) -> bool:
+        """Waits until no request is under way. False where one still is."""
+        if not self._open:
+            return True
+        try:
+            await asyncio.wait_for(self._idle.wait(), within_s)
+        except TimeoutError:
+            return False
+        return True

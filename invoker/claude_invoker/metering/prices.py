@@ -1,0 +1,163 @@
+"""What a model costs: the public list prices as genai-prices has them, and the operator's own over them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Literal
+
+from genai_prices import data_snapshot
+from genai_prices.types import ModelPrice, TieredPrices
+from pydantic import BaseModel, ConfigDict, Field
+
+from claude_invoker.metering.usage import Used
+
+_MILLION = Decimal(1_000_000)
+_SEARCH_USD = Decimal("0.01")
+_LARGEST_CONTEXT = 1_000_000
+_DATE = re.compile(r"(?:-\d{8}|-latest)$")
+
+
+class UnknownPrice(Exception):
+    """No price is known for a model."""
+
+
+class OwnPrice(BaseModel):
+    """The operator's price of a model: US dollars for a million tokens (`web_search`: for a thousand searches).
+
+    What is left out is as the API's list prices have it in relation to `input`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: Decimal = Field(ge=0)
+    output: Decimal = Field(ge=0)
+    cache_read: Decimal | None = Field(default=None, ge=0)
+    cache_write_5m: Decimal | None = Field(default=None, ge=0)
+    cache_write_1h: Decimal | None = Field(default=None, ge=0)
+    web_search: Decimal | None = Field(default=None, ge=0)
+    context_window: int = Field(default=_LARGEST_CONTEXT, ge=1)
+    """Tokens that a request can have at most, whatever its size."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """US dollars for one token, and for one search."""
+
+    input: Decimal
+    output: Decimal
+    cache_read: Decimal
+    cache_write_5m: Decimal
+    cache_write_1h: Decimal
+    web_search: Decimal
+
+    def cost(self, used: Used) -> Decimal:
+        """US dollars, exact."""
+        return (
+            self.input * used.input
+            + self.output * used.output
+            + self.cache_read * used.cache_read
+            + self.cache_write_5m * used.cache_write_5m
+            + self.cache_write_1h * used.cache_write_1h
+            + self.web_search * used.web_searches
+        )
+
+
+@dataclass(frozen=True)
+class Price:
+    """A model's rates. `steps`: (input tokens, rates of a request that has more than so many), from 0 on."""
+
+    steps: tuple[tuple[int, Rates], ...]
+    context_window: int
+
+    def rates(self, all_input: int) -> Rates:
+        """What a request of so many input tokens is billed by, cached ones included."""
+        return [rates for start, rates in self.steps if start == 0 or all_input > start][-1]
+
+    def cost(self, used: Used) -> Decimal:
+        return self.rates(used.all_input).cost(used)
+
+
+class Prices:
+    """`own`: prices by model, which stand over the public ones. `unknown`: what a model without a price is: refused, or
+    billed as the dearest that is known."""
+
+    def __init__(self, own: Mapping[str, OwnPrice], unknown: Literal["refuse", "dearest"]) -> None:
+        self._own = {name: _own_price(price) for name, price in own.items()}
+        self._unknown = unknown
+        (self._public,) = (found for found in data_snapshot.get_snapshot().providers if found.id == "anthropic")
+
+    def price(self, model: str, at: datetime | None = None) -> Price:
+        """Raises UnknownPrice."""
+        at = at or datetime.now(UTC)
+        own = self._own.get(model) or self._own.get(_DATE.sub("", model))
+        if own is not None:
+            return own
+        found = self._public.find_model(model)
+        if found is not None and _is_named(model, found.id):
+            return _public_price(found.get_prices(at), found.context_window)
+        if self._unknown == "refuse":
+            raise UnknownPrice(f"no price is known for model {model[:200]}: set one in INVOKER_PRICES")
+        public = (_public_price(each.get_prices(at), each.context_window) for each in self._public.models)
+        return max((*self._own.values(), *public), key=lambda price: price.steps[-1][1].output)
+
+
+def _is_named(model: str, name: str) -> bool:
+    """Whether a model's full name stands for `name`: the list's own patterns go by the beginning, but `-fast` behind a
+    name is another price. A date and `-latest` are not."""
+    words, numbers = _parts(model)
+    wanted, ours = _parts(name)
+    return words == wanted and (numbers == ours or [*numbers, "0"] == ours)
+
+
+def _parts(model: str) -> tuple[list[str], list[str]]:
+    parts = _DATE.sub("", model).split("-")
+    return [part for part in parts if not part.isdigit()], [part for part in parts if part.isdigit()]
+
+
+def _own_price(price: OwnPrice) -> Price:
+    def per_token(value: Decimal | None, otherwise: str) -> Decimal:
+        return (price.input * Decimal(otherwise) if value is None else value) / _MILLION
+
+    rates = Rates(
+        price.input / _MILLION,
+        price.output / _MILLION,
+        per_token(price.cache_read, "0.1"),
+        per_token(price.cache_write_5m, "1.25"),
+        per_token(price.cache_write_1h, "2"),
+        _SEARCH_USD if price.web_search is None else price.web_search / 1000,
+    )
+    return Price(((0, rates),), price.context_window)
+
+
+def _public_price(price: ModelPrice, context_window: int | None) -> Price:
+    listed = {
+        "input": price.input_mtok,
+        "output": price.output_mtok,
+        "cache_read": price.cache_read_mtok,
+        "cache_write_5m": price.cache_write_mtok,
+        "cache_write_1h": price.cache_write_1h_mtok,
+    }
+    starts = {0} | {tier.start for each in listed.values() if isinstance(each, TieredPrices) for tier in each.tiers}
+
+    def at(each: Decimal | TieredPrices | None, start: int) -> Decimal | None:
+        if not isinstance(each, TieredPrices):
+            return each
+        return next((tier.price for tier in reversed(each.tiers) if tier.start <= start), each.base)
+
+    steps = []
+    for start in sorted(starts):
+        values = {name: at(each, start) for name, each in listed.items()}
+        own = OwnPrice(
+            input=values["input"] or Decimal(0),
+            output=values["output"] or Decimal(0),
+            cache_read=values["cache_read"],
+            cache_write_5m=values["cache_write_5m"],
+            cache_write_1h=values["cache_write_1h"],
+            web_search=price.web_searches_kcount if isinstance(price.web_searches_kcount, Decimal) else None,
+        )
+        steps.append((start, _own_price(own).steps[0][1]))
+    return Price(tuple(steps), context_window or _LARGEST_CONTEXT)

@@ -1,0 +1,313 @@
+"""What an answer has used, what that costs, and what a request may cost: the parts without I/O.
+
+Prices here are those of Anthropic's price list, written down by hand: what is tested is not asked for them.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+from genai_prices import Usage as PublicUsage
+from genai_prices import calc_price
+from hypothesis import given
+from hypothesis import strategies as st
+
+from claude_invoker.metering import request
+from claude_invoker.metering.account import Account, Exhausted, Reservation
+from claude_invoker.metering.prices import OwnPrice, Prices, UnknownPrice
+from claude_invoker.metering.request import Refused
+from claude_invoker.metering.usage import Meter, Used
+
+PRICES = Prices({"house": OwnPrice(input=Decimal(10), output=Decimal(20), context_window=1000)}, "refuse")
+START = {
+    "type": "message_start",
+    "message": {"model": "claude-haiku-4-5", "usage": {"input_tokens": 12, "output_tokens": 1}},
+}
+
+
+def text(value: str) -> dict[str, Any]:
+    return {"type": "content_block_delta", "delta": {"type": "text_delta", "text": value}}
+
+
+def delta(**usage: Any) -> dict[str, Any]:
+    return {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage}
+
+
+def stream(*events: dict[str, Any]) -> bytes:
+    return b"".join(
+        b"event: %s\ndata: %s\n\n" % (event["type"].encode(), json.dumps(event).encode()) for event in events
+    )
+
+
+def usage_of_start(**usage: Any) -> dict[str, Any]:
+    return {"type": "message_start", "message": {"model": "m", "usage": usage}}
+
+
+@pytest.mark.parametrize(
+    ("body", "used"),
+    [
+        (b"", Used()),
+        (stream(START), Used(input=12, output=1)),
+        (stream(START, delta(output_tokens=40)), Used(input=12, output=40)),
+        # Cut off: what was streamed counts, a token for each three bytes begun.
+        (stream(START, text("hello"), text(" you")), Used(input=12, output=3)),
+        (stream(START, text("é" * 30)), Used(input=12, output=20)),
+        (stream(START, text("hello"), delta(output_tokens=2)), Used(input=12, output=2)),
+        (
+            stream(START, {"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "x" * 30}}),
+            Used(input=12, output=10),
+        ),
+        (
+            stream(
+                usage_of_start(
+                    input_tokens=1,
+                    output_tokens=1,
+                    cache_creation_input_tokens=70,
+                    cache_read_input_tokens=5,
+                    cache_creation={"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 40},
+                ),
+                delta(output_tokens=9, cache_creation_input_tokens=70, server_tool_use={"web_search_requests": 2}),
+            ),
+            Used(1, 9, 5, 30, 40, 2),
+        ),
+        # An API that says only how much was written, not for how long.
+        (stream(usage_of_start(input_tokens=1, output_tokens=1, cache_creation_input_tokens=70)), Used(1, 1, 0, 70)),
+        # Later figures are totals: those of a server tool's results come at the end.
+        (stream(START, delta(input_tokens=5000, output_tokens=9)), Used(5000, 9)),
+        (stream(START, {"type": "error", "error": {"type": "overloaded_error"}}), Used(12, 1)),
+        (b"data: nonsense\n\n" + stream(START) + b'data: {"type": 7}\n\ndata: [[[', Used(12, 1)),
+        (b'data: {"type":"content_block_delta","delta":{"text":"' + b"x" * 5_000_000, Used()),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 7, 10**9])
+def test_what_a_stream_has_used(body: bytes, used: Used, step: int) -> None:
+    if len(body) > 10**6 and step == 1:
+        step = 4096
+    meter = Meter(stream=True)
+    for at in range(0, len(body), step):
+        meter.feed(body[at : at + step])
+    assert meter.used == used
+    assert meter.seen == (used != Used())
+
+
+@pytest.mark.parametrize(
+    ("body", "used"),
+    [
+        (b'{"model":"m","usage":{"input_tokens":3,"output_tokens":4}}', Used(3, 4)),
+        (b'{"type":"error"}', Used()),
+        (b'{"usage":null}', Used()),
+        (b'{"usage":{"input_tokens":"3"}}', Used()),
+        (b"[" * 100_000, Used()),
+        (b"", Used()),
+    ],
+)
+def test_what_an_answer_in_one_piece_has_used(body: bytes, used: Used) -> None:
+    meter = Meter(stream=False)
+    meter.feed(body[:5])
+    meter.feed(body[5:])
+    meter.end()
+    assert (meter.used, meter.seen) == (used, used != Used())
+
+
+@given(st.binary(max_size=300), st.booleans())
+def test_no_answer_is_an_error(body: bytes, is_stream: bool) -> None:
+    meter = Meter(stream=is_stream)
+    meter.feed(b"data: " + body + b"\n")
+    meter.end()
+    assert meter.used.all_input >= 0
+
+
+MTOK = 1_000_000
+AUTUMN = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("model", "used", "usd"),
+    [
+        ("claude-haiku-4-5", Used(input=MTOK), "1"),
+        ("claude-haiku-4-5-20251001", Used(output=MTOK), "5"),
+        ("claude-opus-5-5", Used(input=MTOK), "4"),
+        ("claude-opus-5-5", Used(output=1), "0.00002"),
+        ("claude-sonnet-4-5", Used(cache_read=100_000), "0.03"),
+        ("claude-sonnet-4-5", Used(cache_write_5m=100_000), "0.375"),
+        ("claude-sonnet-4-5", Used(cache_write_1h=100_000), "0.6"),
+        # Beyond 200,000 tokens of input, cached ones included, all of the request is dearer.
+        ("claude-sonnet-4-5", Used(input=200_000), "0.6"),
+        ("claude-sonnet-4-5", Used(input=200_000, cache_read=1, output=100), "1.2022506"),
+        ("claude-haiku-4-5", Used(web_searches=3), "0.03"),
+        ("claude-opus-4-20250514", Used(input=MTOK), "15"),
+        ("house", Used(input=MTOK, cache_read=MTOK, cache_write_5m=MTOK, cache_write_1h=MTOK), "43.5"),
+    ],
+)
+def test_prices(model: str, used: Used, usd: str) -> None:
+    assert PRICES.price(model, AUTUMN).cost(used) == Decimal(usd)
+
+
+@pytest.mark.parametrize(
+    "model", ["gpt-4", "claude-opus-4-6-fast", "claude-haiku-4-5-x", "claude-opus-99", "opus", "", "house-2"]
+)
+def test_a_model_without_a_price(model: str) -> None:
+    with pytest.raises(UnknownPrice, match="INVOKER_PRICES"):
+        PRICES.price(model)
+    dearest = Prices({}, "dearest").price(model).cost(Used(output=MTOK))
+    assert dearest >= 75
+
+
+KNOWN = sorted(model.id for model in PRICES._public.models if "claude-v1" not in model.id and model.id != "claude-2")
+TOKENS = st.integers(0, 400_000)
+
+
+@given(st.sampled_from(KNOWN), TOKENS, TOKENS, TOKENS, TOKENS, st.integers(0, 10**6))
+def test_the_public_list_agrees(model: str, fresh: int, read: int, short: int, long: int, output: int) -> None:
+    ours = PRICES.price(model, AUTUMN).cost(Used(fresh, output, read, short, long))
+    usage = PublicUsage(
+        input_tokens=fresh + read + short + long,
+        output_tokens=output,
+        cache_read_tokens=read,
+        cache_write_tokens=short + long,
+        cache_write_1h_tokens=long,
+    )
+    theirs = calc_price(usage, model_ref=model, provider_id="anthropic", genai_request_timestamp=AUTUMN)
+    assert ours == theirs.total_price
+
+
+BODY: dict[str, Any] = {"model": "claude-haiku-4-5", "max_tokens": 100, "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"speed": "fast"}, "may not send speed"),
+        ({"inference_geo": "us"}, "may not send inference_geo"),
+        ({"container": {"id": "x"}}, "may not send container"),
+        ({"mcp_servers": [{"type": "url"}]}, "may not send mcp_servers"),
+        ({"service_tier": "auto"}, "service tier"),
+        ({"tools": [{"type": "code_execution_20250825"}]}, "tool code_execution"),
+        ({"tools": [{"type": "web_fetch_20250910", "max_uses": 1}]}, "tool web_fetch"),
+        ({"tools": [{"type": "web_search_20250305"}]}, "needs max_uses"),
+        ({"tools": [{"type": "web_search_20250305", "max_uses": 101}]}, "needs max_uses"),
+        ({"tools": [{"type": "web_search_20250305", "max_uses": -1}]}, "needs max_uses"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -5}, "max_tokens"),
+        ({"max_tokens": 1.5}, "not a JSON object"),
+        ({"max_tokens": "9"}, "not a JSON object"),
+        ({"tools": "x"}, "not a JSON object"),
+        ({"model": None}, "not a JSON object"),
+    ],
+)
+def test_requests_that_cost_something_else_are_refused(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Refused, match=reason):
+        request.read(json.dumps(BODY | change).encode(), {"web_search"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"speed": None, "service_tier": "standard_only", "tools": None},
+        {"tools": [{"name": "Bash", "input_schema": {}}, {"type": "custom", "name": "x"}, {"type": "bash_20250124"}]},
+        {"whatever": {"comes": ["next"]}},
+        {"tools": [{"type": "web_search_20250305", "max_uses": 8}]},
+    ],
+)
+def test_requests_that_pass(change: dict[str, Any]) -> None:
+    body = BODY | change
+    asked = request.read(json.dumps(body).encode(), {"web_search"})
+    assert json.loads(asked.body()) == body
+    assert json.loads(asked.with_max_tokens(7)) == body | {"max_tokens": 7}
+    with_search = any("web_search" in str(tool) for tool in body.get("tools") or [])
+    assert asked.searches == (8 if with_search else 0)
+    if with_search:
+        with pytest.raises(Refused, match="web_search"):
+            request.read(json.dumps(body).encode())
+
+
+def test_a_member_that_is_there_twice_is_sent_once() -> None:
+    """Which of them the API takes is its own matter: it gets the one that was looked at."""
+    asked = request.read(b'{"model":"claude-opus-5-5","max_tokens":9,"model":"claude-haiku-4-5"}')
+    assert asked.model == "claude-haiku-4-5"
+    assert asked.body().count(b"model") == 1
+
+
+def bound(change: dict[str, Any], model: str = "claude-haiku-4-5") -> int:
+    return request.read(json.dumps(BODY | change).encode(), {"web_search"}).input_bound(PRICES.price(model))
+
+
+def test_the_bound_of_the_input() -> None:
+    plain = bound({})
+    assert len("hi") <= plain < 100
+    assert bound({"system": "x" * 1000}) - plain == len('"' + "x" * 1000 + '"')
+    image = {"type": "image", "source": {"type": "url", "url": "https://x"}}
+    assert bound({"messages": [{"role": "user", "content": [image]}]}) > 5000
+    assert bound({"tools": [{"type": "web_search_20250305", "max_uses": 3}]}) > 60_000
+    document = {"type": "document", "source": {"type": "file", "file_id": "x"}}
+    assert bound({"messages": [{"role": "user", "content": [document]}]}) == 200_000
+    assert bound({"system": "x" * 10**6}) == 200_000
+    assert bound({"system": "x" * 10**6}, "house") == 1000
+
+
+@pytest.mark.parametrize(
+    ("system", "usd"),
+    [
+        ("x", "10"),
+        ([{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}], "12.5"),
+        ([{"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "1h"}}], "20"),
+    ],
+)
+def test_input_is_bounded_at_what_it_may_be_billed_as(system: Any, usd: str) -> None:
+    asked = request.read(json.dumps(BODY | {"system": system}).encode())
+    assert asked.input_usd_bound(PRICES.price("house"), MTOK) == Decimal(usd)
+
+
+def asked_for(max_tokens: int) -> request.Asked:
+    return request.read(msgspec.json.encode({"model": "house", "max_tokens": max_tokens}))
+
+
+def test_an_answer_is_shortened_to_what_is_left() -> None:
+    house = PRICES.price("house")
+    account = Account(PRICES, Decimal("0.01"))  # 10 USD for a million in, 20 out
+    first = account.reserve(asked_for(200), house, 100)
+    assert (first.max_tokens, first.usd) == (200, Decimal("0.005"))
+    second = account.reserve(asked_for(64_000), house, 100)
+    assert (second.max_tokens, account.left_usd) == (200, Decimal(0))
+    with pytest.raises(Exhausted):
+        account.reserve(asked_for(1), house, 0)
+    assert account.settle(second, "house", Used(input=50, output=100)) == Decimal("0.0025")
+    assert account.settle(second, "house", Used(input=50, output=100)) == 0, "once"
+    assert account.settle(first, "house", None) == 0
+    assert (account.spent_usd, account.reserved_usd, account.left_usd) == (
+        Decimal("0.0025"),
+        Decimal(0),
+        Decimal("0.0025"),
+    )
+    assert account.total == Used(50, 100)
+
+
+@given(st.data())
+def test_no_interleaving_spends_more_than_the_cap(data: st.DataObject) -> None:
+    """Requests that begin and end in any order, each of which uses at most what it may."""
+    house = PRICES.price("house")
+    account = Account(PRICES, Decimal(data.draw(st.integers(0, 40_000))) / MTOK)
+    under_way: list[tuple[Reservation, int]] = []
+    billed = Decimal(0)
+    for _ in range(data.draw(st.integers(0, 30))):
+        if data.draw(st.booleans()) and under_way:
+            reservation, tokens = under_way.pop(data.draw(st.integers(0, len(under_way) - 1)))
+            used = Used(data.draw(st.integers(0, tokens)), data.draw(st.integers(0, reservation.max_tokens)))
+            known = data.draw(st.booleans())
+            cost = account.settle(reservation, "house", used if known else None)
+            assert cost == (house.cost(used) if known else 0)
+            billed += house.cost(used)
+        else:
+            tokens = data.draw(st.integers(0, 1000))
+            try:
+                under_way.append((account.reserve(asked_for(data.draw(st.integers(1, 1000))), house, tokens), tokens))
+            except Exhausted:
+                assert account.exhausted
+        assert account.left_usd >= 0
+        assert billed <= account.cap_usd
+        assert account.reserved_usd == sum(reservation.usd for reservation, _ in under_way)
