@@ -1,12 +1,23 @@
-#!/bin/sh
+#!/bin/bash
 # Stands for the Claude CLI where hundreds of runs are needed and the real one's 0.8 CPU-seconds each are not: enough of
 # its stream-json that the invoker cannot tell. The prompt says what to do, in words of the form name=value:
 #   job=NAME log=FILE  adds "begin NAME" and "end NAME" to FILE     sleep=SECONDS
 #   write=NAME         makes a file of that name
+# Each run asks the API once, for tokens that cost $0.01: 5,000 of Haiku 4.5 in and 1,000 out.
 [ "$1" = --version ] && { echo "0.0.0 (fast)"; exit 0; }
 word() { # the value of name=… in the prompt, else nothing
   case $line in *"$1="*) rest=${line#*"$1="}; rest=${rest%%'"'*}; echo "${rest%%' '*}" ;; esac
 }
+ask() {
+  body='{"model":"claude-haiku-4-5","max_tokens":2000,"messages":[{"role":"user","content":"[[usage {\"input_tokens\": 5000, \"output_tokens\": 1000}]]"}]}'
+  address=${ANTHROPIC_BASE_URL#http://}
+  exec 3<>"/dev/tcp/${address%:*}/${address#*:}" || return
+  printf 'POST /v1/messages HTTP/1.1\r\nhost: api\r\nx-api-key: %s\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s' \
+    "$key" "${#body}" "$body" >&3
+  while read -r -u 3 _; do :; done
+  exec 3>&-
+}
+IFS= read -r -d '' key <&"$CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR"
 say() { printf '{"type":"stream_event","event":{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"%s"}}}\n' "$1"; }
 while read -r line; do
   case $line in
@@ -17,6 +28,7 @@ while read -r line; do
   *'"type":"user"'*)
     job=$(word job) log=$(word log) pause=$(word sleep) file=$(word write)
     printf '{"type":"system","subtype":"init","model":"fast","tools":[]}\n'
+    ask
     [ -n "$log" ] && echo "begin $job" >>"$log"
     [ -n "$file" ] && echo "$job" >"$file"
     say "begin "

@@ -59,6 +59,8 @@ class Stage:
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
     redis: subprocess.Popen[bytes] | None = None
+    api: subprocess.Popen[bytes] | None = None
+    api_url: str = ""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -83,13 +85,24 @@ class Stage:
                 raise RuntimeError("redis-server did not start")
             time.sleep(0.02)
 
+    def start_api(self) -> None:
+        """The stand-in of the Messages API, which bills each run the same."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "kong_claude_local.standin", "--port", str(port)]
+        self.api = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert self.api.stdout is not None
+        self.api.stdout.readline()
+        self.api_url = f"http://127.0.0.1:{port}"
+
     def start(self, command: str, **settings: Any) -> subprocess.Popen[bytes]:
         chosen = {
             "redis_url": self.redis_url,
             "state_dir": self.folder / "state",
             "cli_path": FAST_CLI,
             "anthropic_api_key": "sk-ant-none",
-            "anthropic_base_url": "http://127.0.0.1:9",
+            "anthropic_base_url": self.api_url,
             "pool_size": 1,
             "worker_concurrency": 4,
             "trust": "open",
@@ -115,7 +128,7 @@ class Stage:
         return self.start("worker", **settings)
 
     def close(self) -> None:
-        for process in [*self.processes, *([self.redis] if self.redis else [])]:
+        for process in [*self.processes, *filter(None, (self.redis, self.api))]:
             if process.poll() is None:
                 process.kill()
             process.wait(20)
@@ -128,6 +141,7 @@ def staged(folder: str) -> Stage:
     stage.log.touch()
     stage.log.chmod(0o666)  # runs have users of their own
     stage.start_redis()
+    stage.start_api()
     return stage
 
 

@@ -5,6 +5,7 @@ Prices here are those of Anthropic's price list, written down by hand: what is t
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -285,6 +286,23 @@ def test_an_answer_is_shortened_to_what_is_left() -> None:
         Decimal("0.0025"),
     )
     assert account.total == Used(50, 100)
+
+
+async def test_a_request_waits_for_what_others_do_not_use() -> None:
+    """Subagents ask at the same time: each reserves more than it uses."""
+    house = PRICES.price("house")
+    account = Account(PRICES, Decimal("0.01"))
+    assert not await account.others_settled()
+    first = account.reserve(asked_for(64_000), house, 100)
+    assert not account.suffices(asked_for(100), house, 100)
+    waiting = asyncio.create_task(account.others_settled())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    account.settle(first, "house", Used(input=10, output=10))
+    assert await waiting
+    assert account.suffices(asked_for(100), house, 100)
+    assert account.reserve(asked_for(100), house, 100).max_tokens == 100
+    assert not await account.settled(0.01)
 
 
 @given(st.data())

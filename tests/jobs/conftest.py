@@ -26,6 +26,7 @@ from claude_invoker.jobs.record import Job, JobRequest
 from claude_invoker.jobs.store import Store, connect
 from claude_invoker.settings import Settings
 from claude_invoker.trust import Caller
+from kong_claude_local.standin import StandIn
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.attest import signed
 
@@ -126,21 +127,22 @@ async def until(condition: Callable[[], Awaitable[Found | None]], what: str, wit
 @asynccontextmanager
 async def serving(redis_server: RedisProcess, state: Path, **settings: Any) -> AsyncIterator[Gateway]:
     """The application as it runs, its worker in it; answers without a socket."""
-    chosen: dict[str, Any] = {
-        "redis_url": redis_server.url,
-        "state_dir": state / "state",
-        "attestation_key": SECRET,
-        "cli_path": FAST_CLI,
-        "anthropic_api_key": "sk-ant-none",
-        "anthropic_base_url": "http://127.0.0.1:9",
-        "worker": "embedded",
-        "heartbeat_s": 0.5,
-    }
-    app = create_app(Settings(**(chosen | settings)))
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://invoker", timeout=60) as client:
-            yield Gateway(client, app)
+    async with StandIn().running() as api:
+        chosen: dict[str, Any] = {
+            "redis_url": redis_server.url,
+            "state_dir": state / "state",
+            "attestation_key": SECRET,
+            "cli_path": FAST_CLI,
+            "anthropic_api_key": "sk-ant-none",
+            "anthropic_base_url": api.url,
+            "worker": "embedded",
+            "heartbeat_s": 0.5,
+        }
+        app = create_app(Settings(**(chosen | settings)))
+        async with app.router.lifespan_context(app):
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://invoker", timeout=60) as client:
+                yield Gateway(client, app)
 
 
 def terms(concurrent: int = 1, **more: int) -> ledger.Slot:

@@ -173,16 +173,19 @@ class KeyProxy:
                     exchange, asked.with_max_tokens(reservation.max_tokens) if lowered else asked.body(), reservation
                 )
             finally:
-                grant.account.settle(reservation, asked.model, None)  # where it is still open
+                grant.account.settle(reservation, asked.model, None)  # where nothing was said about it
 
     async def _reserve(self, exchange: Exchange, price: Price) -> Reservation:
-        """By the request's size, or by the API's own count where that is too much. Raises Exhausted."""
+        """By the request's size, or by the API's own count where that is too much; after others of the run, where what
+        they have reserved is not there for this one. Raises Exhausted."""
         asked, account = exchange.asked, exchange.grant.account
         tokens = asked.input_bound(price)
-        if account.fits(asked, price, tokens) < asked.max_tokens:
+        if not account.suffices(asked, price, tokens):
             counted = await self._count(exchange, asked)
             if counted is not None:
                 tokens = min(tokens, counted)
+        while not account.suffices(asked, price, tokens) and await account.others_settled():
+            pass
         return account.reserve(asked, price, tokens)
 
     async def _count(self, exchange: Exchange, asked: Asked) -> int | None:

@@ -13,6 +13,8 @@ from claude_invoker.metering.usage import Used
 
 _FEWEST_TOKENS = 16
 """An answer that may not be longer is no answer."""
+_ENOUGH_TOKENS = 8192
+"""An answer that may be as long as this is rarely cut off: it is not worth a better bound, or waiting for others."""
 
 
 class Exhausted(Exception):
@@ -46,7 +48,8 @@ class Account:
     exhausted: bool = False
     """Whether a request was refused for want of budget."""
     _open: set[Reservation] = field(default_factory=set)
-    _idle: asyncio.Event = field(default_factory=asyncio.Event)
+    _settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Of the next reservation that is."""
 
     @property
     def total(self) -> Used:
@@ -70,6 +73,18 @@ class Account:
         count = asked.max_tokens if rate == 0 else min(asked.max_tokens, int(left / rate))
         return count if count >= min(_FEWEST_TOKENS, asked.max_tokens) else 0
 
+    def suffices(self, asked: Asked, price: Price, input_tokens: int) -> bool:
+        """Whether the answer may be as long as it asks for, or long enough."""
+        return self.fits(asked, price, input_tokens) >= min(asked.max_tokens, _ENOUGH_TOKENS)
+
+    async def others_settled(self) -> bool:
+        """Waits for one of the requests under way: what it has not used of its reservation is there for others. False
+        where there is none."""
+        if not self._open:
+            return False
+        await self._settled.wait()
+        return True
+
     def reserve(self, asked: Asked, price: Price, input_tokens: int) -> Reservation:
         """`input_tokens`: a bound. Raises Exhausted."""
         max_tokens = self.fits(asked, price, input_tokens)
@@ -80,7 +95,6 @@ class Account:
         reservation = Reservation(price, usd, max_tokens)
         self.reserved_usd += usd
         self._open.add(reservation)
-        self._idle.clear()
         return reservation
 
     def settle(self, reservation: Reservation, model: str, used: Used | None) -> Decimal:
@@ -90,8 +104,8 @@ class Account:
             return Decimal(0)
         self._open.discard(reservation)
         self.reserved_usd -= reservation.usd
-        if not self._open:
-            self._idle.set()
+        self._settled.set()
+        self._settled = asyncio.Event()
         if used is None:
             self.unknown_usd += reservation.usd
             return Decimal(0)
@@ -103,10 +117,10 @@ class Account:
 
     async def settled(self, within_s: float) -> bool:
         """Waits until no request is under way. False where one still is."""
-        if not self._open:
-            return True
         try:
-            await asyncio.wait_for(self._idle.wait(), within_s)
+            async with asyncio.timeout(within_s):
+                while await self.others_settled():
+                    pass
         except TimeoutError:
             return False
         return True
