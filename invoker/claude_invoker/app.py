@@ -19,6 +19,7 @@ from claude_invoker.jobs.serving import serving
 from claude_invoker.jobs.store import Store, connect
 from claude_invoker.ledger import Ledger
 from claude_invoker.metrics import Metrics
+from claude_invoker.replay import SeenOnce
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.services import Jobs, Services
@@ -45,7 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     jobs = None
     if settings.redis_url:
         jobs = Jobs(Store(connect(settings.redis_url), settings.tier_priority), open_queues(settings.redis_url))
-    seen = trust.SeenOnce(settings.redis_url)
+    seen = SeenOnce(settings.redis_url)
     parts = Services(settings, engine, metrics, trust.keys(settings), seen, ledger, jobs)
 
     @asynccontextmanager

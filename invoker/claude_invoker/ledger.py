@@ -17,8 +17,8 @@ from claude_contract.ledger import (
     UnreadableLedger,
     Usage,
 )
+from claude_invoker.caller import Caller
 from claude_invoker.problem import Problem
-from claude_invoker.trust import Caller
 
 _log = logging.getLogger(__name__)
 _TRIES = 5

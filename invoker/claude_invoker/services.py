@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from fastapi import Request
 
-if TYPE_CHECKING:
-    from claude_contract.attestation import Key
-    from claude_invoker.jobs.queue import Queues
-    from claude_invoker.jobs.store import Store
-    from claude_invoker.ledger import Ledger
-    from claude_invoker.metrics import Metrics
-    from claude_invoker.runs.engine import Engine
-    from claude_invoker.settings import Settings
-    from claude_invoker.trust import SeenOnce
+from claude_contract.attestation import Key
+from claude_invoker.jobs.queue import Queues
+from claude_invoker.jobs.store import Store
+from claude_invoker.ledger import Ledger
+from claude_invoker.metrics import Metrics
+from claude_invoker.replay import SeenOnce
+from claude_invoker.runs.engine import Engine
+from claude_invoker.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -2,84 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import Request
 
 from claude_contract.attestation import HEADER, Key, demand, parse_pem, verify
-from claude_contract.claims import NOTHING_ADDED, UNCLAMPED, Additions, Attestation, Clamp
-from claude_contract.ledger import Slot
+from claude_contract.claims import Attestation
 from claude_contract.members import AttestationError
+from claude_invoker.caller import DEVELOPER, Caller, caller_in
 from claude_invoker.problem import Problem
+from claude_invoker.replay import SKEW_S
 from claude_invoker.services import services
 from claude_invoker.settings import Settings
-
-SKEW_S = 5.0
-
-
-@dataclass(frozen=True)
-class Caller:
-    """A caller that the gateway vouches for."""
-
-    subject: str
-    tier: str | None = None
-    roles: tuple[str, ...] = ()
-    clamp: Clamp = UNCLAMPED
-    lease: str | None = None
-    slot: Slot | None = None
-    """What the lease stands for, where it has to be taken again."""
-    queued: bool = False
-    """The gateway has let the run in to wait: its lease is not taken yet."""
-    additions: Additions = NOTHING_ADDED
-    route: str | None = None
-    request_id: str | None = None
-
-
-DEVELOPER = Caller("developer", roles=("admin",), route="open", request_id=None)
-
-
-class SeenOnce:
-    """Remembers attestation ids for as long as they could be replayed."""
-
-    def __init__(self, redis_url: str | None) -> None:
-        self._redis: Any = None
-        self._seen: dict[str, float] = {}
-        if redis_url:
-            from redis.asyncio import Redis
-
-            self._redis = Redis.from_url(redis_url, socket_timeout=2.0, socket_connect_timeout=2.0)
-
-    async def first(self, jti: str, until: float) -> bool:
-        """Whether this id comes for the first time. Raises Problem 503 where Redis cannot tell."""
-        now = time.time()
-        lasts = max(1, int(until - now + SKEW_S + 1))
-        if self._redis is not None:
-            try:
-                return bool(await self._redis.set(f"claude:jti:{jti}", 1, nx=True, ex=lasts))
-            except Exception as error:
-                raise Problem(503, "busy", "replay protection is not available", {"Retry-After": "2"}) from error
-        if len(self._seen) > 10_000:
-            self._seen = {known: end for known, end in self._seen.items() if end > now}
-        if self._seen.get(jti, 0) > now:
-            return False
-        self._seen[jti] = now + lasts
-        return True
-
-    async def reachable(self) -> bool:
-        if self._redis is None:
-            return True
-        try:
-            return bool(await self._redis.ping())
-        except Exception:
-            return False
-
-    async def close(self) -> None:
-        if self._redis is not None:
-            await self._redis.aclose()
 
 
 def keys(settings: Settings) -> dict[str, Key]:
@@ -154,8 +89,7 @@ async def _attestation(request: Request, checks: tuple[str, ...]) -> Attestation
 
 
 async def _first_use(request: Request, attestation: Attestation) -> None:
-    seen: SeenOnce = services(request).seen
-    if not await seen.first(attestation.id, attestation.expires_at):
+    if not await services(request).seen.first(attestation.id, attestation.expires_at):
         raise _unauthenticated("the attestation was used before", "replay")
 
 
@@ -167,24 +101,6 @@ async def _attested(request: Request, checks: tuple[str, ...]) -> Caller:
         raise _unauthenticated("the attestation names no subject")
     await _first_use(request, attestation)
     return caller_in(attestation)
-
-
-def caller_in(attestation: Attestation) -> Caller:
-    """The caller that an attestation with an identity is about."""
-    identity, place = attestation.identity, attestation.place
-    assert identity is not None
-    return Caller(
-        subject=identity.subject,
-        tier=attestation.tier,
-        roles=identity.roles,
-        clamp=attestation.clamp,
-        lease=str(place.lease) if place else None,
-        slot=place.slot if place else None,
-        queued=place is not None and place.queued,
-        additions=attestation.additions,
-        route=attestation.binding.route or None,
-        request_id=attestation.binding.request_id or None,
-    )
 
 
 def _unauthenticated(detail: str, reason: str = "missing") -> Problem:

@@ -22,10 +22,10 @@ from claude_contract import ledger
 from claude_contract.attestation import HEADER, Signer
 from claude_contract.claims import body_hash
 from claude_invoker.app import create_app
+from claude_invoker.caller import Caller
 from claude_invoker.jobs.record import Job, JobRequest
 from claude_invoker.jobs.store import Store, connect
 from claude_invoker.settings import Settings
-from claude_invoker.trust import Caller
 from kong_claude_local.standin import StandIn
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.attest import signed

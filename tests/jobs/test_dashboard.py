@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from claude_invoker.caller import Caller
 from claude_invoker.dashboard.overview import SUBJECTS, Tier, _limits
 from claude_invoker.dashboard.routes import STATIC, _event
 from claude_invoker.dashboard.transcript import read
 from claude_invoker.jobs.record import Job, JobRequest
 from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
-from claude_invoker.trust import Caller
 from tests.jobs.conftest import lease, serving, terms
 from tests.rate_tiers.servers import RedisProcess
 

@@ -9,8 +9,8 @@ from pydantic import TypeAdapter
 
 from claude_contract.claims import Additions, Clamp
 from claude_contract.ledger import Slot
+from claude_invoker.caller import Caller
 from claude_invoker.jobs.record import caller_json, caller_of
-from claude_invoker.trust import Caller
 
 LEASE = "claude alice vXp3Tl2YxZgZQn0A:250000"
 CALLER = Caller(

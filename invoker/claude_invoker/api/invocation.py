@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from claude_invoker.additions import with_additions
 from claude_invoker.api.border import json_object
 from claude_invoker.api.problems import invalid
+from claude_invoker.caller import Caller
 from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import Plan, plan
 from claude_invoker.runs.engine import Engine
 from claude_invoker.services import services
-from claude_invoker.trust import Caller
 
 Wanted = TypeVar("Wanted", bound=InvokeRequest)
 

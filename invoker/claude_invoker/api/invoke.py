@@ -16,12 +16,13 @@ from claude_invoker.api.negotiation import EVENT_STREAM, JSON, preferred
 from claude_invoker.api.openapi import request_body
 from claude_invoker.api.problems import RESPONSES
 from claude_invoker.api.stream import event_stream
+from claude_invoker.caller import Caller
 from claude_invoker.model import InvokeRequest, RunResult, Usage
 from claude_invoker.problem import Problem
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.services import services
-from claude_invoker.trust import Caller, attested_run
+from claude_invoker.trust import attested_run
 
 router = APIRouter(tags=["invoke"])
 

@@ -22,6 +22,7 @@ from claude_invoker.api.openapi import request_body
 from claude_invoker.api.problems import RESPONSES
 from claude_invoker.api.stream import HEADERS
 from claude_invoker.api.zip import zipped
+from claude_invoker.caller import Caller
 from claude_invoker.jobs import webhook
 from claude_invoker.jobs.queue import enqueue_delivery, enqueue_ticket
 from claude_invoker.jobs.record import OVER, Job, JobList, JobRequest, JobView, retention
@@ -30,7 +31,7 @@ from claude_invoker.model import Artifact
 from claude_invoker.problem import Problem
 from claude_invoker.runs.artifacts import directory as directory_of
 from claude_invoker.services import Jobs, services
-from claude_invoker.trust import Caller, attested, attested_run
+from claude_invoker.trust import attested, attested_run
 
 router = APIRouter(tags=["jobs"], responses={status: RESPONSES[status] for status in (401, 404)})
 _BODY = request_body(JobRequest)

@@ -13,12 +13,13 @@ from claude_invoker.api.links import linked, view_with_links
 from claude_invoker.api.problems import RESPONSES
 from claude_invoker.api.stream import event_stream
 from claude_invoker.api.zip import zipped
+from claude_invoker.caller import Caller
 from claude_invoker.model import Artifact, RunView
 from claude_invoker.problem import Problem
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.services import services
-from claude_invoker.trust import Caller, attested
+from claude_invoker.trust import attested
 
 router = APIRouter(tags=["runs"], responses={status: RESPONSES[status] for status in (401, 404)})
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from claude_contract.ledger import LedgerUnavailable, Slot, Usage, usd
+from claude_invoker.caller import Caller
 from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
-from claude_invoker.trust import Caller
 
 RECENT = 200  # jobs that are counted
 SHOWN = 25

@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Stre
 from claude_invoker.api import border, jobs
 from claude_invoker.api.links import base
 from claude_invoker.api.stream import HEADERS as STREAM
+from claude_invoker.caller import Caller
 from claude_invoker.dashboard.guard import HEADERS, from_our_page
 from claude_invoker.dashboard.overview import overview
 from claude_invoker.dashboard.render import FOLDER, html
@@ -24,7 +25,7 @@ from claude_invoker.jobs.recording import text_of
 from claude_invoker.jobs.store import Store
 from claude_invoker.problem import Problem
 from claude_invoker.services import services
-from claude_invoker.trust import Caller, attested, attested_visitor
+from claude_invoker.trust import attested, attested_visitor
 
 router = APIRouter(prefix="/dashboard", include_in_schema=False)
 COOKIE = "claude_token"

@@ -11,6 +11,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from claude_contract.ledger import Lease, micro_usd
+from claude_invoker.caller import Caller
 from claude_invoker.jobs.orphan import left_in
 from claude_invoker.jobs.queue import Queues, enqueue_delivery, enqueue_ticket
 from claude_invoker.jobs.record import Job, caller_json, retention
@@ -19,7 +20,6 @@ from claude_invoker.ledger import Ledger
 from claude_invoker.metering.journal import Journal
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
-from claude_invoker.trust import Caller
 
 _log = logging.getLogger(__name__)
 

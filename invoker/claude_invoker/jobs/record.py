@@ -13,9 +13,9 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from claude_contract import versions
 from claude_contract.ledger import Slot
+from claude_invoker.caller import Caller
 from claude_invoker.model import InvokeRequest, RunResult, TextBlock
 from claude_invoker.settings import Settings
-from claude_invoker.trust import Caller
 
 VERSION = 1
 """Of records. One that does not say its version is of version 0: release 0.1.0 stored it."""

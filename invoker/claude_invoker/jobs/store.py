@@ -22,8 +22,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from claude_contract.keys import escaped, joined
 from claude_contract.versions import UnknownVersion
+from claude_invoker.caller import Caller
 from claude_invoker.jobs.record import SUMMARY, VERSION, Delivery, Job, caller_of, check_version
-from claude_invoker.trust import Caller
 
 PREFIX = "claude:{jobs}:"
 CANCELLED = PREFIX + "cancelled"  # channel

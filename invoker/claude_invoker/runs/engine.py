@@ -20,6 +20,7 @@ from decimal import Decimal
 from typing import Literal
 
 from claude_contract.claims import UNCLAMPED
+from claude_invoker.caller import Caller
 from claude_invoker.cli import outcome
 from claude_invoker.cli.binary import cli_version, find_cli, reachable_binary
 from claude_invoker.cli.child import Limits
@@ -45,7 +46,6 @@ from claude_invoker.runs.sessions import Session, Sessions
 from claude_invoker.runs.sweeper import Sweeper
 from claude_invoker.runs.translate import Translator
 from claude_invoker.settings import Settings
-from claude_invoker.trust import Caller
 
 _log = logging.getLogger(__name__)
 

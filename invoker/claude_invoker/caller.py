@@ -1,0 +1,47 @@
+"""Who a run is for, as the gateway has attested it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from claude_contract.claims import NOTHING_ADDED, UNCLAMPED, Additions, Attestation, Clamp
+from claude_contract.ledger import Slot
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A caller that the gateway vouches for."""
+
+    subject: str
+    tier: str | None = None
+    roles: tuple[str, ...] = ()
+    clamp: Clamp = UNCLAMPED
+    lease: str | None = None
+    slot: Slot | None = None
+    """What the lease stands for, where it has to be taken again."""
+    queued: bool = False
+    """The gateway has let the run in to wait: its lease is not taken yet."""
+    additions: Additions = NOTHING_ADDED
+    route: str | None = None
+    request_id: str | None = None
+
+
+DEVELOPER = Caller("developer", roles=("admin",), route="open", request_id=None)
+
+
+def caller_in(attestation: Attestation) -> Caller:
+    """The caller that an attestation with an identity is about."""
+    identity, place = attestation.identity, attestation.place
+    assert identity is not None
+    return Caller(
+        subject=identity.subject,
+        tier=attestation.tier,
+        roles=identity.roles,
+        clamp=attestation.clamp,
+        lease=str(place.lease) if place else None,
+        slot=place.slot if place else None,
+        queued=place is not None and place.queued,
+        additions=attestation.additions,
+        route=attestation.binding.route or None,
+        request_id=attestation.binding.request_id or None,
+    )

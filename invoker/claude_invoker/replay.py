@@ -1,0 +1,51 @@
+"""An attestation is good for one use: which ones were used already."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from claude_invoker.problem import Problem
+
+SKEW_S = 5.0
+"""Difference of clocks that is forgiven: an attestation lives so much longer than it says."""
+
+
+class SeenOnce:
+    """Remembers attestation ids for as long as they could be replayed."""
+
+    def __init__(self, redis_url: str | None) -> None:
+        self._redis: Any = None
+        self._seen: dict[str, float] = {}
+        if redis_url:
+            from redis.asyncio import Redis
+
+            self._redis = Redis.from_url(redis_url, socket_timeout=2.0, socket_connect_timeout=2.0)
+
+    async def first(self, jti: str, until: float) -> bool:
+        """Whether this id comes for the first time. Raises Problem 503 where Redis cannot tell."""
+        now = time.time()
+        lasts = max(1, int(until - now + SKEW_S + 1))
+        if self._redis is not None:
+            try:
+                return bool(await self._redis.set(f"claude:jti:{jti}", 1, nx=True, ex=lasts))
+            except Exception as error:
+                raise Problem(503, "busy", "replay protection is not available", {"Retry-After": "2"}) from error
+        if len(self._seen) > 10_000:
+            self._seen = {known: end for known, end in self._seen.items() if end > now}
+        if self._seen.get(jti, 0) > now:
+            return False
+        self._seen[jti] = now + lasts
+        return True
+
+    async def reachable(self) -> bool:
+        if self._redis is None:
+            return True
+        try:
+            return bool(await self._redis.ping())
+        except Exception:
+            return False
+
+    async def close(self) -> None:
+        if self._redis is not None:
+            await self._redis.aclose()
