@@ -3,69 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from minikong.schema.tables import MISSING, Error, get_path, nonempty, set_path
+from minikong.schema.tables import MISSING, Error, get_path, is_reference, nonempty, set_path
 from minikong.schema.validators import quoted_list
 
-if TYPE_CHECKING:
-    from minikong.schema.record import Field
 
-Lookup = Callable[[str], "Field | None"]
+class Field(Protocol):
+    """What a check asks of a field (`minikong.schema.record.Field`)."""
+
+    attrs: dict[str, Any]
+    type: str
+
+    def validate(self, value: Any) -> Error | None:
+        """The error of `value`, or None."""
+
+
+class Fields(Protocol):
+    """The fields of the record that is checked, by paths."""
+
+    def find(self, name: str) -> Field | None:
+        """The field, or None where there is none."""
+
+    def over(self, name: str, attrs: dict[str, Any]) -> Field:
+        """The field with the attributes of a condition laid over its own."""
+
+
 Values = dict[Any, Any]
 Errors = dict[Any, Error]
 # A checker gives None, or the text for "@entity".
-Checker = Callable[[Values, Any, Errors, Lookup], str | None]
+Checker = Callable[[Values, Any, Errors, Fields], str | None]
 
 
 def _set_names(values: Values, names: list[str]) -> list[str]:
     return [name for name in names if nonempty(get_path(values, name))]
 
 
-def _at_least_one_of(values: Values, names: list[str], errors: Errors, lookup: Lookup) -> str | None:
+def _at_least_one_of(values: Values, names: list[str], errors: Errors, fields: Fields) -> str | None:
     if _set_names(values, names):
         return None
     return f"at least one of these fields must be non-empty: {quoted_list(names)}"
 
 
-def _only_one_of(values: Values, names: list[str], errors: Errors, lookup: Lookup) -> str | None:
+def _only_one_of(values: Values, names: list[str], errors: Errors, fields: Fields) -> str | None:
     if len(_set_names(values, names)) == 1:
         return None
     return f"exactly one of these fields must be non-empty: {quoted_list(names)}"
 
 
-def _distinct(values: Values, names: list[str], errors: Errors, lookup: Lookup) -> str | None:
+def _distinct(values: Values, names: list[str], errors: Errors, fields: Fields) -> str | None:
     seen = [get_path(values, name) for name in _set_names(values, names)]
     if all(seen.count(value) == 1 for value in seen):
         return None
     return f"values of these fields must be distinct: {quoted_list(names)}"
 
 
-def _mutually_required(values: Values, names: list[str], errors: Errors, lookup: Lookup) -> str | None:
+def _mutually_required(values: Values, names: list[str], errors: Errors, fields: Fields) -> str | None:
     if len(_set_names(values, names)) in (0, len(names)):
         return None
     return f"all or none of these fields must be set: {quoted_list(names)}"
 
 
-def _mutually_exclusive(values: Values, names: list[str], errors: Errors, lookup: Lookup) -> str | None:
+def _mutually_exclusive(values: Values, names: list[str], errors: Errors, fields: Fields) -> str | None:
     if len(_set_names(values, names)) <= 1:
         return None
     return f"only one or none of these fields must be set: {quoted_list(names)}"
 
 
-def _mutually_exclusive_sets(values: Values, arg: Any, errors: Errors, lookup: Lookup) -> str | None:
+def _mutually_exclusive_sets(values: Values, arg: Any, errors: Errors, fields: Fields) -> str | None:
     first, second = (_set_names(values, arg[name] or []) for name in ("set1", "set2"))
     if not (first and second):
         return None
     return f"these sets are mutually exclusive: ({quoted_list(first)}), ({quoted_list(second)})"
-
-
-def _over(lookup: Lookup, name: str, attrs: dict[str, Any]) -> Field:
-    """The field with the attributes of a condition laid over its own."""
-    from minikong.schema.record import Field  # a cycle: a condition is a field, a field has conditions
-
-    base = lookup(name)
-    return Field({**(base.attrs if base else {}), **attrs})
 
 
 def _value(values: Values, name: str) -> Any:
@@ -73,28 +82,28 @@ def _value(values: Values, name: str) -> Any:
     return None if found is MISSING else found
 
 
-def _conditional(values: Values, arg: Any, errors: Errors, lookup: Lookup) -> str | None:
-    if _over(lookup, arg["if_field"], arg["if_match"]).validate(_value(values, arg["if_field"])) is not None:
+def _conditional(values: Values, arg: Any, errors: Errors, fields: Fields) -> str | None:
+    if fields.over(arg["if_field"], arg["if_match"]).validate(_value(values, arg["if_field"])) is not None:
         return None
     then = _value(values, arg["then_field"])
     text = f"failed conditional validation given value of field '{arg['if_field']}'"
     if arg["then_match"].get("required") is True and then is None:
         set_path(errors, arg["then_field"], "required field missing")
         return text
-    error = _over(lookup, arg["then_field"], arg["then_match"]).validate(then)
+    error = fields.over(arg["then_field"], arg["then_match"]).validate(then)
     if error is None:
         return None
     set_path(errors, arg["then_field"], error)
     return arg["then_err"].replace("%s", arg["if_field"]) if arg.get("then_err") else text
 
 
-def _conditional_at_least_one_of(values: Values, arg: Any, errors: Errors, lookup: Lookup) -> str | None:
+def _conditional_at_least_one_of(values: Values, arg: Any, errors: Errors, fields: Fields) -> str | None:
     value = get_path(values, arg["if_field"])
     if value is MISSING:
         return None
     for branch in ("", "else_"):
         match = arg.get(f"{branch or 'if_'}match")
-        if match is None or _over(lookup, arg["if_field"], match).validate(value) is not None:
+        if match is None or fields.over(arg["if_field"], match).validate(value) is not None:
             continue
         names = arg.get(f"{branch}then_at_least_one_of") or []
         if _set_names(values, names):
@@ -156,24 +165,22 @@ RULES: dict[str, _Rule] = {
 }
 
 
-def run(entity_checks: list[dict[str, Any]], values: Values, errors: Errors, lookup: Lookup) -> None:
+def run(entity_checks: list[dict[str, Any]], values: Values, errors: Errors, fields: Fields) -> None:
     """Runs the checks in order and adds what they find to `errors` ("@entity" and the fields concerned)."""
     for entry in entity_checks:
         for name, arg in entry.items():
             if arg is not None:
-                _run_one(name, arg, values, errors, lookup)
+                _run_one(name, arg, values, errors, fields)
 
 
-def _run_one(name: str, arg: Any, values: Values, errors: Errors, lookup: Lookup) -> None:
-    from minikong.schema.record import is_reference
-
+def _run_one(name: str, arg: Any, values: Values, errors: Errors, fields: Fields) -> None:
     rule = RULES[name]
     looked_at, needed = rule.field_names(arg)
     present = False
     missing: list[str] = []
     for field_name in looked_at:
         value = get_path(values, field_name)
-        field = lookup(field_name)
+        field = fields.find(field_name)
         if value is MISSING:
             nilable = field is not None and bool(field.attrs.get("nilable"))
             if field_name in needed and not rule.with_missing and not nilable:
@@ -190,7 +197,7 @@ def _run_one(name: str, arg: Any, values: Values, errors: Errors, lookup: Lookup
         for field_name in missing:
             set_path(errors, field_name, "field required for entity check")
         return
-    text = rule.checker(values, arg, errors, lookup)
+    text = rule.checker(values, arg, errors, fields)
     if text is not None:
         entity = errors.setdefault("@entity", {})
         entity[len(entity) + 1] = text

@@ -22,6 +22,7 @@ from minikong.schema.tables import (
     MISSING,
     Error,
     as_dict,
+    is_reference,
     is_table,
     items,
     sequence,
@@ -181,6 +182,17 @@ class Shorthand:
     expand: Callable[[Any], dict[str, Any] | None]
 
 
+@dataclass(frozen=True)
+class _Fields:
+    """A record's fields as its checks see them: a condition is a field, too."""
+
+    find: Callable[[str], Field | None]
+
+    def over(self, name: str, attrs: dict[str, Any]) -> Field:
+        base = self.find(name)
+        return Field({**(base.attrs if base else {}), **attrs})
+
+
 class Record:
     """A set of fields with checks over several of them; `subschemas` specialise it by the value of one field."""
 
@@ -261,10 +273,11 @@ class Record:
         return errors
 
     def _entity_errors(self, values: dict[Any, Any], errors: dict[Any, Error]) -> None:
-        checks.run(self.entity_checks, values, errors, self.field)
+        checks.run(self.entity_checks, values, errors, _Fields(self.field))
         special = self.subschema(values)
         if special is not None:
-            checks.run(special.entity_checks, values, errors, lambda p: special.field(p) or self.field(p))
+            both = _Fields(lambda path: special.field(path) or self.field(path))
+            checks.run(special.entity_checks, values, errors, both)
         if self.check is not None:
             errors.update(self.check(values))
 
@@ -321,10 +334,6 @@ class Record:
             values.update(shorthand.expand(value) or {})
         if errors:
             raise InvalidShorthand(errors)
-
-
-def is_reference(value: object) -> bool:
-    return isinstance(value, str) and len(value) > 10 and value.startswith("{vault://") and value.endswith("}")
 
 
 def _is_number(value: object) -> bool:

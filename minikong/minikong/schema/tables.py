@@ -95,3 +95,7 @@ def whole(number: float) -> int | float:
     if as_float == as_float and abs(as_float) < 1e16 and as_float.is_integer():
         return int(as_float)
     return as_float
+
+
+def is_reference(value: object) -> bool:
+    return isinstance(value, str) and len(value) > 10 and value.startswith("{vault://") and value.endswith("}")
