@@ -47,7 +47,7 @@ class Circuit:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.failures = 0
-        self.closed_at = 0.0  # when the next trial may start
+        self.next_trial_at = 0.0  # by `clock`
         _circuits.add(self)
 
     @property
@@ -58,9 +58,9 @@ class Circuit:
         if not self.open:
             return True
         now = self.clock()
-        if now < self.closed_at:
+        if now < self.next_trial_at:
             return False
-        self.closed_at = now + COOL_DOWN
+        self.next_trial_at = now + COOL_DOWN
         return True
 
     def just_failed(self) -> bool:
@@ -72,7 +72,7 @@ class Circuit:
 
     def failed(self) -> None:
         self.failures += 1
-        self.closed_at = self.clock() + COOL_DOWN
+        self.next_trial_at = self.clock() + COOL_DOWN
 
 
 class Settings(NamedTuple):
