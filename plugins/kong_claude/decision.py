@@ -9,7 +9,7 @@ from typing import Any
 from claude_contract.claims import Additions, Limits
 from claude_contract.identity import Identity
 
-Finding = Identity | Limits | Additions
+Claims = Identity | Limits | Additions
 Headers = Mapping[str, str]
 
 
@@ -46,7 +46,7 @@ class Pass:
     `body`: the new request body; None leaves it.
     `raw_query`: the new query string without `?`; None leaves it.
     `consumer`: (consumer, credential) as Kong's `client.authenticate` takes them.
-    `finding`: what this stage adds to the attestation (and shows to later stages).
+    `claims`: what this stage adds to the attestation (and shows to later stages).
     `facts`: what Lua and the log phase may read in `kong.ctx.shared` (JSON values, small).
     `checked`: False where the stage let the request pass unexamined; then the attestation does not name its check.
     """
@@ -56,7 +56,7 @@ class Pass:
     body: bytes | None = None
     raw_query: str | None = None
     consumer: tuple[Mapping[str, Any], Mapping[str, Any] | None] | None = None
-    finding: Finding | None = None
+    claims: Claims | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     checked: bool = True
 

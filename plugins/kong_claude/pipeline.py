@@ -95,7 +95,7 @@ class Pipeline:
                 break
             if stage is not self.stages[-1]:
                 request.follow(decision)
-            request.learn(decision.finding)
+            request.learn(decision.claims)
         return decisions
 
     def open_or_resume(self, request: Request) -> Attestation:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from claude_contract.claims import Additions, Attestation, Limits
 from claude_contract.identity import Identity, identity_from_facts
-from kong_claude.decision import Finding, Pass
+from kong_claude.decision import Claims, Pass
 
 MAX_HEADERS = 1000  # the most that kong.request.get_headers returns
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:#@/+=-]{1,128}")
@@ -164,14 +164,14 @@ class Request:
                 return given
         return text(answer(self.kong.nginx.get_var("kong_request_id")) or "")
 
-    def learn(self, finding: Finding | None) -> None:
+    def learn(self, claims: Claims | None) -> None:
         """What a stage has found, for the stages after it and for the attestation."""
-        if isinstance(finding, Identity):
-            self._identity = finding
-        elif isinstance(finding, Limits):
-            self.limits = finding
-        elif finding is not None:
-            self.additions = finding
+        if isinstance(claims, Identity):
+            self._identity = claims
+        elif isinstance(claims, Limits):
+            self.limits = claims
+        elif claims is not None:
+            self.additions = claims
 
     @property
     def attested_identity(self) -> Identity | None:

@@ -198,7 +198,7 @@ def attest(**claims: Any) -> str:
 
 def test_a_later_plugin_continues_an_attestation() -> None:
     kong = run(
-        [Fixed(Pass(finding=Limits("pro")))],
+        [Fixed(Pass(claims=Limits("pro")))],
         Kong({**ID, HEADER.lower(): attest(sub="alice")}),
         attestation=ATTESTATION,
     )
@@ -214,7 +214,7 @@ def test_an_attestation_of_another_version_is_not_continued_and_the_log_says_wha
 
 
 def test_what_does_not_fit_into_an_attestation_is_refused_and_given_back() -> None:
-    stages = [Fixed(Pass(facts={"lease": 1})), Fixed(Pass(finding=Additions("x" * 9000)), "two", "claude_two")]
+    stages = [Fixed(Pass(facts={"lease": 1})), Fixed(Pass(claims=Additions("x" * 9000)), "two", "claude_two")]
     kong = run(stages, Kong(), attestation=ATTESTATION)
     status, body, headers = kong.args("response.exit")
     assert (status, headers["X-Claude-Refusal"]) == (431, "two/attestation_too_large")
@@ -225,7 +225,7 @@ def test_what_does_not_fit_into_an_attestation_is_refused_and_given_back() -> No
 
 
 def test_who_establishes_the_identity_starts_afresh() -> None:
-    stage = Fixed(Pass(finding=Identity("bob")))
+    stage = Fixed(Pass(claims=Identity("bob")))
     stage.establishes_identity = True  # type: ignore[attr-defined]
     kong = run([stage], Kong({**ID, HEADER.lower(): attest(sub="alice", tier="enterprise")}), attestation=ATTESTATION)
     found = attested(kong)

@@ -112,7 +112,7 @@ def test_allow_lets_pass_uncounted(own_redis: RedisProcess, fault: str) -> None:
         decision = ask(made)
         assert isinstance(decision, Pass) and decision.facts["uncounted"]
         assert not decision.response_headers
-        assert isinstance(decision.finding, Limits) and decision.finding.place is None
+        assert isinstance(decision.claims, Limits) and decision.claims.place is None
 
 
 @pytest.mark.parametrize("fault", FAULTS)

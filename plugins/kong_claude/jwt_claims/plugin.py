@@ -241,7 +241,7 @@ class JwtClaims:
                 refused = self._no_room(identity)
                 if refused:
                     return refused
-        return Pass(upstream_headers=headers, consumer=consumer, finding=identity, facts=identity.to_claims())
+        return Pass(upstream_headers=headers, consumer=consumer, claims=identity, facts=identity.to_claims())
 
     def _become_anonymous(self, request: Request) -> Decision:
         found = load_consumer(request.kong, self._anonymous)
@@ -263,7 +263,7 @@ class JwtClaims:
         identity = consumer_identity(found)
         headers = headers | {SUBJECT: header_text(identity.subject)}
         return self._no_room(identity) or Pass(
-            upstream_headers=headers, consumer=consumer, finding=identity, facts=identity.to_claims()
+            upstream_headers=headers, consumer=consumer, claims=identity, facts=identity.to_claims()
         )
 
 

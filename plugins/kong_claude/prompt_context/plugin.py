@@ -174,7 +174,7 @@ class PromptContext:
                 413, f"what this route adds to the prompt is larger than {ADDITIONS_ROOM} bytes", "body_too_large"
             )
         facts["apply"] = "attested"
-        return Pass(upstream_headers=headers, finding=additions, facts=facts)
+        return Pass(upstream_headers=headers, claims=additions, facts=facts)
 
     def untouched(self, request: Request) -> Pass:
         """Nothing to add. The header is ours: a client's does not go on."""

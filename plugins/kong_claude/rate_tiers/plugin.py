@@ -105,7 +105,7 @@ class RateTiers:
             facts["lease"] = str(lease)
             if local:
                 facts["local"] = True
-        return Pass(response_headers=headers, finding=Limits(tier.name, tier.clamp, place), facts=facts)
+        return Pass(response_headers=headers, claims=Limits(tier.name, tier.clamp, place), facts=facts)
 
     def log(self, kong: Any, facts: Mapping[str, Any]) -> None:
         """Ends the lease where the invoker will not."""
@@ -151,7 +151,7 @@ class RateTiers:
 
     def _without_ledger(self, tier: Tier, facts: dict[str, Any]) -> Decision:
         if self.on_error == "allow" or self.shadow:
-            return Pass(finding=Limits(tier.name, tier.clamp), facts={**facts, "uncounted": True})
+            return Pass(claims=Limits(tier.name, tier.clamp), facts={**facts, "uncounted": True})
         return Refuse(503, "rate limits cannot be checked now", "limits_unavailable", {"Retry-After": "1"})
 
     def _refuse(self, admission: Admission, tier: Tier, headers: dict[str, str]) -> Refuse:
