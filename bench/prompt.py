@@ -46,7 +46,7 @@ class Plugin:
         kong.service.request.set_headers(self.replies)
         if "body" in self.marks:
             kong.service.request.set_raw_body(self.marks["body"].encode())
-        kong.ctx.shared.set("claude_context", self.marks["facts"])
+        kong.ctx.shared.set("claude_context", self.marks["shared"])
 
 Schema = ()
 version, priority = "0.1.0", 769
@@ -98,7 +98,7 @@ def main() -> None:
                 for name, size in SIZES.items():
                     body = document(size)
                     seen = event(kong, instance, body)
-                    same: dict[str, Any] = {"facts": seen.shared["claude_context"]}
+                    same: dict[str, Any] = {"shared": seen.shared["claude_context"]}
                     if seen.upstream_body is not None:
                         same["body"] = seen.upstream_body.decode()
                     bare = peer.start_instance("claude-bare", {"replies": seen.upstream_headers, "mark": same})

@@ -76,11 +76,11 @@ class Identity:
         return found if subject else None
 
 
-def identity_from_facts(facts: Any) -> Identity | None:
+def identity_from_shared(shared: Any) -> Identity | None:
     """The identity that claude-jwt-claims left in `kong.ctx.shared.claude_identity`; None for anything else."""
-    if not isinstance(facts, Mapping):
+    if not isinstance(shared, Mapping):
         return None
     try:
-        return Identity.take(Members({name: facts[name] for name in CLAIMS if name in facts}))
+        return Identity.take(Members({name: shared[name] for name in CLAIMS if name in shared}))
     except AttestationError:
         return None

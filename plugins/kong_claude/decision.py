@@ -47,7 +47,7 @@ class Pass:
     `raw_query`: the new query string without `?`; None leaves it.
     `consumer`: (consumer, credential) as Kong's `client.authenticate` takes them.
     `claims`: what this stage adds to the attestation (and shows to later stages).
-    `facts`: what Lua and the log phase may read in `kong.ctx.shared` (JSON values, small).
+    `shared`: what goes into the shared context, for Lua and the log phase (JSON values, small).
     `checked`: False where the stage let the request pass unexamined; then the attestation does not name its check.
     """
 
@@ -57,7 +57,7 @@ class Pass:
     raw_query: str | None = None
     consumer: tuple[Mapping[str, Any], Mapping[str, Any] | None] | None = None
     claims: Claims | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    shared: Mapping[str, Any] = field(default_factory=dict)
     checked: bool = True
 
 

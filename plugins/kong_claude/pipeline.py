@@ -29,7 +29,7 @@ class Stage(Protocol):
     """One plugin's decision. Made once per plugin instance from its configuration; may raise ConfigError."""
 
     check: str  # its word in the attestation's `chk`
-    facts_key: str  # its key in kong.ctx.shared
+    shared_key: str  # its key in kong.ctx.shared
 
     def access(self, request: Request) -> Decision:
         """Decides. May add nothing to Kong itself: effects belong into the decision."""
@@ -38,8 +38,8 @@ class Stage(Protocol):
 class LoggingStage(Stage, Protocol):
     """A stage that has something to settle when the request is over."""
 
-    def log(self, kong: Any, facts: Mapping[str, Any]) -> None:
-        """Runs in the log phase with the facts that `access` left."""
+    def log(self, kong: Any, shared: Mapping[str, Any]) -> None:
+        """Runs in the log phase with what `access` left in the shared context."""
 
 
 MakeStage = Callable[[Mapping[str, Any]], Stage]
@@ -48,10 +48,10 @@ MakeStage = Callable[[Mapping[str, Any]], Stage]
 class Pipeline:
     """The stages of one plugin instance with the settings they share (`mark`, `attestation`)."""
 
-    def __init__(self, stages: list[Stage], facts_key: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, stages: list[Stage], shared_key: str, config: Mapping[str, Any]) -> None:
         self.stages = stages
-        self.facts_key = facts_key
-        self.fused = [stage.facts_key for stage in stages] != [facts_key]
+        self.shared_key = shared_key
+        self.fused = [stage.shared_key for stage in stages] != [shared_key]
         self.route = str(config.get("route_id") or "")
         self.mark = str(config.get("mark") or self.route)
         attestation = config.get("attestation") or {}
@@ -174,17 +174,17 @@ class Pipeline:
             kong.service.request.set_raw_body(body)
         if response:
             kong.response.set_headers(response)
-        facts = self.facts(passed)
+        shared = self.shared(passed)
         if self.mark:
-            facts["mark"] = self.mark
-        if facts:
-            kong.ctx.shared.set(self.facts_key, facts)
+            shared["mark"] = self.mark
+        if shared:
+            kong.ctx.shared.set(self.shared_key, shared)
 
-    def facts(self, passed: list[Pass]) -> dict[str, Any]:
-        """A plugin of one stage: its facts. Fused: facts by stage under one key, so that they cost one call."""
+    def shared(self, passed: list[Pass]) -> dict[str, Any]:
+        """For the shared context: what the one stage leaves; fused, what each leaves under its key, in one call."""
         if not self.fused:
-            return dict(passed[0].facts)
-        return {s.facts_key: dict(d.facts) for s, d in zip(self.stages, passed, strict=True) if d.facts}
+            return dict(passed[0].shared)
+        return {s.shared_key: dict(d.shared) for s, d in zip(self.stages, passed, strict=True) if d.shared}
 
     def close(self) -> None:
         """Ends what the stages hold (connections, threads)."""
@@ -194,11 +194,11 @@ class Pipeline:
 
     def log(self, kong: Any) -> None:
         logging = [stage for stage in self.stages if hasattr(stage, "log")]
-        facts = answer(kong.ctx.shared.get(self.facts_key)) if logging else None
-        if not isinstance(facts, Mapping):
+        shared = answer(kong.ctx.shared.get(self.shared_key)) if logging else None
+        if not isinstance(shared, Mapping):
             return
         for stage in logging:
-            own = facts.get(stage.facts_key) if self.fused else facts
+            own = shared.get(stage.shared_key) if self.fused else shared
             if own:
                 stage.log(kong, own)
 
@@ -230,22 +230,22 @@ def static_line(value: str | None) -> RequestLine | None:
     return RequestLine(method, path, "")
 
 
-def pipeline(*make_stages: MakeStage, facts_key: str) -> type:
+def pipeline(*make_stages: MakeStage, shared_key: str) -> type:
     """A kong-pdk Plugin class that runs the stages; the last part of every `claude-*.py`.
 
     Each stage maker gets the whole configuration and may raise ConfigError, which Kong logs and answers with 500.
     The class has a `log` phase only where a stage has one, since every phase is a round trip.
     """
     logs = any(hasattr(make, "log") for make in make_stages)
-    return plugin_class(lambda config: [make(config) for make in make_stages], facts_key, logs=logs)
+    return plugin_class(lambda config: [make(config) for make in make_stages], shared_key, logs=logs)
 
 
-def plugin_class(stages: Callable[[Mapping[str, Any]], list[Stage]], facts_key: str, *, logs: bool) -> type:
+def plugin_class(stages: Callable[[Mapping[str, Any]], list[Stage]], shared_key: str, *, logs: bool) -> type:
     """A kong-pdk Plugin class whose configuration decides which stages it has."""
 
     class Plugin:
         def __init__(self, config: Mapping[str, Any]) -> None:
-            self.pipeline = Pipeline(stages(config), facts_key, config)
+            self.pipeline = Pipeline(stages(config), shared_key, config)
 
         def access(self, kong: Any) -> None:
             self.pipeline.access(kong)

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from claude_contract.claims import Additions, Attestation, Limits
-from claude_contract.identity import Identity, identity_from_facts
+from claude_contract.identity import Identity, identity_from_shared
 from kong_claude.decision import Claims, Pass
 
 MAX_HEADERS = 1000  # the most that kong.request.get_headers returns
@@ -193,4 +193,4 @@ class Request:
 
     @cached_property
     def _shared_identity(self) -> Identity | None:
-        return identity_from_facts(answer(self.kong.ctx.shared.get("claude_identity")))
+        return identity_from_shared(answer(self.kong.ctx.shared.get("claude_identity")))

@@ -69,9 +69,9 @@ class Fixed:
         self,
         decide: Callable[[Request], Decision] | Decision | Exception,
         check: str = "one",
-        facts_key: str = "claude_one",
+        shared_key: str = "claude_one",
     ) -> None:
-        self.decide, self.check, self.facts_key = decide, check, facts_key
+        self.decide, self.check, self.shared_key = decide, check, shared_key
         self.undone: list[Pass] = []
         self.closed = False
 
@@ -89,7 +89,7 @@ class Fixed:
 
 
 def run(stages: list[Fixed], kong: Kong, **config: Any) -> Kong:
-    key = stages[0].facts_key if len(stages) == 1 else "claude_gateway"
+    key = stages[0].shared_key if len(stages) == 1 else "claude_gateway"
     try:
         Pipeline([*stages], key, {"mark": "m", **config}).access(kong)
     except Ended:
@@ -104,8 +104,8 @@ def attested(kong: Kong) -> dict[str, Any]:
 
 
 def test_the_mark_is_the_last_act_and_effects_are_one_call_each() -> None:
-    first = Pass(upstream_headers={"X-A": "1", "X-Gone": None}, response_headers={"R-A": "1"}, facts={"a": 1})
-    second = Pass(upstream_headers={"X-B": "2"}, response_headers={"R-B": "2"}, body=b"new", facts={"b": 2})
+    first = Pass(upstream_headers={"X-A": "1", "X-Gone": None}, response_headers={"R-A": "1"}, shared={"a": 1})
+    second = Pass(upstream_headers={"X-B": "2"}, response_headers={"R-B": "2"}, body=b"new", shared={"b": 2})
     kong = run([Fixed(first, "one", "k1"), Fixed(second, "two", "k2")], Kong(), attestation=ATTESTATION)
     assert kong.methods == [
         "request.get_headers",
@@ -129,7 +129,7 @@ def test_the_default_mark_is_the_route() -> None:
 @pytest.mark.parametrize("status", [400, 401, 403, 429, 503])
 def test_a_refusal_ends_it(status: int) -> None:
     never = Fixed(AssertionError("must not run"))
-    first = Fixed(Pass(facts={"lease": 1}))
+    first = Fixed(Pass(shared={"lease": 1}))
     kong = run([first, Fixed(Refuse(status, "no", "why", {"H": "1"})), never], Kong())
     assert kong.methods == ["request.get_headers", "response.exit"]
     headers = {"H": "1", "X-Claude-Refusal": "one/why"}
@@ -149,7 +149,7 @@ ERRORS = [ValueError("x"), RuntimeError(), KeyError("k"), RecursionError(), Memo
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("position", [0, 1])
 def test_an_exception_in_a_stage_is_a_refusal(error: Exception, position: int) -> None:
-    stages = [Fixed(Pass(facts={"lease": 1})), Fixed(Pass())]
+    stages = [Fixed(Pass(shared={"lease": 1})), Fixed(Pass())]
     stages[position].decide = error
     kong = run(stages, Kong())
     status, body, headers = kong.args("response.exit")
@@ -171,7 +171,7 @@ CALLS = [
 
 @pytest.mark.parametrize("method", CALLS)
 def test_an_exception_in_a_call_is_a_refusal(method: str) -> None:
-    passed = Pass(upstream_headers={"X-A": "1"}, response_headers={"R": "1"}, facts={"a": 1})
+    passed = Pass(upstream_headers={"X-A": "1"}, response_headers={"R": "1"}, shared={"a": 1})
     kong = Kong({}, **{method: RuntimeError("gone")})
     run([Fixed(passed)], kong, attestation={"secret": "a" * 32})
     assert kong.args("response.exit")[0] == 503
@@ -214,7 +214,7 @@ def test_an_attestation_of_another_version_is_not_continued_and_the_log_says_wha
 
 
 def test_what_does_not_fit_into_an_attestation_is_refused_and_given_back() -> None:
-    stages = [Fixed(Pass(facts={"lease": 1})), Fixed(Pass(claims=Additions("x" * 9000)), "two", "claude_two")]
+    stages = [Fixed(Pass(shared={"lease": 1})), Fixed(Pass(claims=Additions("x" * 9000)), "two", "claude_two")]
     kong = run(stages, Kong(), attestation=ATTESTATION)
     status, body, headers = kong.args("response.exit")
     assert (status, headers["X-Claude-Refusal"]) == (431, "two/attestation_too_large")
@@ -299,7 +299,7 @@ def test_a_fixed_request_that_is_none(value: str) -> None:
 
 def test_the_plugin_class_closes_its_stages_and_logs_only_where_it_must() -> None:
     stage = Fixed(Pass())
-    plain = pipeline(lambda _: stage, facts_key="claude_one")
+    plain = pipeline(lambda _: stage, shared_key="claude_one")
     assert not hasattr(plain, "log")
     plain({}).close()
     assert stage.closed

@@ -35,7 +35,7 @@ class Outcome:
     upstream_body: Any = None
     response_headers: dict[str, Any] = field(default_factory=dict)
     claims: dict[str, Any] | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
     marked: bool = False
 
 
@@ -122,8 +122,8 @@ def outcome_of(request: Request, exited: Event | None, keys: list[str]) -> Outco
     for key in keys:
         left = dict(request.shared[key])
         outcome.marked = left.pop("mark") == "m"
-        outcome.facts |= left if key == "claude_gateway" else {key: left}
-    outcome.facts = {
-        key: {n: "new" if n == "lease" else v for n, v in f.items()} for key, f in outcome.facts.items() if f
+        outcome.shared |= left if key == "claude_gateway" else {key: left}
+    outcome.shared = {
+        key: {n: "new" if n == "lease" else v for n, v in f.items()} for key, f in outcome.shared.items() if f
     }
     return outcome

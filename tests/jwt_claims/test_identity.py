@@ -1,4 +1,4 @@
-"""What a request that passes carries on: facts for other plugins, headers, attestation, consumer. All over the socket."""
+"""What a request that passes carries on: the shared context for other plugins, headers, attestation, consumer. All over the socket."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_three_calls_for_a_pass_and_two_for_a_refusal(send: Send) -> None:
     assert event.methods == ["kong.request.get_headers", "kong.response.exit"]
 
 
-def test_the_identity_in_facts_and_attestation(send: Send) -> None:
+def test_the_identity_in_shared_context_and_attestation(send: Send) -> None:
     compact = token(scope="read write", email="alice@example.com", org={"id": 7}, roles=["claude:invoke", "dev"])
     event, request = send(config(permissions_claim="scope", forward_claims=["org.id", "absent"]), bearer(compact))
     who = {

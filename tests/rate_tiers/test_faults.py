@@ -110,7 +110,7 @@ def test_allow_lets_pass_uncounted(own_redis: RedisProcess, fault: str) -> None:
     own_redis.signal(FAULTS[fault])
     for _ in range(20):
         decision = ask(made)
-        assert isinstance(decision, Pass) and decision.facts["uncounted"]
+        assert isinstance(decision, Pass) and decision.shared["uncounted"]
         assert not decision.response_headers
         assert isinstance(decision.claims, Limits) and decision.claims.place is None
 
@@ -125,7 +125,7 @@ def test_local_counts_in_the_process(own_redis: RedisProcess, fault: str) -> Non
     kong = Kong()
     kong.response = kong  # type: ignore[attr-defined]
     kong.get_source = lambda: "error"  # type: ignore[attr-defined]
-    made.log(kong, decisions[0].facts)  # type: ignore[union-attr]
+    made.log(kong, decisions[0].shared)  # type: ignore[union-attr]
     assert isinstance(ask(made), Pass), "the place was given back to this process"
 
 
@@ -376,7 +376,7 @@ def test_cluster(cluster: list[RedisProcess]) -> None:
     for subject in ("alice", "b{o}b", "}", "{", "{}", "ünï", "a:b", "x" * 500, *map(str, range(30))):
         passed = [ask(made, subject) for _ in range(3)]
         assert [isinstance(d, Pass) for d in passed] == [True, True, False], subject
-        lease = Lease.parse(passed[0].facts["lease"])  # type: ignore[union-attr]
+        lease = Lease.parse(passed[0].shared["lease"])  # type: ignore[union-attr]
         assert made.redis is not None
         assert made.redis.renew(lease, 60_000) is Renewal.EXTENDED
         assert made.redis.settle(lease, 500_000)

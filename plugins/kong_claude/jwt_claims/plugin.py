@@ -43,7 +43,7 @@ class JwtClaims:
     """The stage. One per plugin instance, so a changed configuration starts with empty caches."""
 
     check = "jwt-claims"
-    facts_key = "claude_identity"
+    shared_key = "claude_identity"
     establishes_identity = True  # see pipeline.open_or_resume
 
     def __init__(self, config: Mapping[str, Any], now: Callable[[], float] = time.time) -> None:
@@ -241,7 +241,7 @@ class JwtClaims:
                 refused = self._no_room(identity)
                 if refused:
                     return refused
-        return Pass(upstream_headers=headers, consumer=consumer, claims=identity, facts=identity.to_claims())
+        return Pass(upstream_headers=headers, consumer=consumer, claims=identity, shared=identity.to_claims())
 
     def _become_anonymous(self, request: Request) -> Decision:
         found = load_consumer(request.kong, self._anonymous)
@@ -263,7 +263,7 @@ class JwtClaims:
         identity = consumer_identity(found)
         headers = headers | {SUBJECT: header_text(identity.subject)}
         return self._no_room(identity) or Pass(
-            upstream_headers=headers, consumer=consumer, claims=identity, facts=identity.to_claims()
+            upstream_headers=headers, consumer=consumer, claims=identity, shared=identity.to_claims()
         )
 
 
@@ -296,4 +296,4 @@ def with_consumer(identity: Identity, consumer: Mapping[str, Any], credential: s
     return replace(identity, consumer=text(consumer.get("username") or consumer["id"]), credential=credential)
 
 
-Plugin = pipeline(JwtClaims, facts_key=JwtClaims.facts_key)
+Plugin = pipeline(JwtClaims, shared_key=JwtClaims.shared_key)

@@ -40,7 +40,7 @@ class PromptContext:
     """The stage: checks the caller's prompt, adds the gateway's texts and values."""
 
     check = "prompt-context"
-    facts_key = "claude_context"
+    shared_key = "claude_context"
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.shape: str = config.get("shape") or "invoke"
@@ -158,12 +158,12 @@ class PromptContext:
         headers: dict[str, str | None] = dict.fromkeys(request.spellings(HEADER.lower()))
         headers.pop(HEADER.lower(), None)
         headers[HEADER] = f"v={texts.version}" if profile is None else f"v={texts.version}; profile={profile}"
-        facts: dict[str, Any] = {"version": texts.version, "apply": "body"}
+        shared: dict[str, Any] = {"version": texts.version, "apply": "body"}
         if profile is not None:
-            facts["profile"] = profile
+            shared["profile"] = profile
         if body is not None and self.mode != "attested" and len(body) <= self.rewrite_max_bytes:
             changed = rewrite(body, lambda document: compose.apply(document, additions, self.shape))
-            return Pass(upstream_headers=headers, body=changed, facts=facts)
+            return Pass(upstream_headers=headers, body=changed, shared=shared)
         if self.mode == "body" or not self.signed:
             limit = f"{self.rewrite_max_bytes} bytes"
             return Refuse(
@@ -173,8 +173,8 @@ class PromptContext:
             return Refuse(
                 413, f"what this route adds to the prompt is larger than {ADDITIONS_ROOM} bytes", "body_too_large"
             )
-        facts["apply"] = "attested"
-        return Pass(upstream_headers=headers, claims=additions, facts=facts)
+        shared["apply"] = "attested"
+        return Pass(upstream_headers=headers, claims=additions, shared=shared)
 
     def untouched(self, request: Request) -> Pass:
         """Nothing to add. The header is ours: a client's does not go on."""
@@ -211,7 +211,7 @@ class PromptContext:
             "headers": {name: value for name, value in decision.upstream_headers.items() if value},
             "additions": {name: value for name, value in additions.to_claims().items() if name != "context"},
             "context": {name: value for name, value in additions.context.items() if value is not None},
-            "apply": decision.facts.get("apply", "nothing"),
+            "apply": decision.shared.get("apply", "nothing"),
         }
         if len(body) <= self.rewrite_max_bytes:
             sent = rewrite(body, lambda document: compose.apply(document, additions, self.shape))
@@ -255,4 +255,4 @@ def check_media(request: Request) -> Refuse | None:
     return None
 
 
-Plugin = pipeline(PromptContext, facts_key="claude_context")
+Plugin = pipeline(PromptContext, shared_key="claude_context")

@@ -41,7 +41,7 @@ class RateTiers:
     """The stage. Raises ConfigError."""
 
     check = "rate-tiers"
-    facts_key = "claude_admission"
+    shared_key = "claude_admission"
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         policy = config.get("policy") or "local"
@@ -87,31 +87,31 @@ class RateTiers:
         lease = Lease.new(self.namespace, tag, tier.slot.run_micro_usd) if needs_lease else None
         busy: Busy = "later" if _prefers_async(request) else self.busy
         wanted = Admit(self.namespace, tag, tier.windows, lease, tier.slot, busy)
-        facts: dict[str, Any] = {"subject": tag, "tier": tier.name}
+        shared: dict[str, Any] = {"subject": tag, "tier": tier.name}
         try:
             admission, local = self._ask(request, lambda store: store.admit(wanted))
         except LedgerUnavailable:
-            return self._without_ledger(tier, facts)
+            return self._without_ledger(tier, shared)
         headers = limit_headers(admission.quotas, self.style) if self.show_headers else {}
         if not admission.admitted:
             if not self.shadow:
                 return self._refuse(admission, tier, headers)
-            facts["shadow"] = admission.exceeded
+            shared["shadow"] = admission.exceeded
             request.kong.log.warn(f"shadow: {tag} in tier {tier.name} would be refused, {admission.exceeded}")
         place = None
         if lease is not None and (admission.queued or not local):
             place = Place(lease, tier.slot, admission.queued)
         if lease is not None and admission.admitted and not admission.queued:
-            facts["lease"] = str(lease)
+            shared["lease"] = str(lease)
             if local:
-                facts["local"] = True
-        return Pass(response_headers=headers, claims=Limits(tier.name, tier.clamp, place), facts=facts)
+                shared["local"] = True
+        return Pass(response_headers=headers, claims=Limits(tier.name, tier.clamp, place), shared=shared)
 
-    def log(self, kong: Any, facts: Mapping[str, Any]) -> None:
+    def log(self, kong: Any, shared: Mapping[str, Any]) -> None:
         """Ends the lease where the invoker will not."""
-        if not facts.get("lease"):
+        if not shared.get("lease"):
             return
-        lease, local = Lease.parse(text(facts["lease"])), bool(facts.get("local"))
+        lease, local = Lease.parse(text(shared["lease"])), bool(shared.get("local"))
         if text(answer(kong.response.get_source())) != "service":
             self._release(lease, local)
         elif local or not self.invoker_settles:
@@ -121,8 +121,8 @@ class RateTiers:
 
     def undo(self, decision: Pass) -> None:
         """A later stage refused the request: nothing will run."""
-        if "lease" in decision.facts:
-            self._release(Lease.parse(decision.facts["lease"]), "local" in decision.facts)
+        if "lease" in decision.shared:
+            self._release(Lease.parse(decision.shared["lease"]), "local" in decision.shared)
 
     def close(self) -> None:
         """Connections are shared with other instances; they go with the last one."""
@@ -149,9 +149,9 @@ class RateTiers:
                 raise
             return verb(self.local), True
 
-    def _without_ledger(self, tier: Tier, facts: dict[str, Any]) -> Decision:
+    def _without_ledger(self, tier: Tier, shared: dict[str, Any]) -> Decision:
         if self.on_error == "allow" or self.shadow:
-            return Pass(claims=Limits(tier.name, tier.clamp), facts={**facts, "uncounted": True})
+            return Pass(claims=Limits(tier.name, tier.clamp), shared={**shared, "uncounted": True})
         return Refuse(503, "rate limits cannot be checked now", "limits_unavailable", {"Retry-After": "1"})
 
     def _refuse(self, admission: Admission, tier: Tier, headers: dict[str, str]) -> Refuse:
@@ -272,4 +272,4 @@ def _budget(limit_micro_usd: int | None, spent_micro_usd: int, left_ms: int) -> 
     return {"limit": limit, "spent": usd(spent_micro_usd), "reset_s": seconds(left_ms)}
 
 
-Plugin = pipeline(RateTiers, facts_key="claude_admission")
+Plugin = pipeline(RateTiers, shared_key="claude_admission")
