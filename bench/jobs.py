@@ -150,7 +150,7 @@ def caller(subject: str) -> Caller:
     slot = ledger.Slot(
         concurrent=4, run_micro_usd=250_000, day_micro_usd=10**9, month_micro_usd=10**9, ttl_ms=LEASE_S * 1000
     )
-    lease = ledger.Lease.new(ledger.NAMESPACE, ledger.tag("subject", subject), slot.run_micro_usd)
+    lease = ledger.Lease.new(ledger.NAMESPACE, ledger.subject_key("subject", subject), slot.run_micro_usd)
     return Caller(subject, tier="pro", lease=str(lease), slot=slot, queued=True)
 
 
@@ -328,7 +328,7 @@ async def counted(
     for _ in range(patience_s + 1):
         leases = micro_usd = 0
         for n in range(SUBJECTS):
-            asked = ledger.Peek(ledger.NAMESPACE, ledger.tag("subject", f"subject-{n}"))
+            asked = ledger.Peek(ledger.NAMESPACE, ledger.subject_key("subject", f"subject-{n}"))
             usage = await ledger.AsyncLedger(store.redis).peek(asked)
             leases, micro_usd = leases + usage.running, micro_usd + usage.reserved_micro_usd
         if leases == 0:

@@ -56,12 +56,12 @@ KINDS = st.sampled_from(["subject", "consumer", "credential", "ip", "header", "p
 @example(one=("subject", "consumer:bob"), other=("consumer", "bob"))
 def test_different_subjects_have_different_tags(one: tuple[str, str], other: tuple[str, str]) -> None:
     assume(one != other)
-    assert ledger.tag(*one) != ledger.tag(*other)
+    assert ledger.subject_key(*one) != ledger.subject_key(*other)
 
 
 @pytest.fixture(scope="module")
 def long_and_its_double() -> tuple[str, str]:
-    """A subject that is too long for a tag, and one that escapes to `%` and the same digest: `!…` becomes `%21…`."""
+    """A subject that is too long for a key, and one that escapes to `%` and the same digest: `!…` becomes `%21…`."""
     for number in range(100_000):
         long = f"{'x' * 200}{number}"
         digest = hashlib.blake2b(long.encode(), digest_size=16).hexdigest()
@@ -72,9 +72,9 @@ def long_and_its_double() -> tuple[str, str]:
 
 def test_nobody_can_take_the_name_of_a_long_subjects_digest(long_and_its_double: tuple[str, str]) -> None:
     long, double = long_and_its_double
-    assert ledger.tag("subject", long) != ledger.tag("subject", double)
+    assert ledger.subject_key("subject", long) != ledger.subject_key("subject", double)
     # The control: with `%` before the digest, as it was, the two were one subject.
-    assert ledger.tag("subject", long).replace("*", "%") == ledger.tag("subject", double)
+    assert ledger.subject_key("subject", long).replace("*", "%") == ledger.subject_key("subject", double)
 
 
 @given(subject=SUBJECTS)
@@ -82,8 +82,8 @@ def test_nobody_can_take_the_name_of_a_long_subjects_digest(long_and_its_double:
 def test_a_subjects_ledger_and_the_jobs_share_no_key(subject: str) -> None:
     from claude_invoker.jobs import store
 
-    call = calls.admit(ledger.Admit(ledger.NAMESPACE, ledger.tag("subject", subject)))
-    lease = ledger.Lease.new(ledger.NAMESPACE, ledger.tag("subject", subject))
+    call = calls.admit(ledger.Admit(ledger.NAMESPACE, ledger.subject_key("subject", subject)))
+    lease = ledger.Lease.new(ledger.NAMESPACE, ledger.subject_key("subject", subject))
     ours = {*call.keys, *calls.settle(lease, 0).keys}
     fixed = {value for name, value in vars(store).items() if name.isupper() and isinstance(value, str)}
     kinds = tuple(

@@ -140,7 +140,7 @@ def test_a_killed_invokers_runs_are_booked(start_invoker: Callable[..., Invoker]
         invoker = start_invoker(**settings)
         store = RedisLedger(RedisAddress(redis.url, timeout=10))
         slot = ledger.Slot(concurrent=2, run_micro_usd=1_000_000, day_micro_usd=10_000_000, ttl_ms=60_000)
-        lease = ledger.Lease.new(ledger.NAMESPACE, ledger.tag("subject", "alice"), slot.run_micro_usd)
+        lease = ledger.Lease.new(ledger.NAMESPACE, ledger.subject_key("subject", "alice"), slot.run_micro_usd)
         assert store.acquire(lease, slot).admitted
         body = b'{"prompt": "[[tool Read {\\"file_path\\": \\"x\\"}]] [[delay 3000]] [[say a b c]]", "model": "claude-opus-5-5"}'
         header = attestation("POST", "/claude/invoke", body, lease=str(lease), slot=slot.claim())
@@ -152,12 +152,12 @@ def test_a_killed_invokers_runs_are_booked(start_invoker: Callable[..., Invoker]
                 wait_for(lambda: any(map(read, (invoker.state / "journal").iterdir())), what="the first turn")
                 os.kill(invoker.pid, signal.SIGKILL)
                 stream.read()
-        used = store.peek(ledger.Peek(ledger.NAMESPACE, lease.tag))
+        used = store.peek(ledger.Peek(ledger.NAMESPACE, lease.subject_key))
         assert (used.running, used.spent_day_micro_usd) == (1, 0)
         start_invoker(after=invoker, **settings)
-        wait_for(lambda: store.peek(ledger.Peek(ledger.NAMESPACE, lease.tag)).running == 0, what="the booking")
+        wait_for(lambda: store.peek(ledger.Peek(ledger.NAMESPACE, lease.subject_key)).running == 0, what="the booking")
         turn = 12 * INPUT + OUTPUT
-        spent = store.peek(ledger.Peek(ledger.NAMESPACE, lease.tag)).spent_day_micro_usd
+        spent = store.peek(ledger.Peek(ledger.NAMESPACE, lease.subject_key)).spent_day_micro_usd
         assert int(turn * 1_000_000) <= spent <= int(2 * turn * 1_000_000) + 1
     finally:
         redis.close()

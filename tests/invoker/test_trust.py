@@ -188,13 +188,13 @@ def test_lease_and_money(start_invoker: Callable[..., Invoker], stand_in: StandI
     invoker = start_invoker(trust="attested", attestation_key=SECRET, redis_url=redis_url, pool_size=0)
     store = RedisLedger(RedisAddress(redis_url, timeout=10))
     slot = ledger.Slot(concurrent=2, run_micro_usd=1_000_000, day_micro_usd=10_000_000, ttl_ms=2000)
-    tag = ledger.tag("subject", "alice")
+    subject_key = ledger.subject_key("subject", "alice")
 
     def used() -> ledger.Usage:
-        return store.peek(ledger.Peek(ledger.NAMESPACE, tag))
+        return store.peek(ledger.Peek(ledger.NAMESPACE, subject_key))
 
     def post(body: bytes, **claims: Any) -> httpx.Response:
-        lease = ledger.Lease.new(ledger.NAMESPACE, tag, slot.run_micro_usd)
+        lease = ledger.Lease.new(ledger.NAMESPACE, subject_key, slot.run_micro_usd)
         if not claims.get("queue"):
             assert store.acquire(lease, slot).admitted
             assert used().running >= 1

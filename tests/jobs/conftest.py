@@ -155,4 +155,4 @@ def slot(concurrent: int = 1, **more: int) -> dict[str, Any]:
 
 
 def lease(subject: str) -> str:
-    return str(ledger.Lease.new(ledger.NAMESPACE, ledger.tag("subject", subject), 250_000))
+    return str(ledger.Lease.new(ledger.NAMESPACE, ledger.subject_key("subject", subject), 250_000))

@@ -19,7 +19,7 @@ from tests.rate_tiers.servers import RedisProcess
 
 
 async def leases(gateway: Gateway, subject: str) -> ledger.Usage:
-    asked = ledger.Peek(ledger.NAMESPACE, ledger.tag("subject", subject))
+    asked = ledger.Peek(ledger.NAMESPACE, ledger.subject_key("subject", subject))
     return await ledger.AsyncLedger(gateway.app.state.services.jobs.store.redis).peek(asked)
 
 

@@ -52,7 +52,7 @@ async def test_a_queue_of_release_0_1_0_is_served(redis_server: RedisProcess, st
         limits = ledger.AsyncLedger(store.redis)
         for job_id in (*OLD["waiting"], OLD["orphaned"]):
             lease = ledger.Lease.parse(json.loads(old_job(job_id)["caller"])["lease"])
-            usage = await limits.peek(ledger.Peek(lease.namespace, lease.tag))
+            usage = await limits.peek(ledger.Peek(lease.namespace, lease.subject_key))
             assert (usage.running, usage.reserved_micro_usd) == (0, 0)
         # What was over is still to be seen.
         first = OLD["over"][0]
@@ -108,8 +108,8 @@ def old_load(stored: dict[str, str]) -> dict[str, Any]:
     caller = TypeAdapter(OldCaller).validate_json(stored["caller"])
     assert set(caller.slot or {}) <= OLD_SLOT, "the old Slot takes no others"
     if caller.lease is not None:
-        namespace, tag, member = caller.lease.split(" ")
-        assert namespace and tag and member.rpartition(":")[2].isdecimal()
+        namespace, subject_key, member = caller.lease.split(" ")
+        assert namespace and subject_key and member.rpartition(":")[2].isdecimal()
     return {
         "id": stored["id"],
         "subject": stored["subject"],

@@ -49,7 +49,7 @@ class Scene:
         return found
 
     async def usage(self, subject: str = "subject-0") -> ledger.Usage:
-        asked = ledger.Peek(ledger.NAMESPACE, ledger.tag("subject", subject))
+        asked = ledger.Peek(ledger.NAMESPACE, ledger.subject_key("subject", subject))
         return await ledger.AsyncLedger(self.store.redis).peek(asked)
 
 

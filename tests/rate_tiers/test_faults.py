@@ -380,7 +380,7 @@ def test_cluster(cluster: list[RedisProcess]) -> None:
         assert made.redis is not None
         assert made.redis.renew(lease, 60_000) is Renewal.EXTENDED
         assert made.redis.settle(lease, 500_000)
-        assert made.redis.peek(Peek("claude", lease.tag)).spent_day_micro_usd == 500_000
+        assert made.redis.peek(Peek("claude", lease.subject_key)).spent_day_micro_usd == 500_000
     assert all(node.info("keyspace") for node in cluster)
 
 
@@ -401,14 +401,14 @@ def test_cluster_node_away(cluster: list[RedisProcess]) -> None:
     client = RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", cluster[0].port)])
     own = RedisLedger(Settings(f"redis+cluster://{hosts}", timeout=0.2))
     windows = Windows((Window("minute", 5),))
-    tags = {client.get_node_from_key(key("claude", f"t{n}", "leases")).port: f"t{n}" for n in range(100)}
-    assert len(tags) == 3
-    for tag in tags.values():
-        own.admit(Admit("claude", tag, windows))
+    subjects = {client.get_node_from_key(key("claude", f"t{n}", "leases")).port: f"t{n}" for n in range(100)}
+    assert len(subjects) == 3
+    for each in subjects.values():
+        own.admit(Admit("claude", each, windows))
     cluster[2].signal(signal.SIGSTOP)
     try:
         with pytest.raises(LedgerUnavailable):
-            own.admit(Admit("claude", tags[cluster[2].port], windows))
+            own.admit(Admit("claude", subjects[cluster[2].port], windows))
     finally:
         cluster[2].signal(signal.SIGCONT)
     client.close()

@@ -103,7 +103,7 @@ def test_what_is_admitted_goes_into_the_attestation(kong: Driver, start: Start, 
     assert claims["chk"] == ["rate-tiers"] and claims["tier"] == "free" and claims["sub"] == subject
     assert claims["clamp"] == {"models": ["claude-haiku"], "max_turns": 5, "max_usd": 1, "tools": ["Read"]}
     lease = Lease.parse(claims["lease"])
-    assert (lease.tag, lease.micro_usd) == (subject, 1_000_000) and "reservation" not in claims
+    assert (lease.subject_key, lease.micro_usd) == (subject, 1_000_000) and "reservation" not in claims
     assert claims["slot"] == {"concurrent": 1, "usd": 1_000_000, "usd_day": 2_000_000, "ttl_ms": 60_000}
     assert "queue" not in claims
     assert request.shared["claude_admission"] == {
@@ -303,7 +303,7 @@ def test_an_unknown_tier_is_logged_once(kong: Driver, start: Start, subject: str
 
 
 IDENTITY = {"sub": "s-1", "who": {"con": "con-1", "crd": "crd-1"}}
-# limit_by: (more configuration, request) → hash tag or status
+# limit_by: (more configuration, request) → subject key or status
 SUBJECTS: dict[str, tuple[dict[str, Any], dict[str, Any], str | int]] = {
     "subject": ({}, {"shared": {"claude_identity": IDENTITY}}, "s-1"),
     "consumer": ({}, {"shared": {"claude_identity": IDENTITY}}, "consumer:con-1"),
@@ -353,11 +353,11 @@ def test_what_is_counted(kong: Driver, start: Start, case: str) -> None:
 
 def test_tags_keep_subjects_apart() -> None:
     odd = ["a", "ip:a", "{a}", "}", "{", "a}:leases", "%", "%41", "A", "a b", "ü", "x" * 97, "x" * 98, "\udcff", "\n"]
-    tags = [ledger.tag(kind, value) for kind in ("subject", "ip", "header") for value in odd]
-    assert len(set(tags)) == len(tags)
-    for tag in tags:
-        assert tag and not set(tag) & set("{} \n") and len(tag) < 120
-        tag.encode()
+    keys = [ledger.subject_key(kind, value) for kind in ("subject", "ip", "header") for value in odd]
+    assert len(set(keys)) == len(keys)
+    for each in keys:
+        assert each and not set(each) & set("{} \n") and len(each) < 120
+        each.encode()
 
 
 def test_queue_when_busy(kong: Driver, start: Start, subject: str) -> None:

@@ -77,11 +77,11 @@ def store(request: pytest.FixtureRequest, redis_server: RedisProcess) -> Iterato
         asked.close()
 
 
-TAG = "team"
+SUBJECT = "team"
 DAY = Window("day", 2)
 MONTH = Window("month", 3)
 PACED = Window("hour", 1, 1)
-A, B, C = (Lease("claude", TAG, f"v1.{name}:2000000") for name in "abc")  # each reserves $2
+A, B, C = (Lease("claude", SUBJECT, f"v1.{name}:2000000") for name in "abc")  # each reserves $2
 SLOT = Slot(concurrent=2, run_micro_usd=2_000_000, day_micro_usd=5_000_000, month_micro_usd=50_000_000)
 ONE = Slot(concurrent=1, run_micro_usd=2_000_000)
 SHORT = Slot(concurrent=1, run_micro_usd=2_000_000, ttl_ms=1)
@@ -90,11 +90,11 @@ Step = tuple[Callable[[Ledger], Any], Any]
 
 
 def request(*windows: Window, lease: Lease | None = None, slot: Slot = SLOT, busy: Busy = "reject") -> Admit:
-    return Admit("claude", TAG, Windows(windows), lease, slot, busy)
+    return Admit("claude", SUBJECT, Windows(windows), lease, slot, busy)
 
 
 def usage(store: Ledger) -> tuple[int, int, int, int]:
-    found = store.peek(Peek("claude", TAG))
+    found = store.peek(Peek("claude", SUBJECT))
     return found.running, found.reserved_micro_usd, found.spent_day_micro_usd, found.spent_month_micro_usd
 
 
@@ -132,7 +132,7 @@ CASES = [
         (
             (lambda s: s.admit(request(DAY, lease=A, slot=ONE)).admitted, True),
             (lambda s: s.admit(request(DAY, lease=B, slot=ONE)).exceeded, "concurrent"),
-            (lambda s: s.peek(Peek("claude", TAG, Windows((DAY,)))).quotas[0].remaining, 1),
+            (lambda s: s.peek(Peek("claude", SUBJECT, Windows((DAY,)))).quotas[0].remaining, 1),
             (usage, (1, 2_000_000, 0, 0)),
         ),
     ),
@@ -148,7 +148,7 @@ CASES = [
         (
             (lambda s: [s.admit(request(DAY)).admitted for _ in range(3)], [True, True, False]),
             (lambda s: s.admit(Admit("claude", "other", Windows((DAY,)))).admitted, True),
-            (lambda s: s.admit(Admit("elsewhere", TAG, Windows((DAY,)))).admitted, True),
+            (lambda s: s.admit(Admit("elsewhere", SUBJECT, Windows((DAY,)))).admitted, True),
         ),
     ),
     Case(
@@ -222,11 +222,11 @@ CASES = [
     Case(
         "a lease of release 0.1.0 counts as one of now",
         (
-            (lambda s: s.acquire(Lease("claude", TAG, "old:3000000"), ONE).admitted, True),
+            (lambda s: s.acquire(Lease("claude", SUBJECT, "old:3000000"), ONE).admitted, True),
             (lambda s: s.acquire(A, ONE).exceeded, "concurrent"),
             (usage, (1, 3_000_000, 0, 0)),
-            (lambda s: s.renew(Lease("claude", TAG, "old:3000000"), 60_000), Renewal.EXTENDED),
-            (lambda s: s.settle(Lease("claude", TAG, "old:3000000"), 1), True),
+            (lambda s: s.renew(Lease("claude", SUBJECT, "old:3000000"), 60_000), Renewal.EXTENDED),
+            (lambda s: s.settle(Lease("claude", SUBJECT, "old:3000000"), 1), True),
             (usage, (0, 0, 1, 1)),
         ),
     ),
@@ -255,7 +255,7 @@ def test_the_table_is_no_formality(redis_server: RedisProcess) -> None:
 
 
 def test_a_travelled_lease_is_the_same() -> None:
-    lease = Lease.new("claude", TAG, 2_000_000)
+    lease = Lease.new("claude", SUBJECT, 2_000_000)
     assert Lease.parse(str(lease)) == lease
     assert lease.micro_usd == 2_000_000
     assert Slot.from_claim(SLOT.claim()) == SLOT

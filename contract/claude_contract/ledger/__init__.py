@@ -41,7 +41,7 @@ from claude_contract.ledger.model import (
     Windows,
     key,
     micro_usd,
-    tag,
+    subject_key,
     usd,
 )
 from claude_contract.ledger.store import AsyncLedger, Ledger
@@ -49,5 +49,5 @@ from claude_contract.ledger.store import AsyncLedger, Ledger
 __all__ = [
     "NAMESPACE", "NO_WINDOWS", "PERIODS", "VERSION", "Admission", "Admit", "AsyncLedger", "Busy", "Lease", "Ledger",
     "LedgerUnavailable", "Peek", "Quota", "Renewal", "Slot", "UnreadableLedger", "Usage", "Window", "Windows", "key",
-    "micro_usd", "tag", "usd",
+    "micro_usd", "subject_key", "usd",
 ]  # fmt: skip

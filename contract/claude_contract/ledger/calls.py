@@ -68,11 +68,11 @@ def script(name: str) -> Script:
 
 
 def admit(request: Admit) -> Call[Admission]:
-    namespace, tag, lease, slot = request.namespace, request.tag, request.lease, request.slot
+    namespace, subject_key, lease, slot = request.namespace, request.subject_key, request.lease, request.slot
     windows = request.windows
     return Call(
         script("admit"),
-        _account(namespace, tag),
+        _account(namespace, subject_key),
         (
             lease.member if lease is not None else "",
             slot.ttl_ms,
@@ -87,7 +87,7 @@ def admit(request: Admit) -> Call[Admission]:
 
 
 def acquire(lease: Lease, slot: Slot) -> Call[Admission]:
-    return admit(Admit(lease.namespace, lease.tag, lease=lease, slot=slot))
+    return admit(Admit(lease.namespace, lease.subject_key, lease=lease, slot=slot))
 
 
 def renew(lease: Lease, ttl_ms: int) -> Call[Renewal]:
@@ -107,7 +107,7 @@ def peek(request: Peek) -> Call[Usage]:
     windows = request.windows
     return Call(
         script("peek"),
-        _account(request.namespace, request.tag),
+        _account(request.namespace, request.subject_key),
         (windows.packed,),
         lambda reply: _usage(reply, windows.each),
     )
@@ -125,13 +125,13 @@ def unreadable(error: Exception, call: Call[Any]) -> UnreadableLedger | None:
     return None
 
 
-def _account(namespace: str, tag: str) -> tuple[str, str, str, str]:
-    head = f"{namespace}:{{{tag}}}:"
+def _account(namespace: str, subject_key: str) -> tuple[str, str, str, str]:
+    head = f"{namespace}:{{{subject_key}}}:"
     return (head + "leases", head + "w", head + "usd:day", head + "usd:month")
 
 
 def _keys(lease: Lease, *suffixes: str) -> tuple[str, ...]:
-    return tuple([key(lease.namespace, lease.tag, suffix) for suffix in suffixes])
+    return tuple([key(lease.namespace, lease.subject_key, suffix) for suffix in suffixes])
 
 
 _EXCEEDED = {0: "", -1: "concurrent", -2: "usd_per_day", -3: "usd_per_month"}

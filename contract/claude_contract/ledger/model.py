@@ -25,7 +25,7 @@ NAMESPACE = "claude"
 PERIODS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "month": 30 * 86400}  # seconds
 # Limits up to this many are counted to the millisecond; larger ones in this many buckets per window.
 BUCKETS = 64
-MAX_TAG = 96  # characters
+MAX_SUBJECT_KEY = 96  # characters
 SETTLED_MS = 24 * 3600 * 1000  # for how long a repeated settlement is recognised
 
 Busy = Literal["reject", "queue", "later"]
@@ -120,12 +120,12 @@ class Lease:
     """A place for one run and the money reserved for it. Its text form says all that is needed to end it."""
 
     namespace: str
-    tag: str
+    subject_key: str
     member: str  # "v1.<id>:<micro-USD>", as it stands in Redis; without "v1." where release 0.1.0 made it
 
     @classmethod
-    def new(cls, namespace: str, tag: str, micro_usd: int = 0) -> Lease:
-        return cls(namespace, tag, f"v{VERSION}.{secrets.token_urlsafe(12)}:{micro_usd}")
+    def new(cls, namespace: str, subject_key: str, micro_usd: int = 0) -> Lease:
+        return cls(namespace, subject_key, f"v{VERSION}.{secrets.token_urlsafe(12)}:{micro_usd}")
 
     @classmethod
     def parse(cls, text: str) -> Lease:
@@ -138,7 +138,7 @@ class Lease:
         return cls(*parts)
 
     def __str__(self) -> str:
-        return f"{self.namespace} {self.tag} {self.member}"
+        return f"{self.namespace} {self.subject_key} {self.member}"
 
     @property
     def micro_usd(self) -> int:
@@ -156,7 +156,7 @@ class Admit:
     """One request: count it in the windows, and take the lease with what `slot` says. All of it, or nothing."""
 
     namespace: str
-    tag: str
+    subject_key: str
     windows: Windows = NO_WINDOWS
     lease: Lease | None = None
     slot: Slot = Slot()
@@ -168,7 +168,7 @@ class Peek:
     """What a subject uses, and of which windows."""
 
     namespace: str
-    tag: str
+    subject_key: str
     windows: Windows = NO_WINDOWS
 
 
@@ -227,17 +227,17 @@ def usd(micro_usd: int) -> float:
     return micro_usd / 1_000_000
 
 
-def tag(kind: str, value: str) -> str:
-    """The hash tag of a subject: `alice`, or `<kind>:<value>` where something else is counted.
+def subject_key(kind: str, value: str) -> str:
+    """What is counted, as it stands in keys: the subject `alice`, or `<kind>:<value>` where something else is counted.
 
     Everything but unreserved characters is escaped, so that no subject can look like another kind's or break the
     braces of the hash tag; what is very long or empty becomes a digest, marked by `*`, which escaping never leaves.
     """
     safe = quote(value, safe="@|+=", errors="surrogateescape")
-    if not 0 < len(safe) <= MAX_TAG:
+    if not 0 < len(safe) <= MAX_SUBJECT_KEY:
         safe = "*" + hashlib.blake2b(value.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return safe if kind == "subject" else f"{kind}:{safe}"
 
 
-def key(namespace: str, tag: str, suffix: str) -> str:
-    return f"{namespace}:{{{tag}}}:{suffix}"
+def key(namespace: str, subject_key: str, suffix: str) -> str:
+    return f"{namespace}:{{{subject_key}}}:{suffix}"

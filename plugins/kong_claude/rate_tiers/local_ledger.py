@@ -57,15 +57,15 @@ class LocalLedger(Ledger):
             return self._admit(request)
 
     def acquire(self, lease: Lease, slot: Slot) -> Admission:
-        return self.admit(Admit(lease.namespace, lease.tag, lease=lease, slot=slot))
+        return self.admit(Admit(lease.namespace, lease.subject_key, lease=lease, slot=slot))
 
     def _admit(self, request: Admit) -> Admission:
-        namespace, tag, lease, slot = request.namespace, request.tag, request.lease, request.slot
-        leases, own = key(namespace, tag, "leases"), lease.member if lease is not None else ""
+        namespace, subject_key, lease, slot = request.namespace, request.subject_key, request.lease, request.slot
+        leases, own = key(namespace, subject_key, "leases"), lease.member if lease is not None else ""
         running, reserved, held, spent_day, spent_month = 0, 0, False, 0, 0
         if lease is not None:
             running, reserved, held = self._leases(leases, own)
-            spent_day, spent_month = self._spent(namespace, tag)
+            spent_day, spent_month = self._spent(namespace, subject_key)
         exceeded, wait = "", 0.0
 
         def refuse_for(limit: str, us: float) -> None:
@@ -73,7 +73,7 @@ class LocalLedger(Ledger):
             if not exceeded or us > wait:
                 exceeded, wait = limit, us
 
-        windows: dict[int, Any] = self._values.get(key(namespace, tag, "w"), {})
+        windows: dict[int, Any] = self._values.get(key(namespace, subject_key, "w"), {})
         states = [self._state(windows, w) for w in request.windows.each]
         for w, state in zip(request.windows.each, states, strict=True):
             if w.burst >= 0:
@@ -106,7 +106,7 @@ class LocalLedger(Ledger):
                 else:
                     windows[w.seconds] = self._count_one(states[n], w)
             if states:
-                self._write_windows(key(namespace, tag, "w"), windows)
+                self._write_windows(key(namespace, subject_key, "w"), windows)
             if lease is not None and not queued:
                 self._write_lease(leases, own, slot.ttl_ms)
                 running, reserved = running + 1, reserved + lease.micro_usd
@@ -142,7 +142,7 @@ class LocalLedger(Ledger):
             settled[lease.member] = self._now // 1000 + SETTLED_MS
             self._set(_of(lease, "settled"), settled, SETTLED_MS * 1000)
             if cost_micro_usd > 0:
-                spent = self._spent(lease.namespace, lease.tag)
+                spent = self._spent(lease.namespace, lease.subject_key)
                 for suffix, period, before, days in zip(
                     ("usd:day", "usd:month"), self._periods(), spent, (2, 32), strict=True
                 ):
@@ -155,10 +155,10 @@ class LocalLedger(Ledger):
 
     def peek(self, request: Peek) -> Usage:
         with self._moment():
-            running, reserved, _ = self._leases(key(request.namespace, request.tag, "leases"), "")
-            spent_day, spent_month = self._spent(request.namespace, request.tag)
+            running, reserved, _ = self._leases(key(request.namespace, request.subject_key, "leases"), "")
+            spent_day, spent_month = self._spent(request.namespace, request.subject_key)
             day_left, month_left = self._left()
-            windows = self._values.get(key(request.namespace, request.tag, "w"), {})
+            windows = self._values.get(key(request.namespace, request.subject_key, "w"), {})
             quotas = tuple(self._quota(w, self._state(windows, w)) for w in request.windows.each)
             return Usage(running, reserved, spent_day, spent_month, _ms(day_left), _ms(month_left), quotas)
 
@@ -216,11 +216,11 @@ class LocalLedger(Ledger):
         next_month = (midnight.replace(day=1) + 32 * DAY).replace(day=1)
         return (midnight + DAY).timestamp() * 1e6 - self._now, next_month.timestamp() * 1e6 - self._now
 
-    def _spent(self, namespace: str, tag: str) -> tuple[int, int]:
+    def _spent(self, namespace: str, subject_key: str) -> tuple[int, int]:
         """The micro-USD booked today and this month."""
         today, month = self._periods()
-        return self._booked(key(namespace, tag, "usd:day"), today), self._booked(
-            key(namespace, tag, "usd:month"), month
+        return self._booked(key(namespace, subject_key, "usd:day"), today), self._booked(
+            key(namespace, subject_key, "usd:month"), month
         )
 
     def _booked(self, key: str, period: int) -> int:
@@ -239,7 +239,7 @@ class LocalLedger(Ledger):
 
 
 def _of(lease: Lease, suffix: str) -> str:
-    return key(lease.namespace, lease.tag, suffix)
+    return key(lease.namespace, lease.subject_key, suffix)
 
 
 def _ms(us: float) -> int:

@@ -70,24 +70,24 @@ class RateTiers:
         self._named: set[str] = set()
 
     def access(self, request: Request) -> Decision:
-        tag = self.subjects.tag(request)
-        if isinstance(tag, Refuse):
-            return tag
+        subject_key = self.subjects.key(request)
+        if isinstance(subject_key, Refuse):
+            return subject_key
         tier, unknown = self.choice.choose(request)
         if unknown is not None:
             self._log_unknown(request, unknown)
         if self.report:
-            return self._report(request, tag, tier)
+            return self._report(request, subject_key, tier)
         refusal = self._model_refusal(request, tier)
         if refusal and not self.shadow:
             return refusal
 
         # With an attestation the method is known; without one the log phase ends every lease, so none is left over.
         needs_lease = tier.takes_lease and (not self.signed or _may_start(request))
-        lease = Lease.new(self.namespace, tag, tier.slot.run_micro_usd) if needs_lease else None
+        lease = Lease.new(self.namespace, subject_key, tier.slot.run_micro_usd) if needs_lease else None
         busy: Busy = "later" if _prefers_async(request) else self.busy
-        wanted = Admit(self.namespace, tag, tier.windows, lease, tier.slot, busy)
-        shared: dict[str, Any] = {"subject": tag, "tier": tier.name}
+        wanted = Admit(self.namespace, subject_key, tier.windows, lease, tier.slot, busy)
+        shared: dict[str, Any] = {"subject": subject_key, "tier": tier.name}
         try:
             admission, local = self._ask(request, lambda store: store.admit(wanted))
         except LedgerUnavailable:
@@ -97,7 +97,7 @@ class RateTiers:
             if not self.shadow:
                 return self._refuse(admission, tier, headers)
             shared["shadow"] = admission.exceeded
-            request.kong.log.warn(f"shadow: {tag} in tier {tier.name} would be refused, {admission.exceeded}")
+            request.kong.log.warn(f"shadow: {subject_key} in tier {tier.name} would be refused, {admission.exceeded}")
         place = None
         if lease is not None and (admission.queued or not local):
             place = Place(lease, tier.slot, admission.queued)
@@ -194,9 +194,9 @@ class RateTiers:
             detail={"tier": tier.name, "allowed_models": list(tier.clamp.models)},
         )
 
-    def _report(self, request: Request, tag: str, tier: Tier) -> Decision:
+    def _report(self, request: Request, subject_key: str, tier: Tier) -> Decision:
         try:
-            usage, _ = self._ask(request, lambda store: store.peek(Peek(self.namespace, tag, tier.windows)))
+            usage, _ = self._ask(request, lambda store: store.peek(Peek(self.namespace, subject_key, tier.windows)))
         except LedgerUnavailable:
             return Refuse(503, "limits cannot be read now", "limits_unavailable", {"Retry-After": "1"})
         windows = [

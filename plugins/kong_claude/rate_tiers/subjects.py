@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from claude_contract.errors import ConfigError
-from claude_contract.ledger import tag
+from claude_contract.ledger import subject_key
 from kong_claude.decision import Refuse
 from kong_claude.rate_tiers.tiers import Tier, first_known
 from kong_claude.request import Request, answer, text
@@ -42,13 +42,13 @@ class Subjects(NamedTuple):
             str(config.get("route_id") or ""),
         )
 
-    def tag(self, request: Request) -> str | Refuse:
-        """The subject's hash tag in the ledger."""
+    def key(self, request: Request) -> str | Refuse:
+        """Under which key the ledger counts the request."""
         value = self._value(request)
         if value:
-            return tag(self.kind, value)
+            return subject_key(self.kind, value)
         if self.on_missing == "ip":
-            return tag("ip", request.client_ip)
+            return subject_key("ip", request.client_ip)
         if self.kind in ("subject", "consumer", "credential"):
             return Refuse(401, f"no {self.kind} is known for this request", "no_identity")
         return Refuse(400, f"no {self.header_name or self.kind} to count this request by", "no_subject")
