@@ -27,7 +27,9 @@ class Metrics:
         self._tokens = Counter(
             "claude_invoker_tokens_total", "Tokens used", ["model", "tier", "kind"], registry=self._registry
         )
-        self._queue = Gauge("claude_invoker_queue_depth", "Jobs that wait, by line", ["line"], registry=self._registry)
+        self._queue = Gauge(
+            "claude_invoker_queue_depth", "Jobs that wait, by queue (tier)", ["queue"], registry=self._registry
+        )
         self._age = Gauge(
             "claude_invoker_queue_age_seconds", "How long the oldest waiting job has waited", registry=self._registry
         )
@@ -58,11 +60,11 @@ class Metrics:
         self._duration.observe((run.finished_at or run.created_at) - run.created_at)
 
     def queue(self, waiting: Mapping[str, int], oldest_s: float | None) -> None:
-        """Jobs that wait, by line, as Redis counts them now, and how long the oldest has waited."""
+        """Jobs that wait, by queue, as Redis counts them now, and how long the oldest has waited."""
         self._age.set(oldest_s or 0.0)
         self._queue.clear()
-        for line, jobs in waiting.items():
-            self._queue.labels(line).set(jobs)
+        for queue, jobs in waiting.items():
+            self._queue.labels(queue).set(jobs)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """(body, content type) in the format that the client asks for."""

@@ -67,7 +67,7 @@ async def test_urgent_tiers_go_first_and_starve_nobody(store: Store) -> None:
 
 
 async def test_cancelling_gives_no_second_turn(store: Store) -> None:
-    """A subject whose line ran empty by cancelling must not stand in the ring twice."""
+    """A subject whose queue ran empty by cancelling must not stand in the round robin twice."""
     for _ in range(5):
         fleeting = job("cheat")
         await accepted(store, fleeting)
@@ -287,12 +287,12 @@ def test_no_job_starts_after_more_than_its_position_says(
         await accepted(store, *waiting)
         for n in range(min(taken, len(jobs))):
             await store.claim(f"before-{n}", "w")
-        store._turn = 0  # without the turns of other tiers, which positions leave out
+        store._claims = 0  # without the claims in which other tiers go first, which positions leave out
         states = {each.id: (await store.get(each.id)).state for each in waiting}  # type: ignore[union-attr]
         positions = {each.id: await store.position(each) for each in waiting}
         order: list[str] = []
         while claimed := await store.claim(f"t{len(order)}", "w"):
-            store._turn = 0
+            store._claims = 0
             order.append(claimed[0].id)
         assert sorted(order) == sorted(i for i, state in states.items() if state == "queued")
         for place, job_id in enumerate(order):

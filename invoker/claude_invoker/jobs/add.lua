@@ -1,7 +1,7 @@
 -- Accept a job: all or nothing.
--- KEYS: job, idempotency ("" where none), waiting list of the subject, ring of the line, index of the subject,
---       index of all, waiting (hash: line -> count)
--- ARGV: id, subject, now (s), fingerprint, ttl of the idempotency key (s), line, prefix of jobs, then the record
+-- KEYS: job, idempotency ("" where none), waiting list of the subject, round robin of the queue, index of the subject,
+--       index of all, waiting (hash: queue -> count)
+-- ARGV: id, subject, now (s), fingerprint, ttl of the idempotency key (s), queue, prefix of jobs, then the record
 -- Reply: {1} accepted; {0, id} the same request was accepted before as that job; {-1} another body under this key
 local id, subject, now = ARGV[1], ARGV[2], ARGV[3]
 -- A client whose connection broke sends the script again: ids are random, so this one is its own.
@@ -17,7 +17,7 @@ if KEYS[2] ~= '' then
   redis.call('EXPIRE', KEYS[2], ARGV[5])
 end
 redis.call('HSET', KEYS[1], unpack(ARGV, 8))
--- The subject joins the ring with its first waiting job; it is there exactly once.
+-- The subject joins the round robin with its first waiting job; it is there exactly once.
 if redis.call('RPUSH', KEYS[3], id) == 1 then redis.call('RPUSH', KEYS[4], subject) end
 redis.call('ZADD', KEYS[5], now, id)
 redis.call('ZADD', KEYS[6], now, id)

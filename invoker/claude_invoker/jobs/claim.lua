@@ -1,8 +1,8 @@
--- Claim the next job for a ticket: the most urgent line first, subjects of a line in turn.
--- KEYS: job prefix, ticket (hash: ticket -> job), blocked (hash: line:subject -> until ms), waiting (hash: line -> count),
---       then for each line in order: its ring
+-- Claim the next job for a ticket: the most urgent queue first, in it a round robin of subjects.
+-- KEYS: job prefix, ticket (hash: ticket -> job), blocked (hash: queue:subject -> until ms), waiting (hash: queue -> count),
+--       then for each queue in order: its round robin (list of subjects)
 -- ARGV: ticket, worker, now (ms), waiting prefix, running (zset job -> beat ms), nonce of this call,
---       version of records, then the lines
+--       version of records, then the queues
 -- Reply: nil nothing to do; {id, 0} claimed now; {id, 1} this ticket had claimed it before (its worker may be lost);
 --        {id, 2, version} nothing to do, except a job that another release has stored: it waits for a worker of that
 local ticket, worker, now, newest = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[7])
@@ -17,14 +17,14 @@ if before then
   redis.call('HDEL', KEYS[2], ticket)
 end
 for i = 5, #KEYS do
-  local line = ARGV[i + 3]
+  local queue = ARGV[i + 3]
   for _ = 1, redis.call('LLEN', KEYS[i]) do
     local subject = redis.call('LPOP', KEYS[i])
-    local blocked = tonumber(redis.call('HGET', KEYS[3], line .. ':' .. subject) or 0)
+    local blocked = tonumber(redis.call('HGET', KEYS[3], queue .. ':' .. subject) or 0)
     if blocked > now then
       redis.call('RPUSH', KEYS[i], subject)
     else
-      local waiting = ARGV[4] .. line .. ':' .. subject
+      local waiting = ARGV[4] .. queue .. ':' .. subject
       local id = redis.call('LINDEX', waiting, 0)
       local version = id and tonumber(redis.call('HGET', KEYS[1] .. id, 'v') or 0)
       local ours = not id or version == newest or version == newest - 1
@@ -33,8 +33,8 @@ for i = 5, #KEYS do
       if not ours then
         passed = passed or {id, 2, version}
       elseif id then
-        redis.call('HDEL', KEYS[3], line .. ':' .. subject)
-        redis.call('HINCRBY', KEYS[4], line, -1)
+        redis.call('HDEL', KEYS[3], queue .. ':' .. subject)
+        redis.call('HINCRBY', KEYS[4], queue, -1)
         if redis.call('HGET', KEYS[1] .. id, 'state') == 'queued' then
           redis.call('HSET', KEYS[2], ticket, id)
           redis.call('ZADD', ARGV[5], now, id)

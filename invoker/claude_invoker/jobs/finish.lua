@@ -1,21 +1,21 @@
 -- End a job, once. A worker that was thought lost and comes back finds that its attempt no longer counts.
--- KEYS: job, tickets, running, events, tombstone, waiting list of the subject, ring of the line, waiting, blocked,
+-- KEYS: job, tickets, running, events, tombstone, waiting list of the subject, round robin of the queue, waiting, blocked,
 --       callbacks (zset: job -> ms since which its webhook is owed)
--- ARGV: id, attempt that holds it ("" : it must still wait), retention (s), tombstone ttl (s), subject, line, now (ms),
+-- ARGV: id, attempt that holds it ("" : it must still wait), retention (s), tombstone ttl (s), subject, queue, now (ms),
 --       the state, then fields of the record
 -- Reply: 1 ended now, 0 it was over before or another's
-local id, subject, line = ARGV[1], ARGV[5], ARGV[6]
+local id, subject, queue = ARGV[1], ARGV[5], ARGV[6]
 local held = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'ticket', 'callback')
 if ARGV[2] == '' then
   if held[1] ~= 'queued' then return 0 end
-  if redis.call('LREM', KEYS[6], 1, id) == 1 then redis.call('HINCRBY', KEYS[8], line, -1) end
+  if redis.call('LREM', KEYS[6], 1, id) == 1 then redis.call('HINCRBY', KEYS[8], queue, -1) end
   if redis.call('EXISTS', KEYS[6]) == 0 then
-    redis.call('LREM', KEYS[7], 0, subject) -- else a later job would give it a second turn in each round
-    redis.call('HDEL', KEYS[9], line .. ':' .. subject)
+    redis.call('LREM', KEYS[7], 0, subject) -- else a later job would serve it twice in each round
+    redis.call('HDEL', KEYS[9], queue .. ':' .. subject)
   end
 else
   if held[1] ~= 'running' or held[2] ~= ARGV[2] then return 0 end
-  redis.call('HDEL', KEYS[9], line .. ':' .. subject) -- its place is free for the next
+  redis.call('HDEL', KEYS[9], queue .. ':' .. subject) -- its place is free for the next
 end
 redis.call('HSET', KEYS[1], 'state', ARGV[8], unpack(ARGV, 9))
 if held[3] then redis.call('HDEL', KEYS[2], held[3]) end

@@ -1,4 +1,4 @@
-"""Jobs in Redis: records, lines, events. All keys share one hash tag, so that every script runs on one node."""
+"""Jobs in Redis: records, queues, events. All keys share one hash tag, so that every script runs on one node."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from claude_invoker.jobs.record import SUMMARY, VERSION, Delivery, Job, caller_o
 PREFIX = "claude:{jobs}:"
 CANCELLED = PREFIX + "cancelled"  # channel
 TICKETS = PREFIX + "tickets"  # hash: ticket -> the job it holds
-BLOCKED = PREFIX + "blocked"  # hash: joined line and subject -> ms until which it is passed over
-WAITING = PREFIX + "waiting"  # hash: line -> count
+BLOCKED = PREFIX + "blocked"  # hash: joined queue and subject -> ms until which it is passed over
+WAITING = PREFIX + "waiting"  # hash: queue -> count
 RUNNING = PREFIX + "running"  # sorted set: job -> ms of its claim
 CALLBACKS = PREFIX + "callbacks"  # sorted set: job -> ms since which its webhook is owed
 ALL = PREFIX + "all"  # sorted set: job -> s of its acceptance
@@ -66,14 +66,14 @@ class Store:
 
     def __init__(self, redis: Any, tiers: Sequence[str] = ()) -> None:
         self.redis = redis
-        self.lines = [escaped(":", tier) for tier in dict.fromkeys((*tiers, ""))]
-        self._old_lines = [tier for tier in tiers if escaped(":", tier) != tier]  # where release 0.1.0 let jobs wait
-        self._turn = 0
+        self.queues = [escaped(":", tier) for tier in dict.fromkeys((*tiers, ""))]
+        self._old_queues = [tier for tier in tiers if escaped(":", tier) != tier]  # where release 0.1.0 let jobs wait
+        self._claims = 0
 
-    def line(self, tier: str) -> str:
+    def queue(self, tier: str) -> str:
         """Where jobs of a tier wait, as it stands in keys."""
-        line = escaped(":", tier)
-        return line if line in self.lines else ""
+        queue = escaped(":", tier)
+        return queue if queue in self.queues else ""
 
     async def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         source, sha = _script(name)
@@ -85,19 +85,19 @@ class Store:
     async def add(self, job: Job, idempotency: tuple[str, str] | None = None) -> tuple[str, str]:
         """Stores a job. `idempotency`: (key, fingerprint of the body). Returns what happened and the job's id:
         `accepted`, `known` (the same request came before), or `conflict` (another body under this key)."""
-        line = self.line(job.tier)
+        queue = self.queue(job.tier)
         keys = [
             PREFIX + f"job:{job.id}",
             PREFIX + joined(":", "idem", job.subject, idempotency[0]) if idempotency else "",
-            _wait(line, job.subject),
-            PREFIX + f"ring:{line}",
+            _wait(queue, job.subject),
+            _round_robin(queue),
             PREFIX + f"of:{job.subject}",
             ALL,
             WAITING,
         ]
         fields = [part for pair in job.fields().items() for part in pair]
         fingerprint = idempotency[1] if idempotency else ""
-        args = [job.id, job.subject, job.created_at, fingerprint, IDEMPOTENCY_TTL, line, PREFIX + "job:"]
+        args = [job.id, job.subject, job.created_at, fingerprint, IDEMPOTENCY_TTL, queue, PREFIX + "job:"]
         reply = await self._run("add", keys, [*args, *fields])
         if reply[0] == 1:
             return "accepted", job.id
@@ -108,11 +108,11 @@ class Store:
 
         Raises UnknownVersion where there is nothing but a job for a worker of another release.
         """
-        self._turn += 1
-        # Every fourth turn another tier goes first, so that a busy high tier cannot starve the others.
-        shift = (self._turn // 4) % len(self.lines) if self._turn % 4 == 0 else 0
-        order = self.lines[shift:] + self.lines[:shift] + self._old_lines
-        keys = [PREFIX + "job:", TICKETS, BLOCKED, WAITING, *(PREFIX + f"ring:{line}" for line in order)]
+        self._claims += 1
+        # At every fourth claim another tier goes first, so that a busy high tier cannot starve the others.
+        shift = (self._claims // 4) % len(self.queues) if self._claims % 4 == 0 else 0
+        order = self.queues[shift:] + self.queues[:shift] + self._old_queues
+        keys = [PREFIX + "job:", TICKETS, BLOCKED, WAITING, *(_round_robin(queue) for queue in order)]
         args = [ticket, worker, now_ms(), PREFIX + "wait:", RUNNING, secrets.token_hex(8), VERSION, *order]
         reply = await self._run("claim", keys, args)
         if reply and int(reply[1]) == 2:
@@ -121,28 +121,28 @@ class Store:
         return None if job is None else (job, bool(int(reply[1])))
 
     async def requeue(self, job: Job, blocked_for: float = 0.0, **fields: str) -> Requeued:
-        """Back to the head of its line. `blocked_for`: it has not run, and its subject is passed over for so many
+        """Back to the head of its queue. `blocked_for`: it has not run, and its subject is passed over for so many
         seconds. `cancelled`: it is still ours to end."""
-        line = self.line(job.tier)
+        queue = self.queue(job.tier)
         keys = [
             PREFIX + f"job:{job.id}",
             TICKETS,
             BLOCKED,
             WAITING,
-            PREFIX + f"ring:{line}",
-            _wait(line, job.subject),
+            _round_robin(queue),
+            _wait(queue, job.subject),
             RUNNING,
             PREFIX + f"events:{job.id}",
         ]
         until = now_ms() + int(blocked_for * 1000) if blocked_for else 0
         fields = {"cost_usd": "0.0"} | fields
-        args = [job.id, job.attempt, job.subject, line, until, *(part for pair in fields.items() for part in pair)]
+        args = [job.id, job.attempt, job.subject, queue, until, *(part for pair in fields.items() for part in pair)]
         outcomes: tuple[Requeued, ...] = ("not ours", "requeued", "cancelled")
         return outcomes[int(await self._run("requeue", keys, args))]
 
     async def finish(self, job: Job, state: str, retention: float, *, waiting: bool = False, **fields: Any) -> bool:
         """Ends a job once: as the attempt that holds it, or while it is `waiting`. False: it was over, or another's."""
-        now, line = time.time(), self.line(job.tier)
+        now, queue = time.time(), self.queue(job.tier)
         stored = {"finished_at": repr(now), "expires_at": repr(now + retention)}
         stored |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
         keys = [
@@ -151,14 +151,14 @@ class Store:
             RUNNING,
             PREFIX + f"events:{job.id}",
             PREFIX + f"gone:{job.id}",
-            _wait(line, job.subject),
-            PREFIX + f"ring:{line}",
+            _wait(queue, job.subject),
+            _round_robin(queue),
             WAITING,
             BLOCKED,
             CALLBACKS,
         ]
         seconds = max(1, int(retention))
-        args = [job.id, "" if waiting else job.attempt, seconds, seconds + TOMBSTONE_TTL, job.subject, line, now_ms()]
+        args = [job.id, "" if waiting else job.attempt, seconds, seconds + TOMBSTONE_TTL, job.subject, queue, now_ms()]
         return bool(
             await self._run("finish", keys, [*args, state, *(part for pair in stored.items() for part in pair)])
         )
@@ -198,24 +198,24 @@ class Store:
 
     async def position(self, job: Job) -> int | None:
         """How many waiting jobs may start before this one: at most, since others may be cancelled."""
-        line = self.line(job.tier)
+        queue = self.queue(job.tier)
         async with self.redis.pipeline(transaction=False) as pipe:
-            pipe.lpos(_wait(line, job.subject), job.id)
-            pipe.lpos(PREFIX + f"ring:{line}", job.subject)
-            pipe.llen(PREFIX + f"ring:{line}")
+            pipe.lpos(_wait(queue, job.subject), job.id)
+            pipe.lpos(_round_robin(queue), job.subject)
+            pipe.llen(_round_robin(queue))
             pipe.hgetall(WAITING)
-            own, turn, subjects, waiting = await pipe.execute()
+            own, ahead, subjects, waiting = await pipe.execute()
         if own is None:
             return None
-        urgent = sum(int(waiting.get(more, 0)) for more in self.lines[: self.lines.index(line)])
-        before = own * max(1, subjects) + (turn or 0)
-        return int(urgent + min(before, max(0, int(waiting.get(line, 1)) - 1)))
+        urgent = sum(int(waiting.get(more, 0)) for more in self.queues[: self.queues.index(queue)])
+        before = own * max(1, subjects) + (ahead or 0)
+        return int(urgent + min(before, max(0, int(waiting.get(queue, 1)) - 1)))
 
     async def waiting(self) -> dict[str, int]:
-        """Waiting jobs by tier; "" for those of tiers without a line of their own."""
+        """Waiting jobs by tier; "" for those of tiers without a queue of their own."""
         counts: dict[str, int] = {}
-        for line, count in (await self.redis.hgetall(WAITING)).items():
-            counts[unquote(line)] = counts.get(unquote(line), 0) + int(count)
+        for queue, count in (await self.redis.hgetall(WAITING)).items():
+            counts[unquote(queue)] = counts.get(unquote(queue), 0) + int(count)
         return counts
 
     async def oldest_waiting(self) -> float | None:
@@ -334,9 +334,14 @@ class Store:
             await self.redis.zrem(CALLBACKS, job.id)
 
 
-def _wait(line: str, subject: str) -> str:
-    """The list in which a subject's jobs wait; `line` is escaped already. claim.lua makes the same."""
-    return f"{PREFIX}wait:{line}:{subject}"
+def _round_robin(queue: str) -> str:
+    """The list of subjects with waiting jobs, the next one first; named as release 0.1.0 named it."""
+    return f"{PREFIX}ring:{queue}"
+
+
+def _wait(queue: str, subject: str) -> str:
+    """The list in which a subject's jobs wait; `queue` is escaped already. claim.lua makes the same."""
+    return f"{PREFIX}wait:{queue}:{subject}"
 
 
 def _readable_caller(job_id: str, stored: str | None, version: str | None) -> Caller | None:
