@@ -131,7 +131,7 @@ class Settings(BaseSettings):
     on_worker_loss: Literal["fail", "retry"] = "fail"
     """A job whose worker died: its run may have had effects, so it is not repeated unless asked for."""
     worker_drain_s: float = Field(default=20.0, ge=0)
-    """How long a worker that shall stop lets its runs go on; what is left then counts as lost."""
+    """How long a worker that shall stop lets its runs go on; what is left then counts as orphaned."""
     tier_priority: Names = ()
     """Tiers whose jobs go first, the most urgent first; other tiers come last."""
     webhook_hosts: Names = ()

@@ -173,7 +173,7 @@ async def test_a_script_that_runs_twice_does_it_once(
     assert await store.waiting() == {"": 2}
     claimed = await store.claim("t", "w")
     assert claimed is not None
-    assert claimed[1] is False  # ours, not a lost worker's
+    assert claimed[1] is False  # ours, not a dead worker's
     await store.requeue(claimed[0], blocked_for=0.0)
     assert await store.waiting() == {"": 2}
     await store.cancel(gone, 60)

@@ -3,7 +3,7 @@
 --       then for each queue in order: its round robin (list of subjects)
 -- ARGV: ticket, worker, now (ms), waiting prefix, running (zset job -> beat ms), nonce of this call,
 --       version of records, then the queues
--- Reply: nil nothing to do; {id, 0} claimed now; {id, 1} this ticket had claimed it before (its worker may be lost);
+-- Reply: nil nothing to do; {id, 0} claimed now; {id, 1} this ticket had claimed it before (it may be orphaned);
 --        {id, 2, version} nothing to do, except a job that another release has stored: it waits for a worker of that
 local ticket, worker, now, newest = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[7])
 local passed

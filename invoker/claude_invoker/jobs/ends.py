@@ -70,7 +70,7 @@ class Ends:
         What it has spent is in the journal, if this is its worker's machine, else in the record as of the last beat."""
         if not await self.store.take_over(job):
             return
-        _log.warning("job %s: its worker %s was lost", job.id, job.worker)
+        _log.warning("job %s is orphaned: its worker %s died", job.id, job.worker)
         if await self.again(job):
             return
         left = await asyncio.to_thread(left_in, job, self.settings)

@@ -1,4 +1,4 @@
--- End a job, once. A worker that was thought lost and comes back finds that its attempt no longer counts.
+-- End a job, once. A worker that was thought dead and comes back finds that its attempt no longer counts.
 -- KEYS: job, tickets, running, events, tombstone, waiting list of the subject, round robin of the queue, waiting, blocked,
 --       callbacks (zset: job -> ms since which its webhook is owed)
 -- ARGV: id, attempt that holds it ("" : it must still wait), retention (s), tombstone ttl (s), subject, queue, now (ms),

@@ -15,7 +15,7 @@ from saq.worker import Worker
 
 from claude_invoker.jobs.store import retry
 
-HEARTBEAT_S = 10  # a ticket without a sign of life for so long has lost its worker
+HEARTBEAT_S = 10  # a ticket without a sign of life for so long has no worker any more
 SWEEP_S = 2
 RUN = "run_next"
 DELIVER = "deliver"
@@ -24,7 +24,7 @@ DELIVERY_DELAY_S = 2.0  # doubled from try to try
 
 
 class Queue(RedisQueue):
-    """SAQ's queue, patient: a Redis that restarts must not spin its workers, a lost worker must not hold the sweep."""
+    """SAQ's queue, patient: a Redis that restarts must not spin its workers, a dead worker must not hold the sweep."""
 
     async def sweep(self, lock: int = SWEEP_S, abort: float = 0.05) -> list[str]:
         return await super().sweep(lock=lock, abort=min(abort, 0.05))
@@ -75,7 +75,7 @@ def open_queues(redis_url: str) -> Queues:
 async def enqueue_ticket(queues: Queues, *, at: float = 0.0) -> None:
     """One more "run the next job", now or not before `at` (seconds since the epoch; SAQ knows whole ones).
 
-    Retries stand for lost workers only: what a run ends in is the job's business, so a ticket that returns is done.
+    Retries stand for dead workers only: what a run ends in is the job's business, so a ticket that returns is done.
     """
     scheduled = math.ceil(at)
     await queues.tickets.enqueue(

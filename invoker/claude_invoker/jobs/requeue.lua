@@ -1,4 +1,4 @@
--- Put a claimed job back at the head of its subject's queue: no place for it now, or its worker was lost.
+-- Put a claimed job back at the head of its subject's queue: no place for it now, or it is orphaned.
 -- KEYS: job, tickets, blocked, waiting, round robin of the queue, waiting list of the subject, running, events
 -- ARGV: id, attempt that holds it, subject, queue, blocked until (ms; 0: it ran, and runs again), then fields
 -- Reply: 1 put back, 0 another's by now, 2 not put back, for it shall be cancelled

@@ -169,7 +169,7 @@ class Store:
         return state == "queued" and await self.finish(job, "cancelled", retention, waiting=True)
 
     async def take_over(self, job: Job) -> bool:
-        """True for one of those that find a job lost; should that one die, too, for another some seconds later."""
+        """True for one of those that find a job orphaned; should that one die, too, for another some seconds later."""
         key = f"{PREFIX}losing:{job.id}:{job.attempt}"
         return bool(await self.redis.set(key, 1, nx=True, ex=15))
 
@@ -295,7 +295,7 @@ class Store:
 
     async def append(self, job: Job, events: Sequence[tuple[int, str, bytes]]) -> None:
         """Adds (number within the attempt, name, JSON) events to the job's stream. Redis refuses what is there already
-        and what comes behind the end, so repeating is harmless and a lost worker cannot add to its successor's."""
+        and what comes behind the end, so repeating is harmless and a dead worker cannot add to its successor's."""
         async with self.redis.pipeline(transaction=False) as pipe:
             for number, name, data in events:
                 entry = {"event": name, "data": data}

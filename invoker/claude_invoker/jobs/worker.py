@@ -61,7 +61,7 @@ class Worker:
         await self._idle(self.settings.worker_drain_s)
 
     async def stop(self) -> None:
-        """Cancels what runs; such jobs count as lost (see `Ends.orphaned`)."""
+        """Cancels what runs; such jobs count as orphaned (see `Ends.orphaned`)."""
         self._stopping = True
         for run in list(self.current.values()):
             run.cancel(_STOPPING)
@@ -87,7 +87,7 @@ class Worker:
                     return
                 job, before = claimed
                 if before:
-                    # The ticket came back. Either its worker was lost, or the sweep was hasty and the run lives.
+                    # The ticket came back. Either the job is orphaned, or the sweep was hasty and the run lives.
                     if now_ms() - job.beat > HEARTBEAT_S * 1000:
                         await self.ends.orphaned(job)
                     return
