@@ -22,6 +22,7 @@ from typing import Any
 from claude_contract.identity import Identity
 from claude_contract.ledger import Lease, Slot
 from claude_contract.members import AttestationError, Members, malformed
+from claude_contract.versions import UnknownVersion
 
 VERSION = 1
 """Written as `v`. A reader takes this and the one before; 0 is release 0.1.0, which wrote none."""
@@ -208,6 +209,7 @@ class Attestation:
             claims |= self.identity.to_claims()
         limits = self.limits
         if limits is not None:
+            claims.pop("tier", None)  # the identity's: the one that applies is that of the limits
             if limits.tier is not None:
                 claims["tier"] = limits.tier
             claims["clamp"] = limits.clamp.to_claims()
@@ -261,8 +263,10 @@ def _place(claims: Members) -> Place | None:
         return None  # a slot or queue without it is left over, so refused
     try:
         lease = Lease.parse(claims.text("lease"))
+    except UnknownVersion as error:
+        raise AttestationError("version", f"the attestation cannot be obeyed: {error}") from None
     except ValueError:
-        raise malformed("lease", "is no lease") from None
+        raise malformed("lease", "is not a lease") from None
     slot = claims.mapping("slot")
     numbers = Members(slot, "slot")
     try:

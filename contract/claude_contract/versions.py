@@ -9,10 +9,11 @@ class UnknownVersion(ValueError):
 
 def check(what: str, found: int | str | None, current: int) -> None:
     """Raises UnknownVersion unless `found` is `current` or the one before. None is 0: release 0.1.0 wrote none."""
-    if str(found or 0) in (str(current), str(current - 1)):
+    version = str(found or 0)
+    if version in (str(current), str(current - 1)):
         return
-    if str(found).isdecimal() and int(found or 0) < current:
+    if version.isdecimal() and int(version) < current:
         remedy = "an older release wrote it, upgrade by way of the release between"
     else:
         remedy = "a newer release wrote it, upgrade this one"
-    raise UnknownVersion(f"{what} is of version {found}, read are {current - 1} and {current}: {remedy}")
+    raise UnknownVersion(f"{what} is of version {version}, read are {current - 1} and {current}: {remedy}")

@@ -232,7 +232,7 @@ def test_a_missing_claim(name: str) -> None:
         ({"sub": None}, "claim sub is not of its type"),
         ({"slot": {"concurrent": 1, "places": 2}}, "claim slot has members that are not known here"),
         ({"slot": {"concurrent": "1"}}, "claim slot.concurrent is not of its type"),
-        ({"lease": "nonsense"}, "claim lease is no lease"),
+        ({"lease": "nonsense"}, "claim lease is not a lease"),
         ({"queue": 1}, "claim queue is not of its type"),
         ({"add": {"replace": "x"}}, "claim add.replace is not known here"),
         ({"add": {"context": {"a": 1}}}, "claim add.context is not of its type"),
@@ -255,6 +255,20 @@ def test_what_belongs_to_something_does_not_stand_alone(without: str) -> None:
 
 
 # Versions
+
+
+def test_a_lease_of_a_newer_release_is_told_as_that() -> None:
+    """An admin has to upgrade something; a lease that is none would be somebody's fault."""
+    newer = FULL.to_claims() | {"lease": "claude alice v9.abc:1"}
+    with pytest.raises(AttestationError, match=r"the lease is of version 9, .* a newer release wrote it") as refused:
+        Attestation.from_claims(newer)
+    assert refused.value.reason == "version"
+
+
+def test_limits_without_a_tier_leave_no_tier() -> None:
+    """The identity's tier does not apply where the limits say that none does."""
+    written = replace(FULL, identity=Identity("alice", tier="pro"), limits=Limits(None))
+    assert (written.tier, Attestation.from_claims(written.to_claims()).tier) == (None, None)
 
 
 def test_what_release_0_1_0_wrote_is_read() -> None:
