@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,15 @@ from claude_contract.ledger import (
     Peek,
     Renewal,
     Slot,
+    UnreadableLedger,
     Window,
     Windows,
+    calls,
     key,
 )
 from kong_claude.decision import Decision, Pass, Refuse
 from kong_claude.rate_tiers.plugin import RateTiers
-from kong_claude.rate_tiers.redis_ledger import COOL_DOWN, RedisLedger, Settings
+from kong_claude.rate_tiers.redis_ledger import COOL_DOWN, FAILURES, RedisLedger, Settings
 from kong_claude.request import Request
 from tests.rate_tiers.servers import BINARY, RedisProcess, free_port
 
@@ -211,6 +214,55 @@ def test_errors_of_redis_are_no_pass(own_redis: RedisProcess) -> None:
     assert is_away(ask(made))
     own_redis.client().config_set("maxmemory", 0)
     until_it_counts(made)
+
+
+DAMAGED: dict[str, Callable[[Any], None]] = {
+    "windows that are no MessagePack": lambda redis: redis.set("claude:{alice}:w", b"\xc1junk"),
+    "windows that are no map": lambda redis: redis.set("claude:{alice}:w", b"x"),
+    "windows of another type": lambda redis: redis.rpush("claude:{alice}:w", "x"),
+    "money of another type": lambda redis: redis.rpush("claude:{alice}:usd:day", "x"),
+    "leases of another type": lambda redis: redis.set("claude:{alice}:leases", "x"),
+}
+
+
+def ask_often(made: RateTiers) -> None:
+    for _ in range(FAILURES + 1):
+        assert is_away(ask(made, "alice"))
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_value_is_its_subjects_matter_alone(redis_server: RedisProcess, kind: str) -> None:
+    """Redis is well: the circuit, which is everybody's, stays closed."""
+    DAMAGED[kind](redis_server.client())
+    made = stage(redis_server.url, timeout_ms=10_000)
+    ask_often(made)
+    assert isinstance(ask(made, "bob"), Pass)
+    with pytest.raises(UnreadableLedger, match=r"claude:\{alice\}:w.* restore or delete it"):
+        made.redis.peek(Peek("claude", "alice", Windows((Window("minute", 1),))))  # type: ignore[union-attr]
+
+
+def test_control_taken_for_a_failure_of_redis_it_refuses_everybody(
+    redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "_DAMAGED", re.compile("$never"))
+    DAMAGED["windows that are no map"](redis_server.client())
+    made = stage(redis_server.url, timeout_ms=10_000)
+    ask_often(made)
+    assert is_away(ask(made, "bob"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "OOM command not allowed when used memory > 'maxmemory'. script: f00, on @user_script:9.",
+        "Error running script (call to f_f00): @user_script:9: -OOM command not allowed when used memory > 'maxmemory'.",
+        "Error running script (call to f_f00): @user_script: 9: -READONLY You can't write against a read only replica.",
+        "Error running script (call to f_f00): @user_script:9: MISCONF Redis is configured to save RDB snapshots",
+        "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+    ],
+)
+def test_what_redis_says_of_itself_is_no_subjects_matter(text: str) -> None:
+    assert calls.unreadable(redis.ResponseError(text), calls.peek(Peek("claude", "alice"))) is None
 
 
 def test_password_and_user(redis_server: RedisProcess) -> None:

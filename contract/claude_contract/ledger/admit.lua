@@ -23,11 +23,11 @@ local running, reserved, held, spent_day, spent_month = 0, 0, false, 0, 0
 if lease == '' then
   value = redis.call('GET', KEYS[2])
 else
-  local values = redis.call('MGET', KEYS[2], KEYS[3], KEYS[4])
-  value = values[1]
+  local day, month
+  value, day, month = redis.call('GET', KEYS[2]), redis.call('GET', KEYS[3]), redis.call('GET', KEYS[4])
   running, reserved, held = read_leases(KEYS[1], lease)
-  spent_day = read_spent(values[2], today)
-  spent_month = values[3] and read_spent(values[3], month_of(today)) or 0
+  spent_day = read_spent(day, today)
+  spent_month = month and read_spent(month, month_of(today)) or 0
 end
 
 local exceeded, wait = 0, 0

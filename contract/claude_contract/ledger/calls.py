@@ -113,9 +113,17 @@ def peek(request: Peek) -> Call[Usage]:
     )
 
 
+# Lua stumbled over a value, or the key holds another type. Not what Redis says of itself (`OOM …`, `-READONLY …`).
+_DAMAGED = re.compile(r"\bWRONGTYPE\b|\buser_script:\d+: (?!-?[A-Z]{2,}\b)")
+
+
 def unreadable(error: Exception, call: Call[Any]) -> UnreadableLedger | None:
-    """What a script's error says where it met a value of another version; None for any other error."""
-    found = re.search(r"\bVERSION (\d+)\b", str(error))
+    """What a script's error says where it met a value that it cannot read, of another version or damaged: a matter of
+    one subject, while Redis is well. None for any other error."""
+    text = str(error)
+    if _DAMAGED.search(text):
+        return UnreadableLedger(f"one of {', '.join(call.keys)} holds what is not ours: restore or delete it ({text})")
+    found = re.search(r"\bVERSION (\d+)\b", text)
     if found is None:
         return None
     try:

@@ -9,7 +9,8 @@ local now_ms = math.floor(now / 1000)
 local DAY = 86400000000
 
 -- Values say their version; one that does not is version 0 (release 0.1.0). Versions `VERSION` and the one before are
--- read. A script that meets another returns `unreadable` before it has changed anything.
+-- read. A script that meets another returns `unreadable` before it has changed anything. Values are read by GET, not
+-- MGET, to which a key of another type is none: what is damaged must not count as nothing.
 local unreadable
 
 local function check_version(version)

@@ -37,7 +37,7 @@ class LedgerUnavailable(Exception):
 
 
 class UnreadableLedger(LedgerUnavailable):
-    """The store answers, but what it holds of this subject is of a version that is not read here."""
+    """The store answers, but what it holds of this subject cannot be read: another version's, or damaged."""
 
 
 @dataclass(frozen=True, slots=True)

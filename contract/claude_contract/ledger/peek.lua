@@ -5,13 +5,13 @@
 -- Reply 1 running   2 reserved   3 spent today   4 spent this month   5 ms left of the day   6 of the month
 --       7... per window: remaining, ms until a place comes back (0: nothing is used)
 
-local values = redis.call('MGET', KEYS[2], KEYS[3], KEYS[4])
 local running, reserved = read_leases(KEYS[1], '')
 local reply = {
-  running, reserved, read_spent(values[2], today), read_spent(values[3], month_of(today)),
+  running, reserved, read_spent(redis.call('GET', KEYS[3]), today),
+  read_spent(redis.call('GET', KEYS[4]), month_of(today)),
   math.ceil(((today + 1) * DAY - now) / 1000), math.ceil(month_left() / 1000),
 }
-local windows, rules = read_windows(values[1]), read_rules(ARGV[1])
+local windows, rules = read_windows(redis.call('GET', KEYS[2])), read_rules(ARGV[1])
 if unreadable then
   return unreadable
 end

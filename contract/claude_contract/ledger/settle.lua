@@ -6,8 +6,8 @@
 -- Reply 1 booked, 0 it was before
 
 local month = month_of(today)
-local spent = redis.call('MGET', KEYS[2], KEYS[3])
-local spent_day, spent_month = read_spent(spent[1], today), read_spent(spent[2], month)
+local spent_day = read_spent(redis.call('GET', KEYS[2]), today)
+local spent_month = read_spent(redis.call('GET', KEYS[3]), month)
 if unreadable then
   return unreadable
 end
