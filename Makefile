@@ -6,7 +6,7 @@ JOBS   ?= 2
 DATA   ?= tests/conformance/data
 BASE_URL ?=
 
-.PHONY: help setup up down test test-ledger lint format bench conformance chaos soak clean fuzz
+.PHONY: help setup up down test test-ledger lint format bench conformance chaos soak clean fuzz version
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -56,6 +56,16 @@ wheels: setup ## the five wheels, into build/wheels
 	@rm -rf build/wheels && mkdir -p build/wheels
 	$(BIN)/python -m pip wheel --quiet --no-deps -w build/wheels $(PARTS:%=./%)
 	@ls build/wheels
+
+# A wheel is built from its folder alone, and each pins the others: so the number is written in each, by this command.
+version: ## the version of all five distributions and of the images in deploy/: make version VERSION=0.2.0
+	@test -n "$(VERSION)" || { echo "which version? make version VERSION=0.2.0" >&2; exit 1; }
+	@sed -E -i -e 's/^version = ".*"/version = "$(VERSION)"/' \
+	  -e 's/"((kong-claude|claude-invoker|minikong)[a-z-]*(\[[a-z,]*\])?)==[^"]*"/"\1==$(VERSION)"/g' $(PARTS:%=%/pyproject.toml)
+	@sed -E -i -e 's|(registry.example.com/kong-claude/[a-z]+):[^ ]+|\1:$(VERSION)|' \
+	  -e 's|(registry.example.com/kong-claude/[a-z]+, tag:) "[^"]*"|\1 "$(VERSION)"|' \
+	  deploy/kubernetes/invoker.yaml deploy/kubernetes/worker.yaml deploy/kubernetes/kong-values.yaml
+	@echo "now $(VERSION); the heading Unreleased of CHANGELOG.md becomes it, too"
 
 clean: ## removes what was built; keeps .venv
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
