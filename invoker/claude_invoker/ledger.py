@@ -57,7 +57,7 @@ class Ledger:
             try:
                 await self._store.renew(lease, ttl_ms)
             except LedgerUnavailable as error:
-                _log.warning("lease not renewed: %s", error)
+                _log.warning("a lease of %s could not be renewed: %s", caller.subject, error)
 
     async def usage(self, lease: str) -> Usage:
         """What the holder of a lease uses of its limits now. Raises LedgerUnavailable."""
@@ -84,12 +84,12 @@ class Ledger:
                 await verb(parsed)
                 return True
             except UnreadableLedger as error:
-                _log.error("%s", error)
+                _log.error("a lease of %s cannot be ended: %s", parsed.subject_key, error)
                 break
             except LedgerUnavailable as error:
-                _log.warning("ledger not reached (%s), try %d", error, attempt + 1)
+                _log.warning("Redis with the limits does not answer (%s), try %d of %d", error, attempt + 1, _TRIES)
                 await asyncio.sleep(0.1 * 2**attempt)
-        _log.error("a lease could not be ended; it lapses by itself")
+        _log.error("a lease of %s could not be ended; it lapses by itself", parsed.subject_key)
         return False
 
 

@@ -40,7 +40,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no algorithm": (one(algorithms=[], public_key=pem("RS256")), "issuers[1].algorithms: names no algorithm"),
     "algorithm none": (one(algorithms=["none"], public_key=pem("RS256")), "issuers[1].algorithms: does not know none"),
     "no audience": (config(audience=[]), "audience: names no audience"),
-    "no place for a token": (config(header_names=[]), "header_names: no place"),
+    "no place for a token": (config(header_names=[]), "header_names: is empty"),
     "no key": (one(), "issuers[1]: needs exactly one of"),
     "discovery false and nothing else": (one(discovery=False), "issuers[1]: needs exactly one of"),
     "two keys": (one(public_key=pem("RS256"), secret=SECRET), "issuers[1]: needs exactly one of"),

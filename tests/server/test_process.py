@@ -179,7 +179,7 @@ def test_a_live_socket_is_refused_and_left_alone(start: Callable[..., Server]) -
 def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "s.sock").write_text("precious")
     done = run("-d", str(PLUGINS), "-p", str(tmp_path), "--socket-name", "s.sock")
-    assert done.returncode == 1 and "is no socket" in done.stderr
+    assert done.returncode == 1 and "is not a socket" in done.stderr
     assert (tmp_path / "s.sock").read_text() == "precious"
 
 

@@ -75,7 +75,7 @@ def idempotency_key(request: Request) -> str | None:
     """Raises Problem 400."""
     key = request.headers.get("idempotency-key")
     if key is not None and not _KEY.fullmatch(key):
-        raise Problem(400, "bad-request", "Idempotency-Key: 1 to 255 visible ASCII characters")
+        raise Problem(400, "bad-request", "Idempotency-Key must have 1 to 255 visible ASCII characters")
     return key
 
 
@@ -88,7 +88,7 @@ def traceparent(request: Request) -> str:
 def cursor(given: str | None) -> str | None:
     """Raises Problem 422."""
     if given is not None and not _CURSOR.fullmatch(given):
-        raise Problem(422, "invalid", "cursor: take it from `next` of the page before")
+        raise Problem(422, "invalid", "cursor must be the `next` of the page before")
     return given
 
 

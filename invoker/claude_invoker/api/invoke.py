@@ -48,7 +48,7 @@ async def invoke(
         return await jobs.enqueue(request, caller)
     chosen = decided(request, wanted, caller)
     if engine.ledger is not None and not await engine.ledger.acquire(caller):
-        raise Problem(503, "busy", "the gateway's limit of runs at once", {"Retry-After": "5"})
+        raise Problem(503, "busy", "the gateway's limit of runs at once is reached", {"Retry-After": "5"})
     run = engine.submit(chosen, caller)
     run.traceparent = border.traceparent(request)
     request.state.started = True

@@ -20,7 +20,9 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        too_large = Problem(413, "too-large", f"at most {self._max_body} bytes", {"Connection": "close"})
+        too_large = Problem(
+            413, "too-large", f"the body is larger than {self._max_body} bytes", {"Connection": "close"}
+        )
         try:
             if content_length(dict(scope["headers"]).get(b"content-length")) > self._max_body:
                 raise too_large

@@ -52,9 +52,9 @@ class Reconciler:
                 _, cursor = await self.store.forget(cursor)
                 await self._delete_files()
             except (RedisError, OSError) as error:
-                _log.warning("reconcile: %s", type(error).__name__)
+                _log.warning("orphaned and owed jobs are looked for again later: Redis (%s)", type(error).__name__)
             except Exception:
-                _log.exception("reconcile: what one job is keeps no other from being looked at")
+                _log.exception("a job could not be looked after, it is tried again")
             await asyncio.sleep(EVERY_S)
 
     async def _tickets_for_all(self) -> None:

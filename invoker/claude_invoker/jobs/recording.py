@@ -55,7 +55,7 @@ async def record(store: Store, job: Job, run: Run) -> None:
             try:
                 await store.append(job, [(e.id, e.name, e.data) for e in batch])
             except (RedisError, OSError) as error:
-                _log.warning("job %s: events wait (%s)", job.id, type(error).__name__)
+                _log.warning("job %s: its events are not stored yet (%s)", job.id, type(error).__name__)
                 await asyncio.sleep(0.5)
                 continue
             last = batch[-1].id

@@ -183,7 +183,7 @@ class Worker:
                 if told:
                     run.cancel(_ASKED if told > 0 else _FENCED)
             except (RedisError, OSError) as error:
-                _log.warning("job %s: no beat (%s)", job.id, type(error).__name__)
+                _log.warning("job %s: its heartbeat is not stored (%s)", job.id, type(error).__name__)
             # Where it works must be known soon, for whoever finds it dead.
             await asyncio.sleep(BEAT_S if run.work else BEAT_S / 10)
 

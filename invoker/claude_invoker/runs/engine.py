@@ -289,7 +289,7 @@ class Engine:
         try:
             await asyncio.wait_for(self._places.acquire(), wait_s)
         except TimeoutError as error:
-            raise Problem(503, "busy", headers={"Retry-After": "5"}) from error
+            raise Problem(503, "busy", "every place to run is taken", {"Retry-After": "5"}) from error
         try:
             if run.plan.session is None:
                 await self._on_process(run, None)

@@ -35,7 +35,7 @@ def stages(config: Mapping[str, Any]) -> list[Stage]:
             own = error.field_name.partition(".")[0] not in shared
             raise ConfigError(f"{section}.{error.field_name}" if own else error.field_name, error.problem) from None
     if not made:
-        raise ConfigError(next(iter(SECTIONS)), "no section is there, so nothing would be checked")
+        raise ConfigError(next(iter(SECTIONS)), "no section is configured, so nothing would be checked")
     return made
 
 

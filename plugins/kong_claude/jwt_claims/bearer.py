@@ -41,7 +41,7 @@ class Places:
             raise SeveralTokens
         for token in found:
             if not _B64TOKEN.fullmatch(token):
-                raise BadRequest("the bearer token has characters that no token has")
+                raise BadRequest("the bearer token has characters that are not allowed in a token")
             return token
         return None
 
@@ -64,7 +64,7 @@ def _from_header(value: str) -> str | None:
     if value[: len(_SCHEME)].lower() != _SCHEME or (rest and rest[0] not in _BLANK):  # another scheme
         return None
     if not rest:
-        raise BadRequest("the Authorization header says Bearer but carries no token")
+        raise BadRequest("missing token: the Authorization header has nothing after Bearer")
     return rest.lstrip(_BLANK)
 
 

@@ -65,7 +65,7 @@ class JwtClaims:
             parameters=tuple(config.get("uri_param_names") or ()),
         )
         if not (self._places.headers or self._places.cookies or self._places.parameters):
-            raise ConfigError("header_names", "no place is left where a token could be")
+            raise ConfigError("header_names", "is empty, and so are the other places where a token could be")
         self._names = ClaimNames(
             subject=config.get("subject_claim") or "sub",
             tier=config.get("tier_claim") or "tier",
@@ -216,7 +216,7 @@ class JwtClaims:
         try:
             revoked = self._revocation.revoked(known.identity)
         except redis.RedisError as error:
-            kong.log.warn(f"revocation list not available: {type(error).__name__}")
+            kong.log.warn(f"the revocation list is not available: {type(error).__name__}")
             if self._allow_unlisted:
                 return None
             return unavailable("whether the token was revoked cannot be told now", "revocation_unavailable")

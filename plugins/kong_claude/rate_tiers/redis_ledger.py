@@ -165,7 +165,7 @@ class RedisLedger(Ledger):
 
     def _ask(self, call: Call[R]) -> R:
         if not self.circuit.admit():
-            raise LedgerUnavailable("the circuit is open")
+            raise LedgerUnavailable("Redis failed several times in a row, it is tried again in a second")
         try:
             reply = self._cluster(call) if self._cluster else self._run(call)
         except (RedisError, OSError) as error:

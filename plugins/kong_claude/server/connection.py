@@ -169,7 +169,7 @@ class Connection:
             try:
                 self.backlog.extend(self.decoder.feed(data))
             except Exception as error:
-                self.server.violation(self, f"no MessagePack ({type(error).__name__})")
+                self.server.violation(self, f"malformed frame: not MessagePack ({type(error).__name__})")
                 return
             if self.decoder.empty:
                 self.decoder = None

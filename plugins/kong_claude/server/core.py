@@ -83,14 +83,14 @@ class Server:
     def dispatch(self, conn: Connection, frame: Any) -> None:
         """One whole frame. What is no request closes the connection: nobody could be answered."""
         if not (isinstance(frame, (list, tuple)) and len(frame) == 4 and frame[0] == 0):
-            return self.violation(conn, "a frame that is no request")
+            return self.violation(conn, "malformed frame: not a request")
         _, number, method, args = frame
         if type(number) is not int or type(method) is not str or not isinstance(args, (list, tuple)):
-            return self.violation(conn, "a request of another shape")
+            return self.violation(conn, "malformed request")
         msgid = pack(number)
         handler = self._methods.get(method)
         if handler is None:
-            log.warning("method %.60r is not of the protocol", method)
+            log.warning("unknown RPC method %.60r", method)
             conn.reply(wire.error(msgid, "RPC method is not supported"))
             return None
         try:
@@ -131,7 +131,7 @@ class Server:
 
     def _handle_event(self, conn: Connection, msgid: bytes, event: Any) -> None:
         if type(event) is not dict:
-            return self.violation(conn, "an event of another shape")
+            return self.violation(conn, "malformed event")
         instance_id = event.get("InstanceId")
         instance = self.instances.by_id.get(instance_id) if type(instance_id) is int else None
         if instance is None:
@@ -188,7 +188,7 @@ class Server:
 
     def _step(self, conn: Connection, msgid: bytes, step: Any, error: bool = False) -> None:
         if type(step) is not dict:
-            return self.violation(conn, "a step of another shape")
+            return self.violation(conn, "malformed answer to a PDK call")
         event_id = step.get("EventId")
         if type(event_id) is not int:
             event_id = 0
@@ -300,7 +300,7 @@ class Server:
             self.expire(worker, now)
             self._end(worker)
         for conn in [c for c in self.unfinished if c.since < limit]:
-            self.violation(conn, "an incomplete frame")
+            self.violation(conn, "incomplete frame: the rest did not come in time")
 
     def close(self) -> None:
         """Ends everything: what still runs is answered first."""

@@ -35,7 +35,7 @@ def _check_free(path: str) -> None:
     """Raises SocketInUse when someone accepts there, or when the path is no socket."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise SocketInUse(f"{path} exists and is no socket")
+            raise SocketInUse(f"{path} exists and is not a socket")
     except FileNotFoundError:
         return
     with closing(_socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:

@@ -61,7 +61,7 @@ def serve(args: argparse.Namespace) -> int:
                 return
             except OSError as error:
                 if error.errno in TRANSIENT:
-                    log.error("accept: %s", error.strerror)
+                    log.error("cannot accept a connection: %s", error.strerror)
                     acceptor.stop()
                     gevent.spawn_later(0.1, acceptor.start, accept)
                 return
