@@ -39,8 +39,12 @@ def test_a_model_that_is_not_taken_is_not_replaced_by_another(
 def test_a_model_that_the_cli_does_not_know_may_be_asked_for(
     api: object, start_invoker: Callable[..., Invoker]
 ) -> None:
-    invoker = start_invoker(pool_size=0, model="claude-brand-new-7")
+    """Where its price is known."""
+    prices = json.dumps({"claude-brand-new-7": {"input": 3, "output": 15}})
+    invoker = start_invoker(pool_size=0, model="claude-brand-new-7", prices=prices)
     with invoker.client() as client:
+        other = client.post("/invoke", json={"prompt": "x", "model": "claude-brand-new-8"})
+        assert (other.status_code, "INVOKER_PRICES" in other.json()["detail"]) == (403, True), other.text
         answer = client.post("/invoke", json={"prompt": "[[say x]]"})
         assert answer.status_code == 200, answer.text
         assert answer.json()["model"] == "claude-brand-new-7"
