@@ -82,7 +82,7 @@ WITHOUT_EFFECT = frozenset(
     dns_error_ttl dns_no_sync new_dns_client resolver_address resolver_hosts_file resolver_family
     resolver_valid_ttl resolver_stale_ttl resolver_lru_cache_size resolver_mem_cache_size resolver_error_ttl
     lua_socket_pool_size lua_ssl_trusted_certificate lua_ssl_verify_depth lua_ssl_protocols
-    lua_package_path lua_package_cpath ssl_cipher_suite ssl_ciphers ssl_protocols
+    lua_package_cpath ssl_cipher_suite ssl_ciphers ssl_protocols
     ssl_prefer_server_ciphers ssl_dhparam ssl_session_tickets ssl_session_timeout ssl_session_cache_size
     admin_ssl_cert admin_ssl_cert_key
     """.split()  # noqa: SIM905 -- a word list reads better than sixty quoted lines
@@ -114,6 +114,7 @@ _DEFAULTS: dict[str, str] = {
     "declarative_config": "",
     "declarative_config_string": "",
     "pluginserver_names": "",
+    "lua_package_path": "./?.lua;./?/init.lua;",
     "untrusted_lua": "sandbox",
     "untrusted_lua_sandbox_requires": "",
     "untrusted_lua_sandbox_environment": "",
@@ -186,6 +187,7 @@ class KongConf:
     upstream_keepalive_idle_timeout: float
     gzip: Gzip
     pluginservers: tuple[PluginServer, ...]
+    lua_package_path: str
     untrusted_lua: str  # "on" | "off" | "sandbox"
     untrusted_lua_sandbox_requires: tuple[str, ...]
     untrusted_lua_sandbox_environment: tuple[str, ...]
@@ -278,6 +280,7 @@ class _Reader:
             upstream_keepalive_idle_timeout=float(self._text("upstream_keepalive_idle_timeout")),
             gzip=self._gzip(),
             pluginservers=tuple(servers),
+            lua_package_path=self._text("lua_package_path"),
             untrusted_lua=self._one_of("untrusted_lua", _SANDBOX),
             untrusted_lua_sandbox_requires=tuple(self._list("untrusted_lua_sandbox_requires")),
             untrusted_lua_sandbox_environment=tuple(self._list("untrusted_lua_sandbox_environment")),

@@ -11,6 +11,7 @@ from minikong.conf import PluginServer
 from minikong.context import Context
 from minikong.entities import Config, PluginEntity
 from minikong.external import ExternalPlugin, PluginInfo
+from minikong.lua.installed import Installed, is_installed
 from minikong.pluginserver import StartError, check_plugin
 from minikong.router import Router
 from minikong.rpc import Pool
@@ -22,7 +23,7 @@ Found = Sequence[tuple[PluginServer, PluginInfo]]
 
 
 class Handler(Protocol):
-    """A plugin's code: external, bundled or Lua."""
+    """A plugin's code: external, bundled or installed Lua."""
 
     name: str
     priority: int
@@ -69,7 +70,11 @@ def load_handlers(gateway: Gateway, found: Found) -> dict[str, Handler]:
     wanted = gateway.conf.plugins
     external = {info.name: (server, info) for server, info in found}
     for name in sorted(wanted - {"bundled", "off"}):
-        if name not in external and name not in BUNDLED:
+        if name in external or name in BUNDLED:
+            continue
+        if is_installed(name, gateway.conf.lua_package_path):
+            handlers[name] = Installed(name, gateway)
+        else:
             raise StartError(
                 f"error loading plugin schemas: on plugin '{name}': {name} plugin is enabled but not installed;"
                 "\nno plugin found"
@@ -94,6 +99,7 @@ def load_handlers(gateway: Gateway, found: Found) -> dict[str, Handler]:
 def load_schema(gateway: Gateway, found: Found) -> declarative.Schema:
     """The schema of declarative configs for the loaded plugins. Raises StartError, metaschema.BadSchema."""
     schemas = {name: schema for name, schema in bundled.schemas(gateway).items() if name in gateway.handlers}
+    schemas |= {name: made.schema for name, made in gateway.handlers.items() if isinstance(made, Installed)}
     for _, info in found:
         if info.name in gateway.handlers:
             if not isinstance(info.schema, dict):

@@ -72,6 +72,7 @@ class Runtime:
             b"mode": b"on" if conf.untrusted_lua == "on" else conf.untrusted_lua.encode(),
             b"requires": " ".join(conf.untrusted_lua_sandbox_requires).encode(),
             b"environment": " ".join(conf.untrusted_lua_sandbox_environment).encode(),
+            b"package_path": conf.lua_package_path.encode(),
             b"call": self._call,
             b"ctx_table": self._ctx_table,
             b"configuration": self._configuration,
@@ -100,7 +101,7 @@ class Runtime:
         made = self.lua.execute(prelude, self.lua.table_from(host))
         # Lua code must not find the host: lupa's own table would lead out of the sandbox.
         self.lua.execute(b"python = nil package.loaded.python = nil")
-        self.chain = made[b"chain"]
+        self.chain, self.method, self.load_plugin = made[b"chain"], made[b"method"], made[b"load_plugin"]
         self.check_code = made[b"check"]
         self._is_array, self._as_array, self.null = made[b"is_array"], made[b"as_array"], made[b"null"]
 

@@ -160,6 +160,24 @@ local function new_cjson(safe)
 end
 
 local modules = { cjson = new_cjson(false), ["cjson.safe"] = new_cjson(true) }
+-- Installed plugins (kong.plugins.<name>.*) are trusted: they have everything, and Kong as globals.
+_G.kong, _G.ngx = kong, ngx
+package.path, package.cpath = host.package_path, ""
+package.preload["cjson"] = function() return modules.cjson end
+package.preload["cjson.safe"] = function() return modules["cjson.safe"] end
+package.preload["kong.db.schema.typedefs"] = function()
+  return setmetatable({}, { __index = function(_, name) return { minikong_typedef = name } end })
+end
+
+local function load_plugin(name, part)
+  return require("kong.plugins." .. name .. "." .. part)
+end
+
+-- One phase of a configured plugin, as a function without arguments.
+local function method(handler, phase, conf)
+  return function() handler[phase](handler, conf) end
+end
+
 local host_require = require
 local function find_module(name)
   if modules[name] then return modules[name] end
@@ -275,7 +293,7 @@ local function chain(codes)
 end
 
 return {
-  chain = chain, null = null,
+  chain = chain, null = null, load_plugin = load_plugin, method = method,
   check = function(code) local _, problem = loadstring(code) return problem end,
   is_array = function(t) return getmetatable(t) == array_mt end,
   as_array = function(t) return setmetatable(t, array_mt) end,
