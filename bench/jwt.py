@@ -102,8 +102,9 @@ def measured() -> dict[str, Callable[[int], Any]]:
     stage = JwtClaims(config("RS256"))
     actions["cached_us"] = ours(stage, tokens)
     kongs = [NullKong(bearer(compact)) for compact in tokens]
-    cached, uncached = Plugin(config("RS256")), Plugin(config("RS256", cache_size=0))
-    unsigned = Plugin(config("RS256", attestation=None))
+    bound = {"route_id": "bench"}
+    cached, uncached = Plugin(config("RS256", **bound)), Plugin(config("RS256", cache_size=0, **bound))
+    unsigned = Plugin(config("RS256", attestation=None, **bound))
     actions["decision_cached_us"] = lambda n: cached.access(kongs[n % TOKENS])
     actions["decision_uncached_us"] = lambda n: uncached.access(kongs[n % TOKENS])
     actions["decision_cached_unattested_us"] = lambda n: unsigned.access(kongs[n % TOKENS])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kong_claude.cli.main import installed
+from kong_claude.cli.main import installed, main
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *(ROOT / "docs").glob("*.md")])
@@ -35,6 +35,14 @@ def test_named_targets_and_commands_exist(path: Path) -> None:
     code = code_of(path)
     assert set(MAKE.findall(code)) - targets == set()
     assert set(COMMAND.findall(code)) - set(installed()) == set()
+
+
+GUARD = re.compile(r"kong-claude (guard(?: --[a-z-]+(?: (?!--)[a-z.-]+)?)*)")
+
+
+@pytest.mark.parametrize("command", sorted({c for path in DOCUMENTS for c in GUARD.findall(code_of(path))}))
+def test_every_guard_command_runs(command: str) -> None:
+    assert main(command.split()) == 0
 
 
 def test_the_patterns_find_something() -> None:

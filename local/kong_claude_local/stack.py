@@ -18,6 +18,7 @@ from pathlib import Path
 from claude_contract.attestation import public_key_of
 from kong_claude.cli.ask import answers
 from kong_claude.cli.problem import Problem
+from kong_claude.guard import LUA_PATH, LUA_PLUGINS
 from kong_claude_local.supervise import Part
 
 # One `pluginserver_names` entry per plugin: Kong ≥ 3.9 reads only the first plugin of a query's dump.
@@ -131,7 +132,8 @@ def gateway(layout: Layout) -> Part:
         "KONG_DNS_HOSTSFILE": str(hosts),
         "KONG_PROXY_LISTEN": f"127.0.0.1:{layout.port}",
         "KONG_ADMIN_LISTEN": layout.admin_url,
-        "KONG_PLUGINS": ",".join(("bundled", *PLUGINS)),
+        "KONG_PLUGINS": ",".join(("bundled", *PLUGINS, *LUA_PLUGINS)),
+        "KONG_LUA_PACKAGE_PATH": f"{LUA_PATH};;",
         "KONG_PLUGINSERVER_NAMES": ",".join(PLUGINS),
         "KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT": "5s",
         "KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE": "1m",

@@ -46,14 +46,25 @@ MakeStage = Callable[[Mapping[str, Any]], Stage]
 
 
 class Pipeline:
-    """The stages of one plugin instance with the settings they share (`mark`, `attestation`)."""
+    """The stages of one plugin instance with the settings they share (`mark`, `attestation`).
+
+    Raises ConfigError where neither a route nor a service is what the instance was configured for.
+    """
 
     def __init__(self, stages: list[Stage], shared_key: str, config: Mapping[str, Any]) -> None:
         self.stages = stages
         self.shared_key = shared_key
         self.fused = [stage.shared_key for stage in stages] != [shared_key]
         self.route = str(config.get("route_id") or "")
-        self.mark = str(config.get("mark") or self.route)
+        # What the guard compares: whose configuration this is. A global one is nobody's.
+        bound = self.route or str(config.get("service_id") or "")
+        if not bound:
+            raise ConfigError(
+                "route",
+                "the plugin is bound to no route and no service, so that no guard could tell whose configuration let a "
+                "request pass: bind it to a route or a service",
+            )
+        self.mark = str(config.get("mark") or bound)
         attestation = config.get("attestation") or {}
         self.signer: Signer | None = signer_from_config(attestation)
         self.line = static_line(attestation.get("request"))
@@ -175,10 +186,8 @@ class Pipeline:
         if response:
             kong.response.set_headers(response)
         shared = self.shared(passed)
-        if self.mark:
-            shared["mark"] = self.mark
-        if shared:
-            kong.ctx.shared.set(self.shared_key, shared)
+        shared["mark"] = self.mark
+        kong.ctx.shared.set(self.shared_key, shared)
 
     def shared(self, passed: list[Pass]) -> dict[str, Any]:
         """For the shared context: what the one stage leaves; fused, what each leaves under its key, in one call."""

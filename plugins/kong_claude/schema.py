@@ -12,7 +12,8 @@ MARK: Field = {
         "required": False,
         "len_min": 1,
         "description": "The value this plugin leaves for the fail-closed guard when it has let a request pass. "
-        "Must be specific to the route. Default: the id of the route.",
+        "Default, and what the guard compares: the id of the route or service that the plugin is bound to. "
+        "Only for guards of 0.1.0, which name it (kong-claude guard --mark).",
     }
 }
 

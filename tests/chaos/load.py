@@ -40,7 +40,8 @@ class Load:
             path, headers, body = self.make(good)
             status = 0
             try:
-                async with session.post(self.url + path, data=body, headers=headers) as answer:
+                sent = session.post(self.url + path, data=body, headers=headers, allow_redirects=False)
+                async with sent as answer:
                     await answer.read()
                     status = answer.status
             except (TimeoutError, aiohttp.ClientError, OSError):

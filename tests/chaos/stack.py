@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
 from claude_contract.attestation import new_private_key, parse_pem
-from kong_claude.cli.guard import lua
+from kong_claude.guard import LUA_PATH, lua
 from kong_claude_local import stack as parts
 from kong_claude_local.supervise import Supervisor
 from tests.chaos.tamper import Relay
@@ -33,6 +33,16 @@ from tests.chaos.upstream import Upstream
 
 PLUGIN = "claude-gateway"
 LEASE_TTL = 5  # seconds
+# What of Kong's own answers between our plugins and a post-function. minikong has the last one; tests/chaos/lua stands for
+# the others, under their names and at their places, and a real Kong runs its own.
+TERMINATORS: dict[str, dict[str, Any]] = {
+    "proxy-cache": {"strategy": "memory"},
+    "redirect": {"location": "http://elsewhere.example/"},
+    "request-termination": {"status_code": 200, "message": "terminated"},
+}
+GUARD = {"name": "claude-guard"}
+LATE_GUARD = {"name": "post-function", "config": {"access": [lua([PLUGIN])]}}
+STAND_INS = Path(__file__).with_name("lua")
 ADDRESS = "127.0.0.1"
 
 
@@ -92,13 +102,21 @@ class Stack:
                     "url": f"http://{ADDRESS}:{self.upstream_port}",
                     "retries": 0,
                     "routes": [self.route(tenant, issuer) for tenant, issuer in issuers.items()],
-                }
+                    "plugins": [GUARD],
+                },
+                *(
+                    {
+                        "name": f"terminated-{name}",
+                        "url": f"http://{ADDRESS}:{self.upstream_port}",
+                        "routes": [self.terminated(name, place, issuers["b"]) for place in ("guarded", "late")],
+                    }
+                    for name in TERMINATORS
+                ),
             ],
         }
 
     def route(self, tenant: str, issuer: Mapping[str, Any]) -> dict[str, Any]:
         gateway = {
-            "mark": f"chaos-{tenant}",
             "attestation": {"private_key": "{vault://env/claude-attestation-key}", "request": f"POST /{tenant}"},
             "jwt_claims": {
                 "issuers": [{"issuer": f"https://{tenant}.example", **issuer}],
@@ -129,9 +147,19 @@ class Stack:
             "name": f"chaos-{tenant}",
             "paths": [f"/{tenant}"],
             "strip_path": False,
+            "plugins": [{"name": PLUGIN, "config": gateway}],
+        }
+
+    def terminated(self, name: str, place: str, issuer: Mapping[str, Any]) -> dict[str, Any]:
+        """A route that one of Kong's own plugins answers, with the guard before it or, as the control, after it."""
+        claims = {"issuers": [{"issuer": "https://b.example", **issuer}], "audience": ["b"]}
+        return {
+            "name": f"{name}-{place}",
+            "paths": [f"/{name}/{place}"],
             "plugins": [
-                {"name": PLUGIN, "config": gateway},
-                {"name": "post-function", "config": {"access": [lua(f"chaos-{tenant}", [PLUGIN])]}},
+                {"name": PLUGIN, "config": {"jwt_claims": claims}},
+                GUARD if place == "guarded" else LATE_GUARD,
+                {"name": name, "config": TERMINATORS[name]},
             ],
         }
 
@@ -149,7 +177,8 @@ class Stack:
         prefix = f"KONG_PLUGINSERVER_{PLUGIN.upper().replace('-', '_')}"
         kept = {n: v for n, v in part.environment.items() if "PLUGINSERVER_" not in n or n.startswith(prefix)}
         kept |= {
-            "KONG_PLUGINS": f"bundled,{PLUGIN}",
+            "KONG_PLUGINS": ",".join(("bundled", PLUGIN, "claude-guard", "proxy-cache", "redirect")),
+            "KONG_LUA_PACKAGE_PATH": f"{LUA_PATH};{STAND_INS}/?.lua;;",
             "KONG_PLUGINSERVER_NAMES": PLUGIN,
             f"{prefix}_SOCKET": str(self.relay.listen),
             "KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT": "1s",

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from kong_claude.cli.main import main
+from kong_claude.guard import LUA_PLUGINS
 from kong_claude_local.token import claims, seconds
 
 
@@ -70,18 +71,41 @@ def test_claims_are_json_where_they_are_json() -> None:
     assert claims(["a=1", "b=x", 'c={"d": true}', "e=1=2"]) == {"a": 1, "b": "x", "c": {"d": True}, "e": "1=2"}
 
 
-def test_guard_is_yaml_that_compares_the_mark(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["guard", "--route", "reports", "--plugin", "claude-jwt-claims", "--plugin", "claude-rate-tiers"]) == 0
+BOTH = ["--plugin", "claude-jwt-claims", "--plugin", "claude-rate-tiers"]
+
+
+@pytest.mark.parametrize("by", ["route", "service"])
+def test_guard_is_yaml_that_compares_the_mark(by: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["guard", "--by", by, *BOTH]) == 0
     (entry,) = yaml.safe_load(capsys.readouterr().out)
     (code,) = entry["config"]["access"]
     assert entry["name"] == "post-function"
     assert '"claude_identity", "claude_admission"' in code
-    assert 'left.mark ~= "reports"' in code
+    assert f"kong.router.get_{by}()" in code
+    assert main(["guard", "--by", by, "--lua-plugin", *BOTH]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == [
+        {"name": "claude-guard", "config": {"by": by, "plugin": "claude-jwt-claims"}},
+        {"name": "claude-guard-tiers", "config": {"by": by}},
+    ]
+
+
+def test_guard_for_a_mark_of_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["guard", "--mark", "reports"]) == 0
+    (entry,) = yaml.safe_load(capsys.readouterr().out)
+    assert 'left.mark ~= "reports"' in entry["config"]["access"][0]
+
+
+def test_the_lua_path_holds_each_plugin(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["guard", "--lua-path"]) == 0
+    pattern = capsys.readouterr().out.strip().removesuffix(";;")
+    for name in LUA_PLUGINS:
+        for part in ("handler", "schema"):
+            assert Path(pattern.replace("?", f"kong/plugins/{name}/{part}")).is_file()
 
 
 @pytest.mark.parametrize("mark", ['a"b', "a b", "a\nb", "", "]]"])
 def test_a_mark_cannot_break_out_of_the_lua(mark: str) -> None:
-    assert main(["guard", "--route", mark]) == 2
+    assert main(["guard", "--mark", mark]) == 2
 
 
 @pytest.mark.parametrize("command", ["up", "down", "status", "token", "invoke", "guard", "doctor", "report", "export"])

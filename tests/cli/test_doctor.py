@@ -15,10 +15,11 @@ import yaml
 
 from claude_contract.attestation import new_private_key
 from kong_claude import PLUGINS
-from kong_claude.cli.guard import lua
 from kong_claude.cli.main import main
 from kong_claude.cli.problem import Problem
 from kong_claude.doctor import probe, rules, view
+from kong_claude.doctor.opening import Opening
+from kong_claude.guard import lua, named
 from kong_claude_local import stack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +49,6 @@ SOUND: dict[str, Any] = {
                         {
                             "name": "claude-gateway",
                             "config": {
-                                "mark": name,
                                 "attestation": {"private_key": "{vault://env/claude-attestation-key}"},
                                 "jwt_claims": {
                                     "issuers": [
@@ -62,7 +62,7 @@ SOUND: dict[str, Any] = {
                                 },
                             },
                         },
-                        {"name": "post-function", "config": {"access": [lua(name, ["claude-gateway"])]}},
+                        {"name": "post-function", "config": {"access": [lua(["claude-gateway"])]}},
                     ],
                 }
                 for name in ("invoke", "jobs")
@@ -89,7 +89,7 @@ def guard_switched_off(c: dict[str, Any], e: dict[str, str]) -> None:
 
 
 def guard_of_another_route(c: dict[str, Any], e: dict[str, str]) -> None:
-    routes(c)[0]["plugins"][1]["config"]["access"] = [lua("jobs", ["claude-gateway"])]
+    routes(c)[0]["plugins"][1]["config"]["access"] = [named("jobs", ["claude-gateway"])]
 
 
 def guard_for_presence_only(c: dict[str, Any], e: dict[str, str]) -> None:
@@ -98,7 +98,7 @@ def guard_for_presence_only(c: dict[str, Any], e: dict[str, str]) -> None:
 
 
 def guard_edited(c: dict[str, Any], e: dict[str, str]) -> None:
-    code = lua("invoke", ["claude-gateway"]).replace("return kong.response.exit", "-- return kong.response.exit")
+    code = lua(["claude-gateway"]).replace("return kong.response.exit", "-- return kong.response.exit")
     routes(c)[0]["plugins"][1]["config"]["access"] = [code]
 
 
@@ -113,8 +113,9 @@ def open_sibling_service(c: dict[str, Any], e: dict[str, str]) -> None:
 
 
 def one_mark_for_two_routes(c: dict[str, Any], e: dict[str, str]) -> None:
-    plugin(c)["config"]["mark"] = "jobs"
-    routes(c)[0]["plugins"][1]["config"]["access"] = [lua("jobs", ["claude-gateway"])]
+    for route in routes(c):
+        route["plugins"][0]["config"]["mark"] = "jobs"
+        route["plugins"][1]["config"]["access"] = [named("jobs", ["claude-gateway"])]
 
 
 def plugin_only_on_http(c: dict[str, Any], e: dict[str, str]) -> None:
@@ -244,6 +245,107 @@ def secret_not_set(c: dict[str, Any], e: dict[str, str]) -> None:
     del e["CLAUDE_ATTESTATION_KEY"]
 
 
+def answer_from_a_cache(c: dict[str, Any], e: dict[str, str]) -> None:
+    routes(c)[0]["plugins"].append({"name": "proxy-cache", "config": {"strategy": "memory"}})
+
+
+def redirect_for_the_service(c: dict[str, Any], e: dict[str, str]) -> None:
+    c["services"][0]["plugins"] = [{"name": "redirect", "config": {"location": "https://elsewhere.example"}}]
+
+
+def termination_for_all(c: dict[str, Any], e: dict[str, str]) -> None:
+    c["plugins"] = [{"name": "request-termination", "config": {"status_code": 200, "body": "{}"}}]
+
+
+def a_plugin_nobody_knows(c: dict[str, Any], e: dict[str, str]) -> None:
+    routes(c)[0]["plugins"].append({"name": "house-cache"})
+
+
+def guard_by_the_other_entity(c: dict[str, Any], e: dict[str, str]) -> None:
+    routes(c)[0]["plugins"][1]["config"]["access"] = [lua(["claude-gateway"], "service")]
+
+
+def installed_guard(c: dict[str, Any], **config: str) -> None:
+    for route in routes(c):
+        route["plugins"][1] = {"name": "claude-guard", "config": config}
+
+
+def installed_guard_by_the_other_entity(c: dict[str, Any], e: dict[str, str]) -> None:
+    installed_guard(c, by="service")
+    e["KONG_PLUGINS"] += ",claude-guard"
+
+
+def installed_guard_of_another_plugin(c: dict[str, Any], e: dict[str, str]) -> None:
+    installed_guard(c, plugin="claude-jwt-claims")
+    e["KONG_PLUGINS"] += ",claude-guard"
+
+
+def installed_guard_not_enabled(c: dict[str, Any], e: dict[str, str]) -> None:
+    installed_guard(c)
+
+
+def installed_guard_for_a_consumer(c: dict[str, Any], e: dict[str, str]) -> None:
+    c["consumers"] = [{"username": "vip", "plugins": [{"name": "claude-guard"}]}]
+
+
+def installed_guard_and_a_mark(c: dict[str, Any], e: dict[str, str]) -> None:
+    installed_guard_and_a_cache(c, e)
+    plugin(c)["config"]["mark"] = "invoke"
+
+
+def both_on_the_service_and_on_a_route(c: dict[str, Any], e: dict[str, str]) -> None:
+    c["services"][0]["plugins"] = [copy.deepcopy(plugin(c))]
+
+
+def bound_to_nothing(c: dict[str, Any], e: dict[str, str]) -> None:
+    c["plugins"] = [routes(c)[0]["plugins"].pop(0)]
+
+
+def no_lua_at_all(c: dict[str, Any], e: dict[str, str]) -> None:
+    e["KONG_UNTRUSTED_LUA"] = "off"
+
+
+def post_function_not_enabled(c: dict[str, Any], e: dict[str, str]) -> None:
+    e["KONG_PLUGINS"] = "claude-gateway"
+
+
+def installed_guard_and_a_cache(c: dict[str, Any], e: dict[str, str]) -> None:
+    installed_guard(c)
+    answer_from_a_cache(c, e)
+    e["KONG_PLUGINS"] += ",claude-guard"
+    e["KONG_UNTRUSTED_LUA"] = "off"
+
+
+def once_for_the_service(c: dict[str, Any], e: dict[str, str]) -> None:
+    """One guard and one plugin stand for all routes."""
+    c["services"][0]["plugins"] = [plugin(c), {"name": "claude-guard", "config": {"by": "service"}}]
+    for route in routes(c):
+        del route["plugins"]
+    e["KONG_PLUGINS"] += ",claude-guard"
+
+
+def one_guard_for_all_routes(c: dict[str, Any], e: dict[str, str]) -> None:
+    c["services"][0]["plugins"] = [routes(c)[0]["plugins"].pop()]
+    del routes(c)[1]["plugins"][1]
+
+
+def a_termination_that_refuses(c: dict[str, Any], e: dict[str, str]) -> None:
+    routes(c)[0]["plugins"].append({"name": "request-termination", "config": {"status_code": 503}})
+
+
+def marks_and_guards_of_0_1_0(c: dict[str, Any], e: dict[str, str]) -> None:
+    for route in routes(c):
+        route["plugins"][0]["config"]["mark"] = route["name"]
+        route["plugins"][1]["config"]["access"] = [named(route["name"], ["claude-gateway"])]
+
+
+SOUND_TOO = [
+    installed_guard_and_a_cache,
+    once_for_the_service,
+    one_guard_for_all_routes,
+    a_termination_that_refuses,
+    marks_and_guards_of_0_1_0,
+]
 MISTAKES: list[tuple[str, Callable[[dict[str, Any], dict[str, str]], None]]] = [
     ("no-guard", no_guard),
     ("no-guard", guard_switched_off),
@@ -282,10 +384,24 @@ MISTAKES: list[tuple[str, Callable[[dict[str, Any], dict[str, str]], None]]] = [
     ("weak-secret", one_letter_secret),
     ("weak-secret", guessable_token_secret),
     ("unset-secret", secret_not_set),
+    ("answers-before-guard", answer_from_a_cache),
+    ("answers-before-guard", redirect_for_the_service),
+    ("answers-before-guard", termination_for_all),
+    ("answers-before-guard", a_plugin_nobody_knows),
+    ("wrong-mark", guard_by_the_other_entity),
+    ("wrong-mark", installed_guard_by_the_other_entity),
+    ("no-guard", installed_guard_of_another_plugin),
+    ("not-enabled", installed_guard_not_enabled),
+    ("consumer-scope", installed_guard_for_a_consumer),
+    ("wrong-mark", installed_guard_and_a_mark),
+    ("mixed-scope", both_on_the_service_and_on_a_route),
+    ("no-scope", bound_to_nothing),
+    ("untrusted-lua", no_lua_at_all),
+    ("not-enabled", post_function_not_enabled),
 ]
 
 
-def examine(config: dict[str, Any], environment: dict[str, str], tmp_path: Path) -> list[rules.Opening]:
+def examine(config: dict[str, Any], environment: dict[str, str], tmp_path: Path) -> list[Opening]:
     path = tmp_path / "kong.yml"
     path.write_text(yaml.safe_dump(config))
     return rules.examine(view.from_file(path, environment))
@@ -300,6 +416,32 @@ def test_a_mistake_is_named(rule: str, make: Callable[..., None], tmp_path: Path
     config, environment = copy.deepcopy(SOUND), dict(ENVIRONMENT)
     make(config, environment)
     assert rule in {opening.rule for opening in examine(config, environment, tmp_path)}
+
+
+@pytest.mark.parametrize("make", SOUND_TOO, ids=[make.__name__ for make in SOUND_TOO])
+def test_what_is_sound_too(make: Callable[..., None], tmp_path: Path) -> None:
+    config, environment = copy.deepcopy(SOUND), dict(ENVIRONMENT)
+    make(config, environment)
+    assert examine(config, environment, tmp_path) == []
+
+
+def test_the_three_apart_need_a_guard_each(tmp_path: Path) -> None:
+    """What runs between two of them answers a request that the second has not seen; a guard right after each is enough."""
+    config, environment = copy.deepcopy(SOUND), dict(ENVIRONMENT)
+    names = ("claude-jwt-claims", "claude-rate-tiers", "claude-prompt-context")
+    environment["KONG_PLUGINS"] += ",claude-guard,claude-guard-tiers,claude-guard-context"
+    redirect = {"name": "redirect", "config": {"location": "https://elsewhere.example"}}
+    identity = {"name": "claude-guard", "config": {"plugin": "claude-jwt-claims"}}
+    config["services"][0]["routes"] = [
+        {"name": "apart", "paths": ["/apart"], "plugins": [*({"name": name} for name in names), redirect, identity]}
+    ]
+    plugins = routes(config)[0]["plugins"]
+    plugins.append({"name": "post-function", "config": {"access": [lua(list(names[1:]))]}})
+    found = [(h.rule, h.problem) for h in examine(config, ENVIRONMENT | {"KONG_PLUGINS": "x"}, tmp_path)]
+    before = "redirect runs between claude-rate-tiers and the post-function and can answer before it"
+    assert [problem for rule, problem in found if rule == "answers-before-guard"] == [before]
+    plugins[-1:] = [{"name": "claude-guard-tiers"}, {"name": "claude-guard-context"}]
+    assert [h for h in examine(config, {}, tmp_path) if "guard" in h.rule or "mark" in h.rule] == []
 
 
 def environment_of_compose(tmp_path: Path) -> dict[str, str]:
@@ -366,14 +508,13 @@ def test_a_running_gateway_is_examined_by_its_socket(
                             {
                                 "name": "claude-jwt-claims",
                                 "config": {
-                                    "mark": "r",
                                     "issuers": [
                                         {"issuer": "i", "algorithms": ["HS256"], "secret": "{vault://env/token-secret}"}
                                     ],
                                     "audience": ["a"],
                                 },
                             },
-                            {"name": "post-function", "config": {"access": [lua("r", ["claude-jwt-claims"])]}},
+                            {"name": "post-function", "config": {"access": [lua(["claude-jwt-claims"])]}},
                         ],
                     }
                 ],

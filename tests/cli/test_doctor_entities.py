@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kong_claude import PLUGINS
-from kong_claude.cli.guard import lua
 from kong_claude.cli.problem import Problem
-from kong_claude.doctor import rules, view
+from kong_claude.doctor import guards, reach, rules, view
+from kong_claude.guard import named
 from minikong.declarative import loader
 from minikong.declarative.schema import Schema
 from minikong.entities import derived_id
@@ -99,7 +99,7 @@ def as_the_doctor_sees_it(path: Path) -> dict[str, Any]:
     found = view.from_file(path, {})
     return {
         r.route["paths"][0]: (
-            rules.host_of(r.service).partition(":")[0] or None,
+            reach.host_of(r.service).partition(":")[0] or None,
             {p["name"] for p in r.active(*NAMES)},
         )
         for r in found.routes
@@ -141,7 +141,7 @@ def guarded(path: str, **naming: str) -> dict[str, Any]:
     mark = path.strip("/")
     issuer = {"issuer": "https://id.example.com", "algorithms": ["HS256"], "secret": "x" * 40}
     config = {"mark": mark, "issuers": [issuer], "audience": ["orders"]}
-    guard = {"name": "post-function", "config": {"access": [lua(mark, ["claude-jwt-claims"])]}}
+    guard = {"name": "post-function", "config": {"access": [named(mark, ["claude-jwt-claims"])]}}
     return {"paths": [path], "plugins": [{"name": "claude-jwt-claims", "config": config}, guard], **naming}
 
 
@@ -176,10 +176,10 @@ def test_the_open_routes_are_those_that_answer_without_a_token(
     kong = minikong(path, plugins=PLUGINS)
     assert [status(kong.base_url, r["paths"][0]) for r in routes] == [401, 401, 200]
     found = view.from_file(path, {})
-    (opening,) = rules.guarded(found)
+    (opening,) = guards.guarded(found)
     shown = route.get("name") or route.get("id") or "/open"
     assert (opening.rule, opening.where) == ("no-authentication", f"route {shown}")
-    assert list(rules.distinct_marks(found)) == []
+    assert list(guards.distinct_marks(found)) == []
 
 
 def document_of(routes: list[dict[str, Any]], /, **more: Any) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def seen(document: dict[str, Any], tmp_path: Path) -> view.View:
 
 def test_control_nameless_routes_with_one_path_and_one_mark_share_it(tmp_path: Path) -> None:
     one, other = guarded("/a", methods=["GET"]), guarded("/a", methods=["POST"])  # type: ignore[arg-type]
-    assert [opening.rule for opening in rules.distinct_marks(seen(document_of([one, other]), tmp_path))] == [
+    assert [opening.rule for opening in guards.distinct_marks(seen(document_of([one, other]), tmp_path))] == [
         "shared-mark"
     ]
 
@@ -203,11 +203,11 @@ def test_a_plugin_that_is_switched_off_shares_no_mark(tmp_path: Path) -> None:
     off = {**guarded("/a")["plugins"][0], "enabled": False}
     off["config"]["mark"] = "shared"
     document = document_of([guarded("/a"), guarded("/b")], plugins=[off])
-    assert list(rules.distinct_marks(seen(document, tmp_path))) == []
+    assert list(guards.distinct_marks(seen(document, tmp_path))) == []
     off["enabled"] = True
     for route in document["services"][0]["routes"]:
         route["plugins"] = []
-    assert [opening.rule for opening in rules.distinct_marks(seen(document, tmp_path))] == ["shared-mark"]
+    assert [opening.rule for opening in guards.distinct_marks(seen(document, tmp_path))] == ["shared-mark"]
 
 
 def test_a_nameless_consumers_plugin_is_not_everybodys(tmp_path: Path) -> None:

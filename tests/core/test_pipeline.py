@@ -91,7 +91,7 @@ class Fixed:
 def run(stages: list[Fixed], kong: Kong, **config: Any) -> Kong:
     key = stages[0].shared_key if len(stages) == 1 else "claude_gateway"
     try:
-        Pipeline([*stages], key, {"mark": "m", **config}).access(kong)
+        Pipeline([*stages], key, {"mark": "m", "service_id": "service", **config}).access(kong)
     except Ended:
         pass
     return kong
@@ -124,6 +124,20 @@ def test_the_mark_is_the_last_act_and_effects_are_one_call_each() -> None:
 def test_the_default_mark_is_the_route() -> None:
     kong = run([Fixed(Pass())], Kong(), mark=None, route_id="route-7")
     assert kong.args("ctx.shared.set") == ("claude_one", {"mark": "route-7"})
+
+
+def test_the_mark_of_a_plugin_on_a_service_is_the_service_and_on_both_the_route() -> None:
+    on_service = {"mark": None, "service_id": "service-3"}
+    assert run([Fixed(Pass())], Kong(), **on_service).args("ctx.shared.set") == ("claude_one", {"mark": "service-3"})
+    on_both = on_service | {"route_id": "route-7"}
+    assert run([Fixed(Pass())], Kong(), **on_both).args("ctx.shared.set") == ("claude_one", {"mark": "route-7"})
+
+
+@pytest.mark.parametrize("mark", [None, "m"])
+def test_a_plugin_that_is_bound_to_nothing_does_not_start(mark: str | None) -> None:
+    """Its mark would be the same everywhere, and any route's guard could be satisfied by it."""
+    with pytest.raises(ConfigError, match="bind it to a route or a service"):
+        run([Fixed(Pass())], Kong(), mark=mark, service_id=None)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 429, 503])
@@ -294,14 +308,16 @@ def test_each_thing_is_asked_once() -> None:
 @pytest.mark.parametrize("value", ["POST", "POST claude", "POST  /x", " /x", "/x"])
 def test_a_fixed_request_that_is_none(value: str) -> None:
     with pytest.raises(ConfigError, match=r"^attestation\.request"):
-        Pipeline([Fixed(Pass())], "claude_one", {"attestation": {"secret": "a" * 32, "request": value}})
+        Pipeline(
+            [Fixed(Pass())], "claude_one", {"route_id": "r", "attestation": {"secret": "a" * 32, "request": value}}
+        )
 
 
 def test_the_plugin_class_closes_its_stages_and_logs_only_where_it_must() -> None:
     stage = Fixed(Pass())
     plain = pipeline(lambda _: stage, shared_key="claude_one")
     assert not hasattr(plain, "log")
-    plain({}).close()
+    plain({"route_id": "r"}).close()
     assert stage.closed
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from kong_claude.doctor.view import from_file
 from kong_claude.export.kubernetes import to_yaml
+from kong_claude.guard import LUA_PLUGINS
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -60,7 +61,7 @@ def test_every_route_names_plugins_and_services_that_exist() -> None:
             continue
         named = set(resource["metadata"]["annotations"]["konghq.com/plugins"].split(","))
         assert named <= plugins
-        assert any(plugin.endswith("post-function") for plugin in named), "no guard"
+        assert any("guard" in plugin for plugin in named), "no guard"
         for path in resource["spec"]["rules"][0]["http"]["paths"]:
             assert path["backend"]["service"]["name"] in services
 
@@ -79,7 +80,7 @@ def test_kongs_settings_are_those_of_the_compose_file() -> None:
         # Compose binds the metrics to one network; here a policy guards them.
         assert value == theirs.replace("--metrics-listen pluginserver:", "--metrics-listen 0.0.0.0:"), setting
     plugins = values["pluginserver_names"].split(",")
-    assert values["plugins"].split(",")[1:] == plugins
+    assert values["plugins"].split(",")[1:] == [*plugins, *LUA_PLUGINS]
     for plugin in plugins:
         assert values[f"pluginserver_{plugin.replace('-', '_')}_query_cmd"].endswith(f"--dump {plugin}")
 

@@ -21,7 +21,6 @@ from tests.e2e.test_main_path import (  # noqa: F401  (the same scenarios, anoth
     test_over_the_limit,
     test_refusals,
     test_the_repository_may_stand_in_the_path,
-    test_the_separate_plugins_give_the_same,
 )
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]

@@ -49,15 +49,6 @@ def test_the_repository_may_stand_in_the_path(gateway: Gateway, path: str) -> No
     assert any("org/app" in json.dumps(entry) for entry in gateway.record()[before:])
 
 
-def test_the_separate_plugins_give_the_same(gateway: Gateway) -> None:
-    before = len(gateway.record())
-    with gateway.client("separate", "--tier", "pro") as client:
-        answer = client.post("/claude/invoke", json=PROMPT, headers={"X-Repo": "org/app", "X-Claude-Demo": "separate"})
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["x-ratelimit-limit-minute"] == "60"
-    assert any("You are a code review assistant. Be brief." in json.dumps(e) for e in gateway.record()[before:])
-
-
 def test_refusals(gateway: Gateway) -> None:
     with gateway.client() as nobody, gateway.client("bob", "--no-role") as roleless, gateway.client("eve") as eve:
         missing = nobody.post("/claude/invoke", json=PROMPT)

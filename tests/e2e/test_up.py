@@ -128,8 +128,8 @@ def test_up_status_down(home: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "line", "field"),
     [
-        (("mark: invoke\n", "marc: invoke\n"), "marc: invoke", "marc"),
-        (("- claim: roles", "- clame: roles"), "clame", "clame"),
+        (("strip_path: false\n", "strip_pat: false\n"), "strip_pat: false", "strip_pat"),
+        (("{claim: roles", "{clame: roles"), "clame", "clame"),
         (("minute: 60", "minute: sixty"), "minute: sixty", "minute"),
         (("_format_version", "format_version"), None, "_format_version"),
         (("methods: [POST]", "methods: [POST"), None, ""),

@@ -140,7 +140,9 @@ def test_the_plugins_alone(folder: Path, wheels: dict[str, Path]) -> None:
     environment = Environment(folder, wheels, "kong-claude")
     dumped = environment.run("kong-claude-pluginserver", "--dump", "claude-jwt-claims")
     assert '"Name":"claude-jwt-claims"' in dumped.stdout.replace(" ", ""), dumped.stderr
-    assert "post-function" in environment.run("kong-claude", "guard", "--route", "reports").stdout
+    assert "post-function" in environment.run("kong-claude", "guard").stdout
+    pattern = environment.run("kong-claude", "guard", "--lua-path").stdout.strip().removesuffix(";;")
+    assert Path(pattern.replace("?", "kong/plugins/claude-guard/handler")).is_file()
     for command, said in {
         "doctor": "yaml is missing: pip install 'kong-claude[tools]'",
         "report": "pip install 'kong-claude[report]'",

@@ -221,7 +221,10 @@ class Driver:
         return frame[3]
 
     def start_instance(self, name: str, config: Mapping[str, Any] | None = None) -> Any:
-        """The new instance's id. `config` travels as Kong sends it: a JSON string."""
+        """The new instance's id. `config` travels as Kong sends it: a JSON string. The suite's own plugins are on
+        a service unless it says otherwise."""
+        if name.startswith("claude-") and "route_id" not in (config or {}):
+            config = {"service_id": "service", **(config or {})}
         return self.call("plugin.StartInstance", {"Name": name, "Config": json.dumps(config or {})})["Id"]
 
     def handle(self, instance: Any, phase: str, request: Request | None = None) -> Event:

@@ -1,59 +1,56 @@
-"""`kong-claude guard`: the fail-closed guard for a route, as configuration for Kong's post-function."""
+"""`kong-claude guard`: the fail-closed guard for a route or service, as configuration for Kong."""
 
 from __future__ import annotations
 
 import argparse
-import re
 
-from kong_claude.cli.problem import Problem
+from kong_claude.guard import BYS, KEYS, LUA_PATH, PLUGIN, By, lua, named
 
-HELP = "print the guard for a route: a post-function that answers 503 unless each plugin left the route's own mark"
-# Where each plugin leaves its mark; see docs/fail-closed.md.
-KEYS = {
-    "claude-gateway": "claude_gateway",
-    "claude-jwt-claims": "claude_identity",
-    "claude-rate-tiers": "claude_admission",
-    "claude-prompt-context": "claude_context",
-}
-_SAFE = re.compile(r"[A-Za-z0-9._:/-]+")
-
-LUA = """\
-return function()
-  local shared = kong.ctx.shared
-  for _, key in ipairs({{ {keys} }}) do
-    local left = shared[key]
-    if type(left) ~= "table" or left.mark ~= "{mark}" then
-      kong.log.err("guard: ", key, " did not pass for this route")
-      return kong.response.exit(503, {{ message = "service temporarily unavailable" }}, {{ ["Retry-After"] = "1" }})
-    end
-  end
-end
-"""
+HELP = "print the guard: 503 unless each plugin left the mark of the route (or service) that Kong matched"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--route", required=True, help="the route's mark: the value of `mark` in the plugins' config")
+    parser.add_argument(
+        "--by",
+        choices=BYS,
+        default="route",
+        help="whose id the mark must be: what the plugins themselves are bound to (default: route)",
+    )
     parser.add_argument(
         "--plugin",
         action="append",
         choices=sorted(KEYS),
         help="a plugin that must have passed, may be repeated (default: claude-gateway)",
     )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--lua-plugin", action="store_true", help="print the form for a Kong that has the plugin claude-guard installed"
+    )
+    form.add_argument("--mark", help="for plugins that have this `mark` in their config; --by does not matter then")
+    form.add_argument("--lua-path", action="store_true", help="print Kong's lua_package_path with claude-guard in it")
 
 
 def run(options: argparse.Namespace) -> int:
-    print(yaml(options.route, options.plugin or ["claude-gateway"]), end="")
+    plugins = options.plugin or ["claude-gateway"]
+    if options.lua_path:
+        print(f"{LUA_PATH};;")
+    elif options.lua_plugin:
+        print(lua_plugins(plugins, options.by), end="")
+    else:
+        print(post_function(lua(plugins, options.by) if options.mark is None else named(options.mark, plugins)), end="")
     return 0
 
 
-def lua(mark: str, plugins: list[str]) -> str:
-    """The guard's Lua: compares each plugin's mark by value. Raises Problem on a mark that would need escaping."""
-    if not _SAFE.fullmatch(mark):
-        raise Problem(f"mark {mark!r}: use letters, digits and . _ : / - only")
-    return LUA.format(mark=mark, keys=", ".join(f'"{KEYS[plugin]}"' for plugin in plugins))
-
-
-def yaml(mark: str, plugins: list[str]) -> str:
+def post_function(code: str) -> str:
     """A plugin entry for kong.yml."""
-    code = "".join(f"      {line}\n" for line in lua(mark, plugins).splitlines())
-    return f"- name: post-function\n  config:\n    access:\n    - |\n{code}"
+    indented = "".join(f"      {line}\n" for line in code.splitlines())
+    return f"- name: post-function\n  config:\n    access:\n    - |\n{indented}"
+
+
+def lua_plugins(plugins: list[str], by: By) -> str:
+    """Plugin entries for kong.yml, one per place in Kong's order."""
+    made = ""
+    for plugin in plugins:
+        which = f", plugin: {plugin}" if PLUGIN[plugin] == "claude-guard" else ""
+        made += f"- name: {PLUGIN[plugin]}\n  config: {{by: {by}{which}}}\n"
+    return made

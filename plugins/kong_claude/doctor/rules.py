@@ -5,119 +5,32 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
-from kong_claude.cli.guard import KEYS, lua
-from kong_claude.cli.problem import Problem
-from kong_claude.doctor.view import Entity, RouteView, View
+from kong_claude.doctor import guards
+from kong_claude.doctor.guards import ENFORCING, phase_code
+from kong_claude.doctor.opening import Opening
+from kong_claude.doctor.reach import host_of, protected
+from kong_claude.doctor.view import View
+from kong_claude.guard import LUA_PLUGINS
 
-ENFORCING = tuple(KEYS)
-AUTHENTICATING = ("claude-gateway", "claude-jwt-claims")
 SUITE = (*ENFORCING, "claude-metrics")
+GUARDS = (*LUA_PLUGINS, "post-function")
 MAX_READ_TIMEOUT = 10.0  # seconds a silent plugin server may hold a request
 EVENT_TIMEOUT = 25.0  # seconds, the plugin server's default
 MIN_BODY_BUFFER = 64 << 10  # bytes
 WEAK = re.compile(r"change.?me|secret|password|example|test|dev|1234", re.IGNORECASE)
 SECRET_FIELDS = re.compile(r"(^|_)(secret|private_key|password|redis_url|revocation_redis_url)$")
-# The tag of a route that is open on purpose, such as a login page; it still needs one guarded plugin.
-PUBLIC = "public"
 EARLY = ("certificate", "rewrite", "access")  # phases up to the guard's
 # Plugins that change the body after claude-prompt-context (769) or claude-gateway (1440) have hashed it.
 BODY_CHANGERS = ("request-transformer", "request-transformer-advanced", "ai-request-transformer", "ai-proxy")
-
-
-@dataclass(frozen=True)
-class Opening:
-    """`rule`: stable word. `where`: route, plugin or variable. `fix`: what to do."""
-
-    rule: str
-    where: str
-    problem: str
-    fix: str
-
-
-def guarded(view: View) -> Iterator[Opening]:
-    """Every route to the invoker carries a plugin that authenticates, and a guard for each plugin's own mark."""
-    for route in protected(view):
-        active = route.active(*ENFORCING)
-        if not any(map(authenticates, active)) and not (active and PUBLIC in (route.route.get("tags") or [])):
-            yield Opening(
-                "no-authentication",
-                f"route {route.name}",
-                "goes to the invoker without claude-jwt-claims or claude-gateway with jwt_claims",
-                f"add claude-gateway to the route; where nobody can have a token yet, limits and the tag {PUBLIC}",
-            )
-            continue
-        guards = [code for p in route.active("post-function") for code in access_code(p)]
-        for plugin in active:
-            yield from guard_for(route, plugin, guards)
-
-
-def authenticates(plugin: Entity) -> bool:
-    """claude-gateway without its section jwt_claims asks nobody who they are."""
-    if plugin["name"] == "claude-gateway":
-        return bool((plugin.get("config") or {}).get("jwt_claims"))
-    return plugin["name"] in AUTHENTICATING
-
-
-def guard_for(route: RouteView, plugin: Entity, guards: list[str]) -> Iterator[Opening]:
-    where = f"route {route.name}"
-    mark = mark_of(plugin, route)
-    if mark is None:
-        yield Opening("no-mark", where, f"{plugin['name']} has no mark", "set config.mark to the route's name")
-        return
-    key = KEYS[plugin["name"]]
-    compares = [code for code in guards if f'"{key}"' in code and "mark ~=" in code]
-    if not compares:
-        yield Opening(
-            "no-guard",
-            where,
-            f"nothing stops a request for which {plugin['name']} did not run",
-            f"add what this prints: kong-claude guard --route {mark} --plugin {plugin['name']}",
-        )
-    elif not any(f'mark ~= "{mark}"' in code for code in compares):
-        yield Opening(
-            "wrong-mark", where, f"the guard compares another mark than {mark!r}", f"kong-claude guard --route {mark}"
-        )
-    elif not any(is_ours(code, mark) for code in compares):
-        yield Opening(
-            "foreign-guard", where, "the guard is not the one that was proven", f"kong-claude guard --route {mark}"
-        )
-
-
-def is_ours(code: str, mark: str) -> bool:
-    """True where the code is what `kong-claude guard` prints for some set of plugins."""
-    named = [plugin for plugin, key in KEYS.items() if f'"{key}"' in code]
-    named.sort(key=lambda plugin: code.index(f'"{KEYS[plugin]}"'))
-    try:
-        return code.split() == lua(mark, named).split()
-    except Problem:
-        return False
-
-
-def distinct_marks(view: View) -> Iterator[Opening]:
-    """Two routes with one mark could run each other's configuration and satisfy each other's guard."""
-    seen: dict[tuple[str, str], RouteView] = {}
-    for route in view.routes:
-        for plugin in route.active(*ENFORCING):
-            mark = mark_of(plugin, route)
-            other = seen.setdefault((plugin["name"], mark), route) if mark else route
-            if other is not route:  # not by name: two may have none
-                yield Opening(
-                    "shared-mark",
-                    f"route {route.name}",
-                    f"has the same mark as route {other.name}",
-                    "give each its own",
-                )
 
 
 def protocols(view: View) -> Iterator[Opening]:
     """A plugin or guard that does not run on one of its route's protocols lets that protocol through."""
     for route in protected(view):
         wanted = set(route.route.get("protocols") or ["http", "https"])
-        for plugin in route.active(*ENFORCING, "post-function"):
+        for plugin in route.active(*ENFORCING, *GUARDS):
             missing = wanted - set(plugin.get("protocols") or wanted)
             if missing:
                 yield Opening(
@@ -132,7 +45,7 @@ def overrides(view: View) -> Iterator[Opening]:
     """A consumer-scoped entity replaces the route's own configuration, mark included."""
     for plugin in view.plugins:
         scoped = plugin.get("consumer") is not None or plugin.get("consumer_group") is not None
-        if scoped and plugin.get("name") in (*ENFORCING, "post-function") and plugin.get("enabled", True):
+        if scoped and plugin.get("name") in (*ENFORCING, *GUARDS) and plugin.get("enabled", True):
             yield Opening(
                 "consumer-scope",
                 f"plugin {plugin['name']}",
@@ -159,7 +72,9 @@ def order(view: View) -> Iterator[Opening]:
                 f"move what {changer} does into claude-prompt-context",
             )
         for plugin in route.active("pre-function", "post-function"):
-            code = [c for phase in EARLY for c in phase_code(plugin, phase) if "ctx.shared" in c and "mark ~=" not in c]
+            code = [
+                c for phase in EARLY for c in phase_code(plugin, phase) if "ctx.shared" in c and not guards.known(c)
+            ]
             if code:
                 yield Opening(
                     "forged-mark",
@@ -263,8 +178,18 @@ def kong_settings(view: View) -> Iterator[Opening]:
             )
         elif f"--dump {plugin}" not in env.get(key, ""):
             yield Opening("wrong-dump", key, "Kong reads only the first plugin of a dump", f"… --dump {plugin}")
-        if plugin not in (env.get("KONG_PLUGINS") or ""):
+    enabled = {name.strip() for name in (env.get("KONG_PLUGINS") or "bundled").split(",")}
+    guarding = {p["name"] for p in view.plugins if p.get("name") in GUARDS and p.get("enabled", True)}
+    for plugin in sorted(used | guarding):
+        if plugin not in enabled and not (plugin == "post-function" and "bundled" in enabled):
             yield Opening("not-enabled", "KONG_PLUGINS", f"does not name {plugin}", f"bundled,{plugin}")
+    if "post-function" in guarding and env.get("KONG_UNTRUSTED_LUA") == "off":
+        yield Opening(
+            "untrusted-lua",
+            "KONG_UNTRUSTED_LUA",
+            "is off, so that no post-function runs and no guard with it",
+            "leave it at sandbox, or use the plugin claude-guard: kong-claude guard --lua-plugin",
+        )
 
 
 def exposure(view: View) -> Iterator[Opening]:
@@ -281,8 +206,7 @@ def exposure(view: View) -> Iterator[Opening]:
 
 
 RULES: tuple[Callable[[View], Iterator[Opening]], ...] = (
-    guarded,
-    distinct_marks,
+    *guards.RULES,
     protocols,
     overrides,
     order,
@@ -296,46 +220,6 @@ RULES: tuple[Callable[[View], Iterator[Opening]], ...] = (
 def examine(view: View) -> list[Opening]:
     """All openings of all rules, each once."""
     return list(dict.fromkeys(opening for rule in RULES for opening in rule(view)))
-
-
-def protected(view: View) -> list[RouteView]:
-    """Routes to a service that any enforcing plugin protects: one unguarded sibling is enough for a break-in."""
-
-    def meant(plugin: Entity) -> bool:
-        """Also where it is switched off on a route or service; a global one that is off may only carry YAML anchors."""
-        return plugin.get("enabled", True) or plugin.get("route") is not None or plugin.get("service") is not None
-
-    hosts = {h for r in view.routes if any(map(meant, r.named(*AUTHENTICATING))) for h in hosts_of(view, r)}
-    return [r for r in view.routes if hosts & set(hosts_of(view, r))]
-
-
-def hosts_of(view: View, route: RouteView) -> tuple[str, ...]:
-    """`host:port` of a route's service, and of the targets where the host is an upstream's name."""
-    host = host_of(route.service)
-    return tuple(h for h in (host, *view.targets.get(host.rpartition(":")[0], ())) if h)
-
-
-def host_of(service: Entity) -> str:
-    """`host:port`, in lower case and with the port that the protocol implies; "" without a host."""
-    url = urlsplit(str(service.get("url") or ""))
-    scheme = url.scheme or service.get("protocol") or "http"
-    host = url.hostname or str(service.get("host") or "").lower()
-    port = url.port or (None if url.hostname else service.get("port")) or (443 if scheme == "https" else 80)
-    return f"{host.rstrip('.')}:{port}" if host else ""
-
-
-def mark_of(plugin: Entity, route: RouteView) -> str | None:
-    config = plugin.get("config") or {}
-    return config.get("mark") or (route.route.get("id") if plugin.get("route") is not None else None)
-
-
-def access_code(plugin: Entity) -> list[str]:
-    return phase_code(plugin, "access")
-
-
-def phase_code(plugin: Entity, phase: str) -> list[str]:
-    code = (plugin.get("config") or {}).get(phase) or []
-    return [code] if isinstance(code, str) else [line for line in code if isinstance(line, str)]
 
 
 def secrets_in(config: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -20,12 +20,16 @@ _NAMESPACE = uuid.UUID("fd02801f-0957-4a15-a55a-c8d9606f30b5")  # kong/db/declar
 
 @dataclass(frozen=True)
 class RouteView:
-    """A route, its service, and every plugin entity that can run on it (its own, its service's, global ones)."""
+    """A route, its service, and every plugin entity that can run on it (its own, its service's, global ones).
+
+    `displaced`: those that would, were there none more specific.
+    """
 
     name: str
     route: Entity
     service: Entity
     plugins: tuple[Entity, ...]
+    displaced: tuple[Entity, ...] = ()
 
     def named(self, *names: str) -> list[Entity]:
         return [p for p in self.plugins if p.get("name") in names]
@@ -124,12 +128,14 @@ def build(flat: Mapping[str, list[dict[str, Any]]], environment: Mapping[str, st
     routes = []
     for route in flat["routes"]:
         service = services.find(route.get("service"))
-        running = effective(
+        meant = [
             plugin
             for plugin, of_route, of_service in plugins
             if (of_route is None or of_route is route) and (of_service is None or of_service is service)
-        )
-        routes.append(RouteView(label(route), route, service or {}, tuple(running)))
+        ]
+        running = effective(meant)
+        displaced = [p for p in meant if not any(p is other for other in running)]
+        routes.append(RouteView(label(route), route, service or {}, tuple(running), tuple(displaced)))
     upstreams = Index("upstreams", flat.get("upstreams", []))
     targets = [(upstreams.find(t.get("upstream")), str(t.get("target", "")).lower()) for t in flat.get("targets", [])]
     pools = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from kong_claude.doctor.view import Entity, RouteView, View
+from kong_claude.doctor.view import Entity, RouteView, View, label
 
 NAMESPACE = "kong-claude"
 HEADER = """\
@@ -20,17 +20,21 @@ HEADER = """\
 
 
 def resources(view: View) -> Iterator[dict[str, Any]]:
-    """Global plugins first, then each route with its plugins."""
+    """Global plugins first, then each route with its plugins; those of its service are named by every route of it."""
     for plugin in view.plugins:
-        if not any(plugin.get(parent) for parent in ("route", "service", "consumer")):
+        if plugin.get("enabled", True) and not any(plugin.get(p) for p in ("route", "service", "consumer")):
             yield kong_plugin(plugin["name"], plugin, everywhere=True)
+    written = set()
     for route in view.routes:
         names = []
         for plugin in route.plugins:
-            if plugin.get("route") is None:
+            owner = route.name if plugin.get("route") else label(route.service) if plugin.get("service") else None
+            if owner is None or not plugin.get("enabled", True):
                 continue
-            names.append(f"{route.name}-{plugin['name']}")
-            yield kong_plugin(names[-1], plugin)
+            names.append(f"{owner}-{plugin['name']}")
+            if names[-1] not in written:
+                yield kong_plugin(names[-1], plugin)
+            written.add(names[-1])
         yield ingress(route, names)
 
 

@@ -1,0 +1,15 @@
+"""What a rule yields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Opening:
+    """`rule`: stable word. `where`: route, plugin or variable. `fix`: what to do."""
+
+    rule: str
+    where: str
+    problem: str
+    fix: str

@@ -1,0 +1,42 @@
+"""Which routes lead to a service that the suite protects."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from kong_claude.doctor.view import Entity, RouteView, View
+
+AUTHENTICATING = ("claude-gateway", "claude-jwt-claims")
+
+
+def authenticates(plugin: Entity) -> bool:
+    """claude-gateway without its section jwt_claims asks nobody who they are."""
+    if plugin["name"] == "claude-gateway":
+        return bool((plugin.get("config") or {}).get("jwt_claims"))
+    return plugin["name"] in AUTHENTICATING
+
+
+def protected(view: View) -> list[RouteView]:
+    """Routes to a service that any enforcing plugin protects: one unguarded sibling is enough for a break-in."""
+
+    def meant(plugin: Entity) -> bool:
+        """Also where it is switched off on a route or service; a global one that is off may only carry YAML anchors."""
+        return plugin.get("enabled", True) or plugin.get("route") is not None or plugin.get("service") is not None
+
+    hosts = {h for r in view.routes if any(map(meant, r.named(*AUTHENTICATING))) for h in hosts_of(view, r)}
+    return [r for r in view.routes if hosts & set(hosts_of(view, r))]
+
+
+def hosts_of(view: View, route: RouteView) -> tuple[str, ...]:
+    """`host:port` of a route's service, and of the targets where the host is an upstream's name."""
+    host = host_of(route.service)
+    return tuple(h for h in (host, *view.targets.get(host.rpartition(":")[0], ())) if h)
+
+
+def host_of(service: Entity) -> str:
+    """`host:port`, in lower case and with the port that the protocol implies; "" without a host."""
+    url = urlsplit(str(service.get("url") or ""))
+    scheme = url.scheme or service.get("protocol") or "http"
+    host = url.hostname or str(service.get("host") or "").lower()
+    port = url.port or (None if url.hostname else service.get("port")) or (443 if scheme == "https" else 80)
+    return f"{host.rstrip('.')}:{port}" if host else ""

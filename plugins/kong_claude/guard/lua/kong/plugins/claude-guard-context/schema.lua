@@ -1,0 +1,1 @@
+return require("kong.plugins.claude-guard.compare").schema("claude-guard-context")

@@ -1,0 +1,4 @@
+return {
+  name = "redirect",
+  fields = { { config = { type = "record", fields = { { location = { type = "string", required = true } } } } } },
+}
