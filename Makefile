@@ -65,6 +65,7 @@ version: ## the version of all five distributions and of the images in deploy/: 
 	@sed -E -i -e 's|(registry.example.com/kong-claude/[a-z]+):[^ ]+|\1:$(VERSION)|' \
 	  -e 's|(registry.example.com/kong-claude/[a-z]+, tag:) "[^"]*"|\1 "$(VERSION)"|' \
 	  deploy/kubernetes/invoker.yaml deploy/kubernetes/worker.yaml deploy/kubernetes/kong-values.yaml
+	@sed -E -i 's/(VERSION = )"[^"]*"/\1"$(VERSION)"/' plugins/kong_claude/guard/lua/kong/plugins/claude-guard/compare.lua
 	@echo "now $(VERSION); the heading Unreleased of CHANGELOG.md becomes it, too"
 
 clean: ## removes what was built; keeps .venv

@@ -12,8 +12,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
+GUARD = "plugins/kong_claude/guard/lua/kong/plugins/claude-guard/compare.lua"
 PARTS = ("contract", "plugins", "invoker", "minikong", "local")
 FILES = [
+    GUARD,
     *(f"{part}/pyproject.toml" for part in PARTS),
     *(str(path.relative_to(ROOT)) for path in (ROOT / "deploy" / "kubernetes").glob("*.yaml")),
 ]
@@ -21,7 +23,7 @@ IMAGE = re.compile(r"registry\.example\.com/kong-claude/\w+(?::|, tag: \")([^ \"
 
 
 def versions(root: Path) -> set[str]:
-    """Every place's: of the distributions, their pins on each other, and the images."""
+    """Every place's: of the distributions, their pins on each other, the plugins in Lua, and the images."""
     projects = [tomllib.loads((root / part / "pyproject.toml").read_text())["project"] for part in PARTS]
     ours = {project["name"] for project in projects}
     found = {project["version"] for project in projects}
@@ -30,6 +32,7 @@ def versions(root: Path) -> set[str]:
         for requirement in map(Requirement, chain(*lists)):
             if requirement.name in ours:
                 found.add(str(requirement.specifier).removeprefix("=="))
+    found.update(re.findall(r'VERSION = "(.*?)"', (root / GUARD).read_text()))
     images = [IMAGE.findall(path.read_text()) for path in (root / "deploy" / "kubernetes").glob("*.yaml")]
     assert sum(map(len, images)) >= 3
     return found.union(*images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from kong_claude.cli.problem import Problem
 from kong_claude.guard import BYS, KEYS, LUA_PATH, PLUGIN, By, lua, named
 
 HELP = "print the guard: 503 unless each plugin left the mark of the route (or service) that Kong matched"
@@ -37,8 +38,16 @@ def run(options: argparse.Namespace) -> int:
     elif options.lua_plugin:
         print(lua_plugins(plugins, options.by), end="")
     else:
-        print(post_function(lua(plugins, options.by) if options.mark is None else named(options.mark, plugins)), end="")
+        print(post_function(code(options.mark, plugins, options.by)), end="")
     return 0
+
+
+def code(mark: str | None, plugins: list[str], by: By) -> str:
+    """The guard's Lua. Raises Problem."""
+    try:
+        return lua(plugins, by) if mark is None else named(mark, plugins)
+    except ValueError as error:
+        raise Problem(str(error)) from error
 
 
 def post_function(code: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from kong_claude.cli.problem import Problem
 from kong_claude.doctor.opening import Opening
 from kong_claude.doctor.reach import authenticates, protected
 from kong_claude.doctor.view import Entity, RouteView, View, label
@@ -138,7 +137,7 @@ def compared(code: str) -> str | None:
     literal = re.search(r'mark ~= "([^"]*)"', code)
     try:
         ours = literal is not None and code.split() == named(literal[1], plugins).split()
-    except Problem:
+    except ValueError:
         return None
     return f"mark {literal[1]}" if ours and literal else None
 

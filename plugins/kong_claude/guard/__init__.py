@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
-from kong_claude.cli.problem import Problem
-
 By = Literal["route", "service"]
 """Whose id the mark must be: of the route that was matched, or of its service."""
 BYS: tuple[By, ...] = get_args(By)
@@ -68,9 +66,9 @@ _SAFE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012345678
 
 
 def named(mark: str, plugins: list[str]) -> str:
-    """The guard for a mark that the configuration names. Raises Problem on one that would need escaping."""
+    """The guard for a mark that the configuration names. Raises ValueError on one that would need escaping."""
     if not mark or not _SAFE.issuperset(mark):
-        raise Problem(f"mark {mark!r}: use letters, digits and . _ : / - only")
+        raise ValueError(f"mark {mark!r}: use letters, digits and . _ : / - only")
     return _NAMED.format(mark=mark, keys=_keys(plugins))
 
 
