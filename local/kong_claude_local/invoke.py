@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from http.client import HTTPResponse
 from typing import Any
 
-from kong_claude.cli.problem import Problem
+from kong_claude.problem import Problem
 from kong_claude_local.state import recall
 from kong_claude_local.token import make
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from claude_contract.attestation import public_key_of
-from kong_claude.cli.ask import answers
-from kong_claude.cli.problem import Problem
+from kong_claude.ask import answers
 from kong_claude.guard import LUA_PATH, LUA_PLUGINS
+from kong_claude.problem import Problem
 from kong_claude_local.supervise import Part
 
 # One `pluginserver_names` entry per plugin: Kong ≥ 3.9 reads only the first plugin of a query's dump.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from claude_contract import secret_file
 from claude_contract.attestation import new_private_key
-from kong_claude.cli.problem import Problem
+from kong_claude.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from kong_claude.cli.ask import answers
+from kong_claude.ask import answers
 from kong_claude_local.state import recall
 
 HELP = "show whether the local stack runs and where it listens (exit code 1 if not)"

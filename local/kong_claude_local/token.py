@@ -11,7 +11,7 @@ from typing import Any
 
 import jwt
 
-from kong_claude.cli.problem import Problem
+from kong_claude.problem import Problem
 from kong_claude_local.state import secret
 
 HELP = "print a development JWT (nothing else) on stdout"

@@ -16,7 +16,7 @@ from pathlib import Path
 from claude_contract.attestation import public_key_of
 from claude_contract.errors import ConfigError
 from kong_claude import PLUGINS
-from kong_claude.cli.problem import Problem
+from kong_claude.problem import Problem
 from kong_claude_local import stack
 from kong_claude_local.state import Running, forget, home, process_start, recall, remember, secret
 from kong_claude_local.supervise import PartFailed, Supervisor

@@ -16,10 +16,10 @@ import yaml
 from claude_contract.attestation import new_private_key
 from kong_claude import PLUGINS
 from kong_claude.cli.main import main
-from kong_claude.cli.problem import Problem
 from kong_claude.doctor import probe, rules, view
 from kong_claude.doctor.opening import Opening
 from kong_claude.guard import lua, named
+from kong_claude.problem import Problem
 from kong_claude_local import stack
 
 ROOT = Path(__file__).resolve().parents[2]

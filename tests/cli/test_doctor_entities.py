@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kong_claude import PLUGINS
-from kong_claude.cli.problem import Problem
 from kong_claude.doctor import guards, reach, rules, view
 from kong_claude.guard import named
+from kong_claude.problem import Problem
 from minikong.declarative import loader
 from minikong.declarative.schema import Schema
 from minikong.entities import derived_id

@@ -12,7 +12,7 @@ import pytest
 from claude_contract import secret_file
 from claude_contract.attestation import signer_from_config
 from claude_contract.errors import ConfigError
-from kong_claude.cli.problem import Problem
+from kong_claude.problem import Problem
 from kong_claude_local.state import secret
 
 ME, OTHER, GROUP = 1000, 1001, 2000

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from kong_claude import PLUGINS
-from kong_claude.cli.problem import Problem
+from kong_claude.problem import Problem
 
 HELP = "name the openings in a Kong configuration; exit code 1 where there is one"
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kong_claude.cli.problem import Problem
+from kong_claude.problem import Problem
 
 HELP = "write kong.yml for another system (aws: OpenAPI for Amazon API Gateway; kubernetes: KongPlugin and Ingress)"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from kong_claude.cli.problem import Problem
 from kong_claude.guard import BYS, KEYS, LUA_PATH, PLUGIN, By, lua, named
+from kong_claude.problem import Problem
 
 HELP = "print the guard: 503 unless each plugin left the mark of the route (or service) that Kong matched"
 

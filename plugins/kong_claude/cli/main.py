@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol
 
-from kong_claude.cli.problem import Problem
+from kong_claude.problem import Problem
 
 GROUP = "kong_claude.commands"
 """Entry points of this group are subcommands, whichever distribution brings them. Each names a module that has `HELP`,

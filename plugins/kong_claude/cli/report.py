@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from kong_claude.cli.problem import Problem
+from kong_claude.problem import Problem
 
 HELP = "make a report (pdf, html, md or json) from access logs"
 FORMS = ("pdf", "html", "md", "json")

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from kong_claude.cli import ask
-from kong_claude.cli.problem import Problem
+from kong_claude import ask
+from kong_claude.problem import Problem
 
 Entity = Mapping[str, Any]
 _NAMESPACE = uuid.UUID("fd02801f-0957-4a15-a55a-c8d9606f30b5")  # kong/db/declarative: of derived ids
