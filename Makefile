@@ -86,6 +86,9 @@ soak: setup ## 100,000 mixed events through the plugin server: nothing may be le
 test-ledger: setup ## the rate ledgers against their model, 1,500 histories (2 minutes)
 	$(BIN)/python -m pytest tests/rate_tiers -m slow -q --timeout=1200
 
+test-escape: setup ## every way out of a run that we know, within the boundary and without
+	$(BIN)/python -m pytest tests/escape -q
+
 test-invoker-long: setup ## 200 mixed and 200 hostile runs of the real CLI, schemathesis at length (15 minutes)
 	INVOKER_LONG=1 $(BIN)/python -m pytest tests/invoker -q
 

@@ -10,12 +10,13 @@ word() { # the value of name=… in the prompt, else nothing
 }
 ask() {
   body='{"model":"claude-haiku-4-5","max_tokens":2000,"messages":[{"role":"user","content":"[[usage {\"input_tokens\": 5000, \"output_tokens\": 1000}]]"}]}'
-  address=${ANTHROPIC_BASE_URL#http://}
-  exec 3<>"/dev/tcp/${address%:*}/${address#*:}" || return
   printf 'POST /v1/messages HTTP/1.1\r\nhost: api\r\nx-api-key: %s\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s' \
-    "$key" "${#body}" "$body" >&3
-  while read -r -u 3 _; do :; done
-  exec 3>&-
+    "$key" "${#body}" "$body" | python3 -ISc '
+import os, socket, sys
+api = socket.socket(socket.AF_UNIX)
+api.connect(os.environ["ANTHROPIC_UNIX_SOCKET"])
+api.sendall(sys.stdin.buffer.read())
+while api.recv(65536): pass'
 }
 IFS= read -r -d '' key <&"$CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR"
 say() { printf '{"type":"stream_event","event":{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"%s"}}}\n' "$1"; }

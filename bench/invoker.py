@@ -9,7 +9,7 @@ each. `ttft` is the time from asking to the first piece of text.
 | `ttft_cold_cli_ms_p50`, `ttft_sdk_query_ms_p50` | the same from `claude -p` and from the SDK's `query()` |
 | `ttft_vs_cold_cli`, `ttft_vs_sdk_query` | ratios of those medians |
 | `ttft_vs_lean_cold_cli` | against a `claude -p` with the invoker's own flags, which start faster |
-| `overhead_ms_p50` | HTTP, parsing and the key proxy: against the same warm process spoken to directly |
+| `overhead_ms_p50` | HTTP and parsing: against the same warm process and key proxy spoken to directly |
 | `cancel_p50_s`, `cancel_p99_s`, `cancel_tool_p99_s` | DELETE until no process of the run is left |
 | `left_processes`, `left_dirs`, `left_fds`, `rss_growth_mb` | after `--runs` mixed runs |
 """
@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,15 @@ from bench.machine import machine
 from claude_invoker.cli.binary import find_cli
 from claude_invoker.cli.child import Limits
 from claude_invoker.cli.command import Deadlines, Shape, command
+from claude_invoker.cli.keyproxy import Grant, KeyProxy
 from claude_invoker.cli.kill import Killer
 from claude_invoker.cli.messages import ModelEvent, Result
 from claude_invoker.cli.process import CliProcess
 from claude_invoker.cli.tree import Tree
 from claude_invoker.cli.users import Users
 from claude_invoker.cli.walk import delete
+from claude_invoker.metering.account import Account
+from claude_invoker.metering.prices import Prices
 from kong_claude_local.standin import StandIn
 
 PROMPT = "Say hello."
@@ -118,21 +122,26 @@ async def over_http(client: httpx.AsyncClient) -> float:
 
 
 async def bare_process(cli: Path, folder: Path, users: Users, base_url: str) -> float:
-    """A warm process of the pool's own making, spoken to without HTTP, engine or key proxy."""
+    """A warm process of the pool's own making, spoken to without HTTP or engine."""
     tree, uid = Tree(folder / os.urandom(6).hex()), users.take()
     killer = Killer(users.killer) if users.isolated else None
     tree.create(uid)
+    proxy = KeyProxy(base_url, KEY)
+    await proxy.start(folder / f"{tree.root.name}.sock")
+    token = proxy.issue()
+    proxy.grant(token, Grant(lambda model: True, 10, Account(Prices({}, "refuse"), Decimal(5))))
     process = await CliProcess.spawn(
         cli,
         Shape(TOOLS, 25, 5.0),
         tree,
         name="bench",
         uid=uid,
-        base_url=base_url,
-        key=KEY,
+        api=proxy.socket,
+        key=token,
         deadlines=Deadlines(60, 2),
         limits=Limits(),
         killer=killer,
+        box=None,
     )
     try:
         await process.ready()
@@ -148,6 +157,7 @@ async def bare_process(cli: Path, folder: Path, users: Users, base_url: str) -> 
         return first
     finally:
         await process.end()
+        await proxy.stop()
         delete(tree.root)
         users.give_back(uid)
         if killer is not None:
@@ -160,6 +170,7 @@ class Invoker:
         self.port = _free_port()
         settings = {
             "TRUST": "open",
+            "ISOLATION": "none",
             "PORT": str(self.port),
             "STATE_DIR": str(self.state),
             "ANTHROPIC_BASE_URL": base_url,

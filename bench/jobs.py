@@ -101,6 +101,7 @@ class Stage:
             "redis_url": self.redis_url,
             "state_dir": self.folder / "state",
             "cli_path": FAST_CLI,
+            "isolation": "none",
             "anthropic_api_key": "sk-ant-none",
             "anthropic_base_url": self.api_url,
             "pool_size": 1,

@@ -45,6 +45,9 @@ class Metrics:
         gauge("leases", "Leases of the gateway's ledger held by runs").set_function(
             lambda: sum(run.leased and not run.done.is_set() for run in engine.runs.values())
         )
+        gauge("isolation", "Strength of the boundary around a run: 0 none, 1 user, 2 landlock").set_function(
+            lambda: engine.boundary.strength
+        )
         gauge("warm", "Warm processes").set_function(lambda: engine.pool.warm)
         gauge("pool_hits", "Runs that found a warm process").set_function(lambda: engine.pool.hits)
         gauge("pool_misses", "Runs that started one").set_function(lambda: engine.pool.misses)

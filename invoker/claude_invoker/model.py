@@ -110,6 +110,7 @@ class RunResult(BaseModel):
     stop_reason: str
     permission_denials: list[PermissionDenial] = []
     artifacts: list[Artifact] = []
+    isolation: str = ""
 
 
 State = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
@@ -126,3 +127,4 @@ class RunView(BaseModel):
     result: RunResult | None = None
     error: dict[str, Any] | None = None
     artifacts: list[Artifact] = []
+    isolation: str = ""

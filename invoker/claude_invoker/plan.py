@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from claude_contract.claims import Clamp
+from claude_invoker.isolation.strength import Boundary
 from claude_invoker.model import InvokeRequest, TextBlock
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
 
 _T = TypeVar("_T", int, float)
-
-COMMAND_TOOLS = frozenset({"Bash"})
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,11 @@ class Plan:
     total_s: float
 
 
-def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, *, isolated: bool) -> Plan:
+def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, boundary: Boundary) -> Plan:
     """Decides a run.
 
-    `isolated`: every run has a user id of its own, so that tools which run commands cannot reach others.
-    Raises Problem 403 for a model or tool that is not allowed; numbers are lowered silently to their bounds.
+    Raises Problem 403 for a model or tool that is not allowed, and for a tool that the run would have and that the
+    boundary around runs does not allow here; numbers are lowered silently to their bounds.
     """
     allowed = _models(settings.models or None, clamp.models)
     model = request.model or settings.model
@@ -47,14 +46,15 @@ def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, *, isolated: 
             raise Problem(403, "forbidden", f"model {model} is not allowed here, only {', '.join(allowed or ())}")
         model = allowed[0]
     ceiling = _intersection(settings.tools_allowed, clamp.tools) or ()
-    if not isolated and not settings.shared_uid_tools:
-        ceiling = tuple(tool for tool in ceiling if tool not in COMMAND_TOOLS)
     if request.tools is None:
         tools = tuple(tool for tool in settings.tools if tool in ceiling)
     elif refused := sorted(set(request.tools) - set(ceiling)):
         raise Problem(403, "forbidden", f"tools not allowed here: {', '.join(refused)}")
     else:
         tools = tuple(sorted(set(request.tools)))
+    for tool in tools:
+        if reason := boundary.refuses(tool):
+            raise Problem(403, "forbidden", f"no run of this invoker may have {tool}: {reason}")
     return Plan(
         content=tuple(_content(request)),
         system=request.system,

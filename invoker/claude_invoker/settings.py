@@ -75,8 +75,10 @@ class Settings(BaseSettings):
     state_dir: Path = Path(tempfile.gettempdir()) / f"claude-invoker-{os.getuid()}"
     uid_base: int = Field(default=210_000, ge=1000)
     """Started as root, the run in slot n has user id `uid_base + n`, which needs no passwd entry."""
-    shared_uid_tools: bool = False
-    """Not started as root, all runs share one user: allow tools that run commands nevertheless."""
+    isolation: Literal["landlock", "user", "none"] = "landlock"
+    """The least accepted boundary around a run; the strongest that works here is used (docs/invoker.md)."""
+    allow_commands_below: bool = False
+    """Start, and allow tools that run commands, also where the boundary is weaker than that."""
 
     otlp_endpoint: str | None = None
     """Base URL of an OTLP receiver (HTTP), such as http://collector:4318; unset: nothing is traced."""

@@ -111,6 +111,8 @@ def invoker(layout: Layout) -> Part:
         "INVOKER_ATTESTATION_KEY": layout.attestation_key,
         "INVOKER_WEBHOOK_SECRET": layout.secrets["webhook-secret"],
         "INVOKER_WORKER": "embedded",
+        # Always starts: what the boundary of this machine leaves out is said (`up.banner`) and refused.
+        "INVOKER_ISOLATION": "none",
         "INVOKER_ANTHROPIC_API_KEY": layout.api_key or "sk-ant-canned-answers",
     }
     if layout.standin_url:

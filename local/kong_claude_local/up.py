@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from claude_contract.attestation import public_key_of
 from claude_contract.errors import ConfigError
 from kong_claude import PLUGINS
+from kong_claude.ask import get
 from kong_claude.problem import Problem
 from kong_claude_local import stack
 from kong_claude_local.state import Running, forget, home, process_start, recall, remember, secret
@@ -194,9 +196,19 @@ def running_from(layout: stack.Layout) -> Running:
     )
 
 
+def boundary(layout: stack.Layout) -> str:
+    """What surrounds a run on this machine, and which tools that leaves out."""
+    try:
+        checks = json.loads(get(layout.invoker_url, "/readyz", 3)[1])["checks"]
+        left_out = ", ".join(checks["tools_left_out"]) or "none"
+        return f"boundary around a run: {checks['isolation']}, tools left out: {left_out} (docs/invoker.md)"
+    except (OSError, ValueError, KeyError):
+        return "boundary around a run: unknown, the invoker does not say"
+
+
 def banner(layout: stack.Layout) -> list[str]:
     """What a newcomer needs next."""
-    lines = [f"ready on {layout.proxy_url}"]
+    lines = [f"ready on {layout.proxy_url}", boundary(layout)]
     if layout.standin_url:
         lines.append("ANSWERS ARE CANNED: no ANTHROPIC_API_KEY is set, a local stand-in plays the model")
     if "attestation-secret" in layout.secrets:

@@ -21,6 +21,7 @@ import httpx
 import psutil
 import pytest
 
+from claude_invoker.cli.binary import find_cli
 from claude_invoker.cli.users import SPAN
 
 KEY = "sk-ant-dummy-key-of-the-tests"
@@ -114,8 +115,20 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInProces
 
 
 @pytest.fixture(scope="session")
+def cli_path() -> Iterator[Path]:
+    """The CLI where all runs reach it and none can read it: else each invoker would make a copy of 380 MB."""
+    with tempfile.TemporaryDirectory(prefix="invoker-test-cli-") as folder:
+        os.chmod(folder, 0o711)
+        path = Path(folder, "claude")
+        shutil.copyfile(find_cli(None), path)
+        path.chmod(0o711)
+        yield path
+
+
+@pytest.fixture(scope="session")
 def start_invoker(
     stand_in: StandInProcess,
+    cli_path: Path,
 ) -> Iterator[Callable[..., Invoker]]:
     """Starts invokers with given settings; each is asked to stop at the end and must do so.
 
@@ -135,6 +148,8 @@ def start_invoker(
         port = free_port()
         chosen: dict[str, Any] = {
             "trust": "open",
+            "isolation": "none",
+            "cli_path": cli_path,
             "port": port,
             "state_dir": after.state if after else folder / "state",
             "anthropic_base_url": stand_in.url,
@@ -171,6 +186,15 @@ def start_invoker(
         process.wait(20)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def without_boundary(start: Callable[..., Invoker]) -> Callable[..., Invoker]:
+    """`start_invoker` for attacks on what is below the boundary: within it most of them end before they get there."""
+
+    def started(*, without: tuple[str, ...] = (), **settings: Any) -> Invoker:
+        return start(without=("a_kernel_without_landlock", "a_readable_cli", *without), **settings)
+
+    return started
 
 
 @pytest.fixture(scope="session")

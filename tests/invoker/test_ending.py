@@ -216,10 +216,11 @@ def test_cancelling_a_run_that_already_ends_loses_nothing(
     """Past its deadline the run is being ended, which takes its time, since its CLI has been stopped."""
     invoker = start_invoker(without=without, pool_size=0, idle_s=60)
     with invoker.client() as api:
-        command = tool("Bash", command="echo x > partial.txt; kill -STOP $CLAUDE_PID; sleep 60")
+        command = tool("Bash", command="echo x > partial.txt; sleep 60")
         run, client, stream = begin(invoker, command, tools=["Bash"], timeout_s=3)
         wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/partial.txt")), what="the file")
         stopped = next(p for p in invoker.children() if "--print" in p.cmdline())
+        stopped.suspend()
         # SIGTERM waits for the stopped CLI: it is being ended.
         wait_for(lambda: _pending(stopped.pid, signal.SIGTERM), what="its end")
         api.delete(f"/runs/{run}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from decimal import Decimal
+from pathlib import Path
 
 import httpx
 import pytest
@@ -23,9 +25,10 @@ MODEL = b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[{"role":"user",
 @pytest.fixture
 async def proxy(stand_in: StandInProcess) -> AsyncIterator[KeyProxy]:
     found = KeyProxy(stand_in.url, KEY)
-    await found.start()
-    yield found
-    await found.stop()
+    with tempfile.TemporaryDirectory() as folder:
+        await found.start(Path(folder, "api.sock"))
+        yield found
+        await found.stop()
 
 
 def granted(proxy: KeyProxy, requests: int) -> tuple[Grant, dict[str, str]]:
@@ -35,12 +38,15 @@ def granted(proxy: KeyProxy, requests: int) -> tuple[Grant, dict[str, str]]:
     return grant, {"x-api-key": token, "content-type": "application/json"}
 
 
+def client_of(proxy: KeyProxy) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(proxy.socket)), timeout=30)
+
+
 async def begin(
     proxy: KeyProxy, token: str, length: int, sent: bytes
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A request of which only the beginning is sent."""
-    host, port = proxy.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    reader, writer = await asyncio.open_unix_connection(proxy.socket)
     head = f"POST /v1/messages HTTP/1.1\r\nhost: x\r\nx-api-key: {token}\r\ncontent-length: {length}\r\n\r\n"
     writer.write(head.encode() + sent)
     await writer.drain()
@@ -77,11 +83,11 @@ async def test_what_a_run_sends_at_once_is_bounded(proxy: KeyProxy, monkeypatch:
         each.close()
     while grant.held:
         await asyncio.sleep(0.01)
-    async with httpx.AsyncClient() as client:
+    async with client_of(proxy) as client:
         assert (
-            await client.post(f"{proxy.url}/v1/messages", content=b"x" * 40_001, headers=headers)
+            await client.post("http://proxy/v1/messages", content=b"x" * 40_001, headers=headers)
         ).status_code == 413
-        assert (await client.post(f"{proxy.url}/v1/messages", content=MODEL, headers=headers)).status_code == 200
+        assert (await client.post("http://proxy/v1/messages", content=MODEL, headers=headers)).status_code == 200
     while grant.held:
         await asyncio.sleep(0.01)
 
@@ -103,8 +109,8 @@ async def test_what_a_run_sends_at_once_is_bounded(proxy: KeyProxy, monkeypatch:
 )
 async def test_what_is_not_a_request_for_the_runs_model_is_refused(proxy: KeyProxy, body: bytes, refused: str) -> None:
     grant, headers = granted(proxy, 1)
-    async with httpx.AsyncClient(timeout=30) as client:
-        answer = await client.post(f"{proxy.url}/v1/messages", content=body, headers=headers)
+    async with client_of(proxy) as client:
+        answer = await client.post("http://proxy/v1/messages", content=body, headers=headers)
     assert (answer.status_code, answer.json()["error"]["message"], grant.refused) == (403, refused, refused)
     assert grant.api_status is None, "nothing was sent"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -24,7 +25,13 @@ from claude_invoker.cli.messages import (
     ToolResult,
     parse,
 )
-from tests.invoker.conftest import as_root, bash, program
+from tests.invoker.conftest import Invoker, as_root, bash, program, without_boundary
+
+
+@pytest.fixture(scope="session")
+def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoker]:
+    return without_boundary(start_invoker)
+
 
 GOOD = {"type": "result", "subtype": "success", "is_error": False, "result": "x", "total_cost_usd": 0.5, "num_turns": 1}
 USED = {"inputTokens": 3, "outputTokens": 4, "cacheReadInputTokens": 5, "cacheCreationInputTokens": 6, "costUSD": 0.25}

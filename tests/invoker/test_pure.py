@@ -20,6 +20,7 @@ from claude_invoker.cli.keyproxy import Grant
 from claude_invoker.cli.messages import Malformed, Result, parse
 from claude_invoker.cli.outcome import denials, failure, stop_reason
 from claude_invoker.cli.tree import Tree
+from claude_invoker.isolation.strength import Boundary, Strength
 from claude_invoker.metering.account import Account
 from claude_invoker.metering.prices import Prices
 from claude_invoker.model import InvokeRequest
@@ -69,10 +70,16 @@ def test_command_line(shape: Shape, present: list[str], absent: list[str]) -> No
     assert all(argument.startswith("--") for argument in arguments[1:])
 
 
-def test_the_environment_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shell", [None, Path("/t/bin/bash-x")])
+def test_the_environment_is_exact(monkeypatch: pytest.MonkeyPatch, shell: Path | None) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    variables = environment(Tree(Path("/t")), "n", "http://127.0.0.1:1", 9, Deadlines(2.5, 1))
-    assert variables == {
+    variables = environment(Tree(Path("/t")), "n", Path("/t/api.sock"), 9, Deadlines(2.5, 1), shell)
+    boundary = (
+        {}
+        if shell is None
+        else {"CLAUDE_CODE_SHELL": str(shell), "CLAUDE_INVOKER_TREE": "/t", "GIT_CONFIG_NOSYSTEM": "1"}
+    )
+    assert variables == boundary | {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "LANG": "C.UTF-8",
         "TZ": "UTC",
@@ -81,6 +88,7 @@ def test_the_environment_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
         "TMPDIR": "/t/tmp",
         "CLAUDE_CODE_TMPDIR": "/t/tmp",
         "CLAUDE_INVOKER_PROCESS": "n",
+        "ANTHROPIC_UNIX_SOCKET": "/t/api.sock",
         "ANTHROPIC_BASE_URL": "http://127.0.0.1:1",
         "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR": "9",
         "API_TIMEOUT_MS": "2500",
@@ -96,7 +104,7 @@ def test_the_environment_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 OPERATOR = Settings(trust="open", models=(), max_turns=25, max_budget_usd=5.0)
 MODELS = st.sampled_from(["haiku", "sonnet", "opus", "claude-haiku-4-5", "claude-sonnet-5-5"])
-TOOLS = st.sampled_from(["Read", "Write", "Edit", "Bash", "Glob", "Task", "Nope"])
+TOOLS = st.sampled_from(["Read", "Write", "Edit", "Bash", "Glob", "WebFetch", "Task", "Nope"])
 
 
 @given(
@@ -117,11 +125,11 @@ TOOLS = st.sampled_from(["Read", "Write", "Edit", "Bash", "Glob", "Task", "Nope"
         max_turns=st.none() | st.integers(1, 50),
         max_usd=st.none() | st.floats(0.001, 10),
     ),
-    isolated=st.booleans(),
+    boundary=st.builds(Boundary, st.sampled_from(Strength), commands_below=st.booleans()),
 )
-def test_nothing_exceeds_a_clamp(body: dict[str, Any], clamp: Clamp, isolated: bool) -> None:
+def test_nothing_exceeds_a_clamp(body: dict[str, Any], clamp: Clamp, boundary: Boundary) -> None:
     try:
-        chosen = plan(InvokeRequest(**body), clamp, OPERATOR, isolated=isolated)
+        chosen = plan(InvokeRequest(**body), clamp, OPERATOR, boundary)
     except Problem as problem:
         assert problem.status == 403
         return
@@ -130,7 +138,7 @@ def test_nothing_exceeds_a_clamp(body: dict[str, Any], clamp: Clamp, isolated: b
     assert set(chosen.tools) <= set(OPERATOR.tools_allowed) & set(
         clamp.tools if clamp.tools is not None else chosen.tools
     )
-    assert isolated or "Bash" not in chosen.tools
+    assert not set(chosen.tools) & set(boundary.left_out)
     assert chosen.max_turns <= min(25, clamp.max_turns or 25)
     assert chosen.max_budget_usd <= min(5.0, clamp.max_usd or 5.0)
     assert chosen.total_s <= OPERATOR.total_s

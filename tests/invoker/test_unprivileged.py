@@ -39,6 +39,7 @@ def start(stand_in: StandInProcess, folder: Path, **settings: str) -> tuple[subp
         "HOME": str(folder),
         "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(folder)]),
         "INVOKER_TRUST": "open",
+        "INVOKER_ISOLATION": "none",
         "INVOKER_PORT": str(port),
         "INVOKER_STATE_DIR": str(folder / "state"),
         "INVOKER_ANTHROPIC_BASE_URL": stand_in.url,
@@ -88,7 +89,7 @@ def test_tools_that_run_commands_need_a_user_for_each_run(stand_in: StandInProce
 
 
 def test_a_shared_user_can_be_chosen_and_runs_still_end(stand_in: StandInProcess, folder: Path) -> None:
-    process, client = start(stand_in, folder, INVOKER_SHARED_UID_TOOLS="1")
+    process, client = start(stand_in, folder, INVOKER_ALLOW_COMMANDS_BELOW="1")
     try:
         seconds = str(20_000_000 + os.getpid())
         escape = f"setsid -f sleep {seconds}; (setsid -f nohup sleep {seconds} >/dev/null 2>&1 &); id -u"

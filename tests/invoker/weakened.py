@@ -22,6 +22,7 @@ from claude_contract.ledger import micro_usd
 from claude_invoker import __main__ as program
 from claude_invoker.cli import kill, killer, messages, process, tree, users, walk
 from claude_invoker.cli.command import Shape, command
+from claude_invoker.isolation import box, confine, shell
 from claude_invoker.metering.account import Account
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts, engine, sessions
@@ -30,6 +31,33 @@ from claude_invoker.runs.run import Run
 
 def put(owner: object, name: str, value: object) -> None:
     setattr(owner, name, value)
+
+
+def a_kernel_without_landlock() -> None:
+    """The boundary is a user id for each run: what is below Landlock and seccomp is attacked by itself."""
+    put(confine, "abi", lambda: 0)
+
+
+def a_readable_cli() -> None:
+    """The CLI's program can be read by runs, so its process can be looked into by those of its user."""
+
+    def readable(cli: Path, programs: Path, *, isolated: bool) -> Path:
+        target = programs / "claude"
+        if not target.exists():
+            shutil.copyfile(cli, target)
+            target.chmod(0o755)
+        return target
+
+    put(engine, "reachable_binary", readable)
+
+
+def a_shell_that_is_not_looked_at() -> None:
+    """Runs start whether or not the shell's wrapper is there."""
+    put(box.Box, "intact", True)
+
+
+def a_shell_that_confines_nothing() -> None:
+    put(shell, "text", lambda interpreter, rules, program: '#!/bin/sh\nexec /bin/bash "$@"\n')
 
 
 def killer_that_can_be_stopped() -> None:
@@ -235,6 +263,10 @@ def whole_sessions_are_booked() -> None:
 WEAKNESSES: dict[str, Callable[[], None]] = {
     found.__name__: found
     for found in (
+        a_kernel_without_landlock,
+        a_readable_cli,
+        a_shell_that_is_not_looked_at,
+        a_shell_that_confines_nothing,
         killer_that_can_be_stopped,
         killer_that_never_answers,
         trees_by_recursion,

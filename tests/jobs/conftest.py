@@ -133,6 +133,7 @@ async def serving(redis_server: RedisProcess, state: Path, **settings: Any) -> A
             "state_dir": state / "state",
             "attestation_key": SECRET,
             "cli_path": FAST_CLI,
+            "isolation": "none",
             "anthropic_api_key": "sk-ant-none",
             "anthropic_base_url": api.url,
             "worker": "embedded",

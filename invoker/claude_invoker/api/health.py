@@ -32,6 +32,9 @@ async def readyz(request: Request) -> Response:
         "cli": engine.version or None,
         "redis": redis,
         "warm": engine.pool.warm,
+        "isolation": engine.boundary.label,
+        "isolation_lacks": [f"{lack.name}: {lack.obstacle}" for lack in engine.boundary.missing],
+        "tools_left_out": engine.boundary.left_out,
         "lost_users": len(engine.users.quarantined),
         "troubles": engine.sweeping_troubles,
     }

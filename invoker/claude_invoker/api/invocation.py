@@ -31,4 +31,4 @@ async def invocation_of(request: Request, caller: Caller, model: type[Wanted]) -
 def decided(request: Request, invoke: InvokeRequest, caller: Caller) -> Plan:
     """The plan of an invocation. Raises Problem 403."""
     engine: Engine = services(request).engine
-    return plan(invoke, caller.clamp, engine.settings, isolated=engine.users.isolated)
+    return plan(invoke, caller.clamp, engine.settings, engine.boundary)

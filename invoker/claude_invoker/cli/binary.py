@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
@@ -56,25 +56,32 @@ async def cli_version(cli: Path) -> str:
     return output.decode(errors="replace").strip()
 
 
-def reachable_binary(cli: Path, trees: Path, *, isolated: bool) -> Path:
-    """The binary at a path that a run's own user can reach: where a directory above it is closed to others
-    (a checkout under /root, say), a link to it or a copy of it in `trees`. Raises OSError.
+def programs_of(trees: Path) -> Path:
+    """The directory of the programs that are ours and that runs execute. Raises OSError."""
+    path = trees / "bin"
+    path.mkdir(mode=0o711, exist_ok=True)
+    path.chmod(0o711)
+    return path
+
+
+def reachable_binary(cli: Path, programs: Path, *, isolated: bool) -> Path:
+    """The binary at a path that a run's own user can execute and not read: then nobody of that user, such as a command
+    of the run, can look into the process or take its descriptors (ptrace(2), "dumpable"). Where it is another (a
+    checkout under /root, say, or one that others may read) this is a copy of it in `programs`. Raises OSError.
 
     (Running it by descriptor would not do: it starts itself again for Grep and Glob, by its path.)
     """
-    if not isolated or is_reachable(cli):
-        return cli
     status = cli.stat()
-    target = trees / "bin" / f"claude-{status.st_size:x}-{status.st_mtime_ns:x}"
+    closed = status.st_uid == 0 and stat.S_IMODE(status.st_mode) & 0o077 == 0o011
+    with cli.open("rb") as file:
+        is_script = file.read(2) == b"#!"  # which its interpreter has to read
+    if not isolated or (is_reachable(cli) and (closed or is_script)):
+        return cli
+    target = programs / f"claude-{status.st_size:x}-{status.st_mtime_ns:x}"
     if not target.exists():
-        target.parent.mkdir(mode=0o711, exist_ok=True)
-        target.parent.chmod(0o711)
         made = target.with_suffix(".new")
         made.unlink(missing_ok=True)
-        try:
-            os.link(cli, made)
-        except OSError:
-            shutil.copyfile(cli, made)
-        made.chmod(0o755)
+        shutil.copyfile(cli, made)
+        made.chmod(0o755 if is_script else 0o711)
         made.rename(target)
     return target

@@ -13,7 +13,7 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -69,10 +69,12 @@ class Child:
         uid: int | None,
         pass_fds: tuple[int, ...] = (),
         limits: Limits,
+        enter: Callable[[], None] | None = None,
         line_limit: int,
     ) -> Child:
-        """Starts it as leader of a new session, umask 077. Raises OSError."""
-        popen = await asyncio.to_thread(_popen, arguments, env, cwd, uid, pass_fds, limits)
+        """Starts it as leader of a new session, umask 077. `enter`: what it calls last, before exec (see `isolation`).
+        Raises OSError."""
+        popen = await asyncio.to_thread(_popen, arguments, env, cwd, uid, pass_fds, limits, enter)
         assert popen.stdin is not None and popen.stdout is not None and popen.stderr is not None
         loop = asyncio.get_running_loop()
         stdout, out = await _reader(popen.stdout, line_limit)
@@ -107,12 +109,14 @@ class Child:
         self.exited.set()
 
 
-def _confine(limits: list[tuple[int, int]]) -> None:
+def _confine(limits: list[tuple[int, int]], enter: Callable[[], None] | None) -> None:
     """Runs in the child before exec. (prlimit(2) from here would need CAP_SYS_RESOURCE, which containers
     lack.) No program it starts gains rights by a set-user-id bit."""
     _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for kind, value in limits:
         resource.setrlimit(kind, (value, value))
+    if enter is not None:
+        enter()
 
 
 def _popen(
@@ -122,8 +126,9 @@ def _popen(
     uid: int | None,
     pass_fds: tuple[int, ...],
     limits: Limits,
+    enter: Callable[[], None] | None,
 ) -> subprocess.Popen[bytes]:
-    confine = functools.partial(_confine, limits.settings(own_user=uid is not None))
+    confine = functools.partial(_confine, limits.settings(own_user=uid is not None), enter)
     return subprocess.Popen(
         arguments,
         env=env,

@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from claude_invoker.cli.tree import Tree
+from claude_invoker.isolation.shell import TREE
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+_WITHOUT_ETC = {"GIT_CONFIG_NOSYSTEM": "1"}
+"""What is told to leave out files that the boundary closes: git would warn of each."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,15 @@ def command(cli: Path, shape: Shape) -> list[str]:
     return arguments
 
 
-def environment(tree: Tree, run: str, base_url: str, key_fd: int, deadlines: Deadlines) -> dict[str, str]:
-    """Every variable of the process. The key is not among them: it is read once from descriptor `key_fd`."""
-    return {
+def environment(
+    tree: Tree, run: str, api: Path, key_fd: int, deadlines: Deadlines, shell: Path | None
+) -> dict[str, str]:
+    """Every variable of the process. The key is not among them: it is read once from descriptor `key_fd`.
+
+    `api`: the socket by which the API is reached. `shell`: what it starts for commands; None: the system's.
+    """
+    boundary = {} if shell is None else {"CLAUDE_CODE_SHELL": str(shell), TREE: str(tree.root), **_WITHOUT_ETC}
+    return boundary | {
         "PATH": PATH,
         "LANG": "C.UTF-8",
         "TZ": "UTC",
@@ -75,7 +86,9 @@ def environment(tree: Tree, run: str, base_url: str, key_fd: int, deadlines: Dea
         "TMPDIR": str(tree.temp),
         "CLAUDE_CODE_TMPDIR": str(tree.temp),
         "CLAUDE_INVOKER_PROCESS": run,
-        "ANTHROPIC_BASE_URL": base_url,
+        "ANTHROPIC_UNIX_SOCKET": str(api),
+        # What the CLI would ask if it did not know the socket: nobody listens there.
+        "ANTHROPIC_BASE_URL": "http://127.0.0.1:1",
         "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR": str(key_fd),
         "API_TIMEOUT_MS": str(int(deadlines.api_timeout_s * 1000)),
         "CLAUDE_CODE_MAX_RETRIES": str(deadlines.api_retries),

@@ -1,4 +1,4 @@
-"""The only holder of the API key: a proxy on loopback that adds it to the requests of running runs.
+"""The only holder of the API key: a proxy on a unix socket that adds it to the requests of running runs.
 
 A tool shell has the CLI's user id and can read the CLI's memory, so no way of handing the key to the CLI
 keeps it from a determined prompt. So the CLI gets a token instead, worth nothing before its run begins and
@@ -12,6 +12,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -91,9 +92,10 @@ class KeyProxy:
             trust_env=False,
         )
         self._server: asyncio.Server | None = None
-        self.url = ""
+        self.socket = Path()
 
-    async def start(self) -> None:
+    async def start(self, socket: Path) -> None:
+        """Listens there: every user may connect, and gets as far as a token. Raises OSError."""
         config = uvicorn.Config(
             self._application,
             interface="asgi3",
@@ -106,10 +108,11 @@ class KeyProxy:
         config.load()
         state = ServerState()
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: HttpToolsProtocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+        self._server = await loop.create_unix_server(
+            lambda: HttpToolsProtocol(config=config, server_state=state, app_state={}), str(socket)
         )
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        socket.chmod(0o666)
+        self.socket = socket
 
     async def stop(self) -> None:
         if self._server is not None:

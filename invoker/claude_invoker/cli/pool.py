@@ -12,15 +12,16 @@ from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from claude_invoker.cli.child import Limits
 from claude_invoker.cli.command import Deadlines, Shape
-from claude_invoker.cli.keyproxy import KeyProxy
 from claude_invoker.cli.kill import Killer, StillAlive
 from claude_invoker.cli.process import KILL_S, CliError, CliProcess
 from claude_invoker.cli.tree import Discarded, Tree
 from claude_invoker.cli.users import NoUserFree, Users
 from claude_invoker.cli.walk import TooMuch
+from claude_invoker.isolation.box import Box
 
 _log = logging.getLogger(__name__)
 _READY_WITHIN_S = 30.0
@@ -43,6 +44,15 @@ async def unbroken(work: Awaitable[None]) -> None:
         raise cancelled
 
 
+class Tokens(Protocol):
+    """Where the API is reached, and who gives out what it asks for (`keyproxy.KeyProxy`)."""
+
+    socket: Path
+
+    def issue(self) -> str: ...
+    def revoke(self, token: str) -> None: ...
+
+
 @dataclass
 class Launcher:
     """All that a start needs besides its shape."""
@@ -53,9 +63,11 @@ class Launcher:
     users: Users
     killer: Killer | None
     """Ends what has a user of its own; None where runs have ours."""
-    proxy: KeyProxy
+    proxy: Tokens
     deadlines: Deadlines
     limits: Limits
+    box: Box | None = None
+    """What surrounds every process; None where there is no such thing here."""
     ending: dict[Ready, asyncio.Task[None] | None] = field(default_factory=dict)
     """Every process that is there, with the task that ends it."""
     starting: set[asyncio.Task[Ready]] = field(default_factory=set)
@@ -88,6 +100,8 @@ class Launcher:
     async def _launch(self, shape: Shape, tree: Tree | None) -> Ready:
         name = secrets.token_hex(8)
         keep = tree is not None
+        if self.box is not None and not self.box.intact:
+            raise CliError(f"{self.box.shell} has been changed, commands would run without their boundary: restart")
         tree = tree or Tree(self.trees / name)
         try:
             uid = await self._user()
@@ -103,11 +117,12 @@ class Launcher:
                 tree,
                 name=name,
                 uid=uid,
-                base_url=self.proxy.url,
+                api=self.proxy.socket,
                 key=token,
                 deadlines=self.deadlines,
                 limits=self.limits,
                 killer=self.killer,
+                box=self.box,
             )
             try:
                 async with asyncio.timeout(_READY_WITHIN_S):
@@ -227,9 +242,9 @@ class Ready:
 class Pool:
     """Keeps between `minimum` and `maximum` warm processes of the shapes that are asked for most."""
 
-    def __init__(self, launcher: Launcher, default: Shape, *, minimum: int, maximum: int, starts: int) -> None:
+    def __init__(self, launcher: Launcher, *, minimum: int, maximum: int, starts: int) -> None:
         self._launcher = launcher
-        self._default = default
+        self._default: Shape | None = None
         self._minimum = minimum
         self._maximum = max(minimum, maximum)
         self._starts = asyncio.Semaphore(starts)
@@ -256,7 +271,9 @@ class Pool:
             return "the start or end of a process does not finish"
         return None if self.proven else "no process has got ready yet, or the last did not"
 
-    async def start(self) -> None:
+    async def start(self, default: Shape) -> None:
+        """`default`: the shape to keep ready as long as none is asked for."""
+        self._default = default
         self._filler = asyncio.create_task(self._keep_filled())
 
     async def stop(self) -> None:
@@ -357,7 +374,7 @@ class Pool:
         size = min(self._maximum, max(self._minimum, len(self._asked) // 10))
         if not size:
             # Nothing is kept warm; but that a start works is shown by one, and shown again after one that failed.
-            return {} if self.proven else {self._default: 1}
+            return {} if self.proven or self._default is None else {self._default: 1}
         wanted: Counter[Shape] = Counter()
         for shape, count in demand.most_common(size):
             share = max(1, size * count // max(1, len(self._asked)))
@@ -365,6 +382,6 @@ class Pool:
         if wanted:
             # What was asked for most stays warm through a quiet hour.
             self._default = wanted.most_common(1)[0][0]
-        if missing := size - wanted.total():
+        if self._default is not None and (missing := size - wanted.total()):
             wanted[self._default] += missing
         return dict(wanted)

@@ -20,6 +20,7 @@ from claude_invoker.cli.command import Deadlines, Shape, command, environment
 from claude_invoker.cli.kill import Killer, StillAlive, kill_marked
 from claude_invoker.cli.messages import MAX_LINE, ControlAnswer, Malformed, Message, Result, parse
 from claude_invoker.cli.tree import Tree
+from claude_invoker.isolation.box import Box
 
 KILL_S = 5.0
 """How long the end of everything may take; with 200 hostile processes it takes a hundredth of that."""
@@ -69,14 +70,15 @@ class CliProcess:
         *,
         name: str,
         uid: int | None,
-        base_url: str,
+        api: Path,
         key: str,
         deadlines: Deadlines,
         limits: Limits,
         killer: Killer | None,
+        box: Box | None,
     ) -> CliProcess:
-        """Starts the CLI in `tree` as user `uid`; it waits for its first message. `killer` ends what has a user of its
-        own. Raises OSError.
+        """Starts the CLI in `tree` as user `uid`, inside of `box`; it waits for its first message. `killer` ends what
+        has a user of its own; `api` is the socket of the key proxy. Raises OSError.
 
         The key travels through a pipe, so that neither argv nor the environment, which tools inherit,
         holds it.
@@ -85,15 +87,17 @@ class CliProcess:
         try:
             os.write(write_end, key.encode())
             os.close(write_end)
-            child = await Child.start(
-                command(cli, shape),
-                env=environment(tree, name, base_url, read_end, deadlines),
-                cwd=tree.work,
-                uid=uid,
-                pass_fds=(read_end,),
-                limits=limits,
-                line_limit=MAX_LINE,
-            )
+            with contextlib.nullcontext() if box is None else box.around(tree.root) as enter:
+                child = await Child.start(
+                    command(cli, shape),
+                    env=environment(tree, name, api, read_end, deadlines, None if box is None else box.shell),
+                    cwd=tree.work,
+                    uid=uid,
+                    pass_fds=(read_end,),
+                    limits=limits,
+                    enter=enter,
+                    line_limit=MAX_LINE,
+                )
         finally:
             os.close(read_end)
         return cls(name, shape, tree, uid, child, killer)

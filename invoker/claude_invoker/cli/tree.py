@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from claude_invoker.cli import walk
+from claude_invoker.isolation.domains import SNAPSHOTS
 
 _log = logging.getLogger(__name__)
 KEPT = walk.Bounds(depth=256, entries=200_000, bytes=4 * 1024**3)
@@ -77,7 +78,7 @@ class Tree:
             for path in list(self.config.iterdir()):
                 if path != self.transcripts:
                     walk.delete(path)
-        for path in (self.root, self.work, self.home, self.config, self.temp):
+        for path in (self.root, self.work, self.home, self.config, self.temp, self.root / SNAPSHOTS):
             path.mkdir(mode=0o700, exist_ok=True)
         if uid is not None:
             walk.give(self.root, uid, KEPT)
@@ -141,14 +142,19 @@ class Discarded:
         self._threads.shutdown(cancel_futures=True)
 
 
+_LONGEST = 60
+"""Of the state directory's path, in bytes: that of a socket has 104 at most (unix(7)), also elsewhere than on Linux."""
+
+
 def tree_root(state_dir: Path, *, isolated: bool) -> Path:
     """Where runs have their trees: in the state directory, or, where a run's own user could not reach that
-    (a directory above it is closed to others), in a directory of ours under the system's temporary one.
+    (a directory above it is closed to others) or a socket in it would have too long a path, in a directory of ours
+    under the system's temporary one.
 
     There anybody may have made a directory of that name before us: then it is the next name that is free.
     """
     path = state_dir.absolute()
-    if not isolated or is_reachable(path):
+    if (not isolated or is_reachable(path)) and len(os.fsencode(path)) <= _LONGEST:
         return path / "trees"
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
     names = [Path(tempfile.gettempdir()) / f"claude-invoker-{digest}{suffix}" for suffix in ("", *range(1, 100))]

@@ -19,10 +19,10 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Literal
 
-from claude_contract.claims import UNCLAMPED
 from claude_invoker.caller import Caller
 from claude_invoker.cli import outcome
-from claude_invoker.cli.binary import cli_version, find_cli, reachable_binary
+from claude_invoker.cli.binary import cli_version, find_cli, programs_of, reachable_binary
+from claude_invoker.cli.boundary import establish
 from claude_invoker.cli.child import Limits
 from claude_invoker.cli.command import Deadlines, Shape
 from claude_invoker.cli.keyproxy import Grant, KeyProxy
@@ -33,6 +33,7 @@ from claude_invoker.cli.process import KILL_S, CliError, CliProcess, Disobeyed
 from claude_invoker.cli.tree import Discarded, Workplace, dismantle, prepare, tree_root
 from claude_invoker.cli.users import Users
 from claude_invoker.cli.walk import delete
+from claude_invoker.isolation.strength import Boundary, Strength
 from claude_invoker.ledger import Ledger
 from claude_invoker.metering.account import Account
 from claude_invoker.metering.journal import Entry, Journal
@@ -69,6 +70,8 @@ class Engine:
         self.cli = find_cli(settings.cli_path)
         self.version = ""
         self.runs: dict[str, Run] = {}
+        self.boundary = Boundary(Strength.NONE)
+        """What surrounds a run; known once the engine has been entered."""
         self.users = Users(settings.uid_base, settings.state_dir / "locks" / "users")
         self.on_finish: Callable[[Run], None] = lambda run: None
         self._state = settings.state_dir
@@ -96,7 +99,6 @@ class Engine:
         )
         self.pool = Pool(
             self._launcher,
-            self._default_shape(),
             minimum=settings.pool_size,
             maximum=settings.pool_max,
             starts=settings.max_starts,
@@ -143,11 +145,17 @@ class Engine:
                 self._discarded.take(path)
         await asyncio.to_thread(self._sessions.recover)
         self.version = await cli_version(self.cli)
-        self._launcher.cli = await asyncio.to_thread(
-            reachable_binary, self.cli, self._trees, isolated=self.users.isolated
+        programs = programs_of(self._trees)
+        self._launcher.cli = await asyncio.to_thread(reachable_binary, self.cli, programs, isolated=self.users.isolated)
+        self.boundary = await establish(
+            self._launcher,
+            programs,
+            self._workplace.path,
+            Strength[self.settings.isolation.upper()],
+            commands_below=self.settings.allow_commands_below,
         )
-        await self._proxy.start()
-        await self.pool.start()
+        await self._proxy.start(self._workplace.path / "api.sock")
+        await self.pool.start(self._default_shape())
         self._sweeper.start()
         return self
 
@@ -170,11 +178,12 @@ class Engine:
         self.users.close()
 
     def _default_shape(self) -> Shape:
-        from claude_invoker.model import InvokeRequest
-        from claude_invoker.plan import plan
-
-        request = InvokeRequest(prompt="-")
-        return _shape(plan(request, UNCLAMPED, self.settings, isolated=self.users.isolated), None)
+        """Of a run that asks for nothing in particular, without the tools that no run may have here."""
+        settings = self.settings
+        tools = tuple(
+            tool for tool in settings.tools if tool in settings.tools_allowed and not self.boundary.refuses(tool)
+        )
+        return Shape(tools, settings.max_turns, settings.max_budget_usd)
 
     @property
     def obstacle(self) -> str | None:
@@ -205,6 +214,7 @@ class Engine:
         account = Account(self._prices, Decimal(str(plan.max_budget_usd)))
         run = Run(run_id, caller.subject, plan, account, artifacts.directory(self.settings, run_id), retention_s)
         run.tier = caller.tier or ""
+        run.isolation = self.boundary.label
         run.is_job = job_id is not None
         if self.ledger is not None and (lease := caller.lease) is not None:
             run.leased = True
@@ -333,6 +343,7 @@ class Engine:
             stop_reason=outcome.stop_reason(result, run.account),
             permission_denials=outcome.denials(result),
             artifacts=run.artifacts,
+            isolation=run.isolation,
         )
 
     async def _converse(self, run: Run, ready: Ready) -> Result:

@@ -34,6 +34,8 @@ class Run:
     created_at: float = field(default_factory=time.time)
     finished_at: float | None = None
     tier: str = ""
+    isolation: str = ""
+    """The boundary around it (`isolation.strength.Boundary.label`)."""
     traceparent: str = ""
     """The W3C trace context of the request that asked for the run."""
     is_job: bool = False
@@ -84,4 +86,5 @@ class Run:
             result=self.result,
             error=None if self.problem is None else self.problem.document(),
             artifacts=self.artifacts,
+            isolation=self.isolation,
         )

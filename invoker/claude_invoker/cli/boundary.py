@@ -1,0 +1,40 @@
+"""Finds out by doing how strong the boundary around a run is here, and gives the launcher what makes it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from claude_invoker.cli.pool import Launcher
+from claude_invoker.cli.rehearsal import rehearse
+from claude_invoker.isolation import box
+from claude_invoker.isolation.strength import Boundary, Property, Strength, admit, computed
+
+_log = logging.getLogger(__name__)
+
+
+async def establish(
+    launcher: Launcher, programs: Path, workplace: Path, least: Strength, *, commands_below: bool
+) -> Boundary:
+    """The strongest that works, from now on around everything that `launcher` starts.
+
+    `programs`: a directory of ours that runs can pass through. Raises TooWeak, OSError.
+    """
+    uid = launcher.users.killer if launcher.users.isolated else None
+    properties = [await asyncio.to_thread(box.own_users, uid)]
+    if computed(properties) >= Strength.USER:
+        launcher.box, tried = await asyncio.to_thread(box.make, programs, launcher.cli, uid)
+        properties += tried
+        if launcher.box is not None:
+            obstacle = await rehearse(launcher, workplace)
+            properties.append(Property("a command of the real CLI", Strength.LANDLOCK, obstacle))
+            if obstacle is not None:
+                launcher.box = None
+    boundary = admit(properties, least, commands_below=commands_below)
+    _log.info("the boundary around a run: %s", boundary.strength.label)
+    for missing in boundary.missing:
+        _log.warning("for `%s` is missing: %s: %s", missing.needed_for.label, missing.name, missing.obstacle)
+    if boundary.left_out:
+        _log.warning("tools that no run may have here: %s", ", ".join(boundary.left_out))
+    return boundary

@@ -1,0 +1,47 @@
+"""What a run may open: pure, and a whitelist. Everything else, /proc before all, is closed (Landlock, landlock(7)).
+
+There is no rule on /proc: one on /proc/self would be one on the process that made it, so that its children could read
+its memory. The CLI, Bash, git, find and Python run without.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from claude_invoker.isolation.confine import ALL, EXECUTE, LIST, MAKE_BLOCK, MAKE_CHAR, READ, TRUNCATE, WRITE
+
+Rule = tuple[str, int]
+SNAPSHOTS = "config/shell-snapshots"
+
+_LOOK = READ | LIST
+_RUN = _LOOK | EXECUTE
+_OWN = ALL & ~(MAKE_CHAR | MAKE_BLOCK)
+_SYSTEM: tuple[Rule, ...] = (
+    *((path, _RUN) for path in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")),
+    # Not all of /etc: it names the machine's users, mounts and neighbours.
+    *((f"/etc/{name}", _LOOK) for name in ("alternatives", "ssl", "ca-certificates", "ld.so.cache", "localtime")),
+    *((f"/etc/{name}", _LOOK) for name in ("bash.bashrc", "profile", "profile.d", "inputrc", "mime.types")),
+    *((f"/dev/{name}", READ | WRITE | TRUNCATE) for name in ("null", "zero", "full")),
+    *((f"/dev/{name}", READ) for name in ("urandom", "random")),
+)
+
+
+def of_cli(tree: Path, programs: tuple[Path, ...]) -> tuple[Rule, ...]:
+    """The CLI's: the system's programs, `programs`, and the directories of its tree, but not the tree itself, so that
+    none of them can be replaced."""
+    own = (f"{tree}/{name}" for name in ("work", "home", "config", "tmp"))
+    return (*_SYSTEM, *((str(path), _RUN) for path in programs), *((path, _OWN) for path in own))
+
+
+def of_shells(programs: tuple[Path, ...]) -> tuple[Rule, ...]:
+    """A command's, inside of the CLI's: without the CLI's configuration and transcripts. Paths that are not absolute
+    are those in the tree.
+
+    In its snapshots the CLI keeps what a login shell has set, and `find` and `grep` of its own, which are its program
+    (`programs`) under another name; each command reads them.
+    """
+    return (
+        *_SYSTEM,
+        *((str(path), _RUN) for path in programs),
+        *((name, _OWN) for name in ("work", "home", "tmp", SNAPSHOTS)),
+    )

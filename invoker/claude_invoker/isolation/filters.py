@@ -1,0 +1,101 @@
+"""Which system calls are refused to a run: pure lists, made into a program by libseccomp (seccomp(2)).
+
+One list for every architecture that libseccomp knows; a call that an architecture does not have is no rule there. A
+process of another architecture's calls (32 bit on a 64-bit kernel) is killed: nobody has looked at those.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import tempfile
+import termios
+from collections.abc import Iterator
+from typing import Any
+
+_OTHERS = "ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp process_madvise migrate_pages move_pages"
+_KERNEL = (
+    "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register add_key request_key keyctl "
+    "init_module finit_module delete_module kexec_load kexec_file_load fanotify_init lookup_dcookie syslog personality "
+    "iopl ioperm modify_ldt"
+)
+_NAMESPACES = (
+    "unshare setns mount umount2 pivot_root move_mount open_tree fsopen fsconfig fsmount fspick mount_setattr chroot "
+    "name_to_handle_at open_by_handle_at"
+)
+_MACHINE = (
+    "quotactl quotactl_fd swapon swapoff reboot acct sethostname setdomainname settimeofday clock_settime "
+    "clock_adjtime adjtimex vhangup"
+)
+_LEFTOVERS = (  # what would outlive the run, where the next one with its user id would find it
+    "shmget shmat shmctl shmdt semget semop semtimedop semctl msgget msgsnd msgrcv msgctl "
+    "mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr"
+)
+REFUSED = tuple(" ".join((_OTHERS, _KERNEL, _NAMESPACES, _MACHINE, _LEFTOVERS)).split())
+_NEW_NAMESPACE = (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
+"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET."""
+_TIOCLINUX = 0x541C
+_SOCKET_TYPE = 0xF  # without SOCK_CLOEXEC and SOCK_NONBLOCK
+
+
+class NoSeccomp(Exception):
+    """Why there are no filters here."""
+
+
+def of_cli() -> bytes:
+    """The CLI's: unix sockets only, so no TCP (Fast Open and MPTCP included), UDP, netlink, vsock. Raises NoSeccomp."""
+    seccomp = _library()
+
+    def rules() -> Iterator[tuple[Any, ...]]:
+        refuse = seccomp.ERRNO(errno.EPERM)
+        for name in REFUSED:
+            yield refuse, name
+        for flag in _NEW_NAMESPACE:
+            yield refuse, "clone", seccomp.Arg(0, seccomp.MASKED_EQ, flag, flag)
+        # Its flags are in memory, which a filter cannot read: libc then asks by clone.
+        yield seccomp.ERRNO(errno.ENOSYS), "clone3"
+        for name in ("socket", "socketpair"):
+            yield seccomp.ERRNO(errno.EAFNOSUPPORT), name, seccomp.Arg(0, seccomp.NE, socket.AF_UNIX)
+        for request in (termios.TIOCSTI, _TIOCLINUX):  # put words into a terminal's mouth
+            yield refuse, "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFFFFFF, request)
+
+    return _program(seccomp, rules())
+
+
+def of_shells() -> bytes:
+    """That of a command, in addition to the CLI's: it reaches no socket at all, also not the API's by its path, which
+    Landlock does not close. Pairs stay, but none of datagrams: those can be connected anew. Nor does it set the CLI's
+    resource limits, which its user may. Raises NoSeccomp."""
+    seccomp = _library()
+
+    def rules() -> Iterator[tuple[Any, ...]]:
+        refuse = seccomp.ERRNO(errno.EPERM)
+        for name in ("socket", "connect", "bind", "listen"):
+            yield refuse, name
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_RAW):
+            yield refuse, "socketpair", seccomp.Arg(1, seccomp.MASKED_EQ, _SOCKET_TYPE, kind)
+        yield refuse, "prlimit64", seccomp.Arg(0, seccomp.NE, 0)
+
+    return _program(seccomp, rules())
+
+
+def _library() -> Any:
+    try:
+        import pyseccomp
+    except (ImportError, RuntimeError, OSError) as error:
+        raise NoSeccomp("libseccomp is not installed (Debian: apt-get install libseccomp2)") from error
+    return pyseccomp
+
+
+def _program(seccomp: Any, rules: Iterator[tuple[Any, ...]]) -> bytes:
+    made = seccomp.SyscallFilter(seccomp.ALLOW)
+    made.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.KILL_PROCESS)
+    for rule in rules:
+        try:
+            made.add_rule(*rule)
+        except (OSError, ValueError) as error:
+            raise NoSeccomp(f"libseccomp is too old for a rule about {rule[1]}") from error
+    with tempfile.TemporaryFile() as file:
+        made.export_bpf(file)
+        file.seek(0)
+        return file.read()

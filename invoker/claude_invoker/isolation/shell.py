@@ -1,0 +1,81 @@
+"""The program that the CLI takes for its shell: it enters a narrower domain, then becomes Bash.
+
+It is a script in the trees' directory, root's and nobody else's to write. Whatever it cannot do, it does not become
+Bash. Where it is missing the CLI takes another shell (it falls back silently), so `intact` is asked before each run.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from claude_invoker.isolation import confine
+from claude_invoker.isolation.domains import Rule
+
+TREE = "CLAUDE_INVOKER_TREE"
+"""The variable that names the tree. Who could set another has no more than the CLI's own domain to choose from."""
+
+_MAIN = """
+import sys
+
+tree = os.environ.pop({tree!r})
+domain = ruleset([(os.path.join(tree, path), rights) for path, rights in {rules!r}])
+enter(domain, bytes.fromhex({program!r}))
+os.environ["SHELL"] = "/bin/bash"  # what a command starts is in the domain already
+os.execv("/bin/bash", ["bash", *sys.argv[1:]])
+"""
+
+
+class NoInterpreter(Exception):
+    """Why commands could not be put into a domain of their own."""
+
+
+def text(interpreter: str, rules: tuple[Rule, ...], program: bytes) -> str:
+    """The script: -I and -S, so that nothing of the run's environment or directories is read by the interpreter."""
+    source = Path(confine.__file__).read_text()
+    return f"#!{interpreter} -ISB\n{source}{_MAIN.format(tree=TREE, rules=rules, program=program.hex())}"
+
+
+def as_user(uid: int | None) -> dict[str, Any]:
+    """For `subprocess`: as this user and nothing else of ours; None: as we are."""
+    return {} if uid is None else {"user": uid, "group": uid, "extra_groups": ()}
+
+
+def interpreter(uid: int | None) -> str:
+    """A Python below /usr, which is all that a run may execute, that this user can start. Raises NoInterpreter."""
+    for candidate in dict.fromkeys((os.path.realpath(sys.executable), "/usr/local/bin/python3", "/usr/bin/python3")):
+        if not candidate.startswith("/usr/") or not Path(candidate).is_file():
+            continue
+        command = [candidate, "-ISB", "-c", "import ctypes, sys; sys.exit(sys.version_info < (3, 9))"]
+        try:
+            subprocess.run(command, check=True, env={}, capture_output=True, timeout=30, **as_user(uid))
+        except (OSError, subprocess.SubprocessError):
+            continue
+        return candidate
+    raise NoInterpreter("there is no Python 3.9 or newer below /usr (Debian: apt-get install python3)")
+
+
+def install(directory: Path, name: str, content: str) -> Path:
+    """Writes the script, in one step. The CLI takes no shell that has neither bash nor zsh in its name.
+
+    Raises OSError.
+    """
+    path = directory / name
+    made = directory / f".{name}-{os.getpid()}"
+    made.write_text(content)
+    made.chmod(0o755)
+    made.rename(path)
+    return path
+
+
+def intact(path: Path) -> bool:
+    """Whether the CLI would take it: there, ours, executable, and not to be changed by others."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) == 0o755

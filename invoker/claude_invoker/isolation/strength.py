@@ -1,0 +1,88 @@
+"""How strong the boundary around a run is: computed from what holds here, pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Strength(IntEnum):
+    """Each has all properties of those below it."""
+
+    NONE = 0
+    """Runs share a user: tools that run commands reach the other runs."""
+    USER = 1
+    """A user id for each run."""
+    LANDLOCK = 2
+    """And a Landlock domain and a seccomp filter, with narrower ones for commands."""
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class Property:
+    """Something that has been tried here. `obstacle`: why it does not hold; None where it does."""
+
+    name: str
+    needed_for: Strength
+    obstacle: str | None = None
+
+
+def computed(properties: Iterable[Property]) -> Strength:
+    """The strongest of which no property is missing, and none of those below it."""
+    missing = [found.needed_for for found in properties if found.obstacle is not None]
+    return max(Strength.NONE, Strength(min(missing) - 1)) if missing else max(Strength)
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What surrounds every run of this invoker."""
+
+    strength: Strength
+    missing: tuple[Property, ...] = ()
+    commands_below: bool = False
+    """The operator allows commands whatever the strength is."""
+
+    @property
+    def label(self) -> str:
+        """As records show it."""
+        return self.strength.label + (" (commands allowed below the least accepted)" if self.commands_below else "")
+
+    def refuses(self, tool: str) -> str | None:
+        """Why a run may not have this tool; None where it may."""
+        if tool in COMMAND_TOOLS and self.strength < Strength.USER and not self.commands_below:
+            return "it runs commands, and runs share a user here"
+        if tool in NETWORK_TOOLS and self.strength >= Strength.LANDLOCK:
+            return "it reaches the network, and runs reach only the API here"
+        return None
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The tools that no run may have."""
+        return tuple(tool for tool in sorted(COMMAND_TOOLS | NETWORK_TOOLS) if self.refuses(tool))
+
+
+COMMAND_TOOLS = frozenset({"Bash"})
+NETWORK_TOOLS = frozenset({"WebFetch"})
+"""What the CLI itself fetches. WebSearch is the API's."""
+
+
+def admit(properties: Iterable[Property], least: Strength, *, commands_below: bool) -> Boundary:
+    """Raises TooWeak where it is less than the least that is accepted."""
+    found = tuple(properties)
+    boundary = Boundary(computed(found), tuple(p for p in found if p.obstacle is not None), commands_below)
+    if boundary.strength < least and not commands_below:
+        reasons = "; ".join(f"{missing.name}: {missing.obstacle}" for missing in boundary.missing)
+        raise TooWeak(
+            f"the boundary around a run is only `{boundary.strength.label}` here, INVOKER_ISOLATION={least.label} is "
+            f"the least accepted. Missing: {reasons}. Provide that, accept less (INVOKER_ISOLATION="
+            f"{boundary.strength.label}), or run commands all the same (INVOKER_ALLOW_COMMANDS_BELOW=1)"
+        )
+    return boundary
+
+
+class TooWeak(ValueError):
+    """The boundary is weaker than accepted: the invoker does not start."""

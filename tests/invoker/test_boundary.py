@@ -1,0 +1,201 @@
+"""How strong the boundary around a run is: computed from what holds, refused where it is too little, said in records."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from claude_contract.claims import UNCLAMPED, Clamp
+from claude_invoker.cli.rehearsal import judged
+from claude_invoker.cli.tree import Tree
+from claude_invoker.isolation import box, confine, domains, filters
+from claude_invoker.isolation.strength import Boundary, Property, Strength, TooWeak, admit, computed
+from claude_invoker.model import InvokeRequest
+from claude_invoker.plan import plan
+from claude_invoker.problem import Problem
+from claude_invoker.settings import Settings
+from tests.invoker.conftest import Invoker, as_root, bash, tool, wait_for
+
+with_landlock = pytest.mark.skipif(confine.abi() < 6, reason="this kernel's Landlock has no scopes")
+USERS = Property("a user id for each run", Strength.USER)
+LANDLOCK = Property("Landlock", Strength.LANDLOCK)
+
+
+def lacking(found: Property) -> Property:
+    return Property(found.name, found.needed_for, "not here")
+
+
+@pytest.mark.parametrize(
+    ("properties", "strength"),
+    [
+        ([USERS, LANDLOCK], Strength.LANDLOCK),
+        ([USERS, lacking(LANDLOCK)], Strength.USER),
+        ([lacking(USERS), LANDLOCK], Strength.NONE),
+        ([lacking(USERS), lacking(LANDLOCK)], Strength.NONE),
+    ],
+)
+def test_one_missing_property_is_the_next_lower_strength(properties: list[Property], strength: Strength) -> None:
+    assert computed(properties) == strength
+    for least in Strength:
+        if least <= strength:
+            assert admit(properties, least, commands_below=False).strength == strength
+            continue
+        with pytest.raises(TooWeak, match=f"`{strength.label}` here, INVOKER_ISOLATION={least.label} .*: not here"):
+            admit(properties, least, commands_below=False)
+        allowed = admit(properties, least, commands_below=True)
+        assert "Bash" not in allowed.left_out and "below" in allowed.label
+
+
+@pytest.mark.parametrize("version", [0, 1, 3, 5])
+def test_a_landlock_without_scopes_is_none(version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian 12 has ABI 2, Ubuntu 24.04 has 4: neither keeps signals and abstract sockets inside."""
+    monkeypatch.setattr(confine, "abi", lambda: version)
+    made, properties = box.make(tmp_path, Path("/bin/true"), None)
+    assert made is None
+    (missing,) = (found for found in properties if found.obstacle is not None)
+    assert "Landlock" in missing.name and (f"ABI {version}" if version else "none") in str(missing.obstacle)
+
+
+def test_without_libseccomp_there_is_no_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> object:
+        raise filters.NoSeccomp("libseccomp is not installed")
+
+    monkeypatch.setattr(confine, "abi", lambda: 7)
+    monkeypatch.setattr(filters, "_library", missing)
+    made, properties = box.make(tmp_path, Path("/bin/true"), None)
+    assert made is None
+    assert "libseccomp is not installed" in [found.obstacle for found in properties]
+
+
+def test_the_domains_know_the_trees_directories(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    own = {path for path, _ in domains.of_cli(tree.root, ()) if path.startswith(str(tmp_path))}
+    assert own == {str(path) for path in (tree.work, tree.home, tree.config, tree.temp)}
+    shells = {str(tmp_path / path) for path, _ in domains.of_shells(()) if not path.startswith("/")}
+    assert shells - own == {str(tree.root / domains.SNAPSHOTS)}
+    assert not any(path.startswith("/proc") for path, _ in (*domains.of_cli(tree.root, ()), *domains.of_shells(())))
+
+
+@pytest.mark.parametrize(
+    ("tools", "boundary", "refused"),
+    [
+        (["Bash"], Boundary(Strength.NONE), "Bash: it runs commands"),
+        (["Bash"], Boundary(Strength.NONE, commands_below=True), None),
+        (["Bash"], Boundary(Strength.USER), None),
+        (["Bash"], Boundary(Strength.LANDLOCK), None),
+        (["WebFetch"], Boundary(Strength.LANDLOCK), "WebFetch: it reaches the network"),
+        (["WebFetch"], Boundary(Strength.USER), None),
+        (["Read", "WebSearch"], Boundary(Strength.LANDLOCK), None),
+    ],
+)
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_tool_that_the_boundary_rules_out_is_refused_and_not_left_out(
+    tools: list[str], boundary: Boundary, refused: str | None, asked: bool
+) -> None:
+    """Whether the request names it, or the operator's tools for requests that name none, as far as the tier has them."""
+    settings = Settings(trust="open", tools=tuple(tools))
+    request = InvokeRequest(prompt="x", tools=tools if asked else None)
+    if refused is None:
+        assert set(plan(request, UNCLAMPED, settings, boundary).tools) == set(tools)
+        return
+    with pytest.raises(Problem, match="forbidden") as problem:
+        plan(request, UNCLAMPED, settings, boundary)
+    assert problem.value.status == 403 and refused in str(problem.value.document())
+    if not asked:
+        assert plan(request, Clamp(tools=("Read",)), settings, boundary).tools == (), "the tier has it not"
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ("x\nrehearsal-begun\nbash: /proc/1/mem: Permission denied\nrehearsal-done\n", None),
+        ("rehearsal-begun\nsignals the CLI\nrehearsal-done", "a command signals the CLI"),
+        ("rehearsal-begun\nreads a\nreaches b\nrehearsal-done", "a command reads a, reaches b"),
+        ("rehearsal-begun\n", "the CLI's Bash does not run a command"),
+        ("", "the CLI's Bash does not run a command"),
+    ],
+)
+def test_a_rehearsal_is_judged_by_what_its_command_has_reached(said: str, wrong: str | None) -> None:
+    assert judged(said) == wrong
+
+
+@as_root
+def test_an_invoker_with_less_than_the_least_accepted_does_not_start(start_invoker: Callable[..., Invoker]) -> None:
+    without = ("a_kernel_without_landlock",)
+    refused = start_invoker(wait=False, isolation="landlock", without=without)
+    wait_for(lambda: "INVOKER_ISOLATION=landlock is the least accepted" in refused.log.read_text(), what="the refusal")
+    assert "Landlock with scopes (ABI 6): the kernel has none" in refused.log.read_text()
+    assert not refused.ready()
+    allowed = start_invoker(isolation="landlock", allow_commands_below=1, without=without)
+    with allowed.client() as api:
+        answer = bash(api, "id -u")
+        assert answer.status_code == 200, answer.text
+        label = "user (commands allowed below the least accepted)"
+        assert answer.json()["isolation"] == label
+        assert api.get(f"/runs/{answer.json()['id']}").json()["isolation"] == label
+        assert api.get("/readyz").json()["checks"]["isolation"] == label
+        assert "claude_invoker_isolation 1.0" in api.get("/metrics").text
+
+
+@as_root
+@with_landlock
+@pytest.mark.parametrize("without", [(), ("a_shell_that_is_not_looked_at",)])
+def test_no_run_starts_without_the_shells_wrapper(
+    start_invoker: Callable[..., Invoker], without: tuple[str, ...]
+) -> None:
+    """The CLI takes another shell where it is missing, and says nothing."""
+    invoker = start_invoker(isolation="landlock", pool_size=0, without=without)
+    with invoker.client() as api:
+        look = 'ls "$CLAUDE_CONFIG_DIR" >/dev/null && echo reached'
+        assert "reached" not in bash(api, look).json()["result"]
+        (wrapper,) = invoker.state.glob("trees/bin/bash-*")
+        wrapper.unlink()
+        answer = bash(api, look)
+        assert answer.status_code == (200 if without else 502), answer.text
+        assert ("reached" in answer.text) == bool(without)
+
+
+@as_root
+@with_landlock
+def test_a_shell_that_does_not_confine_is_found_out_at_the_start(start_invoker: Callable[..., Invoker]) -> None:
+    invoker = start_invoker(without=("a_shell_that_confines_nothing",), pool_size=0)
+    with invoker.client() as api:
+        checks = api.get("/readyz").json()["checks"]
+    assert checks["isolation"] == "user"
+    (lack,) = checks["isolation_lacks"]
+    assert "a command writes the CLI's configuration" in lack
+
+
+@as_root
+@with_landlock
+def test_runs_say_that_they_were_confined_and_web_fetch_is_refused(start_invoker: Callable[..., Invoker]) -> None:
+    invoker = start_invoker(isolation="landlock", pool_size=0)
+    with invoker.client() as api:
+        answer = bash(
+            api,
+            "git --version; find . ; grep -c x <<<x; /usr/bin/find .; python3 -c 'print(6 * 7)'; mktemp; [ -w /dev/null ]",
+        )
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["isolation"] == "landlock"
+        assert all(word in answer.json()["result"] for word in ("git version", "\n42\n"))
+        assert "denied" not in answer.json()["result"], answer.json()["result"]
+        assert "claude_invoker_isolation 2.0" in api.get("/metrics").text
+        refused = api.post("/invoke", json={"prompt": tool("WebFetch", url="http://x"), "tools": ["WebFetch"]})
+        assert refused.status_code == 403 and "WebFetch" in refused.text
+
+
+def test_the_filter_is_made_for_this_machine() -> None:
+    """A process under the CLI's filter has unix sockets and no others."""
+    program = (
+        "import socket\nfrom claude_invoker.isolation import confine, filters\n"
+        "confine.enter(confine.ruleset((('/', confine.ALL),)), filters.of_cli())\n"
+        "socket.socket(socket.AF_UNIX).close()\nsocket.socket(socket.AF_INET)"
+    )
+    if confine.abi() < 6:
+        pytest.skip("this kernel's Landlock has no scopes")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "Address family not supported" in done.stderr and "line 5" in done.stderr
