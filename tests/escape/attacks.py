@@ -1,0 +1,321 @@
+"""What a command of a run tries, by its name: run by the Bash tool as `python3 attacks.py '{"cli": PID, …}'`.
+
+Each is a function that returns where it has got out and raises OSError where it has not; each has a process of its own.
+The last line of the output is JSON: {name: "escaped" or why not}. Standard library, any Python 3.9 or newer.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+from typing import Any, Dict  # noqa: UP035 -- any Python
+
+Where = Dict[str, Any]  # noqa: UP006
+LIBC = ctypes.CDLL(None, use_errno=True)
+X86 = os.uname().machine == "x86_64"
+
+
+def checked(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def call(number: int, *arguments: int) -> int:
+    return checked(LIBC.syscall(number, *map(ctypes.c_long, arguments)))
+
+
+def reads(path: str) -> None:
+    with open(path, "rb") as file:
+        file.read(1)
+
+
+def writes(path: str) -> None:
+    with open(path, "wb") as file:
+        file.write(b"left")
+    os.unlink(path)
+
+
+def stream(family: int, address: Any, *more: int) -> None:
+    with socket.socket(family, socket.SOCK_STREAM, *more) as made:
+        made.connect(address)
+
+
+# Other runs, and the machine
+
+
+def reads_a_neighbours_file(at: Where) -> None:
+    reads(at["neighbour_file"])
+
+
+def lists_a_neighbours_directory(at: Where) -> None:
+    os.listdir(os.path.dirname(at["neighbour_file"]))
+
+
+def reads_a_neighbours_arguments(at: Where) -> None:
+    reads(f"/proc/{at['neighbour']}/cmdline")
+
+
+def lists_processes(at: Where) -> None:
+    os.listdir("/proc")
+
+
+def reads_the_machines_users(at: Where) -> None:
+    reads("/etc/passwd")
+
+
+def lists_the_machine(at: Where) -> None:
+    os.listdir("/")
+
+
+def reads_the_machines_network(at: Where) -> None:
+    reads("/proc/net/unix")
+
+
+# Its own CLI
+
+
+def reads_the_clis_environment(at: Where) -> None:
+    reads(f"/proc/{at['cli']}/environ")
+
+
+def _somewhere(at: Where) -> int:
+    try:
+        with open(f"/proc/{at['cli']}/maps") as maps:
+            return next(int(line.split("-")[0], 16) for line in maps if " rw" in line)
+    except OSError:
+        return 4096
+
+
+def reads_the_clis_memory_by_proc(at: Where) -> None:
+    with open(f"/proc/{at['cli']}/mem", "rb", 0) as memory:
+        memory.seek(_somewhere(at))
+        memory.read(8)
+
+
+def reads_the_clis_memory_by_a_call(at: Where) -> None:
+    kept = ctypes.create_string_buffer(8)
+
+    class Piece(ctypes.Structure):
+        _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+
+    here, there = Piece(ctypes.addressof(kept), 8), Piece(_somewhere(at), 8)
+    checked(LIBC.process_vm_readv(at["cli"], ctypes.byref(here), 1, ctypes.byref(there), 1, 0))
+
+
+def traces_the_cli(at: Where) -> None:
+    checked(LIBC.ptrace(0x4206, at["cli"], None, None))  # PTRACE_SEIZE
+
+
+def takes_the_clis_descriptors(at: Where) -> None:
+    call(438, call(434, at["cli"], 0), 1, 0)  # pidfd_getfd, pidfd_open
+
+
+def compares_itself_with_the_cli(at: Where) -> None:
+    call(312 if X86 else 272, at["cli"], os.getpid(), 1, 0, 0)  # kcmp
+
+
+def lists_the_clis_descriptors(at: Where) -> None:
+    os.listdir(f"/proc/{at['cli']}/fd")
+
+
+def signals_the_cli(at: Where) -> None:
+    os.kill(at["cli"], 0)
+
+
+def limits_the_cli(at: Where) -> None:
+    import resource
+
+    resource.prlimit(at["cli"], resource.RLIMIT_NOFILE)
+
+
+def writes_the_clis_configuration(at: Where) -> None:
+    writes(os.path.join(os.environ["CLAUDE_CONFIG_DIR"], "settings.json"))
+
+
+def lists_the_clis_configuration(at: Where) -> None:
+    os.listdir(os.environ["CLAUDE_CONFIG_DIR"])
+
+
+def moves_its_own_tree(at: Where) -> None:
+    root = os.path.dirname(os.environ["HOME"])
+    os.rename(f"{root}/home", f"{root}/moved")
+    os.rename(f"{root}/moved", f"{root}/home")
+
+
+def calls_the_api_by_its_socket(at: Where) -> None:
+    stream(socket.AF_UNIX, os.environ["ANTHROPIC_UNIX_SOCKET"])
+
+
+# The network
+
+
+def connects_by_tcp(at: Where) -> None:
+    stream(socket.AF_INET, ("127.0.0.1", at["port"]))
+
+
+def connects_by_tcp6(at: Where) -> None:
+    socket.socket(socket.AF_INET6, socket.SOCK_STREAM).close()
+
+
+def connects_by_fast_open(at: Where) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as made:
+        made.sendto(b"x", 0x20000000, ("127.0.0.1", at["port"]))
+
+
+def connects_by_mptcp(at: Where) -> None:
+    stream(socket.AF_INET, ("127.0.0.1", at["port"]), 262)
+
+
+def listens_without_a_port_of_its_own(at: Where) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as made:
+        made.listen()
+
+
+def listens_on_a_port(at: Where) -> None:
+    socket.create_server(("127.0.0.1", 0)).close()
+
+
+def sends_datagrams(at: Where) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+        made.sendto(b"x", ("127.0.0.1", 53))
+
+
+def has_a_netlink_socket(at: Where) -> None:
+    socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).close()
+
+
+def has_a_vsock_socket(at: Where) -> None:
+    socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
+
+
+def connects_to_an_abstract_socket(at: Where) -> None:
+    stream(socket.AF_UNIX, "\0" + at["abstract"])
+
+
+def connects_to_a_socket_by_path(at: Where) -> None:
+    stream(socket.AF_UNIX, at["socket"])
+
+
+def sends_to_a_socket_by_half_a_pair(at: Where) -> None:
+    with socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0] as half:
+        half.connect(at["datagrams"])
+        half.send(b"x")
+
+
+# What would be left
+
+
+def leaves_a_file_in_tmp(at: Where) -> None:
+    writes(f"/tmp/left-{os.getpid()}")
+
+
+def leaves_a_file_in_var_tmp(at: Where) -> None:
+    writes(f"/var/tmp/left-{os.getpid()}")
+
+
+def leaves_a_file_in_dev_shm(at: Where) -> None:
+    writes(f"/dev/shm/left-{os.getpid()}")
+
+
+def leaves_shared_memory(at: Where) -> None:
+    made = checked(LIBC.shmget(0, 4096, 0o1666))
+    LIBC.shmctl(made, 0, None)
+
+
+def leaves_a_semaphore(at: Where) -> None:
+    made = checked(LIBC.semget(0, 1, 0o1666))
+    LIBC.semctl(made, 0, 0)
+
+
+def leaves_a_message_queue(at: Where) -> None:
+    made = checked(LIBC.msgget(0, 0o1666))
+    LIBC.msgctl(made, 0, None)
+
+
+def leaves_a_posix_queue(at: Where) -> None:
+    name = b"/left-%d" % os.getpid()
+    checked(LIBC.mq_open(name, os.O_CREAT | os.O_RDWR, 0o666, None))
+    LIBC.mq_unlink(name)
+
+
+def leaves_a_key(at: Where) -> None:
+    checked(LIBC.syscall(248 if X86 else 217, b"user", b"left", b"x", ctypes.c_long(1), ctypes.c_long(-4)))
+
+
+# The kernel
+
+
+def has_an_io_uring(at: Where) -> None:
+    kept = ctypes.create_string_buffer(120)
+    os.close(checked(LIBC.syscall(425, 1, kept)))
+
+
+def has_a_userfaultfd(at: Where) -> None:
+    os.close(call(323 if X86 else 282, 1))
+
+
+def has_a_user_namespace(at: Where) -> None:
+    checked(LIBC.unshare(0x10000000))
+
+
+def clones_into_a_user_namespace(at: Where) -> None:
+    class Arguments(ctypes.Structure):
+        _fields_ = [
+            (name, ctypes.c_uint64) for name in ("flags", "pidfd", "child", "parent", "exit", "stack", "size", "tls")
+        ]
+
+    asked = Arguments(flags=0x10000000, exit=signal.SIGCHLD)
+    child = checked(LIBC.syscall(435, ctypes.byref(asked), ctypes.sizeof(asked)))  # clone3
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def changes_its_personality(at: Where) -> None:
+    checked(LIBC.personality(0x0040000))  # no random addresses
+
+
+def names_a_file_by_handle(at: Where) -> None:
+    handle = ctypes.create_string_buffer(b"\x80\0\0\0", 136)
+    mount = ctypes.c_int()
+    checked(LIBC.name_to_handle_at(-100, b"/usr/bin", handle, ctypes.byref(mount), 0))
+
+
+ATTACKS = {
+    name: found
+    for name, found in list(globals().items())
+    if callable(found)
+    and getattr(found, "__code__", None)
+    and found.__code__.co_varnames[:1] == ("at",)
+    and name[0] != "_"
+}
+
+
+def outcome(attack: Any, at: Where) -> str:
+    """In a process of its own: "escaped", or why not."""
+    with tempfile.TemporaryFile("w+") as said:
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            try:
+                attack(at)
+                said.write("escaped")
+            except BaseException as error:
+                said.write(f"{type(error).__name__}: {error}")
+            finally:
+                said.flush()
+                os._exit(0)
+        os.waitpid(child, 0)
+        said.seek(0)
+        return said.read() or "ended"
+
+
+if __name__ == "__main__":
+    where = json.loads(sys.argv[1])
+    where.setdefault("cli", int(os.environ.get("CLAUDE_PID", "0")))
+    print(json.dumps({name: outcome(attack, where) for name, attack in ATTACKS.items()}))

@@ -1,0 +1,112 @@
+"""Two tenants' runs at once, and services of the machine that neither should reach."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.invoker.conftest import Invoker, bash, cli_path, program, stand_in, start_invoker, wait_for
+
+__all__ = ["cli_path", "stand_in", "start_invoker"]
+ATTACKS = Path(__file__).with_name("attacks.py").read_text()
+_names = itertools.count()
+
+
+@dataclass(frozen=True)
+class Raid:
+    """What an attacker's run has got out by, and what its neighbour said at its own end."""
+
+    outcomes: dict[str, str]
+    neighbour: str
+    secret: str
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[dict[str, Any]]:
+    """Listeners of the machine's: by TCP, by abstract and by named sockets, as a database might have them."""
+    with ExitStack() as held:
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="escape-")))
+        folder.chmod(0o755)
+        abstract = f"escape-{os.getpid()}"
+        tcp = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=100))
+        for kind, address in (
+            (socket.SOCK_STREAM, f"\0{abstract}"),
+            (socket.SOCK_STREAM, str(folder / "stream")),
+            (socket.SOCK_DGRAM, str(folder / "datagrams")),
+        ):
+            made = held.enter_context(socket.socket(socket.AF_UNIX, kind))
+            made.bind(address)
+            if kind == socket.SOCK_STREAM:
+                made.listen(100)
+        for path in folder.iterdir():
+            path.chmod(0o666)
+        yield {
+            "port": tcp.getsockname()[1],
+            "abstract": abstract,
+            "socket": str(folder / "stream"),
+            "datagrams": str(folder / "datagrams"),
+        }
+
+
+def raid(invoker: Invoker, services: dict[str, Any]) -> Raid:
+    """A tenant that opens its directory to everybody and works there, and beside it one that attacks."""
+    secret = f"tenant-{os.urandom(8).hex()}"
+    mark = f"{os.getpid()}-{next(_names)}"
+    works = f"""
+chmod 711 "$PWD/.."; chmod 755 .; echo {secret} > secret-{mark}; chmod 644 secret-{mark}
+for i in $(seq 600); do [ -e over ] && break; sleep 0.1; done
+cat secret-{mark}; ls; echo undisturbed
+"""
+    with invoker.client() as api, ThreadPoolExecutor(1) as pool:
+        neighbour = pool.submit(bash, api, works)
+        found: list[Path] = []
+
+        def at_work() -> bool:
+            found[:] = invoker.state.glob(f"trees/engines/*/*/work/secret-{mark}")
+            return bool(found) and found[0].stat().st_mode & 0o777 == 0o644
+
+        wait_for(at_work, 60, what="the neighbour")
+        (file,) = found
+        uid = file.stat().st_uid
+        pid = next(p.pid for p in psutil.process_iter(["uids"]) if p.info["uids"] and p.info["uids"].real == uid)
+        at = services | {"neighbour": pid, "neighbour_file": str(file)}
+        try:
+            answer = bash(api, program(ATTACKS, f"'{json.dumps(at)}'"))
+        finally:
+            (file.parent / "over").touch()
+        assert answer.status_code == 200, answer.text
+        said = neighbour.result()
+        assert said.status_code == 200, said.text
+    outcomes = json.loads(answer.json()["result"].splitlines()[-1])
+    return Raid(outcomes, said.json()["result"], secret)
+
+
+@pytest.fixture(scope="session")
+def confined(start_invoker: Callable[..., Invoker], services: dict[str, Any]) -> Raid:
+    return raid(start_invoker(isolation="landlock", pool_size=0, idle_s=60), services)
+
+
+@pytest.fixture(scope="session")
+def users_only(start_invoker: Callable[..., Invoker], services: dict[str, Any]) -> Raid:
+    """What `user` promises: as the control, but with a CLI that cannot be read."""
+    without = ("a_kernel_without_landlock",)
+    return raid(start_invoker(isolation="user", without=without, pool_size=0, idle_s=60), services)
+
+
+@pytest.fixture(scope="session")
+def unconfined(start_invoker: Callable[..., Invoker], services: dict[str, Any]) -> Raid:
+    """The control: a user id for each run, and nothing else."""
+    without = ("a_kernel_without_landlock", "a_readable_cli")
+    return raid(start_invoker(isolation="user", without=without, pool_size=0, idle_s=60), services)

@@ -1,0 +1,47 @@
+"""A command of the real CLI tries to get out, within the boundary and, as the control, without it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from claude_invoker.isolation import confine
+from tests.escape import attacks
+from tests.escape.conftest import Raid
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="a user for each run needs an invoker started as root"),
+    pytest.mark.skipif(confine.abi() < 6, reason="this kernel's Landlock has no scopes"),
+    pytest.mark.xdist_group("escape"),
+]
+# What a kernel may be built or set up without; then the control cannot succeed either.
+OPTIONAL = {
+    "connects_by_mptcp": ("ProtocolNotSupported", "Protocol not supported", "not supported", "Protocol not available"),
+    "connects_by_tcp6": ("not supported",),
+    "has_a_vsock_socket": ("not supported",),
+    "has_an_io_uring": ("not permitted", "not implemented"),
+    "has_a_userfaultfd": ("not implemented",),
+    "has_a_user_namespace": ("not permitted", "No space left"),
+    "clones_into_a_user_namespace": ("not permitted", "No space left"),
+    "leaves_a_posix_queue": ("not implemented",),
+    "leaves_a_key": ("not implemented",),
+    "compares_itself_with_the_cli": ("not implemented",),
+    "traces_the_cli": ("not permitted",),
+    "names_a_file_by_handle": ("not supported",),
+}
+
+
+@pytest.mark.parametrize("attack", attacks.ATTACKS)
+def test_nothing_a_command_does_reaches_beyond_its_run(attack: str, confined: Raid, unconfined: Raid) -> None:
+    without = unconfined.outcomes[attack]
+    if any(word in without for word in OPTIONAL.get(attack, ())):
+        pytest.skip(f"this machine has no such way out: {without}")
+    assert without == "escaped", "the attack itself does not work"
+    assert confined.outcomes[attack] != "escaped"
+    assert "Error" in confined.outcomes[attack], "it was refused, and did not die of something else"
+
+
+def test_a_neighbour_sees_and_loses_nothing(confined: Raid) -> None:
+    assert confined.secret in confined.neighbour
+    assert confined.neighbour.rstrip().endswith("undisturbed")

@@ -1,0 +1,34 @@
+"""The same at the strength `user`: a command has the CLI's user id, and does not get into its process."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.escape.conftest import Raid
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="a user for each run needs an invoker started as root"),
+    pytest.mark.xdist_group("escape"),
+]
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "reads_the_clis_environment",
+        "reads_the_clis_memory_by_proc",
+        "reads_the_clis_memory_by_a_call",
+        "takes_the_clis_descriptors",
+        "lists_the_clis_descriptors",
+        "traces_the_cli",
+    ],
+)
+def test_no_command_looks_into_its_clis_process(attack: str, users_only: Raid, unconfined: Raid) -> None:
+    assert unconfined.outcomes[attack] == "escaped", "the attack itself does not work"
+    assert "Error" in users_only.outcomes[attack]
+
+
+def test_a_neighbour_is_not_disturbed(users_only: Raid) -> None:
+    assert users_only.neighbour.rstrip().endswith("undisturbed")
