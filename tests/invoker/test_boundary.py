@@ -143,15 +143,17 @@ def test_an_invoker_with_less_than_the_least_accepted_does_not_start(start_invok
 
 @as_root
 @with_landlock
+@pytest.mark.parametrize("warm", [0, 1])
 @pytest.mark.parametrize("without", [(), ("a_shell_that_is_not_looked_at",)])
 def test_no_run_starts_without_the_shells_wrapper(
-    start_invoker: Callable[..., Invoker], without: tuple[str, ...]
+    start_invoker: Callable[..., Invoker], without: tuple[str, ...], warm: int
 ) -> None:
     """The CLI takes another shell where it is missing, and says nothing."""
-    invoker = start_invoker(isolation="landlock", pool_size=0, without=without)
+    invoker = start_invoker(isolation="landlock", pool_size=warm, without=without)
     with invoker.client() as api:
         look = 'ls "$CLAUDE_CONFIG_DIR" >/dev/null && echo reached'
         assert "reached" not in bash(api, look).json()["result"]
+        wait_for(lambda: api.get("/readyz").json()["checks"]["warm"] == warm, what="a warm process")
         (wrapper,) = invoker.state.glob("trees/bin/bash-*")
         wrapper.unlink()
         answer = bash(api, look)
@@ -177,11 +179,11 @@ def test_runs_say_that_they_were_confined_and_web_fetch_is_refused(start_invoker
     with invoker.client() as api:
         answer = bash(
             api,
-            "git --version; find . ; grep -c x <<<x; /usr/bin/find .; python3 -c 'print(6 * 7)'; mktemp; [ -w /dev/null ]",
+            "git --version; find . ; grep -c x <<<x; /usr/bin/find .; python3 -c 'print(6 * 7)'; mktemp; [ -w /dev/null ]; yes | head -1; echo ${PIPESTATUS[0]}",
         )
         assert answer.status_code == 200, answer.text
         assert answer.json()["isolation"] == "landlock"
-        assert all(word in answer.json()["result"] for word in ("git version", "\n42\n"))
+        assert all(word in answer.json()["result"] for word in ("git version", "\n42\n", "\n141"))
         assert "denied" not in answer.json()["result"], answer.json()["result"]
         assert "claude_invoker_isolation 2.0" in api.get("/metrics").text
         refused = api.post("/invoke", json={"prompt": tool("WebFetch", url="http://x"), "tools": ["WebFetch"]})

@@ -72,6 +72,11 @@ class Launcher:
     """Every process that is there, with the task that ends it."""
     starting: set[asyncio.Task[Ready]] = field(default_factory=set)
 
+    @property
+    def surrounded(self) -> bool:
+        """Whether what is started, and what its commands start, has the boundary that was found to hold."""
+        return self.box is None or self.box.intact
+
     async def launch(self, shape: Shape, tree: Tree | None = None) -> Ready:
         """A process that waits for its run. Raises CliError; leaves nothing behind when it does.
 
@@ -100,8 +105,8 @@ class Launcher:
     async def _launch(self, shape: Shape, tree: Tree | None) -> Ready:
         name = secrets.token_hex(8)
         keep = tree is not None
-        if self.box is not None and not self.box.intact:
-            raise CliError(f"{self.box.shell} has been changed, commands would run without their boundary: restart")
+        if not self.surrounded:
+            raise CliError("the shell's wrapper has been changed, commands would run without their boundary: restart")
         tree = tree or Tree(self.trees / name)
         try:
             uid = await self._user()
@@ -291,7 +296,7 @@ class Pool:
             while shelf:
                 ready = shelf.pop()
                 self._wake.set()
-                if ready.process.returncode is None:
+                if ready.process.returncode is None and self._launcher.surrounded:
                     self.hits += 1
                     return ready
                 await self._launcher.dispose(ready)

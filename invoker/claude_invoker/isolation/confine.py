@@ -55,6 +55,12 @@ def ruleset(rules: "tuple[tuple[str, int], ...]") -> int:
     return made
 
 
+def unignore() -> None:
+    """Signals that Python has ignored since its start: what it becomes (exec) would go on ignoring them."""
+    for number in (13, 25):  # SIGPIPE, SIGXFSZ; the module signal costs a millisecond
+        _libc.signal(number, None)
+
+
 def enter(domain: int, program: bytes) -> None:
     """Puts this process, for good, into a domain and under a filter (`struct sock_filter`, one after the other).
 

@@ -25,6 +25,7 @@ import sys
 tree = os.environ.pop({tree!r})
 domain = ruleset([(os.path.join(tree, path), rights) for path, rights in {rules!r}])
 enter(domain, bytes.fromhex({program!r}))
+unignore()
 os.environ["SHELL"] = "/bin/bash"  # what a command starts is in the domain already
 os.execv("/bin/bash", ["bash", *sys.argv[1:]])
 """
