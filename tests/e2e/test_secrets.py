@@ -37,6 +37,17 @@ def bash(gateway: Gateway, command: str) -> str:
     return str(answer.json()["result"])
 
 
+def as_a_run(command: str) -> str:
+    """What it prints with a user id of its own and nothing else around it, which is what a run has at least."""
+    uid = 990_000 + os.getpid() % 9_000
+    arguments = ["/bin/bash", "-c", command]
+    environment = {"PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        arguments, user=uid, group=uid, extra_groups=(), env=environment, cwd="/", capture_output=True, timeout=60
+    )
+    return (done.stdout + done.stderr).decode()
+
+
 # Asks every listener of an address, and every unix socket of a directory, for Kong's plugins; prints the values of
 # `secret` that it is told. /proc/net is open to every user.
 ATTACK = r"""
@@ -72,10 +83,14 @@ for secret in found:
 """
 
 
-def learned(gateway: Gateway, address: str, directory: str) -> tuple[int, set[str]]:
-    """How many listeners the tool found, and the secrets that they told it."""
+def attack(address: str, directory: str) -> str:
     script = ATTACK.replace("ADDRESS", repr(address)).replace("DIRECTORY", repr(directory))
-    printed = bash(gateway, f"id -u; python3 - <<'ATTACK'\n{script}ATTACK")
+    return f"id -u; /usr/bin/python3 - <<'ATTACK'\n{script}ATTACK"
+
+
+def learned(address: str, directory: str) -> tuple[int, set[str]]:
+    """How many listeners a process with a run's user id found, and the secrets that they told it."""
+    printed = as_a_run(attack(address, directory))
     asked = re.search(r"^asked (\d+)", printed, re.MULTILINE)
     assert asked, printed
     return int(asked[1]), set(re.findall(r"^learned (.*)", printed, re.MULTILINE))
@@ -86,10 +101,13 @@ def test_a_tool_learns_nothing_from_the_admin_api(gateway: Gateway) -> None:
     running = json.loads((gateway.home / "stack.json").read_text())
     admin = Path(running["admin"].removeprefix("unix:"))
     assert admin.is_socket()
-    asked, secrets = learned(gateway, str(urlsplit(running["invoker"]).hostname), str(admin.parent))
+    where = str(urlsplit(running["invoker"]).hostname), str(admin.parent)
+    asked, secrets = learned(*where)
     assert secrets == set()
     # It did look: at the sockets of Redis, plugin server and Admin API, at the ports of invoker, stand-in and metrics.
     assert asked >= 6
+    # The tool itself, with whatever else surrounds runs here.
+    assert "learned" not in bash(gateway, attack(*where))
 
 
 @pytest.fixture
@@ -151,7 +169,7 @@ def test_the_same_attack_on_a_gateway_without_a_defence(
     )
     if mode is not None:
         socket.chmod(mode)
-    asked, found = learned(gateway, address, str(open_directory))
+    asked, found = learned(address, str(open_directory))
     assert asked == 1
     # Beside a resolved value stands its reference, in "$refs".
     assert found == {"secret": {secret, reference}, "reference": {reference}, "nothing": set()}[learns]
@@ -183,16 +201,17 @@ def test_a_tool_reads_none_of_the_secrets_that_the_shipped_script_makes(gateway:
     made = {str(path.relative_to(open_directory)) for path in open_directory.rglob("*") if path.is_file()}
     assert made == set(SECRETS)
 
-    def read() -> set[str]:
-        command = f"cd {open_directory}; for f in {' '.join(SECRETS)}; do echo $f $(sha256sum < $f); done"
-        printed = bash(gateway, command)
+    def read(run: Callable[[str], str]) -> set[str]:
+        printed = run(f"cd {open_directory}; for f in {' '.join(SECRETS)}; do echo $f $(sha256sum < $f); done")
         hashes = {name: subprocess.check_output(["sha256sum", str(open_directory / name)]).split()[0] for name in made}
         return {name for name in made if f"{name} {hashes[name].decode()}" in printed}
 
-    assert read() == set()
+    assert read(as_a_run) == set()
     for path in open_directory.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o444)
-    assert read() == made
+    assert read(as_a_run) == made
+    if httpx.get(f"{gateway.invoker}/readyz").json()["checks"]["isolation"] == "landlock":
+        assert read(lambda command: bash(gateway, command)) == set(), "the boundary holds where the files do not"
 
 
 @as_root

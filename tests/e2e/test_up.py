@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from claude_invoker.isolation.strength import Strength
 from tests.e2e.conftest import COMMAND, ROOT, free_port, own_environment, up
 
 pytestmark = [pytest.mark.xdist_group("up"), pytest.mark.timeout(240)]
@@ -106,6 +107,8 @@ def test_up_status_down(home: Path) -> None:
     started = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
     assert started.returncode == 0, started.stderr
     assert "ANSWERS ARE CANNED" in started.stdout
+    (boundary,) = [line for line in started.stdout.splitlines() if line.startswith("boundary around a run: ")]
+    assert any(f": {strength.label}, tools left out: " in boundary for strength in Strength)
     assert "curl" in started.stdout
     again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     assert again.returncode == 2

@@ -114,21 +114,17 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInProces
     assert process.wait(10) == 0
 
 
-@pytest.fixture(scope="session")
-def cli_path() -> Iterator[Path]:
+def closed_cli(folder: Path) -> Path:
     """The CLI where all runs reach it and none can read it: else each invoker would make a copy of 380 MB."""
-    with tempfile.TemporaryDirectory(prefix="invoker-test-cli-") as folder:
-        os.chmod(folder, 0o711)
-        path = Path(folder, "claude")
-        shutil.copyfile(find_cli(None), path)
-        path.chmod(0o711)
-        yield path
+    path = folder / "claude"
+    shutil.copyfile(find_cli(None), path)
+    path.chmod(0o711)
+    return path
 
 
 @pytest.fixture(scope="session")
 def start_invoker(
     stand_in: StandInProcess,
-    cli_path: Path,
 ) -> Iterator[Callable[..., Invoker]]:
     """Starts invokers with given settings; each is asked to stop at the end and must do so.
 
@@ -136,12 +132,14 @@ def start_invoker(
     """
     bases = user_ids()
     processes: list[subprocess.Popen[bytes]] = []
-    folders: list[Path] = []
+    # Not one of pytest's directories: those are closed to the users that runs have.
+    folders = [Path(tempfile.mkdtemp(prefix="invoker-test-cli-"))]
+    folders[0].chmod(0o711)
+    cli_path = closed_cli(folders[0])
 
     def start(
         *, wait: bool = True, without: tuple[str, ...] = (), after: Invoker | None = None, **settings: Any
     ) -> Invoker:
-        # Not one of pytest's directories: those are closed to the users that runs have.
         folder = Path(tempfile.mkdtemp(prefix="invoker-test-"))
         folder.chmod(0o711)
         folders.append(folder)

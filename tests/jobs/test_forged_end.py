@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from claude_contract.attestation import HEADER
-from tests.invoker.conftest import Invoker, as_root, program, stand_in, start_invoker, tool, wait_for
+from tests.invoker.conftest import Invoker, as_root, program, stand_in, start_invoker, tool, wait_for, without_boundary
 from tests.invoker.test_messages import FORGED, FORGER
 from tests.jobs.conftest import SECRET, attestation, lease, slot
 from tests.rate_tiers.servers import RedisProcess
@@ -42,7 +42,7 @@ def create(invoker: Invoker, subject: str, body: dict[str, Any]) -> Callable[[],
 def test_a_forged_cost_holds_up_nobody(
     start_invoker: Callable[..., Invoker], redis_server: RedisProcess, without: tuple[str, ...]
 ) -> None:
-    invoker = start_invoker(
+    invoker = without_boundary(start_invoker)(
         without=without,
         trust="attested",
         attestation_key=SECRET,
