@@ -6,7 +6,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from claude_contract.claims import UNCLAMPED, Clamp
@@ -129,7 +131,8 @@ def test_an_invoker_with_less_than_the_least_accepted_does_not_start(start_invok
     refused = start_invoker(wait=False, isolation="landlock", without=without)
     wait_for(lambda: "INVOKER_ISOLATION=landlock is the least accepted" in refused.log.read_text(), what="the refusal")
     assert "Landlock with scopes (ABI 6): the kernel has none" in refused.log.read_text()
-    assert not refused.ready()
+    wait_for(lambda: psutil.Process(refused.pid).status() == psutil.STATUS_ZOMBIE, what="its end")
+    assert not (refused.state / "trees").exists(), "it leaves nothing"
     allowed = start_invoker(isolation="landlock", allow_commands_below=1, without=without)
     with allowed.client() as api:
         answer = bash(api, "id -u")
@@ -201,3 +204,23 @@ def test_the_filter_is_made_for_this_machine() -> None:
         pytest.skip("this kernel's Landlock has no scopes")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "Address family not supported" in done.stderr and "line 5" in done.stderr
+
+
+@pytest.mark.parametrize("architecture", ["X86_64", "AARCH64"])
+def test_the_lists_make_a_filter_for_each_architecture(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whichever machine this is: the rules are the same, their numbers are not."""
+    seccomp = pytest.importorskip("pyseccomp")
+    made: set[bytes] = {filters.of_cli(), filters.of_shells()}
+    begin = seccomp.SyscallFilter.__init__
+
+    def elsewhere(self: Any, default: int) -> None:
+        begin(self, default)
+        wanted = getattr(seccomp.Arch, architecture)
+        if seccomp.system_arch() != wanted:
+            self.add_arch(wanted)
+            self.remove_arch(seccomp.Arch.NATIVE)
+
+    monkeypatch.setattr(seccomp.SyscallFilter, "__init__", elsewhere)
+    for program in (filters.of_cli(), filters.of_shells()):
+        assert len(program) % 8 == 0 and len(program) > 20 * 8
+        assert (program in made) == (seccomp.system_arch() == getattr(seccomp.Arch, architecture))

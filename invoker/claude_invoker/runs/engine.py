@@ -33,7 +33,7 @@ from claude_invoker.cli.process import KILL_S, CliError, CliProcess, Disobeyed
 from claude_invoker.cli.tree import Discarded, Workplace, dismantle, prepare, tree_root
 from claude_invoker.cli.users import Users
 from claude_invoker.cli.walk import delete
-from claude_invoker.isolation.strength import Boundary, Strength
+from claude_invoker.isolation.strength import Boundary, Strength, TooWeak
 from claude_invoker.ledger import Ledger
 from claude_invoker.metering.account import Account
 from claude_invoker.metering.journal import Entry, Journal
@@ -147,13 +147,17 @@ class Engine:
         self.version = await cli_version(self.cli)
         programs = programs_of(self._trees)
         self._launcher.cli = await asyncio.to_thread(reachable_binary, self.cli, programs, isolated=self.users.isolated)
-        self.boundary = await establish(
-            self._launcher,
-            programs,
-            self._workplace.path,
-            Strength[self.settings.isolation.upper()],
-            commands_below=self.settings.allow_commands_below,
-        )
+        try:
+            self.boundary = await establish(
+                self._launcher,
+                programs,
+                self._workplace.path,
+                Strength[self.settings.isolation.upper()],
+                commands_below=self.settings.allow_commands_below,
+            )
+        except TooWeak:
+            await self.__aexit__()
+            raise
         await self._proxy.start(self._workplace.path / "api.sock")
         await self.pool.start(self._default_shape())
         self._sweeper.start()
