@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import psutil
 import pytest
 
 from claude_contract.claims import UNCLAMPED, Clamp
+from claude_invoker.cli.binary import programs_of, reachable_binary
 from claude_invoker.cli.rehearsal import judged
 from claude_invoker.cli.tree import Tree
-from claude_invoker.isolation import box, confine, domains, filters
+from claude_invoker.isolation import box, confine, domains, filters, shell
 from claude_invoker.isolation.strength import Boundary, Property, Strength, TooWeak, admit, computed
 from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import plan
@@ -224,3 +227,16 @@ def test_the_lists_make_a_filter_for_each_architecture(architecture: str, monkey
     for program in (filters.of_cli(), filters.of_shells()):
         assert len(program) % 8 == 0 and len(program) > 20 * 8
         assert (program in made) == (seccomp.system_arch() == getattr(seccomp.Arch, architecture))
+
+
+def test_invokers_that_start_at_once_put_their_programs_in_one_place(tmp_path: Path) -> None:
+    """API and worker of one state directory, in containers where each is process 1."""
+    cli = tmp_path / "cli"
+    cli.write_bytes(os.urandom(1 << 20))
+    programs = programs_of(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        shells = set(pool.map(lambda _: shell.install(programs, "bash-x", "x" * 100_000), range(40)))
+        targets = set(pool.map(lambda _: reachable_binary(cli, programs, isolated=True), range(40)))
+    assert {path.read_text() for path in shells} == {"x" * 100_000}
+    assert {path.read_bytes() for path in targets} == {cli.read_bytes()}
+    assert len(list(programs.iterdir())) == 2 and all(shell.intact(path) for path in shells)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import secrets
 import shutil
 import stat
 import tempfile
@@ -79,8 +80,7 @@ def reachable_binary(cli: Path, programs: Path, *, isolated: bool) -> Path:
         return cli
     target = programs / f"claude-{status.st_size:x}-{status.st_mtime_ns:x}"
     if not target.exists():
-        made = target.with_suffix(".new")
-        made.unlink(missing_ok=True)
+        made = programs / f".{target.name}-{secrets.token_hex(4)}"  # others may do the same beside us
         shutil.copyfile(cli, made)
         made.chmod(0o755 if is_script else 0o711)
         made.rename(target)

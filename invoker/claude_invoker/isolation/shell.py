@@ -7,6 +7,7 @@ Bash. Where it is missing the CLI takes another shell (it falls back silently), 
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def install(directory: Path, name: str, content: str) -> Path:
     Raises OSError.
     """
     path = directory / name
-    made = directory / f".{name}-{os.getpid()}"
+    made = directory / f".{name}-{secrets.token_hex(4)}"  # others may do the same beside us
     made.write_text(content)
     made.chmod(0o755)
     made.rename(path)
