@@ -191,7 +191,7 @@ import json, pathlib
 for name in (".claude.json", ".config.json"):
     path = pathlib.Path("../config", name)
     document = json.loads(path.read_text()) if path.exists() else {}
-    document["env"] = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:9", "PATH": "/nowhere"}
+    document["env"] = {"ANTHROPIC_CUSTOM_HEADERS": "x-api-key: another", "PATH": "/nowhere"}
     path.write_text(json.dumps(document))
 pathlib.Path("../home/.gitconfig").write_text("[core]\\n\\tfsmonitor = false\\n")
 print("planted")
@@ -203,7 +203,7 @@ def test_a_run_sets_nothing_for_the_next_of_its_session(
     start_invoker: Callable[..., Invoker], without: tuple[str, ...]
 ) -> None:
     """The CLI takes its environment from a file in the session's tree: the next run, which has no tools at all, would
-    ask another API, and by PATH start other programs."""
+    ask the API with another token, and by PATH start other programs."""
     invoker = start_invoker(without=without, pool_size=0, idle_s=60)
     with invoker.client() as api:
         first = bash(api, program(REDIRECT), session="new")
@@ -212,7 +212,7 @@ def test_a_run_sets_nothing_for_the_next_of_its_session(
         second = api.post("/invoke", json=body)
         (tree,) = invoker.state.glob("trees/sessions/*")
         assert (tree / "home" / ".gitconfig").exists() == bool(without)
-        assert second.status_code == (504 if without else 200), second.text
+        assert second.status_code == (502 if without else 200), second.text
 
 
 @pytest.mark.parametrize("without", [(), ("sessions_keep_all_that_the_cli_reads",)])
