@@ -55,5 +55,5 @@ def test_the_local_stacks_admin_api_as_the_document_asks_it(gateway: Gateway, tm
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "10 routes, 0 openings" in done.stderr
+    assert "9 routes, 0 openings" in done.stderr
     assert "{vault://env/claude-attestation-key}" in done.stdout

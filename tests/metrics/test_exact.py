@@ -48,7 +48,7 @@ async def drive(stack: Stack, kinds: list[str]) -> Counter[tuple[str, str, str]]
             reader, writer = await asyncio.open_connection("127.0.0.1", stack.port)
             writer.write(message(kind, tokens))
             if kind == "abort":
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.5)  # unread when it is closed, it would be no request
                 writer.close()
                 counted["499", "POST", "invoke"] += 1
                 continue
