@@ -30,6 +30,7 @@ from kong_claude_local import stack as parts
 from kong_claude_local.supervise import Supervisor
 from tests.chaos.tamper import Relay
 from tests.chaos.upstream import Upstream
+from tests.support.processes import command_line
 
 PLUGIN = "claude-gateway"
 LEASE_TTL = 5  # seconds
@@ -203,9 +204,7 @@ class Stack:
         (gateway,) = [process for part, process in self.supervisor.running if part.name == "gateway"]
         try:
             found = [
-                p
-                for p in psutil.Process(gateway.pid).children(recursive=True)
-                if "claude.sock" in " ".join(p.cmdline())
+                p for p in psutil.Process(gateway.pid).children(recursive=True) if "claude.sock" in command_line(p)
             ]
         except psutil.NoSuchProcess:
             return None

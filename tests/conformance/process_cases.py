@@ -18,6 +18,7 @@ import psutil
 from minikong import conf
 from tests.conformance import http_cases
 from tests.conformance.stage import LogLines, Stage
+from tests.support.processes import command_line
 
 MULTI = f"{shlex.quote(sys.executable)} {shlex.quote(str(Path(__file__).with_name('multi.py')))}"
 THREE = (
@@ -117,7 +118,7 @@ async def _comes_up(stage: Stage) -> str | None:
 def _children(stage: Stage) -> list[psutil.Process]:
     mark = str(stage.dir / "multi.sock")
     found = psutil.Process().children(recursive=True)
-    return [p for p in found if p.status() != psutil.STATUS_ZOMBIE and mark in " ".join(p.cmdline())]
+    return [p for p in found if mark in command_line(p)]
 
 
 async def _kill(stage: Stage, number: int) -> str | None:

@@ -23,6 +23,7 @@ from kong_claude import PLUGINS
 from minikong.entities import PluginEntity
 from tests.e2e.conftest import COMMAND, ROOT, Gateway, free_port, own_environment, up
 from tests.support.attest import signed
+from tests.support.processes import command_line
 
 pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(240)]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="runs have users of their own only where the stack runs as root")
@@ -226,7 +227,9 @@ def test_a_tool_reads_nothing_of_the_state_directory(gateway: Gateway) -> None:
 
 def test_the_invoker_holds_nothing_that_signs(gateway: Gateway) -> None:
     """Whoever takes the invoker over verifies attestations, and makes none."""
-    (invoker,) = [p for p in gateway.processes("claude_invoker") if "kong_claude_local.standin" not in p.cmdline()][:1]
+    (invoker,) = [p for p in gateway.processes("claude_invoker") if "kong_claude_local.standin" not in command_line(p)][
+        :1
+    ]
     held = "\n".join(psutil.Process(invoker.pid).environ().values())
     private = (gateway.home / "attestation-key").read_text()
     assert "BEGIN PUBLIC KEY" in held

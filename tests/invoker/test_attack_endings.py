@@ -22,6 +22,7 @@ from claude_invoker.cli.kill import Killer, StillAlive, owners
 from tests.invoker.conftest import Invoker, as_root, bash, program, wait_for, without_boundary
 from tests.invoker.test_attack_sessions import answer
 from tests.invoker.test_unprivileged import interpreter
+from tests.support.processes import command_line
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +85,11 @@ def test_the_killer_cannot_be_stopped(start_invoker: Callable[..., Invoker], wit
     if without:
         stopped = "a stopped killer"
         stays = invoker.uids
-        wait_for(lambda: any("kill -9 -1" in _line(p) and p.status() == "stopped" for p in of_runs(stays)), 15, stopped)
+        wait_for(
+            lambda: any("kill -9 -1" in command_line(p) and p.status() == "stopped" for p in of_runs(stays)),
+            15,
+            stopped,
+        )
         os.kill(invoker.pid, signal.SIGKILL)  # it waits for that one for ever
         kill_all(stays)
         return
@@ -111,12 +116,6 @@ def _answers(invoker: Invoker) -> bool:
     with contextlib.suppress(httpx.TransportError):
         return httpx.get(f"{invoker.url}/healthz").status_code == 200
     return False
-
-
-def _line(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.Error):
-        return " ".join(process.cmdline())
-    return ""
 
 
 def _json(command: str) -> str:
@@ -313,7 +312,7 @@ def test_a_user_id_whose_process_ends_late_is_used_again(start_invoker: Callable
         body = {"prompt": f"[[tool Bash {_json('touch up; sleep 60')}]]", "tools": ["Bash"], "session": "new"}
         with api.stream("POST", "/invoke", json=body, headers={"Accept": "text/event-stream"}) as stream:
             wait_for(lambda: list(invoker.state.glob("trees/sessions/*/work/up")), what="the tool")
-            (shell,) = [process for process in of_runs(invoker.uids) if _line(process) == "sleep 60"]
+            (shell,) = [process for process in of_runs(invoker.uids) if command_line(process) == "sleep 60"]
             with frozen([shell.pid]):
                 api.delete(f"/runs/{stream.headers['x-claude-run']}")
                 stream.read()

@@ -19,6 +19,7 @@ import pytest
 from claude_invoker.cli import pool
 from claude_invoker.cli.tree import Tree
 from tests.invoker.conftest import Invoker, as_root, tool, wait_for
+from tests.support.processes import command_line
 
 LONG = bool(os.environ.get("INVOKER_LONG"))
 # Durations that tell the processes of these tests from those of other workers.
@@ -102,7 +103,7 @@ def test_a_killed_cli_is_an_error(invoker: Invoker, api: httpx.Client) -> None:
     run, client, stream = begin(invoker, SLEEPER, tools=["Bash"])
     wait_for(lambda: len(sleepers()) == 2, what="the tool's processes")
     for process in invoker.children():
-        if process.is_running() and "Bash" in " ".join(process.cmdline()):
+        if "Bash" in command_line(process):
             process.kill()
     assert "cli-failed" in stream.read().decode()
     client.close()
@@ -219,7 +220,7 @@ def test_cancelling_a_run_that_already_ends_loses_nothing(
         command = tool("Bash", command="echo x > partial.txt; sleep 60")
         run, client, stream = begin(invoker, command, tools=["Bash"], timeout_s=3)
         wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/partial.txt")), what="the file")
-        stopped = next(p for p in invoker.children() if "--print" in p.cmdline())
+        stopped = next(p for p in invoker.children() if "--print" in command_line(p))
         stopped.suspend()
         # SIGTERM waits for the stopped CLI: it is being ended.
         wait_for(lambda: _pending(stopped.pid, signal.SIGTERM), what="its end")

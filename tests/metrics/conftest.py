@@ -23,6 +23,8 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.processes import command_line
+
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "0123456789abcdef0123456789abcdef"
 TOKEN_SECRET = "abcdefghijklmnopqrstuvwxyz012345"
@@ -110,7 +112,7 @@ class Stack:
 
     def server(self) -> psutil.Process:
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return next(c for c in children if "kong_claude.server" in " ".join(c.cmdline()))
+        return next(c for c in children if "kong_claude.server" in command_line(c))
 
 
 def kong_yml(upstream: int, log: Path, collector: str | None = None) -> dict[str, object]:

@@ -1,0 +1,13 @@
+"""Processes as they are found: any of them may end while one looks."""
+
+from __future__ import annotations
+
+import psutil
+
+
+def command_line(process: psutil.Process) -> str:
+    """Empty for one that has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
