@@ -6,10 +6,12 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import cached_property
+from typing import Literal
 
 import msgspec
 
-from claude_invoker.metering.prices import Price, Rates
+from claude_invoker.metering.prices import Price
 from claude_invoker.metering.usage import Used
 
 _MAX_MEMBERS = 1_000_000
@@ -76,17 +78,19 @@ class Asked:
     def input_usd_bound(self, price: Price, tokens: int) -> Decimal:
         """The most that so many input tokens can cost, with its searches. US dollars."""
         rates = price.rates(tokens)
-        used = Used(web_searches=self.searches)
-        return rates.cost(used) + tokens * self._dearest(rates)
+        writes = {"none": rates.input, "5m": rates.cache_write_5m, "1h": rates.cache_write_1h}[self._cached_for]
+        return rates.cost(Used(web_searches=self.searches)) + tokens * max(rates.input, writes)
 
-    def _dearest(self, rates: Rates) -> Decimal:
-        kinds = [rates.input]
-        if "cache_control" in self.members or self._mentions(b'"cache_control"'):
-            kinds.append(rates.cache_write_1h if self._mentions(b'"1h"') else rates.cache_write_5m)
-        return max(kinds)
+    @cached_property
+    def _cached_for(self) -> Literal["none", "5m", "1h"]:
+        """The longest time for which the API may be asked to keep input; found once, bodies are megabytes."""
 
-    def _mentions(self, word: bytes) -> bool:
-        return any(word in member for member in self.members.values())
+        def mentions(word: bytes) -> bool:
+            return any(word in member for member in self.members.values())
+
+        if "cache_control" not in self.members and not mentions(b'"cache_control"'):
+            return "none"
+        return "1h" if mentions(b'"1h"') else "5m"
 
 
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
