@@ -248,6 +248,11 @@ def test_the_bound_of_the_input() -> None:
     document = {"type": "document", "source": {"type": "file", "file_id": "x"}}
     assert bound({"messages": [{"role": "user", "content": [document]}]}) == 200_000
     assert bound({"system": "x" * 10**6}) == 200_000
+    # The same words, spelled so that nobody finds them.
+    spelled = json.dumps(BODY | {"messages": [{"role": "user", "content": [image]}]}).replace("image", "im\\u0061ge")
+    hidden = request.read(spelled.encode())
+    assert hidden.input_bound(PRICES.price("claude-haiku-4-5")) == 200_000
+    assert hidden.input_usd_bound(PRICES.price("house"), MTOK) == 20
     assert bound({"system": "x" * 10**6}, "house") == 1000
 
 

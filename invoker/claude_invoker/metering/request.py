@@ -23,6 +23,7 @@ _SEARCH_TOKENS = 20_000
 """What the results of one web search add to the input."""
 _PRICED_OTHERWISE = ("speed", "inference_geo", "container", "mcp_servers")
 """Members by which a request costs something else than its model's tokens, or runs something at Anthropic."""
+_SPELLED = re.compile(rb"\\u00[2-7]")
 _SERVER_TOOL = re.compile(r"(web_search|web_fetch|code_execution)_\d{8}$")
 _COUNTED = ("model", "system", "messages", "tools", "tool_choice", "thinking")
 """What the API's count of tokens takes."""
@@ -71,7 +72,7 @@ class Asked:
     def input_bound(self, price: Price) -> int:
         """The most input tokens it can have: a token is a byte at least, and no request has more than the window."""
         tokens = self.size + self.images * _IMAGE_TOKENS + self.search_tokens
-        if b'"document"' in self.members.get("messages", b""):
+        if self._is_spelled or b'"document"' in self.members.get("messages", b""):
             tokens = price.context_window  # a page may be a few bytes
         return min(tokens, price.context_window)
 
@@ -82,12 +83,19 @@ class Asked:
         return rates.cost(Used(web_searches=self.searches)) + tokens * max(rates.input, writes)
 
     @cached_property
+    def _is_spelled(self) -> bool:
+        """Whether a letter may be written by its number, which no encoder does: no word could be looked for then."""
+        return any(_SPELLED.search(member) for member in self.members.values())
+
+    @cached_property
     def _cached_for(self) -> Literal["none", "5m", "1h"]:
         """The longest time for which the API may be asked to keep input; found once, bodies are megabytes."""
 
         def mentions(word: bytes) -> bool:
             return any(word in member for member in self.members.values())
 
+        if self._is_spelled:
+            return "1h"
         if "cache_control" not in self.members and not mentions(b'"cache_control"'):
             return "none"
         return "1h" if mentions(b'"1h"') else "5m"
