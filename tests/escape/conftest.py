@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.invoker.conftest import Invoker, bash, program, stand_in, start_invoker, wait_for
+from tests.invoker.conftest import Invoker, bash, invoker_processes, program, stand_in, start_invoker, wait_for
 
-__all__ = ["stand_in", "start_invoker"]
+__all__ = ["invoker_processes", "stand_in", "start_invoker"]
 ATTACKS = Path(__file__).with_name("attacks.py").read_text()
 _names = itertools.count()
 

@@ -123,15 +123,34 @@ def closed_cli(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def invoker_processes() -> list[subprocess.Popen[bytes]]:
+    """All that were started."""
+    return []
+
+
+@pytest.fixture(autouse=True)
+def invokers_end_with_their_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Nobody waits for it: what a test has started is asked to stop when it is over, or hundreds would be idle at once.
+    What a fixture of a module or of all tests has started was there before, and stays."""
+    if "start_invoker" not in request.fixturenames:
+        yield
+        return
+    processes = request.getfixturevalue("invoker_processes")
+    before = len(processes)
+    yield
+    for process in processes[before:]:
+        process.terminate()
+
+
+@pytest.fixture(scope="session")
 def start_invoker(
-    stand_in: StandInProcess,
+    stand_in: StandInProcess, invoker_processes: list[subprocess.Popen[bytes]]
 ) -> Iterator[Callable[..., Invoker]]:
     """Starts invokers with given settings; each is asked to stop at the end and must do so.
 
     `without`: defences to take out (see `weakened`). `after`: another invoker, to go on with its state and ids.
     """
     bases = user_ids()
-    processes: list[subprocess.Popen[bytes]] = []
     # Not one of pytest's directories: those are closed to the users that runs have.
     folders = [Path(tempfile.mkdtemp(prefix="invoker-test-cli-"))]
     folders[0].chmod(0o711)
@@ -170,7 +189,7 @@ def start_invoker(
         process = subprocess.Popen(
             [sys.executable, "-m", *program], env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT
         )
-        processes.append(process)
+        invoker_processes.append(process)
         invoker = Invoker(f"http://127.0.0.1:{port}", process.pid, Path(chosen["state_dir"]), log, chosen["uid_base"])
         if wait:
             wait_for(lambda: invoker.ready() or process.poll() is not None, what="readiness")
@@ -178,9 +197,9 @@ def start_invoker(
         return invoker
 
     yield start
-    for process in processes:
+    for process in invoker_processes:
         process.terminate()
-    for process in processes:
+    for process in invoker_processes:
         process.wait(20)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

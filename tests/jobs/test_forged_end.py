@@ -13,12 +13,23 @@ import httpx
 import pytest
 
 from claude_contract.attestation import HEADER
-from tests.invoker.conftest import Invoker, as_root, program, stand_in, start_invoker, tool, wait_for, without_boundary
+from tests.invoker.conftest import (
+    Invoker,
+    as_root,
+    invoker_processes,
+    invokers_end_with_their_test,
+    program,
+    stand_in,
+    start_invoker,
+    tool,
+    wait_for,
+    without_boundary,
+)
 from tests.invoker.test_messages import FORGED, FORGER
 from tests.jobs.conftest import SECRET, attestation, lease, slot
 from tests.rate_tiers.servers import RedisProcess
 
-__all__ = ["stand_in", "start_invoker"]  # fixtures
+__all__ = ["invoker_processes", "invokers_end_with_their_test", "stand_in", "start_invoker"]  # fixtures
 PLACES = 2
 
 
