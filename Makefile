@@ -95,6 +95,10 @@ test-invoker-long: setup ## 200 mixed and 200 hostile runs of the real CLI, sche
 test-docker: setup ## the scenarios against docker compose (real Kong; MINIKONG=1: minikong); fails where it cannot run
 	KONG_CLAUDE_DOCKER=required $(BIN)/python -m pytest tests/docker -m docker -q
 
+test-kong: setup ## the scenarios and the chaos suite on a real Kong: KONG=/path/to/kong make test-kong
+	@test -x "$(KONG)" || { echo "which Kong? KONG=/path/to/kong make test-kong" >&2; exit 2; }
+	KONG="$(KONG)" $(BIN)/python -m pytest tests/e2e tests/chaos tests/cli/test_real_kong.py -q --timeout=300
+
 jobs-chaos: setup ## 500 jobs while workers and Redis are killed, with both policies; about 10 minutes
 	JOBS_CHAOS=500 $(BIN)/python -m pytest tests/jobs/test_workers.py -q
 

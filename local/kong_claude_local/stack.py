@@ -1,4 +1,4 @@
-"""The parts of the embedded stack: Redis, model API stand-in, invoker, minikong with the plugin server.
+"""The parts of the embedded stack: Redis, model API stand-in, invoker, and the gateway with the plugin server.
 
 Pure: from settings to commands and environments. Nothing here starts anything.
 """
@@ -19,6 +19,7 @@ from claude_contract.attestation import public_key_of
 from kong_claude.ask import answers
 from kong_claude.guard import LUA_PATH, LUA_PLUGINS
 from kong_claude.problem import Problem
+from kong_claude_local import real_kong
 from kong_claude_local.supervise import Part
 
 # One `pluginserver_names` entry per plugin: Kong ≥ 3.9 reads only the first plugin of a query's dump.
@@ -26,6 +27,7 @@ PLUGINS = ("claude-gateway", "claude-jwt-claims", "claude-rate-tiers", "claude-p
 INVOKER_PORT = 8100
 STANDIN_PORT = 8101
 METRICS_PORT = 8109
+ADMIN_PORT = 8110  # of a real Kong, which answers nobody there
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Layout:
     invoker_port: int = INVOKER_PORT
     standin_port: int = STANDIN_PORT
     metrics_port: int = METRICS_PORT
+    admin_port: int = ADMIN_PORT
+    kong: str | None = None  # a real Kong's program; None: minikong
     redis_url: str | None = None  # somebody else's Redis
     api_key: str | None = field(default=None, repr=False)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -123,7 +127,7 @@ def invoker(layout: Layout) -> Part:
 
 
 def gateway(layout: Layout) -> Part:
-    """minikong, configured by the same variables as Kong; it starts the plugin server as Kong does."""
+    """minikong or a real Kong: both take the same variables, and start the plugin server in the same way."""
     server = script("kong-claude-pluginserver")
     plugin_socket = layout.run / "claude.sock"
     hosts = layout.run / "hosts"
@@ -156,6 +160,12 @@ def gateway(layout: Layout) -> Part:
         f" --event-timeout 2 --metrics-listen {layout.address}:{layout.metrics_port}"
     )
     command = [sys.executable, "-m", "minikong"]
+    if layout.kong:
+        prefix = layout.run / "kong"
+        prefix.mkdir(exist_ok=True)
+        admin = f"{layout.address}:{layout.admin_port}"
+        environment |= real_kong.settings(prefix, layout.admin_url, admin, run_as_root=os.geteuid() == 0)
+        command = [sys.executable, "-m", real_kong.__name__, layout.kong]
 
     def ready() -> bool:
         # Until the plugin server listens, Kong answers every request with 500.

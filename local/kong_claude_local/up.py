@@ -19,7 +19,7 @@ from claude_contract.errors import ConfigError
 from kong_claude import PLUGINS
 from kong_claude.ask import get
 from kong_claude.problem import Problem
-from kong_claude_local import stack
+from kong_claude_local import real_kong, stack
 from kong_claude_local.state import Running, forget, home, process_start, recall, remember, secret
 from kong_claude_local.supervise import PartFailed, Supervisor
 
@@ -33,6 +33,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, help="port of the gateway (default: %(default)s)")
     parser.add_argument("--config", default="kong.yml", type=Path, help="declarative configuration (default: kong.yml)")
     parser.add_argument("--detach", action="store_true", help="return when everything is ready; stop with: down")
+    parser.add_argument(
+        "--kong",
+        nargs="?",
+        const="kong",
+        metavar="PATH",
+        help="a real Kong instead of minikong: the program kong of this machine, or the one named",
+    )
     parser.add_argument("--plugins-directory", type=Path, help="directory with the claude-*.py files")
 
 
@@ -65,7 +72,18 @@ def layout_from(options: argparse.Namespace) -> stack.Layout:
         redis_url=os.environ.get("REDIS_URL"),
         api_key=os.environ.get("ANTHROPIC_API_KEY"),
         secrets=secrets_for(options.config),
+        kong=kong_program(options.kong) if options.kong else None,
     )
+
+
+def kong_program(name: str) -> str:
+    """The absolute path of a Kong that the plugins run on. Raises Problem."""
+    found = shutil.which(name)
+    if found is None:
+        raise Problem(f"there is no program {name}; name Kong's: kong-claude up --kong PATH (without: minikong)")
+    path = str(Path(found).resolve())
+    real_kong.version(path)
+    return path
 
 
 def secrets_for(config: Path) -> dict[str, str]:
@@ -99,6 +117,8 @@ def check(layout: stack.Layout) -> None:
     ports += [(layout.address, layout.invoker_port, ""), (layout.address, layout.metrics_port, "")]
     if layout.standin_url:
         ports.append((layout.address, layout.standin_port, ""))
+    if layout.kong:
+        ports.append((layout.address, layout.admin_port, ""))
     for host, port, hint in ports:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -208,7 +228,8 @@ def boundary(layout: stack.Layout) -> str:
 
 def banner(layout: stack.Layout) -> list[str]:
     """What a newcomer needs next."""
-    lines = [f"ready on {layout.proxy_url}", boundary(layout)]
+    gateway = f"Kong {real_kong.version(layout.kong)}" if layout.kong else "minikong, which stands in for Kong"
+    lines = [f"ready on {layout.proxy_url} ({gateway})", boundary(layout)]
     if layout.standin_url:
         lines.append("ANSWERS ARE CANNED: no ANTHROPIC_API_KEY is set, a local stand-in plays the model")
     if "attestation-secret" in layout.secrets:

@@ -1,4 +1,4 @@
-"""A gateway to break: minikong, the plugin server behind a relay, Redis, a JWKS server, two tenants."""
+"""A gateway to break: minikong (with KONG=… a real Kong), the plugin server behind a relay, Redis, a JWKS server, two tenants."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LEASE_TTL = 5  # seconds
 # What of Kong's own answers between our plugins and a post-function. minikong has the last one; tests/chaos/lua stands for
 # the others, under their names and at their places, and a real Kong runs its own.
 TERMINATORS: dict[str, dict[str, Any]] = {
-    "proxy-cache": {"strategy": "memory"},
+    "proxy-cache": {"strategy": "memory", "request_method": ["POST"], "content_type": ["text/plain"]},
     "redirect": {"location": "http://elsewhere.example/"},
     "request-termination": {"status_code": 200, "message": "terminated"},
 }
@@ -65,7 +65,7 @@ class Stack:
         self.plugins = self.directory / "plugins"
         self.plugins.mkdir()
         shutil.copy(Path(__file__).with_name("plugin_with_faults.py"), self.plugins / f"{PLUGIN}.py")
-        proxy, upstream, self.jwks_port, metrics = free_ports(4)
+        proxy, upstream, self.jwks_port, metrics, admin = free_ports(5)
         self.upstream_port = upstream
         self.secrets = {"attestation-key": new_private_key(), "jwt-secret": secrets.token_hex(24)}
         self.layout = parts.Layout(
@@ -75,6 +75,8 @@ class Stack:
             run=self.directory,
             port=proxy,
             metrics_port=metrics,
+            admin_port=admin,
+            kong=os.environ.get("KONG") or None,
             secrets=self.secrets,
         )
         self.url = self.layout.proxy_url
@@ -157,6 +159,7 @@ class Stack:
         return {
             "name": f"{name}-{place}",
             "paths": [f"/{name}/{place}"],
+            "strip_path": False,
             "plugins": [
                 {"name": PLUGIN, "config": {"jwt_claims": claims}},
                 GUARD if place == "guarded" else LATE_GUARD,
@@ -179,7 +182,7 @@ class Stack:
         kept = {n: v for n, v in part.environment.items() if "PLUGINSERVER_" not in n or n.startswith(prefix)}
         kept |= {
             "KONG_PLUGINS": ",".join(("bundled", PLUGIN, "claude-guard", "proxy-cache", "redirect")),
-            "KONG_LUA_PACKAGE_PATH": f"{LUA_PATH};{STAND_INS}/?.lua;;",
+            "KONG_LUA_PACKAGE_PATH": f"{LUA_PATH};;" if self.layout.kong else f"{LUA_PATH};{STAND_INS}/?.lua;;",
             "KONG_PLUGINSERVER_NAMES": PLUGIN,
             f"{prefix}_SOCKET": str(self.relay.listen),
             "KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT": "1s",

@@ -1,4 +1,4 @@
-"""The whole stack, once per run: real plugin server, Redis, CLI; minikong stands for Kong."""
+"""The whole stack, once per run: real plugin server, Redis, CLI; minikong stands for Kong, or with KONG=… Kong for itself."""
 
 from __future__ import annotations
 
@@ -97,8 +97,13 @@ def knocking(gateway: Gateway, clients: int = 4) -> Iterator[list[int]]:
             thread.join(30)
 
 
+def gateway_option() -> list[str]:
+    """As `make test-kong` runs these: on the Kong that the variable KONG names."""
+    return ["--kong", os.environ["KONG"]] if os.environ.get("KONG") else []
+
+
 def up(home: Path, port: int, *options: str, config: Path = ROOT / "kong.yml") -> subprocess.CompletedProcess[str]:
-    command = [COMMAND, "up", "--detach", "--port", str(port), "--config", str(config), *options]
+    command = [COMMAND, "up", "--detach", "--port", str(port), "--config", str(config), *gateway_option(), *options]
     return subprocess.run(command, env=own_environment(home), capture_output=True, text=True, timeout=110, check=False)
 
 
