@@ -92,8 +92,8 @@ test-escape: setup ## every way out of a run that we know, within the boundary a
 test-invoker-long: setup ## 200 mixed and 200 hostile runs of the real CLI, schemathesis at length (15 minutes)
 	INVOKER_LONG=1 $(BIN)/python -m pytest tests/invoker -q
 
-test-docker: setup ## the scenarios against docker compose (real Kong; MINIKONG=1: minikong); fails where it cannot run
-	KONG_CLAUDE_DOCKER=required $(BIN)/python -m pytest tests/docker -m docker -q
+test-docker: setup ## compose with real Kong (MINIKONG=1: minikong), escapes from its containers; fails where it cannot run
+	KONG_CLAUDE_DOCKER=required $(BIN)/python -m pytest tests/docker tests/escape -m docker -q
 
 test-kong: setup ## the scenarios and the chaos suite on a real Kong: KONG=/path/to/kong make test-kong
 	@test -x "$(KONG)" || { echo "which Kong? KONG=/path/to/kong make test-kong" >&2; exit 2; }

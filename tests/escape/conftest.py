@@ -60,6 +60,12 @@ def services() -> Iterator[dict[str, Any]]:
         }
 
 
+def seen_from_inside(pid: int) -> int:
+    """The number that a process has in its own container."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("NSpid:")]
+    return int(line.split()[-1])
+
+
 def raid(invoker: Invoker, services: dict[str, Any]) -> Raid:
     """A tenant that opens its directory to everybody and works there, and beside it one that attacks."""
     secret = f"tenant-{os.urandom(8).hex()}"
@@ -81,7 +87,7 @@ cat secret-{mark}; ls; echo undisturbed
         (file,) = found
         uid = file.stat().st_uid
         pid = next(p.pid for p in psutil.process_iter(["uids"]) if p.info["uids"] and p.info["uids"].real == uid)
-        at = services | {"neighbour": pid, "neighbour_file": str(file)}
+        at = services | {"neighbour": seen_from_inside(pid), "neighbour_file": str(file)}
         try:
             answer = bash(api, program(ATTACKS, f"'{json.dumps(at)}'"))
         finally:

@@ -1,0 +1,153 @@
+"""An invoker in a container with what docker-compose.yml gives its service: user, capabilities, file systems, options.
+
+The image is Debian's smallest by debootstrap, since no registry may be at hand; this checkout and its Python are mounted.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from tests.invoker.conftest import KEY, Invoker, StandInProcess, clean_environment, closed_cli, free_port, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGE = "kong-claude/escape-test:bookworm"
+# What runs need of the machine, as invoker/Dockerfile installs it.
+PACKAGES = "ca-certificates,git,libseccomp2,python3,procps"
+
+
+def missing() -> str | None:
+    """Why no such container can be started here, or None."""
+    for program in ("docker", "debootstrap"):
+        if shutil.which(program) is None:
+            return f"no program {program}"
+    if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
+        return "no Docker engine answers"
+    return None
+
+
+def build_image() -> None:
+    """About two minutes, once for an engine."""
+    if subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True, check=False).returncode == 0:
+        return
+    with tempfile.TemporaryDirectory(prefix="escape-image-") as folder:
+        tree = Path(folder) / "root"
+        command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(tree)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=1200)
+        packed = subprocess.Popen(["tar", "-C", str(tree), "-c", "."], stdout=subprocess.PIPE)
+        subprocess.run(["docker", "import", "-", IMAGE], stdin=packed.stdout, check=True, stdout=subprocess.DEVNULL)
+        assert packed.wait() == 0
+
+
+def options_of_compose(service: str = "invoker") -> list[str]:
+    """The service's lines in docker-compose.yml that decide what a process in it may do, as `docker run` takes them."""
+    found: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][service]
+    options = [f"--{name}" for member, name in (("init", "init"), ("read_only", "read-only")) if found.get(member)]
+    for member, name in (
+        ("user", "user"),
+        ("pids_limit", "pids-limit"),
+        ("mem_limit", "memory"),
+        ("pid", "pid"),
+        ("ipc", "ipc"),
+        ("userns_mode", "userns"),
+        ("privileged", "privileged"),
+    ):
+        if member in found:
+            options.append(f"--{name}={found[member]}")
+    for member, name in (
+        ("cap_drop", "cap-drop"),
+        ("cap_add", "cap-add"),
+        ("security_opt", "security-opt"),
+        ("tmpfs", "tmpfs"),
+        ("group_add", "group-add"),
+    ):
+        options += [f"--{name}={value}" for value in found.get(member, ())]
+    return options
+
+
+class Containers:
+    """Starts invokers; all end with `stop`."""
+
+    def __init__(self, stand_in: StandInProcess, shared: Path) -> None:
+        self.stand_in = stand_in
+        self.names: list[str] = []
+        self.folders = [Path(tempfile.mkdtemp(prefix="invoker-test-cli-"))]
+        self.folders[0].chmod(0o711)
+        self.cli = closed_cli(self.folders[0])
+        self.shared = shared  # what the machine's services listen in
+
+    def start(self, *, without: tuple[str, ...] = (), more: tuple[str, ...] = (), **settings: Any) -> Invoker:
+        """The network is the machine's: what is tried there is what any process of it could reach."""
+        folder = Path(tempfile.mkdtemp(prefix="invoker-test-"))
+        folder.chmod(0o711)
+        self.folders.append(folder)
+        name = f"escape-{uuid.uuid4().hex[:8]}"
+        self.names.append(name)
+        port = free_port()
+        chosen = {
+            "trust": "open",
+            "cli_path": self.cli,
+            "port": port,
+            "state_dir": folder / "state",
+            "anthropic_base_url": self.stand_in.url,
+            "anthropic_api_key": KEY,
+            "idle_s": 60,
+            "pool_size": 0,
+        } | settings
+        command = [
+            "docker",
+            "run",
+            "--rm",
+            "--detach",
+            f"--name={name}",
+            "--network=host",
+            *options_of_compose(),
+            *more,
+        ]
+        base = Path(sys.base_prefix)
+        readable = {ROOT, Path(sys.prefix), self.cli.parent, self.shared} | ({base} if base != Path("/usr") else set())
+        for path in sorted(readable):
+            command.append(f"--volume={path}:{path}:ro")
+        command.append(f"--volume={folder}:{folder}")
+        for variable, value in {f"INVOKER_{n.upper()}": str(v) for n, v in chosen.items()}.items():
+            command.append(f"--env={variable}={value}")
+        program = ["tests.invoker.weakened", *without] if without else ["claude_invoker"]
+        command += [f"--workdir={ROOT}", IMAGE, sys.executable, "-m", *program]
+        subprocess.run(command, check=True, env=clean_environment(), stdout=subprocess.DEVNULL, timeout=120)
+        shown = subprocess.run(
+            ["docker", "inspect", "--format={{.State.Pid}}", name], capture_output=True, text=True, check=True
+        )
+        invoker = Invoker(f"http://127.0.0.1:{port}", int(shown.stdout), folder / "state", folder / "log", 0)
+        wait_for(lambda: invoker.ready() or not psutil.pid_exists(invoker.pid), 60, what="readiness")
+        logs = subprocess.run(["docker", "logs", name], capture_output=True, text=True, check=False)
+        assert invoker.ready(), logs.stdout + logs.stderr
+        return invoker
+
+    def stop(self) -> None:
+        if self.names:
+            subprocess.run(["docker", "rm", "--force", *self.names], capture_output=True, check=False)
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def isolation_of(invoker: Invoker) -> str:
+    return str(httpx.get(f"{invoker.url}/readyz").json()["checks"]["isolation"])
+
+
+def skip_or_fail() -> None:
+    if (reason := missing()) is None:
+        return
+    if os.environ.get("KONG_CLAUDE_DOCKER") == "required":
+        pytest.fail(reason)
+    pytest.skip(reason)
