@@ -147,7 +147,9 @@ def test_forwarded_headers_are_the_edges_own(edge: Edge) -> None:
 def test_the_32nd_request_of_a_burst_is_refused(edge: Edge) -> None:
     with edge.client() as client:
         started = time.monotonic()
-        answers = [client.get("/").status_code for _ in range(40)]
+        answers: list[int] = []
+        while 429 not in answers and len(answers) < 1000:  # on a slow machine places come back meanwhile
+            answers.append(client.get("/").status_code)
         earned = int((time.monotonic() - started) * 10) + 1
     passed = answers.count(200)
     assert answers[:21] == [200] * 21
