@@ -25,7 +25,7 @@ from claude_invoker.cli.command import Shape, command
 from claude_invoker.isolation import box, confine, shell
 from claude_invoker.metering.account import Account
 from claude_invoker.problem import Problem
-from claude_invoker.runs import artifacts, engine, sessions
+from claude_invoker.runs import artifacts, engine, execution, sessions
 from claude_invoker.runs.run import Run
 
 
@@ -119,7 +119,7 @@ def a_zombie_is_dead() -> None:
 
 def ends_that_are_broken_off() -> None:
     """Who is cancelled while it ends does not wait for that end."""
-    put(engine, "unbroken", asyncio.shield)
+    put(execution, "unbroken", asyncio.shield)
 
 
 def two_user_ids() -> None:

@@ -1,0 +1,175 @@
+"""One run on a process of the CLI: its conversation, its deadlines, its end and what it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import time
+from typing import Literal
+
+from claude_invoker.cli import outcome
+from claude_invoker.cli.command import Shape
+from claude_invoker.cli.keyproxy import Grant, KeyProxy
+from claude_invoker.cli.kill import StillAlive
+from claude_invoker.cli.messages import Result, Started
+from claude_invoker.cli.pool import Launcher, Pool, Ready, unbroken
+from claude_invoker.cli.process import CliError, CliProcess, Disobeyed
+from claude_invoker.model import RunResult
+from claude_invoker.plan import Plan, permits
+from claude_invoker.problem import Problem
+from claude_invoker.runs import artifacts
+from claude_invoker.runs.run import Run
+from claude_invoker.runs.sessions import Session
+from claude_invoker.runs.translate import Translator
+from claude_invoker.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+INTERRUPT_S = 1.0
+TERM_S = 3.0
+_LAST_ANSWER_S = 5.0
+"""How long the key proxy may take to settle the last request of a run that has ended."""
+_REQUESTS_PER_TURN = 8
+"""Retries, subagents and summaries: what a turn may cost in API requests before the proxy refuses more."""
+
+
+class Executor:
+    def __init__(self, settings: Settings, pool: Pool, launcher: Launcher, proxy: KeyProxy) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._launcher = launcher
+        self._proxy = proxy
+
+    async def execute(self, run: Run, session: Session | None) -> None:
+        """Runs the plan on a process, in the session's tree where there is one, and leaves nothing of it alive.
+        Sets `run.result`. Raises Problem, CliError."""
+        run.state = "running"
+        begun = session is not None and await asyncio.to_thread(lambda: session.begun)
+        shape = _shape(run.plan, None if session is None else "begun" if begun else "new")
+        ready = await self._pool.take(shape, session.tree if session else None)
+        process = ready.process
+        run.work = process.tree.work
+        try:
+            before = await asyncio.to_thread(artifacts.survey, process.tree.work)
+            began = time.monotonic()
+            try:
+                result = await self._converse(run, ready)
+            finally:
+                await unbroken(self._leave(run, process, before, gently=session is not None))
+        finally:
+            disposing = self._launcher.dispose_soon(ready)
+            if session is not None and disposing is not None:
+                await unbroken(disposing)  # the next turn may begin when this one is over
+        if session is not None and not session.tree.root.exists():
+            run.session = None  # what it has left there was too much to keep
+        run.result = RunResult(
+            id=run.id,
+            result="" if outcome.is_cut_off(result, run.account) else result.result or "",
+            structured=result.structured_output,
+            model=run.model,
+            session=run.session,
+            usage=outcome.usage(run.account.total),
+            cost_usd=run.cost_usd,
+            duration_ms=round((time.monotonic() - began) * 1000),
+            num_turns=result.num_turns,
+            stop_reason=outcome.stop_reason(result, run.account),
+            permission_denials=outcome.denials(result),
+            artifacts=run.artifacts,
+            isolation=run.isolation,
+        )
+
+    async def _converse(self, run: Run, ready: Ready) -> Result:
+        """Sends the plan and translates what comes back. The result message. Raises Problem, CliError."""
+        plan, process = run.plan, ready.process
+        grant = Grant(
+            functools.partial(permits, plan.models),
+            plan.max_turns * _REQUESTS_PER_TURN,
+            run.account,
+            frozenset({"web_search"} if "WebSearch" in plan.tools else ()),
+        )
+        self._proxy.grant(ready.token, grant)
+        translator = Translator(run)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        end = begun + plan.total_s
+        phase = "first_output"
+        result: Result | None = None
+        try:
+            async with asyncio.timeout_at(min(end, begun + self._settings.first_output_s)) as timer:
+                await process.begin(plan.model, plan.system, plan.output_schema, plan.content)
+                async for message in process.messages():
+                    if isinstance(message, Started):
+                        _check_schema(plan, message)
+                    if translator.take(message):
+                        phase = "idle"
+                    if isinstance(message, Result):
+                        result = message
+                        break
+                    if phase == "idle":
+                        idle = loop.time() + self._settings.idle_s
+                        timer.reschedule(end if translator.open_tools else min(end, idle))
+        except TimeoutError as error:
+            phase = "total" if loop.time() >= end - 0.001 else phase
+            raise Problem(504, "timeout", f"deadline: {phase}", extra={"deadline": phase}) from error
+        except Disobeyed as error:
+            raise outcome.disobeyed(plan.model, error, grant) from error
+        if result is None:
+            raise _early_end(process)
+        run.cli_cost_usd = result.used.costUSD
+        if problem := outcome.failure(result, grant):
+            raise problem
+        return result
+
+    async def _leave(self, run: Run, process: CliProcess, before: artifacts.Seen, *, gently: bool) -> None:
+        """What the run owes at its end: its cost, and its files."""
+        await self._wind_down(run, process, gently=gently)
+        if not await run.account.settled(_LAST_ANSWER_S):
+            _log.warning("run %s: a request to the API is still under way and is not booked", run.id)
+        await self._collect(run, process, before)
+
+    async def _wind_down(self, run: Run, process: CliProcess, *, gently: bool) -> None:
+        """Ends the process and all it started: at once after a result (a session's CLI writes its transcript
+        first), else by an interrupt, which also yields the cost so far; where that is not heard, by SIGTERM."""
+        if not process.finished and process.returncode is None:
+            process.interrupt()
+            with contextlib.suppress(TimeoutError, CliError):
+                async with asyncio.timeout(INTERRUPT_S):
+                    async for message in process.messages():
+                        if isinstance(message, Result):
+                            run.cli_cost_usd = message.used.costUSD
+                            break
+            if not process.finished:
+                await process.terminated(TERM_S)
+        if gently:
+            process.close_input()
+            await process.exited(TERM_S)
+        try:
+            await process.end()
+        except StillAlive as error:
+            raise CliError(f"the run does not end: {error}") from error
+
+    async def _collect(self, run: Run, process: CliProcess, before: artifacts.Seen) -> None:
+        bounds = artifacts.Bounds(self._settings.artifact_max_bytes, self._settings.artifact_max_count)
+        found, left_out = await asyncio.to_thread(artifacts.collect, process.tree.work, before, run.files, bounds)
+        run.artifacts = found
+        for artifact in found:
+            run.events.append("artifact", artifact.model_dump(mode="json"))
+        if left_out:
+            _log.warning("run %s: %d artifacts over the bounds were left out", run.id, left_out)
+
+
+def _shape(plan: Plan, session: Literal["begun", "new"] | None) -> Shape:
+    return Shape(tools=plan.tools, max_turns=plan.max_turns, max_budget_usd=plan.max_budget_usd, session=session)
+
+
+def _check_schema(plan: Plan, message: Started) -> None:
+    """The CLI passes over a schema that it does not understand. Raises Problem 422."""
+    if plan.output_schema is not None and "StructuredOutput" not in message.tools:
+        raise Problem(422, "invalid", "output_schema is not a JSON Schema that the Claude CLI accepts")
+
+
+def _early_end(process: CliProcess) -> CliError:
+    kinds = [line for line in process.stderr.splitlines() if line.strip()]
+    return CliError(f"no result (exit code {process.returncode}, {len(kinds)} lines on stderr)")
