@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -357,3 +358,27 @@ def test_every_resource_says_its_namespace() -> None:
         for document in filter(None, yaml.safe_load_all(path.read_text())):
             if document["kind"] not in ("Namespace", "KongClusterPlugin"):
                 assert document["metadata"].get("namespace") in ("kong-claude", "kong"), (path, document["metadata"])
+
+
+def interpolated(value: str, **variables: str) -> str:
+    """As docker compose does it for `${NAME:-default}`."""
+    return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: variables.get(found[1], found[2]), value)
+
+
+@pytest.mark.parametrize("variables", [{}, {"KONG_CLAUDE_NETWORK": "10.9.8"}])
+def test_nobodys_forwarded_headers_are_believed_but_the_edges(variables: dict[str, str]) -> None:
+    """Not a whole network's: a container that is taken over, or the machine's own users, would be anybody's address."""
+    (subnet,) = COMPOSE["networks"]["edge"]["ipam"]["config"]
+    network = ipaddress.ip_network(interpolated(subnet["subnet"], **variables))
+    address = {
+        name: ipaddress.ip_address(interpolated(SERVICES[name]["networks"]["edge"]["ipv4_address"], **variables))
+        for name in ("kong", "edge", "oauth2-proxy")
+    }
+    assert len(set(address.values())) == 3
+    assert all(found in network for found in address.values())
+    gateway = network.network_address + 1
+    assert gateway not in address.values()
+    trusted = interpolated(SERVICES["kong"]["environment"]["KONG_TRUSTED_IPS"], **variables).split(",")
+    assert {ipaddress.ip_address(found) for found in trusted} == {address["edge"], address["oauth2-proxy"]}
+    command = [interpolated(word, **variables) for word in SERVICES["oauth2-proxy"]["command"]]
+    assert ipaddress.ip_address(command[command.index("--trusted-proxy-ip") + 1]) == gateway
