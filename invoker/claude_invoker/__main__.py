@@ -5,17 +5,26 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
+import socket
 import sys
+from contextlib import AsyncExitStack
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
+from redis.exceptions import RedisError
 
 from claude_invoker import __version__
-from claude_invoker.settings import Settings
+from claude_invoker.settings import Settings, unknown
+
+
+class CannotStart(Exception):
+    """What keeps the invoker from starting, in one sentence for whoever starts it."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serves until SIGTERM or SIGINT. 2 for settings that cannot work."""
+    """Serves until SIGTERM or SIGINT. 2 for settings that cannot work, and where it cannot start."""
     parser = argparse.ArgumentParser(
         prog="claude-invoker",
         description="Runs the Claude CLI for requests that the gateway has attested. Settings are INVOKER_* variables, "
@@ -35,17 +44,28 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         settings = Settings()
+        for warning in warnings(settings, unknown(os.environ)):
+            print(f"claude-invoker: {warning}", file=sys.stderr)
         if command == "worker":
             return _work(settings)
         return _serve(settings)
     except ValidationError as error:
         for item in error.errors(include_input=False, include_url=False):
             name = "_".join(map(str, item["loc"])).upper()
-            print(f"claude-invoker: {f'INVOKER_{name}: ' if name else ''}{item['msg']}", file=sys.stderr)
+            said = item["msg"].removeprefix("Value error, ")
+            print(f"claude-invoker: {f'INVOKER_{name}: ' if name else ''}{said}", file=sys.stderr)
         return 2
-    except (OSError, ValueError) as error:
+    except (CannotStart, OSError, ValueError) as error:
         print(f"claude-invoker: {error}", file=sys.stderr)
         return 2
+
+
+def warnings(settings: Settings, unknown: list[str]) -> list[str]:
+    """What lets the invoker start and is hardly meant, a sentence each."""
+    found = [f"{name} is not a setting of this version and has no effect" for name in unknown]
+    if settings.anthropic_api_key is None:
+        found.append("INVOKER_ANTHROPIC_API_KEY is not set: the Messages API will refuse every run")
+    return found
 
 
 def _work(settings: Settings) -> int:
@@ -53,7 +73,10 @@ def _work(settings: Settings) -> int:
 
     if not settings.redis_url:
         raise ValueError("INVOKER_REDIS_URL is not set: jobs wait in Redis")
-    asyncio.run(serve(settings))
+    try:
+        asyncio.run(serve(settings))
+    except RedisError as error:
+        raise CannotStart(_said(error)) from error
     return 0
 
 
@@ -67,16 +90,58 @@ def _serve(settings: Settings) -> int:
             f"by http://{settings.host}:{settings.port}",
             file=sys.stderr,
         )
-    uvicorn.run(
+    # lifespan: _answer has it, since uvicorn would print the traceback of a start that fails.
+    config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         server_header=False,
+        lifespan="off",
         timeout_graceful_shutdown=settings.stop_grace_s,
     )
+    with _bound(settings.host, settings.port) as listener:
+        try:
+            with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+                runner.run(_answer(uvicorn.Server(config), app, listener))
+        except KeyboardInterrupt:
+            pass
     return 0
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket of that address, which does not listen yet. Taken before anything is started, since a start takes
+    seconds. Raises CannotStart."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        problem = f"INVOKER_HOST={host}, INVOKER_PORT={port}: {error.strerror}"
+        raise CannotStart(f"{problem}; end what listens there, or choose others") from error
+    return listener
+
+
+async def _answer(server: uvicorn.Server, app: FastAPI, listener: socket.socket) -> None:
+    """Starts what the application needs, then listens until a signal. Raises CannotStart."""
+    with server.capture_signals():  # also while starting: what has been started is then ended in order
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(app.router.lifespan_context(app))
+            except (OSError, ValueError, RuntimeError, RedisError) as error:
+                raise CannotStart(_said(error)) from error
+            if not server.should_exit:
+                address, port = listener.getsockname()[:2]
+                logging.getLogger("uvicorn.error").info("listening on %s port %d", address, port)
+                await server.serve([listener])
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, RedisError):
+        return f"Redis cannot be used ({error}): correct INVOKER_REDIS_URL, or start it"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror} (INVOKER_STATE_DIR is where runs are kept)"
+    return str(error)
 
 
 if __name__ == "__main__":

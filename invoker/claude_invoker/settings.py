@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
+import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,7 +94,7 @@ class Settings(BaseSettings):
     tools_allowed: Names = ("Read", "Write", "Edit", "Glob", "Grep", "Bash", "WebFetch", "WebSearch")
     max_turns: int = Field(default=25, ge=1)
     max_budget_usd: float = Field(default=5.0, gt=0)
-    prices: dict[str, OwnPrice] = {}
+    prices: Annotated[dict[str, OwnPrice], NoDecode] = {}
     """Prices of models that the public list lacks, or has otherwise: US dollars for a million tokens, such as
     `{"claude-x": {"input": 3, "output": 15}}`."""
     unknown_price: Literal["refuse", "dearest"] = "refuse"
@@ -123,7 +126,7 @@ class Settings(BaseSettings):
     artifact_max_count: int = Field(default=200, ge=0)
     retention_s: float = Field(default=3600.0, ge=0)
     """How long a run's answer, events and artifacts are kept."""
-    tier_retention_s: dict[str, float] = {}
+    tier_retention_s: Annotated[dict[str, float], NoDecode] = {}
     """The same for callers of a tier, e.g. `{"pro": 86400}`."""
     session_ttl_s: float = Field(default=24 * 3600.0, gt=0)
 
@@ -156,6 +159,15 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
+    @field_validator("prices", "tier_retention_s", mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        """Here and not by the settings' source, whose error would name neither variable nor mistake."""
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except json.JSONDecodeError as error:
+            raise ValueError(f"is not JSON: {error}") from error
+
     @model_validator(mode="after")
     def _open_trust_is_local(self) -> Settings:
         if self.trust == "open" and not is_loopback(self.host):
@@ -172,6 +184,20 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, _SecretFiles(settings_cls)
+
+
+SERVICE_LINK = re.compile(r"INVOKER_(SERVICE_.+|PORT_\d+_.+)")
+"""Kubernetes puts these into pods beside a Service with the name `invoker`."""
+
+
+def unknown(variables: Iterable[str]) -> list[str]:
+    """Those that begin like a setting and are none: a slip of the pen, or a setting that is gone."""
+    known = {f"INVOKER_{name.upper()}" for name in Settings.model_fields}
+    return sorted(
+        name
+        for name in variables
+        if name.startswith("INVOKER_") and name.removesuffix("_FILE") not in known and not SERVICE_LINK.fullmatch(name)
+    )
 
 
 def is_loopback(host: str) -> bool:
