@@ -7,9 +7,9 @@ import os
 import signal
 import time
 
-from kong_claude_local.state import forget, process_start, recall
+from kong_claude_local.state import forget, place, process_start, recall
 
-HELP = "stop the local stack"
+HELP = "stop the local stack of this directory, or of $KONG_CLAUDE_HOME; exit code 0 also where none runs"
 PATIENCE = 20.0  # seconds for an orderly stop before SIGKILL
 
 
@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
     del options
     running = recall()
     if running is None:
-        print("no stack is running here")
+        print(f"no stack of {place()} is running; KONG_CLAUDE_HOME names another")
         return 0
     os.kill(running.pid, signal.SIGTERM)
     deadline = time.monotonic() + PATIENCE

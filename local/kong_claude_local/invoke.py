@@ -13,7 +13,7 @@ from http.client import HTTPResponse
 from typing import Any
 
 from kong_claude.problem import Problem
-from kong_claude_local.state import recall
+from kong_claude_local.state import place, recall
 from kong_claude_local.token import make
 
 HELP = "send one prompt through the gateway and print the answer"
@@ -36,7 +36,9 @@ def run(options: argparse.Namespace) -> int:
     running = recall()
     base = options.url or (running.proxy if running else None)
     if base is None:
-        raise Problem("no stack is running here; start one with: kong-claude up --detach, or name one with --url")
+        raise Problem(
+            f"no stack of {place()} is running; start one with: kong-claude up --detach, or name one with --url"
+        )
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     body = {"prompt": prompt, "system": options.system, "model": options.model}
     headers = {

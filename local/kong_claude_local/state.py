@@ -27,9 +27,14 @@ class Running:
     log: str | None
 
 
+def place() -> Path:
+    """Where the state directory is, or would be."""
+    return Path(os.environ.get("KONG_CLAUDE_HOME") or ".kong-claude").resolve()
+
+
 def home() -> Path:
     """The state directory, made with mode 0700."""
-    path = Path(os.environ.get("KONG_CLAUDE_HOME") or ".kong-claude").resolve()
+    path = place()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -77,13 +82,13 @@ def remember(running: Running) -> None:
 
 
 def forget() -> None:
-    (home() / "stack.json").unlink(missing_ok=True)
+    (place() / "stack.json").unlink(missing_ok=True)
 
 
 def recall() -> Running | None:
     """The stack of this directory if its supervisor still runs."""
     try:
-        running = Running(**json.loads((home() / "stack.json").read_text()))
+        running = Running(**json.loads((place() / "stack.json").read_text()))
     except (OSError, ValueError, TypeError):
         return None
     return running if process_start(running.pid) == running.started else None

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 
 from kong_claude.ask import answers
-from kong_claude_local.state import recall
+from kong_claude_local.state import place, recall
 
 HELP = "show whether the local stack runs and where it listens (exit code 1 if not)"
 
@@ -19,7 +19,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     running = recall()
     if running is None:
-        print(json.dumps({"running": False}) if options.json else "not running; start it with: kong-claude up")
+        print(
+            json.dumps({"running": False})
+            if options.json
+            else f"no stack of {place()} is running; start it with: kong-claude up"
+        )
         return 1
     parts = {
         "gateway": answers(running.admin, "/status"),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import secrets
+import sys
 import time
 from typing import Any
 
 import jwt
 
 from kong_claude.problem import Problem
-from kong_claude_local.state import secret
+from kong_claude_local.state import place, secret
 
 HELP = "print a development JWT (nothing else) on stdout"
 ISSUER = "kong-claude-dev"
@@ -43,7 +45,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     roles = [] if options.no_role else options.role or ["claude:invoke"]
-    print(make(options.sub, options.tier, roles, seconds(options.ttl), claims(options.claim)))
+    made_now = not (os.environ.get("CLAUDE_JWT_SECRET") or (place() / "jwt-secret").exists())
+    token = make(options.sub, options.tier, roles, seconds(options.ttl), claims(options.claim))
+    if made_now:
+        print(
+            f"signed with a new secret, {place() / 'jwt-secret'}: a stack of another directory refuses it",
+            file=sys.stderr,
+        )
+    print(token)
     return 0
 
 

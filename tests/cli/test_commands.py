@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from importlib.metadata import version
 from pathlib import Path
 
 import jwt
@@ -23,6 +24,11 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_token_prints_one_jwt_and_nothing_else(capsys: pytest.CaptureFixture[str], own_home: Path) -> None:
     options = ["--sub", "alice", "--tier", "pro", "--role", "admin", "--claim", "team=core", "--claim", "n=[1]"]
     assert main(["token", *options, "--ttl", "15m"]) == 0
+    # The first one makes the secret, and says so: the stack may be another directory's.
+    assert capsys.readouterr().err.startswith(
+        f"signed with a new secret, {own_home / 'jwt-secret'}: a stack of another"
+    )
+    assert main(["token", *options, "--ttl", "15m"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     assert printed.out.count("\n") == 1
@@ -38,6 +44,22 @@ def test_token_prints_one_jwt_and_nothing_else(capsys: pytest.CaptureFixture[str
         [1],
     )
     assert found["exp"] - found["iat"] == 900
+
+
+@pytest.mark.parametrize(("command", "code"), [("status", 1), ("down", 0)])
+def test_where_nothing_runs_that_is_said_and_nothing_made(
+    command: str, code: int, own_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command]) == code
+    assert f"no stack of {own_home} is running" in capsys.readouterr().out
+    assert not own_home.exists()
+
+
+def test_versions_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"kong-claude {version('kong-claude')}\n"
 
 
 def test_secrets_are_made_once_and_for_the_owner_only(own_home: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol
 
+from kong_claude import __version__
 from kong_claude.problem import Problem
 
 GROUP = "kong_claude.commands"
@@ -34,7 +35,10 @@ def installed() -> dict[str, EntryPoint]:
 def main(argv: list[str] | None = None) -> int:
     """Exit codes: 0 done, 1 the command found a problem, 2 bad input or a missing part."""
     arguments = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="kong-claude", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="kong-claude", description="The tools around the plugins, and the local stack where it is installed."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     known = installed()
     # Only the named command is imported: `token` should not wait for what `report` needs.
