@@ -111,7 +111,7 @@ def invoker(layout: Layout) -> Part:
         "INVOKER_HOST": layout.address,
         "INVOKER_PORT": str(layout.invoker_port),
         "INVOKER_REDIS_URL": layout.redis,
-        "INVOKER_STATE_DIR": str(layout.run / "runs"),
+        "INVOKER_STATE_DIR": str(layout.state / "runs"),  # stays, as what Redis knows of it does
         "INVOKER_ATTESTATION_KEY": layout.attestation_key,
         "INVOKER_WEBHOOK_SECRET": layout.secrets["webhook-secret"],
         "INVOKER_WORKER": "embedded",

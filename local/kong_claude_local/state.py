@@ -25,6 +25,7 @@ class Running:
     redis: str
     standin: str | None
     log: str | None
+    run: str = ""  # directory of its sockets
 
 
 def place() -> Path:
@@ -87,8 +88,18 @@ def forget() -> None:
 
 def recall() -> Running | None:
     """The stack of this directory if its supervisor still runs."""
+    running = _last()
+    return running if running and process_start(running.pid) == running.started else None
+
+
+def left_over() -> Path | None:
+    """The directory of sockets of a stack that was killed here, if one was."""
+    last = _last()
+    return Path(last.run) if last and last.run and process_start(last.pid) != last.started else None
+
+
+def _last() -> Running | None:
     try:
-        running = Running(**json.loads((place() / "stack.json").read_text()))
+        return Running(**json.loads((place() / "stack.json").read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return running if process_start(running.pid) == running.started else None

@@ -20,7 +20,7 @@ from kong_claude import PLUGINS
 from kong_claude.ask import get
 from kong_claude.problem import Problem
 from kong_claude_local import real_kong, stack
-from kong_claude_local.state import Running, forget, home, process_start, recall, remember, secret
+from kong_claude_local.state import Running, forget, home, left_over, process_start, recall, remember, secret
 from kong_claude_local.supervise import PartFailed, Supervisor
 
 HELP = "start the local stack (foreground; Ctrl-C stops everything)"
@@ -113,6 +113,8 @@ def check(layout: stack.Layout) -> None:
         raise Problem(
             f"a stack is already running here (pid {running.pid}, {running.proxy}); stop it: kong-claude down"
         )
+    if killed := left_over():
+        shutil.rmtree(killed, ignore_errors=True)
     ports = [("127.0.0.1", layout.port, "--port N takes another")]
     ports += [(layout.address, layout.invoker_port, ""), (layout.address, layout.metrics_port, "")]
     if layout.standin_url:
@@ -213,6 +215,7 @@ def running_from(layout: stack.Layout) -> Running:
         redis=layout.redis if layout.redis_url is None else "REDIS_URL",  # a foreign URL may hold a password
         standin=layout.standin_url,
         log=str(layout.state / "stack.log"),
+        run=str(layout.run),
     )
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from claude_invoker.isolation.strength import Strength
-from tests.e2e.conftest import COMMAND, ROOT, free_port, own_environment, up
+from tests.e2e.conftest import COMMAND, ROOT, Gateway, free_port, own_environment, up
 
 pytestmark = [pytest.mark.xdist_group("up"), pytest.mark.timeout(240)]
 
@@ -47,11 +49,12 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def home() -> Iterator[Path]:
     # Unix sockets live below TMPDIR, and their paths end at 108 bytes.
     short = Path("/tmp") / f"kc-{os.getpid()}-{time.monotonic_ns() % 10**9}"
     short.mkdir()
-    return short
+    yield short
+    shutil.rmtree(short, ignore_errors=True)
 
 
 def press_ctrl_c(process: subprocess.Popen[str]) -> int:
@@ -126,6 +129,41 @@ def test_up_status_down(home: Path) -> None:
     assert subprocess.run([COMMAND, "down"], env=env, timeout=60).returncode == 0
     assert_nothing_left(home)
     assert subprocess.run([COMMAND, "status"], env=env, capture_output=True, timeout=30).returncode == 1
+
+
+@pytest.mark.slow  # two starts
+def test_after_a_kill_the_next_start_goes_on_and_leaves_one_run_directory(home: Path) -> None:
+    port = free_port()
+
+    def started() -> Gateway:
+        done = subprocess.run(
+            [COMMAND, "up", "--detach", "--port", str(port), "--config", str(ROOT / "kong.yml")],
+            env=environment(home),
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        running = json.loads((home / "stack.json").read_text())
+        return Gateway(running["proxy"], running["invoker"], home, running["pid"])
+
+    first = started()
+    with first.client("alice", "--tier", "pro") as api:
+        session = api.post("/claude/invoke", json={"prompt": "hi", "session": "new"}).json()["session"]
+    assert session
+    os.kill(first.pid, signal.SIGKILL)
+    assert_nothing_left(home)
+    assert len(list(home.glob("kong-claude-*"))) == 1, "a killed supervisor removes nothing"
+    second = started()
+    try:
+        assert len(list(home.glob("kong-claude-*"))) == 1
+        with second.client("alice", "--tier", "pro") as api:
+            answer = api.post("/claude/invoke", json={"prompt": "again", "session": session})
+        assert (answer.status_code, answer.json().get("session")) == (200, session), answer.text
+    finally:
+        subprocess.run([COMMAND, "down"], env=environment(home), check=True, timeout=60)
+    assert list(home.glob("kong-claude-*")) == []
 
 
 @pytest.mark.parametrize(
