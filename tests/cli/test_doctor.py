@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -571,6 +572,42 @@ def test_exit_codes_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "plugin claude-gateway on route invoke",
         "plugin claude-gateway on route jobs",
     }
+
+
+def test_routes_that_nothing_protects_are_said_to_be_not_examined(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = copy.deepcopy(SOUND)
+    config["services"].append({"url": "http://other:80", "routes": [{"name": "shop", "paths": ["/shop"]}]})
+    path = tmp_path / "kong.yml"
+    path.write_text(yaml.safe_dump(config))
+    env = tmp_path / "env"
+    env.write_text("")
+    assert main(["doctor", str(path), "--env-file", str(env)]) in (0, 1)
+    assert "not examined, for no plugin of this suite protects their services: shop\n" in capsys.readouterr().err
+    path.write_text(yaml.safe_dump(SOUND))
+    main(["doctor", str(path), "--env-file", str(env)])
+    assert "not examined" not in capsys.readouterr().err
+
+
+def test_the_block_for_a_kong_in_the_readme_has_no_opening(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "README.md").read_text()
+    settings = next(b for b in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "KONG_PLUGINS=" in b)
+    routes = yaml.safe_load(next(b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "reports" in b))
+    env, path = tmp_path / "env", tmp_path / "kong.yml"
+    env.write_text("".join(f"{line.partition('     #')[0]}\n" for line in settings.splitlines()))
+
+    def examined() -> tuple[int, str]:
+        service = {"name": "s", "url": "http://reports:80", **routes}
+        path.write_text(yaml.safe_dump({"_format_version": "3.0", "services": [service]}))
+        code = main(["doctor", str(path), "--env-file", str(env)])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    assert examined() == (0, "1 routes, 0 openings\n")
+    routes["routes"][0]["plugins"].pop()
+    code, said = examined()
+    assert code == 1 and "no-guard: route reports" in said
 
 
 @pytest.mark.parametrize(

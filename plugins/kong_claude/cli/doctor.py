@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from kong_claude.doctor import probe, rules, view
+    from kong_claude.doctor import probe, reach, rules, view
 
     # KONG_CLAUDE_* are settings of this command, not of Kong.
     own = {name: value for name, value in os.environ.items() if not name.startswith("KONG_CLAUDE_")}
@@ -44,11 +44,18 @@ def run(options: argparse.Namespace) -> int:
     openings += probe.configurations(seen, options.plugins_directory or PLUGINS)
     if options.invoker_url:
         openings += probe.invoker(options.invoker_url)
+    elsewhere = [route.name for route in reach.elsewhere(seen)]
     if options.json:
-        print(json.dumps({"openings": [asdict(opening) for opening in openings], "routes": len(seen.routes)}))
+        found = {"openings": [asdict(opening) for opening in openings], "routes": len(seen.routes)}
+        print(json.dumps(found | {"not_examined": elsewhere}))
     else:
         for opening in openings:
             print(f"{opening.rule}: {opening.where}: {opening.problem}\n    {opening.fix}")
+        if elsewhere:
+            print(
+                f"not examined, for no plugin of this suite protects their services: {', '.join(elsewhere)}",
+                file=sys.stderr,
+            )
         print(f"{len(seen.routes)} routes, {len(openings)} openings", file=sys.stderr)
     return 1 if openings else 0
 

@@ -27,6 +27,14 @@ def protected(view: View) -> list[RouteView]:
     return [r for r in view.routes if hosts & set(hosts_of(view, r))]
 
 
+def elsewhere(view: View) -> list[RouteView]:
+    """Routes on which nothing of the suite runs, to services that it protects nowhere: whether they are meant to be
+    open the doctor cannot know."""
+    known = protected(view)
+    ours = (*AUTHENTICATING, "claude-rate-tiers", "claude-prompt-context")
+    return [r for r in view.routes if not any(r is other for other in known) and not r.active(*ours)]
+
+
 def hosts_of(view: View, route: RouteView) -> tuple[str, ...]:
     """`host:port` of a route's service, and of the targets where the host is an upstream's name."""
     host = host_of(route.service)

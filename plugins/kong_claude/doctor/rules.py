@@ -21,6 +21,7 @@ EVENT_TIMEOUT = 25.0  # seconds, the plugin server's default
 MIN_BODY_BUFFER = 64 << 10  # bytes
 WEAK = re.compile(r"change.?me|secret|password|example|test|dev|1234", re.IGNORECASE)
 SECRET_FIELDS = re.compile(r"(^|_)(secret|private_key|password|redis_url|revocation_redis_url)$")
+BODY_READERS = ("claude-gateway", "claude-rate-tiers", "claude-prompt-context")
 EARLY = ("certificate", "rewrite", "access")  # phases up to the guard's
 # Plugins that change the body after claude-prompt-context (769) or claude-gateway (1440) have hashed it.
 BODY_CHANGERS = ("request-transformer", "request-transformer-advanced", "ai-request-transformer", "ai-proxy")
@@ -161,7 +162,7 @@ def kong_settings(view: View) -> Iterator[Opening]:
                     "--event-timeout below half of KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT",
                 )
     size = env.get("KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE") or env.get("KONG_CLIENT_BODY_BUFFER_SIZE") or "8k"
-    if (size_in_bytes(size) or 0) < MIN_BODY_BUFFER:
+    if (size_in_bytes(size) or 0) < MIN_BODY_BUFFER and any(p.get("name") in BODY_READERS for p in view.plugins):
         yield Opening(
             "small-body-buffer",
             "KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE",
