@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from claude_invoker.model import InvokeRequest
 from tests.e2e.conftest import COMMAND, ROOT, Gateway, own_environment
 
 pytestmark = pytest.mark.xdist_group("e2e")
@@ -57,3 +59,36 @@ def test_the_local_stacks_admin_api_as_the_document_asks_it(gateway: Gateway, tm
     assert done.returncode == 0, done.stdout + done.stderr
     assert "9 routes, 0 openings" in done.stderr
     assert "{vault://env/claude-attestation-key}" in done.stdout
+
+
+def test_what_a_consumer_is_told_works_as_it_stands(gateway: Gateway, tmp_path: Path) -> None:
+    text = (ROOT / "docs/api.md").read_text()
+    setting, calls = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for ours, theirs in (("http://127.0.0.1:8000", gateway.url), (".venv/bin/kong-claude", COMMAND)):
+        assert ours in setting
+        setting = setting.replace(ours, theirs)
+    (tmp_path / "program.py").write_text(program)
+    script = f"{setting}{calls}export GATEWAY TOKEN\n{sys.executable} program.py\n"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env=own_environment(gateway.home),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    second, _, rest = done.stdout.partition("}hello")
+    assert "and again" in second and '"session":"' in second
+    assert rest.startswith("202\n"), rest
+    assert rest.count("canned answer") == 2, rest
+    events = (tmp_path / "events").read_text()
+    assert "event: error" in events and "run.finished" not in events
+
+
+def test_the_consumers_document_has_every_field_and_no_other() -> None:
+    table = (ROOT / "docs/api.md").read_text().partition("| field |")[2].partition("\n\n")[0]
+    named = {name for row in table.splitlines() for name in re.findall(r"`([a-z_]+)`", row.split(" | ")[0])}
+    assert named == {*InvokeRequest.model_fields, "callback_url"}
