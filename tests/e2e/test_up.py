@@ -225,3 +225,22 @@ def test_a_full_disk_is_one_line(
     monkeypatch.setattr(module, "MIN_FREE", 1 << 60)
     assert main(["up", "--port", str(free_port()), "--config", str(ROOT / "kong.yml")]) == 2
     assert "make room" in capsys.readouterr().err
+
+
+def test_what_a_plugin_refuses_is_said_once_beside_the_address(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kong_claude import PLUGINS
+    from kong_claude_local import stack
+    from kong_claude_local import up as module
+
+    monkeypatch.setenv("KONG_CLAUDE_HOME", str(home))
+    config = home / "kong.yml"
+
+    def said(text: str) -> list[str]:
+        config.write_text(text)
+        layout = stack.Layout(config, PLUGINS, home, home, secrets=module.secrets_for(config))
+        return [line for line in module.banner(layout) if line.startswith("kong.yml: ")]
+
+    text = (ROOT / "kong.yml").read_text()
+    assert said(text) == []
+    (line,) = said(text.replace("default_tier: free", "default_tier: fre"))
+    assert "rate_tiers.default_tier must name one of the tiers: free, pro, team (such a route answers 500)" in line
