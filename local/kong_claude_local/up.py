@@ -18,7 +18,6 @@ from claude_contract.attestation import public_key_of
 from claude_contract.errors import ConfigError
 from kong_claude import PLUGINS
 from kong_claude.ask import get
-from kong_claude.doctor import probe, view
 from kong_claude.problem import Problem
 from kong_claude_local import real_kong, stack
 from kong_claude_local.state import Running, forget, home, left_over, process_start, recall, remember, secret
@@ -232,6 +231,8 @@ def boundary(layout: stack.Layout) -> str:
 
 def refused(layout: stack.Layout) -> list[str]:
     """What plugins refuse in their configuration, each once. Kong starts with it, and answers 500 where they stand."""
+    from kong_claude.doctor import probe, view  # needs what `check` has found to be installed
+
     seen = view.from_file(layout.config, stack.gateway(layout).environment)
     found: dict[tuple[str, str], str] = {}
     for opening in probe.configurations(seen, layout.plugins):

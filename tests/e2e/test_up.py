@@ -73,8 +73,10 @@ def press_ctrl_c(process: subprocess.Popen[str]) -> int:
 @pytest.mark.parametrize(
     ("number", "after"),
     [
-        *[(signal.SIGINT, after) for after in (0.05, 0.4, 1.0, 2.0, 3.5, 5.0, None)],
-        *[(signal.SIGKILL, after) for after in (2.0, None)],
+        *[(signal.SIGINT, after) for after in (0.05, 2.0, None)],
+        *[pytest.param(signal.SIGINT, after, marks=pytest.mark.slow) for after in (0.4, 1.0, 3.5, 5.0)],
+        pytest.param(signal.SIGKILL, 2.0, marks=pytest.mark.slow),
+        (signal.SIGKILL, None),
     ],
     ids=lambda value: value.name if isinstance(value, signal.Signals) else "ready" if value is None else f"{value}s",
 )

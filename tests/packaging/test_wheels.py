@@ -158,6 +158,7 @@ def test_the_plugins_alone(folder: Path, wheels: dict[str, Path]) -> None:
         assert environment.run("python", "-c", f"import {module}").returncode != 0
 
 
+@pytest.mark.slow
 def test_the_plugins_with_their_tools(folder: Path, wheels: dict[str, Path]) -> None:
     """The doctor from a wheel tries what it finds; nothing is silently left out."""
     environment = Environment(folder, wheels, "kong-claude[tools]")
@@ -171,6 +172,7 @@ def test_the_plugins_with_their_tools(folder: Path, wheels: dict[str, Path]) -> 
     assert "unchecked" not in done.stdout
 
 
+@pytest.mark.slow
 def test_the_invoker_alone(folder: Path, wheels: dict[str, Path]) -> None:
     environment = Environment(folder, wheels, "claude-invoker")
     assert "INVOKER_" in environment.run("claude-invoker", "--help").stdout
@@ -182,6 +184,7 @@ def test_the_invoker_alone(folder: Path, wheels: dict[str, Path]) -> None:
         )
 
 
+@pytest.mark.slow
 def test_minikong_alone(folder: Path, wheels: dict[str, Path]) -> None:
     environment = Environment(folder, wheels, "minikong", "pytest", "kong-pdk")
     assert "minikong" in environment.run("minikong", "--help").stdout
@@ -192,6 +195,7 @@ def test_minikong_alone(folder: Path, wheels: dict[str, Path]) -> None:
     assert environment.run("python", "-c", "import kong_claude").returncode != 0
 
 
+@pytest.mark.slow
 def test_the_local_tools_alone(folder: Path, wheels: dict[str, Path]) -> None:
     environment = Environment(folder, wheels, "kong-claude-local")
     assert environment.run("kong-claude", "token", "--sub", "alice").stdout.count(".") == 2
@@ -202,6 +206,7 @@ def test_the_local_tools_alone(folder: Path, wheels: dict[str, Path]) -> None:
     assert "--record" in environment.run("python", "-m", "kong_claude_local.standin", "--help").stdout
 
 
+@pytest.mark.slow
 def test_all_together_run_the_stack(folder: Path, wheels: dict[str, Path]) -> None:
     environment = Environment(folder, wheels, "kong-claude-local[stack]")
     for name in ("kong.yml",):
