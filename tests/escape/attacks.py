@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import sys
 import tempfile
 from typing import Any, Dict  # noqa: UP035 -- any Python
@@ -74,6 +75,24 @@ def lists_the_machine(at: Where) -> None:
 
 def reads_the_machines_network(at: Where) -> None:
     reads("/proc/net/unix")
+
+
+def lists_the_machines_mounts(at: Where) -> None:
+    asked = ctypes.create_string_buffer(struct.pack("=IIQQ", 24, 0, 2**64 - 1, 0))  # below this process's root
+    checked(LIBC.syscall(458, asked, ctypes.create_string_buffer(8 * 64), ctypes.c_long(64), ctypes.c_long(0)))
+
+
+def describes_the_machines_root(at: Where) -> None:
+    name = b"/usr"
+    kept = ctypes.create_string_buffer(256)
+    checked(LIBC.syscall(332 if X86 else 291, -100, name, 0, ctypes.c_long(0x4000), kept))  # statx: STATX_MNT_ID_UNIQUE
+    mount = struct.unpack_from("=Q", kept, 0x90)[0]
+    asked = ctypes.create_string_buffer(struct.pack("=IIQQ", 24, 0, mount, 1))
+    checked(LIBC.syscall(457, asked, ctypes.create_string_buffer(4096), ctypes.c_long(4096), ctypes.c_long(0)))
+
+
+def opens_a_mount_by_another_call(at: Where) -> None:
+    os.close(checked(LIBC.syscall(467, -100, b"/usr", 0, None, ctypes.c_long(0))))
 
 
 # Its own CLI

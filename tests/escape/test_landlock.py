@@ -29,6 +29,9 @@ OPTIONAL = {
     "compares_itself_with_the_cli": ("not implemented",),
     "traces_the_cli": ("not permitted",),
     "names_a_file_by_handle": ("not supported",),
+    "lists_the_machines_mounts": ("not implemented",),
+    "describes_the_machines_root": ("not implemented",),
+    "opens_a_mount_by_another_call": ("not implemented",),
 }
 
 

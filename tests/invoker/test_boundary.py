@@ -224,6 +224,9 @@ def test_the_lists_make_a_filter_for_each_architecture(architecture: str, monkey
             self.remove_arch(seccomp.Arch.NATIVE)
 
     monkeypatch.setattr(seccomp.SyscallFilter, "__init__", elsewhere)
+    if seccomp.system_arch() != getattr(seccomp.Arch, architecture):
+        # It translates numbers by the names it knows; on the machine itself they are taken as they are.
+        monkeypatch.setattr(filters, "REFUSED_NUMBERS", ())
     for program in (filters.of_cli(), filters.of_shells()):
         assert len(program) % 8 == 0 and len(program) > 20 * 8
         assert (program in made) == (seccomp.system_arch() == getattr(seccomp.Arch, architecture))
