@@ -209,6 +209,36 @@ def open_sibling_by_an_upstream(c: dict[str, Any], e: dict[str, str]) -> None:
     c["services"].append({"name": "other", "host": "pool", "routes": [{"name": "back", "paths": ["/back"]}]})
 
 
+def open_sibling_by_a_target_without_a_port(c: dict[str, Any], e: dict[str, str]) -> None:
+    """Kong adds 8000."""
+    c["services"][0]["url"] = "http://invoker:8000"
+    c["upstreams"] = [{"name": "pool", "targets": [{"target": "Invoker"}]}]
+    c["services"].append({"name": "other", "host": "pool", "routes": [{"name": "back", "paths": ["/back"]}]})
+
+
+def stream_past_the_services_plugins(c: dict[str, Any], e: dict[str, str]) -> None:
+    """What is on the service runs for its HTTP routes only."""
+    once_for_the_service(c, e)
+    routes(c).append({"name": "raw", "protocols": ["tcp"], "destinations": [{"port": 9000}]})
+
+
+def stream_with_plugins_that_say_they_run(c: dict[str, Any], e: dict[str, str]) -> None:
+    stream_past_the_services_plugins(c, e)
+    for entity in c["services"][0]["plugins"]:
+        entity["protocols"] = ["http", "https", "tcp"]
+
+
+def no_guard_where_a_function_answers(c: dict[str, Any], e: dict[str, str]) -> None:
+    """A route without a service: `aws-lambda` is its upstream."""
+    answer = {"name": "aws-lambda", "config": {"function_name": "reports"}}
+    c["routes"] = [{"name": "reports", "paths": ["/reports"], "plugins": [copy.deepcopy(plugin(c)), answer]}]
+
+
+def a_function_that_answers_before_the_guard(c: dict[str, Any], e: dict[str, str]) -> None:
+    no_guard_where_a_function_answers(c, e)
+    c["routes"][0]["plugins"].append(copy.deepcopy(routes(c)[0]["plugins"][1]))
+
+
 def open_sibling_in_capitals(c: dict[str, Any], e: dict[str, str]) -> None:
     c["services"].append({"name": "other", "url": "http://INVOKER:8100/", "routes": [{"name": "b", "paths": ["/b"]}]})
 
@@ -376,6 +406,11 @@ MISTAKES: list[tuple[str, Callable[[dict[str, Any], dict[str, str]], None]]] = [
     ("no-authentication", gateway_that_asks_nobody),
     ("no-guard", guard_displaced_by_a_more_specific_function),
     ("no-authentication", open_sibling_by_an_upstream),
+    ("no-authentication", open_sibling_by_a_target_without_a_port),
+    ("protocols", stream_past_the_services_plugins),
+    ("protocols", stream_with_plugins_that_say_they_run),
+    ("no-guard", no_guard_where_a_function_answers),
+    ("answers-before-guard", a_function_that_answers_before_the_guard),
     ("no-authentication", open_sibling_in_capitals),
     ("no-authentication", public_by_tag_without_any_plugin),
     ("no-guard", public_by_tag_without_a_guard),

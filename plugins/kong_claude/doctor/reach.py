@@ -17,14 +17,16 @@ def authenticates(plugin: Entity) -> bool:
 
 
 def protected(view: View) -> list[RouteView]:
-    """Routes to a service that any enforcing plugin protects: one unguarded sibling is enough for a break-in."""
+    """Routes to a service that any enforcing plugin protects: one unguarded sibling is enough for a break-in. And those
+    without a service, which a plugin of Kong's answers (`aws-lambda`, `ai-proxy`), where they have one themselves."""
 
     def meant(plugin: Entity) -> bool:
         """Also where it is switched off on a route or service; a global one that is off may only carry YAML anchors."""
         return plugin.get("enabled", True) or plugin.get("route") is not None or plugin.get("service") is not None
 
-    hosts = {h for r in view.routes if any(map(meant, r.named(*AUTHENTICATING))) for h in hosts_of(view, r)}
-    return [r for r in view.routes if hosts & set(hosts_of(view, r))]
+    asking = [r for r in view.routes if any(map(meant, r.named(*AUTHENTICATING)))]
+    hosts = {h for r in asking for h in hosts_of(view, r)}
+    return [r for r in view.routes if hosts & set(hosts_of(view, r)) or (not r.service and r in asking)]
 
 
 def elsewhere(view: View) -> list[RouteView]:

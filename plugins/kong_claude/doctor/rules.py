@@ -23,16 +23,18 @@ WEAK = re.compile(r"change.?me|secret|password|example|test|dev|1234", re.IGNORE
 SECRET_FIELDS = re.compile(r"(^|_)(secret|private_key|password|redis_url|revocation_redis_url)$")
 BODY_READERS = ("claude-gateway", "claude-rate-tiers", "claude-prompt-context")
 EARLY = ("certificate", "rewrite", "access")  # phases up to the guard's
+HTTP = {"http", "https", "grpc", "grpcs"}  # what plugins run on, by default too
 # Plugins that change the body after claude-prompt-context (769) or claude-gateway (1440) have hashed it.
 BODY_CHANGERS = ("request-transformer", "request-transformer-advanced", "ai-request-transformer", "ai-proxy")
 
 
 def protocols(view: View) -> Iterator[Opening]:
-    """A plugin or guard that does not run on one of its route's protocols lets that protocol through."""
+    """A plugin or guard that does not run on one of its route's protocols lets that protocol through. On a stream (tcp,
+    tls …) none of them runs, whatever it says."""
     for route in protected(view):
         wanted = set(route.route.get("protocols") or ["http", "https"])
         for plugin in route.active(*ENFORCING, *GUARDS):
-            missing = wanted - set(plugin.get("protocols") or wanted)
+            missing = wanted - (set(plugin.get("protocols") or HTTP) & HTTP)
             if missing:
                 yield Opening(
                     "protocols",

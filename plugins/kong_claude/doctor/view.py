@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -137,12 +138,18 @@ def build(flat: Mapping[str, list[dict[str, Any]]], environment: Mapping[str, st
         displaced = [p for p in meant if not any(p is other for other in running)]
         routes.append(RouteView(label(route), route, service or {}, tuple(running), tuple(displaced)))
     upstreams = Index("upstreams", flat.get("upstreams", []))
-    targets = [(upstreams.find(t.get("upstream")), str(t.get("target", "")).lower()) for t in flat.get("targets", [])]
+    targets = [(upstreams.find(t.get("upstream")), address(str(t.get("target", "")))) for t in flat.get("targets", [])]
     pools = {
         str(upstream["name"]).lower(): tuple(target for of, target in targets if of is upstream)
         for upstream in flat.get("upstreams", [])
     }
     return View(tuple(routes), tuple(flat["plugins"]), environment, pools)
+
+
+def address(target: str) -> str:
+    """`host:port` of an upstream's target, with the port that Kong adds to one that has none."""
+    name = target.lower()
+    return name if re.search(r"[^:]:\d+$|\]:\d+$", name) else f"{name}:8000"
 
 
 class Index:
