@@ -668,9 +668,27 @@ def test_secrets_never_appear_in_the_report(tmp_path: Path) -> None:
     assert SECRET not in repr(examine(config, ENVIRONMENT | {"CLAUDE_JWT_SECRET": SECRET}, tmp_path))
 
 
-@pytest.mark.parametrize(("status", "rule"), [(200, "open-invoker"), (500, "odd-invoker"), (401, None)])
-def test_the_invoker_is_asked_directly(status: int, rule: str | None) -> None:
+@pytest.mark.parametrize(
+    ("status", "checks", "rules"),
+    [
+        (200, {"isolation": "landlock"}, ["open-invoker"]),
+        (500, {"isolation": "landlock"}, ["odd-invoker"]),
+        (401, {"isolation": "landlock"}, []),
+        (401, {"isolation": "namespaces"}, []),
+        (401, {"isolation": "user", "isolation_lacks": ["scopes: Linux 6.12"]}, ["weak-boundary"]),
+        (401, {"isolation": "none"}, ["weak-boundary"]),
+        (401, {}, ["weak-boundary"]),
+    ],
+)
+@pytest.mark.parametrize("ready", [200, 503])
+def test_the_invoker_is_asked_directly(status: int, checks: dict[str, Any], rules: list[str], ready: int) -> None:
     class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert self.path == "/readyz"
+            self.send_response(ready)
+            self.end_headers()
+            self.wfile.write(json.dumps({"ready": ready == 200, "checks": checks}).encode())
+
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(status)
@@ -686,7 +704,9 @@ def test_the_invoker_is_asked_directly(status: int, rule: str | None) -> None:
     finally:
         server.shutdown()
         server.server_close()
-    assert [opening.rule for opening in openings] == ([rule] if rule else [])
+    assert [opening.rule for opening in openings] == rules
+    if "isolation_lacks" in checks:
+        assert "(scopes: Linux 6.12)" in openings[-1].problem
 
 
 def test_defaults_are_filled_in_as_kong_does() -> None:

@@ -190,6 +190,9 @@ def test_admins_see_all_and_others_their_own(page: Page, gateway: Gateway) -> No
     assert page.request.get("/claude/dashboard").status == 401
     log_in(page, gateway.token("root", "--role", "admin"))
     expect(page.locator(f"#job-{job}")).to_be_visible()
+    with gateway.client("root", "--tier", "pro") as client:
+        around = client.post("/claude/invoke", json={"prompt": "hi"}).json()["isolation"]
+    expect(page.locator("#boundary")).to_have_text(f"Boundary around a run: {around}")
     in_all_looks(page, "overview-admin")
 
 

@@ -61,6 +61,8 @@ class Overview:
     states: dict[str, int]
     waiting: int
     warm: int
+    boundary: str
+    """Around a run of this invoker."""
 
     @property
     def error_rate(self) -> float:
@@ -94,6 +96,7 @@ async def overview(store: Store, engine: Engine, ledger: Ledger | None, caller: 
         states=states,
         waiting=sum((await store.waiting()).values()) if admin else states.get("queued", 0),
         warm=engine.pool.warm,
+        boundary=engine.boundary.label,
     )
 
 

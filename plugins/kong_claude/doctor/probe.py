@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,8 @@ from kong_claude.doctor.view import View, label
 # Stand for a secret or key whose reference cannot be resolved here.
 PLACEHOLDER = "unresolved-reference-" + "0123456789abcdef" * 3
 PLACEHOLDER_KEY = new_private_key()
+# Boundaries around a run which nothing that it does gets through (docs/invoker.md).
+CLOSED = ("landlock", "namespaces")
 
 
 def configurations(view: View, directory: Path) -> Iterator[Opening]:
@@ -110,3 +113,26 @@ def invoker(url: str) -> Iterator[Opening]:
             )
     except (urllib.error.URLError, OSError):
         return  # not reachable from here, which is what one wants
+    yield from boundary(url)
+
+
+def boundary(url: str) -> Iterator[Opening]:
+    """What the invoker says of the boundary around its runs."""
+    try:
+        try:
+            said = urllib.request.urlopen(url.rstrip("/") + "/readyz", timeout=10)
+        except urllib.error.HTTPError as not_ready:  # says it, too
+            said = not_ready
+        with said:
+            checks = json.load(said)["checks"]
+    except (OSError, ValueError, KeyError, TypeError):
+        checks = {}
+    strength = str(checks.get("isolation", "unknown"))
+    if strength.partition(" ")[0] not in CLOSED:
+        lacks = "; ".join(map(str, checks.get("isolation_lacks", ())))
+        yield Opening(
+            "weak-boundary",
+            url,
+            f"the boundary around a run is {strength}" + (f" ({lacks})" if lacks else ""),
+            "provide what is missing (docs/invoker.md), and let INVOKER_ISOLATION=landlock keep it so",
+        )
