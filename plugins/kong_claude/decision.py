@@ -18,7 +18,8 @@ class Refuse:
     """The request ends here with an error.
 
     `message` tells the caller what to fix and never holds key material or the token. `reason` is a stable
-    word for logs, metrics and problem types (`no_token`, `rate_limited`). `detail` joins the body.
+    word for logs, metrics and problem types (`no_token`, `rate_limited`). `detail` joins the body. `check` names
+    who refused: the pipeline fills in the stage's, and names its own where it refuses by itself.
     """
 
     status: int
@@ -26,6 +27,11 @@ class Refuse:
     reason: str
     headers: Headers = field(default_factory=dict)
     detail: Mapping[str, Any] = field(default_factory=dict)
+    check: str = ""
+
+    def by(self, check: str) -> Refuse:
+        """The same, made by `check`."""
+        return Refuse(self.status, self.message, self.reason, self.headers, self.detail, check)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from kong_claude.request import Request, RequestLine, answer
 UNAVAILABLE = {"message": "service temporarily unavailable"}
 # Kong drops a header whose value is an empty table: removal costs no call of its own.
 REMOVE: dict[str, str] = {}
+REQUEST = "request"  # the check that is made before any stage: whether the request can be looked at
 
 
 class Stage(Protocol):
@@ -75,7 +76,7 @@ class Pipeline:
             decisions = self.decide(request)
             last = decisions[-1]
             if isinstance(last, Refuse):
-                refuse(request, last, self.stages[len(decisions) - 1].check)
+                refuse(request, last)
             elif isinstance(last, Answer):
                 kong.response.exit(last.status, dict(last.body), dict(last.headers))
             else:
@@ -83,16 +84,16 @@ class Pipeline:
         except Exception:
             # Kong lets a request pass when a plugin fails; so the failure itself must be an answer.
             kong.log.err(f"refused, internal error: {traceback.format_exc()}")
-            kong.response.exit(503, UNAVAILABLE, {"Retry-After": "1"})
+            kong.response.exit(503, UNAVAILABLE, {"Retry-After": "1", "X-Claude-Refusal": "pipeline/internal_error"})
 
     def decide(self, request: Request) -> list[Decision]:
         """The decisions up to and including the first that does not pass."""
         decisions: list[Decision] = []
         if request.too_many_headers:
-            return [Refuse(431, "too many request headers", "too_many_headers")]
+            return [Refuse(431, "too many request headers", "too_many_headers", check=REQUEST)]
         if self.signer:
             if len(request.line.method) > METHOD_ROOM:
-                return [Refuse(501, "this method is not known here", "unknown_method")]
+                return [Refuse(501, "this method is not known here", "unknown_method", check=REQUEST)]
             request.attestation = self.open_or_resume(request)
         for stage in self.stages:
             try:
@@ -100,7 +101,7 @@ class Pipeline:
             except Exception:
                 undo(self.stages, decisions)
                 raise
-            decisions.append(decision)
+            decisions.append(decision.by(stage.check) if isinstance(decision, Refuse) else decision)
             if not isinstance(decision, Pass):
                 undo(self.stages, decisions)
                 break
@@ -134,7 +135,7 @@ class Pipeline:
                 header = self.signer.sign(attestation)
             except AttestationError as error:
                 undo(self.stages, [*passed])
-                refuse(request, Refuse(431, str(error), "attestation_too_large"), self.stages[-1].check)
+                refuse(request, Refuse(431, str(error), "attestation_too_large", check="attestation"))
                 return
         self.apply(request, passed, header)
         if attestation is not None:
@@ -219,13 +220,13 @@ def undo(stages: list[Stage], decisions: list[Decision]) -> None:
             stage.undo(decision)
 
 
-def refuse(request: Request, refusal: Refuse, check: str) -> None:
+def refuse(request: Request, refusal: Refuse) -> None:
     """Ends the request: one call, plus one for the request id where no header carries it.
 
     `X-Claude-Refusal` tells the log phase who refused and why, without a call of its own.
     """
     body, headers = render(refusal, request_id=request.id, accept=request.header("accept"))
-    headers["X-Claude-Refusal"] = f"{check}/{refusal.reason}"
+    headers["X-Claude-Refusal"] = f"{refusal.check}/{refusal.reason}"
     request.kong.response.exit(refusal.status, body, headers)
 
 

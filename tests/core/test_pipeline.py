@@ -14,6 +14,7 @@ from claude_contract.claims import Additions, Limits, body_hash
 from claude_contract.errors import ConfigError
 from claude_contract.identity import Identity
 from kong_claude.decision import Answer, Decision, Pass, Refuse
+from kong_claude.metrics.entry import entry
 from kong_claude.pipeline import Pipeline, pipeline
 from kong_claude.request import MAX_HEADERS, Request
 from tests.support.attest import claims_in, signed
@@ -168,7 +169,7 @@ def test_an_exception_in_a_stage_is_a_refusal(error: Exception, position: int) -
     kong = run(stages, Kong())
     status, body, headers = kong.args("response.exit")
     assert (status, body) == (503, {"message": "service temporarily unavailable"})
-    assert headers["Retry-After"]
+    assert headers == {"Retry-After": "1", "X-Claude-Refusal": "pipeline/internal_error"}
     assert "log.err" in kong.methods
     assert "ctx.shared.set" not in kong.methods
     assert bool(stages[0].undone) is (position == 1)
@@ -192,9 +193,41 @@ def test_an_exception_in_a_call_is_a_refusal(method: str) -> None:
     assert "ctx.shared.set" not in kong.methods[:-2] or method == "ctx.shared.set"
 
 
-def test_too_many_headers_are_refused_before_any_stage() -> None:
-    kong = run([Fixed(AssertionError("must not run"))], Kong({f"x-{n}": "1" for n in range(MAX_HEADERS)}))
-    assert kong.args("response.exit")[0] == 431
+MANY = {f"x-{n}": "1" for n in range(MAX_HEADERS)}
+NAMED = {
+    "of the first stage": ([Fixed(Refuse(401, "no", "no_token"), "one"), Fixed(Pass(), "two")], {}, "one/no_token"),
+    "of a later stage": (
+        [Fixed(Pass(), "one"), Fixed(Refuse(429, "no", "rate_limited"), "two")],
+        {},
+        "two/rate_limited",
+    ),
+    "before any stage": ([Fixed(AssertionError("must not run"))], {"headers": MANY}, "request/too_many_headers"),
+    "a method that cannot be attested": (
+        [Fixed(AssertionError("must not run"))],
+        {"request": f"{'X' * 40} /claude/invoke"},
+        "request/unknown_method",
+    ),
+    "behind all stages": (
+        [Fixed(Pass(), "one"), Fixed(Pass(claims=Additions("x" * 9000)), "two")],
+        {},
+        "attestation/attestation_too_large",
+    ),
+    "a failure": ([Fixed(ValueError("x"))], {}, "pipeline/internal_error"),
+}
+
+
+@pytest.mark.parametrize(("stages", "sent", "name"), NAMED.values(), ids=NAMED)
+def test_a_refusal_carries_the_name_of_the_check_that_made_it(
+    stages: list[Fixed], sent: dict[str, Any], name: str
+) -> None:
+    attestation = ATTESTATION | ({"request": sent["request"]} if "request" in sent else {})
+    kong = run(stages, Kong(sent.get("headers")), attestation=attestation)
+    status, _, headers = kong.args("response.exit")
+    assert headers["X-Claude-Refusal"] == name
+    answered = {"status": status, "headers": {"x-claude-refusal": name}}
+    found = entry({"source": "exit", "response": answered}, None)
+    assert (found.refusal, found.line["refusal"]) == (tuple(name.split("/")), name)  # as metrics and log have it
+    assert "ctx.shared.set" not in kong.methods
 
 
 def test_an_unchecked_pass_is_not_attested_as_checked() -> None:
@@ -231,7 +264,7 @@ def test_what_does_not_fit_into_an_attestation_is_refused_and_given_back() -> No
     stages = [Fixed(Pass(shared={"lease": 1})), Fixed(Pass(claims=Additions("x" * 9000)), "two", "claude_two")]
     kong = run(stages, Kong(), attestation=ATTESTATION)
     status, body, headers = kong.args("response.exit")
-    assert (status, headers["X-Claude-Refusal"]) == (431, "two/attestation_too_large")
+    assert (status, headers["X-Claude-Refusal"]) == (431, "attestation/attestation_too_large")
     assert "at most 6144" in body["message"]
     assert "ctx.shared.set" not in kong.methods
     assert [len(stage.undone) for stage in stages] == [1, 1]

@@ -171,9 +171,12 @@ def longer_tools(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (longer_tools, r"rate_tiers\.tiers\.1\.tools: models and tools take 641 bytes in the attestation, at most 640"),
-        (tier(name="t" * (NAME_ROOM + 1)), r"rate_tiers\.tiers\.1\.name: must not be longer than 64 bytes"),
-        (tier(usd_per_month=DOLLARS + 1), r"rate_tiers\.tiers\.1\.usd_per_month: must be more than 0, and at most"),
+        (
+            longer_tools,
+            r"rate_tiers\.tiers\[1\]\.tools: models and tools take 641 bytes in the attestation, at most 640",
+        ),
+        (tier(name="t" * (NAME_ROOM + 1)), r"rate_tiers\.tiers\[1\]\.name: must not be longer than 64 bytes"),
+        (tier(usd_per_month=DOLLARS + 1), r"rate_tiers\.tiers\[1\]\.usd_per_month: must be more than 0, and at most"),
         (longer("rate_tiers", "namespace"), r"rate_tiers\.namespace: must not be longer than 32"),
         (longer("attestation", "kid"), r"attestation\.kid: takes more than 32 bytes"),
         (longer("attestation", "issuer"), r"attestation\.issuer: takes more than 64 bytes"),

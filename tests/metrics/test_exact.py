@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import shutil
@@ -163,3 +164,14 @@ def test_promtool_finds_nothing_to_say(stack: Stack) -> None:
     stack.until("claude_requests_total", 1, status="401", method="POST", route="invoke")
     checked = subprocess.run(["promtool", "check", "metrics"], input=stack.text(), capture_output=True, text=True)
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+def test_what_is_refused_before_any_plugin_ran_is_not_counted_as_one_of_theirs(stack: Stack) -> None:
+    """A method that no attestation has room for was counted as refused by jwt-claims, which never saw it."""
+    before = stack.value("claude_refusals_total", plugin="jwt-claims", reason="unknown_method", route="invoke")
+    answered = httpx.request("X" * 40, stack.url + "/invoke", headers={"User-Agent": "forty"})
+    assert (answered.status_code, answered.headers["x-claude-refusal"]) == (501, "request/unknown_method")
+    stack.until("claude_refusals_total", 1, plugin="request", reason="unknown_method", route="invoke")
+    assert stack.value("claude_refusals_total", plugin="jwt-claims", reason="unknown_method", route="invoke") == before
+    lines = [json.loads(line) for line in stack.log.read_text().splitlines()]
+    assert [line["refusal"] for line in lines if line["http_user_agent"] == "forty"] == ["request/unknown_method"]

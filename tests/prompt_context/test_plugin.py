@@ -425,7 +425,8 @@ def test_explain(send: Send) -> None:
     [
         ({"apply": "attested"}, "apply"),
         ({"profile": "nobody"}, "profile"),
-        ({"deny_patterns": ["(a)\\1"]}, "deny_patterns"),
+        ({"deny_patterns": ["a", "(a)\\1"]}, r"deny_patterns\[2\]"),
+        ({"allow_patterns": ["("]}, r"allow_patterns\[1\]"),
         ({"context": {"a": {"source": "header:X", "pattern": "("}}}, "context.a.pattern"),
         ({"context": {"a": {"source": "cookie:x"}}}, "context.a.source"),
         ({"context": {"a": {"source": "header:"}}}, "context.a.source"),

@@ -28,6 +28,11 @@ def compile_pattern(pattern: str, field_name: str) -> Any:
         raise ConfigError(field_name, f"RE2 cannot match this pattern in linear time: {reason}") from None
 
 
+def compile_patterns(patterns: Sequence[str], field_name: str) -> list[Any]:
+    """The patterns of a list. Raises ConfigError with the place of the one that is none."""
+    return [compile_pattern(pattern, f"{field_name}[{number}]") for number, pattern in enumerate(patterns, 1)]
+
+
 @dataclass(frozen=True)
 class Guards:
     """`deny` is searched in every text and in all of them joined; `allow` must cover every text as a whole."""

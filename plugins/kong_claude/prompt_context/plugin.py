@@ -15,7 +15,7 @@ from claude_contract.errors import ConfigError
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.pipeline import pipeline
 from kong_claude.prompt_context import sources, template
-from kong_claude.prompt_context.guards import Guards, compile_pattern
+from kong_claude.prompt_context.guards import Guards, compile_patterns
 from kong_claude.prompt_context.inert import block
 from kong_claude.prompt_context.schema import DEFAULT_MAX_BODY_BYTES, DEFAULT_REWRITE_MAX_BYTES
 from kong_claude.prompt_context.strict_json import JSONError, parse_object, rewrite
@@ -55,8 +55,8 @@ class PromptContext:
         self.replace = config.get("on_locked") == "replace"
         self.guards = Guards(
             max_prompt_bytes=config.get("max_prompt_bytes"),
-            deny=[compile_pattern(p, "deny_patterns") for p in config.get("deny_patterns") or ()],
-            allow=[compile_pattern(p, "allow_patterns") for p in config.get("allow_patterns") or ()],
+            deny=compile_patterns(config.get("deny_patterns") or (), "deny_patterns"),
+            allow=compile_patterns(config.get("allow_patterns") or (), "allow_patterns"),
         )
         self.mode: str = config.get("apply") or "auto"
         self.signed = bool(config.get("attestation"))

@@ -43,9 +43,9 @@ def tiers_from_config(config: Mapping[str, Any], ttl: float) -> tuple[dict[str, 
     """
     tiers: dict[str, Tier] = {}
     for number, section in enumerate(config.get("tiers") or (), start=1):
-        tier = _tier(section, f"tiers.{number}", ttl)
+        tier = _tier(section, f"tiers[{number}]", ttl)
         if tier.name in tiers:
-            raise ConfigError(f"tiers.{number}.name", f"there are two tiers {tier.name!r}")
+            raise ConfigError(f"tiers[{number}].name", f"there are two tiers {tier.name!r}")
         tiers[tier.name] = tier
     plain = {name: config[name] for name in (*PERIODS, "burst", "concurrent") if config.get(name) is not None}
     if plain:
@@ -101,12 +101,12 @@ def check_rooms(tiers: Mapping[str, Tier]) -> None:
     """Raises ConfigError for a tier that does not fit into an attestation."""
     for number, tier in enumerate(tiers.values(), start=1):
         if size(tier.name) - 2 > NAME_ROOM:
-            raise ConfigError(f"tiers.{number}.name", f"must not be longer than {NAME_ROOM} bytes")
+            raise ConfigError(f"tiers[{number}].name", f"must not be longer than {NAME_ROOM} bytes")
         taken = size(tier.clamp.to_claims())
         if taken > CLAMP_ROOM:
             longer = "tools" if size(tier.clamp.tools) > size(tier.clamp.models) else "models"
             raise ConfigError(
-                f"tiers.{number}.{longer}",
+                f"tiers[{number}].{longer}",
                 f"models and tools take {taken} bytes in the attestation, at most {CLAMP_ROOM}: name fewer of them",
             )
 
