@@ -30,6 +30,7 @@ from kong_claude.jwt_claims.plugin import JwtClaims, Plugin
 from tests.jwt_claims.support import AUDIENCE, ISSUER, bearer, config, private_key, token
 from tests.jwt_claims.test_attacks import ATTACKS
 from tests.support.kong_driver import Request, plugin_server
+from tests.support.stages import stage_of
 
 ALGORITHMS = ("HS256", "RS256", "ES256", "EdDSA")
 TOKENS = 64
@@ -94,12 +95,12 @@ def measured() -> dict[str, Callable[[int], Any]]:
     actions: dict[str, Callable[[int], Any]] = {}
     for algorithm in ALGORITHMS:
         tokens = [token(algorithm, sub=f"user-{n}") for n in range(TOKENS)]
-        stage = JwtClaims(config(algorithm, cache_size=0))
+        stage = stage_of(JwtClaims, config(algorithm, cache_size=0))
         name = algorithm.lower()
         actions[f"{name}_us"] = ours(stage, tokens)
         actions[f"pyjwt_{name}_us"] = pyjwt(algorithm, tokens)
     tokens = [token("RS256", sub=f"user-{n}") for n in range(TOKENS)]
-    stage = JwtClaims(config("RS256"))
+    stage = stage_of(JwtClaims, config("RS256"))
     actions["cached_us"] = ours(stage, tokens)
     kongs = [NullKong(bearer(compact)) for compact in tokens]
     bound = {"route_id": "bench"}
@@ -115,7 +116,7 @@ def attack_max_ms() -> float:
     """The slowest refusal in the table of attacks, wall milliseconds, best of five runs each."""
     slowest, name = 0.0, ""
     for row, (configuration, attack) in ATTACKS.items():
-        stage = JwtClaims(configuration)
+        stage = stage_of(JwtClaims, configuration)
         best = 1e9
         for _ in range(5):
             start = time.perf_counter()

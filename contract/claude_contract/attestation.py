@@ -48,6 +48,7 @@ HEADER = "X-Claude-Attestation"
 MAX_TTL = 60  # seconds
 MIN_SECRET = 32  # bytes, RFC 7518 section 3.2
 KID_ROOM = 32  # bytes
+DEFAULT_KID = "1"
 
 Key = bytes | Ed25519PrivateKey | Ed25519PublicKey
 
@@ -188,7 +189,7 @@ def signer_from_config(config: Mapping[str, Any] | None) -> Signer | None:
     if not config:
         return None
     keys: dict[str, Key] = {}
-    kid = config.get("kid") or "1"
+    kid = config.get("kid") or DEFAULT_KID
     for name, room in (("kid", KID_ROOM), ("previous_kid", KID_ROOM), ("issuer", NAME_ROOM), ("audience", NAME_ROOM)):
         if len(json.dumps(config.get(name) or "")) - 2 > room:  # without the quotes; a kid is written in ASCII
             raise ConfigError(f"attestation.{name}", f"takes more than {room} bytes in the attestation")
@@ -200,15 +201,15 @@ def signer_from_config(config: Mapping[str, Any] | None) -> Signer | None:
         keys[config["previous_kid"]] = load_key(config, "attestation", "previous_")
     if isinstance(key, Ed25519PublicKey):
         raise ConfigError("attestation.private_key", "is a public key, signing needs the private one")
-    ttl = int(config.get("ttl") or 30)
+    ttl = int(config.get("ttl") or Signer.ttl)
     if not 1 <= ttl <= MAX_TTL:
         raise ConfigError("attestation.ttl", f"must be 1 to {MAX_TTL} seconds")
     return Signer(
         kid=kid,
         key=key,
         keys=keys,
-        issuer=config.get("issuer") or "kong-claude",
-        audience=config.get("audience") or "claude-invoker",
+        issuer=config.get("issuer") or Signer.issuer,
+        audience=config.get("audience") or Signer.audience,
         ttl=ttl,
     )
 

@@ -8,8 +8,9 @@ does the fail-closed guard let the request reach an upstream.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any
 
 from claude_contract.attestation import HEADER, Signer, signer_from_config
 from claude_contract.claims import METHOD_ROOM, Attestation, body_hash
@@ -19,31 +20,13 @@ from kong_claude import in_flight
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.errors import render
 from kong_claude.request import Request, RequestLine, answer
+from kong_claude.schema import read
+from kong_claude.stage import Shared, Stage
 
 UNAVAILABLE = {"message": "service temporarily unavailable"}
 # Kong drops a header whose value is an empty table: removal costs no call of its own.
 REMOVE: dict[str, str] = {}
 REQUEST = "request"  # the check that is made before any stage: whether the request can be looked at
-
-
-class Stage(Protocol):
-    """One plugin's decision. Made once per plugin instance from its configuration; may raise ConfigError."""
-
-    check: str  # its word in the attestation's `chk`
-    shared_key: str  # its key in kong.ctx.shared
-
-    def access(self, request: Request) -> Decision:
-        """Decides. May add nothing to Kong itself: effects belong into the decision."""
-
-
-class LoggingStage(Stage, Protocol):
-    """A stage that has something to settle when the request is over."""
-
-    def log(self, kong: Any, shared: Mapping[str, Any]) -> None:
-        """Runs in the log phase with what `access` left in the shared context."""
-
-
-MakeStage = Callable[[Mapping[str, Any]], Stage]
 
 
 class Pipeline:
@@ -52,23 +35,25 @@ class Pipeline:
     Raises ConfigError where neither a route nor a service is what the instance was configured for.
     """
 
-    def __init__(self, stages: list[Stage], shared_key: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, stages: Sequence[Stage[Any]], shared_key: str, config: Shared) -> None:
         self.stages = stages
+        self.logging = [stage for stage in stages if stage.logs()]
         self.shared_key = shared_key
         self.fused = [stage.shared_key for stage in stages] != [shared_key]
-        self.route = str(config.get("route_id") or "")
+        self.fresh = any(stage.establishes_identity for stage in stages)
+        self.route = config.route_id
         # What the guard compares: whose configuration this is. A global one is nobody's.
-        bound = self.route or str(config.get("service_id") or "")
+        bound = config.route_id or config.service_id
         if not bound:
             raise ConfigError(
                 "route",
                 "the plugin is bound to no route and no service, so that no guard could tell whose configuration let a "
                 "request pass: bind it to a route or a service",
             )
-        self.mark = str(config.get("mark") or bound)
-        attestation = config.get("attestation") or {}
-        self.signer: Signer | None = signer_from_config(attestation)
-        self.line = static_line(attestation.get("request"))
+        self.mark = config.mark or bound
+        attestation = config.attestation
+        self.signer: Signer | None = signer_from_config(asdict(attestation)) if attestation else None
+        self.line = static_line(attestation.request) if attestation else None
 
     def access(self, kong: Any) -> None:
         request = Request(kong, static_line=self.line)
@@ -115,7 +100,7 @@ class Pipeline:
         assert self.signer is not None
         line = request.line
         fresh = self.signer.open(method=line.method, path=line.path, route=self.route, request_id=request.id)
-        if any(getattr(stage, "establishes_identity", False) for stage in self.stages):
+        if self.fresh:
             return fresh  # what came before knew nobody; anything of another identity must not linger
         given = request.headers.get(HEADER.lower(), [])
         if len(given) == 1:
@@ -199,24 +184,22 @@ class Pipeline:
     def close(self) -> None:
         """Ends what the stages hold (connections, threads)."""
         for stage in self.stages:
-            if hasattr(stage, "close"):
-                stage.close()
+            stage.close()
 
     def log(self, kong: Any) -> None:
-        logging = [stage for stage in self.stages if hasattr(stage, "log")]
-        shared = answer(kong.ctx.shared.get(self.shared_key)) if logging else None
+        shared = answer(kong.ctx.shared.get(self.shared_key)) if self.logging else None
         if not isinstance(shared, Mapping):
             return
-        for stage in logging:
+        for stage in self.logging:
             own = shared.get(stage.shared_key) if self.fused else shared
             if own:
                 stage.log(kong, own)
 
 
-def undo(stages: list[Stage], decisions: list[Decision]) -> None:
+def undo(stages: Sequence[Stage[Any]], decisions: list[Decision]) -> None:
     """A later stage refused: what earlier ones took (a lease, a reservation) is given back now."""
     for stage, decision in zip(stages, decisions, strict=False):
-        if isinstance(decision, Pass) and hasattr(stage, "undo"):
+        if isinstance(decision, Pass):
             stage.undo(decision)
 
 
@@ -240,22 +223,23 @@ def static_line(value: str | None) -> RequestLine | None:
     return RequestLine(method, path, "")
 
 
-def pipeline(*make_stages: MakeStage, shared_key: str) -> type:
-    """A kong-pdk Plugin class that runs the stages; the last part of every `claude-*.py`.
+def plugin(*kinds: type[Stage[Any]], sections: type | None = None, shared_key: str = "") -> type:
+    """A kong-pdk Plugin class; the last part of every `claude-*.py`.
 
-    Each stage maker gets the whole configuration and may raise ConfigError, which Kong logs and answers with 500.
-    The class has a `log` phase only where a stage has one, since every phase is a round trip.
+    Of one kind of stage, whose fields are the plugin's. Or, with `sections` (a configuration with one optional record
+    per kind, in their order), of those whose section is there. Each may raise ConfigError, which Kong logs and answers
+    with 500. The class has a `log` phase only where a stage has one, since every phase is a round trip.
     """
-    logs = any(hasattr(make, "log") for make in make_stages)
-    return plugin_class(lambda config: [make(config) for make in make_stages], shared_key, logs=logs)
-
-
-def plugin_class(stages: Callable[[Mapping[str, Any]], list[Stage]], shared_key: str, *, logs: bool) -> type:
-    """A kong-pdk Plugin class whose configuration decides which stages it has."""
 
     class Plugin:
         def __init__(self, config: Mapping[str, Any]) -> None:
-            self.pipeline = Pipeline(stages(config), shared_key, config)
+            shared = read(Shared, config)
+            if sections is None:
+                (kind,) = kinds
+                stages = [kind(read(kind.Config, config), shared)]
+            else:
+                stages = sectioned(read(sections, config), kinds, shared)
+            self.pipeline = Pipeline(stages, shared_key or kinds[0].shared_key, shared)
 
         def access(self, kong: Any) -> None:
             self.pipeline.access(kong)
@@ -263,6 +247,23 @@ def plugin_class(stages: Callable[[Mapping[str, Any]], list[Stage]], shared_key:
         def close(self) -> None:
             self.pipeline.close()
 
-    if logs:
+    if any(kind.logs() for kind in kinds):
         Plugin.log = lambda self, kong: self.pipeline.log(kong)  # type: ignore[attr-defined]
     return Plugin
+
+
+def sectioned(config: Any, kinds: Sequence[type[Stage[Any]]], shared: Shared) -> list[Stage[Any]]:
+    """A stage for each section that is there. Raises ConfigError, with the section in the field's name."""
+    made: list[Stage[Any]] = []
+    names = [field.name for field in fields(config)]
+    for name, kind in zip(names, kinds, strict=True):
+        section = getattr(config, name)
+        if section is None:
+            continue
+        try:
+            made.append(kind(section, shared))
+        except ConfigError as error:
+            raise ConfigError(f"{name}.{error.field_name}", error.problem) from None
+    if not made:
+        raise ConfigError(names[0], "no section is configured, so nothing would be checked")
+    return made

@@ -1,118 +1,193 @@
-"""Schema fields that every enforcing plugin has."""
+"""Configurations: dataclasses whose fields say what Kong checks, what Kong's users read, and what an instance gets.
+
+    @dataclass(frozen=True, slots=True)
+    class Config:
+        minute: int | None = integer("Requests in any minute.", gt=0)
+
+`fields(Config)` is its schema in Kong's dialect, `read(Config, …)` the object that a plugin instance is made from. A
+default stands in the field alone, so that what Kong fills in and what the object has cannot differ.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from claude_contract.errors import ConfigError
 
 Field = dict[str, dict[str, Any]]
+"""One field in Kong's dialect: its name → its rules."""
 
-MARK: Field = {
-    "mark": {
-        "type": "string",
-        "required": False,
-        "len_min": 1,
-        "description": "The value this plugin leaves for the fail-closed guard when it has let a request pass. "
-        "Default, and what the guard compares: the id of the route or service that the plugin is bound to. "
-        "Only for guards of 0.1.0, which name it (kong-claude guard --mark).",
-    }
-}
+Convert = Callable[[Any, str], Any]
+"""(value, path of the field) → the typed value, or None where it counts as absent. Raises ConfigError."""
+
+C = TypeVar("C")
 
 
-def _key(prefix: str, what: str) -> list[Field]:
-    return [
-        {
-            f"{prefix}secret": {
-                "type": "string",
-                "required": False,
-                "referenceable": True,
-                "encrypted": True,
-                "description": f"{what}: shared secret for HS256, 32 bytes or more.",
-            }
-        },
-        {
-            f"{prefix}secret_file": {
-                "type": "string",
-                "required": False,
-                "description": f"{what}: a file that holds the secret or an Ed25519 key in PEM.",
-            }
-        },
-        {
-            f"{prefix}private_key": {
-                "type": "string",
-                "required": False,
-                "referenceable": True,
-                "encrypted": True,
-                "description": f"{what}: Ed25519 key in PEM (EdDSA), instead of a secret.",
-            }
-        },
-    ]
+def boolean(what: str, *, default: bool | None = None) -> Any:
+    """A bool. Absent without a default: False."""
+    return _field("boolean", what, _boolean, False, default)
 
 
-ATTESTATION: Field = {
-    "attestation": {
-        "type": "record",
-        # Without this Kong would fill in {} and make every request carry an attestation signed by nothing.
-        "required": False,
-        "description": "Signs what this plugin found into X-Claude-Attestation for the invoker. "
-        "All plugins of a route share these settings.",
-        "fields": [
-            *_key("", "The signing key"),
-            {
-                "kid": {
-                    "type": "string",
-                    "required": False,
-                    "default": "1",
-                    "len_max": 32,
-                    "description": "Key id of the signing key.",
-                }
-            },
-            *_key("previous_", "The key before rotation, still accepted from other plugins"),
-            {
-                "previous_kid": {
-                    "type": "string",
-                    "required": False,
-                    "len_max": 32,
-                    "description": "Key id of the previous key.",
-                }
-            },
-            {
-                "issuer": {
-                    "type": "string",
-                    "required": False,
-                    "default": "kong-claude",
-                    "len_max": 64,
-                    "description": "The iss claim: names this gateway.",
-                }
-            },
-            {
-                "audience": {
-                    "type": "string",
-                    "required": False,
-                    "default": "claude-invoker",
-                    "len_max": 64,
-                    "description": "The aud claim: names the invoker.",
-                }
-            },
-            {
-                "ttl": {
-                    "type": "integer",
-                    "required": False,
-                    "default": 30,
-                    "between": [1, 60],
-                    "description": "Seconds until the attestation expires.",
-                }
-            },
-            {
-                "request": {
-                    "type": "string",
-                    "required": False,
-                    "match": "^[A-Z]+ /[^%s?]*$",
-                    "description": "Method and path of the route's only request, such as POST /claude/invoke. "
-                    "Saves asking Kong for them; the invoker refuses any other.",
-                }
-            },
-        ],
-    }
-}
+def integer(what: str, *, default: int | None = None, **rules: Any) -> Any:
+    """An int. Absent without a default: None."""
+    return _field("integer", what, _integer, None, default, **rules)
 
-ENFORCING_FIELDS: list[Field] = [MARK, ATTESTATION]
+
+def number(what: str, *, default: float | None = None, **rules: Any) -> Any:
+    """An int or a float, as it was given. Absent without a default: None."""
+    return _field("number", what, _number, None, default, **rules)
+
+
+def string(what: str, *, default: str | None = None, **rules: Any) -> Any:
+    """A str. Absent without a default: None, which "" is too.
+
+    Except where the field is `referenceable`: there "" is what Kong makes of a vault reference that it cannot resolve,
+    and no reason to do without.
+    """
+    return _field("string", what, _reference if rules.get("referenceable") else _string, None, default, **rules)
+
+
+def choice(what: str, choices: tuple[str, ...], *, default: str | None = None) -> Any:
+    """A str, one of `choices`. Absent without a default: None."""
+    return string(what, default=default, one_of=list(choices))
+
+
+def strings(
+    what: str, *, kind: str = "array", default: tuple[str, ...] | None = None, absent: Any = (), **rules: Any
+) -> Any:
+    """A tuple of str. `kind`: Kong's `array` or `set`; `elements`: rules for each. Without a default: `absent`."""
+    elements = {"type": "string", **rules.pop("elements", {})}
+    return _field(
+        kind, what, _each(_reference), absent, None if default is None else list(default), elements=elements, **rules
+    )
+
+
+def records(what: str, of: type, *, checks: list[dict[str, Any]] | None = None, **rules: Any) -> Any:
+    """A tuple of `of`. Absent: ()."""
+    elements = _record(of) | ({"entity_checks": checks} if checks else {})
+    return _field("array", what, _each(_reader(of)), (), None, elements=elements, **rules)
+
+
+def mapping(what: str, of: type, *, keys: dict[str, Any]) -> Any:
+    """Name → `of`. Absent: no names."""
+
+    def convert(value: Any, path: str) -> Mapping[str, Any]:
+        each = _reader(of)
+        return {
+            str(name): each({} if one is None else one, f"{path}.{name}") for name, one in _map(value, path).items()
+        }
+
+    named = {"type": "string", **keys}
+    return _field("map", what, convert, None, None, factory=dict, keys=named, values=_record(of))
+
+
+def record(what: str, of: type) -> Any:
+    """An `of`, or None where it is absent.
+
+    Never `required`: Kong would make `{}` of an absent one, and its presence alone switches something on.
+    """
+    return _field("record", what, _reader(of), None, None, fields=fields(of))
+
+
+def given() -> Any:
+    """A str that Kong adds to each configuration by itself, such as `route_id`: no field of the schema. Absent: ""."""
+    return dataclasses.field(default="", metadata={"convert": _string})
+
+
+def fields(of: type) -> list[Field]:
+    """The schema of a configuration, in the order of its fields."""
+    return [{f.name: f.metadata["kong"]} for f in dataclasses.fields(of) if "kong" in f.metadata]
+
+
+def read(of: type[C], config: Mapping[str, Any], path: str = "") -> C:
+    """The configuration that Kong hands over, typed. Raises ConfigError where a value is of another kind.
+
+    Kong leaves absent fields out or has null for them, makes whole floats of some integers, and has [] for {} and the
+    reverse, which are one in Lua.
+    """
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(of):  # type: ignore[arg-type]  # C is one of the dataclasses of this module's fields
+        name, value = field.name, config.get(field.name)
+        if value is not None:
+            typed = field.metadata["convert"](value, f"{path}.{name}" if path else name)
+            if typed is not None:
+                found[name] = typed
+    return of(**found)
+
+
+def _field(
+    kind: str,
+    what: str,
+    convert: Convert,
+    absent: Any,
+    default: Any,
+    *,
+    factory: Callable[[], Any] | None = None,
+    required: bool = False,
+    **rules: Any,
+) -> Any:
+    kong = {"type": kind, "required": required, **rules, "description": what}
+    if default is not None:
+        kong["default"] = default
+        absent = convert(default, "")
+    metadata = {"kong": kong, "convert": convert}
+    if factory is not None:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=absent, metadata=metadata)
+
+
+def _record(of: type) -> dict[str, Any]:
+    return {"type": "record", "fields": fields(of)}
+
+
+def _reader(of: type) -> Convert:
+    return lambda value, path: read(of, _map(value, path), path)
+
+
+def _each(convert: Convert) -> Convert:
+    def converted(value: Any, path: str) -> tuple[Any, ...]:
+        if isinstance(value, Mapping) and not value:
+            return ()
+        if not isinstance(value, list | tuple):
+            raise ConfigError(path, "must be a list")
+        return tuple(convert(one, f"{path}[{number}]") for number, one in enumerate(value, 1))
+
+    return converted
+
+
+def _map(value: Any, path: str) -> Mapping[str, Any]:
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, list) and not value:
+        return {}
+    raise ConfigError(path, "must be a map of names to values")
+
+
+def _boolean(value: Any, path: str) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(path, "must be true or false")
+    return value
+
+
+def _integer(value: Any, path: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1:
+        raise ConfigError(path, "must be a whole number")
+    return int(value)
+
+
+def _number(value: Any, path: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(path, "must be a number")
+    return value
+
+
+def _reference(value: Any, path: str) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(path, "must be a text")
+    return value
+
+
+def _string(value: Any, path: str) -> str | None:
+    return _reference(value, path) or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from claude_contract.errors import ConfigError
 from claude_contract.identity import Identity
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.metrics.entry import entry
-from kong_claude.pipeline import Pipeline, pipeline
+from kong_claude.pipeline import Pipeline, plugin
 from kong_claude.request import MAX_HEADERS, Request
+from kong_claude.schema import read
+from kong_claude.stage import Shared, Stage
 from tests.support.attest import claims_in, signed
 
 ATTESTATION = {"secret": "a" * 32, "request": "POST /claude/invoke"}
@@ -63,7 +66,12 @@ class Path:
         return value(*args) if callable(value) else value
 
 
-class Fixed:
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """A configuration without fields."""
+
+
+class Fixed(Stage[None]):
     """A stage with one decision (or one exception)."""
 
     def __init__(
@@ -92,7 +100,7 @@ class Fixed:
 def run(stages: list[Fixed], kong: Kong, **config: Any) -> Kong:
     key = stages[0].shared_key if len(stages) == 1 else "claude_gateway"
     try:
-        Pipeline([*stages], key, {"mark": "m", "service_id": "service", **config}).access(kong)
+        Pipeline(stages, key, read(Shared, {"mark": "m", "service_id": "service", **config})).access(kong)
     except Ended:
         pass
     return kong
@@ -273,7 +281,7 @@ def test_what_does_not_fit_into_an_attestation_is_refused_and_given_back() -> No
 
 def test_who_establishes_the_identity_starts_afresh() -> None:
     stage = Fixed(Pass(claims=Identity("bob")))
-    stage.establishes_identity = True  # type: ignore[attr-defined]
+    stage.establishes_identity = True
     kong = run([stage], Kong({**ID, HEADER.lower(): attest(sub="alice", tier="enterprise")}), attestation=ATTESTATION)
     found = attested(kong)
     assert (found["sub"], found["chk"]) == ("bob", ["one"])
@@ -341,17 +349,31 @@ def test_each_thing_is_asked_once() -> None:
 @pytest.mark.parametrize("value", ["POST", "POST claude", "POST  /x", " /x", "/x"])
 def test_a_fixed_request_that_is_none(value: str) -> None:
     with pytest.raises(ConfigError, match=r"^attestation\.request"):
-        Pipeline(
-            [Fixed(Pass())], "claude_one", {"route_id": "r", "attestation": {"secret": "a" * 32, "request": value}}
-        )
+        run([Fixed(Pass())], Kong(), attestation={"secret": "a" * 32, "request": value})
 
 
 def test_the_plugin_class_closes_its_stages_and_logs_only_where_it_must() -> None:
-    stage = Fixed(Pass())
-    plain = pipeline(lambda _: stage, shared_key="claude_one")
-    assert not hasattr(plain, "log")
-    plain({"route_id": "r"}).close()
-    assert stage.closed
+    closed, logged = [], []
+
+    class Quiet(Fixed):
+        Config, shared_key = Empty, "claude_quiet"
+
+        def __init__(self, config: Empty, shared: Shared) -> None:
+            super().__init__(Pass(), shared_key=self.shared_key)
+
+        def close(self) -> None:
+            closed.append(self)
+
+    class Logging(Quiet):
+        def log(self, kong: Any, shared: Mapping[str, Any]) -> None:
+            logged.append(shared)
+
+    quiet, logging = plugin(Quiet), plugin(Logging)
+    assert not hasattr(quiet, "log")
+    quiet({"route_id": "r"}).close()
+    assert len(closed) == 1
+    logging({"route_id": "r"}).log(Kong(**{"ctx.shared.get": {"lease": 1}}))
+    assert logged == [{"lease": 1}]
 
 
 NAMES = st.text(alphabet="aBx-_", min_size=1, max_size=6)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from claude_contract.errors import ConfigError
 from kong_claude.jwt_claims.rules import email_problem, lookup, repository_allowed, rules_from_config, values
+from kong_claude.jwt_claims.schema import RuleConfig
+from kong_claude.schema import read
 from tests.jwt_claims.conftest import Send
 from tests.jwt_claims.support import bearer, config, token
 
@@ -125,7 +127,7 @@ def test_the_challenge_names_what_is_missing(send: Send) -> None:
 )
 def test_a_rule_that_says_nothing_is_refused(rule: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"^rules\[1\]"):
-        rules_from_config([rule])
+        rules_from_config([read(RuleConfig, rule)])
 
 
 EMAILS: list[tuple[Any, Any, bool]] = [

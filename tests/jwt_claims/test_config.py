@@ -13,6 +13,7 @@ from claude_contract.errors import ConfigError
 from kong_claude.jwt_claims.plugin import JwtClaims
 from tests.jwt_claims.support import ISSUER, SECRET, config, issuer, jwk, pem, private_key
 from tests.support.kong_driver import Driver, RPCError
+from tests.support.stages import stage_of
 
 PRIVATE = private_key("RS256").private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
@@ -109,7 +110,7 @@ def test_refused_through_the_socket(kong: Driver, name: str) -> None:
 
 @pytest.mark.parametrize("bits", ["secret", "private_key", "d", "k"])
 def test_keys_do_not_show(bits: str) -> None:
-    stage = JwtClaims(config())
+    stage = stage_of(JwtClaims, config())
     assert SECRET not in repr(vars(stage)) + repr(stage._issuers) + repr(stage._issuers[ISSUER].keys.current())
 
 
@@ -128,6 +129,6 @@ def test_a_certificate_serves_as_a_public_key() -> None:
         .public_bytes(Encoding.PEM)
         .decode()
     )
-    JwtClaims(one(public_key=certificate))
+    stage_of(JwtClaims, one(public_key=certificate))
     with pytest.raises(ConfigError, match="cannot serve ES256"):
-        JwtClaims(one(public_key=certificate, algorithms=["ES256"]))
+        stage_of(JwtClaims, one(public_key=certificate, algorithms=["ES256"]))

@@ -11,7 +11,9 @@ from claude_contract.attestation import HEADER, signer_from_config
 from claude_contract.errors import ConfigError
 from kong_claude.jwt_claims.caller import ClaimNames
 from kong_claude.jwt_claims.issuers import issuers_from_config
+from kong_claude.jwt_claims.schema import JwtClaimsConfig
 from kong_claude.jwt_claims.token import InvalidToken
+from kong_claude.schema import read
 from tests.jwt_claims.conftest import Send
 from tests.jwt_claims.support import ATTESTATION, ISSUER, bearer, config, issuer, token
 from tests.support.attest import claims_in
@@ -117,7 +119,7 @@ def test_no_subject_passes_for_another_issuers_or_a_consumer(
 
 def test_control_without_the_others_prefixes_two_callers_were_one() -> None:
     two = issuer("RS256", issuer="https://two.example/", subject_prefix="two:")
-    issuers = issuers_from_config(config(issuers=[issuer(), two]))
+    issuers = issuers_from_config(read(JwtClaimsConfig, config(issuers=[issuer(), two])))
     one, names = issuers[ISSUER], ClaimNames()
     victim = names.identity({"sub": "alice"}, issuers["https://two.example/"])
     assert names.identity({"sub": "two:alice"}, replace(one, foreign=())).subject == victim.subject
@@ -127,7 +129,7 @@ def test_control_without_the_others_prefixes_two_callers_were_one() -> None:
 
 def test_the_consumers_prefix_is_reserved() -> None:
     with pytest.raises(ConfigError, match="Kong's consumers"):
-        issuers_from_config(config(issuers=[issuer(subject_prefix="consumer:x")]))
+        issuers_from_config(read(JwtClaimsConfig, config(issuers=[issuer(subject_prefix="consumer:x")])))
 
 
 def test_plain_headers(send: Send) -> None:

@@ -14,6 +14,7 @@ from minikong import admin, declarative
 from minikong.precedence import Precedence
 from minikong.schema import bundled
 from tests.jwt_claims.support import ISSUER, SECRET, config, issuer, jwk, pem
+from tests.support.stages import stage_of
 
 DUMP = {"name": "claude-jwt-claims", "fields": [{"config": {"type": "record", "fields": SCHEMA}}]}
 SCHEMAS = declarative.Schema({**bundled.schemas(), "claude-jwt-claims": DUMP})
@@ -93,7 +94,7 @@ MINIMAL: dict[str, Any] = {
 def test_what_kong_accepts_makes_an_instance(accepted: dict[str, Any]) -> None:
     status, errors, made = post(accepted)
     assert status == 201, errors
-    JwtClaims(made).close()
+    stage_of(JwtClaims, made).close()
 
 
 def test_a_reference_is_resolved_and_an_unresolved_one_refused() -> None:
@@ -103,7 +104,7 @@ def test_a_reference_is_resolved_and_an_unresolved_one_refused() -> None:
     status, _, made = post({**MINIMAL, "issuers": [unresolved]})
     assert status == 201  # Kong finds out only later
     with pytest.raises(ValueError, match=r"issuers\[1\]"):
-        JwtClaims(made)
+        stage_of(JwtClaims, made)
 
 
 def first(**more: Any) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def test_two_keys_one_a_reference() -> None:
     status, _, made = post(first(public_key=pem("RS256")))
     assert status == 201
     with pytest.raises(ValueError, match="needs exactly one of"):
-        JwtClaims(made)
+        stage_of(JwtClaims, made)
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -16,6 +16,7 @@ from kong_claude.jwt_claims.plugin import JwtClaims
 from kong_claude.jwt_claims.token import InvalidToken, Token, parse
 from kong_claude.jwt_claims.verified import Entry, VerifiedTokens
 from tests.jwt_claims.support import ISSUER, OTHER_SECRET, SECRET, config, token
+from tests.support.stages import stage_of
 
 HS256 = frozenset({"HS256"})
 
@@ -37,7 +38,7 @@ class Keys:
 
 @pytest.fixture
 def stage() -> JwtClaims:
-    return JwtClaims(config())
+    return stage_of(JwtClaims, config())
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_a_refused_token_is_not_remembered(stage: JwtClaims, parses: list[str]) 
 
 def test_never_past_exp() -> None:
     now = [1_000_000.0]
-    stage = JwtClaims(config(leeway=0), now=lambda: now[0])
+    stage = stage_of(JwtClaims, config(leeway=0), now=lambda: now[0])
     compact = token(iat=None, exp=1_000_010)
     stage.verify(compact)
     now[0] = 1_000_009.9
@@ -94,7 +95,7 @@ def test_never_past_a_change_of_keys(stage: JwtClaims, parses: list[str]) -> Non
 
 
 def test_size_zero_remembers_nothing(parses: list[str]) -> None:
-    stage, compact = JwtClaims(config(cache_size=0)), token()
+    stage, compact = stage_of(JwtClaims, config(cache_size=0)), token()
     stage.verify(compact)
     stage.verify(compact)
     assert len(parses) == 2

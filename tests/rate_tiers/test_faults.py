@@ -37,8 +37,10 @@ from claude_contract.ledger import (
 from kong_claude.decision import Decision, Pass, Refuse
 from kong_claude.rate_tiers.plugin import RateTiers
 from kong_claude.rate_tiers.redis_ledger import COOL_DOWN, FAILURES, RedisLedger, Settings
+from kong_claude.rate_tiers.schema import RedisConfig
 from kong_claude.request import Request
 from tests.rate_tiers.servers import BINARY, RedisProcess, free_port
+from tests.support.stages import stage_of
 
 TIMEOUT_MS = 250
 HANG = 20.0  # seconds: no bound of ours, only what no correct run comes near
@@ -71,8 +73,9 @@ def ask(stage: RateTiers, subject: str = "alice") -> Decision:
 
 def stage(url: str, on_error: str = "deny", **config: Any) -> RateTiers:
     limits = {"minute": 3, "concurrent": 2}
-    return RateTiers(
-        {"policy": "redis", "redis_url": url, "timeout_ms": TIMEOUT_MS, "on_error": on_error, **limits, **config}
+    return stage_of(
+        RateTiers,
+        {"policy": "redis", "redis_url": url, "timeout_ms": TIMEOUT_MS, "on_error": on_error, **limits, **config},
     )
 
 
@@ -277,7 +280,7 @@ def test_password_and_user(redis_server: RedisProcess) -> None:
         request.learn(Identity("alice"))
         assert is_away(wrong.access(request))
         assert request.kong.log.lines and "wr0ng" not in "".join(request.kong.log.lines)
-        assert "s3cret" not in repr(Settings.from_config({"redis_url": "redis://:s3cret@h/0"}))
+        assert "s3cret" not in repr(Settings.from_config(RedisConfig(redis_url="redis://:s3cret@h/0")))
     finally:
         redis.Redis(unix_socket_path=redis_server.socket_path, username="kong", password="s3cret").acl_setuser(
             "default", enabled=True

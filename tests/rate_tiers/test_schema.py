@@ -17,6 +17,7 @@ from kong_claude.rate_tiers.schema import SCHEMA
 from minikong import admin, declarative
 from minikong.precedence import Precedence
 from minikong.schema import bundled
+from tests.support.stages import stage_of
 
 NAME = "claude-rate-tiers"
 
@@ -70,7 +71,7 @@ def test_the_seed_example_gets_the_defaults() -> None:
         "error_message": "API rate limit exceeded",
         "report": False,
     }
-    RateTiers(made)
+    stage_of(RateTiers, made)
 
 
 def test_a_whole_configuration_starts() -> None:
@@ -101,7 +102,7 @@ def test_a_whole_configuration_starts() -> None:
         {"CLAUDE_REDIS_URL": "redis://127.0.0.1:1/0"},
     )
     assert isinstance(made, dict) and made["tiers"][0] == tier
-    stage = RateTiers(made)
+    stage = stage_of(RateTiers, made)
     assert [w.name for w in stage.choice.tiers["team"].windows.each] == ["second", "minute", "hour", "day", "month"]
 
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from kong_claude.jwt_claims.schema import FIELDS as JWT_CLAIMS
-from kong_claude.prompt_context.schema import FIELDS as PROMPT_CONTEXT
-from kong_claude.rate_tiers.schema import FIELDS as RATE_TIERS
-from kong_claude.schema import ENFORCING_FIELDS, Field
+from dataclasses import dataclass
+
+from kong_claude.jwt_claims.schema import JwtClaimsConfig
+from kong_claude.prompt_context.schema import PromptContextConfig
+from kong_claude.rate_tiers.schema import RateTiersConfig
+from kong_claude.schema import Field, fields, record
+from kong_claude.stage import ENFORCING_FIELDS
+
+_SECTION = "The configuration of {}; without it that part does not run."
 
 
-def _section(name: str, plugin: str, fields: list[Field]) -> Field:
-    return {
-        name: {
-            "type": "record",
-            # Without this Kong would fill in {} and switch the section on.
-            "required": False,
-            "fields": fields,
-            "description": f"The configuration of {plugin}; without it that part does not run.",
-        }
-    }
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """The sections that are there."""
+
+    jwt_claims: JwtClaimsConfig | None = record(_SECTION.format("claude-jwt-claims"), JwtClaimsConfig)
+    rate_tiers: RateTiersConfig | None = record(_SECTION.format("claude-rate-tiers"), RateTiersConfig)
+    prompt_context: PromptContextConfig | None = record(_SECTION.format("claude-prompt-context"), PromptContextConfig)
 
 
-SCHEMA: list[Field] = [
-    _section("jwt_claims", "claude-jwt-claims", JWT_CLAIMS),
-    _section("rate_tiers", "claude-rate-tiers", RATE_TIERS),
-    _section("prompt_context", "claude-prompt-context", PROMPT_CONTEXT),
-    *ENFORCING_FIELDS,
-]
+SCHEMA: list[Field] = [*fields(GatewayConfig), *ENFORCING_FIELDS]

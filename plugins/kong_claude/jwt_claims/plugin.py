@@ -22,10 +22,12 @@ from kong_claude.jwt_claims.issuers import CONSUMER_PREFIX, Issuer, issuers_from
 from kong_claude.jwt_claims.keys import Unavailable
 from kong_claude.jwt_claims.revocation import Revocation
 from kong_claude.jwt_claims.rules import email_problem, has, lookup, repository_allowed, rules_from_config, values
+from kong_claude.jwt_claims.schema import JwtClaimsConfig
 from kong_claude.jwt_claims.token import Checks, InvalidToken, Token, parse, signed_by
 from kong_claude.jwt_claims.verified import Entry, VerifiedTokens
-from kong_claude.pipeline import pipeline
+from kong_claude.pipeline import plugin
 from kong_claude.request import Request, answer, text
+from kong_claude.stage import Shared, Stage
 
 # What Kong's own jwt plugin sets (kong/plugins/jwt/handler.lua).
 CONSUMER_HEADERS = (
@@ -39,56 +41,48 @@ OWN_HEADERS = (SUBJECT, TIER, *CONSUMER_HEADERS)
 _CREDENTIALS = uuid.UUID("5d0c7a8e-95a4-4b4e-8b6e-0d8f5a1c7f42")
 
 
-class JwtClaims:
+class JwtClaims(Stage[JwtClaimsConfig]):
     """The stage. One per plugin instance, so a changed configuration starts with empty caches."""
 
     check = "jwt-claims"
     shared_key = "claude_identity"
-    establishes_identity = True  # see pipeline.open_or_resume
+    establishes_identity = True
+    Config = JwtClaimsConfig
 
-    def __init__(self, config: Mapping[str, Any], now: Callable[[], float] = time.time) -> None:
+    def __init__(self, config: JwtClaimsConfig, shared: Shared, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self._issuers = issuers_from_config(config)
-        audience = frozenset(config.get("audience") or ())
-        if not audience:
+        if not config.audience:
             raise ConfigError("audience", "names no audience")
-        self._checks = Checks(
-            audience=audience,
-            leeway=int(config.get("leeway", 5)),
-            maximum_expiration=int(config.get("maximum_expiration") or 0),
-        )
-        self._typ = frozenset(typ.lower().removeprefix("application/") for typ in config.get("typ", ("JWT", "at+jwt")))
-        self._required = tuple(config.get("required_claims") or ())
-        self._places = Places(
-            headers=tuple(name.lower() for name in config.get("header_names", ("authorization",))),
-            cookies=tuple(config.get("cookie_names") or ()),
-            parameters=tuple(config.get("uri_param_names") or ()),
-        )
+        self._checks = Checks(frozenset(config.audience), config.leeway, config.maximum_expiration)
+        self._typ = frozenset(typ.lower().removeprefix("application/") for typ in config.typ)
+        self._required = config.required_claims
+        headers = tuple(name.lower() for name in config.header_names)
+        self._places = Places(headers, config.cookie_names, config.uri_param_names)
         if not (self._places.headers or self._places.cookies or self._places.parameters):
             raise ConfigError("header_names", "is empty, and so are the other places where a token could be")
         self._names = ClaimNames(
-            subject=config.get("subject_claim") or "sub",
-            tier=config.get("tier_claim") or "tier",
-            roles=config.get("roles_claim") or "roles",
-            permissions=config.get("permissions_claim") or "permissions",
-            forward=tuple(config.get("forward_claims") or ()),
+            subject=config.subject_claim,
+            tier=config.tier_claim,
+            roles=config.roles_claim,
+            permissions=config.permissions_claim,
+            forward=config.forward_claims,
         )
-        self._rules = rules_from_config(config.get("rules"))
-        self._domains = frozenset(domain.lower() for domain in config.get("email_domains") or ())
-        self._repo_claim: str | None = config.get("repo_claim")
-        self._repo_header = (config.get("repo_header") or "x-repo").lower()
-        self._repo_capture: str | None = config.get("repo_capture")
-        self._consumer_claim: str | None = config.get("consumer_claim")
-        self._anonymous: str | None = config.get("anonymous")
-        self._run_on_preflight = config.get("run_on_preflight", True) is not False
-        # Absent: nothing is asked. "": an unresolved vault reference, a ConfigError.
-        url: str | None = config.get("revocation_redis_url")
-        key = config.get("revocation_key") or "claude:revoked"
-        self._revocation = Revocation(url, key) if url is not None else None
-        self._allow_unlisted = config.get("revocation_on_error") == "allow"
-        self._signed = bool(config.get("attestation"))
-        self._challenge = Challenge(config.get("realm"))
-        self._verified = VerifiedTokens(int(config.get("cache_size", 10000)))
+        self._rules = rules_from_config(config.rules)
+        self._domains = frozenset(domain.lower() for domain in config.email_domains)
+        self._repo_claim = config.repo_claim
+        self._repo_header = config.repo_header.lower()
+        self._repo_capture = config.repo_capture
+        self._consumer_claim = config.consumer_claim
+        self._anonymous = config.anonymous
+        self._run_on_preflight = config.run_on_preflight
+        # None: nothing is asked. "": an unresolved vault reference, a ConfigError.
+        url = config.revocation_redis_url
+        self._revocation = Revocation(url, config.revocation_key) if url is not None else None
+        self._allow_unlisted = config.revocation_on_error == "allow"
+        self._signed = shared.attestation is not None
+        self._challenge = Challenge(config.realm)
+        self._verified = VerifiedTokens(config.cache_size)
 
     def access(self, request: Request) -> Decision:
         kong = request.kong
@@ -296,4 +290,4 @@ def with_consumer(identity: Identity, consumer: Mapping[str, Any], credential: s
     return replace(identity, consumer=text(consumer.get("username") or consumer["id"]), credential=credential)
 
 
-Plugin = pipeline(JwtClaims, shared_key=JwtClaims.shared_key)
+Plugin = plugin(JwtClaims)

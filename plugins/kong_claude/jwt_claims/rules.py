@@ -12,6 +12,7 @@ from typing import Any
 import re2
 
 from claude_contract.errors import ConfigError
+from kong_claude.jwt_claims.schema import RuleConfig
 
 # Claims that hold a list as one string (RFC 8693, 4.2).
 _SPACE_SEPARATED = ("scope", "scp")
@@ -89,20 +90,19 @@ class Rule:
         return " ".join(v for v in sorted(self.any_of | self.all_of) if _SCOPE_TOKEN.fullmatch(v))
 
 
-def rules_from_config(config: Sequence[Mapping[str, Any]] | None) -> tuple[Rule, ...]:
+def rules_from_config(config: Sequence[RuleConfig]) -> tuple[Rule, ...]:
     """Raises ConfigError for a rule that could only ever say one thing."""
     rules = []
-    for number, entry in enumerate(config or (), 1):
+    for number, entry in enumerate(config, 1):
         name = f"rules[{number}]"
-        claim = entry.get("claim")
-        if not claim:
+        if not entry.claim:
             raise ConfigError(f"{name}.claim", "is required")
         rule = Rule(
-            claim,
-            any_of=frozenset(entry.get("any_of") or ()),
-            all_of=frozenset(entry.get("all_of") or ()),
-            none_of=frozenset(entry.get("none_of") or ()),
-            equals=entry.get("equals"),
+            entry.claim,
+            any_of=frozenset(entry.any_of),
+            all_of=frozenset(entry.all_of),
+            none_of=frozenset(entry.none_of),
+            equals=entry.equals,
         )
         if not (rule.any_of or rule.all_of or rule.none_of or rule.equals is not None):
             raise ConfigError(name, "needs any_of, all_of, none_of or equals")

@@ -9,15 +9,16 @@ from typing import Any
 from kong_claude import in_flight
 from kong_claude.metrics import registry, sinks
 from kong_claude.metrics.entry import Entry, attestation_of, entry, render
+from kong_claude.metrics.schema import AccessLogConfig, MetricsConfig
 from kong_claude.request import answer, text
+from kong_claude.schema import read
 
 
 class Plugin:
     """Counts every request and writes its access log line."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = config
-        self.sinks = open_sinks(config.get("access_log") or {})
+        self.sinks = open_sinks(read(MetricsConfig, config).access_log or AccessLogConfig())
         in_flight.watch(self)
 
     def log(self, kong: Any) -> None:
@@ -55,14 +56,13 @@ def count(found: Entry) -> None:
         registry.TOKENS.labels(model, tier, "output").inc(found.output_tokens)
 
 
-def open_sinks(config: Mapping[str, Any]) -> list[sinks.Sink]:
+def open_sinks(config: AccessLogConfig) -> list[sinks.Sink]:
     """The sinks of the `access_log` section."""
     found: list[sinks.Sink] = []
-    if config.get("stdout"):
+    if config.stdout:
         found.append(sinks.Stdout())
-    if config.get("file"):
-        found.append(sinks.File(config["file"]))
-    if config.get("url"):
-        size, seconds = int(config.get("queue_size") or 10_000), float(config.get("flush_seconds") or 1)
-        found.append(sinks.Http(config["url"], config.get("url_style") or "ndjson", size, seconds))
+    if config.file:
+        found.append(sinks.File(config.file))
+    if config.url:
+        found.append(sinks.Http(config.url, config.url_style, config.queue_size, config.flush_seconds))
     return found

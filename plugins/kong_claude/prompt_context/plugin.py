@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +12,14 @@ from claude_contract import compose
 from claude_contract.claims import ADDITIONS_ROOM, Additions, size
 from claude_contract.errors import ConfigError
 from kong_claude.decision import Answer, Decision, Pass, Refuse
-from kong_claude.pipeline import pipeline
+from kong_claude.pipeline import plugin
 from kong_claude.prompt_context import sources, template
 from kong_claude.prompt_context.guards import Guards, compile_patterns
 from kong_claude.prompt_context.inert import block
-from kong_claude.prompt_context.schema import DEFAULT_MAX_BODY_BYTES, DEFAULT_REWRITE_MAX_BYTES
+from kong_claude.prompt_context.schema import ProfileConfig, PromptContextConfig
 from kong_claude.prompt_context.strict_json import JSONError, parse_object, rewrite
 from kong_claude.request import Request
+from kong_claude.stage import Shared, Stage
 
 HEADER = "X-Claude-Context"
 EXPLAIN_HEADER = "x-claude-explain"
@@ -36,39 +36,39 @@ class Texts:
     version: str
 
 
-class PromptContext:
+class PromptContext(Stage[PromptContextConfig]):
     """The stage: checks the caller's prompt, adds the gateway's texts and values."""
 
     check = "prompt-context"
     shared_key = "claude_context"
+    Config = PromptContextConfig
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.shape: str = config.get("shape") or "invoke"
-        self.fields = sources.parse_fields(config.get("context") or {})
+    def __init__(self, config: PromptContextConfig, shared: Shared) -> None:
+        self.shape = config.shape
+        self.fields = sources.parse_fields(config.context)
         self.texts = parse_texts(config, {field.name for field in self.fields})
-        self.profile: str | None = config.get("profile")
-        self.profile_header = str(config.get("profile_header") or "").lower()
-        self.profile_claim: str | None = config.get("profile_claim")
+        self.profile = config.profile
+        self.profile_header = (config.profile_header or "").lower()
+        self.profile_claim = config.profile_claim
         if self.profile is not None and self.profile not in self.texts:
             raise ConfigError("profile", "is not among profiles")
-        self.locked = tuple(config.get("locked") or ())
-        self.replace = config.get("on_locked") == "replace"
+        self.locked = config.locked
+        self.replace = config.on_locked == "replace"
         self.guards = Guards(
-            max_prompt_bytes=config.get("max_prompt_bytes"),
-            deny=compile_patterns(config.get("deny_patterns") or (), "deny_patterns"),
-            allow=compile_patterns(config.get("allow_patterns") or (), "allow_patterns"),
+            max_prompt_bytes=config.max_prompt_bytes,
+            deny=compile_patterns(config.deny_patterns, "deny_patterns"),
+            allow=compile_patterns(config.allow_patterns, "allow_patterns"),
         )
-        self.mode: str = config.get("apply") or "auto"
-        self.signed = bool(config.get("attestation"))
+        self.mode = config.apply
+        self.signed = shared.attestation is not None
         if self.mode == "attested" and not self.signed:
             raise ConfigError("apply", "attested needs the attestation section")
         if self.mode == "attested":
             self.check_room()
-        self.max_body_bytes = int(config.get("max_body_bytes") or DEFAULT_MAX_BODY_BYTES)
-        given = config.get("rewrite_max_bytes")
-        self.rewrite_max_bytes = DEFAULT_REWRITE_MAX_BYTES if given is None else int(given)
-        self.explain = bool(config.get("explain"))
-        self.explain_permission = config.get("explain_permission") or "claude:explain"
+        self.max_body_bytes = config.max_body_bytes
+        self.rewrite_max_bytes = config.rewrite_max_bytes
+        self.explain = config.explain
+        self.explain_permission = config.explain_permission
 
     @property
     def drop(self) -> tuple[str, ...]:
@@ -222,14 +222,13 @@ class PromptContext:
         return Refuse(413, f"the body is larger than {self.max_body_bytes} bytes", "body_too_large")
 
 
-def parse_texts(config: Mapping[str, Any], names: set[str]) -> dict[str | None, Texts]:
+def parse_texts(config: PromptContextConfig, names: set[str]) -> dict[str | None, Texts]:
     """Profile name → its texts joined with the plugin's own; None is no profile. Raises ConfigError."""
-    outer_prepend, outer_append = config.get("prepend") or "", config.get("append") or ""
     texts: dict[str | None, Texts] = {}
-    for name, profile in [(None, {}), *(config.get("profiles") or {}).items()]:
+    for name, profile in [(None, ProfileConfig()), *config.profiles.items()]:
         where = f"profiles.{name}." if name else ""
-        prepend = outer_prepend + (profile.get("prepend") or "")
-        append = (profile.get("append") or "") + outer_append
+        prepend = (config.prepend or "") + (profile.prepend or "")
+        append = (profile.append or "") + (config.append or "")
         digest = hashlib.sha256(json.dumps([prepend, append]).encode()).hexdigest()
         texts[name] = Texts(
             prepend=template.parse(prepend, names, f"{where}prepend"),
@@ -255,4 +254,4 @@ def check_media(request: Request) -> Refuse | None:
     return None
 
 
-Plugin = pipeline(PromptContext, shared_key="claude_context")
+Plugin = plugin(PromptContext)

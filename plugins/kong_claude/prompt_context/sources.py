@@ -10,11 +10,11 @@ from urllib.parse import parse_qsl
 from claude_contract.errors import ConfigError
 from kong_claude.decision import Refuse
 from kong_claude.prompt_context.guards import compile_pattern
+from kong_claude.prompt_context.schema import ContextConfig
 from kong_claude.request import Request
 
 KINDS = ("header", "query", "path", "claim", "consumer", "request", "const")
 CONSUMER_FIELDS = ("username", "id", "custom_id")
-MAX_LENGTH = 256  # characters, where the configuration sets no other bound
 
 
 class BadValue(Exception):
@@ -84,31 +84,31 @@ class Field:
         return BadValue(Refuse(status, f"{self.kind} {self.key} {rule}", "bad_context"))
 
 
-def parse_fields(config: Mapping[str, Any]) -> list[Field]:
+def parse_fields(config: Mapping[str, ContextConfig]) -> list[Field]:
     """The fields of the `context` section in a stable order. Raises ConfigError."""
     return [parse_field(name, config[name]) for name in sorted(config)]
 
 
-def parse_field(name: str, config: Mapping[str, Any]) -> Field:
+def parse_field(name: str, config: ContextConfig) -> Field:
     where = f"context.{name}"
-    kind, colon, key = str(config.get("source") or "").partition(":")
+    kind, colon, key = (config.source or "").partition(":")
     if not colon or kind not in KINDS or not key:
         raise ConfigError(f"{where}.source", f"must be one of {', '.join(f'{k}:…' for k in KINDS)}")
     if kind == "request" and key != "id":
         raise ConfigError(f"{where}.source", "the only request value is request:id")
     if kind == "consumer" and key not in CONSUMER_FIELDS:
         raise ConfigError(f"{where}.source", f"a consumer has {', '.join(CONSUMER_FIELDS)}")
-    pattern_text = config.get("pattern") or ""
+    pattern_text = config.pattern or ""
     return Field(
         name=name,
         kind=kind,
         key=key,
-        required=bool(config.get("required")),
+        required=config.required,
         pattern=compile_pattern(pattern_text, f"{where}.pattern") if pattern_text else None,
         pattern_text=pattern_text,
-        max_length=int(config.get("max_length") or MAX_LENGTH),
-        default=config.get("default"),
-        render=bool(config.get("render")),
+        max_length=config.max_length,
+        default=config.default,
+        render=config.render,
     )
 
 

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from claude_contract.claims import NAMESPACE_ROOM, Limits, Place
 from claude_contract.errors import ConfigError
 from claude_contract.ledger import (
-    NAMESPACE,
     Admission,
     Admit,
     Busy,
@@ -23,12 +22,14 @@ from claude_contract.ledger import (
     usd,
 )
 from kong_claude.decision import Answer, Decision, Pass, Refuse
-from kong_claude.pipeline import pipeline
+from kong_claude.pipeline import plugin
 from kong_claude.rate_tiers import local_ledger, redis_ledger
 from kong_claude.rate_tiers.headers import limit_headers, reset, retry_after, seconds
+from kong_claude.rate_tiers.schema import RateTiersConfig
 from kong_claude.rate_tiers.subjects import Subjects, TierChoice
 from kong_claude.rate_tiers.tiers import UNRENEWED_TTL, Tier, tiers_from_config
 from kong_claude.request import Request, answer, text
+from kong_claude.stage import Shared, Stage
 
 MAX_MODEL_BODY = 1 << 20  # bytes read to see which model a body names
 COST_HEADER = "X-Claude-Cost-USD"
@@ -37,36 +38,35 @@ MAX_NAMED = 100  # unknown tiers that are logged before the log falls silent
 R = TypeVar("R")
 
 
-class RateTiers:
+class RateTiers(Stage[RateTiersConfig]):
     """The stage. Raises ConfigError."""
 
     check = "rate-tiers"
     shared_key = "claude_admission"
+    Config = RateTiersConfig
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        policy = config.get("policy") or "local"
-        self.namespace = str(config.get("namespace") or NAMESPACE)
+    def __init__(self, config: RateTiersConfig, shared: Shared) -> None:
+        self.namespace = config.namespace
         if len(self.namespace) > NAMESPACE_ROOM:  # a part of every lease, which travels in the attestation
             raise ConfigError("namespace", f"must not be longer than {NAMESPACE_ROOM} characters")
         self.local = local_ledger.shared(self.namespace)
-        self.redis = redis_ledger.shared(redis_ledger.Settings.from_config(config)) if policy == "redis" else None
-        self.on_error = config.get("on_error") or "deny"
-        self.signed = bool(config.get("attestation"))
+        counts_in_redis = config.policy == "redis"
+        self.redis = redis_ledger.shared(redis_ledger.Settings.from_config(config)) if counts_in_redis else None
+        self.on_error = config.on_error
+        self.signed = shared.attestation is not None
         # The invoker ends a run's lease where it can: it must learn of it and have the same Redis.
         self.invoker_settles = self.signed and self.redis is not None
-        ttl = float(config.get("lease_ttl") or 60) if self.invoker_settles else UNRENEWED_TTL
-        tiers, default = tiers_from_config(config, ttl)
-        self.choice = TierChoice(
-            tiers, default, str(config.get("tier_header") or "").lower(), config.get("consumer_tier") or ""
-        )
-        self.subjects = Subjects.from_config(config)
-        self.busy: Busy = "queue" if config.get("on_busy") == "queue" else "reject"
-        self.shadow = config.get("mode") == "shadow"
-        self.style = str(config.get("header_style") or "both")
-        self.show_headers = not config.get("hide_client_headers")
-        self.error_code = int(config.get("error_code") or 429)
-        self.error_message = str(config.get("error_message") or "API rate limit exceeded")
-        self.report = bool(config.get("report"))
+        ttl = config.lease_ttl if self.invoker_settles else UNRENEWED_TTL
+        tiers, default = tiers_from_config(config, ttl, signed=self.signed)
+        self.choice = TierChoice(tiers, default, (config.tier_header or "").lower(), config.consumer_tier or "")
+        self.subjects = Subjects.from_config(config, shared)
+        self.busy: Busy = "queue" if config.on_busy == "queue" else "reject"
+        self.shadow = config.mode == "shadow"
+        self.style = config.header_style
+        self.show_headers = not config.hide_client_headers
+        self.error_code = config.error_code
+        self.error_message = config.error_message
+        self.report = config.report
         self._named: set[str] = set()
 
     def access(self, request: Request) -> Decision:
@@ -272,4 +272,4 @@ def _budget(limit_micro_usd: int | None, spent_micro_usd: int, left_ms: int) -> 
     return {"limit": limit, "spent": usd(spent_micro_usd), "reset_s": seconds(left_ms)}
 
 
-Plugin = pipeline(RateTiers, shared_key="claude_admission")
+Plugin = plugin(RateTiers)

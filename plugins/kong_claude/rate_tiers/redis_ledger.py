@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 from weakref import WeakSet, WeakValueDictionary
@@ -27,6 +27,7 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 from claude_contract.errors import ConfigError
 from claude_contract.ledger import Admission, Admit, Lease, Ledger, LedgerUnavailable, Peek, Renewal, Slot, Usage, calls
 from claude_contract.ledger.calls import Call
+from kong_claude.rate_tiers.schema import RedisConfig
 
 MAX_IDLE = 64  # connections kept per Redis
 FAILURES = 3  # in a row, then the circuit opens
@@ -89,21 +90,21 @@ class Settings(NamedTuple):
         return f"Settings({urlsplit(self.url).scheme})"
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Settings:
+    def from_config(cls, config: RedisConfig) -> Settings:
         """Raises ConfigError."""
-        url, host = config.get("redis_url"), config.get("redis_host")
+        url, host = config.redis_url, config.redis_host
         if not url and not host:
             raise ConfigError("redis_url", "is empty (an unresolved vault reference?)")
         if not url:
-            scheme = "rediss" if config.get("redis_ssl") else "redis"
-            url = f"{scheme}://{host}:{config.get('redis_port') or 6379}/{config.get('redis_database') or 0}"
+            scheme = "rediss" if config.redis_ssl else "redis"
+            url = f"{scheme}://{host}:{config.redis_port}/{config.redis_database}"
         return cls(
             url,
-            config.get("redis_username") or "",
-            config.get("redis_password") or "",
-            config.get("redis_ssl_verify") is not False,
-            config.get("redis_ca_file") or "",
-            (config.get("timeout_ms") or 500) / 1000,
+            config.redis_username or "",
+            config.redis_password or "",
+            config.redis_ssl_verify,
+            config.redis_ca_file or "",
+            config.timeout_ms / 1000,
         )
 
     def options(self, tls: bool) -> dict[str, Any]:

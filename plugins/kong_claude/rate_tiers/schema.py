@@ -1,143 +1,141 @@
-"""Configuration of claude-rate-tiers, in the dialect of Kong's plugin schemas."""
+"""Configuration of claude-rate-tiers."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from claude_contract.claims import NAME_ROOM, NAMESPACE_ROOM
+from claude_contract.ledger import NAMESPACE
 from kong_claude.rate_tiers.headers import STYLES
-from kong_claude.rate_tiers.subjects import KINDS
-from kong_claude.schema import ENFORCING_FIELDS, Field
+from kong_claude.schema import Field, boolean, choice, fields, integer, number, records, string, strings
+from kong_claude.stage import ENFORCING_FIELDS
+
+KINDS = ("subject", "consumer", "credential", "ip", "header", "path", "service", "route")
 
 
-def _field(name: str, kind: str, what: str, **rules: Any) -> Field:
-    return {name: {"type": kind, "required": False, **rules, "description": what}}
+def _limit(what: str) -> Any:
+    return integer(what, gt=0)
 
 
-def _choice(name: str, choices: tuple[str, ...], default: str, what: str) -> Field:
-    return _field(name, "string", what, one_of=list(choices), default=default)
+def _money(what: str) -> Any:
+    return number(what, gt=0)
 
 
-def _strings(name: str, what: str) -> Field:
-    return _field(name, "array", what, elements={"type": "string"})
+# A schema's fields come in the order of the bases from right to left.
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a tier, or at the top level (as Kong's rate-limiting has them)."""
 
-
-def _limit(name: str, what: str) -> Field:
-    return _field(name, "integer", what, gt=0)
-
-
-_LIMITS: list[Field] = [
-    *[_limit(name, f"Requests in any {name}.") for name in ("second", "minute", "hour", "day")],
-    _limit("month", "Requests in any 30 days."),
-    _field(
-        "burst",
-        "integer",
+    second: int | None = _limit("Requests in any second.")
+    minute: int | None = _limit("Requests in any minute.")
+    hour: int | None = _limit("Requests in any hour.")
+    day: int | None = _limit("Requests in any day.")
+    month: int | None = _limit("Requests in any 30 days.")
+    burst: int | None = integer(
         "Paces the shortest window like nginx's limit_req with nodelay, with this many requests ahead of its rate.",
         between=[0, 1_000_000],
-    ),
-    _limit("concurrent", "Executions that may run at the same time."),
-]
+    )
+    concurrent: int | None = _limit("Executions that may run at the same time.")
 
-_TIER: list[Field] = [
-    {
-        "name": {
-            "type": "string",
-            "required": True,
-            "len_min": 1,
-            "len_max": NAME_ROOM,
-            "description": "The name that a claim gives.",
-        }
-    },
-    *_LIMITS,
-    _field("usd_per_day", "number", "US dollars per UTC day, spent and reserved.", gt=0),
-    _field("usd_per_month", "number", "US dollars per calendar month (UTC), spent and reserved.", gt=0),
-    _strings("models", "The models that may be named; binds the invoker."),
-    _limit("max_turns", "Most turns of one run; binds the invoker."),
-    _field("max_usd_per_run", "number", "Most US dollars of one run, reserved when it starts.", gt=0),
-    _strings("tools", "The tools that a run may use; binds the invoker."),
-]
 
-_REDIS: list[Field] = [
-    _field(
-        "redis_url",
-        "string",
+@dataclass(frozen=True)
+class _Named:
+    name: str | None = string("The name that a claim gives.", required=True, len_min=1, len_max=NAME_ROOM)
+
+
+@dataclass(frozen=True)
+class TierConfig(Limits, _Named):
+    """One of `tiers`."""
+
+    usd_per_day: float | None = _money("US dollars per UTC day, spent and reserved.")
+    usd_per_month: float | None = _money("US dollars per calendar month (UTC), spent and reserved.")
+    models: tuple[str, ...] = strings("The models that may be named; binds the invoker.")
+    max_turns: int | None = _limit("Most turns of one run; binds the invoker.")
+    max_usd_per_run: float | None = _money("Most US dollars of one run, reserved when it starts.")
+    # Absent, any; (), none.
+    tools: tuple[str, ...] | None = strings("The tools that a run may use; binds the invoker.", absent=None)
+
+
+@dataclass(frozen=True)
+class RedisConfig:
+    """Where Redis is, and what happens where it is not."""
+
+    redis_url: str | None = string(
         "redis://, rediss://, unix:///path, redis+sentinel://host:port,host:port/service/db or "
         "redis+cluster://host:port,host:port (rediss+… with TLS).",
         referenceable=True,
         encrypted=True,
-    ),
-    _field("redis_host", "string", "Host of Redis, where no redis_url is given."),
-    _field("redis_port", "integer", "Port of Redis.", default=6379, between=[0, 65535]),
-    _field("redis_database", "integer", "Number of the database.", default=0, between=[0, 65535]),
-    _field("redis_username", "string", "User name (Redis ACL).", referenceable=True),
-    _field("redis_password", "string", "Password of Redis.", referenceable=True, encrypted=True),
-    _field("redis_ssl", "boolean", "Speak TLS to redis_host.", default=False),
-    _field("redis_ssl_verify", "boolean", "Verify the certificate of Redis.", default=True),
-    _field("redis_ca_file", "string", "A file with the certificate authorities to trust."),
-    _field("timeout_ms", "integer", "Milliseconds to wait for Redis.", default=500, between=[1, 60_000]),
-    _choice(
-        "on_error",
-        ("deny", "allow", "local"),
-        "deny",
+    )
+    redis_host: str | None = string("Host of Redis, where no redis_url is given.")
+    redis_port: int = integer("Port of Redis.", default=6379, between=[0, 65535])
+    redis_database: int = integer("Number of the database.", default=0, between=[0, 65535])
+    redis_username: str | None = string("User name (Redis ACL).", referenceable=True)
+    redis_password: str | None = string("Password of Redis.", referenceable=True, encrypted=True)
+    redis_ssl: bool = boolean("Speak TLS to redis_host.", default=False)
+    redis_ssl_verify: bool = boolean("Verify the certificate of Redis.", default=True)
+    redis_ca_file: str | None = string("A file with the certificate authorities to trust.")
+    timeout_ms: int = integer("Milliseconds to wait for Redis.", default=500, between=[1, 60_000])
+    on_error: str = choice(
         "Where Redis does not answer: refuse with 503, let pass uncounted, or count in this process.",
-    ),
-]
+        ("deny", "allow", "local"),
+        default="deny",
+    )
 
-FIELDS: list[Field] = [
-    _field(
-        "tiers",
-        "array",
-        "Named sets of limits. A request's tier comes from its identity.",
-        elements={"type": "record", "fields": _TIER},
-    ),
-    _field("default_tier", "string", "The tier of callers without a known one."),
-    _field("tier_header", "string", "Request header that names the tier: only where clients cannot set it.", len_min=1),
-    _field(
-        "consumer_tier",
-        "string",
+
+@dataclass(frozen=True)
+class _Tiers:
+    tiers: tuple[TierConfig, ...] = records(
+        "Named sets of limits. A request's tier comes from its identity.", TierConfig
+    )
+    default_tier: str | None = string("The tier of callers without a known one.")
+    tier_header: str | None = string("Request header that names the tier: only where clients cannot set it.", len_min=1)
+    consumer_tier: str | None = choice(
         "Take the tier from the Kong consumer's tags, or from its acl groups (needs acl with groups header).",
-        one_of=["tag", "group"],
-    ),
-    *_LIMITS,
-    _choice("limit_by", KINDS, "subject", "What is counted."),
-    _field("header_name", "string", "The header to count by, for limit_by header.", len_min=1),
-    _field("path", "string", "The path to count, for limit_by path.", starts_with="/"),
-    _choice(
-        "on_missing_identity",
-        ("deny", "ip"),
-        "deny",
+        ("tag", "group"),
+    )
+
+
+@dataclass(frozen=True)
+class _Counting:
+    limit_by: str = choice("What is counted.", KINDS, default="subject")
+    header_name: str | None = string("The header to count by, for limit_by header.", len_min=1)
+    path: str | None = string("The path to count, for limit_by path.", starts_with="/")
+    on_missing_identity: str = choice(
         "Without the subject that limit_by names: refuse, or count the client's address.",
-    ),
-    _choice(
-        "on_busy",
-        ("reject", "queue"),
-        "reject",
+        ("deny", "ip"),
+        default="deny",
+    )
+    on_busy: str = choice(
         "Where all of a tier's concurrent runs are taken: refuse with 429, or go on as an asynchronous job.",
-    ),
-    _choice("mode", ("enforce", "shadow"), "enforce", "Shadow decides, counts and logs, but never refuses."),
-    _choice("policy", ("local", "redis"), "local", "Where to count: in this process (one node only) or in Redis."),
-    *_REDIS,
-    _field(
-        "namespace",
-        "string",
+        ("reject", "queue"),
+        default="reject",
+    )
+    mode: str = choice("Shadow decides, counts and logs, but never refuses.", ("enforce", "shadow"), default="enforce")
+    policy: str = choice(
+        "Where to count: in this process (one node only) or in Redis.", ("local", "redis"), default="local"
+    )
+
+
+@dataclass(frozen=True)
+class RateTiersConfig(RedisConfig, _Counting, Limits, _Tiers):
+    """The plugin's own fields."""
+
+    namespace: str = string(
         "First part of the keys in Redis. Instances that share it share their counts.",
-        default="claude",
+        default=NAMESPACE,
         match="^[%w_.-]+$",
         len_max=NAMESPACE_ROOM,
-    ),
-    _field(
-        "lease_ttl", "integer", "Seconds until a run's lease lapses without a heartbeat.", default=60, between=[5, 3600]
-    ),
-    _choice("header_style", STYLES, "both", "Rate limit headers: Kong's names, the IETF draft's, or both."),
-    _field("hide_client_headers", "boolean", "Leave out all rate limit headers.", default=False),
-    _field("error_code", "integer", "Status of a refusal.", default=429, between=[400, 599]),
-    _field("error_message", "string", "Message of a refusal.", default="API rate limit exceeded"),
-    _field(
-        "report",
-        "boolean",
-        "Answer with the caller's limits and use instead of counting (a route of its own).",
-        default=False,
-    ),
-]
+    )
+    lease_ttl: int = integer("Seconds until a run's lease lapses without a heartbeat.", default=60, between=[5, 3600])
+    header_style: str = choice("Rate limit headers: Kong's names, the IETF draft's, or both.", STYLES, default="both")
+    hide_client_headers: bool = boolean("Leave out all rate limit headers.", default=False)
+    error_code: int = integer("Status of a refusal.", default=429, between=[400, 599])
+    error_message: str = string("Message of a refusal.", default="API rate limit exceeded")
+    report: bool = boolean(
+        "Answer with the caller's limits and use instead of counting (a route of its own).", default=False
+    )
 
+
+FIELDS: list[Field] = fields(RateTiersConfig)
 SCHEMA: list[Field] = [*FIELDS, *ENFORCING_FIELDS]

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from claude_contract.errors import ConfigError
 from claude_contract.ledger import subject_key
 from kong_claude.decision import Refuse
+from kong_claude.rate_tiers.schema import KINDS, RateTiersConfig
 from kong_claude.rate_tiers.tiers import Tier, first_known
 from kong_claude.request import Request, answer, text
-
-KINDS = ("subject", "consumer", "credential", "ip", "header", "path", "service", "route")
+from kong_claude.stage import Shared
 
 
 class Subjects(NamedTuple):
@@ -25,22 +25,15 @@ class Subjects(NamedTuple):
     route_id: str = ""
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Subjects:
+    def from_config(cls, config: RateTiersConfig, shared: Shared) -> Subjects:
         """Raises ConfigError."""
-        kind = config.get("limit_by") or "subject"
+        kind, header, path = config.limit_by, config.header_name or "", config.path or ""
         if kind not in KINDS:
             raise ConfigError("limit_by", f"must be one of {', '.join(KINDS)}")
-        for needed, of in (("header_name", "header"), ("path", "path")):
-            if kind == of and not config.get(needed):
+        for needed, value, of in (("header_name", header, "header"), ("path", path, "path")):
+            if kind == of and not value:
                 raise ConfigError(needed, f"is needed where limit_by is {of}")
-        return cls(
-            kind,
-            config.get("on_missing_identity") or "deny",
-            str(config.get("header_name") or "").lower(),
-            str(config.get("path") or ""),
-            str(config.get("service_id") or ""),
-            str(config.get("route_id") or ""),
-        )
+        return cls(kind, config.on_missing_identity, header.lower(), path, shared.service_id, shared.route_id)
 
     def key(self, request: Request) -> str | Refuse:
         """Under which key the ledger counts the request."""

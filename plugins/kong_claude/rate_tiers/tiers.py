@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from typing import Any
 
 from claude_contract.claims import CLAMP_ROOM, NAME_ROOM, Clamp, size
 from claude_contract.errors import ConfigError
 from claude_contract.ledger import PERIODS, Slot, Window, Windows, micro_usd
+from kong_claude.rate_tiers.schema import Limits, RateTiersConfig, TierConfig
 
 # A lease that nobody renews (no attestation carries it to the invoker, or the ledger is this process) must outlive
 # the longest run; the log phase ends it.
 UNRENEWED_TTL = 3600  # seconds
 MOST = 2**31 - 1  # requests
 MOST_USD = 1_000_000_000  # in micro-dollars still a whole number that every reader of JSON has
+
+LIMITS = tuple(limit.name for limit in fields(Limits))
 
 
 @dataclass(frozen=True)
@@ -36,48 +38,53 @@ class Tier:
         return self.slot.day_micro_usd is not None or self.slot.month_micro_usd is not None
 
 
-def tiers_from_config(config: Mapping[str, Any], ttl: float) -> tuple[dict[str, Tier], Tier]:
-    """All tiers by name, and the default one. Raises ConfigError.
+def tiers_from_config(config: RateTiersConfig, ttl: float, *, signed: bool) -> tuple[dict[str, Tier], Tier]:
+    """All tiers by name, and the default one; `ttl`: of a lease, in seconds; `signed`: an attestation carries them.
 
-    Limits at the top level (as Kong's rate-limiting has them) make a tier of their own, `default`.
+    Limits at the top level (as Kong's rate-limiting has them) make a tier of their own, `default`. Raises ConfigError.
     """
     tiers: dict[str, Tier] = {}
-    for number, section in enumerate(config.get("tiers") or (), start=1):
+    for number, section in enumerate(config.tiers, start=1):
         tier = _tier(section, f"tiers[{number}]", ttl)
         if tier.name in tiers:
             raise ConfigError(f"tiers[{number}].name", f"there are two tiers {tier.name!r}")
         tiers[tier.name] = tier
-    plain = {name: config[name] for name in (*PERIODS, "burst", "concurrent") if config.get(name) is not None}
+    plain = {name: limit for name in LIMITS if (limit := getattr(config, name)) is not None}
     if plain:
         if "default" in tiers:
             raise ConfigError(
                 next(iter(plain)), "limits at the top level are the tier 'default', which tiers names too"
             )
-        tiers["default"] = _tier({"name": "default", **plain}, "", ttl)
+        tiers["default"] = _tier(TierConfig(name="default", **plain), "", ttl)
     if not tiers:
         raise ConfigError("tiers", "no limits are given")
-    name = config.get("default_tier") or ("default" if "default" in tiers or len(tiers) > 1 else next(iter(tiers)))
+    name = config.default_tier or ("default" if "default" in tiers or len(tiers) > 1 else next(iter(tiers)))
     if name not in tiers:
         raise ConfigError("default_tier", f"must name one of the tiers: {', '.join(tiers)}")
-    if config.get("attestation"):
+    if signed:
         check_rooms(tiers)
     return tiers, tiers[name]
 
 
-def _tier(section: Mapping[str, Any], path: str, ttl: float) -> Tier:
+def _tier(section: TierConfig, path: str, ttl: float) -> Tier:
     prefix = f"{path}." if path else ""
+    if not section.name:
+        raise ConfigError(f"{prefix}name", "is required")
     windows = _windows(section, prefix)
-    day, month = _money(section, "usd_per_day", prefix), _money(section, "usd_per_month", prefix)
-    run = _money(section, "max_usd_per_run", prefix)
+    day, month = (
+        _money(section.usd_per_day, f"{prefix}usd_per_day"),
+        _money(section.usd_per_month, f"{prefix}usd_per_month"),
+    )
+    run = _money(section.max_usd_per_run, f"{prefix}max_usd_per_run")
     if (day is not None or month is not None) and not run:
         raise ConfigError(f"{prefix}max_usd_per_run", "is needed with a budget: it is what each run reserves")
     if run and any(budget is not None and budget < run for budget in (day, month)):
         raise ConfigError(f"{prefix}max_usd_per_run", "is more than the budget, so that no run could start")
     return Tier(
-        name=str(section["name"]),
+        name=section.name,
         windows=windows,
         slot=Slot(
-            concurrent=_whole(section, "concurrent", prefix),
+            concurrent=_whole(section.concurrent, f"{prefix}concurrent"),
             run_micro_usd=(run or 0) if day is not None or month is not None else 0,
             day_micro_usd=day,
             month_micro_usd=month,
@@ -87,13 +94,12 @@ def _tier(section: Mapping[str, Any], path: str, ttl: float) -> Tier:
     )
 
 
-def _clamp(section: Mapping[str, Any], prefix: str) -> Clamp:
-    tools = section.get("tools")
+def _clamp(section: TierConfig, prefix: str) -> Clamp:
     return Clamp(
-        models=tuple(section.get("models") or ()) or None,
-        tools=None if tools is None else tuple(tools),  # () allows none
-        max_turns=_whole(section, "max_turns", prefix),
-        max_usd=section.get("max_usd_per_run"),
+        models=section.models or None,
+        tools=section.tools,  # () allows none
+        max_turns=_whole(section.max_turns, f"{prefix}max_turns"),
+        max_usd=section.max_usd_per_run,
     )
 
 
@@ -111,9 +117,10 @@ def check_rooms(tiers: Mapping[str, Tier]) -> None:
             )
 
 
-def _windows(section: Mapping[str, Any], prefix: str) -> Windows:
-    limits = [(name, limit) for name in PERIODS if (limit := _whole(section, name, prefix)) is not None]
-    burst = _whole(section, "burst", prefix)
+def _windows(section: Limits, prefix: str) -> Windows:
+    given = [(name, _whole(getattr(section, name), f"{prefix}{name}")) for name in PERIODS]
+    limits = [(name, limit) for name, limit in given if limit is not None]
+    burst = _whole(section.burst, f"{prefix}burst", least=0)
     if burst is not None and not limits:
         raise ConfigError(f"{prefix}burst", "needs a limit (such as second) to add to")
     for (_, lower), (name, upper) in pairwise(limits):
@@ -123,27 +130,22 @@ def _windows(section: Mapping[str, Any], prefix: str) -> Windows:
     return Windows(tuple(Window(name, limit, pace) for (name, limit), pace in zip(limits, paced, strict=True)))
 
 
-def _whole(section: Mapping[str, Any], name: str, prefix: str) -> int | None:
-    value = section.get(name)
-    if value is None:
-        return None
-    least = 0 if name == "burst" else 1
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= MOST or value % 1:
-        raise ConfigError(f"{prefix}{name}", f"must be a whole number from {least} to {MOST}")
-    return int(value)
+def _whole(value: int | None, name: str, least: int = 1) -> int | None:
+    if value is not None and not least <= value <= MOST:
+        raise ConfigError(name, f"must be a whole number from {least} to {MOST}")
+    return value
 
 
-def _money(section: Mapping[str, Any], name: str, prefix: str) -> int | None:
+def _money(value: float | None, name: str) -> int | None:
     """In micro-USD."""
-    value = section.get(name)
     if value is None:
         return None
     try:
-        amount = micro_usd(float(value))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{prefix}{name}", "must be an amount in US dollars") from error
+        amount = micro_usd(value)
+    except ValueError as error:
+        raise ConfigError(name, "must be an amount in US dollars") from error
     if not 0 < amount <= MOST_USD * 1_000_000:
-        raise ConfigError(f"{prefix}{name}", f"must be more than 0, and at most {MOST_USD}")
+        raise ConfigError(name, f"must be more than 0, and at most {MOST_USD}")
     return amount
 
 
