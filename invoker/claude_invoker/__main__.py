@@ -81,6 +81,7 @@ def _work(settings: Settings) -> int:
 
 
 def _serve(settings: Settings) -> int:
+    from claude_invoker.api.heads import heads_within
     from claude_invoker.app import create_app
 
     app = create_app(settings)
@@ -93,6 +94,7 @@ def _serve(settings: Settings) -> int:
     # lifespan: _answer has it, since uvicorn would print the traceback of a start that fails.
     config = uvicorn.Config(
         app,
+        http=heads_within(settings.request_head_s),
         log_config=None,
         access_log=False,
         server_header=False,

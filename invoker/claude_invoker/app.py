@@ -45,7 +45,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     jobs = None
     if settings.redis_url:
-        jobs = Jobs(Store(connect(settings.redis_url), settings.tier_priority), open_queues(settings.redis_url))
+        store = Store(connect(settings.redis_url), settings.tier_priority, settings.held)
+        jobs = Jobs(store, open_queues(settings.redis_url))
     seen = SeenOnce(settings.redis_url)
     parts = Services(settings, engine, metrics, trust.keys(settings), seen, ledger, jobs)
 
@@ -76,5 +77,5 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     openapi.install(app)
     app.add_middleware(Compression)
-    app.add_middleware(BodyLimit, max_body=settings.max_body)
+    app.add_middleware(BodyLimit, max_body=settings.max_body, body_s=settings.request_body_s)
     return app

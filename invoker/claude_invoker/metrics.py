@@ -33,6 +33,13 @@ class Metrics:
         self._age = Gauge(
             "claude_invoker_queue_age_seconds", "How long the oldest waiting job has waited", registry=self._registry
         )
+        self._held = Gauge(
+            "claude_invoker_held_bytes", "What runs (memory) and jobs (redis) hold", ["where"], registry=self._registry
+        )
+        allowed = Gauge("claude_invoker_held_allowed_bytes", "What they may hold", ["where"], registry=self._registry)
+        self._held.labels("memory").set_function(lambda: engine.held_bytes)
+        for where in ("memory", "redis"):
+            allowed.labels(where).set(engine.settings.held_in_all)
         self._duration = Histogram(
             "claude_invoker_run_seconds", "Duration of runs", buckets=_SECONDS, registry=self._registry
         )
@@ -62,8 +69,9 @@ class Metrics:
                 self._tokens.labels(model, tier, field.removesuffix("_tokens")).inc(tokens)
         self._duration.observe((run.finished_at or run.created_at) - run.created_at)
 
-    def queue(self, waiting: Mapping[str, int], oldest_s: float | None) -> None:
-        """Jobs that wait, by queue, as Redis counts them now, and how long the oldest has waited."""
+    def queue(self, waiting: Mapping[str, int], oldest_s: float | None, held: int) -> None:
+        """Jobs that wait, by queue, as Redis counts them now, how long the oldest has waited, what all jobs hold."""
+        self._held.labels("redis").set(held)
         self._age.set(oldest_s or 0.0)
         self._queue.clear()
         for queue, jobs in waiting.items():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from claude_contract.claims import Clamp
@@ -31,6 +32,16 @@ class Plan:
     output_schema: dict[str, Any] | None
     session: str | None
     total_s: float
+
+    @property
+    def size(self) -> int:
+        """Bytes that its input takes in memory."""
+        texts = [block["text"] if block["type"] == "text" else block["source"]["data"] for block in self.content]
+        return sum(map(sys.getsizeof, (*texts, self.system or "", json.dumps(self.output_schema))))
+
+    def without_input(self) -> Plan:
+        """What is still asked for when the run is over."""
+        return replace(self, content=(), system=None, output_schema=None)
 
 
 def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, boundary: Boundary) -> Plan:

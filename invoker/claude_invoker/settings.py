@@ -21,6 +21,7 @@ from pydantic_settings import (
 
 from claude_contract import secret_file
 from claude_contract.secret_file import SecretFileError
+from claude_invoker.holding import Bounds
 from claude_invoker.metering.prices import OwnPrice
 
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -53,6 +54,10 @@ class Settings(BaseSettings):
     prefix: str = Field(default="/claude", pattern=r"^(/[A-Za-z0-9_-]+)?$")
     """Where the gateway publishes the API; every route is mounted there as well as at the root."""
     max_body: int = Field(default=10_000_000, ge=1)
+    request_head_s: float = Field(default=10.0, gt=0)
+    """How long a request's head may take to come; its connection is closed then."""
+    request_body_s: float = Field(default=60.0, gt=0)
+    """How long its body may take (408)."""
 
     trust: Literal["attested", "open"] = "attested"
     attestation_key: SecretStr | None = None
@@ -129,6 +134,13 @@ class Settings(BaseSettings):
     tier_retention_s: Annotated[dict[str, float], NoDecode] = {}
     """The same for callers of a tier, e.g. `{"pro": 86400}`."""
     session_ttl_s: float = Field(default=24 * 3600.0, gt=0)
+    held_per_run: int = Field(default=32 << 20, ge=1 << 16)
+    """What a run's events may hold, in memory and (a job's) in Redis; beyond it the oldest are forgotten."""
+    held_per_subject: int = Field(default=64 << 20, ge=1 << 16)
+    """What all runs of a subject may hold in memory: input, events, results; and once more its jobs in Redis. Those
+    that are over are dropped for a new one, the oldest first; where that is not enough it is refused (429)."""
+    held_in_all: int = Field(default=512 << 20, ge=1 << 16)
+    """The same for all subjects together (507)."""
 
     worker: Literal["none", "embedded"] = "none"
     """Whether the server runs queued jobs itself; else `claude-invoker worker` does."""
@@ -144,6 +156,10 @@ class Settings(BaseSettings):
     webhook_private: bool = False
     """Allow webhooks to private addresses and by plain http: for development."""
     webhook_secret: SecretStr | None = None
+
+    @property
+    def held(self) -> Bounds:
+        return Bounds(self.held_per_run, self.held_per_subject, self.held_in_all)
 
     @field_validator(
         "required_checks",

@@ -31,7 +31,7 @@ async def serve(settings: Settings) -> None:
     engine = Engine(settings, ledger)
     tracing = Tracing(settings.otlp_endpoint)
     engine.on_finish = tracing.record
-    async with serving(settings, engine, Store(redis, settings.tier_priority), queues) as worker:
+    async with serving(settings, engine, Store(redis, settings.tier_priority, settings.held), queues) as worker:
         logging.getLogger(__name__).info("worker ready, %d runs at once", settings.worker_concurrency)
         await stop.wait()
         draining, stopping = asyncio.create_task(worker.drain()), asyncio.create_task(stop_now.wait())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from claude_invoker.cli.tree import Discarded, Tree, Workplace, dismantle, prepare
 from claude_invoker.cli.walk import delete
-from claude_invoker.runs import artifacts, events
+from claude_invoker.runs import artifacts
 from claude_invoker.runs.artifacts import Bounds, collect, content_type, survey
 from claude_invoker.runs.events import EventLog
 
@@ -169,9 +169,8 @@ def test_every_reader_sees_all_in_order(actions: list[str], last_id: int) -> Non
     asyncio.run(scenario())
 
 
-async def test_old_events_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "MAX_KEPT_BYTES", 1000)
-    log = EventLog()
+async def test_old_events_are_forgotten() -> None:
+    log = EventLog(1000)
     for number in range(100):
         log.append("x", {"text": "y" * 90, "n": number})
     kept = log.since(0)

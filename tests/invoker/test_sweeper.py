@@ -59,14 +59,9 @@ async def test_a_step_that_works_again_is_named_no_more() -> None:
 
 @given(st.lists(st.integers(0, 60), max_size=60), st.integers(0, 70))
 def test_the_newest_events_are_kept_within_bounds(sizes: list[int], last: int) -> None:
-    bound = events.MAX_KEPT_BYTES
-    events.MAX_KEPT_BYTES = 10 * (events._OVERHEAD + 30)
-    try:
-        log = EventLog()
-        for size in sizes:
-            log.append_json("ping", b"x" * size)
-    finally:
-        events.MAX_KEPT_BYTES = bound
+    log = EventLog(10 * (events._OVERHEAD + 30))
+    for size in sizes:
+        log.append_json("ping", b"x" * size)
     kept = log.since(0)
     assert [event.id for event in kept] == list(range(len(sizes) - len(kept) + 1, len(sizes) + 1))
     assert sum(len(event.data) + events._OVERHEAD for event in kept) <= 10 * (events._OVERHEAD + 30)
@@ -76,7 +71,7 @@ def test_the_newest_events_are_kept_within_bounds(sizes: list[int], last: int) -
 
 def test_a_million_events_of_nothing_are_bounded_and_soon_appended() -> None:
     """A list that lost its first item for each new one moved a hundred thousand others each time."""
-    log = EventLog()
+    log = EventLog(1 << 25)
     for _ in range(300_000):
         log.append_json("ping", b"{}")
-    assert len(log.since(0)) == events.MAX_KEPT_BYTES // (events._OVERHEAD + 2)
+    assert len(log.since(0)) == (1 << 25) // (events._OVERHEAD + 2)

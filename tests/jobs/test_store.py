@@ -101,7 +101,7 @@ class Defences:
             monkeypatch.setattr(store_module, "joined", lambda separator, *parts: separator.join(parts))
         if not self.subject:
             source, _ = store_module._script("add")
-            careless = source.replace("redis.call('HGET', ARGV[7] .. known[1], 'subject') == subject", "true")
+            careless = source.replace("redis.call('HGET', prefix .. 'job:' .. known[1], 'subject') == subject", "true")
             assert careless != source
             sha = hashlib.sha1(careless.encode(), usedforsecurity=False).hexdigest()
             monkeypatch.setattr(store_module, "_script", lambda name: (careless, sha))

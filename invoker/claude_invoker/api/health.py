@@ -50,7 +50,7 @@ async def metrics(request: Request) -> Response:
         # Redis may be away: then the last known depth stands.
         with suppress(RedisError, OSError):
             store, shown = parts.jobs.store, parts.metrics
-            shown.queue(await store.waiting(), await store.oldest_waiting())
+            shown.queue(await store.waiting(), await store.oldest_waiting(), await store.held())
     with understood("Accept"):
         body, content_type = services(request).metrics.exposition(request.headers.get("accept", ""))
     return Response(body, headers={"Content-Type": content_type})

@@ -1,6 +1,8 @@
-"""Refuses bodies over the limit before anybody holds them in memory."""
+"""Refuses bodies over the limit before anybody holds them in memory, and those that do not come."""
 
 from __future__ import annotations
+
+import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -10,11 +12,13 @@ from claude_invoker.problem import Problem
 
 
 class BodyLimit:
-    """ASGI middleware: 413 by Content-Length, or once the bytes of a body without one exceed the limit."""
+    """ASGI middleware: 413 by Content-Length, or once the bytes of a body without one exceed the limit; 408 where it is
+    not there within `body_s`."""
 
-    def __init__(self, app: ASGIApp, max_body: int) -> None:
+    def __init__(self, app: ASGIApp, max_body: int, body_s: float) -> None:
         self._app = app
         self._max_body = max_body
+        self._body_s = body_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -30,10 +34,22 @@ class BodyLimit:
             await answer(problem)(scope, receive, send)
             return
         taken = 0
+        missing = True
+        until = asyncio.get_running_loop().time() + self._body_s
 
         async def counted() -> Message:
-            nonlocal taken
-            message = await receive()
+            nonlocal taken, missing
+            try:
+                async with asyncio.timeout_at(until if missing else None):
+                    message = await receive()
+            except TimeoutError as error:
+                raise Problem(
+                    408,
+                    "too-slow",
+                    f"the body was not there within {self._body_s:g} s (INVOKER_REQUEST_BODY_S)",
+                    {"Connection": "close"},
+                ) from error
+            missing = missing and message.get("more_body", False)
             taken += len(message.get("body", b""))
             if taken > self._max_body:
                 raise too_large

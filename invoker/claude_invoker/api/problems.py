@@ -36,13 +36,16 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         (403, "Not allowed by the gateway's clamps"),
         (404, "Not there, or another's"),
         (406, "The run left nothing of the asked type"),
+        (408, "The body did not come in time"),
         (409, "The session has a run in progress"),
         (413, "Too large"),
         (422, "Not valid, or rejected by the model API"),
+        (429, "The caller's runs and jobs hold too much"),
         (499, "Cancelled"),
         (502, "The model API or the CLI failed"),
         (503, "Busy, the model API is overloaded, or another release stored what is asked for"),
         (504, "A deadline passed"),
+        (507, "The runs and jobs of all callers hold too much"),
     )
 }
 

@@ -1,4 +1,4 @@
--- End a job, once. A worker that was thought dead and comes back finds that its attempt no longer counts.
+-- End a job, once, and drop its body. A worker that was thought dead and comes back finds that its attempt no longer counts.
 -- KEYS: job, tickets, running, events, tombstone, waiting list of the subject, round robin of the queue, waiting, blocked,
 --       callbacks (zset: job -> ms since which its webhook is owed)
 -- ARGV: id, attempt that holds it ("" : it must still wait), retention (s), tombstone ttl (s), subject, queue, now (ms),
@@ -17,7 +17,15 @@ else
   if held[1] ~= 'running' or held[2] ~= ARGV[2] then return 0 end
   redis.call('HDEL', KEYS[9], queue .. ':' .. subject) -- its place is free for the next
 end
-redis.call('HSET', KEYS[1], 'state', ARGV[8], unpack(ARGV, 9))
+-- Nobody runs it any more: its body goes, which may have megabytes, and the result stays.
+local BODY = '{"prompt":"-"}' -- a body still, so that release 0.1.0 reads the record
+local change = 0
+for i = 9, #ARGV do change = change + #ARGV[i] end
+if redis.call('HEXISTS', sizes, id) == 1 then change = change + #BODY - redis.call('HSTRLEN', KEYS[1], 'request') end
+redis.call('HSET', KEYS[1], 'request', BODY, 'state', ARGV[8], unpack(ARGV, 9))
+grow(id, subject, change)
+redis.call('ZADD', ended, ARGV[7], id)
+redis.call('ZADD', ended .. ':' .. subject, ARGV[7], id)
 if held[3] then redis.call('HDEL', KEYS[2], held[3]) end
 redis.call('ZREM', KEYS[3], id)
 redis.call('EXPIRE', KEYS[1], ARGV[3])

@@ -23,7 +23,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from claude_contract.keys import escaped, joined
 from claude_contract.versions import UnknownVersion
 from claude_invoker.caller import Caller
+from claude_invoker.holding import Bounds, refusal
 from claude_invoker.jobs.record import SUMMARY, VERSION, Delivery, Job, caller_of, check_version
+from claude_invoker.jobs.streams import Streams
 
 PREFIX = "claude:{jobs}:"
 CANCELLED = PREFIX + "cancelled"  # channel
@@ -36,6 +38,9 @@ ALL = PREFIX + "all"  # sorted set: job -> s of its acceptance
 IDEMPOTENCY_TTL = 24 * 3600  # seconds
 TOMBSTONE_TTL = 7 * 24 * 3600  # seconds for which an expired job is 410, not 404
 MAX_EVENTS = 20_000
+HELD = PREFIX + "held"  # hash: "all" and "of:<subject>" -> bytes
+_COUNTING = ("add", "append", "finish", "forget")
+"""Scripts that change what jobs hold: held.lua stands before them."""
 Requeued = Literal["not ours", "requeued", "cancelled"]
 _TRIES = 30  # with the back-off below: about ten seconds of a Redis that restarts
 
@@ -57,15 +62,20 @@ def connect(url: str) -> Any:
 
 @lru_cache
 def _script(name: str) -> tuple[str, str]:
-    source = files(__package__).joinpath(f"{name}.lua").read_text()
+    def text(name: str) -> str:
+        return files(__package__).joinpath(f"{name}.lua").read_text()
+
+    source = f"local prefix = '{PREFIX}'\n" + text("held") + text(name) if name in _COUNTING else text(name)
     return source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
 class Store:
     """`tiers`: names in order of priority; jobs of other tiers come last."""
 
-    def __init__(self, redis: Any, tiers: Sequence[str] = ()) -> None:
+    def __init__(self, redis: Any, tiers: Sequence[str] = (), bounds: Bounds = Bounds()) -> None:  # noqa: B008 frozen
         self.redis = redis
+        self.bounds = bounds
+        self.streams = Streams(redis, PREFIX)
         self.queues = [escaped(":", tier) for tier in dict.fromkeys((*tiers, ""))]
         self._old_queues = [tier for tier in tiers if escaped(":", tier) != tier]  # where release 0.1.0 let jobs wait
         self._claims = 0
@@ -84,7 +94,10 @@ class Store:
 
     async def add(self, job: Job, idempotency: tuple[str, str] | None = None) -> tuple[str, str]:
         """Stores a job. `idempotency`: (key, fingerprint of the body). Returns what happened and the job's id:
-        `accepted`, `known` (the same request came before), or `conflict` (another body under this key)."""
+        `accepted`, `known` (the same request came before), or `conflict` (another body under this key).
+
+        Where jobs hold too much those that are over are dropped, the oldest first. Raises Problem 429 or 507 where that
+        is not enough."""
         queue = self.queue(job.tier)
         keys = [
             PREFIX + f"job:{job.id}",
@@ -97,8 +110,11 @@ class Store:
         ]
         fields = [part for pair in job.fields().items() for part in pair]
         fingerprint = idempotency[1] if idempotency else ""
-        args = [job.id, job.subject, job.created_at, fingerprint, IDEMPOTENCY_TTL, queue, PREFIX + "job:"]
+        bounds = (self.bounds.per_subject, self.bounds.in_all)
+        args = [job.id, job.subject, job.created_at, fingerprint, IDEMPOTENCY_TTL, queue, *bounds]
         reply = await self._run("add", keys, [*args, *fields])
+        if reply[0] <= -2:
+            raise refusal("subject" if reply[0] == -2 else "all", self.bounds)
         if reply[0] == 1:
             return "accepted", job.id
         return ("known", reply[1]) if reply[0] == 0 else ("conflict", "")
@@ -286,41 +302,41 @@ class Store:
                 pipe.get(PREFIX + f"gone:{job_id}")
             replies = await pipe.execute()
         expired = [(found[i][0], replies[2 * i + 1]) for i in range(len(found)) if not replies[2 * i]]
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for job_id, subject in expired:
-                pipe.zrem(ALL, job_id)
-                pipe.zrem(PREFIX + f"of:{subject}", job_id)
-            await pipe.execute()
+        if expired:
+            await self._run("forget", [], [part for job_id, subject in expired for part in (job_id, subject or "")])
         return len(expired), f"({found[-1][1]!r}" if len(found) == count else "-inf"
 
     async def append(self, job: Job, events: Sequence[tuple[int, str, bytes]]) -> None:
         """Adds (number within the attempt, name, JSON) events to the job's stream. Redis refuses what is there already
-        and what comes behind the end, so repeating is harmless and a dead worker cannot add to its successor's."""
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for number, name, data in events:
-                entry = {"event": name, "data": data}
-                pipe.xadd(
-                    PREFIX + f"events:{job.id}",
-                    entry,
-                    id=f"{job.attempt}-{number}",
-                    maxlen=MAX_EVENTS,
-                    approximate=True,
-                )
-            await pipe.execute(raise_on_error=False)
+        and what comes behind the end, so repeating is harmless and a dead worker cannot add to its successor's. Beyond
+        the bounds the oldest are forgotten."""
+        bounds = (self.bounds.per_run, self.bounds.per_subject, self.bounds.in_all)
+        args = [job.id, job.subject, job.attempt, *bounds, MAX_EVENTS]
+        keys = [PREFIX + f"job:{job.id}", PREFIX + f"events:{job.id}"]
+        await self._run("append", keys, [*args, *(part for event in events for part in event)])
+
+    async def held(self) -> int:
+        """Bytes that all jobs hold."""
+        return int(await self.redis.hget(HELD, "all") or 0)
 
     async def follow(self, job_id: str, last: str, heartbeat: float) -> AsyncIterator[tuple[str, str, str] | None]:
         """(id, name, JSON) of every event after `last` until the job is over; None after `heartbeat` silent seconds."""
-        while True:
-            over = await self.redis.hget(PREFIX + f"job:{job_id}", "state") not in ("queued", "running")
-            block = None if over else int(heartbeat * 1000)
-            found = await self.redis.xread({PREFIX + f"events:{job_id}": last}, count=500, block=block)
-            for _, entries in found or []:
-                for last, entry in entries:
-                    yield last, entry["event"], entry["data"]
-            if not found:
-                if over:
+        async with self.streams.following(PREFIX + f"events:{job_id}", last) as stream:
+            over = await self._over(job_id)
+            while True:
+                found = await (stream.rest() if over else stream.next(heartbeat))
+                for event in found:
+                    yield event
+                if over and not found:
                     return
-                yield None
+                if not found or found[-1][1].startswith("job."):
+                    over = await self._over(job_id)
+                    if not found and not over:
+                        yield None
+
+    async def _over(self, job_id: str) -> bool:
+        async with self.streams.asking:
+            return await self.redis.hget(PREFIX + f"job:{job_id}", "state") not in ("queued", "running")
 
     async def owed(self, before_ms: int) -> list[str]:
         """Jobs whose webhooks are owed since before then."""

@@ -146,7 +146,7 @@ class Worker:
                 await self._end_as(job, run)
             beating.cancel()
             self.current.pop(job.id, None)
-            self.engine.runs.pop(job.id, None)  # its record and its files say all; they are deleted with the record
+            self.engine.forget(job.id)  # its record and its files say all; they are deleted with the record
 
     async def _end_as(self, job: Job, run: Run) -> None:
         fields: dict[str, Any] = {"cost_usd": repr(run.cost_usd), "model": run.model}

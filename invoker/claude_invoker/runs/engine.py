@@ -37,9 +37,11 @@ from claude_invoker.metering.prices import Prices
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
+from claude_invoker.runs.events import EventLog
 from claude_invoker.runs.execution import Executor
 from claude_invoker.runs.run import Run, new_id
 from claude_invoker.runs.sessions import Sessions
+from claude_invoker.runs.shelf import Shelf
 from claude_invoker.runs.sweeper import Sweeper
 from claude_invoker.settings import Settings
 
@@ -58,7 +60,7 @@ class Engine:
         self.ledger = ledger
         self.cli = find_cli(settings.cli_path)
         self.version = ""
-        self.runs: dict[str, Run] = {}
+        self._shelf = Shelf(settings.held)
         self.boundary = Boundary(Strength.NONE)
         """What surrounds a run; known once the engine has been entered."""
         self.users = Users(settings.uid_base, settings.state_dir / "locks" / "users")
@@ -194,6 +196,20 @@ class Engine:
         return self._sweeper.troubled
 
     @property
+    def runs(self) -> dict[str, Run]:
+        """Those that are not over, and those whose answers are kept, by their ids."""
+        return self._shelf.runs
+
+    @property
+    def held_bytes(self) -> int:
+        """What they hold in memory: input, events and results."""
+        return self._shelf.bytes
+
+    def forget(self, run_id: str) -> None:
+        """Keeps nothing of a run in memory, if it is there."""
+        self._shelf.take(run_id)
+
+    @property
     def running(self) -> int:
         return sum(run.state == "running" for run in self.runs.values())
 
@@ -202,7 +218,9 @@ class Engine:
         return sum(run.state == "waiting" for run in self.runs.values())
 
     def submit(self, plan: Plan, caller: Caller, job_id: str | None = None) -> Run:
-        """Begins a run; it waits up to `queue_wait_s` for a place, a job's as long as it takes. Returns at once."""
+        """Begins a run; it waits up to `queue_wait_s` for a place, a job's as long as it takes. Returns at once.
+
+        Raises Problem 429 or 507 where runs hold too much memory."""
         run_id = job_id or new_id()
         retention_s = self.settings.tier_retention_s.get(caller.tier or "", self.settings.retention_s)
         account = Account(self._prices, Decimal(str(plan.max_budget_usd)))
@@ -213,7 +231,8 @@ class Engine:
         if self.ledger is not None and (lease := caller.lease) is not None:
             run.leased = True
             account.on_spent = lambda: self.journal.note(run_id, Entry(lease, account.micro_usd))
-        self.runs[run_id] = run
+        run.events = EventLog(self.settings.held_per_run)
+        self._shelf.put(run)
         wait_s = None if job_id else self.settings.queue_wait_s
         run.task = asyncio.create_task(self._execute(run, caller, wait_s))
         return run
@@ -278,12 +297,14 @@ class Engine:
         if run.problem is None:
             run.state = "succeeded"
             assert run.result is not None
-            run.events.append("run.finished", run.result.model_dump(mode="json"))
+            event = run.events.append("run.finished", run.result.model_dump(mode="json"))
+            self._shelf.grew(run, len(event.data))  # the result itself
         else:
             run.state = "cancelled" if run.problem.kind == "cancelled" else "failed"
             run.events.append("error", run.problem.document() | {"run": run.id, "cost_usd": run.cost_usd})
         run.events.close()
         run.done.set()
+        self._shelf.ended(run)
         try:
             self.on_finish(run)
         except Exception:
@@ -308,7 +329,7 @@ class Engine:
         """Forgets runs whose retention is over."""
         for run in list(self.runs.values()):
             if run.finished_at is not None and run.finished_at + run.retention_s < time.time():
-                del self.runs[run.id]
+                self.forget(run.id)
                 await asyncio.to_thread(delete, run.files)
 
     def _forget_files(self) -> None:

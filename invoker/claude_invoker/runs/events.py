@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-MAX_KEPT_BYTES = 32 * 1024 * 1024
 _OVERHEAD = 256
 """What an event takes in memory beside its data."""
 
@@ -30,9 +29,12 @@ class Event:
 
 
 class EventLog:
-    """Append-only. Beyond `MAX_KEPT_BYTES` the oldest events are forgotten; a late reader begins later."""
+    """Append-only. Beyond `most` bytes the oldest events are forgotten; a late reader begins later."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 32 << 20) -> None:
+        self._most = most
+        self.on_size: Callable[[int], None] = lambda by: None
+        """Told how many bytes more (or less) are kept."""
         self._events: deque[Event] = deque()
         self._size = 0
         self._last = 0
@@ -51,11 +53,22 @@ class EventLog:
         self._last += 1
         event = Event(self._last, name, data)
         self._events.append(event)
-        self._size += len(event.data) + _OVERHEAD
-        while self._size > MAX_KEPT_BYTES and len(self._events) > 1:
-            self._size -= len(self._events.popleft().data) + _OVERHEAD
+        self._count(len(event.data) + _OVERHEAD)
+        while self._size > self._most and self.forget_oldest():
+            pass
         self._wake()
         return event
+
+    def forget_oldest(self) -> bool:
+        """Forgets the oldest event, but never the last."""
+        if len(self._events) <= 1:
+            return False
+        self._count(-len(self._events.popleft().data) - _OVERHEAD)
+        return True
+
+    def _count(self, by: int) -> None:
+        self._size += by
+        self.on_size(by)
 
     def close(self) -> None:
         """No more events will come; readers end after the last."""

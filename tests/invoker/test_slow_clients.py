@@ -1,0 +1,156 @@
+"""Requests that never end, or end late: on real sockets, by the protocol that the invoker serves with."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from claude_invoker.api import problems
+from claude_invoker.api.heads import MAX_HEAD, heads_within
+from claude_invoker.api.limit import BodyLimit
+
+SHORT, NEVER = 0.3, 600.0
+HANG_S = 20.0
+GOOD = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
+
+
+@contextlib.contextmanager
+def serving(protocol: type[HttpToolsProtocol], body_s: float = NEVER) -> Iterator[int]:
+    app = FastAPI()
+    problems.install(app)
+    app.add_middleware(BodyLimit, max_body=1_000_000, body_s=body_s)
+
+    @app.post("/body")
+    async def body(request: Request) -> int:
+        return len(await request.body())
+
+    @app.get("/late")
+    async def late() -> str:
+        import asyncio
+
+        await asyncio.sleep(4 * SHORT)
+        return "late"
+
+    server = uvicorn.Server(uvicorn.Config(app, port=0, http=protocol, log_config=None, timeout_keep_alive=600))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until = time.monotonic() + HANG_S
+        while not server.started:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join()
+
+
+def said(port: int, parts: list[bytes], pause_s: float = 0.0, wait_s: float = HANG_S) -> bytes | None:
+    """What comes back until the server closes; None where it has not closed within `wait_s`."""
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.settimeout(wait_s)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            for part in parts:
+                client.sendall(part)
+                time.sleep(pause_s)
+        try:
+            while chunk := client.recv(65536):
+                answer += chunk
+        except TimeoutError:
+            return None
+        except ConnectionError:
+            pass
+        return answer
+
+
+SLOW: dict[str, list[bytes]] = {
+    "nothing": [],
+    "half a line": [b"POST /bo"],
+    "half a head": [b"POST /body HTTP/1.1\r\nHost: x\r\nX-A: "],
+    "a half behind a whole": [GOOD + b"hiPOST /body HTTP/1.1\r\nX-"],
+    "a half after a whole": [GOOD + b"hi", b"POST /body HTTP/1.1\r\nX-"],
+}
+
+
+@pytest.mark.parametrize("parts", SLOW.values(), ids=SLOW)
+def test_a_head_that_does_not_end_is_closed(parts: list[bytes]) -> None:
+    with serving(heads_within(SHORT)) as port:
+        assert said(port, parts) is not None
+    with serving(heads_within(NEVER)) as port:  # the control
+        assert said(port, parts, wait_s=3 * SHORT) is None
+
+
+def test_drops_do_not_lengthen_it() -> None:
+    drops = [b"POST /body HTTP/1.1\r\n", *(b"X-%d: y\r\n" % n for n in range(40))]
+    with serving(heads_within(SHORT)) as port:
+        began = time.monotonic()
+        assert said(port, [*drops, GOOD[20:] + b"hi"], pause_s=0.05) == b""
+        assert time.monotonic() - began < HANG_S
+    with serving(heads_within(NEVER)) as port:  # the control: a slow client, and an answer
+        answer = said(port, [*drops, b"Content-Length: 2\r\nConnection: close\r\n\r\nhi"], pause_s=0.02)
+        assert answer is not None
+        assert answer.startswith(b"HTTP/1.1 200")
+
+
+def test_a_head_without_end_is_not_kept() -> None:
+    lines = [b"GET /late HTTP/1.1\r\n", *([b"X: " + b"y" * 1000 + b"\r\n"] * (2 * MAX_HEAD // 1000))]
+    with serving(heads_within(NEVER)) as port:
+        assert said(port, lines, 0.001) is not None
+    with serving(HttpToolsProtocol) as port:  # the control
+        assert said(port, lines, wait_s=3 * SHORT) is None
+
+
+def test_long_answers_and_idle_connections_are_let_be() -> None:
+    """The limit is one on heads: not on what a run takes, nor on a connection between requests."""
+    with serving(heads_within(SHORT)) as port, socket.create_connection(("127.0.0.1", port)) as client:
+        client.settimeout(HANG_S)
+        client.sendall(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        time.sleep(3 * SHORT)
+        client.sendall(GOOD + b"hi")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 9", b"Transfer-Encoding: chunked"], ids=["length", "chunked"])
+def test_a_body_that_does_not_come_is_408(head: bytes) -> None:
+    request = b"POST /body HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n"
+    with serving(heads_within(NEVER), body_s=SHORT) as port:
+        answer = said(port, [request])
+        assert answer is not None
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"INVOKER_REQUEST_BODY_S" in answer
+    with serving(heads_within(NEVER)) as port:  # the control
+        assert said(port, [request], wait_s=3 * SHORT) is None
+
+
+async def test_when_the_body_is_there_nothing_is_timed() -> None:
+    """A run's request waits for its client to leave for as long as the run takes."""
+    messages: list[Any] = [{"type": "http.request", "body": b"hi"}]
+    seen: list[str] = []
+
+    async def receive() -> Any:
+        import asyncio
+
+        if messages:
+            return messages.pop()
+        await asyncio.sleep(3 * SHORT)
+        return {"type": "http.disconnect"}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend([(await receive())["type"], (await receive())["type"]])
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    await BodyLimit(app, 100, SHORT)({"type": "http", "headers": []}, receive, send)
+    assert seen == ["http.request", "http.disconnect"]
