@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
@@ -10,8 +11,16 @@ from prometheus_client.exposition import choose_encoder
 from claude_invoker.cli.outcome import usage
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
+from claude_invoker.runs.watch import Kind
 
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+_BOUNDS: tuple[tuple[str, Kind, str], ...] = (
+    ("memory_bytes", "memory", "Memory"),
+    ("processes", "processes", "Processes and threads"),
+    ("tree_bytes", "tree", "Bytes on the disk"),
+    ("tree_entries", "tree_entries", "Files"),
+)
 
 
 class Metrics:
@@ -55,6 +64,9 @@ class Metrics:
         gauge("isolation", "Strength of the boundary around a run: 0 none, 1 user, 2 landlock").set_function(
             lambda: engine.boundary.strength
         )
+        for name, kind, text in _BOUNDS:
+            gauge(f"run_{name}", f"{text} of the run that has the most").set_function(partial(engine.watch.most, kind))
+            gauge(f"run_{name}_allowed", f"{text} that a run may have, 0: any").set(engine.watch.bounds.of(kind))
         gauge("warm", "Warm processes").set_function(lambda: engine.pool.warm)
         gauge("pool_hits", "Runs that found a warm process").set_function(lambda: engine.pool.hits)
         gauge("pool_misses", "Runs that started one").set_function(lambda: engine.pool.misses)

@@ -123,10 +123,17 @@ class Settings(BaseSettings):
     """How long runs may go on after SIGTERM before they are cancelled."""
     heartbeat_s: float = Field(default=15.0, gt=0)
 
-    memory_limit: int = Field(default=8 << 30, ge=0)
-    """Cap on the data segment (RLIMIT_DATA) of each process of a run; 0: none."""
-    file_size_limit: int = Field(default=1 << 30, ge=0)
+    memory_limit: int = Field(default=4 << 30, ge=0)
+    """What a run's processes may hold in memory together, and each of them as its data segment (RLIMIT_DATA); 0: no
+    bound. The CLI does not start with less than 1 GiB."""
     process_limit: int = Field(default=256, ge=0)
+    """How many processes and threads a run may have; 0: no bound."""
+    file_size_limit: int = Field(default=1 << 30, ge=0)
+    """What one file of a run may have; 0: no bound."""
+    tree_limit: int = Field(default=4 << 30, ge=0)
+    """What the files of a run may take on the disk while it runs; 0: no bound."""
+    tree_entries_limit: int = Field(default=200_000, ge=0)
+    """How many files and directories a run may have; 0: no bound."""
     artifact_max_bytes: int = Field(default=100_000_000, ge=0)
     artifact_max_count: int = Field(default=200, ge=0)
     retention_s: float = Field(default=3600.0, ge=0)
@@ -183,6 +190,13 @@ class Settings(BaseSettings):
             return json.loads(value) if isinstance(value, str) else value
         except json.JSONDecodeError as error:
             raise ValueError(f"is not JSON: {error}") from error
+
+    @field_validator("memory_limit")
+    @classmethod
+    def _enough_for_the_cli(cls, value: int) -> int:
+        if 0 < value < 1 << 30:
+            raise ValueError(f"the Claude CLI needs 1 GiB ({1 << 30}) at least, not {value}; 0: no bound")
+        return value
 
     @model_validator(mode="after")
     def _open_trust_is_local(self) -> Settings:

@@ -18,9 +18,21 @@ from claude_invoker.api import problems
 from claude_invoker.api.heads import MAX_HEAD, heads_within
 from claude_invoker.api.limit import BodyLimit
 
-SHORT, NEVER = 0.3, 600.0
+SHORT, NEVER = 0.2, 600.0
 HANG_S = 20.0
 GOOD = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def ports() -> Iterator[dict[str, int]]:
+    """Ways of serving, by what is limited."""
+    with (
+        serving(heads_within(SHORT)) as heads,
+        serving(heads_within(NEVER), SHORT) as bodies,
+        serving(heads_within(NEVER)) as sizes,
+        serving(HttpToolsProtocol) as nothing,
+    ):
+        yield {"heads": heads, "bodies": bodies, "sizes": sizes, "nothing": nothing}
 
 
 @contextlib.contextmanager
@@ -83,36 +95,29 @@ SLOW: dict[str, list[bytes]] = {
 
 
 @pytest.mark.parametrize("parts", SLOW.values(), ids=SLOW)
-def test_a_head_that_does_not_end_is_closed(parts: list[bytes]) -> None:
-    with serving(heads_within(SHORT)) as port:
-        assert said(port, parts) is not None
-    with serving(heads_within(NEVER)) as port:  # the control
-        assert said(port, parts, wait_s=3 * SHORT) is None
+def test_a_head_that_does_not_end_is_closed(ports: dict[str, int], parts: list[bytes]) -> None:
+    assert said(ports["heads"], parts) is not None
+    assert said(ports["sizes"], parts, wait_s=2 * SHORT) is None  # the control
 
 
-def test_drops_do_not_lengthen_it() -> None:
-    drops = [b"POST /body HTTP/1.1\r\n", *(b"X-%d: y\r\n" % n for n in range(40))]
-    with serving(heads_within(SHORT)) as port:
-        began = time.monotonic()
-        assert said(port, [*drops, GOOD[20:] + b"hi"], pause_s=0.05) == b""
-        assert time.monotonic() - began < HANG_S
-    with serving(heads_within(NEVER)) as port:  # the control: a slow client, and an answer
-        answer = said(port, [*drops, b"Content-Length: 2\r\nConnection: close\r\n\r\nhi"], pause_s=0.02)
-        assert answer is not None
-        assert answer.startswith(b"HTTP/1.1 200")
+def test_drops_do_not_lengthen_it(ports: dict[str, int]) -> None:
+    drops = [b"POST /body HTTP/1.1\r\n", *(b"X-%d: y\r\n" % n for n in range(20))]
+    rest = b"Content-Length: 2\r\nConnection: close\r\n\r\nhi"
+    assert said(ports["heads"], [*drops, rest], pause_s=0.05) == b""
+    answer = said(ports["sizes"], [*drops, rest], pause_s=0.05)  # the control: a slow client, and an answer
+    assert answer is not None
+    assert answer.startswith(b"HTTP/1.1 200")
 
 
-def test_a_head_without_end_is_not_kept() -> None:
+def test_a_head_without_end_is_not_kept(ports: dict[str, int]) -> None:
     lines = [b"GET /late HTTP/1.1\r\n", *([b"X: " + b"y" * 1000 + b"\r\n"] * (2 * MAX_HEAD // 1000))]
-    with serving(heads_within(NEVER)) as port:
-        assert said(port, lines, 0.001) is not None
-    with serving(HttpToolsProtocol) as port:  # the control
-        assert said(port, lines, wait_s=3 * SHORT) is None
+    assert said(ports["sizes"], lines) is not None
+    assert said(ports["nothing"], lines, wait_s=2 * SHORT) is None  # the control
 
 
-def test_long_answers_and_idle_connections_are_let_be() -> None:
+def test_long_answers_and_idle_connections_are_let_be(ports: dict[str, int]) -> None:
     """The limit is one on heads: not on what a run takes, nor on a connection between requests."""
-    with serving(heads_within(SHORT)) as port, socket.create_connection(("127.0.0.1", port)) as client:
+    with socket.create_connection(("127.0.0.1", ports["heads"])) as client:
         client.settimeout(HANG_S)
         client.sendall(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
@@ -122,15 +127,13 @@ def test_long_answers_and_idle_connections_are_let_be() -> None:
 
 
 @pytest.mark.parametrize("head", [b"Content-Length: 9", b"Transfer-Encoding: chunked"], ids=["length", "chunked"])
-def test_a_body_that_does_not_come_is_408(head: bytes) -> None:
+def test_a_body_that_does_not_come_is_408(ports: dict[str, int], head: bytes) -> None:
     request = b"POST /body HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n"
-    with serving(heads_within(NEVER), body_s=SHORT) as port:
-        answer = said(port, [request])
-        assert answer is not None
-        assert answer.startswith(b"HTTP/1.1 408")
-        assert b"INVOKER_REQUEST_BODY_S" in answer
-    with serving(heads_within(NEVER)) as port:  # the control
-        assert said(port, [request], wait_s=3 * SHORT) is None
+    answer = said(ports["bodies"], [request])
+    assert answer is not None
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"INVOKER_REQUEST_BODY_S" in answer
+    assert said(ports["sizes"], [request], wait_s=2 * SHORT) is None  # the control
 
 
 async def test_when_the_body_is_there_nothing_is_timed() -> None:

@@ -24,7 +24,8 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 @dataclass(frozen=True)
 class Limits:
-    """Resource limits of each process of a run (0: none), see setrlimit(2)."""
+    """Resource limits of each process of a run (0: none), see setrlimit(2). What its processes take together is watched
+    from outside (`runs.watch`)."""
 
     memory: int = 0
     file_size: int = 0

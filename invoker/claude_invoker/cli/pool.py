@@ -19,8 +19,9 @@ from claude_invoker.cli.command import Deadlines, Shape
 from claude_invoker.cli.kill import Killer, StillAlive
 from claude_invoker.cli.process import KILL_S, CliError, CliProcess
 from claude_invoker.cli.tree import Discarded, Tree
+from claude_invoker.cli.usage import strays
 from claude_invoker.cli.users import NoUserFree, Users
-from claude_invoker.cli.walk import TooMuch
+from claude_invoker.cli.walk import TooMuch, delete
 from claude_invoker.isolation.box import Box
 
 _log = logging.getLogger(__name__)
@@ -194,6 +195,8 @@ class Launcher:
         try:
             if process is not None:
                 await process.end()
+            if uid is not None and self.box is None:
+                await asyncio.to_thread(_tidy, uid)
             if keep and await self._taken_back(tree, uid):
                 self.users.give_back(uid)
                 return
@@ -232,6 +235,15 @@ class Launcher:
             _log.warning("a session ends, since its directory cannot be kept: %s", error)
             return False
         return True
+
+
+def _tidy(uid: int) -> None:
+    """Deletes what a user has left where every user may leave files. Only while nothing of that user is alive."""
+    for path in strays(uid):
+        try:
+            delete(path)
+        except OSError as error:
+            _log.warning("a run's file cannot be deleted: %s: %s", path, error.strerror)
 
 
 @dataclass(eq=False)

@@ -107,6 +107,11 @@ class CliProcess:
         return self._child.pid
 
     @property
+    def mark(self) -> str:
+        """The variable in the environment of all that it starts, unless that takes it out."""
+        return f"CLAUDE_INVOKER_PROCESS={self.name}"
+
+    @property
     def returncode(self) -> int | None:
         return self._child.returncode
 
@@ -232,7 +237,7 @@ class CliProcess:
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
-        marker = f"CLAUDE_INVOKER_PROCESS={self.name}".encode()
+        marker = self.mark.encode()
         until = time.monotonic() + KILL_S
         while left := await asyncio.to_thread(kill_marked, marker):
             if time.monotonic() > until:

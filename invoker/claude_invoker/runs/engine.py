@@ -43,6 +43,7 @@ from claude_invoker.runs.run import Run, new_id
 from claude_invoker.runs.sessions import Sessions
 from claude_invoker.runs.shelf import Shelf
 from claude_invoker.runs.sweeper import Sweeper
+from claude_invoker.runs.watch import Bounds, Watch
 from claude_invoker.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -94,7 +95,9 @@ class Engine:
             maximum=settings.pool_max,
             starts=settings.max_starts,
         )
-        self._executor = Executor(settings, self.pool, self._launcher, self._proxy)
+        shared = Bounds(settings.memory_limit, settings.process_limit, settings.tree_limit, settings.tree_entries_limit)
+        self.watch = Watch(shared, lambda: self._launcher.box is None)
+        self._executor = Executor(settings, self.pool, self._launcher, self._proxy, self.watch)
         self._sweeper = Sweeper(
             {
                 "deleting the answers of old runs": self._forget_runs,
@@ -260,6 +263,8 @@ class Engine:
             _log.exception("run %s", run.id)
             run.problem = Problem(500, "internal")
         finally:
+            if run.problem is not None:
+                run.problem = run.exceeded or run.problem
             if keeper is not None:
                 keeper.cancel()
                 await self._settle(run, caller.lease)

@@ -23,6 +23,7 @@ from claude_invoker.runs import artifacts
 from claude_invoker.runs.run import Run
 from claude_invoker.runs.sessions import Session
 from claude_invoker.runs.translate import Translator
+from claude_invoker.runs.watch import Watch
 from claude_invoker.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -36,11 +37,13 @@ _REQUESTS_PER_TURN = 8
 
 
 class Executor:
-    def __init__(self, settings: Settings, pool: Pool, launcher: Launcher, proxy: KeyProxy) -> None:
+    def __init__(self, settings: Settings, pool: Pool, launcher: Launcher, proxy: KeyProxy, watch: Watch) -> None:
         self._settings = settings
         self._pool = pool
         self._launcher = launcher
         self._proxy = proxy
+        self._watch = watch
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def execute(self, run: Run, session: Session | None) -> None:
         """Runs the plan on a process, in the session's tree where there is one, and leaves nothing of it alive.
@@ -54,10 +57,11 @@ class Executor:
         try:
             before = await asyncio.to_thread(artifacts.survey, process.tree.work)
             began = time.monotonic()
-            try:
-                result = await self._converse(run, ready)
-            finally:
-                await unbroken(self._leave(run, process, before, gently=session is not None))
+            with self._watch.over(process, functools.partial(self._stop, run, process)):
+                try:
+                    result = await self._converse(run, ready)
+                finally:
+                    await unbroken(self._leave(run, process, before, gently=session is not None))
         finally:
             disposing = self._launcher.dispose_soon(ready)
             if session is not None and disposing is not None:
@@ -122,6 +126,17 @@ class Executor:
             raise problem
         return result
 
+    def _stop(self, run: Run, process: CliProcess, problem: Problem) -> None:
+        """Ends a run that takes more of the machine than it may: at once, whatever it is doing."""
+        run.exceed(problem)
+        task = asyncio.create_task(self._end_now(process))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _end_now(self, process: CliProcess) -> None:
+        with contextlib.suppress(StillAlive):  # whoever winds the run down finds that out, too
+            await process.end()
+
     async def _leave(self, run: Run, process: CliProcess, before: artifacts.Seen, *, gently: bool) -> None:
         """What the run owes at its end: its cost, and its files."""
         await self._wind_down(run, process, gently=gently)
@@ -132,7 +147,7 @@ class Executor:
     async def _wind_down(self, run: Run, process: CliProcess, *, gently: bool) -> None:
         """Ends the process and all it started: at once after a result (a session's CLI writes its transcript
         first), else by an interrupt, which also yields the cost so far; where that is not heard, by SIGTERM."""
-        if not process.finished and process.returncode is None:
+        if not process.finished and process.returncode is None and run.exceeded is None:
             process.interrupt()
             with contextlib.suppress(TimeoutError, CliError):
                 async with asyncio.timeout(INTERRUPT_S):
@@ -142,7 +157,7 @@ class Executor:
                             break
             if not process.finished:
                 await process.terminated(TERM_S)
-        if gently:
+        if gently and run.exceeded is None:
             process.close_input()
             await process.exited(TERM_S)
         try:

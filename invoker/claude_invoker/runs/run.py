@@ -52,6 +52,8 @@ class Run:
     done: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     cancel_reason: str | None = None
+    exceeded: Problem | None = None
+    """Which of the machine's bounds it has gone over; it ends then."""
     work: Path | None = None
     """Where the run works, once it has a process."""
     watchers: int = 0
@@ -75,6 +77,12 @@ class Run:
         if not self.done.is_set() and self.task is not None and self.cancel_reason is None:
             self.cancel_reason = reason
             self.task.cancel()
+
+    def exceed(self, problem: Problem) -> None:
+        """Ends the run with this problem. Does nothing to a run that is over."""
+        if not self.done.is_set():
+            self.exceeded = problem
+            self.cancel(str(problem))
 
     def view(self) -> RunView:
         return RunView(

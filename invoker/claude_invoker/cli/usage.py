@@ -1,0 +1,201 @@
+"""What a run uses of the machine while it runs, seen from outside.
+
+Whatever is looked at may change meanwhile: what vanishes is passed over, and nothing that a run does to its directories
+makes this raise or leads it elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import stat
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from claude_invoker.cli.killer import over
+
+SHARED = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # noqa: S108 -- looked at, not used
+"""Where every user of the machine may leave files."""
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_BLOCK = 512
+"""Bytes, whatever the file system's own blocks are: see stat(2)."""
+_OPEN = 64
+"""Directories on the way down that are held open; of those above the way back is by `..`."""
+_KB = re.compile(rb"^(RssAnon|RssShmem|VmSwap):\s+(\d+) kB", re.MULTILINE)
+_PROPORTIONAL = re.compile(rb"^(Pss_Anon|Pss_Shmem|SwapPss):\s+(\d+) kB", re.MULTILINE)
+
+
+@dataclass
+class Processes:
+    """What runs of one user, or under one mark. `threads` is what the kernel counts against RLIMIT_NPROC; `memory`:
+    bytes, without what is in a file anyway. What several processes share is in there several times."""
+
+    threads: int = 0
+    memory: int = 0
+    pids: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Files:
+    """Bytes on the disk, and the number of files and directories."""
+
+    bytes: int = 0
+    entries: int = 0
+
+
+def of_users(uids: Collection[int]) -> dict[int, Processes]:
+    """What each of these (real) user ids runs; see proc(5)."""
+    found = {uid: Processes() for uid in uids}
+    for pid, status in _statuses():
+        with suppress(IndexError, ValueError):
+            if (uid := int(status.split(b"\nUid:\t", 1)[1].split(None, 1)[0])) in found:
+                _count(found[uid], pid, status)
+    return found
+
+
+def marked(marks: Collection[str]) -> dict[str, Processes]:
+    """What of our own user's has each of these variables (`NAME=value`) in its environment."""
+    found = {mark: Processes() for mark in marks}
+    for pid, status in _statuses():
+        with suppress(OSError, IndexError, ValueError):
+            if int(status.split(b"\nUid:\t", 1)[1].split(None, 1)[0]) != os.geteuid():
+                continue
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            for mark, uses in found.items():
+                if mark.encode() in environment:
+                    _count(uses, pid, status)
+    return found
+
+
+def _statuses() -> Iterable[tuple[int, bytes]]:
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with suppress(OSError, IndexError):
+                status = Path(entry.path, "status").read_bytes()
+                if not over(status):
+                    yield int(entry.name), status
+
+
+def _count(uses: Processes, pid: int, status: bytes) -> None:
+    uses.threads += int(status.split(b"\nThreads:\t", 1)[1].split(None, 1)[0])
+    uses.memory += sum(int(size) for _, size in _KB.findall(status)) * 1024
+    uses.pids.append(pid)
+
+
+def memory_of(uses: Processes) -> int:
+    """The same memory with each shared page counted once. It takes long for much memory; where we may not look, what is
+    known stands."""
+    total = 0
+    for pid in uses.pids:
+        try:
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_bytes()
+        except ProcessLookupError:
+            continue
+        except OSError:
+            return uses.memory
+        total += sum(int(size) for _, size in _PROPORTIONAL.findall(rollup)) * 1024
+    return total
+
+
+def held_open(pids: Iterable[int]) -> tuple[int, int]:
+    """Bytes in files without a name that these processes have open: (on a disk, in memory). Of processes that we may
+    look into."""
+    seen: set[tuple[int, int]] = set()
+    on_disk = in_memory = 0
+    for pid in pids:
+        with suppress(OSError):
+            for entry in os.scandir(f"/proc/{pid}/fd"):
+                with suppress(OSError):
+                    status = Path(entry.path).stat()
+                    if status.st_nlink or not stat.S_ISREG(status.st_mode) or (who := _identity(status)) in seen:
+                        continue
+                    seen.add(who)
+                    if str(Path(entry.path).readlink()).startswith("/memfd:"):
+                        in_memory += status.st_blocks * _BLOCK
+                    else:
+                        on_disk += status.st_blocks * _BLOCK
+    return on_disk, in_memory
+
+
+def strays(uid: int) -> list[Path]:
+    """What a user has left where every user may."""
+    found = []
+    for directory in SHARED:
+        with suppress(OSError):
+            for entry in os.scandir(directory):
+                with suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_uid == uid:
+                        found.append(Path(entry.path))
+    return found
+
+
+@dataclass
+class _Level:
+    fd: int | None
+    identity: tuple[int, int]
+    pending: list[str]
+
+
+def files(root: Path, most: Files) -> Files:
+    """What is at `root`. It stops when it has found more than `most` of either."""
+    found = Files()
+    linked: set[tuple[int, int]] = set()
+
+    def count(status: os.stat_result) -> None:
+        found.entries += 1
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            if _identity(status) in linked:
+                return
+            linked.add(_identity(status))
+        found.bytes += status.st_blocks * _BLOCK
+
+    def enter(fd: int) -> _Level:
+        """Counts what is in the directory. What is to be visited comes in no order that a run could know."""
+        pending = []
+        with suppress(OSError), os.scandir(fd) as inside:
+            for entry in inside:
+                with suppress(OSError):
+                    count(entry.stat(follow_symlinks=False))
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.name)
+                if found.bytes > most.bytes or found.entries > most.entries:
+                    break
+        random.shuffle(pending)
+        return _Level(fd, _identity(os.fstat(fd)), pending)
+
+    levels: list[_Level] = []
+    try:
+        count(root.lstat())
+        levels.append(enter(os.open(root, _DIRECTORY)))
+        while levels and found.bytes <= most.bytes and found.entries <= most.entries:
+            here = levels[-1]
+            assert here.fd is not None
+            if here.pending:
+                with suppress(OSError):
+                    levels.append(enter(os.open(here.pending.pop(), _DIRECTORY, dir_fd=here.fd)))
+                    _close(levels[-1 - _OPEN] if len(levels) > _OPEN else None)
+                continue
+            if len(levels) > 1 and levels[-2].fd is None:
+                levels[-2].fd = os.open("..", _DIRECTORY, dir_fd=here.fd)
+                if _identity(os.fstat(levels[-2].fd)) != levels[-2].identity:
+                    break  # it was moved: what was found is found, and the next time it goes another way
+            _close(levels.pop())
+    except OSError:
+        pass
+    finally:
+        for level in levels:
+            _close(level)
+    return found
+
+
+def _close(level: _Level | None) -> None:
+    if level is not None and level.fd is not None:
+        os.close(level.fd)
+        level.fd = None
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
