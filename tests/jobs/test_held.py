@@ -258,3 +258,20 @@ async def test_a_slow_follower_misses_nothing(redis_server: RedisProcess) -> Non
         for follower in (quick, slow):
             found = [event[0] async for event in follower if event is not None]
             assert found == [*(f"1-{n}" for n in range(1, 5001)), "1-999999999"]
+
+
+@pytest.mark.parametrize("allowed", [1, 1000], ids=["bounded", "control"])
+async def test_a_job_over_a_bound_of_the_machine_fails_once(
+    redis_server: RedisProcess, state: Path, allowed: int
+) -> None:
+    """It would be over it again, so it is not repeated, also where jobs of lost workers are."""
+    settings: dict[str, Any] = {"tree_entries_limit": allowed, "on_worker_loss": "retry", "pool_size": 0}
+    async with serving(redis_server, state, **settings) as gateway:
+        over = await gateway.see(await gateway.create(f"job=big sleep={30 if allowed == 1 else 2}"))
+        if allowed == 1:
+            assert over["state"] == "failed"
+            assert over["error"]["limit"] == "tree_entries"
+            assert "INVOKER_TREE_ENTRIES_LIMIT" in over["error"]["detail"]
+        else:
+            assert over["state"] == "done"
+        assert over["attempt"] == 1
