@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import signal
 import socket
 import ssl
@@ -35,6 +36,7 @@ from claude_contract.ledger import (
     key,
 )
 from kong_claude.decision import Decision, Pass, Refuse
+from kong_claude.rate_tiers import redis_ledger
 from kong_claude.rate_tiers.plugin import RateTiers
 from kong_claude.rate_tiers.redis_ledger import COOL_DOWN, FAILURES, RedisLedger, Settings
 from kong_claude.rate_tiers.schema import RedisConfig
@@ -91,9 +93,19 @@ def until_it_counts(made: RateTiers, subject: str = "alice") -> None:
         time.sleep(COOL_DOWN / 10)
 
 
+@pytest.fixture(params=["pool", "pipe"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection for each caller, as in threads, and one for all, as in the plugin server."""
+    monkeypatch.setattr(redis_ledger, "in_greenlets", lambda: request.param == "pipe")
+
+
+both = pytest.mark.usefixtures("transport")
+
+
 FAULTS = {"killed": signal.SIGKILL, "frozen": signal.SIGSTOP}
 
 
+@both
 @pytest.mark.parametrize("fault", FAULTS)
 def test_deny_refuses_and_comes_back(own_redis: RedisProcess, fault: str) -> None:
     made = stage(own_redis.url)
@@ -110,6 +122,7 @@ def test_deny_refuses_and_comes_back(own_redis: RedisProcess, fault: str) -> Non
     until_it_counts(made, "bob")
 
 
+@both
 @pytest.mark.parametrize("fault", FAULTS)
 def test_allow_lets_pass_uncounted(own_redis: RedisProcess, fault: str) -> None:
     made = stage(own_redis.url, "allow")
@@ -121,9 +134,10 @@ def test_allow_lets_pass_uncounted(own_redis: RedisProcess, fault: str) -> None:
         assert isinstance(decision.claims, Limits) and decision.claims.place is None
 
 
+@both
 @pytest.mark.parametrize("fault", FAULTS)
 def test_local_counts_in_the_process(own_redis: RedisProcess, fault: str) -> None:
-    made = stage(own_redis.url, "local", namespace=f"local-{fault}")
+    made = stage(own_redis.url, "local", namespace=f"local-{secrets.token_hex(4)}")
     own_redis.signal(FAULTS[fault])
     decisions = [ask(made) for _ in range(4)]
     assert [isinstance(d, Pass) for d in decisions] == [True, True, False, False]
@@ -194,6 +208,7 @@ def test_undo_gives_the_place_back(redis_server: RedisProcess, policy: str) -> N
     assert isinstance(ask(made), Pass)
 
 
+@both
 def test_flushed_data_and_flushed_scripts(redis_server: RedisProcess) -> None:
     made = stage(redis_server.url)
     assert isinstance(ask(made), Pass)
@@ -204,6 +219,7 @@ def test_flushed_data_and_flushed_scripts(redis_server: RedisProcess) -> None:
     assert isinstance(ask(made), Pass)
 
 
+@both
 def test_connections_that_died_while_idle(redis_server: RedisProcess) -> None:
     made = stage(redis_server.url)
     ask(made)
@@ -211,6 +227,7 @@ def test_connections_that_died_while_idle(redis_server: RedisProcess) -> None:
     assert isinstance(ask(made), Pass)
 
 
+@both
 def test_errors_of_redis_are_no_pass(own_redis: RedisProcess) -> None:
     made = stage(own_redis.url)
     own_redis.client().config_set("maxmemory", 1)
@@ -233,6 +250,7 @@ def ask_often(made: RateTiers) -> None:
         assert is_away(ask(made, "alice"))
 
 
+@both
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_a_damaged_value_is_its_subjects_matter_alone(redis_server: RedisProcess, kind: str) -> None:
     """Redis is well: the circuit, which is everybody's, stays closed."""
@@ -268,6 +286,7 @@ def test_what_redis_says_of_itself_is_no_subjects_matter(text: str) -> None:
     assert calls.unreadable(redis.ResponseError(text), calls.peek(Peek("claude", "alice"))) is None
 
 
+@both
 def test_password_and_user(redis_server: RedisProcess) -> None:
     client = redis_server.client()
     client.acl_setuser("kong", enabled=True, passwords=["+s3cret"], keys=["*"], commands=["+@all"])
@@ -359,6 +378,7 @@ def replicated() -> Iterator[tuple[RedisProcess, RedisProcess]]:
         primary.close()
 
 
+@both
 def test_a_master_that_becomes_a_replica() -> None:
     """Manual fail-over: what was counted is known to the new master; a read-only Redis is no pass."""
     with replicated() as (primary, replica):
@@ -373,6 +393,7 @@ def test_a_master_that_becomes_a_replica() -> None:
         assert isinstance(decision, Refuse) and decision.detail["limit"] == "concurrent"
 
 
+@both
 def test_sentinel_fails_over() -> None:
     with replicated() as (primary, replica):
         port = free_port()
@@ -469,6 +490,7 @@ def test_cluster_node_away(cluster: list[RedisProcess]) -> None:
     client.close()
 
 
+@both
 def test_nothing_listens_there() -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))

@@ -1,7 +1,8 @@
 """The ledger in Redis: one EVALSHA per verb.
 
 redis-py makes the connections (TLS, ACL, Sentinel, Cluster, unix sockets). The hot path uses such a connection
-directly, since the command machinery around it costs more than the rest of an admission.
+directly, since the command machinery around it costs more than the rest of an admission: one for all in the plugin
+server (`redis_pipe`), else one for each caller (`redis_pool`).
 """
 
 from __future__ import annotations
@@ -9,27 +10,27 @@ from __future__ import annotations
 import ssl
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 from weakref import WeakSet, WeakValueDictionary
 
-import hiredis
 import redis
+from gevent import monkey
 from prometheus_client import Gauge
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from claude_contract.errors import ConfigError
 from claude_contract.ledger import Admission, Admit, Lease, Ledger, LedgerUnavailable, Peek, Renewal, Slot, Usage, calls
 from claude_contract.ledger.calls import Call
+from kong_claude.rate_tiers.redis_pipe import Shared
+from kong_claude.rate_tiers.redis_pool import Pool
 from kong_claude.rate_tiers.schema import RedisConfig
 
-MAX_IDLE = 64  # connections kept per Redis
 FAILURES = 3  # in a row, then the circuit opens
 COOL_DOWN = 1.0  # seconds until one call may try again
 
@@ -127,22 +128,40 @@ class Settings(NamedTuple):
         return options
 
 
+class Transport(Protocol):
+    """The way of a call to Redis. May be used by many threads or greenlets at once."""
+
+    def run(self, call: Call[Any]) -> Any:
+        """Redis' reply. Raises RedisError, OSError."""
+
+    def close(self) -> None: ...
+
+
+def _transport(settings: Settings) -> Transport:
+    """Raises ValueError, OSError."""
+    scheme = urlsplit(settings.url).scheme
+    if scheme.endswith("+cluster"):
+        return _Cluster(settings)
+    tls = scheme.startswith("rediss")
+    if scheme.endswith("+sentinel"):
+        connect = _sentinel_pool(settings).make_connection
+    else:
+        connect = redis.ConnectionPool.from_url(settings.url, **settings.options(tls)).make_connection
+    return Pool(connect) if tls or not in_greenlets() else Shared(connect, settings.timeout)
+
+
+def in_greenlets() -> bool:
+    """True in the plugin server; kong-pdk's own runs plugins in threads, where they could not share a connection."""
+    return bool(monkey.is_module_patched("socket"))
+
+
 class RedisLedger(Ledger):
-    """May be used by many threads or greenlets at once; each takes a connection of its own."""
+    """May be used by many threads or greenlets at once."""
 
     def __init__(self, settings: Settings) -> None:
         self.circuit = Circuit()
-        self._idle: deque[Any] = deque()
-        self._cluster: Callable[..., Any] | None = None
         try:
-            scheme = urlsplit(settings.url).scheme
-            if scheme.endswith("+cluster"):
-                self._cluster = _cluster(settings)
-            elif scheme.endswith("+sentinel"):
-                self._connect = _sentinel_pool(settings).make_connection
-            else:
-                options = settings.options(tls=scheme == "rediss")
-                self._connect = redis.ConnectionPool.from_url(settings.url, **options).make_connection
+            self._transport = _transport(settings)
         except (ValueError, OSError) as error:
             raise ConfigError("redis_url", f"cannot be used: {error}") from error
 
@@ -168,7 +187,7 @@ class RedisLedger(Ledger):
         if not self.circuit.admit():
             raise LedgerUnavailable("Redis failed several times in a row, it is tried again in a second")
         try:
-            reply = self._cluster(call) if self._cluster else self._run(call)
+            reply = self._transport.run(call)
         except (RedisError, OSError) as error:
             unreadable = calls.unreadable(error, call)
             if unreadable is not None:  # Redis is well: this is one subject's matter
@@ -179,62 +198,9 @@ class RedisLedger(Ledger):
         self.circuit.succeeded()
         return call.parse(reply)
 
-    def _run(self, call: Call[Any]) -> Any:
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            return self._exchange(self._new(), call)
-        try:
-            return self._exchange(connection, call)
-        except RedisError as error:
-            if not _another_may_work(error):
-                raise
-            self.close()
-            return self._exchange(self._new(), call)
-
-    def _new(self) -> Any:
-        connection = self._connect()
-        connection.connect()  # for Sentinel this asks who the master is
-        return connection
-
-    def _exchange(self, connection: Any, call: Call[Any]) -> Any:
-        try:
-            connection.send_packed_command((_packed(call.command()),), check_health=False)
-            try:
-                reply = connection.read_response()
-            except NoScriptError:
-                connection.send_packed_command((_packed(call.full_command()),), check_health=False)
-                reply = connection.read_response()
-        except BaseException:
-            connection.disconnect()
-            raise
-        if len(self._idle) < MAX_IDLE:
-            self._idle.append(connection)
-        else:
-            connection.disconnect()
-        return reply
-
     def close(self) -> None:
-        """Closes idle connections."""
-        while True:
-            try:
-                self._idle.pop().disconnect()
-            except IndexError:
-                return
-
-
-_packed: Callable[[tuple[str | int | bytes, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
-
-
-def _another_may_work(error: RedisError) -> bool:
-    """The connection died while idle (Redis restarted), or a master became a replica; so did the others' then.
-
-    Nothing was written in either case that a repetition could double: a lease has its id, and a script that may not
-    write fails at its first write. Only a window may count a request twice whose answer was lost.
-    """
-    if isinstance(error, redis.TimeoutError):
-        return False
-    return isinstance(error, redis.ConnectionError | ReadOnlyError) or "READONLY" in str(error)
+        """Closes what is open; it is opened again where it is needed."""
+        self._transport.close()
 
 
 def _hosts(url: str) -> tuple[list[tuple[str, int]], list[str], str, str]:
@@ -267,40 +233,42 @@ def _sentinel_pool(settings: Settings) -> Any:
     return SentinelConnectionPool(path[0], sentinel, ssl=tls, db=database, **options)
 
 
-def _cluster(settings: Settings) -> Callable[[Call[Any]], Any]:
-    """Made on first use: the client asks the nodes for the slots, and Redis may be away when Kong starts."""
-    nodes, _, user, password = _hosts(settings.url)
-    tls = settings.url.startswith("rediss")
-    options = _with_user(settings, user, password).options(tls)
-    lock = threading.Lock()
-    made: list[RedisCluster] = []
+class _Cluster:
+    """redis-py's cluster client. Made on first use: it asks the nodes for the slots, and Redis may be away when Kong
+    starts."""
 
-    def client() -> RedisCluster:
-        if made:
-            return made[0]
-        if not lock.acquire(timeout=settings.timeout):  # nobody waits for more than one attempt
+    def __init__(self, settings: Settings) -> None:
+        self._nodes, _, user, password = _hosts(settings.url)
+        self._tls = settings.url.startswith("rediss")
+        self._options = _with_user(settings, user, password).options(self._tls)
+        self._timeout = settings.timeout
+        self._lock = threading.Lock()
+        self._made: RedisCluster | None = None
+
+    def run(self, call: Call[Any]) -> Any:
+        client = self._made or self._make()
+        try:
+            return client.execute_command(*call.command())
+        except NoScriptError:
+            return client.execute_command(*call.full_command())
+
+    def _make(self) -> RedisCluster:
+        if not self._lock.acquire(timeout=self._timeout):  # nobody waits for more than one attempt
             raise redis.TimeoutError("another request is connecting to the cluster")
         try:
-            if not made:
-                made.append(
-                    RedisCluster(
-                        startup_nodes=[ClusterNode(host, port) for host, port in nodes],
-                        ssl=tls,
-                        **{n: v for n, v in options.items() if n not in ("retry", "driver_info")},
-                        retry=Retry(NoBackoff(), 1),
-                    )
+            if self._made is None:
+                self._made = RedisCluster(
+                    startup_nodes=[ClusterNode(host, port) for host, port in self._nodes],
+                    ssl=self._tls,
+                    **{n: v for n, v in self._options.items() if n not in ("retry", "driver_info")},
+                    retry=Retry(NoBackoff(), 1),
                 )
-            return made[0]
+            return self._made
         finally:
-            lock.release()
+            self._lock.release()
 
-    def run(call: Call[Any]) -> Any:
-        try:
-            return client().execute_command(*call.command())
-        except NoScriptError:
-            return client().execute_command(*call.full_command())
-
-    return run
+    def close(self) -> None:
+        """The client keeps its connections: other instances use it."""
 
 
 _shared: WeakValueDictionary[Settings, RedisLedger] = WeakValueDictionary()
