@@ -19,6 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+from msgspec import Struct
+
 from claude_contract.identity import Identity
 from claude_contract.ledger import Lease, Slot
 from claude_contract.members import AttestationError, Members, malformed
@@ -38,12 +41,16 @@ NAMESPACE_ROOM = 32  # of the limits' keys
 _READABLE_PATH = re.compile(r"[!#-\[\]-~]{1,128}")
 
 # No escapes beyond JSON's own: the longest subject in Chinese takes 3 bytes a character, not 6.
-_ENCODE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+_ENCODE_ANY = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+_ENCODE = msgspec.json.Encoder().encode
 
 
 def encode(value: Any) -> bytes:
-    """JSON as attestations have it. Raises ValueError for what JSON has no way to write."""
-    return _ENCODE(value).encode("utf-8", "surrogatepass")  # a path may hold bytes that are no UTF-8
+    """JSON as attestations have it, of finite numbers. Raises ValueError for what JSON has no way to write."""
+    try:
+        return _ENCODE(value)
+    except UnicodeEncodeError:  # a path may hold bytes that are no UTF-8
+        return _ENCODE_ANY(value).encode("utf-8", "surrogatepass")
 
 
 def size(value: Any) -> int:
@@ -63,8 +70,7 @@ def path_claim(path: str) -> str:
     return f"sha256:{body_hash(path.encode('utf-8', 'surrogatepass'))}"
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
+class Binding(Struct, frozen=True):
     """The one request, from one gateway to one receiver, that an attestation is good for."""
 
     issuer: str
@@ -108,8 +114,10 @@ class Clamp:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+UNCLAMPED = Clamp()
+
+
+class Place(Struct, frozen=True):
     """A run's place in the limits: the lease, and what it stands for wherever it has to be taken again."""
 
     lease: Lease
@@ -117,12 +125,11 @@ class Place:
     queued: bool = False  # the run was let in to wait: its lease is not taken yet
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """What claude-rate-tiers found: the tier that applies, its bounds, and the place that was taken."""
 
     tier: str | None
-    clamp: Clamp = field(default_factory=Clamp)
+    clamp: Clamp = UNCLAMPED
     place: Place | None = None
 
 
@@ -154,11 +161,9 @@ class Additions:
 
 
 NOTHING_ADDED = Additions()
-UNCLAMPED = Clamp()
 
 
-@dataclass(frozen=True, slots=True)
-class Attestation:
+class Attestation(Struct, frozen=True):
     """Everything that the gateway vouches for. Times are Unix seconds.
 
     `identity` is who calls, `limits` what claude-rate-tiers found. The tier that applies is `tier`; an identity that

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+
+from msgspec import Struct, field
 
 from claude_contract.members import AttestationError, Members, malformed
 
 CLAIMS = ("sub", "tier", "roles", "who")
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(Struct, frozen=True, dict=True):
     """A verified caller. `claims` holds only those that the configuration hands on (`forward_claims`)."""
 
     subject: str

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hmac
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import jwt
@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from claude_contract.attestation import (
     Signer,
@@ -231,7 +232,7 @@ def test_a_continued_attestation_keeps_its_jti_and_is_not_prolonged() -> None:
 
 
 def test_another_gateway_of_the_same_secret_is_not_continued() -> None:
-    other = replace(HS, issuer="another")
+    other = dataclasses.replace(HS, issuer="another")
     with pytest.raises(AttestationError):
         other.resume(header(), opened(other))
 

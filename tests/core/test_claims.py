@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import secrets
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from claude_contract import claims as contract
 from claude_contract.attestation import KID_ROOM, Signer, verify
@@ -42,6 +43,10 @@ from claude_contract.members import LARGEST, AttestationError
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "fail-closed.md"
 UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
+
+
+def replace(value: Any, **members: Any) -> Any:
+    return (dataclasses.replace if dataclasses.is_dataclass(value) else structs.replace)(value, **members)
 
 
 def padded(value: Any, member: str, room: int) -> Any:
@@ -146,7 +151,9 @@ def consistent(found: Attestation) -> Attestation:
     if found.identity is None or found.limits is None:
         return found
     tier = found.limits.tier or found.identity.tier
-    return replace(found, identity=replace(found.identity, tier=tier), limits=replace(found.limits, tier=tier))
+    return structs.replace(
+        found, identity=structs.replace(found.identity, tier=tier), limits=structs.replace(found.limits, tier=tier)
+    )
 
 
 ATTESTATIONS = st.builds(

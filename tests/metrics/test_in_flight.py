@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from claude_contract.claims import Attestation, Binding, Limits
 from claude_contract.identity import Identity

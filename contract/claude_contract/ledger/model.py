@@ -16,6 +16,8 @@ from enum import Enum
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
+from msgspec import Struct
+
 from claude_contract import versions
 
 VERSION = 1
@@ -40,8 +42,7 @@ class UnreadableLedger(LedgerUnavailable):
     """The store answers, but what it holds of this subject cannot be read: another version's, or damaged."""
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(Struct, frozen=True):
     """At most `limit` requests in any `seconds`; with `burst`, paced as by nginx's limit_req (nodelay)."""
 
     name: str  # a key of PERIODS
@@ -115,8 +116,7 @@ class Slot:
 _MEMBER = re.compile(r"(?:v([0-9]+)\.)?[^ ]*:([0-9]+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(Struct, frozen=True):
     """A place for one run and the money reserved for it. Its text form says all that is needed to end it."""
 
     namespace: str
@@ -151,8 +151,7 @@ def reserved_by(member: str) -> int:
     return int(member.rpartition(":")[2])
 
 
-@dataclass(frozen=True, slots=True)
-class Admit:
+class Admit(Struct, frozen=True):
     """One request: count it in the windows, and take the lease with what `slot` says. All of it, or nothing."""
 
     namespace: str
@@ -163,8 +162,7 @@ class Admit:
     busy: Busy = "reject"
 
 
-@dataclass(frozen=True, slots=True)
-class Peek:
+class Peek(Struct, frozen=True):
     """What a subject uses, and of which windows."""
 
     namespace: str
@@ -180,8 +178,7 @@ class Quota(NamedTuple):
     reset_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(Struct, frozen=True):
     """The answer to `admit` and `acquire`."""
 
     admitted: bool
@@ -195,8 +192,7 @@ class Admission:
     quotas: tuple[Quota, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True):
     """The answer to `peek`."""
 
     running: int

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import redis
+from msgspec.structs import replace
 
 from claude_contract.claims import IDENTITY_ROOM, size
 from claude_contract.errors import ConfigError
