@@ -13,10 +13,10 @@ import json
 import re
 import secrets
 import time
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64decode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import jwt
@@ -53,15 +53,18 @@ DEFAULT_KID = "1"
 Key = bytes | Ed25519PrivateKey | Ed25519PublicKey
 
 
-def _b64(data: bytes) -> str:
-    return urlsafe_b64encode(data).rstrip(b"=").decode()
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
+
+def _b64(data: bytes) -> bytes:
+    return binascii.b2a_base64(data, newline=False).translate(_URL_SAFE, b"=")
 
 
 # Written out (RFC 7515, section 3) instead of PyJWT's encode, which takes three times as long for the same bytes.
 @cache
 def _protected(algorithm: str, kid: str) -> str:
     text = json.dumps({"alg": algorithm, "kid": kid, "typ": "JWT"}, separators=(",", ":"))
-    return _b64(text.encode()) + "."
+    return _b64(text.encode()).decode() + "."
 
 
 def _algorithm(key: Key) -> str:
@@ -98,12 +101,16 @@ class Signer:
         """Any claims at all, signed."""
         if isinstance(self.key, Ed25519PublicKey):
             raise TypeError("a public key cannot sign")
-        signing_input = _protected(_algorithm(self.key), self.kid) + _b64(encode(claims))
+        signing_input = self._protected + _b64(encode(claims))
         if isinstance(self.key, bytes):
-            signature = hmac.digest(self.key, signing_input.encode(), "sha256")
+            signature = hmac.digest(self.key, signing_input, "sha256")
         else:
-            signature = self.key.sign(signing_input.encode())
-        return f"{signing_input}.{_b64(signature)}"
+            signature = self.key.sign(signing_input)
+        return (signing_input + b"." + _b64(signature)).decode()
+
+    @cached_property
+    def _protected(self) -> bytes:
+        return _protected(_algorithm(self.key), self.kid).encode()
 
     def resume(self, header: str, fresh: Attestation) -> Attestation:
         """What an earlier plugin of the same request signed. Raises AttestationError if it is not that."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from claude_contract.claims import Additions, Limits
 from claude_contract.identity import Identity
@@ -13,8 +14,7 @@ Claims = Identity | Limits | Additions
 Headers = Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(Struct, frozen=True):
     """The request ends here with an error.
 
     `message` tells the caller what to fix and never holds key material or the token. `reason` is a stable
@@ -34,8 +34,7 @@ class Refuse:
         return Refuse(self.status, self.message, self.reason, self.headers, self.detail, check)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """The plugin answers the request itself (a limits report, an explanation); nothing goes upstream."""
 
     status: int
@@ -43,8 +42,7 @@ class Answer:
     headers: Headers = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
+class Pass(Struct, frozen=True):
     """The request goes on. Effects of several stages are merged and applied together.
 
     `upstream_headers`: name → value, or None to remove what the client sent.

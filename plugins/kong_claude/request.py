@@ -51,6 +51,8 @@ class Request:
         self.additions: Additions | None = None
         self._identity: Identity | None = None
         self._static_line = static_line
+        if static_line is not None:
+            self.line = static_line
         self._body: bytes | None = None
 
     @cached_property
@@ -58,25 +60,28 @@ class Request:
         """Lower-case name → values in order. One call."""
         raw = answer(self.kong.request.get_headers(MAX_HEADERS)) or {}
         return {
-            text(name).lower(): [text(v) for v in (value if isinstance(value, list) else [value])]
+            (name if type(name) is str else text(name)).lower(): value
+            if type(value) is list and len(value) == 1 and type(value[0]) is str
+            else [text(v) for v in (value if isinstance(value, list) else [value])]
             for name, value in raw.items()
         }
 
     def follow(self, passed: Pass) -> None:
         """Shows the next stage what the next plugin would see: the request with this stage's effects."""
-        headers = dict(self.headers)
-        for name, value in passed.upstream_headers.items():
-            if value is None:
-                headers.pop(name.lower(), None)
-            else:
-                headers[name.lower()] = [value]
-        self.headers = headers
-        self.__dict__.pop("_folded", None)
+        if passed.upstream_headers or passed.body is not None:
+            headers = dict(self.headers)
+            for name, value in passed.upstream_headers.items():
+                if value is None:
+                    headers.pop(name.lower(), None)
+                else:
+                    headers[name.lower()] = [value]
+            if passed.body is not None:
+                self._body = passed.body
+                headers["content-length"] = [str(len(passed.body))]
+            self.headers = headers
+            self.__dict__.pop("_folded", None)
         if passed.raw_query is not None:
             self.raw_query = passed.raw_query
-        if passed.body is not None:
-            self._body = passed.body
-            headers["content-length"] = [str(len(passed.body))]
         if passed.consumer is not None:
             self.consumer = passed.consumer[0]
 
@@ -87,13 +92,22 @@ class Request:
 
     def spellings(self, name: str) -> list[str]:
         """The names under which the client sent `name` (lower case): nginx passes `x_a` and `x-a`, WSGI folds them."""
-        return self._folded.get(name, [])
+        plain = [name] if name in self.headers else []
+        return plain + self._folded[name] if name in self._folded else plain
+
+    def spellings_of(self, names: frozenset[str]) -> list[str]:
+        """The spellings of all these names, in no order."""
+        if not self._folded and names.isdisjoint(self.headers):
+            return []
+        return [spelling for name in names for spelling in self.spellings(name)]
 
     @cached_property
     def _folded(self) -> dict[str, list[str]]:
+        """The names that the client wrote with an underscore."""
         folded: dict[str, list[str]] = {}
         for name in self.headers:
-            folded.setdefault(name.replace("_", "-"), []).append(name)
+            if "_" in name:
+                folded.setdefault(name.replace("_", "-"), []).append(name)
         return folded
 
     @property
@@ -104,8 +118,6 @@ class Request:
     @cached_property
     def line(self) -> RequestLine:
         """Method, raw path and query. Free where the configuration fixes them, else one call."""
-        if self._static_line is not None:
-            return self._static_line
         method, _, rest = text(answer(self.kong.nginx.get_var("request")) or "").partition(" ")
         target = rest.rpartition(" ")[0] or rest
         path, _, query = target.partition("?")

@@ -223,13 +223,18 @@ def usd(micro_usd: int) -> float:
     return micro_usd / 1_000_000
 
 
+_SAFE_MARKS = "@|+="
+# What `quote` would leave as it is.
+_SAFE = re.compile(f"[A-Za-z0-9_.~{_SAFE_MARKS}-]+")
+
+
 def subject_key(kind: str, value: str) -> str:
     """What is counted, as it stands in keys: the subject `alice`, or `<kind>:<value>` where something else is counted.
 
     Everything but unreserved characters is escaped, so that no subject can look like another kind's or break the
     braces of the hash tag; what is very long or empty becomes a digest, marked by `*`, which escaping never leaves.
     """
-    safe = quote(value, safe="@|+=", errors="surrogateescape")
+    safe = value if _SAFE.fullmatch(value) else quote(value, safe=_SAFE_MARKS, errors="surrogateescape")
     if not 0 < len(safe) <= MAX_SUBJECT_KEY:
         safe = "*" + hashlib.blake2b(value.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return safe if kind == "subject" else f"{kind}:{safe}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import redis
@@ -37,7 +37,8 @@ CONSUMER_HEADERS = (
     "X-Credential-Identifier",
     "X-Anonymous-Consumer",
 )
-OWN_HEADERS = (SUBJECT, TIER, *CONSUMER_HEADERS)
+IDENTITY_HEADERS = frozenset(name.lower() for name in (SUBJECT, TIER))
+OWN_HEADERS = IDENTITY_HEADERS | {name.lower() for name in CONSUMER_HEADERS}
 _CREDENTIALS = uuid.UUID("5d0c7a8e-95a4-4b4e-8b6e-0d8f5a1c7f42")
 
 
@@ -249,7 +250,7 @@ class JwtClaims(Stage[JwtClaimsConfig]):
         """With `anonymous`, another authentication plugin may have been enough (Kong's "logical OR")."""
         if not request.consumer:
             return self._challenge.no_token()
-        return self._pass_consumer(request.consumer, own_headers(request, (SUBJECT, TIER)), None)
+        return self._pass_consumer(request.consumer, own_headers(request, IDENTITY_HEADERS), None)
 
     def _pass_consumer(
         self, found: Mapping[str, Any], headers: dict[str, str | None], consumer: tuple[Mapping[str, Any], None] | None
@@ -261,9 +262,9 @@ class JwtClaims(Stage[JwtClaimsConfig]):
         )
 
 
-def own_headers(request: Request, names: Sequence[str] = OWN_HEADERS) -> dict[str, str | None]:
+def own_headers(request: Request, names: frozenset[str] = OWN_HEADERS) -> dict[str, str | None]:
     """The removal of whatever the client sent under our names, in any spelling that an upstream may fold to them."""
-    return {spelling: None for name in names for spelling in request.spellings(name.lower())}
+    return dict.fromkeys(request.spellings_of(names))
 
 
 def load_consumer(kong: Any, name: Any) -> Mapping[str, Any] | None:

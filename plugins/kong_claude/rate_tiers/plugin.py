@@ -24,7 +24,7 @@ from claude_contract.ledger import (
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.pipeline import plugin
 from kong_claude.rate_tiers import local_ledger, redis_ledger
-from kong_claude.rate_tiers.headers import limit_headers, reset, retry_after, seconds
+from kong_claude.rate_tiers.headers import LimitHeaders, reset, retry_after, seconds
 from kong_claude.rate_tiers.schema import RateTiersConfig
 from kong_claude.rate_tiers.subjects import Subjects, TierChoice
 from kong_claude.rate_tiers.tiers import UNRENEWED_TTL, Tier, tiers_from_config
@@ -62,8 +62,8 @@ class RateTiers(Stage[RateTiersConfig]):
         self.subjects = Subjects.from_config(config, shared)
         self.busy: Busy = "queue" if config.on_busy == "queue" else "reject"
         self.shadow = config.mode == "shadow"
-        self.style = config.header_style
-        self.show_headers = not config.hide_client_headers
+        shown = {} if config.hide_client_headers else tiers
+        self.headers = {tier.name: LimitHeaders(tier.windows.each, config.header_style) for tier in shown.values()}
         self.error_code = config.error_code
         self.error_message = config.error_message
         self.report = config.report
@@ -92,7 +92,7 @@ class RateTiers(Stage[RateTiersConfig]):
             admission, local = self._ask(request, lambda store: store.admit(wanted))
         except LedgerUnavailable:
             return self._without_ledger(tier, shared)
-        headers = limit_headers(admission.quotas, self.style) if self.show_headers else {}
+        headers = self.headers[tier.name].of(admission.quotas) if self.headers else {}
         if not admission.admitted:
             if not self.shadow:
                 return self._refuse(admission, tier, headers)
