@@ -37,7 +37,7 @@ class Pipeline:
 
     def __init__(self, stages: Sequence[Stage[Any]], shared_key: str, config: Shared) -> None:
         self.stages = stages
-        self.logging = [stage for stage in stages if stage.logs()]
+        self.logging = [stage for stage in stages if stage.logs() and stage.settles]
         self.shared_key = shared_key
         self.fused = [stage.shared_key for stage in stages] != [shared_key]
         self.fresh = any(stage.establishes_identity for stage in stages)

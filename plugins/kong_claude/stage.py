@@ -77,6 +77,7 @@ class Stage(ABC, Generic[C]):
     check: str  # its word in the attestation's `chk` and in refusals
     shared_key: str  # its key in kong.ctx.shared
     establishes_identity: bool = False  # see pipeline.open_or_resume
+    settles: bool = True  # False where this configuration leaves nothing to do in the log phase
     Config: ClassVar[type[Any]]  # what C is
 
     @abstractmethod

@@ -422,6 +422,16 @@ def test_the_log_phase_ends_what_nobody_else_will(
     assert (body["concurrent"]["running"], body["usd"]["day"]["spent"]) == (running, spent)
 
 
+def test_the_log_phase_asks_only_where_there_may_be_a_lease(kong: Driver, start: Start, subject: str) -> None:
+    counted = start(attestation=ATTESTATION, tiers=[{"name": "free", "minute": 1000}])
+    leased = start(attestation=ATTESTATION, tiers=[{"name": "free", "concurrent": 3}])
+    for instance, expected in ((counted, []), (leased, ["ctx.shared.get", "response.get_source"])):
+        request = attested(subject)
+        assert kong.handle(instance, "access", request).exit is None
+        request.answers = {"kong.response.get_source": "service"}
+        assert calls(kong.handle(instance, "log", request)) == expected
+
+
 def test_shadow_mode_never_refuses(kong: Driver, start: Start, subject: str) -> None:
     instance = start(attestation=ATTESTATION, mode="shadow", tiers=[{"name": "t", "minute": 2, "models": ["m"]}])
     for n in range(5):

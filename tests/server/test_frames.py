@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kong_claude.server.wire import STEP_METHODS
 from tests.support.kong_driver import Driver, Event, Request, Server
 
 
@@ -134,9 +135,10 @@ def test_random_bytes_never_end_the_server(ours: Server, data: bytes) -> None:
     ),
     cut=st.integers(0, 400),
     id_first=st.booleans(),
+    method=st.sampled_from(STEP_METHODS),
 )
 def test_any_value_survives_the_way_to_the_plugin_and_back(
-    ours: Server, value: object, cut: int, id_first: bool
+    ours: Server, value: object, cut: int, id_first: bool, method: str
 ) -> None:
     with Driver(ours.socket_path) as kong:
         instance = kong.start_instance("battery", {"do": "one_call"})
@@ -145,7 +147,7 @@ def test_any_value_survives_the_way_to_the_plugin_and_back(
         step = {"EventId": result["EventId"], **({} if value is None else {"Data": value})}
         if not id_first:
             step = dict(reversed(step.items()))
-        packed = msgpack.packb([0, 99, "plugin.Step", [step]], unicode_errors="surrogateescape")
+        packed = msgpack.packb([0, 99, method, [step]], unicode_errors="surrogateescape")
         kong.sock.sendall(packed[:cut])
         kong.sock.sendall(packed[cut:])
         frame = kong.receive()
@@ -167,6 +169,16 @@ def test_a_value_that_looks_like_the_id_of_another_event(ours: Server, keys: tup
             assert result["Data"] == {"Method": "kong.ctx.shared.set", "Args": ["host", value]}
             # The setter's answer is nil: no Data.
             assert driver.call("plugin.Step", {"EventId": event_id}) == {"EventId": event_id, "Data": "ret"}
+
+
+@pytest.mark.parametrize("size", [100, 448, 600, 8 << 10, 9 << 10, 40 << 10], ids=str)
+def test_an_answer_of_any_size_comes_whole(ours: Server, size: int) -> None:
+    """Around what is read at once: a client's headers take more than most answers."""
+    with ours.driver() as kong:
+        event = {"InstanceId": kong.start_instance("battery", {"do": "one_call"}), "EventName": "access"}
+        event_id, headers = kong.call("plugin.HandleEvent", event)["EventId"], {"cookie": ["x" * size]}
+        result = kong.call("plugin.StepMultiMap", {"EventId": event_id, "Data": headers})
+        assert result["Data"] == {"Method": "kong.ctx.shared.set", "Args": ["host", headers]}
 
 
 def test_64_mb_to_the_plugin(ours: Server) -> None:

@@ -58,6 +58,7 @@ class RateTiers(Stage[RateTiersConfig]):
         self.invoker_settles = self.signed and self.redis is not None
         ttl = config.lease_ttl if self.invoker_settles else UNRENEWED_TTL
         tiers, default = tiers_from_config(config, ttl, signed=self.signed)
+        self.settles = any(tier.takes_lease for tier in tiers.values())
         self.choice = TierChoice(tiers, default, (config.tier_header or "").lower(), config.consumer_tier or "")
         self.subjects = Subjects.from_config(config, shared)
         self.busy: Busy = "queue" if config.on_busy == "queue" else "reject"

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("kong_claude.pluginserver")
 
 RECEIVE = 448  # most frames fit, and so does the buffer into CPython's small-object allocator
-RECEIVE_MORE = 1 << 20
+RECEIVE_MORE = 8 << 10  # a client's headers; a larger buffer costs an mmap and a munmap
+RECEIVE_MUCH = 1 << 20
 READ, WRITE = 1, 2  # libev's
 LARGE_FRAME = 512 << 10  # Kong's time for a frame grows with its square: 117 ms at 1 MB
 
@@ -97,14 +98,16 @@ class Connection:
         server = self.server
         receive = self._sock.recv
         events, known_events, begin = server.events, server.known_events, server.begin
-        request, step, step_of_nil, step_id_first, data_part = (
+        request, steps, value_first, id_first, id_only, data_part = (
             wire.REQUEST,
-            wire.STEP,
-            wire.STEP_OF_NIL,
-            wire.STEP_ID_FIRST,
+            wire.STEPS,
+            wire.VALUE_FIRST,
+            wire.ID_FIRST,
+            wire.ID_ONLY,
             wire.DATA,
         )
-        step_length, before_id, data_length = len(step), len(step_id_first), len(data_part)
+        before_value, before_id, data_length = len(value_first), len(id_first), len(data_part)
+        before_number = before_id - len(wire.EVENT_ID)
 
         def readable() -> None:
             data = b""
@@ -112,6 +115,8 @@ class Connection:
                 data = receive(RECEIVE)
                 if len(data) == RECEIVE:
                     data += receive(RECEIVE_MORE)
+                    if len(data) == RECEIVE + RECEIVE_MORE:
+                        data += receive(RECEIVE_MUCH)
             except (BlockingIOError, InterruptedError):
                 if not data:
                     return
@@ -126,19 +131,23 @@ class Connection:
                     worker = events.get(data[-ID_LENGTH:])
                     packed = b""  # the one value of a Step; empty: to be decoded as a whole
                     if worker is not None:
-                        if data[at : at + step_length] == step:
-                            packed = data[at + step_length : -ID_LENGTH]
-                        elif data[at:-ID_LENGTH] == step_of_nil:
-                            packed = NIL
+                        after = at + 1 + (data[at] & 31)  # of the method, a short string
+                        if data[at:after] in steps:
+                            if data[after : after + before_value] == value_first:
+                                packed = data[after + before_value : -ID_LENGTH]
+                            elif data[after:-ID_LENGTH] == id_only:
+                                packed = NIL
                     elif (known := known_events.get(data[at:])) is not None:
                         if data.startswith(request) and not self.busy:
                             begin(self, data[2:at], *known)
                             return
-                    elif data[at : at + before_id] == step_id_first:
-                        after_id = at + before_id + ID_LENGTH
-                        worker = events.get(data[at + before_id : after_id])
-                        if data[after_id : after_id + data_length] == data_part:
-                            packed = data[after_id + data_length :]
+                    else:
+                        after = at + 1 + (data[at] & 31)
+                        if data[at:after] in steps and data[after : after + before_id] == id_first:
+                            after_id = after + before_number + ID_LENGTH
+                            worker = events.get(data[after + before_number : after_id])
+                            if data[after_id : after_id + data_length] == data_part:
+                                packed = data[after_id + data_length :]
                     if packed and worker is not None and worker.conn is None and (self.call is worker or not self.busy):
                         try:
                             answer = unpack(packed)

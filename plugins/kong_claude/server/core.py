@@ -71,8 +71,7 @@ class Server:
             "plugin.GetStatus": self._status,
             "plugin.StepError": self._step_error,
         }
-        for kind in ("", "Service", "Consumer", "Route", "Plugin", "Credential", "MemoryStats", "MultiMap"):
-            self._methods[f"plugin.Step{kind}"] = self._step
+        self._methods |= dict.fromkeys(wire.STEP_METHODS, self._step)
 
     # -- connections
 

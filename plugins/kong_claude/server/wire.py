@@ -28,12 +28,16 @@ DATA = b"\xa4Data"
 RET = DATA + b"\xa3ret"
 
 # Kong's usual frames, told by their constant parts instead of decoded: `REQUEST msgid` and then one of
-#   STEP value EVENT_ID id, STEP_ID_FIRST EVENT_ID id DATA value (its key order is each worker's own),
-#   STEP_OF_NIL EVENT_ID id, HANDLE_EVENT rest.
+#   a method of STEPS and VALUE_FIRST value EVENT_ID id, or ID_FIRST id DATA value (its key order is each worker's
+#   own), or ID_ONLY id where the value is nil;
+#   HANDLE_EVENT rest.
 # Whatever looks otherwise is decoded.
-STEP = b"\xabplugin.Step\x91\x82" + DATA
-STEP_ID_FIRST = b"\xabplugin.Step\x91\x82"
-STEP_OF_NIL = b"\xabplugin.Step\x91\x81"
+_KINDS = ("", "Service", "Consumer", "Route", "Plugin", "Credential", "MemoryStats", "MultiMap")
+STEP_METHODS = tuple(f"plugin.Step{kind}" for kind in _KINDS)
+STEPS = frozenset(map(pack, STEP_METHODS))
+VALUE_FIRST = b"\x91\x82" + DATA
+ID_FIRST = b"\x91\x82" + EVENT_ID
+ID_ONLY = b"\x91\x81"
 NIL = b"\xc0"
 HANDLE_EVENT = b"\xb2plugin.HandleEvent\x91"
 ID_LENGTH = len(EVENT_ID) + 9  # ids are of eight bytes
