@@ -7,10 +7,14 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+import msgspec
 
 from kong_claude.in_flight import Attested
 
+_DECODE = msgspec.json.Decoder().decode
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 ATTESTATION = "x-claude-attestation"
 MAX_TEXT = 512  # characters of what a client chose
@@ -25,12 +29,17 @@ _REFUSAL = re.compile(r"([a-z-]{1,40})/([a-z_]{1,40})")
 _RUN = re.compile(r"(?:run|job)_[0-9a-f]{1,64}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Entry:
-    """`line`: the access log's fields. `refusal`: (plugin, reason) where the gateway itself answered with an error."""
+    """One request. `refusal`: (plugin, reason) where the gateway itself answered with an error.
 
-    line: dict[str, Any]
-    status: str
+    Only the service's own headers count for model, tokens, cost and run: what a plugin answers has no run behind it.
+    """
+
+    serialized: Mapping[str, Any]  # see `entry`
+    attested: Attested | None
+    upstream: bool  # the service answered
+    status: int  # 0 where it is none
     method: str
     route: str
     seconds: float
@@ -41,6 +50,46 @@ class Entry:
     cost_usd: float
     refusal: tuple[str, str] | None
 
+    @cached_property
+    def line(self) -> dict[str, Any]:
+        """The access log's fields."""
+        serialized, attested, upstream = self.serialized, self.attested, self.upstream
+        request, response = _map(serialized, "request"), _map(serialized, "response")
+        asked, answered = _headers(serialized, "request"), _headers(serialized, "response")
+        path = str(request.get("uri") or "").partition("?")[0]
+        ended = _number(serialized.get("started_at")) / 1000 + self.seconds
+        run = _RUN.fullmatch(str(answered.get("x-claude-run") or "")) if upstream else None
+        repository = _REPOSITORY_PATH.search(path)
+        named = str(asked.get("x-repo") or "")
+        trace = _TRACEPARENT.fullmatch(str(asked.get("traceparent") or ""))
+        return {
+            "time_local": time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime(ended)),
+            "time": round(ended, 3),
+            "remote_addr": clean(serialized.get("client_ip"), 64),
+            "request": f"{self.method} {clean(path)}",
+            "status": self.status,
+            "body_bytes_sent": int(_number(response.get("size"))),
+            "request_time": round(self.seconds, 3),
+            "http_referer": clean(str(asked.get("referer") or "").partition("?")[0]),
+            "http_user_agent": clean(asked.get("user-agent")),
+            "request_id": clean(asked.get("x-request-id") or request.get("id"), 128),
+            "subject": clean(attested.subject, 256) if attested else "",
+            "tier": self.tier,
+            "team": clean(attested.team, 128) if attested else "",
+            "route": self.route,
+            "repository": repository[1] if repository else named if _REPOSITORY.fullmatch(named) else "",
+            "model": self.model,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "cost_usd": self.cost_usd,
+            "run_id": run[0] if run else "",
+            "refusal": "/".join(self.refusal) if self.refusal else "",
+            "upstream_latency": (
+                max(0.0, _number(_map(serialized, "latencies").get("proxy")) / 1000) if upstream else 0.0
+            ),
+            "trace_id": trace[1] if trace else "",
+        }
+
 
 def attestation_of(serialized: Mapping[str, Any]) -> str:
     """The attestation header of a serialized request; it goes nowhere else."""
@@ -50,66 +99,38 @@ def attestation_of(serialized: Mapping[str, Any]) -> str:
 
 def entry(serialized: Mapping[str, Any], attested: Attested | None) -> Entry:
     """Reads what `kong.log.serialize` returns (Kong 3.9, kong/pdk/log.lua). Absent parts become empty values."""
-    request, response = _map(serialized, "request"), _map(serialized, "response")
-    asked, answered = _headers(serialized, "request"), _headers(serialized, "response")
-    latencies = _map(serialized, "latencies")
-    status = response.get("status")
-    route = _map(serialized, "route")
-    method = request.get("method") if request.get("method") in METHODS else "other"
-    path = str(request.get("uri") or "").partition("?")[0]
+    request, route = _map(serialized, "request"), _map(serialized, "route")
+    status = _map(serialized, "response").get("status")
+    known = status if type(status) is int and 100 <= status <= 599 else 0
+    answered = _headers(serialized, "response")
     upstream = serialized.get("source") == "upstream"
-    # Only the service's own headers count: what a plugin answers has no run behind it.
-    model = clean(answered.get("x-claude-model"), 100) if upstream else ""
-    tokens_in = int(_number(answered.get("x-claude-input-tokens"))) if upstream else 0
-    tokens_out = int(_number(answered.get("x-claude-output-tokens"))) if upstream else 0
-    cost = _number(answered.get("x-claude-cost-usd")) if upstream else 0.0
-    run = _RUN.fullmatch(str(answered.get("x-claude-run") or "")) if upstream else None
-    started = _number(serialized.get("started_at")) / 1000
-    seconds = _number(latencies.get("request")) / 1000
-    refusal = None if upstream else _refusal(answered.get("x-claude-refusal"), status)
-    known = isinstance(status, int) and not isinstance(status, bool) and 100 <= status <= 599
-    route_name = clean(route.get("name") or route.get("id"), 100)
-    repository = _REPOSITORY_PATH.search(path)
-    named = str(asked.get("x-repo") or "")
-    trace = _TRACEPARENT.fullmatch(str(asked.get("traceparent") or ""))
-    line = {
-        "time_local": time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime(started + seconds)),
-        "time": round(started + seconds, 3),
-        "remote_addr": clean(serialized.get("client_ip"), 64),
-        "request": f"{method} {clean(path)}",
-        "status": status if known else 0,
-        "body_bytes_sent": int(_number(response.get("size"))),
-        "request_time": round(seconds, 3),
-        "http_referer": clean(str(asked.get("referer") or "").partition("?")[0]),
-        "http_user_agent": clean(asked.get("user-agent")),
-        "request_id": clean(asked.get("x-request-id") or request.get("id"), 128),
-        "subject": clean(attested.subject, 256) if attested else "",
-        "tier": clean(attested.tier, 64) if attested else "",
-        "team": clean(attested.team, 128) if attested else "",
-        "route": route_name,
-        "repository": repository[1] if repository else named if _REPOSITORY.fullmatch(named) else "",
-        "model": model,
-        "input_tokens": tokens_in,
-        "output_tokens": tokens_out,
-        "cost_usd": cost,
-        "run_id": run[0] if run else "",
-        "refusal": "/".join(refusal) if refusal else "",
-        "upstream_latency": max(0.0, _number(latencies.get("proxy")) / 1000) if upstream else 0.0,
-        "trace_id": trace[1] if trace else "",
-    }
     return Entry(
-        line=line,
-        status=str(status) if known else "other",
-        method=str(method),
-        route=route_name,
-        seconds=seconds,
-        tier=str(line["tier"]),
-        model=model,
-        input_tokens=tokens_in,
-        output_tokens=tokens_out,
-        cost_usd=cost,
-        refusal=refusal,
+        serialized=serialized,
+        attested=attested,
+        upstream=upstream,
+        status=known,
+        method=str(request["method"]) if request.get("method") in METHODS else "other",
+        route=clean(route.get("name") or route.get("id"), 100),
+        seconds=_number(_map(serialized, "latencies").get("request")) / 1000,
+        tier=clean(attested.tier, 64) if attested else "",
+        model=clean(answered.get("x-claude-model"), 100) if upstream else "",
+        input_tokens=int(_number(answered.get("x-claude-input-tokens"))) if upstream else 0,
+        output_tokens=int(_number(answered.get("x-claude-output-tokens"))) if upstream else 0,
+        cost_usd=_number(answered.get("x-claude-cost-usd")) if upstream else 0.0,
+        refusal=None if upstream else _refusal(answered.get("x-claude-refusal"), status),
     )
+
+
+def parse(text: str) -> Any:
+    """The JSON value of what Kong has serialized. Raises ValueError."""
+    try:
+        return _DECODE(text)
+    except (
+        msgspec.DecodeError,
+        UnicodeError,
+        RecursionError,
+    ):  # bytes that are no UTF-8, which are passed on as lone surrogates
+        return json.loads(text)
 
 
 def clean(value: Any, limit: int = MAX_TEXT) -> str:

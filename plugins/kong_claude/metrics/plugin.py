@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from kong_claude import in_flight
 from kong_claude.metrics import registry, sinks
-from kong_claude.metrics.entry import Entry, attestation_of, entry, render
+from kong_claude.metrics.entry import Entry, attestation_of, entry, parse, render
 from kong_claude.metrics.schema import AccessLogConfig, MetricsConfig
 from kong_claude.request import answer, text
 from kong_claude.schema import read
@@ -22,7 +21,7 @@ class Plugin:
         in_flight.watch(self)
 
     def log(self, kong: Any) -> None:
-        serialized = json.loads(text(answer(kong.log.serialize())))
+        serialized = parse(text(answer(kong.log.serialize())))
         attested = in_flight.end(attestation_of(serialized))
         found = entry(serialized, attested)
         count(found)
@@ -40,7 +39,7 @@ class Plugin:
 def count(found: Entry) -> None:
     """One request into the metrics."""
     route = registry.ROUTE(found.route)
-    labels = (found.status, found.method, route)
+    labels = (str(found.status) if found.status else "other", found.method, route)
     registry.REQUESTS.labels(*labels).inc()
     registry.DURATION.labels(*labels).observe(found.seconds)
     if found.refusal:
