@@ -179,6 +179,12 @@ def test_a_changed_character_changes_nothing_that_is_believed(position: int, cha
     assert claims == check(good)  # only another spelling of the same signature
 
 
+def test_a_signature_is_the_one_that_openssl_makes() -> None:
+    """RFC 8032 leaves no choice: two libraries that sign the same bytes differently would not both be right."""
+    signed, _, signature = ED.sign_claims(fresh()).rpartition(".")
+    assert base64.urlsafe_b64decode(signature + "==") == PRIVATE.sign(signed.encode())
+
+
 def test_only_the_public_key_verifies() -> None:
     public = {"ed": PRIVATE.public_key()}
     assert subject(verify(header(ED), public, issuer="kong-claude", audience="claude-invoker")) == "alice"
