@@ -23,6 +23,7 @@ from kong_claude.request import Request, RequestLine, answer
 from kong_claude.schema import read
 from kong_claude.stage import Shared, Stage
 
+_HEADER = HEADER.lower()
 UNAVAILABLE = {"message": "service temporarily unavailable"}
 # Kong drops a header whose value is an empty table: removal costs no call of its own.
 REMOVE: dict[str, str] = {}
@@ -102,7 +103,7 @@ class Pipeline:
         fresh = self.signer.open(method=line.method, path=line.path, route=self.route, request_id=request.id)
         if self.fresh:
             return fresh  # what came before knew nobody; anything of another identity must not linger
-        given = request.headers.get(HEADER.lower(), [])
+        given = request.headers.get(_HEADER, [])
         if len(given) == 1:
             try:
                 return self.signer.resume(given[0], fresh)
@@ -163,8 +164,8 @@ class Pipeline:
                 kong.service.request.set_raw_query(decision.raw_query)
         if attestation is not None:
             upstream[HEADER] = attestation
-        for spelling in request.spellings(HEADER.lower()):
-            upstream.setdefault(HEADER if spelling == HEADER.lower() else spelling, REMOVE)
+        for spelling in request.spellings(_HEADER):
+            upstream.setdefault(HEADER if spelling == _HEADER else spelling, REMOVE)
         if upstream:
             kong.service.request.set_headers(upstream)
         if body is not None:

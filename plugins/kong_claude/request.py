@@ -95,6 +95,12 @@ class Request:
         plain = [name] if name in self.headers else []
         return plain + self._folded[name] if name in self._folded else plain
 
+    def sent(self, name: str) -> list[str]:
+        """The values of a header (`name` in lower case) under whatever spelling the client used."""
+        if not self._folded:
+            return self.headers.get(name, [])
+        return [value for spelling in self.spellings(name) for value in self.headers[spelling]]
+
     def spellings_of(self, names: frozenset[str]) -> list[str]:
         """The spellings of all these names, in no order."""
         if not self._folded and names.isdisjoint(self.headers):

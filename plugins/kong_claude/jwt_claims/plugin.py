@@ -196,10 +196,10 @@ class JwtClaims(Stage[JwtClaimsConfig]):
         """Every repository that the request names must be one that the token allows."""
         if not self._repo_claim:
             return None
-        named = [value for name in request.spellings(self._repo_header) for value in request.headers[name]]
+        named = request.sent(self._repo_header)
         if self._repo_capture:
             captured = request.captures.get(self._repo_capture)
-            named += [captured] if captured else []
+            named = [*named, captured] if captured else named
         globs = values(caller.claims, self._repo_claim)
         if all(repository_allowed(name, globs) for name in named):
             return None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from claude_contract import compose
@@ -22,6 +23,7 @@ from kong_claude.request import Request
 from kong_claude.stage import Shared, Stage
 
 HEADER = "X-Claude-Context"
+_HEADER = HEADER.lower()
 EXPLAIN_HEADER = "x-claude-explain"
 _LENGTH = re.compile(r"[0-9]{1,18}")
 BODYLESS = frozenset(("GET", "HEAD", "DELETE", "OPTIONS", "TRACE"))
@@ -155,8 +157,8 @@ class PromptContext(Stage[PromptContextConfig]):
         if not additions:
             return self.untouched(request)
         texts = self.texts[profile]
-        headers: dict[str, str | None] = dict.fromkeys(request.spellings(HEADER.lower()))
-        headers.pop(HEADER.lower(), None)
+        headers: dict[str, str | None] = dict.fromkeys(request.spellings(_HEADER))
+        headers.pop(_HEADER, None)
         headers[HEADER] = f"v={texts.version}" if profile is None else f"v={texts.version}; profile={profile}"
         shared: dict[str, Any] = {"version": texts.version, "apply": "body"}
         if profile is not None:
@@ -178,7 +180,7 @@ class PromptContext(Stage[PromptContextConfig]):
 
     def untouched(self, request: Request) -> Pass:
         """Nothing to add. The header is ours: a client's does not go on."""
-        return Pass(upstream_headers=dict.fromkeys(request.spellings(HEADER.lower())))
+        return Pass(upstream_headers=dict.fromkeys(request.spellings(_HEADER)))
 
     def choose_profile(self, request: Request) -> str | None:
         """By claim, else by header, else by configuration. Raises BadValue for one that there is not."""
@@ -187,8 +189,7 @@ class PromptContext(Stage[PromptContextConfig]):
             if by_claim not in self.texts:
                 raise sources.BadValue(Refuse(403, "the token's profile is not known here", "bad_profile"))
             return by_claim
-        spellings = request.spellings(self.profile_header) if self.profile_header else []
-        by_header = [value for spelling in spellings for value in request.headers[spelling]]
+        by_header = request.sent(self.profile_header) if self.profile_header else []
         if by_header:
             if len(by_header) > 1 or by_header[0] not in self.texts:
                 known = ", ".join(sorted(name for name in self.texts if name))
@@ -240,18 +241,24 @@ def parse_texts(config: PromptContextConfig, names: set[str]) -> dict[str | None
 
 def check_media(request: Request) -> Refuse | None:
     """Only plain JSON in UTF-8: any other body could not be checked."""
-    encodings = request.headers.get("content-encoding", [])
-    if any(encoding.strip().lower() not in ("identity", "") for encoding in encodings):
+    encodings = request.headers.get("content-encoding")
+    if encodings and any(encoding.strip().lower() not in ("identity", "") for encoding in encodings):
         return Refuse(415, "the body must not be compressed", "bad_encoding", headers={"Accept-Encoding": "identity"})
-    types = request.headers.get("content-type", [])
-    media, *parameters = (part.strip().lower() for part in (types[0] if len(types) == 1 else "").split(";"))
-    plain_json = media == "application/json" or (media.startswith("application/") and media.endswith("+json"))
-    utf8 = all(p.replace('"', "").removeprefix("charset=") == "utf-8" for p in parameters if p.startswith("charset"))
-    if not plain_json or not utf8:
+    types = request.headers.get("content-type", ())
+    if len(types) != 1 or not is_json(types[0]):
         return Refuse(
             415, "the body must be sent as application/json", "bad_media_type", headers={"Accept": "application/json"}
         )
     return None
+
+
+@lru_cache(maxsize=64)
+def is_json(content_type: str) -> bool:
+    """True for JSON in UTF-8."""
+    media, *parameters = (part.strip().lower() for part in content_type.split(";"))
+    if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
+        return False
+    return all(p.replace('"', "").removeprefix("charset=") == "utf-8" for p in parameters if p.startswith("charset"))
 
 
 Plugin = plugin(PromptContext)

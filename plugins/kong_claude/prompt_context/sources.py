@@ -59,8 +59,7 @@ class Field:
             case "const":
                 return self.key
             case "header":
-                name = self.key.lower()
-                return self._only([v for spelling in request.spellings(name) for v in request.headers[spelling]])
+                return self._only(request.sent(self.key.lower()))
             case "query":
                 return self._only(query_values(request.raw_query, self.key))
             case "path":
