@@ -10,6 +10,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from typing import Any
 
 from claude_contract.attestation import HEADER, Signer, signer_from_config
@@ -188,13 +189,14 @@ class Pipeline:
             stage.close()
 
     def log(self, kong: Any) -> None:
-        shared = answer(kong.ctx.shared.get(self.shared_key)) if self.logging else None
-        if not isinstance(shared, Mapping):
-            return
         for stage in self.logging:
-            own = shared.get(stage.shared_key) if self.fused else shared
-            if own:
-                stage.log(kong, own)
+            stage.log(kong, partial(self.left_by, stage, kong))
+
+    def left_by(self, stage: Stage[Any], kong: Any) -> Mapping[str, Any]:
+        """What the stage left in the shared context for the log phase. One call."""
+        shared = answer(kong.ctx.shared.get(self.shared_key))
+        own = shared.get(stage.shared_key) if self.fused and isinstance(shared, Mapping) else shared
+        return own if isinstance(own, Mapping) else {}
 
 
 def undo(stages: Sequence[Stage[Any]], decisions: list[Decision]) -> None:

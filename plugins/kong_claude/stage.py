@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -90,8 +90,9 @@ class Stage(ABC, Generic[C]):
     def undo(self, decision: Pass) -> None:
         """Gives back what the decision took: a later stage has refused the request."""
 
-    def log(self, kong: Any, shared: Mapping[str, Any]) -> None:
-        """Runs in the log phase with what `access` left in the shared context. A phase is a round trip: see `logs`."""
+    def log(self, kong: Any, left: Callable[[], Mapping[str, Any]]) -> None:
+        """Runs in the log phase, where `left()` is what `access` left in the shared context, {} for nothing: one call.
+        A phase is a round trip: see `logs`."""
 
     def close(self) -> None:
         """Ends what the stage holds (connections, threads)."""

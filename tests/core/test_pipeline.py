@@ -365,15 +365,21 @@ def test_the_plugin_class_closes_its_stages_and_logs_only_where_it_must() -> Non
             closed.append(self)
 
     class Logging(Quiet):
-        def log(self, kong: Any, shared: Mapping[str, Any]) -> None:
-            logged.append(shared)
+        def log(self, kong: Any, left: Callable[[], Mapping[str, Any]]) -> None:
+            logged.append(left())
 
-    quiet, logging = plugin(Quiet), plugin(Logging)
+    class Settled(Logging):
+        settles = False  # as limits without leases are
+
+    quiet, logging, settled = plugin(Quiet), plugin(Logging), plugin(Settled)
     assert not hasattr(quiet, "log")
     quiet({"route_id": "r"}).close()
     assert len(closed) == 1
     logging({"route_id": "r"}).log(Kong(**{"ctx.shared.get": {"lease": 1}}))
     assert logged == [{"lease": 1}]
+    kong = Kong()
+    settled({"route_id": "r"}).log(kong)
+    assert (logged, kong.methods) == ([{"lease": 1}], [])
 
 
 NAMES = st.text(alphabet="aBx-_", min_size=1, max_size=6)

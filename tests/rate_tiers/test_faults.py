@@ -145,7 +145,7 @@ def test_local_counts_in_the_process(own_redis: RedisProcess, fault: str) -> Non
     kong = Kong()
     kong.response = kong  # type: ignore[attr-defined]
     kong.get_source = lambda: "error"  # type: ignore[attr-defined]
-    made.log(kong, decisions[0].shared)  # type: ignore[union-attr]
+    made.log(kong, lambda: decisions[0].shared)  # type: ignore[union-attr]
     assert isinstance(ask(made), Pass), "the place was given back to this process"
 
 

@@ -422,13 +422,20 @@ def test_the_log_phase_ends_what_nobody_else_will(
     assert (body["concurrent"]["running"], body["usd"]["day"]["spent"]) == (running, spent)
 
 
-def test_the_log_phase_asks_only_where_there_may_be_a_lease(kong: Driver, start: Start, subject: str) -> None:
-    counted = start(attestation=ATTESTATION, tiers=[{"name": "free", "minute": 1000}])
-    leased = start(attestation=ATTESTATION, tiers=[{"name": "free", "concurrent": 3}])
-    for instance, expected in ((counted, []), (leased, ["ctx.shared.get", "response.get_source"])):
-        request = attested(subject)
+def test_the_log_phase_asks_only_where_there_may_be_something_to_end(kong: Driver, start: Start, subject: str) -> None:
+    leases = [{"name": "free", "concurrent": 3}]
+    source, left, header = "response.get_source", "ctx.shared.get", "response.get_header"
+    for config, answered, expected in (
+        ({"tiers": [{"name": "free", "minute": 1000}], "attestation": ATTESTATION}, "service", []),
+        ({"tiers": leases, "attestation": ATTESTATION}, "service", [source]),
+        ({"tiers": leases, "attestation": ATTESTATION}, "exit", [source, left]),
+        ({"tiers": leases, "attestation": ATTESTATION, "on_error": "local"}, "service", [source, left]),
+        ({"tiers": leases}, "service", [source, left, header]),
+    ):
+        request = attested(subject) if "attestation" in config else identified(subject)
+        instance = start(**config)
         assert kong.handle(instance, "access", request).exit is None
-        request.answers = {"kong.response.get_source": "service"}
+        request.answers = {"kong.response.get_source": answered}
         assert calls(kong.handle(instance, "log", request)) == expected
 
 

@@ -108,12 +108,16 @@ class RateTiers(Stage[RateTiersConfig]):
                 shared["local"] = True
         return Pass(response_headers=headers, claims=Limits(tier.name, tier.clamp, place), shared=shared)
 
-    def log(self, kong: Any, shared: Mapping[str, Any]) -> None:
+    def log(self, kong: Any, left: Callable[[], Mapping[str, Any]]) -> None:
         """Ends the lease where the invoker will not."""
+        served = text(answer(kong.response.get_source())) == "service"
+        if served and self.invoker_settles and self.on_error != "local":
+            return
+        shared = left()
         if not shared.get("lease"):
             return
         lease, local = Lease.parse(text(shared["lease"])), bool(shared.get("local"))
-        if text(answer(kong.response.get_source())) != "service":
+        if not served:
             self._release(lease, local)
         elif local or not self.invoker_settles:
             cost = micro_usd(_cost(answer(kong.response.get_header(COST_HEADER))))
