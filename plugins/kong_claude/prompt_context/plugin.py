@@ -26,6 +26,7 @@ HEADER = "X-Claude-Context"
 _HEADER = HEADER.lower()
 EXPLAIN_HEADER = "x-claude-explain"
 _LENGTH = re.compile(r"[0-9]{1,18}")
+MAX_MADE = 256
 BODYLESS = frozenset(("GET", "HEAD", "DELETE", "OPTIONS", "TRACE"))
 
 
@@ -61,6 +62,8 @@ class PromptContext(Stage[PromptContextConfig]):
             deny=compile_patterns(config.deny_patterns, "deny_patterns"),
             allow=compile_patterns(config.allow_patterns, "allow_patterns"),
         )
+        # Callers send the same values again and again, and what is made of them is never changed.
+        self.made = lru_cache(maxsize=MAX_MADE)(self.make)
         self.mode = config.apply
         self.signed = shared.attestation is not None
         if self.mode == "attested" and not self.signed:
@@ -122,10 +125,10 @@ class PromptContext(Stage[PromptContextConfig]):
             if refusal:
                 return refusal
         profile = self.choose_profile(request)
-        additions = self.additions(request, self.texts[profile])
+        additions, taken = self.made(self.texts[profile], tuple([field.value(request) for field in self.fields]))
         if explain:
-            return self.explanation(request, profile, additions, body or b"")
-        return self.passed(request, profile, additions, body)
+            return self.explanation(request, profile, additions, taken, body or b"")
+        return self.passed(request, profile, additions, taken, body)
 
     def reads_body(self, length: int | None) -> bool:
         """False where nothing is to be checked in the body and nothing to be changed."""
@@ -133,12 +136,14 @@ class PromptContext(Stage[PromptContextConfig]):
             return True
         return self.mode == "auto" and (not self.signed or length is None or length <= self.rewrite_max_bytes)
 
-    def additions(self, request: Request, texts: Texts) -> Additions:
-        """Raises BadValue."""
-        values = {field.name: field.value(request) for field in self.fields}
+    def make(self, texts: Texts, given: tuple[str | None, ...]) -> tuple[Additions, int]:
+        """The additions for the fields' values, and the bytes that they take in an attestation."""
+        values = {field.name: value for field, value in zip(self.fields, given, strict=True)}
         present = {name: value for name, value in values.items() if value is not None}
         shown = {field.name: present[field.name] for field in self.fields if field.render and field.name in present}
-        return Additions(texts.prepend.fill(present), texts.append.fill(present) + block(shown), values, self.drop)
+        prepend, append = texts.prepend.fill(present), texts.append.fill(present) + block(shown)
+        additions = Additions(prepend, append, values, self.drop)
+        return additions, size(additions.to_claims()) if self.signed else 0
 
     def check_room(self) -> None:
         """Raises ConfigError where attested additions could never fit, whatever the request says."""
@@ -153,7 +158,9 @@ class PromptContext(Stage[PromptContextConfig]):
                     f"{ADDITIONS_ROOM}: shorten the texts, or set apply to body",
                 )
 
-    def passed(self, request: Request, profile: str | None, additions: Additions, body: bytes | None) -> Decision:
+    def passed(
+        self, request: Request, profile: str | None, additions: Additions, taken: int, body: bytes | None
+    ) -> Decision:
         if not additions:
             return self.untouched(request)
         texts = self.texts[profile]
@@ -171,7 +178,7 @@ class PromptContext(Stage[PromptContextConfig]):
             return Refuse(
                 413, f"this route adds to the prompt, which it can do in bodies of up to {limit}", "body_too_large"
             )
-        if size(additions.to_claims()) > ADDITIONS_ROOM:
+        if taken > ADDITIONS_ROOM:
             return Refuse(
                 413, f"what this route adds to the prompt is larger than {ADDITIONS_ROOM} bytes", "body_too_large"
             )
@@ -199,12 +206,14 @@ class PromptContext(Stage[PromptContextConfig]):
             return by_header[0]
         return self.profile
 
-    def explanation(self, request: Request, profile: str | None, additions: Additions, body: bytes) -> Answer | Refuse:
+    def explanation(
+        self, request: Request, profile: str | None, additions: Additions, taken: int, body: bytes
+    ) -> Answer | Refuse:
         """What would be sent. The body is text, since Kong's JSON would not give back what it was given."""
         identity = request.identity
         if identity is None or self.explain_permission not in identity.permissions:
             return Refuse(403, f"explanations need the permission {self.explain_permission}", "explain_denied")
-        decision = self.passed(request, profile, additions, body)
+        decision = self.passed(request, profile, additions, taken, body)
         if isinstance(decision, Refuse):
             return decision
         assert isinstance(decision, Pass)
