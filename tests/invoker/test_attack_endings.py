@@ -312,8 +312,14 @@ def test_a_user_id_whose_process_ends_late_is_used_again(start_invoker: Callable
         body = {"prompt": f"[[tool Bash {_json('touch up; sleep 60')}]]", "tools": ["Bash"], "session": "new"}
         with api.stream("POST", "/invoke", json=body, headers={"Accept": "text/event-stream"}) as stream:
             wait_for(lambda: list(invoker.state.glob("trees/sessions/*/work/up")), what="the tool")
-            (shell,) = [process for process in of_runs(invoker.uids) if command_line(process) == "sleep 60"]
-            with frozen([shell.pid]):
+            shell: list[psutil.Process] = []
+
+            def sleeps() -> bool:
+                shell[:] = [process for process in of_runs(invoker.uids) if command_line(process) == "sleep 60"]
+                return len(shell) == 1
+
+            wait_for(sleeps, what="the command")
+            with frozen([shell[0].pid]):
                 api.delete(f"/runs/{stream.headers['x-claude-run']}")
                 stream.read()
                 wait_for(lambda: api.get("/readyz").json()["checks"]["lost_users"] == 1, what="the loss")
