@@ -22,6 +22,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from claude_contract import destinations
+from claude_contract.destinations import Destination
 from claude_contract.identity import Identity
 from claude_contract.ledger import Lease, Slot
 from claude_contract.members import AttestationError, Members, malformed
@@ -89,6 +91,7 @@ class Clamp:
     tools: tuple[str, ...] | None = None
     max_turns: int | None = None
     max_usd: float | None = None
+    egress: tuple[Destination, ...] = ()  # what a run may reach: unlike the others, nothing where nothing is said
 
     def to_claims(self) -> dict[str, Any]:
         given: dict[str, Any] = {}
@@ -100,6 +103,8 @@ class Clamp:
             given["max_usd"] = self.max_usd
         if self.tools is not None:
             given["tools"] = list(self.tools)
+        if self.egress:
+            given["egress"] = [str(host) for host in self.egress]
         return given
 
     @classmethod
@@ -109,6 +114,7 @@ class Clamp:
             claims.texts("tools", None),
             claims.whole("max_turns", None),
             claims.amount("max_usd", None),
+            _destinations(claims.texts("egress", ())),
         )
         claims.done()
         return found
@@ -261,6 +267,16 @@ class Attestation(Struct, frozen=True):
         )
         left.done()
         return found
+
+
+def _destinations(hosts: tuple[str, ...]) -> tuple[Destination, ...]:
+    try:
+        found = tuple(map(destinations.parse, hosts))
+    except ValueError as error:
+        raise malformed("clamp.egress", str(error)) from None
+    if tuple(map(str, found)) != hosts:
+        raise malformed("clamp.egress", "is not written as the gateway writes it")
+    return found
 
 
 def _place(claims: Members) -> Place | None:

@@ -37,12 +37,14 @@ from claude_contract.claims import (
     path_claim,
     size,
 )
+from claude_contract.destinations import Destination
 from claude_contract.identity import Identity
 from claude_contract.ledger import Lease, Slot
 from claude_contract.members import LARGEST, AttestationError
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "fail-closed.md"
 UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
+HOSTS = (Destination("pypi.org"), Destination("*.npmjs.org", 8443))
 
 
 def replace(value: Any, **members: Any) -> Any:
@@ -81,7 +83,7 @@ FULL = Attestation(
     ),
     Limits(
         "t" * NAME_ROOM,
-        padded(Clamp(("haiku",), ("Read",), 2**31 - 1, 999_999_999.123456), "tools", CLAMP_ROOM),
+        padded(Clamp(("haiku",), ("Read",), 2**31 - 1, 999_999_999.123456, HOSTS), "tools", CLAMP_ROOM),
         Place(
             Lease("n" * NAMESPACE_ROOM, "credential:" + "x" * 96, f"{secrets.token_urlsafe(12)}:{10**15}"),
             Slot(2**31 - 1, 10**15, 10**15, 10**15, 3_600_000),
@@ -137,7 +139,8 @@ IDENTITIES = st.builds(
     Identity, NAME, TEXT, maybe(NAME), NAMES, NAMES, maybe(NAME), maybe(NAME), maybe(NAME), maybe(NAME),
     st.dictionaries(TEXT, JSON, max_size=3),
 )  # fmt: skip
-CLAMPS = or_full(st.builds(Clamp, maybe(NAMES), maybe(NAMES), maybe(WHOLE), maybe(AMOUNT)), FULL.clamp)
+EGRESS = st.lists(st.sampled_from([*HOSTS, Destination("a-b.example.org")]), max_size=3).map(tuple)
+CLAMPS = or_full(st.builds(Clamp, maybe(NAMES), maybe(NAMES), maybe(WHOLE), maybe(AMOUNT), EGRESS), FULL.clamp)
 SLOTS = st.builds(Slot, maybe(WHOLE), WHOLE, maybe(WHOLE), maybe(WHOLE), WHOLE)
 LEASES = st.builds(lambda a, b, c, usd: Lease(a, b, f"{c}:{usd}"), PART, PART, PART, WHOLE)
 PLACES = st.builds(Place, LEASES, SLOTS, st.booleans())

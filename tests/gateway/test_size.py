@@ -173,7 +173,7 @@ def longer_tools(config: dict[str, Any]) -> None:
     [
         (
             longer_tools,
-            r"rate_tiers\.tiers\[1\]\.tools: models and tools take 641 bytes in the attestation, at most 640",
+            r"rate_tiers\.tiers\[1\]\.tools: models, tools and egress take 641 bytes in the attestation, at most 640",
         ),
         (tier(name="t" * (NAME_ROOM + 1)), r"rate_tiers\.tiers\[1\]\.name: must not be longer than 64 bytes"),
         (tier(usd_per_month=DOLLARS + 1), r"rate_tiers\.tiers\[1\]\.usd_per_month: must be more than 0, and at most"),

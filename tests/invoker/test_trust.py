@@ -76,6 +76,10 @@ UNKNOWN_KID = Signer("9", SECRET.encode(), {})
         attestation("GET", PATH, v=2),
         attestation("GET", PATH, clamp={"max_turns": "many"}),
         attestation("GET", PATH, clamp={"tools": "Bash"}),
+        attestation("GET", PATH, clamp={"egress": "pypi.org"}),
+        attestation("GET", PATH, clamp={"egress": ["pypi.org", "10.0.0.1"]}),
+        attestation("GET", PATH, clamp={"egress": ["PyPI.org"]}),
+        attestation("GET", PATH, clamp={"egress": ["*"]}),
         attestation("GET", PATH, lease="nonsense"),
     ],
 )

@@ -37,6 +37,7 @@ TIERS = [
         "max_turns": 5,
         "models": ["claude-haiku"],
         "tools": ["Read"],
+        "egress": ["PyPI.org", "github.com:443", "*.npmjs.org:8443"],
     },
     {"name": "pro", "minute": 600, "models": ["claude-haiku", "claude-opus"]},
     {"name": "team", "second": 10, "burst": 20},
@@ -102,7 +103,13 @@ def test_what_is_admitted_goes_into_the_attestation(kong: Driver, start: Start, 
     assert event.exit is None
     claims = claims_of(request)
     assert claims["chk"] == ["rate-tiers"] and claims["tier"] == "free" and claims["sub"] == subject
-    assert claims["clamp"] == {"models": ["claude-haiku"], "max_turns": 5, "max_usd": 1, "tools": ["Read"]}
+    assert claims["clamp"] == {
+        "models": ["claude-haiku"],
+        "max_turns": 5,
+        "max_usd": 1,
+        "tools": ["Read"],
+        "egress": ["pypi.org", "github.com", "*.npmjs.org:8443"],
+    }
     lease = Lease.parse(claims["lease"])
     assert (lease.subject_key, lease.micro_usd) == (subject, 1_000_000) and "reservation" not in claims
     assert claims["slot"] == {"concurrent": 1, "usd": 1_000_000, "usd_day": 2_000_000, "ttl_ms": 60_000}

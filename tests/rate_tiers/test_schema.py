@@ -90,6 +90,7 @@ def test_a_whole_configuration_starts() -> None:
         "max_turns": 25,
         "max_usd_per_run": 2.5,
         "tools": ["Read"],
+        "egress": ["pypi.org", "*.npmjs.org:8443"],
     }
     made = load(
         {

@@ -55,6 +55,9 @@ class TierConfig(Limits, _Named):
     max_usd_per_run: float | None = _money("Most US dollars of one run, reserved when it starts.")
     # Absent, any; (), none.
     tools: tuple[str, ...] | None = strings("The tools that a run may use; binds the invoker.", absent=None)
+    egress: tuple[str, ...] = strings(
+        "Hosts that a run may reach by https, as host, *.host or host:port; none without it. Binds the invoker."
+    )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 
+from claude_contract import destinations
 from claude_contract.claims import CLAMP_ROOM, NAME_ROOM, Clamp, size
+from claude_contract.destinations import Destination
 from claude_contract.errors import ConfigError
 from claude_contract.ledger import PERIODS, Slot, Window, Windows, micro_usd
 from kong_claude.rate_tiers.schema import Limits, RateTiersConfig, TierConfig
@@ -100,7 +102,18 @@ def _clamp(section: TierConfig, prefix: str) -> Clamp:
         tools=section.tools,  # () allows none
         max_turns=_whole(section.max_turns, f"{prefix}max_turns"),
         max_usd=section.max_usd_per_run,
+        egress=_egress(section, prefix),
     )
+
+
+def _egress(section: TierConfig, prefix: str) -> tuple[Destination, ...]:
+    found = []
+    for number, host in enumerate(section.egress, start=1):
+        try:
+            found.append(destinations.parse(host))
+        except ValueError as error:
+            raise ConfigError(f"{prefix}egress[{number}]", str(error)) from error
+    return tuple(dict.fromkeys(found))
 
 
 def check_rooms(tiers: Mapping[str, Tier]) -> None:
@@ -108,12 +121,14 @@ def check_rooms(tiers: Mapping[str, Tier]) -> None:
     for number, tier in enumerate(tiers.values(), start=1):
         if size(tier.name) - 2 > NAME_ROOM:
             raise ConfigError(f"tiers[{number}].name", f"must not be longer than {NAME_ROOM} bytes")
-        taken = size(tier.clamp.to_claims())
+        claims = tier.clamp.to_claims()
+        taken = size(claims)
         if taken > CLAMP_ROOM:
-            longer = "tools" if size(tier.clamp.tools) > size(tier.clamp.models) else "models"
+            longest = max(("models", "tools", "egress"), key=lambda name: size(claims.get(name)))
             raise ConfigError(
-                f"tiers[{number}].{longer}",
-                f"models and tools take {taken} bytes in the attestation, at most {CLAMP_ROOM}: name fewer of them",
+                f"tiers[{number}].{longest}",
+                f"models, tools and egress take {taken} bytes in the attestation, at most {CLAMP_ROOM}: "
+                "name fewer of them",
             )
 
 
