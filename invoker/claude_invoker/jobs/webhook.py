@@ -14,16 +14,12 @@ from urllib.parse import urlsplit
 import httpx
 from standardwebhooks import Webhook
 
+from claude_invoker.egress.addresses import is_public
 from claude_invoker.jobs.record import Job
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
 
 TIMEOUT_S = 15.0
-# IPv6 forms of IPv4 addresses, private ones among them: NAT64, 6to4, Teredo, mapped, compatible.
-_TRANSLATED = [
-    ipaddress.IPv6Network(network)
-    for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::ffff:0:0/96", "::/96")
-]
 
 
 class NotDelivered(Exception):
@@ -60,13 +56,6 @@ async def address(host: str, port: int, settings: Settings) -> str:
         if settings.webhook_private or is_public(ip):
             return str(ip)
     raise NotDelivered(f"{host} has a private address")
-
-
-def is_public(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Whether it is a host on the internet, whatever translates it on the way."""
-    if isinstance(ip, ipaddress.IPv6Address) and any(ip in network for network in _TRANSLATED):
-        return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 def event(job: Job) -> dict[str, Any]:
