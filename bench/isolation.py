@@ -8,6 +8,8 @@ One after the other in each round, so that a busy machine is busy for each.
 | `start_ms_p50_0`, `_1`, `_2` | until a started CLI is ready: with our user, with its own, and in the box |
 | `start_overhead_ms_p50_1`, `_2` | against `_0` |
 | `start_landlock_vs_user` | `_2` against `_1` |
+| `start_ms_p50_egress` | in the box and in a network of its own (0 where there is none) |
+| `start_egress_vs_landlock` | that against `_2` |
 | `command_ms_p50_1`, `_2` | `bash -c :` as a run of that strength starts it |
 | `command_overhead_ms_p50_2` | against `_1`: the wrapper |
 """
@@ -37,12 +39,13 @@ from claude_invoker.cli.tree import Tree
 from claude_invoker.cli.walk import delete
 from claude_invoker.isolation import box, shell
 from claude_invoker.isolation.box import Box
+from claude_invoker.isolation.network import Way
 from claude_invoker.isolation.strength import Strength, computed
 
 UID = 274_000  # the killer's; runs have the next one. No invoker of this machine shall have them
 
 
-async def start(cli: Path, folder: Path, uid: int | None, boxed: Box | None) -> float:
+async def start(cli: Path, folder: Path, uid: int | None, boxed: Box | None, network: Way | None = None) -> float:
     """Milliseconds until a CLI is ready."""
     tree = Tree(folder / os.urandom(6).hex())
     tree.create(uid)
@@ -60,6 +63,7 @@ async def start(cli: Path, folder: Path, uid: int | None, boxed: Box | None) -> 
         limits=Limits(),
         killer=killer if uid else None,
         box=boxed,
+        network=network,
     )
     try:
         await process.ready()
@@ -74,8 +78,8 @@ def command(folder: Path, uid: int, boxed: Box | None) -> float:
     """Milliseconds of an empty command."""
     tree = Tree(folder / os.urandom(6).hex())
     tree.create(uid)
-    with contextlib.nullcontext() if boxed is None else boxed.around(tree.root) as enter:
-        program = "/bin/bash" if boxed is None else str(boxed.shell)
+    with contextlib.nullcontext() if boxed is None else boxed.around(tree.root, boxed.closed) as enter:
+        program = "/bin/bash" if boxed is None else str(boxed.closed.shell)
         began = time.perf_counter()
         subprocess.run(
             [program, "-c", ":"],
@@ -100,7 +104,9 @@ async def measure(rounds: int) -> dict[str, float]:
         boxed, properties = await asyncio.to_thread(box.make, folder, cli, UID)
         strength = computed([box.own_users(UID), *properties])
         strengths = [found for found in Strength if found <= strength]
+        way = None if boxed is None else box.network_of_its_own(boxed, UID)[0]
         starts: dict[Strength, list[float]] = {found: [] for found in strengths}
+        reaching: list[float] = []
         commands: dict[Strength, list[float]] = {found: [] for found in strengths if found}
         for number in range(rounds + 1):
             for found in strengths:
@@ -110,6 +116,9 @@ async def measure(rounds: int) -> dict[str, float]:
                     starts[found].append(took)
                 if found:
                     commands[found] += [await asyncio.to_thread(command, folder, UID + 1, ours) for _ in range(3)]
+            if way is not None:
+                took = await start(cli, folder, UID + 1, boxed, way)
+                reaching += [took] if number else []
             print(f"round {number}: {[round(t[-1]) for t in starts.values() if t]} ms", file=sys.stderr, flush=True)
     figures: dict[str, float] = {"strength": int(strength)}
     start_ms = {found: statistics.median(values) for found, values in starts.items()}
@@ -119,6 +128,10 @@ async def measure(rounds: int) -> dict[str, float]:
         if found:
             figures[f"start_overhead_ms_p50_{int(found)}"] = round(start_ms[found] - start_ms[Strength.NONE], 1)
             figures[f"command_ms_p50_{int(found)}"] = round(command_ms[found], 2)
+    figures["start_ms_p50_egress"] = round(statistics.median(reaching), 1) if reaching else 0.0
+    if reaching:
+        pairs = zip(reaching, starts[Strength.LANDLOCK], strict=True)
+        figures["start_egress_vs_landlock"] = round(statistics.median(one / other for one, other in pairs), 3)
     if strength == Strength.LANDLOCK:
         figures["start_landlock_vs_user"] = round(start_ms[Strength.LANDLOCK] / start_ms[Strength.USER], 3)
         overhead = command_ms[Strength.LANDLOCK] - command_ms[Strength.USER]

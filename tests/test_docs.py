@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kong_claude.cli.main import installed, main
+from kong_claude.rate_tiers.tiers import tiers_from_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *(ROOT / "docs").glob("*.md")])
@@ -37,12 +39,20 @@ def test_named_targets_and_commands_exist(path: Path) -> None:
     assert set(COMMAND.findall(code)) - set(installed()) == set()
 
 
+YAML = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
 GUARD = re.compile(r"kong-claude (guard(?: --[a-z-]+(?: (?!--)[a-z.-]+)?)*)")
 
 
 @pytest.mark.parametrize("command", sorted({c for path in DOCUMENTS for c in GUARD.findall(code_of(path))}))
 def test_every_guard_command_runs(command: str) -> None:
     assert main(command.split()) == 0
+
+
+def test_every_tier_that_is_shown_loads() -> None:
+    shown = [block for path in DOCUMENTS for block in YAML.findall(path.read_text()) if block.startswith("tiers:")]
+    assert any("egress" in block for block in shown)
+    for block in shown:
+        tiers_from_config(yaml.safe_load(block) | {"attestation": {}}, 60)
 
 
 def test_the_patterns_find_something() -> None:

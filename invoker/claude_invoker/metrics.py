@@ -67,6 +67,15 @@ class Metrics:
         for name, kind, text in _BOUNDS:
             gauge(f"run_{name}", f"{text} of the run that has the most").set_function(partial(engine.watch.most, kind))
             gauge(f"run_{name}_allowed", f"{text} that a run may have, 0: any").set(engine.watch.bounds.of(kind))
+        gauge("egress_led", "Connections of runs that were led to a host").set_function(
+            lambda: engine.filters.traffic.led
+        )
+        gauge("egress_refused", "Connections of runs that were not").set_function(
+            lambda: engine.filters.traffic.refused
+        )
+        gauge("egress_bytes", "Bytes that runs have moved to and from hosts").set_function(
+            lambda: engine.filters.traffic.bytes
+        )
         gauge("warm", "Warm processes").set_function(lambda: engine.pool.warm)
         gauge("pool_hits", "Runs that found a warm process").set_function(lambda: engine.pool.hits)
         gauge("pool_misses", "Runs that started one").set_function(lambda: engine.pool.misses)

@@ -111,6 +111,7 @@ class RunResult(BaseModel):
     permission_denials: list[PermissionDenial] = []
     artifacts: list[Artifact] = []
     isolation: str = ""
+    egress: list[str] = Field(default=[], description="Hosts that it has reached besides the API, as host:port")
 
 
 State = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
@@ -128,3 +129,4 @@ class RunView(BaseModel):
     error: dict[str, Any] | None = None
     artifacts: list[Artifact] = []
     isolation: str = ""
+    egress: list[str] = []

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from claude_contract.claims import Clamp
-from claude_invoker.isolation.strength import Boundary
+from claude_contract.destinations import Destination, within_both
+from claude_invoker.isolation.strength import USE_EGRESS, Boundary
 from claude_invoker.model import InvokeRequest, TextBlock
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
@@ -32,6 +33,8 @@ class Plan:
     output_schema: dict[str, Any] | None
     session: str | None
     total_s: float
+    egress: tuple[Destination, ...] = ()
+    """Hosts that the run reaches."""
 
     @property
     def size(self) -> int:
@@ -48,7 +51,8 @@ def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, boundary: Bou
     """Decides a run.
 
     Raises Problem 403 for a model or tool that is not allowed, and for a tool that the run would have and that the
-    boundary around runs does not allow here; numbers are lowered silently to their bounds.
+    boundary around runs does not allow here, hosts that a tool could reach included; numbers are lowered silently to
+    their bounds.
     """
     allowed = _models(settings.models or None, clamp.models)
     model = request.model or settings.model
@@ -63,8 +67,17 @@ def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, boundary: Bou
         raise Problem(403, "forbidden", f"tools not allowed here: {', '.join(refused)}")
     else:
         tools = tuple(sorted(set(request.tools)))
+    users = sorted(USE_EGRESS.intersection(tools))
+    egress = _egress(clamp, settings) if users else ()
+    if egress and boundary.egress_obstacle is not None:
+        raise Problem(
+            403,
+            "forbidden",
+            f"this tier opens hosts (egress) to {', '.join(users)}, and runs cannot be kept to them here: "
+            f"{boundary.egress_obstacle}",
+        )
     for tool in tools:
-        if reason := boundary.refuses(tool):
+        if reason := boundary.refuses(tool, egress=bool(egress)):
             raise Problem(403, "forbidden", f"no run of this invoker may have {tool}: {reason}")
     return Plan(
         content=tuple(_content(request)),
@@ -77,6 +90,7 @@ def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, boundary: Bou
         output_schema=request.output_schema,
         session=request.session,
         total_s=_least(request.timeout_s, settings.total_s),
+        egress=egress,
     )
 
 
@@ -104,6 +118,11 @@ def _models(ours: Sequence[str] | None, theirs: Sequence[str] | None) -> tuple[s
             [name for name in ours if permits(theirs, name)] + [name for name in theirs if permits(ours, name)]
         )
     )
+
+
+def _egress(clamp: Clamp, settings: Settings) -> tuple[Destination, ...]:
+    """Unlike the others nothing where the tier says nothing."""
+    return tuple(sorted(set(clamp.egress))) if settings.egress is None else within_both(settings.egress, clamp.egress)
 
 
 def _intersection(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -19,7 +19,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from claude_contract import secret_file
+from claude_contract import destinations, secret_file
+from claude_contract.destinations import Destination
 from claude_contract.secret_file import SecretFileError
 from claude_invoker.holding import Bounds
 from claude_invoker.metering.prices import OwnPrice
@@ -97,6 +98,10 @@ class Settings(BaseSettings):
     tools: Names = ("Read", "Write", "Edit", "Glob", "Grep")
     """Tools of a run that asks for none in particular."""
     tools_allowed: Names = ("Read", "Write", "Edit", "Glob", "Grep", "Bash", "WebFetch", "WebSearch")
+    egress: Annotated[tuple[Destination, ...] | None, NoDecode] = None
+    """The most that a tier's `egress` opens, such as `pypi.org,*.npmjs.org`; unset: what it names; empty: nothing."""
+    egress_max_bytes: int = Field(default=1 << 30, ge=0)
+    """Bytes that a run may move to and from those hosts."""
     max_turns: int = Field(default=25, ge=1)
     max_budget_usd: float = Field(default=5.0, gt=0)
     prices: Annotated[dict[str, OwnPrice], NoDecode] = {}
@@ -197,6 +202,11 @@ class Settings(BaseSettings):
         if 0 < value < 1 << 30:
             raise ValueError(f"the Claude CLI needs 1 GiB ({1 << 30}) at least, not {value}; 0: no bound")
         return value
+
+    @field_validator("egress", mode="before")
+    @classmethod
+    def _destinations(cls, value: Any) -> Any:
+        return tuple(map(destinations.parse, cls._split(value))) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _open_trust_is_local(self) -> Settings:

@@ -37,6 +37,10 @@ OPTIONAL = {
 
 @pytest.mark.parametrize("attack", attacks.ATTACKS)
 def test_nothing_a_command_does_reaches_beyond_its_run(attack: str, confined: Raid, unconfined: Raid) -> None:
+    assert_held(attack, confined, unconfined)
+
+
+def assert_held(attack: str, confined: Raid, unconfined: Raid) -> None:
     without = unconfined.outcomes[attack]
     if any(word in without for word in OPTIONAL.get(attack, ())):
         pytest.skip(f"this machine has no such way out: {without}")

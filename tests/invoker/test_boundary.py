@@ -12,8 +12,10 @@ from typing import Any
 
 import psutil
 import pytest
+from pydantic import ValidationError
 
 from claude_contract.claims import UNCLAMPED, Clamp
+from claude_contract.destinations import Destination
 from claude_invoker.cli.binary import programs_of, reachable_binary
 from claude_invoker.cli.rehearsal import judged
 from claude_invoker.cli.tree import Tree
@@ -47,11 +49,11 @@ def test_one_missing_property_is_the_next_lower_strength(properties: list[Proper
     assert computed(properties) == strength
     for least in Strength:
         if least <= strength:
-            assert admit(properties, least, commands_below=False).strength == strength
+            assert admit(properties, least, commands_below=False, egress_obstacle=None).strength == strength
             continue
         with pytest.raises(TooWeak, match=f"`{strength.label}` here, INVOKER_ISOLATION={least.label} .*: not here"):
-            admit(properties, least, commands_below=False)
-        allowed = admit(properties, least, commands_below=True)
+            admit(properties, least, commands_below=False, egress_obstacle=None)
+        allowed = admit(properties, least, commands_below=True, egress_obstacle=None)
         assert "Bash" not in allowed.left_out and "below" in allowed.label
 
 
@@ -93,6 +95,7 @@ def test_the_domains_know_the_trees_directories(tmp_path: Path) -> None:
         (["Bash"], Boundary(Strength.USER), None),
         (["Bash"], Boundary(Strength.LANDLOCK), None),
         (["WebFetch"], Boundary(Strength.LANDLOCK), "WebFetch: it reaches the network"),
+        (["WebFetch"], Boundary(Strength.LANDLOCK, egress_obstacle=None), "WebFetch: it reaches the network"),
         (["WebFetch"], Boundary(Strength.USER), None),
         (["Read", "WebSearch"], Boundary(Strength.LANDLOCK), None),
     ],
@@ -112,6 +115,55 @@ def test_a_tool_that_the_boundary_rules_out_is_refused_and_not_left_out(
     assert problem.value.status == 403 and refused in str(problem.value.document())
     if not asked:
         assert plan(request, Clamp(tools=("Read",)), settings, boundary).tools == (), "the tier has it not"
+
+
+WITH_EGRESS = Boundary(Strength.LANDLOCK, egress_obstacle=None)
+HOSTS = (Destination("*.npmjs.org"), Destination("pypi.org"))
+
+
+@pytest.mark.parametrize(
+    ("tools", "boundary", "cap", "opened"),
+    [
+        (["WebFetch"], WITH_EGRESS, None, HOSTS),
+        (["Bash"], WITH_EGRESS, None, HOSTS),
+        (["Bash"], WITH_EGRESS, "registry.npmjs.org,github.com", (Destination("registry.npmjs.org"),)),
+        (["Bash"], WITH_EGRESS, "", ()),
+        (["Read", "WebSearch"], WITH_EGRESS, None, ()),
+        (["Read", "WebSearch"], Boundary(Strength.LANDLOCK), None, ()),
+        (["Bash"], Boundary(Strength.LANDLOCK), "", ()),
+        (["WebFetch"], WITH_EGRESS, "", "without hosts that its tier opens"),
+        (["Bash"], Boundary(Strength.LANDLOCK, egress_obstacle="not permitted"), None, "not permitted"),
+        (["WebFetch"], Boundary(Strength.LANDLOCK, egress_obstacle="not permitted"), None, "not permitted"),
+        (["Bash"], Boundary(Strength.USER), None, "only within `landlock`"),
+        (["WebFetch"], Boundary(Strength.NONE, commands_below=True), None, "only within `landlock`"),
+    ],
+)
+def test_hosts_that_a_tier_opens_are_reached_or_the_request_is_refused(
+    tools: list[str], boundary: Boundary, cap: str | None, opened: tuple[Destination, ...] | str
+) -> None:
+    """Never more than the tier and the operator both allow, and never a run without what its tier opens."""
+    settings = Settings.model_validate({"trust": "open", "egress": cap})
+    request, clamp = InvokeRequest(prompt="x", tools=tools), Clamp(egress=HOSTS)
+    if isinstance(opened, tuple):
+        assert plan(request, clamp, settings, boundary).egress == opened
+        return
+    with pytest.raises(Problem, match="forbidden") as problem:
+        plan(request, clamp, settings, boundary)
+    assert problem.value.status == 403 and opened in str(problem.value.document())
+
+
+def test_without_a_tier_that_opens_hosts_there_are_none() -> None:
+    settings = Settings.model_validate({"trust": "open", "egress": "pypi.org"})
+    assert plan(InvokeRequest(prompt="x", tools=["Bash"]), UNCLAMPED, settings, WITH_EGRESS).egress == ()
+
+
+@pytest.mark.parametrize("cap", ["*", "pypi.org,10.0.0.1", "localhost"])
+def test_an_operators_hosts_are_hosts(monkeypatch: pytest.MonkeyPatch, cap: str) -> None:
+    monkeypatch.setenv("INVOKER_EGRESS", cap)
+    with pytest.raises(ValidationError, match="two labels at least"):
+        Settings(trust="open")
+    monkeypatch.setenv("INVOKER_EGRESS", "pypi.org, *.npmjs.org")
+    assert Settings(trust="open").egress == tuple(reversed(HOSTS))
 
 
 @pytest.mark.parametrize(
@@ -160,8 +212,8 @@ def test_no_run_starts_without_the_shells_wrapper(
         look = 'ls "$CLAUDE_CONFIG_DIR" >/dev/null && echo reached'
         assert "reached" not in bash(api, look).json()["result"]
         wait_for(lambda: api.get("/readyz").json()["checks"]["warm"] == warm, what="a warm process")
-        (wrapper,) = invoker.state.glob("trees/bin/bash-*")
-        wrapper.unlink()
+        for wrapper in invoker.state.glob("trees/bin/bash-*"):
+            wrapper.unlink()
         answer = bash(api, look)
         assert answer.status_code == (200 if without else 502), answer.text
         assert ("reached" in answer.text) == bool(without)

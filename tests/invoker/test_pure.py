@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from claude_contract.claims import Clamp
+from claude_contract.destinations import Destination
 from claude_invoker.api.border import last_event_id
 from claude_invoker.api.negotiation import preferred
 from claude_invoker.cli.command import Deadlines, Shape, command, environment
@@ -20,7 +21,7 @@ from claude_invoker.cli.keyproxy import Grant
 from claude_invoker.cli.messages import Malformed, Result, parse
 from claude_invoker.cli.outcome import denials, failure, stop_reason
 from claude_invoker.cli.tree import Tree
-from claude_invoker.isolation.strength import Boundary, Strength
+from claude_invoker.isolation.strength import USE_EGRESS, Boundary, Strength
 from claude_invoker.metering.account import Account
 from claude_invoker.metering.prices import Prices
 from claude_invoker.model import InvokeRequest
@@ -102,6 +103,22 @@ def test_the_environment_is_exact(monkeypatch: pytest.MonkeyPatch, shell: Path |
     }
 
 
+def test_a_run_that_reaches_hosts_is_told_of_the_filter_and_of_no_way_around_it() -> None:
+    given = (Tree(Path("/t")), "n", Path("/t/api.sock"), 9, Deadlines(2.5, 1), Path("/t/bin/bash-x"))
+    added = environment(*given, egress=True).items() - environment(*given).items()
+    assert dict(added) == {
+        "HTTPS_PROXY": "http://127.0.0.1:3128",
+        "https_proxy": "http://127.0.0.1:3128",
+        "HTTP_PROXY": "http://127.0.0.1:3128",
+        "http_proxy": "http://127.0.0.1:3128",
+        "NODE_USE_ENV_PROXY": "1",
+    }
+    shape = Shape(("WebFetch",), 1, 1.0, egress=(Destination("pypi.org"),))
+    assert '--settings={"skipWebFetchPreflight":true}' in command(CLI, shape)
+    assert not any("--settings=" in argument for argument in command(CLI, Shape(("WebFetch",), 1, 1.0)))
+    assert "pypi.org" not in " ".join(command(CLI, shape)), "what a tier opens is in no list of processes"
+
+
 OPERATOR = Settings(trust="open", models=(), max_turns=25, max_budget_usd=5.0)
 MODELS = st.sampled_from(["haiku", "sonnet", "opus", "claude-haiku-4-5", "claude-sonnet-5-5"])
 TOOLS = st.sampled_from(["Read", "Write", "Edit", "Bash", "Glob", "WebFetch", "Task", "Nope"])
@@ -124,8 +141,14 @@ TOOLS = st.sampled_from(["Read", "Write", "Edit", "Bash", "Glob", "WebFetch", "T
         tools=st.none() | st.lists(TOOLS, max_size=5).map(tuple),
         max_turns=st.none() | st.integers(1, 50),
         max_usd=st.none() | st.floats(0.001, 10),
+        egress=st.lists(st.sampled_from([Destination("pypi.org"), Destination("*.npmjs.org")]), max_size=2).map(tuple),
     ),
-    boundary=st.builds(Boundary, st.sampled_from(Strength), commands_below=st.booleans()),
+    boundary=st.builds(
+        Boundary,
+        st.sampled_from(Strength),
+        commands_below=st.booleans(),
+        egress_obstacle=st.sampled_from([None, "not here"]),
+    ),
 )
 def test_nothing_exceeds_a_clamp(body: dict[str, Any], clamp: Clamp, boundary: Boundary) -> None:
     try:
@@ -139,6 +162,9 @@ def test_nothing_exceeds_a_clamp(body: dict[str, Any], clamp: Clamp, boundary: B
         clamp.tools if clamp.tools is not None else chosen.tools
     )
     assert not set(chosen.tools) & set(boundary.left_out)
+    assert set(chosen.egress) <= set(clamp.egress)
+    assert not chosen.egress or boundary.egress_obstacle is None
+    assert chosen.egress or not clamp.egress or not USE_EGRESS.intersection(chosen.tools)
     assert chosen.max_turns <= min(25, clamp.max_turns or 25)
     assert chosen.max_budget_usd <= min(5.0, clamp.max_usd or 5.0)
     assert chosen.total_s <= OPERATOR.total_s

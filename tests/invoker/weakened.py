@@ -7,22 +7,29 @@ would pass for nothing. What stands here in a defence's place is what the produc
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from claude_contract.claims import Clamp
+from claude_contract.destinations import parse
 from claude_contract.ledger import micro_usd
 from claude_invoker import __main__ as program
+from claude_invoker import trust
+from claude_invoker.caller import DEVELOPER
 from claude_invoker.cli import kill, killer, messages, process, tree, users, walk
 from claude_invoker.cli.command import Shape, command
-from claude_invoker.isolation import box, confine, shell
+from claude_invoker.egress import filters
+from claude_invoker.isolation import box, confine, network, shell
 from claude_invoker.metering.account import Account
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts, engine, execution, sessions
@@ -57,7 +64,47 @@ def a_shell_that_is_not_looked_at() -> None:
 
 
 def a_shell_that_confines_nothing() -> None:
-    put(shell, "text", lambda interpreter, rules, program: '#!/bin/sh\nexec /bin/bash "$@"\n')
+    put(shell, "text", lambda *given: '#!/bin/sh\nexec /bin/bash "$@"\n')
+
+
+def names_of_a_test(mode: str = "strict") -> None:
+    """No defence, but another internet (see `names`), whose certificate authority is in each run's $HOME, and which the
+    developer's runs may reach."""
+    put(filters, "_PROGRAM", (str(Path(__file__).with_name("names.py")), mode))
+    from claude_invoker.cli.command import environment
+
+    def trusting(*arguments: Any, **more: Any) -> dict[str, str]:
+        found = environment(*arguments, **more)
+        authority = Path(found["HOME"], "authority.pem")
+        shutil.copyfile(os.environ["SITE_AUTHORITY"], authority)
+        authority.chmod(0o644)
+        return found | {"NODE_EXTRA_CA_CERTS": str(authority)}
+
+    put(process, "environment", trusting)
+    hosts = tuple(map(parse, os.environ["SITE_HOSTS"].split(",")))
+    put(trust, "DEVELOPER", replace(DEVELOPER, clamp=Clamp(egress=hosts)))
+
+
+def networks_by_user_namespaces() -> None:
+    """The invoker has no capabilities to make networks with."""
+    put(box, "Way", [network.Way.USER_NAMESPACE])
+
+
+def hosts_that_nobody_named() -> None:
+    names_of_a_test("any_host")
+
+
+def addresses_that_nobody_looks_at() -> None:
+    names_of_a_test("any_address")
+
+
+def names_that_are_asked_for_twice() -> None:
+    names_of_a_test("asks_twice")
+
+
+def no_network_of_its_own() -> None:
+    """The invoker may not make networks."""
+    put(box, "network_of_its_own", lambda boxed, uid: (None, "Operation not permitted"))
 
 
 def killer_that_can_be_stopped() -> None:
@@ -236,8 +283,8 @@ def work_in_the_background() -> None:
     """The CLI may go on after its result."""
     from claude_invoker.cli.command import environment
 
-    def without(*arguments: Any) -> dict[str, str]:
-        found = environment(*arguments)
+    def without(*arguments: Any, **more: Any) -> dict[str, str]:
+        found = environment(*arguments, **more)
         del found["CLAUDE_CODE_DISABLE_BACKGROUND_TASKS"]
         return found
 
@@ -267,6 +314,12 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         a_readable_cli,
         a_shell_that_is_not_looked_at,
         a_shell_that_confines_nothing,
+        names_of_a_test,
+        hosts_that_nobody_named,
+        addresses_that_nobody_looks_at,
+        names_that_are_asked_for_twice,
+        no_network_of_its_own,
+        networks_by_user_namespaces,
         killer_that_can_be_stopped,
         killer_that_never_answers,
         trees_by_recursion,

@@ -35,6 +35,7 @@ async def readyz(request: Request) -> Response:
         "isolation": engine.boundary.label,
         "isolation_lacks": [f"{lack.name}: {lack.obstacle}" for lack in engine.boundary.missing],
         "tools_left_out": engine.boundary.left_out,
+        "egress_lacks": engine.boundary.egress_obstacle,
         "lost_users": len(engine.users.quarantined),
         "troubles": engine.sweeping_troubles,
     }

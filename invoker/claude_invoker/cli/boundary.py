@@ -6,8 +6,9 @@ import asyncio
 import logging
 from pathlib import Path
 
-from claude_invoker.cli.pool import Launcher
+from claude_invoker.cli.pool import Launcher, WayOut
 from claude_invoker.cli.rehearsal import rehearse
+from claude_invoker.egress.filters import Filters
 from claude_invoker.isolation import box
 from claude_invoker.isolation.strength import Boundary, Property, Strength, admit, computed
 
@@ -15,12 +16,14 @@ _log = logging.getLogger(__name__)
 
 
 async def establish(
-    launcher: Launcher, programs: Path, workplace: Path, least: Strength, *, commands_below: bool
+    launcher: Launcher, filters: Filters, programs: Path, workplace: Path, least: Strength, *, commands_below: bool
 ) -> Boundary:
-    """The strongest that works, from now on around everything that `launcher` starts.
+    """The strongest that works, from now on around everything that `launcher` starts; and `filters` for runs that reach
+    hosts, where runs can be kept to them.
 
     `programs`: a directory of ours that runs can pass through. Raises TooWeak, OSError.
     """
+    egress = Boundary(Strength.NONE).egress_obstacle
     uid = launcher.users.killer if launcher.users.isolated else None
     properties = [await asyncio.to_thread(box.own_users, uid)]
     if computed(properties) >= Strength.USER:
@@ -31,10 +34,15 @@ async def establish(
             properties.append(Property("a command of the real CLI", Strength.LANDLOCK, obstacle))
             if obstacle is not None:
                 launcher.box = None
-    boundary = admit(properties, least, commands_below=commands_below)
+        if launcher.box is not None:
+            network, egress = await asyncio.to_thread(box.network_of_its_own, launcher.box, uid)
+            launcher.way_out = None if network is None else WayOut(network, filters)
+    boundary = admit(properties, least, commands_below=commands_below, egress_obstacle=egress)
     _log.info("the boundary around a run: %s", boundary.strength.label)
     for missing in boundary.missing:
         _log.warning("for `%s` is missing: %s: %s", missing.needed_for.label, missing.name, missing.obstacle)
+    if egress is not None:
+        _log.warning("tiers that open hosts (egress) are refused, since runs cannot be kept to them: %s", egress)
     if boundary.left_out:
         _log.warning("tools that no run may have here: %s", ", ".join(boundary.left_out))
     return boundary

@@ -12,11 +12,14 @@ import functools
 import os
 import resource
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from claude_invoker.isolation.network import Way, started
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_NO_NEW_PRIVS = 38
@@ -49,12 +52,14 @@ class Child:
         stdout: asyncio.StreamReader,
         stderr: asyncio.StreamReader,
         transports: tuple[asyncio.BaseTransport, ...],
+        listener: socket.socket | None,
     ) -> None:
         self._popen = popen
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
         self._transports = transports
+        self.listener = listener
         self.exited = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._pidfd = os.pidfd_open(popen.pid)
@@ -71,11 +76,12 @@ class Child:
         pass_fds: tuple[int, ...] = (),
         limits: Limits,
         enter: Callable[[], None] | None = None,
+        network: Way | None = None,
         line_limit: int,
     ) -> Child:
         """Starts it as leader of a new session, umask 077. `enter`: what it calls last, before exec (see `isolation`).
-        Raises OSError."""
-        popen = await asyncio.to_thread(_popen, arguments, env, cwd, uid, pass_fds, limits, enter)
+        `network`: in a network of its own; `listener` is then the one in it. Raises OSError."""
+        popen, listener = await asyncio.to_thread(_popen, arguments, env, cwd, uid, pass_fds, limits, enter, network)
         assert popen.stdin is not None and popen.stdout is not None and popen.stderr is not None
         loop = asyncio.get_running_loop()
         stdout, out = await _reader(popen.stdout, line_limit)
@@ -83,7 +89,7 @@ class Child:
         flow = asyncio.StreamReaderProtocol(asyncio.StreamReader())
         into, _ = await loop.connect_write_pipe(lambda: flow, _closed_once(popen.stdin))
         stdin = asyncio.StreamWriter(into, flow, None, loop)
-        return cls(popen, stdin, stdout, stderr, (out, err, into))
+        return cls(popen, stdin, stdout, stderr, (out, err, into), listener)
 
     @property
     def pid(self) -> int:
@@ -102,6 +108,8 @@ class Child:
         """Closes the pipes."""
         for transport in self._transports:
             transport.close()
+        if self.listener is not None:
+            self.listener.close()
 
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd)
@@ -110,14 +118,14 @@ class Child:
         self.exited.set()
 
 
-def _confine(limits: list[tuple[int, int]], enter: Callable[[], None] | None) -> None:
+def _confine(limits: list[tuple[int, int]], steps: Sequence[Callable[[], None]]) -> None:
     """Runs in the child before exec. (prlimit(2) from here would need CAP_SYS_RESOURCE, which containers
     lack.) No program it starts gains rights by a set-user-id bit."""
     _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for kind, value in limits:
         resource.setrlimit(kind, (value, value))
-    if enter is not None:
-        enter()
+    for step in steps:
+        step()
 
 
 def _popen(
@@ -128,24 +136,28 @@ def _popen(
     pass_fds: tuple[int, ...],
     limits: Limits,
     enter: Callable[[], None] | None,
-) -> subprocess.Popen[bytes]:
-    confine = functools.partial(_confine, limits.settings(own_user=uid is not None), enter)
-    return subprocess.Popen(
-        arguments,
-        env=env,
-        cwd=cwd,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        bufsize=0,
-        pass_fds=pass_fds,
-        start_new_session=True,
-        umask=0o077,
-        user=uid,
-        group=uid,
-        extra_groups=None if uid is None else (),
-        preexec_fn=confine,
-    )
+    network: Way | None,
+) -> tuple[subprocess.Popen[bytes], socket.socket | None]:
+    def start(go_inside: Callable[[], None] | None = None) -> subprocess.Popen[bytes]:
+        steps = [step for step in (go_inside, enter) if step is not None]
+        return subprocess.Popen(
+            arguments,
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            pass_fds=pass_fds,
+            start_new_session=True,
+            umask=0o077,
+            user=uid,
+            group=uid,
+            extra_groups=None if uid is None else (),
+            preexec_fn=functools.partial(_confine, limits.settings(own_user=uid is not None), steps),
+        )
+
+    return (start(), None) if network is None else started(network, start)
 
 
 async def _reader(pipe: IO[bytes], limit: int) -> tuple[asyncio.StreamReader, asyncio.BaseTransport]:

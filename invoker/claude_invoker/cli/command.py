@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from claude_contract.destinations import Destination
 from claude_invoker.cli.tree import Tree
+from claude_invoker.isolation import network
 from claude_invoker.isolation.shell import TREE
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -17,6 +19,13 @@ PATH = "/usr/local/bin:/usr/bin:/bin"
 
 _WITHOUT_ETC = {"GIT_CONFIG_NOSYSTEM": "1"}
 """What is told to leave out files that the boundary closes: git would warn of each."""
+
+
+_FILTER = f"http://{network.HOST}:{network.PORT}"
+# http_proxy too: the filter says why it takes no http, where "network is unreachable" would not.
+_PROXY = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"), _FILTER) | {
+    "NODE_USE_ENV_PROXY": "1"
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,8 @@ class Shape:
     max_budget_usd: float
     session: Literal["begun", "new"] | None = None
     """Whether the tree is a session's, and whether it has a transcript to go on with."""
+    egress: tuple[Destination, ...] = ()
+    """Hosts that the run reaches besides the API."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,9 @@ def command(cli: Path, shape: Shape) -> list[str]:
     ]
     if tools:
         arguments.append(f"--allowedTools={tools}")
+    if shape.egress:
+        # It would ask api.anthropic.com about the host first, by a way that there is not.
+        arguments.append('--settings={"skipWebFetchPreflight":true}')
     if shape.session is None:
         arguments.append("--no-session-persistence")
     else:
@@ -70,13 +84,16 @@ def command(cli: Path, shape: Shape) -> list[str]:
 
 
 def environment(
-    tree: Tree, run: str, api: Path, key_fd: int, deadlines: Deadlines, shell: Path | None
+    tree: Tree, run: str, api: Path, key_fd: int, deadlines: Deadlines, shell: Path | None, *, egress: bool = False
 ) -> dict[str, str]:
     """Every variable of the process. The key is not among them: it is read once from descriptor `key_fd`.
 
-    `api`: the socket by which the API is reached. `shell`: what it starts for commands; None: the system's.
+    `api`: the socket by which the API is reached. `shell`: what it starts for commands; None: the system's. `egress`:
+    there is a filter that leads to hosts (see `isolation.network`).
     """
     boundary = {} if shell is None else {"CLAUDE_CODE_SHELL": str(shell), TREE: str(tree.root), **_WITHOUT_ETC}
+    if egress:
+        boundary |= _PROXY
     return boundary | {
         "PATH": PATH,
         "LANG": "C.UTF-8",

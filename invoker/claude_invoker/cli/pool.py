@@ -22,7 +22,9 @@ from claude_invoker.cli.tree import Discarded, Tree
 from claude_invoker.cli.usage import strays
 from claude_invoker.cli.users import NoUserFree, Users
 from claude_invoker.cli.walk import TooMuch, delete
+from claude_invoker.egress.filters import Filters
 from claude_invoker.isolation.box import Box
+from claude_invoker.isolation.network import Way
 
 _log = logging.getLogger(__name__)
 _READY_WITHIN_S = 30.0
@@ -54,6 +56,14 @@ class Tokens(Protocol):
     def revoke(self, token: str) -> None: ...
 
 
+@dataclass(frozen=True)
+class WayOut:
+    """How a run reaches the hosts that its tier opens, and no others."""
+
+    network: Way
+    filters: Filters
+
+
 @dataclass
 class Launcher:
     """All that a start needs besides its shape."""
@@ -69,6 +79,8 @@ class Launcher:
     limits: Limits
     box: Box | None = None
     """What surrounds every process; None where there is no such thing here."""
+    way_out: WayOut | None = None
+    """None where no run can be kept to the hosts that its tier opens: none is started that has some."""
     ending: dict[Ready, asyncio.Task[None] | None] = field(default_factory=dict)
     """Every process that is there, with the task that ends it."""
     starting: set[asyncio.Task[Ready]] = field(default_factory=set)
@@ -108,9 +120,12 @@ class Launcher:
         keep = tree is not None
         if not self.surrounded:
             raise CliError("the shell's wrapper has been changed, commands would run without their boundary: restart")
+        way_out = self.way_out if shape.egress else None
+        if shape.egress and way_out is None:
+            raise CliError("runs cannot be kept to the hosts that their tier opens")
         tree = tree or Tree(self.trees / name)
         try:
-            uid = await self._user()
+            uid = await self.free_user()
         except (NoUserFree, OSError) as error:
             raise CliError(f"no user id for the run: {error}") from error
         token = self.proxy.issue()
@@ -129,7 +144,10 @@ class Launcher:
                 limits=self.limits,
                 killer=self.killer,
                 box=self.box,
+                network=None if way_out is None else way_out.network,
             )
+            if way_out is not None and process.listener is not None:
+                process.passage = await way_out.filters.open(process.listener, shape.egress)
             try:
                 async with asyncio.timeout(_READY_WITHIN_S):
                     await process.ready()
@@ -145,7 +163,7 @@ class Launcher:
         self.ending[ready] = None
         return ready
 
-    async def _user(self) -> int | None:
+    async def free_user(self) -> int | None:
         """A user id of which nothing is alive. Raises NoUserFree, OSError."""
         while True:
             uid = self.users.take()
@@ -192,6 +210,8 @@ class Launcher:
         """Gives everything back that a run had. What cannot be ended or moved keeps its user id, so that no other run
         comes to it by having the same."""
         self.proxy.revoke(token)
+        if process is not None and process.passage is not None:
+            process.passage.close()
         try:
             if process is not None:
                 await process.end()
@@ -255,6 +275,11 @@ class Ready:
     keep_tree: bool
     since: float
 
+    @property
+    def usable(self) -> bool:
+        passage = self.process.passage
+        return self.process.returncode is None and (passage is None or passage.alive)
+
 
 class Pool:
     """Keeps between `minimum` and `maximum` warm processes of the shapes that are asked for most."""
@@ -308,7 +333,7 @@ class Pool:
             while shelf:
                 ready = shelf.pop()
                 self._wake.set()
-                if ready.process.returncode is None and self._launcher.surrounded:
+                if ready.usable and self._launcher.surrounded:
                     self.hits += 1
                     return ready
                 await self._launcher.dispose(ready)
@@ -378,7 +403,7 @@ class Pool:
         return None
 
     def _died(self, ready: Ready) -> bool:
-        if ready.process.returncode is None:
+        if ready.usable:
             return False
         self._launcher.dispose_soon(ready)
         return True

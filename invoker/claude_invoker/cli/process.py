@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -20,7 +21,9 @@ from claude_invoker.cli.command import Deadlines, Shape, command, environment
 from claude_invoker.cli.kill import Killer, StillAlive, kill_marked
 from claude_invoker.cli.messages import MAX_LINE, ControlAnswer, Malformed, Message, Result, parse
 from claude_invoker.cli.tree import Tree
+from claude_invoker.egress.filters import Passage
 from claude_invoker.isolation.box import Box
+from claude_invoker.isolation.network import Way
 
 KILL_S = 5.0
 """How long the end of everything may take; with 200 hostile processes it takes a hundredth of that."""
@@ -60,6 +63,8 @@ class CliProcess:
         """Whether the result message has been read."""
         self._stderr: deque[bytes] = deque(maxlen=40)
         self._drain = asyncio.create_task(self._drain_stderr())
+        self.passage: Passage | None = None
+        """Its way out, where it has one."""
 
     @classmethod
     async def spawn(
@@ -76,9 +81,11 @@ class CliProcess:
         limits: Limits,
         killer: Killer | None,
         box: Box | None,
+        network: Way | None = None,
     ) -> CliProcess:
         """Starts the CLI in `tree` as user `uid`, inside of `box`; it waits for its first message. `killer` ends what
-        has a user of its own; `api` is the socket of the key proxy. Raises OSError.
+        has a user of its own; `api` is the socket of the key proxy. `network`: in one of its own, in which there is its
+        `listener`. Raises OSError.
 
         The key travels through a pipe, so that neither argv nor the environment, which tools inherit,
         holds it.
@@ -87,20 +94,34 @@ class CliProcess:
         try:
             os.write(write_end, key.encode())
             os.close(write_end)
-            with contextlib.nullcontext() if box is None else box.around(tree.root) as enter:
+            kind = None if box is None else box.closed if network is None else box.open
+            with contextlib.nullcontext() if box is None or kind is None else box.around(tree.root, kind) as enter:
                 child = await Child.start(
                     command(cli, shape),
-                    env=environment(tree, name, api, read_end, deadlines, None if box is None else box.shell),
+                    env=environment(
+                        tree,
+                        name,
+                        api,
+                        read_end,
+                        deadlines,
+                        None if kind is None else kind.shell,
+                        egress=network is not None,
+                    ),
                     cwd=tree.work,
                     uid=uid,
                     pass_fds=(read_end,),
                     limits=limits,
                     enter=enter,
+                    network=network,
                     line_limit=MAX_LINE,
                 )
         finally:
             os.close(read_end)
         return cls(name, shape, tree, uid, child, killer)
+
+    @property
+    def listener(self) -> socket.socket | None:
+        return self._child.listener
 
     @property
     def pid(self) -> int:

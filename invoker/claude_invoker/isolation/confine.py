@@ -14,7 +14,7 @@ MAKE_CHAR, MAKE_BLOCK = 1 << 6, 1 << 11
 TRUNCATE, IOCTL_DEV = 1 << 14, 1 << 15
 ALL = (1 << 16) - 1
 _OF_FILES = EXECUTE | WRITE | READ | TRUNCATE | IOCTL_DEV
-_TCP = 0b11  # bind, connect
+_TCP, _CONNECT = 0b11, 0b10  # bind and connect
 _SCOPES = 0b11  # abstract unix sockets, signals
 _CREATE, _ADD, _RESTRICT = 444, 445, 446  # the same on every architecture
 _NO_NEW_PRIVS, _SECCOMP = 38, 22
@@ -34,8 +34,9 @@ def abi() -> int:
     return max(0, int(_libc.syscall(_CREATE, None, 0, 1)))
 
 
-def ruleset(rules: "tuple[tuple[str, int], ...]") -> int:
-    """A descriptor of a domain that allows these rules, no TCP, no signal and no abstract socket out of it.
+def ruleset(rules: "tuple[tuple[str, int], ...]", port: int = 0) -> int:
+    """A descriptor of a domain that allows these rules, no signal and no abstract socket out of it, and no TCP but to
+    connect to `port` (0: none), at whichever address.
 
     A path that does not exist allows nothing. Raises OSError.
     """
@@ -52,6 +53,8 @@ def ruleset(rules: "tuple[tuple[str, int], ...]") -> int:
             _checked(_libc.syscall(_ADD, made, 1, struct.pack("=Qi", rights, below), 0))
         finally:
             os.close(below)
+    if port:
+        _checked(_libc.syscall(_ADD, made, 2, struct.pack("=QQ", _CONNECT, port), 0))
     return made
 
 

@@ -21,6 +21,8 @@ _SYSTEM: tuple[Rule, ...] = (
     # Not all of /etc: it names the machine's users, mounts and neighbours.
     *((f"/etc/{name}", _LOOK) for name in ("alternatives", "ssl", "ca-certificates", "ld.so.cache", "localtime")),
     *((f"/etc/{name}", _LOOK) for name in ("bash.bashrc", "profile", "profile.d", "inputrc", "mime.types")),
+    # pip asks which system it is on, and gives up where that is there and closed.
+    *((f"/etc/{name}", READ) for name in ("debian_version", "lsb-release")),
     *((f"/dev/{name}", READ | WRITE | TRUNCATE) for name in ("null", "zero", "full")),
     *((f"/dev/{name}", READ) for name in ("urandom", "random")),
 )

@@ -39,14 +39,18 @@ _NEW_NAMESPACE = (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET."""
 _TIOCLINUX = 0x541C
 _SOCKET_TYPE = 0xF  # without SOCK_CLOEXEC and SOCK_NONBLOCK
+_FLAGS_OF_SENDING = {"sendto": 3, "sendmsg": 2, "sendmmsg": 3}
 
 
 class NoSeccomp(Exception):
     """Why there are no filters here."""
 
 
-def of_cli() -> bytes:
-    """The CLI's: unix sockets only, so no TCP (Fast Open and MPTCP included), UDP, netlink, vsock. Raises NoSeccomp."""
+def of_cli(*, tcp: bool = False) -> bytes:
+    """The CLI's: unix sockets only, so no TCP (Fast Open and MPTCP included), UDP, netlink, vsock. With `tcp`, for what
+    is in a network of its own: and plain TCP by IPv4, without Fast Open, of which Landlock knows nothing.
+
+    Raises NoSeccomp."""
     seccomp = _library()
 
     def rules() -> Iterator[tuple[Any, ...]]:
@@ -57,24 +61,46 @@ def of_cli() -> bytes:
             yield refuse, "clone", seccomp.Arg(0, seccomp.MASKED_EQ, flag, flag)
         # Its flags are in memory, which a filter cannot read: libc then asks by clone.
         yield seccomp.ERRNO(errno.ENOSYS), "clone3"
-        for name in ("socket", "socketpair"):
-            yield seccomp.ERRNO(errno.EAFNOSUPPORT), name, seccomp.Arg(0, seccomp.NE, socket.AF_UNIX)
+        no_such_socket = seccomp.ERRNO(errno.EAFNOSUPPORT)
+        yield no_such_socket, "socketpair", seccomp.Arg(0, seccomp.NE, socket.AF_UNIX)
+        if not tcp:
+            yield no_such_socket, "socket", seccomp.Arg(0, seccomp.NE, socket.AF_UNIX)
+        else:
+            yield from _plain_tcp(seccomp, no_such_socket)
         for request in (termios.TIOCSTI, _TIOCLINUX):  # put words into a terminal's mouth
             yield refuse, "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFFFFFF, request)
 
     return _program(seccomp, rules())
 
 
-def of_shells() -> bytes:
+def _plain_tcp(seccomp: Any, refuse: Any) -> Iterator[tuple[Any, ...]]:
+    """Besides unix sockets."""
+    internet = seccomp.Arg(0, seccomp.EQ, socket.AF_INET)
+    yield refuse, "socket", seccomp.Arg(0, seccomp.GT, socket.AF_INET)
+    yield refuse, "socket", seccomp.Arg(0, seccomp.LT, socket.AF_UNIX)
+    for kind in set(range(_SOCKET_TYPE + 1)) - {socket.SOCK_STREAM}:
+        yield refuse, "socket", internet, seccomp.Arg(1, seccomp.MASKED_EQ, _SOCKET_TYPE, kind)
+    for protocol in range(1, socket.IPPROTO_TCP):  # 0 is TCP too
+        yield refuse, "socket", internet, seccomp.Arg(2, seccomp.EQ, protocol)
+    yield refuse, "socket", internet, seccomp.Arg(2, seccomp.GT, socket.IPPROTO_TCP)
+    for name, flags in _FLAGS_OF_SENDING.items():
+        yield refuse, name, seccomp.Arg(flags, seccomp.MASKED_EQ, socket.MSG_FASTOPEN, socket.MSG_FASTOPEN)
+
+
+def of_shells(*, tcp: bool = False) -> bytes:
     """That of a command, in addition to the CLI's: it reaches no socket at all, also not the API's by its path, which
     Landlock does not close. Pairs stay, but none of datagrams: those can be connected anew. Nor does it set the CLI's
-    resource limits, which its user may. Raises NoSeccomp."""
+    resource limits, which its user may. With `tcp` it may connect what the CLI's filter leaves of internet sockets.
+
+    Raises NoSeccomp."""
     seccomp = _library()
 
     def rules() -> Iterator[tuple[Any, ...]]:
         refuse = seccomp.ERRNO(errno.EPERM)
-        for name in ("socket", "connect", "bind", "listen"):
+        for name in ("bind", "listen") if tcp else ("socket", "connect", "bind", "listen"):
             yield refuse, name
+        if tcp:
+            yield refuse, "socket", seccomp.Arg(0, seccomp.NE, socket.AF_INET)
         for kind in (socket.SOCK_DGRAM, socket.SOCK_RAW):
             yield refuse, "socketpair", seccomp.Arg(1, seccomp.MASKED_EQ, _SOCKET_TYPE, kind)
         yield refuse, "prlimit64", seccomp.Arg(0, seccomp.NE, 0)

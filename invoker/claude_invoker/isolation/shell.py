@@ -24,7 +24,7 @@ _MAIN = """
 import sys
 
 tree = os.environ.pop({tree!r})
-domain = ruleset([(os.path.join(tree, path), rights) for path, rights in {rules!r}])
+domain = ruleset([(os.path.join(tree, path), rights) for path, rights in {rules!r}], {port})
 enter(domain, bytes.fromhex({program!r}))
 unignore()
 os.environ["SHELL"] = "/bin/bash"  # what a command starts is in the domain already
@@ -36,10 +36,10 @@ class NoInterpreter(Exception):
     """Why commands could not be put into a domain of their own."""
 
 
-def text(interpreter: str, rules: tuple[Rule, ...], program: bytes) -> str:
+def text(interpreter: str, rules: tuple[Rule, ...], program: bytes, port: int = 0) -> str:
     """The script: -I and -S, so that nothing of the run's environment or directories is read by the interpreter."""
     source = Path(confine.__file__).read_text()
-    return f"#!{interpreter} -ISB\n{source}{_MAIN.format(tree=TREE, rules=rules, program=program.hex())}"
+    return f"#!{interpreter} -ISB\n{source}{_MAIN.format(tree=TREE, rules=rules, program=program.hex(), port=port)}"
 
 
 def as_user(uid: int | None) -> dict[str, Any]:

@@ -45,35 +45,43 @@ class Boundary:
     missing: tuple[Property, ...] = ()
     commands_below: bool = False
     """The operator allows commands whatever the strength is."""
+    egress_obstacle: str | None = "a run has a network of its own only within `landlock`"
+    """Why no run can be kept to the hosts that its tier opens; None where it can."""
 
     @property
     def label(self) -> str:
         """As records show it."""
         return self.strength.label + (" (commands allowed below the least accepted)" if self.commands_below else "")
 
-    def refuses(self, tool: str) -> str | None:
-        """Why a run may not have this tool; None where it may."""
+    def refuses(self, tool: str, *, egress: bool = False) -> str | None:
+        """Why a run may not have this tool; None where it may. `egress`: the run reaches some hosts."""
         if tool in COMMAND_TOOLS and self.strength < Strength.USER and not self.commands_below:
             return "it runs commands, and runs share a user here"
-        if tool in NETWORK_TOOLS and self.strength >= Strength.LANDLOCK:
-            return "it reaches the network, and runs reach only the API here"
+        if tool in NETWORK_TOOLS and self.strength >= Strength.LANDLOCK and not egress:
+            return "it reaches the network, and without hosts that its tier opens (egress) a run reaches only the API"
         return None
 
     @property
     def left_out(self) -> tuple[str, ...]:
         """The tools that no run may have."""
-        return tuple(tool for tool in sorted(COMMAND_TOOLS | NETWORK_TOOLS) if self.refuses(tool))
+        egress = self.egress_obstacle is None
+        return tuple(tool for tool in sorted(USE_EGRESS) if self.refuses(tool, egress=egress))
 
 
 COMMAND_TOOLS = frozenset({"Bash"})
 NETWORK_TOOLS = frozenset({"WebFetch"})
 """What the CLI itself fetches. WebSearch is the API's."""
+USE_EGRESS = COMMAND_TOOLS | NETWORK_TOOLS
+"""Without any of these a run has nothing that could go anywhere."""
 
 
-def admit(properties: Iterable[Property], least: Strength, *, commands_below: bool) -> Boundary:
+def admit(
+    properties: Iterable[Property], least: Strength, *, commands_below: bool, egress_obstacle: str | None
+) -> Boundary:
     """Raises TooWeak where it is less than the least that is accepted."""
     found = tuple(properties)
-    boundary = Boundary(computed(found), tuple(p for p in found if p.obstacle is not None), commands_below)
+    missing = tuple(p for p in found if p.obstacle is not None)
+    boundary = Boundary(computed(found), missing, commands_below, egress_obstacle)
     if boundary.strength < least and not commands_below:
         reasons = "; ".join(f"{missing.name}: {missing.obstacle}" for missing in boundary.missing)
         raise TooWeak(

@@ -29,6 +29,7 @@ from claude_invoker.cli.process import KILL_S, CliError
 from claude_invoker.cli.tree import Discarded, Workplace, dismantle, prepare, tree_root
 from claude_invoker.cli.users import Users
 from claude_invoker.cli.walk import delete
+from claude_invoker.egress.filters import Filters
 from claude_invoker.isolation.strength import Boundary, Strength, TooWeak
 from claude_invoker.ledger import Ledger
 from claude_invoker.metering.account import Account
@@ -89,6 +90,7 @@ class Engine:
             Deadlines(settings.api_timeout_s, settings.api_retries),
             Limits(settings.memory_limit, settings.file_size_limit, settings.process_limit),
         )
+        self.filters = Filters(self._launcher.free_user, self.users.give_back, settings.egress_max_bytes)
         self.pool = Pool(
             self._launcher,
             minimum=settings.pool_size,
@@ -145,6 +147,7 @@ class Engine:
         try:
             self.boundary = await establish(
                 self._launcher,
+                self.filters,
                 programs,
                 self._workplace.path,
                 Strength[self.settings.isolation.upper()],
@@ -167,6 +170,7 @@ class Engine:
         await asyncio.gather(*self._settling, return_exceptions=True)
         await self._sweeper.stop()
         await self.pool.stop()
+        await self.filters.stop()
         await self._proxy.stop()
         if self._killer is not None:
             await self._killer.stop()

@@ -82,6 +82,7 @@ class Executor:
             permission_denials=outcome.denials(result),
             artifacts=run.artifacts,
             isolation=run.isolation,
+            egress=run.egress,
         )
 
     async def _converse(self, run: Run, ready: Ready) -> Result:
@@ -94,6 +95,8 @@ class Executor:
             frozenset({"web_search"} if "WebSearch" in plan.tools else ()),
         )
         self._proxy.grant(ready.token, grant)
+        if process.passage is not None:
+            process.passage.begin(run.went_out)
         translator = Translator(run)
         loop = asyncio.get_running_loop()
         begun = loop.time()
@@ -176,7 +179,7 @@ class Executor:
 
 
 def _shape(plan: Plan, session: Literal["begun", "new"] | None) -> Shape:
-    return Shape(tools=plan.tools, max_turns=plan.max_turns, max_budget_usd=plan.max_budget_usd, session=session)
+    return Shape(plan.tools, plan.max_turns, plan.max_budget_usd, session, plan.egress)
 
 
 def _check_schema(plan: Plan, message: Started) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from claude_invoker.egress.wire import Moved, Visit
 from claude_invoker.metering.account import Account
 from claude_invoker.model import Artifact, RunResult, RunView, State
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs.events import EventLog
+
+_log = logging.getLogger(__name__)
+MOST_HOSTS = 100
 
 
 def new_id() -> str:
@@ -38,6 +43,8 @@ class Run:
     """The boundary around it (`isolation.strength.Boundary.label`)."""
     traceparent: str = ""
     """The W3C trace context of the request that asked for the run."""
+    egress: list[str] = field(default_factory=list)
+    """Hosts that it has reached, each once, the first `MOST_HOSTS`."""
     is_job: bool = False
     leased: bool = False
     """Holds a lease in the gateway's ledger until done."""
@@ -72,6 +79,14 @@ class Run:
         assert self.result is not None
         return self.result
 
+    def went_out(self, said: Visit | Moved) -> None:
+        """Keeps and logs where the run goes."""
+        if isinstance(said, Moved):
+            return
+        _log.info("egress run=%s subject=%r %s", self.id, self.subject, said.outcome)
+        if said.address and said.destination not in self.egress and len(self.egress) < MOST_HOSTS:
+            self.egress.append(said.destination)
+
     def cancel(self, reason: str) -> None:
         """Asks the run to end; `wait` tells when it has. Does nothing to a run that is over."""
         if not self.done.is_set() and self.task is not None and self.cancel_reason is None:
@@ -95,4 +110,5 @@ class Run:
             error=None if self.problem is None else self.problem.document(),
             artifacts=self.artifacts,
             isolation=self.isolation,
+            egress=self.egress,
         )

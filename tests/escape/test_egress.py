@@ -1,0 +1,258 @@
+"""A run whose tier opens hosts: it reaches them, and for all the rest it is as confined as any other."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from claude_invoker.isolation import box, confine, network, shell
+from claude_invoker.isolation.box import Box
+from claude_invoker.isolation.network import Way
+from tests.escape import attacks
+from tests.escape.conftest import Raid, raid
+from tests.escape.test_landlock import assert_held
+from tests.invoker.conftest import Invoker, bash, tool
+from tests.invoker.names import OUTSIDE
+from tests.support.site import Site, serving
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="a user for each run needs an invoker started as root"),
+    pytest.mark.skipif(confine.abi() < 6, reason="this kernel's Landlock has no scopes"),
+    pytest.mark.xdist_group("escape"),
+]
+ELSEWHERE = ("elsewhere.test", "inside.example.test", "both.example.test", "127.0.0.1")
+ROOT = Path(__file__).parents[2]
+UID = 276_000  # nobody else's on this machine
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with serving(tmp_path_factory.mktemp("site"), OUTSIDE, "example.test") as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def start_reaching(start_invoker: Callable[..., Invoker], site: Site) -> Callable[..., Invoker]:
+    """Starts an invoker whose runs may reach the site and other hosts of example.test."""
+
+    def start(*without: str, **settings: Any) -> Invoker:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SITE_AUTHORITY", str(site.authority))
+            patch.setenv("SITE_HOSTS", f"*.example.test:{site.port}")
+            return start_invoker(isolation="landlock", without=without, idle_s=60, **({"pool_size": 0} | settings))
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def reaching(start_reaching: Callable[..., Invoker]) -> Invoker:
+    return start_reaching("names_of_a_test")
+
+
+@pytest.fixture(scope="session")
+def opened(reaching: Invoker, services: dict[str, Any]) -> Raid:
+    return raid(reaching, services)
+
+
+def works(site: Site) -> str:
+    host = f"https://site.example.test:{site.port}"
+    authority = "$HOME/authority.pem"
+    return f"""
+env | grep -i no_proxy
+GIT_SSL_CAINFO={authority} git clone -q {host}/thing.git && git -C thing log --format=%s
+/usr/bin/python3 -m pip --version >/dev/null && pip=/usr/bin/pip3 || echo saved-without-pip
+${{pip:-true}} --cert {authority} --disable-pip-version-check download -q --no-deps --index-url {host}/simple thing
+ls thing-*.whl
+curl -sS --cacert {authority} {host}/page.html
+"""
+
+
+def goes_elsewhere(site: Site) -> str:
+    curl = "curl -sk --max-time 20 -o /dev/null -w '%{http_connect}'"
+    return "\n".join(f"echo {name} $({curl} https://{name}:{site.port}/)" for name in ELSEWHERE)
+
+
+def check_that_it_works(invoker: Invoker, site: Site) -> None:
+    host = f"site.example.test:{site.port}"
+    with invoker.client() as api:
+        answer = bash(api, works(site)).json()
+        assert "cloned-from-the-site" in answer["result"], answer
+        assert "a page of the site" in answer["result"]
+        assert "thing-1.0-py3-none-any.whl" in answer["result"] or "saved-without-pip" in answer["result"], answer
+        assert "NO_PROXY" not in answer["result"].upper()
+        assert answer["egress"] == [host] == api.get(f"/runs/{answer['id']}").json()["egress"]
+        fetched = api.post(
+            "/invoke",
+            json={"prompt": tool("WebFetch", url=f"https://{host}/page.html", prompt="x"), "tools": ["WebFetch"]},
+        )
+        assert fetched.status_code == 200 and "a page of the site" in fetched.json()["result"], fetched.text
+        assert f"egress run={answer['id']} subject='developer' {host} at {OUTSIDE}" in invoker.log.read_text()
+        metrics = api.get("/metrics").text
+        assert "claude_invoker_egress_led " in metrics and "claude_invoker_egress_led 0.0" not in metrics
+        assert api.get("/readyz").json()["checks"]["egress_lacks"] is None
+
+
+def test_what_a_tier_opens_works(reaching: Invoker, site: Site) -> None:
+    """git, pip, curl and the CLI's WebFetch, each by the variables that it reads anyway."""
+    check_that_it_works(reaching, site)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", attacks.ATTACKS)
+def test_nothing_else_is_opened_with_it(attack: str, opened: Raid, unconfined: Raid) -> None:
+    assert_held(attack, opened, unconfined)
+
+
+def test_a_command_goes_to_no_other_host(reaching: Invoker, site: Site) -> None:
+    with reaching.client() as api:
+        answer = bash(api, goes_elsewhere(site)).json()
+    assert [line for line in answer["result"].splitlines() if line.endswith(" 403")] == [
+        f"{name} 403" for name in ELSEWHERE
+    ]
+    assert answer["egress"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("without", "name"),
+    [("hosts_that_nobody_named", "elsewhere.test"), ("addresses_that_nobody_looks_at", "both.example.test")],
+)
+def test_a_command_goes_elsewhere_without_the_filters_checks(
+    start_reaching: Callable[..., Invoker], site: Site, without: str, name: str
+) -> None:
+    """The control of the test above: the filter is asked and no longer says 403."""
+    with start_reaching(without).client() as api:
+        answer = bash(api, goes_elsewhere(site)).json()["result"]
+    assert f"{name} 200" in answer
+
+
+@pytest.mark.slow
+def test_by_user_namespaces_it_is_the_same(
+    start_reaching: Callable[..., Invoker], site: Site, services: dict[str, Any], unconfined: Raid
+) -> None:
+    invoker = start_reaching("names_of_a_test", "networks_by_user_namespaces")
+    check_that_it_works(invoker, site)
+    found = raid(invoker, services)
+    for attack in attacks.ATTACKS:
+        if "not " not in unconfined.outcomes[attack]:
+            assert_held(attack, found, unconfined)
+    with invoker.client() as api:
+        lost = api.get("/readyz").json()["checks"]["lost_users"]
+    assert lost == 0, "what is in another user namespace is ended too"
+
+
+@pytest.mark.slow
+def test_a_warm_process_of_other_hosts_is_not_taken(start_reaching: Callable[..., Invoker], site: Site) -> None:
+    """One is warm that reaches nothing, since the shape that is kept ready at first opens none."""
+    invoker = start_reaching("names_of_a_test", pool_size=1)
+    with invoker.client() as api:
+        assert "a page" in bash(api, works(site)).json()["result"]
+        assert "claude_invoker_pool_hits 0.0" in api.get("/metrics").text
+
+
+@pytest.mark.slow
+def test_where_no_network_can_be_made_the_request_is_refused(
+    start_reaching: Callable[..., Invoker], site: Site
+) -> None:
+    """The run would otherwise have less than its tier says; or, with a port opened in the machine's network, far more."""
+    with start_reaching("names_of_a_test", "no_network_of_its_own").client() as api:
+        checks = api.get("/readyz").json()["checks"]
+        assert checks["egress_lacks"] == "Operation not permitted" and checks["tools_left_out"] == ["WebFetch"]
+        for name in ("Bash", "WebFetch"):
+            refused = api.post("/invoke", json={"prompt": "x", "tools": [name]})
+            assert refused.status_code == 403 and "Operation not permitted" in refused.text
+        assert api.post("/invoke", json={"prompt": "x", "tools": ["Read"]}).status_code == 200
+
+
+# The network itself
+
+
+@pytest.fixture(scope="module")
+def boxed() -> Iterator[Box]:
+    with tempfile.TemporaryDirectory(prefix="escape-egress-") as folder:
+        Path(folder).chmod(0o711)
+        found, properties = box.make(Path(folder), Path("/bin/true"), UID)
+        assert found is not None, properties
+        yield found
+
+
+REACHES = """
+import socket, sys
+for address in sys.argv[1:]:
+    try:
+        socket.create_connection((address, 3128), 20).close()
+        print(address)
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.parametrize("way", [None, *Way])
+def test_a_port_is_opened_in_a_network_of_its_own_only(boxed: Box, way: Way | None) -> None:
+    """The control (None) is a run that may connect to the same port without such a network: Landlock's rules name ports,
+    so it reaches that port everywhere, of a host on the internet as of a service of the machine."""
+    somewhere = f"127.77.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"  # others may test beside us
+    with ExitStack() as held:
+        machine = held.enter_context(socket.create_server((somewhere, network.PORT)))
+        enter = held.enter_context(boxed.around(Path("/nonexistent"), boxed.open))
+        command = [shell.interpreter(UID), "-ISB", "-c", REACHES, somewhere, network.HOST]
+
+        def start(go_inside: Callable[[], None]) -> str:
+            def confined() -> None:
+                go_inside()
+                enter()
+
+            done: subprocess.CompletedProcess[str] = subprocess.run(
+                command, env={}, cwd="/", stdout=subprocess.PIPE, text=True, preexec_fn=confined, **shell.as_user(UID)
+            )
+            return done.stdout
+
+        if way is None:
+            assert somewhere in start(lambda: None)
+            return
+        reached, listener = network.started(way, start)
+        listener.close()
+        assert reached.split() == [network.HOST]
+        machine.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            machine.accept()
+
+
+def test_with_the_capabilities_of_the_shipped_compose_it_is_by_user_namespaces(boxed: Box) -> None:
+    """Where the container's system call filter permits unshare(2), which Docker's own does not."""
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    kept = ",".join(f"+{name.lower()}" for name in compose["services"]["invoker"]["cap_add"])
+    asks = f"""
+import pickle, sys
+from claude_invoker.isolation import box
+print(box.network_of_its_own(pickle.loads(sys.stdin.buffer.read()), {UID}))
+"""
+    limited = ["setpriv", f"--bounding-set=-all,{kept}", sys.executable, "-c", asks]
+    said = subprocess.run(limited, input=pickle.dumps(boxed), capture_output=True, check=True).stdout.decode()
+    assert said == f"{(Way.USER_NAMESPACE, None)}\n"
+
+
+def test_what_hinders_a_network_is_said(boxed: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with Docker's own profile: unshare(2) is not permitted."""
+
+    def refused(flags: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    assert box.network_of_its_own(boxed, UID) == (Way.CAPABILITIES, None)
+    monkeypatch.setattr(network, "_unshare", refused)
+    way, obstacle = box.network_of_its_own(boxed, UID)
+    assert way is None
+    assert obstacle == (
+        "with CAP_SYS_ADMIN and CAP_NET_ADMIN: Operation not permitted; in a user namespace: Operation not permitted"
+    )
