@@ -111,7 +111,7 @@ class RunResult(BaseModel):
     permission_denials: list[PermissionDenial] = []
     artifacts: list[Artifact] = []
     isolation: str = ""
-    egress: list[str] = Field(default=[], description="Hosts that it has reached besides the API, as host:port")
+    egress: list[str] = Field(default=[], description="Hosts that it was led to besides the API, as host:port")
 
 
 State = Literal["waiting", "running", "succeeded", "failed", "cancelled"]

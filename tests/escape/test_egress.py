@@ -22,9 +22,9 @@ from claude_invoker.isolation.network import Way
 from tests.escape import attacks
 from tests.escape.conftest import Raid, raid
 from tests.escape.test_landlock import assert_held
-from tests.invoker.conftest import Invoker, bash, tool
+from tests.invoker.conftest import Invoker, bash, tool, wait_for
 from tests.invoker.names import OUTSIDE
-from tests.support.site import Site, serving
+from tests.support.site import LARGE, Site, serving
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="a user for each run needs an invoker started as root"),
@@ -57,7 +57,7 @@ def start_reaching(start_invoker: Callable[..., Invoker], site: Site) -> Callabl
 
 @pytest.fixture(scope="session")
 def reaching(start_reaching: Callable[..., Invoker]) -> Invoker:
-    return start_reaching("names_of_a_test")
+    return start_reaching("names_of_a_test", egress_max_bytes=LARGE - 1)
 
 
 @pytest.fixture(scope="session")
@@ -123,6 +123,28 @@ def test_a_command_goes_to_no_other_host(reaching: Invoker, site: Site) -> None:
     assert answer["egress"] == []
 
 
+def fetches_much(site: Site) -> str:
+    curl = f"curl -sk -w '%{{http_connect}} %{{size_download}}\\n' https://site.example.test:{site.port}"
+    return f"echo $({curl}/large -o /dev/null); echo $({curl}/page.html -o /dev/null)"
+
+
+def test_a_command_moves_no_more_than_it_may(reaching: Invoker, site: Site) -> None:
+    """The control is in `test_by_user_namespaces_it_is_the_same`, with the bound as it is shipped."""
+    with reaching.client() as api:
+        cut_off, refused = bash(api, fetches_much(site)).json()["result"].splitlines()[-2:]
+    assert int(cut_off.split()[1]) < LARGE and refused == "403 0"
+
+
+def test_what_a_run_has_open_ends_with_it(reaching: Invoker, site: Site) -> None:
+    came = site.came
+    host = f"https://site.example.test:{site.port}"
+    with reaching.client() as api:
+        answer = bash(api, f"setsid curl -sk {host}/waits >/dev/null 2>&1 & sleep 1; curl -sk {host}/page.html")
+    assert "a page of the site" in answer.json()["result"]
+    assert site.came == came + 1
+    wait_for(lambda: not site.waiting, what="the end of the connection")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("without", "name"),
@@ -148,6 +170,7 @@ def test_by_user_namespaces_it_is_the_same(
         if "not " not in unconfined.outcomes[attack]:
             assert_held(attack, found, unconfined)
     with invoker.client() as api:
+        assert f"200 {LARGE}" in bash(api, fetches_much(site)).json()["result"]
         lost = api.get("/readyz").json()["checks"]["lost_users"]
     assert lost == 0, "what is in another user namespace is ended too"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import ssl
@@ -23,11 +24,12 @@ LARGE = 3 << 20  # bytes of the file `large`
 
 @dataclass
 class Site:
-    """`asked`: the paths that were asked for."""
+    """`waiting`: who asks for `/waits`, which is never answered; `came`: all who have."""
 
     port: int
     authority: Path
-    asked: list[str] = field(default_factory=list)
+    waiting: set[int] = field(default_factory=set)
+    came: int = 0
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
@@ -96,7 +98,17 @@ def serving(folder: Path, address: str, name: str) -> Iterator[Site]:
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
-            site.asked.append(self.path)
+            pass
+
+        def do_GET(self) -> None:
+            if self.path != "/waits":
+                super().do_GET()
+                return
+            site.came += 1
+            site.waiting.add(self.client_address[1])
+            with contextlib.suppress(OSError):
+                self.connection.recv(1)  # until it breaks
+            site.waiting.discard(self.client_address[1])
 
     with ThreadingHTTPServer((address, 0), functools.partial(Handler, directory=str(root))) as server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -25,6 +25,8 @@ from claude_invoker.egress.wire import Moved, Order, Visit
 
 MAX_HEAD = 8192  # bytes of a request
 HEAD_S, RESOLVE_S, CONNECT_S, IDLE_S = 10.0, 10.0, 10.0, 120.0
+MAX_ADDRESSES = 4
+"""Of a name that are called, one after the other: whoever owns a name could give it a thousand."""
 MAX_OPEN = 64
 """Connections of a run at once."""
 MAX_ASKED = 2000
@@ -188,7 +190,7 @@ class Filter:
             raise Refused(502, f"{name} is not known") from error
         if not self._public(found):
             raise Refused(403, f"{name} has an address that is not one of the internet's")
-        for address in found:
+        for address in found[:MAX_ADDRESSES]:
             await self._tell(Visit(passage.number, name, address))
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(CONNECT_S):

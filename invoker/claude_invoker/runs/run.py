@@ -44,7 +44,7 @@ class Run:
     traceparent: str = ""
     """The W3C trace context of the request that asked for the run."""
     egress: list[str] = field(default_factory=list)
-    """Hosts that it has reached, each once, the first `MOST_HOSTS`."""
+    """Hosts that it was led to, each once, the first `MOST_HOSTS`."""
     is_job: bool = False
     leased: bool = False
     """Holds a lease in the gateway's ledger until done."""
