@@ -22,6 +22,7 @@ from claude_invoker.egress.filters import Filters, Passage
 from claude_invoker.egress.wire import Moved, Visit
 from tests.invoker.conftest import as_root
 from tests.invoker.names import INSIDE, OUTSIDE
+from tests.support.processes import command_line
 
 pytestmark = as_root
 UID = 275_000  # nobody else's on this machine
@@ -269,9 +270,7 @@ async def test_the_filter_has_no_privileges_and_its_end_closes_every_way_out(mon
         host = f"site.example.test:{site.port}"
         run = await opened(found, host)
         assert "200 Connection" in await run.go(host)
-        (process,) = (
-            child for child in psutil.Process().children() if any("names.py" in word for word in child.cmdline())
-        )
+        (process,) = (child for child in psutil.Process().children() if "names.py" in command_line(child))
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
         assert status["Uid"].split() == status["Gid"].split() and int(status["Uid"].split()[0]) >= UID
         assert set(status["Uid"].split()) == {status["Uid"].split()[0]}, "real, effective, saved"
