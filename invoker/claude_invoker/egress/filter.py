@@ -31,7 +31,7 @@ MAX_OPEN = 64
 """Connections of a run at once."""
 MAX_ASKED = 2000
 """Connections of a run in all, refused ones included: each is a line in the invoker's log."""
-_CHUNK = 65536
+_CHUNK = 1 << 17  # bytes; a connection holds a few of them
 _REPORT = 1 << 20  # bytes after which a connection says what it has moved
 _PR_SET_NO_NEW_PRIVS = 38
 _CONNECT = re.compile(rb"CONNECT ([A-Za-z0-9._-]{1,253}):([0-9]{1,5}) HTTP/1\.[01]\r\n")
@@ -138,7 +138,7 @@ class Filter:
 
     async def _open(self, passage: Passage, listener: socket.socket) -> None:
         passage.server = await asyncio.start_server(
-            lambda reader, writer: self._accepted(passage, reader, writer), sock=listener, limit=MAX_HEAD
+            lambda reader, writer: self._accepted(passage, reader, writer), sock=listener, limit=_CHUNK
         )
 
     def _accepted(self, passage: Passage, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -243,13 +243,17 @@ class Filter:
 
 async def _head(reader: asyncio.StreamReader) -> bytes:
     """Raises Refused, asyncio.IncompleteReadError, OSError."""
+    too_long = Refused(431, f"the head of a request may have {MAX_HEAD} bytes")
     try:
         async with asyncio.timeout(HEAD_S):
-            return await reader.readuntil(b"\r\n\r\n")
-    except asyncio.LimitOverrunError as error:
-        raise Refused(431, f"the head of a request may have {MAX_HEAD} bytes") from error
+            head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.LimitOverrunError:
+        raise too_long from None
     except TimeoutError as error:
         raise Refused(408, f"the head of a request has to come within {HEAD_S:g} s") from error
+    if len(head) > MAX_HEAD:
+        raise too_long
+    return head
 
 
 def _answer(refusal: Refused) -> bytes:
