@@ -24,6 +24,7 @@ from tests.escape.conftest import Raid, raid
 from tests.escape.test_landlock import assert_held
 from tests.invoker.conftest import Invoker, bash, tool, wait_for
 from tests.invoker.names import OUTSIDE
+from tests.support.processes import command_line
 from tests.support.site import LARGE, Site, serving
 
 pytestmark = [
@@ -176,12 +177,32 @@ def test_by_user_namespaces_it_is_the_same(
 
 
 @pytest.mark.slow
-def test_a_warm_process_of_other_hosts_is_not_taken(start_reaching: Callable[..., Invoker], site: Site) -> None:
-    """One is warm that reaches nothing, since the shape that is kept ready at first opens none."""
+def test_a_warm_process_is_taken_by_a_run_of_its_hosts_while_its_filter_lives(
+    start_reaching: Callable[..., Invoker], site: Site
+) -> None:
+    """The first that is warm reaches nothing, since the shape that is kept ready at first opens none."""
     invoker = start_reaching("names_of_a_test", pool_size=1)
     with invoker.client() as api:
-        assert "a page" in bash(api, works(site)).json()["result"]
-        assert "claude_invoker_pool_hits 0.0" in api.get("/metrics").text
+
+        def hits_after_a_run() -> str:
+            assert "a page" in bash(api, works(site)).json()["result"]
+            metrics = api.get("/metrics").text
+            return next(
+                line.split()[1] for line in metrics.splitlines() if line.startswith("claude_invoker_pool_hits ")
+            )
+
+        def one_is_warm() -> bool:
+            return bool(api.get("/readyz").json()["checks"]["warm"] == 1)
+
+        wait_for(one_is_warm, what="a warm process")
+        assert hits_after_a_run() == "0.0"
+        # Until the shape of the first run is the one that is warm.
+        wait_for(lambda: one_is_warm() and hits_after_a_run() == "1.0", 60, what="a hit")
+        wait_for(one_is_warm, what="a warm process")
+        (filter,) = (child for child in invoker.children() if "names.py" in command_line(child))
+        filter.kill()
+        wait_for(lambda: "the egress filter has ended" in invoker.log.read_text(), what="its end")
+        assert hits_after_a_run() == "1.0", "by another process, with another filter"
 
 
 @pytest.mark.slow
