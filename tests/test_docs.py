@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from kong_claude.cli.main import installed, main
+from kong_claude.rate_tiers.schema import RateTiersConfig
 from kong_claude.rate_tiers.tiers import tiers_from_config
+from kong_claude.schema import read
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *(ROOT / "docs").glob("*.md")])
@@ -52,7 +54,7 @@ def test_every_tier_that_is_shown_loads() -> None:
     shown = [block for path in DOCUMENTS for block in YAML.findall(path.read_text()) if block.startswith("tiers:")]
     assert any("egress" in block for block in shown)
     for block in shown:
-        tiers_from_config(yaml.safe_load(block) | {"attestation": {}}, 60)
+        tiers_from_config(read(RateTiersConfig, yaml.safe_load(block)), 60, signed=True)
 
 
 def test_the_patterns_find_something() -> None:

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from claude_contract.destinations import Destination, parse, within_both
 from claude_contract.errors import ConfigError
+from kong_claude.rate_tiers.schema import RateTiersConfig
 from kong_claude.rate_tiers.tiers import tiers_from_config
+from kong_claude.schema import read
 
 
 @pytest.mark.parametrize(
@@ -44,8 +46,8 @@ def test_what_is_no_host(text: str) -> None:
     with pytest.raises(ValueError, match="two labels at least"):
         parse(text)
     tiers = [{"name": "free", "minute": 1}, {"name": "pro", "minute": 1, "egress": ["pypi.org", text]}]
-    with pytest.raises(ConfigError, match=r"tiers\.2\.egress\.2: must be a host name"):
-        tiers_from_config({"tiers": tiers, "default_tier": "free"}, 60)
+    with pytest.raises(ConfigError, match=r"tiers\[2\]\.egress\[2\]: must be a host name"):
+        tiers_from_config(read(RateTiersConfig, {"tiers": tiers, "default_tier": "free"}), 60, signed=False)
 
 
 @given(st.ip_addresses(), st.sampled_from(["{}", "[{}]", "{}:443", "*.{}"]))
