@@ -14,6 +14,7 @@ import argparse
 import json
 import random
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -32,8 +33,22 @@ from limits.storage import RedisStorage
 from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
 from bench.machine import machine
-from claude_contract.ledger import PERIODS, Admission, Admit, Lease, Slot, Window, Windows, calls
-from claude_contract.ledger.model import BUCKETS
+from claude_contract.ledger import (
+    ALONE,
+    PERIODS,
+    Admission,
+    Admit,
+    Budget,
+    Lease,
+    Shared,
+    Slot,
+    Terms,
+    Window,
+    Windows,
+    calls,
+    pool_key,
+)
+from claude_contract.ledger.limits import BUCKETS
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 
 LIMIT = 1_000_000  # nobody is refused, so that every window is written
@@ -176,6 +191,69 @@ def ours_admission_with_lease(path: str) -> Decide:
     return decide
 
 
+TIER = Windows((Window("minute", LIMIT), Window("hour", LIMIT)))
+POOL, POOL_TERMS = Windows((Window("hour", LIMIT),)), Terms(1000, (Budget(10**12, "month", "Europe/Berlin"),))
+RUNNING = 100  # in each shared pool
+QUARTERS = 30 * 96  # with something in them, in each book
+
+
+def three_pools(path: str, seconds: float, rounds: int) -> dict[str, float]:
+    """What an admission over three pools costs, a subject's own tier, a team's and an organisation's, relative to one
+    over the tier alone in the same configuration; and to one in a configuration without pools. A tier has minute, hour,
+    concurrency and budgets of the day and the month; a pool an hour, concurrency and a budget of a zone's month, runs
+    of others, and a month of bookings. The time of one call of which nothing is refused, the lease's return not
+    counted; medians of interleaved rounds."""
+    client = redis.Redis(unix_socket_path=path)
+    client.flushall()
+    own = RedisLedger(Settings(f"unix://{path}", timeout=5))
+    team, organisation = pool_key("team", "claim", "x"), pool_key("organisation", "claim", "y")
+    ways = {"none": ALONE, "one": Shared("claim:a"), "three": Shared("claim:b", (team, organisation))}
+    asks = {way: admission_over(own, shared) for way, shared in ways.items()}
+    for shared in ways.values():
+        for n in range(RUNNING if shared.pools else 0):
+            other = Slot(None, 1, pools=(POOL_TERMS,) * len(shared.pools), ttl_ms=3_600_000)
+            assert own.acquire(Lease.new("claude", f"other{n}", 1, shared), other).admitted
+        newest = int(time.time()) // 900
+        book = b"".join([struct.pack("<IdB", newest - QUARTERS + n, n + 1.0, 1) for n in range(QUARTERS)])
+        for key in calls.settle(Lease.new("claude", "s0", 1, shared), 0).keys:
+            if key.endswith(":spent"):
+                client.set(key, book)
+    took: dict[str, list[float]] = {way: [] for way in asks}
+    for _ in range(rounds):
+        for way, ask in asks.items():
+            stop, each = time.perf_counter() + seconds, []
+            while time.perf_counter() < stop:
+                each.append(ask())
+            took[way].append(statistics.median(each))
+
+    def times(way: str) -> float:
+        return round(statistics.median(a / b for a, b in zip(took["three"], took[way], strict=True)), 2)
+
+    return {
+        "x_admit_three_pools": times("one"),
+        "x_admit_three_pools_to_none": times("none"),
+        **{f"us_admit_{way}": round(statistics.median(each) * 1e6, 1) for way, each in took.items()},
+    }
+
+
+def admission_over(own: RedisLedger, shared: Shared) -> Callable[[], float]:
+    """How long one takes, in seconds."""
+    slot = Slot(100, 1, 10**12, 10**12, pools=(POOL_TERMS,) * len(shared.pools))
+    windows = (POOL,) * len(shared.pools)
+
+    def decide() -> float:
+        lease = Lease.new("claude", "s0", 1, shared)
+        request = Admit("claude", "s0", TIER, lease, slot, "reject", shared, windows)
+        began = time.perf_counter()
+        admission = own.admit(request)
+        took = time.perf_counter() - began
+        assert admission.admitted
+        own.release(lease)
+        return took
+
+    return decide
+
+
 def used_memory(client: redis.Redis) -> int:
     memory = client.info("memory")
     assert isinstance(memory, dict)
@@ -265,6 +343,8 @@ def main() -> None:
             result[f"per_s_{name}"] = round(statistics.median(rates[name]))
             result[f"p99_ms_{name}"] = round(statistics.median(tails[name]), 3)
         result["redis_round_trips"] = round_trips(path)
+        say("admissions over pools")
+        result |= three_pools(path, options.seconds / 4, 4 * options.rounds)
         say("growing to 100,000 subjects")
         result |= growth(path, options.seconds)
     result["machine"] = machine()

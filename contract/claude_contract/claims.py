@@ -32,13 +32,15 @@ from claude_contract.versions import UnknownVersion
 VERSION = 1
 """Written as `v`. A reader takes this and the one before; 0 is release 0.1.0, which wrote none."""
 
-MAX_HEADER = 6 << 10  # bytes of the signed header: nginx takes 8 KiB for a line
+MAX_HEADER = 7 << 10  # bytes of the signed header: nginx takes 8 KiB for a line
 IDENTITY_ROOM = 1024  # bytes of JSON, as all rooms: sub, roles and who
 CLAMP_ROOM = 640
 ADDITIONS_ROOM = 1536
 NAME_ROOM = 64  # iss, aud, the name of a tier
 METHOD_ROOM = 32
 NAMESPACE_ROOM = 32  # of the limits' keys
+POOLS_ROOM = 960  # budgets and pools of a place; see `pools_size`
+POOL_NAME_ROOM = 32
 # In any other path a character may take several bytes.
 _READABLE_PATH = re.compile(r"[!#-\[\]-~]{1,128}")
 
@@ -129,6 +131,13 @@ class Place(Struct, frozen=True):
     lease: Lease
     slot: Slot
     queued: bool = False  # the run was let in to wait: its lease is not taken yet
+
+
+def pools_size(place: Place) -> int:
+    """Bytes that a place takes for what only those with pools or budgets of their own have."""
+    claim, shared = place.slot.claim(), place.lease.shared
+    more = {name: claim[name] for name in ("budgets", "pools") if name in claim}
+    return (size(more) if more else 0) + sum(len(key) + 1 for key in (shared.tag, *shared.pools))
 
 
 class Limits(Struct, frozen=True):
@@ -289,11 +298,16 @@ def _place(claims: Members) -> Place | None:
     except ValueError:
         raise malformed("lease", "is not a lease") from None
     slot = claims.mapping("slot")
-    numbers = Members(slot, "slot")
+    members = Members(slot, "slot")
+    lists = ("budgets", "pools")
     try:
-        taken = Slot.from_claim({name: numbers.whole(name) for name in slot})
+        taken = Slot.from_claim({name: value if name in lists else members.whole(name) for name, value in slot.items()})
     except TypeError:
         raise malformed("slot", "has members that are not known here") from None
+    except ValueError:
+        raise malformed("slot", "has a budget that is none") from None
+    if taken.pools and len(taken.pools) != len(lease.shared.pools):
+        raise malformed("slot.pools", "are not as many as the lease's")
     return Place(lease, taken, claims.truth("queue", False))
 
 

@@ -62,7 +62,7 @@ class Ledger:
     async def usage(self, lease: str) -> Usage:
         """What the holder of a lease uses of its limits now. Raises LedgerUnavailable."""
         parsed = Lease.parse(lease)
-        return await self._store.peek(Peek(parsed.namespace, parsed.subject_key))
+        return await self._store.peek(Peek(parsed.namespace, parsed.subject_key, shared=parsed.shared))
 
     async def book(self, lease: str, micro_usd: int) -> bool:
         """Books a cost and ends the lease, once however often it is called. Never raises: False where Redis does not

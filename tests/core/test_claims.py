@@ -25,6 +25,7 @@ from claude_contract.claims import (
     METHOD_ROOM,
     NAME_ROOM,
     NAMESPACE_ROOM,
+    POOLS_ROOM,
     VERSION,
     Additions,
     Attestation,
@@ -35,11 +36,13 @@ from claude_contract.claims import (
     body_hash,
     encode,
     path_claim,
+    pools_size,
     size,
 )
 from claude_contract.destinations import Destination
 from claude_contract.identity import Identity
-from claude_contract.ledger import Lease, Slot
+from claude_contract.ledger import Budget, Lease, Shared, Slot, Terms
+from claude_contract.ledger.periods import PERS
 from claude_contract.members import LARGEST, AttestationError
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "fail-closed.md"
@@ -56,6 +59,21 @@ def padded(value: Any, member: str, room: int) -> Any:
     left = room - size(value.to_claims())
     old = getattr(value, member)
     return replace(value, **{member: old + "x" * left if isinstance(old, str) else (*old[:-1], old[-1] + "x" * left)})
+
+
+def place_of(shared: Shared) -> Place:
+    budget = Budget(10**15, "month", "America/Argentina/ComodRivadavia")
+    return Place(
+        Lease("n" * NAMESPACE_ROOM, "credential:" + "x" * 96, f"{secrets.token_urlsafe(12)}:{10**15}", shared),
+        Slot(2**31 - 1, 10**15, 10**15, 10**15, 3_600_000, (budget,), (Terms(2**31 - 1, (budget, budget)),) * 4),
+        queued=True,
+    )
+
+
+def largest_place() -> Place:
+    """With as long names of pools as its room allows."""
+    left = POOLS_ROOM - pools_size(place_of(Shared("*", ("a", "b", "c", ""))))
+    return place_of(Shared("*", ("a", "b", "c", "x" * left)))
 
 
 # Every part of it as large as the parts' makers let it become: see tests/gateway/test_size.py.
@@ -84,11 +102,7 @@ FULL = Attestation(
     Limits(
         "t" * NAME_ROOM,
         padded(Clamp(("haiku",), ("Read",), 2**31 - 1, 999_999_999.123456, HOSTS), "tools", CLAMP_ROOM),
-        Place(
-            Lease("n" * NAMESPACE_ROOM, "credential:" + "x" * 96, f"{secrets.token_urlsafe(12)}:{10**15}"),
-            Slot(2**31 - 1, 10**15, 10**15, 10**15, 3_600_000),
-            queued=True,
-        ),
+        largest_place(),
     ),
     padded(Additions("P ", " A", {"repository": "org/app", "branch": None}, ("model",)), "prepend", ADDITIONS_ROOM),
     body_hash(b""),
@@ -141,9 +155,32 @@ IDENTITIES = st.builds(
 )  # fmt: skip
 EGRESS = st.lists(st.sampled_from([*HOSTS, Destination("a-b.example.org")]), max_size=3).map(tuple)
 CLAMPS = or_full(st.builds(Clamp, maybe(NAMES), maybe(NAMES), maybe(WHOLE), maybe(AMOUNT), EGRESS), FULL.clamp)
-SLOTS = st.builds(Slot, maybe(WHOLE), WHOLE, maybe(WHOLE), maybe(WHOLE), WHOLE)
-LEASES = st.builds(lambda a, b, c, usd: Lease(a, b, f"{c}:{usd}"), PART, PART, PART, WHOLE)
-PLACES = st.builds(Place, LEASES, SLOTS, st.booleans())
+BUDGETS = st.lists(
+    st.builds(Budget, WHOLE, st.sampled_from(PERS), st.sampled_from(["UTC", "Europe/Berlin"]))
+    | st.builds(lambda usd, per: Budget(usd, per, rolling=True), WHOLE, st.sampled_from(PERS)),
+    max_size=2,
+).map(tuple)
+TERMS = st.builds(Terms, maybe(st.integers(0, 2**31 - 1)), BUDGETS)
+SLOTS = st.builds(Slot, maybe(WHOLE), WHOLE, maybe(WHOLE), maybe(WHOLE), WHOLE, BUDGETS)
+
+
+def place(
+    parts: tuple[str, str, str], usd: int, tag: str | None, pools: dict[str, Terms], slot: Slot, q: bool
+) -> Place:
+    """Without a tag there are no pools."""
+    shared, terms = (Shared(tag, tuple(pools)), tuple(pools.values())) if tag else (Shared(), ())
+    return Place(Lease(parts[0], parts[1], f"{parts[2]}:{usd}", shared), replace(slot, pools=terms), q)
+
+
+PLACES = st.builds(
+    place,
+    st.tuples(PART, PART, PART),
+    WHOLE,
+    maybe(PART),
+    st.dictionaries(PART, TERMS, max_size=4),
+    SLOTS,
+    st.booleans(),
+)
 LIMITS = st.builds(Limits, maybe(NAME), CLAMPS, or_full(maybe(PLACES), FULL.place))
 ADDITIONS = st.builds(Additions, TEXT, TEXT, st.dictionaries(TEXT, maybe(TEXT), max_size=3), NAMES)
 BINDINGS = st.builds(Binding, NAME, NAME, NAME, NAME, TEXT, TEXT)
@@ -359,5 +396,5 @@ def test_the_table_in_the_documents_names_every_claim() -> None:
 
 def test_the_rooms_in_the_documents() -> None:
     text = DOCUMENT.read_text()
-    for number in (MAX_HEADER, IDENTITY_ROOM, CLAMP_ROOM, ADDITIONS_ROOM):
+    for number in (MAX_HEADER, IDENTITY_ROOM, CLAMP_ROOM, ADDITIONS_ROOM, POOLS_ROOM):
         assert f"{number:,} bytes" in text

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claude_contract.attestation import HEADER, signer_from_config
-from claude_contract.claims import Additions, Limits, body_hash
+from claude_contract.claims import MAX_HEADER, Additions, Limits, body_hash
 from claude_contract.errors import ConfigError
 from claude_contract.identity import Identity
 from kong_claude.decision import Answer, Decision, Pass, Refuse
@@ -273,7 +273,7 @@ def test_what_does_not_fit_into_an_attestation_is_refused_and_given_back() -> No
     kong = run(stages, Kong(), attestation=ATTESTATION)
     status, body, headers = kong.args("response.exit")
     assert (status, headers["X-Claude-Refusal"]) == (431, "attestation/attestation_too_large")
-    assert "at most 6144" in body["message"]
+    assert f"at most {MAX_HEADER}" in body["message"]
     assert "ctx.shared.set" not in kong.methods
     assert [len(stage.undone) for stage in stages] == [1, 1]
     assert "ctx.shared.set" in run(stages, Kong()).methods  # the control: where nothing is attested, it passes

@@ -21,10 +21,16 @@ from claude_contract.claims import (
     METHOD_ROOM,
     NAME_ROOM,
     NAMESPACE_ROOM,
+    POOL_NAME_ROOM,
+    POOLS_ROOM,
     Attestation,
+    pools_size,
     size,
 )
 from claude_contract.errors import ConfigError
+from claude_contract.ledger import MAX_POOLS
+from claude_contract.ledger.limits import MAX_BUDGETS
+from claude_contract.ledger.model import MAX_POOL_KEY
 from kong_claude.gateway.plugin import Plugin
 from kong_claude.gateway.schema import SCHEMA
 from tests.core.test_pipeline import Ended, Kong
@@ -48,6 +54,7 @@ def largest() -> dict[str, Any]:
         **dict.fromkeys(("usd_per_day", "usd_per_month", "max_usd_per_run"), DOLLARS),
         "models": ["haiku", "sonnet"],
         "tools": ["Read"],
+        "budgets": [{"usd": DOLLARS, "per": "week", "zone": "America/Argentina/ComodRivadavia"}],
     }
     taken = size({name: tier[name] for name in ("models", "tools", "max_turns")} | {"max_usd": DOLLARS})
     tier["tools"] = ["Read" + "x" * (CLAMP_ROOM - taken)]
@@ -61,7 +68,14 @@ def largest() -> dict[str, Any]:
             "audience": ["claude"],
             "forward_claims": ["team"],
         },
-        "rate_tiers": {"tiers": [tier], "limit_by": "credential", "namespace": "n" * NAMESPACE_ROOM, "policy": "local"},
+        "rate_tiers": {
+            "tiers": [tier],
+            "pools": pools(),
+            "organisation_claim": "team",
+            "limit_by": "credential",
+            "namespace": "n" * NAMESPACE_ROOM,
+            "policy": "local",
+        },
         "prompt_context": {
             "apply": "attested",
             "prepend": "p" * (ADDITIONS_ROOM - size(added)),
@@ -73,6 +87,19 @@ def largest() -> dict[str, Any]:
     }
 
 
+def pools(more: int = 0) -> list[dict[str, Any]]:
+    """As many and as long as fit into their room, and so many bytes more."""
+    zone = {"usd": DOLLARS, "per": "week", "zone": "America/Argentina/ComodRivadavia"}
+    each = {
+        "claim": "team",
+        "concurrent": 2**31 - 1,
+        "usd_per_day": DOLLARS,
+        "usd_per_month": DOLLARS,
+        "budgets": [zone],
+    }
+    return [{"name": f"{n}" + "n" * length, **each} for n, length in enumerate((28, 28, 17, 0 + more))]
+
+
 def token(more: int = 0) -> str:
     """Of a caller whose identity takes its room, and so many bytes more."""
     claims: dict[str, Any] = {
@@ -82,7 +109,7 @@ def token(more: int = 0) -> str:
         "permissions": ["p"],
         "email": "ada@example.com",
     }
-    claims |= {"team": {"name": "core"}, "jti": "j" * 64}
+    claims |= {"team": "c" * MAX_POOL_KEY, "jti": "j" * 64}
     who = {
         "idp": ISSUER,
         "perms": ["p"],
@@ -134,6 +161,7 @@ def test_with_everything_at_its_largest_the_request_passes() -> None:
     assert size(found.clamp.to_claims()) == CLAMP_ROOM
     assert size(found.additions.to_claims()) == ADDITIONS_ROOM
     assert found.place and found.place.queued and found.place.slot.month_micro_usd == DOLLARS * 1_000_000
+    assert pools_size(found.place) == POOLS_ROOM and len(found.place.lease.shared.pools) == MAX_POOLS
     assert found.body_hash and found.binding.path.startswith("sha256:")
     assert found.checks == ("jwt-claims", "prompt-context", "rate-tiers")
 
@@ -174,6 +202,10 @@ def longer_tools(config: dict[str, Any]) -> None:
         (
             longer_tools,
             r"rate_tiers\.tiers\[1\]\.tools: models, tools and egress take 641 bytes in the attestation, at most 640",
+        ),
+        (
+            lambda config: config["rate_tiers"].update(pools=pools(1)),
+            r"rate_tiers\.tiers\[1\]\.pools: budgets and pools take 961 bytes in the attestation, at most 960",
         ),
         (tier(name="t" * (NAME_ROOM + 1)), r"rate_tiers\.tiers\[1\]\.name: must not be longer than 64 bytes"),
         (tier(usd_per_month=DOLLARS + 1), r"rate_tiers\.tiers\[1\]\.usd_per_month: must be more than 0, and at most"),
@@ -218,6 +250,13 @@ def test_the_schema_says_the_same_bounds() -> None:
     walk(SCHEMA, "")
     assert found == {
         "rate_tiers.tiers.name": NAME_ROOM,
+        "rate_tiers.tiers.budgets": MAX_BUDGETS,
+        "rate_tiers.tiers.budgets.zone": 32,
+        "rate_tiers.pools.name": POOL_NAME_ROOM,
+        "rate_tiers.pools.claim": 128,
+        "rate_tiers.pools.budgets": MAX_BUDGETS,
+        "rate_tiers.pools.budgets.zone": 32,
+        "rate_tiers.organisation_claim": 128,
         "rate_tiers.namespace": NAMESPACE_ROOM,
         "attestation.kid": 32,
         "attestation.previous_kid": 32,

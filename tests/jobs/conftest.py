@@ -146,7 +146,7 @@ async def serving(redis_server: RedisProcess, state: Path, **settings: Any) -> A
                 yield Gateway(client, app)
 
 
-def terms(concurrent: int = 1, **more: int) -> ledger.Slot:
+def terms(concurrent: int = 1, **more: Any) -> ledger.Slot:
     return ledger.Slot(concurrent=concurrent, run_micro_usd=250_000, day_micro_usd=10**9, ttl_ms=10_000, **more)
 
 

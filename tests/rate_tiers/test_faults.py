@@ -33,7 +33,6 @@ from claude_contract.ledger import (
     Window,
     Windows,
     calls,
-    key,
 )
 from kong_claude.decision import Decision, Pass, Refuse
 from kong_claude.rate_tiers import redis_ledger
@@ -67,14 +66,14 @@ class Kong:
         return {}
 
 
-def ask(stage: RateTiers, subject: str = "alice") -> Decision:
+def ask(stage: RateTiers, subject: str = "alice", **claims: Any) -> Decision:
     request = Request(Kong())
-    request.learn(Identity(subject))
+    request.learn(Identity(subject, claims=claims))
     return stage.access(request)
 
 
 def stage(url: str, on_error: str = "deny", **config: Any) -> RateTiers:
-    limits = {"minute": 3, "concurrent": 2}
+    limits = {"tiers": [{"name": "t", "minute": 3, "concurrent": 2, "usd_per_day": 9, "max_usd_per_run": 1}]}
     return stage_of(
         RateTiers,
         {"policy": "redis", "redis_url": url, "timeout_ms": TIMEOUT_MS, "on_error": on_error, **limits, **config},
@@ -460,6 +459,30 @@ def test_cluster(cluster: list[RedisProcess]) -> None:
     assert all(node.info("keyspace") for node in cluster)
 
 
+def test_cluster_with_pools(cluster: list[RedisProcess]) -> None:
+    """All that an admission takes has one tag: of the deployment, or of the organisation, which spread over the nodes."""
+    hosts = ",".join(f"127.0.0.1:{node.port}" for node in cluster)
+    pools = [{"name": name, "claim": name, "concurrent": 2, "usd_per_month": 50} for name in ("team", "project")]
+    for claim in (None, "org"):
+        organisation = {"organisation_claim": claim} if claim else {}
+        made = stage(
+            f"redis+cluster://{hosts}", timeout_ms=5000, pools=pools, namespace=f"pools-{claim}", **organisation
+        )
+        assert made.redis is not None
+        for org in map(str, range(12)):
+            request = {"team": f"red {org}", "project": "{x}", "org": org} if claim else {"team": org, "project": org}
+            passed = [ask(made, f"{who}-{org}", **request) for who in ("ada", "bob", "cyd")]
+            assert [isinstance(d, Pass) for d in passed] == [True, True, False], org
+            lease = Lease.parse(passed[0].shared["lease"])  # type: ignore[union-attr]
+            assert made.redis.renew(lease, 60_000) is Renewal.EXTENDED
+            assert made.redis.settle(lease, 500_000) and not made.redis.release(lease)
+            asked = Peek("pools-" + str(claim), lease.subject_key, shared=lease.shared)
+            assert [pool.running for pool in made.redis.peek(asked).pools] == [1, 1]
+    used = [node.client().keys("pools-org:*") for node in cluster]
+    assert all(used), "organisations spread over the nodes"
+    assert sum(1 for node in cluster if node.client().keys("pools-None:*")) == 1
+
+
 async def test_cluster_from_asyncio(cluster: list[RedisProcess]) -> None:
     from redis.asyncio.cluster import RedisCluster as AsyncCluster
 
@@ -477,7 +500,7 @@ def test_cluster_node_away(cluster: list[RedisProcess]) -> None:
     client = RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", cluster[0].port)])
     own = RedisLedger(Settings(f"redis+cluster://{hosts}", timeout=0.2))
     windows = Windows((Window("minute", 5),))
-    subjects = {client.get_node_from_key(key("claude", f"t{n}", "leases")).port: f"t{n}" for n in range(100)}
+    subjects = {client.get_node_from_key(f"claude:{{t{n}}}:leases").port: f"t{n}" for n in range(100)}
     assert len(subjects) == 3
     for each in subjects.values():
         own.admit(Admit("claude", each, windows))

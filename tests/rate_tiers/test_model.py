@@ -6,21 +6,45 @@ admit must agree with a model that remembers every event and counts them one by 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from claude_contract.ledger import Admit, Busy, Lease, Peek, Renewal, Slot, Window, Windows, calls, micro_usd
+from claude_contract.ledger import (
+    DEPLOYMENT,
+    UTC_DAY,
+    UTC_MONTH,
+    Admission,
+    Admit,
+    Budget,
+    Busy,
+    Lease,
+    Peek,
+    Renewal,
+    Shared,
+    Slot,
+    Standing,
+    Terms,
+    Usage,
+    Window,
+    Windows,
+    calls,
+    micro_usd,
+)
 from claude_contract.ledger.calls import Call
 from claude_contract.ledger.model import SETTLED_MS
+from claude_contract.ledger.periods import PERS, ROLLING_MS
 from kong_claude.rate_tiers.local_ledger import LocalLedger
 from tests.rate_tiers.servers import RedisProcess
 
+SUBJECTS = ["ada", "bob"]
+SUBJECT = st.sampled_from(SUBJECTS)
 R = TypeVar("R")
 START = 1_790_000_000_000_000  # µs
 DOLLAR = 1_000_000
@@ -40,14 +64,21 @@ class ClockedRedis:
             pipe.eval(source, len(call.keys), *call.keys, *call.args)
             return call.parse(pipe.execute()[-1])
 
+    def admit(self, request: Admit, now: int) -> Admission:
+        return self.ask(calls.admit(request, now // 1000), now)
+
+    def peek(self, request: Peek, now: int) -> Usage:
+        return self.ask(calls.peek(request, now // 1000), now)
+
 
 @dataclass
-class Model:
-    """Every event, kept for ever."""
+class Account:
+    """Every event of a subject or a pool, kept for ever."""
 
+    windows: Windows
+    terms: Terms
     admitted: list[int] = field(default_factory=list)  # µs
     leases: dict[str, int] = field(default_factory=dict)  # member → ms at which it lapses
-    settled: dict[str, int] = field(default_factory=dict)  # member → ms until which it is remembered
     booked: list[tuple[int, int]] = field(default_factory=list)  # µs, micro-USD
 
     def within(self, now: int, length: int) -> int:
@@ -59,25 +90,77 @@ class Model:
     def reserved(self, now: int) -> int:
         return sum(int(m.rpartition(":")[2]) for m in self.live(now))
 
-    def spent(self, now: int, form: str) -> int:
-        def period(us: int) -> str:
-            return datetime.fromtimestamp(us // 1_000_000, UTC).strftime(form)
+    def spent(self, now: int, budget: Budget, more_us: int = 0) -> int:
+        """By the calendar of the standard library, or since then and `more_us` before."""
+        if budget.rolling:
+            start = now - ROLLING_MS[budget.per] * 1000 - more_us
+            return sum(usd for at, usd in self.booked if at > start)
 
-        return sum(usd for at, usd in self.booked if period(at) == period(now))
+        def name(us: int) -> str:
+            shown = datetime.fromtimestamp(us // 1_000_000, ZoneInfo(budget.zone))
+            return shown.strftime({"hour": "%F %H %z", "day": "%F", "week": "%G-%V", "month": "%Y-%m"}[budget.per])
+
+        return sum(usd for at, usd in self.booked if name(at) == name(now))
+
+    def over(self, now: int, amount: int, more_us: int = 0) -> list[str]:
+        """The budgets in which there is no room for so much."""
+        need = self.reserved(now) + amount
+        return [b.name for b in self.terms.budgets if self.spent(now, b, more_us) + need > b.micro_usd]
+
+    def must_block(self, w: Window, now: int) -> bool:
+        """One more would break the promise."""
+        length = w.seconds * 1_000_000
+        if w.burst < 0:
+            return self.within(now, length) >= w.limit
+        return self.backlog(w, now) > w.burst + 1e-3
+
+    def may_block(self, w: Window, now: int) -> bool:
+        """Refusing is not more cautious than one bucket of time allows."""
+        length = w.seconds * 1_000_000
+        if w.burst < 0:
+            return self.within(now, length + w.width_ms * 1000) >= w.limit
+        return self.backlog(w, now) > w.burst - 1e-3
+
+    def backlog(self, w: Window, now: int) -> float:
+        """nginx's `excess`: what a leaky bucket still holds, in requests."""
+        level, last = 0.0, 0
+        for t in self.admitted:
+            level = max(level - (t - last) * w.limit / (w.seconds * 1_000_000), 0) + 1
+            last = t
+        return max(level - (now - last) * w.limit / (w.seconds * 1_000_000), 0)
+
+
+def maybe(least: int, most: int) -> st.SearchStrategy[int | None]:
+    return st.none() | st.integers(least, most)
+
+
+CALENDAR = st.builds(
+    lambda per, zone, usd: Budget(usd * DOLLAR, per, zone),
+    st.sampled_from(PERS),
+    st.sampled_from(["UTC", "Europe/Berlin", "Asia/Kathmandu", "America/Havana"]),
+    st.integers(3, 12),
+)
+ROLLING = st.builds(lambda per, usd: Budget(usd * DOLLAR, per, rolling=True), st.sampled_from(PERS), st.integers(3, 12))
+POOLS = st.tuples(maybe(1, 8), maybe(1, 90), maybe(1, 5), st.lists(CALENDAR | ROLLING, max_size=2))
+QUARTER_US = 15 * 60 * 1_000_000
 
 
 class LedgerMachine(RuleBasedStateMachine):
+    """Two subjects, which share the first pool; the second pool is only the first subject's. Or each by itself."""
+
     redis: ClockedRedis
 
     @initialize(
-        second=st.none() | st.integers(1, 8),
+        second=maybe(1, 8),
         minute=st.integers(1, 90),
-        hour=st.none() | st.integers(60, 200),
-        burst=st.none() | st.integers(0, 5),
-        concurrent=st.none() | st.integers(1, 4),
+        hour=maybe(60, 200),
+        burst=maybe(0, 5),
+        concurrent=maybe(1, 4),
         usd=st.integers(1, 3),
-        day=st.none() | st.integers(3, 12),
-        month=st.none() | st.integers(3, 30),
+        day=maybe(3, 12),
+        month=maybe(3, 30),
+        budgets=st.lists(CALENDAR | ROLLING, max_size=2),
+        pools=st.just([]) | st.lists(POOLS, min_size=2, max_size=2),
     )
     def start(
         self,
@@ -89,6 +172,8 @@ class LedgerMachine(RuleBasedStateMachine):
         usd: int,
         day: int | None,
         month: int | None,
+        budgets: list[Budget],
+        pools: list[tuple[int | None, int | None, int | None, list[Budget]]],
     ) -> None:
         self.redis.client.flushall()
         self.now = START
@@ -97,15 +182,37 @@ class LedgerMachine(RuleBasedStateMachine):
         self.windows = Windows(
             tuple(Window(n, v, burst if burst is not None and i == 0 else -1) for i, (n, v) in enumerate(limits))
         )
-        self.slot = Slot(concurrent, usd * DOLLAR, day and day * DOLLAR, month and month * DOLLAR, ttl_ms=60_000)
-        self.model = Model()
+        self.money = usd * DOLLAR
+        self.base = Slot(concurrent, self.money, day and day * DOLLAR, month and month * DOLLAR, 60_000, tuple(budgets))
+        self.pools = [
+            (Windows(tuple(Window(n, v) for n, v in (("second", s), ("minute", m)) if v)), Terms(c, tuple(b)))
+            for s, m, c, b in pools
+        ]
+        self.keys = [f"pool.p{n}:claim:x" for n in range(len(pools))]
+        self.accounts = {key: Account(*limits) for key, limits in zip(self.keys, self.pools, strict=True)}
+        self.accounts |= {subject: Account(self.windows, self.base.own) for subject in SUBJECTS}
+        self.settled: dict[str, int] = {}  # member → ms until which it is remembered
         self.known: list[Lease] = []
 
-    def agreed(self, call: Call[R], local: R) -> R:
-        """What Redis answers, which must be what the process has answered."""
-        answer = self.redis.ask(call, self.now)
-        assert answer == local
-        return answer
+    def shared(self, subject: str) -> Shared:
+        return Shared(DEPLOYMENT, tuple(self.keys[: 2 - SUBJECTS.index(subject)])) if self.keys else Shared()
+
+    def accounts_of(self, of: Lease | Admit) -> list[Account]:
+        return [self.accounts[key] for key in (of.subject_key, *of.shared.pools)]
+
+    def slot(self, subject: str) -> Slot:
+        own = len(self.shared(subject).pools)
+        return replace(self.base, pools=tuple(terms for _, terms in self.pools[:own]))
+
+    def request(self, subject: str, lease: Lease | None = None, busy: Busy = "reject") -> Admit:
+        shared = self.shared(subject)
+        windows = tuple(windows for windows, _ in self.pools[: len(shared.pools)])
+        return Admit("claude", subject, self.windows, lease, self.slot(subject), busy, shared, windows)
+
+    def agreed(self, redis: R, local: R) -> R:
+        """What both stores have answered, which must be the same."""
+        assert redis == local
+        return redis
 
     @rule(
         seconds=st.one_of(
@@ -115,112 +222,111 @@ class LedgerMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += int(seconds * 1_000_000)
 
-    @rule(which=st.integers(0, 200), window=st.integers(0, 2), us=st.sampled_from([-300_000, -1000, -1, 0, 1, 1000]))
-    def almost_out_of_the_window(self, which: int, window: int, us: int) -> None:
+    @rule(
+        subject=SUBJECT,
+        which=st.integers(0, 200),
+        window=st.integers(0, 2),
+        us=st.sampled_from([-300_000, -1000, -1, 0, 1, 1000]),
+    )
+    def almost_out_of_the_window(self, subject: str, which: int, window: int, us: int) -> None:
         """To the moment, or nearly, at which an earlier request leaves a window; then as many as pass."""
-        if self.model.admitted:
+        admitted = self.accounts[subject].admitted
+        if admitted:
             length = self.windows.each[window % len(self.windows.each)].seconds * 1_000_000
-            left = self.model.admitted[-1 - which % len(self.model.admitted)] + length + us
-            self.now = max(self.now, left)
+            self.now = max(self.now, admitted[-1 - which % len(admitted)] + length + us)
             for _ in range(3):
-                self.admit(None, "reject")
+                self.admit(self.request(subject))
 
-    @rule(times=st.integers(1, 40))
-    def burst_of_plain_requests(self, times: int) -> None:
+    @rule(subject=SUBJECT, times=st.integers(1, 40))
+    def burst_of_plain_requests(self, subject: str, times: int) -> None:
         for _ in range(times):
-            self.admit(None, "reject")
+            self.admit(self.request(subject))
 
-    @rule(busy=st.sampled_from(["reject", "queue", "later"]), again=st.booleans())
-    def one_run(self, busy: Busy, again: bool) -> None:
-        lease = Lease.new("claude", "t", self.slot.run_micro_usd)
+    @rule(subject=SUBJECT, busy=st.sampled_from(["reject", "queue", "later"]), again=st.booleans())
+    def one_run(self, subject: str, busy: Busy, again: bool) -> None:
+        lease = Lease.new("claude", subject, self.money, self.shared(subject))
         if again and self.known:
             lease = self.known[-1]
         self.known.append(lease)
-        self.admit(lease, busy)
+        self.admit(self.request(lease.subject_key, lease, busy))
 
-    def admit(self, lease: Lease | None, busy: Busy) -> None:
-        before = self.model
-        request = Admit("claude", "t", self.windows, lease, self.slot, busy)
-        a = self.agreed(calls.admit(request), self.local.admit(request))
-        live = before.live(self.now)
-        held = lease is not None and lease.member in live
-        others = [m for m in live if lease is None or m != lease.member]
-        over_budget = False
-        if lease is not None and not held:
-            need = before.reserved(self.now) + lease.micro_usd
-            for budget, form in ((self.slot.day_micro_usd, "%F"), (self.slot.month_micro_usd, "%Y-%m")):
-                over_budget |= budget is not None and before.spent(self.now, form) + need > budget
-        full = (
-            lease is not None and not held and self.slot.concurrent is not None and len(others) >= self.slot.concurrent
-        )
-        blocking = [w for w in self.windows.each if self.must_block(w)]
+    @rule(which=st.integers(0, 5))
+    def a_queued_one_starts(self, which: int) -> None:
+        if self.known:
+            lease = self.known[which % len(self.known)]
+            self.admit(calls.to_acquire(lease, self.slot(lease.subject_key)))
+
+    def admit(self, request: Admit) -> None:
+        lease, now, accounts = request.lease, self.now, self.accounts_of(request)
+        a = self.agreed(self.redis.admit(request, now), self.local.admit(request))
+        counted = bool(request.windows.each)
+        taken = [] if lease is None else [lease.member in account.live(now) for account in accounts]
+        held = any(taken)
+        assert not held or all(taken), "a lease is held in all accounts, or in none"
+        blocking, may_block, over, over_at_most, full = [], [], [], [], []
+        for n, account in enumerate(accounts):
+            if counted:
+                blocking += [w for w in account.windows.each if account.must_block(w, now)]
+                may_block += [(n, w.name) for w in account.windows.each if account.may_block(w, now)]
+            if lease is not None and not held:
+                over += account.over(now, lease.micro_usd)
+                over_at_most += [(n, name) for name in account.over(now, lease.micro_usd, QUARTER_US)]
+                most = account.terms.concurrent
+                full += [n] if most is not None and len(account.live(now)) >= most else []
         if a.admitted:
-            assert not blocking and not over_budget
-            assert a.queued == (lease is not None and not held and (busy == "later" or (full and busy == "queue")))
-            before.admitted.append(self.now)
-            if lease is not None and not a.queued:
-                before.leases[lease.member] = self.now // 1000 + self.slot.ttl_ms
+            assert not blocking and not over
+            assert a.queued == (
+                lease is not None and not held and (request.busy == "later" or bool(full and request.busy == "queue"))
+            )
             assert a.queued or not full
-            for w in self.windows.each:
-                if w.burst < 0:
-                    assert before.within(self.now, w.seconds * 1_000_000) <= w.limit
+            for account in accounts:
+                if counted:
+                    account.admitted.append(now)
+                if lease is not None and not a.queued:
+                    account.leases[lease.member] = now // 1000 + request.slot.ttl_ms
+                for w in account.windows.each:
+                    if w.burst < 0:
+                        assert account.within(now, w.seconds * 1_000_000) <= w.limit
         else:
             # A refusal has its reason, and the reason given is a true one.
-            may_block = [w.name for w in self.windows.each if self.may_block(w)]
-            assert may_block or over_budget or (full and busy == "reject")
-            if a.exceeded in ("usd_per_day", "usd_per_month"):
-                assert over_budget
+            if a.exceeded.startswith("usd"):
+                assert (a.at, a.exceeded) in over_at_most
             elif a.exceeded == "concurrent":
-                assert full and busy == "reject"
+                assert a.at in full and request.busy == "reject"
             else:
-                assert a.exceeded in may_block and a.wait_ms > 0
-
-    def must_block(self, w: Window) -> bool:
-        """One more would break the promise."""
-        length = w.seconds * 1_000_000
-        if w.burst < 0:
-            return self.model.within(self.now, length) >= w.limit
-        return self.backlog(w) > w.burst + 1e-3
-
-    def may_block(self, w: Window) -> bool:
-        """Refusing is not more cautious than one bucket of time allows."""
-        length = w.seconds * 1_000_000
-        if w.burst < 0:
-            return self.model.within(self.now, length + w.width_ms * 1000) >= w.limit
-        return self.backlog(w) > w.burst - 1e-3
-
-    def backlog(self, w: Window) -> float:
-        """nginx's `excess`: what a leaky bucket still holds, in requests."""
-        level, last = 0.0, 0
-        for t in self.model.admitted:
-            level = max(level - (t - last) * w.limit / (w.seconds * 1_000_000), 0) + 1
-            last = t
-        return max(level - (self.now - last) * w.limit / (w.seconds * 1_000_000), 0)
+                assert (a.at, a.exceeded) in may_block and a.wait_ms > 0
 
     @rule(usd=st.floats(0, 5, allow_nan=False), which=st.integers(0, 5))
     def a_run_ends(self, usd: float, which: int) -> None:
         if not self.known:
             return
         lease = self.known[which % len(self.known)]
-        remembered = self.model.settled.get(lease.member, 0) > self.now // 1000
+        remembered = self.settled.get(lease.member, 0) > self.now // 1000
         cost = micro_usd(usd)
-        assert self.agreed(calls.settle(lease, cost), self.local.settle(lease, cost)) is not remembered
-        self.model.leases.pop(lease.member, None)
+        assert (
+            self.agreed(self.redis.ask(calls.settle(lease, cost), self.now), self.local.settle(lease, cost))
+            is not remembered
+        )
         if not remembered:
-            self.model.settled[lease.member] = self.now // 1000 + SETTLED_MS
-            self.model.booked.append((self.now, cost))
+            self.settled[lease.member] = self.now // 1000 + SETTLED_MS
+        for account in self.accounts_of(lease):
+            account.leases.pop(lease.member, None)
+            if not remembered:
+                account.booked.append((self.now, cost))
 
     @rule(which=st.integers(0, 5))
     def heartbeat(self, which: int) -> None:
         if not self.known:
             return
         lease = self.known[which % len(self.known)]
-        if self.model.settled.get(lease.member, 0):
+        if self.settled.get(lease.member, 0):
             return  # whether a settlement of a day ago is still known is of no consequence
-        lives = lease.member in self.model.live(self.now)
-        renewal = self.agreed(calls.renew(lease, 60_000), self.local.renew(lease, 60_000))
+        accounts = self.accounts_of(lease)
+        lives = lease.member in accounts[0].live(self.now)
+        renewal = self.agreed(self.redis.ask(calls.renew(lease, 60_000), self.now), self.local.renew(lease, 60_000))
         assert renewal is (Renewal.EXTENDED if lives else Renewal.LAPSED)
-        self.model.leases[lease.member] = self.now // 1000 + 60_000
+        for account in accounts:
+            account.leases[lease.member] = self.now // 1000 + 60_000
 
     @rule(which=st.integers(0, 5))
     def given_back(self, which: int) -> None:
@@ -229,34 +335,48 @@ class LedgerMachine(RuleBasedStateMachine):
             # A lapsed lease may or may not have been swept away, so the number says nothing.
             self.redis.ask(calls.release(lease), self.now)
             self.local.release(lease)
-            self.model.leases.pop(lease.member, None)
+            for account in self.accounts_of(lease):
+                account.leases.pop(lease.member, None)
 
-    @rule()
-    def waiting_helps(self) -> None:
-        """Whoever waits as long as told is admitted, if nobody else came."""
-        request = Admit("claude", "t", self.windows)
-        first = self.agreed(calls.admit(request), self.local.admit(request))
-        if not first.admitted:
+    @rule(subject=SUBJECT)
+    def waiting_helps(self, subject: str) -> None:
+        """Whoever waits as long as told is admitted, if nobody else came: with several accounts, not longer in turn."""
+        request = self.request(subject)
+        for _ in range(2 + len(request.shared.pools)):
+            first = self.agreed(self.redis.admit(request, self.now), self.local.admit(request))
+            if first.admitted:
+                break
             self.now += first.wait_ms * 1000
-            first = self.agreed(calls.admit(request), self.local.admit(request))
-            assert first.admitted
-        self.model.admitted.append(self.now)
+        assert first.admitted
+        for account in self.accounts_of(request):
+            account.admitted.append(self.now)
 
     @invariant()
     def reports_agree(self) -> None:
-        if not hasattr(self, "model"):
+        if not hasattr(self, "accounts"):
             return
-        request = Peek("claude", "t", self.windows)
-        usage = self.agreed(calls.peek(request), self.local.peek(request))
-        assert usage.running == len(self.model.live(self.now))
-        assert usage.reserved_micro_usd == self.model.reserved(self.now)
-        assert usage.spent_day_micro_usd == self.model.spent(self.now, "%F")
-        assert usage.spent_month_micro_usd == self.model.spent(self.now, "%Y-%m")
-        for quota in usage.quotas:
+        for subject in SUBJECTS:
+            of = self.request(subject)
+            request = Peek("claude", subject, self.windows, of.slot, of.shared, of.pool_windows)
+            usage = self.agreed(self.redis.peek(request, self.now), self.local.peek(request))
+            assert [s.budget for s in usage.own.spent[:2]] == [UTC_DAY, UTC_MONTH]
+            for account, standing in zip(self.accounts_of(of), (usage.own, *usage.pools), strict=True):
+                self.reported(account, standing)
+
+    def reported(self, account: Account, standing: Standing) -> None:
+        now = self.now
+        assert standing.running == len(account.live(now))
+        assert standing.reserved_micro_usd == account.reserved(now)
+        for spent in standing.spent:
+            more = QUARTER_US if spent.budget.rolling else 0
+            least, most = account.spent(now, spent.budget), account.spent(now, spent.budget, more)
+            assert least <= spent.micro_usd <= most
+            assert spent.reset_ms > 0 or (spent.budget.rolling and not spent.micro_usd)
+        for quota in standing.quotas:
             w = quota.window
             if w.burst < 0:
                 length = w.seconds * 1_000_000
-                least, most = (self.model.within(self.now, length + extra) for extra in (0, w.width_ms * 1000))
+                least, most = (account.within(now, length + extra) for extra in (0, w.width_ms * 1000))
                 assert w.limit - most <= quota.remaining <= w.limit - least or quota.remaining == 0
 
 

@@ -54,7 +54,7 @@ def test_everybody_gets_their_own_answer_on_one_connection(own_redis: RedisProce
     ledger = RedisLedger(Settings(own_redis.url, timeout=HANG))
 
     def ask(number: int) -> list[int]:
-        return [admit(ledger, f"s{number}", 1000 + number).quotas[0].remaining for _ in range(20)]
+        return [admit(ledger, f"s{number}", 1000 + number).own.quotas[0].remaining for _ in range(20)]
 
     greenlets = [gevent.spawn(ask, number) for number in range(50)]
     gevent.joinall(greenlets, timeout=HANG, raise_error=True)
@@ -77,12 +77,12 @@ def killed_while_it_waits(ledger: RedisLedger, redis: RedisProcess, *, forget: b
     redis.signal(signal.SIGCONT)
     bob.join(HANG)
     assert isinstance(bob.value, Admission)
-    return bob.value.quotas[0].remaining
+    return bob.value.own.quotas[0].remaining
 
 
 def test_the_answer_for_one_who_has_gone_is_nobody_elses(ledger: RedisLedger, redis_server: RedisProcess) -> None:
     assert killed_while_it_waits(ledger, redis_server, forget=False) == 499
-    assert admit(ledger, "carol", 7).quotas[0].remaining == 6
+    assert admit(ledger, "carol", 7).own.quotas[0].remaining == 6
 
 
 def test_control_were_the_question_forgotten_the_answer_would_be(
@@ -124,7 +124,7 @@ def test_a_frozen_redis_is_late_for_all_and_forgotten_by_the_next(own_redis: Red
     deadline = time.monotonic() + HANG
     while isinstance(ask(0.05), str):
         assert time.monotonic() < deadline
-    assert admit(ledger, "bob", 7).quotas[0].remaining == 6
+    assert admit(ledger, "bob", 7).own.quotas[0].remaining == 6
     ledger.close()
 
 

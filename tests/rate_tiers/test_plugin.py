@@ -267,12 +267,12 @@ def test_header_styles(kong: Driver, start: Start, subject: str, style: str) -> 
 
 
 def test_the_tightest_window_is_shown_as_kong_chooses_it() -> None:
-    def quota(name: str, remaining: int) -> Quota:
-        return Quota(Window(name, 100), remaining, 1000)
+    def quota(name: str, remaining: int) -> headers.Named:
+        return headers.Named("", Quota(Window(name, 100), remaining, 1000))
 
-    assert headers.tightest([quota("minute", 5), quota("hour", 3)]).window.name == "hour"
-    assert headers.tightest([quota("minute", 5), quota("hour", 5)]).window.name == "hour"
-    assert headers.tightest([quota("minute", 4), quota("hour", 5)]).window.name == "minute"
+    assert headers.tightest([quota("minute", 5), quota("hour", 3)]).name == "hour"
+    assert headers.tightest([quota("minute", 5), quota("hour", 5)]).name == "hour"
+    assert headers.tightest([quota("minute", 4), quota("hour", 5)]).name == "minute"
 
 
 # How the tier is found: (configuration, request's tier claim, headers, Kong's consumer) → tier

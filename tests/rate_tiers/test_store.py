@@ -22,6 +22,7 @@ from claude_contract.ledger import (
     Quota,
     Renewal,
     Slot,
+    Standing,
     Usage,
     Window,
     Windows,
@@ -98,6 +99,11 @@ def usage(store: Ledger) -> tuple[int, int, int, int]:
     return found.running, found.reserved_micro_usd, found.spent_day_micro_usd, found.spent_month_micro_usd
 
 
+def taken(found: Admission) -> tuple[bool, int, int, list[tuple[str, int]]]:
+    own = found.own
+    return found.admitted, own.running, own.reserved_micro_usd, [(s.budget.name, s.micro_usd) for s in own.spent]
+
+
 def lapse(_: Ledger) -> None:
     time.sleep(0.02)
 
@@ -114,7 +120,10 @@ CASES = [
     Case(
         "a window counts what it admits, and refuses the rest",
         (
-            (lambda s: s.admit(request(DAY)), Admission(True, False, "", 0, 0, 0, 0, 0, (Quota(DAY, 1, 86_400_001),))),
+            (
+                lambda s: s.admit(request(DAY)),
+                Admission(True, False, "", 0, 0, Standing(quotas=(Quota(DAY, 1, 86_400_001),))),
+            ),
             (lambda s: s.admit(request(DAY)).admitted, True),
             (lambda s: s.admit(request(DAY)).exceeded, "day"),
             (lambda s: 86_300_000 < s.admit(request(DAY)).wait_ms <= 86_400_001, True),
@@ -132,7 +141,7 @@ CASES = [
         (
             (lambda s: s.admit(request(DAY, lease=A, slot=ONE)).admitted, True),
             (lambda s: s.admit(request(DAY, lease=B, slot=ONE)).exceeded, "concurrent"),
-            (lambda s: s.peek(Peek("claude", SUBJECT, Windows((DAY,)))).quotas[0].remaining, 1),
+            (lambda s: s.peek(Peek("claude", SUBJECT, Windows((DAY,)))).own.quotas[0].remaining, 1),
             (usage, (1, 2_000_000, 0, 0)),
         ),
     ),
@@ -154,9 +163,9 @@ CASES = [
     Case(
         "a lease takes a place and its money",
         (
-            (lambda s: s.acquire(A, SLOT), Admission(True, False, "", 0, 1, 2_000_000, 0, 0, ())),
-            (lambda s: s.acquire(B, SLOT).running, 2),
-            (lambda s: s.acquire(B, SLOT).running, 2),  # taking it again changes nothing
+            (lambda s: taken(s.acquire(A, SLOT)), (True, 1, 2_000_000, [("usd_per_day", 0), ("usd_per_month", 0)])),
+            (lambda s: s.acquire(B, SLOT).own.running, 2),
+            (lambda s: s.acquire(B, SLOT).own.running, 2),  # taking it again changes nothing
             (lambda s: (s.acquire(C, SLOT).exceeded, s.acquire(C, SLOT).wait_ms), ("usd_per_day", 0)),
             (usage, (2, 4_000_000, 0, 0)),
         ),

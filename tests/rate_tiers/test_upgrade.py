@@ -11,6 +11,8 @@ import msgpack
 import pytest
 
 from claude_contract.ledger import (
+    UTC_DAY,
+    UTC_MONTH,
     Admit,
     Lease,
     LedgerUnavailable,
@@ -18,12 +20,15 @@ from claude_contract.ledger import (
     Quota,
     Renewal,
     Slot,
+    Spent,
+    Standing,
     UnreadableLedger,
     Usage,
     Window,
     Windows,
     calls,
 )
+from claude_contract.ledger.model import SETTLED_MS
 from claude_contract.versions import UnknownVersion
 from kong_claude.decision import Pass, Refuse
 from kong_claude.rate_tiers.redis_ledger import FAILURES, RedisLedger, Settings
@@ -42,8 +47,11 @@ TEAM = Peek("claude", "team", WINDOWS)
 
 
 def usage_in(reply: list[int]) -> Usage:
-    quotas = zip(WINDOWS.each, reply[6::2], reply[7::2], strict=True)
-    return Usage(*reply[:6], tuple(Quota(*each) for each in quotas))  # type: ignore[call-arg, arg-type]
+    running, reserved, day, month, day_left, month_left, *rest = reply
+    quotas = tuple(Quota(*each) for each in zip(WINDOWS.each, rest[::2], rest[1::2], strict=True))
+    return Usage(
+        Standing(running, reserved, (Spent(UTC_DAY, day, day_left), Spent(UTC_MONTH, month, month_left)), quotas)
+    )
 
 
 @pytest.fixture
@@ -52,27 +60,41 @@ def clocked(redis_server: RedisProcess) -> ClockedRedis:
 
 
 class OldGateway:
-    """Release 0.1.0's scripts, on the same Redis."""
+    """Release 0.1.0's scripts, called as it did, on the same Redis."""
 
     def __init__(self, clocked: ClockedRedis) -> None:
         self.clocked = clocked
 
-    def run(self, verb: str, call: calls.Call[Any], now: int) -> Any:
-        source = OLD["scripts"][verb]
-        return self.clocked.ask(call._replace(script=calls.Script(source, ""), parse=lambda reply: reply), now)
+    def run(self, verb: str, keys: str, *args: Any, now: int) -> Any:
+        script = calls.Script(OLD["scripts"][verb], "")
+        named = tuple(f"claude:{{team}}:{key}" for key in keys.split())
+        return self.clocked.ask(calls.Call(script, named, args, lambda reply: reply), now)
+
+    def peek(self, now: int) -> Usage:
+        return usage_in(self.run("peek", "leases w usd:day usd:month", WINDOWS.packed, now=now))
+
+    def admit(self, now: int) -> Any:
+        args = ("", 60_000, -1, -1, -1, "reject", WINDOWS.packed)
+        return self.run("admit", "leases w usd:day usd:month", *args, now=now)
+
+    def renew(self, lease: Lease, now: int) -> Any:
+        return self.run("renew", "leases settled", lease.member, 60_000, now=now)
+
+    def settle(self, lease: Lease, cost: int, now: int) -> Any:
+        return self.run("settle", "leases usd:day usd:month settled", lease.member, cost, SETTLED_MS, now=now)
 
 
 def test_what_0_1_0_has_counted_counts(clocked: ClockedRedis) -> None:
     restore(clocked.client, OLD["keys"])
-    assert clocked.ask(calls.peek(TEAM), AT_US) == usage_in(OLD["peek"])
-    full = clocked.ask(calls.admit(Admit("claude", "team", WINDOWS)), AT_US + 1_000_000)
+    assert clocked.peek(TEAM, AT_US) == usage_in(OLD["peek"])
+    full = clocked.admit(Admit("claude", "team", WINDOWS), AT_US + 1_000_000)
     assert full.admitted, "the minute's last"
-    assert clocked.ask(calls.admit(Admit("claude", "team", WINDOWS)), AT_US + 1_500_000).exceeded == "minute"
+    assert clocked.admit(Admit("claude", "team", WINDOWS), AT_US + 1_500_000).exceeded == "minute"
     assert clocked.ask(calls.renew(HELD[0], 60_000), AT_US) is Renewal.EXTENDED
     assert clocked.ask(calls.renew(SETTLED, 60_000), AT_US) is Renewal.SETTLED
     assert clocked.ask(calls.settle(SETTLED, 1_250_000), AT_US) is False
     assert [clocked.ask(calls.settle(lease, 500_000), AT_US) for lease in HELD] == [True, True]
-    after = clocked.ask(calls.peek(TEAM), AT_US)
+    after = clocked.peek(TEAM, AT_US)
     assert (after.running, after.reserved_micro_usd, after.spent_day_micro_usd) == (0, 0, 2_250_000)
     assert after.spent_month_micro_usd == 2_250_000
 
@@ -82,20 +104,20 @@ def test_what_we_have_counted_0_1_0_counts(clocked: ClockedRedis) -> None:
     restore(clocked.client, OLD["keys"])
     old, now = OldGateway(clocked), AT_US
     ours = Lease.new("claude", "team", SLOT.run_micro_usd)
-    assert clocked.ask(calls.admit(Admit("claude", "team", WINDOWS, ours, SLOT)), now + 1_000_000).admitted
+    assert clocked.admit(Admit("claude", "team", WINDOWS, ours, SLOT), now + 1_000_000).admitted
     assert clocked.ask(calls.settle(HELD[0], 750_000), now + 1_000_000)
     now += 2_000_000
-    found = usage_in(old.run("peek", calls.peek(TEAM), now))
-    assert found == clocked.ask(calls.peek(TEAM), now)
+    found = old.peek(now)
+    assert found == clocked.peek(TEAM, now)
     assert (found.running, found.reserved_micro_usd, found.spent_day_micro_usd) == (2, 4_000_000, 2_000_000)
-    assert old.run("admit", calls.admit(Admit("claude", "team", WINDOWS)), now)[:2] == [0, 2]  # the minute is full
+    assert old.admit(now)[:2] == [0, 2]  # the minute is full
     # Its gateway and its invoker end what ours began, and it is theirs to count on.
-    assert old.run("renew", calls.renew(ours, 60_000), now) == 1
-    assert old.run("settle", calls.settle(ours, 250_000), now) == 1
+    assert old.renew(ours, now) == 1
+    assert old.settle(ours, 250_000, now) == 1
     now += 70_000_000
-    assert old.run("admit", calls.admit(Admit("claude", "team", WINDOWS)), now)[0] == 1
-    found = clocked.ask(calls.peek(TEAM), now)
-    assert found == usage_in(old.run("peek", calls.peek(TEAM), now))
+    assert old.admit(now)[0] == 1
+    found = clocked.peek(TEAM, now)
+    assert found == old.peek(now)
     assert (found.running, found.spent_day_micro_usd) == (0, 2_250_000)
 
 
@@ -141,14 +163,14 @@ def test_money_of_the_version_to_come_is_read(clocked: ClockedRedis) -> None:
     for period in ("day", "month"):
         value = clocked.client.get(f"claude:{{team}}:usd:{period}")
         clocked.client.set(f"claude:{{team}}:usd:{period}", f"{value.decode()}:1")  # type: ignore[union-attr]
-    assert clocked.ask(calls.peek(TEAM), AT_US) == usage_in(OLD["peek"])
+    assert clocked.peek(TEAM, AT_US) == usage_in(OLD["peek"])
 
 
 def test_control_0_1_0_takes_it_for_nothing_spent(clocked: ClockedRedis) -> None:
     """Why it is not written yet."""
     restore(clocked.client, OLD["keys"])
     clocked.client.set("claude:{team}:usd:day", "20717:1250000:1")
-    found = usage_in(OldGateway(clocked).run("peek", calls.peek(TEAM), AT_US))
+    found = OldGateway(clocked).peek(AT_US)
     assert found.spent_day_micro_usd == 0
 
 

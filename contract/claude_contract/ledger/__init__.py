@@ -1,6 +1,7 @@
 """The ledger: who runs how much, and what it cost. The gateway admits, the invoker settles.
 
-`model` has the values, `store` the verbs, `calls` the verbs as Lua in Redis. From an asyncio service:
+`limits` and `model` have the values, `periods` the calendar, `store` the verbs, `calls` the verbs as Lua in Redis. From
+an asyncio service:
 
     from redis.asyncio import Redis
     from claude_contract.ledger import AsyncLedger, Lease, Slot, micro_usd
@@ -17,14 +18,27 @@ A queued run (`claims["queue"]` is true) holds nothing yet; its lease is taken w
 
 A job that came with a lease but must wait (queue position) gives it back with `release` and takes it with `acquire`.
 
-All keys of a subject share one hash tag, so that every script runs on one node of a Redis Cluster. The key layout is in
+A request counts for its subject and for its pools (`Shared`), all or nothing; a lease knows them. All keys of one
+admission share one hash tag, so that every script runs on one node of a Redis Cluster. The key layout is in
 docs/rate-tiers.md.
 """
 
-from claude_contract.ledger.model import (
-    NAMESPACE,
+from claude_contract.ledger.limits import (
     NO_WINDOWS,
     PERIODS,
+    UTC_DAY,
+    UTC_MONTH,
+    Budget,
+    Slot,
+    Terms,
+    Window,
+    Windows,
+)
+from claude_contract.ledger.model import (
+    ALONE,
+    DEPLOYMENT,
+    MAX_POOLS,
+    NAMESPACE,
     VERSION,
     Admission,
     Admit,
@@ -34,20 +48,23 @@ from claude_contract.ledger.model import (
     Peek,
     Quota,
     Renewal,
-    Slot,
+    Shared,
+    Spent,
+    Standing,
     UnreadableLedger,
     Usage,
-    Window,
-    Windows,
-    key,
+    heads,
     micro_usd,
+    organisation_tag,
+    pool_key,
     subject_key,
     usd,
 )
 from claude_contract.ledger.store import AsyncLedger, Ledger
 
 __all__ = [
-    "NAMESPACE", "NO_WINDOWS", "PERIODS", "VERSION", "Admission", "Admit", "AsyncLedger", "Busy", "Lease", "Ledger",
-    "LedgerUnavailable", "Peek", "Quota", "Renewal", "Slot", "UnreadableLedger", "Usage", "Window", "Windows", "key",
-    "micro_usd", "subject_key", "usd",
+    "ALONE", "DEPLOYMENT", "MAX_POOLS", "NAMESPACE", "NO_WINDOWS", "PERIODS", "UTC_DAY", "UTC_MONTH", "VERSION",
+    "Admission", "Admit", "AsyncLedger", "Budget", "Busy", "Lease", "Ledger", "LedgerUnavailable", "Peek", "Quota",
+    "Renewal", "Shared", "Slot", "Spent", "Standing", "Terms", "UnreadableLedger", "Usage", "Window", "Windows",
+    "heads", "micro_usd", "organisation_tag", "pool_key", "subject_key", "usd",
 ]  # fmt: skip

@@ -1,116 +1,118 @@
--- Admits one request, or changes nothing. Every window, the concurrency and both budgets are checked first; only
--- then everything is taken. Also takes a queued job's lease when it starts (no windows then).
+-- Admits one request, or changes nothing. Of every account (the subject's own, then its pools') all windows, the
+-- concurrency and all budgets are checked first; only then everything is taken. Also takes a queued job's lease when it
+-- starts (no windows then).
 --
--- KEYS  1 leases   2 w   3 usd:day   4 usd:month
--- ARGV  1 lease "<id>:<micro-USD>", or "" for none
+-- KEYS  see `money.lua`
+-- ARGV  1 lease, or "" for none
 --       2 lease's time to live, ms
---       3 concurrent runs allowed, -1 any
---       4 micro-USD allowed per day, -1 any      5 per month, -1 any
---       6 busy: "reject", "queue" (where all slots are taken go on without a lease) or "later" (take no lease now)
---       7 rules, "" for none
--- Reply 1 verdict: 0 refused, 1 admitted, 2 admitted without its lease (to be taken when the job starts)
---       2 exceeded limit: 0 none, n the nth window, -1 concurrency, -2 day's budget, -3 month's budget
---       3 ms until it may pass                    4 running   5 reserved   6 spent today   7 spent this month
---       (4 to 7 are 0 where no lease was asked for)
---       8... per window: remaining, ms until a place comes back
+--       3 busy: "reject", "queue" (where all slots are taken go on without a lease) or "later" (take no lease now)
+--       4... per account: rules, "" for none; terms
+-- Reply 1 verdict: 0 refused, 1 admitted, 2 admitted without its lease (to be taken when the job starts),
+--         -1: this moment, 2 in ms, is in another period than the caller has computed
+--       2 of which account the exceeded limit is, from 1    3 which: 0 none, n the nth window, -1 concurrency, -1 - n the
+--         nth budget                                        4 ms until it may pass
+--       5... per account: running, reserved; per budget: spent, ms left; per window: remaining, ms until a place comes back
+--       (running, reserved and spent are 0 where no lease was asked for)
 
-local lease, ttl_ms, concurrent = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local budget_day, budget_month, busy = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
-local amount = tonumber(string.match(lease, ':(%d+)$') or 0)
+local lease, ttl_ms, busy = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local amount = lease ~= '' and reserved_by(lease) or 0
 
-local value
-local running, reserved, held, spent_day, spent_month = 0, 0, false, 0, 0
-if lease == '' then
-  value = redis.call('GET', KEYS[2])
-else
-  local day, month
-  value, day, month = redis.call('GET', KEYS[2]), redis.call('GET', KEYS[3]), redis.call('GET', KEYS[4])
-  running, reserved, held = read_leases(KEYS[1], lease)
-  spent_day = read_spent(day, today)
-  spent_month = month and read_spent(month, month_of(today)) or 0
-end
-
-local exceeded, wait = 0, 0
-local function refuse_for(limit, us)
+local exceeded, who, wait = 0, 1, 0
+local function refuse_for(account, limit, us)
   -- Of several, the one that stays in the way for longest is named.
   if exceeded == 0 or us > wait then
-    exceeded, wait = limit, us
+    exceeded, who, wait = limit, account, us
   end
 end
 
-local windows, rules, states = read_windows(value), read_rules(ARGV[7]), {}
-if unreadable then
-  return unreadable
+local each, verdict, holds, is_held, held, lapsed = {}, 1, {}, false, nil, nil
+if lease ~= '' then
+  holds, is_held, held, lapsed = read_leases(lease)
 end
-local count = (#rules - 1) / 4  -- struct.unpack adds the position behind what it read
-for n = 1, count do
-  local at = 4 * n - 3
-  local length, limit, burst = rules[at], rules[at + 1], rules[at + 3]
-  if burst >= 0 then
-    states[n] = empty_at(windows[-length])
-    local over = states[n] - now - burst * (length * 1000000 / limit)
-    if over > 0 then
-      refuse_for(n, over)
-    end
-  else
-    local state = live(windows[length], length * 1000)
-    states[n] = state
-    if state and state[1] >= limit then
-      refuse_for(n, window_wait(state, limit, length * 1000))
-    end
+for n = 1, accounts do
+  local rules = read_rules(ARGV[2 * n + 2])
+  local windows = #rules > 0 and read_windows(redis.call('GET', w_of(n))) or {}
+  local a = {windows = windows, rules = rules, running = 0, reserved = 0, spent = {}, left = {}}
+  each[n] = a
+  if lease ~= '' then
+    a.terms = read_terms(ARGV[2 * n + 3])
+    a.running, a.reserved = holds[n][1], holds[n][2]
+    a.spent, a.left, a.book = read_spent(n, a.terms)
   end
+  if unreadable then
+    return unreadable
+  end
+  if outside then
+    return {-1, now_ms}
+  end
+  a.states = states_of(windows, rules)
 end
 
-local verdict = 1
-if lease ~= '' and not held then
-  if budget_day >= 0 and spent_day + reserved + amount > budget_day then
-    refuse_for(-2, spent_day + amount > budget_day and (today + 1) * DAY - now or 0)
+for n = 1, accounts do
+  local a = each[n]
+  for i = 1, #a.states do
+    local length, limit, burst = a.rules[4 * i - 3], a.rules[4 * i - 2], a.rules[4 * i]
+    local state = a.states[i]
+    if burst >= 0 then
+      local over = state - now - burst * (length * 1000000 / limit)
+      if over > 0 then
+        refuse_for(n, i, over)
+      end
+    elseif state and state[1] >= limit then
+      refuse_for(n, i, window_wait(state, limit, length * 1000))
+    end
   end
-  if budget_month >= 0 and spent_month + reserved + amount > budget_month then
-    refuse_for(-3, spent_month + amount > budget_month and month_left() or 0)
-  end
-  if busy == 'later' then
-    verdict = 2
-  elseif concurrent >= 0 and running >= concurrent then
-    if busy == 'queue' then
+  if lease ~= '' and not is_held then
+    for i = 1, #a.spent do
+      local at, need = 4 * i - 2, a.spent[i] + amount
+      local budget, start, ends = a.terms[at], a.terms[at + 1], a.terms[at + 2]
+      if need + a.reserved > budget then
+        local us = 0
+        if need > budget then
+          us = 1000 * (ends > 0 and a.left[i] or rolling_wait(a.book, start, budget - amount))
+        end
+        refuse_for(n, -1 - i, us)
+      end
+    end
+    if busy == 'later' then
       verdict = 2
-    else
-      refuse_for(-1, 0)
+    elseif a.terms[1] >= 0 and a.running >= a.terms[1] then
+      if busy == 'queue' then
+        verdict = 2
+      else
+        refuse_for(n, -1, 0)
+      end
     end
   end
 end
 
 if exceeded ~= 0 then
   verdict = 0
-else
-  for n = 1, count do
-    local at = 4 * n - 3
-    local length, empty = rules[at], nil
-    if rules[at + 3] >= 0 then
-      states[n] = math.ceil(states[n] + length * 1000000 / rules[at + 1])
-      windows[-length] = states[n]
-      empty = math.ceil(states[n] / 1000)
-    else
-      states[n] = count_one(states[n], rules[at + 2])
-      windows[length] = states[n]
-      empty = states[n][2] + length * 1000
-    end
-    if empty > windows[0] then
-      windows[0] = empty
-    end
-  end
-  if count > 0 then
-    write_windows(KEYS[2], windows)
-  end
-  if lease ~= '' and verdict == 1 then
-    write_lease(KEYS[1], lease, ttl_ms)
-    running, reserved = running + 1, reserved + amount
-  end
 end
-
-local reply = {verdict, exceeded, math.ceil(wait / 1000), running, reserved, spent_day, spent_month}
-for n = 1, count do
-  local at = 4 * n - 3
-  reply[2 * n + 6], reply[2 * n + 7] = quota(rules[at + 3], rules[at + 1], rules[at], states[n])
+if lease ~= '' and verdict == 1 then
+  write_lease(lease, ttl_ms, held, lapsed)
+end
+local reply = {verdict, who, exceeded, math.ceil(wait / 1000)}
+local at = 5
+for n = 1, accounts do
+  local a = each[n]
+  if verdict > 0 then
+    if #a.states > 0 then
+      count_in(a.windows, a.rules, a.states)
+      write_windows(w_of(n), a.windows)
+    end
+    if lease ~= '' and verdict == 1 then
+      a.running, a.reserved = a.running + 1, a.reserved + amount
+    end
+  end
+  reply[at], reply[at + 1], at = a.running, a.reserved, at + 2
+  for i = 1, #a.spent do
+    reply[at], reply[at + 1], at = a.spent[i], a.left[i], at + 2
+  end
+  for i = 1, #a.states do
+    local rule = 4 * i - 3
+    local remaining, reset = quota(a.rules[rule + 3], a.rules[rule + 1], a.rules[rule], a.states[i])
+    reply[at], reply[at + 1], at = remaining, reset, at + 2
+  end
 end
 return reply

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,20 +16,21 @@ from importlib.resources import files
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from claude_contract import versions
+from claude_contract.ledger.limits import NO_WINDOWS, UTC_DAY, UTC_MONTH, Slot, Terms, Windows
 from claude_contract.ledger.model import (
     SETTLED_MS,
     VERSION,
     Admission,
     Admit,
     Lease,
+    LedgerUnavailable,
     Peek,
     Quota,
     Renewal,
-    Slot,
+    Spent,
+    Standing,
     UnreadableLedger,
     Usage,
-    Window,
-    key,
 )
 
 R = TypeVar("R")
@@ -61,55 +63,65 @@ class Call(NamedTuple, Generic[R]):
 @lru_cache
 def script(name: str) -> Script:
     folder = files(__package__)
-    source = folder.joinpath(f"{name}.lua").read_text()
-    if name != "release":
-        source = f"local VERSION = {VERSION}\n{folder.joinpath('common.lua').read_text()}\n{source}"
+    parts = [folder.joinpath(f"{part}.lua").read_text() for part in ("common", "money", name)]
+    source = "\n".join([f"local VERSION = {VERSION}", *parts])
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
-def admit(request: Admit) -> Call[Admission]:
-    namespace, subject_key, lease, slot = request.namespace, request.subject_key, request.lease, request.slot
-    windows = request.windows
+class OutOfPeriod(LedgerUnavailable):
+    """Redis's clock says another period than ours. Asking again with its moment helps."""
+
+    def __init__(self, now_ms: int) -> None:
+        super().__init__("the clocks of Redis and of this machine differ")
+        self.now_ms = now_ms
+
+
+def admit(request: Admit, now_ms: int | None = None) -> Call[Admission]:
+    """`now_ms`: the moment whose periods are asked for, by default now. `parse` raises OutOfPeriod."""
+    lease, slot = request.lease, request.slot
+    limits = limits_of(request, slot.own)
     return Call(
         script("admit"),
-        _account(namespace, subject_key),
+        _keys(request),
         (
-            lease.member if lease is not None else "",
+            _held(lease) if lease is not None else "",
             slot.ttl_ms,
-            -1 if slot.concurrent is None else slot.concurrent,
-            -1 if slot.day_micro_usd is None else slot.day_micro_usd,
-            -1 if slot.month_micro_usd is None else slot.month_micro_usd,
             request.busy,
-            windows.packed,
+            *_packed(limits, now_ms, not request.shared.tag),
         ),
-        lambda reply: _admission(reply, windows.each),
+        lambda reply: _admission(reply, limits, lease is not None),
     )
 
 
-def acquire(lease: Lease, slot: Slot) -> Call[Admission]:
-    return admit(Admit(lease.namespace, lease.subject_key, lease=lease, slot=slot))
+def to_acquire(lease: Lease, slot: Slot) -> Admit:
+    """What takes a lease, and counts nothing."""
+    return Admit(lease.namespace, lease.subject_key, lease=lease, slot=slot, shared=lease.shared)
+
+
+def acquire(lease: Lease, slot: Slot, now_ms: int | None = None) -> Call[Admission]:
+    return admit(to_acquire(lease, slot), now_ms)
 
 
 def renew(lease: Lease, ttl_ms: int) -> Call[Renewal]:
-    return Call(script("renew"), _keys(lease, "leases", "settled"), (lease.member, ttl_ms), Renewal)
+    return Call(script("renew"), _keys(lease), (_held(lease), ttl_ms), Renewal)
 
 
 def settle(lease: Lease, cost_micro_usd: int) -> Call[bool]:
-    keys = _keys(lease, "leases", "usd:day", "usd:month", "settled")
-    return Call(script("settle"), keys, (lease.member, cost_micro_usd, SETTLED_MS), bool)
+    return Call(script("settle"), _keys(lease), (_held(lease), cost_micro_usd, SETTLED_MS), bool)
 
 
 def release(lease: Lease) -> Call[bool]:
-    return Call(script("release"), _keys(lease, "leases"), (lease.member,), bool)
+    return Call(script("release"), _keys(lease), (_held(lease),), bool)
 
 
-def peek(request: Peek) -> Call[Usage]:
-    windows = request.windows
+def peek(request: Peek, now_ms: int | None = None) -> Call[Usage]:
+    """`now_ms` as for `admit`."""
+    limits = limits_of(request, known_to_all(request.slot.own))
     return Call(
         script("peek"),
-        _account(request.namespace, request.subject_key),
-        (windows.packed,),
-        lambda reply: _usage(reply, windows.each),
+        _keys(request),
+        _packed(limits, now_ms, not request.shared.tag),
+        lambda reply: _usage(reply, limits),
     )
 
 
@@ -133,29 +145,87 @@ def unreadable(error: Exception, call: Call[Any]) -> UnreadableLedger | None:
     return None
 
 
-def _account(namespace: str, subject_key: str) -> tuple[str, str, str, str]:
-    head = f"{namespace}:{{{subject_key}}}:"
-    return (head + "leases", head + "w", head + "usd:day", head + "usd:month")
+Limits = Sequence[tuple[Windows, Terms]]  # of each account
+_NO_TERMS = Terms()
 
 
-def _keys(lease: Lease, *suffixes: str) -> tuple[str, ...]:
-    return tuple([key(lease.namespace, lease.subject_key, suffix) for suffix in suffixes])
+def known_to_all(own: Terms) -> Terms:
+    """The terms of which `peek` tells: two of each subject."""
+    return Terms(own.concurrent, (UTC_DAY, UTC_MONTH, *own.budgets))
 
 
-_EXCEEDED = {0: "", -1: "concurrent", -2: "usd_per_day", -3: "usd_per_month"}
+def limits_of(request: Admit | Peek, own: Terms) -> Limits:
+    """Of each account, the subject's with its `own` terms first."""
+    if not request.shared.pools:
+        return ((request.windows, own),)
+    none = len(request.shared.pools)
+    windows = request.pool_windows or (NO_WINDOWS,) * none
+    terms = request.slot.pools or (_NO_TERMS,) * none
+    return ((request.windows, own), *zip(windows, terms, strict=True))
 
 
-def _quotas(windows: Sequence[Window], numbers: Sequence[int]) -> tuple[Quota, ...]:
-    return tuple(map(Quota, windows, numbers[::2], numbers[1::2]))
+def _packed(limits: Limits, now_ms: int | None, own_tag: bool) -> tuple[bytes, ...]:
+    moment = _now_ms() if now_ms is None else now_ms
+    return tuple([packed for w, terms in limits for packed in (w.packed, terms.packed(moment, own_tag))])
 
 
-def _admission(reply: Sequence[int], windows: Sequence[Window]) -> Admission:
-    verdict, who, wait_ms, running, reserved, spent_day, spent_month, *rest = reply
-    exceeded = windows[who - 1].name if who > 0 else _EXCEEDED[who]
-    quotas = _quotas(windows, rest)
-    return Admission(verdict != 0, verdict == 2, exceeded, wait_ms, running, reserved, spent_day, spent_month, quotas)
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
-def _usage(reply: Sequence[int], windows: Sequence[Window]) -> Usage:
-    running, reserved, spent_day, spent_month, day_left_ms, month_left_ms, *rest = reply
-    return Usage(running, reserved, spent_day, spent_month, day_left_ms, month_left_ms, _quotas(windows, rest))
+def _keys(of: Admit | Peek | Lease) -> tuple[str, ...]:
+    """See `money.lua`."""
+    if not of.shared.tag:
+        head = f"{of.namespace}:{{{of.subject_key}}}:"
+        names = ("leases", "settled", "w", "spent", "usd:day", "usd:month")
+        return tuple([head + name for name in names])
+    head = f"{of.namespace}:{{{of.shared.tag}}}:"
+    keys = [head + "leases", f"{head}{of.subject_key}:settled"]
+    for account in (of.subject_key, *of.shared.pools):
+        keys += (f"{head}{account}:w", f"{head}{account}:spent")
+    return (*keys, head + "held")
+
+
+def _held(lease: Lease) -> str:
+    """As it stands in Redis: where many share a tag, with its accounts."""
+    if not lease.shared.tag:
+        return lease.member
+    return " ".join([lease.member, lease.subject_key, *lease.shared.pools])
+
+
+def _standings(numbers: Sequence[int], limits: Limits, with_money: bool) -> tuple[Standing, ...]:
+    found, at = [], 0
+    for windows, terms in limits:
+        running, reserved, at = numbers[at], numbers[at + 1], at + 2
+        spent = []
+        for budget in terms.budgets if with_money else ():
+            spent.append(Spent(budget, numbers[at], numbers[at + 1]))
+            at += 2
+        quotas = []
+        for window in windows.each:
+            quotas.append(Quota(window, numbers[at], numbers[at + 1]))
+            at += 2
+        found.append(Standing(running, reserved, tuple(spent), tuple(quotas)))
+    return tuple(found)
+
+
+def _admission(reply: Sequence[int], limits: Limits, leased: bool) -> Admission:
+    if reply[0] < 0:
+        raise OutOfPeriod(reply[1])
+    verdict, who, limit, wait_ms, *rest = reply
+    windows, terms = limits[who - 1]
+    if limit > 0:
+        exceeded = windows.each[limit - 1].name
+    elif limit < -1:
+        exceeded = terms.budgets[-2 - limit].name
+    else:
+        exceeded = "concurrent" if limit else ""
+    each = _standings(rest, limits, leased)
+    return Admission(verdict != 0, verdict == 2, exceeded, who - 1, wait_ms, each[0], each[1:])
+
+
+def _usage(reply: Sequence[int], limits: Limits) -> Usage:
+    if reply[0] < 0:
+        raise OutOfPeriod(reply[1])
+    each = _standings(reply[1:], limits, True)
+    return Usage(each[0], each[1:])

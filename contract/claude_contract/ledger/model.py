@@ -9,25 +9,24 @@ import hashlib
 import math
 import re
 import secrets
-import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 from msgspec import Struct
 
 from claude_contract import versions
+from claude_contract.ledger.limits import NO_SLOT, NO_WINDOWS, Budget, Slot, Window, Windows
 
 VERSION = 1
 """Of the values in Redis. Leases and windows say it; a value that does not is version 0, what release 0.1.0 wrote."""
 
 NAMESPACE = "claude"
-PERIODS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "month": 30 * 86400}  # seconds
-# Limits up to this many are counted to the millisecond; larger ones in this many buckets per window.
-BUCKETS = 64
 MAX_SUBJECT_KEY = 96  # characters
+MAX_POOL_KEY = 48  # of a claim's value in the key of a pool, or of the tag
+MAX_POOLS = 4  # of one request
+DEPLOYMENT = "*"
+"""The hash tag of the whole deployment: nothing that is escaped looks like it."""
 SETTLED_MS = 24 * 3600 * 1000  # for how long a repeated settlement is recognised
 
 Busy = Literal["reject", "queue", "later"]
@@ -42,78 +41,26 @@ class UnreadableLedger(LedgerUnavailable):
     """The store answers, but what it holds of this subject cannot be read: another version's, or damaged."""
 
 
-class Window(Struct, frozen=True):
-    """At most `limit` requests in any `seconds`; with `burst`, paced as by nginx's limit_req (nodelay)."""
-
-    name: str  # a key of PERIODS
-    limit: int  # below 2**32
-    burst: int = -1  # below 2**31; -1: not paced
-
-    @property
-    def seconds(self) -> int:
-        return PERIODS[self.name]
-
-    @property
-    def width_ms(self) -> int:
-        """Of the buckets in which requests are counted."""
-        return 1 if self.limit <= BUCKETS else self.seconds * 1000 // BUCKETS
-
-
-_RULE = struct.Struct("<IIIi")  # seconds, limit, bucket width (ms), burst
-
-
-@dataclass(frozen=True, slots=True)
-class Windows:
-    """All windows of a tier, and as the scripts take them: one argument is cheaper for Redis than twenty."""
-
-    each: tuple[Window, ...] = ()
-    packed: bytes = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        packed = b"".join([_RULE.pack(w.seconds, w.limit, w.width_ms, w.burst) for w in self.each])
-        object.__setattr__(self, "packed", packed)
-
-
-NO_WINDOWS = Windows()
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """What a run takes while it lives: one of `concurrent`, and `run_micro_usd` of the budgets. None: without limit."""
-
-    concurrent: int | None = None
-    run_micro_usd: int = 0  # reserved
-    day_micro_usd: int | None = None
-    month_micro_usd: int | None = None
-    ttl_ms: int = 60_000
-
-    def claim(self) -> dict[str, int]:
-        """As it travels in the attestation and in job records (`slot`)."""
-        given = {
-            "concurrent": self.concurrent,
-            "usd": self.run_micro_usd or None,
-            "usd_day": self.day_micro_usd,
-            "usd_month": self.month_micro_usd,
-            "ttl_ms": self.ttl_ms,
-        }
-        return {name: value for name, value in given.items() if value is not None}
-
-    @classmethod
-    def from_claim(cls, claim: Mapping[str, Any]) -> Slot:
-        """The inverse of `claim`. Raises TypeError, ValueError for what is not one."""
-        if unknown := claim.keys() - {"concurrent", "usd", "usd_day", "usd_month", "ttl_ms"}:
-            raise TypeError(f"unknown in a slot: {', '.join(sorted(map(str, unknown)))}")
-        whole = {name: int(value) for name, value in claim.items()}
-        return cls(
-            whole.get("concurrent"),
-            whole.get("usd", 0),
-            whole.get("usd_day"),
-            whole.get("usd_month"),
-            whole.get("ttl_ms", 60_000),
-        )
-
-
 _MEMBER = re.compile(r"(?:v([0-9]+)\.)?[^ ]*:([0-9]+)")
+
+
+class Shared(Struct, frozen=True):
+    """What a request counts for besides its subject: pools, which have one hash tag with all subjects that share them,
+    so that one script may take of all. Without a `tag` a subject is by itself, and its key is the tag."""
+
+    tag: str = ""
+    pools: tuple[str, ...] = ()  # their keys, at most MAX_POOLS
+
+
+ALONE = Shared()
+
+
+def heads(namespace: str, subject_key: str, shared: Shared = ALONE) -> tuple[str, ...]:
+    """What the keys of each account begin with: the subject's, then those of its pools."""
+    if not shared.tag:
+        return (f"{namespace}:{{{subject_key}}}:",)
+    tagged = f"{namespace}:{{{shared.tag}}}:"
+    return tuple([f"{tagged}{key}:" for key in (subject_key, *shared.pools)])
 
 
 class Lease(Struct, frozen=True):
@@ -122,28 +69,35 @@ class Lease(Struct, frozen=True):
     namespace: str
     subject_key: str
     member: str  # "v1.<id>:<micro-USD>", as it stands in Redis; without "v1." where release 0.1.0 made it
+    shared: Shared = ALONE
 
     @classmethod
-    def new(cls, namespace: str, subject_key: str, micro_usd: int = 0) -> Lease:
-        return cls(namespace, subject_key, f"v{VERSION}.{secrets.token_urlsafe(12)}:{micro_usd}")
+    def new(cls, namespace: str, subject_key: str, micro_usd: int = 0, shared: Shared = ALONE) -> Lease:
+        return cls(namespace, subject_key, f"v{VERSION}.{secrets.token_urlsafe(12)}:{micro_usd}", shared)
 
     @classmethod
     def parse(cls, text: str) -> Lease:
         """From an attestation's `lease`. Raises ValueError (UnknownVersion, where it is of another release)."""
         parts = text.split(" ") if isinstance(text, str) else []
-        found = _MEMBER.fullmatch(parts[2]) if len(parts) == 3 and all(parts) else None
+        found = _MEMBER.fullmatch(parts[2]) if 3 <= len(parts) <= 4 + MAX_POOLS and all(parts) else None
         if found is None:
             raise ValueError("not a lease")
         versions.check("the lease", found[1], VERSION)
-        return cls(*parts)
+        namespace, subject_key, member, *rest = parts
+        return cls(namespace, subject_key, member, Shared(rest[0], tuple(rest[1:])) if rest else ALONE)
 
     def __str__(self) -> str:
-        return f"{self.namespace} {self.subject_key} {self.member}"
+        tag = [self.shared.tag] if self.shared.tag else []
+        return " ".join([self.namespace, self.subject_key, self.member, *tag, *self.shared.pools])
 
     @property
     def micro_usd(self) -> int:
         """What is reserved."""
         return reserved_by(self.member)
+
+    def again(self) -> Lease:
+        """Another one for the same."""
+        return Lease.new(self.namespace, self.subject_key, self.micro_usd, self.shared)
 
 
 def reserved_by(member: str) -> int:
@@ -152,22 +106,30 @@ def reserved_by(member: str) -> int:
 
 
 class Admit(Struct, frozen=True):
-    """One request: count it in the windows, and take the lease with what `slot` says. All of it, or nothing."""
+    """One request: count it in the windows, and take the lease with what `slot` says. All of it, or nothing.
+
+    `pool_windows` and the slot's `pools` are as many as the pools of `shared`, or, where they set no limits, none.
+    """
 
     namespace: str
     subject_key: str
     windows: Windows = NO_WINDOWS
     lease: Lease | None = None
-    slot: Slot = Slot()
+    slot: Slot = NO_SLOT
     busy: Busy = "reject"
+    shared: Shared = ALONE
+    pool_windows: tuple[Windows, ...] = ()
 
 
 class Peek(Struct, frozen=True):
-    """What a subject uses, and of which windows."""
+    """What a subject and its pools use, of which windows and budgets."""
 
     namespace: str
     subject_key: str
     windows: Windows = NO_WINDOWS
+    slot: Slot = NO_SLOT
+    shared: Shared = ALONE
+    pool_windows: tuple[Windows, ...] = ()
 
 
 class Quota(NamedTuple):
@@ -178,30 +140,56 @@ class Quota(NamedTuple):
     reset_ms: int
 
 
-class Admission(Struct, frozen=True):
+class Spent(NamedTuple):
+    """One budget's state: what is booked, and `reset_ms` until its period ends (rolling: until some of it leaves)."""
+
+    budget: Budget
+    micro_usd: int
+    reset_ms: int
+
+
+class Standing(NamedTuple):
+    """One account's state. Without a lease asked for, only the windows'."""
+
+    running: int = 0
+    reserved_micro_usd: int = 0
+    spent: tuple[Spent, ...] = ()
+    quotas: tuple[Quota, ...] = ()
+
+
+class Admission(NamedTuple):
     """The answer to `admit` and `acquire`."""
 
     admitted: bool
     queued: bool  # admitted, its lease is to be acquired when it starts
-    exceeded: str  # the limit that refused: a window's name, `concurrent`, `usd_per_day`, `usd_per_month`; "" for none
+    exceeded: str  # the limit that refused: a window's or a budget's name, or `concurrent`; "" for none
+    at: int  # of whom: 0 of the subject's own, else of the so many-th pool
     wait_ms: int  # until it may pass; 0 where that depends on when a run ends
-    running: int  # this and the next three are 0 where no lease was asked for
-    reserved_micro_usd: int
-    spent_day_micro_usd: int
-    spent_month_micro_usd: int
-    quotas: tuple[Quota, ...]
+    own: Standing
+    pools: tuple[Standing, ...] = ()
 
 
 class Usage(Struct, frozen=True):
-    """The answer to `peek`."""
+    """The answer to `peek`. Of the subject's own money first the UTC day's and month's, then that of its budgets."""
 
-    running: int
-    reserved_micro_usd: int
-    spent_day_micro_usd: int
-    spent_month_micro_usd: int
-    day_left_ms: int
-    month_left_ms: int
-    quotas: tuple[Quota, ...]
+    own: Standing
+    pools: tuple[Standing, ...] = ()
+
+    @property
+    def running(self) -> int:
+        return self.own.running
+
+    @property
+    def reserved_micro_usd(self) -> int:
+        return self.own.reserved_micro_usd
+
+    @property
+    def spent_day_micro_usd(self) -> int:
+        return self.own.spent[0].micro_usd
+
+    @property
+    def spent_month_micro_usd(self) -> int:
+        return self.own.spent[1].micro_usd
 
 
 class Renewal(Enum):
@@ -234,11 +222,23 @@ def subject_key(kind: str, value: str) -> str:
     Everything but unreserved characters is escaped, so that no subject can look like another kind's or break the
     braces of the hash tag; what is very long or empty becomes a digest, marked by `*`, which escaping never leaves.
     """
-    safe = value if _SAFE.fullmatch(value) else quote(value, safe=_SAFE_MARKS, errors="surrogateescape")
-    if not 0 < len(safe) <= MAX_SUBJECT_KEY:
-        safe = "*" + hashlib.blake2b(value.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    safe = _escaped(value, MAX_SUBJECT_KEY)
     return safe if kind == "subject" else f"{kind}:{safe}"
 
 
-def key(namespace: str, subject_key: str, suffix: str) -> str:
-    return f"{namespace}:{{{subject_key}}}:{suffix}"
+def organisation_tag(kind: str, value: str) -> str:
+    """The hash tag of an organisation; `kind` as for `pool_key`."""
+    return f"{kind}:{_escaped(value, MAX_POOL_KEY)}"
+
+
+def pool_key(name: str, kind: str = "", value: str = "") -> str:
+    """The key of a pool: of those who share a claim's value (kind `claim`), or something else; without a kind of the
+    whole deployment. No subject has it."""
+    return f"pool.{name}:{kind}:{_escaped(value, MAX_POOL_KEY)}" if kind else f"pool.{name}:{DEPLOYMENT}"
+
+
+def _escaped(value: str, most: int) -> str:
+    safe = value if _SAFE.fullmatch(value) else quote(value, safe=_SAFE_MARKS, errors="surrogateescape")
+    if 0 < len(safe) <= most:
+        return safe
+    return "*" + hashlib.blake2b(value.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

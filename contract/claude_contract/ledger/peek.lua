@@ -1,30 +1,29 @@
--- What a subject has used. Writes nothing.
+-- What a subject and its pools have used. Writes nothing.
 --
--- KEYS  1 leases   2 w   3 usd:day   4 usd:month
--- ARGV  1 rules, "" for none
--- Reply 1 running   2 reserved   3 spent today   4 spent this month   5 ms left of the day   6 of the month
---       7... per window: remaining, ms until a place comes back (0: nothing is used)
+-- KEYS  see `money.lua`
+-- ARGV  1... per account: rules, "" for none; terms
+-- Reply 1: 1, or -1: this moment, 2 in ms, is in another period than the caller has computed
+--       2... per account, as `admit` has it, where 0 ms until a place comes back says that nothing is used
 
-local running, reserved = read_leases(KEYS[1], '')
-local reply = {
-  running, reserved, read_spent(redis.call('GET', KEYS[3]), today),
-  read_spent(redis.call('GET', KEYS[4]), month_of(today)),
-  math.ceil(((today + 1) * DAY - now) / 1000), math.ceil(month_left() / 1000),
-}
-local windows, rules = read_windows(redis.call('GET', KEYS[2])), read_rules(ARGV[1])
-if unreadable then
-  return unreadable
-end
-for at = 1, #rules - 1, 4 do
-  local length, limit, burst = rules[at], rules[at + 1], rules[at + 3]
-  local state
-  if burst >= 0 then
-    state = empty_at(windows[-length])
-  else
-    state = live(windows[length], length * 1000)
+local reply, at, holds = {1}, 2, read_leases('')
+for n = 1, accounts do
+  local spent, left = read_spent(n, read_terms(ARGV[2 * n]))
+  local windows, rules = read_windows(redis.call('GET', w_of(n))), read_rules(ARGV[2 * n - 1])
+  if unreadable then
+    return unreadable
   end
-  local remaining, reset = quota(burst, limit, length, state)
-  reply[#reply + 1] = remaining
-  reply[#reply + 1] = reset
+  if outside then
+    return {-1, now_ms}
+  end
+  local states = states_of(windows, rules)
+  reply[at], reply[at + 1], at = holds[n][1], holds[n][2], at + 2
+  for i = 1, #spent do
+    reply[at], reply[at + 1], at = spent[i], left[i], at + 2
+  end
+  for i = 1, #states do
+    local rule = 4 * i - 3
+    local remaining, reset = quota(rules[rule + 3], rules[rule + 1], rules[rule], states[i])
+    reply[at], reply[at + 1], at = remaining, reset, at + 2
+  end
 end
 return reply

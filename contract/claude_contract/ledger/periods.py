@@ -24,7 +24,7 @@ ROLLING_MS: dict[Per, int] = {
 """How long a rolling period is: the last so many milliseconds, whenever it is asked."""
 
 _DAY = timedelta(days=1)
-_MAX_ZONE = 32  # characters: no name of the tz database is longer
+MAX_ZONE = 32  # characters: no name of the tz database is longer
 
 
 class Period(NamedTuple):
@@ -38,7 +38,7 @@ class Period(NamedTuple):
 def zone(name: str) -> ZoneInfo:
     """The IANA time zone of that name. Raises ValueError where there is none."""
     try:
-        if not 0 < len(name) <= _MAX_ZONE:
+        if not 0 < len(name) <= MAX_ZONE:
             raise ValueError(name)
         return ZoneInfo(name)
     except (ValueError, KeyError, OSError) as error:  # a name that leads to a folder, or out of the database

@@ -1,7 +1,7 @@
 -- Gives back a lease and its reservation: the run never happened. No cost is booked, and a settlement may still follow.
 --
--- KEYS  1 leases
+-- KEYS  see `money.lua`
 -- ARGV  1 lease
 -- Reply 1 given back, 0 there was none
 
-return redis.call('ZREM', KEYS[1], ARGV[1])
+return take_off(ARGV[1]) and 1 or 0

@@ -1,13 +1,17 @@
 -- A running execution's heartbeat. A lease that lapsed comes back, since the run is still there; one that was settled
 -- does not.
 --
--- KEYS  1 leases   2 settled
+-- KEYS  see `money.lua`
 -- ARGV  1 lease   2 time to live, ms
 -- Reply 1 extended, 2 it had lapsed, 0 it is settled
 
-if redis.call('ZSCORE', KEYS[2], ARGV[1]) then
+if redis.call('ZSCORE', SETTLED, ARGV[1]) then
   return 0
 end
-local until_ms = redis.call('ZSCORE', KEYS[1], ARGV[1])
-write_lease(KEYS[1], ARGV[1], tonumber(ARGV[2]))
+local until_ms = redis.call('ZSCORE', LEASES, ARGV[1])
+local _, _, held, lapsed = read_leases(ARGV[1])
+if unreadable then
+  return unreadable
+end
+write_lease(ARGV[1], tonumber(ARGV[2]), held, lapsed)
 return (until_ms and tonumber(until_ms) > now_ms) and 1 or 2

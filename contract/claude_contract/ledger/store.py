@@ -7,8 +7,9 @@ from typing import Any, Protocol, TypeVar
 from redis.exceptions import NoScriptError, RedisError
 
 from claude_contract.ledger import calls
-from claude_contract.ledger.calls import Call
-from claude_contract.ledger.model import Admission, Admit, Lease, LedgerUnavailable, Peek, Renewal, Slot, Usage
+from claude_contract.ledger.calls import Call, OutOfPeriod
+from claude_contract.ledger.limits import Slot
+from claude_contract.ledger.model import Admission, Admit, Lease, LedgerUnavailable, Peek, Renewal, Usage
 
 R = TypeVar("R")
 
@@ -45,10 +46,13 @@ class AsyncLedger:
         self.redis = redis
 
     async def admit(self, request: Admit) -> Admission:
-        return await self._ask(calls.admit(request))
+        try:
+            return await self._ask(calls.admit(request))
+        except OutOfPeriod as error:
+            return await self._ask(calls.admit(request, error.now_ms))
 
     async def acquire(self, lease: Lease, slot: Slot) -> Admission:
-        return await self._ask(calls.acquire(lease, slot))
+        return await self.admit(calls.to_acquire(lease, slot))
 
     async def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
         return await self._ask(calls.renew(lease, ttl_ms))
@@ -60,7 +64,10 @@ class AsyncLedger:
         return await self._ask(calls.release(lease))
 
     async def peek(self, request: Peek) -> Usage:
-        return await self._ask(calls.peek(request))
+        try:
+            return await self._ask(calls.peek(request))
+        except OutOfPeriod as error:
+            return await self._ask(calls.peek(request, error.now_ms))
 
     async def _ask(self, call: Call[R]) -> R:
         script, keys, args = call.script, call.keys, call.args

@@ -56,8 +56,7 @@ class Ends:
             return False
         caller = job.caller
         if caller.lease is not None:
-            old = Lease.parse(caller.lease)
-            caller = replace(caller, lease=str(Lease.new(old.namespace, old.subject_key, old.micro_usd)))
+            caller = replace(caller, lease=str(Lease.parse(caller.lease).again()))
         if await self.store.requeue(job, caller=caller_json(caller)) != "requeued":
             return False
         await self.book(job.caller, await asyncio.to_thread(self._spent, job))

@@ -9,17 +9,52 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any
 
-from claude_contract.ledger import Admission, Admit, Lease, Ledger, Peek, Quota, Renewal, Slot, Usage, Window, key
+from claude_contract.ledger import (
+    Admission,
+    Admit,
+    Budget,
+    Lease,
+    Ledger,
+    Peek,
+    Quota,
+    Renewal,
+    Slot,
+    Spent,
+    Standing,
+    Terms,
+    Usage,
+    Window,
+    Windows,
+    heads,
+)
+from claude_contract.ledger.calls import known_to_all, limits_of, to_acquire
 from claude_contract.ledger.model import SETTLED_MS, reserved_by
+from claude_contract.ledger.periods import ROLLING_MS, period
 
-DAY = timedelta(days=1)
+QUARTER_MS = 15 * 60_000
+BOOK_MS = 33 * 24 * 3_600_000  # longer than any period
 SWEEP_AT_LEAST = 1024  # keys
 
 Buckets = list[tuple[int, int]]  # the bucket's end (ms), count; oldest first
+
+
+@dataclass(slots=True)
+class _Account:
+    """One of a request's, at this moment."""
+
+    head: str  # of its keys
+    limits: Windows
+    terms: Terms
+    windows: dict[int, Any]  # as they are kept
+    states: list[Any]  # those of `limits`
+    running: int = 0
+    reserved: int = 0
+    held: bool = False
+    spent: tuple[Spent, ...] = ()
 
 
 class LocalLedger(Ledger):
@@ -57,110 +92,109 @@ class LocalLedger(Ledger):
             return self._admit(request)
 
     def acquire(self, lease: Lease, slot: Slot) -> Admission:
-        return self.admit(Admit(lease.namespace, lease.subject_key, lease=lease, slot=slot))
+        return self.admit(to_acquire(lease, slot))
 
     def _admit(self, request: Admit) -> Admission:
-        namespace, subject_key, lease, slot = request.namespace, request.subject_key, request.lease, request.slot
-        leases, own = key(namespace, subject_key, "leases"), lease.member if lease is not None else ""
-        running, reserved, held, spent_day, spent_month = 0, 0, False, 0, 0
-        if lease is not None:
-            running, reserved, held = self._leases(leases, own)
-            spent_day, spent_month = self._spent(namespace, subject_key)
-        exceeded, wait = "", 0.0
+        lease, slot = request.lease, request.slot
+        own = lease.member if lease is not None else ""
+        accounts = self._accounts(request, slot.own, own)
+        held = lease is not None and all(account.held for account in accounts)
+        exceeded, at, wait, queued = "", 0, 0.0, False
 
-        def refuse_for(limit: str, us: float) -> None:
-            nonlocal exceeded, wait
+        def refuse_for(account: int, limit: str, us: float) -> None:
+            nonlocal exceeded, at, wait
             if not exceeded or us > wait:
-                exceeded, wait = limit, us
+                exceeded, at, wait = limit, account, us
 
-        windows: dict[int, Any] = self._values.get(key(namespace, subject_key, "w"), {})
-        states = [self._state(windows, w) for w in request.windows.each]
-        for w, state in zip(request.windows.each, states, strict=True):
-            if w.burst >= 0:
-                over = state - self._now - w.burst * (w.seconds * 1_000_000 / w.limit)
-                if over > 0:
-                    refuse_for(w.name, over)
-            elif sum(count for _, count in state) >= w.limit:
-                refuse_for(w.name, self._window_wait(state, w))
-
-        queued = False
-        if lease is not None and not held:
-            day_left, month_left = self._left()
-            for name, budget, spent, left in (
-                ("usd_per_day", slot.day_micro_usd, spent_day, day_left),
-                ("usd_per_month", slot.month_micro_usd, spent_month, month_left),
-            ):
-                if budget is not None and spent + reserved + lease.micro_usd > budget:
-                    refuse_for(name, left if spent + lease.micro_usd > budget else 0)
+        for n, a in enumerate(accounts):
+            for w, state in zip(a.limits.each, a.states, strict=True):
+                if w.burst >= 0:
+                    over = state - self._now - w.burst * (w.seconds * 1_000_000 / w.limit)
+                    if over > 0:
+                        refuse_for(n, w.name, over)
+                elif sum(count for _, count in state) >= w.limit:
+                    refuse_for(n, w.name, self._window_wait(state, w))
+            if lease is None or held:
+                continue
+            for spent in a.spent:
+                need = spent.micro_usd + lease.micro_usd
+                if need + a.reserved > spent.budget.micro_usd:
+                    late = need > spent.budget.micro_usd
+                    refuse_for(n, spent.budget.name, self._budget_wait(a, spent, lease.micro_usd) if late else 0)
             if request.busy == "later":
                 queued = True
-            elif slot.concurrent is not None and running >= slot.concurrent:
+            elif a.terms.concurrent is not None and a.running >= a.terms.concurrent:
                 if request.busy == "queue":
                     queued = True
                 else:
-                    refuse_for("concurrent", 0)
+                    refuse_for(n, "concurrent", 0)
         if not exceeded:
-            for n, w in enumerate(request.windows.each):
-                if w.burst >= 0:
-                    windows[-w.seconds] = states[n] = ceil(states[n] + w.seconds * 1_000_000 / w.limit)
-                else:
-                    windows[w.seconds] = self._count_one(states[n], w)
-            if states:
-                self._write_windows(key(namespace, subject_key, "w"), windows)
-            if lease is not None and not queued:
-                self._write_lease(leases, own, slot.ttl_ms)
-                running, reserved = running + 1, reserved + lease.micro_usd
-        quotas = tuple(self._quota(w, state) for w, state in zip(request.windows.each, states, strict=True))
-        return Admission(
-            not exceeded,
-            queued and not exceeded,
-            exceeded,
-            _ms(wait),
-            running,
-            reserved,
-            spent_day,
-            spent_month,
-            quotas,
-        )
+            for a in accounts:
+                for n, w in enumerate(a.limits.each):
+                    if w.burst >= 0:
+                        a.windows[-w.seconds] = a.states[n] = ceil(a.states[n] + w.seconds * 1_000_000 / w.limit)
+                    else:
+                        a.windows[w.seconds] = self._count_one(a.states[n], w)
+                if a.states:
+                    self._write_windows(a.head + "w", a.windows)
+                if lease is not None and not queued:
+                    self._write_lease(a.head + "leases", own, slot.ttl_ms)
+                    a.running, a.reserved = a.running + 1, a.reserved + lease.micro_usd
+        first, *pools = [self._standing(a) for a in accounts]
+        return Admission(not exceeded, queued and not exceeded, exceeded, at, _ms(wait), first, tuple(pools))
 
     def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
         with self._moment():
-            if lease.member in self._values.get(_of(lease, "settled"), {}):
+            own, *pools = _heads(lease)
+            if lease.member in self._values.get(own + "settled", {}):
                 return Renewal.SETTLED
-            leases = _of(lease, "leases")
-            lives = self._values.get(leases, {}).get(lease.member, 0) > self._now // 1000
-            self._write_lease(leases, lease.member, ttl_ms)
+            lives = self._values.get(own + "leases", {}).get(lease.member, 0) > self._now // 1000
+            for head in (own, *pools):
+                self._write_lease(head + "leases", lease.member, ttl_ms)
             return Renewal.EXTENDED if lives else Renewal.LAPSED
 
     def settle(self, lease: Lease, cost_micro_usd: int) -> bool:
         with self._moment():
-            self._values.get(_of(lease, "leases"), {}).pop(lease.member, None)
-            known: dict[str, int] = self._values.get(_of(lease, "settled"), {})
+            own, *_ = heads = _heads(lease)
+            for head in heads:
+                self._values.get(head + "leases", {}).pop(lease.member, None)
+            known: dict[str, int] = self._values.get(own + "settled", {})
             settled = {member: until for member, until in known.items() if until > self._now // 1000}
             if lease.member in settled:
                 return False
             settled[lease.member] = self._now // 1000 + SETTLED_MS
-            self._set(_of(lease, "settled"), settled, SETTLED_MS * 1000)
+            self._set(own + "settled", settled, SETTLED_MS * 1000)
             if cost_micro_usd > 0:
-                spent = self._spent(lease.namespace, lease.subject_key)
-                for suffix, period, before, days in zip(
-                    ("usd:day", "usd:month"), self._periods(), spent, (2, 32), strict=True
-                ):
-                    self._set(_of(lease, suffix), (period, before + cost_micro_usd), days * 86400e6)
+                for head in heads:
+                    self._book(head + "spent", cost_micro_usd)
             return True
 
     def release(self, lease: Lease) -> bool:
         with self._moment():
-            return self._values.get(_of(lease, "leases"), {}).pop(lease.member, None) is not None
+            given = [self._values.get(head + "leases", {}).pop(lease.member, None) for head in _heads(lease)]
+            return any(until is not None for until in given)
 
     def peek(self, request: Peek) -> Usage:
         with self._moment():
-            running, reserved, _ = self._leases(key(request.namespace, request.subject_key, "leases"), "")
-            spent_day, spent_month = self._spent(request.namespace, request.subject_key)
-            day_left, month_left = self._left()
-            windows = self._values.get(key(request.namespace, request.subject_key, "w"), {})
-            quotas = tuple(self._quota(w, self._state(windows, w)) for w in request.windows.each)
-            return Usage(running, reserved, spent_day, spent_month, _ms(day_left), _ms(month_left), quotas)
+            first, *pools = [self._standing(a) for a in self._accounts(request, known_to_all(request.slot.own), "")]
+            return Usage(first, tuple(pools))
+
+    def _accounts(self, request: Admit | Peek, own: Terms, lease: str) -> list[_Account]:
+        """Each with its state. Without a lease to be taken nothing is asked about runs and money."""
+        asked = isinstance(request, Peek) or request.lease is not None
+        found = []
+        for head, (limits, terms) in zip(_heads(request), limits_of(request, own), strict=True):
+            windows = self._values.get(head + "w", {})
+            a = _Account(head, limits, terms, windows, [self._state(windows, w) for w in limits.each])
+            if asked:
+                a.running, a.reserved, a.held = self._leases(head + "leases", lease)
+                a.spent = tuple([self._spent(head + "spent", budget) for budget in terms.budgets])
+            found.append(a)
+        return found
+
+    def _standing(self, a: _Account) -> Standing:
+        quotas = tuple([self._quota(w, state) for w, state in zip(a.limits.each, a.states, strict=True)])
+        return Standing(a.running, a.reserved, a.spent, quotas)
 
     def _state(self, windows: dict[int, Any], window: Window) -> Any:
         """A paced window's time of being empty, or a sliding one's live buckets."""
@@ -205,27 +239,38 @@ class LocalLedger(Ledger):
         self._values[key] = live
         self._lapse[key] = max(ends(length, state) for length, state in live.items())
 
-    def _periods(self) -> tuple[int, int]:
-        """The UTC day since the epoch, and year * 100 + month."""
-        now = datetime.fromtimestamp(self._now // 1_000_000, UTC)
-        return self._now // 86_400_000_000, now.year * 100 + now.month
+    def _spent(self, key: str, budget: Budget) -> Spent:
+        now, book = self._now // 1000, self._values.get(key, ())
+        if not budget.rolling:
+            found = period(budget.per, budget.zone, now)
+            live = [cost for ends, cost in book if ends > found.start_ms]
+            return Spent(budget, sum(live), found.end_ms - now)
+        start = now - ROLLING_MS[budget.per]
+        rolling = [(ends, cost) for ends, cost in book if ends > start]
+        return Spent(budget, sum(cost for _, cost in rolling), rolling[0][0] - start if rolling else 0)
 
-    def _left(self) -> tuple[float, float]:
-        """Microseconds left of the day and of the month."""
-        midnight = datetime.fromtimestamp(self._now // 1_000_000, UTC).replace(hour=0, minute=0, second=0)
-        next_month = (midnight.replace(day=1) + 32 * DAY).replace(day=1)
-        return (midnight + DAY).timestamp() * 1e6 - self._now, next_month.timestamp() * 1e6 - self._now
+    def _budget_wait(self, a: _Account, spent: Spent, amount: int) -> float:
+        """Microseconds until that much would fit, if nothing runs."""
+        if not spent.budget.rolling:
+            return spent.reset_ms * 1000
+        start = self._now // 1000 - ROLLING_MS[spent.budget.per]
+        left = spent.micro_usd
+        for ends, cost in self._values.get(a.head + "spent", ()):
+            if ends > start:
+                left -= cost
+                if left <= spent.budget.micro_usd - amount:
+                    return float((ends - start) * 1000)
+        return 0.0
 
-    def _spent(self, namespace: str, subject_key: str) -> tuple[int, int]:
-        """The micro-USD booked today and this month."""
-        today, month = self._periods()
-        return self._booked(key(namespace, subject_key, "usd:day"), today), self._booked(
-            key(namespace, subject_key, "usd:month"), month
-        )
-
-    def _booked(self, key: str, period: int) -> int:
-        of, spent = self._values.get(key, (None, 0))
-        return spent if of == period else 0
+    def _book(self, key: str, cost: int) -> None:
+        now = self._now // 1000
+        book = [(ends, spent) for ends, spent in self._values.get(key, ()) if ends > now - BOOK_MS]
+        ends = (now // QUARTER_MS + 1) * QUARTER_MS
+        if book and book[-1][0] >= ends:
+            book[-1] = (book[-1][0], book[-1][1] + cost)
+        else:
+            book.append((ends, cost))
+        self._set(key, book, BOOK_MS * 1000)
 
     def _leases(self, key: str, own: str) -> tuple[int, int, bool]:
         live = [m for m, until in self._values.get(key, {}).items() if until > self._now // 1000]
@@ -238,8 +283,8 @@ class LocalLedger(Ledger):
         self._set(key, live, ttl_ms * 1000)
 
 
-def _of(lease: Lease, suffix: str) -> str:
-    return key(lease.namespace, lease.subject_key, suffix)
+def _heads(of: Admit | Peek | Lease) -> tuple[str, ...]:
+    return heads(of.namespace, of.subject_key, of.shared)
 
 
 def _ms(us: float) -> int:

@@ -19,12 +19,12 @@ from claude_contract.ledger import (
     Peek,
     UnreadableLedger,
     micro_usd,
-    usd,
 )
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.pipeline import plugin
-from kong_claude.rate_tiers import local_ledger, redis_ledger
-from kong_claude.rate_tiers.headers import LimitHeaders, reset, retry_after, seconds
+from kong_claude.rate_tiers import local_ledger, redis_ledger, report
+from kong_claude.rate_tiers.headers import LimitHeaders
+from kong_claude.rate_tiers.pools import Sharing
 from kong_claude.rate_tiers.schema import RateTiersConfig
 from kong_claude.rate_tiers.subjects import Subjects, TierChoice
 from kong_claude.rate_tiers.tiers import UNRENEWED_TTL, Tier, tiers_from_config
@@ -61,10 +61,14 @@ class RateTiers(Stage[RateTiersConfig]):
         self.settles = any(tier.takes_lease for tier in tiers.values())
         self.choice = TierChoice(tiers, default, (config.tier_header or "").lower(), config.consumer_tier or "")
         self.subjects = Subjects.from_config(config, shared)
+        self.sharing = Sharing(bool(config.pools), config.organisation_claim or "", config.on_missing_identity)
         self.busy: Busy = "queue" if config.on_busy == "queue" else "reject"
         self.shadow = config.mode == "shadow"
         shown = {} if config.hide_client_headers else tiers
-        self.headers = {tier.name: LimitHeaders(tier.windows.each, config.header_style) for tier in shown.values()}
+        self.headers = {
+            tier.name: LimitHeaders(tier.windows.each, config.header_style, [pool.name for pool in tier.pools])
+            for tier in shown.values()
+        }
         self.error_code = config.error_code
         self.error_message = config.error_message
         self.report = config.report
@@ -77,28 +81,34 @@ class RateTiers(Stage[RateTiersConfig]):
         tier, unknown = self.choice.choose(request)
         if unknown is not None:
             self._log_unknown(request, unknown)
+        shared_by = self.sharing.shared(request, tier.pools)
+        if isinstance(shared_by, Refuse):
+            return shared_by
         if self.report:
-            return self._report(request, subject_key, tier)
+            asked = Peek(self.namespace, subject_key, tier.windows, tier.slot, shared_by, tier.pool_windows)
+            return self._report(request, tier, asked)
         refusal = self._model_refusal(request, tier)
         if refusal and not self.shadow:
             return refusal
 
         # With an attestation the method is known; without one the log phase ends every lease, so none is left over.
         needs_lease = tier.takes_lease and (not self.signed or _may_start(request))
-        lease = Lease.new(self.namespace, subject_key, tier.slot.run_micro_usd) if needs_lease else None
+        lease = None
+        if needs_lease:
+            lease = Lease.new(self.namespace, subject_key, tier.slot.run_micro_usd, shared_by)
         busy: Busy = "later" if _prefers_async(request) else self.busy
-        wanted = Admit(self.namespace, subject_key, tier.windows, lease, tier.slot, busy)
+        wanted = Admit(self.namespace, subject_key, tier.windows, lease, tier.slot, busy, shared_by, tier.pool_windows)
         shared: dict[str, Any] = {"subject": subject_key, "tier": tier.name}
         try:
             admission, local = self._ask(request, lambda store: store.admit(wanted))
         except LedgerUnavailable:
             return self._without_ledger(tier, shared)
-        headers = self.headers[tier.name].of(admission.quotas) if self.headers else {}
+        headers = self.headers[tier.name].of(admission) if self.headers else {}
         if not admission.admitted:
             if not self.shadow:
                 return self._refuse(admission, tier, headers)
-            shared["shadow"] = admission.exceeded
-            request.kong.log.warn(f"shadow: {subject_key} in tier {tier.name} would be refused, {admission.exceeded}")
+            shared["shadow"] = report.exceeded(admission, tier)
+            request.kong.log.warn(f"shadow: {subject_key} in tier {tier.name} would be refused, {shared['shadow']}")
         place = None
         if lease is not None and (admission.queued or not local):
             place = Place(lease, tier.slot, admission.queued)
@@ -160,22 +170,9 @@ class RateTiers(Stage[RateTiersConfig]):
         return Refuse(503, "rate limits cannot be checked now", "limits_unavailable", {"Retry-After": "1"})
 
     def _refuse(self, admission: Admission, tier: Tier, headers: dict[str, str]) -> Refuse:
-        wait = retry_after(admission)
-        detail: dict[str, Any] = {"limit": admission.exceeded, "tier": tier.name, "retry_after": wait}
-        quota = next((q for q in admission.quotas if q.window.name == admission.exceeded), None)
-        if quota is not None:
-            detail["allowed"] = quota.window.limit
-        elif admission.exceeded == "concurrent":
-            detail |= {"allowed": tier.slot.concurrent, "frees": "when one of the running executions ends"}
-        else:
-            if admission.exceeded == "usd_per_day":
-                budget, spent = tier.slot.day_micro_usd, admission.spent_day_micro_usd
-            else:
-                budget, spent = tier.slot.month_micro_usd, admission.spent_month_micro_usd
-            detail |= {"allowed": usd(budget or 0), "spent": usd(spent), "reserved": usd(admission.reserved_micro_usd)}
-        return Refuse(
-            self.error_code, self.error_message, "rate_limited", {**headers, "Retry-After": str(wait)}, detail
-        )
+        detail = report.refusal(admission, tier)
+        wait = str(detail["retry_after"])
+        return Refuse(self.error_code, self.error_message, "rate_limited", {**headers, "Retry-After": wait}, detail)
 
     def _model_refusal(self, request: Request, tier: Tier) -> Refuse | None:
         """A body that names a model outside the tier. Where an attestation carries the clamp the invoker refuses it.
@@ -199,34 +196,12 @@ class RateTiers(Stage[RateTiersConfig]):
             detail={"tier": tier.name, "allowed_models": list(tier.clamp.models)},
         )
 
-    def _report(self, request: Request, subject_key: str, tier: Tier) -> Decision:
+    def _report(self, request: Request, tier: Tier, asked: Peek) -> Decision:
         try:
-            usage, _ = self._ask(request, lambda store: store.peek(Peek(self.namespace, subject_key, tier.windows)))
+            usage, _ = self._ask(request, lambda store: store.peek(asked))
         except LedgerUnavailable:
             return Refuse(503, "limits cannot be read now", "limits_unavailable", {"Retry-After": "1"})
-        windows = [
-            {
-                "name": q.window.name,
-                "limit": q.window.limit,
-                "window_s": q.window.seconds,
-                "remaining": q.remaining,
-                "reset_s": reset(q) if q.reset_ms else 0,
-            }
-            for q in usage.quotas
-        ]
-        money = {
-            "reserved": usd(usage.reserved_micro_usd),
-            "day": _budget(tier.slot.day_micro_usd, usage.spent_day_micro_usd, usage.day_left_ms),
-            "month": _budget(tier.slot.month_micro_usd, usage.spent_month_micro_usd, usage.month_left_ms),
-        }
-        body = {
-            "tier": tier.name,
-            "windows": windows,
-            "concurrent": {"limit": tier.slot.concurrent, "running": usage.running},
-            "usd": money,
-            **tier.clamp.to_claims(),
-        }
-        return Answer(200, body, {"Cache-Control": "no-store"})
+        return Answer(200, report.limits(usage, tier), {"Cache-Control": "no-store"})
 
     def _log_unknown(self, request: Request, name: str) -> None:
         if name not in self._named and len(self._named) < MAX_NAMED:
@@ -270,11 +245,6 @@ def _cost(value: Any) -> float:
         return cost if 0 <= cost < 1e9 else 0.0
     except ValueError:
         return 0.0
-
-
-def _budget(limit_micro_usd: int | None, spent_micro_usd: int, left_ms: int) -> dict[str, Any]:
-    limit = None if limit_micro_usd is None else usd(limit_micro_usd)
-    return {"limit": limit, "spent": usd(spent_micro_usd), "reset_s": seconds(left_ms)}
 
 
 Plugin = plugin(RateTiers)

@@ -26,7 +26,7 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from claude_contract.errors import ConfigError
 from claude_contract.ledger import Admission, Admit, Lease, Ledger, LedgerUnavailable, Peek, Renewal, Slot, Usage, calls
-from claude_contract.ledger.calls import Call
+from claude_contract.ledger.calls import Call, OutOfPeriod
 from kong_claude.rate_tiers.redis_pipe import Shared
 from kong_claude.rate_tiers.redis_pool import Pool
 from kong_claude.rate_tiers.schema import RedisConfig
@@ -166,10 +166,13 @@ class RedisLedger(Ledger):
             raise ConfigError("redis_url", f"cannot be used: {error}") from error
 
     def admit(self, request: Admit) -> Admission:
-        return self._ask(calls.admit(request))
+        try:
+            return self._ask(calls.admit(request))
+        except OutOfPeriod as error:
+            return self._ask(calls.admit(request, error.now_ms))
 
     def acquire(self, lease: Lease, slot: Slot) -> Admission:
-        return self._ask(calls.acquire(lease, slot))
+        return self.admit(calls.to_acquire(lease, slot))
 
     def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
         return self._ask(calls.renew(lease, ttl_ms))
@@ -181,7 +184,10 @@ class RedisLedger(Ledger):
         return self._ask(calls.release(lease))
 
     def peek(self, request: Peek) -> Usage:
-        return self._ask(calls.peek(request))
+        try:
+            return self._ask(calls.peek(request))
+        except OutOfPeriod as error:
+            return self._ask(calls.peek(request, error.now_ms))
 
     def _ask(self, call: Call[R]) -> R:
         if not self.circuit.admit():

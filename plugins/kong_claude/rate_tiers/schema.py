@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from claude_contract.claims import NAME_ROOM, NAMESPACE_ROOM
+from claude_contract.claims import NAME_ROOM, NAMESPACE_ROOM, POOL_NAME_ROOM
 from claude_contract.ledger import NAMESPACE
+from claude_contract.ledger.limits import MAX_BUDGETS
+from claude_contract.ledger.periods import MAX_ZONE, PERS
 from kong_claude.rate_tiers.headers import STYLES
 from kong_claude.schema import Field, boolean, choice, fields, integer, number, records, string, strings
 from kong_claude.stage import ENFORCING_FIELDS
@@ -40,16 +42,58 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class BudgetConfig:
+    """One of `budgets`."""
+
+    usd: float | None = number("US dollars, spent and reserved.", required=True, gt=0)
+    per: str | None = string("The length of its period.", required=True, one_of=list(PERS))
+    zone: str | None = string("IANA time zone of the calendar; UTC without one.", len_min=1, len_max=MAX_ZONE)
+    rolling: bool = boolean("Any such time (a month: 30 days), not a period of the calendar.", default=False)
+
+
+@dataclass(frozen=True)
+class Money:
+    """The budgets of a tier or a pool."""
+
+    usd_per_day: float | None = _money("US dollars per UTC day, spent and reserved.")
+    usd_per_month: float | None = _money("US dollars per calendar month (UTC), spent and reserved.")
+    budgets: tuple[BudgetConfig, ...] = records(
+        "Budgets of other periods and time zones.", BudgetConfig, len_max=MAX_BUDGETS
+    )
+
+
+@dataclass(frozen=True)
+class _Sharers:
+    name: str | None = string(
+        "The name that tiers, refusals and reports give it.",
+        required=True,
+        match="^[A-Za-z0-9_-]+$",
+        len_max=POOL_NAME_ROOM,
+    )
+    by: str = choice(
+        "Who shares it: callers with the same claim, or all callers.", ("claim", "deployment"), default="claim"
+    )
+    claim: str | None = string("The claim, one of claude-jwt-claims' forward_claims.", len_min=1, len_max=128)
+
+
+@dataclass(frozen=True)
+class PoolConfig(Money, Limits, _Sharers):
+    """One of `pools`."""
+
+
+@dataclass(frozen=True)
 class _Named:
     name: str | None = string("The name that a claim gives.", required=True, len_min=1, len_max=NAME_ROOM)
 
 
 @dataclass(frozen=True)
-class TierConfig(Limits, _Named):
+class TierConfig(Money, Limits, _Named):
     """One of `tiers`."""
 
-    usd_per_day: float | None = _money("US dollars per UTC day, spent and reserved.")
-    usd_per_month: float | None = _money("US dollars per calendar month (UTC), spent and reserved.")
+    # Absent, all; (), none.
+    pools: tuple[str, ...] | None = strings(
+        "The pools whose limits apply, too. All pools without it, none where it is empty.", absent=None
+    )
     models: tuple[str, ...] = strings("The models that may be named; binds the invoker.")
     max_turns: int | None = _limit("Most turns of one run; binds the invoker.")
     max_usd_per_run: float | None = _money("Most US dollars of one run, reserved when it starts.")
@@ -90,6 +134,13 @@ class RedisConfig:
 class _Tiers:
     tiers: tuple[TierConfig, ...] = records(
         "Named sets of limits. A request's tier comes from its identity.", TierConfig
+    )
+    pools: tuple[PoolConfig, ...] = records("Limits that callers share, besides those of their tiers.", PoolConfig)
+    organisation_claim: str | None = string(
+        "The claim that names the caller's organisation: each has pools of its own, on a node of its own of a Redis "
+        "Cluster.",
+        len_min=1,
+        len_max=128,
     )
     default_tier: str | None = string("The tier of callers without a known one.")
     tier_header: str | None = string("Request header that names the tier: only where clients cannot set it.", len_min=1)

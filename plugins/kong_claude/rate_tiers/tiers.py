@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 
 from claude_contract import destinations
-from claude_contract.claims import CLAMP_ROOM, NAME_ROOM, Clamp, size
+from claude_contract.claims import CLAMP_ROOM, NAME_ROOM, POOLS_ROOM, Clamp, Place, pools_size, size
 from claude_contract.destinations import Destination
 from claude_contract.errors import ConfigError
-from claude_contract.ledger import PERIODS, Slot, Window, Windows, micro_usd
-from kong_claude.rate_tiers.schema import Limits, RateTiersConfig, TierConfig
+from claude_contract.ledger import (
+    MAX_POOLS,
+    PERIODS,
+    Budget,
+    Lease,
+    Shared,
+    Slot,
+    Terms,
+    Window,
+    Windows,
+    micro_usd,
+    organisation_tag,
+    periods,
+)
+from claude_contract.ledger.limits import MAX_BUDGETS
+from claude_contract.ledger.periods import PERS, Per
+from kong_claude.rate_tiers.pools import WIDEST, Pool
+from kong_claude.rate_tiers.schema import Limits, Money, RateTiersConfig, TierConfig
 
 # A lease that nobody renews (no attestation carries it to the invoker, or the ledger is this process) must outlive
 # the longest run; the log phase ends it.
@@ -31,13 +47,16 @@ class Tier:
     slot: Slot
     clamp: Clamp = field(default_factory=Clamp)  # binds the invoker, whatever the body asks for
 
-    @property
-    def takes_lease(self) -> bool:
-        return self.slot.concurrent is not None or self.has_budget
+    pools: tuple[Pool, ...] = ()  # in the order of the slot's
 
     @property
-    def has_budget(self) -> bool:
-        return self.slot.day_micro_usd is not None or self.slot.month_micro_usd is not None
+    def takes_lease(self) -> bool:
+        terms = (self.slot.own, *self.slot.pools)
+        return self.slot.has_budget or any(each.concurrent is not None for each in terms)
+
+    @property
+    def pool_windows(self) -> tuple[Windows, ...]:
+        return tuple([pool.windows for pool in self.pools])
 
 
 def tiers_from_config(config: RateTiersConfig, ttl: float, *, signed: bool) -> tuple[dict[str, Tier], Tier]:
@@ -45,9 +64,10 @@ def tiers_from_config(config: RateTiersConfig, ttl: float, *, signed: bool) -> t
 
     Limits at the top level (as Kong's rate-limiting has them) make a tier of their own, `default`. Raises ConfigError.
     """
+    pools = pools_from_config(config)
     tiers: dict[str, Tier] = {}
     for number, section in enumerate(config.tiers, start=1):
-        tier = _tier(section, f"tiers[{number}]", ttl)
+        tier = _tier(section, f"tiers[{number}]", ttl, pools)
         if tier.name in tiers:
             raise ConfigError(f"tiers[{number}].name", f"there are two tiers {tier.name!r}")
         tiers[tier.name] = tier
@@ -57,7 +77,7 @@ def tiers_from_config(config: RateTiersConfig, ttl: float, *, signed: bool) -> t
             raise ConfigError(
                 next(iter(plain)), "limits at the top level are the tier 'default', which tiers names too"
             )
-        tiers["default"] = _tier(TierConfig(name="default", **plain), "", ttl)
+        tiers["default"] = _tier(TierConfig(name="default", **plain), "", ttl, pools)
     if not tiers:
         raise ConfigError("tiers", "no limits are given")
     name = config.default_tier or ("default" if "default" in tiers or len(tiers) > 1 else next(iter(tiers)))
@@ -68,32 +88,109 @@ def tiers_from_config(config: RateTiersConfig, ttl: float, *, signed: bool) -> t
     return tiers, tiers[name]
 
 
-def _tier(section: TierConfig, path: str, ttl: float) -> Tier:
+def pools_from_config(config: RateTiersConfig) -> dict[str, Pool]:
+    """All pools by name. Raises ConfigError."""
+    pools: dict[str, Pool] = {}
+    for number, section in enumerate(config.pools, start=1):
+        prefix = f"pools[{number}]."
+        name, claim = section.name or "", section.claim or ""
+        if not name:
+            raise ConfigError(f"{prefix}name", "is required")
+        if name in pools:
+            raise ConfigError(f"{prefix}name", f"there are two pools {name!r}")
+        if section.by == "deployment":
+            if claim:
+                raise ConfigError(f"{prefix}claim", "is for pools by claim; this one is the whole deployment's")
+            if config.organisation_claim:
+                raise ConfigError(
+                    f"{prefix}by",
+                    "with organisation_claim each organisation's keys are apart, so that none is counted for all",
+                )
+        elif not claim:
+            raise ConfigError(f"{prefix}claim", "is needed: who has the same value of it shares the pool")
+        budgets = _short_budgets(section, prefix) + _budgets(section, prefix)
+        terms = Terms(_whole(section.concurrent, f"{prefix}concurrent"), budgets)
+        pool = Pool(name, claim, _windows(section, prefix), terms)
+        if not pool.windows.each and terms == Terms():
+            raise ConfigError(f"{prefix}name", f"the pool {name!r} has no limits")
+        pools[name] = pool
+    return pools
+
+
+def _tier(section: TierConfig, path: str, ttl: float, pools: Mapping[str, Pool]) -> Tier:
     prefix = f"{path}." if path else ""
     if not section.name:
         raise ConfigError(f"{prefix}name", "is required")
-    windows = _windows(section, prefix)
-    day, month = (
-        _money(section.usd_per_day, f"{prefix}usd_per_day"),
-        _money(section.usd_per_month, f"{prefix}usd_per_month"),
+    shared = _pools_of(section, prefix, pools)
+    short = {budget.per: budget.micro_usd for budget in _short_budgets(section, prefix)}
+    run = _money(section.max_usd_per_run, f"{prefix}max_usd_per_run") or 0
+    slot = Slot(
+        concurrent=_whole(section.concurrent, f"{prefix}concurrent"),
+        run_micro_usd=run,
+        day_micro_usd=short.get("day"),
+        month_micro_usd=short.get("month"),
+        ttl_ms=int(ttl * 1000),
+        budgets=_budgets(section, prefix),
+        pools=tuple([pool.terms for pool in shared]),
     )
-    run = _money(section.max_usd_per_run, f"{prefix}max_usd_per_run")
-    if (day is not None or month is not None) and not run:
+    if slot.has_budget and not run:
         raise ConfigError(f"{prefix}max_usd_per_run", "is needed with a budget: it is what each run reserves")
-    if run and any(budget is not None and budget < run for budget in (day, month)):
-        raise ConfigError(f"{prefix}max_usd_per_run", "is more than the budget, so that no run could start")
+    if any(budget.micro_usd < run for terms in (slot.own, *slot.pools) for budget in terms.budgets):
+        raise ConfigError(f"{prefix}max_usd_per_run", "is more than a budget, so that no run could start")
     return Tier(
         name=section.name,
-        windows=windows,
-        slot=Slot(
-            concurrent=_whole(section.concurrent, f"{prefix}concurrent"),
-            run_micro_usd=(run or 0) if day is not None or month is not None else 0,
-            day_micro_usd=day,
-            month_micro_usd=month,
-            ttl_ms=int(ttl * 1000),
-        ),
+        windows=_windows(section, prefix),
+        slot=slot if slot.has_budget else replace(slot, run_micro_usd=0),
         clamp=_clamp(section, prefix),
+        pools=shared,
     )
+
+
+def _pools_of(section: TierConfig, prefix: str, pools: Mapping[str, Pool]) -> tuple[Pool, ...]:
+    found = []
+    for name in pools if section.pools is None else section.pools:
+        if name not in pools:
+            raise ConfigError(f"{prefix}pools", f"there is no pool {name!r}")
+        found.append(pools[name])
+    if len(found) > MAX_POOLS or len(set(found)) < len(found):
+        raise ConfigError(f"{prefix}pools", f"a request counts for each pool once, and for at most {MAX_POOLS}")
+    return tuple(found)
+
+
+def _short_budgets(section: Money, prefix: str) -> tuple[Budget, ...]:
+    """usd_per_day and usd_per_month."""
+    day = _money(section.usd_per_day, f"{prefix}usd_per_day")
+    month = _money(section.usd_per_month, f"{prefix}usd_per_month")
+    given: tuple[tuple[int | None, Per], ...] = ((day, "day"), (month, "month"))
+    return tuple([Budget(amount, per) for amount, per in given if amount is not None])
+
+
+def _budgets(section: Money, prefix: str) -> tuple[Budget, ...]:
+    found: list[Budget] = []
+    for number, given in enumerate(section.budgets, start=1):
+        at = f"{prefix}budgets[{number}]."
+        amount = _money(given.usd, f"{at}usd")
+        per = next((known for known in PERS if known == given.per), None)
+        if amount is None:
+            raise ConfigError(f"{at}usd", "is required")
+        if per is None:
+            raise ConfigError(f"{at}per", f"must be one of {', '.join(PERS)}")
+        if given.rolling:
+            if given.zone:
+                raise ConfigError(f"{at}zone", "is for periods of the calendar, a rolling one has none")
+            found.append(Budget(amount, per, rolling=True))
+            continue
+        try:
+            periods.zone(given.zone or "UTC")
+        except ValueError as error:
+            raise ConfigError(f"{at}zone", str(error)) from error
+        found.append(Budget(amount, per, given.zone or "UTC"))
+    names = [budget.name for budget in (*_short_budgets(section, prefix), *found)]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{prefix}budgets", "there are two budgets of the same period")
+    if len(names) > MAX_BUDGETS:
+        raise ConfigError(f"{prefix}budgets", f"there are more than {MAX_BUDGETS} budgets")
+    return tuple(found)
 
 
 def _clamp(section: TierConfig, prefix: str) -> Clamp:
@@ -130,6 +227,21 @@ def check_rooms(tiers: Mapping[str, Tier]) -> None:
                 f"models, tools and egress take {taken} bytes in the attestation, at most {CLAMP_ROOM}: "
                 "name fewer of them",
             )
+        taken = pools_size(Place(widest_lease(tier), tier.slot))
+        if taken > POOLS_ROOM:
+            raise ConfigError(
+                f"tiers[{number}].pools",
+                f"budgets and pools take {taken} bytes in the attestation, at most {POOLS_ROOM}: have fewer of them "
+                "for one tier, or shorter names",
+            )
+
+
+def widest_lease(tier: Tier) -> Lease:
+    """A lease as long as any of the tier's."""
+    if not tier.pools:
+        return Lease.new("", "")
+    keys = tuple([pool.widest_key for pool in tier.pools])
+    return Lease.new("", "", 0, Shared(organisation_tag("claim", WIDEST), keys))
 
 
 def _windows(section: Limits, prefix: str) -> Windows:

@@ -1,0 +1,311 @@
+-- Runs and money, behind `common.lua`. A request has one or more accounts: its subject's, then those of its pools.
+--
+-- KEYS, the same for all verbs: 1 leases   2 settled   3... of each account w and spent
+--   last, where a subject has a tag of its own: usd:day, usd:month; where many share one: held
+-- A lease, as ARGV: "v<version>.<id>:<reserved micro-USD>"; where many share a tag its accounts behind it, by spaces
+
+local DAY, QUARTER = 86400000, 900000  -- ms
+local today = math.floor(now_ms / DAY)
+local shared = #KEYS % 2 == 1
+local accounts = shared and (#KEYS - 3) / 2 or 1
+local LEASES, SETTLED, HELD = KEYS[1], KEYS[2], shared and KEYS[#KEYS]
+local usd_day, usd_month = not shared and KEYS[5], not shared and KEYS[6]
+
+local function w_of(account)
+  return KEYS[2 * account + 1]
+end
+
+local function spent_of(account)
+  return KEYS[2 * account + 2]
+end
+
+-- Running executions: a sorted set of leases by the millisecond at which each lapses. A subject by itself has one of its
+-- own, as release 0.1.0 has it, and adds them up. Where many share a tag they share the set, and `held` has for each account
+-- "<running>:<reserved>:<version>" of those in it: so that a pool's admission costs the same however many run in it. What has
+-- lapsed is taken off there when something is written.
+local function reserved_by(lease)
+  check_version(tonumber(string.match(lease, '^v(%d+)%.') or 0))
+  return tonumber(string.match(lease, '^[^ ]*:(%d+)') or 0)
+end
+
+local function name_of(account)
+  return string.sub(w_of(account), #LEASES - 5, -3)
+end
+
+-- {running, reserved} of the accounts of these names.
+local function read_held(held, names)
+  local values = redis.call('HMGET', HELD, unpack(names))
+  for i = 1, #names do
+    local running, reserved, version = 0, 0, VERSION
+    if values[i] then
+      running, reserved, version = string.match(values[i], '^(%d+):(%d+):(%d+)$')
+    end
+    check_version(tonumber(version) or VERSION + 1)
+    held[names[i]] = {tonumber(running) or 0, tonumber(reserved) or 0}
+  end
+end
+
+local function add_held(held, lease, sign)
+  local amount = reserved_by(lease)
+  for name in string.gmatch(lease, ' ([^ ]+)') do
+    if not held[name] then
+      read_held(held, {name})
+    end
+    held[name][1], held[name][2] = held[name][1] + sign, held[name][2] + sign * amount
+  end
+end
+
+local function write_held(held)
+  local values = {}
+  for name, has in pairs(held) do
+    if has[1] > 0 then
+      values[#values + 1], values[#values + 2] = name, string.format('%d:%.0f:%d', has[1], has[2], VERSION)
+    else
+      redis.call('HDEL', HELD, name)
+    end
+  end
+  if #values > 0 then
+    redis.call('HSET', HELD, unpack(values))
+  end
+end
+
+local function lapsed_leases()
+  return redis.call('ZRANGEBYSCORE', LEASES, '-inf', now_ms)
+end
+
+-- What each account holds now, by its number: {running, reserved}, without `own`; whether `own` is held; and what to
+-- `write_lease` with.
+local function read_leases(own)
+  local all, has = {}, {0, 0}
+  if not shared then
+    local live, held = redis.call('ZRANGEBYSCORE', LEASES, '(' .. now_ms, '+inf'), false
+    for i = 1, #live do
+      if live[i] == own then
+        held = true
+      else
+        has[1], has[2] = has[1] + 1, has[2] + reserved_by(live[i])
+      end
+    end
+    return {has}, held
+  end
+  local held, names, off = {}, {}, lapsed_leases()
+  for n = 1, accounts do
+    names[n] = name_of(n)
+  end
+  read_held(held, names)
+  for i = 1, #off do
+    add_held(held, off[i], -1)
+  end
+  local till = own ~= '' and redis.call('ZSCORE', LEASES, own)
+  if till and tonumber(till) > now_ms then
+    add_held(held, own, -1)
+  else
+    till = false
+  end
+  for n = 1, accounts do
+    all[n] = held[names[n]]
+  end
+  return all, till and true, held, #off > 0
+end
+
+-- Nothing has been written yet.
+local function stop_if_unreadable()
+  if unreadable then
+    error(unreadable.err, 0)
+  end
+end
+
+-- Takes off a lease, and what has lapsed. Returns whether it was there, and alive.
+local function take_off(lease)
+  if not shared then
+    redis.call('ZREMRANGEBYSCORE', LEASES, '-inf', now_ms)
+    return redis.call('ZREM', LEASES, lease) == 1
+  end
+  local _, there, held = read_leases(lease)
+  stop_if_unreadable()
+  redis.call('ZREMRANGEBYSCORE', LEASES, '-inf', now_ms)
+  redis.call('ZREM', LEASES, lease)
+  write_held(held)
+  return there
+end
+
+-- Takes or extends a lease. `held`, `lapsed`: what `read_leases` has said with this lease for its own. The set itself lives
+-- as long as its longest lease.
+local function write_lease(lease, ttl_ms, held, lapsed)
+  redis.call('ZADD', LEASES, now_ms + ttl_ms, lease)  -- first: what frees memory would let the rest pass a full Redis
+  if lapsed or not shared then
+    redis.call('ZREMRANGEBYSCORE', LEASES, '-inf', now_ms)
+  end
+  if shared then
+    add_held(held, lease, 1)
+    write_held(held)
+  end
+  if redis.call('PTTL', LEASES) < ttl_ms then
+    redis.call('PEXPIRE', LEASES, ttl_ms)
+    if shared then
+      redis.call('PEXPIRE', HELD, ttl_ms)
+    end
+  end
+end
+
+-- The civil month of a day (days since 1970-01-01) as year * 100 + month. Howard Hinnant's civil_from_days.
+local function month_of(day)
+  local z = day + 719468
+  local era = math.floor(z / 146097)
+  local doe = z - era * 146097
+  local yoe = math.floor(
+    (doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
+  local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
+  local mp = math.floor((5 * doy + 2) / 153)
+  local month = mp < 10 and mp + 3 or mp - 9
+  return (yoe + era * 400 + (month <= 2 and 1 or 0)) * 100 + month
+end
+
+-- What a subject with a tag of its own has spent in the UTC day and month is also kept as release 0.1.0 has it, so that it
+-- holds after an upgrade and after a rollback: "<period>:<micro-USD>:<version>"; another period's counts nothing. Version 1
+-- is read and not written yet: for release 0.1.0 it would be nothing spent.
+local function read_kept(key, period)
+  local value = redis.call('GET', key)
+  if value then
+    local of, spent, version = string.match(value, '^(%d+):(%d+):?(%d*)$')
+    check_version(tonumber(version) or of and 0 or VERSION + 1)
+    if tonumber(of) == period then
+      return tonumber(spent)
+    end
+  end
+  return 0
+end
+
+local function write_kept(key, period, spent, days)
+  redis.call('SET', key, string.format('%d:%.0f', period, spent), 'EX', days * 86400)
+end
+
+-- What an account has spent is its book (`spent`): a record for each quarter of an hour in which something was booked,
+-- oldest first: the quarter's number since 1970, all micro-USD booked until its end, the version. So what was spent since
+-- any moment is a difference of two, whatever period begins then, in whichever zone, rolling or not: where a zone or a
+-- period is changed nothing is forgotten and nothing counts twice. The clocks of all zones differ by whole quarters; a
+-- quarter that a moment cuts counts whole.
+local RECORD = 13  -- bytes
+
+local function pack_record(quarter, total)
+  return struct.pack('<I4dB', quarter, total, VERSION)
+end
+
+-- A book of `n` records, the quarter and the total of the last. The others are read where they are needed.
+local function open_book(key)
+  local size = redis.call('STRLEN', key)
+  local book = {key = key, n = size / RECORD, last = 0, total = 0}
+  if size > 0 then
+    local tail = redis.call('GETRANGE', key, -RECORD, -1)
+    check_version(size % RECORD == 0 and string.byte(tail, RECORD) or VERSION + 1)
+    if size >= RECORD then
+      book.last, book.total = struct.unpack('<I4d', tail)
+    end
+  end
+  return book
+end
+
+-- Records from the `first` on, up to the `last`.
+local function load_records(book, first, last)
+  book.first, book.text = first, redis.call('GETRANGE', book.key, RECORD * (first - 1), RECORD * last - 1)
+end
+
+local function read_record(book, n)
+  return struct.unpack('<I4d', book.text, RECORD * (n - book.first) + 1)
+end
+
+-- The last record whose quarter was over at a moment (ms), 0 for none; what was booked until then; and the quarter of the
+-- next one (nothing, where there is none).
+local function ended_by(book, moment)
+  local quarters, n = math.floor(moment / QUARTER), book.n  -- those that were over
+  if n == 0 or book.last < quarters then
+    return n, book.total
+  end
+  -- No two records are of one quarter: so many at most are behind the moment, and in a busy book just as many.
+  local low = math.max(n - (book.last - quarters + 1), 0)
+  load_records(book, math.max(low, 1), low + 1)
+  if read_record(book, low + 1) < quarters then
+    load_records(book, low + 1, n)
+    local high = n - 1
+    low = low + 1
+    while low < high do
+      local middle = math.ceil((low + high) / 2)
+      if read_record(book, middle) < quarters then
+        low = middle
+      else
+        high = middle - 1
+      end
+    end
+  end
+  local before = 0
+  if low > 0 then
+    local _, total = read_record(book, low)
+    before = total
+  end
+  return low, before, (read_record(book, low + 1))
+end
+
+-- Terms: concurrent runs (-1 any), then per budget micro-USD, start and end of its period (ms), and 1 or 2 where
+-- `usd_day` or `usd_month` has it. A rolling one has its length for the start, and no end.
+local function read_terms(packed)
+  local terms = {struct.unpack('<i4' .. string.rep('dddB', (#packed - 4) / 25), packed)}
+  terms[#terms] = nil
+  return terms
+end
+
+-- What each budget in the terms has spent, and the ms until its period ends (rolling: until some of it leaves); and the
+-- book. Sets `outside` where this moment is in none of the periods that the caller has computed.
+local outside = false
+
+local function read_spent(account, terms)
+  local booked = false
+  for at = 2, #terms, 4 do
+    local start, ends = terms[at + 1], terms[at + 2]
+    if ends == 0 then
+      terms[at + 1] = now_ms - start
+    elseif now_ms < start or now_ms >= ends then
+      outside = true
+      return {}, {}
+    end
+    booked = booked or terms[at + 3] == 0
+  end
+  local spent, left, book = {}, {}, booked and open_book(spent_of(account))
+  if unreadable then
+    return spent, left
+  end
+  for at = 2, #terms, 4 do
+    local start, ends, kept, n = terms[at + 1], terms[at + 2], terms[at + 3], #spent + 1
+    left[n] = ends > 0 and ends - now_ms or 0
+    if kept == 1 then
+      spent[n] = read_kept(usd_day, today)
+    elseif kept == 2 then
+      spent[n] = read_kept(usd_month, month_of(today))
+    elseif book.n == 0 and usd_day then
+      -- Booked by a release that had no books: when is known no better.
+      local day = start >= today * DAY
+      spent[n] = read_kept(day and usd_day or usd_month, day and today or month_of(today))
+    else
+      local _, before, next_quarter = ended_by(book, start)
+      spent[n] = book.total - before
+      if ends == 0 and next_quarter then
+        left[n] = (next_quarter + 1) * QUARTER - start
+      end
+    end
+  end
+  return spent, left, book
+end
+
+-- Milliseconds until at most `least` of what a rolling budget counts since `start` is left.
+local function rolling_wait(book, start, least)
+  local n = ended_by(book, start)
+  if n < book.n then
+    load_records(book, n + 1, book.n)
+  end
+  for i = n + 1, book.n do
+    local quarter, total = read_record(book, i)
+    if book.total - total <= least then
+      return (quarter + 1) * QUARTER - start
+    end
+  end
+  return 0
+end
