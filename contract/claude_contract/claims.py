@@ -306,7 +306,7 @@ def _place(claims: Members) -> Place | None:
         raise malformed("slot", "has members that are not known here") from None
     except ValueError:
         raise malformed("slot", "has a budget that is none") from None
-    if taken.pools and len(taken.pools) != len(lease.shared.pools):
+    if len(taken.pools) != len(lease.shared.pools):
         raise malformed("slot.pools", "are not as many as the lease's")
     return Place(lease, taken, claims.truth("queue", False))
 

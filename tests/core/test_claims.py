@@ -312,6 +312,28 @@ def test_a_lease_of_a_newer_release_is_told_as_that() -> None:
     assert refused.value.reason == "version"
 
 
+@pytest.mark.parametrize(
+    ("lease", "slot", "text"),
+    [
+        ("claude alice v1.abc:1 * pool.a:*", {}, r"slot\.pools are not as many"),
+        ("claude alice v1.abc:1 *", {"pools": [[1]]}, r"slot\.pools are not as many"),
+        ("claude alice v1.abc:1", {"pools": [[1]]}, r"slot\.pools are not as many"),
+        ("claude alice v1.abc:1 * pool.a:*", {"pools": [["many"]]}, "not known here"),
+        ("claude alice v1.abc:1 * pool.a:*", {"pools": [[-1]]}, "not known here"),
+        ("claude alice v1.abc:1 * pool.a:*", {"pools": [[1, "5 day Europe/Atlantis"]]}, "a budget that is none"),
+        ("claude alice v1.abc:1", {"budgets": ["5 year UTC"]}, "a budget that is none"),
+        ("claude alice v1.abc:1", {"budgets": ["-5 day UTC"]}, "a budget that is none"),
+        ("claude alice v1.abc:1", {"budgets": "5 day UTC"}, "not known here"),
+        ("claude alice v1.abc:1 * " + " ".join("abcde"), {"pools": [[1]] * 5}, "is not a lease"),
+    ],
+)
+def test_pools_that_cannot_be_obeyed_are_refused(lease: str, slot: dict[str, Any], text: str) -> None:
+    good = {"lease": "claude alice v1.abc:1 * pool.a:*", "slot": {"pools": [[1, "5 day Europe/Berlin"]]}}
+    assert from_wire(OLD | {"v": VERSION} | good).place  # the control
+    with pytest.raises(AttestationError, match=text):
+        from_wire(OLD | {"v": VERSION, "lease": lease, "slot": slot})
+
+
 def test_limits_without_a_tier_leave_no_tier() -> None:
     """The identity's tier does not apply where the limits say that none does."""
     written = replace(FULL, identity=Identity("alice", tier="pro"), limits=Limits(None))
