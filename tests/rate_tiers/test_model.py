@@ -50,14 +50,29 @@ START = 1_790_000_000_000_000  # µs
 DOLLAR = 1_000_000
 
 
+CLOCK = """
+local real, redis = redis, setmetatable({}, {__index = redis})
+function redis.call(command, ...)
+  if command == 'TIME' then
+    return real.call('LRANGE', 'clock', 0, 1)
+  elseif command == 'SET' then
+    local key, value = ...
+    return real.call('SET', key, value)
+  elseif command ~= 'PEXPIRE' then
+    return real.call(command, ...)
+  end
+end
+"""
+
+
 class ClockedRedis:
-    """The scripts as they are, except that their clock is a list in Redis."""
+    """The scripts as they are, except that their clock is a list in Redis; nothing ends by Redis's own."""
 
     def __init__(self, server: RedisProcess) -> None:
         self.client = server.client()
 
     def ask(self, call: Call[R], now: int) -> R:
-        source = call.script.source.replace("redis.call('TIME')", "redis.call('LRANGE', 'clock', 0, 1)")
+        source = CLOCK + call.script.source
         with self.client.pipeline(transaction=False) as pipe:
             pipe.delete("clock")
             pipe.rpush("clock", now // 1_000_000, now % 1_000_000)
