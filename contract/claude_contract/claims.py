@@ -303,12 +303,22 @@ def _place(claims: Members) -> Place | None:
     try:
         taken = Slot.from_claim({name: value if name in lists else members.whole(name) for name, value in slot.items()})
     except TypeError:
-        raise malformed("slot", "has members that are not known here") from None
+        raise malformed(_unreadable(slot), "has members that are not known here") from None
     except ValueError:
-        raise malformed("slot", "has a budget that is none") from None
+        raise malformed(_unreadable(slot), "has a budget that is none") from None
     if len(taken.pools) != len(lease.shared.pools):
         raise malformed("slot.pools", "are not as many as the lease's")
     return Place(lease, taken, claims.truth("queue", False))
+
+
+def _unreadable(slot: Mapping[str, Any]) -> str:
+    """Which part of a slot is none."""
+    for name in ("budgets", "pools"):
+        try:
+            Slot.from_claim({name: slot[name]} if name in slot else {})
+        except (TypeError, ValueError):
+            return f"slot.{name}"
+    return "slot"
 
 
 def _check_version(version: int) -> None:

@@ -80,7 +80,7 @@ class Budget:
     def from_claim(cls, claim: Any) -> Budget:
         """The inverse of `claim`. Raises ValueError."""
         amount, per, zone = claim.split(" ") if isinstance(claim, str) else ("", "", "")
-        if not amount.isdecimal() or per not in periods.PERS:
+        if not (amount.isascii() and amount.isdecimal()) or per not in periods.PERS:
             raise ValueError("not a budget")
         if zone == "rolling":
             return cls(int(amount), per, rolling=True)
