@@ -9,7 +9,7 @@ each. `ttft` is the time from asking to the first piece of text.
 | `ttft_cold_cli_ms_p50`, `ttft_sdk_query_ms_p50` | the same from `claude -p` and from the SDK's `query()` |
 | `ttft_vs_cold_cli`, `ttft_vs_sdk_query` | ratios of those medians |
 | `ttft_vs_lean_cold_cli` | against a `claude -p` with the invoker's own flags, which start faster |
-| `overhead_ms_p50` | HTTP and parsing: against the same warm process and key proxy spoken to directly |
+| `overhead_ms_p50` | HTTP and parsing: against the same warm process and metering proxy spoken to directly |
 | `cancel_p50_s`, `cancel_p99_s`, `cancel_tool_p99_s` | DELETE until no process of the run is left |
 | `left_processes`, `left_dirs`, `left_fds`, `rss_growth_mb` | after `--runs` mixed runs |
 """
@@ -39,15 +39,14 @@ from bench.machine import machine
 from claude_invoker.cli.binary import find_cli
 from claude_invoker.cli.child import Limits
 from claude_invoker.cli.command import Deadlines, Shape, command
-from claude_invoker.cli.keyproxy import Grant, KeyProxy
 from claude_invoker.cli.kill import Killer
 from claude_invoker.cli.messages import ModelEvent, Result
 from claude_invoker.cli.process import CliProcess
 from claude_invoker.cli.tree import Tree
 from claude_invoker.cli.users import Users
 from claude_invoker.cli.walk import delete
-from claude_invoker.metering.account import Account
-from claude_invoker.metering.prices import Prices
+from claude_invoker.metering.control import Metering, Settings, Terms
+from claude_invoker.metering.figures import Figures
 from kong_claude_local.standin import StandIn
 
 PROMPT = "Say hello."
@@ -126,10 +125,13 @@ async def bare_process(cli: Path, folder: Path, users: Users, base_url: str) -> 
     tree, uid = Tree(folder / os.urandom(6).hex()), users.take()
     killer = Killer(users.killer) if users.isolated else None
     tree.create(uid)
-    proxy = KeyProxy(base_url, KEY)
+    key = os.memfd_create("key")
+    os.write(key, KEY.encode())
+    uid_of_proxy = users.meter if users.isolated else None
+    proxy = Metering(Settings(base_url), folder / f"{tree.root.name}.journal", uid_of_proxy, key)
     await proxy.start(folder / f"{tree.root.name}.sock")
     token = proxy.issue()
-    proxy.grant(token, Grant(lambda model: True, 10, Account(Prices({}, "refuse"), Decimal(5))))
+    await proxy.open("bench", token, Terms(None, Decimal(5), None, 10), Figures())
     process = await CliProcess.spawn(
         cli,
         Shape(TOOLS, 25, 5.0),
@@ -206,9 +208,10 @@ class Invoker:
             await asyncio.sleep(0.05)
 
     def clis(self) -> list[psutil.Process]:
-        """Its runs' processes: those with a user of their own. The killer is root's, or has the first of those ids."""
+        """Its runs' processes: those with a user of their own. The killer is root's, or has the first of those ids, the
+        metering proxy the second."""
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in children if _uid(process) not in (0, UID_BASE)]
+        return [process for process in children if _uid(process) not in (0, UID_BASE, UID_BASE + 1)]
 
     def trees(self) -> list[Path]:
         return [path for path in self.state.glob("trees/engines/*/*") if path.is_dir()]

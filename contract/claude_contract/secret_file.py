@@ -15,11 +15,7 @@ class SecretFileError(ValueError):
 def read(path: str | Path) -> str:
     """The file's text without surrounding blanks. Raises SecretFileError."""
     try:
-        with open(path, encoding="utf-8") as file:
-            # Of the opened file, not of its name: what is judged is what is read.
-            problem = exposure(os.fstat(file.fileno()), os.geteuid(), {os.getegid(), *os.getgroups()})
-            if problem:
-                raise SecretFileError(f"{path} {problem} {path}")
+        with open(opened(path), encoding="utf-8") as file:
             text = file.read().strip()
     except OSError as error:
         raise SecretFileError(f"{path} cannot be read: {error.strerror}") from error
@@ -28,6 +24,21 @@ def read(path: str | Path) -> str:
     if not text:
         raise SecretFileError(f"{path} is empty")
     return text
+
+
+def opened(path: str | Path) -> int:
+    """A descriptor of the file, for another process to read what this one never has. Raises SecretFileError."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SecretFileError(f"{path} cannot be read: {error.strerror}") from error
+    # Of the opened file, not of its name: what is judged is what is read.
+    found = os.fstat(file)
+    problem = exposure(found, os.geteuid(), {os.getegid(), *os.getgroups()})
+    if problem is None and (not stat.S_ISREG(found.st_mode) or found.st_size > 0):
+        return file
+    os.close(file)
+    raise SecretFileError(f"{path} {problem} {path}" if problem else f"{path} is empty")
 
 
 def exposure(found: os.stat_result, user: int, groups: Collection[int]) -> str | None:

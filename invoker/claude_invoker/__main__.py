@@ -9,14 +9,16 @@ import os
 import socket
 import sys
 from contextlib import AsyncExitStack
-
-import uvicorn
-from fastapi import FastAPI
-from pydantic import ValidationError
-from redis.exceptions import RedisError
+from typing import TYPE_CHECKING
 
 from claude_invoker import __version__
-from claude_invoker.settings import Settings, unknown
+from claude_invoker.metering import key
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+    from claude_invoker.settings import Settings
 
 
 class CannotStart(Exception):
@@ -39,12 +41,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     command = parser.parse_args(argv).command
+    key.shed()  # before anything is loaded that takes time, since it begins anew
+    from pydantic import ValidationError
+
+    from claude_invoker.settings import Settings, unknown
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("httpx", "saq"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         settings = Settings()
-        for warning in warnings(settings, unknown(os.environ)):
+        for warning in warnings(unknown(os.environ)):
             print(f"claude-invoker: {warning}", file=sys.stderr)
         if command == "worker":
             return _work(settings)
@@ -60,15 +67,17 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-def warnings(settings: Settings, unknown: list[str]) -> list[str]:
+def warnings(unknown: list[str]) -> list[str]:
     """What lets the invoker start and is hardly meant, a sentence each."""
     found = [f"{name} is not a setting of this version and has no effect" for name in unknown]
-    if settings.anthropic_api_key is None:
+    if not key.is_given():
         found.append("INVOKER_ANTHROPIC_API_KEY is not set: the Messages API will refuse every run")
     return found
 
 
 def _work(settings: Settings) -> int:
+    from redis.exceptions import RedisError
+
     from claude_invoker.worker import serve
 
     if not settings.redis_url:
@@ -81,6 +90,8 @@ def _work(settings: Settings) -> int:
 
 
 def _serve(settings: Settings) -> int:
+    import uvicorn
+
     from claude_invoker.api.heads import heads_within
     from claude_invoker.app import create_app
 
@@ -126,6 +137,8 @@ def _bound(host: str, port: int) -> socket.socket:
 
 async def _answer(server: uvicorn.Server, app: FastAPI, listener: socket.socket) -> None:
     """Starts what the application needs, then listens until a signal. Raises CannotStart."""
+    from redis.exceptions import RedisError
+
     with server.capture_signals():  # also while starting: what has been started is then ended in order
         async with AsyncExitStack() as stack:
             try:
@@ -139,6 +152,8 @@ async def _answer(server: uvicorn.Server, app: FastAPI, listener: socket.socket)
 
 
 def _said(error: Exception) -> str:
+    from redis.exceptions import RedisError
+
     if isinstance(error, RedisError):
         return f"Redis cannot be used ({error}): correct INVOKER_REDIS_URL, or start it"
     if isinstance(error, OSError) and error.filename:

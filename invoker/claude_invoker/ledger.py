@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from claude_contract.ledger import (
     AsyncLedger,
@@ -22,6 +25,9 @@ from claude_invoker.problem import Problem
 
 _log = logging.getLogger(__name__)
 _TRIES = 5
+_WATCH_S = 1.0
+_PART_MS = 24 * 3600 * 1000
+"""As long as the ledger knows that a lease is settled."""
 
 
 class Ledger:
@@ -64,10 +70,46 @@ class Ledger:
         parsed = Lease.parse(lease)
         return await self._store.peek(Peek(parsed.namespace, parsed.subject_key, shared=parsed.shared))
 
-    async def book(self, lease: str, micro_usd: int) -> bool:
+    async def book(self, lease: str, micro_usd: int, *, final: bool = True) -> bool:
         """Books a cost and ends the lease, once however often it is called. Never raises: False where Redis does not
-        take it after some tries, and the lease lapses by itself."""
-        return await self._end(lease, lambda parsed: self._store.settle(parsed, micro_usd))
+        take it after some tries, and the lease lapses by itself.
+
+        A cost that is not `final` is what is known so far: the final one, whoever books it, then adds the difference.
+        """
+        return await self._end(lease, lambda parsed: self._settle(parsed, micro_usd, final=final))
+
+    async def _settle(self, lease: Lease, micro_usd: int, *, final: bool) -> bool:
+        """Raises LedgerUnavailable, RedisError."""
+        part = f"{lease.namespace}:{{{lease.subject_key}}}:part:{lease.member}"
+        if not final:
+            # Written before it is booked: whoever finds it booked later finds how much it was.
+            await self._redis.set(part, micro_usd, nx=True, px=_PART_MS)
+            micro_usd = int(await self._redis.get(part) or micro_usd)
+        if await self._store.settle(lease, micro_usd):
+            return True
+        if final and (before := int(await self._redis.get(part) or micro_usd)) < micro_usd:
+            identity, _, reserved = lease.member.rpartition(":")
+            await self._store.settle(replace(lease, member=f"{identity}.rest:{reserved}"), micro_usd - before)
+        return True
+
+    async def watch(self, grace_s: float, tell: Callable[[str | None], None]) -> None:
+        """Tells, until cancelled, why what runs cost cannot be booked: Redis has not answered for `grace_s`. None: it
+        does."""
+        answered = time.monotonic()
+        while True:
+            try:
+                async with asyncio.timeout(2 * _WATCH_S):
+                    await self._redis.execute_command("PING")
+            except (RedisError, OSError):
+                if time.monotonic() - answered >= grace_s:
+                    tell(
+                        "what this run costs cannot be booked: Redis with the limits has been away for longer than "
+                        f"INVOKER_LEDGER_GRACE ({grace_s:g} s)"
+                    )
+            else:
+                answered = time.monotonic()
+                tell(None)
+            await asyncio.sleep(_WATCH_S)
 
     async def release(self, caller: Caller) -> None:
         """Nothing ran."""
@@ -86,7 +128,7 @@ class Ledger:
             except UnreadableLedger as error:
                 _log.error("a lease of %s cannot be ended: %s", parsed.subject_key, error)
                 break
-            except LedgerUnavailable as error:
+            except (LedgerUnavailable, RedisError, OSError) as error:
                 _log.warning("Redis with the limits does not answer (%s), try %d of %d", error, attempt + 1, _TRIES)
                 await asyncio.sleep(0.1 * 2**attempt)
         _log.error("a lease of %s could not be ended; it lapses by itself", parsed.subject_key)

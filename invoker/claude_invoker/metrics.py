@@ -61,6 +61,18 @@ class Metrics:
         gauge("leases", "Leases of the gateway's ledger held by runs").set_function(
             lambda: sum(run.leased and not run.done.is_set() for run in engine.runs.values())
         )
+        gauge("metering_up", "Whether the metering proxy is there: 1, or no request of a run is sent").set_function(
+            lambda: engine.metering.obstacle is None
+        )
+        gauge("metering_starts", "How often the metering proxy was started").set_function(
+            lambda: engine.metering.starts
+        )
+        gauge(
+            "metering_held", "1: the ledger is away for too long, no request of a run that is billed is sent"
+        ).set_function(lambda: engine.metering.held is not None)
+        gauge("api_requests", "Requests of runs to the API that are under way").set_function(
+            lambda: sum(engine.metering.under_way.values())
+        )
         gauge("isolation", "Strength of the boundary around a run: 0 none, 1 user, 2 landlock").set_function(
             lambda: engine.boundary.strength
         )

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from claude_contract.claims import Clamp
 from claude_contract.destinations import Destination, within_both
 from claude_invoker.isolation.strength import USE_EGRESS, Boundary
+from claude_invoker.metering.models import permits
 from claude_invoker.model import InvokeRequest, TextBlock
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
@@ -91,20 +92,6 @@ def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, boundary: Bou
         session=request.session,
         total_s=_least(request.timeout_s, settings.total_s),
         egress=egress,
-    )
-
-
-def permits(allowed: Sequence[str] | None, model: str) -> bool:
-    """Whether a model is among the allowed ones (None: all).
-
-    An alias (`sonnet`) allows its family (`claude-sonnet-5-5`), a name also its dated form
-    (`claude-sonnet-5-5-20260101`).
-    """
-    return allowed is None or any(
-        model == name
-        or (name.isalpha() and name in model.split("-"))
-        or (model.startswith(f"{name}-") and model[len(name) + 1 :].isdigit() and len(model) == len(name) + 9)
-        for name in allowed
     )
 
 

@@ -24,6 +24,7 @@ TITLES = {
     "limit": "The run took more of the machine than it may",
     "prompt-rejected": "The model API does not accept this prompt",
     "busy": "The run cannot start now",
+    "not-bookable": "What runs cost cannot be booked now",
     "not-configured": "This part of the service is not configured",
     "api-overloaded": "The model API is overloaded or limits us",
     "api-auth": "The model API does not accept the invoker's key",

@@ -1,4 +1,7 @@
-"""Settings of the invoker: `INVOKER_*` variables; any of them also as `INVOKER_…_FILE`, a path to a secret."""
+"""Settings of the invoker: `INVOKER_*` variables; any of them also as `INVOKER_…_FILE`, a path to a secret.
+
+The API's key is none of them: see `metering.key`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ from claude_contract import destinations, secret_file
 from claude_contract.destinations import Destination
 from claude_contract.secret_file import SecretFileError
 from claude_invoker.holding import Bounds
-from claude_invoker.metering.prices import OwnPrice
+from claude_invoker.metering import key
+from claude_invoker.metering.ownprice import OwnPrice
 
 Names = Annotated[tuple[str, ...], NoDecode]
 """A tuple of names; in the environment separated by commas."""
@@ -73,9 +77,6 @@ class Settings(BaseSettings):
     """The same for starting a run."""
     redis_url: str | None = None
 
-    anthropic_api_key: SecretStr | None = Field(
-        default=None, validation_alias=AliasChoices("INVOKER_ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY")
-    )
     anthropic_base_url: str = Field(
         default="https://api.anthropic.com",
         validation_alias=AliasChoices("INVOKER_ANTHROPIC_BASE_URL", "ANTHROPIC_BASE_URL"),
@@ -109,6 +110,8 @@ class Settings(BaseSettings):
     `{"claude-x": {"input": 3, "output": 15}}`."""
     unknown_price: Literal["refuse", "dearest"] = "refuse"
     """What a request is whose model has no price: refused, or billed as the dearest known."""
+    ledger_grace: float = Field(default=60.0, ge=0)
+    """How long Redis may be away, and with it the ledger, until requests of runs that are billed are refused."""
 
     pool_size: int = Field(default=1, ge=0)
     """Warm processes kept at least; demand raises it up to `pool_max`."""
@@ -232,7 +235,7 @@ SERVICE_LINK = re.compile(r"INVOKER_(SERVICE_.+|PORT_\d+_.+)")
 
 def unknown(variables: Iterable[str]) -> list[str]:
     """Those that begin like a setting and are none: a slip of the pen, or a setting that is gone."""
-    known = {f"INVOKER_{name.upper()}" for name in Settings.model_fields}
+    known = {f"INVOKER_{name.upper()}" for name in Settings.model_fields} | set(key.OURS)
     return sorted(
         name
         for name in variables

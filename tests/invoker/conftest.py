@@ -77,7 +77,7 @@ class Invoker:
     @property
     def uids(self) -> range:
         """The user ids that its runs can have."""
-        return range(self.uid_base + 1, self.uid_base + SPAN)
+        return range(self.uid_base + 2, self.uid_base + SPAN)
 
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, **options)
@@ -170,7 +170,6 @@ def start_invoker(
             "port": port,
             "state_dir": after.state if after else folder / "state",
             "anthropic_base_url": stand_in.url,
-            "anthropic_api_key": KEY,
             "api_timeout_s": 2,
             "api_retries": 1,
             "first_output_s": 15,
@@ -182,6 +181,10 @@ def start_invoker(
             "pool_max": 2,
             "uid_base": after.uid_base if after else next(bases),
         } | settings
+        if "anthropic_api_key" not in chosen:
+            chosen["anthropic_api_key_file"] = secret = folder / "api-key"
+            secret.write_text(KEY)
+            secret.chmod(0o400)
         environment = clean_environment() | {f"INVOKER_{name.upper()}": str(value) for name, value in chosen.items()}
         environment["SECRET_OF_THE_SERVER"] = "must not be inherited"
         log = folder / "log"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -12,21 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claude_invoker.holding import Bounds
-from claude_invoker.metering.account import Account
-from claude_invoker.metering.prices import Prices
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs.events import EventLog
 from claude_invoker.runs.run import Run, new_id
 from claude_invoker.runs.shelf import Shelf
 
-PRICES = Prices({}, "refuse")
-
 
 def a_run(subject: str = "alice", prompt: str = "hi", per_run: int = 1 << 25) -> Run:
     content = ({"type": "text", "text": prompt},)
     plan = Plan(content, None, "sonnet", None, (), 1, 1.0, None, None, 60.0)
-    run = Run(new_id(), subject, plan, Account(PRICES, Decimal(1)), Path("/nonexistent"), 60.0)
+    run = Run(new_id(), subject, plan, Path("/nonexistent"), 60.0)
     run.events = EventLog(per_run)
     return run
 

@@ -1,163 +1,188 @@
-"""What runs have spent is booked once, whoever is killed in between."""
+"""What runs have cost is written down before it is known to anybody else, and read again however it was left."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-import signal
-from collections.abc import Callable
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
-import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_contract import ledger
-from claude_contract.attestation import HEADER
-from claude_invoker.metering.journal import Entry, Journal, read
-from kong_claude.rate_tiers.redis_ledger import RedisLedger
-from kong_claude.rate_tiers.redis_ledger import Settings as RedisAddress
-from tests.invoker.conftest import Invoker, wait_for
-from tests.invoker.test_trust import SECRET, attestation
-from tests.rate_tiers.servers import RedisProcess
+from claude_invoker.metering import journal as module
+from claude_invoker.metering.journal import CannotWrite, Entry, Journal, read
 
-# US dollars for a token of claude-opus-5-5, from Anthropic's price list.
-INPUT, OUTPUT = Decimal("0.000004"), Decimal("0.000020")
+CENT = Decimal("0.01")
 
 
-class Books:
-    """A ledger that knows each lease once, and may be away."""
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[int]:
+    found = os.open(tmp_path, os.O_RDONLY)
+    yield found
+    os.close(found)
 
-    def __init__(self) -> None:
-        self.booked: dict[str, int] = {}
-        self.away = False
 
-    async def book(self, lease: str, micro_usd: int) -> bool:
-        if not self.away:
-            self.booked.setdefault(lease, micro_usd)
-        return not self.away
+def opened(directory: int) -> Journal:
+    journal = Journal(directory)
+    journal.open()
+    return journal
 
 
 def killed(journal: Journal) -> None:
-    """As a killed engine leaves it: everything submitted is written, the lock is gone, the file stays."""
-    journal._thread.shutdown()
-    assert journal._file is not None
-    journal._file.close()
+    """As a killed proxy leaves it: the lock is gone, the file stays."""
+    os.close(journal._file)
 
 
-async def test_what_a_killed_engine_left_is_booked_by_the_next(tmp_path: Path) -> None:
-    first, books = Journal(tmp_path), Books()
-    first.open()
-    first.note("a", Entry("lease-a", 5))
-    first.note("b", Entry("lease-b", 1))
-    first.note("a", Entry("lease-a", 9))
+def test_what_a_killed_proxy_left_is_the_next_ones(directory: int, tmp_path: Path) -> None:
+    first = opened(directory)
+    for run in "abc":
+        first.begin(run, f"lease-{run}")
+        first.send(run, CENT)
+    first.note("a", 1, CENT / 4)
+    first.note("a", 1, CENT / 2)
+    assert first.send("a", 3 * CENT) == 2
     first.booked("b")
-    second = Journal(tmp_path)
-    second.open()
-    await second.settle(books.book)
-    assert books.booked == {}, "the first one lives"
+    second = opened(directory)
+    second.adopt()
+    assert second.entries == {}, "the first one lives"
     killed(first)
-    assert (second.spent("a"), second.spent("b")) == (9, 0)
-    books.away = True
-    await second.settle(books.book)
-    assert len(list(tmp_path.iterdir())) == 2
-    books.away = False
-    await second.settle(books.book)
-    assert books.booked == {"lease-a": 9}
-    second.close()
+    second.adopt()
+    left = {"a": Entry("lease-a", {1: CENT / 2, 2: 3 * CENT}), "c": Entry("lease-c", {1: CENT})}
+    assert second.entries == left
+    assert (left["a"].micro_usd, left["a"].next_number) == (35_000, 3)
+    killed(second)
+    third = opened(directory)
+    third.adopt()
+    assert third.entries == left, "taken over twice it is the same"
+    assert third.begin("a", "lease-a") is third.entries["a"], "a run that goes on goes on"
+    third.booked("a")
+    third.booked("c")
+    third.close()
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_what_the_ledger_did_not_take_is_tried_again(tmp_path: Path) -> None:
-    journal, books = Journal(tmp_path), Books()
-    journal.open()
-    journal.note("a", Entry("lease-a", 5))
-    await journal.settle(books.book)
-    assert books.booked == {}, "the run goes on: to book it would end its lease"
-    journal.ended("a")
-    books.away = True
-    await journal.settle(books.book)
-    journal.note("b", Entry("lease-b", 7))
-    books.away = False
-    await journal.settle(books.book)
-    assert books.booked == {"lease-a": 5}
+def test_what_the_release_before_left_is_read(directory: int, tmp_path: Path) -> None:
+    lines = [
+        b'{"v":1,"run":"a","lease":"lease-a","micro_usd":5}',
+        b'{"v":1,"run":"b","lease":"lease-b","micro_usd":7}',
+        b'{"v":1,"run":"a","lease":"lease-a","micro_usd":9}',
+        b'{"v":1,"run":"b","booked":true}',
+        b'{"v":9,"run":"c","lease":"lease-c","micro_usd":9}',
+    ]
+    (tmp_path / "old.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    journal = opened(directory)
+    journal.adopt()
+    assert [(run, entry.lease, entry.micro_usd) for run, entry in journal.entries.items()] == [("a", "lease-a", 9)]
     journal.close()
-    (path,) = tmp_path.iterdir()
-    assert read(path) == {"b": Entry("lease-b", 7)}
+
+
+def test_a_link_in_the_directory_is_not_followed(directory: int, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b'{"v":2,"run":"a","lease":"lease-a"}\n')
+    (tmp_path / "link.jsonl").symlink_to(elsewhere)
+    journal = opened(directory)
+    journal.adopt()
+    assert journal.entries == {} and elsewhere.exists()
+    killed(journal)
 
 
 @given(st.data())
 def test_a_file_that_was_cut_off_anywhere_is_read_as_far_as_it_goes(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    directory = tmp_path_factory.mktemp("journal")
-    journal = Journal(directory)
-    journal.open()
-    states: list[dict[str, Entry]] = [{}]
+    folder = tmp_path_factory.mktemp("journal")
+    directory = os.open(folder, os.O_RDONLY)
+    journal = opened(directory)
+    states = [""]
     for _ in range(data.draw(st.integers(1, 8))):
-        run, micro_usd = data.draw(st.sampled_from("abc")), data.draw(st.integers(0, 10**9))
-        state = dict(states[-1])
-        if data.draw(st.booleans()):
-            journal.note(run, Entry(f"lease {run}", micro_usd))
-            state[run] = Entry(f"lease {run}", micro_usd)
-        elif run in state:
-            journal.booked(run)
-            del state[run]
-        else:
+        run = data.draw(st.sampled_from("abc"))
+        kind = data.draw(st.sampled_from(("begin", "send", "note", "booked")))
+        if kind == "begin":
+            journal.begin(run, f"lease {run}")
+        elif run not in journal.entries:
             continue
-        states.append(state)
+        elif kind == "send":
+            journal.send(run, Decimal(data.draw(st.integers(1, 10**9))) / 10**8)
+        elif kind == "note" and (sent := list(journal.entries[run].requests)):
+            journal.note(run, data.draw(st.sampled_from(sent)), Decimal(data.draw(st.integers(0, 10**9))) / 10**9)
+        elif kind == "booked":
+            journal.booked(run)
+        if journal._written == len(states):
+            states.append(repr(journal.entries))
     killed(journal)
-    (path,) = directory.iterdir()
+    (path,) = folder.iterdir()
     whole = path.read_bytes()
-    cut = data.draw(st.integers(0, len(whole)))
-    path.write_bytes(whole[:cut])
-    assert read(path) == states[whole[:cut].count(b"\n") + (cut > 0 and whole[cut - 1 : cut] == b"}")]
+    cut = whole[: data.draw(st.integers(0, len(whole)))]
+    states[0] = "{}"
+    assert repr(read(cut)) == states[cut.count(b"\n") + (cut[-1:] == b"}")]
+    os.close(directory)
 
 
-def test_a_file_does_not_grow_for_ever(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.open()
-    for number in range(3000):
-        journal.note(str(number), Entry("lease", number))
-        journal.booked(str(number))
-    journal._thread.shutdown()
-    assert journal._path.stat().st_size < 100_000
-    assert read(journal._path) == {}
+async def test_a_file_does_not_grow_for_ever(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there is always a run."""
+    monkeypatch.setattr(module, "_COMPACT_BYTES", 2_000)
+    journal = opened(directory)
+    journal.begin("long", "lease")
+    number = journal.send("long", CENT)
+    for count in range(300):
+        journal.begin(str(count), "lease")
+        journal.note("long", number, CENT * count)
+        journal.booked(str(count))
+        await journal.commit()
+    assert os.fstat(journal._file).st_size < 5_000
+    other = opened(directory)
+    other.adopt()
+    assert other.entries == {}, "the new file is locked as the old one was"
+    killed(journal)
+    other.adopt()
+    assert other.entries == {"long": Entry("lease", {1: CENT * 299})}
+    killed(other)
 
 
-def test_a_killed_invokers_runs_are_booked(start_invoker: Callable[..., Invoker]) -> None:
-    """The invoker is killed between two turns of a run: the next one books what the first turn has cost."""
-    redis = RedisProcess()
-    try:
-        settings = {
-            "trust": "attested",
-            "attestation_key": SECRET,
-            "redis_url": redis.url,
-            "pool_size": 0,
-            "idle_s": 60,
-        }
-        invoker = start_invoker(**settings)
-        store = RedisLedger(RedisAddress(redis.url, timeout=10))
-        slot = ledger.Slot(concurrent=2, run_micro_usd=1_000_000, day_micro_usd=10_000_000, ttl_ms=60_000)
-        lease = ledger.Lease.new(ledger.NAMESPACE, ledger.subject_key("subject", "alice"), slot.run_micro_usd)
-        assert store.acquire(lease, slot).admitted
-        body = b'{"prompt": "[[tool Read {\\"file_path\\": \\"x\\"}]] [[delay 3000]] [[say a b c]]", "model": "claude-opus-5-5"}'
-        header = attestation("POST", "/claude/invoke", body, lease=str(lease), slot=slot.claim())
-        headers = {HEADER: header, "Accept": "text/event-stream"}
-        with pytest.raises(httpx.HTTPError):
-            with httpx.stream(
-                "POST", f"{invoker.url}/claude/invoke", content=body, headers=headers, timeout=60
-            ) as stream:
-                wait_for(lambda: any(map(read, (invoker.state / "journal").iterdir())), what="the first turn")
-                os.kill(invoker.pid, signal.SIGKILL)
-                stream.read()
-        used = store.peek(ledger.Peek(ledger.NAMESPACE, lease.subject_key))
-        assert (used.running, used.spent_day_micro_usd) == (1, 0)
-        start_invoker(after=invoker, **settings)
-        wait_for(lambda: store.peek(ledger.Peek(ledger.NAMESPACE, lease.subject_key)).running == 0, what="the booking")
-        turn = 12 * INPUT + OUTPUT
-        spent = store.peek(ledger.Peek(ledger.NAMESPACE, lease.subject_key)).spent_day_micro_usd
-        assert int(turn * 1_000_000) <= spent <= int(2 * turn * 1_000_000) + 1
-    finally:
-        redis.close()
+async def test_answers_at_the_same_time_share_a_commit(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = opened(directory)
+    journal.begin("run", "lease")
+    synced: list[int] = []
+    real = os.fdatasync
+
+    def sync(file: int) -> None:
+        synced.append(file)
+        real(file)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+
+    async def answer() -> None:
+        journal.note("run", journal.send("run", CENT), CENT / 3)
+        await journal.commit()
+        assert journal._synced == journal._written
+
+    await asyncio.gather(*(answer() for _ in range(50)))
+    assert 1 <= len(synced) <= 3
+    killed(journal)
+
+
+def test_what_cannot_be_written_is_not_sent(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full in the middle of a line leaves the file as it was."""
+    journal = opened(directory)
+    journal.begin("run", "lease")
+    journal.send("run", CENT)
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, bytes(data)[:9]) if len(data) > 9 else full())
+    with pytest.raises(CannotWrite):
+        journal.send("run", CENT)
+    with pytest.raises(CannotWrite):
+        journal.begin("other", "lease")
+    monkeypatch.undo()
+    journal.note("run", 1, CENT / 2)
+    killed(journal)
+    next_one = opened(directory)
+    next_one.adopt()
+    assert next_one.entries == {"run": Entry("lease", {1: CENT / 2})}
+    killed(next_one)
+
+
+def full() -> int:
+    raise OSError(28, "No space left on device")

@@ -3,47 +3,82 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import secrets
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
 import httpx
 import pytest
 
-from claude_invoker.cli import keyproxy
-from claude_invoker.cli.keyproxy import Grant, KeyProxy
+from claude_invoker.metering import proxy as keyproxy
 from claude_invoker.metering.account import Account
+from claude_invoker.metering.exchange import Grant
 from claude_invoker.metering.prices import Prices
+from claude_invoker.metering.proxy import KeyProxy
 from tests.invoker.conftest import KEY, StandInProcess
 
 MODEL = b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}'
 
 
-@pytest.fixture
-async def proxy(stand_in: StandInProcess) -> AsyncIterator[KeyProxy]:
-    found = KeyProxy(stand_in.url, KEY)
-    with tempfile.TemporaryDirectory() as folder:
-        await found.start(Path(folder, "api.sock"))
-        yield found
+class Notes:
+    """What was written down about each request, in turn."""
+
+    def __init__(self) -> None:
+        self.lines: dict[int, list[Decimal]] = {}
+
+    def send(self, run: str, bound_usd: Decimal) -> int:
+        self.lines[len(self.lines) + 1] = [bound_usd]
+        return len(self.lines)
+
+    def note(self, run: str, number: int, usd: Decimal) -> None:
+        self.lines[number].append(usd)
+
+
+@asynccontextmanager
+async def started(url: str) -> AsyncIterator[Proxy]:
+    found = KeyProxy(url, KEY)
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+        path = Path(folder, "api.sock")
+        listener.bind(str(path))
+        await found.start(listener)
+        yield Proxy(found, path)
         await found.stop()
 
 
-def granted(proxy: KeyProxy, requests: int) -> tuple[Grant, dict[str, str]]:
-    token = proxy.issue()
-    grant = Grant(lambda model: "haiku" in model, requests, Account(Prices({}, "refuse"), Decimal(1)))
-    proxy.grant(token, grant)
+@dataclass
+class Proxy:
+    key: KeyProxy
+    socket: Path
+
+
+@pytest.fixture
+async def proxy(stand_in: StandInProcess) -> AsyncIterator[Proxy]:
+    async with started(stand_in.url) as found:
+        yield found
+
+
+def granted(proxy: Proxy, requests: int, cap_usd: str = "1") -> tuple[Grant, dict[str, str]]:
+    token = "run-" + secrets.token_hex(8)
+    account = Account(Prices({}, "refuse"), Decimal(cap_usd))
+    grant = Grant("run", lambda model: "haiku" in model, requests, account, Notes())
+    proxy.key.grant(token, grant)
     return grant, {"x-api-key": token, "content-type": "application/json"}
 
 
-def client_of(proxy: KeyProxy) -> httpx.AsyncClient:
+def client_of(proxy: Proxy) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(proxy.socket)), timeout=30)
 
 
 async def begin(
-    proxy: KeyProxy, token: str, length: int, sent: bytes
+    proxy: Proxy, token: str, length: int, sent: bytes
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A request of which only the beginning is sent."""
     reader, writer = await asyncio.open_unix_connection(proxy.socket)
@@ -57,7 +92,7 @@ async def status(reader: asyncio.StreamReader) -> int:
     return int((await asyncio.wait_for(reader.readline(), 30)).split()[1])
 
 
-async def test_a_request_counts_before_its_body_is_read(proxy: KeyProxy) -> None:
+async def test_a_request_counts_before_its_body_is_read(proxy: Proxy) -> None:
     """Requests that never end are requests."""
     grant, headers = granted(proxy, 3)
     opened = [await begin(proxy, headers["x-api-key"], 1000, b"{") for _ in range(3)]
@@ -70,7 +105,7 @@ async def test_a_request_counts_before_its_body_is_read(proxy: KeyProxy) -> None
         each.close()
 
 
-async def test_what_a_run_sends_at_once_is_bounded(proxy: KeyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_a_run_sends_at_once_is_bounded(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keyproxy, "_MAX_BODY", 40_000)
     monkeypatch.setattr(keyproxy, "_MAX_HELD", 100_000)
     grant, headers = granted(proxy, 10)
@@ -107,12 +142,125 @@ async def test_what_a_run_sends_at_once_is_bounded(proxy: KeyProxy, monkeypatch:
         (b"", "not a JSON object with a model"),
     ],
 )
-async def test_what_is_not_a_request_for_the_runs_model_is_refused(proxy: KeyProxy, body: bytes, refused: str) -> None:
+async def test_what_is_not_a_request_for_the_runs_model_is_refused(proxy: Proxy, body: bytes, refused: str) -> None:
     grant, headers = granted(proxy, 1)
     async with client_of(proxy) as client:
         answer = await client.post("http://proxy/v1/messages", content=body, headers=headers)
     assert (answer.status_code, answer.json()["error"]["message"], grant.refused) == (403, refused, refused)
     assert grant.api_status is None, "nothing was sent"
+
+
+def body_of(prompt: str, *, stream: bool = True, max_tokens: int = 100) -> bytes:
+    message = {"role": "user", "content": prompt}
+    body = {"model": "claude-haiku-4-5", "max_tokens": max_tokens, "stream": stream, "messages": [message]}
+    return json.dumps(body).encode()
+
+
+async def ask(proxy: Proxy, headers: dict[str, str], body: bytes) -> asyncio.StreamWriter:
+    """A request that is sent, and whose answer nobody reads."""
+    _, writer = await begin(proxy, headers["x-api-key"], len(body), body)
+    return writer
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def notes_of(grant: Grant) -> dict[int, list[Decimal]]:
+    assert isinstance(grant.notes, Notes)
+    return grant.notes.lines
+
+
+async def test_a_request_that_waits_is_not_sent_for_who_has_left(proxy: Proxy, stand_in: StandInProcess) -> None:
+    """A budget for one of them at a time: the second one's client leaves before it is its turn."""
+    grant, headers = granted(proxy, 10, "0.0006")
+    first = await ask(proxy, headers, body_of("[[delay 300]] the first one has its turn"))
+    await until(lambda: grant.account.under_way)
+    second = await ask(proxy, headers, body_of("the second one leaves"))
+    await until(lambda: grant.requests_left == 8)
+    await asyncio.sleep(0.2)
+    second.close()
+    third = await ask(proxy, headers, body_of("the third one waits"))
+    await until(lambda: len(notes_of(grant)) == 2 and grant.account.under_way == 0)
+    asked = str([line["messages"] for line in stand_in.lines() if line["path"] == "/v1/messages"])
+    assert "the first one has" in asked and "the third one waits" in asked
+    assert "the second one leaves" not in asked
+    for each in (first, third):
+        each.close()
+
+
+async def test_no_request_that_waits_is_sent_once_the_run_has_ended(proxy: Proxy) -> None:
+    grant, headers = granted(proxy, 10, "0.0006")
+    first = await ask(proxy, headers, body_of("[[delay 200]] one two three"))
+    await until(lambda: grant.account.under_way)
+    second = await ask(proxy, headers, body_of("waits"))
+    await until(lambda: grant.requests_left == 8)
+    await asyncio.sleep(0.2)
+    proxy.key.revoke(headers["x-api-key"])
+    await until(lambda: grant.account.under_way == 0)
+    await asyncio.sleep(0.2)
+    assert len(notes_of(grant)) == 1
+    for each in (first, second):
+        each.close()
+
+
+# US dollars for a token of claude-haiku-4-5, from Anthropic's price list.
+INPUT, OUTPUT = Decimal("0.000001"), Decimal("0.000005")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_is_left_before_anything_was_heard_is_billed(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """Of an API that says nothing in time: of a stream the bound of its input, of other answers all that was reserved."""
+    monkeypatch.setattr(keyproxy, "_LAST_WORD_S", 0.3)
+    grant, headers = granted(proxy, 10)
+    writer = await ask(proxy, headers, body_of("[[hang]]", stream=stream))
+    await until(lambda: grant.account.under_way)
+    (lines,) = notes_of(grant).values()
+    writer.close()
+    await until(lambda: grant.account.under_way == 0)
+    bound = len(json.dumps([{"role": "user", "content": "[[hang]]"}])) * INPUT + (0 if stream else 100 * OUTPUT)
+    assert lines == [bound, bound], "and before it was sent it was written down"
+    assert grant.account.spent_usd == bound
+
+
+async def test_a_run_that_leaves_is_billed_what_the_api_says_later(proxy: Proxy) -> None:
+    """An answer in one piece is there only at its end: it is waited for."""
+    grant, headers = granted(proxy, 10)
+    usage = '[[delay 300]] [[usage {"input_tokens": 1000, "output_tokens": 50}]]'
+    writer = await ask(proxy, headers, body_of(usage, stream=False))
+    await until(lambda: grant.account.under_way)
+    writer.close()
+    await until(lambda: notes_of(grant) and grant.account.under_way == 0)
+    assert grant.account.spent_usd == 1000 * INPUT + 50 * OUTPUT
+
+
+async def test_what_was_streamed_is_written_down_before_the_run_has_it(proxy: Proxy) -> None:
+    grant, headers = granted(proxy, 10)
+    body = body_of("[[delay 20]] [[say aaaaaaaaaaa bbbbbbbbbbb ccccccccccc]]")
+    reader, writer = await begin(proxy, headers["x-api-key"], len(body), body)
+    seen = b""
+    while b"bbbbb" not in seen:
+        seen += await reader.read(1 << 16)
+        (lines,) = notes_of(grant).values()
+        tokens = -(-12 * seen.count(b"text_delta") // 3)
+        assert lines[-1] >= 12 * INPUT + max(tokens, 1) * OUTPUT
+    writer.close()
+    await until(lambda: grant.account.under_way == 0)
+
+
+async def test_who_holds_back_says_why(proxy: Proxy) -> None:
+    proxy.key.hold = "the ledger is away"
+    grant, headers = granted(proxy, 10)
+    async with client_of(proxy) as client:
+        answer = await client.post("http://proxy/v1/messages", content=MODEL, headers=headers)
+        assert (answer.status_code, answer.headers["x-should-retry"]) == (503, "false")
+        assert answer.json()["error"]["message"] == "the ledger is away" == grant.held_back
+        grant.billed = False
+        assert (await client.post("http://proxy/v1/messages", content=MODEL, headers=headers)).status_code == 200
 
 
 @pytest.mark.parametrize("parser", ["request.read(body)", "orjson.loads(body)"])

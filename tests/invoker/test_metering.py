@@ -19,8 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claude_invoker.metering import request
-from claude_invoker.metering.account import Account, Exhausted, Reservation
-from claude_invoker.metering.prices import OwnPrice, Prices, UnknownPrice
+from claude_invoker.metering.account import Account, Exhausted
+from claude_invoker.metering.bill import Bill, Reservation, bill
+from claude_invoker.metering.ownprice import OwnPrice
+from claude_invoker.metering.prices import Prices, UnknownPrice
 from claude_invoker.metering.request import Refused
 from claude_invoker.metering.usage import Meter, Used
 
@@ -55,9 +57,10 @@ def usage_of_start(**usage: Any) -> dict[str, Any]:
         (b"", Used()),
         (stream(START), Used(input=12, output=1)),
         (stream(START, delta(output_tokens=40)), Used(input=12, output=40)),
-        # Cut off: what was streamed counts, a token for each three bytes begun.
+        # Cut off: what was streamed counts, a token for each three letters begun, for each byte of others.
         (stream(START, text("hello"), text(" you")), Used(input=12, output=3)),
-        (stream(START, text("é" * 30)), Used(input=12, output=20)),
+        (stream(START, text("é" * 30)), Used(input=12, output=60)),
+        (stream(START, text("abc日本")), Used(input=12, output=7)),
         (stream(START, text("hello"), delta(output_tokens=2)), Used(input=12, output=2)),
         (
             stream(START, {"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "x" * 30}}),
@@ -282,15 +285,15 @@ def test_an_answer_is_shortened_to_what_is_left() -> None:
     assert (second.max_tokens, account.left_usd) == (200, Decimal(0))
     with pytest.raises(Exhausted):
         account.reserve(asked_for(1), house, 0)
-    assert account.settle(second, "house", Used(input=50, output=100)) == Decimal("0.0025")
-    assert account.settle(second, "house", Used(input=50, output=100)) == 0, "once"
-    assert account.settle(first, "house", None) == 0
+    for _ in range(2):  # once, however often it is called
+        account.settle(second, Bill(Decimal("0.0025"), Decimal("0.0025")))
+    account.settle(first, Bill(most_usd=first.usd))
     assert (account.spent_usd, account.reserved_usd, account.left_usd) == (
         Decimal("0.0025"),
         Decimal(0),
         Decimal("0.0025"),
     )
-    assert account.total == Used(50, 100)
+    assert account.under_way == 0
 
 
 async def test_a_request_waits_for_what_others_do_not_use() -> None:
@@ -303,7 +306,7 @@ async def test_a_request_waits_for_what_others_do_not_use() -> None:
     waiting = asyncio.create_task(account.others_settled())
     await asyncio.sleep(0)
     assert not waiting.done()
-    account.settle(first, "house", Used(input=10, output=10))
+    account.settle(first, Bill())
     assert await waiting
     assert account.suffices(asked_for(100), house, 100)
     assert account.reserve(asked_for(100), house, 100).max_tokens == 100
@@ -322,9 +325,9 @@ def test_no_interleaving_spends_more_than_the_cap(data: st.DataObject) -> None:
             reservation, tokens = under_way.pop(data.draw(st.integers(0, len(under_way) - 1)))
             used = Used(data.draw(st.integers(0, tokens)), data.draw(st.integers(0, reservation.max_tokens)))
             known = data.draw(st.booleans())
-            cost = account.settle(reservation, "house", used if known else None)
-            assert cost == (house.cost(used) if known else 0)
-            billed += house.cost(used)
+            cost = house.cost(used)
+            account.settle(reservation, Bill(cost, cost) if known else Bill(most_usd=reservation.usd))
+            billed += cost
         else:
             tokens = data.draw(st.integers(0, 1000))
             try:
@@ -334,3 +337,42 @@ def test_no_interleaving_spends_more_than_the_cap(data: st.DataObject) -> None:
         assert account.left_usd >= 0
         assert billed <= account.cap_usd
         assert account.reserved_usd == sum(reservation.usd for reservation, _ in under_way)
+
+
+def heard(*events: dict[str, Any]) -> Meter:
+    meter = Meter(stream=True, max_tokens=100)
+    meter.feed(stream(*events))
+    return meter
+
+
+RESERVED = Reservation(PRICES.price("house"), Decimal("0.0120"), 100, Decimal("0.0100"))  # 1,000 in, 100 out
+THOUGHT = {"type": "content_block_start", "content_block": {"type": "thinking", "thinking": ""}}
+
+
+@pytest.mark.parametrize(
+    ("meter", "ending", "status", "is_stream", "usd", "most_usd"),
+    [
+        # 10 USD for a million tokens in, 20 out; the API has counted 12 in.
+        (heard(START, delta(output_tokens=9)), "complete", 200, True, "0.0003", "0.0003"),
+        (heard(START, delta(output_tokens=9)), "left", 200, True, "0.0003", "0.0003"),
+        (heard(START, text("x" * 30)), "left", 200, True, "0.00032", "0.00072"),
+        (heard(START, text("x" * 30)), "failed", 200, True, "0.00032", "0.00072"),
+        (heard(START, text("x" * 900)), "left", 200, True, "0.00212", "0.00212"),  # no more than it may have
+        (heard(START, THOUGHT, text("x" * 3)), "left", 200, True, "0.00014", "0.00212"),  # that need not be shown
+        (heard(), "left", None, True, "0.01", "0.012"),  # a stream begins with its start: nothing is out yet
+        (heard(), "left", 200, True, "0.01", "0.012"),
+        (heard(), "left", None, False, "0.012", "0.012"),
+        (heard(), "complete", 200, False, "0.012", "0.012"),  # an answer without a count
+        (heard(), "complete", 529, True, "0", "0"),
+        (heard(), "left", 429, True, "0", "0"),
+        (heard(START), "complete", 500, True, "0.00014", "0.00014"),
+        (heard(), "failed", None, True, "0", "0.012"),
+        (heard(), "failed", 200, True, "0", "0.012"),
+        (heard(), "not sent", None, True, "0", "0"),
+    ],
+)
+def test_what_a_request_is_billed_however_it_ends(
+    meter: Meter, ending: Any, status: int | None, is_stream: bool, usd: str, most_usd: str
+) -> None:
+    found = bill(RESERVED, meter, ending, status, stream=is_stream)
+    assert (found.usd, found.most_usd) == (Decimal(usd), Decimal(most_usd))

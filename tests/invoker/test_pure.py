@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,20 @@ from claude_contract.destinations import Destination
 from claude_invoker.api.border import last_event_id
 from claude_invoker.api.negotiation import preferred
 from claude_invoker.cli.command import Deadlines, Shape, command, environment
-from claude_invoker.cli.keyproxy import Grant
 from claude_invoker.cli.messages import Malformed, Result, parse
 from claude_invoker.cli.outcome import denials, failure, stop_reason
 from claude_invoker.cli.tree import Tree
 from claude_invoker.isolation.strength import USE_EGRESS, Boundary, Strength
-from claude_invoker.metering.account import Account
-from claude_invoker.metering.prices import Prices
+from claude_invoker.metering.figures import Figures
+from claude_invoker.metering.models import permits
 from claude_invoker.model import InvokeRequest
-from claude_invoker.plan import permits, plan
+from claude_invoker.plan import plan
 from claude_invoker.problem import TITLES, Problem
 from claude_invoker.settings import Settings, is_loopback
 from kong_claude_local.standin.script import reply_to
 
 CLI = Path("/opt/claude")
-PRICES = Prices({}, "refuse")
 SHAPE = Shape(("Read", "Write"), 7, 0.5)
-
-
-def account() -> Account:
-    return Account(PRICES, Decimal(1))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +214,7 @@ def test_names_of_models(allowed: tuple[str, ...] | None, model: str, expected: 
     ],
 )
 def test_outcomes(result: dict[str, Any], grant: dict[str, Any], expected: tuple[int, str] | None) -> None:
-    problem = failure(Result.model_validate(result), Grant(lambda model: True, 9, account(), **grant))
+    problem = failure(Result.model_validate(result), Figures(**grant))
     assert (problem and (problem.status, problem.kind)) == expected
     if problem:
         assert problem.kind in TITLES
@@ -249,8 +242,8 @@ def test_a_strange_result_is_no_crash(document: dict[str, Any]) -> None:
     except (Malformed, TypeError):  # TypeError: an integer of more than 64 bits, which we do not write
         return
     assert isinstance(result, Result)
-    failure(result, Grant(lambda model: True, 1, account()))
-    assert stop_reason(result, account())
+    failure(result, Figures())
+    assert stop_reason(result, Figures())
     assert denials(result) is not None
     assert 0 <= result.used.costUSD < float("inf")
 
@@ -290,11 +283,11 @@ def test_loopback(host: str, expected: bool) -> None:
 def test_settings_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "key").write_text("from-a-file\n")
     (tmp_path / "key").chmod(0o400)
-    monkeypatch.setenv("INVOKER_ANTHROPIC_API_KEY_FILE", str(tmp_path / "key"))
+    monkeypatch.setenv("INVOKER_WEBHOOK_SECRET_FILE", str(tmp_path / "key"))
     monkeypatch.setenv("INVOKER_TOOLS", "Read, Glob,")
     found = Settings()
-    assert found.anthropic_api_key is not None
-    assert found.anthropic_api_key.get_secret_value() == "from-a-file"
+    assert found.webhook_secret is not None
+    assert found.webhook_secret.get_secret_value() == "from-a-file"
     assert "from-a-file" not in repr(found)
     assert found.tools == ("Read", "Glob")
 

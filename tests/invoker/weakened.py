@@ -30,6 +30,8 @@ from claude_invoker.cli import kill, killer, messages, process, tree, users, wal
 from claude_invoker.cli.command import Shape, command
 from claude_invoker.egress import filters
 from claude_invoker.isolation import box, confine, network, shell
+from claude_invoker.metering import __main__ as metering
+from claude_invoker.metering import control
 from claude_invoker.metering.account import Account
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts, engine, execution, sessions
@@ -171,7 +173,7 @@ def ends_that_are_broken_off() -> None:
 
 def two_user_ids() -> None:
     """No defence, but a small machine: the next run always gets the id that the last one had."""
-    put(users, "SPAN", 2)
+    put(users, "SPAN", 3)
 
 
 def sessions_in_argv() -> None:
@@ -307,6 +309,7 @@ def whole_sessions_are_booked() -> None:
     put(messages.Result, "used", property(lambda self: messages.ModelUsage(costUSD=self.total_cost_usd)))
 
 
+OF_THE_PROXY = {"budgets_without_a_wall"}
 WEAKNESSES: dict[str, Callable[[], None]] = {
     found.__name__: found
     for found in (
@@ -340,7 +343,22 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
     )
 }
 
+PROXY = (
+    "import sys; sys.path.insert(0, {root!r}); from tests.invoker import weakened; sys.exit(weakened.proxy({names!r}))"
+)
+
+
+def proxy(names: list[str]) -> int:
+    """The metering proxy, a process of its own, without the same defences."""
+    for name in names:
+        WEAKNESSES[name]()
+    return metering.main(sys.argv[1:])
+
+
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         WEAKNESSES[name]()
+    if set(sys.argv[1:]) & OF_THE_PROXY:
+        here = Path(__file__).parents[2]
+        put(control, "PROGRAM", ("-c", PROXY.format(root=str(here), names=[*OF_THE_PROXY & set(sys.argv[1:])])))
     sys.exit(program.main([]))

@@ -32,6 +32,7 @@ async def readyz(request: Request) -> Response:
         "cli": engine.version or None,
         "redis": redis,
         "warm": engine.pool.warm,
+        "metering": engine.metering.obstacle is None,
         "isolation": engine.boundary.label,
         "isolation_lacks": [f"{lack.name}: {lack.obstacle}" for lack in engine.boundary.missing],
         "tools_left_out": engine.boundary.left_out,

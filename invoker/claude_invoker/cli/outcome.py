@@ -3,10 +3,9 @@ never by `subtype` alone, since API failures come as `subtype: "success"`."""
 
 from __future__ import annotations
 
-from claude_invoker.cli.keyproxy import Grant
 from claude_invoker.cli.messages import Result
 from claude_invoker.cli.process import Disobeyed
-from claude_invoker.metering.account import Account
+from claude_invoker.metering.figures import Figures
 from claude_invoker.metering.usage import Used
 from claude_invoker.model import PermissionDenial, Usage
 from claude_invoker.problem import Problem
@@ -19,62 +18,66 @@ _STOPPED = {
 _TOO_LONG = ("prompt is too long", "prompt too long", "request_too_large")
 
 
-def failure(result: Result, grant: Grant) -> Problem | None:
+def failure(result: Result, account: Figures) -> Problem | None:
     """The problem a result message stands for, or None where it is a result to answer with 200.
 
-    `grant`: what the key proxy saw of the API. The CLI's own texts are for its user at a terminal and name
+    `account`: what the metering proxy saw of the API. The CLI's own texts are for its user at a terminal and name
     internal addresses; only what says why a prompt was rejected is passed on.
     """
     if not result.is_error or result.subtype in _STOPPED or result.stop_reason == "refusal":
         return None
-    if is_cut_off(result, grant.account):
+    if is_cut_off(result, account):
         return None
-    if grant.refused:
-        return Problem(403, "forbidden", grant.refused)
-    status = None if grant.unreachable else result.api_error_status
+    if account.held:
+        return Problem(503, "not-bookable", account.held, {"Retry-After": "10"})
+    if account.refused:
+        return Problem(403, "forbidden", account.refused)
+    status = None if account.unreachable else result.api_error_status
     text = str(result.result or "; ".join(map(str, result.errors or [])))[:500]
     if status in (401, 403):
         return Problem(502, "api-auth", api_status=status)
     if status in (429, 529):
-        return overloaded(grant, status)
+        return overloaded(account, status)
     if status in (400, 404, 413, 422) or any(mark in text.lower() for mark in _TOO_LONG):
         return Problem(422, "prompt-rejected", text, api_status=status)
     if status is not None:
         return Problem(502, "api-error", f"the model API answered {status}", api_status=status)
-    if grant.unreachable or result.subtype == "success":
+    if account.unreachable or result.subtype == "success":
         return Problem(504, "api-unreachable", "no answer, or a connection that broke off")
     return Problem(502, "cli-failed", "the Claude CLI reported an error")
 
 
-def disobeyed(model: str, error: Disobeyed, grant: Grant) -> Problem:
+def disobeyed(model: str, error: Disobeyed, account: Figures) -> Problem:
     """The problem of a run that has not begun, since the CLI does not take its model or its system prompt. For a model
     that it does not know by name the CLI asks the API."""
-    if grant.refused:
-        return Problem(403, "forbidden", grant.refused)
-    if grant.account.exhausted:
+    if account.held:
+        return Problem(503, "not-bookable", account.held, {"Retry-After": "10"})
+    if account.refused:
+        return Problem(403, "forbidden", account.refused)
+    if account.exhausted:
         return Problem(422, "invalid", "the budget does not suffice for one request")
     if error.code == "auth_failed":
-        return Problem(502, "api-auth", api_status=grant.api_status)
+        return Problem(502, "api-auth", api_status=account.api_status)
     if error.code in ("rate_limit", "check_server_error"):
-        return overloaded(grant, grant.api_status)
+        return overloaded(account, account.api_status)
     if error.code in ("not_found", "check_rejected"):
-        return Problem(422, "invalid", f"the model API does not know the model {model}", api_status=grant.api_status)
-    if grant.unreachable:
+        return Problem(422, "invalid", f"the model API does not know the model {model}", api_status=account.api_status)
+    if account.unreachable:
         return Problem(504, "api-unreachable", "no answer, or a connection that broke off")
     return Problem(422, "invalid", "the Claude CLI does not accept the model or the system prompt")
 
 
-def overloaded(grant: Grant, status: int | None) -> Problem:
-    wait = grant.retry_after if grant.retry_after and grant.retry_after.isdigit() else "5"
+def overloaded(account: Figures, status: int | None) -> Problem:
+    wait = account.retry_after if account.retry_after and account.retry_after.isdigit() else "5"
     return Problem(503, "api-overloaded", headers={"Retry-After": wait}, api_status=status)
 
 
-def is_cut_off(result: Result, account: Account) -> bool:
+def is_cut_off(result: Result, account: Figures) -> bool:
     """Whether the run ended since the proxy sent no more requests for its budget; the text is the CLI's error then."""
     return result.is_error and account.exhausted and result.subtype not in _STOPPED
 
 
-def stop_reason(result: Result, account: Account) -> str:
+def stop_reason(result: Result, account: Figures) -> str:
     """`end_turn`, `max_turns`, `max_budget`, `refusal`, … of a result that is answered with 200."""
     if is_cut_off(result, account):
         return "max_budget"

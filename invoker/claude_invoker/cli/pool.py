@@ -48,7 +48,7 @@ async def unbroken(work: Awaitable[None]) -> None:
 
 
 class Tokens(Protocol):
-    """Where the API is reached, and who gives out what it asks for (`keyproxy.KeyProxy`)."""
+    """Where the API is reached, and who gives out what it asks for (`metering.control.Metering`)."""
 
     socket: Path
 

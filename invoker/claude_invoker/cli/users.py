@@ -7,34 +7,39 @@ import fcntl
 import os
 import random
 import stat
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import IO
 
 from claude_invoker.cli.kill import owners
 
 SPAN = 4096
+_RESERVED = 2
 MACHINE_LOCKS = Path("/run/claude-invoker")
 """Where the invokers of one machine see each other's locks, whatever their state directories."""
 
 
-class NoUserFree(Exception):
+class NoUserFree(RuntimeError):
     """Every user id is taken, or none can be locked."""
 
 
 class Users:
-    """Hands out the user ids `base + 1` to `base + SPAN - 1`; none (None: our own user) where we are not root.
+    """Hands out the user ids `base + 2` to `base + SPAN - 1`; none (None: our own user) where we are not root.
 
-    `base` itself is the killer's and no run's. Ending a run kills every process of its user and its trees belong to
-    that user, so no two invokers that share a machine or a state directory may use an id at once: each id in use is a
-    locked file (flock(2)) in `locks` and in `MACHINE_LOCKS`, which only root can enter. The kernel releases the locks
-    however their holder ends.
+    `base` itself is the killer's and `base + 1` the metering proxy's: neither is ever a run's. Ending a run kills every
+    process of its user and its trees belong to that user, so no two invokers that share a machine or a state directory
+    may use an id at once: each id in use is a locked file (flock(2)) in `locks` and in `MACHINE_LOCKS`, which only root
+    can enter. The kernel releases the locks however their holder ends.
     """
 
     def __init__(self, base: int, locks: Path) -> None:
         self.isolated = os.geteuid() == 0
         self.killer = base
+        self.meter = base + 1
+        self._first = base + 2
         # Ids are not the same again after a restart: what a run has left outside of its tree finds no heir soon.
-        self._next = random.SystemRandom().randrange(SPAN - 1)
+        self._next = random.SystemRandom().randrange(SPAN - _RESERVED)
         self._directories = [locks]
         self._locks: dict[int, ExitStack] = {}
         self.quarantined: dict[int, Path | None] = {}
@@ -61,9 +66,9 @@ class Users:
         """
         if not self.isolated:
             return None
-        for _ in range(SPAN - 1):
-            uid = self.killer + 1 + self._next
-            self._next = (self._next + 1) % (SPAN - 1)
+        for _ in range(SPAN - _RESERVED):
+            uid = self._first + self._next
+            self._next = (self._next + 1) % (SPAN - _RESERVED)
             if uid not in self._locks and (lock := self._lock(uid)) is not None:
                 self._locks[uid] = lock
                 return uid
@@ -84,12 +89,30 @@ class Users:
         del self.quarantined[uid]
         self.give_back(uid)
 
+    def share_meter(self) -> bool:
+        """Keeps the metering proxy's id from invokers of a release that gave it to runs; others use it as well. True
+        where none does: what lives under it is left over. Raises NoUserFree where a run has it."""
+        if not self.isolated:
+            return False
+        with ExitStack() as held:
+            alone = True
+            for directory in self._directories:
+                file = held.enter_context((directory / str(self.meter)).open("wb"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    alone = False
+                if not _shared(file):
+                    raise NoUserFree(f"user {self.meter} is a run's, of an older release: stop that first")
+            self._locks[self.meter] = held.pop_all()
+        return alone
+
     def orphaned(self) -> list[int]:
         """Ids with living processes that no invoker holds; they are taken (see `give_back`)."""
         if not self.isolated:
             return []
         found = []
-        for uid in sorted(owners(range(self.killer + 1, self.killer + SPAN))):
+        for uid in sorted(owners(range(self._first, self.killer + SPAN))):
             if uid not in self._locks and (lock := self._lock(uid)) is not None:
                 self._locks[uid] = lock
                 found.append(uid)
@@ -109,6 +132,18 @@ class Users:
                     continue
                 return None
             return held.pop_all()
+
+
+def _shared(file: IO[bytes]) -> bool:
+    """Whether the lock can be shared; another invoker that starts has it for itself for a moment."""
+    for _ in range(100):
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+        else:
+            return True
+    return False
 
 
 def _make_private(path: Path) -> None:

@@ -17,7 +17,7 @@ from claude_invoker.jobs.queue import Queues, enqueue_delivery, enqueue_ticket
 from claude_invoker.jobs.record import Job, caller_json, retention
 from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
-from claude_invoker.metering.journal import Journal
+from claude_invoker.metering.control import Metering, NoProxy
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
 
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 class Ends:
     settings: Settings
     ledger: Ledger | None
-    journal: Journal
+    metering: Metering
     store: Store
     queues: Queues
 
@@ -44,10 +44,10 @@ class Ends:
                 _log.warning("job %s: its end is not stored yet (%s)", job.id, type(error).__name__)
                 await asyncio.sleep(1)
 
-    async def book(self, caller: Caller, micro_usd: int) -> None:
+    async def book(self, caller: Caller, micro_usd: int, *, final: bool = True) -> None:
         """Ends the caller's lease. Never raises."""
         if self.ledger is not None and caller.lease is not None:
-            await self.ledger.book(caller.lease, micro_usd)
+            await self.ledger.book(caller.lease, micro_usd, final=final)
 
     async def again(self, job: Job, *, in_s: float = 0.0) -> bool:
         """Lets a job wait again where the operator wants that. With a new lease: the old one is given back or settled,
@@ -59,14 +59,15 @@ class Ends:
             caller = replace(caller, lease=str(Lease.parse(caller.lease).again()))
         if await self.store.requeue(job, caller=caller_json(caller)) != "requeued":
             return False
-        await self.book(job.caller, await asyncio.to_thread(self._spent, job))
+        await self.book(job.caller, await self._spent(job), final=False)
         await enqueue_ticket(self.queues, at=time.time() + in_s if in_s else 0.0)
         return True
 
     async def orphaned(self, job: Job) -> None:
         """A running job whose worker died. By default it fails with what it has left, since a run has side effects.
 
-        What it has spent is in the journal, if this is its worker's machine, else in the record as of the last beat."""
+        What it has spent is in a journal, if this is its worker's machine, else in the record as of the last beat; a
+        journal that turns up later adds what is missing."""
         if not await self.store.take_over(job):
             return
         _log.warning("job %s is orphaned: its worker %s died", job.id, job.worker)
@@ -75,10 +76,15 @@ class Ends:
         left = await asyncio.to_thread(left_in, job, self.settings)
         problem = Problem(500, "worker-lost", "the worker that ran the job died; the run may have had effects")
         state = "cancelled" if job.cancel else "failed"
-        spent = await asyncio.to_thread(self._spent, job)
+        spent = await self._spent(job)
         fields = {"error": problem.document() | {"artifacts": left}, "cost_usd": repr(spent / 1_000_000)}
         if await self.end(job, state, **fields):
-            await self.book(job.caller, spent)
+            await self.book(job.caller, spent, final=False)
 
-    def _spent(self, job: Job) -> int:
-        return max(self.journal.spent(job.id), micro_usd(job.cost_usd))
+    async def _spent(self, job: Job) -> int:
+        """Micro-USD, as far as it is known."""
+        try:
+            noted = await self.metering.spent(job.id, job.caller.lease)
+        except NoProxy:
+            noted = None
+        return max(noted or 0, micro_usd(job.cost_usd))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from decimal import ROUND_CEILING, Decimal
+from decimal import Decimal
 
+from claude_invoker.metering.bill import Bill, Reservation
 from claude_invoker.metering.prices import Price, Prices
 from claude_invoker.metering.request import Asked
-from claude_invoker.metering.usage import Used
 
 _FEWEST_TOKENS = 16
 """An answer that may not be longer is no answer."""
@@ -19,15 +18,6 @@ _ENOUGH_TOKENS = 8192
 
 class Exhausted(Exception):
     """What is left of the run's budget does not suffice for the request."""
-
-
-@dataclass(eq=False)
-class Reservation:
-    """Of one request. `max_tokens` is what the answer may have, so that the request costs no more than `usd`."""
-
-    price: Price
-    usd: Decimal
-    max_tokens: int
 
 
 @dataclass
@@ -40,11 +30,7 @@ class Account:
     spent_usd: Decimal = Decimal(0)
     reserved_usd: Decimal = Decimal(0)
     unknown_usd: Decimal = Decimal(0)
-    """What requests may have cost of which no answer was seen: it counts against the cap, and is not billed."""
-    used: dict[str, Used] = field(default_factory=dict)
-    """By model."""
-    on_spent: Callable[[], None] = lambda: None
-    """Told after each answer that has cost something."""
+    """What requests may have cost beyond what was booked: it counts against the cap, and is not billed."""
     exhausted: bool = False
     """Whether a request was refused for want of budget."""
     _open: set[Reservation] = field(default_factory=set)
@@ -52,13 +38,9 @@ class Account:
     """Of the next reservation that is."""
 
     @property
-    def total(self) -> Used:
-        return sum(self.used.values(), Used())
-
-    @property
-    def micro_usd(self) -> int:
-        """What was spent, in whole micro-dollars, rounded up: never booked as less than it is."""
-        return int((self.spent_usd * 1_000_000).to_integral_value(ROUND_CEILING))
+    def under_way(self) -> int:
+        """Requests that are reserved and not settled."""
+        return len(self._open)
 
     @property
     def left_usd(self) -> Decimal:
@@ -91,29 +73,23 @@ class Account:
         if not max_tokens:
             self.exhausted = True
             raise Exhausted
-        usd = asked.input_usd_bound(price, input_tokens) + max_tokens * price.rates(input_tokens).output
-        reservation = Reservation(price, usd, max_tokens)
+        input_usd = asked.input_usd_bound(price, input_tokens)
+        usd = input_usd + max_tokens * price.rates(input_tokens).output
+        reservation = Reservation(price, usd, max_tokens, input_usd)
         self.reserved_usd += usd
         self._open.add(reservation)
         return reservation
 
-    def settle(self, reservation: Reservation, model: str, used: Used | None) -> Decimal:
-        """Ends a reservation, once however often it is called: what the request has cost. `used`: None where the
-        request was sent and nothing is known about it."""
+    def settle(self, reservation: Reservation, bill: Bill) -> None:
+        """Ends a reservation, once however often it is called."""
         if reservation not in self._open:
-            return Decimal(0)
+            return
         self._open.discard(reservation)
         self.reserved_usd -= reservation.usd
+        self.spent_usd += bill.usd
+        self.unknown_usd += bill.most_usd - bill.usd
         self._settled.set()
         self._settled = asyncio.Event()
-        if used is None:
-            self.unknown_usd += reservation.usd
-            return Decimal(0)
-        cost = reservation.price.cost(used)
-        self.spent_usd += cost
-        self.used[model] = self.used.get(model, Used()) + used
-        self.on_spent()
-        return cost
 
     async def settled(self, within_s: float) -> bool:
         """Waits until no request is under way. False where one still is."""

@@ -1,129 +1,261 @@
-"""What runs have spent and nobody has booked yet, on disk: it outlives a killed invoker, and a Redis that is away."""
+"""What runs have cost and nobody has booked yet, on disk: it outlives the proxy, the invoker, and a Redis that is away.
+
+One file for each proxy, locked (flock(2)) while the proxy lives. Each line stands for itself: the last one about a
+request says what that costs, so a line that is there twice changes nothing. Before a request is sent its line holds the
+most that it is billed if nobody can say more about it; then, as its answer passes, what was streamed; at the end what
+it has cost. A line is written before what it is about goes on its way: it outlives any process. What has been answered
+is on the disk some milliseconds later (fdatasync(2), one for all answers that have come meanwhile).
+"""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import fcntl
 import logging
 import os
 import secrets
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
 
 import orjson
 
+from claude_invoker.metering.figures import in_micro_usd
+
 _log = logging.getLogger(__name__)
-VERSION = 1
-_COMPACT_BYTES = 64 * 1024
+VERSION = 2
+_BEFORE = 1
+"""Read, and written no more: a line has a run's total."""
+_COMPACT_BYTES = 256 * 1024
 
-Book = Callable[[str, int], Awaitable[bool]]
-"""Books micro-USD on a lease, once however often it is called. False where the ledger cannot be asked."""
+
+class CannotWrite(Exception):
+    """What a request costs could not be written down: it must not be sent."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Entry:
-    """A run's lease, and what it has spent so far."""
+    """A run's lease, and what each of its requests has cost so far, in US dollars."""
 
-    lease: str
-    micro_usd: int
+    lease: str | None
+    requests: dict[int, Decimal] = field(default_factory=dict)
+
+    @property
+    def spent_usd(self) -> Decimal:
+        return sum(self.requests.values(), Decimal(0))
+
+    @property
+    def micro_usd(self) -> int:
+        return in_micro_usd(self.spent_usd)
+
+    @property
+    def next_number(self) -> int:
+        return max(self.requests, default=0) + 1
 
 
 class Journal:
-    """One file for each engine, locked (flock(2)) while the engine lives; a line for each answer of the API, with the
-    total of its run. A line is on the disk some milliseconds after the answer."""
+    """`directory`: a descriptor of the journals' directory, which stays the caller's. Only its user can enter it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: int) -> None:
         self._directory = directory
-        self._path = directory / f"{secrets.token_hex(8)}.jsonl"
-        self._file: BinaryIO | None = None
-        self._thread = ThreadPoolExecutor(1, "journal")
-        self._open: dict[str, Entry] = {}
-        self._ended: set[str] = set()
+        self._name = f"{secrets.token_hex(8)}.jsonl"
+        self._file = -1
         self._size = 0
+        self._kept = 0
+        """Bytes of the file when it was last written anew."""
+        self.entries: dict[str, Entry] = {}
+        self._written = 0
+        self._synced = 0
+        self._syncing: asyncio.Task[None] | None = None
 
     def open(self) -> None:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = self._path.open("xb", buffering=0)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        """Raises OSError."""
+        self._file = self._created(self._name)
 
     def close(self) -> None:
-        """What is not booked stays for the next engine."""
-        self._thread.shutdown()
-        if self._file is not None:
-            if not self._open:
-                self._path.unlink(missing_ok=True)
-            self._file.close()
+        """What is not booked stays for the next proxy."""
+        os.fdatasync(self._file)
+        if not self.entries:
+            os.unlink(self._name, dir_fd=self._directory)
+        os.close(self._file)
 
-    def note(self, run: str, entry: Entry) -> None:
-        """What a run has spent so far. Returns before it is on the disk."""
-        self._open[run] = entry
-        self._write({"v": VERSION, "run": run, "lease": entry.lease, "micro_usd": entry.micro_usd})
+    def adopt(self) -> None:
+        """Takes over what proxies that are no more have left. What cannot be is logged, and stays. Raises OSError."""
+        for name in os.listdir(self._directory):  # noqa: PTH208 -- a descriptor
+            if name.endswith(".jsonl") and name != self._name:
+                try:
+                    self._adopt(name)
+                except OSError as error:
+                    _log.error("what runs cost by %s is not booked: %s", name, error.strerror)
 
-    def ended(self, run: str) -> None:
-        """Nothing will be added to it: it is owed until it is `booked`."""
-        if run in self._open:
-            self._ended.add(run)
+    def _adopt(self, name: str) -> None:
+        """Raises OSError."""
+        left = self._locked(name)
+        if left is None:
+            return
+        try:
+            for run, entry in read(_content(left), name).items():
+                known = self.entries.setdefault(run, Entry(entry.lease))
+                known.requests |= entry.requests
+                self._write(b"".join(_lines(run, known)))
+            os.fdatasync(self._file)
+            os.unlink(name, dir_fd=self._directory)
+        finally:
+            os.close(left)
+
+    def begin(self, run: str, lease: str | None) -> Entry:
+        """The run's entry; the one that is there, where it has spent before. Raises CannotWrite."""
+        entry = self.entries.get(run)
+        if entry is None:
+            entry = self.entries[run] = Entry(lease)
+            try:
+                self._write(b"".join(_lines(run, entry)))
+            except OSError as error:
+                del self.entries[run]
+                raise CannotWrite from error
+        return entry
+
+    def send(self, run: str, bound_usd: Decimal) -> int:
+        """A request's number: it is about to be sent. Raises CannotWrite."""
+        entry = self.entries[run]
+        number = entry.next_number
+        try:
+            self._write(_line(run, number, bound_usd))
+        except OSError as error:
+            _log.error("what runs cost cannot be written down: %s", error.strerror)
+            raise CannotWrite from error
+        entry.requests[number] = bound_usd
+        return number
+
+    def note(self, run: str, number: int, usd: Decimal) -> None:
+        """What a request has cost so far."""
+        entry = self.entries[run]
+        if entry.requests[number] == usd:
+            return
+        entry.requests[number] = usd
+        try:
+            self._write(_line(run, number, usd))
+        except OSError as error:
+            _log.error("what runs cost cannot be written down: %s", error.strerror)
 
     def booked(self, run: str) -> None:
-        if self._open.pop(run, None) is not None:
-            self._ended.discard(run)
-            self._write({"v": VERSION, "run": run, "booked": True})
+        """It is owed no more, or nobody is to be billed for it."""
+        if self.entries.pop(run, None) is not None:
+            try:
+                self._write(orjson.dumps({"v": VERSION, "run": run, "booked": True}) + b"\n")
+            except OSError as error:  # the ledger knows it: it is only asked once more
+                _log.error("what runs cost cannot be written down: %s", error.strerror)
 
-    def spent(self, run: str) -> int:
-        """Micro-USD of a run that any engine of this directory has noted and not booked; 0 where there is none."""
-        if run in self._open:
-            return self._open[run].micro_usd
-        most = 0
-        for path in self._directory.glob("*.jsonl"):
-            with contextlib.suppress(FileNotFoundError):
-                if (entry := read(path).get(run)) is not None:
-                    most = max(most, entry.micro_usd)
-        return most
+    async def commit(self) -> None:
+        """Returns when all that has been written is on the disk; an error of the disk is logged."""
+        wanted = self._written
+        while self._synced < wanted:
+            if self._syncing is None:
+                self._syncing = asyncio.create_task(self._sync())
+            await asyncio.shield(self._syncing)
 
-    async def settle(self, book: Book) -> None:
-        """Books what ended runs of ours owe, and all that engines which are no more have left."""
-        for run in list(self._ended):
-            if await book(self._open[run].lease, self._open[run].micro_usd):
-                self.booked(run)
-        for path in self._directory.glob("*.jsonl"):
-            if path == self._path:
-                continue
-            with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if all([await book(entry.lease, entry.micro_usd) for entry in read(path).values()]):
-                    path.unlink()
-
-    def _write(self, line: dict[str, object]) -> None:
-        self._thread.submit(self._append, orjson.dumps(line) + b"\n", not self._open)
-
-    def _append(self, line: bytes, nothing_is_open: bool) -> None:
-        assert self._file is not None
+    async def _sync(self) -> None:
+        upto = self._written
         try:
-            if nothing_is_open and self._size > _COMPACT_BYTES:
-                self._file.truncate(0)
-                self._file.seek(0)
-                self._size = 0
-            self._size += self._file.write(line)
-            os.fdatasync(self._file.fileno())
+            await asyncio.to_thread(os.fdatasync, self._file)
+            if self._size > max(_COMPACT_BYTES, 4 * self._kept):
+                self._compact()
+                upto = self._written
         except OSError as error:
-            _log.error("what runs have spent cannot be written down: %s", error.strerror)
+            _log.error("what runs cost is not safe on the disk: %s", error.strerror)
+        finally:
+            self._synced, self._syncing = upto, None
 
-
-def read(path: Path) -> dict[str, Entry]:
-    """What is not booked, by run. A line that was cut off counts as not written. Raises FileNotFoundError."""
-    found: dict[str, Entry] = {}
-    for line in path.read_bytes().splitlines():
+    def _compact(self) -> None:
+        """Writes the file anew, with what is still owed; whoever reads it finds the old one or the new one."""
+        made = f".{self._name}"
+        file = self._created(made)
         try:
-            document = orjson.loads(line)
-            if document["v"] != VERSION:
-                raise ValueError(f"version {document['v']!r}")
-            if document.get("booked"):
-                found.pop(document["run"], None)
-            else:
-                found[document["run"]] = Entry(str(document["lease"]), int(document["micro_usd"]))
-        except (ValueError, KeyError, TypeError) as error:
-            _log.error("a line of %s cannot be read: %s", path.name, error)
+            content = b"".join(line for run, entry in self.entries.items() for line in _lines(run, entry))
+            _write_all(file, content)
+            os.fdatasync(file)
+            os.rename(made, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            os.fsync(self._directory)
+        except OSError:
+            os.close(file)
+            raise
+        os.close(self._file)
+        self._file, self._size, self._kept = file, len(content), len(content)
+
+    def _created(self, name: str) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        file = os.open(name, flags, 0o600, dir_fd=self._directory)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return file
+
+    def _locked(self, name: str) -> int | None:
+        """A file whose proxy is no more; None where it lives, or the file is gone."""
+        try:
+            file = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._directory)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its owner may have written it anew since, or another proxy taken it over.
+            if os.fstat(file).st_ino == os.stat(name, dir_fd=self._directory, follow_symlinks=False).st_ino:
+                return file
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        os.close(file)
+        return None
+
+    def _write(self, lines: bytes) -> None:
+        """Raises OSError; the file is then as before."""
+        try:
+            _write_all(self._file, lines)
+        except OSError:
+            os.ftruncate(self._file, self._size)
+            raise
+        self._size += len(lines)
+        self._written += 1
+
+
+def _write_all(file: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def _content(file: int) -> bytes:
+    with open(file, "rb", closefd=False) as opened:
+        return opened.read()
+
+
+def _line(run: str, number: int, usd: Decimal) -> bytes:
+    return orjson.dumps({"v": VERSION, "run": run, "n": number, "usd": str(usd)}) + b"\n"
+
+
+def _lines(run: str, entry: Entry) -> list[bytes]:
+    begun = orjson.dumps({"v": VERSION, "run": run, "lease": entry.lease}) + b"\n"
+    return [begun, *(_line(run, number, usd) for number, usd in entry.requests.items())]
+
+
+def read(content: bytes, name: str = "a journal") -> dict[str, Entry]:
+    """What is not booked, by run. A line that was cut off counts as not written."""
+    found: dict[str, Entry] = {}
+    for line in content.splitlines():
+        try:
+            _apply(found, orjson.loads(line))
+        except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+            _log.error("a line of %s cannot be read: %s", name, error)
     return found
+
+
+def _apply(found: dict[str, Entry], line: dict[str, Any]) -> None:
+    version, run = line["v"], str(line["run"])
+    if version not in (VERSION, _BEFORE):
+        raise ValueError(f"version {version!r}")
+    if line.get("booked"):
+        found.pop(run, None)
+    elif version == _BEFORE:
+        found[run] = Entry(str(line["lease"]), {0: Decimal(int(line["micro_usd"])) / 1_000_000})
+    elif "n" in line:
+        found[run].requests[int(line["n"])] = Decimal(line["usd"])
+    else:
+        lease = line["lease"]
+        found.setdefault(run, Entry(None if lease is None else str(lease)))

@@ -11,36 +11,17 @@ from typing import Literal
 
 from genai_prices import data_snapshot
 from genai_prices.types import ModelPrice, TieredPrices
-from pydantic import BaseModel, ConfigDict, Field
 
+from claude_invoker.metering.ownprice import LARGEST_CONTEXT, OwnPrice
 from claude_invoker.metering.usage import Used
 
 _MILLION = Decimal(1_000_000)
 _SEARCH_USD = Decimal("0.01")
-_LARGEST_CONTEXT = 1_000_000
 _DATE = re.compile(r"(?:-\d{8}|-latest)$")
 
 
 class UnknownPrice(Exception):
     """No price is known for a model."""
-
-
-class OwnPrice(BaseModel):
-    """The operator's price of a model: US dollars for a million tokens (`web_search`: for a thousand searches).
-
-    What is left out is as the API's list prices have it in relation to `input`.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    input: Decimal = Field(ge=0)
-    output: Decimal = Field(ge=0)
-    cache_read: Decimal | None = Field(default=None, ge=0)
-    cache_write_5m: Decimal | None = Field(default=None, ge=0)
-    cache_write_1h: Decimal | None = Field(default=None, ge=0)
-    web_search: Decimal | None = Field(default=None, ge=0)
-    context_window: int = Field(default=_LARGEST_CONTEXT, ge=1)
-    """Tokens that a request can have at most, whatever its size."""
 
 
 @dataclass(frozen=True)
@@ -160,4 +141,4 @@ def _public_price(price: ModelPrice, context_window: int | None) -> Price:
             web_search=price.web_searches_kcount if isinstance(price.web_searches_kcount, Decimal) else None,
         )
         steps.append((start, _own_price(own).steps[0][1]))
-    return Price(tuple(steps), context_window or _LARGEST_CONTEXT)
+    return Price(tuple(steps), context_window or LARGEST_CONTEXT)

@@ -51,6 +51,8 @@ class Asked:
     images: int
     size: int
     """Bytes of what the model reads."""
+    stream: bool = False
+    """Whether the answer is asked for as a stream."""
 
     def with_max_tokens(self, count: int) -> bytes:
         """The body to send."""
@@ -117,6 +119,7 @@ def read(body: bytes, server_tools: Collection[str] = ()) -> Asked:
             raise Refused("the request has too large tools")
         tools = msgspec.json.decode(raw_tools, type=list[_Tool] | None) or []
         tier = msgspec.json.decode(members.get("service_tier", b"null"), type=str | None)
+        stream = msgspec.json.decode(members.get("stream", b"null"), type=bool | None)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError):
         raise Refused("not a JSON object with a model") from None
     if max_tokens is not None and max_tokens < 1:
@@ -133,6 +136,7 @@ def read(body: bytes, server_tools: Collection[str] = ()) -> Asked:
         _searches(tools, server_tools),
         members.get("messages", b"").count(b'"image"'),
         sum(len(members.get(name, b"")) for name in ("system", "messages", "tools", "tool_choice")),
+        bool(stream),
     )
 
 

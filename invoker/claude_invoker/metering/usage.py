@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import msgspec
 
 _BYTES_PER_TOKEN = 3
-"""Of what was streamed before an answer broke off, which the API has not counted for us: rather too many tokens."""
+"""Of ASCII that was streamed before an answer broke off, which the API has not counted for us: rather too many tokens.
+A byte of any other letter is one."""
 _MAX_LINE = 4 * 1024 * 1024
 _MAX_BODY = 64 * 1024 * 1024
 
@@ -96,8 +97,13 @@ class _Delta(msgspec.Struct):
     thinking: str | None = None
 
 
+class _Block(msgspec.Struct):
+    type: str = ""
+
+
 class _Event(msgspec.Struct):
     type: str = ""
+    content_block: _Block | None = None
     message: _Message | None = None
     usage: _Usage | None = None
     delta: _Delta | None = None
@@ -114,12 +120,18 @@ class Meter:
     Never raises: what cannot be read counts as nothing.
     """
 
-    def __init__(self, *, stream: bool) -> None:
+    def __init__(self, *, stream: bool, max_tokens: int = 1 << 20) -> None:
+        """`max_tokens`: as many as the answer may have."""
         self._stream = stream
+        self._max_tokens = max_tokens
         self._rest = bytearray()
         self._overlong = False
         self._counted = Used()
         self._streamed = 0
+        """Thirds of a token."""
+        self._bytes = 0
+        self._is_hidden = False
+        """Whether the model has thought, which need not be shown."""
         self._is_counted = False
         """Whether the API has said how much it has put out."""
         self.seen = False
@@ -130,7 +142,17 @@ class Meter:
     def used(self) -> Used:
         if self._is_counted or not self.seen:
             return self._counted
-        return replace(self._counted, output=max(self._counted.output, -(-self._streamed // _BYTES_PER_TOKEN)))
+        streamed = min(-(-self._streamed // _BYTES_PER_TOKEN), self._max_tokens)
+        return replace(self._counted, output=max(self._counted.output, streamed))
+
+    @property
+    def most(self) -> Used:
+        """The most that it can have used so far: a token for each byte, and all that it may have where some are not
+        shown."""
+        if self._is_counted or not self.seen:
+            return self._counted
+        shown = self._max_tokens if self._is_hidden else min(self._bytes, self._max_tokens)
+        return replace(self._counted, output=max(self._counted.output, shown))
 
     def feed(self, chunk: bytes) -> None:
         self._rest += chunk
@@ -146,6 +168,7 @@ class Meter:
                 self._overlong = False
         if len(self._rest) > _MAX_LINE:
             self._streamed += len(self._rest)
+            self._bytes += len(self._rest)
             self._overlong = True
             self._rest.clear()
 
@@ -175,7 +198,13 @@ class Meter:
             self._is_counted = event.usage is not None and event.usage.output_tokens is not None
         elif event.type == "content_block_delta" and event.delta is not None:
             parts = (event.delta.text, event.delta.partial_json, event.delta.thinking)
-            self._streamed += sum(len(part.encode()) for part in parts if part)
+            for part in filter(None, parts):
+                size = len(part.encode())
+                letters = len(part) if part.isascii() else sum(letter < "\x80" for letter in part)
+                self._bytes += size
+                self._streamed += letters + _BYTES_PER_TOKEN * (size - letters)
+        elif event.type == "content_block_start" and event.content_block is not None:
+            self._is_hidden |= event.content_block.type in ("thinking", "redacted_thinking")
 
     def _count(self, usage: _Usage | None) -> None:
         if usage is not None:

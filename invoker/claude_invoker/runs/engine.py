@@ -15,14 +15,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from decimal import Decimal
 
 from claude_invoker.caller import Caller
 from claude_invoker.cli.binary import cli_version, find_cli, programs_of, reachable_binary
 from claude_invoker.cli.boundary import establish
 from claude_invoker.cli.child import Limits
 from claude_invoker.cli.command import Deadlines, Shape
-from claude_invoker.cli.keyproxy import KeyProxy
 from claude_invoker.cli.kill import Killer, StillAlive
 from claude_invoker.cli.pool import Launcher, Pool
 from claude_invoker.cli.process import KILL_S, CliError
@@ -32,9 +30,8 @@ from claude_invoker.cli.walk import delete
 from claude_invoker.egress.filters import Filters
 from claude_invoker.isolation.strength import Boundary, Strength, TooWeak
 from claude_invoker.ledger import Ledger
-from claude_invoker.metering.account import Account
-from claude_invoker.metering.journal import Entry, Journal
-from claude_invoker.metering.prices import Prices
+from claude_invoker.metering import control, key
+from claude_invoker.metering.control import Metering
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
@@ -60,6 +57,7 @@ class Engine:
     def __init__(self, settings: Settings, ledger: Ledger | None = None) -> None:
         self.settings = settings
         self.ledger = ledger
+        api_key = key.descriptor()
         self.cli = find_cli(settings.cli_path)
         self.version = ""
         self._shelf = Shelf(settings.held)
@@ -75,10 +73,12 @@ class Engine:
         self._sessions = Sessions(
             self._trees / "sessions", settings.state_dir / "sessions", self._discarded, settings.session_ttl_s
         )
-        key = settings.anthropic_api_key
-        self._proxy = KeyProxy(settings.anthropic_base_url, key.get_secret_value() if key else "")
-        self.journal = Journal(settings.state_dir / "journal")
-        self._prices = Prices(settings.prices, settings.unknown_price)
+        self.metering = Metering(
+            control.Settings(settings.anthropic_base_url, settings.prices, settings.unknown_price),
+            settings.state_dir / "journal",
+            self.users.meter if self.users.isolated else None,
+            api_key,
+        )
         self._places = asyncio.Semaphore(settings.max_runs)
         self._launcher = Launcher(
             self.cli,
@@ -86,7 +86,7 @@ class Engine:
             self._discarded,
             self.users,
             self._killer,
-            self._proxy,
+            self.metering,
             Deadlines(settings.api_timeout_s, settings.api_retries),
             Limits(settings.memory_limit, settings.file_size_limit, settings.process_limit),
         )
@@ -99,7 +99,7 @@ class Engine:
         )
         shared = Bounds(settings.memory_limit, settings.process_limit, settings.tree_limit, settings.tree_entries_limit)
         self.watch = Watch(shared, lambda: self._launcher.box is None)
-        self._executor = Executor(settings, self.pool, self._launcher, self._proxy, self.watch)
+        self._executor = Executor(settings, self.pool, self._launcher, self.metering, self.watch)
         self._sweeper = Sweeper(
             {
                 "deleting the answers of old runs": self._forget_runs,
@@ -111,11 +111,13 @@ class Engine:
             },
             _SWEEP_S,
         )
+        self._watching: asyncio.Task[None] | None = None
         self._settling: set[asyncio.Task[None]] = set()
         self._reclaimed = False
 
     async def reclaim(self) -> None:
-        """Ends what runs of invokers that died have left alive. What they left in files can be looked at after it.
+        """Ends what runs of invokers that died have left alive. What they left in files can be looked at after it, and
+        what they have cost, since the metering proxy is there.
 
         A start never fails because of what a run has left: what cannot be ended keeps its user id for itself.
         """
@@ -123,6 +125,14 @@ class Engine:
             return
         prepare(self._state, self._trees)
         self.users.open()
+        if self.users.share_meter():
+            assert self._killer is not None
+            try:
+                await self._killer.end(self.users.meter, KILL_S)  # of an invoker that died: its journal has all
+            except StillAlive as error:
+                raise RuntimeError(f"user {self.users.meter} is the metering proxy's: {error}") from error
+        self._workplace.open()
+        await self.metering.start(self._workplace.path / "api.sock")
         for uid in self.users.orphaned():
             assert self._killer is not None
             try:
@@ -135,8 +145,6 @@ class Engine:
 
     async def __aenter__(self) -> Engine:
         await self.reclaim()
-        self._workplace.open()
-        self.journal.open()
         for path in self._workplace.abandoned():
             with contextlib.suppress(OSError):  # another invoker starts as well, and was faster
                 self._discarded.take(path)
@@ -156,7 +164,9 @@ class Engine:
         except TooWeak:
             await self.__aexit__()
             raise
-        await self._proxy.start(self._workplace.path / "api.sock")
+        await self.metering.ready()
+        if self.ledger is not None:
+            self._watching = asyncio.create_task(self.ledger.watch(self.settings.ledger_grace, self.metering.hold))
         await self.pool.start(self._default_shape())
         self._sweeper.start()
         return self
@@ -171,11 +181,13 @@ class Engine:
         await self._sweeper.stop()
         await self.pool.stop()
         await self.filters.stop()
-        await self._proxy.stop()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        await self.metering.stop()
         if self._killer is not None:
             await self._killer.stop()
         self._workplace.close(self._discarded)
-        await asyncio.to_thread(self.journal.close)
         await asyncio.to_thread(self._discarded.close, _DELETE_S)
         dismantle(self._trees)
         self.users.close()
@@ -195,6 +207,8 @@ class Engine:
             return "the CLI has not been found yet"
         if not self._sweeper.alive:
             return "old runs are not swept away"
+        if self.metering.obstacle is not None:
+            return self.metering.obstacle
         return self.pool.obstacle
 
     @property
@@ -230,14 +244,11 @@ class Engine:
         Raises Problem 429 or 507 where runs hold too much memory."""
         run_id = job_id or new_id()
         retention_s = self.settings.tier_retention_s.get(caller.tier or "", self.settings.retention_s)
-        account = Account(self._prices, Decimal(str(plan.max_budget_usd)))
-        run = Run(run_id, caller.subject, plan, account, artifacts.directory(self.settings, run_id), retention_s)
+        run = Run(run_id, caller.subject, plan, artifacts.directory(self.settings, run_id), retention_s)
         run.tier = caller.tier or ""
         run.isolation = self.boundary.label
         run.is_job = job_id is not None
-        if self.ledger is not None and (lease := caller.lease) is not None:
-            run.leased = True
-            account.on_spent = lambda: self.journal.note(run_id, Entry(lease, account.micro_usd))
+        run.lease = caller.lease if self.ledger is not None else None
         run.events = EventLog(self.settings.held_per_run)
         self._shelf.put(run)
         wait_s = None if job_id else self.settings.queue_wait_s
@@ -290,14 +301,13 @@ class Engine:
 
     async def _book(self, run: Run, lease: str) -> None:
         assert self.ledger is not None
-        if await self.ledger.book(lease, run.account.micro_usd):
-            self.journal.booked(run.id)
-        else:
-            self.journal.ended(run.id)  # the sweeper tries again
+        if await self.ledger.book(lease, run.account.micro_usd, final=run.is_counted) and run.is_counted:
+            self.metering.booked(run.account_key)  # else the sweeper does it
 
     async def _book_leftovers(self) -> None:
-        if self.ledger is not None:
-            await self.journal.settle(self.ledger.book)
+        for debt in await self.metering.owed():
+            if self.ledger is not None and await self.ledger.book(debt.lease, debt.micro_usd):
+                self.metering.booked(debt.run)
 
     def _finish(self, run: Run) -> None:
         run.finished_at = time.time()

@@ -6,18 +6,20 @@ import asyncio
 import contextlib
 import functools
 import logging
+import secrets
 import time
+from decimal import Decimal
 from typing import Literal
 
 from claude_invoker.cli import outcome
 from claude_invoker.cli.command import Shape
-from claude_invoker.cli.keyproxy import Grant, KeyProxy
 from claude_invoker.cli.kill import StillAlive
 from claude_invoker.cli.messages import Result, Started
 from claude_invoker.cli.pool import Launcher, Pool, Ready, unbroken
 from claude_invoker.cli.process import CliError, CliProcess, Disobeyed
+from claude_invoker.metering.control import Metering, NoProxy, Terms
 from claude_invoker.model import RunResult
-from claude_invoker.plan import Plan, permits
+from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
 from claude_invoker.runs.run import Run
@@ -30,18 +32,18 @@ _log = logging.getLogger(__name__)
 
 INTERRUPT_S = 1.0
 TERM_S = 3.0
-_LAST_ANSWER_S = 5.0
-"""How long the key proxy may take to settle the last request of a run that has ended."""
+_LAST_ANSWER_S = 2.0
+"""How long a run that has ended waits for the last of its requests; what that costs is booked when it is known."""
 _REQUESTS_PER_TURN = 8
 """Retries, subagents and summaries: what a turn may cost in API requests before the proxy refuses more."""
 
 
 class Executor:
-    def __init__(self, settings: Settings, pool: Pool, launcher: Launcher, proxy: KeyProxy, watch: Watch) -> None:
+    def __init__(self, settings: Settings, pool: Pool, launcher: Launcher, metering: Metering, watch: Watch) -> None:
         self._settings = settings
         self._pool = pool
         self._launcher = launcher
-        self._proxy = proxy
+        self._metering = metering
         self._watch = watch
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -88,13 +90,7 @@ class Executor:
     async def _converse(self, run: Run, ready: Ready) -> Result:
         """Sends the plan and translates what comes back. The result message. Raises Problem, CliError."""
         plan, process = run.plan, ready.process
-        grant = Grant(
-            functools.partial(permits, plan.models),
-            plan.max_turns * _REQUESTS_PER_TURN,
-            run.account,
-            frozenset({"web_search"} if "WebSearch" in plan.tools else ()),
-        )
-        self._proxy.grant(ready.token, grant)
+        await self._open_account(run, ready.token)
         if process.passage is not None:
             process.passage.begin(run.went_out)
         translator = Translator(run)
@@ -121,11 +117,11 @@ class Executor:
             phase = "total" if loop.time() >= end - 0.001 else phase
             raise Problem(504, "timeout", f"deadline: {phase}", extra={"deadline": phase}) from error
         except Disobeyed as error:
-            raise outcome.disobeyed(plan.model, error, grant) from error
+            raise outcome.disobeyed(plan.model, error, run.account) from error
         if result is None:
             raise _early_end(process)
         run.cli_cost_usd = result.used.costUSD
-        if problem := outcome.failure(result, grant):
+        if problem := outcome.failure(result, run.account):
             raise problem
         return result
 
@@ -140,11 +136,28 @@ class Executor:
         with contextlib.suppress(StillAlive):  # whoever winds the run down finds that out, too
             await process.end()
 
+    async def _open_account(self, run: Run, token: str) -> None:
+        """From now on the run's token is worth something. Raises Problem 503."""
+        plan = run.plan
+        terms = Terms(
+            run.lease,
+            Decimal(str(plan.max_budget_usd)),
+            plan.models,
+            plan.max_turns * _REQUESTS_PER_TURN,
+            ("web_search",) if "WebSearch" in plan.tools else (),
+        )
+        key = f"{run.id}:{secrets.token_hex(4)}"
+        try:
+            await self._metering.open(key, token, terms, run.account)
+        except NoProxy as error:
+            raise Problem(503, "busy", str(error), {"Retry-After": "5"}) from error
+        run.account_key, run.is_counted = key, False
+
     async def _leave(self, run: Run, process: CliProcess, before: artifacts.Seen, *, gently: bool) -> None:
         """What the run owes at its end: its cost, and its files."""
         await self._wind_down(run, process, gently=gently)
-        if not await run.account.settled(_LAST_ANSWER_S):
-            _log.warning("run %s: a request to the API is still under way and is not booked", run.id)
+        if run.account_key:
+            run.is_counted = await self._metering.close(run.account_key, _LAST_ANSWER_S)
         await self._collect(run, process, before)
 
     async def _wind_down(self, run: Run, process: CliProcess, *, gently: bool) -> None:

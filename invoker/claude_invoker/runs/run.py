@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from claude_invoker.egress.wire import Moved, Visit
-from claude_invoker.metering.account import Account
+from claude_invoker.metering.figures import Figures
 from claude_invoker.model import Artifact, RunResult, RunView, State
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
@@ -31,7 +31,6 @@ class Run:
     id: str
     subject: str
     plan: Plan
-    account: Account
     files: Path
     """Directory of the kept artifacts."""
     retention_s: float
@@ -46,8 +45,14 @@ class Run:
     egress: list[str] = field(default_factory=list)
     """Hosts that it was led to, each once, the first `MOST_HOSTS`."""
     is_job: bool = False
-    leased: bool = False
-    """Holds a lease in the gateway's ledger until done."""
+    lease: str | None = None
+    """In the gateway's ledger, held until done; None: nobody is billed."""
+    account: Figures = field(default_factory=Figures)
+    """What the metering proxy has told of it."""
+    account_key: str = ""
+    """Its name there, of this very attempt; empty before it has begun."""
+    is_counted: bool = True
+    """Whether all that it has cost is in `account`."""
     model: str = ""
     session: str | None = None
     cli_cost_usd: float = 0.0
@@ -65,6 +70,10 @@ class Run:
     """Where the run works, once it has a process."""
     watchers: int = 0
     """Clients that are attached to the run now (see `api.stream`)."""
+
+    @property
+    def leased(self) -> bool:
+        return self.lease is not None
 
     @property
     def cost_usd(self) -> float:

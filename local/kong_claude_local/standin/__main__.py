@@ -27,12 +27,14 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1", help="a loopback address")
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (0: any free one)")
     parser.add_argument("--record", type=Path, help="append one JSON line per request to this file")
+    parser.add_argument("--charges", type=Path, help="append one JSON line per answer that is charged to this file")
     parser.add_argument("--chunk-delay-ms", type=float, default=0.0, help="pause between streamed chunks")
     parser.add_argument("--any-interface", action="store_true", help="allow other addresses: only inside a container")
     options = parser.parse_args()
     stand_in = StandIn(
         host=options.host,
         record=options.record,
+        charges=options.charges,
         chunk_delay_ms=options.chunk_delay_ms,
         any_interface=options.any_interface,
     )

@@ -7,7 +7,7 @@ Directives in the newest prompt, anywhere in its text:
 | `[[say TEXT]]` | the final answer is TEXT |
 | `[[tool NAME {json}]]` | a turn that calls tool NAME with that input; several run one after the other |
 | `[[large N]]` | the final answer is N characters long |
-| `[[delay MS]]` | pause between two chunks of a stream |
+| `[[delay MS]]` | pause between two chunks of a stream, or before an answer in one piece |
 | `[[status CODE]]` | an API error of that status (401, 429, 500, 529, …) |
 | `[[hang]]` | the request is taken and never answered |
 | `[[stall N]]` | the stream stops for ever after N text chunks |

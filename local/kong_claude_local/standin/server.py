@@ -24,8 +24,10 @@ _COUNTER = itertools.count(1)
 class StandIn:
     """A Messages API of canned answers on loopback.
 
-    `record`: file that gets one JSON line per request. `chunk_delay_ms`: pause between text chunks, so
-    that a stream visibly arrives one by one. `accept_keys`: when given, other API keys get 401.
+    `record`: file that gets one JSON line per request. `charges`: the same for each answer that the API would charge
+    for, also one that was broken off: `{model, prompt, usage, streamed, complete}` (`streamed`: letters).
+    `chunk_delay_ms`: pause between text chunks, so that a stream visibly arrives one by one. `accept_keys`: when given,
+    other API keys get 401.
     """
 
     def __init__(
@@ -36,10 +38,12 @@ class StandIn:
         chunk_delay_ms: float = 0.0,
         accept_keys: frozenset[str] | None = None,
         any_interface: bool = False,
+        charges: Path | None = None,
     ) -> None:
         self.host = host
         self.any_interface = any_interface
         self.record = record
+        self.charges = charges
         self.chunk_delay_ms = chunk_delay_ms
         self.accept_keys = accept_keys
         self.port = 0
@@ -111,7 +115,7 @@ class StandIn:
             else:
                 return False
         assert request is not None
-        send = _Sender(connection, writer)
+        send = _Sender(connection, writer, reader)
         await self._answer(request, bytes(body), send)
         return connection.our_state is h11.DONE
 
@@ -140,7 +144,7 @@ class StandIn:
             return
         reply = _shortened(reply_to(document), document.get("max_tokens"))
         if reply.hang:
-            await asyncio.Event().wait()
+            await send.until_left()
         if reply.reset_after == 0:
             send.reset()
         if reply.status != 200:
@@ -148,23 +152,52 @@ class StandIn:
         elif document.get("stream"):
             await self._stream(document, reply, send)
         else:
-            await send.json(200, _message(document, reply))
+            message = _message(document, reply)
+            self._charge(document, message["usage"], 0, complete=True)
+            await asyncio.sleep((reply.delay_ms or 0) / 1000)
+            await send.json(200, message)
 
     async def _stream(self, document: dict[str, Any], reply: Reply, send: _Sender) -> None:
         delay = (self.chunk_delay_ms if reply.delay_ms is None else reply.delay_ms) / 1000
         await send.head(200, (("content-type", "text/event-stream"), ("cache-control", "no-cache")))
-        chunks = 0
-        for event in _events(document, reply):
-            if event["type"] == "content_block_delta":
-                if reply.stall_after is not None and chunks >= reply.stall_after:
-                    await asyncio.Event().wait()
-                if reply.reset_after is not None and chunks >= reply.reset_after:
-                    send.reset()
-                if delay and chunks:
-                    await asyncio.sleep(delay)
-                chunks += 1
-            await send.data(b"event: %s\ndata: %s\n\n" % (event["type"].encode(), json.dumps(event).encode()))
-        await send.end()
+        chunks = streamed = 0
+        usage: dict[str, Any] = {}
+        is_complete = False
+        try:
+            for event in _events(document, reply):
+                if event["type"] == "content_block_delta":
+                    if reply.stall_after is not None and chunks >= reply.stall_after:
+                        await send.until_left()
+                    if reply.reset_after is not None and chunks >= reply.reset_after:
+                        send.reset()
+                    if delay and chunks:
+                        await asyncio.sleep(delay)
+                    chunks += 1
+                await send.data(b"event: %s\ndata: %s\n\n" % (event["type"].encode(), json.dumps(event).encode()))
+                if event["type"] == "message_start":
+                    usage = event["message"]["usage"]
+                elif event["type"] == "content_block_delta":
+                    streamed += sum(map(len, event["delta"].values())) - len(event["delta"]["type"])
+                elif event["type"] == "message_delta":
+                    usage, is_complete = usage | event["usage"], True
+            await send.end()
+        finally:
+            if usage and not is_complete:
+                usage = usage | {"output_tokens": min(_output_tokens(reply), 1 + streamed // 4)}
+            self._charge(document, usage, streamed, complete=is_complete)
+
+    def _charge(self, document: dict[str, Any], usage: dict[str, Any], streamed: int, *, complete: bool) -> None:
+        if self.charges is None or not usage:
+            return
+        line = {
+            "model": document.get("model"),
+            "prompt": json.dumps(document.get("messages")),
+            "usage": usage,
+            "streamed": streamed,
+            "complete": complete,
+        }
+        with self.charges.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
     def _write_record(self, path: str, document: dict[str, Any], key: str) -> None:
         if self.record is None:
@@ -185,9 +218,16 @@ class StandIn:
 class _Sender:
     """Writes h11 events to the socket; small enough to also break the rules when a script asks for it."""
 
-    def __init__(self, connection: h11.Connection, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, connection: h11.Connection, writer: asyncio.StreamWriter, reader: asyncio.StreamReader) -> None:
         self._connection = connection
         self._writer = writer
+        self._reader = reader
+
+    async def until_left(self) -> None:
+        """Says nothing until the client has gone. Raises ConnectionResetError."""
+        while not self._reader.at_eof():
+            await asyncio.sleep(0.02)
+        raise ConnectionResetError("the client has left")
 
     async def head(self, status: int, headers: tuple[tuple[str, str], ...]) -> None:
         fields = [*headers, ("request-id", f"req_standin_{next(_COUNTER)}")]
@@ -216,6 +256,8 @@ class _Sender:
         raise ConnectionResetError("as scripted")
 
     async def _send(self, event: h11.Event) -> None:
+        if self._reader.at_eof():
+            raise ConnectionResetError("the client has left")
         self._writer.write(self._connection.send(event) or b"")
         await self._writer.drain()
 

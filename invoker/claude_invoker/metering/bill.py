@@ -1,0 +1,55 @@
+"""What one request has cost, however it ended: pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+from claude_invoker.metering.prices import Price
+from claude_invoker.metering.usage import Meter, Used
+
+Ending = Literal["complete", "not sent", "failed", "left"]
+"""`failed`: the API broke off, or could not be asked. `left`: we did, since the run has gone, or the proxy ends."""
+
+
+NOTHING = Used()
+
+
+@dataclass(eq=False)
+class Reservation:
+    """Of one request. `max_tokens` is what the answer may have, so that the request costs no more than `usd`;
+    `input_usd` is the part of it that is for what is asked."""
+
+    price: Price
+    usd: Decimal
+    max_tokens: int
+    input_usd: Decimal
+
+
+@dataclass(frozen=True)
+class Bill:
+    """US dollars, exact: what is booked, and the most that it may have been, which counts against the run's cap."""
+
+    usd: Decimal = Decimal(0)
+    most_usd: Decimal = Decimal(0)
+    used: Used = NOTHING
+
+
+def unheard(reservation: Reservation, *, stream: bool) -> Bill:
+    """Of a request on which the API has said nothing before we left it: of a stream, which begins with its message's
+    start, the most that its input can be; of an answer in one piece all that was reserved."""
+    return Bill(reservation.input_usd if stream else reservation.usd, reservation.usd)
+
+
+def bill(reservation: Reservation, meter: Meter, ending: Ending, status: int | None, *, stream: bool) -> Bill:
+    """`status`: the API's, None where it has not answered; `stream`: whether a stream was asked for."""
+    if meter.seen:
+        price, used = reservation.price, meter.used
+        cost = price.cost(used)
+        return Bill(cost, max(cost, price.cost(meter.most)), used)
+    if ending == "not sent" or (status is not None and status != 200):
+        return Bill()
+    if ending == "failed":
+        return Bill(most_usd=reservation.usd)  # the API bills no answer that it has not begun
+    return unheard(reservation, stream=stream)

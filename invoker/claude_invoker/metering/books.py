@@ -1,0 +1,169 @@
+"""The metering proxy's side of what it and the invoker say to each other: runs' accounts, kept here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from claude_invoker.metering.account import Account
+from claude_invoker.metering.exchange import Grant
+from claude_invoker.metering.journal import CannotWrite, Journal
+from claude_invoker.metering.models import permits
+from claude_invoker.metering.prices import Prices
+from claude_invoker.metering.proxy import KeyProxy
+from claude_invoker.metering.usage import Used
+from claude_invoker.metering.wire import (
+    Ask,
+    Booked,
+    Close,
+    Debt,
+    Done,
+    Hold,
+    Open,
+    Owed,
+    Spent,
+    ToInvoker,
+    Told,
+    ToProxy,
+)
+
+_NOBODY_BILLED_S = 120.0
+"""How long a run that nobody is billed for may take to have its last request answered."""
+_AGAIN_S = 5.0
+_MOST_DEBTS = 1000
+"""Told at once; the next time the others."""
+
+
+@dataclass
+class _Kept:
+    token: str
+    grant: Grant
+    open: bool = True
+
+
+class Books:
+    """`tell`: says something to the invoker."""
+
+    def __init__(self, journal: Journal, prices: Prices, proxy: KeyProxy, tell: Callable[[ToInvoker], None]) -> None:
+        self._journal = journal
+        self._prices = prices
+        self._proxy = proxy
+        self._tell = tell
+        self._runs: dict[str, _Kept] = {}
+        self._booked_once: dict[str, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def take(self, message: ToProxy) -> None:
+        """Does what the invoker asks for. Raises ValueError for what it may not say."""
+        match message:
+            case Open():
+                self._open(message)
+            case Close():
+                self._soon(self._close(message))
+            case Booked():
+                self._booked(message.run)
+            case Hold():
+                self._proxy.hold = message.reason
+            case Ask(what="owed"):
+                self._tell(Owed(message.id, self._owed()))
+            case Ask():
+                self._tell(Spent(message.id, self._spent(message.run, message.lease)))
+            case _:
+                raise ValueError("the invoker has set up the proxy twice")
+
+    def _open(self, message: Open) -> None:
+        try:
+            entry = self._journal.begin(message.run, message.lease)
+        except CannotWrite:
+            self._tell(Done(message.id, refused="what runs cost cannot be written down: the disk is full?"))
+            return
+        account = Account(self._prices, message.cap_usd, entry.spent_usd)
+        grant = Grant(
+            message.run,
+            lambda model: permits(message.models, model),
+            message.requests,
+            account,
+            self._journal,
+            frozenset(message.server_tools),
+            billed=message.lease is not None,
+        )
+        grant.changed = lambda model, used: self._changed(grant, model, used)
+        self._runs[message.run] = _Kept(message.token, grant)
+        self._proxy.grant(message.token, grant)
+        self._tell(Done(message.id))
+        self._changed(grant, "", Used())
+
+    def _changed(self, grant: Grant, model: str, used: Used) -> None:
+        self._soon(self._journal.commit())
+        account = grant.account
+        told = Told(
+            grant.run,
+            account.spent_usd,
+            account.under_way,
+            account.exhausted,
+            grant.refused,
+            grant.held_back,
+            grant.api_status,
+            grant.unreachable,
+            grant.retry_after,
+            model,
+            used,
+        )
+        self._tell(told)
+
+    async def _close(self, message: Close) -> None:
+        kept = self._runs.get(message.run)
+        if kept is None:
+            self._tell(Done(message.id))
+            return
+        kept.open = False
+        self._proxy.revoke(kept.token)
+        account = kept.grant.account
+        final = await account.settled(message.within_s)
+        await self._journal.commit()
+        self._tell(Done(message.id, final))
+        if not kept.grant.billed:
+            await account.settled(_NOBODY_BILLED_S)
+            self._booked(message.run)
+
+    def _booked(self, run: str) -> None:
+        """Forgets it, where nobody is billed; else the ledger is asked once more, when it has on its disk and on its
+        replicas what it has: it books nothing twice."""
+        entry = self._journal.entries.get(run)
+        self._runs.pop(run, None)
+        if entry is None or entry.lease is None or run in self._booked_once:
+            self._booked_once.pop(run, None)
+            self._journal.booked(run)
+        else:
+            self._booked_once[run] = time.monotonic()
+
+    def _spent(self, run_id: str, lease: str | None) -> int | None:
+        self._journal.adopt()
+        for run, entry in self._journal.entries.items():
+            if run.partition(":")[0] == run_id and entry.lease == lease:
+                return entry.micro_usd
+        return None
+
+    def _owed(self) -> tuple[Debt, ...]:
+        """What is known to the last answer, of runs that have ended."""
+        self._journal.adopt()
+        debts = []
+        for run, entry in list(self._journal.entries.items()):
+            kept = self._runs.get(run)
+            if run in self._booked_once and time.monotonic() - self._booked_once[run] < _AGAIN_S:
+                continue
+            if kept is not None and (kept.open or kept.grant.account.under_way):
+                continue
+            if entry.lease is not None:
+                debts.append(Debt(run, entry.lease, entry.micro_usd))
+            elif kept is None:
+                self._booked(run)
+        return tuple(debts[:_MOST_DEBTS])
+
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,81 @@
+"""What a run may ask for, and one request of it on its way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Protocol
+
+from claude_invoker.metering.account import Account
+from claude_invoker.metering.bill import Bill, Ending, Reservation, bill
+from claude_invoker.metering.request import Asked
+from claude_invoker.metering.usage import Meter, Used
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+
+class Notes(Protocol):
+    """Where it is written down what a run's requests cost (`journal.Journal`)."""
+
+    def send(self, run: str, bound_usd: Decimal) -> int: ...
+    def note(self, run: str, number: int, usd: Decimal) -> None: ...
+
+
+@dataclass
+class Grant:
+    """What a token is worth while its run lasts."""
+
+    run: str
+    permits: Callable[[str], bool]
+    """Whether the run may use a model."""
+    requests_left: int
+    account: Account
+    notes: Notes
+    server_tools: frozenset[str] = frozenset()
+    """The API's own tools that the run may use."""
+    billed: bool = True
+    changed: Callable[[str, Used], None] = lambda model, used: None
+    """Told whenever anything of it or of its account has changed, with what has just been used of which model."""
+    revoked: bool = False
+    held: int = 0
+    """Bytes of the bodies that were read and are not answered yet."""
+    refused: str | None = None
+    """Why a request of the run was not forwarded."""
+    held_back: str | None = None
+    """The same, for a reason that is not the run's."""
+    api_status: int | None = None
+    """The status of the API's last answer; None before the first, and where the API could not be reached."""
+    unreachable: bool = False
+    retry_after: str | None = None
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request of a run's, and how to answer it."""
+
+    scope: dict[str, Any]
+    asked: Asked
+    grant: Grant
+    send: Send
+    gone: asyncio.Task[None]
+    """Ends when the run has left."""
+
+
+@dataclass
+class Sent:
+    """A request that is under way, and what its answer has said so far."""
+
+    reservation: Reservation
+    number: int
+    stream: bool
+    meter: Meter
+    status: int | None = None
+    ending: Ending = "left"
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def bill(self) -> Bill:
+        return bill(self.reservation, self.meter, self.ending, self.status, stream=self.stream)

@@ -1,0 +1,50 @@
+"""What the invoker knows of a run's account, which the metering proxy keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, Decimal
+
+from claude_invoker.metering.usage import Used
+from claude_invoker.metering.wire import Told
+
+
+def in_micro_usd(usd: Decimal) -> int:
+    """Whole micro-dollars, rounded up: nothing is booked as less than it is."""
+    return int((usd * 1_000_000).to_integral_value(ROUND_CEILING))
+
+
+@dataclass
+class Figures:
+    """As the proxy has told them last."""
+
+    spent_usd: Decimal = Decimal(0)
+    used: dict[str, Used] = field(default_factory=dict)
+    """By model."""
+    under_way: int = 0
+    """Requests that were sent and are not answered yet."""
+    exhausted: bool = False
+    """Whether a request was refused for want of budget."""
+    refused: str | None = None
+    """Why a request was not forwarded."""
+    held: str | None = None
+    """Why none is forwarded now, whatever it asks."""
+    api_status: int | None = None
+    """The status of the API's last answer; None before the first, and where the API could not be reached."""
+    unreachable: bool = False
+    retry_after: str | None = None
+
+    @property
+    def total(self) -> Used:
+        return sum(self.used.values(), Used())
+
+    @property
+    def micro_usd(self) -> int:
+        return in_micro_usd(self.spent_usd)
+
+    def take(self, told: Told) -> None:
+        self.spent_usd, self.under_way, self.exhausted = told.spent_usd, told.under_way, told.exhausted
+        self.refused, self.held, self.api_status = told.refused, told.held, told.api_status
+        self.unreachable, self.retry_after = told.unreachable, told.retry_after
+        if told.used != Used():
+            self.used[told.model] = self.used.get(told.model, Used()) + told.used

@@ -1,0 +1,377 @@
+"""The only holder of the API key: a proxy on a unix socket that adds it to the requests of running runs.
+
+A tool shell has the CLI's user id and can read the CLI's memory, so no way of handing the key to the CLI
+keeps it from a determined prompt. So the CLI gets a token instead, worth nothing before its run begins and
+after it ends, and only for the models that the run may use. What its requests cost is counted, bounded and written
+down here, before and while they pass: what the CLI says about it comes from a process that the run's tools can reach.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import orjson
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from claude_invoker.metering import request
+from claude_invoker.metering.account import Exhausted
+from claude_invoker.metering.bill import Bill, Reservation, unheard
+from claude_invoker.metering.exchange import Exchange, Grant, Receive, Send, Sent
+from claude_invoker.metering.journal import CannotWrite
+from claude_invoker.metering.prices import Price, UnknownPrice
+from claude_invoker.metering.request import Asked, Refused
+from claude_invoker.metering.usage import Meter, Used
+
+_MAX_BODY = 32 * 1024 * 1024
+"""Of one request: the API itself takes no more."""
+_MAX_HELD = 2 * _MAX_BODY
+"""Of all requests of a run at once: none of them is given up before it is answered, and all of them are in memory."""
+_DROPPED = frozenset(
+    (b"host", b"authorization", b"x-api-key", b"content-length", b"connection", b"transfer-encoding",
+     b"accept-encoding", b"proxy-authorization")
+)  # fmt: skip
+_HOP = frozenset((b"connection", b"transfer-encoding", b"keep-alive", b"content-encoding", b"content-length"))
+_COUNT = "/v1/messages/count_tokens"
+_PATHS = ("/v1/messages", _COUNT)
+_COUNT_S = 10.0
+_COUNT_MARGIN = (1.02, 64)
+"""The API calls its own count an estimate: by this factor, and so many tokens, it may be too low."""
+_LAST_WORD_S = 60.0
+"""How long the API may take to say what a request has used so far of which nothing was heard when the run left."""
+
+
+class KeyProxy:
+    """Forwards `POST /v1/messages` with the real key in place of a run's token."""
+
+    def __init__(self, base_url: str, api_key: str) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._api_key = api_key
+        self._grants: dict[str, Grant] = {}
+        self._client = httpx.AsyncClient(
+            timeout=httpx.Timeout(None, connect=10.0),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+            trust_env=False,
+        )
+        self._config = uvicorn.Config(
+            self._application,
+            interface="asgi3",
+            proxy_headers=False,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+        )
+        self._server: asyncio.Server | None = None
+        self._forwarding: set[asyncio.Task[None]] = set()
+        self.hold: str | None = None
+        """Why no request of a run that is billed is forwarded now."""
+
+    async def start(self, listener: socket.socket) -> None:
+        """Answers there: every user may connect, and gets as far as a token. Raises OSError."""
+        self._load()
+        state = ServerState()
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(
+            lambda: HttpToolsProtocol(config=self._config, server_state=state, app_state={}), sock=listener
+        )
+
+    def _load(self) -> None:
+        if not self._config.loaded:
+            self._config.load()
+
+    async def rehearse(self) -> None:
+        """Asks a server of its own once, in place of the API: much of the libraries' code is loaded when it is first
+        used, and by then this process may be somebody who cannot reach it."""
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+            writer.close()
+
+        self._load()
+        await asyncio.to_thread(int)
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            with contextlib.suppress(httpx.HTTPError):
+                async with self._client.stream("POST", f"http://localhost:{port}/", content=b"{}") as response:
+                    await response.aread()
+
+    async def stop(self) -> None:
+        """Leaves every request that is under way, and books what it has cost."""
+        if self._server is not None:
+            self._server.close()
+        for token in list(self._grants):
+            self.revoke(token)
+        for task in self._forwarding:
+            task.cancel()
+        await asyncio.gather(*self._forwarding, return_exceptions=True)
+        await self._client.aclose()
+
+    def grant(self, token: str, grant: Grant) -> None:
+        self._grants[token] = grant
+
+    def revoke(self, token: str) -> None:
+        """From now on nothing is sent for it; what is under way goes on while its client is there."""
+        if (grant := self._grants.pop(token, None)) is not None:
+            grant.revoked = True
+
+    async def _application(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        if scope["method"] == "HEAD":
+            await _respond(send, 200, {})
+            return
+        if scope["method"] != "POST" or scope["path"] not in _PATHS:
+            await _respond(send, 404, _error("not_found_error", "not an endpoint that a run needs"))
+            return
+        headers = dict(scope["headers"])
+        token = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        grant = self._grants.get(token.decode("latin-1"))
+        if grant is None:
+            await _respond(send, 401, _error("authentication_error", "this run's token is not valid (any more)"))
+            return
+        if grant.requests_left <= 0:
+            await _refuse(send, grant, "this run has used up its requests")
+            return
+        grant.requests_left -= 1  # whatever comes of it: to be asked is work too
+        async with _Body(grant) as body:
+            content = await body.read(receive)
+            if content is None:
+                await _respond(send, 413, _error("request_too_large", "the request is too large"))
+                return
+            try:
+                asked, price = _read(content, grant)
+            except (Refused, UnknownPrice) as refusal:
+                await _refuse(send, grant, str(refusal))
+                return
+            if self.hold is not None and grant.billed:
+                await _hold_back(send, grant, self.hold)
+                return
+            gone = asyncio.create_task(_disconnected(receive))
+            try:
+                exchange = Exchange(scope, asked, grant, send, gone)
+                if scope["path"] == _COUNT:
+                    await self._unmetered(exchange, content)
+                else:
+                    await self._metered(exchange, price)
+            finally:
+                gone.cancel()
+
+    async def _unmetered(self, exchange: Exchange, content: bytes) -> None:
+        """The API counts for nothing."""
+        relaying = asyncio.create_task(self._relay(self._request(exchange, _COUNT, content), exchange, None))
+        await asyncio.wait((relaying, exchange.gone), return_when=asyncio.FIRST_COMPLETED)
+        relaying.cancel()
+        await asyncio.gather(relaying, return_exceptions=True)
+
+    async def _metered(self, exchange: Exchange, price: Price) -> None:
+        asked, grant = exchange.asked, exchange.grant
+        reserving = asyncio.create_task(self._reserve(exchange, price))
+        await asyncio.wait((reserving, exchange.gone), return_when=asyncio.FIRST_COMPLETED)
+        if exchange.gone.done() or grant.revoked:  # it has not waited for its turn: nothing is sent for it
+            reserving.cancel()
+            await asyncio.gather(reserving, return_exceptions=True)
+            if not reserving.cancelled() and reserving.exception() is None:
+                grant.account.settle(reserving.result(), Bill())
+            return
+        try:
+            reservation = reserving.result()
+        except Exhausted:
+            # Not `refused`: the run ends as one that has used up its turns.
+            grant.changed("", Used())
+            await _respond(exchange.send, 403, _error("permission_error", "the budget of this run is used up"))
+            return
+        try:
+            number = grant.notes.send(grant.run, unheard(reservation, stream=asked.stream).usd)
+        except CannotWrite:
+            grant.account.settle(reservation, Bill())
+            await _hold_back(exchange.send, grant, "what this run costs cannot be written down: the disk is full?")
+            return
+        sent = Sent(reservation, number, asked.stream, Meter(stream=asked.stream, max_tokens=reservation.max_tokens))
+        grant.changed("", Used())
+        forwarding = asyncio.create_task(self._forward(exchange, sent))
+        self._forwarding.add(forwarding)
+        forwarding.add_done_callback(self._forwarding.discard)
+        await asyncio.wait((forwarding,))
+
+    async def _forward(self, exchange: Exchange, sent: Sent) -> None:
+        """Carries the answer over, and settles the request, whatever ends it."""
+        asked, grant, reservation = exchange.asked, exchange.grant, sent.reservation
+        lowered = reservation.max_tokens < asked.max_tokens
+        body = asked.with_max_tokens(reservation.max_tokens) if lowered else asked.body()
+        relaying = asyncio.create_task(self._relay(self._request(exchange, "/v1/messages", body), exchange, sent))
+        try:
+            await asyncio.wait((relaying, exchange.gone), return_when=asyncio.FIRST_COMPLETED)
+            if not relaying.done():
+                # The run has left. What it is billed for is what the API bills us for, which the API says first.
+                heard = asyncio.create_task(sent.heard.wait())
+                await asyncio.wait((relaying, heard), timeout=_LAST_WORD_S, return_when=asyncio.FIRST_COMPLETED)
+                heard.cancel()
+        finally:
+            relaying.cancel()
+            await asyncio.gather(relaying, return_exceptions=True)
+            final = sent.bill
+            grant.notes.note(grant.run, sent.number, final.usd)
+            grant.account.settle(reservation, final)
+            grant.changed(sent.meter.model or asked.model, final.used)
+
+    async def _reserve(self, exchange: Exchange, price: Price) -> Reservation:
+        """By the request's size, or by the API's own count where that is too much; after others of the run, where what
+        they have reserved is not there for this one. Raises Exhausted."""
+        asked, account = exchange.asked, exchange.grant.account
+        tokens = asked.input_bound(price)
+        if not account.suffices(asked, price, tokens):
+            counted = await self._count(exchange, asked)
+            if counted is not None:
+                tokens = min(tokens, counted)
+        while not account.suffices(asked, price, tokens) and await account.others_settled():
+            pass
+        return account.reserve(asked, price, tokens)
+
+    async def _count(self, exchange: Exchange, asked: Asked) -> int | None:
+        """The request's input tokens as the API counts them, which costs nothing. None where it does not say."""
+        asking = self._request(exchange, _COUNT, asked.counted())
+        try:
+            async with asyncio.timeout(_COUNT_S):
+                answer = await self._client.send(asking)
+            tokens = orjson.loads(answer.content)["input_tokens"]
+        except (httpx.HTTPError, TimeoutError, ValueError, KeyError, TypeError):
+            return None
+        if answer.status_code != 200 or not isinstance(tokens, int):
+            return None
+        return int(tokens * _COUNT_MARGIN[0]) + _COUNT_MARGIN[1] + asked.search_tokens
+
+    def _request(self, exchange: Exchange, path: str, body: bytes) -> httpx.Request:
+        headers = [(name, value) for name, value in exchange.scope["headers"] if name not in _DROPPED]
+        headers.append((b"x-api-key", self._api_key.encode()))
+        query = exchange.scope["query_string"].decode("latin-1")
+        url = self._base_url + path + (f"?{query}" if query else "")
+        return self._client.build_request("POST", url, headers=headers, content=body)
+
+    async def _relay(self, sending: httpx.Request, exchange: Exchange, sent: Sent | None) -> None:
+        """`sent`: None for what costs nothing."""
+        grant, send = exchange.grant, exchange.send
+        try:
+            response = await self._client.send(sending, stream=True)
+        except httpx.HTTPError as error:
+            if sent is not None:
+                never = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+                sent.ending = "not sent" if never else "failed"
+            grant.api_status, grant.unreachable = None, True
+            grant.changed("", Used())
+            await _respond(send, 502, _error("api_error", "the API cannot be reached"))
+            return
+        try:
+            grant.api_status, grant.unreachable = response.status_code, False
+            grant.retry_after = response.headers.get("retry-after")
+            if sent is not None:
+                sent.status = response.status_code
+                is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
+                sent.meter = Meter(stream=is_stream, max_tokens=sent.reservation.max_tokens)
+            grant.changed("", Used())
+            head = [(name, value) for name, value in response.headers.raw if name.lower() not in _HOP]
+            await send({"type": "http.response.start", "status": response.status_code, "headers": head})
+            try:
+                async for chunk in _chunks(response):
+                    if sent is not None:
+                        self._listen(sent, chunk, grant)
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            except httpx.HTTPError:
+                if sent is not None:
+                    sent.ending = "failed"
+                raise
+            if sent is not None:
+                sent.meter.end()
+                sent.ending = "complete"
+                grant.notes.note(grant.run, sent.number, sent.bill.usd)
+            await send({"type": "http.response.body"})
+        finally:
+            await response.aclose()
+
+    def _listen(self, sent: Sent, chunk: bytes, grant: Grant) -> None:
+        """Before the run has the chunk it is written down what it has cost."""
+        sent.meter.feed(chunk)
+        if sent.meter.seen:
+            sent.heard.set()
+            grant.notes.note(grant.run, sent.number, sent.bill.usd)
+
+
+async def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Raises httpx.HTTPError where the API breaks off: the server then resets the run's connection too."""
+    async for chunk in response.aiter_bytes():
+        yield chunk
+
+
+class _Body:
+    """A request's body, counted as held by its run until the request is answered."""
+
+    def __init__(self, grant: Grant) -> None:
+        self._grant = grant
+        self._size = 0
+
+    async def __aenter__(self) -> _Body:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._grant.held -= self._size
+
+    async def read(self, receive: Receive) -> bytes | None:
+        """None where it is too large, beside what the run has under way, or breaks off."""
+        parts = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return None
+            part = message.get("body", b"")
+            self._size += len(part)
+            self._grant.held += len(part)
+            if self._size > _MAX_BODY or self._grant.held > _MAX_HELD:
+                return None
+            parts += part
+            if not message.get("more_body"):
+                return bytes(parts)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _read(body: bytes, grant: Grant) -> tuple[Asked, Price]:
+    """Raises Refused, UnknownPrice."""
+    asked = request.read(body, grant.server_tools)
+    if not grant.permits(asked.model):
+        raise Refused(f"this run may not use model {asked.model[:200]}")
+    return asked, grant.account.prices.price(asked.model)
+
+
+async def _refuse(send: Send, grant: Grant, reason: str) -> None:
+    grant.refused = reason
+    grant.changed("", Used())
+    await _respond(send, 403, _error("permission_error", reason))
+
+
+async def _hold_back(send: Send, grant: Grant, reason: str) -> None:
+    grant.held_back = reason
+    grant.changed("", Used())
+    await _respond(send, 503, _error("api_error", reason), ((b"x-should-retry", b"false"),))
+
+
+def _error(kind: str, message: str) -> dict[str, Any]:
+    return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+async def _respond(
+    send: Send, status: int, document: dict[str, Any], more: tuple[tuple[bytes, bytes], ...] = ()
+) -> None:
+    data = orjson.dumps(document) if document else b""
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode()), *more]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": data})

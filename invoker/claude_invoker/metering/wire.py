@@ -1,0 +1,138 @@
+"""What the invoker and the metering proxy say to each other: values, as lines of JSON on a socket pair.
+
+A line has `MAX_LINE` bytes at most. Both ends are of one release, since one starts the other; the version is checked
+all the same. Amounts are US dollars, exact.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any, Literal
+
+import msgspec
+
+from claude_invoker.metering.usage import Used
+
+VERSION = 1
+MAX_LINE = 1 << 20
+
+
+class Setup(msgspec.Struct, tag=True, frozen=True):
+    """The first thing that the proxy is told."""
+
+    base_url: str
+    prices: dict[str, dict[str, Any]]
+    """The operator's, by model (`OwnPrice`)."""
+    unknown_price: Literal["refuse", "dearest"]
+    version: int = VERSION
+
+
+class Open(msgspec.Struct, tag=True, frozen=True):
+    """From now on `token` is worth requests of this run. Opened again (the proxy before this one died) it goes on with
+    what the journal says it has spent."""
+
+    id: int
+    run: str
+    token: str
+    lease: str | None
+    """Of the gateway's ledger; None: nobody is billed."""
+    cap_usd: Decimal
+    models: tuple[str, ...] | None
+    """None: any."""
+    requests: int
+    server_tools: tuple[str, ...]
+
+
+class Close(msgspec.Struct, tag=True, frozen=True):
+    """The token is worth nothing any more. Answered when no request of the run is under way, or after `within_s`."""
+
+    id: int
+    run: str
+    within_s: float
+
+
+class Booked(msgspec.Struct, tag=True, frozen=True):
+    """The ledger has all that the run has cost."""
+
+    run: str
+
+
+class Hold(msgspec.Struct, tag=True, frozen=True):
+    """Requests of runs that are billed are refused for this reason; None: not any more."""
+
+    reason: str | None
+
+
+class Ask(msgspec.Struct, tag=True, frozen=True):
+    """`owed`: what ended runs owe, also those of proxies that are no more. `spent`: by `run` and `lease`."""
+
+    id: int
+    what: Literal["owed", "spent"]
+    run: str = ""
+    """Its id, whichever attempt."""
+    lease: str | None = None
+
+
+class Ready(msgspec.Struct, tag=True, frozen=True):
+    """The proxy has its key, its prices and its journal."""
+
+    version: int = VERSION
+
+
+class Done(msgspec.Struct, tag=True, frozen=True):
+    """The answer to `Open`, where `refused` says why not, and to `Close`, where `final` says whether all that the run
+    has cost is known."""
+
+    id: int
+    final: bool = True
+    refused: str | None = None
+
+
+class Debt(msgspec.Struct, frozen=True):
+    run: str
+    lease: str
+    micro_usd: int
+
+
+class Owed(msgspec.Struct, tag=True, frozen=True):
+    id: int
+    debts: tuple[Debt, ...]
+
+
+class Spent(msgspec.Struct, tag=True, frozen=True):
+    """`micro_usd`: None where no journal knows the run."""
+
+    id: int
+    micro_usd: int | None
+
+
+class Told(msgspec.Struct, tag=True, frozen=True):
+    """A run's account has changed: all of it but `used`, which is what has come to `model` now."""
+
+    run: str
+    spent_usd: Decimal
+    under_way: int
+    exhausted: bool = False
+    refused: str | None = None
+    held: str | None = None
+    api_status: int | None = None
+    unreachable: bool = False
+    retry_after: str | None = None
+    model: str = ""
+    used: Used = Used()
+
+
+ToProxy = Setup | Open | Close | Booked | Hold | Ask
+ToInvoker = Ready | Done | Owed | Spent | Told
+
+_encoder = msgspec.json.Encoder(decimal_format="string")
+to_proxy: msgspec.json.Decoder[ToProxy] = msgspec.json.Decoder(ToProxy)
+to_invoker: msgspec.json.Decoder[ToInvoker] = msgspec.json.Decoder(ToInvoker)
+
+
+def line(message: ToProxy | ToInvoker) -> bytes:
+    """Raises ValueError for one that is too long."""
+    encoded = _encoder.encode(message) + b"\n"
+    if len(encoded) > MAX_LINE:
+        raise ValueError(f"a message of {len(encoded)} bytes is too long for the metering proxy")
+    return encoded

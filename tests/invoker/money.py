@@ -1,0 +1,189 @@
+"""What runs were charged and what was booked for them: a stand-in that writes its charges down, a real ledger, invokers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, Decimal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from claude_contract import ledger
+from claude_contract.attestation import HEADER
+from kong_claude.rate_tiers.redis_ledger import RedisLedger
+from kong_claude.rate_tiers.redis_ledger import Settings as RedisAddress
+from tests.invoker.conftest import Invoker, clean_environment, free_port
+from tests.invoker.test_trust import SECRET, attestation
+from tests.rate_tiers.servers import RedisProcess
+
+OPUS, SONNET = "claude-opus-5-5", "claude-sonnet-4-5"
+# US dollars for a million tokens, from Anthropic's price list: input, output, cache read, cache write 5 min, 1 h.
+LIST = {
+    OPUS: ("4", "20", "0.2", "5", "8"),
+    SONNET: ("3", "15", "0.3", "3.75", "6"),
+    f"{SONNET} beyond 200,000": ("6", "22.5", "0.6", "7.5", "12"),
+}
+SEARCH = Decimal("0.01")
+CHUNK = 16
+"""Letters of a chunk that the stand-in has sent and nobody has read when somebody is killed, at most."""
+
+
+def price(model: str, usage: dict[str, Any], output: int) -> Decimal:
+    """US dollars, by the list."""
+    made = usage.get("cache_creation") or {}
+    hour = made.get("ephemeral_1h_input_tokens", 0)
+    five = usage.get("cache_creation_input_tokens", 0) - hour
+    read = usage.get("cache_read_input_tokens", 0)
+    fresh = usage["input_tokens"]
+    if model == SONNET and fresh + read + five + hour > 200_000:
+        model = f"{SONNET} beyond 200,000"
+    tokens = (fresh, output, read, five, hour)
+    searches = int((usage.get("server_tool_use") or {}).get("web_search_requests", 0))
+    rates = [Decimal(rate) / 1_000_000 for rate in LIST[model]]
+    return SEARCH * searches + sum((count * rate for count, rate in zip(tokens, rates, strict=True)), Decimal(0))
+
+
+def micro(usd: Decimal) -> int:
+    return int((usd * 1_000_000).to_integral_value(ROUND_CEILING))
+
+
+@dataclass
+class Charges:
+    """The stand-in, and what it would have charged."""
+
+    url: str
+    path: Path
+
+    def of(self, mark: str) -> list[dict[str, Any]]:
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        return [charge for charge in map(json.loads, lines) if mark in charge["prompt"]]
+
+    def bounds(self, mark: str) -> tuple[int, int]:
+        """The least and the most micro-USD that may be booked for all requests with that mark: the same where every
+        answer was complete. Of one that was cut off the proxy may have read one chunk less, and counts a token for
+        three letters where the stand-in counts one for four."""
+        least = most = Decimal(0)
+        for charge in self.of(mark):
+            model, usage, streamed = charge["model"], charge["usage"], charge["streamed"]
+            if charge["complete"]:
+                low = high = usage["output_tokens"]
+            else:
+                low, high = (max(1, -(-letters // 3)) for letters in (streamed - CHUNK, streamed))
+            least += price(model, usage, low)
+            most += price(model, usage, high)
+        return micro(least), micro(most)
+
+
+@contextmanager
+def charging(folder: Path) -> Iterator[Charges]:
+    charges, port = folder / "charges.jsonl", free_port()
+    command = [sys.executable, "-m", "kong_claude_local.standin", "--port", str(port), "--charges", str(charges)]
+    process = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert "stand-in" in process.stdout.readline()
+    try:
+        yield Charges(f"http://127.0.0.1:{port}", charges)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@dataclass
+class Billed:
+    """A run of one subject, which is all that the subject runs."""
+
+    mark: str
+    lease: ledger.Lease
+    thread: threading.Thread
+    answer: list[httpx.Response] = field(default_factory=list)
+
+
+@dataclass
+class Till:
+    """A ledger in Redis, and runs that are billed there."""
+
+    redis: RedisProcess
+    charges: Charges
+    runs: list[Billed] = field(default_factory=list)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "trust": "attested",
+            "attestation_key": SECRET,
+            "redis_url": self.redis.url,
+            "anthropic_base_url": self.charges.url,
+            "idle_s": 60,
+            "api_timeout_s": 30,
+            "first_output_s": 60,
+        }
+
+    def begin(self, invoker: Invoker, mark: str, prompt: str, *, patience_s: float = 120.0, **body: Any) -> Billed:
+        """A run in a thread of its own, and its lease. `patience_s`: after which its client leaves."""
+        store, slot = self._store(), ledger.Slot(concurrent=2, run_micro_usd=1_000_000, ttl_ms=120_000)
+        lease = ledger.Lease.new(ledger.NAMESPACE, ledger.subject_key("subject", mark), slot.run_micro_usd)
+        assert store.acquire(lease, slot).admitted
+        content = json.dumps({"prompt": f"{prompt} ({mark})", "model": OPUS} | body).encode()
+        header = attestation("POST", "/claude/invoke", content, lease=str(lease), slot=slot.claim())
+        run = Billed(mark, lease, threading.Thread(target=lambda: ask(), daemon=True))
+
+        def ask() -> None:
+            try:
+                run.answer.append(
+                    httpx.post(
+                        f"{invoker.url}/claude/invoke", content=content, headers={HEADER: header}, timeout=patience_s
+                    )
+                )
+            except httpx.HTTPError:
+                pass  # the invoker was killed
+
+        run.thread.start()
+        self.runs.append(run)
+        return run
+
+    def spent(self, run: Billed) -> int:
+        """Micro-USD that the ledger has of it; -1 while it is still held."""
+        used = self._store().peek(ledger.Peek(ledger.NAMESPACE, run.lease.subject_key))
+        return -1 if used.running else used.spent_day_micro_usd
+
+    def wrong(self, run: Billed) -> str:
+        """What is not as it should be; empty where what is booked is what was charged."""
+        least, most = self.charges.bounds(run.mark)
+        booked = self.spent(run)
+        return "" if least <= booked <= most else f"{run.mark}: booked {booked}, charged {least} to {most}"
+
+    def _store(self) -> RedisLedger:
+        return RedisLedger(RedisAddress(self.redis.url, timeout=10))
+
+
+def proxy_of(invoker: Invoker) -> psutil.Process:
+    return _children(invoker, "claude_invoker.metering")[0]
+
+
+def clis_of(invoker: Invoker) -> list[psutil.Process]:
+    return _children(invoker, "--print")
+
+
+def _children(invoker: Invoker, word: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process(invoker.pid).children():
+        with suppress(psutil.Error):  # it ends meanwhile
+            if word in process.cmdline():
+                found.append(process)
+    return found
+
+
+def eventually(condition: Callable[[], object], what: Callable[[], object], within_s: float = 60.0) -> None:
+    until = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < until, what()
+        time.sleep(0.05)
