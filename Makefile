@@ -49,7 +49,7 @@ format: setup ## formats and sorts imports
 
 bench: setup ## every benchmark, one JSON line each, into build/bench.jsonl
 	@mkdir -p build && : > build/bench.jsonl
-	@for name in pluginserver chain jwt rate prompt invoker isolation jobs metrics minikong kong; do \
+	@for name in pluginserver chain jwt rate prompt invoker isolation jobs metrics minikong kong money; do \
 	  echo "bench.$$name" >&2; $(BIN)/python -m bench.$$name | tail -n 1 | tee -a build/bench.jsonl; done
 
 wheels: setup ## the five wheels, into build/wheels
