@@ -30,6 +30,12 @@ def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoke
     return without_boundary(start_invoker)
 
 
+@pytest.fixture(scope="module")
+def invoker(start_invoker: Callable[..., Invoker]) -> Invoker:
+    """Ours: the one of all tests may have been started before, with the boundary."""
+    return start_invoker()
+
+
 pytestmark = as_root
 
 # Stops every new process of its own user; the killer was one. It ends by itself.

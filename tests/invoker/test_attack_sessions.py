@@ -25,6 +25,12 @@ def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoke
     return without_boundary(start_invoker)
 
 
+@pytest.fixture(scope="module")
+def invoker(start_invoker: Callable[..., Invoker]) -> Invoker:
+    """Ours: the one of all tests may have been started before, with the boundary."""
+    return start_invoker()
+
+
 pytestmark = as_root
 NOTE = "alices-private-note"
 SPY = "for i in $(seq 30); do cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n'; sleep 0.1; done | grep -a -e -- | sort -u"

@@ -16,6 +16,12 @@ def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoke
     return without_boundary(start_invoker)
 
 
+@pytest.fixture(scope="module")
+def invoker(start_invoker: Callable[..., Invoker]) -> Invoker:
+    """Ours: the one of all tests may have been started before, with the boundary."""
+    return start_invoker()
+
+
 CODES = {404: (422, "invalid"), 401: (502, "api-auth"), 529: (503, "api-overloaded"), 400: (422, "invalid")}
 
 

@@ -22,6 +22,12 @@ def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoke
     return without_boundary(start_invoker)
 
 
+@pytest.fixture(scope="module")
+def invoker(start_invoker: Callable[..., Invoker]) -> Invoker:
+    """Ours: the one of all tests may have been started before, with the boundary."""
+    return start_invoker()
+
+
 def bash(api: httpx.Client, command: str, **more: Any) -> str:
     answer = api.post("/invoke", json={"prompt": tool("Bash", command=command), "tools": ["Bash"], **more})
     assert answer.status_code == 200, answer.text

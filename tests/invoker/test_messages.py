@@ -33,6 +33,12 @@ def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoke
     return without_boundary(start_invoker)
 
 
+@pytest.fixture(scope="module")
+def invoker(start_invoker: Callable[..., Invoker]) -> Invoker:
+    """Ours: the one of all tests may have been started before, with the boundary."""
+    return start_invoker()
+
+
 GOOD = {"type": "result", "subtype": "success", "is_error": False, "result": "x", "total_cost_usd": 0.5, "num_turns": 1}
 USED = {"inputTokens": 3, "outputTokens": 4, "cacheReadInputTokens": 5, "cacheCreationInputTokens": 6, "costUSD": 0.25}
 
