@@ -81,8 +81,12 @@ def test_a_session_is_nobodys_who_gets_its_user_id(
         first = bash(alice, f"id -u; echo {NOTE} > note.txt", session="new")
         (tree,) = invoker.state.glob("trees/sessions/*")
         attack = program(READ_AND_WRITE, str(tree))  # of a shell the CLI itself denies writing elsewhere
-        seen = answer(bash(bob, attack))
-        assert seen.split("\n")[1] == answer(first).split("\n")[1], "bob has alice's user id"
+        for _ in range(4):
+            seen = answer(bash(bob, attack))
+            if seen.split("\n")[1] == answer(first).split("\n")[1]:
+                break
+        else:
+            raise AssertionError("bob never has alice's user id")
         assert (NOTE in seen) == open_to_him
         kept = answer(bash(alice, "cat note.txt", session=first.json()["session"]))
         assert ("planted" in kept) == open_to_him

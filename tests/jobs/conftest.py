@@ -27,6 +27,7 @@ from claude_invoker.jobs.record import Job, JobRequest
 from claude_invoker.jobs.store import Store, connect
 from claude_invoker.settings import Settings
 from kong_claude_local.standin import StandIn
+from tests.invoker.conftest import user_ids
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.attest import signed
 
@@ -34,6 +35,7 @@ Found = TypeVar("Found")
 SECRET = secrets.token_hex(32)
 SIGNER = Signer("1", SECRET.encode(), {"1": SECRET.encode()})
 OVER = ("done", "failed", "cancelled")
+_uid_bases = user_ids()
 
 
 @pytest.fixture(scope="session")
@@ -138,6 +140,7 @@ async def serving(redis_server: RedisProcess, state: Path, **settings: Any) -> A
             "anthropic_base_url": api.url,
             "worker": "embedded",
             "heartbeat_s": 0.5,
+            "uid_base": next(_uid_bases),
         }
         app = create_app(Settings(**(chosen | settings)))
         async with app.router.lifespan_context(app):
