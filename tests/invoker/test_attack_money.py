@@ -113,6 +113,7 @@ def test_a_stolen_token_spends_no_more_than_the_run_may(
     "more",
     [
         {"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 5}]},
+        {"tools": [{"type": "advisor_20260301", "name": "advisor", "model": "claude-fable-5"}]},
         {"speed": "fast"},
         {"inference_geo": "us"},
         {"model": "claude-fable-5-fast"},

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -23,6 +24,7 @@ from claude_invoker.metering.account import Account
 from claude_invoker.metering.exchange import Grant
 from claude_invoker.metering.prices import Prices
 from claude_invoker.metering.proxy import KeyProxy
+from claude_invoker.metering.usage import Meter
 from tests.invoker.conftest import KEY, StandInProcess
 
 MODEL = b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}'
@@ -273,3 +275,81 @@ def test_a_body_costs_little_more_than_its_size(parser: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (int(done.stdout) > 500_000) == (parser == "orjson.loads(body)")
+
+
+@asynccontextmanager
+async def answering(answer: bytes) -> AsyncIterator[tuple[Proxy, list[tuple[dict[str, str], dict[str, Any]]]]]:
+    """A proxy of an API that answers each request with the beginning of a stream and is gone; and what it was asked."""
+    asked: list[tuple[dict[str, str], dict[str, Any]]] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[1:-2]
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        body = json.loads(await reader.readexactly(int(headers["content-length"])))
+        if "max_tokens" in body:  # the others ask for a count of tokens
+            asked.append((headers, body))
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        writer.write(head + b"%x\r\n%b\r\n" % (len(answer), answer))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with started(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as proxy:
+        yield proxy, asked
+    server.close()
+
+
+THINKING = b"""event: message_start
+data: {"type":"message_start","message":{"model":"claude-haiku-4-5","usage":{"input_tokens":40,"output_tokens":1}}}
+
+event: content_block_start
+data: {"type":"content_block_start","index":0,"content_block":{"type":"thinking","thinking":"","signature":""}}
+
+"""
+
+
+@pytest.mark.parametrize("weakened", [False, True])
+async def test_thinking_that_is_cut_off_counts_against_the_cap(weakened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that thinks nothing is heard for a while: who leaves then, again and again, has nearly nothing billed."""
+    if weakened:
+        monkeypatch.setattr(Meter, "most", Meter.used)
+    body = json.loads(MODEL) | {"max_tokens": 64_000, "stream": True}
+    async with answering(THINKING) as (proxy, asked), client_of(proxy) as client:
+        grant, headers = granted(proxy, 10)  # a dollar: three answers of 0.32
+        for _ in range(10):
+            try:
+                await client.post("http://proxy/v1/messages", json=body, headers=headers)
+            except httpx.HTTPError:
+                continue  # the answer breaks off here too
+    assert (len(asked) == 10) == weakened, len(asked)
+    charged = sum(each["max_tokens"] for _, each in asked) * Decimal("0.000005")
+    assert (charged > 1) == weakened
+    assert 0 < grant.account.spent_usd < Decimal("0.001")
+
+
+async def test_betas_and_other_purses(proxy: Proxy) -> None:
+    grant, headers = granted(proxy, 2)
+    async with client_of(proxy) as client:
+        more = {"anthropic-beta": "claude-code-20250219,fast-mode-2026-02-01"}
+        answer = await client.post("http://proxy/v1/messages", content=MODEL, headers=headers | more)
+        assert (answer.status_code, grant.refused) == (403, "a run may not use the beta fast-mode-2026-02-01")
+    async with answering(THINKING) as (other, asked), client_of(other) as client:
+        _, headers = granted(other, 1)
+        purses = {"Anthropic-Workspace-Id": "wrkspc_x", "anthropic-user-profile-id": "x"}
+        more = purses | {"anthropic-beta": "context-1m-2025-08-07"}
+        with pytest.raises(httpx.HTTPError):
+            await client.post("http://proxy/v1/messages", content=MODEL, headers=headers | more)
+        assert asked[0][0]["anthropic-beta"] == "context-1m-2025-08-07"
+        assert not {name.lower() for name in purses} & set(asked[0][0])
+
+
+async def test_a_lowered_answer_leaves_room_beside_its_thoughts() -> None:
+    body = json.loads(MODEL) | {"max_tokens": 64_000, "thinking": {"type": "enabled", "budget_tokens": 63_000}}
+    async with answering(THINKING) as (proxy, asked), client_of(proxy) as client:
+        grant, headers = granted(proxy, 1)
+        grant.account.cap_usd = Decimal("0.1")
+        with pytest.raises(httpx.HTTPError):
+            await client.post("http://proxy/v1/messages", json=body, headers=headers)
+    ((_, sent),) = asked
+    assert 1024 < sent["max_tokens"] < 20_000
+    assert sent["thinking"]["budget_tokens"] == sent["max_tokens"] - 1

@@ -103,9 +103,10 @@ def test_what_a_stream_has_used(body: bytes, used: Used, step: int) -> None:
     ("body", "used"),
     [
         (b'{"model":"m","usage":{"input_tokens":3,"output_tokens":4}}', Used(3, 4)),
+        (b'{"model":7,"usage":{"input_tokens":3,"output_tokens":4}}', Used(3, 4)),
         (b'{"type":"error"}', Used()),
         (b'{"usage":null}', Used()),
-        (b'{"usage":{"input_tokens":"3"}}', Used()),
+        (b'{"usage":{"output_tokens":4}}', Used(output=4)),
         (b"[" * 100_000, Used()),
         (b"", Used()),
     ],
@@ -222,9 +223,9 @@ def test_requests_that_pass(change: dict[str, Any]) -> None:
     body = BODY | change
     asked = request.read(json.dumps(body).encode(), {"web_search"})
     assert json.loads(asked.body()) == body
-    assert json.loads(asked.with_max_tokens(7)) == body | {"max_tokens": 7}
+    assert json.loads(asked.lowered(7, asked.uses.searches).body()) == body | {"max_tokens": 7}
     with_search = any("web_search" in str(tool) for tool in body.get("tools") or [])
-    assert asked.searches == (8 if with_search else 0)
+    assert asked.uses.searches == (8 if with_search else 0)
     if with_search:
         with pytest.raises(Refused, match="web_search"):
             request.read(json.dumps(body).encode())
@@ -247,15 +248,9 @@ def test_the_bound_of_the_input() -> None:
     assert bound({"system": "x" * 1000}) - plain == len('"' + "x" * 1000 + '"')
     image = {"type": "image", "source": {"type": "url", "url": "https://x"}}
     assert bound({"messages": [{"role": "user", "content": [image]}]}) > 5000
-    assert bound({"tools": [{"type": "web_search_20250305", "max_uses": 3}]}) > 60_000
-    document = {"type": "document", "source": {"type": "file", "file_id": "x"}}
-    assert bound({"messages": [{"role": "user", "content": [document]}]}) == 200_000
+    for block in ({"type": "document", "source": {"type": "base64", "data": "x"}}, {"source": {"file_id": "x"}}):
+        assert bound({"messages": [{"role": "user", "content": [block]}]}) == 200_000
     assert bound({"system": "x" * 10**6}) == 200_000
-    # The same words, spelled so that nobody finds them.
-    spelled = json.dumps(BODY | {"messages": [{"role": "user", "content": [image]}]}).replace("image", "im\\u0061ge")
-    hidden = request.read(spelled.encode())
-    assert hidden.input_bound(PRICES.price("claude-haiku-4-5")) == 200_000
-    assert hidden.input_usd_bound(PRICES.price("house"), MTOK) == 20
     assert bound({"system": "x" * 10**6}, "house") == 1000
 
 
@@ -340,12 +335,19 @@ def test_no_interleaving_spends_more_than_the_cap(data: st.DataObject) -> None:
 
 
 def heard(*events: dict[str, Any]) -> Meter:
-    meter = Meter(stream=True, max_tokens=100)
+    meter = Meter(stream=True, bound=Used(1000, 100))
     meter.feed(stream(*events))
     return meter
 
 
-RESERVED = Reservation(PRICES.price("house"), Decimal("0.0120"), 100, Decimal("0.0100"))  # 1,000 in, 100 out
+RESERVED = Reservation(  # 1,000 in, 100 out
+    PRICES.price("house"),
+    Decimal("0.0120"),
+    Decimal("0.0100"),
+    request.read(b'{"model": "house", "max_tokens": 100}'),
+    Used(1000, 100),
+)
+TEXT = {"type": "content_block_start", "content_block": {"type": "text", "text": ""}}
 THOUGHT = {"type": "content_block_start", "content_block": {"type": "thinking", "thinking": ""}}
 
 
@@ -355,8 +357,8 @@ THOUGHT = {"type": "content_block_start", "content_block": {"type": "thinking", 
         # 10 USD for a million tokens in, 20 out; the API has counted 12 in.
         (heard(START, delta(output_tokens=9)), "complete", 200, True, "0.0003", "0.0003"),
         (heard(START, delta(output_tokens=9)), "left", 200, True, "0.0003", "0.0003"),
-        (heard(START, text("x" * 30)), "left", 200, True, "0.00032", "0.00072"),
-        (heard(START, text("x" * 30)), "failed", 200, True, "0.00032", "0.00072"),
+        (heard(START, TEXT, text("x" * 30)), "left", 200, True, "0.00032", "0.00072"),
+        (heard(START, TEXT, text("x" * 30)), "failed", 200, True, "0.00032", "0.00072"),
         (heard(START, text("x" * 900)), "left", 200, True, "0.00212", "0.00212"),  # no more than it may have
         (heard(START, THOUGHT, text("x" * 3)), "left", 200, True, "0.00014", "0.00212"),  # that need not be shown
         (heard(), "left", None, True, "0.01", "0.012"),  # a stream begins with its start: nothing is out yet
@@ -365,7 +367,7 @@ THOUGHT = {"type": "content_block_start", "content_block": {"type": "thinking", 
         (heard(), "complete", 200, False, "0.012", "0.012"),  # an answer without a count
         (heard(), "complete", 529, True, "0", "0"),
         (heard(), "left", 429, True, "0", "0"),
-        (heard(START), "complete", 500, True, "0.00014", "0.00014"),
+        (heard(START), "complete", 500, True, "0.00014", "0.00212"),
         (heard(), "failed", None, True, "0", "0.012"),
         (heard(), "failed", 200, True, "0", "0.012"),
         (heard(), "not sent", None, True, "0", "0"),

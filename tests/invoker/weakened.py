@@ -300,7 +300,7 @@ def the_cli_is_believed() -> None:
 
 def budgets_without_a_wall() -> None:
     """What a run may spend is looked at by its CLI only."""
-    put(Account, "fits", lambda self, asked, price, input_tokens: asked.max_tokens)
+    put(Account, "fits", lambda self, asked, price, input_tokens, searches=None: asked.max_tokens)
 
 
 def whole_sessions_are_booked() -> None:

@@ -9,9 +9,8 @@ from decimal import Decimal
 from claude_invoker.metering.bill import Bill, Reservation
 from claude_invoker.metering.prices import Price, Prices
 from claude_invoker.metering.request import Asked
+from claude_invoker.metering.usage import Used
 
-_FEWEST_TOKENS = 16
-"""An answer that may not be longer is no answer."""
 _ENOUGH_TOKENS = 8192
 """An answer that may be as long as this is rarely cut off: it is not worth a better bound, or waiting for others."""
 
@@ -46,18 +45,19 @@ class Account:
     def left_usd(self) -> Decimal:
         return self.cap_usd - self.spent_usd - self.reserved_usd - self.unknown_usd
 
-    def fits(self, asked: Asked, price: Price, input_tokens: int) -> int:
-        """How many tokens the answer may have, at most as many as it asks for. 0 where there is no budget for one."""
-        left = self.left_usd - asked.input_usd_bound(price, input_tokens)
+    def fits(self, asked: Asked, price: Price, input_tokens: int, searches: int | None = None) -> int:
+        """How many tokens the answer may have, at most as many as it asks for. 0 where there is no budget for one.
+        `searches`: if it had no more than so many."""
+        left = self.left_usd - asked.input_usd_bound(price, input_tokens, searches)
         if left < 0:
             return 0
-        rate = price.rates(input_tokens).output
+        rate = asked.output_usd_bound(price, input_tokens, searches)
         count = asked.max_tokens if rate == 0 else min(asked.max_tokens, int(left / rate))
-        return count if count >= min(_FEWEST_TOKENS, asked.max_tokens) else 0
+        return count if count >= asked.fewest_tokens else 0
 
-    def suffices(self, asked: Asked, price: Price, input_tokens: int) -> bool:
+    def suffices(self, asked: Asked, price: Price, input_tokens: int, searches: int | None = None) -> bool:
         """Whether the answer may be as long as it asks for, or long enough."""
-        return self.fits(asked, price, input_tokens) >= min(asked.max_tokens, _ENOUGH_TOKENS)
+        return self.fits(asked, price, input_tokens, searches) >= min(asked.max_tokens, _ENOUGH_TOKENS)
 
     async def others_settled(self) -> bool:
         """Waits for one of the requests under way: what it has not used of its reservation is there for others. False
@@ -68,14 +68,20 @@ class Account:
         return True
 
     def reserve(self, asked: Asked, price: Price, input_tokens: int) -> Reservation:
-        """`input_tokens`: a bound. Raises Exhausted."""
-        max_tokens = self.fits(asked, price, input_tokens)
+        """`input_tokens`: a bound. Gives up searches before it shortens the answer below what is enough. Raises
+        Exhausted."""
+        fewer = range(asked.uses.searches, 0, -1) or (0,)
+        searches = next((count for count in fewer if self.suffices(asked, price, input_tokens, count)), fewer[-1])
+        max_tokens = self.fits(asked, price, input_tokens, searches)
         if not max_tokens:
             self.exhausted = True
             raise Exhausted
-        input_usd = asked.input_usd_bound(price, input_tokens)
-        usd = input_usd + max_tokens * price.rates(input_tokens).output
-        reservation = Reservation(price, usd, max_tokens, input_usd)
+        sent = asked.lowered(max_tokens, searches)
+        input_usd = sent.input_usd_bound(price, input_tokens)
+        usd = input_usd + max_tokens * sent.output_usd_bound(price, input_tokens)
+        again = (searches + asked.uses.fetches) * max_tokens
+        bound = Used(sent.read_tokens(price, input_tokens) + again, max_tokens, web_searches=searches)
+        reservation = Reservation(price, usd, input_usd, sent, bound)
         self.reserved_usd += usd
         self._open.add(reservation)
         return reservation

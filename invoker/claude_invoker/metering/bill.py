@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Literal
 
 from claude_invoker.metering.prices import Price
+from claude_invoker.metering.request import Asked
 from claude_invoker.metering.usage import Meter, Used
 
 Ending = Literal["complete", "not sent", "failed", "left"]
@@ -18,13 +19,20 @@ NOTHING = Used()
 
 @dataclass(eq=False)
 class Reservation:
-    """Of one request. `max_tokens` is what the answer may have, so that the request costs no more than `usd`;
-    `input_usd` is the part of it that is for what is asked."""
+    """Of one request. `asked` is what is to be sent, lowered so that it costs no more than `usd`; `input_usd` is what
+    of that is for its input."""
 
     price: Price
     usd: Decimal
-    max_tokens: int
     input_usd: Decimal
+    asked: Asked
+    bound: Used
+    """The most that it can use."""
+
+    @property
+    def max_tokens(self) -> int:
+        """What the answer may have."""
+        return self.asked.max_tokens
 
 
 @dataclass(frozen=True)

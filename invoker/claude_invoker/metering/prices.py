@@ -17,6 +17,9 @@ from claude_invoker.metering.usage import Used
 
 _MILLION = Decimal(1_000_000)
 _SEARCH_USD = Decimal("0.01")
+_DEFAULT_CONTEXT = 200_000
+_LONG_INPUT, _LONG_OUTPUT = Decimal(2), Decimal("1.5")
+"""What more than the default context has cost where it has a price of its own: https://platform.claude.com/docs/en/about-claude/pricing."""
 _DATE = re.compile(r"(?:-\d{8}|-latest)$")
 
 
@@ -46,6 +49,17 @@ class Rates:
             + self.web_search * used.web_searches
         )
 
+    def dearer(self, *, input: Decimal, output: Decimal) -> Rates:
+        """By these factors; searches cost the same."""
+        return Rates(
+            self.input * input,
+            self.output * output,
+            self.cache_read * input,
+            self.cache_write_5m * input,
+            self.cache_write_1h * input,
+            self.web_search,
+        )
+
 
 @dataclass(frozen=True)
 class Price:
@@ -60,6 +74,16 @@ class Price:
 
     def cost(self, used: Used) -> Decimal:
         return self.rates(used.all_input).cost(used)
+
+    def long_context(self) -> Price:
+        """Of a request that may have a million tokens of input, which is more than the model takes by default: where no
+        price is known beyond that, the dearest that the API has had for it."""
+        if self.context_window >= LARGEST_CONTEXT:
+            return self
+        steps = self.steps
+        if len(steps) == 1:
+            steps = (*steps, (_DEFAULT_CONTEXT, steps[0][1].dearer(input=_LONG_INPUT, output=_LONG_OUTPUT)))
+        return Price(steps, LARGEST_CONTEXT)
 
 
 class Prices:

@@ -35,7 +35,7 @@ _MAX_HELD = 2 * _MAX_BODY
 """Of all requests of a run at once: none of them is given up before it is answered, and all of them are in memory."""
 _DROPPED = frozenset(
     (b"host", b"authorization", b"x-api-key", b"content-length", b"connection", b"transfer-encoding",
-     b"accept-encoding", b"proxy-authorization")
+     b"accept-encoding", b"proxy-authorization", b"anthropic-workspace-id", b"anthropic-user-profile-id")
 )  # fmt: skip
 _HOP = frozenset((b"connection", b"transfer-encoding", b"keep-alive", b"content-encoding", b"content-length"))
 _COUNT = "/v1/messages/count_tokens"
@@ -147,7 +147,7 @@ class KeyProxy:
                 await _respond(send, 413, _error("request_too_large", "the request is too large"))
                 return
             try:
-                asked, price = _read(content, grant)
+                asked, price = _read(content, scope, grant)
             except (Refused, UnknownPrice) as refusal:
                 await _refuse(send, grant, str(refusal))
                 return
@@ -194,7 +194,7 @@ class KeyProxy:
             grant.account.settle(reservation, Bill())
             await _hold_back(exchange.send, grant, "what this run costs cannot be written down: the disk is full?")
             return
-        sent = Sent(reservation, number, asked.stream, Meter(stream=asked.stream, max_tokens=reservation.max_tokens))
+        sent = Sent(reservation, number, asked.stream, Meter(stream=asked.stream, bound=reservation.bound))
         grant.changed("", Used())
         forwarding = asyncio.create_task(self._forward(exchange, sent))
         self._forwarding.add(forwarding)
@@ -204,9 +204,8 @@ class KeyProxy:
     async def _forward(self, exchange: Exchange, sent: Sent) -> None:
         """Carries the answer over, and settles the request, whatever ends it."""
         asked, grant, reservation = exchange.asked, exchange.grant, sent.reservation
-        lowered = reservation.max_tokens < asked.max_tokens
-        body = asked.with_max_tokens(reservation.max_tokens) if lowered else asked.body()
-        relaying = asyncio.create_task(self._relay(self._request(exchange, "/v1/messages", body), exchange, sent))
+        sending = self._request(exchange, "/v1/messages", reservation.asked.body())
+        relaying = asyncio.create_task(self._relay(sending, exchange, sent))
         try:
             await asyncio.wait((relaying, exchange.gone), return_when=asyncio.FIRST_COMPLETED)
             if not relaying.done():
@@ -246,7 +245,7 @@ class KeyProxy:
             return None
         if answer.status_code != 200 or not isinstance(tokens, int):
             return None
-        return int(tokens * _COUNT_MARGIN[0]) + _COUNT_MARGIN[1] + asked.search_tokens
+        return int(tokens * _COUNT_MARGIN[0]) + _COUNT_MARGIN[1]
 
     def _request(self, exchange: Exchange, path: str, body: bytes) -> httpx.Request:
         headers = [(name, value) for name, value in exchange.scope["headers"] if name not in _DROPPED]
@@ -274,7 +273,7 @@ class KeyProxy:
             if sent is not None:
                 sent.status = response.status_code
                 is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
-                sent.meter = Meter(stream=is_stream, max_tokens=sent.reservation.max_tokens)
+                sent.meter = Meter(stream=is_stream, bound=sent.reservation.bound)
             grant.changed("", Used())
             head = [(name, value) for name, value in response.headers.raw if name.lower() not in _HOP]
             await send({"type": "http.response.start", "status": response.status_code, "headers": head})
@@ -344,12 +343,14 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def _read(body: bytes, grant: Grant) -> tuple[Asked, Price]:
+def _read(body: bytes, scope: dict[str, Any], grant: Grant) -> tuple[Asked, Price]:
     """Raises Refused, UnknownPrice."""
-    asked = request.read(body, grant.server_tools)
+    betas = [value.decode("latin-1") for name, value in scope["headers"] if name == b"anthropic-beta"]
+    asked = request.read(body, grant.server_tools, betas)
     if not grant.permits(asked.model):
         raise Refused(f"this run may not use model {asked.model[:200]}")
-    return asked, grant.account.prices.price(asked.model)
+    price = grant.account.prices.price(asked.model)
+    return asked, price.long_context() if asked.long_context else price
 
 
 async def _refuse(send: Send, grant: Grant, reason: str) -> None:

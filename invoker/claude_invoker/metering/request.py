@@ -3,40 +3,60 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
-from claude_invoker.metering.prices import Price
+from claude_invoker.metering.allowed import (
+    Refused as Refused,
+)
+from claude_invoker.metering.allowed import (
+    Uses,
+    check_betas,
+    check_members,
+    check_tools,
+    once,
+    with_searches,
+)
+from claude_invoker.metering.prices import Price, Rates
 from claude_invoker.metering.usage import Used
 
-_MAX_MEMBERS = 1_000_000
-"""Of all objects in a body together, by a cheap count that may be too high: each of its own would be an object here."""
+_MAX_OTHERS = 10_000
+"""Values of names that are not known here, at any depth: each may be an object here, the known ones are not."""
 _MAX_TOOLS = 4 * 1024 * 1024
+_MAX_PARTS_OF_TOOLS = 200_000
 _IMAGE_TOKENS = 5_000
 """The most that an image is, whatever its size: https://docs.claude.com/en/docs/build-with-claude/vision."""
+_TOOLS_TOKENS = 1_000
+"""What the API says to the model about tools in general, and about each that it describes itself:
+https://platform.claude.com/docs/en/about-claude/pricing#tool-use-pricing."""
 _SEARCH_TOKENS = 20_000
 """What the results of one web search add to the input."""
-_PRICED_OTHERWISE = ("speed", "inference_geo", "container", "mcp_servers")
-"""Members by which a request costs something else than its model's tokens, or runs something at Anthropic."""
-_SPELLED = re.compile(rb"\\u00[2-7]")
-_SERVER_TOOL = re.compile(r"(web_search|web_fetch|code_execution)_\d{8}$")
-_COUNTED = ("model", "system", "messages", "tools", "tool_choice", "thinking")
+_FEWEST_TOKENS = 16
+"""An answer that may not be longer is no answer."""
+_FEWEST_THOUGHTS = 1024
+"""The API refuses a smaller `budget_tokens`, and one that is not below `max_tokens`."""
+_WHITESPACE = b" \t\r\n"
+_SPELLED = re.compile(rb"\\u00(?:3[0-9]|[46][1-9a-fA-F]|[57][0-9aA]|5[fF])")
+"""A letter, digit or underscore that is written by its number, which no encoder does: words could not be looked for."""
+_READ = ("system", "messages", "tools", "tool_choice", "output_config", "output_format")
+_COUNTED = ("model", *_READ, "thinking")
 """What the API's count of tokens takes."""
 _ASSUMED_MAX_TOKENS = 1 << 20
 
 
-class Refused(Exception):
-    """The run may not send this."""
+class _Large(msgspec.Struct):
+    """The members that have many values; they are not taken apart."""
 
-
-class _Tool(msgspec.Struct):
-    type: str | None = None
-    max_uses: int | None = None
+    system: msgspec.Raw = msgspec.Raw()
+    messages: msgspec.Raw = msgspec.Raw()
+    tools: msgspec.Raw = msgspec.Raw()
+    output_config: msgspec.Raw = msgspec.Raw()
+    output_format: msgspec.Raw = msgspec.Raw()
 
 
 @dataclass(frozen=True)
@@ -46,20 +66,34 @@ class Asked:
     members: dict[str, bytes]
     model: str
     max_tokens: int
-    searches: int
-    """How many web searches the API may make for it."""
+    uses: Uses
+    """How often the API may search and fetch for it."""
     images: int
     size: int
     """Bytes of what the model reads."""
+    thinking: dict[str, Any] | None = None
+    """Where it says how many tokens of the answer may be thoughts (`budget_tokens`)."""
+    long_context: bool = False
+    """Whether it may have more input than its model takes by default."""
     stream: bool = False
     """Whether the answer is asked for as a stream."""
 
-    def with_max_tokens(self, count: int) -> bytes:
-        """The body to send."""
-        return replace(self, members=self.members | {"max_tokens": b"%d" % count}).body()
+    def lowered(self, max_tokens: int, searches: int) -> Asked:
+        """With a shorter answer and fewer searches. `max_tokens` is `fewest_tokens` at least, `searches` 1 where there
+        are any."""
+        members, thinking = dict(self.members), self.thinking
+        if max_tokens < self.max_tokens:
+            members["max_tokens"] = b"%d" % max_tokens
+            if thinking is not None and thinking["budget_tokens"] >= max_tokens:
+                thinking = thinking | {"budget_tokens": max_tokens - 1}
+                members["thinking"] = msgspec.json.encode(thinking)
+        if searches < self.uses.searches:
+            members["tools"] = msgspec.json.encode(with_searches(once(members["tools"]), searches))
+        uses = replace(self.uses, searches=searches)
+        return replace(self, members=members, max_tokens=max_tokens, uses=uses, thinking=thinking)
 
     def body(self) -> bytes:
-        """The body to send as it was asked for, with each member once."""
+        """The body to send, with each member once."""
         return msgspec.json.encode({name: msgspec.Raw(value) for name, value in self.members.items()})
 
     def counted(self) -> bytes:
@@ -68,26 +102,44 @@ class Asked:
         return msgspec.json.encode(found)
 
     @property
-    def search_tokens(self) -> int:
-        return self.searches * _SEARCH_TOKENS
+    def fewest_tokens(self) -> int:
+        """The shortest answer to which it may be lowered."""
+        thoughts = 0 if self.thinking is None else _FEWEST_THOUGHTS + 1
+        return min(self.max_tokens, max(_FEWEST_TOKENS, thoughts))
 
     def input_bound(self, price: Price) -> int:
-        """The most input tokens it can have: a token is a byte at least, and no request has more than the window."""
-        tokens = self.size + self.images * _IMAGE_TOKENS + self.search_tokens
-        if self._is_spelled or b'"document"' in self.members.get("messages", b""):
-            tokens = price.context_window  # a page may be a few bytes
+        """The most input tokens it can have when it is first read: a token is a byte at least, and no request has more
+        than the window."""
+        tools = self.uses.described + (self.members.get("tools", b"null") not in (b"null", b"[]"))
+        tokens = self.size + self.images * _IMAGE_TOKENS + tools * _TOOLS_TOKENS
+        messages = self.members.get("messages", b"")
+        if b'"document"' in messages or b'"file_id"' in messages:
+            tokens = price.context_window  # a page may be a few bytes, and a file is not even here
         return min(tokens, price.context_window)
 
-    def input_usd_bound(self, price: Price, tokens: int) -> Decimal:
-        """The most that so many input tokens can cost, with its searches. US dollars."""
-        rates = price.rates(tokens)
-        writes = {"none": rates.input, "5m": rates.cache_write_5m, "1h": rates.cache_write_1h}[self._cached_for]
-        return rates.cost(Used(web_searches=self.searches)) + tokens * max(rates.input, writes)
+    def read_tokens(self, price: Price, tokens: int, searches: int | None = None) -> int:
+        """The most input tokens that it is billed for, where it has `tokens` of its own: after each use of a tool the
+        API reads all of it again, with what was found so far. `searches`: if they were so many."""
+        uses = (self.uses.searches if searches is None else searches) + self.uses.fetches
+        found = price.context_window if self.uses.fetches else _SEARCH_TOKENS
+        return sum(max(tokens, min(tokens + number * found, price.context_window)) for number in range(uses + 1))
 
-    @cached_property
-    def _is_spelled(self) -> bool:
-        """Whether a letter may be written by its number, which no encoder does: no word could be looked for then."""
-        return any(_SPELLED.search(member) for member in self.members.values())
+    def input_usd_bound(self, price: Price, tokens: int, searches: int | None = None) -> Decimal:
+        """The most that its input can cost, with its searches, where it has `tokens` of its own. US dollars."""
+        searches = self.uses.searches if searches is None else searches
+        read = self.read_tokens(price, tokens, searches)
+        rates = price.rates(read)
+        return rates.cost(Used(web_searches=searches)) + read * self._input_rate(rates)
+
+    def output_usd_bound(self, price: Price, tokens: int, searches: int | None = None) -> Decimal:
+        """The most that a token of the answer can cost: it is read again too. US dollars."""
+        searches = self.uses.searches if searches is None else searches
+        rates = price.rates(self.read_tokens(price, tokens, searches))
+        return rates.output + (searches + self.uses.fetches) * self._input_rate(rates)
+
+    def _input_rate(self, rates: Rates) -> Decimal:
+        writes = {"none": rates.input, "5m": rates.cache_write_5m, "1h": rates.cache_write_1h}
+        return max(rates.input, writes[self._cached_for])
 
     @cached_property
     def _cached_for(self) -> Literal["none", "5m", "1h"]:
@@ -96,59 +148,60 @@ class Asked:
         def mentions(word: bytes) -> bool:
             return any(word in member for member in self.members.values())
 
-        if self._is_spelled:
-            return "1h"
         if "cache_control" not in self.members and not mentions(b'"cache_control"'):
             return "none"
         return "1h" if mentions(b'"1h"') else "5m"
 
 
+_LARGE = msgspec.json.Decoder(_Large)
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def read(body: bytes, server_tools: Collection[str] = ()) -> Asked:
-    """`server_tools`: the tools of the API's own that the run may use, such as `web_search`. Raises Refused."""
-    if body.count(b'":') > _MAX_MEMBERS:
-        raise Refused("the request has too many values")
+def read(body: bytes, server_tools: Collection[str] = (), betas: Iterable[str] = ()) -> Asked:
+    """`server_tools`: the tools of the API's own that the run may use, such as `web_search`. `betas`: the values of the
+    header `anthropic-beta`. Raises Refused."""
+    long_context = check_betas(betas)
+    # A backslash before a backslash is text. What is left of `\u` is a number.
+    if b"\\u00" in body and _SPELLED.search(body.replace(b"\\\\", b"  ")):
+        raise Refused("the request writes letters by their numbers (\\u0061)")
     try:
-        members = {name: bytes(value) for name, value in _MEMBERS.decode(body).items()}
+        members = _members(body)
+        check_members(members)
         model = msgspec.json.decode(members["model"], type=str)
         max_tokens = msgspec.json.decode(members.get("max_tokens", b"null"), type=int | None)
-        raw_tools = members.get("tools", b"null")
-        if len(raw_tools) > _MAX_TOOLS:
-            raise Refused("the request has too large tools")
-        tools = msgspec.json.decode(raw_tools, type=list[_Tool] | None) or []
-        tier = msgspec.json.decode(members.get("service_tier", b"null"), type=str | None)
         stream = msgspec.json.decode(members.get("stream", b"null"), type=bool | None)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError):
+        uses = check_tools(once(members.get("tools", b"null")), server_tools)
+        thinking = once(members.get("thinking", b"null"))
+    except (ValueError, RecursionError, KeyError):
         raise Refused("not a JSON object with a model") from None
     if max_tokens is not None and max_tokens < 1:
         raise Refused("max_tokens is not a number of tokens")
-    for name in _PRICED_OTHERWISE:
-        if members.get(name, b"null") != b"null":
-            raise Refused(f"a run may not send {name}")
-    if tier not in (None, "standard_only"):
-        raise Refused("a run may not ask for a service tier")
+    has_budget = isinstance(thinking, dict) and type(thinking.get("budget_tokens")) is int
     return Asked(
         members,
         model,
         _ASSUMED_MAX_TOKENS if max_tokens is None else max_tokens,
-        _searches(tools, server_tools),
+        uses,
         members.get("messages", b"").count(b'"image"'),
-        sum(len(members.get(name, b"")) for name in ("system", "messages", "tools", "tool_choice")),
+        sum(len(members.get(name, b"")) for name in _READ),
+        thinking if has_budget else None,
+        long_context,
         bool(stream),
     )
 
 
-def _searches(tools: list[_Tool], allowed: Collection[str]) -> int:
-    count = 0
-    for tool in tools:
-        found = _SERVER_TOOL.match(tool.type or "")
-        if found is None:
-            continue
-        if found[1] not in allowed:
-            raise Refused(f"this run may not use the API's own tool {found[1]}")
-        if tool.max_uses is None or not 0 <= tool.max_uses <= 100:
-            raise Refused(f"the API's own tool {found[1]} needs max_uses, at most 100")
-        count += tool.max_uses
-    return count
+def _members(body: bytes) -> dict[str, bytes]:
+    """Raises Refused, ValueError, RecursionError."""
+    large = _LARGE.decode(body)
+    known = (large.system, large.messages, large.tools, large.output_config, large.output_format)
+    if _names(body) - sum(_names(bytes(value)) for value in known) > _MAX_OTHERS:
+        raise Refused("the request has too many values")
+    tools = bytes(large.tools)
+    if len(tools) > _MAX_TOOLS or sum(tools.count(part) for part in (b",", b"{", b"[")) > _MAX_PARTS_OF_TOOLS:
+        raise Refused("the request has too large tools")
+    return {name: bytes(value) for name, value in _MEMBERS.decode(body).items()}
+
+
+def _names(value: bytes) -> int:
+    """How many members the objects in it have, at most; however it is spaced."""
+    return value.translate(None, _WHITESPACE).count(b'":')

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import msgspec
+
+_log = logging.getLogger(__name__)
 
 _BYTES_PER_TOKEN = 3
 """Of ASCII that was streamed before an answer broke off, which the API has not counted for us: rather too many tokens.
 A byte of any other letter is one."""
 _MAX_LINE = 4 * 1024 * 1024
 _MAX_BODY = 64 * 1024 * 1024
+_SHOWN = ("text", "tool_use", "server_tool_use")
+"""Blocks of which all that the model has put out is streamed. Thoughts may be left out, shortened or encrypted."""
+_NOT_PUT_OUT = ("type", "id", "tool_use_id")
+_INCLUDED = ("message", "fallback_message")
+"""Iterations whose tokens are in the totals of `usage`. Those of others (`compaction`, `advisor_message`) are not."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +34,11 @@ class Used:
     web_searches: int = 0
 
     def __add__(self, other: Used) -> Used:
-        return Used(
-            self.input + other.input,
-            self.output + other.output,
-            self.cache_read + other.cache_read,
-            self.cache_write_5m + other.cache_write_5m,
-            self.cache_write_1h + other.cache_write_1h,
-            self.web_searches + other.web_searches,
-        )
+        return Used(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(Used)))
+
+    def __or__(self, other: Used) -> Used:
+        """The larger of each."""
+        return Used(*(max(getattr(self, field.name), getattr(other, field.name)) for field in fields(Used)))
 
     @property
     def cache_write(self) -> int:
@@ -43,95 +49,135 @@ class Used:
         return self.input + self.cache_read + self.cache_write
 
 
-class _Creation(msgspec.Struct):
-    ephemeral_5m_input_tokens: int | None = None
-    ephemeral_1h_input_tokens: int | None = None
-
-
-class _ServerTools(msgspec.Struct):
-    web_search_requests: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    """https://docs.claude.com/en/api/messages, `usage`. In a stream's `message_delta` each figure is the total so far,
-    and those that have not changed may be missing."""
-
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation: _Creation | None = None
-    server_tool_use: _ServerTools | None = None
-
-    def used(self, before: Used) -> Used:
-        """The totals, where before they were `before`."""
-        all_writes, parts = self.cache_creation_input_tokens, self.cache_creation
-        if parts is not None:
-            short, long = parts.ephemeral_5m_input_tokens or 0, parts.ephemeral_1h_input_tokens or 0
-            # What is in neither was written for five minutes, as it was before there was another time.
-            short = max(short, (all_writes or 0) - long)
-        elif all_writes is not None:
-            long = before.cache_write_1h
-            short = max(0, all_writes - long)
-        else:
-            short, long = before.cache_write_5m, before.cache_write_1h
-        searches = None if self.server_tool_use is None else self.server_tool_use.web_search_requests
-        return Used(
-            max(before.input, self.input_tokens or 0),
-            max(before.output, self.output_tokens or 0),
-            max(before.cache_read, self.cache_read_input_tokens or 0),
-            max(before.cache_write_5m, short),
-            max(before.cache_write_1h, long),
-            max(before.web_searches, searches or 0),
-        )
+_NOTHING = Used()
 
 
 class _Message(msgspec.Struct):
-    model: str = ""
-    usage: _Usage | None = None
-
-
-class _Delta(msgspec.Struct):
-    text: str | None = None
-    partial_json: str | None = None
-    thinking: str | None = None
-
-
-class _Block(msgspec.Struct):
-    type: str = ""
+    model: msgspec.Raw = msgspec.Raw()
+    usage: msgspec.Raw = msgspec.Raw()
 
 
 class _Event(msgspec.Struct):
-    type: str = ""
-    content_block: _Block | None = None
-    message: _Message | None = None
-    usage: _Usage | None = None
-    delta: _Delta | None = None
+    type: msgspec.Raw = msgspec.Raw()
+    message: msgspec.Raw = msgspec.Raw()
+    usage: msgspec.Raw = msgspec.Raw()
+    delta: msgspec.Raw = msgspec.Raw()
+    content_block: msgspec.Raw = msgspec.Raw()
 
 
 _EVENT = msgspec.json.Decoder(_Event)
-_ANSWER = msgspec.json.Decoder(_Message)
+_MESSAGE = msgspec.json.Decoder(_Message)
+
+
+_UNREADABLE: dict[str, Any] = {"input_tokens": (), "output_tokens": ()}
+
+
+class _Usage:
+    """https://platform.claude.com/docs/en/api/messages, `usage`. In a stream's `message_delta` each figure is the total
+    so far, and those that have not changed may be missing. A figure that cannot be read counts at its bound: the
+    others are read all the same."""
+
+    def __init__(self, value: object, bound: Used) -> None:
+        self._bound = bound
+        self._values = value if isinstance(value, dict) else _UNREADABLE
+
+    def used(self, before: Used) -> Used:
+        """The totals, where before they were `before`; without the iterations that are not in them."""
+        return before | self._totals(before) | self._iterations(included=True)
+
+    @property
+    def beside(self) -> Used:
+        """What the API's other models have used."""
+        return self._iterations(included=False)
+
+    @property
+    def has_output(self) -> bool:
+        return self._values.get("output_tokens") is not None
+
+    def _totals(self, before: Used) -> Used:
+        short, long = self._writes(before)
+        tools = self._part("server_tool_use")
+        bound = self._bound
+        return Used(
+            _number(self._values, "input_tokens", bound.input) or 0,
+            _number(self._values, "output_tokens", bound.output) or 0,
+            _number(self._values, "cache_read_input_tokens", bound.input) or 0,
+            short,
+            long,
+            bound.web_searches if tools is None else _number(tools, "web_search_requests", bound.web_searches) or 0,
+        )
+
+    def _writes(self, before: Used) -> tuple[int, int]:
+        """Tokens written to the cache for five minutes, and for an hour."""
+        total = _number(self._values, "cache_creation_input_tokens", self._bound.input)
+        parts = self._part("cache_creation")
+        if parts is None:
+            return 0, self._bound.input if total is None else total  # for how long is not known: the dearer
+        if not parts:
+            # What is in neither was written for five minutes, as it was before there was another time.
+            return max(0, (total or 0) - before.cache_write_1h), before.cache_write_1h
+        long = _number(parts, "ephemeral_1h_input_tokens", self._bound.input) or 0
+        short = _number(parts, "ephemeral_5m_input_tokens", self._bound.input) or 0
+        return max(short, (total or 0) - long), long
+
+    def _part(self, name: str) -> dict[str, Any] | None:
+        """None where it is there and cannot be read."""
+        part = self._values.get(name)
+        if part is None or isinstance(part, dict):
+            return part or {}
+        _log.warning("the API's usage has a %s that cannot be read: counted at its bound", name)
+        return None
+
+    def _iterations(self, *, included: bool) -> Used:
+        found = self._values.get("iterations")
+        total = _NOTHING
+        for each in found if isinstance(found, list) else []:
+            kind = each.get("type") if isinstance(each, dict) else None
+            if (kind in _INCLUDED) == included:
+                total += _Usage(each, self._bound).used(_NOTHING)
+                if not included:
+                    model = each.get("model") if isinstance(each, dict) else None
+                    _log.warning("the API has used a model beside the request's: %.50r of %.100r", kind, model)
+        if found is not None and not isinstance(found, list) and not included:
+            _log.warning("the API's usage has iterations that cannot be read: counted at their bound")
+            total += replace(self._bound, web_searches=0)
+        return total
+
+
+def _number(values: dict[str, Any], name: str, bound: int) -> int | None:
+    """None where it is not there."""
+    value = values.get(name)
+    if value is None or (type(value) is int and value >= 0):
+        return value
+    if isinstance(value, float) and value >= 0 and value.is_integer():
+        return int(value)
+    _log.warning("the API's usage has %s that are no number: counted as %d", name, bound)
+    return bound
 
 
 class Meter:
     """Reads the body of one answer as it passes, piece by piece.
 
-    `used` is what it has used so far, however the answer ends; `model` the model that answered, empty while unknown.
-    Never raises: what cannot be read counts as nothing.
+    `used` is what it has used so far, however the answer ends, to the best of our knowledge; `most` what it may have
+    used; `model` the model that answered, empty while unknown. Never raises: what cannot be read of a usage counts at
+    its bound.
     """
 
-    def __init__(self, *, stream: bool, max_tokens: int = 1 << 20) -> None:
-        """`max_tokens`: as many as the answer may have."""
+    def __init__(self, *, stream: bool, bound: Used = Used(output=1 << 20)) -> None:
+        """`bound`: the most that the request may use."""
         self._stream = stream
-        self._max_tokens = max_tokens
+        self._bound = bound
         self._rest = bytearray()
         self._overlong = False
         self._counted = Used()
-        self._streamed = 0
-        """Thirds of a token."""
+        self._beside = Used()
+        self._thirds = 0
+        """Of a token, put out."""
         self._bytes = 0
-        self._is_hidden = False
-        """Whether the model has thought, which need not be shown."""
+        self._searches = 0
+        self._is_shown = False
+        """Whether a block is being put out of which all is streamed, as all before it was."""
+        self._was_hidden = False
         self._is_counted = False
         """Whether the API has said how much it has put out."""
         self.seen = False
@@ -141,18 +187,22 @@ class Meter:
     @property
     def used(self) -> Used:
         if self._is_counted or not self.seen:
-            return self._counted
-        streamed = min(-(-self._streamed // _BYTES_PER_TOKEN), self._max_tokens)
-        return replace(self._counted, output=max(self._counted.output, streamed))
+            return self._counted + self._beside
+        output = min(-(-self._thirds // _BYTES_PER_TOKEN), self._bound.output)
+        searches = min(self._searches, self._bound.web_searches)
+        return (self._counted | Used(output=output, web_searches=searches)) + self._beside
 
     @property
     def most(self) -> Used:
-        """The most that it can have used so far: a token for each byte, and all that it may have where some are not
-        shown."""
+        """Of an answer that is cut off: a token for each byte, or all that it may have where some of it may not have
+        been shown, be it only because nothing was shown yet."""
         if self._is_counted or not self.seen:
-            return self._counted
-        shown = self._max_tokens if self._is_hidden else min(self._bytes, self._max_tokens)
-        return replace(self._counted, output=max(self._counted.output, shown))
+            return self._counted + self._beside
+        shown = self._is_shown and not self._was_hidden
+        most = Used(output=min(self._bytes, self._bound.output) if shown else self._bound.output)
+        if self._bound.web_searches:
+            most = replace(most, input=self._bound.input, web_searches=self._bound.web_searches)
+        return self.used | most
 
     def feed(self, chunk: bytes) -> None:
         self._rest += chunk
@@ -167,8 +217,8 @@ class Meter:
                     self._take(bytes(line[5:]))
                 self._overlong = False
         if len(self._rest) > _MAX_LINE:
-            self._streamed += len(self._rest)
-            self._bytes += len(self._rest)
+            self._put_out(self._rest.decode(errors="replace"))
+            self._was_hidden = True
             self._overlong = True
             self._rest.clear()
 
@@ -177,36 +227,72 @@ class Meter:
         if self._stream:
             self.feed(b"\n")
             return
-        try:
-            answer = _ANSWER.decode(self._rest)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return
-        self._count(answer.usage)
+        self._message(bytes(self._rest))
         self._is_counted = self.seen
-        self.model = answer.model
 
     def _take(self, data: bytes) -> None:
         try:
             event = _EVENT.decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except (ValueError, RecursionError):
+            self._was_hidden = True
             return
-        if event.type == "message_start" and event.message is not None:
-            self.model = event.message.model
-            self._count(event.message.usage)
-        elif event.type == "message_delta":
+        kind = _value(event.type)
+        if kind == "message_start":
+            self._message(event.message)
+        elif kind == "message_delta":
             self._count(event.usage)
-            self._is_counted = event.usage is not None and event.usage.output_tokens is not None
-        elif event.type == "content_block_delta" and event.delta is not None:
-            parts = (event.delta.text, event.delta.partial_json, event.delta.thinking)
-            for part in filter(None, parts):
-                size = len(part.encode())
-                letters = len(part) if part.isascii() else sum(letter < "\x80" for letter in part)
-                self._bytes += size
-                self._streamed += letters + _BYTES_PER_TOKEN * (size - letters)
-        elif event.type == "content_block_start" and event.content_block is not None:
-            self._is_hidden |= event.content_block.type in ("thinking", "redacted_thinking")
+        elif kind == "content_block_start":
+            self._begin(_value(event.content_block))
+        elif kind == "content_block_delta":
+            self._strings(_value(event.delta))
+        elif kind == "content_block_stop":
+            self._is_shown = False
 
-    def _count(self, usage: _Usage | None) -> None:
-        if usage is not None:
-            self._counted = usage.used(self._counted)
-            self.seen = True
+    def _message(self, data: bytes | msgspec.Raw) -> None:
+        try:
+            message = _MESSAGE.decode(data)
+        except (ValueError, RecursionError):
+            return
+        model = _value(message.model)
+        self.model = model if isinstance(model, str) else ""
+        self._count(message.usage, final=False)
+
+    def _begin(self, block: object) -> None:
+        kind = block.get("type") if isinstance(block, dict) else None
+        self._is_shown = kind in _SHOWN
+        self._was_hidden |= not self._is_shown and not str(kind).endswith("_tool_result")
+        self._searches += isinstance(block, dict) and kind == "server_tool_use" and block.get("name") == "web_search"
+        self._strings(block)
+
+    def _strings(self, part: object) -> None:
+        if not isinstance(part, dict):
+            return
+        if part.get("type") in ("thinking_delta", "signature_delta"):
+            self._was_hidden = True
+        for name, value in part.items():
+            if isinstance(value, str) and name not in _NOT_PUT_OUT:
+                self._put_out(value)
+
+    def _put_out(self, value: str) -> None:
+        size = len(value.encode(errors="surrogatepass"))
+        letters = len(value) if value.isascii() else sum(letter < "\x80" for letter in value)
+        self._bytes += size
+        self._thirds += letters + _BYTES_PER_TOKEN * (size - letters)
+
+    def _count(self, raw: msgspec.Raw, *, final: bool = True) -> None:
+        value = _value(raw)
+        if value is None:
+            return
+        usage = _Usage(value, self._bound)
+        self._counted = usage.used(self._counted)
+        self._beside |= usage.beside
+        self.seen = True
+        self._is_counted = final and usage.has_output
+
+
+def _value(raw: msgspec.Raw) -> Any:
+    """None where it is not there or not to be read."""
+    try:
+        return msgspec.json.decode(raw) if bytes(raw) else None
+    except (ValueError, RecursionError):
+        return None

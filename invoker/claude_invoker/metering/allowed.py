@@ -1,0 +1,139 @@
+"""What a request may have in it beside its model's tokens: what changes the price, or runs something at Anthropic, is a
+list, and what is not on it is refused or passes as each list says. Pure.
+
+After the API's reference of November 2026: https://platform.claude.com/docs/en/api/messages. Its names are
+case-sensitive, so `Speed` is a name that it does not know.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_PRICED_MEMBERS = (
+    "speed", "fast_mode", "inference_geo", "container", "mcp_servers", "fallbacks", "fallback_credit_token",
+    "compaction", "billing_policy", "thread",
+)  # fmt: skip
+"""Members by which a request costs something else than its model's tokens, is billed to somebody else, runs something
+at Anthropic or has input that is kept there. Other members pass."""
+_TIERS = (None, "standard_only")
+_PRICED_BETAS = (
+    "advisor-tool-", "code-execution-", "compact-", "fallback-credit-", "fast-mode-", "inline-tools-", "mcp-client-",
+    "message-threads-", "server-side-fallback-", "skills-", "user-profiles-",
+)  # fmt: skip
+"""Beginnings of betas by which the same becomes possible. Other betas pass."""
+_LONG_CONTEXT = "context-1m-"
+_CLIENT_TOOL = re.compile(r"(?:bash|text_editor|computer|memory)_\d{8}")
+"""Tools that the API describes and the caller runs. Each is a type with the date of its version."""
+_SERVER_TOOL = re.compile(r"(web_search|web_fetch)_\d{8}")
+_WITHOUT_CODE = ("web_search_20250305", "web_fetch_20250910")
+"""Later versions run code at Anthropic, unless they are to be called directly."""
+_MAX_USES = 100
+_EDIT = re.compile(r"(?:clear_tool_uses|clear_thinking)_\d{8}")
+"""Edits of the context that leave something out. Others run a model."""
+_MAX_SETTING = 65_536
+"""Bytes of a member that says how to answer."""
+_INLINE_TOOL = re.compile(rb'"type"\s*:\s*"tool_definition"')
+
+
+class Refused(Exception):
+    """The run may not send this."""
+
+
+@dataclass(frozen=True)
+class Uses:
+    """How often the API may use tools of its own for a request, and how many tools it describes itself."""
+
+    searches: int = 0
+    fetches: int = 0
+    described: int = 0
+
+
+def once(value: bytes) -> Any:
+    """JSON in which no object has a member twice: of two the API takes one, and who looks for the price the other.
+    Raises Refused, ValueError, RecursionError."""
+    return json.loads(value.decode(), object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise Refused("the request has a member twice where it decides the price")
+    return found
+
+
+def check_members(members: Mapping[str, bytes]) -> None:
+    """Raises Refused, ValueError, RecursionError."""
+    for name in _PRICED_MEMBERS:
+        if members.get(name, b"null") != b"null":
+            raise Refused(f"a run may not send {name}")
+    for name in ("service_tier", "context_management", "thinking"):
+        if len(members.get(name, b"")) > _MAX_SETTING:
+            raise Refused(f"the request has too large a {name}")
+    if once(members.get("service_tier", b"null")) not in _TIERS:
+        raise Refused("a run may not ask for a service tier")
+    management = once(members.get("context_management", b"null"))
+    edits = management.get("edits") if isinstance(management, dict) else management
+    for edit in edits or [] if isinstance(edits, list | None) else [edits]:
+        kind = edit.get("type") if isinstance(edit, dict) else edit
+        if not isinstance(kind, str) or not _EDIT.fullmatch(kind):
+            raise Refused(f"a run may not ask for the edit {_shown(kind)} of its context")
+    if any(_INLINE_TOOL.search(members.get(name, b"")) for name in ("messages", "system")):
+        raise Refused("a run may define tools only in tools, not in its messages")
+
+
+def check_betas(betas: Iterable[str]) -> bool:
+    """`betas`: the values of `anthropic-beta`, each a list with commas. Whether the request may have a context of a
+    million tokens. Raises Refused."""
+    names = [name.strip().lower() for value in betas for name in value.split(",")]
+    for name in names:
+        if name.startswith(_PRICED_BETAS):
+            raise Refused(f"a run may not use the beta {name[:100]}")
+    return any(name.startswith(_LONG_CONTEXT) for name in names)
+
+
+def check_tools(tools: object, allowed: Collection[str]) -> Uses:
+    """`allowed`: the API's own tools that the run may use, such as `web_search`. Raises Refused, ValueError."""
+    if tools is not None and not isinstance(tools, list):
+        raise ValueError("tools are no list")
+    uses, described = {"web_search": 0, "web_fetch": 0}, 0
+    for tool in tools or []:
+        if not isinstance(tool, dict):
+            raise ValueError("a tool is no object")
+        kind = tool.get("type")
+        if kind in (None, "custom"):
+            continue
+        described += 1
+        if isinstance(kind, str) and _CLIENT_TOOL.fullmatch(kind):
+            continue
+        found = _SERVER_TOOL.fullmatch(kind) if isinstance(kind, str) else None
+        if found is None or found[1] not in allowed:
+            raise Refused(f"this run may not use the API's own tool {_shown(kind)}")
+        if uses[found[1]]:
+            raise Refused(f"the request has the tool {found[1]} twice")
+        uses[found[1]] = _max_uses(tool, found[0])
+    return Uses(uses["web_search"], uses["web_fetch"], described)
+
+
+def with_searches(tools: list[Any], searches: int) -> list[Any]:
+    """The same tools, with so many searches."""
+    return [
+        tool | {"max_uses": searches} if str(tool.get("type")).startswith("web_search_") else tool for tool in tools
+    ]
+
+
+def _max_uses(tool: dict[str, Any], kind: str) -> int:
+    callers = tool.get("allowed_callers", ["direct"] if kind in _WITHOUT_CODE else None)
+    if callers != ["direct"]:
+        raise Refused(f'the API\'s own tool {kind} needs allowed_callers ["direct"], else it runs code at Anthropic')
+    count = tool.get("max_uses")
+    if type(count) is not int or not 1 <= count <= _MAX_USES:
+        raise Refused(f"the API's own tool {kind} needs max_uses, at most {_MAX_USES}")
+    return count
+
+
+def _shown(name: object) -> str:
+    return name[:100] if isinstance(name, str) else "without a name"

@@ -1,0 +1,489 @@
+"""What changes the price of a request, or runs something at Anthropic: each way to it that somebody has found.
+
+Bodies are as the API's reference of November 2026 has them. Prices are literals from Anthropic's list.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from claude_invoker.metering import allowed, request
+from claude_invoker.metering.account import Account, Exhausted
+from claude_invoker.metering.bill import bill
+from claude_invoker.metering.ownprice import OwnPrice
+from claude_invoker.metering.prices import Prices
+from claude_invoker.metering.request import Asked, Refused
+from claude_invoker.metering.usage import Meter, Used
+
+PRICES = Prices({"house": OwnPrice(input=Decimal(10), output=Decimal(20))}, "refuse")
+OPUS = "claude-opus-5-5"
+BODY: dict[str, Any] = {"model": OPUS, "max_tokens": 1000, "messages": [{"role": "user", "content": "hi"}]}
+SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}
+BOUND = Used(input=5000, output=900, web_searches=3)
+
+
+def read(body: dict[str, Any] | bytes, *tools: str, betas: tuple[str, ...] = ()) -> Asked:
+    return request.read(body if isinstance(body, bytes) else json.dumps(body).encode(), tools, betas)
+
+
+def events(*values: dict[str, Any]) -> bytes:
+    return b"".join(b"event: %s\ndata: %s\n\n" % (each["type"].encode(), json.dumps(each).encode()) for each in values)
+
+
+def start(**usage: Any) -> dict[str, Any]:
+    usage = {"input_tokens": 40, "output_tokens": 1} | usage
+    return {"type": "message_start", "message": {"model": OPUS, "usage": usage}}
+
+
+def block(**block: Any) -> dict[str, Any]:
+    return {"type": "content_block_start", "index": 0, "content_block": block}
+
+
+def delta(**delta: Any) -> dict[str, Any]:
+    return {"type": "content_block_delta", "index": 0, "delta": delta}
+
+
+STOP = {"type": "content_block_stop", "index": 0}
+
+
+def metered(answer: bytes, *, stream: bool = True, end: bool = False, bound: Used = BOUND) -> Meter:
+    meter = Meter(stream=stream, bound=bound)
+    meter.feed(answer)
+    if end:
+        meter.end()
+    return meter
+
+
+# A stream that is cut off
+
+
+@pytest.mark.parametrize(
+    ("body", "billed", "held"),
+    [
+        # Nothing is shown yet: it may be thinking.
+        ((start(),), 1, 900),
+        ((start(), block(type="thinking", thinking="", signature="")), 1, 900),
+        ((start(), block(type="thinking"), delta(type="signature_delta", signature="A" * 300)), 100, 900),
+        ((start(), block(type="thinking"), delta(type="signature_delta", signature="A" * 30_000)), 900, 900),
+        ((start(), block(type="redacted_thinking", data="A" * 300)), 100, 900),
+        ((start(), block(type="thinking"), delta(type="thinking_delta", thinking="x" * 30)), 10, 900),
+        ((start(), delta(type="thinking_delta", thinking="x" * 30), block(type="text"), delta(text="x")), 11, 900),
+        # A kind of block that is not known, or a line that cannot be read, may hide something too.
+        ((start(), block(type="riddle"), block(type="text"), delta(text="x" * 30)), 10, 900),
+        # All that was put out is shown: a token is a byte at least.
+        ((start(), block(type="text", text=""), delta(type="text_delta", text="x" * 30)), 10, 30),
+        ((start(), block(type="tool_use", id="toolu_01", name="abc"), delta(partial_json="x" * 30)), 11, 33),
+        # Between two blocks it may be thinking again.
+        ((start(), block(type="text"), delta(text="x" * 30), STOP), 10, 900),
+    ],
+)
+def test_a_stream_that_is_cut_off(body: tuple[dict[str, Any], ...], billed: int, held: int) -> None:
+    meter = metered(events(*body), bound=Used(input=5000, output=900))
+    assert (meter.used, meter.most) == (Used(40, billed), Used(40, held))
+
+
+def test_a_search_in_a_stream_that_is_cut_off() -> None:
+    meter = metered(events(start(), block(type="server_tool_use", name="web_search"), STOP))
+    assert (meter.used.web_searches, meter.most) == (1, BOUND), "its input is read again, how often was not said"
+
+
+def test_an_answer_that_was_counted_is_held_at_nothing_more() -> None:
+    end = {"type": "message_delta", "usage": {"output_tokens": 700}}
+    meter = metered(events(start(), block(type="thinking"), end))
+    assert meter.used == meter.most == Used(40, 700)
+
+
+@pytest.mark.parametrize("weakened", [False, True])
+def test_thinking_that_is_cut_off_does_not_pass_the_wall(weakened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that are left while the model thinks: 31,000 tokens each that nobody has counted."""
+    if weakened:
+        monkeypatch.setattr(Meter, "most", Meter.used)
+    account = Account(PRICES, Decimal(1))
+    asked = read(BODY | {"max_tokens": 32_000, "thinking": {"type": "enabled", "budget_tokens": 31_000}})
+    price, charged = PRICES.price(OPUS), Decimal(0)
+    for _ in range(200):
+        try:
+            reservation = account.reserve(asked, price, asked.input_bound(price))
+        except Exhausted:
+            break
+        meter = metered(events(start(), block(type="thinking", thinking="")), bound=reservation.bound)
+        account.settle(reservation, bill(reservation, meter, "left", 200, stream=True))
+        charged += (reservation.max_tokens - 1) * Decimal("0.00002")
+    assert (charged > 1) == weakened
+    assert account.spent_usd < Decimal("0.1"), "billed is what was seen"
+
+
+# What else a request may have in it
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "advisor_20260301", "web_search_latest", "web_search", "tool_search_tool_bm25_20251119", "mcp_toolset",
+        "code_execution", "code_execution_20250825", "bash_code_execution_20250825", "web_search_20250305_x",
+        "x_web_search_20250305", "WEB_SEARCH_20250305", "Bash_20250124", "browser_toolset_20260801", "", "function",
+        "web_search_20250305\n", 7, ["custom"], {}, False,
+    ],
+)  # fmt: skip
+def test_a_tool_that_is_not_listed_is_refused_by_its_name(kind: Any) -> None:
+    body = BODY | {"tools": [{"type": kind, "name": "x", "max_uses": 1, "allowed_callers": ["direct"]}]}
+    with pytest.raises(Refused, match="may not use the API's own tool") as refused:
+        read(body, "web_search", "web_fetch")
+    assert not isinstance(kind, str) or kind in str(refused.value)
+
+
+@given(st.text(max_size=40))
+def test_no_other_type_of_tool_passes(kind: str) -> None:
+    try:
+        read(BODY | {"tools": [{"type": kind, "name": "x"}]})
+    except Refused:
+        return
+    assert kind == "custom" or kind.rpartition("_")[0] in ("bash", "text_editor", "computer", "memory")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        None, "custom", "bash_20241022", "bash_20250124", "text_editor_20241022", "text_editor_20250728",
+        "computer_20250124", "computer_20251124", "memory_20250818",
+    ],
+)  # fmt: skip
+def test_tools_that_the_caller_runs_pass(kind: str | None) -> None:
+    asked, price = read(BODY | {"tools": [{"type": kind, "name": "x"}]}), PRICES.price(OPUS)
+    described = kind not in (None, "custom")
+    assert asked.uses == allowed.Uses(described=int(described))
+    # The API tells the model about them in words of its own: up to some 750 tokens for 40 bytes.
+    assert asked.input_bound(price) - read(BODY).input_bound(price) > (2000 if described else 1000)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"type": "web_search_20260318"}, "runs code at Anthropic"),
+        ({"allowed_callers": ["direct", "code_execution_20260120"]}, "runs code at Anthropic"),
+        ({"allowed_callers": None}, "runs code at Anthropic"),
+        ({"max_uses": None}, "needs max_uses"),
+        ({"max_uses": 0}, "needs max_uses"),
+        ({"max_uses": 101}, "needs max_uses"),
+        ({"max_uses": 5.0}, "needs max_uses"),
+        ({"max_uses": True}, "needs max_uses"),
+    ],
+)
+def test_searches_are_bounded(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Refused, match=reason):
+        read(BODY | {"tools": [SEARCH | change]}, "web_search")
+    with pytest.raises(Refused, match="twice"):
+        read(BODY | {"tools": [SEARCH, SEARCH]}, "web_search")
+
+
+MEMBERS: list[tuple[str, Any]] = [
+    ("speed", "fast"), ("fast_mode", True), ("inference_geo", "us"), ("container", "x"), ("mcp_servers", [{}]),
+    ("fallbacks", "default"), ("fallbacks", [{"model": "claude-fable-5"}]), ("fallback_credit_token", "x"),
+    ("compaction", {"type": "summarize"}), ("billing_policy", {"bill_to": "user_profile"}),
+    ("thread", {"type": "continue", "previous_message_id": "x"}), ("service_tier", "auto"), ("service_tier", ["auto"]),
+    ("context_management", {"edits": [{"type": "compact_20260112"}]}), ("context_management", {"edits": [{}]}),
+    ("context_management", {"edits": {"type": "compact_20260112"}}), ("context_management", "compact_20260112"),
+    ("context_management", {"edits": [{"type": "clear_thinking_20251015"}, {"type": "new_20270101"}]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), MEMBERS)
+def test_a_member_that_changes_the_price_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(Refused, match="a run may not"):
+        read(BODY | {name: value})
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        # The API's names are case-sensitive: these it does not know, and what it does not know does nothing.
+        {"Speed": "fast"},
+        {"SERVICE_TIER": "auto"},
+        {"whatever": {"comes": ["next"]}},
+        {"context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}},
+        {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
+        {"context_management": {"edits": None}},
+        {"context_management": None, "service_tier": None, "speed": None},
+    ],
+)
+def test_other_members_pass(members: dict[str, Any]) -> None:
+    assert json.loads(read(BODY | members).body()) == BODY | members
+
+
+def test_a_tool_that_is_defined_in_a_message_is_refused() -> None:
+    definition = {"type": "tool_definition", "definition": {"type": "advisor_20260301", "model": "claude-fable-5"}}
+    content: list[Any] = [{"type": "tool_addition", "tool": definition}]
+    with pytest.raises(Refused, match="define tools only in tools"):
+        read(BODY | {"messages": [{"role": "user", "content": content}]})
+    content = [{"type": "tool_addition", "tool": {"type": "tool_reference", "name": "Bash"}}]
+    content.append({"type": "text", "text": json.dumps(definition)})
+    read(BODY | {"messages": [{"role": "user", "content": content}]})
+
+
+@pytest.mark.parametrize(
+    "beta",
+    [
+        "fast-mode-2026-02-01", "advisor-tool-2026-03-01", "mcp-client-2025-11-20", "code-execution-2025-05-22",
+        "compact-2026-01-12", "server-side-fallback-2026-07-01", "fallback-credit-2026-07-01",
+        "inline-tools-2026-09-15", "message-threads-2026-08-12", "skills-2025-10-02", "user-profiles-billing-2026-10-01",
+        "Fast-Mode-2027-01-01",
+    ],
+)  # fmt: skip
+def test_a_beta_that_changes_the_price_is_refused(beta: str) -> None:
+    for betas in ((beta,), (f"claude-code-20250219, {beta}",), ("claude-code-20250219", f"x,{beta},y")):
+        with pytest.raises(Refused, match="may not use the beta"):
+            read(BODY, betas=betas)
+
+
+def test_other_betas_pass() -> None:
+    """What the CLI sends, and what is not known."""
+    known = "claude-code-20250219,interleaved-thinking-2025-05-14,context-management-2025-06-27,effort-2025-11-24"
+    more = "mid-conversation-tool-changes-2026-07-01,advanced-tool-use-2025-11-20,comes-next-2027-01-01"
+    assert not read(BODY, betas=(known, more)).long_context
+
+
+@pytest.mark.parametrize(
+    ("model", "usd"),
+    [
+        ("claude-opus-5-5", "4.0"),  # a million tokens are its default, without another price
+        ("claude-sonnet-4-5", "6.0"),  # the list has a step
+        ("claude-sonnet-4-0", "6.0"),  # it has none: twice the price
+    ],
+)
+def test_a_long_context_is_bounded_at_its_price(model: str, usd: str) -> None:
+    body = BODY | {"model": model, "system": "x" * 2_000_000}
+    asked = read(body, betas=("context-1m-2025-08-07",))
+    assert asked.long_context
+    price = PRICES.price(model).long_context()
+    assert asked.input_bound(price) == 1_000_000
+    assert asked.input_usd_bound(price, 1_000_000) == Decimal(usd)
+
+
+# One after another
+
+
+def test_the_input_is_read_again_after_each_search() -> None:
+    account, house = Account(PRICES, Decimal(100)), PRICES.price("house")
+    asked = read(BODY | {"max_tokens": 1000, "tools": [SEARCH]}, "web_search")
+    # 1,000 of its own, nine times, and 20,000 for each search that was made before: 9,000 + 20,000 * 36.
+    assert asked.read_tokens(house, 1000) == 729_000
+    reservation = account.reserve(asked, house, 1000)
+    # 729,000 * 10 / 1e6, 8 searches of 0.01, and 1,000 tokens at 20 that are read eight times at 10.
+    assert reservation.usd == Decimal("7.29") + Decimal("0.08") + Decimal("0.1")
+    assert reservation.bound == Used(737_000, 1000, web_searches=8)
+    assert house.cost(reservation.bound) == reservation.usd
+
+
+def test_searches_are_lowered_to_what_is_left() -> None:
+    account, house = Account(PRICES, Decimal(1)), PRICES.price("house")
+    asked = read(BODY | {"max_tokens": 1000, "tools": [{"name": "x"}, SEARCH]}, "web_search")
+    reservation = account.reserve(asked, house, 1000)
+    # Three searches read 4,000 + 120,000 tokens: 1.24. Two read 3,000 + 60,000.
+    assert json.loads(reservation.asked.body())["tools"] == [{"name": "x"}, SEARCH | {"max_uses": 2}]
+    assert reservation.usd == Decimal("0.63") + Decimal("0.02") + Decimal("0.04")
+    with pytest.raises(Exhausted):
+        Account(PRICES, Decimal("0.2")).reserve(asked, house, 1000)
+
+
+def test_a_fetch_is_bounded_by_the_window() -> None:
+    fetch = {"type": "web_fetch_20250910", "name": "web_fetch", "max_uses": 2}
+    asked = read(BODY | {"tools": [fetch]}, "web_fetch")
+    assert asked.uses == allowed.Uses(fetches=2, described=1)
+    assert asked.read_tokens(PRICES.price("claude-haiku-4-5"), 1000) == 1000 + 2 * 200_000
+
+
+@pytest.mark.parametrize(
+    ("cap", "max_tokens", "budget"),
+    [("2", 32_000, 31_000), ("0.5", 25_000, 24_999), ("0.0206", 1030, 1029), ("0.0205", 1025, 1024), ("0.0204", 0, 0)],
+)
+def test_thinking_stays_below_a_lowered_answer(cap: str, max_tokens: int, budget: int) -> None:
+    """The API refuses a request that may think more than it may say, or less than 1,024 tokens."""
+    account, house = Account(PRICES, Decimal(cap)), PRICES.price("house")
+    thinking = {"type": "enabled", "budget_tokens": 31_000, "display": "omitted"}
+    asked = read(BODY | {"max_tokens": 32_000, "thinking": thinking})
+    if not max_tokens:
+        with pytest.raises(Exhausted):
+            account.reserve(asked, house, 0)
+        return
+    sent = json.loads(account.reserve(asked, house, 0).asked.body())
+    assert (sent["max_tokens"], sent["thinking"]) == (max_tokens, thinking | {"budget_tokens": budget})
+
+
+@given(st.integers(1, 40_000), st.integers(0, 40_000), st.integers(0, 10**6))
+def test_what_is_sent_may_think_less_than_it_may_say(max_tokens: int, budget: int, micro_usd: int) -> None:
+    asked = read(BODY | {"max_tokens": max_tokens, "thinking": {"type": "enabled", "budget_tokens": budget}})
+    account = Account(PRICES, Decimal(micro_usd) / 1_000_000)
+    try:
+        reservation = account.reserve(asked, PRICES.price("house"), 0)
+    except Exhausted:
+        return
+    sent = json.loads(reservation.asked.body())
+    assert reservation.usd <= account.cap_usd
+    if sent["max_tokens"] < max_tokens:
+        assert sent["thinking"]["budget_tokens"] == min(budget, sent["max_tokens"] - 1)
+        assert sent["max_tokens"] > 1024
+
+
+# Bodies that are written in another way
+
+PLAIN = '{"model":"claude-opus-5-5","max_tokens":10,"messages":[],%s}'
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        '"tools":[{"type":"web_search_20250305","type":null,"name":"web_search"}]',
+        '"tools":[{"type":null,"name":"web_search","type":"custom"}]',
+        '"tools":[{"name":"x","input_schema":{"a":1,"a":2}}]',
+        '"thinking":{"type":"enabled","budget_tokens":1024,"budget_tokens":31000}',
+        '"context_management":{"edits":[{"type":"compact_20260112","type":"clear_thinking_20251015"}]}',
+        '"context_management":{"edits":[{"type":"compact_20260112"}],"edits":[]}',
+    ],
+)
+def test_a_member_that_is_there_twice_where_it_decides_the_price_is_refused(more: str) -> None:
+    with pytest.raises(Refused, match="twice"):
+        read((PLAIN % more).encode())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        '"sp\\u0065ed":"fast"',
+        '"tools":[{"\\u0074ype":"web_search_20250305","name":"web_search"}]',
+        '"tools":[{"type":"web\\u005Fsearch_20250305","name":"web_search"}]',
+        '"system":[{"type":"text","text":"\\\\\\u0061"}]',
+    ],
+)
+def test_letters_that_are_written_by_their_numbers_are_refused(more: str) -> None:
+    with pytest.raises(Refused, match="by their numbers"):
+        read((PLAIN % more).encode())
+
+
+@given(st.text())
+def test_no_text_is_taken_for_letters_that_are_written_by_their_numbers(text: str) -> None:
+    for each in (text, text + "\\u0061", "\\\\u0061" + text):
+        for is_ascii in (True, False):
+            body = json.dumps(BODY | {"system": each}, ensure_ascii=is_ascii)
+            read(body.encode(errors="replace"))
+
+
+@pytest.mark.parametrize(("spacing", "weakened"), [("", False), (" ", False), ("\\n", False), (" ", True)])
+def test_members_are_bounded_however_they_are_spaced(spacing: str, weakened: bool) -> None:
+    """2.8 million members in 30 MB were 457 MB. The control reads them."""
+    program = (
+        "import resource\nfrom claude_invoker.metering import request\n"
+        f"if {weakened}: request._MAX_OTHERS = 10**9\n"
+        f"body = b'{{' + b','.join(b'\"%x\"{spacing}:1' % number for number in range(400_000)) + b'}}'\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: request.read(body)\nexcept request.Refused as refused: said = str(refused)\n"
+        "print(said, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, sep='|')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    said, grown_kb = done.stdout.split("|")
+    assert (said == "the request has too many values") == (not weakened)
+    assert (int(grown_kb) > 30_000) == weakened
+
+
+@pytest.mark.parametrize("tool", ['{"a":{}}', "{}", "[]", "1", '""'])
+def test_tools_are_bounded_however_they_are_written(tool: str) -> None:
+    tools = ",".join([tool] * 210_000)
+    with pytest.raises(Refused, match="too large tools"):
+        read((PLAIN % f'"tools":[{tools}]').encode())
+
+
+@pytest.mark.parametrize("name", ["thinking", "context_management", "service_tier"])
+def test_settings_are_bounded(name: str) -> None:
+    with pytest.raises(Refused, match="too large"):
+        read(BODY | {name: [1] * 30_000})
+
+
+def test_the_schema_of_the_answer_is_input_too() -> None:
+    schema = {"type": "json_schema", "schema": {"description": "x" * 5000}}
+    for more in ({"output_format": schema}, {"output_config": {"format": schema}}):
+        assert read(BODY | more).input_bound(PRICES.price(OPUS)) > 5000
+
+
+# What the API says
+
+
+@pytest.mark.parametrize(
+    ("usage", "used"),
+    [
+        ({"input_tokens": 10, "output_tokens": 5.0}, Used(10, 5)),
+        ({"input_tokens": 10, "output_tokens": 5.5}, Used(10, 900)),
+        ({"input_tokens": 10, "output_tokens": -5}, Used(10, 900)),
+        ({"input_tokens": 10, "output_tokens": "5"}, Used(10, 900)),
+        ({"input_tokens": 10, "output_tokens": True}, Used(10, 900)),
+        ({"input_tokens": [], "output_tokens": 5}, Used(5000, 5)),
+        ({"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": {}}, Used(10, 5, 5000)),
+        ({"input_tokens": 10, "output_tokens": 5, "cache_creation": None, "service_tier": 7}, Used(10, 5)),
+        # How long it was written for is not known: for an hour, which is dearer.
+        (
+            {"input_tokens": 10, "output_tokens": 5, "cache_creation": [], "cache_creation_input_tokens": 70},
+            Used(10, 5, 0, 0, 70),
+        ),
+        ({"input_tokens": 10, "output_tokens": 5, "cache_creation": 7}, Used(10, 5, 0, 0, 5000)),
+        (
+            {"input_tokens": 1, "output_tokens": 5, "cache_creation": {"ephemeral_1h_input_tokens": "x"}},
+            Used(1, 5, 0, 0, 5000),
+        ),
+        ({"input_tokens": 10, "output_tokens": 5, "server_tool_use": 2}, Used(10, 5, web_searches=3)),
+        (
+            {"input_tokens": 1, "output_tokens": 5, "server_tool_use": {"web_search_requests": 1.0}},
+            Used(1, 5, 0, 0, 0, 1),
+        ),
+        ([], Used(5000, 900)),
+        ("x", Used(5000, 900)),
+        ({"input_tokens": 10, "output_tokens": 5, "iterations": 7}, Used(5010, 905)),
+        ({"input_tokens": 10, "output_tokens": 5, "iterations": [7]}, Used(5010, 905)),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_usage_is_read_field_by_field(usage: Any, used: Used, stream: bool) -> None:
+    if stream:
+        answer = events({"type": "message_start", "message": {"model": 7}}, {"type": "message_delta", "usage": usage})
+    else:
+        answer = json.dumps({"model": None, "usage": usage}).encode()
+    meter = metered(answer, stream=stream, end=True)
+    assert (meter.used, meter.seen) == (used, True)
+
+
+def test_a_usage_that_cannot_be_read_is_logged_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+    metered(b'{"usage":{"output_tokens":"secret","cache_creation":["secret"]}}', stream=False, end=True)
+    assert "output_tokens" in caplog.text and "cache_creation" in caplog.text
+    assert "secret" not in caplog.text
+
+
+ITERATIONS = [
+    {"type": "compaction", "input_tokens": 180_000, "output_tokens": 3500},
+    {"type": "message", "input_tokens": 10, "output_tokens": 5},
+    {"type": "advisor_message", "model": "claude-fable-5", "input_tokens": 100_000, "output_tokens": 9000},
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_iteration_is_counted(stream: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """No request may ask for them; if there are any all the same, they are billed and logged."""
+    caplog.set_level(logging.WARNING)
+    usage = {"input_tokens": 10, "output_tokens": 5, "iterations": ITERATIONS}
+    end = {"type": "message_delta", "usage": usage}
+    answer = events(start(input_tokens=10), end, end) if stream else json.dumps({"usage": usage}).encode()
+    assert metered(answer, stream=stream, end=True).used == Used(280_010, 12_505)
+    assert "'advisor_message' of 'claude-fable-5'" in caplog.text
+
+
+def test_iterations_of_the_message_are_not_counted_twice() -> None:
+    reading = {"type": "message", "input_tokens": 50, "output_tokens": 20}
+    usage = {"input_tokens": 100, "output_tokens": 40, "iterations": [reading, reading]}
+    for change in ({}, {"input_tokens": 50, "output_tokens": 20}):
+        answer = json.dumps({"usage": usage | change}).encode()
+        assert metered(answer, stream=False, end=True).used == Used(100, 40)
