@@ -20,7 +20,9 @@ import httpx
 import pytest
 
 from claude_invoker.metering import proxy as keyproxy
+from claude_invoker.metering import request
 from claude_invoker.metering.account import Account
+from claude_invoker.metering.allowed import Uses
 from claude_invoker.metering.exchange import Grant
 from claude_invoker.metering.prices import Prices
 from claude_invoker.metering.proxy import KeyProxy
@@ -325,6 +327,31 @@ async def test_thinking_that_is_cut_off_counts_against_the_cap(weakened: bool, m
     charged = sum(each["max_tokens"] for _, each in asked) * Decimal("0.000005")
     assert (charged > 1) == weakened
     assert 0 < grant.account.spent_usd < Decimal("0.001")
+
+
+OTHERWISE: list[dict[str, Any]] = [
+    {"tools": [{"type": "advisor_20260301", "name": "advisor", "model": "claude-fable-5"}]},
+    {"tools": [{"type": "web_search_latest", "name": "web_search"}]},
+    {"fallbacks": [{"model": "claude-fable-5"}]},
+    {"context_management": {"edits": [{"type": "compact_20260112"}]}},
+    {"speed": "fast"},
+]
+
+
+@pytest.mark.parametrize("weakened", [False, True])
+async def test_nothing_that_is_priced_otherwise_reaches_the_api(
+    proxy: Proxy, stand_in: StandInProcess, weakened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if weakened:
+        monkeypatch.setattr(request, "check_members", lambda members: None)
+        monkeypatch.setattr(request, "check_tools", lambda tools, allowed: Uses())
+    before = len(stand_in.lines())
+    _, headers = granted(proxy, len(OTHERWISE))
+    async with client_of(proxy) as client:
+        for more in OTHERWISE:
+            answer = await client.post("http://proxy/v1/messages", json=json.loads(MODEL) | more, headers=headers)
+            assert answer.status_code == (200 if weakened else 403), answer.text
+    assert len(stand_in.lines()) - before == (len(OTHERWISE) if weakened else 0)
 
 
 async def test_betas_and_other_purses(proxy: Proxy) -> None:
