@@ -222,7 +222,7 @@ async def test_what_is_left_before_anything_was_heard_is_billed(
     monkeypatch.setattr(keyproxy, "_LAST_WORD_S", 0.3)
     grant, headers = granted(proxy, 10)
     writer = await ask(proxy, headers, body_of("[[hang]]", stream=stream))
-    await until(lambda: grant.account.under_way)
+    await until(lambda: notes_of(grant))
     (lines,) = notes_of(grant).values()
     writer.close()
     await until(lambda: grant.account.under_way == 0)

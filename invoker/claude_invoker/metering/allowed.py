@@ -24,8 +24,8 @@ _PRICED_BETAS = (
     "advisor-tool-", "code-execution-", "compact-", "fast-mode-", "inline-tools-", "mcp-client-", "message-threads-",
     "skills-", "user-profiles-",
 )  # fmt: skip
-"""Beginnings of betas by which the same becomes possible. Other betas pass; so do those of fallbacks, which the CLI asks
-for after a refusal, and which do nothing without the members above."""
+"""Beginnings of betas by which the same becomes possible. Other betas pass; so do those of fallbacks, which the CLI
+asks for after a refusal, and which do nothing without the members above."""
 _LONG_CONTEXT = "context-1m-"
 _CLIENT_TOOL = re.compile(r"(?:bash|text_editor|computer|memory)_\d{8}")
 """Tools that the API describes and the caller runs. Each is a type with the date of its version."""
