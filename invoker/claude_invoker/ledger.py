@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -20,6 +19,7 @@ from claude_contract.ledger import (
     UnreadableLedger,
     Usage,
 )
+from claude_contract.ledger.model import heads
 from claude_invoker.caller import Caller
 from claude_invoker.problem import Problem
 
@@ -80,7 +80,7 @@ class Ledger:
 
     async def _settle(self, lease: Lease, micro_usd: int, *, final: bool) -> bool:
         """Raises LedgerUnavailable, RedisError."""
-        part = f"{lease.namespace}:{{{lease.subject_key}}}:part:{lease.member}"
+        part = f"{heads(lease.namespace, lease.subject_key, lease.shared)[0]}part:{lease.member}"
         if not final:
             # Written before it is booked: whoever finds it booked later finds how much it was.
             await self._redis.set(part, micro_usd, nx=True, px=_PART_MS)
@@ -88,8 +88,7 @@ class Ledger:
         if await self._store.settle(lease, micro_usd):
             return True
         if final and (before := int(await self._redis.get(part) or micro_usd)) < micro_usd:
-            identity, _, reserved = lease.member.rpartition(":")
-            await self._store.settle(replace(lease, member=f"{identity}.rest:{reserved}"), micro_usd - before)
+            await self._store.settle(lease.rest(), micro_usd - before)
         return True
 
     async def watch(self, grace_s: float, tell: Callable[[str | None], None]) -> None:

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from claude_contract import versions
 from claude_contract.ledger.limits import NO_SLOT, NO_WINDOWS, Budget, Slot, Window, Windows
@@ -98,6 +99,11 @@ class Lease(Struct, frozen=True):
     def again(self) -> Lease:
         """Another one for the same."""
         return Lease.new(self.namespace, self.subject_key, self.micro_usd, self.shared)
+
+    def rest(self) -> Lease:
+        """By which to settle, once, what was not known yet when this one was settled."""
+        identity, _, reserved = self.member.rpartition(":")
+        return replace(self, member=f"{identity}.rest:{reserved}")
 
 
 def reserved_by(member: str) -> int:
