@@ -267,12 +267,13 @@ def test_header_styles(kong: Driver, start: Start, subject: str, style: str) -> 
 
 
 def test_the_tightest_window_is_shown_as_kong_chooses_it() -> None:
-    def quota(name: str, remaining: int) -> headers.Named:
-        return headers.Named("", Quota(Window(name, 100), remaining, 1000))
+    def tightest(**remaining: int) -> str:
+        quotas = [Quota(Window(name, 100), left, 1000) for name, left in remaining.items()]
+        return quotas[headers.tightest(quotas)].window.name
 
-    assert headers.tightest([quota("minute", 5), quota("hour", 3)]).name == "hour"
-    assert headers.tightest([quota("minute", 5), quota("hour", 5)]).name == "hour"
-    assert headers.tightest([quota("minute", 4), quota("hour", 5)]).name == "minute"
+    assert tightest(minute=5, hour=3) == "hour"
+    assert tightest(minute=5, hour=5) == "hour"
+    assert tightest(minute=4, hour=5) == "minute"
 
 
 # How the tier is found: (configuration, request's tier claim, headers, Kong's consumer) → tier

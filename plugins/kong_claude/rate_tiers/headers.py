@@ -7,8 +7,7 @@ draft-ietf-httpapi-ratelimit-headers-10.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 from claude_contract.ledger import Admission, Quota, Window
 
@@ -26,85 +25,61 @@ def reset(quota: Quota) -> int:
     return min(seconds(quota.reset_ms), max(quota.window.seconds, 1))
 
 
-class Named(NamedTuple):
-    """A quota, and whose it is: a pool's name, or nothing for the subject's own."""
-
-    pool: str
-    quota: Quota
-
-    @property
-    def name(self) -> str:
-        return f"{self.pool}.{self.quota.window.name}" if self.pool else self.quota.window.name
-
-
-def tightest(each: Sequence[Named]) -> Named:
-    """The window with the least left; of equals the longer one, as Kong chooses."""
-    return min(each, key=lambda one: (one.quota.remaining, -one.quota.window.seconds))
-
-
-def named(admission: Admission, pools: Sequence[str]) -> list[Named]:
-    """The quotas of a subject, then those of its pools, which have these names."""
-    standings = zip(("", *pools), (admission.own, *admission.pools), strict=True)
-    return [Named(pool, quota) for pool, standing in standings for quota in standing.quotas]
-
-
-def limit_headers(each: Sequence[Named], style: str) -> dict[str, str]:
-    """Kong's names have no room for pools: there each window's are the tightest's."""
-    headers: dict[str, str] = {}
-    if not each:
-        return headers
-    least = tightest(each)
-    remaining = min(least.quota.remaining, least.quota.window.limit)
-    if style != "draft":
-        lengths = {one.quota.window.name: one.quota for one in reversed(each)}  # of equals the subject's own
-        for one in each:
-            if one.quota.remaining < lengths[one.quota.window.name].remaining:
-                lengths[one.quota.window.name] = one.quota
-        for window, quota in lengths.items():
-            headers[f"X-RateLimit-Limit-{window.capitalize()}"] = str(quota.window.limit)
-            headers[f"X-RateLimit-Remaining-{window.capitalize()}"] = str(min(quota.remaining, quota.window.limit))
-        headers["RateLimit-Limit"] = str(least.quota.window.limit)
-        headers["RateLimit-Remaining"] = str(remaining)
-        headers["RateLimit-Reset"] = str(reset(least.quota))
-    if style != "kong":
-        headers["RateLimit-Policy"] = ", ".join(
-            f'"{one.name}";q={one.quota.window.limit};w={one.quota.window.seconds}' for one in each
-        )
-        headers["RateLimit"] = f'"{least.name}";r={remaining};t={reset(least.quota)}'
-    return headers
+def tightest(quotas: Sequence[Quota]) -> int:
+    """The place of the window with the least left; of equals that of the longer one, as Kong chooses."""
+    found, least = 0, quotas[0]
+    for at, quota in enumerate(quotas):
+        if quota.remaining < least.remaining or (
+            quota.remaining == least.remaining and quota.window.seconds > least.window.seconds
+        ):
+            found, least = at, quota
+    return found
 
 
 class LimitHeaders:
-    """The headers of one tier: where it has no pools, what does not change from answer to answer is written once."""
+    """The headers of one tier and its pools: what does not change from answer to answer is written once."""
 
-    def __init__(self, windows: Sequence[Window], style: str, pools: Sequence[str] = ()) -> None:
-        self._style, self._pools = style, pools
-        self._fixed: dict[str, str] = {}
+    def __init__(
+        self, windows: Sequence[Window], style: str, pools: Iterable[tuple[str, Sequence[Window]]] = ()
+    ) -> None:
+        """`pools`: each one's name and windows."""
+        named = [(window.name, window) for window in windows]
+        named += [(f"{pool}.{window.name}", window) for pool, inside in pools for window in inside]
+        self._names = [name for name, _ in named]
         self._kong, self._draft = style != "draft", style != "kong"
-        self._remaining = []
+        self._fixed: dict[str, str] = {}
+        self._remaining: list[tuple[str, int]] = []
+        """Header, and the place of the only window of that length."""
+        self._several: list[tuple[str, list[int]]] = []
+        """Length, and the places of the tier's window and its pools': Kong's names have no room for pools."""
         if self._kong:
-            names = [window.name.capitalize() for window in windows]
-            self._fixed |= {f"X-RateLimit-Limit-{n}": str(w.limit) for n, w in zip(names, windows, strict=True)}
-            self._remaining = [f"X-RateLimit-Remaining-{name}" for name in names]
-        if self._draft and windows:
-            self._fixed["RateLimit-Policy"] = ", ".join(f'"{w.name}";q={w.limit};w={w.seconds}' for w in windows)
+            for length in dict.fromkeys(window.name for _, window in named):
+                places = [at for at, (_, window) in enumerate(named) if window.name == length]
+                if len(places) > 1:
+                    self._several.append((length.capitalize(), places))
+                    continue
+                self._fixed[f"X-RateLimit-Limit-{length.capitalize()}"] = str(named[places[0]][1].limit)
+                self._remaining.append((f"X-RateLimit-Remaining-{length.capitalize()}", places[0]))
+        if self._draft and named:
+            self._fixed["RateLimit-Policy"] = ", ".join(f'"{name}";q={w.limit};w={w.seconds}' for name, w in named)
 
     def of(self, admission: Admission) -> dict[str, str]:
-        """For the tier's windows, in their order."""
-        if self._pools:
-            return limit_headers(named(admission, self._pools), self._style)
+        """The tier's windows and its pools', in their order."""
         quotas = admission.own.quotas
+        for pool in admission.pools:
+            quotas += pool.quotas
         if not quotas:
             return {}
         headers = dict(self._fixed)
-        for name, quota in zip(self._remaining, quotas, strict=False):
-            headers[name] = str(min(quota.remaining, quota.window.limit))
-        least = quotas[0]
-        for quota in quotas[1:]:  # as `tightest`
-            if quota.remaining < least.remaining or (
-                quota.remaining == least.remaining and quota.window.seconds > least.window.seconds
-            ):
-                least = quota
+        for header, place in self._remaining:
+            quota = quotas[place]
+            headers[header] = str(min(quota.remaining, quota.window.limit))
+        for length, places in self._several:
+            quota = min([quotas[place] for place in places], key=lambda one: one.remaining)
+            headers[f"X-RateLimit-Limit-{length}"] = str(quota.window.limit)
+            headers[f"X-RateLimit-Remaining-{length}"] = str(min(quota.remaining, quota.window.limit))
+        at = tightest(quotas)
+        least = quotas[at]
         limit = least.window.limit
         remaining, wait = min(least.remaining, limit), reset(least)
         if self._kong:
@@ -112,7 +87,7 @@ class LimitHeaders:
             headers["RateLimit-Remaining"] = str(remaining)
             headers["RateLimit-Reset"] = str(wait)
         if self._draft:
-            headers["RateLimit"] = f'"{least.window.name}";r={remaining};t={wait}'
+            headers["RateLimit"] = f'"{self._names[at]}";r={remaining};t={wait}'
         return headers
 
 

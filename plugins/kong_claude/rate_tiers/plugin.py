@@ -66,7 +66,9 @@ class RateTiers(Stage[RateTiersConfig]):
         self.shadow = config.mode == "shadow"
         shown = {} if config.hide_client_headers else tiers
         self.headers = {
-            tier.name: LimitHeaders(tier.windows.each, config.header_style, [pool.name for pool in tier.pools])
+            tier.name: LimitHeaders(
+                tier.windows.each, config.header_style, [(pool.name, pool.windows.each) for pool in tier.pools]
+            )
             for tier in shown.values()
         }
         self.error_code = config.error_code

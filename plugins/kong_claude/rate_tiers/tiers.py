@@ -46,7 +46,6 @@ class Tier:
     windows: Windows
     slot: Slot
     clamp: Clamp = field(default_factory=Clamp)  # binds the invoker, whatever the body asks for
-
     pools: tuple[Pool, ...] = ()  # in the order of the slot's
 
     @property
