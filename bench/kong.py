@@ -48,6 +48,7 @@ from typing import Any
 import jwt
 import yaml
 
+from bench.chain import JWT, PROMPT, SECRET, TOKEN_SECRET
 from bench.machine import machine
 from claude_contract.attestation import new_private_key
 from kong_claude import PLUGINS
@@ -59,8 +60,6 @@ CLIENTS = 16
 CALLERS = 1000
 MANY = 100_000_000  # nobody is refused
 TIMEOUT_MS = 5000  # for Redis, of ours and of Kong's plugin: a busy machine is no error
-SECRET = "0123456789abcdef0123456789abcdef"
-TOKEN_SECRET = "abcdefghijklmnopqrstuvwxyz012345"
 BODY = b'{"prompt": "Explain this function.", "system": "Be brief."  }'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nup\n"
 # What claude-gateway asks and tells for a request that passes, without finding anything out.
@@ -83,16 +82,6 @@ class Plugin:
         pass
 """
 
-JWT: dict[str, Any] = {
-    "issuers": [{"issuer": "bench", "algorithms": ["HS256"], "secret": TOKEN_SECRET}],
-    "audience": ["claude-code"],
-    "rules": [{"claim": "roles", "any_of": ["claude:invoke"]}],
-}
-PROMPT: dict[str, Any] = {
-    "prepend": "You are a code review assistant. ",
-    "apply": "attested",
-    "context": {"repository": {"source": "header:X-Repo"}, "branch": {"source": "header:X-Branch"}},
-}
 Plugins = list[tuple[str, dict[str, Any]]]
 
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 from kong_claude.problem import Problem
@@ -23,6 +24,7 @@ PR_SET_CHILD_SUBREAPER = 36
 PATIENCE = 7.0  # seconds for requests under way; the supervisor's own is 8
 
 
+@cache
 def version(kong: str) -> str:
     """What `kong version` says, such as 3.9.1. Raises Problem where there is no Kong, or one that is too old."""
     try:

@@ -15,6 +15,21 @@ from tests.e2e.conftest import COMMAND, ROOT, Gateway, own_environment
 pytestmark = pytest.mark.xdist_group("e2e")
 
 
+def run_as_shown(script: str, gateway: Gateway, directory: Path) -> subprocess.CompletedProcess[str]:
+    """In a shell that ends at the first command that fails, which none may."""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env=own_environment(gateway.home),
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
 def test_the_calls_of_the_readme_answer_what_it_says(gateway: Gateway, tmp_path: Path) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     script = next(block for block in blocks if "TOKEN=" in block)
@@ -25,16 +40,7 @@ def test_the_calls_of_the_readme_answer_what_it_says(gateway: Gateway, tmp_path:
     ):
         assert ours in script
         script = script.replace(ours, theirs)
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script.replace("curl -", "curl -sS -")],
-        env=own_environment(gateway.home),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_as_shown(script.replace("curl -", "curl -sS -"), gateway, tmp_path)
     said = done.stdout
     # One call after the other: an answer, a job, no token, no role, not JSON, past the gateway.
     assert re.findall(r"HTTP/1\.1 (\d+)", said) == ["200", "202", "401", "403", "400", "401"]
@@ -47,16 +53,7 @@ def test_the_calls_of_the_readme_answer_what_it_says(gateway: Gateway, tmp_path:
 def test_the_local_stacks_admin_api_as_the_document_asks_it(gateway: Gateway, tmp_path: Path) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/admin-api.md").read_text(), re.DOTALL)
     script = next(block for block in blocks if "--unix-socket" in block)
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script.replace("kong-claude", COMMAND)],
-        env=own_environment(gateway.home),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_as_shown(script.replace("kong-claude", COMMAND), gateway, tmp_path)
     assert "9 routes, 0 openings" in done.stderr
     assert "{vault://env/claude-attestation-key}" in done.stdout
 
@@ -70,16 +67,7 @@ def test_what_a_consumer_is_told_works_as_it_stands(gateway: Gateway, tmp_path: 
         setting = setting.replace(ours, theirs)
     (tmp_path / "program.py").write_text(program)
     script = f"{setting}{calls}export GATEWAY TOKEN\n{sys.executable} program.py\n"
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        env=own_environment(gateway.home),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_as_shown(script, gateway, tmp_path)
     second, _, rest = done.stdout.partition("}hello")
     assert "and again" in second and '"session":"' in second
     assert rest.startswith("202\n"), rest

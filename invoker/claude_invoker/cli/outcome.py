@@ -28,10 +28,8 @@ def failure(result: Result, account: Figures) -> Problem | None:
         return None
     if is_cut_off(result, account):
         return None
-    if account.held:
-        return Problem(503, "not-bookable", account.held, {"Retry-After": "10"})
-    if account.refused:
-        return Problem(403, "forbidden", account.refused)
+    if problem := _not_forwarded(account):
+        return problem
     status = None if account.unreachable else result.api_error_status
     text = str(result.result or "; ".join(map(str, result.errors or [])))[:500]
     if status in (401, 403):
@@ -50,10 +48,8 @@ def failure(result: Result, account: Figures) -> Problem | None:
 def disobeyed(model: str, error: Disobeyed, account: Figures) -> Problem:
     """The problem of a run that has not begun, since the CLI does not take its model or its system prompt. For a model
     that it does not know by name the CLI asks the API."""
-    if account.held:
-        return Problem(503, "not-bookable", account.held, {"Retry-After": "10"})
-    if account.refused:
-        return Problem(403, "forbidden", account.refused)
+    if problem := _not_forwarded(account):
+        return problem
     if account.exhausted:
         return Problem(422, "invalid", "the budget does not suffice for one request")
     if error.code == "auth_failed":
@@ -65,6 +61,13 @@ def disobeyed(model: str, error: Disobeyed, account: Figures) -> Problem:
     if account.unreachable:
         return Problem(504, "api-unreachable", "no answer, or a connection that broke off")
     return Problem(422, "invalid", "the Claude CLI does not accept the model or the system prompt")
+
+
+def _not_forwarded(account: Figures) -> Problem | None:
+    """Why the metering proxy sent no request of the run's, where it did not."""
+    if account.held:
+        return Problem(503, "not-bookable", account.held, {"Retry-After": "10"})
+    return Problem(403, "forbidden", account.refused) if account.refused else None
 
 
 def overloaded(account: Figures, status: int | None) -> Problem:

@@ -16,12 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from claude_invoker.cli.killer import over
+from claude_invoker.cli.walk import BLOCK, DIRECTORY
 
 SHARED = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # noqa: S108 -- looked at, not used
 """Where every user of the machine may leave files."""
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_BLOCK = 512
-"""Bytes, whatever the file system's own blocks are: see stat(2)."""
 _OPEN = 64
 """Directories on the way down that are held open; of those above the way back is by `..`."""
 _KB = re.compile(rb"^(RssAnon|RssShmem|VmSwap):\s+(\d+) kB", re.MULTILINE)
@@ -51,7 +49,7 @@ def of_users(uids: Collection[int]) -> dict[int, Processes]:
     found = {uid: Processes() for uid in uids}
     for pid, status in _statuses():
         with suppress(IndexError, ValueError):
-            if (uid := int(status.split(b"\nUid:\t", 1)[1].split(None, 1)[0])) in found:
+            if (uid := _number(status, b"Uid")) in found:
                 _count(found[uid], pid, status)
     return found
 
@@ -61,7 +59,7 @@ def marked(marks: Collection[str]) -> dict[str, Processes]:
     found = {mark: Processes() for mark in marks}
     for pid, status in _statuses():
         with suppress(OSError, IndexError, ValueError):
-            if int(status.split(b"\nUid:\t", 1)[1].split(None, 1)[0]) != os.geteuid():
+            if _number(status, b"Uid") != os.geteuid():
                 continue
             environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             for mark, uses in found.items():
@@ -79,8 +77,13 @@ def _statuses() -> Iterable[tuple[int, bytes]]:
                     yield int(entry.name), status
 
 
+def _number(status: bytes, name: bytes) -> int:
+    """The first number of a line. Raises IndexError, ValueError."""
+    return int(status.split(b"\n%b:\t" % name, 1)[1].split(None, 1)[0])
+
+
 def _count(uses: Processes, pid: int, status: bytes) -> None:
-    uses.threads += int(status.split(b"\nThreads:\t", 1)[1].split(None, 1)[0])
+    uses.threads += _number(status, b"Threads")
     uses.memory += sum(int(size) for _, size in _KB.findall(status)) * 1024
     uses.pids.append(pid)
 
@@ -114,9 +117,9 @@ def held_open(pids: Iterable[int]) -> tuple[int, int]:
                         continue
                     seen.add(who)
                     if str(Path(entry.path).readlink()).startswith("/memfd:"):
-                        in_memory += status.st_blocks * _BLOCK
+                        in_memory += status.st_blocks * BLOCK
                     else:
-                        on_disk += status.st_blocks * _BLOCK
+                        on_disk += status.st_blocks * BLOCK
     return on_disk, in_memory
 
 
@@ -150,7 +153,7 @@ def files(root: Path, most: Files) -> Files:
             if _identity(status) in linked:
                 return
             linked.add(_identity(status))
-        found.bytes += status.st_blocks * _BLOCK
+        found.bytes += status.st_blocks * BLOCK
 
     def enter(fd: int) -> _Level:
         """Counts what is in the directory. What is to be visited comes in no order that a run could know."""
@@ -169,17 +172,17 @@ def files(root: Path, most: Files) -> Files:
     levels: list[_Level] = []
     try:
         count(root.lstat())
-        levels.append(enter(os.open(root, _DIRECTORY)))
+        levels.append(enter(os.open(root, DIRECTORY)))
         while levels and found.bytes <= most.bytes and found.entries <= most.entries:
             here = levels[-1]
             assert here.fd is not None
             if here.pending:
                 with suppress(OSError):
-                    levels.append(enter(os.open(here.pending.pop(), _DIRECTORY, dir_fd=here.fd)))
+                    levels.append(enter(os.open(here.pending.pop(), DIRECTORY, dir_fd=here.fd)))
                     _close(levels[-1 - _OPEN] if len(levels) > _OPEN else None)
                 continue
             if len(levels) > 1 and levels[-2].fd is None:
-                levels[-2].fd = os.open("..", _DIRECTORY, dir_fd=here.fd)
+                levels[-2].fd = os.open("..", DIRECTORY, dir_fd=here.fd)
                 if _identity(os.fstat(levels[-2].fd)) != levels[-2].identity:
                     break  # it was moved: what was found is found, and the next time it goes another way
             _close(levels.pop())

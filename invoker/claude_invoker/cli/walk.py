@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_BLOCK = 512
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+BLOCK = 512
 """Bytes, whatever the file system's own blocks are: see stat(2)."""
 _BATCH = 1000
 """Subdirectories of one directory that `delete` remembers at once."""
@@ -77,7 +77,7 @@ class _Cursor:
     """The directory where a walk stands."""
 
     def __init__(self, root: Path, *, close: bool = False) -> None:
-        self.fd = os.open(root, _DIRECTORY)
+        self.fd = os.open(root, DIRECTORY)
         self._closes = close
         if close:
             _close(self.fd)
@@ -122,7 +122,7 @@ class _Cursor:
 
     def up(self) -> str:
         """The name of the directory that was left. Raises OSError, Moved."""
-        above = os.open("..", _DIRECTORY, dir_fd=self.fd)
+        above = os.open("..", DIRECTORY, dir_fd=self.fd)
         os.close(self.fd)
         self.fd = above
         left = self.levels.pop()
@@ -152,7 +152,7 @@ def walk(root: Path, bounds: Bounds, ignored: frozenset[str] = frozenset()) -> I
                         status = item.stat(follow_symlinks=False)
                     except OSError:
                         continue
-                    space -= status.st_blocks * _BLOCK
+                    space -= status.st_blocks * BLOCK
                     if space < 0:
                         raise TooMuch(f"more than {bounds.bytes:,} bytes")
                     if stat.S_ISDIR(status.st_mode):
@@ -254,7 +254,7 @@ def _remove_files(cursor: _Cursor) -> None:
 
 def _open_directory(parent: int, name: str) -> int:
     try:
-        return os.open(name, _DIRECTORY, dir_fd=parent)
+        return os.open(name, DIRECTORY, dir_fd=parent)
     except PermissionError:
         # Not root, but the owner: a run may have taken our right to enter. By descriptor, so that no link is followed.
         handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
@@ -262,7 +262,7 @@ def _open_directory(parent: int, name: str) -> int:
             Path(f"/proc/self/fd/{handle}").chmod(0o700)
         finally:
             os.close(handle)
-        return os.open(name, _DIRECTORY, dir_fd=parent)
+        return os.open(name, DIRECTORY, dir_fd=parent)
 
 
 def _close(fd: int) -> None:
