@@ -17,13 +17,12 @@ from pathlib import Path
 
 from claude_contract.attestation import public_key_of
 from kong_claude.ask import answers
-from kong_claude.guard import LUA_PATH, LUA_PLUGINS
+from kong_claude.environment import PLUGINS, Server
+from kong_claude.environment import environment as kong_environment
 from kong_claude.problem import Problem
 from kong_claude_local import real_kong
 from kong_claude_local.supervise import Part
 
-# One `pluginserver_names` entry per plugin: Kong ≥ 3.9 reads only the first plugin of a query's dump.
-PLUGINS = ("claude-gateway", "claude-jwt-claims", "claude-rate-tiers", "claude-prompt-context", "claude-metrics")
 INVOKER_PORT = 8100
 STANDIN_PORT = 8101
 METRICS_PORT = 8109
@@ -128,21 +127,22 @@ def invoker(layout: Layout) -> Part:
 
 def gateway(layout: Layout) -> Part:
     """minikong or a real Kong: both take the same variables, and start the plugin server in the same way."""
-    server = script("kong-claude-pluginserver")
-    plugin_socket = layout.run / "claude.sock"
+    server = Server(
+        script("kong-claude-pluginserver"),
+        str(layout.run),
+        directory=str(layout.plugins),
+        metrics=f"{layout.address}:{layout.metrics_port}",
+    )
+    plugin_socket = Path(server.socket)
     hosts = layout.run / "hosts"
     hosts.write_text("".join(f"{layout.address} {name}\n" for name in ("invoker", "pluginserver")))
-    environment = base_environment() | {
+    environment = base_environment() | kong_environment(PLUGINS, server)
+    environment |= {
         "KONG_DECLARATIVE_CONFIG": str(layout.config),
         "KONG_PREFIX": str(layout.run),
         "KONG_DNS_HOSTSFILE": str(hosts),
         "KONG_PROXY_LISTEN": f"127.0.0.1:{layout.port}",
         "KONG_ADMIN_LISTEN": layout.admin_url,
-        "KONG_PLUGINS": ",".join(("bundled", *PLUGINS, *LUA_PLUGINS)),
-        "KONG_LUA_PACKAGE_PATH": f"{LUA_PATH};;",
-        "KONG_PLUGINSERVER_NAMES": ",".join(PLUGINS),
-        "KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT": "5s",
-        "KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE": "1m",
         "KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE": "10m",
         "CLAUDE_REDIS_URL": layout.redis,
     }
@@ -150,15 +150,6 @@ def gateway(layout: Layout) -> Part:
     for name in ("jwt-secret", "attestation-key", "attestation-secret"):
         if name in layout.secrets:
             environment[f"CLAUDE_{name.upper().replace('-', '_')}"] = layout.secrets[name]
-    for plugin in PLUGINS:
-        key = f"KONG_PLUGINSERVER_{plugin.upper().replace('-', '_')}"
-        environment[f"{key}_SOCKET"] = str(plugin_socket)
-        environment[f"{key}_QUERY_CMD"] = f"{server} -d {layout.plugins} --dump {plugin}"
-    # The first entry owns the process; the others share its socket.
-    environment[f"KONG_PLUGINSERVER_{PLUGINS[0].upper().replace('-', '_')}_START_CMD"] = (
-        f"{server} -d {layout.plugins} -p {layout.run} --socket-name {plugin_socket.name} --no-lua-style"
-        f" --event-timeout 2 --metrics-listen {layout.address}:{layout.metrics_port}"
-    )
     command = [sys.executable, "-m", "minikong"]
     if layout.kong:
         prefix = layout.run / "kong"

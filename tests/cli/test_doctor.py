@@ -627,10 +627,11 @@ def test_routes_that_nothing_protects_are_said_to_be_not_examined(
 
 def test_the_block_for_a_kong_in_the_readme_has_no_opening(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "README.md").read_text()
-    settings = next(b for b in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "KONG_PLUGINS=" in b)
+    (command,) = re.findall(r"/kong-claude (env .*?) > ", text)
     routes = yaml.safe_load(next(b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "reports" in b))
     env, path = tmp_path / "env", tmp_path / "kong.yml"
-    env.write_text("".join(f"{line.partition('     #')[0]}\n" for line in settings.splitlines()))
+    assert main(command.split()) == 0
+    env.write_text(capsys.readouterr().out)
 
     def examined() -> tuple[int, str]:
         service = {"name": "s", "url": "http://reports:80", **routes}

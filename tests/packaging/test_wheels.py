@@ -10,17 +10,21 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 import venv
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.parser import Parser
 from importlib.metadata import distribution, requires
 from pathlib import Path
 
+import httpx
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -220,3 +224,69 @@ def test_all_together_run_the_stack(folder: Path, wheels: dict[str, Path]) -> No
         assert environment.run("kong-claude", "status").returncode == 0
     finally:
         environment.run("kong-claude", "down")
+
+
+@pytest.mark.slow
+def test_the_kong_block_of_the_readme_as_it_stands(folder: Path, wheels: dict[str, Path]) -> None:
+    """Its commands in a shell that knows nothing, with a `kong` that is minikong, or the real one that KONG names."""
+    Environment(folder, wheels, "kong-claude[tools]")
+    text = (ROOT / "README.md").read_text().partition("## One plugin on one route of your Kong")[2]
+    _, script = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)[:2]
+    (routes,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    for shown, here in (("/opt/kong-claude", str(folder)), (" env ", f" env --prefix {folder} ")):
+        assert shown in script
+        script = script.replace(shown, here)
+    config = {
+        "_format_version": "3.0",
+        "services": [{"name": "reports", "url": "http://127.0.0.1:1", **yaml.safe_load(routes)}],
+    }
+    (folder / "kong.yml").write_text(yaml.safe_dump(config))
+    real = os.environ.get("KONG")
+    kong = folder / "bin" / "kong"
+    kong.write_text(f"#!/bin/sh\nexec {real} start\n" if real else f"#!/bin/sh\nexec {sys.executable} -m minikong\n")
+    kong.chmod(0o755)
+    port = 25_000 + os.getpid() % 5_000
+    prefix = folder / "prefix"
+    prefix.mkdir()
+    settings = {
+        "PATH": f"{folder / 'bin'}:/usr/bin:/bin",
+        "KONG_DATABASE": "off",
+        "KONG_DECLARATIVE_CONFIG": str(folder / "kong.yml"),
+        "KONG_PROXY_LISTEN": f"127.0.0.1:{port}",
+        "KONG_ADMIN_LISTEN": "off",
+        "KONG_PREFIX": str(prefix),
+        "KONG_NGINX_DAEMON": "off",
+        "KONG_NGINX_USER": "root root",  # nobody could not read what pytest made; without meaning where we are not root
+    }
+    command = ["sh", "-eu", "-c", script]
+    with (folder / "log").open("wb") as log:
+        running = subprocess.Popen(command, cwd=folder, env=settings, stderr=log, stdout=log, start_new_session=True)
+    try:
+        said = until(lambda: status(port), 401, folder / "log")
+        assert said == 401, "no token"
+        (server,) = subprocess.run(
+            ["pgrep", "-f", f"{folder}/bin/kong-claude-pluginserver"], capture_output=True, text=True, check=True
+        ).stdout.split()
+        os.kill(int(server), signal.SIGSTOP)
+        try:
+            assert status(port) == 503, "nobody looked at it: the guard"
+        finally:
+            os.kill(int(server), signal.SIGKILL)
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait(10)
+
+
+def status(port: int) -> int | None:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/reports", timeout=20).status_code
+    except httpx.HTTPError:
+        return None
+
+
+def until(ask: Callable[[], int | None], wanted: int, log: Path) -> int | None:
+    deadline = time.monotonic() + 60
+    while (found := ask()) != wanted:
+        assert time.monotonic() < deadline, (found, log.read_text())
+        time.sleep(0.1)
+    return found
