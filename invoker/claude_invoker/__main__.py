@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import ctypes
 import logging
 import os
 import socket
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from claude_invoker.settings import Settings
+
+
+_M_MMAP_THRESHOLD = -3  # <malloc.h>
 
 
 class CannotStart(Exception):
@@ -41,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     command = parser.parse_args(argv).command
+    _give_large_blocks_back()
     key.shed()  # before anything is loaded that takes time, since it begins anew
     from pydantic import ValidationError
 
@@ -65,6 +71,13 @@ def main(argv: list[str] | None = None) -> int:
     except (CannotStart, OSError, ValueError) as error:
         print(f"claude-invoker: {error}", file=sys.stderr)
         return 2
+
+
+def _give_large_blocks_back() -> None:
+    """glibc raises the size from which it returns a block to the system with each large block that is freed, so that
+    answers of megabytes stay: 16 of 2 MB took 197 MB where 64 are kept, with a fixed size 96."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
 
 
 def warnings(unknown: list[str]) -> list[str]:

@@ -4,11 +4,45 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    WithJsonSchema,
+    model_validator,
+)
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]*$")]
 ToolName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 Scalar = str | int | float | bool | None
+
+
+def _fact(value: Any) -> Any:
+    values = value if isinstance(value, list) else [value]
+    if not all(one is None or isinstance(one, str | int | float) for one in values):
+        raise ValueError("must be text, a number, true, false, or a list of these")
+    return value
+
+
+Fact = Annotated[Any, AfterValidator(_fact), WithJsonSchema(TypeAdapter(Scalar | list[Scalar]).json_schema())]
+"""A value of `context`. Not a union of pydantic's, whose errors are one for each alternative."""
+
+
+# Of a union only the alternative that the caller took is tried, so that an error names a place of the caller's own. To
+# pydantic a tag is such a place, too: `in_callers_words` leaves out what has a "<".
+
+
+def _by_type(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"<{kind}>" if isinstance(kind, str) else None
+
+
+def _by_form(value: Any) -> str | None:
+    return "<text>" if isinstance(value, str) else "<blocks>" if isinstance(value, list) else None
 
 
 class TextBlock(BaseModel):
@@ -30,13 +64,50 @@ class ImageBlock(BaseModel):
     source: ImageSource
 
 
-Block = Annotated[TextBlock | ImageBlock, Field(discriminator="type")]
+class DocumentSource(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["base64"]
+    media_type: Literal["application/pdf"]
+    data: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$")]
+
+
+class DocumentBlock(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["document"]
+    source: DocumentSource
+    title: Annotated[str, Field(max_length=500)] | None = None
+
+
+Block = Annotated[
+    Annotated[TextBlock, Tag("<text>")]
+    | Annotated[ImageBlock, Tag("<image>")]
+    | Annotated[DocumentBlock, Tag("<document>")],
+    Discriminator(
+        _by_type,
+        custom_error_type="block_type",
+        custom_error_message="must be an object whose type is text, image or document",
+    ),
+]
 
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
     role: Literal["user", "assistant"]
-    content: str | Annotated[list[Block], Field(min_length=1)]
+    content: Annotated[
+        Annotated[str, Tag("<text>")] | Annotated[list[Block], Field(min_length=1), Tag("<blocks>")],
+        Discriminator(
+            _by_form,
+            custom_error_type="content_form",
+            custom_error_message="must be a string or a list of content blocks",
+        ),
+    ]
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it says nothing to the model."""
+        blocks = [self.content] if isinstance(self.content, str) else self.content
+        texts = [block if isinstance(block, str) else getattr(block, "text", "?") for block in blocks]
+        return not "".join(texts).strip()
 
 
 class InvokeRequest(BaseModel):
@@ -53,7 +124,7 @@ class InvokeRequest(BaseModel):
     prompt: Annotated[str, Field(min_length=1)] = ""
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)] = []
     system: str | None = Field(default=None, description="System prompt; without it the CLI's own")
-    context: dict[str, Scalar | list[Scalar]] | None = Field(
+    context: dict[str, Fact] | None = Field(
         default=None, description="Facts shown to the model above the prompt, e.g. repository and branch"
     )
     model: Name | None = None
@@ -72,6 +143,8 @@ class InvokeRequest(BaseModel):
             raise ValueError("exactly one of prompt and messages is needed")
         if self.messages and self.messages[-1].role != "user":
             raise ValueError("the last message must be the user's")
+        if self.messages[-1].is_blank if self.messages else not self.prompt.strip():
+            raise ValueError(f"{'the last message' if self.messages else 'prompt'} has nothing but blanks")
         return self
 
 
@@ -88,6 +161,11 @@ class Artifact(BaseModel):
     type: str
     sha256: str
     href: str = ""
+
+
+class LeftOut(BaseModel):
+    path: str
+    reason: str
 
 
 class PermissionDenial(BaseModel):
@@ -110,6 +188,9 @@ class RunResult(BaseModel):
     stop_reason: str
     permission_denials: list[PermissionDenial] = []
     artifacts: list[Artifact] = []
+    left_out: list[LeftOut] = Field(
+        default=[], description="Files that the run left and that are not among the artifacts"
+    )
     isolation: str = ""
     egress: list[str] = Field(default=[], description="Hosts that it was led to besides the API, as host:port")
 
@@ -128,5 +209,6 @@ class RunView(BaseModel):
     result: RunResult | None = None
     error: dict[str, Any] | None = None
     artifacts: list[Artifact] = []
+    left_out: list[LeftOut] = []
     isolation: str = ""
     egress: list[str] = []

@@ -12,7 +12,7 @@ from claude_contract.claims import Clamp
 from claude_contract.destinations import Destination, within_both
 from claude_invoker.isolation.strength import USE_EGRESS, Boundary
 from claude_invoker.metering.models import permits
-from claude_invoker.model import InvokeRequest, TextBlock
+from claude_invoker.model import Block, InvokeRequest, Message, TextBlock
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
 
@@ -59,13 +59,17 @@ def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, boundary: Bou
     model = request.model or settings.model
     if not permits(allowed, model):
         if request.model is not None or not allowed:
-            raise Problem(403, "forbidden", f"model {model} is not allowed here, only {', '.join(allowed or ())}")
+            who = _refusers(permits(settings.models or None, model), permits(clamp.models, model), "INVOKER_MODELS")
+            raise Problem(403, "forbidden", f"model {model} is not allowed by {who}; {_listed(allowed or ())}")
         model = allowed[0]
     ceiling = _intersection(settings.tools_allowed, clamp.tools) or ()
     if request.tools is None:
         tools = tuple(tool for tool in settings.tools if tool in ceiling)
     elif refused := sorted(set(request.tools) - set(ceiling)):
-        raise Problem(403, "forbidden", f"tools not allowed here: {', '.join(refused)}")
+        ours = set(refused) <= set(settings.tools_allowed)
+        theirs = clamp.tools is None or set(refused) <= set(clamp.tools)
+        who = _refusers(ours, theirs, "INVOKER_TOOLS_ALLOWED")
+        raise Problem(403, "forbidden", f"tools not allowed by {who}: {', '.join(refused)}; {_listed(ceiling)}")
     else:
         tools = tuple(sorted(set(request.tools)))
     users = sorted(USE_EGRESS.intersection(tools))
@@ -93,6 +97,20 @@ def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, boundary: Bou
         total_s=_least(request.timeout_s, settings.total_s),
         egress=egress,
     )
+
+
+def _refusers(ours: bool, theirs: bool, setting: str) -> str:
+    """Who does not allow it; `ours` and `theirs`: whether the invoker and the gateway do."""
+    who = [
+        name
+        for name, allows in (("the tier at the gateway", theirs), (f"this invoker ({setting})", ours))
+        if not allows
+    ]
+    return " and ".join(who) or f"the tier at the gateway together with this invoker ({setting})"
+
+
+def _listed(allowed: Sequence[str]) -> str:
+    return f"allowed: {', '.join(allowed)}" if allowed else "nothing is"
 
 
 def _models(ours: Sequence[str] | None, theirs: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -132,14 +150,39 @@ def _content(request: InvokeRequest) -> Iterable[dict[str, Any]]:
         return
     *earlier, last = request.messages
     if earlier:
-        history = json.dumps([message.model_dump(mode="json") for message in earlier], ensure_ascii=False)
-        yield {"type": "text", "text": f"<conversation_so_far>\n{history}\n</conversation_so_far>"}
+        yield from _history(earlier)
     if isinstance(last.content, str):
         yield {"type": "text", "text": last.content}
         return
     for block in last.content:
         if not isinstance(block, TextBlock) or block.text:
-            yield block.model_dump(mode="json")
+            yield _dumped(block)
+
+
+def _history(earlier: Sequence[Message]) -> Iterable[dict[str, Any]]:
+    """The messages before the last as text, then what cannot be text, in its order and under a number each."""
+    attached: list[Block] = []
+    said: list[dict[str, Any]] = []
+    for message in earlier:
+        content: str | list[dict[str, Any]] = message.content if isinstance(message.content, str) else []
+        for block in message.content if isinstance(content, list) else ():
+            assert isinstance(content, list) and not isinstance(block, str)
+            if isinstance(block, TextBlock):
+                content.append(_dumped(block))
+                continue
+            attached.append(block)
+            content.append({"type": block.type, "attachment": len(attached)})
+        said.append({"role": message.role, "content": content})
+    history = json.dumps(said, ensure_ascii=False)
+    yield {"type": "text", "text": f"<conversation_so_far>\n{history}\n</conversation_so_far>"}
+    for number, block in enumerate(attached, 1):
+        yield {"type": "text", "text": f"Attachment {number} of the conversation so far:"}
+        yield _dumped(block)
+
+
+def _dumped(block: Block) -> dict[str, Any]:
+    dumped: dict[str, Any] = block.model_dump(mode="json", exclude_none=True)
+    return dumped
 
 
 def _fact(value: Any) -> str:

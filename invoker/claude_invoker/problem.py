@@ -22,6 +22,7 @@ TITLES = {
     "invalid": "The request is not valid",
     "too-much-held": "Too much is kept for runs and jobs",
     "limit": "The run took more of the machine than it may",
+    "unmet-schema": "The answer does not follow output_schema",
     "prompt-rejected": "The model API does not accept this prompt",
     "busy": "The run cannot start now",
     "not-bookable": "What runs cost cannot be booked now",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -43,9 +44,13 @@ def test_only_new_regular_files_are_taken(work: Path, tmp_path: Path) -> None:
     (work / ".git" / "config").write_text("x")
     (work / "bad\nname").write_text("x")
     (work / "bad\udcffname").write_text("x")
-    found, left_out = collect(work, before, tmp_path / "kept", PLENTY)
-    assert [artifact.path for artifact in found] == ["changed.txt", "sub/new.md"]
-    assert left_out == 0
+    collected = collect(work, before, tmp_path / "kept", PLENTY)
+    assert [artifact.path for artifact in collected.kept] == ["changed.txt", "sub/new.md"]
+    assert {left.path: left.reason for left in collected.left_out} == {
+        "hard": "it has several names (hard links)",
+        "bad\\nname": "its name has characters that an answer cannot have, or is too long",
+        "bad\\udcffname": "its name has characters that an answer cannot have, or is too long",
+    }
     assert (tmp_path / "kept" / "sub" / "new.md").read_text() == "# new"
     assert not list((tmp_path / "kept").rglob("link"))
 
@@ -53,10 +58,23 @@ def test_only_new_regular_files_are_taken(work: Path, tmp_path: Path) -> None:
 def test_bounds(work: Path, tmp_path: Path) -> None:
     for number in range(5):
         (work / f"{number}.txt").write_text("x" * 100)
-    found, left_out = collect(work, {}, tmp_path / "a", Bounds(10_000, 3))
-    assert (len(found), left_out) == (3, 2)
-    found, left_out = collect(work, {}, tmp_path / "b", Bounds(250, 100))
-    assert (len(found), left_out) == (2, 3)
+    few = collect(work, {}, tmp_path / "a", Bounds(10_000, 3))
+    assert [artifact.path for artifact in few.kept] == ["0.txt", "1.txt", "2.txt"]
+    assert [(left.path, "INVOKER_ARTIFACT_MAX_COUNT" in left.reason) for left in few.left_out] == [
+        ("3.txt", True),
+        ("4.txt", True),
+    ]
+    small = collect(work, {}, tmp_path / "b", Bounds(250, 100))
+    assert (len(small.kept), len(small.left_out)) == (2, 3)
+    assert "INVOKER_ARTIFACT_MAX_BYTES" in small.left_out[0].reason
+
+
+def test_what_is_left_out_is_named_within_bounds(work: Path, tmp_path: Path) -> None:
+    for number in range(150):
+        (work / f"{number:03}\u202e.txt").write_text("x")
+    left_out = collect(work, {}, tmp_path / "a", PLENTY).left_out
+    assert all(re.fullmatch(r"\d{3}\\u202e\.txt", left.path) for left in left_out[:-1])
+    assert len(left_out) == 101 and left_out[-1].reason == "50 more are left out"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +106,7 @@ def test_a_real_archive(work: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(work / "r.docx", "w") as archive:
         archive.writestr("[Content_Types].xml", "<x/>")
         archive.writestr("word/document.xml", "<x/>")
-    found, _ = collect(work, {}, tmp_path / "kept", PLENTY)
+    found = collect(work, {}, tmp_path / "kept", PLENTY).kept
     assert found[0].type.endswith("wordprocessingml.document")
 
 

@@ -136,8 +136,10 @@ def test_artifacts_of_a_tree_that_is_too_large_are_those_in_bounds(
     (tmp_path / "work" / "a" / "b" / "c").mkdir(parents=True)
     for number in range(20):
         (tmp_path / "work" / f"{number}.txt").write_text("x")
-    found, left_out = artifacts.collect(tmp_path / "work", {}, tmp_path / "kept", artifacts.Bounds(1000, 100))
-    assert left_out >= 1, "what lies too deep"
+    collected = artifacts.collect(tmp_path / "work", {}, tmp_path / "kept", artifacts.Bounds(1000, 100))
+    found = collected.kept
+    assert [left.path for left in collected.left_out] == [""], "what lies too deep"
+    assert "2 directories deep" in collected.left_out[0].reason
     assert {artifact.path for artifact in found} <= {f"{number}.txt" for number in range(20)}
     assert all((tmp_path / "kept" / artifact.path).exists() for artifact in found)
     assert artifacts.survey(tmp_path / "work").keys() <= {f"{number}.txt" for number in range(20)}

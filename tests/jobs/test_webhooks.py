@@ -16,6 +16,7 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from claude_invoker.jobs import queue, webhook
+from claude_invoker.jobs.delivery import is_final
 from claude_invoker.jobs.record import OVER, Job
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
@@ -163,7 +164,7 @@ async def test_it_is_tried_again_until_it_is_taken(
     redis_server: RedisProcess, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue, "DELIVERY_DELAY_S", 0.1)
-    async with Receiver([500, 302, 204]).listening() as receiver, serving(redis_server, state, **local()) as gateway:
+    async with Receiver([500, 429, 204]).listening() as receiver, serving(redis_server, state, **local()) as gateway:
         created = await gateway.create("job=w", callback_url=f"http://127.0.0.1:{receiver.port}/hook")
 
         async def delivered() -> Any:
@@ -172,14 +173,47 @@ async def test_it_is_tried_again_until_it_is_taken(
             return found if owed == [] and len(found.get("deliveries", [])) == 3 else None
 
         seen = await until(delivered, "nothing owed")
-        assert [delivery["status"] for delivery in seen["deliveries"]] == [500, 302, 204]
-    assert len(receiver.requests) == 3  # the redirect was not followed
+        assert [delivery["status"] for delivery in seen["deliveries"]] == [500, 429, 204]
+    assert len(receiver.requests) == 3
     ids = {headers["webhook-id"] for headers, _ in receiver.requests}
     assert len(ids) == 1
     for headers, body in receiver.requests:
         event: Any = Webhook(base64.b64encode(KEY.encode()).decode()).verify(body, headers)
         assert event["data"]["state"] == "done"
         assert event["data"]["result"]["result"] == "did w"
+
+
+@pytest.mark.parametrize("answer", [301, 302, 304, 307, 308, 410])
+def test_who_has_moved_or_gone_hears_no_more(answer: int) -> None:
+    assert is_final(answer)
+    assert not any(map(is_final, (None, 400, 401, 404, 408, 409, 429, 500, 502, 503)))
+
+
+async def test_a_redirect_is_neither_followed_nor_tried_again(
+    redis_server: RedisProcess, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "DELIVERY_DELAY_S", 0.05)
+    async with Receiver([302, 204]).listening() as receiver, serving(redis_server, state, **local()) as gateway:
+        first = await gateway.create("job=w", callback_url=f"http://127.0.0.1:{receiver.port}/hook")
+
+        async def one() -> Any:
+            return (await gateway.ask("GET", first["links"]["self"])).json().get("deliveries")
+
+        assert [delivery["status"] for delivery in await until(one, "a try")] == [302]
+        # The receiver's next request is the next job's, not a second try.
+        second = await gateway.create("job=w", callback_url=f"http://127.0.0.1:{receiver.port}/hook")
+
+        async def two() -> bool:
+            return len(receiver.requests) == 2
+
+        await until(two, "the next job's")
+        told = [json.loads(body)["subject"] for _, body in receiver.requests]
+        assert told == [first["id"], second["id"]]
+
+        async def settled() -> bool:
+            return not await gateway.app.state.services.jobs.store.owed(2**53)
+
+        await until(settled, "nothing owed")
 
 
 async def test_a_cancelled_jobs_webhook_is_sent_too(redis_server: RedisProcess, state: Path) -> None:

@@ -121,6 +121,11 @@ MEDIA: list[tuple[str, dict[str, Any], int | None]] = [
     ("jsonp", {"content-type": "application/jsonp"}, 415),
     ("latin", {"content-type": "application/json; charset=iso-8859-1"}, 415),
     ("utf-16", {"content-type": "application/json; charset=utf-16"}, 415),
+    ("utf8", {"content-type": "application/json; charset=utf8"}, None),
+    ("us-ascii", {"content-type": "application/json;charset=us-ascii"}, None),
+    ("not a name", {"content-type": "application/json; charset=<b>"}, 415),
+    ("two charsets", {"content-type": "application/json; charset=utf-8; charset=latin1"}, 415),
+    ("charset*", {"content-type": "application/json; charset*=utf-16''x"}, 415),
     ("two", {"content-type": ["application/json", "text/plain"]}, 415),
     ("multipart", {"content-type": "multipart/form-data; boundary=x"}, 415),
     ("gzip", {"content-encoding": "gzip"}, 415),
@@ -137,6 +142,15 @@ def test_media_types(send: Send, apply: str, headers: dict[str, Any], status: in
         assert event.exit is None
     else:
         refused(event, status)
+
+
+def test_what_is_wrong_with_the_characters_is_named(send: Send) -> None:
+    latin, _ = send(GUIDE, post(HI, {"content-type": "application/json; charset=ISO-8859-1"}))
+    assert latin.exit is not None and "charset=iso-8859-1" in str(latin.exit)
+    mark, _ = send(GUIDE, post(b"\xef\xbb\xbf" + HI.encode(), {}))
+    assert mark.exit is not None and "byte order mark" in str(mark.exit)
+    not_utf8, _ = send(GUIDE, post(b'{"prompt":"\xff"}', {"content-type": "application/json; charset=us-ascii"}))
+    refused(not_utf8, 400)
 
 
 BODIES = {

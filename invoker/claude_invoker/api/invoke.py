@@ -12,12 +12,12 @@ from fastapi.responses import FileResponse, JSONResponse
 from claude_invoker.api import border, jobs
 from claude_invoker.api.invocation import decided, invocation_of
 from claude_invoker.api.links import base, with_links
-from claude_invoker.api.negotiation import EVENT_STREAM, JSON, preferred
+from claude_invoker.api.negotiation import EVENT_STREAM, JSON, preferred, takes_json
 from claude_invoker.api.openapi import request_body
 from claude_invoker.api.problems import RESPONSES
 from claude_invoker.api.stream import event_stream
 from claude_invoker.caller import Caller
-from claude_invoker.model import InvokeRequest, RunResult, Usage
+from claude_invoker.model import Artifact, InvokeRequest, RunResult, Usage
 from claude_invoker.problem import Problem
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
@@ -27,6 +27,7 @@ from claude_invoker.trust import attested_run
 router = APIRouter(tags=["invoke"])
 
 _BODY = request_body(InvokeRequest)
+NOT_AGAIN = {"X-Should-Retry": "false"}
 
 
 async def invocation(request: Request, caller: Annotated[Caller, Depends(attested_run)]) -> InvokeRequest:
@@ -63,7 +64,8 @@ async def invoke(
         )
     result = await _while_connected(request, run)
     headers = result_headers(run, time.monotonic() - began)
-    if wanted_type == JSON:
+    fitting = [] if wanted_type == JSON else artifacts_of_type(run, wanted_type)
+    if wanted_type == JSON or (len(fitting) != 1 and takes_json(request.headers.get("accept"))):
         return JSONResponse(with_links(request, result).model_dump(mode="json"), headers=headers)
     return artifact_of_type(request, run, wanted_type, headers)
 
@@ -81,10 +83,15 @@ def result_headers(run: Run, seconds: float) -> dict[str, str]:
     }
 
 
+def artifacts_of_type(run: Run, wanted: str) -> list[Artifact]:
+    """Those of a media type or of a range such as `image/*`."""
+    stem = wanted.removesuffix("*")
+    return [a for a in run.artifacts if a.type == wanted or (stem != wanted and a.type.startswith(stem))]
+
+
 def artifact_of_type(request: Request, run: Run, wanted: str, headers: dict[str, str]) -> Response:
     """The run's one artifact of a media type (or range such as `image/*`). Raises Problem 406 with the list."""
-    stem = wanted.removesuffix("*")
-    fitting = [a for a in run.artifacts if a.type == wanted or (stem != wanted and a.type.startswith(stem))]
+    fitting = artifacts_of_type(run, wanted)
     if len(fitting) != 1:
         assert run.result is not None
         listed: list[dict[str, Any]] = [
@@ -92,7 +99,11 @@ def artifact_of_type(request: Request, run: Run, wanted: str, headers: dict[str,
         ]
         count = "no artifact" if not fitting else f"{len(fitting)} artifacts"
         raise Problem(
-            406, "not-acceptable", f"the run left {count} of type {wanted}", headers, extra={"artifacts": listed}
+            406,
+            "not-acceptable",
+            f"the run left {count} of type {wanted}",
+            headers | NOT_AGAIN,
+            extra={"artifacts": listed},
         )
     only = fitting[0]
     headers |= {"ETag": f'"{only.sha256}"', "X-Content-Type-Options": "nosniff"}
@@ -112,6 +123,9 @@ async def _while_connected(request: Request, run: Run) -> RunResult:
             return await run.wait()
         except Problem as problem:
             problem.headers |= {"X-Claude-Run": run.id, "X-Claude-Cost-USD": f"{run.cost_usd:.6f}"}
+            # The vendors' SDKs send again what failed with 408, 409, 429 or 5xx: one call would pay for three runs.
+            if problem.status != 503 or run.cost_usd:
+                problem.headers |= NOT_AGAIN
             raise
     finally:
         run.watchers -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import time
 from collections.abc import AsyncIterator
@@ -78,17 +79,25 @@ async def enqueue(request: Request, caller: Caller) -> Response:
     key = border.idempotency_key(request)
     # The lease is taken when the job starts; what the gateway took for now is given back by `attested_run`.
     job = Job.new(wanted, replace(caller, queued=True), time.time(), border.traceparent(request))
-    # The path as it was routed: that of `request.url` ends at an escaped `?`.
-    fingerprint = hashlib.sha256(joined("\0", request.scope["path"], "").encode() + await request.body()).hexdigest()
+    fingerprint = fingerprint_of(request.scope["path"], wanted, caller)
     happened, job_id = await store.add(job, (key, fingerprint) if key else None)
     if happened == "conflict":
-        raise Problem(422, "invalid", "this Idempotency-Key was used with another body")
+        raise Problem(422, "invalid", "this Idempotency-Key was used with another request")
     if happened == "accepted":
         await enqueue_ticket(jobs_of(request).queues)
     stored = await store.get(job_id) or job
     view = stored.view(base(request), await store.position(stored) if stored.state == "queued" else None)
     headers = {"Location": view.links["self"], "Retry-After": "1", "Preference-Applied": "respond-async"}
     return JSONResponse(view.model_dump(mode="json", exclude_none=True), status_code=202, headers=headers)
+
+
+def fingerprint_of(path: str, wanted: JobRequest, caller: Caller) -> str:
+    """Of what is asked for, whatever bytes it is said in: with what the gateway adds from headers (`X-Repo`), without
+    the id of the request, which is another each time. `path` as it was routed: that of a URL ends at an escaped `?`."""
+    context = {name: value for name, value in (wanted.context or {}).items() if value != caller.request_id}
+    meaning = wanted.model_copy(update={"context": context or None}).model_dump(mode="json", exclude_defaults=True)
+    written = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(joined("\0", path, written).encode()).hexdigest()
 
 
 async def own_job(job_id: str, request: Request, caller: Annotated[Caller, Depends(attested)]) -> Job:

@@ -25,7 +25,10 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         too_large = Problem(
-            413, "too-large", f"the body is larger than {self._max_body} bytes", {"Connection": "close"}
+            413,
+            "too-large",
+            f"the body is larger than {self._max_body} bytes (INVOKER_MAX_BODY)",
+            {"Connection": "close"},
         )
         try:
             if content_length(dict(scope["headers"]).get(b"content-length")) > self._max_body:

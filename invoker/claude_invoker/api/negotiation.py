@@ -4,6 +4,16 @@ from __future__ import annotations
 
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
+_ANY = ("*/*", "application/*", "*")  # Java's own client says "*"
+
+
+def takes_json(accept: str | None) -> bool:
+    """Whether JSON is among what the client takes, even if it likes something else more."""
+    for part in (accept or "*/*").split(","):
+        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        if name in (JSON, *_ANY, "application/problem+json") and _quality(parameters) > 0:
+            return True
+    return False
 
 
 def preferred(accept: str | None) -> str:
@@ -16,7 +26,7 @@ def preferred(accept: str | None) -> str:
         quality = _quality(parameters)
         if quality > best_quality:
             best, best_quality = name, quality
-    return JSON if best in ("*/*", "application/*", "application/problem+json") else best
+    return JSON if best in (*_ANY, "application/problem+json") else best
 
 
 def _quality(parameters: list[str]) -> float:

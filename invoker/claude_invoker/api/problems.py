@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,8 +57,28 @@ def answer(problem: Problem) -> JSONResponse:
 
 def invalid(errors: Sequence[Any]) -> Problem:
     """422 with the places and kinds of the errors, never with the input itself."""
-    listed = [{"at": list(map(str, error["loc"])), "error": error["msg"]} for error in errors[:20]]
-    return Problem(422, "invalid", extra={"errors": listed})
+    listed = [in_callers_words(error) for error in errors[:20]]
+    first = " ".join(filter(None, listed[0].values()))
+    more = f" (and {len(errors) - 1} more, see errors)" if len(errors) > 1 else ""
+    return Problem(422, "invalid", first + more, extra={"errors": listed})
+
+
+def in_callers_words(error: Any) -> dict[str, str]:
+    """Of one of pydantic's errors the path as the caller would write it (`messages[0].role`; empty for the whole), and
+    a sentence about it."""
+    at = ""
+    for part in error["loc"]:
+        if isinstance(part, int):
+            at += f"[{part}]"
+        elif "<" not in part and not (part in ("body", "query", "header") and not at):
+            at += f".{part}" if at else part
+    said = _FIXED.get(error["type"]) or _SUBJECT.sub("must ", str(error["msg"])).removeprefix("Value error, ")
+    return {"at": at[:_LONGEST], "error": said}
+
+
+_LONGEST = 300  # characters of a path: names in it are the caller's
+_FIXED = {"missing": "is missing", "extra_forbidden": "is not known here"}
+_SUBJECT = re.compile(r"^(?:[A-Z][a-z]+) should ")
 
 
 def install(app: FastAPI) -> None:

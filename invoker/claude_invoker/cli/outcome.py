@@ -13,8 +13,8 @@ from claude_invoker.problem import Problem
 _STOPPED = {
     "error_max_turns": "max_turns",
     "error_max_budget_usd": "max_budget",
-    "error_max_structured_output_retries": "output_schema",
 }
+_UNMET = "error_max_structured_output_retries"
 _TOO_LONG = ("prompt is too long", "prompt too long", "request_too_large")
 
 
@@ -24,7 +24,7 @@ def failure(result: Result, account: Figures) -> Problem | None:
     `account`: what the metering proxy saw of the API. The CLI's own texts are for its user at a terminal and name
     internal addresses; only what says why a prompt was rejected is passed on.
     """
-    if not result.is_error or result.subtype in _STOPPED or result.stop_reason == "refusal":
+    if not result.is_error or result.subtype in (*_STOPPED, _UNMET) or result.stop_reason == "refusal":
         return None
     if is_cut_off(result, account):
         return None
@@ -43,6 +43,17 @@ def failure(result: Result, account: Figures) -> Problem | None:
     if account.unreachable or result.subtype == "success":
         return Problem(504, "api-unreachable", "no answer, or a connection that broke off")
     return Problem(502, "cli-failed", "the Claude CLI reported an error")
+
+
+def unmet_schema(result: Result, account: Figures) -> Problem | None:
+    """The problem of a run that has come to its end without the structure it was asked for; None where it has it, or
+    was stopped before."""
+    if result.structured_output is not None or is_cut_off(result, account):
+        return None
+    if result.subtype in _STOPPED or result.stop_reason == "refusal":
+        return None
+    extra = {"stop_reason": "output_schema"} | ({"result": result.result} if result.result else {})
+    return Problem(422, "unmet-schema", "no answer of the model follows output_schema", extra=extra)
 
 
 def disobeyed(model: str, error: Disobeyed, account: Figures) -> Problem:
@@ -84,6 +95,8 @@ def stop_reason(result: Result, account: Figures) -> str:
     """`end_turn`, `max_turns`, `max_budget`, `refusal`, … of a result that is answered with 200."""
     if is_cut_off(result, account):
         return "max_budget"
+    if result.structured_output is not None and result.stop_reason == "tool_use":
+        return "end_turn"  # the CLI takes the structure by a tool of its own
     return _STOPPED.get(result.subtype) or result.stop_reason or "end_turn"
 
 

@@ -25,8 +25,14 @@ class Deliveries:
             await self.store.redis.zrem(CALLBACKS, job_id)
             return
         status, error = await webhook.send(job, job.callback, self.settings)
-        taken = error is None and status is not None and 200 <= status < 300
-        final = taken or context["job"].attempts >= DELIVERY_TRIES
+        taken = status is not None and 200 <= status < 300
+        final = is_final(status) or context["job"].attempts >= DELIVERY_TRIES
         await self.store.delivered(job, Delivery(at=time.time(), status=status, error=error), final=final)
-        if not taken:
+        if not taken and not is_final(status):
             raise webhook.NotDelivered(error or f"answered {status}")
+
+
+def is_final(status: int | None) -> bool:
+    """Whether a receiver that answers so shall hear no more: it has it; it has moved, and where to is not followed; or
+    it says that nobody is there any more (410, as in Standard Webhooks)."""
+    return status is not None and (200 <= status < 400 or status == 410)

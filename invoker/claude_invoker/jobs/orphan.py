@@ -36,7 +36,7 @@ def left_in(job: Job, settings: Settings) -> list[dict[str, Any]]:
     into = artifacts.directory(settings, job.id)
     try:
         delete(into)  # of a recovery that died half-way
-        found, _ = artifacts.collect(Path(job.work), {}, into, bounds)
+        found = artifacts.collect(Path(job.work), {}, into, bounds).kept
     except OSError as error:
         _log.warning("job %s: what it left cannot be read (%s)", job.id, error.strerror)
         return []

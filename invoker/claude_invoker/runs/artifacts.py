@@ -18,12 +18,13 @@ from pathlib import Path
 import puremagic
 
 from claude_invoker.cli import walk
-from claude_invoker.model import Artifact
+from claude_invoker.model import Artifact, LeftOut
 from claude_invoker.settings import Settings
 
 _log = logging.getLogger(__name__)
 _HEAD = 262_144
 _WALK = walk.Bounds(depth=64, entries=100_000)
+_MOST_NAMED = 100
 _MAX_PATH = 1024  # bytes: what is kept lies under a path of ours
 _ZIP_KINDS = (
     (b"word/", "application/vnd.openxmlformats-officedocument.wordprocessingml.document"),
@@ -74,15 +75,26 @@ def survey(work: Path) -> Seen:
     return seen
 
 
-def collect(work: Path, before: Seen, into: Path, bounds: Bounds) -> tuple[list[Artifact], int]:
-    """Copies new and changed regular files to `into`; returns them, sorted by path, and how many were left out by
-    bounds. A tree that is too large or deep is left where it becomes so; that counts as one. Never raises."""
-    new, whole = _new_files(work, before)
+@dataclass(frozen=True)
+class Collected:
+    kept: list[Artifact]
+    """Sorted by path."""
+    left_out: list[LeftOut]
+    """New and changed files that are not kept, each with the reason: the first `_MOST_NAMED`, then how many more."""
+
+
+def collect(work: Path, before: Seen, into: Path, bounds: Bounds) -> Collected:
+    """Copies new and changed regular files to `into`. A tree that is too large or deep is left where it becomes so.
+    Never raises."""
+    left_out = _LeftOut()
+    new = _new_files(work, before, left_out)
     chosen: set[str] = set()
-    left_out, total = 0 if whole else 1, 0
+    total = 0
     for path, size in sorted(new):
-        if len(chosen) >= bounds.max_count or total + size > bounds.max_bytes:
-            left_out += 1
+        if len(chosen) >= bounds.max_count:
+            left_out.add(path, f"there are more than {bounds.max_count} files (INVOKER_ARTIFACT_MAX_COUNT)")
+        elif total + size > bounds.max_bytes:
+            left_out.add(path, f"all files together may have {bounds.max_bytes} bytes (INVOKER_ARTIFACT_MAX_BYTES)")
         else:
             chosen.add(path)
             total += size
@@ -94,26 +106,49 @@ def collect(work: Path, before: Seen, into: Path, bounds: Bounds) -> tuple[list[
                 continue
             artifact = _keep(entry, into, room)
             if artifact is None:
-                left_out += 1
+                left_out.add(entry.path, "it changed while it was copied")
                 continue
             room -= artifact.size
             found.append(artifact)
-    return sorted(found, key=lambda artifact: artifact.path), left_out
+    return Collected(sorted(found, key=lambda artifact: artifact.path), left_out.named())
 
 
-def _new_files(work: Path, before: Seen) -> tuple[list[tuple[str, int]], bool]:
-    """(path, size) of each file to keep, and whether all of the tree was seen."""
+class _LeftOut:
+    def __init__(self) -> None:
+        self._named: list[LeftOut] = []
+        self._more = 0
+
+    def add(self, path: str, reason: str) -> None:
+        if len(self._named) < _MOST_NAMED:
+            self._named.append(
+                LeftOut(path=path if _is_speakable(path) else ascii(path)[1:-1][:_MAX_PATH], reason=reason)
+            )
+        else:
+            self._more += 1
+
+    def named(self) -> list[LeftOut]:
+        rest = [LeftOut(path="", reason=f"{self._more} more are left out")] if self._more else []
+        return sorted(self._named, key=lambda left: left.path) + rest
+
+
+def _new_files(work: Path, before: Seen, left_out: _LeftOut) -> list[tuple[str, int]]:
+    """(path, size) of each file to keep, as far as the tree is seen."""
     new = []
     try:
         for entry in walk.walk(work, _WALK, _IGNORED):
-            if not entry.is_regular or entry.status.st_nlink != 1 or not _is_speakable(entry.path):
+            if not entry.is_regular or before.get(entry.path) == _mark(entry.status):
                 continue
-            if before.get(entry.path) != _mark(entry.status):
+            if entry.status.st_nlink != 1:
+                left_out.add(entry.path, "it has several names (hard links)")
+            elif not _is_speakable(entry.path):
+                left_out.add(entry.path, "its name has characters that an answer cannot have, or is too long")
+            else:
                 new.append((entry.path, entry.status.st_size))
     except (walk.TooMuch, OSError) as error:
         _log.warning("not all files of a run are kept: %s", error)
-        return new, False
-    return new, True
+        reason = str(error) if isinstance(error, walk.TooMuch) else "it cannot be read"
+        left_out.add("", f"a part of the tree: {reason}")
+    return new
 
 
 def content_type(path: str, head: bytes) -> str:

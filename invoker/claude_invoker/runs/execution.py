@@ -83,6 +83,7 @@ class Executor:
             stop_reason=outcome.stop_reason(result, run.account),
             permission_denials=outcome.denials(result),
             artifacts=run.artifacts,
+            left_out=run.left_out,
             isolation=run.isolation,
             egress=run.egress,
         )
@@ -122,6 +123,8 @@ class Executor:
             raise _early_end(process)
         run.cli_cost_usd = result.used.costUSD
         if problem := outcome.failure(result, run.account):
+            raise problem
+        if plan.output_schema is not None and (problem := outcome.unmet_schema(result, run.account)):
             raise problem
         return result
 
@@ -183,12 +186,12 @@ class Executor:
 
     async def _collect(self, run: Run, process: CliProcess, before: artifacts.Seen) -> None:
         bounds = artifacts.Bounds(self._settings.artifact_max_bytes, self._settings.artifact_max_count)
-        found, left_out = await asyncio.to_thread(artifacts.collect, process.tree.work, before, run.files, bounds)
-        run.artifacts = found
-        for artifact in found:
+        collected = await asyncio.to_thread(artifacts.collect, process.tree.work, before, run.files, bounds)
+        run.artifacts, run.left_out = collected.kept, collected.left_out
+        for artifact in run.artifacts:
             run.events.append("artifact", artifact.model_dump(mode="json"))
-        if left_out:
-            _log.warning("run %s: %d artifacts over the bounds were left out", run.id, left_out)
+        if collected.left_out:
+            _log.warning("run %s: files were left out: %s", run.id, collected.left_out[0].reason)
 
 
 def _shape(plan: Plan, session: Literal["begun", "new"] | None) -> Shape:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from claude_invoker.egress.wire import Moved, Visit
 from claude_invoker.metering.figures import Figures
-from claude_invoker.model import Artifact, RunResult, RunView, State
+from claude_invoker.model import Artifact, LeftOut, RunResult, RunView, State
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs.events import EventLog
@@ -58,6 +58,7 @@ class Run:
     cli_cost_usd: float = 0.0
     """What the CLI says it has cost, which is never billed: a tool of the run can make it say anything."""
     artifacts: list[Artifact] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     result: RunResult | None = None
     problem: Problem | None = None
     events: EventLog = field(default_factory=EventLog)
@@ -118,6 +119,7 @@ class Run:
             result=self.result,
             error=None if self.problem is None else self.problem.document(),
             artifacts=self.artifacts,
+            left_out=self.left_out,
             isolation=self.isolation,
             egress=self.egress,
         )

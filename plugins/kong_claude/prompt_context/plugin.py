@@ -255,19 +255,34 @@ def check_media(request: Request) -> Refuse | None:
         return Refuse(415, "the body must not be compressed", "bad_encoding", headers={"Accept-Encoding": "identity"})
     types = request.headers.get("content-type", ())
     if len(types) != 1 or not is_json(types[0]):
-        return Refuse(
-            415, "the body must be sent as application/json", "bad_media_type", headers={"Accept": "application/json"}
-        )
+        return _wrong_media("the body must be sent as application/json")
+    if (charset := charset_of(types[0])) not in _UTF_8:
+        return _wrong_media(f"the body must be in UTF-8, and its Content-Type says charset={charset}")
     return None
+
+
+def _wrong_media(message: str) -> Refuse:
+    return Refuse(415, message, "bad_media_type", headers={"Accept": "application/json"})
 
 
 @lru_cache(maxsize=64)
 def is_json(content_type: str) -> bool:
-    """True for JSON in UTF-8."""
-    media, *parameters = (part.strip().lower() for part in content_type.split(";"))
-    if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
-        return False
-    return all(p.replace('"', "").removeprefix("charset=") == "utf-8" for p in parameters if p.startswith("charset"))
+    media = content_type.partition(";")[0].strip().lower()
+    return media == "application/json" or (media.startswith("application/") and media.endswith("+json"))
+
+
+# ASCII is UTF-8. What the bytes are in truth the parser finds out.
+_UTF_8 = ("", "utf-8", "utf8", "us-ascii", "ascii")
+_NAME = re.compile(r"[a-z0-9._+-]{1,40}")
+
+
+@lru_cache(maxsize=64)
+def charset_of(content_type: str) -> str:
+    """In lower case, "" where there is none; "?" for several different ones, or what is no name of one."""
+    parameters = (part.strip().lower().partition("=") for part in content_type.split(";")[1:])
+    named = {value.strip().strip('"') for name, _, value in parameters if name.strip().startswith("charset")}
+    charset = named.pop() if len(named) == 1 else "?" if named else ""
+    return charset if not charset or _NAME.fullmatch(charset) else "?"
 
 
 Plugin = plugin(PromptContext)

@@ -14,6 +14,7 @@ from claude_contract.nesting import MAX_DEPTH, TOO_DEEP, too_deep
 # Values and members cost a parser up to a microsecond each, however few bytes they take.
 MAX_STRUCTURE = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
+_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 _DECODER = json.JSONDecoder()
 
 
@@ -27,6 +28,8 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     Raises JSONError for: no JSON, no object, NaN and infinities, invalid UTF-8, lone surrogates, a byte order mark,
     duplicate keys at any depth, more than 64 levels (`trust.nesting`), more than a million commas, colons and brackets.
     """
+    if raw.startswith(_MARKS):
+        raise JSONError("the body begins with a byte order mark: send it as UTF-8 without one")
     if len(raw) > MAX_STRUCTURE and len(raw) - len(raw.translate(None, b",:[{")) > MAX_STRUCTURE:
         raise JSONError("the body has too many values")
     try:
