@@ -43,13 +43,16 @@ def test_a_kong_plugin_has_what_the_controller_wants(item: tuple[str, dict[str, 
     resource = item[1]
     assert resource["kind"] in ("KongPlugin", "KongClusterPlugin")
     assert resource["plugin"]
-    assert set(resource) <= {"apiVersion", "kind", "metadata", "plugin", "config"}
+    assert set(resource) <= {"apiVersion", "kind", "metadata", "plugin", "config", "protocols"}
     assert len(resource["metadata"]["name"]) <= 253
 
 
 def test_routes_are_those_of_kong_yml() -> None:
-    assert (FOLDER / "routes.yaml").read_text() == to_yaml(from_file(ROOT / "kong.yml", {})), (
-        "write it anew: kong-claude export kubernetes --out deploy/kubernetes/routes.yaml"
+    assert (FOLDER / "routes.yaml").read_text() == to_yaml(
+        from_file(ROOT / "kong.yml", {}), [resource for _, resource in ALL]
+    ), (
+        "write it anew: kong-claude export kubernetes --services deploy/kubernetes/invoker.yaml"
+        " --out deploy/kubernetes/routes.yaml"
     )
 
 

@@ -6,6 +6,7 @@ Sources: AWS, "Working with OpenAPI definitions for HTTP APIs"; "x-amazon-apigat
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import yaml
 
 from kong_claude.doctor.view import RouteView, View
+from kong_claude.problem import Problem
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 # A route without a JWT plugin, or with issuers that API Gateway cannot check.
+_PLAIN = re.compile(r"(/([A-Za-z0-9._~%-]+|\{\w+\})?)+")
 _CAPTURE = re.compile(r"\(\?<(\w+)>(?:\[[^\]]*\]|[^()])*\)")
 
 HEADER = """\
@@ -41,7 +44,9 @@ def document(view: View, target: str, vpc_link: str | None = None) -> dict[str, 
     paths: dict[str, dict[str, Any]] = {}
     for route in view.routes:
         security: list[dict[str, list[str]]] = [{name: []} for name in authorizers(route, schemes)]
-        for number, path in enumerate(map(template, route.route.get("paths") or [])):
+        if not route.route.get("paths"):
+            raise Problem(f"route {route.name} has no paths: API Gateway needs some, such as /")
+        for number, path in enumerate(itertools.chain.from_iterable(map(templates, route.route["paths"]))):
             suffix = f"-{number + 1}" if number else ""
             for method in route.route.get("methods") or METHODS:
                 operation: dict[str, Any] = {
@@ -51,7 +56,7 @@ def document(view: View, target: str, vpc_link: str | None = None) -> dict[str, 
                 }
                 if security:
                     operation["security"] = security
-                if parameters := re.findall(r"\{(\w+)\}", path):
+                if parameters := re.findall(r"\{(\w+)\+?\}", path):
                     operation["parameters"] = [parameter(name) for name in parameters]
                 # Kong tells routes apart by headers too; here the first one stands for them.
                 paths.setdefault(path, {}).setdefault(method.lower(), operation)
@@ -70,11 +75,20 @@ def parameter(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
-def template(path: str) -> str:
-    """A Kong path as an API Gateway path: a prefix gets `{proxy+}`, a named capture becomes a parameter."""
-    if not path.startswith("~"):
-        return path
-    return _CAPTURE.sub(lambda match: "{" + match[1] + "}", path[1:]).rstrip("$").lstrip("^").replace("\\", "")
+def templates(path: str) -> list[str]:
+    """A Kong path as API Gateway paths: one for itself, one with `{proxy+}` for what it is a prefix of; a named capture
+    becomes a parameter. Raises Problem for a pattern that a path there cannot say."""
+    made, is_prefix = path, True
+    if path.startswith("~"):
+        made, is_prefix = path[1:].lstrip("^"), not path.endswith("$")
+        made = _CAPTURE.sub(lambda match: "{" + match[1] + "}", made.rstrip("$"))
+        made = re.sub(r"\\([^\w])", r"\1", made)
+        if not _PLAIN.fullmatch(made):
+            raise Problem(
+                f"path {path}: API Gateway has no such pattern; use names such as (?<id>[^/]+) between slashes"
+            )
+    stem = made.rstrip("/")
+    return [made or "/", *([f"{stem}/{{proxy+}}"] if is_prefix else [])]
 
 
 def authorizers(route: RouteView, schemes: dict[str, Any]) -> Iterator[str]:
@@ -102,7 +116,7 @@ def integration(target: str, path: str, method: str, vpc_link: str | None) -> di
     made: dict[str, Any] = {
         "type": "http_proxy",
         "httpMethod": method,
-        "uri": target + path,
+        "uri": target + path.replace("+}", "}"),
         "payloadFormatVersion": "1.0",
         "timeoutInMillis": 30000,
         "connectionType": "VPC_LINK" if vpc_link else "INTERNET",

@@ -5,12 +5,16 @@ Source: Kong, "Kong Ingress Controller annotations reference" and the KongPlugin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
 from kong_claude.doctor.view import Entity, RouteView, View, label
+from kong_claude.problem import Problem
 
 NAMESPACE = "kong-claude"
 HEADER = """\
@@ -19,23 +23,88 @@ HEADER = """\
 """
 
 
-def resources(view: View) -> Iterator[dict[str, Any]]:
-    """Global plugins first, then each route with its plugins; those of its service are named by every route of it."""
+# What of each entity arrives in Kubernetes. Another field is an error, since what it did would be gone without a word.
+_ANY = {"name", "id", "tags", "created_at", "updated_at"}
+_SERVICE = _ANY | {"url", "host", "port", "enabled"}
+_ROUTE = _ANY | {"service", "paths", "hosts", "methods", "headers", "strip_path"}
+_PLUGIN = _ANY | {"route", "service", "config", "enabled", "protocols", "instance_name"}
+# Field → annotation, and Kong's default, with which the annotation may be left away.
+_OF_ROUTE: dict[str, tuple[str, Any]] = {
+    "protocols": ("protocols", ["http", "https"]),
+    "https_redirect_status_code": ("https-redirect-status-code", 426),
+    "preserve_host": ("preserve-host", False),
+    "regex_priority": ("regex-priority", 0),
+    "path_handling": ("path-handling", "v0"),
+    "request_buffering": ("request-buffering", True),
+    "response_buffering": ("response-buffering", True),
+    "snis": ("snis", None),
+}
+_OF_SERVICE: dict[str, tuple[str, Any]] = {
+    "connect_timeout": ("connect-timeout", 60000),
+    "read_timeout": ("read-timeout", 60000),
+    "write_timeout": ("write-timeout", 60000),
+    "retries": ("retries", 5),
+    "protocol": ("protocol", "http"),
+    "path": ("path", None),
+}
+_PORTS = {"http": 80, "https": 443, "grpc": 80, "grpcs": 443}
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+class _Gaps:
+    """What Kubernetes has no place for, each said once."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, None] = {}
+
+    def add(self, text: str) -> None:
+        self.said[text] = None
+
+    def unknown(self, what: str, entity: Entity, known: Iterable[str]) -> None:
+        for name in sorted(set(entity) - set(known)):
+            if entity[name] not in (None, [], {}):
+                self.add(f"{what}: {name} has no equivalent")
+
+
+def resources(view: View, services: Sequence[Entity] = ()) -> list[dict[str, Any]]:
+    """Global plugins first, then each route with its plugins; those of its service are named by every route of it.
+
+    `services`: the manifests of the Services that Kong sends requests to, where its settings for them stand as
+    annotations. Raises Problem with all that would not arrive, a line each.
+    """
+    gaps, made = _Gaps(), []
     for plugin in view.plugins:
-        if plugin.get("enabled", True) and not any(plugin.get(p) for p in ("route", "service", "consumer")):
-            yield kong_plugin(plugin["name"], plugin, everywhere=True)
-    written = set()
+        if not plugin.get("enabled", True):
+            continue  # does nothing in Kong either; often it is there for its anchor alone
+        gaps.unknown(f"plugin {plugin.get('name')}", plugin, _PLUGIN)
+        if not any(plugin.get(parent) for parent in ("route", "service", "consumer", "consumer_group")):
+            made.append(kong_plugin(plugin["name"], plugin, everywhere=True))
+    written: dict[str, Entity] = {}
+    ingresses = Counter(resource_name(route.name) for route in view.routes)
+    for name in sorted(name for name, count in ingresses.items() if count > 1):
+        gaps.add(f"{ingresses[name]} routes would be named {name}: name them so that they differ")
     for route in view.routes:
         names = []
         for plugin in route.plugins:
             owner = route.name if plugin.get("route") else label(route.service) if plugin.get("service") else None
             if owner is None or not plugin.get("enabled", True):
                 continue
-            names.append(f"{owner}-{plugin['name']}")
-            if names[-1] not in written:
-                yield kong_plugin(names[-1], plugin)
-            written.add(names[-1])
-        yield ingress(route, names)
+            name = resource_name(f"{owner}-{plugin['name']}")
+            names.append(name)
+            if name not in written:
+                made.append(kong_plugin(name, plugin))
+            elif written[name] is not plugin:
+                gaps.add(f"two plugins would be named {name}: name the routes and services so that they differ")
+            written.setdefault(name, plugin)
+        made.append(ingress(route, names, backend(route, services, gaps), gaps))
+    if gaps.said:
+        raise Problem("this configuration does not fit Kubernetes:\n  " + "\n  ".join(gaps.said))
+    return made
+
+
+def resource_name(text: str) -> str:
+    """A name that Kubernetes takes (RFC 1123) for what a Kong entity is called."""
+    return re.sub(r"[^a-z0-9.-]+", "-", text.lower()).strip("-.")[:253] or "unnamed"
 
 
 def kong_plugin(name: str, plugin: Entity, *, everywhere: bool = False) -> dict[str, Any]:
@@ -51,32 +120,77 @@ def kong_plugin(name: str, plugin: Entity, *, everywhere: bool = False) -> dict[
         "metadata": metadata,
         "plugin": plugin["name"],
     }
+    if plugin.get("protocols"):
+        made["protocols"] = list(plugin["protocols"])
     return made | ({"config": plugin["config"]} if plugin.get("config") else {})
 
 
-def ingress(route: RouteView, plugins: list[str]) -> dict[str, Any]:
-    """The route. Its service is the Kubernetes Service of the same host name."""
-    annotations = {"konghq.com/strip-path": str(route.route.get("strip_path", True)).lower()}
+def ingress(route: RouteView, plugins: list[str], service: dict[str, Any], gaps: _Gaps) -> dict[str, Any]:
+    own = route.route
+    gaps.unknown(f"route {route.name}", own, _ROUTE | _OF_ROUTE.keys())
+    annotations = {"konghq.com/strip-path": str(own.get("strip_path", True)).lower()}
     if plugins:
         annotations["konghq.com/plugins"] = ",".join(plugins)
-    if route.route.get("methods"):
-        annotations["konghq.com/methods"] = ",".join(route.route["methods"])
-    for name, values in (route.route.get("headers") or {}).items():
+    if own.get("methods"):
+        annotations["konghq.com/methods"] = ",".join(own["methods"])
+    for name, values in (own.get("headers") or {}).items():
         annotations[f"konghq.com/headers.{name}"] = ",".join(values)
-    if route.route.get("response_buffering") is False:
-        annotations["konghq.com/response-buffering"] = "false"
-    host, _, port = str(route.service.get("url", "")).rpartition("/")[2].partition(":")
-    backend = {"service": {"name": host, "port": {"number": int(port or 80)}}}
+    annotations |= _annotations(own, _OF_ROUTE)
+    if not own.get("paths"):
+        gaps.add(f"route {route.name}: has no paths, an Ingress would take them all: say paths: [/]")
     paths = [
-        {"path": "/" + path if path.startswith("~") else path, "pathType": "ImplementationSpecific", "backend": backend}
-        for path in route.route.get("paths") or []
+        {"path": "/" + path if path.startswith("~") else path, "pathType": "ImplementationSpecific", "backend": service}
+        for path in own.get("paths") or []
     ]
+    hosts = own.get("hosts") or [None]
+    rules = [({"host": host} if host else {}) | {"http": {"paths": paths}} for host in hosts]
+    for host in filter(None, hosts):
+        if ":" in host or host.endswith("*"):
+            gaps.add(f"route {route.name}: host {host}: an Ingress takes no port, and * only as the first label")
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "Ingress",
-        "metadata": {"name": route.name, "namespace": NAMESPACE, "annotations": annotations},
-        "spec": {"ingressClassName": "kong", "rules": [{"http": {"paths": paths}}]},
+        "metadata": {"name": resource_name(route.name), "namespace": NAMESPACE, "annotations": annotations},
+        "spec": {"ingressClassName": "kong", "rules": rules},
     }
+
+
+def backend(route: RouteView, services: Sequence[Entity], gaps: _Gaps) -> dict[str, Any]:
+    """The Kubernetes Service of the same host name, whose annotations must say what Kong's service does."""
+    service, what = route.service, f"service {label(route.service)}"
+    if not service:
+        gaps.add(f"route {route.name}: has no service")
+        return {}
+    gaps.unknown(what, service, _SERVICE | _OF_SERVICE.keys())
+    if service.get("enabled") is False:
+        gaps.add(f"{what}: is disabled, an Ingress cannot be: leave it and its routes out")
+    url = urlsplit(str(service.get("url") or ""))
+    protocol = str(url.scheme or service.get("protocol") or "http")
+    host = str(url.hostname or service.get("host") or "")
+    port = url.port or (None if url.scheme else service.get("port")) or _PORTS.get(protocol, 80)
+    name, _, space = host.removesuffix(".").partition(".")
+    if not _LABEL.fullmatch(name) or name.isdigit() or space.split(".")[0] not in ("", NAMESPACE):
+        gaps.add(f"{what}: host {host} is no Service of the namespace {NAMESPACE}")
+    wanted = _annotations({**service, "protocol": protocol, "path": url.path or service.get("path")}, _OF_SERVICE)
+    found: dict[str, Any] = {}
+    for manifest in services:
+        if manifest.get("kind") == "Service" and (manifest.get("metadata") or {}).get("name") == name:
+            found = manifest["metadata"].get("annotations") or {}
+    for annotation, value in wanted.items():
+        if str(found.get(annotation)) != value:
+            gaps.add(f"{what}: the Service {name} (--services FILE) must have the annotation {annotation}: {value!r}")
+    return {"service": {"name": name, "port": {"number": int(port)}}}
+
+
+def _annotations(entity: Entity, table: Mapping[str, tuple[str, Any]]) -> dict[str, str]:
+    found = {}
+    for field, (annotation, default) in table.items():
+        value = entity.get(field)
+        if value in (None, default) or (isinstance(value, list) and sorted(value) == default):
+            continue
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        found[f"konghq.com/{annotation}"] = text.lower() if isinstance(value, bool) else text
+    return found
 
 
 class _Dumper(yaml.SafeDumper):
@@ -93,5 +207,7 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
-def to_yaml(view: View) -> str:
-    return HEADER + yaml.dump_all(resources(view), Dumper=_Dumper, sort_keys=False, width=120, explicit_start=True)
+def to_yaml(view: View, services: Sequence[Entity] = ()) -> str:
+    """Raises Problem."""
+    made = resources(view, services)
+    return HEADER + yaml.dump_all(made, Dumper=_Dumper, sort_keys=False, width=120, explicit_start=True)
