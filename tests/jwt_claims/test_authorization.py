@@ -134,7 +134,12 @@ EMAILS: list[tuple[Any, Any, bool]] = [
     ("a@example.com", True, True),
     ("a@EXAMPLE.com", True, True),
     ("a@example.com", False, False),
-    ("a@example.com", "true", False),
+    ("a@example.com", "true", True),  # Apple
+    ("a@example.com", "True", False),
+    ("a@example.com", "false", False),
+    ("a@example.com", "", False),
+    ("a@example.com", ["true"], False),
+    ("a@sub.example.com", "true", False),
     ("a@example.com", None, False),
     ("a@example.com", 1, False),
     ("a@sub.example.com", True, False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from claude_contract.errors import ConfigError
 from kong_claude.jwt_claims.plugin import JwtClaims
+from tests.interop.tokens import TENANT, certificate
 from tests.jwt_claims.support import ISSUER, SECRET, config, issuer, jwk, pem, private_key
 from tests.support.kong_driver import Driver, RPCError
 from tests.support.stages import stage_of
@@ -53,7 +55,88 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unresolved reference": (one(secret="", algorithms=["HS256"]), "unresolved vault reference"),
     "unresolved PEM reference": (one(public_key=""), "unresolved vault reference"),
     "unresolved JWKS reference": (one(jwks=""), "unresolved vault reference"),
-    "a public key as secret": (one(secret=pem("RS256"), algorithms=["HS256"]), "issuers[1].secret: is a PEM key"),
+    "a public key as secret": (
+        one(secret=pem("RS256"), algorithms=["HS256"]),
+        "issuers[1].secret: is a public or private key",
+    ),
+    "a public key in base64 as secret": (
+        one(secret=base64.b64encode(pem("RS256").encode()).decode(), algorithms=["HS256"], secret_is_base64=True),
+        "issuers[1].secret: is a public or private key",
+    ),
+    "a public key without PEM's lines as secret": (
+        one(secret="".join(pem("RS256").splitlines()[1:-1]), algorithms=["HS256"]),
+        "issuers[1].secret: is a public or private key",
+    ),
+    "a public key without PEM's lines as secret in base64": (
+        one(secret="".join(pem("RS256").splitlines()[1:-1]), algorithms=["HS256"], secret_is_base64=True),
+        "issuers[1].secret: is a public or private key",
+    ),
+    "a certificate without PEM's lines as secret": (
+        one(secret=certificate(), algorithms=["HS256"]),
+        "issuers[1].secret: is a public or private key",
+    ),
+    "a secret that is not base64": (
+        one(secret="$" * 64, algorithms=["HS256"], secret_is_base64=True),
+        "issuers[1].secret: is not base64",
+    ),
+    "a secret shorter than the hash once decoded": (
+        one(secret=base64.b64encode(b"x" * 31).decode(), algorithms=["HS256"], secret_is_base64=True),
+        "issuers[1].secret: must be at least 32 bytes for HS256 when decoded",
+    ),
+    "a secret in base64 shorter than HS512's hash": (
+        one(secret=base64.b64encode(b"x" * 63).decode(), algorithms=["HS512"], secret_is_base64=True),
+        "at least 64 bytes for HS512 when decoded",
+    ),
+    "a template without tenants": (
+        one(issuer="https://x/{tenantid}/v2.0", public_key=pem("RS256")),
+        "issuers[1].tenants: must name the tenants",
+    ),
+    "tenants without a template": (
+        one(public_key=pem("RS256"), tenants=[TENANT]),
+        "issuers[1].tenants: needs {tenantid} in issuer",
+    ),
+    "a tenant with a slash": (
+        one(issuer="https://x/{tenantid}/v2.0", public_key=pem("RS256"), tenants=[TENANT, "a/b"]),
+        "issuers[1].tenants: 'a/b' is not a tenant's id",
+    ),
+    "a tenant by its domain": (
+        one(issuer="https://x/{tenantid}/v2.0", public_key=pem("RS256"), tenants=["example.onmicrosoft.com"]),
+        "is not a tenant's id",
+    ),
+    "a tenant with a line break": (
+        one(issuer="https://x/{tenantid}/v2.0", public_key=pem("RS256"), tenants=[TENANT + "\n"]),
+        "is not a tenant's id",
+    ),
+    "everybody's tenants": (
+        one(issuer="https://login.microsoftonline.com/common/v2.0", discovery=True),
+        "issuers[1].issuer: is no token's iss: write {tenantid}",
+    ),
+    "everybody's organisations": (
+        one(issuer="https://sts.windows.net/organizations/", discovery=True),
+        "issuers[1].issuer: is no token's iss: write {tenantid}",
+    ),
+    "a tenant configured twice": (
+        config(
+            issuers=[
+                {"issuer": f"https://x/{tenant}/v2.0", "algorithms": ["RS256"], "public_key": pem("RS256"), **more}
+                for tenant, more in ((TENANT, {}), ("{tenantid}", {"tenants": [TENANT]}))
+            ]
+        ),
+        "issuers[2].issuer: is configured twice",
+    ),
+    "a prefix with a template, an issuer without": (
+        one(public_key=pem("RS256"), subject_prefix="{tenantid}:"),
+        "issuers[1].subject_prefix: has {tenantid}",
+    ),
+    "a prefix with other braces": (
+        one(public_key=pem("RS256"), subject_prefix="{oid}:"),
+        "issuers[1].subject_prefix: may have braces in {tenantid} only",
+    ),
+    "no audience claim": (config(audience_claims=[]), "audience_claims: names no claim"),
+    "Ed448 from an Ed25519 key": (
+        one(public_key=pem("EdDSA"), algorithms=["Ed448"]),
+        "this key cannot serve Ed448",
+    ),
     "PEM garbage": (
         one(public_key="-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"),
         "is not a PEM public key",

@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from kong_claude.jwt_claims import remote
 from kong_claude.jwt_claims.fetch import MAX_DOCUMENT, FetchError, fetch_json
-from kong_claude.jwt_claims.keys import KeySet, Unavailable, keys_from_issuer
+from kong_claude.jwt_claims.jwks import keys_from_issuer
+from kong_claude.jwt_claims.keys import KeySet, Unavailable
 from kong_claude.jwt_claims.remote import RemoteKeys, allowed, jwks_uri, remote_keys
 from tests.jwt_claims.support import jwk
 
@@ -38,6 +39,7 @@ class Issuer:
     def __init__(self) -> None:
         self.names = ["one"]
         self.away = False
+        self.more: list[Any] = []  # other entries beside the keys
         self.loads = 0
         self.now = 0.0
         self.gate = threading.Event()
@@ -48,7 +50,10 @@ class Issuer:
         assert self.gate.wait(HANG)
         if self.away:
             raise FetchError("away")
-        return keys_from_issuer({"keys": [jwk("RS256", name) for name in self.names]}, RS256)
+        try:
+            return keys_from_issuer({"keys": [*self.more, *(jwk("RS256", name) for name in self.names)]}, RS256)
+        except ValueError as error:
+            raise FetchError(str(error)) from error
 
     def keys(self, **more: float) -> RemoteKeys:
         times = {"ttl": 100.0, "max_stale": 1000.0, "cooldown": 10.0, "timeout": 2.0, **more}
@@ -188,6 +193,93 @@ def test_an_unknown_kid_while_the_issuer_is_away_keeps_the_keys() -> None:
     assert keys.refreshed(first) is first
 
 
+def test_an_empty_set_is_a_failed_fetch() -> None:
+    """Good keys are not replaced by none: they serve for as long as those of an issuer that is away."""
+    issuer = Issuer()
+    keys = issuer.keys()
+    first = keys.current()
+    issuer.names = []
+    for now in (150.0, 500.0, 1099.0):
+        issuer.now = now
+        assert keys.current() is first
+        settle(keys)
+    issuer.now = 1100.0
+    with pytest.raises(Unavailable):
+        keys.current()
+    assert "no usable key" in keys.news[0]
+    issuer.names, issuer.now = ["two"], 1120.0
+    assert kids(keys.current()) == ["two"]
+
+
+def test_a_set_of_keys_that_serve_nothing_is_a_failed_fetch() -> None:
+    issuer = Issuer()
+    keys = issuer.keys()
+    first = keys.current()
+    issuer.names, issuer.more, issuer.now = [], [jwk("RS256", "enc", use="enc"), None], 150.0
+    assert keys.current() is first
+    assert list(keys.news) == [
+        "keys of idp cannot be had, those of before serve for 950 s more: "
+        "no usable key: key 'enc' is not for signatures; an entry is not an object"
+    ]
+
+
+def test_what_is_skipped_is_said_once() -> None:
+    issuer = Issuer()
+    issuer.more = [None, jwk("RS256", "k", kty="AKP")]
+    keys = issuer.keys()
+    first = keys.current()
+    said = "keys of idp: 1 used, 2 skipped: an entry is not an object; key 'k' has an unknown kty"
+    assert list(keys.news) == [said]
+    issuer.now = 500.0
+    issuer.more.reverse()
+    assert keys.current() is first
+    assert list(keys.news) == [said]
+    issuer.now, issuer.more = 1000.0, [7]
+    assert keys.current() is first
+    assert list(keys.news)[1:] == ["keys of idp: 1 used, 1 skipped: an entry is not an object"]
+
+
+def test_what_is_skipped_is_said_in_few_words() -> None:
+    """Kids are the issuer's to choose: they end no line and fill no log."""
+    issuer = Issuer()
+    issuer.more = [{"kid": "a\nb" * 10_000, "kty": "AKP"}, *([None] * 100)]
+    keys = issuer.keys()
+    keys.current()
+    (said,) = keys.news
+    assert "\n" not in said
+    assert len(said) < 400
+    assert said.endswith("; and 96 more")
+
+
+def test_a_failure_is_said_once_a_minute_and_again_after_success() -> None:
+    issuer = Issuer()
+    issuer.away = True
+    keys = issuer.keys(cooldown=1.0)
+    for second in range(130):
+        issuer.now = float(second)
+        with pytest.raises(Unavailable):
+            keys.current()
+        settle(keys)
+    assert list(keys.news) == ["keys of idp cannot be had, its tokens are refused: away"] * 3
+    issuer.away, issuer.now = False, 131.0
+    keys.current()
+    issuer.away, issuer.now = True, 132.0
+    keys.refreshed(keys.current())
+    assert list(keys.news)[3:] == ["keys of idp cannot be had, those of before serve for 1099 s more: away"]
+
+
+def test_keys_in_another_order_are_the_same_and_a_repeated_one_is_not() -> None:
+    def of(*names: str) -> KeySet:
+        return keys_from_issuer({"keys": [jwk("RS256", name) for name in names]}, RS256)
+
+    assert of("one", "two").same(of("two", "one"))
+    assert not of("one", "one", "two").same(of("one", "two", "two"))
+    assert not of("one").same(of("one", "two"))
+    renamed = keys_from_issuer({"keys": [jwk("RS256", "one", kid="two")]}, RS256)
+    assert not of("one").same(renamed)
+    assert not of("two").same(renamed)
+
+
 def test_instances_share_keys_and_unused_ones_go_away() -> None:
     def make(url: str = "https://127.0.0.1:9/jwks") -> RemoteKeys:
         return remote_keys(
@@ -218,6 +310,8 @@ def test_instances_share_keys_and_unused_ones_go_away() -> None:
         ("ftp://idp.example/", True, False),
         ("file:///etc/passwd", True, False),
         ("https://u@idp.example/", False, False),
+        ("https://idp.example:0/", False, False),
+        ("https://:443/", False, False),
         ("https://[::1/", False, False),
         ("https://idp.example:x/", False, False),
         ("//idp.example/", True, False),

@@ -231,3 +231,42 @@ def test_on_kong_pdks_own_server(plugins_dir: Path, provider: Provider) -> None:
         provider.rotate("k2")
         assert ask(kong, instance, provider.token()).exit is None
         assert ask(kong, instance, "x.y.z").ended.status == 401
+
+
+def test_why_keys_cannot_be_had_is_in_kongs_log_at_warn(server: Server, provider: Provider) -> None:
+    """Kong logs what a plugin server writes itself at info, which it does not show by default. One line, not one per request."""
+    settings = configured(provider, jwks_cooldown=3600)
+    place = f"{provider.issuer}/.well-known/openid-configuration"
+    compact = provider.token()
+    provider.stop()
+    with server.driver() as kong:
+        instance = kong.start_instance("claude-jwt-claims", settings)
+        events = [ask(kong, instance, compact) for _ in range(5)]
+    assert [event.ended.status for event in events] == [503] * 5
+    said = [args for event in events for method, args in event.calls if method == "kong.log.warn"]
+    (line,) = said
+    assert f"keys of {provider.issuer} cannot be had, its tokens are refused: {place} cannot be fetched" in str(line)
+
+
+def test_an_empty_set_locks_nobody_out_and_is_said(server: Server, provider: Provider) -> None:
+    with server.driver() as kong:
+        instance = kong.start_instance("claude-jwt-claims", configured(provider, jwks_ttl=1, jwks_cooldown=1))
+        assert ask(kong, instance, provider.token()).exit is None
+        good, provider.keys = provider.keys, []
+        calls: list[str] = []
+        fetches, deadline = provider.fetches, time.monotonic() + HANG
+        while not calls and time.monotonic() < deadline:
+            provider.keys = []
+            compact = jwt.encode(
+                {"iss": provider.issuer, "aud": "claude-code", "sub": str(provider.fetches), "exp": time.time() + 60},
+                good[-1].get_private_key(),
+                "RS256",
+                headers={"kid": good[-1].as_dict()["kid"]},
+            )
+            event = ask(kong, instance, compact)
+            assert event.exit is None
+            calls = [str(args) for method, args in event.calls if method == "kong.log.warn"]
+            time.sleep(0.02)
+        assert provider.fetches > fetches
+        assert "no usable key" in calls[0]
+        assert "those of before serve for" in calls[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -47,7 +48,7 @@ def fields(entries: list[dict[str, dict[str, Any]]], path: str = "") -> Iterator
 def test_every_field_is_described_and_says_whether_it_is_required(name: str, field: dict[str, Any]) -> None:
     assert len(field["description"]) >= 10  # under that Kong does not start
     assert "required" in field
-    if any(word in name for word in ("secret", "redis_url")):
+    if field["type"] == "string" and any(word in name for word in ("secret", "redis_url")):
         assert field["referenceable"]
         assert field["encrypted"]
 
@@ -59,9 +60,24 @@ FULL = {
         {"issuer": "https://c.example", "algorithms": ["RS256"], "jwks": json.dumps({"keys": [jwk("RS256")]})},
         {"issuer": "https://d.example", "algorithms": ["EdDSA"], "jwks_uri": "https://127.0.0.1:9/jwks"},
         {"issuer": "https://127.0.0.1:9", "algorithms": ["ES256"], "discovery": True, "subject_prefix": "e:"},
+        {
+            "issuer": "f",
+            "algorithms": ["HS256"],
+            "secret": base64.b64encode(SECRET.encode()).decode(),
+            "secret_is_base64": True,
+        },
+        {
+            "issuer": "https://127.0.0.1:9/{tenantid}/v2.0",
+            "algorithms": ["RS256"],
+            "discovery": True,
+            "tenants": ["72f988bf-86f1-41af-91ab-2d7cd011db47"],
+            "subject_prefix": "{tenantid}:",
+        },
     ],
     "audience": ["claude-code", "other"],
+    "audience_claims": ["aud", "client_id"],
     "header_names": ["authorization", "X-Token"],
+    "raw_header_names": ["x-api-key"],
     "cookie_names": ["jwt"],
     "uri_param_names": ["jwt"],
     "leeway": 0,
@@ -126,6 +142,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "leeway of an hour": ({**MINIMAL, "leeway": 3600}, "value should be between 0 and 120"),
     "maximum_expiration negative": ({**MINIMAL, "maximum_expiration": -1}, "value should be between"),
     "header with a line break": ({**MINIMAL, "header_names": ["a\nb"]}, "invalid value"),
+    "raw header with a line break": ({**MINIMAL, "raw_header_names": ["a\nb"]}, "invalid value"),
+    "no audience claim": ({**MINIMAL, "audience_claims": []}, "length must be at least 1"),
+    "tenants that are a path": (first(tenants=["a/b"]), "invalid value"),
+    "no tenants": (first(tenants=[]), "length must be at least 1"),
     "cookie with a semicolon": ({**MINIMAL, "cookie_names": ["a;b"]}, "invalid value"),
     "realm with a quote": ({**MINIMAL, "realm": 'a"b'}, "invalid value"),
     "realm with a line break": ({**MINIMAL, "realm": "a\nb"}, "invalid value"),

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from kong_claude.jwt_claims.keys import keys_from_issuer, keys_from_text
-from kong_claude.jwt_claims.token import Checks, InvalidToken, parse
+from kong_claude.jwt_claims.jwks import keys_from_issuer, keys_from_text
+from kong_claude.jwt_claims.token import MAX_TIME, Checks, InvalidToken, parse
 from tests.jwt_claims.conftest import Send
-from tests.jwt_claims.support import AUDIENCE, b64, config, sign, token
+from tests.jwt_claims.support import AUDIENCE, b64, config, jwk, sign, token
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -101,12 +101,15 @@ def test_any_document_as_key_set(document: Any) -> None:
     )
 )
 def test_any_key_in_a_key_set(entry: Any) -> None:
-    keys_from_issuer({"keys": [entry]}, frozenset({"RS256", "ES256", "EdDSA"}))
+    good = jwk("ES256", kid="good")
+    keys = keys_from_issuer({"keys": [entry, good]}, frozenset({"RS256", "ES256", "EdDSA"}))
+    assert keys.candidates("good", "ES256")
 
 
 def test_symmetric_keys_of_an_issuer_never_serve() -> None:
     document = {"keys": [{"kty": "oct", "k": b64(b"x" * 64)}]}
-    assert keys_from_issuer(document, frozenset({"HS256"})).keys == ()
+    with pytest.raises(ValueError, match="key None is a secret, which nobody publishes"):
+        keys_from_issuer(document, frozenset({"HS256"}))
     assert keys_from_text(json.dumps(document), frozenset({"HS256"}), "jwks").keys
 
 
@@ -121,8 +124,21 @@ def test_symmetric_keys_of_an_issuer_never_serve() -> None:
         ({"exp": 200, "iat": 106}, "not_yet_valid"),
         ({"exp": 1105}, None),
         ({"exp": 1106}, "lifetime"),
-        ({"exp": 200, "nbf": None}, "claims"),
+        ({"exp": 200, "nbf": None, "iat": None}, None),
+        ({"exp": 95.5}, None),
+        ({"exp": 94.99}, "expired"),
+        ({"exp": 1105.5}, "lifetime"),
+        ({"exp": 200, "nbf": 105.5}, "not_yet_valid"),
+        ({"exp": 200.0, "nbf": 99.9, "iat": 1e2}, None),
+        ({"exp": None}, "claims"),
         ({"exp": True}, "claims"),
+        ({"exp": 200, "nbf": False}, "claims"),
+        ({"exp": 200, "iat": "100"}, "claims"),
+        ({"exp": 200, "nbf": -1}, "claims"),
+        ({"exp": 200, "iat": 0}, None),
+        ({"exp": MAX_TIME + 1}, "claims"),
+        ({"exp": float("inf")}, "claims"),
+        ({"exp": float("nan")}, "claims"),
         ({}, "claims"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ class Keys:
 
     def __init__(self) -> None:
         self.keys: KeySet | None = KeySet((key_from_secret(SECRET, HS256, "secret"),))
+        self.news: deque[str] = deque()
 
     def current(self) -> KeySet:
         if self.keys is None:

@@ -24,17 +24,20 @@ class Places:
     """Where tokens may be. Header names in lower case."""
 
     headers: tuple[str, ...] = ("authorization",)
+    raw_headers: tuple[str, ...] = ()
+    """Without `Bearer`, though it may be there."""
     cookies: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
 
     def token(self, headers: Mapping[str, Sequence[str]], query_tokens: Sequence[str] = ()) -> str | None:
         """The only token, or None. Raises BadRequest or SeveralTokens."""
         found = {*query_tokens}
-        for name in self.headers:
-            given = {_from_header(value) for value in headers.get(name, ())}
-            if len(given) > 1:
-                raise SeveralTokens
-            found |= given - {None}  # type: ignore[arg-type]
+        for names, read in ((self.headers, _from_header), (self.raw_headers, _from_raw_header)):
+            for name in names:
+                given = {read(value) for value in headers.get(name, ())}
+                if len(given) > 1:
+                    raise SeveralTokens
+                found |= given - {None}  # type: ignore[arg-type]
         if self.cookies:
             found |= set(_from_cookies(headers.get("cookie", ()), self.cookies))
         if len(found) > 1:
@@ -64,8 +67,12 @@ def _from_header(value: str) -> str | None:
     if value[: len(_SCHEME)].lower() != _SCHEME or (rest and rest[0] not in _BLANK):  # another scheme
         return None
     if not rest:
-        raise BadRequest("missing token: the Authorization header has nothing after Bearer")
+        raise BadRequest("missing token: there is nothing after Bearer")
     return rest.lstrip(_BLANK)
+
+
+def _from_raw_header(value: str) -> str | None:
+    return _from_header(value) or value.strip(_BLANK) or None
 
 
 def _from_cookies(lines: Sequence[str], names: Sequence[str]) -> list[str]:

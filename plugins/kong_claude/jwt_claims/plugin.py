@@ -53,14 +53,20 @@ class JwtClaims(Stage[JwtClaimsConfig]):
     def __init__(self, config: JwtClaimsConfig, shared: Shared, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self._issuers = issuers_from_config(config)
+        self._sources = list({id(issuer.keys): issuer.keys for issuer in self._issuers.values()}.values())
         if not config.audience:
             raise ConfigError("audience", "names no audience")
-        self._checks = Checks(frozenset(config.audience), config.leeway, config.maximum_expiration)
+        if not config.audience_claims:
+            raise ConfigError("audience_claims", "names no claim")
+        self._checks = Checks(
+            frozenset(config.audience), config.audience_claims, config.leeway, config.maximum_expiration
+        )
         self._typ = frozenset(typ.lower().removeprefix("application/") for typ in config.typ)
         self._required = config.required_claims
         headers = tuple(name.lower() for name in config.header_names)
-        self._places = Places(headers, config.cookie_names, config.uri_param_names)
-        if not (self._places.headers or self._places.cookies or self._places.parameters):
+        raw_headers = tuple(name.lower() for name in config.raw_header_names)
+        self._places = Places(headers, raw_headers, config.cookie_names, config.uri_param_names)
+        if not (headers or raw_headers or config.cookie_names or config.uri_param_names):
             raise ConfigError("header_names", "is empty, and so are the other places where a token could be")
         self._names = ClaimNames(
             subject=config.subject_claim,
@@ -107,6 +113,8 @@ class JwtClaims(Stage[JwtClaimsConfig]):
             refused = self._challenge.invalid_token(str(error), error.reason)
         except Unavailable:
             return unavailable("the keys of the token's issuer are not available", "keys_unavailable")
+        finally:
+            self._say_news(kong)
         if known is None:
             assert refused is not None
             return self._become_anonymous(request) if self._anonymous else refused
@@ -127,6 +135,16 @@ class JwtClaims(Stage[JwtClaimsConfig]):
                 kong.log.set_serialize_value(name, f"{path}?{rest}" if rest else path)
         return tokens
 
+    def _say_news(self, kong: Any) -> None:
+        """To Kong's log, which shows `warn` by default, as it does not what a plugin server writes itself."""
+        for source in self._sources:
+            while source.news:
+                try:
+                    news = source.news.popleft()
+                except IndexError:  # another thread was faster
+                    break
+                kong.log.warn(news)
+
     def verify(self, compact: str) -> Caller:
         """The caller of a valid token, allowed or not. Raises InvalidToken or Unavailable.
 
@@ -142,11 +160,11 @@ class JwtClaims(Stage[JwtClaimsConfig]):
         token = parse(compact)
         issuer = self._issuer(token)
         keys = issuer.keys.current()
-        candidates = keys.candidates(token.kid, token.algorithm)
+        candidates = issuer.candidates(keys, token)
         key = signed_by(token, candidates)
         if key is None and (token.kid is None or not candidates):  # a known kid needs no newer keys
             keys = issuer.keys.refreshed(keys)
-            key = signed_by(token, keys.candidates(token.kid, token.algorithm))
+            key = signed_by(token, issuer.candidates(keys, token))
         if key is None:
             raise InvalidToken("signature", "the token is not signed by a key of its issuer")
         expires = self._checks.check(token.claims, now)

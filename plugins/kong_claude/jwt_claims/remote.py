@@ -5,14 +5,14 @@
                      in background    if that fails
 
 A token with an unknown kid leads to at most one fetch per cool-down, so random kids do not turn into traffic. Nothing
-is fetched while nobody asks.
+is fetched while nobody asks. A set without a usable key is no set: it counts as a failed fetch.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,17 +20,20 @@ from weakref import WeakValueDictionary
 
 from claude_contract.errors import ConfigError
 from kong_claude.jwt_claims.fetch import FetchError, fetch_json
-from kong_claude.jwt_claims.keys import KeySet, Unavailable, keys_from_issuer
-
-log = logging.getLogger(__name__)
+from kong_claude.jwt_claims.jwks import keys_from_issuer, summary
+from kong_claude.jwt_claims.keys import KeySet, Unavailable
 
 EARLY = 0.8  # of the ttl: from here on a fetch runs in the background
+QUIET = 60.0  # seconds until the same failure is said again
 
 
 class RemoteKeys:
     """A KeySource. `load` returns the keys or raises FetchError; it runs in a thread of its own.
 
     Under the gevent plugin server threads are greenlets; waiting for one lets other requests run.
+
+    `news` is what an operator must know, for the log of Kong, which only a request reaches: whoever takes a text from
+    it writes it there.
     """
 
     def __init__(
@@ -57,6 +60,9 @@ class RemoteKeys:
         self._failed: float | None = None  # when the last fetch failed; None after one that did not
         self._asked_for_kid: float | None = None
         self._flight: _Flight | None = None
+        self.news: deque[str] = deque(maxlen=16)
+        self._skipped: frozenset[str] = frozenset()  # the reasons that were said
+        self._complained: tuple[str, float] | None = None  # the last failure that was said, and when
 
     def prefetch(self) -> None:
         """Starts the first fetch without waiting for it."""
@@ -107,22 +113,41 @@ class RemoteKeys:
         return self._flight
 
     def _run(self, flight: _Flight) -> None:
+        keys, failure = None, ""
         try:
-            keys: KeySet | None = self._load()
+            keys = self._load()
         except Exception as error:
-            keys = None
-            log.warning("keys of %s: %s", self._name, str(error) if isinstance(error, FetchError) else repr(error))
+            failure = str(error) if isinstance(error, FetchError) else repr(error)
         with self._lock:
             if self._flight is flight:
                 self._flight = None
             if keys is None:
                 self._failed = self._clock()
+                self._complain(failure, self._failed)
             else:
-                self._fetched, self._failed = self._clock(), None
-                # The same keys stay the same object: tokens verified with them stay verified.
-                if self._keys is None or not same(self._keys, keys):
-                    self._keys = keys
+                self._fetched, self._failed, self._complained = self._clock(), None, None
+                self._take(keys)
         flight.done.set()
+
+    def _take(self, keys: KeySet) -> None:
+        skipped = frozenset(keys.skipped)
+        if skipped and skipped != self._skipped:
+            self.news.append(
+                f"keys of {self._name}: {len(keys.keys)} used, {len(keys.skipped)} skipped: {summary(keys.skipped)}"
+            )
+        self._skipped = skipped
+        # The same keys stay the same object: tokens verified with them stay verified.
+        if self._keys is None or not self._keys.same(keys):
+            self._keys = keys
+
+    def _complain(self, failure: str, now: float) -> None:
+        if self._complained is not None and self._complained[0] == failure and now - self._complained[1] < QUIET:
+            return
+        self._complained = (failure, now)
+        left = self._fetched + self._ttl + self._max_stale - now
+        served = self._keys is not None and left > 0
+        effect = f"those of before serve for {left:.0f} s more" if served else "its tokens are refused"
+        self.news.append(f"keys of {self._name} cannot be had, {effect}: {failure}")
 
 
 class _Flight:
@@ -131,11 +156,6 @@ class _Flight:
     def __init__(self, started: float) -> None:
         self.started = started
         self.done = threading.Event()
-
-
-def same(one: KeySet, other: KeySet) -> bool:
-    """True where both hold the same keys, in any order."""
-    return len(one.keys) == len(other.keys) and all(key in other.keys for key in one.keys)
 
 
 # Kong makes a new instance at every change of its configuration, and never closes some old ones: all that name the same

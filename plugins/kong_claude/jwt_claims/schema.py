@@ -33,6 +33,7 @@ class IssuerConfig:
     secret: str | None = string(
         "Shared secret for HS256/384/512: at least 32/48/64 bytes.", referenceable=True, encrypted=True
     )
+    secret_is_base64: bool = boolean("The secret is given in base64, of either alphabet.", default=False)
     public_key: str | None = string("Public key or certificate in PEM.", referenceable=True)
     jwks: str | None = string("JSON Web Key Set as text.", referenceable=True, encrypted=True)
     jwks_uri: str | None = string("Where the issuer publishes its JSON Web Key Set.", match="^https?://")
@@ -41,7 +42,12 @@ class IssuerConfig:
     allow_insecure_jwks: bool = boolean("Allow http:// for jwks_uri and discovery: local tests only.", default=False)
     subject_prefix: str | None = string(
         "Put before the subject, so that equal subjects of different issuers stay different callers.",
-        match="^[A-Za-z0-9._:@/-]+$",
+        match="^[A-Za-z0-9._:@/{}-]+$",
+    )
+    tenants: tuple[str, ...] = _set(
+        "The tenants' ids that {tenantid} in issuer may be: a multi-tenant issuer's, as Entra's.",
+        elements={"match": "^[%x-]+$"},
+        len_min=1,
     )
 
 
@@ -71,8 +77,18 @@ class JwtClaimsConfig:
         len_min=1,
     )
     audience: tuple[str, ...] = _set("A token must name at least one of these in aud.", required=True, len_min=1)
+    audience_claims: tuple[str, ...] = strings(
+        "The claims that may name the audience; the first that a token has counts, the others are not looked at.",
+        default=("aud",),
+        len_min=1,
+    )
     header_names: tuple[str, ...] = _set(
         "Headers that may carry `Bearer <token>`.", default=("authorization",), elements={"match": HEADER_TOKEN}
+    )
+    raw_header_names: tuple[str, ...] = _set(
+        "Headers that may carry the token itself, without `Bearer`, such as x-api-key.",
+        default=(),
+        elements={"match": HEADER_TOKEN},
     )
     cookie_names: tuple[str, ...] = _set(
         "Cookies that may carry the token.", default=(), elements={"match": HEADER_TOKEN}

@@ -84,12 +84,13 @@ class Checks:
     """What the registered claims must say."""
 
     audience: frozenset[str]
+    audience_claims: tuple[str, ...] = ("aud",)
     leeway: int = 5  # seconds
     maximum_expiration: int = 0  # seconds; 0: no limit
 
-    def check(self, claims: Mapping[str, Any], now: float) -> int:
-        """Checks aud, exp, nbf and iat; returns exp. Raises InvalidToken."""
-        self._check_audience(claims.get("aud"))
+    def check(self, claims: Mapping[str, Any], now: float) -> float:
+        """Checks the audience, exp, nbf and iat; returns exp. Raises InvalidToken."""
+        self._check_audience(claims)
         expires = _time(claims, "exp")
         if expires is None:
             raise InvalidToken("claims", "the token has no exp claim")
@@ -103,19 +104,24 @@ class Checks:
                 raise InvalidToken("not_yet_valid", f"the token is not valid yet ({name})")
         return expires
 
-    def _check_audience(self, value: Any) -> None:
+    def _check_audience(self, claims: Mapping[str, Any]) -> None:
+        # One claim decides: a token that names another audience in `aud` is not saved by its `client_id`.
+        given = (claim for claim in self.audience_claims if claims.get(claim) not in (None, []))
+        name = next(given, self.audience_claims[0])
+        value = claims.get(name)
         named = [value] if isinstance(value, str) else value
         if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
-            raise InvalidToken("audience", "the token has no usable aud claim")
+            raise InvalidToken("audience", f"the token has no usable {name} claim")
         if self.audience.isdisjoint(named):
             raise InvalidToken("audience", "the token is meant for another audience")
 
 
-def _time(claims: Mapping[str, Any], name: str) -> int | None:
+def _time(claims: Mapping[str, Any], name: str) -> float | None:
+    """A NumericDate (RFC 7519, section 2), which may have a fraction; None where it is absent or null."""
     value = claims.get(name)
-    if value is None and name not in claims:
+    if value is None:
         return None
-    if type(value) is not int or not 0 <= value <= MAX_TIME:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_TIME:
         raise InvalidToken("claims", f"the claim {name} is not a number of seconds")
     return value
 

@@ -1,0 +1,1 @@
+"""What real issuers, clients and servers send: tables by who sends it, run by the tests of the part that reads it."""
