@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 import json
 import time
@@ -9,13 +10,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from claude_contract.errors import ConfigError
+from kong_claude.jwt_claims.plugin import JwtClaims
 from kong_claude.jwt_claims.token import InvalidToken, parse
+from tests.interop.tokens import ENTRA, OTHER_TENANT, TENANT, certificate, ed448_jwk, ed448_key
 from tests.jwt_claims.conftest import Send
 from tests.jwt_claims.support import (
     AUDIENCE,
     ISSUER,
     OTHER_SECRET,
+    SECRET,
     b64,
     bearer,
     claims,
@@ -27,10 +33,12 @@ from tests.jwt_claims.support import (
     sign,
     token,
 )
+from tests.support.stages import stage_of
 
 HANG = 5.0  # seconds
 HS, RS, ES, ED = (config(algorithm) for algorithm in ("HS256", "RS256", "ES256", "EdDSA"))
 KIDS = config(issuers=[{"issuer": ISSUER, "algorithms": ["RS256"], "jwks": json.dumps({"keys": [jwk("RS256")]})}])
+EITHER = config(audience_claims=["aud", "client_id"])
 NOW = int(time.time())
 HEAD = {"alg": "HS256", "typ": "JWT"}
 
@@ -47,6 +55,13 @@ def with_exp(text: str) -> str:
 def forged(header: dict[str, Any], algorithm: str = "RS256") -> str:
     """Signed with the attacker's own key, which the header offers."""
     return sign({"typ": "JWT", "alg": algorithm, **header}, claims(), algorithm, private_key(algorithm, "attacker"))
+
+
+def raw_public(algorithm: str) -> str:
+    """The public key's bytes as text, each byte a character below 128 or a surrogate of one."""
+    key = private_key(algorithm).public_key()
+    encoded: bytes = key.public_bytes(Encoding.Raw, PublicFormat.Raw)
+    return encoded.decode("latin-1")
 
 
 def edit(part: int, change: Callable[[str], str], algorithm: str = "HS256") -> str:
@@ -82,6 +97,14 @@ ATTACKS: dict[str, tuple[dict[str, Any], str]] = {
     "HS256 with the RSA public key, stripped": (RS, hs(pem("RS256").strip())),
     "HS256 with the EC public key as secret": (ES, hs(pem("ES256"))),
     "HS256 with the EdDSA public key as secret": (ED, hs(pem("EdDSA"))),
+    "HS256 with the raw EdDSA public key as secret": (ED, hs(raw_public("EdDSA"))),
+    "HS256 with the public key without PEM's lines": (RS, hs("".join(pem("RS256").splitlines()[1:-1]))),
+    "Ed448's name on an Ed25519 signature": (ED, sign({"alg": "Ed448"}, claims(), "EdDSA")),
+    "Ed25519 with another key": (ED, sign({"alg": "Ed25519"}, claims(), "EdDSA", private_key("EdDSA", "attacker"))),
+    "Ed25519 in lower case": (ED, sign({"alg": "ed25519"}, claims(), "EdDSA")),
+    "Ed25519 where RS256 is configured": (RS, sign({"alg": "Ed25519"}, claims(), "EdDSA")),
+    "Ed25519 and an RSA signature": (RS, sign({"alg": "Ed25519"}, claims(), "RS256")),
+    "Ed25519, no signature": (ED, unsigned("Ed25519") + "."),
     "HS256 with an empty secret": (HS, hs("")),
     "HS512 where HS256 is configured": (HS, token("HS512")),
     "PS256 where RS256 is configured": (RS, token("PS256")),
@@ -139,6 +162,10 @@ ATTACKS: dict[str, tuple[dict[str, Any], str]] = {
     "only dots": (HS, ".."),
     "huge": (HS, "A" * 1_000_000),
     "huge but well-formed": (HS, sign(HEAD, claims(filler="x" * 20_000))),
+    "Ed25519 over an Ed448 signature": (
+        config(issuers=[{"issuer": ISSUER, "algorithms": ["EdDSA"], "jwks": json.dumps({"keys": [ed448_jwk()]})}]),
+        sign({"alg": "Ed25519", "kid": "one"}, claims(), "EdDSA", ed448_key()),
+    ),
     "deeply nested payload": (HS, sign(HEAD, "[" * 6000 + "]" * 6000)),
     "deeply nested header": (HS, sign("[" * 6000, claims())),
     "deeply nested claim": (HS, sign(HEAD, '{"a":' * 2000 + "1" + "}" * 2000)),
@@ -185,6 +212,25 @@ ATTACKS: dict[str, tuple[dict[str, Any], str]] = {
     "exp a list": (HS, with_exp(f"[{NOW + 3500}]")),
     "exp in milliseconds": (config(maximum_expiration=86400), with_exp(str((NOW + 600) * 1000))),
     "exp beyond maximum_expiration": (config(maximum_expiration=3600), token(exp=NOW + 7200)),
+    "exp 1E+400": (HS, with_exp("1E+400")),
+    "exp -1e400": (HS, with_exp("-1e400")),
+    "exp 1e-400": (HS, with_exp("1e-400")),
+    "exp -0.0": (HS, with_exp("-0.0")),
+    "exp a fraction beyond the year 9999": (HS, with_exp("253402300799.5")),
+    "exp a fraction, long ago": (HS, with_exp("1700000000.5")),
+    "exp false": (HS, with_exp("false")),
+    "exp a map": (HS, with_exp("{}")),
+    "exp in an exponent, long ago": (HS, with_exp("1.7e9")),
+    "exp a fraction of 5000 digits": (HS, with_exp("9" * 5000 + ".0")),
+    "nbf a fraction in the future": (HS, token(nbf=NOW + 86_400.5)),
+    "nbf true": (HS, token(nbf=True)),
+    "nbf false": (HS, token(nbf=False)),
+    "nbf an empty list": (HS, token(nbf=[])),
+    "nbf negative": (HS, token(nbf=-1)),
+    "iat a fraction in the future": (HS, token(iat=NOW + 86_400.5)),
+    "iat in milliseconds": (HS, token(iat=NOW * 1000)),
+    "iat 1e400": (HS, sign(HEAD, json.dumps(claims(iat=12345)).replace("12345", "1e400"))),
+    "iat text": (HS, sign(HEAD, claims(iat=""))),
     "nbf in the future": (HS, token(nbf=NOW + 86_400)),
     "nbf a string": (HS, token(nbf="0")),
     "iat in the future": (HS, token(iat=NOW + 86_400)),
@@ -214,6 +260,17 @@ ATTACKS: dict[str, tuple[dict[str, Any], str]] = {
     "aud in capitals": (HS, token(aud=AUDIENCE.upper())),
     "aud with a soft hyphen": (HS, token(aud="claude\u00ad-code")),
     "aud with a non-breaking hyphen": (HS, token(aud="claude\u2011code")),
+    "aud a map, our client_id": (EITHER, token(aud={AUDIENCE: 1}, client_id=AUDIENCE)),
+    "aud an empty map, our client_id": (EITHER, token(aud={}, client_id=AUDIENCE)),
+    "aud empty, our client_id": (EITHER, token(aud="", client_id=AUDIENCE)),
+    "aud false, our client_id": (EITHER, token(aud=False, client_id=AUDIENCE)),
+    "aud 0, our client_id": (EITHER, token(aud=0, client_id=AUDIENCE)),
+    "aud a list of null, our client_id": (EITHER, token(aud=[None], client_id=AUDIENCE)),
+    "aud null and no client_id": (EITHER, sign(HEAD, json.dumps(claims())[:-1].replace(f'"{AUDIENCE}"', "null") + "}")),
+    "aud an empty list, client_id of someone else": (EITHER, token(aud=[], client_id="another")),
+    "aud absent, client_id a map": (EITHER, token(aud=None, client_id={AUDIENCE: 1})),
+    "aud absent, client_id in a list with a number": (EITHER, token(aud=None, client_id=[AUDIENCE, 1])),
+    "aud absent, our azp where it does not count": (EITHER, token(aud=None, azp=AUDIENCE)),
     # type and subject
     "typ of a logout token": (HS, token(header={"typ": "logout+jwt"})),
     "typ of a DPoP proof": (HS, token(header={"typ": "dpop+jwt"})),
@@ -273,6 +330,109 @@ def test_the_honest_token_passes(send: Send, algorithm: str) -> None:
     assert request.shared["claude_identity"]["mark"] == "the-route"
 
 
+def jwks(algorithms: list[str], *keys: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    text = json.dumps({"keys": keys})
+    return config(issuers=[{"issuer": ISSUER, "algorithms": algorithms, "jwks": text, **fields}])
+
+
+def tenants(*ids: str, name: str = ENTRA) -> dict[str, Any]:
+    entry = {"issuer": name, "algorithms": ["RS256"], "public_key": pem("RS256")}
+    return config(issuers=[entry | ({"tenants": ids} if ids else {})])
+
+
+def secret(text: str, **fields: Any) -> dict[str, Any]:
+    return config(issuers=[{"issuer": ISSUER, "algorithms": ["HS256"], "secret": text, **fields}])
+
+
+def entra(tenant: str) -> str:
+    return token("RS256", iss=ENTRA.replace("{tenantid}", tenant))
+
+
+ENCODED = base64.b64encode(SECRET.encode()).decode()
+SLASHED = f"{TENANT}/{OTHER_TENANT}"
+OPENED: dict[str, tuple[dict[str, Any], Callable[[], str], dict[str, Any]]] = {
+    # What each setting and each tolerance could let in: a configuration, what it must refuse, and as the control the
+    # configuration in which exactly this token is right.
+    "aud of someone else, our client_id": (
+        EITHER,
+        lambda: token(aud="another", client_id=AUDIENCE),
+        config(audience_claims=["client_id"]),
+    ),
+    "our aud, where client_id counts and is of someone else": (
+        config(audience_claims=["client_id", "aud"]),
+        lambda: token(client_id="another"),
+        EITHER,
+    ),
+    "client_id where it does not count": (HS, lambda: token(aud=None, client_id=AUDIENCE), EITHER),
+    "an empty aud where nothing else counts": (HS, lambda: token(aud=[], client_id=AUDIENCE), EITHER),
+    "a tenant that is not of the list": (
+        tenants(TENANT),
+        lambda: entra(OTHER_TENANT),
+        tenants(TENANT, OTHER_TENANT),
+    ),
+    "a tenant with a slash": (
+        tenants(TENANT, OTHER_TENANT),
+        lambda: entra(SLASHED),
+        tenants(name=ENTRA.replace("{tenantid}", SLASHED)),
+    ),
+    "the base64 of the secret as the secret": (
+        secret(ENCODED, secret_is_base64=True),
+        lambda: hs(ENCODED),
+        secret(ENCODED),
+    ),
+    "the decoded secret where it is no base64": (
+        secret(ENCODED),
+        lambda: hs(SECRET),
+        secret(ENCODED, secret_is_base64=True),
+    ),
+    "an Ed448 signature as EdDSA where Ed25519 is configured": (
+        jwks(["Ed25519"], jwk("EdDSA")),
+        lambda: sign({"alg": "EdDSA", "kid": "one"}, claims(), "EdDSA", ed448_key()),
+        jwks(["EdDSA"], ed448_jwk()),
+    ),
+    "a key beside n and e in x5c": (
+        jwks(["RS256"], jwk("RS256", x5c=[certificate("RS256", "attacker")])),
+        lambda: token("RS256", "attacker", {"kid": "one"}),
+        jwks(["RS256"], {"kty": "RSA", "kid": "one", "x5c": [certificate("RS256", "attacker")]}),
+    ),
+    "a further certificate in x5c": (
+        jwks(["RS256"], {"kty": "RSA", "kid": "one", "x5c": [certificate(), certificate("RS256", "attacker")]}),
+        lambda: token("RS256", "attacker", {"kid": "one"}),
+        jwks(["RS256"], {"kty": "RSA", "kid": "one", "x5c": [certificate("RS256", "attacker"), certificate()]}),
+    ),
+    "a key whose alg is another": (
+        jwks(["RS256", "RS512"], jwk("RS256", alg="RS512"), jwk("RS256", "attacker", alg="RS256")),
+        lambda: token("RS256", header={"kid": "one"}),
+        jwks(["RS256", "RS512"], jwk("RS256", alg=""), jwk("RS256", "attacker", alg="RS256")),
+    ),
+    "a kid of another key of the set": (
+        jwks(["RS256"], jwk("RS256"), jwk("RS256", "attacker")),
+        lambda: token("RS256", "attacker", {"kid": "one"}),
+        jwks(["RS256"], jwk("RS256", kid="two"), jwk("RS256", "attacker", kid="one")),
+    ),
+    "expired by a fraction": (HS, lambda: token(exp=time.time() - 5.001), config(leeway=120)),
+    "nbf ahead by a fraction": (HS, lambda: token(nbf=time.time() + 30.5), config(leeway=120)),
+    "iat ahead by a fraction": (HS, lambda: token(iat=time.time() + 30.5), config(leeway=120)),
+    "exp too far by a fraction": (
+        config(maximum_expiration=600, leeway=0),
+        lambda: token(exp=time.time() + 660.5),
+        config(maximum_expiration=660, leeway=5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_nothing_is_opened_beside_what_is_meant(send: Send, name: str) -> None:
+    configuration, attack, meant = OPENED[name]
+    compact = attack()
+    event, request = send(configuration, bearer(compact))
+    assert event.ended.status == 401
+    assert not request.shared
+    event, request = send(meant, bearer(compact))
+    assert event.exit is None, event.exit
+    assert request.shared
+
+
 HEADERS: dict[str, tuple[dict[str, Any], int]] = {
     "no header": ({}, 401),
     "another scheme": ({"authorization": "Basic YTpi"}, 401),
@@ -300,6 +460,57 @@ def test_bad_headers_are_refused(send: Send, name: str) -> None:
     assert not request.shared
     if status == 401 and name in ("no header", "another scheme", "a Unicode space"):
         assert event.exit.headers["WWW-Authenticate"] == "Bearer"
+
+
+RAW = config(raw_header_names=["X-Api-Key"])
+RAW_HEADERS: dict[str, tuple[dict[str, Any], int | None]] = {
+    "the token": ({"x-api-key": token()}, None),
+    "the token and blanks": ({"x-api-key": f" {token()}\t"}, None),
+    "the token twice": ({"x-api-key": [token(), token()]}, None),
+    "the token in both headers": ({"x-api-key": token(), "authorization": f"Bearer {token()}"}, None),
+    "a token in each header": ({"x-api-key": token(sub="bob"), "authorization": f"Bearer {token()}"}, 401),
+    "a key of the API beside the token": ({"x-api-key": "sk-ant-api03-x", "authorization": f"Bearer {token()}"}, 401),
+    "two tokens": ({"x-api-key": [token(), token(sub="bob")]}, 401),
+    "a token and nothing": ({"x-api-key": [token(), ""]}, 401),
+    "nothing": ({"x-api-key": ""}, 401),
+    "blanks": ({"x-api-key": "  "}, 401),
+    "Bearer alone": ({"x-api-key": "Bearer"}, 400),
+    "another scheme": ({"x-api-key": "Basic YTpi"}, 400),
+    "a token and a comma": ({"x-api-key": f"{token()},{token()}"}, 400),
+    "a token and a line break": ({"x-api-key": f"{token()}\n"}, 400),
+    "without Bearer where it is needed": ({"authorization": token()}, 401),
+    "a header that is not named": ({"x-token": token()}, 401),
+    "an underscore for the hyphen": ({"x_api_key": token()}, 401),
+}
+
+
+@pytest.mark.parametrize("name", RAW_HEADERS)
+def test_tokens_without_bearer(send: Send, name: str) -> None:
+    headers, status = RAW_HEADERS[name]
+    event, request = send(RAW, {"x-request-id": "r-1", **headers})
+    assert (event.exit.status if event.exit else None) == status
+    assert bool(request.shared) == (status is None)
+
+
+def test_control_without_the_bounds_an_endless_exp_would_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = stage_of(JwtClaims, HS)
+    for text, reason in (("1e400", "malformed"), ("1e300", "claims")):
+        with pytest.raises(InvalidToken) as refused:
+            stage.verify(with_exp(text))
+        assert refused.value.reason == reason
+    monkeypatch.setattr("kong_claude.jwt_claims.token.MAX_TIME", float("inf"))
+    assert stage.verify(with_exp("1e300"))
+    monkeypatch.setattr("kong_claude.jwt_claims.token._finite", float)
+    assert stage.verify(with_exp("1e400"))
+
+
+def test_control_a_public_key_as_secret_would_let_everybody_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Keycloak shows its realm's key: without PEM's lines, easily taken for a secret."""
+    shown = "".join(pem("RS256").splitlines()[1:-1])
+    with pytest.raises(ConfigError, match="is a public or private key"):
+        stage_of(JwtClaims, secret(shown))
+    monkeypatch.setattr("kong_claude.jwt_claims.keys._is_published", lambda material: False)
+    assert stage_of(JwtClaims, secret(shown)).verify(hs(shown))
 
 
 def test_control_without_the_bound_a_deep_claim_would_be_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -256,7 +256,6 @@ def test_an_empty_set_locks_nobody_out_and_is_said(server: Server, provider: Pro
         calls: list[str] = []
         fetches, deadline = provider.fetches, time.monotonic() + HANG
         while not calls and time.monotonic() < deadline:
-            provider.keys = []
             compact = jwt.encode(
                 {"iss": provider.issuer, "aud": "claude-code", "sub": str(provider.fetches), "exp": time.time() + 60},
                 good[-1].get_private_key(),

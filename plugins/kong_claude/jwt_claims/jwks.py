@@ -127,8 +127,10 @@ def _material(kty: str, members: Mapping[str, Any]) -> Material:
         return RSAPublicNumbers(_integer(members["e"]), _integer(members["n"])).public_key()
     if kty == "EC":
         # Coordinates are numbers: some issuers drop leading zeros, or add the one of a signed integer.
-        x, y = _integer(members["x"]), _integer(members["y"])
-        return EllipticCurvePublicNumbers(x, y, _CURVES[members["crv"]]).public_key()
+        x, y, curve = _integer(members["x"]), _integer(members["y"]), _CURVES[members["crv"]]
+        if max(x, y).bit_length() > curve.key_size:  # OpenSSL takes the remainder instead
+            raise ValueError("a coordinate is beyond the curve's field")
+        return EllipticCurvePublicNumbers(x, y, curve).public_key()
     if kty == "OKP":
         return _EDWARDS[members["crv"]].from_public_bytes(_bytes(members["x"]))
     return _bytes(members["k"])
