@@ -78,3 +78,16 @@ class RedisProcess:
             self.signal(signal.SIGCONT)
             self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def wait_for(condition: Any) -> None:
+    """Until it is true, whatever Redis says meanwhile."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            if condition():
+                return
+        except redis.RedisError:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

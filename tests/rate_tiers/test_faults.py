@@ -37,10 +37,11 @@ from claude_contract.ledger import (
 from kong_claude.decision import Decision, Pass, Refuse
 from kong_claude.rate_tiers import redis_ledger
 from kong_claude.rate_tiers.plugin import RateTiers
-from kong_claude.rate_tiers.redis_ledger import COOL_DOWN, FAILURES, RedisLedger, Settings
+from kong_claude.rate_tiers.redis_circuit import COOL_DOWN, FAILURES
+from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from kong_claude.rate_tiers.schema import RedisConfig
 from kong_claude.request import Request
-from tests.rate_tiers.servers import BINARY, RedisProcess, free_port
+from tests.rate_tiers.servers import BINARY, RedisProcess, free_port, wait_for
 from tests.support.stages import stage_of
 
 TIMEOUT_MS = 250
@@ -87,15 +88,9 @@ def is_away(decision: Decision) -> bool:
 def until_it_counts(made: RateTiers, subject: str = "alice") -> None:
     """The circuit closes within a trial or two after Redis is back."""
     deadline = time.monotonic() + HANG
-    while is_away(ask(made, subject)) or made.redis.circuit.open:  # type: ignore[union-attr]
+    while is_away(ask(made, subject)) or made.redis.circuits.open:  # type: ignore[union-attr]
         assert time.monotonic() < deadline
         time.sleep(COOL_DOWN / 10)
-
-
-@pytest.fixture(params=["pool", "pipe"])
-def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection for each caller, as in threads, and one for all, as in the plugin server."""
-    monkeypatch.setattr(redis_ledger, "in_greenlets", lambda: request.param == "pipe")
 
 
 both = pytest.mark.usefixtures("transport")
@@ -194,7 +189,7 @@ def test_one_slow_redis_does_not_delay_another(own_redis: RedisProcess, redis_se
     for thread in threads:
         thread.join(HANG)
     assert all(isinstance(d, Pass) for d in decisions)
-    assert not healthy.redis.circuit.open  # type: ignore[union-attr]
+    assert not healthy.redis.circuits.open  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("policy", ["redis", "local"])
@@ -265,6 +260,7 @@ def test_control_taken_for_a_failure_of_redis_it_refuses_everybody(
     redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calls, "_DAMAGED", re.compile("$never"))
+    monkeypatch.setattr(redis_ledger, "is_away", lambda error: True)
     DAMAGED["windows that are no map"](redis_server.client())
     made = stage(redis_server.url, timeout_ms=10_000)
     ask_often(made)
@@ -293,7 +289,8 @@ def test_password_and_user(redis_server: RedisProcess) -> None:
     try:
         allowed = stage(redis_server.url, redis_username="kong", redis_password="s3cret")
         assert isinstance(ask(allowed), Pass)
-        wrong = stage(redis_server.url, redis_username="kong", redis_password="wr0ng")
+        # Equal settings share a ledger, which says once a second what is wrong.
+        wrong = stage(redis_server.url, redis_username="kong", redis_password="wr0ng" + secrets.token_hex(4))
         request = Request(Kong())
         request.learn(Identity("alice"))
         assert is_away(wrong.access(request))
@@ -353,18 +350,6 @@ def terminator(context: ssl.SSLContext, path: str) -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            if condition():
-                return
-        except redis.RedisError:
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @contextmanager
 def replicated() -> Iterator[tuple[RedisProcess, RedisProcess]]:
     primary = RedisProcess(port=free_port())
@@ -418,30 +403,6 @@ def test_sentinel_fails_over() -> None:
         finally:
             process.kill()
             process.wait(10)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[list[RedisProcess]]:
-    """Three masters on loopback."""
-    nodes = []
-    try:
-        for _ in range(3):
-            while (port := free_port()) > 55_000:
-                pass
-            nodes.append(RedisProcess("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", port=port))
-        for number, node in enumerate(nodes):
-            client = node.client()
-            first, last = 16384 * number // 3, 16384 * (number + 1) // 3
-            client.execute_command("CLUSTER", "ADDSLOTS", *range(first, last))
-            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-        for node in nodes[1:]:
-            nodes[0].client().execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
-        for node in nodes:
-            wait_for(lambda node=node: node.client().cluster("info")["cluster_state"] == "ok")
-        yield nodes
-    finally:
-        for node in nodes:
-            node.close()
 
 
 def test_cluster(cluster: list[RedisProcess]) -> None:

@@ -537,15 +537,39 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "vault reference unresolved": ({"minute": 1, "redis_url": ""}, "redis_url: "),
     "no scheme": ({"minute": 1, "redis_url": "localhost:6379"}, "redis_url: "),
     "cluster without port": ({"minute": 1, "redis_url": "redis+cluster://a,b"}, "redis_url: "),
-    "sentinel without service": ({"minute": 1, "redis_url": "redis+sentinel://a:1"}, "redis_url: "),
+    "sentinel without service": (
+        {"minute": 1, "redis_url": "redis+sentinel://a:1"},
+        "redis_url: must name the Sentinel's service in its path",
+    ),
+    "sentinel with a database that is none": (
+        {"minute": 1, "redis_url": "redis+sentinel://a:1/main/x"},
+        "redis_url: must have a number as its database",
+    ),
+    "a password with a slash": (
+        {"minute": 1, "redis_url": "redis://:hun/ter2@h:6379/0"},
+        "redis_url: is not a URL of Redis that can be used",
+    ),
+    "a file of authorities that is not there": (
+        {"minute": 1, "redis_host": "h", "redis_ssl": True, "redis_ca_file": "/nowhere/ca.pem"},
+        "redis_ca_file: is not there",
+    ),
+    "the Sentinels' user without Sentinels": (
+        {"minute": 1, "redis_host": "h", "redis_sentinel_username": "s"},
+        "redis_sentinel_username: needs a redis_url of redis+sentinel://",
+    ),
+    "the Sentinels' password without Sentinels": (
+        {"minute": 1, "redis_url": "redis://h:1/0", "redis_sentinel_password": "hunter2"},
+        "redis_sentinel_password: needs a redis_url of redis+sentinel://",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_configuration_is_refused_by_name(start: Start, case: str) -> None:
     config, said = BAD[case]
-    with pytest.raises(RPCError, match=re.escape(said)):
+    with pytest.raises(RPCError, match=re.escape(said)) as refused:
         start(**config)
+    assert "ter2" not in str(refused.value)
 
 
 def test_a_frozen_redis_holds_up_nobody_else(

@@ -31,7 +31,8 @@ from claude_contract.ledger import (
 from claude_contract.ledger.model import SETTLED_MS
 from claude_contract.versions import UnknownVersion
 from kong_claude.decision import Pass, Refuse
-from kong_claude.rate_tiers.redis_ledger import FAILURES, RedisLedger, Settings
+from kong_claude.rate_tiers.redis_circuit import FAILURES
+from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.rate_tiers.servers import RedisProcess
 from tests.rate_tiers.test_faults import ask, stage
 from tests.rate_tiers.test_model import ClockedRedis
@@ -153,7 +154,7 @@ def test_what_a_newer_release_has_counted_is_refused(redis_server: RedisProcess,
         with pytest.raises(UnreadableLedger):
             store.settle(lease, 5)
     assert everything(client) == before
-    assert not store.circuit.open
+    assert not store.circuits.open
     assert store.admit(Admit("claude", "bob", windows)).admitted
 
 

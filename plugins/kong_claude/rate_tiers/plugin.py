@@ -17,7 +17,6 @@ from claude_contract.ledger import (
     Ledger,
     LedgerUnavailable,
     Peek,
-    UnreadableLedger,
     micro_usd,
 )
 from kong_claude.decision import Answer, Decision, Pass, Refuse
@@ -160,7 +159,7 @@ class RateTiers(Stage[RateTiersConfig]):
         try:
             return verb(self.redis), False
         except LedgerUnavailable as error:
-            if isinstance(error, UnreadableLedger) or self.redis.circuit.just_failed():
+            if self.redis.news():
                 request.kong.log.err(f"limits cannot be checked ({error}); on_error is {self.on_error}")
             if self.on_error != "local":
                 raise

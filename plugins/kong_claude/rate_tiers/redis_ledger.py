@@ -9,76 +9,32 @@ from __future__ import annotations
 
 import ssl
 import threading
-import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 import redis
 from gevent import monkey
-from prometheus_client import Gauge
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError, SlotNotCoveredError
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from claude_contract.errors import ConfigError
 from claude_contract.ledger import Admission, Admit, Lease, Ledger, LedgerUnavailable, Peek, Renewal, Slot, Usage, calls
 from claude_contract.ledger.calls import Call, OutOfPeriod
+from kong_claude.rate_tiers.redis_circuit import Circuit, Circuits, Quiet, is_away
 from kong_claude.rate_tiers.redis_pipe import Shared
 from kong_claude.rate_tiers.redis_pool import Pool
 from kong_claude.rate_tiers.schema import RedisConfig
 
-FAILURES = 3  # in a row, then the circuit opens
-COOL_DOWN = 1.0  # seconds until one call may try again
-
-
 R = TypeVar("R")
-
-_circuits: WeakSet[Circuit] = WeakSet()
-Gauge("claude_redis_circuit_open", "Redis servers that are treated as away now.").set_function(
-    lambda: sum(circuit.open for circuit in list(_circuits))
-)
-
-
-class Circuit:
-    """Keeps callers from waiting for a Redis that is away: open after FAILURES in a row, one trial per COOL_DOWN."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
-        self.failures = 0
-        self.next_trial_at = 0.0  # by `clock`
-        _circuits.add(self)
-
-    @property
-    def open(self) -> bool:
-        return self.failures >= FAILURES
-
-    def admit(self) -> bool:
-        if not self.open:
-            return True
-        now = self.clock()
-        if now < self.next_trial_at:
-            return False
-        self.next_trial_at = now + COOL_DOWN
-        return True
-
-    def just_failed(self) -> bool:
-        """True while a failure is news: the first few, then silence until it works again."""
-        return self.failures <= FAILURES
-
-    def succeeded(self) -> None:
-        self.failures = 0
-
-    def failed(self) -> None:
-        self.failures += 1
-        self.next_trial_at = self.clock() + COOL_DOWN
 
 
 class Settings(NamedTuple):
-    """Where Redis is. Equal settings share connections and circuit."""
+    """Where Redis is. Equal settings share connections and circuits."""
 
     url: str
     username: str = ""
@@ -86,6 +42,8 @@ class Settings(NamedTuple):
     verify: bool = True
     ca_file: str = ""
     timeout: float = 0.5  # seconds, for each step: connecting, one answer
+    sentinel_username: str = ""
+    sentinel_password: str = ""
 
     def __repr__(self) -> str:
         return f"Settings({urlsplit(self.url).scheme})"
@@ -96,9 +54,15 @@ class Settings(NamedTuple):
         url, host = config.redis_url, config.redis_host
         if not url and not host:
             raise ConfigError("redis_url", "is empty (an unresolved vault reference?)")
+        if config.redis_ca_file and not Path(config.redis_ca_file).is_file():
+            raise ConfigError("redis_ca_file", "is not there, or no file")
+        sentinel = (config.redis_sentinel_username or "", config.redis_sentinel_password or "")
+        if any(sentinel) and "+sentinel" not in (url or ""):
+            name = "redis_sentinel_username" if sentinel[0] else "redis_sentinel_password"
+            raise ConfigError(name, "needs a redis_url of redis+sentinel://")
         if not url:
             scheme = "rediss" if config.redis_ssl else "redis"
-            url = f"{scheme}://{host}:{config.redis_port}/{config.redis_database}"
+            url = f"{scheme}://{_in_url(host or '')}:{config.redis_port}/{config.redis_database}"
         return cls(
             url,
             config.redis_username or "",
@@ -106,6 +70,7 @@ class Settings(NamedTuple):
             config.redis_ssl_verify,
             config.redis_ca_file or "",
             config.timeout_ms / 1000,
+            *sentinel,
         )
 
     def options(self, tls: bool) -> dict[str, Any]:
@@ -132,13 +97,19 @@ class Transport(Protocol):
     """The way of a call to Redis. May be used by many threads or greenlets at once."""
 
     def run(self, call: Call[Any]) -> Any:
-        """Redis' reply. Raises RedisError, OSError."""
+        """Redis' reply. Raises RedisError, RedisClusterException, OSError."""
+
+    def node(self, call: Call[Any]) -> str:
+        """The name of the node that will be asked."""
+
+    def nodes(self) -> list[str]:
+        """The names of all nodes."""
 
     def close(self) -> None: ...
 
 
 def _transport(settings: Settings) -> Transport:
-    """Raises ValueError, OSError."""
+    """Raises BadPlace, ValueError, OSError."""
     scheme = urlsplit(settings.url).scheme
     if scheme.endswith("+cluster"):
         return _Cluster(settings)
@@ -159,11 +130,16 @@ class RedisLedger(Ledger):
     """May be used by many threads or greenlets at once."""
 
     def __init__(self, settings: Settings) -> None:
-        self.circuit = Circuit()
+        """Raises ConfigError."""
+        self.circuits = Circuits()
+        self._quiet = Quiet()
         try:
             self._transport = _transport(settings)
-        except (ValueError, OSError) as error:
-            raise ConfigError("redis_url", f"cannot be used: {error}") from error
+        except BadPlace as error:
+            raise ConfigError("redis_url", str(error)) from None
+        except (ValueError, OSError):
+            # The text of the error could hold the URL with its password.
+            raise ConfigError("redis_url", "is not a URL of Redis that can be used") from None
 
     def admit(self, request: Admit) -> Admission:
         try:
@@ -189,24 +165,41 @@ class RedisLedger(Ledger):
         except OutOfPeriod as error:
             return self._ask(calls.peek(request, error.now_ms))
 
+    def news(self) -> bool:
+        """True where a failure is to be logged: once a second."""
+        return self._quiet.may_speak()
+
     def _ask(self, call: Call[R]) -> R:
-        if not self.circuit.admit():
+        circuit = self._circuit(call)
+        if not circuit.admit():
             raise LedgerUnavailable("Redis failed several times in a row, it is tried again in a second")
         try:
             reply = self._transport.run(call)
-        except (RedisError, OSError) as error:
+        except (RedisError, RedisClusterException, OSError) as error:
             unreadable = calls.unreadable(error, call)
-            if unreadable is not None:  # Redis is well: this is one subject's matter
-                self.circuit.succeeded()
-                raise unreadable from error
-            self.circuit.failed()
-            raise LedgerUnavailable(f"{type(error).__name__}: {error}") from error
-        self.circuit.succeeded()
+            if unreadable is None and is_away(error):
+                circuit.failed()
+            else:  # an answer: Redis is well, this is the matter of who asked
+                circuit.succeeded()
+            raise unreadable or LedgerUnavailable(f"{type(error).__name__}: {error}") from error
+        circuit.succeeded()
         return call.parse(reply)
+
+    def _circuit(self, call: Call[Any]) -> Circuit:
+        return self.circuits.of(self._transport.node(call), self._transport.nodes)
 
     def close(self) -> None:
         """Closes what is open; it is opened again where it is needed."""
         self._transport.close()
+
+
+class BadPlace(ValueError):
+    """A URL that cannot be used; the text has nothing of it."""
+
+
+def _in_url(host: str) -> str:
+    """An IPv6 address stands in brackets in a URL."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def _hosts(url: str) -> tuple[list[tuple[str, int]], list[str], str, str]:
@@ -218,7 +211,7 @@ def _hosts(url: str) -> tuple[list[tuple[str, int]], list[str], str, str]:
     for node in hosts.split(","):
         host, _, port = node.rpartition(":")
         if not host or not port.isdecimal():
-            raise ValueError("each node must be host:port")
+            raise BadPlace("must name each node as host:port")
         nodes.append((host.strip("[]"), int(port)))
     return nodes, [unquote(s) for s in parts.path.split("/") if s], unquote(user), unquote(password)
 
@@ -230,11 +223,13 @@ def _with_user(settings: Settings, user: str, password: str) -> Settings:
 def _sentinel_pool(settings: Settings) -> Any:
     nodes, path, user, password = _hosts(settings.url)
     if not path:
-        raise ValueError("the path must name the Sentinel's service")
+        raise BadPlace("must name the Sentinel's service in its path")
     tls = settings.url.startswith("rediss")
     options = _with_user(settings, user, password).options(tls)
-    asking = {n: v for n, v in settings.options(tls).items() if n not in ("username", "password")}
+    asking = settings._replace(username=settings.sentinel_username, password=settings.sentinel_password).options(tls)
     sentinel = Sentinel(nodes, sentinel_kwargs={**asking, "ssl": True} if tls else asking)
+    if len(path) > 1 and not path[1].isdecimal():
+        raise BadPlace("must have a number as its database")
     database = int(path[1]) if len(path) > 1 else 0
     return SentinelConnectionPool(path[0], sentinel, ssl=tls, db=database, **options)
 
@@ -257,6 +252,19 @@ class _Cluster:
             return client.execute_command(*call.command())
         except NoScriptError:
             return client.execute_command(*call.full_command())
+
+    def node(self, call: Call[Any]) -> str:
+        """ "" for the Cluster as a whole, as long as its nodes are not known."""
+        if self._made is None:
+            return ""
+        try:
+            node = self._made.get_node_from_key(call.keys[0])
+        except SlotNotCoveredError:
+            node = None
+        return node.name if node is not None else ""
+
+    def nodes(self) -> list[str]:
+        return [node.name for node in self._made.get_nodes()] if self._made else []
 
     def _make(self) -> RedisCluster:
         if not self._lock.acquire(timeout=self._timeout):  # nobody waits for more than one attempt

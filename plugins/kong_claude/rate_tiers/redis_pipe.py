@@ -222,6 +222,13 @@ class Shared:
         opening.set(pipe)
         return pipe
 
+    def node(self, call: Call[Any]) -> str:
+        """There is one only."""
+        return ""
+
+    def nodes(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         if self._pipe is not None:
             self._pipe.retire()

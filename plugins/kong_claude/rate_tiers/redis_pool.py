@@ -60,6 +60,13 @@ class Pool:
             connection.disconnect()
         return reply
 
+    def node(self, call: Call[Any]) -> str:
+        """There is one only."""
+        return ""
+
+    def nodes(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         """Closes idle connections."""
         while True:

@@ -119,6 +119,10 @@ class RedisConfig:
     redis_database: int = integer("Number of the database.", default=0, between=[0, 65535])
     redis_username: str | None = string("User name (Redis ACL).", referenceable=True)
     redis_password: str | None = string("Password of Redis.", referenceable=True, encrypted=True)
+    redis_sentinel_username: str | None = string(
+        "User name (ACL) of the Sentinels, which do not know that of Redis.", referenceable=True
+    )
+    redis_sentinel_password: str | None = string("Password of the Sentinels.", referenceable=True, encrypted=True)
     redis_ssl: bool = boolean("Speak TLS to redis_host.", default=False)
     redis_ssl_verify: bool = boolean("Verify the certificate of Redis.", default=True)
     redis_ca_file: str | None = string("A file with the certificate authorities to trust.")
