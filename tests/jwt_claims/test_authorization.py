@@ -26,6 +26,9 @@ NESTED = {
     "flag": True,
     "mixed": ["x", 1, None, {"y": 1}, True],
     "none": None,
+    "scp": "read write",
+    "x": {"scope": "a  b", "scp": "a\tb"},
+    "p.q": {"r.s": 4},
 }
 
 
@@ -39,6 +42,9 @@ NESTED = {
         ("a.b.e", None),
         ("realm_access.roles.0", None),
         ("title.x", None),
+        ("title.chief", None),
+        ("realm_access.roles.a", None),
+        ("p.q.r.s", 4),
         ("", None),
         (".", None),
         ("none", None),
@@ -46,12 +52,16 @@ NESTED = {
 )
 def test_lookup(path: str, expected: Any) -> None:
     assert lookup(NESTED, path) == expected
+    assert lookup({"": NESTED}, f".{path}") is None
 
 
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
         ("scope", ("read", "write")),
+        ("scp", ("read", "write")),
+        ("x.scope", ("a", "", "b")),
+        ("x.scp", ("a\tb",)),  # RFC 6749 has spaces only
         ("title", ("chief officer",)),  # only scope and scp are lists in disguise
         ("realm_access.roles", ("a", "b")),
         ("count", ("3",)),

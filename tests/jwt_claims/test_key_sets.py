@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from functools import cache
@@ -13,9 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from claude_contract.errors import ConfigError
-from kong_claude.jwt_claims import jwks as module
+from kong_claude.jwt_claims.algorithms import MIN_SECRET
 from kong_claude.jwt_claims.jwks import key_from_jwk, keys_from_issuer, keys_from_text
-from kong_claude.jwt_claims.keys import Key, KeySet
+from kong_claude.jwt_claims.keys import Key, KeySet, from_base64, key_from_secret
 from kong_claude.jwt_claims.token import parse, signed_by
 from tests.interop.tokens import certificate, ed448_jwk, ed448_key, shortest
 from tests.jwt_claims.support import b64, jwk, private_key, sign
@@ -130,6 +131,14 @@ SPOILED: dict[str, dict[str, Any]] = {
     "a certificate beside half a key": {
         **without(jwk("RS256", "attacker"), "n"),
         "x5c": [certificate("RS256", "attacker")],
+    },
+    "a certificate beside an exponent's other half": {
+        **without(jwk("RS256", "attacker"), "e"),
+        "x5c": [certificate("RS256", "attacker")],
+    },
+    "a certificate beside the other half of a point": {
+        **without(jwk("ES256", "attacker"), "x"),
+        "x5c": [certificate("ES256", "attacker")],
     },
     "a certificate beside half a point": {
         **without(jwk("ES256", "attacker"), "y"),
@@ -299,10 +308,32 @@ def test_weak_keys_serve_nothing() -> None:
 
 def test_base64_of_either_alphabet_and_nothing_else() -> None:
     for text in ("-_8", "+/8", "-_8=", " -_\n8 "):
-        assert module._bytes(text) == b"\xfb\xff"
+        assert from_base64(text) == b"\xfb\xff"
+    for text in ("_w", "_w=", "_w==", "/w"):
+        assert from_base64(text) == b"\xff"
+    bad: Any
     for bad in ("-_8*", "\u0661\u0661", "A", None, 7, ["AA"]):
         with pytest.raises((ValueError, AttributeError)):
-            module._bytes(bad)
+            from_base64(bad)
+
+
+def test_a_secret_is_as_long_as_the_hash_or_longer() -> None:
+    for algorithm, size in MIN_SECRET.items():
+        only = frozenset({algorithm})
+        assert key_from_secret("x" * size, only, "secret").material == b"x" * size
+        with pytest.raises(ConfigError, match=f"at least {size} bytes for {algorithm}$"):
+            key_from_secret("x" * (size - 1), only, "secret")
+        packed = b"\xfb\xff\xfe" * (size // 3 + 1)
+        for text in (b64(packed), base64.encodebytes(packed).decode()):
+            assert key_from_secret(text, only, "secret", is_base64=True).material == packed
+    with pytest.raises(ConfigError, match="at least 64 bytes"):
+        key_from_secret("x" * 63, frozenset(MIN_SECRET), "secret")
+
+
+def test_what_looks_like_a_secret_and_is_one() -> None:
+    """Base64 of random bytes, DER of something else: no public key."""
+    for text in (b64(bytes(range(64))), base64.b64encode(b"0\x82" + bytes(62)).decode(), "MII" + "A" * 61):
+        assert key_from_secret(text, frozenset({"HS256"}), "secret")
 
 
 def test_a_huge_modulus_ends_nothing() -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kong_claude.jwt_claims.jwks import keys_from_issuer, keys_from_text
-from kong_claude.jwt_claims.token import MAX_TIME, Checks, InvalidToken, parse
+from kong_claude.jwt_claims.token import MAX_TIME, MAX_TOKEN, Checks, InvalidToken, parse
 from tests.jwt_claims.conftest import Send
 from tests.jwt_claims.support import AUDIENCE, b64, config, jwk, sign, token
 
@@ -143,10 +143,59 @@ def test_symmetric_keys_of_an_issuer_never_serve() -> None:
     ],
 )
 def test_times_at_their_edges(claims: dict[str, Any], reason: str | None) -> None:
-    checks = Checks(frozenset({AUDIENCE}), leeway=5, maximum_expiration=1000)
+    checks = Checks(frozenset({AUDIENCE}), ("aud",), leeway=5, maximum_expiration=1000)
     try:
         checks.check({"aud": AUDIENCE, **claims}, now=100.0)
         found = None
     except InvalidToken as error:
         found = error.reason
     assert found == reason
+
+
+def test_exp_is_handed_back_as_it_is() -> None:
+    """A token is remembered until then."""
+    checks = Checks(frozenset({AUDIENCE}), ("aud",), leeway=0, maximum_expiration=0)
+    assert checks.check({"aud": AUDIENCE, "exp": 200.5}, now=100.0) == 200.5
+    assert checks.check({"aud": AUDIENCE, "exp": MAX_TIME}, now=100.0) == MAX_TIME
+
+
+def test_nothing_of_a_token_shows() -> None:
+    parsed = parse(GOOD)
+    assert all(part not in repr(parsed) for part in GOOD.split("."))
+    assert repr(parsed.signature) not in repr(parsed)
+
+
+def test_the_longest_token() -> None:
+    head = b64(b'{"alg":"HS256"}')
+    body = b64(b"{}" + b" " * ((MAX_TOKEN - len(head) - 2) % 4 * 3))  # what is left is a multiple of 4
+    longest = f"{head}.{body}." + "A" * (MAX_TOKEN - len(head) - len(body) - 2)
+    assert len(longest) == MAX_TOKEN
+    assert parse(longest).algorithm == "HS256"
+    with pytest.raises(InvalidToken) as refused:
+        parse(longest + "A")
+    assert refused.value.reason == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("number", "fine"),
+    [
+        ("9223372036854775807", True),
+        ("9999999999999999999", True),
+        ("10000000000000000000", False),
+        ("-1000000000000000000", False),
+        ("NaN", False),
+        ("Infinity", False),
+        ("-Infinity", False),
+        ("1e308", True),
+        ("1e309", False),
+        ("-1e309", False),
+    ],
+)
+def test_numbers_that_somebody_downstream_could_not_read(number: str, fine: bool) -> None:
+    compact = sign({"alg": "HS256"}, f'{{"n": [{number}]}}')
+    if fine:
+        assert "n" in parse(compact).claims
+    else:
+        with pytest.raises(InvalidToken) as refused:
+            parse(compact)
+        assert refused.value.reason == "malformed"

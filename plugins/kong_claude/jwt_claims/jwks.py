@@ -6,7 +6,6 @@ Only the public members of a key are read, so that a private key published by mi
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from typing import Any, Final
@@ -26,10 +25,10 @@ from cryptography.x509 import load_der_x509_certificate
 
 from claude_contract.errors import ConfigError
 from kong_claude.jwt_claims.algorithms import Material, served
-from kong_claude.jwt_claims.keys import Key, KeySet
+from kong_claude.jwt_claims.keys import Key, KeySet, from_base64
 
 # kty → the members that are the key
-_OWN: Final = {"RSA": ("n", "e"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x"), "oct": ("k",)}
+_OWN: Final = {"RSA": ("n", "e"), "EC": ("x", "y"), "OKP": ("x",), "oct": ("k",)}
 _CURVES: Final[dict[str, EllipticCurve]] = {"P-256": SECP256R1(), "P-384": SECP384R1(), "P-521": SECP521R1()}
 _EDWARDS: Final[dict[str, type[Ed25519PublicKey | Ed448PublicKey]]] = {
     "Ed25519": Ed25519PublicKey,
@@ -121,7 +120,7 @@ def _entries(document: Any) -> list[Any]:
 
 def _material(kty: str, members: Mapping[str, Any]) -> Material:
     """Raises ValueError, KeyError, TypeError and what else cryptography has."""
-    if "x5c" in members and not any(name in members for name in _OWN[kty] if name != "crv"):
+    if "x5c" in members and not any(name in members for name in _OWN[kty]):
         return _certified(kty, members)
     if kty == "RSA":
         return RSAPublicNumbers(_integer(members["e"]), _integer(members["n"])).public_key()
@@ -132,14 +131,14 @@ def _material(kty: str, members: Mapping[str, Any]) -> Material:
             raise ValueError("a coordinate is beyond the curve's field")
         return EllipticCurvePublicNumbers(x, y, curve).public_key()
     if kty == "OKP":
-        return _EDWARDS[members["crv"]].from_public_bytes(_bytes(members["x"]))
-    return _bytes(members["k"])
+        return _EDWARDS[members["crv"]].from_public_bytes(from_base64(members["x"]))
+    return from_base64(members["k"])
 
 
 def _certified(kty: str, members: Mapping[str, Any]) -> Material:
     """The key of a JWK that has it in a certificate only. The certificate is a wrapping here, as the set is what is
     trusted: its dates and its chain say nothing."""
-    material = load_der_x509_certificate(_bytes(members["x5c"][0])).public_key()
+    material = load_der_x509_certificate(from_base64(members["x5c"][0])).public_key()
     if kty == "RSA" and isinstance(material, RSAPublicKey):
         return material
     if kty == "EC" and isinstance(material, EllipticCurvePublicKey):
@@ -155,13 +154,7 @@ def _on(crv: Any, key: EllipticCurvePublicKey) -> EllipticCurvePublicKey:
 
 
 def _integer(text: Any) -> int:
-    return int.from_bytes(_bytes(text), "big")
-
-
-def _bytes(text: Any) -> bytes:
-    """base64 in either alphabet, padded or not."""
-    packed = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
-    return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
+    return int.from_bytes(from_base64(text), "big")
 
 
 def _shown(kid: str | None) -> str:

@@ -93,9 +93,10 @@ def key_from_secret(secret: str, algorithms: frozenset[str], name: str, is_base6
     if not secret:
         raise ConfigError(name, "is empty (an unresolved vault reference?)")
     _only(algorithms, frozenset(MIN_SECRET), name, "a shared secret")
-    material = _from_base64(secret) if is_base64 else secret.encode()
-    if material is None:
-        raise ConfigError(name, "is not base64, as secret_is_base64 says")
+    try:
+        material = from_base64(secret) if is_base64 else secret.encode()
+    except ValueError as error:
+        raise ConfigError(name, "is not base64, as secret_is_base64 says") from error
     if _is_published(material):
         raise ConfigError(name, "is a public or private key; a public key belongs into public_key")
     needed = max(MIN_SECRET[algorithm] for algorithm in algorithms)
@@ -105,22 +106,20 @@ def key_from_secret(secret: str, algorithms: frozenset[str], name: str, is_base6
     return Key(None, algorithms, material)
 
 
-def _from_base64(text: str) -> bytes | None:
-    """The bytes of base64 in either alphabet, padded or not, as Kong's own jwt plugin reads it; None for other text."""
+def from_base64(text: str) -> bytes:
+    """The bytes of base64 in either alphabet, padded or not, in one line or several. Raises ValueError."""
     packed = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
-    try:
-        return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
-    except ValueError:
-        return None
+    return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
 
 
 def _is_published(material: bytes) -> bool:
     """True for what others may know: a public key or a certificate, as PEM, or without PEM's first and last line, as
     some issuers show theirs. Taken for a secret, everybody could sign with it."""
-    for data in (material, _from_base64(material.decode("latin-1"))):
-        if data and (b"-----BEGIN" in data or any(_loads(load, data) for load in _DER)):
-            return True
-    return False
+    try:
+        decoded = from_base64(material.decode("latin-1"))
+    except ValueError:
+        decoded = b""
+    return any(b"-----BEGIN" in data or any(_loads(load, data) for load in _DER) for data in (material, decoded))
 
 
 def _loads(load: Callable[[bytes], object], data: bytes) -> bool:

@@ -66,10 +66,10 @@ class Rule:
     """One claim and what it must hold; all parts that are set must be true."""
 
     claim: str
-    any_of: frozenset[str] = frozenset()
-    all_of: frozenset[str] = frozenset()
-    none_of: frozenset[str] = frozenset()
-    equals: str | None = None
+    any_of: frozenset[str]
+    all_of: frozenset[str]
+    none_of: frozenset[str]
+    equals: str | None
 
     def problem(self, claims: Mapping[str, Any]) -> str | None:
         """What the caller lacks, or None."""

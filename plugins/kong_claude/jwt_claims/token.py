@@ -84,9 +84,9 @@ class Checks:
     """What the registered claims must say."""
 
     audience: frozenset[str]
-    audience_claims: tuple[str, ...] = ("aud",)
-    leeway: int = 5  # seconds
-    maximum_expiration: int = 0  # seconds; 0: no limit
+    audience_claims: tuple[str, ...]
+    leeway: int  # seconds
+    maximum_expiration: int  # seconds; 0: no limit
 
     def check(self, claims: Mapping[str, Any], now: float) -> float:
         """Checks the audience, exp, nbf and iat; returns exp. Raises InvalidToken."""
