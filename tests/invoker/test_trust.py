@@ -20,6 +20,7 @@ from claude_contract.attestation import HEADER, Signer, new_private_key
 from claude_contract.claims import body_hash
 from claude_invoker.app import create_app
 from claude_invoker.settings import Settings
+from claude_invoker.trust import keys
 from kong_claude.rate_tiers.redis_ledger import RedisLedger
 from kong_claude.rate_tiers.redis_ledger import Settings as RedisAddress
 from tests.invoker.conftest import Invoker, StandInProcess, wait_for
@@ -150,6 +151,32 @@ async def test_a_public_key_is_enough(tmp_path: Path) -> None:
         except Exception:
             return
         assert (await client.get(PATH, headers=header)).status_code == 401
+
+
+def test_a_secret_has_32_bytes_at_least() -> None:
+    for name in ("attestation_key", "attestation_previous_key"):
+        chosen: dict[str, Any] = {"attestation_key": SECRET, name: "x" * 31}
+        with pytest.raises(ValueError, match="needs at least 32 bytes"):
+            keys(Settings(**chosen))
+        assert b"x" * 32 in keys(Settings(**chosen | {name: "x" * 32})).values()
+        assert "é".encode() * 16 in keys(Settings(**chosen | {name: "é" * 16})).values(), "bytes, not characters"
+
+
+async def test_an_attestation_is_used_up_at_all_replicas(tmp_path: Path, redis_url: str) -> None:
+    """They know of each other by Redis; where it cannot tell nobody is let in."""
+    header = {HEADER: attestation("GET", PATH, jti=secrets.token_hex(8))}
+    async with application(tmp_path, redis_url=redis_url) as one, application(tmp_path, redis_url=redis_url) as other:
+        assert (await one.get(PATH, headers=header)).status_code == 404
+        assert (await other.get(PATH, headers=header)).status_code == 401
+    async with application(tmp_path, redis_url=f"unix://{tmp_path}/nobody.sock") as cut_off:
+        assert (await cut_off.get(PATH, headers={HEADER: attestation("GET", PATH)})).status_code == 503
+
+
+async def test_control_without_redis_each_replica_lets_it_in(tmp_path: Path) -> None:
+    header = {HEADER: attestation("GET", PATH)}
+    for _ in range(2):
+        async with application(tmp_path) as replica:
+            assert (await replica.get(PATH, headers=header)).status_code == 404
 
 
 @pytest.mark.parametrize(
