@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from claude_contract.errors import ConfigError
 from kong_claude.jwt_claims.algorithms import MIN_SECRET
 from kong_claude.jwt_claims.jwks import key_from_jwk, keys_from_issuer, keys_from_text
-from kong_claude.jwt_claims.keys import Key, KeySet, from_base64, key_from_secret
+from kong_claude.jwt_claims.keys import Key, KeySet, from_base64, key_from_pem, key_from_secret
 from kong_claude.jwt_claims.token import parse, signed_by
 from tests.interop.tokens import certificate, ed448_jwk, ed448_key, shortest
-from tests.jwt_claims.support import b64, jwk, private_key, sign
+from tests.jwt_claims.support import b64, jwk, pem, private_key, sign
 from tests.jwt_claims.test_token import JSON
 
 QUICK = ("RS256", "ES256", "EdDSA")
@@ -315,6 +315,15 @@ def test_base64_of_either_alphabet_and_nothing_else() -> None:
     for bad in ("-_8*", "\u0661\u0661", "A", None, 7, ["AA"]):
         with pytest.raises((ValueError, AttributeError)):
             from_base64(bad)
+
+
+def test_a_key_serves_what_is_configured_and_no_more() -> None:
+    """Though its issuer's algorithms are asked as well."""
+    assert key_from_pem(pem("RS256"), frozenset({"RS256"}), "public_key").algorithms == {"RS256"}
+    assert key_from_pem(pem("EdDSA"), frozenset({"Ed25519"}), "public_key").algorithms == {"EdDSA", "Ed25519"}
+    assert key_from_secret("x" * 64, frozenset({"HS256"}), "secret").algorithms == {"HS256"}
+    oct_key = {"kty": "oct", "k": b64(b"x" * 64)}
+    assert key_from_jwk(oct_key, frozenset({"HS256", "RS256"})).algorithms == {"HS256"}
 
 
 def test_a_secret_is_as_long_as_the_hash_or_longer() -> None:

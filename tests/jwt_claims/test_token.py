@@ -169,7 +169,7 @@ def test_the_longest_token() -> None:
     head = b64(b'{"alg":"HS256"}')
     body = b64(b"{}" + b" " * ((MAX_TOKEN - len(head) - 2) % 4 * 3))  # what is left is a multiple of 4
     longest = f"{head}.{body}." + "A" * (MAX_TOKEN - len(head) - len(body) - 2)
-    assert len(longest) == MAX_TOKEN
+    assert len(longest) == MAX_TOKEN == 16384
     assert parse(longest).algorithm == "HS256"
     with pytest.raises(InvalidToken) as refused:
         parse(longest + "A")
