@@ -304,6 +304,7 @@ CASES = [
         header={"typ": "at+jwt"},
         fields={"rules": [{"claim": "https://example.com/roles", "any_of": ["dev"]}]},
     ),
+    Case("RFC 9068", "typ with its whole name", header={"typ": "application/AT+JWT"}),
     Case(
         "Auth0 with Apple",
         'email_verified "true"',

@@ -55,6 +55,11 @@ def test_lookup(path: str, expected: Any) -> None:
     assert lookup({"": NESTED}, f".{path}") is None
 
 
+def test_the_longest_name_that_leads_somewhere_decides_though_to_null() -> None:
+    assert lookup({"a.b": {"c": None}, "a": {"b.c": "x"}}, "a.b.c") is None
+    assert lookup({"a.b": {"d": 1}, "a": {"b.c": "x"}}, "a.b.c") == "x"
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [

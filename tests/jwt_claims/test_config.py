@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from claude_contract.errors import ConfigError
@@ -143,7 +143,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "not a PEM": (one(public_key="hello"), "is not a PEM public key"),
     "a private key": (one(public_key=PRIVATE), "is a private key"),
-    "EC key for RS256": (one(public_key=pem("ES256")), "this key cannot serve RS256"),
+    "EC key for RS256": (one(public_key=pem("ES256")), "issuers[1].public_key: this key cannot serve RS256"),
+    "a key to agree on keys": (
+        one(public_key=public_pem(x25519.X25519PrivateKey.generate()), algorithms=["EdDSA"]),
+        "issuers[1].public_key: must be an RSA, EC or EdDSA key",
+    ),
+    "a DSA key": (
+        one(public_key=public_pem(dsa.generate_private_key(1024)), algorithms=["Ed448"]),
+        "issuers[1].public_key: must be an RSA, EC or EdDSA key",
+    ),
     "RSA key for ES256": (one(public_key=pem("RS256"), algorithms=["ES256"]), "this key cannot serve ES256"),
     "P-256 key for ES384": (one(public_key=pem("ES256"), algorithms=["ES256", "ES384"]), "cannot serve ES384"),
     "RSA key for RS256 and HS256": (one(public_key=pem("RS256"), algorithms=["RS256", "HS256"]), "cannot serve HS256"),

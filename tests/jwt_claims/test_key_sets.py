@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from claude_contract.errors import ConfigError
 from kong_claude.jwt_claims.algorithms import MIN_SECRET
-from kong_claude.jwt_claims.jwks import key_from_jwk, keys_from_issuer, keys_from_text
+from kong_claude.jwt_claims.jwks import key_from_jwk, keys_from_issuer, keys_from_text, summary
 from kong_claude.jwt_claims.keys import Key, KeySet, from_base64, key_from_pem, key_from_secret
 from kong_claude.jwt_claims.token import parse, signed_by
 from tests.interop.tokens import certificate, ed448_jwk, ed448_key, shortest
@@ -283,6 +283,12 @@ def test_a_set_without_a_usable_key_says_why(document: Any, reason: str) -> None
         keys_from_issuer(document, frozenset({"RS256"}))
 
 
+def test_reasons_are_summed_up() -> None:
+    assert summary([]) == ""
+    assert summary(list("abcde")) == "a; b; c; d; e"
+    assert summary(list("abcdefg")) == "a; b; c; d; e; and 2 more"
+
+
 def test_a_configured_set_must_be_usable_whole() -> None:
     """Who writes keys down means all of them."""
     for entry in (None, SPOILED["use enc"], SPOILED["x of 31 bytes, the last one lost"]):
@@ -317,7 +323,7 @@ def test_weak_keys_serve_nothing() -> None:
 def test_base64_of_either_alphabet_and_nothing_else() -> None:
     for text in ("-_8", "+/8", "-_8=", " -_\n8 "):
         assert from_base64(text) == b"\xfb\xff"
-    for text in ("_w", "_w=", "_w==", "/w"):
+    for text in ("_w", "_w=", "_w==", "_w===", "/w"):
         assert from_base64(text) == b"\xff"
     bad: Any
     for bad in ("=_w", "-_8*", "\u0661\u0661", "A", None, 7, ["AA"]):
