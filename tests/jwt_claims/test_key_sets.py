@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from claude_contract.errors import ConfigError
-from kong_claude.jwt_claims.algorithms import MIN_SECRET
+from kong_claude.jwt_claims.algorithms import MIN_SECRET, accepted, algorithms_of
 from kong_claude.jwt_claims.jwks import key_from_jwk, keys_from_issuer, keys_from_text, summary
 from kong_claude.jwt_claims.keys import Key, KeySet, from_base64, key_from_pem, key_from_secret
 from kong_claude.jwt_claims.token import parse, signed_by
@@ -329,6 +329,25 @@ def test_base64_of_either_alphabet_and_nothing_else() -> None:
     for bad in ("=_w", "-_8*", "\u0661\u0661", "A", None, 7, ["AA"]):
         with pytest.raises((ValueError, AttributeError)):
             from_base64(bad)
+
+
+@pytest.mark.parametrize(
+    ("configured", "names"),
+    [
+        ({"RS256"}, {"RS256"}),
+        ({"HS256", "ES256"}, {"HS256", "ES256"}),
+        ({"EdDSA"}, {"EdDSA", "Ed25519", "Ed448"}),
+        ({"Ed25519"}, {"EdDSA", "Ed25519"}),
+        ({"RS256", "Ed448"}, {"RS256", "EdDSA", "Ed448"}),
+    ],
+)
+def test_names_that_tokens_may_give(configured: set[str], names: set[str]) -> None:
+    assert accepted(frozenset(configured)) == names
+
+
+def test_a_secret_serves_the_hashes_that_are_no_longer_than_it() -> None:
+    for size, serves in ((31, set()), (32, {"HS256"}), (47, {"HS256"}), (48, {"HS256", "HS384"}), (64, {*MIN_SECRET})):
+        assert algorithms_of(b"x" * size) == serves
 
 
 def test_a_key_serves_what_is_configured_and_no_more() -> None:
