@@ -18,9 +18,12 @@ import psutil
 import pytest
 
 from tests.invoker.conftest import Invoker, bash, invoker_processes, program, stand_in, start_invoker, wait_for
+from tests.invoker.names import OUTSIDE
+from tests.support.site import Site, serving
 
 __all__ = ["invoker_processes", "stand_in", "start_invoker"]
 ATTACKS = Path(__file__).with_name("attacks.py").read_text()
+NOTHING_BUT_A_USER = ("a_kernel_without_landlock", "a_readable_cli", "namespaces_for_everybody")
 _names = itertools.count()
 
 
@@ -58,6 +61,13 @@ def services() -> Iterator[dict[str, Any]]:
             "socket": str(folder / "stream"),
             "datagrams": str(folder / "datagrams"),
         }
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """What is on the internet of tests."""
+    with serving(tmp_path_factory.mktemp("site"), OUTSIDE, "example.test") as found:
+        yield found
 
 
 def seen_from_inside(pid: int) -> int:
@@ -114,5 +124,4 @@ def users_only(start_invoker: Callable[..., Invoker], services: dict[str, Any]) 
 @pytest.fixture(scope="session")
 def unconfined(start_invoker: Callable[..., Invoker], services: dict[str, Any]) -> Raid:
     """The control: a user id for each run, and nothing else."""
-    without = ("a_kernel_without_landlock", "a_readable_cli")
-    return raid(start_invoker(isolation="user", without=without, pool_size=0, idle_s=60), services)
+    return raid(start_invoker(isolation="user", without=NOTHING_BUT_A_USER, pool_size=0, idle_s=60), services)

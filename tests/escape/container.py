@@ -5,12 +5,14 @@ The image is Debian's smallest by debootstrap, since no registry may be at hand;
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ import yaml
 from tests.invoker.conftest import KEY, Invoker, StandInProcess, clean_environment, closed_cli, free_port, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
-IMAGE = "kong-claude/escape-test:bookworm"
-# What runs need of the machine, as invoker/Dockerfile installs it.
-PACKAGES = "ca-certificates,git,libseccomp2,python3,procps"
+# What runs need of the machine, as invoker/Dockerfile installs it, and what tests call.
+PACKAGES = "bubblewrap,ca-certificates,curl,git,libseccomp2,procps,python3"
+IMAGE = f"kong-claude/escape-test:bookworm-{hashlib.sha256(PACKAGES.encode()).hexdigest()[:8]}"
 
 
 def missing() -> str | None:
@@ -73,22 +75,37 @@ def options_of_compose(service: str = "invoker") -> list[str]:
         ("group_add", "group-add"),
     ):
         options += [f"--{name}={value}" for value in found.get(member, ())]
-    return options
+    # Compose reads the profile's path from where its file is, docker from where it is called.
+    return [option.replace("seccomp=./", f"seccomp={ROOT}/") for option in options]
+
+
+def with_dockers_own_profile() -> list[str]:
+    """The same without ours: the control."""
+    return [option for option in options_of_compose() if "seccomp=" not in option]
 
 
 class Containers:
     """Starts invokers; all end with `stop`."""
 
-    def __init__(self, stand_in: StandInProcess, shared: Path) -> None:
+    def __init__(self, stand_in: StandInProcess, shared: set[Path]) -> None:
         self.stand_in = stand_in
         self.names: list[str] = []
+        self.logs: list[subprocess.Popen[bytes]] = []
         self.folders = [Path(tempfile.mkdtemp(prefix="invoker-test-cli-"))]
         self.folders[0].chmod(0o711)
         self.cli = closed_cli(self.folders[0])
-        self.shared = shared  # what the machine's services listen in
+        self.shared = shared  # what the machine's services listen in, and what invokers read besides
 
-    def start(self, *, without: tuple[str, ...] = (), more: tuple[str, ...] = (), **settings: Any) -> Invoker:
-        """The network is the machine's: what is tried there is what any process of it could reach."""
+    def start(
+        self,
+        *,
+        without: tuple[str, ...] = (),
+        options: Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> Invoker:
+        """The network is the machine's: what is tried there is what any process of it could reach. `options` are those of
+        the compose file if there are no others."""
         folder = Path(tempfile.mkdtemp(prefix="invoker-test-"))
         folder.chmod(0o711)
         self.folders.append(folder)
@@ -112,31 +129,35 @@ class Containers:
             "--detach",
             f"--name={name}",
             "--network=host",
-            *options_of_compose(),
-            *more,
+            *(options_of_compose() if options is None else options),
         ]
         base = Path(sys.base_prefix)
-        readable = {ROOT, Path(sys.prefix), self.cli.parent, self.shared} | ({base} if base != Path("/usr") else set())
+        readable = {ROOT, Path(sys.prefix), self.cli.parent} | self.shared | ({base} if base != Path("/usr") else set())
         for path in sorted(readable):
             command.append(f"--volume={path}:{path}:ro")
         command.append(f"--volume={folder}:{folder}")
-        for variable, value in {f"INVOKER_{n.upper()}": str(v) for n, v in chosen.items()}.items():
-            command.append(f"--env={variable}={value}")
+        variables = {f"INVOKER_{n.upper()}": str(v) for n, v in chosen.items()} | dict(environment or {})
+        command += [f"--env={variable}={value}" for variable, value in variables.items()]
         program = ["tests.invoker.weakened", *without] if without else ["claude_invoker"]
         command += [f"--workdir={ROOT}", IMAGE, sys.executable, "-m", *program]
         subprocess.run(command, check=True, env=clean_environment(), stdout=subprocess.DEVNULL, timeout=120)
         shown = subprocess.run(
             ["docker", "inspect", "--format={{.State.Pid}}", name], capture_output=True, text=True, check=True
         )
-        invoker = Invoker(f"http://127.0.0.1:{port}", int(shown.stdout), folder / "state", folder / "log", 0)
+        log = folder / "log"
+        with log.open("wb") as file:
+            follow = ["docker", "logs", "--follow", name]
+            self.logs.append(subprocess.Popen(follow, stdout=file, stderr=subprocess.STDOUT))
+        invoker = Invoker(f"http://127.0.0.1:{port}", int(shown.stdout), folder / "state", log, 0)
         wait_for(lambda: invoker.ready() or not psutil.pid_exists(invoker.pid), 60, what="readiness")
-        logs = subprocess.run(["docker", "logs", name], capture_output=True, text=True, check=False)
-        assert invoker.ready(), logs.stdout + logs.stderr
+        assert invoker.ready(), log.read_text()
         return invoker
 
     def stop(self) -> None:
         if self.names:
             subprocess.run(["docker", "rm", "--force", *self.names], capture_output=True, check=False)
+        for process in self.logs:
+            process.wait(30)
         for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -2,45 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.escape import attacks, container
-from tests.escape.conftest import Raid, raid
+from tests.escape.conftest import NOTHING_BUT_A_USER, Raid, raid
+from tests.escape.test_egress import (
+    check_that_it_goes_nowhere_else,
+    check_that_it_works,
+    goes_elsewhere,
+    reached_by,
+)
 from tests.escape.test_landlock import OPTIONAL
-from tests.invoker.conftest import StandInProcess
+from tests.invoker.conftest import Invoker, StandInProcess, bash
+from tests.support.site import Site
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
-# What Docker's own profile of system calls and the capabilities that were dropped close by themselves.
+STRENGTHS = ("landlock",)
+# What the profile of system calls and the capabilities that were dropped close by themselves.
 CLOSED_BY_DOCKER = ("not permitted", "Permission denied", "not implemented", "Read-only file system")
 
 
 @pytest.fixture(scope="module")
-def containers(stand_in: StandInProcess, services: dict[str, Any]) -> Iterator[container.Containers]:
+def containers(stand_in: StandInProcess, services: dict[str, Any], site: Site) -> Iterator[container.Containers]:
     container.skip_or_fail()
     container.build_image()
-    made = container.Containers(stand_in, Path(services["socket"]).parent)
+    made = container.Containers(stand_in, {Path(services["socket"]).parent, site.authority.parent})
     yield made
     made.stop()
 
 
+@pytest.fixture(scope="module", params=STRENGTHS)
+def strength(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def confined(containers: container.Containers, services: dict[str, Any]) -> Raid:
-    invoker = containers.start(isolation="landlock")
-    assert container.isolation_of(invoker) == "landlock"
+def confined(containers: container.Containers, strength: str, services: dict[str, Any]) -> Raid:
+    invoker = containers.start(isolation=strength)
+    assert container.isolation_of(invoker) == strength
     return raid(invoker, services)
 
 
 @pytest.fixture(scope="module")
+def start_reaching(containers: container.Containers, strength: str, site: Site) -> Callable[..., Invoker]:
+    def start(*without: str, **more: Any) -> Invoker:
+        return containers.start(isolation=strength, without=without, environment=reached_by(site), **more)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def reaching(start_reaching: Callable[..., Invoker]) -> Invoker:
+    """Its runs may reach the site."""
+    return start_reaching("names_of_a_test")
+
+
+@pytest.fixture(scope="module")
+def opened(reaching: Invoker, services: dict[str, Any]) -> Raid:
+    return raid(reaching, services)
+
+
+@pytest.fixture(scope="module")
 def unconfined(containers: container.Containers, services: dict[str, Any]) -> Raid:
-    return raid(containers.start(isolation="user", without=("a_kernel_without_landlock", "a_readable_cli")), services)
+    return raid(containers.start(isolation="user", without=NOTHING_BUT_A_USER), services)
 
 
 @pytest.mark.parametrize("attack", attacks.ATTACKS)
 def test_nothing_a_command_does_reaches_beyond_its_run(attack: str, confined: Raid, unconfined: Raid) -> None:
+    assert_held(attack, confined, unconfined)
+
+
+def assert_held(attack: str, confined: Raid, unconfined: Raid) -> None:
     without = unconfined.outcomes[attack]
     assert confined.outcomes[attack] != "escaped"
     assert "Error" in confined.outcomes[attack], "it was refused, and did not die of something else"
@@ -50,8 +86,18 @@ def test_nothing_a_command_does_reaches_beyond_its_run(attack: str, confined: Ra
 
 
 def test_most_of_it_works_without_the_boundary(unconfined: Raid) -> None:
-    escaped = [name for name, outcome in unconfined.outcomes.items() if outcome == "escaped"]
+    escaped = {name for name, outcome in unconfined.outcomes.items() if outcome == "escaped"}
     assert len(escaped) > len(unconfined.outcomes) / 2, unconfined.outcomes
+    # What our profile opens is closed by the boundary alone.
+    assert "has_a_user_namespace" in escaped
+
+
+def test_where_there_is_no_landlock_a_command_makes_no_namespace_either(
+    containers: container.Containers, services: dict[str, Any]
+) -> None:
+    held = raid(containers.start(isolation="user", without=("a_kernel_without_landlock",)), services)
+    for attack in ("has_a_user_namespace", "clones_into_a_user_namespace"):
+        assert "Error" in held.outcomes[attack]
 
 
 def test_a_neighbour_sees_and_loses_nothing(confined: Raid) -> None:
@@ -59,7 +105,40 @@ def test_a_neighbour_sees_and_loses_nothing(confined: Raid) -> None:
     assert confined.neighbour.rstrip().endswith("undisturbed")
 
 
+def test_what_a_tier_opens_works(reaching: Invoker, site: Site) -> None:
+    check_that_it_works(reaching, site)
+
+
+def test_a_command_goes_to_no_other_host(reaching: Invoker, site: Site) -> None:
+    check_that_it_goes_nowhere_else(reaching, site)
+
+
+def test_a_command_goes_elsewhere_without_the_filters_checks(
+    start_reaching: Callable[..., Invoker], site: Site
+) -> None:
+    """The control of the test above."""
+    with start_reaching("hosts_that_nobody_named").client() as api:
+        answer = bash(api, goes_elsewhere(site))
+        assert "elsewhere.test 200" in answer.text, answer.text
+
+
+@pytest.mark.parametrize("attack", attacks.ATTACKS)
+def test_nothing_else_is_opened_with_it(attack: str, opened: Raid, unconfined: Raid) -> None:
+    assert_held(attack, opened, unconfined)
+
+
+def test_with_dockers_own_profile_the_request_is_refused(start_reaching: Callable[..., Invoker], site: Site) -> None:
+    invoker = start_reaching("names_of_a_test", options=container.with_dockers_own_profile())
+    with invoker.client() as api:
+        lacks = api.get("/readyz").json()["checks"]["egress_lacks"]
+        assert "in a user namespace: Operation not permitted" in lacks
+        refused = bash(api, "true")
+        assert refused.status_code == 403 and lacks in refused.text
+
+
 def test_what_the_compose_file_says_is_what_is_tried() -> None:
-    options = container.options_of_compose()
-    assert {"--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges:true", "--init"} <= set(options)
-    assert not any("SYS_ADMIN" in option or "privileged" in option for option in options)
+    for service in ("invoker", "worker"):
+        options = container.options_of_compose(service)
+        assert {"--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges:true", "--init"} <= set(options)
+        assert not any("SYS_ADMIN" in option or "privileged=" in option for option in options)
+        assert len(container.with_dockers_own_profile()) == len(options) - 1

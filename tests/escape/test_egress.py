@@ -25,7 +25,7 @@ from tests.escape.test_landlock import assert_held
 from tests.invoker.conftest import Invoker, bash, tool, wait_for
 from tests.invoker.names import OUTSIDE
 from tests.support.processes import command_line
-from tests.support.site import LARGE, Site, serving
+from tests.support.site import LARGE, Site
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="a user for each run needs an invoker started as root"),
@@ -38,19 +38,13 @@ UID = 276_000  # nobody else's on this machine
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with serving(tmp_path_factory.mktemp("site"), OUTSIDE, "example.test") as found:
-        yield found
-
-
-@pytest.fixture(scope="session")
 def start_reaching(start_invoker: Callable[..., Invoker], site: Site) -> Callable[..., Invoker]:
     """Starts an invoker whose runs may reach the site and other hosts of example.test."""
 
     def start(*without: str, **settings: Any) -> Invoker:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("SITE_AUTHORITY", str(site.authority))
-            patch.setenv("SITE_HOSTS", f"*.example.test:{site.port}")
+            for name, value in reached_by(site).items():
+                patch.setenv(name, value)
             return start_invoker(isolation="landlock", without=without, idle_s=60, **({"pool_size": 0} | settings))
 
     return start
@@ -64,6 +58,11 @@ def reaching(start_reaching: Callable[..., Invoker]) -> Invoker:
 @pytest.fixture(scope="session")
 def opened(reaching: Invoker, services: dict[str, Any]) -> Raid:
     return raid(reaching, services)
+
+
+def reached_by(site: Site) -> dict[str, str]:
+    """What the variant `names_of_a_test` reads of the invoker's environment."""
+    return {"SITE_AUTHORITY": str(site.authority), "SITE_HOSTS": f"*.example.test:{site.port}"}
 
 
 def works(site: Site) -> str:
@@ -116,7 +115,11 @@ def test_nothing_else_is_opened_with_it(attack: str, opened: Raid, unconfined: R
 
 
 def test_a_command_goes_to_no_other_host(reaching: Invoker, site: Site) -> None:
-    with reaching.client() as api:
+    check_that_it_goes_nowhere_else(reaching, site)
+
+
+def check_that_it_goes_nowhere_else(invoker: Invoker, site: Site) -> None:
+    with invoker.client() as api:
         answer = bash(api, goes_elsewhere(site)).json()
     assert [line for line in answer["result"].splitlines() if line.endswith(" 403")] == [
         f"{name} 403" for name in ELSEWHERE
@@ -274,7 +277,7 @@ def test_a_port_is_opened_in_a_network_of_its_own_only(boxed: Box, way: Way | No
 
 
 def test_with_the_capabilities_of_the_shipped_compose_it_is_by_user_namespaces(boxed: Box) -> None:
-    """Where the container's system call filter permits unshare(2), which Docker's own does not."""
+    """And within the shipped profile of system calls; by Docker's own neither works."""
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     kept = ",".join(f"+{name.lower()}" for name in compose["services"]["invoker"]["cap_add"])
     asks = f"""
@@ -282,8 +285,9 @@ import pickle, sys
 from claude_invoker.isolation import box
 print(box.network_of_its_own(pickle.loads(sys.stdin.buffer.read()), {UID}))
 """
-    limited = ["setpriv", f"--bounding-set=-all,{kept}", sys.executable, "-c", asks]
-    said = subprocess.run(limited, input=pickle.dumps(boxed), capture_output=True, check=True).stdout.decode()
+    profile = [sys.executable, "-m", "tests.support.profile", str(ROOT / "deploy" / "kubernetes" / "seccomp.json")]
+    limited = ["setpriv", f"--bounding-set=-all,{kept}", *profile, sys.executable, "-c", asks]
+    said = subprocess.run(limited, input=pickle.dumps(boxed), capture_output=True, check=True, cwd=ROOT).stdout.decode()
     assert said == f"{(Way.USER_NAMESPACE, None)}\n"
 
 

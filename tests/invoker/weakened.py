@@ -60,6 +60,11 @@ def a_readable_cli() -> None:
     put(engine, "reachable_binary", readable)
 
 
+def namespaces_for_everybody() -> None:
+    """Without a domain there is no filter of system calls either."""
+    put(process, "least", lambda: None)
+
+
 def a_shell_that_is_not_looked_at() -> None:
     """Runs start whether or not the shell's wrapper is there."""
     put(box.Box, "intact", True)
@@ -315,6 +320,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
     for found in (
         a_kernel_without_landlock,
         a_readable_cli,
+        namespaces_for_everybody,
         a_shell_that_is_not_looked_at,
         a_shell_that_confines_nothing,
         names_of_a_test,

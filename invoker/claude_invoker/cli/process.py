@@ -22,7 +22,7 @@ from claude_invoker.cli.kill import Killer, StillAlive, kill_marked
 from claude_invoker.cli.messages import MAX_LINE, ControlAnswer, Malformed, Message, Result, parse
 from claude_invoker.cli.tree import Tree
 from claude_invoker.egress.filters import Passage
-from claude_invoker.isolation.box import Box
+from claude_invoker.isolation.box import Box, least
 from claude_invoker.isolation.network import Way
 
 KILL_S = 5.0
@@ -95,7 +95,9 @@ class CliProcess:
             os.write(write_end, key.encode())
             os.close(write_end)
             kind = None if box is None else box.closed if network is None else box.open
-            with contextlib.nullcontext() if box is None or kind is None else box.around(tree.root, kind) as enter:
+            with (
+                contextlib.nullcontext(least()) if box is None or kind is None else box.around(tree.root, kind) as enter
+            ):
                 child = await Child.start(
                     command(cli, shape),
                     env=environment(

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from claude_contract.destinations import Destination
 from claude_invoker.egress import addresses, wire
 from claude_invoker.egress.wire import Moved, Order, Visit
+from claude_invoker.isolation.box import least
 
 MAX_HEAD = 8192  # bytes of a request
 HEAD_S, RESOLVE_S, CONNECT_S, IDLE_S = 10.0, 10.0, 10.0, 120.0
@@ -268,6 +269,7 @@ def _answer(refusal: Refused) -> bytes:
 def become(uid: int) -> None:
     """Gives up all that it was started with, for good. Nothing can be imported after it: Python's own files may be in a
     directory that others cannot enter. Raises OSError."""
+    closed = least()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # three for each connection
@@ -275,6 +277,8 @@ def become(uid: int) -> None:
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if closed is not None:
+        closed()
 
 
 def main(resolve: Resolve = resolve, public: Public = addresses.all_public) -> None:

@@ -31,7 +31,7 @@ _LEFTOVERS = (  # what would outlive the run, where the next one with its user i
     "shmget shmat shmctl shmdt semget semop semtimedop semctl msgget msgsnd msgrcv msgctl "
     "mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr"
 )
-REFUSED = tuple(" ".join((_OTHERS, _KERNEL, _NAMESPACES, _MACHINE, _LEFTOVERS)).split())
+REFUSED = tuple(" ".join((_OTHERS, _KERNEL, _MACHINE, _LEFTOVERS)).split())
 REFUSED_NUMBERS = (457, 458, 467, 470)
 """statmount, listmount, open_tree_attr, listns: they tell the machine's mounts and namespaces, and Landlock does not
 close them. Newer than libseccomp's names; the same numbers on every architecture."""
@@ -55,12 +55,9 @@ def of_cli(*, tcp: bool = False) -> bytes:
 
     def rules() -> Iterator[tuple[Any, ...]]:
         refuse = seccomp.ERRNO(errno.EPERM)
+        yield from _no_namespaces(seccomp)
         for call in (*REFUSED, *REFUSED_NUMBERS):
             yield refuse, call
-        for flag in _NEW_NAMESPACE:
-            yield refuse, "clone", seccomp.Arg(0, seccomp.MASKED_EQ, flag, flag)
-        # Its flags are in memory, which a filter cannot read: libc then asks by clone.
-        yield seccomp.ERRNO(errno.ENOSYS), "clone3"
         no_such_socket = seccomp.ERRNO(errno.EAFNOSUPPORT)
         yield no_such_socket, "socketpair", seccomp.Arg(0, seccomp.NE, socket.AF_UNIX)
         if not tcp:
@@ -85,6 +82,24 @@ def _plain_tcp(seccomp: Any, refuse: Any) -> Iterator[tuple[Any, ...]]:
     yield refuse, "socket", internet, seccomp.Arg(2, seccomp.GT, socket.IPPROTO_TCP)
     for name, flags in _FLAGS_OF_SENDING.items():
         yield refuse, name, seccomp.Arg(flags, seccomp.MASKED_EQ, socket.MSG_FASTOPEN, socket.MSG_FASTOPEN)
+
+
+def of_users() -> bytes:
+    """Without a domain: no namespaces, in which a run would be root before parts of the kernel that nobody needs.
+
+    Raises NoSeccomp."""
+    seccomp = _library()
+    return _program(seccomp, _no_namespaces(seccomp))
+
+
+def _no_namespaces(seccomp: Any) -> Iterator[tuple[Any, ...]]:
+    refuse = seccomp.ERRNO(errno.EPERM)
+    for call in _NAMESPACES.split():
+        yield refuse, call
+    for flag in _NEW_NAMESPACE:
+        yield refuse, "clone", seccomp.Arg(0, seccomp.MASKED_EQ, flag, flag)
+    # Its flags are in memory, which a filter cannot read: libc then asks by clone.
+    yield seccomp.ERRNO(errno.ENOSYS), "clone3"
 
 
 def of_shells(*, tcp: bool = False) -> bytes:
