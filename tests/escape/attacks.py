@@ -152,6 +152,71 @@ def limits_the_cli(at: Where) -> None:
     resource.prlimit(at["cli"], resource.RLIMIT_NOFILE)
 
 
+def queues_a_signal_for_the_cli(at: Where) -> None:
+    asked = ctypes.create_string_buffer(struct.pack("=iii", 0, 0, -1), 128)  # SI_QUEUE
+    checked(LIBC.syscall(129 if X86 else 138, at["cli"], 0, asked))
+
+
+def signals_the_cli_by_a_descriptor(at: Where) -> None:
+    call(424, call(434, at["cli"], 0), 0, 0, 0)  # pidfd_send_signal, pidfd_open
+
+
+def renices_the_cli(at: Where) -> None:
+    os.setpriority(os.PRIO_PROCESS, at["cli"], os.getpriority(os.PRIO_PROCESS, at["cli"]))
+
+
+def renices_the_clis_process_group(at: Where) -> None:
+    group = os.getpgid(at["cli"])
+    os.setpriority(os.PRIO_PGRP, group, os.getpriority(os.PRIO_PGRP, group))
+
+
+def renices_all_of_its_user(at: Where) -> None:
+    os.setpriority(os.PRIO_USER, 0, os.getpriority(os.PRIO_USER, 0))
+
+
+def puts_the_clis_files_last(at: Where) -> None:
+    call(251 if X86 else 30, 1, at["cli"], 2 << 13 | 7)  # ioprio_set: IOPRIO_WHO_PROCESS, best effort
+
+
+def puts_all_files_of_its_user_last(at: Where) -> None:
+    call(251 if X86 else 30, 3, os.getuid(), 2 << 13 | 7)
+
+
+def keeps_the_cli_to_some_cores(at: Where) -> None:
+    os.sched_setaffinity(at["cli"], os.sched_getaffinity(at["cli"]))
+
+
+def schedules_the_cli_otherwise(at: Where) -> None:
+    os.sched_setscheduler(at["cli"], os.SCHED_BATCH, os.sched_param(0))
+
+
+def sets_how_the_cli_is_scheduled(at: Where) -> None:
+    os.sched_setparam(at["cli"], os.sched_param(0))
+
+
+def sets_the_clis_scheduling_attributes(at: Where) -> None:
+    attributes = ctypes.create_string_buffer(struct.pack("=IIQiIQQQ", 48, 0, 0, 0, 0, 0, 0, 0))  # SCHED_OTHER, nice 0
+    checked(LIBC.syscall(314 if X86 else 274, at["cli"], attributes, 0))
+
+
+def moves_the_clis_memory_to_another_node(at: Where) -> None:
+    everywhere = ctypes.c_ulong(1)
+    mask = ctypes.byref(everywhere)
+    checked(LIBC.syscall(256 if X86 else 238, at["cli"], ctypes.c_long(2), mask, mask))  # migrate_pages
+
+
+def asks_where_the_clis_memory_is(at: Where) -> None:
+    page = ctypes.c_void_p(_somewhere(at) & ~4095)
+    where = ctypes.c_int()
+    asked = (ctypes.c_long(1), ctypes.byref(page), None, ctypes.byref(where), ctypes.c_long(0))
+    checked(LIBC.syscall(279 if X86 else 239, at["cli"], *asked))  # move_pages, without a node
+
+
+def asks_for_the_clis_locks(at: Where) -> None:
+    head, length = ctypes.c_void_p(), ctypes.c_size_t()
+    checked(LIBC.syscall(274 if X86 else 100, at["cli"], ctypes.byref(head), ctypes.byref(length)))  # get_robust_list
+
+
 def writes_the_clis_configuration(at: Where) -> None:
     writes(os.path.join(os.environ["CLAUDE_CONFIG_DIR"], "settings.json"))
 

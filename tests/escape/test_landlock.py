@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import subprocess
 
 import pytest
 
-from claude_invoker.isolation import confine
+from claude_invoker.isolation import confine, filters
 from tests.escape import attacks
 from tests.escape.conftest import Raid
 
@@ -28,6 +30,9 @@ OPTIONAL = {
     "leaves_a_key": ("not implemented",),
     "compares_itself_with_the_cli": ("not implemented",),
     "traces_the_cli": ("not permitted",),
+    "moves_the_clis_memory_to_another_node": ("not implemented",),
+    "asks_where_the_clis_memory_is": ("not implemented",),
+    "asks_for_the_clis_locks": ("not implemented",),
     "names_a_file_by_handle": ("not supported",),
     "lists_the_machines_mounts": ("not implemented",),
     "describes_the_machines_root": ("not implemented",),
@@ -47,6 +52,14 @@ def assert_held(attack: str, confined: Raid, unconfined: Raid) -> None:
     assert without == "escaped", "the attack itself does not work"
     assert confined.outcomes[attack] != "escaped"
     assert "Error" in confined.outcomes[attack], "it was refused, and did not die of something else"
+
+
+def test_a_command_may_still_step_back_itself() -> None:
+    """What it may not do to its CLI: priority, disk, cores, kind of scheduling, limits."""
+    enter = functools.partial(confine.filtered, filters.of_shells())
+    command = "nice -n 5 ionice -c 2 -n 7 taskset 1 chrt --batch 0 sh -c 'ulimit -n 100 && ionice && nice'"
+    said = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True, preexec_fn=enter).stdout
+    assert said.split() == ["best-effort:", "prio", "7", "5"]
 
 
 def test_a_neighbour_sees_and_loses_nothing(confined: Raid) -> None:

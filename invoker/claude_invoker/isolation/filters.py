@@ -40,6 +40,19 @@ _NEW_NAMESPACE = (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x
 _TIOCLINUX = 0x541C
 _SOCKET_TYPE = 0xF  # without SOCK_CLOEXEC and SOCK_NONBLOCK
 _FLAGS_OF_SENDING = {"sendto": 3, "sendmsg": 2, "sendmmsg": 3}
+_PROCESS, _OF_ITS_IO = 0, 1  # PRIO_PROCESS, IOPRIO_WHO_PROCESS
+_OF_ITSELF = {
+    "prlimit64": (0,),
+    "setpriority": (_PROCESS, 0),
+    "ioprio_set": (_OF_ITS_IO, 0),
+    "sched_setaffinity": (0,),
+    "sched_setattr": (0,),
+    "sched_setparam": (0,),
+    "sched_setscheduler": (0,),
+}
+"""What a process may do to itself and to no other, such as its CLI: the call, and its first arguments as they have to
+be. A thread that names itself by its number (pthread_setaffinity_np) is refused with them: a filter does not know whose
+number that is."""
 
 
 class NoSeccomp(Exception):
@@ -104,8 +117,8 @@ def _no_namespaces(seccomp: Any) -> Iterator[tuple[Any, ...]]:
 
 def of_shells(*, tcp: bool = False) -> bytes:
     """That of a command, in addition to the CLI's: it reaches no socket at all, also not the API's by its path, which
-    Landlock does not close. Pairs stay, but none of datagrams: those can be connected anew. Nor does it set the CLI's
-    resource limits, which its user may. With `tcp` it may connect what the CLI's filter leaves of internet sockets.
+    Landlock does not close. Pairs stay, but none of datagrams: those can be connected anew. Nor does it change
+    limits and scheduling of other processes. With `tcp` it may connect what the CLI's leaves of internet sockets.
 
     Raises NoSeccomp."""
     seccomp = _library()
@@ -118,7 +131,9 @@ def of_shells(*, tcp: bool = False) -> bytes:
             yield refuse, "socket", seccomp.Arg(0, seccomp.NE, socket.AF_INET)
         for kind in (socket.SOCK_DGRAM, socket.SOCK_RAW):
             yield refuse, "socketpair", seccomp.Arg(1, seccomp.MASKED_EQ, _SOCKET_TYPE, kind)
-        yield refuse, "prlimit64", seccomp.Arg(0, seccomp.NE, 0)
+        for name, itself in _OF_ITSELF.items():
+            for place, value in enumerate(itself):
+                yield refuse, name, seccomp.Arg(place, seccomp.NE, value)
 
     return _program(seccomp, rules())
 
