@@ -17,7 +17,9 @@ from tests.escape.test_egress import (
     reached_by,
 )
 from tests.escape.test_landlock import OPTIONAL
+from tests.escape.test_taking import TAKES, taken
 from tests.invoker.conftest import Invoker, StandInProcess, bash
+from tests.invoker.test_bounds import GB, over, unstopped
 from tests.support.site import Site
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
@@ -134,6 +136,17 @@ def test_with_dockers_own_profile_the_request_is_refused(start_reaching: Callabl
         assert "in a user namespace: Operation not permitted" in lacks
         refused = bash(api, "true")
         assert refused.status_code == 403 and lacks in refused.text
+
+
+@pytest.mark.parametrize("looks", [True, False], ids=["looked_into", "as_shipped"])
+def test_hidden_memory_is_seen_where_the_invoker_may_look_into_runs(
+    containers: container.Containers, strength: str, looks: bool
+) -> None:
+    """Which is why SECURITY.md says that as shipped it is the container's own limit that holds."""
+    options = [*container.options_of_compose(), *(["--cap-add=SYS_PTRACE"] if looks else [])]
+    with containers.start(isolation=strength, options=options, memory_limit=GB).client() as api:
+        answer = taken(api, TAKES["files_without_a_name"], control=not looks)
+        over(answer, "memory", "INVOKER_MEMORY_LIMIT") if looks else unstopped(answer)
 
 
 def test_what_the_compose_file_says_is_what_is_tried() -> None:

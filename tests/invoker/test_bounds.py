@@ -201,11 +201,42 @@ def test_what_is_shared_counts_once_where_it_matters() -> None:
             assert child.stdout is not None
             child.stdout.readline()
             found = usage.marked(["CLAUDE_INVOKER_PROCESS=c3"])["CLAUDE_INVOKER_PROCESS=c3"]
-            once = usage.memory_of(found)
+            once = usage.memory_of(found, 0)
         finally:
             os.killpg(child.pid, 9)
     assert found.memory > 900 << 20
     assert 200 << 20 <= once < 300 << 20
+
+
+HIDDEN = {
+    "without_a_file": "held = mmap.mmap(-1, 64 << 20)\nfor n in range(0, 64 << 20, 4096): held[n] = 1\n"
+    "held.madvise(mmap.MADV_DONTNEED)",
+    "of_zeros": "held = mmap.mmap(os.open('/dev/zero', os.O_RDWR), 64 << 20)\n"
+    "for n in range(0, 64 << 20, 4096): held[n] = 1\nheld.madvise(mmap.MADV_DONTNEED)",
+    "without_a_name": "held = os.memfd_create('held'); os.write(held, bytes(64 << 20))",
+    # MAP_NORESERVE: it only looks at it.
+    "in_page_tables": "held = mmap.mmap(-1, 32 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, mmap.PROT_READ)\n"
+    "for n in range(0, 32 << 30, 2 << 20): held[n]",
+}
+
+
+@as_root
+@pytest.mark.parametrize("how", HIDDEN)
+def test_memory_that_is_in_no_processs_tables_is_seen(how: str) -> None:
+    """`tests/escape/test_taking.py` has the same by a command of the CLI, with the controls."""
+    source = f"import mmap, os, time\n{HIDDEN[how]}\nprint('held', flush=True)\ntime.sleep(60)"
+    environment = os.environ | {"CLAUDE_INVOKER_PROCESS": "d4"}
+    with subprocess.Popen([sys.executable, "-c", source], env=environment, stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None
+            child.stdout.readline()
+            found = usage.marked(["CLAUDE_INVOKER_PROCESS=d4"])["CLAUDE_INVOKER_PROCESS=d4"]
+            on_disk, in_memory = usage.nameless(found.pids)
+            once = usage.memory_of(found, in_memory)
+        finally:
+            child.kill()
+    assert on_disk == 0
+    assert 64 << 20 <= once <= found.memory + in_memory < 128 << 20
 
 
 async def test_a_look_that_fails_is_repeated_and_each_run_is_looked_at(

@@ -13,6 +13,7 @@ import pytest
 import uvloop
 
 from claude_invoker.cli.child import Child, Limits
+from tests.invoker.conftest import as_root
 
 
 def descriptors() -> set[tuple[str, str]]:
@@ -51,3 +52,22 @@ def test_each_pipe_is_closed_exactly_once(run: Callable[[Coroutine[Any, Any, Non
         assert {link for _, link in descriptors() - before if link.startswith("pipe:")} == set()
 
     run(talk())
+
+
+@pytest.mark.parametrize("uid", [None, pytest.param(65534, marks=as_root)], ids=["ours", "another"])
+async def test_it_ends_before_us_where_memory_ends(uid: int | None) -> None:
+    """Also its own children. It cannot be tried without using all memory up, so it is read."""
+    child = await Child.start(
+        ["/bin/sh", "-c", "cat /proc/self/oom_score_adj"],
+        env={},
+        cwd=Path("/"),
+        uid=uid,
+        limits=Limits(),
+        line_limit=1000,
+    )
+    try:
+        ours = int(Path("/proc/self/oom_score_adj").read_text())
+        assert int(await child.stdout.readline()) == min(1000, ours + 500)
+        await asyncio.wait_for(child.exited.wait(), 30)
+    finally:
+        child.close()

@@ -6,11 +6,13 @@ makes this raise or leads it elsewhere.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
 import stat
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,19 +22,23 @@ from claude_invoker.cli.walk import BLOCK, DIRECTORY
 
 SHARED = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # noqa: S108 -- looked at, not used
 """Where every user of the machine may leave files."""
+_IN_MEMORY = ("/memfd:", "/dev/zero", "/SYSV", "/dev/shm/")  # noqa: S108 -- the same
+"""How files are called that memory is taken for: as such, shared without a file, of System V, deleted."""
 _OPEN = 64
 """Directories on the way down that are held open; of those above the way back is by `..`."""
-_KB = re.compile(rb"^(RssAnon|RssShmem|VmSwap):\s+(\d+) kB", re.MULTILINE)
+_KB = re.compile(rb"^(RssAnon|RssShmem|VmSwap|VmPTE):\s+(\d+) kB", re.MULTILINE)
 _PROPORTIONAL = re.compile(rb"^(Pss_Anon|Pss_Shmem|SwapPss):\s+(\d+) kB", re.MULTILINE)
 
 
 @dataclass
 class Processes:
     """What runs of one user, or under one mark. `threads` is what the kernel counts against RLIMIT_NPROC; `memory`:
-    bytes, without what is in a file anyway. What several processes share is in there several times."""
+    bytes, without what is in a file anyway. What several processes share is in there several times. `tables`: those of
+    it that are page tables; a process has some for memory that it has only looked at, too."""
 
     threads: int = 0
     memory: int = 0
+    tables: int = 0
     pids: list[int] = field(default_factory=list)
 
 
@@ -84,43 +90,60 @@ def _number(status: bytes, name: bytes) -> int:
 
 def _count(uses: Processes, pid: int, status: bytes) -> None:
     uses.threads += _number(status, b"Threads")
-    uses.memory += sum(int(size) for _, size in _KB.findall(status)) * 1024
+    found = {name: int(size) * 1024 for name, size in _KB.findall(status)}
+    uses.memory += sum(found.values())
+    uses.tables += found.get(b"VmPTE", 0)
     uses.pids.append(pid)
 
 
-def memory_of(uses: Processes) -> int:
-    """The same memory with each shared page counted once. It takes long for much memory; where we may not look, what is
-    known stands."""
-    total = 0
+def memory_of(uses: Processes, nameless: int) -> int:
+    """The same memory with each shared page counted once. `nameless`: bytes of it in files without a name, which count
+    whoever has them mapped. It takes long for much memory; where we may not look, what is known stands."""
+    total: Counter[bytes] = Counter()
     for pid in uses.pids:
         try:
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_bytes()
         except ProcessLookupError:
             continue
         except OSError:
-            return uses.memory
-        total += sum(int(size) for _, size in _PROPORTIONAL.findall(rollup)) * 1024
-    return total
+            return uses.memory + nameless
+        total.update({name: int(size) * 1024 for name, size in _PROPORTIONAL.findall(rollup)})
+    return uses.tables + total[b"Pss_Anon"] + total[b"SwapPss"] + max(total[b"Pss_Shmem"], nameless)
 
 
-def held_open(pids: Iterable[int]) -> tuple[int, int]:
-    """Bytes in files without a name that these processes have open: (on a disk, in memory). Of processes that we may
-    look into."""
+def nameless(pids: Iterable[int]) -> tuple[int, int]:
+    """Bytes in files without a name that these processes have open or share: (on a disk, in memory). Memory that is
+    shared without a file is such a file, too. Of processes that we may look into."""
     seen: set[tuple[int, int]] = set()
     on_disk = in_memory = 0
-    for pid in pids:
+    for path in itertools.chain.from_iterable((*_opened(pid), *_shared(pid)) for pid in pids):
         with suppress(OSError):
-            for entry in os.scandir(f"/proc/{pid}/fd"):
-                with suppress(OSError):
-                    status = Path(entry.path).stat()
-                    if status.st_nlink or not stat.S_ISREG(status.st_mode) or (who := _identity(status)) in seen:
-                        continue
-                    seen.add(who)
-                    if str(Path(entry.path).readlink()).startswith("/memfd:"):
-                        in_memory += status.st_blocks * BLOCK
-                    else:
-                        on_disk += status.st_blocks * BLOCK
+            status = path.stat()
+            if status.st_nlink or not stat.S_ISREG(status.st_mode) or (who := _identity(status)) in seen:
+                continue
+            seen.add(who)
+            if str(path.readlink()).startswith(_IN_MEMORY):
+                in_memory += status.st_blocks * BLOCK
+            else:
+                on_disk += status.st_blocks * BLOCK
     return on_disk, in_memory
+
+
+def _opened(pid: int) -> Iterator[Path]:
+    with suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            yield Path(entry.path)
+
+
+def _shared(pid: int) -> Iterator[Path]:
+    """Its mappings of files without a name; a page of one stays also when nobody has it in his tables any more."""
+    with suppress(OSError), Path(f"/proc/{pid}/maps").open("rb") as lines:
+        for line in lines:
+            if line.endswith(b" (deleted)\n"):
+                addresses, mode, _ = line.split(None, 2)
+                if mode.endswith(b"s"):
+                    first, last = (int(address, 16) for address in addresses.split(b"-"))
+                    yield Path(f"/proc/{pid}/map_files/{first:x}-{last:x}")
 
 
 def strays(uid: int) -> list[Path]:

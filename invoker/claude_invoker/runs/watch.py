@@ -120,7 +120,7 @@ class Watch:
 
     async def _processes(self) -> float:
         for watched, uses in await asyncio.to_thread(_uses, list(self._watched), self.bounds.memory):
-            watched.uses["memory"] = uses.memory + watched.unnamed
+            watched.uses["memory"] = uses.memory
             watched.uses["processes"] = uses.threads
             self._judge(watched)
         return _EVERY_S
@@ -141,7 +141,7 @@ class Watch:
                 more = usage.files(path, enough)
                 found = usage.Files(found.bytes + more.bytes, found.entries + more.entries)
         pids = _of([process])[0].pids
-        on_disk, in_memory = usage.held_open(pids)
+        on_disk, in_memory = usage.nameless(pids)
         found.bytes += on_disk
         return found, in_memory
 
@@ -151,7 +151,9 @@ def _uses(watched: list[_Watched], memory: int) -> list[tuple[_Watched, usage.Pr
     found = _of([each.process for each in watched])
     for each, uses in zip(watched, found, strict=True):
         if memory and uses.memory + each.unnamed > memory:
-            uses.memory = usage.memory_of(uses)
+            uses.memory = usage.memory_of(uses, each.unnamed)
+        else:
+            uses.memory += each.unnamed
     return list(zip(watched, found, strict=True))
 
 
