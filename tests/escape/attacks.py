@@ -402,4 +402,5 @@ def outcome(attack: Any, at: Where) -> str:
 if __name__ == "__main__":
     where = json.loads(sys.argv[1])
     where.setdefault("cli", int(os.environ.get("CLAUDE_PID", "0")))
-    print(json.dumps({name: outcome(attack, where) for name, attack in ATTACKS.items()}))
+    wanted = where.get("attacks", list(ATTACKS))
+    print(json.dumps({name: outcome(ATTACKS[name], where) for name in wanted}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import socket
@@ -9,10 +10,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -20,9 +23,9 @@ from claude_invoker.isolation import box, confine, network, shell
 from claude_invoker.isolation.box import Box
 from claude_invoker.isolation.network import Way
 from tests.escape import attacks
-from tests.escape.conftest import Raid, raid
-from tests.escape.test_landlock import assert_held
-from tests.invoker.conftest import Invoker, bash, tool, wait_for
+from tests.escape.conftest import ATTACKS, Raid, raid
+from tests.escape.test_landlock import OPTIONAL, assert_held
+from tests.invoker.conftest import Invoker, bash, program, tool, wait_for
 from tests.invoker.names import OUTSIDE
 from tests.support.processes import command_line
 from tests.support.site import LARGE, Site
@@ -147,6 +150,97 @@ def test_what_a_run_has_open_ends_with_it(reaching: Invoker, site: Site) -> None
     assert "a page of the site" in answer.json()["result"]
     assert site.came == came + 1
     wait_for(lambda: not site.waiting, what="the end of the connection")
+
+
+ON_A_PROCESS = [name for name in attacks.ATTACKS if "the_cli" in name and "configuration" not in name]
+"""What is tried on the CLI works on any process whose number is given in its place."""
+
+
+@pytest.mark.slow
+def test_a_command_does_nothing_to_the_processes_that_serve_its_run(reaching: Invoker, site: Site) -> None:
+    """The filter, and the metering proxy, which has the API's key. The control is root, who may do it."""
+    with reaching.client() as api:
+        assert "a page of the site" in bash(api, works(site)).json()["result"]  # so that there is a filter
+        for word in ("names.py", "claude_invoker.metering"):
+            (process,) = (child for child in reaching.children() if word in command_line(child))
+            at = json.dumps({"cli": process.pid, "attacks": ON_A_PROCESS})
+            said = bash(api, program(ATTACKS, f"'{at}'")).json()["result"]
+            held = json.loads(said.splitlines()[-1])
+            assert set(held) == set(ON_A_PROCESS) and all("Error" in outcome for outcome in held.values()), held
+            control = subprocess.run([sys.executable, "-c", ATTACKS, at], capture_output=True, check=True).stdout
+            succeeded = {name for name, outcome in json.loads(control).items() if outcome == "escaped"}
+            missed = {name: json.loads(control)[name] for name in ON_A_PROCESS if name not in succeeded}
+            # Of a container's root the last has CAP_SYS_RESOURCE rarely.
+            excused = OPTIONAL | {"limits_the_cli": ("not permitted",)}
+            assert all(any(word in missed[name] for word in excused.get(name, ())) for name in missed), missed
+            assert process.is_running()
+        assert "a page of the site" in bash(api, works(site)).json()["result"], "both are as they were"
+
+
+FLOODS = r"""
+import os, socket, sys, time
+host = sys.argv[1]
+def connected():
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    made.settimeout(20)
+    made.connect(("127.0.0.1", 3128))
+    return made
+open("flooding", "w").close()
+# Heads that never end, as many as it gets, ...
+slow = []
+for n in range(400):
+    try:
+        slow.append(connected())
+        slow[-1].send(b"CONNECT ")
+    except OSError: break
+# ... and ten thousand that do, from four processes.
+for n in range(4):
+    if os.fork() == 0:
+        answers = {}
+        for n in range(2500):
+            try:
+                with connected() as made:
+                    made.sendall(b"CONNECT evil.test:443 HTTP/1.1\r\n\r\n")
+                    said = made.recv(99)[9:12].decode()
+            except OSError as error: said = type(error).__name__
+            answers[said] = answers.get(said, 0) + 1
+        print(answers, flush=True)
+        os._exit(0)
+for n in range(4): os.wait()
+print("flooded")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("control", [False, True], ids=["bounded", "control"])
+def test_a_run_that_floods_the_filter_keeps_no_other_from_it(
+    start_reaching: Callable[..., Invoker], site: Site, control: bool
+) -> None:
+    """It is the same process for both; what one run may have of it is bounded."""
+    invoker = start_reaching("a_filter_without_bounds" if control else "names_of_a_test")
+    host = f"https://site.example.test:{site.port}"
+    works = f"touch begun; while [ ! -e over ]; do curl -sk {host}/page.html || echo lost; sleep 0.2; done"
+    with invoker.client() as api, ThreadPoolExecutor(1) as pool:
+        api.timeout = httpx.Timeout(200)
+        neighbour = pool.submit(bash, api, works)
+        wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/begun")), 60, what="the neighbour")
+        try:
+            (filter,) = (child for child in invoker.children() if "names.py" in command_line(child))
+            before = filter.memory_info().rss
+            flood = bash(api, program(FLOODS, host))
+            grown = filter.memory_info().rss - before
+        finally:
+            for path in invoker.state.glob("trees/engines/*/*/work/begun"):
+                path.with_name("over").touch()
+        said = neighbour.result().json()["result"]
+    assert "flooded" in flood.json()["result"], flood.text
+    assert "a page of the site" in said and "lost" not in said
+    logged = invoker.log.read_text().count("evil.test:443 is not among the hosts")
+    if control:
+        assert logged == 10_000
+    else:
+        assert logged <= 2000 and "ConnectionRefusedError" in flood.json()["result"]
+        assert grown < 64 << 20
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import sys
+import time
 from typing import Any
 
 from claude_invoker.egress import addresses, filter
@@ -67,7 +68,49 @@ def asks_twice() -> None:
     put(asyncio, "open_connection", again)
 
 
-MODES = {"strict": lambda: None, "any_host": any_host, "any_address": any_address, "asks_twice": asks_twice}
+def slow_names() -> None:
+    """Names below `stuck.example.test` take half a minute, each in a thread, as all do that are really looked up."""
+    at_once = resolve
+
+    async def slowly(host: str, port: int) -> list[str]:
+        seconds = 30.0 if host.endswith(".stuck.example.test") else 0.0
+        await asyncio.get_running_loop().run_in_executor(None, time.sleep, seconds)
+        return await at_once(host, port)
+
+    globals()["resolve"] = slowly
+    put(filter, "RESOLVE_S", 3.0)
+
+
+def slow_names_at_will() -> None:
+    """A run may look up as many at once as it wants."""
+    slow_names()
+    put(filter, "MAX_LOOKED_UP", 1000)
+
+
+FEW = 100
+
+
+def few_connections() -> None:
+    """As the real bound, and sooner."""
+    put(filter, "MAX_ASKED", FEW)
+
+
+def without_bounds() -> None:
+    """A run may ask as often as it wants, have as many connections as it wants, and take its time."""
+    for name in ("MAX_OPEN", "MAX_ASKED", "HEAD_S"):
+        put(filter, name, 1_000_000)
+
+
+MODES = {
+    "strict": lambda: None,
+    "any_host": any_host,
+    "any_address": any_address,
+    "asks_twice": asks_twice,
+    "slow_names": slow_names,
+    "slow_names_at_will": slow_names_at_will,
+    "few_connections": few_connections,
+    "without_bounds": without_bounds,
+}
 
 if __name__ == "__main__":
     MODES[sys.argv.pop(1)]()

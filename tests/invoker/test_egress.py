@@ -21,7 +21,7 @@ from claude_invoker.egress import filter, filters
 from claude_invoker.egress.filters import Filters, Passage
 from claude_invoker.egress.wire import Moved, Visit
 from tests.invoker.conftest import as_root
-from tests.invoker.names import INSIDE, OUTSIDE
+from tests.invoker.names import FEW, INSIDE, OUTSIDE
 from tests.support.processes import command_line
 
 pytestmark = as_root
@@ -265,6 +265,43 @@ async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "200 Connection" in await other.go(host)
 
 
+@pytest.mark.parametrize(
+    "at_will", [pytest.param(False, id="bounded"), pytest.param(True, id="control", marks=pytest.mark.slow)]
+)
+async def test_names_that_take_long_keep_no_other_run_waiting(monkeypatch: pytest.MonkeyPatch, at_will: bool) -> None:
+    async with (
+        serving(OUTSIDE) as site,
+        filtered(monkeypatch, "slow_names_at_will" if at_will else "slow_names") as found,
+    ):
+        run = await opened(found, f"*.stuck.example.test:{site.port}")
+        other = await opened(found, f"site.example.test:{site.port}")
+        stuck = [asyncio.create_task(run.go(f"n{n}.stuck.example.test:{site.port}")) for n in range(filter.MAX_OPEN)]
+        assert "is not known" in await stuck[0]
+        answers = [await other.go(f"site.example.test:{site.port}") for _ in range(3)]
+        assert all("200 Connection" in answer for answer in answers) is not at_will, answers
+        for task in stuck:
+            task.cancel()
+        await asyncio.wait(stuck)
+
+
+@pytest.mark.parametrize("mode", ["few_connections", "without_bounds"], ids=["bounded", "control"])
+async def test_whoever_has_asked_too_often_is_not_heard_any_more(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """It would go on taking the time of the process that all runs share."""
+    async with serving(OUTSIDE) as site, filtered(monkeypatch, mode) as found:
+        run, other = await opened(found, "other.example.test"), await opened(found, f"site.example.test:{site.port}")
+        asked, last = 0, ""
+        with contextlib.suppress(OSError):
+            while asked < FEW + 50:
+                last = await run.go(f"evil.test:{site.port}") or last
+                asked += 1
+        if mode == "few_connections":
+            assert asked <= FEW + 1 and "is all that it gets" in last
+            assert found.traffic.refused == FEW
+        else:
+            assert asked == FEW + 50 and "not among the hosts" in last
+        assert "200 Connection" in await other.go(f"site.example.test:{site.port}")
+
+
 async def test_the_filter_has_no_privileges_and_its_end_closes_every_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(OUTSIDE) as site, filtered(monkeypatch) as found:
         host = f"site.example.test:{site.port}"
@@ -276,7 +313,7 @@ async def test_the_filter_has_no_privileges_and_its_end_closes_every_way_out(mon
         assert set(status["Uid"].split()) == {status["Uid"].split()[0]}, "real, effective, saved"
         assert not status["Groups"].strip()
         assert all(int(status[name], 16) == 0 for name in ("CapPrm", "CapEff", "CapInh", "CapAmb"))
-        assert status["NoNewPrivs"] == "1"
+        assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2"
         os.kill(process.pid, signal.SIGKILL)
         async with asyncio.timeout(30):
             while run.passage.alive:

@@ -101,6 +101,10 @@ def hosts_that_nobody_named() -> None:
     names_of_a_test("any_host")
 
 
+def a_filter_without_bounds() -> None:
+    names_of_a_test("without_bounds")
+
+
 def addresses_that_nobody_looks_at() -> None:
     names_of_a_test("any_address")
 
@@ -325,6 +329,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         a_shell_that_confines_nothing,
         names_of_a_test,
         hosts_that_nobody_named,
+        a_filter_without_bounds,
         addresses_that_nobody_looks_at,
         names_that_are_asked_for_twice,
         no_network_of_its_own,

@@ -7,10 +7,10 @@ so it is a process of its own, with a user id of its own and without privileges,
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures.thread  # noqa: F401 -- asyncio's, when it first looks a name up: see `become`
+import concurrent.futures.thread
 import contextlib
 import ctypes
-import encodings.idna  # noqa: F401 -- the same
+import encodings.idna  # noqa: F401 -- asyncio's, when it first looks a name up: see `become`
 import os
 import re
 import resource
@@ -31,7 +31,11 @@ MAX_ADDRESSES = 4
 MAX_OPEN = 64
 """Connections of a run at once."""
 MAX_ASKED = 2000
-"""Connections of a run in all, refused ones included: each is a line in the invoker's log."""
+"""Connections of a run in all, refused ones included: each is a line in the invoker's log, and takes all runs' time."""
+MAX_LOOKED_UP = 4
+"""Names of a run that are looked up at once: one may take as long as whoever serves its zone wants."""
+_LOOKING = 64
+"""And of all runs: threads."""
 _CHUNK = 1 << 17  # bytes; a connection holds a few of them
 _REPORT = 1 << 20  # bytes after which a connection says what it has moved
 _PR_SET_NO_NEW_PRIVS = 38
@@ -65,6 +69,7 @@ class Passage:
     asked: int = 0
     begun: bool = False
     server: asyncio.Server | None = None
+    looking: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_LOOKED_UP))
     connections: set[asyncio.Task[None]] = field(default_factory=set)
 
     def admit(self, head: bytes) -> Destination:
@@ -117,6 +122,7 @@ class Filter:
             assert isinstance(order, Order)
             self._obey(order, descriptors)
 
+        loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(_LOOKING))
         self._control.setblocking(False)
         loop.add_reader(self._control, heard)
         await over.wait()
@@ -144,6 +150,8 @@ class Filter:
 
     def _accepted(self, passage: Passage, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         passage.asked += 1
+        if passage.asked > MAX_ASKED and passage.server is not None:
+            passage.server.close()  # from now on the kernel refuses: this one hears why, and nobody waits for others
         if len(passage.connections) >= 2 * MAX_OPEN:  # nor as many that wait for an answer
             writer.transport.abort()
             return
@@ -186,7 +194,7 @@ class Filter:
         name = f"{wanted.host}:{wanted.port}"
         try:
             async with asyncio.timeout(RESOLVE_S):
-                found = list(dict.fromkeys(await self._resolve(wanted.host, wanted.port)))
+                found = list(dict.fromkeys(await self._looked_up(passage, wanted)))
         except (OSError, TimeoutError, UnicodeError) as error:
             raise Refused(502, f"{name} is not known") from error
         if not self._public(found):
@@ -197,6 +205,19 @@ class Filter:
                 async with asyncio.timeout(CONNECT_S):
                     return await asyncio.open_connection(address, wanted.port, limit=_CHUNK)
         raise Refused(502, f"{name} cannot be reached")
+
+    async def _looked_up(self, passage: Passage, wanted: Destination) -> list[str]:
+        """A look-up that nobody waits for any more goes on, in a thread, and counts as long. Raises OSError."""
+        await passage.looking.acquire()
+        looking = asyncio.ensure_future(self._resolve(wanted.host, wanted.port))
+
+        def done(looked: asyncio.Future[list[str]]) -> None:
+            passage.looking.release()
+            if not looked.cancelled():
+                looked.exception()  # nobody may be there any more to hear it
+
+        looking.add_done_callback(done)
+        return await asyncio.shield(looking)
 
     async def _relay(
         self,
