@@ -9,6 +9,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from claude_invoker.cli.users import SPAN
+from claude_invoker.egress import addresses
+from claude_invoker.settings import Settings
 from kong_claude.doctor.view import from_file
 from kong_claude.export.kubernetes import to_yaml
 from kong_claude.guard import LUA_PLUGINS
@@ -98,6 +101,93 @@ def test_pods_hold_no_more_power_than_they_need(kind: str) -> None:
     assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
     assert container["resources"]["limits"]["memory"]
     assert not any(e["name"].endswith(("KEY", "SECRET")) for e in container["env"]), "secrets come by file"
+
+
+def policy(name: str) -> dict[str, Any]:
+    (found,) = [r for _, r in ALL if r["kind"] == "NetworkPolicy" and r["metadata"]["name"] == name]
+    spec: dict[str, Any] = found["spec"]
+    return spec
+
+
+def test_where_runs_are_they_reach_no_more_than_what_is_public() -> None:
+    """By the table of the egress filter: what that refuses is closed to whoever gets past it."""
+    *_, internet = policy("runs")["egress"]
+    assert internet["ports"] == [{"protocol": "TCP"}], "neither UDP nor, by it, names elsewhere"
+    blocks = [destination["ipBlock"] for destination in internet["to"]]
+    assert [block["cidr"] for block in blocks] == ["0.0.0.0/0", str(addresses._V6_UNICAST)]
+    for block, closed in zip(blocks, (addresses._V4, addresses._V6), strict=True):
+        assert set(block["except"]) == set(map(str, closed))
+
+
+def test_names_are_asked_of_the_clusters_own_service_only() -> None:
+    names, *others = policy("runs")["egress"]
+    assert names["to"] and {port["port"] for port in names["ports"]} == {53}
+    assert not any(port.get("port") == 53 for rule in others for port in rule["ports"])
+
+
+def test_nobody_asks_a_worker_and_no_pod_of_runs_asks_another() -> None:
+    worker = policy("worker")
+    assert worker["policyTypes"] == ["Ingress"] and "ingress" not in worker
+    (redis,) = [rule for rule in policy("runs")["egress"] if {"port": 6379} in rule["ports"]]
+    (expression,) = redis["to"][0]["podSelector"]["matchExpressions"]
+    assert expression == {"key": "app", "operator": "NotIn", "values": ["invoker", "worker"]}
+
+
+def merged(value: Any, patch: Any) -> Any:
+    """As a strategic merge patch: maps member by member, lists of named things by their names."""
+    if isinstance(value, dict) and isinstance(patch, dict):
+        return value | {name: merged(value.get(name), member) for name, member in patch.items()}
+    if isinstance(value, list) and isinstance(patch, list) and all("name" in member for member in patch):
+        named = {member["name"]: member for member in value}
+        return list({**named, **{m["name"]: merged(named.get(m["name"]), m) for m in patch}}.values())
+    return patch
+
+
+def optioned(option: str) -> dict[str, dict[str, Any]]:
+    """Invoker and worker with one of deploy/kubernetes/options."""
+    component = yaml.safe_load((FOLDER / "options" / option / "kustomization.yaml").read_text())
+    assert component["kind"] == "Component"
+    found = {}
+    for patch in (yaml.safe_load(entry["patch"]) for entry in component["patches"]):
+        (one,) = [r for _, r in ALL if r["kind"] == "Deployment" and r["metadata"] == patch["metadata"]]
+        found[patch["metadata"]["name"]] = merged(one, patch)
+    for name in component.get("resources", ()):
+        resource = yaml.safe_load((FOLDER / "options" / option / name).read_text())
+        kubernetes_validate.validate(resource, "1.33", strict=True)
+        assert resource["kind"] == "RuntimeClass"
+        assert {r["spec"]["template"]["spec"]["runtimeClassName"] for r in found.values()} == {
+            resource["metadata"]["name"]
+        }
+    return found
+
+
+@pytest.mark.parametrize("option", sorted(path.name for path in (FOLDER / "options").iterdir()))
+def test_what_can_be_added_is_valid_for_invoker_and_worker(option: str) -> None:
+    found = optioned(option)
+    assert set(found) == {"invoker", "worker"}
+    for name, resource in found.items():
+        kubernetes_validate.validate(resource, "1.33", strict=True)
+        (before,) = [r for _, r in ALL if r["kind"] == "Deployment" and r["metadata"]["name"] == name]
+        (container,), (original,) = (r["spec"]["template"]["spec"]["containers"] for r in (resource, before))
+        assert container["securityContext"]["capabilities"] == original["securityContext"]["capabilities"]
+        names, before_it = ({variable["name"] for variable in each["env"]} for each in (container, original))
+        assert before_it <= names
+        added = {name.removeprefix("INVOKER_").lower() for name in names - before_it}
+        assert added <= set(Settings.model_fields)
+        assert resource != before
+
+
+def test_users_of_a_pods_own_fit_into_it() -> None:
+    (container,) = optioned("users")["worker"]["spec"]["template"]["spec"]["containers"]
+    (base,) = [int(e["value"]) for e in container["env"] if e["name"] == "INVOKER_UID_BASE"]
+    assert base + SPAN <= 65_536
+
+
+def test_the_profile_of_the_option_is_the_one_beside_it() -> None:
+    (container,) = optioned("hosts")["invoker"]["spec"]["template"]["spec"]["containers"]
+    profile = container["securityContext"]["seccompProfile"]
+    assert profile["type"] == "Localhost"
+    assert (FOLDER / Path(profile["localhostProfile"]).name).is_file()
 
 
 def test_workers_scale_on_a_metric_that_the_invoker_exports() -> None:

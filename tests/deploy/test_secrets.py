@@ -325,12 +325,11 @@ def test_policies_keep_runs_from_the_admin_api_and_the_metrics() -> None:
     assert (selected["key"], {*selected["values"]}) == ("app", {*WHERE_TOOLS_RUN})
     assert runs["policyTypes"] == ["Egress"]
     for rule in runs["egress"]:
-        if "to" not in rule:
-            assert {port["port"] for port in rule["ports"]} == {53}
-            continue
         for peer in rule["to"]:
-            assert "namespaceSelector" not in peer
-            if "podSelector" in peer:
+            if "namespaceSelector" in peer:
+                assert peer["podSelector"] == {"matchLabels": {"k8s-app": "kube-dns"}}
+                assert {port["port"] for port in rule["ports"]} == {53}
+            elif "podSelector" in peer:
                 assert {port["port"] for port in rule["ports"]} == {6379, 26379}
             elif peer["ipBlock"]["cidr"] == "0.0.0.0/0":
                 assert {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"} <= {
