@@ -21,7 +21,16 @@ import psutil
 import pytest
 import yaml
 
-from tests.invoker.conftest import KEY, Invoker, StandInProcess, clean_environment, closed_cli, free_port, wait_for
+from tests.invoker.conftest import (
+    KEY,
+    Invoker,
+    StandInProcess,
+    clean_environment,
+    closed_cli,
+    free_port,
+    user_ids,
+    wait_for,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 # What runs need of the machine, as invoker/Dockerfile installs it, and what tests call.
@@ -94,6 +103,7 @@ class Containers:
         self.folders = [Path(tempfile.mkdtemp(prefix="invoker-test-cli-"))]
         self.folders[0].chmod(0o711)
         self.cli = closed_cli(self.folders[0])
+        self.bases = user_ids()
         self.shared = shared  # what the machine's services listen in, and what invokers read besides
 
     def start(
@@ -112,7 +122,7 @@ class Containers:
         name = f"escape-{uuid.uuid4().hex[:8]}"
         self.names.append(name)
         port = free_port()
-        chosen = {
+        chosen: dict[str, Any] = {
             "trust": "open",
             "cli_path": self.cli,
             "port": port,
@@ -121,6 +131,8 @@ class Containers:
             "anthropic_api_key": KEY,
             "idle_s": 60,
             "pool_size": 0,
+            # Whoever ends runs on the machine itself reaches those in a container that have the same number.
+            "uid_base": next(self.bases),
         } | settings
         command = [
             "docker",
@@ -148,7 +160,7 @@ class Containers:
         with log.open("wb") as file:
             follow = ["docker", "logs", "--follow", name]
             self.logs.append(subprocess.Popen(follow, stdout=file, stderr=subprocess.STDOUT))
-        invoker = Invoker(f"http://127.0.0.1:{port}", int(shown.stdout), folder / "state", log, 0)
+        invoker = Invoker(f"http://127.0.0.1:{port}", int(shown.stdout), folder / "state", log, chosen["uid_base"])
         wait_for(lambda: invoker.ready() or not psutil.pid_exists(invoker.pid), 60, what="readiness")
         assert invoker.ready(), log.read_text()
         return invoker
