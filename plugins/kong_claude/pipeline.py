@@ -167,6 +167,12 @@ class Pipeline:
             upstream[HEADER] = attestation
         for spelling in request.spellings(_HEADER):
             upstream.setdefault(HEADER if spelling == _HEADER else spelling, REMOVE)
+        # Kong sets them in no order, and names are the same in any case: a client's must not take ours with it.
+        if removed := [name for name, value in upstream.items() if value is REMOVE]:
+            ours = {name.lower() for name, value in upstream.items() if value is not REMOVE}
+            for name in removed:
+                if name.lower() in ours:
+                    del upstream[name]
         if upstream:
             kong.service.request.set_headers(upstream)
         if body is not None:

@@ -315,6 +315,13 @@ def test_a_forged_attestation_never_reaches_the_upstream(sent: dict[str, Any], a
         assert value == {} or (name == HEADER.lower() and attested(kong).get("sub") is None)
 
 
+def test_a_removed_header_never_takes_the_one_in_its_place_with_it() -> None:
+    """Kong sets headers in no order and without case: `x-who` removed after `X-Who` was set left nothing."""
+    removed = Pass(upstream_headers={"x-who": None, "x_who": None, "X-Who": "ada", "x-other": None})
+    written = run([Fixed(removed)], Kong(ID)).args("service.request.set_headers")[0]
+    assert written == {"x_who": {}, "X-Who": "ada", "x-other": {}}
+
+
 def test_the_body_that_goes_upstream_is_bound() -> None:
     def reading(request: Request) -> Decision:
         assert request.body(100) == b"hi"
