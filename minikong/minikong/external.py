@@ -14,7 +14,7 @@ from typing import Any
 from minikong import cjson, pdk
 from minikong.context import Context
 from minikong.entities import PluginEntity
-from minikong.luavalue import BrokenFrame, LuaError, lua_type, pack, pack_binary, pack_map
+from minikong.luavalue import BrokenFrame, LuaError, from_msgpack, lua_type, pack, pack_binary, pack_map
 from minikong.rpc import Pool, Rpc
 
 SLEEP_STEP = 0.1  # seconds between two looks at an instance that another request is starting
@@ -89,8 +89,11 @@ class ExternalPlugin:
         instances: Instances,
         read_timeout: float,
         log: Callable[[str, str], None],
+        notify: Callable[[bytes, Any, Context], None] | None = None,
     ) -> None:
+        """`notify`: what to do with a notification that Kong itself does not know (`rpc_notifications`)."""
         self.info = info
+        self.notify = notify
         self.name = info.name
         self.priority = info.priority
         self.version = info.version
@@ -109,12 +112,16 @@ class ExternalPlugin:
 
     async def run(self, phase: str, entity: PluginEntity, ctx: Context) -> None:
         """Runs one phase. Raises LuaError and `pdk.Exit` (the event is abandoned, nobody answers it)."""
+        await self.handle_event(phase, entity, ctx)
+
+    async def handle_event(self, event: Any, entity: PluginEntity, ctx: Context) -> None:
+        """`rpc:handle_event`: what Kong passes is the phase's name, what a plugin in Lua passes any value."""
         if self.rpc is None:  # unknown protocol: the plugin has no rpc
             raise LuaError("attempt to index field 'rpc' (a nil value)")
         while True:
             instance_id, error = await self._instance_id(self.rpc, entity)
             if error is None:
-                error = await self._bridge(self.rpc, instance_id, phase, ctx)
+                error = await self._bridge(self.rpc, instance_id, event, ctx)
             if error is None or error is False:
                 return
             if not isinstance(error, bytes):
@@ -172,12 +179,19 @@ class ExternalPlugin:
     async def _start(self, rpc: Rpc, argument: dict[str, Any]) -> tuple[Any, Any]:
         return await rpc.call(b"plugin.StartInstance", pack(argument))
 
-    async def _bridge(self, rpc: Rpc, instance_id: Any, phase: str, ctx: Context) -> Any:
+    async def _bridge(self, rpc: Rpc, instance_id: Any, name: Any, ctx: Context) -> Any:
         """One event, PDK call by PDK call; None or the error that ended it."""
-        event = {"EventName": phase}
+
+        def notified(rpc: Rpc, label: Any, argument: Any) -> None:
+            if label == b"serverPid" or self.notify is None:
+                self._notified(rpc, label, argument)
+            else:
+                self.notify(label, from_msgpack(argument), ctx)
+
+        event = {"EventName": name}
         if instance_id is not None:
             event["InstanceId"] = instance_id
-        step, error = await rpc.call(b"plugin.HandleEvent", pack(event))
+        step, error = await rpc.call(b"plugin.HandleEvent", pack(event), notified)
         if step is None or step is False:
             return error
         event_id = _field(step, b"EventId", "step_in")
@@ -200,13 +214,13 @@ class ExternalPlugin:
             except BrokenFrame:
                 # The map announces two entries and holds one: the server waits, Kong waits for the server.
                 argument = b"\x82" + head + pack(b"Data")
-                step, error = await rpc.call(step_method, argument)
+                step, error = await rpc.call(step_method, argument, notified)
             else:
                 if packed is None:
                     argument = bytes([0x80 + entries]) + head if entries else b"\x90"
                 else:
                     argument = bytes([0x81 + entries]) + head + b"\xa4Data" + packed
-                step, error = await rpc.call(step_method, argument)
+                step, error = await rpc.call(step_method, argument, notified)
             if step is None or step is False:
                 return error
 

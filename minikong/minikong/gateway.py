@@ -306,13 +306,7 @@ class Gateway:
             if "log" not in handler.phases:
                 continue
             if isinstance(handler, ExternalPlugin):
-                saved = copy.copy(ctx)
-                saved.in_timer = True
-                saved.plugin = entity
-                saved.nginx_ctx = dict(ctx.nginx_ctx)
-                task = asyncio.get_running_loop().create_task(self._log_event(handler, entity, saved))
-                self._log_tasks.add(task)
-                task.add_done_callback(self._log_tasks.discard)
+                self.log_later(handler, entity, ctx)
                 continue
             try:
                 await self._run(handler, "log", entity, ctx)
@@ -320,6 +314,16 @@ class Gateway:
                 self.log("err", f"failed to run log_by_lua*: {error.message}")
             except Exit:
                 pass
+
+    def log_later(self, handler: ExternalPlugin, entity: PluginEntity, ctx: Context) -> None:
+        """What Kong gives an external plugin for its log phase: a timer."""
+        saved = copy.copy(ctx)
+        saved.in_timer = True
+        saved.plugin = entity
+        saved.nginx_ctx = dict(ctx.nginx_ctx)
+        task = asyncio.get_running_loop().create_task(self._log_event(handler, entity, saved))
+        self._log_tasks.add(task)
+        task.add_done_callback(self._log_tasks.discard)
 
     async def _log_event(self, handler: ExternalPlugin, entity: PluginEntity, ctx: Context) -> None:
         try:

@@ -67,6 +67,8 @@ class State:
 def load_handlers(gateway: Gateway, found: Found) -> dict[str, Handler]:
     """The code of every enabled plugin by name. Raises StartError for one that is enabled and not there."""
     handlers: dict[str, Handler] = {}
+    served: dict[str, ExternalPlugin] = {}
+    gateway.lua.served = served
     wanted = gateway.conf.plugins
     external = {info.name: (server, info) for server, info in found}
     for name in sorted(wanted - {"bundled", "off"}):
@@ -89,7 +91,13 @@ def load_handlers(gateway: Gateway, found: Found) -> dict[str, Handler]:
                 server.socket, Pool(server.socket, connect_timeout=conf.lua_socket_connect_timeout)
             )
             log = gateway.namespaced_log(name)
-            handlers[name] = ExternalPlugin(info, pool, gateway.instances, conf.lua_socket_read_timeout, log)
+            served[name] = ExternalPlugin(
+                info, pool, gateway.instances, conf.lua_socket_read_timeout, log, gateway.lua.notify
+            )
+    for name, plugin in served.items():
+        # Kong looks for a handler in Lua first; one may use the plugin server's.
+        in_lua = is_installed(name, conf.lua_package_path)
+        handlers[name] = Installed(name, gateway, plugin.info.schema) if in_lua else plugin
     for name, make in BUNDLED.items():
         if name in wanted and name not in handlers:
             handlers[name] = make(gateway)
@@ -101,7 +109,7 @@ def load_schema(gateway: Gateway, found: Found) -> declarative.Schema:
     schemas = {name: schema for name, schema in bundled.schemas(gateway).items() if name in gateway.handlers}
     schemas |= {name: made.schema for name, made in gateway.handlers.items() if isinstance(made, Installed)}
     for _, info in found:
-        if info.name in gateway.handlers:
+        if info.name in gateway.handlers and info.name not in schemas:
             if not isinstance(info.schema, dict):
                 raise StartError("expected an input table")
             schemas[info.name] = info.schema

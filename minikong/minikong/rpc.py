@@ -158,8 +158,11 @@ class Rpc:
         self.msg_id = 0
         self.server_pid: float | None = None
 
-    async def call(self, method: bytes, argument: bytes) -> tuple[Any, Any]:
-        """One call with one packed argument: (result, None) or (None, error), as Kong's `Rpc:call`.
+    async def call(
+        self, method: bytes, argument: bytes, notified: Callable[[Rpc, Any, Any], None] | None = None
+    ) -> tuple[Any, Any]:
+        """One call with one packed argument: (result, None) or (None, error), as Kong's `Rpc:call`. `notified`: who
+        gets the notifications in front of the reply, if not `on_notification`.
 
         Raises LuaError where Kong's code raises: a reply that is none of the protocol's.
         """
@@ -175,7 +178,7 @@ class Rpc:
         try:
             assert connection.transport is not None
             connection.transport.write(b"\x94\x00" + pack(msg_id) + pack(method) + b"\x91" + argument)
-            outcome = await self._reply(connection, msg_id)
+            outcome = await self._reply(connection, msg_id, notified or self.on_notification)
             done = True
             return outcome
         finally:
@@ -184,7 +187,9 @@ class Rpc:
             else:
                 connection.close()
 
-    async def _reply(self, connection: _Connection, msg_id: int) -> tuple[Any, Any]:
+    async def _reply(
+        self, connection: _Connection, msg_id: int, notified: Callable[[Rpc, Any, Any], None]
+    ) -> tuple[Any, Any]:
         loop = asyncio.get_running_loop()
         unpacker = msgpack.Unpacker(raw=True, strict_map_key=False, max_buffer_size=0)
         fed = consumed = 0
@@ -209,7 +214,7 @@ class Rpc:
                 frame = [frame.get(i) for i in range(1, 5)]
             frame += [None] * (4 - len(frame))
             if frame[0] == NOTIFICATION and not isinstance(frame[0], bool):
-                self.on_notification(self, frame[1], frame[2])
+                notified(self, frame[1], frame[2])
                 continue
             if frame[0] != RESPONSE or isinstance(frame[0], bool):
                 raise LuaError("RPC response expected from Go plugin server")

@@ -26,6 +26,7 @@ from minikong.pdk.request import lookup
 from minikong.pdk.response import headers_out, response_header_table, send, status_out
 
 if TYPE_CHECKING:
+    from minikong.external import ExternalPlugin
     from minikong.gateway import Gateway
 
 OK, FAIL, EXIT, READ_BODY = range(4)
@@ -67,6 +68,8 @@ class Runtime:
         self.ctx: Context | None = None
         self.exit: Exit | None = None
         self.printed: list[bytes] = []
+        self.served: dict[str, ExternalPlugin] = {}
+        self._event: tuple[ExternalPlugin, Any] | None = None  # that Lua code waits for
         host = {
             b"functions": " ".join(sorted(FUNCTIONS)).encode(),
             b"mode": b"on" if conf.untrusted_lua == "on" else conf.untrusted_lua.encode(),
@@ -94,6 +97,9 @@ class Runtime:
             b"log": self._log,
             b"print": self.printed.append,
             b"exit": self._exit,
+            b"served": self._served,
+            b"event": self._set_event,
+            b"log_event": self._log_event,
             b"json_encode": self._json_encode,
             b"json_decode": self._json_decode,
         }
@@ -102,7 +108,7 @@ class Runtime:
         # Lua code must not find the host: lupa's own table would lead out of the sandbox.
         self.lua.execute(b"python = nil package.loaded.python = nil")
         self.chain, self.method, self.load_plugin = made[b"chain"], made[b"method"], made[b"load_plugin"]
-        self.check_code = made[b"check"]
+        self.check_code, self._notification = made[b"check"], made[b"notification"]
         self._is_array, self._as_array, self.null = made[b"is_array"], made[b"as_array"], made[b"null"]
 
     @property
@@ -224,13 +230,46 @@ class Runtime:
         except (ValueError, TypeError, AttributeError):
             return False, b"Expected value but found invalid token at character 1"
 
+    # kong.runloop.plugin_servers
+
+    def _served(self, name: bytes) -> Any:
+        plugin = self.served.get(name.decode())
+        if plugin is None:
+            return None
+        return self.to_lua({"PRIORITY": plugin.priority, "VERSION": plugin.version, "phases": list(plugin.info.phases)})
+
+    def _set_event(self, name: bytes, event: Any) -> None:
+        self._event = self.served[name.decode()], self.from_lua(event)
+
+    def _log_event(self, name: bytes) -> None:
+        ctx = self._context
+        assert ctx.plugin is not None
+        self.gateway.log_later(self.served[name.decode()], ctx.plugin, ctx)
+
+    def notify(self, label: bytes, argument: Any, ctx: Context) -> None:
+        """`rpc_notifications[label](rpc, argument)`, if there is such a function. Raises LuaError and Exit."""
+        function = self._notification(label, self.to_lua(argument))
+        if function is not None:
+            self.run_now(function, ctx)
+
     # running
 
     async def run(self, function: Any, ctx: Context) -> None:
         """Runs a Lua function for a request. Raises LuaError and Exit."""
         coroutine = self._coroutine(function, ctx)
-        while self._resume(coroutine, ctx) == b"read_body":
-            ctx.client_body = await ctx.request.body.read()
+        problem = None
+        while waits_for := self._resume(coroutine, ctx, problem):
+            problem = None
+            if waits_for == b"read_body":
+                ctx.client_body = await ctx.request.body.read()
+            elif waits_for == b"event" and self._event is not None and ctx.plugin is not None:
+                (plugin, event), self._event = self._event, None
+                try:
+                    await plugin.handle_event(event, ctx.plugin, ctx)
+                except LuaError as error:
+                    problem = error.message.encode("utf-8", "surrogateescape")
+            else:
+                return
 
     def run_now(self, function: Any, ctx: Context) -> None:
         """The same where nothing can be awaited (header_filter): the body cannot be read."""
@@ -247,10 +286,10 @@ class Runtime:
         ctx.nginx_ctx.setdefault((b"ctx", b"coroutines"), []).append(coroutine)
         return coroutine
 
-    def _resume(self, coroutine: Any, ctx: Context) -> Any:
+    def _resume(self, coroutine: Any, ctx: Context, value: Any = None) -> Any:
         before, self.ctx = self.ctx, ctx
         try:
-            yielded = coroutine.send(None)
+            yielded = coroutine.send(value)
         except StopIteration:
             return None
         except luajit21.LuaError as error:

@@ -32,13 +32,17 @@ def is_installed(name: str, package_path: str) -> bool:
 
 
 class Installed:
-    """The handler and the schema of one plugin. Raises StartError where Kong would not start with it."""
+    """The handler and the schema of one plugin. Raises StartError where Kong would not start with it.
 
-    def __init__(self, name: str, gateway: Gateway) -> None:
+    `schema`: the plugin server's, for a plugin that brings only a handler.
+    """
+
+    def __init__(self, name: str, gateway: Gateway, schema: Any = None) -> None:
         self.name = name
         self.gateway = gateway
         self._handler = self._load("handler")
-        self.schema = _schema(self._load("schema"))
+        self.schema = schema or _schema(self._load("schema"))
+        self._configs: dict[int, Any] = {}  # a configuration is one table for as long as it lasts
         version, self.priority = self._handler[b"VERSION"], self._handler[b"PRIORITY"]
         self.version = version.decode() if isinstance(version, bytes) else version
         check_plugin(PluginInfo(name, (), self.priority, self.version, {}))
@@ -56,7 +60,12 @@ class Installed:
     async def run(self, phase: str, entity: PluginEntity, ctx: Context) -> None:
         """Raises LuaError and Exit."""
         lua = self.gateway.lua
-        await lua.run(lua.method(self._handler, phase.encode(), lua.to_lua(entity.config)), ctx)
+        config = self._configs.get(entity.seq)
+        if config is None:
+            if len(self._configs) > 1000:
+                self._configs.clear()
+            config = self._configs[entity.seq] = lua.to_lua(entity.config)
+        await lua.run(lua.method(self._handler, phase.encode(), config), ctx)
 
 
 def _schema(value: Any) -> Any:

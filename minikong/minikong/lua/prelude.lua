@@ -169,6 +169,36 @@ package.preload["kong.db.schema.typedefs"] = function()
   return setmetatable({}, { __index = function(_, name) return { minikong_typedef = name } end })
 end
 
+-- Plugins of plugin servers, for a handler in Lua that stands before one.
+local notifications = {}
+package.preload["kong.runloop.plugin_servers"] = function()
+  return {
+    load_plugin = function(name)
+      local plugin = host.served(name)
+      if not plugin then return false, "no plugin found" end
+      plugin.name, plugin.rpc_notifications = name, notifications
+      plugin.rpc = {
+        handle_event = function(_, _conf, event)
+          host.event(name, event)
+          local problem = yield("event")
+          if problem then error(problem, 0) end
+        end,
+      }
+      for _, phase in ipairs(plugin.phases) do
+        plugin[phase] = phase == "log" and function() host.log_event(name) end
+          or function(_, conf) plugin.rpc:handle_event(conf, phase) end
+      end
+      return true, plugin
+    end,
+  }
+end
+
+-- What is to be run for a notification; nil for one that nobody knows.
+local function notification(label, message)
+  local known = notifications[label]
+  return known and function() known(nil, message) end
+end
+
 local function load_plugin(name, part)
   return require("kong.plugins." .. name .. "." .. part)
 end
@@ -293,7 +323,7 @@ local function chain(codes)
 end
 
 return {
-  chain = chain, null = null, load_plugin = load_plugin, method = method,
+  chain = chain, null = null, load_plugin = load_plugin, method = method, notification = notification,
   check = function(code) local _, problem = loadstring(code) return problem end,
   is_array = function(t) return getmetatable(t) == array_mt end,
   as_array = function(t) return setmetatable(t, array_mt) end,
