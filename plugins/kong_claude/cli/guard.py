@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from kong_claude.guard import BYS, KEYS, LUA_PATH, PLUGIN, By, lua, named
+from kong_claude.guard import BYS, KEYS, LUA_PATH, PAIR_PATH, PLUGIN, By, lua, named
 from kong_claude.problem import Problem
 
 HELP = "print the guard: 503 unless each plugin left the mark of the route (or service) that Kong matched"
@@ -29,12 +29,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     form.add_argument("--mark", help="for plugins that have this `mark` in their config; --by does not matter then")
     form.add_argument("--lua-path", action="store_true", help="print Kong's lua_package_path with claude-guard in it")
+    form.add_argument(
+        "--pair",
+        action="store_true",
+        help="print the same with the Lua half of our plugins in it: one round trip per event instead of one per call",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     plugins = options.plugin or ["claude-gateway"]
     if options.lua_path:
         print(f"{LUA_PATH};;")
+    elif options.pair:
+        print(f"{PAIR_PATH};{LUA_PATH};;")
     elif options.lua_plugin:
         print(lua_plugins(plugins, options.by), end="")
     else:

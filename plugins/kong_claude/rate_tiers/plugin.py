@@ -117,6 +117,8 @@ class RateTiers(Stage[RateTiersConfig]):
             shared["lease"] = str(lease)
             if local:
                 shared["local"] = True
+            if local or not self.invoker_settles:
+                shared["settles"] = True  # read by the Lua half: the log phase has work even where a service answered
         return Pass(response_headers=headers, claims=Limits(tier.name, tier.clamp, place), shared=shared)
 
     def log(self, kong: Any, left: Callable[[], Mapping[str, Any]]) -> None:
@@ -130,7 +132,7 @@ class RateTiers(Stage[RateTiersConfig]):
         lease, local = Lease.parse(text(shared["lease"])), bool(shared.get("local"))
         if not served:
             self._release(lease, local)
-        elif local or not self.invoker_settles:
+        elif shared.get("settles"):
             cost = micro_usd(_cost(answer(kong.response.get_header(COST_HEADER))))
             with suppress(LedgerUnavailable):  # then it lapses by itself
                 self._keeper(local).settle(lease, cost)

@@ -23,6 +23,7 @@ import gevent
 
 from kong_claude.server import wire
 from kong_claude.server.connection import Connection, Construction
+from kong_claude.server.pair import Pair, given
 from kong_claude.server.plugins import Instance, Instances, Phase, Plugin
 from kong_claude.server.wire import EVENT_ID, REPLY, RESULT, RET, UNAVAILABLE, event_key, pack
 from kong_claude.server.worker import Connection as AnyConnection
@@ -138,6 +139,11 @@ class Server:
             conn.reply(wire.error(msgid, f"no plugin instance #{_short(instance_id)}"))
             return None
         name = event.get("EventName")
+        if type(name) is list and name and type(name[0]) is str and name[0] in instance.phases:
+            # Kong's Lua half sent it. One of another version is answered call by call.
+            came = given(name)
+            pair = Pair(instance.questions, came) if came else None
+            return self.begin(conn, msgid, instance, instance.phases[name[0]], pair)
         phase = instance.phases.get(name) if type(name) is str else None
         if phase is None:
             log.error("plugin %s has no phase %s", instance.plugin.name, _short(name))
@@ -151,7 +157,7 @@ class Server:
         self.begin(conn, msgid, instance, phase)
         return None
 
-    def begin(self, conn: Connection, msgid: bytes, instance: Instance, phase: Phase) -> None:
+    def begin(self, conn: Connection, msgid: bytes, instance: Instance, phase: Phase, pair: Pair | None = None) -> None:
         """Runs the event in a worker, up to its first wait."""
         if len(self.events) >= self.max_in_flight and (
             phase.name != "log" or len(self.events) >= 2 * self.max_in_flight
@@ -169,6 +175,7 @@ class Server:
         worker.msgid = msgid
         worker.instance = instance
         worker.phase = phase
+        worker.pair = pair
         worker.conn = conn
         worker.done = False
         worker.calls = 0

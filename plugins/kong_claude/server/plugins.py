@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from kong_pdk.module import Module
 
+from kong_claude.server.pair import Questions
+
 log = logging.getLogger("kong_claude.pluginserver")
 
 EXTENSIONS = (".py", ".so")
@@ -83,7 +85,18 @@ class Phase(NamedTuple):
 class Instance:
     """A plugin with one configuration, as Kong started it."""
 
-    __slots__ = ("active", "closing", "config", "id", "last_used", "object", "phases", "plugin", "start_time")
+    __slots__ = (
+        "active",
+        "closing",
+        "config",
+        "id",
+        "last_used",
+        "object",
+        "phases",
+        "plugin",
+        "questions",
+        "start_time",
+    )
 
     def __init__(self, id_: int, plugin: Plugin, config: Any, object_: Any) -> None:
         self.id = id_
@@ -94,6 +107,7 @@ class Instance:
         self.last_used = time.monotonic()
         self.active = 0
         self.closing = False
+        self.questions = Questions(id_)
         self.phases = {
             name: Phase(name, getattr(object_, name), stats, plugin.denies and name in REFUSING_PHASES)
             for name, stats in plugin.stats.items()

@@ -15,6 +15,7 @@ from kong_pdk.exception import PDKException
 from kong_pdk.pdk.kong import kong as stubs
 
 from kong_claude.server import wire
+from kong_claude.server.pair import ASKED, TOLD, Pair
 from kong_claude.server.wire import REPLY, RET, pack
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Worker(greenlet):
     """A re-usable greenlet and the state of the event that runs in it.
 
     `id` (EventId) is None while idle; `msgid` and `tail` are packed parts of its replies. `conn` is the connection
-    with Kong's open call: None while Kong works on a PDK call.
+    with Kong's open call: None while Kong works on a PDK call. `pair` is for an event that Kong's Lua half sent.
     """
 
     __slots__ = (
@@ -64,6 +65,7 @@ class Worker(greenlet):
         "kong",
         "msgid",
         "owner",
+        "pair",
         "phase",
         "started",
         "tail",
@@ -83,6 +85,7 @@ class Worker(greenlet):
         self.done = True
         self.calls = 0
         self.started = 0.0
+        self.pair: Pair | None = None
         self.instance: Instance
         self.phase: Phase
 
@@ -98,13 +101,17 @@ class Worker(greenlet):
                     conn = self.conn or self.await_open_call()
                     self.done = True
                     self.conn = None
-                    conn.reply(REPLY + self.msgid + self.tail + RET)
+                    conn.reply(self.before() + REPLY + self.msgid + self.tail + RET)
             except EventEnd:
                 pass
             except BaseException as error:
                 self.owner.failed(self, error)
             if not self.owner.finished(self):
                 return
+
+    def before(self) -> bytes:
+        """What travels in front of a message."""
+        return b"" if self.pair is None else self.pair.flush()
 
     def await_open_call(self) -> Connection:
         """Kong's answer to a call that plugin code has given up (gevent.Timeout) must come first."""
@@ -142,6 +149,8 @@ def pdk_method(name: str, lua_style: bool) -> Callable[..., Any]:
         worker: Worker = running if type(running) is Worker and running.conn is not None else owing()
         conn: Any = worker.conn
         frame = b"".join((REPLY, worker.msgid, worker.tail, part, encode(args)))
+        if worker.pair is not None:
+            frame = worker.pair.flush() + frame
         worker.conn = None
         worker.calls += 1
         try:
@@ -157,11 +166,28 @@ def pdk_method(name: str, lua_style: bool) -> Callable[..., Any]:
         while worker.conn is None:  # whatever gevent may still have scheduled for this greenlet
             answer = worker.to_hub()
         if worker.error is None:
+            if worker.pair is not None:
+                worker.pair.answer(name, answer)
             return (answer, None) if lua_style else answer
         error, worker.error = worker.error, None
         if lua_style:
             return None, error
         raise PDKException(f"exception from {name}: {error}")
+
+    def asked(*args: Any) -> Any:
+        worker: Any = getcurrent()
+        if type(worker) is Worker and worker.pair is not None:
+            known, answer = worker.pair.ask((name, *args))
+            if known:
+                return (answer, None) if lua_style else answer
+        return call(*args)
+
+    def told(*args: Any) -> Any:
+        worker: Any = getcurrent()
+        if type(worker) is not Worker or worker.pair is None or worker.done:
+            return call(*args)
+        worker.pair.tell(name, args)
+        return (None, None) if lua_style else None
 
     def log(*args: Any) -> Any:
         return call(*_sanitized(args))
@@ -169,7 +195,7 @@ def pdk_method(name: str, lua_style: bool) -> Callable[..., Any]:
     def end(*args: Any) -> NoReturn:
         worker = owing()
         conn = worker.await_open_call()
-        frame = REPLY + worker.msgid + worker.tail + part + encode(args)
+        frame = worker.before() + REPLY + worker.msgid + worker.tail + part + encode(args)
         worker.conn = None
         worker.calls += 1
         worker.done = True
@@ -179,6 +205,10 @@ def pdk_method(name: str, lua_style: bool) -> Callable[..., Any]:
 
     if name in TERMINAL:
         return end
+    if name in ASKED:
+        return asked
+    if name in TOLD:
+        return told
     return log if name == "kong.log" or name.startswith("kong.log.") else call
 
 

@@ -1,0 +1,223 @@
+"""Two gateways on one kong.yml, one with Kong's Lua half of our plugins and one without, and the upstream of both.
+
+minikong, or with KONG=… a real Kong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import socketserver
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import jwt
+
+from kong_claude import PLUGINS
+from kong_claude.guard import LUA_PATH, PAIR_PATH
+from kong_claude_local import stack as parts
+from kong_claude_local.supervise import Supervisor
+from tests.chaos.stack import free_ports
+from tests.gateway.runners import SECRET
+
+ADDRESS = "127.0.0.1"
+# What is another one for every request, or tells the time.
+NEW = re.compile(r"^(date|via|server|x-kong-.*|x-request-id|kong-request-id|x-forwarded-port|host)$", re.IGNORECASE)
+CALLS = re.compile(r'pluginserver_event_calls_total\{(?=.*plugin="claude-gateway")(?=.*phase="access")')
+TIMES = re.compile(r"\bt=\d+")
+CHANGING = ("request_id", "reset_s", "retry_after")
+CLAIMS_NEW = ("jti", "iat", "exp", "rid", "lease", "rte")
+
+
+class Upstream(socketserver.ThreadingTCPServer):
+    """Answers 200 and remembers what came, by the header X-Case."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self) -> None:
+        super().__init__((ADDRESS, 0), _Answer)
+        self.seen: dict[str, tuple[bytes, bytes]] = {}
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+
+class _Answer(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while head := read_head(cast(io.BufferedReader, self.rfile)):
+                body = read_body(cast(io.BufferedReader, self.rfile), head)
+                case = re.search(rb"\r\nx-case: ([^\r]+)", head, re.IGNORECASE)
+                if case:
+                    cast(Upstream, self.server).seen[case[1].decode()] = (head, body)
+                silent = head.startswith(b"HEAD ")
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n" + (b"" if silent else b"up\n"))
+
+
+def read_head(stream: io.BufferedReader) -> bytes:
+    head = b""
+    while line := stream.readline():
+        head += line
+        if line == b"\r\n":
+            break
+    return head
+
+
+def read_body(stream: io.BufferedReader, head: bytes, bodiless: bool = False) -> bytes:
+    if bodiless:
+        return b""
+    if re.search(rb"\r\ntransfer-encoding: *chunked", head, re.IGNORECASE):
+        body = b""
+        while size := int(stream.readline().split(b";")[0], 16):
+            body += stream.read(size)
+            stream.readline()
+        stream.readline()
+        return body
+    length = re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE)
+    return stream.read(int(length[1])) if length else b""
+
+
+@dataclass
+class Gateway:
+    """One of the two."""
+
+    port: int
+    metrics_port: int
+    upstream: Upstream
+    log: Path
+    supervisor: Supervisor
+    directory: Path
+    answered: int = field(default=0)
+
+    def send(self, case: str, raw: bytes, answers: int = 1) -> list[dict[str, Any]]:
+        """The answers to `raw` on one connection, and what of it reached the upstream. `raw` names its case by `@CASE@`,
+        in each of its requests."""
+        self.answered += 1
+        own = f"{case}-{self.answered}"
+        raw = raw.replace(b"@CASE@", own.encode())
+        found: list[dict[str, Any]] = []
+        with socket.create_connection((ADDRESS, self.port), timeout=60) as client:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before it was read
+                client.sendall(raw)
+            stream = client.makefile("rb")
+            while len(found) < answers:
+                head = read_head(stream)
+                if not head:
+                    found.append({"status": 0})
+                    break
+                status = int(head.split()[1])
+                if status == 100:
+                    found.append({"status": 100})
+                    answers += 1
+                    continue
+                body = body_of(read_body(stream, head, bodiless=raw.startswith(b"HEAD ")))
+                # A document that tells the time may be a digit longer.
+                shown = [h for h in headers(head) if not (isinstance(body, dict) and h[0] == "Content-Length")]
+                found.append({"status": status, "headers": shown, "body": body})
+        reached = self.upstream.seen.pop(own, None)
+        found.append({"upstream": None if reached is None else came(*reached)})
+        return found
+
+    def calls(self) -> int:
+        """How many calls claude-gateway's access phase has made since the start."""
+        with urllib.request.urlopen(f"http://{ADDRESS}:{self.metrics_port}/metrics", timeout=30) as answer:
+            text = answer.read().decode()
+        return int(sum(float(line.split()[-1]) for line in text.splitlines() if CALLS.match(line)))
+
+
+def headers(head: bytes) -> list[tuple[str, str]]:
+    """All of a head's headers that can be compared, sorted."""
+    pairs = [line.partition(b":") for line in head.split(b"\r\n")[1:] if line]
+    shown = []
+    for raw_name, _, raw_value in pairs:
+        name, value = raw_name.decode("latin-1"), raw_value.strip().decode("latin-1")
+        if NEW.match(name):
+            continue
+        if name.lower() in ("ratelimit-reset", "retry-after"):
+            value = "new"
+        if name.lower() == "x-claude-attestation" and value.count(".") == 2:
+            value = json.dumps(attested(value), sort_keys=True)
+        shown.append((name, re.sub(r"-\d+$", "", value) if name.lower() == "x-case" else TIMES.sub("t=", value)))
+    return sorted(shown)
+
+
+def attested(header: str) -> Any:
+    claims = jwt.decode(header, SECRET, algorithms=["HS256"], audience="claude-invoker")
+    return {name: "new" if name in CLAIMS_NEW else value for name, value in claims.items()}
+
+
+def body_of(raw: bytes) -> Any:
+    try:
+        document = json.loads(raw)
+    except ValueError:
+        return re.sub(rb"request_id: \w+", b"request_id: new", raw)
+    return normal(document)
+
+
+def normal(value: Any) -> Any:
+    if isinstance(value, dict):
+        # In order: Kong's JSON has none.
+        return {k: "new" if k in CHANGING else normal(value[k]) for k in sorted(value)}
+    return [normal(item) for item in value] if isinstance(value, list) else value
+
+
+def came(head: bytes, body: bytes) -> dict[str, Any]:
+    return {"line": head.split(b"\r\n")[0], "headers": headers(head), "body": body}
+
+
+@contextmanager
+def gateway(config: dict[str, Any], upstream: Upstream, lua_path: str, access_log: Path) -> Iterator[Gateway]:
+    directory = Path(tempfile.mkdtemp(prefix="kc-pair-"))
+    proxy, metrics, admin = free_ports(3)
+    layout = parts.Layout(
+        config=directory / "kong.json",
+        plugins=PLUGINS,
+        state=directory,
+        run=directory,
+        port=proxy,
+        metrics_port=metrics,
+        admin_port=admin,
+        kong=os.environ.get("KONG") or None,
+    )
+    layout.config.write_text(json.dumps(config).replace("@LOG@", str(access_log)))
+    part = parts.gateway(layout)
+    # One worker: each learns by itself what a plugin asks.
+    environment = {**part.environment, "KONG_LUA_PACKAGE_PATH": lua_path, "KONG_NGINX_WORKER_PROCESSES": "1"}
+    supervisor = Supervisor(directory / "log", io.StringIO())
+    try:
+        supervisor.start(replace(part, environment=environment))
+        yield Gateway(proxy, metrics, upstream, access_log, supervisor, directory)
+    finally:
+        supervisor.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def both(config: dict[str, Any], logs: Path) -> Iterator[tuple[Gateway, Gateway]]:
+    """Single calls and the pair. `config` names each one's access log by @LOG@, and the upstream's port by 1."""
+    upstream = Upstream()
+    text = json.dumps(config).replace("http://upstream", f"http://{ADDRESS}:{upstream.port}")
+    made = json.loads(text)
+    try:
+        with (
+            gateway(made, upstream, f"{LUA_PATH};;", logs / "single.log") as single,
+            gateway(made, upstream, f"{PAIR_PATH};{LUA_PATH};;", logs / "pair.log") as pair,
+        ):
+            yield single, pair
+    finally:
+        upstream.shutdown()
+        upstream.server_close()

@@ -1,0 +1,106 @@
+"""The pair and single calls: whatever is asked, the answer, what reaches the upstream and what is logged are the same."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pair.cases import BRIEF, PIPELINED, REQUESTS, ROUTES, kong_yml
+from tests.pair.gateways import Gateway, both
+
+Pair = tuple[Gateway, Gateway]
+
+
+@pytest.fixture(scope="module")
+def gateways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    with both(kong_yml(), tmp_path_factory.mktemp("logs")) as started:
+        yield started
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_same_answers(gateways: Pair, route: str) -> None:
+    """Twice: what the first one asks comes with the second one's event."""
+    for _ in range(2):
+        for name in BRIEF:
+            same(gateways, route, name)
+
+
+@pytest.mark.parametrize("route", ["body", "apart"])
+def test_same_answers_to_all(gateways: Pair, route: str) -> None:
+    for name in REQUESTS:
+        same(gateways, route, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("route", ROUTES)
+def test_same_answers_to_all_everywhere(gateways: Pair, route: str) -> None:
+    for name in REQUESTS:
+        same(gateways, route, name)
+
+
+def test_same_answers_to_requests_that_do_not_wait(gateways: Pair) -> None:
+    single, pair = gateways
+    sent = PIPELINED.replace(b"@PATH@", b"/body")
+    assert lines(pair.send("pipelined", sent, 3)) == lines(single.send("pipelined", sent, 3))
+
+
+def test_same_lines_in_the_log(gateways: Pair) -> None:
+    """What claude-metrics writes about all of the above: who, in which tier, refused by whom."""
+    single, pair = gateways
+    for _ in range(3):
+        for name in BRIEF:
+            same(gateways, "apart", name)
+    assert logged(pair.log) == logged(single.log)
+
+
+@pytest.mark.parametrize("route", ["attested", "added"])
+def test_a_pass_takes_no_call(gateways: Pair, route: str) -> None:
+    """The control is the single calls."""
+    sent = REQUESTS["good"].replace(b"@PATH@", b"/" + route.encode())
+    made = []
+    for gateway in gateways:
+        gateway.send(route, sent)
+        before = gateway.calls()
+        for _ in range(5):
+            gateway.send(route, sent)
+        made.append(gateway.calls() - before)
+    single, pair = made
+    assert single >= 20
+    assert pair == 0
+
+
+def same(gateways: Pair, route: str, name: str) -> None:
+    single, pair = gateways
+    sent = REQUESTS[name].replace(b"@PATH@", b"/" + route.encode())
+    assert lines(pair.send(route, sent)) == lines(single.send(route, sent)), name
+
+
+def logged(path: Path) -> list[str]:
+    """Lines without what is another one for every request. They are written after the answer: so waits until all are."""
+    stop, before = time.monotonic() + 30, -1
+    while time.monotonic() < stop and (size := path.stat().st_size) != before:
+        before = size
+        time.sleep(0.5)
+    found = []
+    for line in path.read_text().splitlines():
+        entry = json.loads(line)
+        for new in ("time", "time_local", "request_time", "request_id", "upstream_latency", "body_bytes_sent"):
+            entry.pop(new)
+        found.append(json.dumps(entry, sort_keys=True))
+    return sorted(found)
+
+
+def lines(found: list[dict[str, Any]]) -> list[str]:
+    """One line a fact, so that a difference can be read."""
+    return [f"{part}: {fact}"[:2000] for one in found for part, facts in one.items() for fact in listed(facts)]
+
+
+def listed(facts: Any) -> list[Any]:
+    if isinstance(facts, dict):
+        return [f"{name}: {fact}" for name, inner in sorted(facts.items()) for fact in listed(inner)]
+    return facts if isinstance(facts, list) else [facts]
