@@ -100,7 +100,7 @@ test-docker: setup ## compose with real Kong (MINIKONG=1: minikong), escapes fro
 
 test-kong: setup ## the scenarios and the chaos suite on a real Kong: KONG=/path/to/kong make test-kong
 	@test -x "$(KONG)" || { echo "which Kong? KONG=/path/to/kong make test-kong" >&2; exit 2; }
-	KONG="$(KONG)" $(BIN)/python -m pytest tests/e2e tests/chaos tests/cli/test_real_kong.py -q --timeout=300
+	KONG="$(KONG)" $(BIN)/python -m pytest tests/e2e tests/chaos tests/pair tests/cli/test_real_kong.py -q --timeout=300
 
 jobs-chaos: setup ## 500 jobs while workers and Redis are killed, with both policies; about 10 minutes
 	JOBS_CHAOS=500 $(BIN)/python -m pytest tests/jobs/test_workers.py -q

@@ -67,7 +67,9 @@ def main() -> int:
             options.base_url, options.path, os.environ.get("TOKEN", ""), options.fault_command, options.rounds
         )
     else:
-        report = asyncio.run(run(options.faults, options.rounds))
+        report = asyncio.run(run(options.faults, options.rounds)) | asyncio.run(
+            run(options.faults, options.rounds, pair=True)
+        )
     build = Path("build")
     build.mkdir(exist_ok=True)
     (build / "chaos.json").write_text(json.dumps(report, indent=1))

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
 from claude_contract.attestation import new_private_key, parse_pem
-from kong_claude.guard import LUA_PATH, lua
+from kong_claude.guard import LUA_PATH, PAIR_PATH, lua
 from kong_claude_local import stack as parts
 from kong_claude_local.supervise import Supervisor
 from tests.chaos.tamper import Relay
@@ -58,9 +58,13 @@ def free_ports(count: int) -> list[int]:
 
 
 class Stack:
-    """Tenant `a` proves itself by a remote key set (RS256), tenant `b` by a shared secret; each has its own route."""
+    """Tenant `a` proves itself by a remote key set (RS256), tenant `b` by a shared secret; each has its own route.
 
-    def __init__(self) -> None:
+    `pair`: with the Lua half of our plugins.
+    """
+
+    def __init__(self, pair: bool = False) -> None:
+        self.pair = pair
         self.directory = Path(tempfile.mkdtemp(prefix="kc-chaos-"))
         self.plugins = self.directory / "plugins"
         self.plugins.mkdir()
@@ -182,13 +186,17 @@ class Stack:
         kept = {n: v for n, v in part.environment.items() if "PLUGINSERVER_" not in n or n.startswith(prefix)}
         kept |= {
             "KONG_PLUGINS": ",".join(("bundled", PLUGIN, "claude-guard", "proxy-cache", "redirect")),
-            "KONG_LUA_PACKAGE_PATH": f"{LUA_PATH};;" if self.layout.kong else f"{LUA_PATH};{STAND_INS}/?.lua;;",
+            "KONG_LUA_PACKAGE_PATH": ";".join(self.lua_path()),
             "KONG_PLUGINSERVER_NAMES": PLUGIN,
             f"{prefix}_SOCKET": str(self.relay.listen),
             "KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT": "1s",
         }
         kept[f"{prefix}_START_CMD"] += " --event-timeout 2"
         return replace(part, environment=kept)
+
+    def lua_path(self) -> list[str]:
+        stand_ins = [] if self.layout.kong else [f"{STAND_INS}/?.lua"]
+        return [*([PAIR_PATH] if self.pair else []), LUA_PATH, *stand_ins, ";"]
 
     async def stop(self) -> None:
         self.supervisor.stopping.set()

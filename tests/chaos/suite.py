@@ -157,9 +157,9 @@ def rss(stack: Stack) -> float:
     return server.memory_info().rss / 1e6 if server else 0.0
 
 
-async def run(names: list[str], rounds: int) -> dict[str, dict[str, float]]:
-    """All faults in turn on one stack. Keys: the fault's name."""
-    stack = Stack()
+async def run(names: list[str], rounds: int, pair: bool = False) -> dict[str, dict[str, float]]:
+    """All faults in turn on one stack. Keys: the fault's name, with `pair` behind it where that is on."""
+    stack = Stack(pair)
     report: dict[str, dict[str, float]] = {}
     try:
         await stack.start()
@@ -171,4 +171,4 @@ async def run(names: list[str], rounds: int) -> dict[str, dict[str, float]]:
             print(f"{name:24} {report[name]}", file=sys.stderr, flush=True)
     finally:
         await stack.stop()
-    return report
+    return {f"{name} pair" if pair else name: figures for name, figures in report.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 
@@ -14,10 +15,14 @@ pytestmark = [pytest.mark.xdist_group("chaos"), pytest.mark.timeout(300)]
 ROUNDS = 2
 
 
-@pytest.fixture(scope="module")
-def loop_and_stack():  # type: ignore[no-untyped-def]
+@pytest.fixture(
+    scope="module",
+    # On minikong the pair only in the long form.
+    params=["single", pytest.param("pair", marks=() if os.environ.get("KONG") else pytest.mark.slow)],
+)
+def loop_and_stack(request):  # type: ignore[no-untyped-def]
     loop = asyncio.new_event_loop()
-    stack = Stack()
+    stack = Stack(request.param == "pair")
     try:
         loop.run_until_complete(stack.start())
         yield loop, stack

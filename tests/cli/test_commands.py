@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from kong_claude.cli.main import main
-from kong_claude.guard import LUA_PLUGINS
+from kong_claude.guard import KEYS, LUA_PLUGINS
 from kong_claude_local.token import claims, seconds
 
 
@@ -115,6 +115,16 @@ def test_guard_for_a_mark_of_the_configuration(capsys: pytest.CaptureFixture[str
     assert main(["guard", "--mark", "reports"]) == 0
     (entry,) = yaml.safe_load(capsys.readouterr().out)
     assert 'left.mark ~= "reports"' in entry["config"]["access"][0]
+
+
+def test_the_path_of_the_pair_holds_each_plugins_half(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["guard", "--pair"]) == 0
+    pair, guards, *rest = capsys.readouterr().out.strip().split(";")
+    assert rest == ["", ""]
+    for name in (*KEYS, "claude-pair"):
+        part = "partner" if name == "claude-pair" else "handler"
+        assert Path(pair.replace("?", f"kong/plugins/{name}/{part}")).is_file()
+    assert Path(guards.replace("?", "kong/plugins/claude-guard/handler")).is_file()
 
 
 def test_the_lua_path_holds_each_plugin(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -19,7 +20,7 @@ from kong_claude import PLUGINS
 from kong_claude.cli.main import main
 from kong_claude.doctor import probe, rules, view
 from kong_claude.doctor.opening import Opening
-from kong_claude.guard import lua, named
+from kong_claude.guard import KEYS, LUA_PATH, PAIR_PATH, lua, named
 from kong_claude.problem import Problem
 from kong_claude_local import stack
 
@@ -708,6 +709,29 @@ def test_the_invoker_is_asked_directly(status: int, checks: dict[str, Any], rule
     assert [opening.rule for opening in openings] == rules
     if "isolation_lacks" in checks:
         assert "(scopes: Linux 6.12)" in openings[-1].problem
+
+
+def test_a_handler_in_our_plugins_place_must_be_ours(tmp_path: Path) -> None:
+    """Kong runs what it finds on its Lua path in the place of a plugin server's plugin."""
+    (tmp_path / "kong.json").write_text(json.dumps(SOUND))
+    copied = tmp_path / "elsewhere"
+    shutil.copytree(Path(PAIR_PATH.removesuffix("?.lua")), copied)
+
+    def found(path: str) -> list[str]:
+        seen = view.from_file(tmp_path / "kong.json", {**ENVIRONMENT, "KONG_LUA_PACKAGE_PATH": path})
+        return [o.problem for o in rules.examine(seen) if o.rule == "foreign-handler"]
+
+    for sound in ("", ";;", f"{LUA_PATH};;", f"{PAIR_PATH};{LUA_PATH};;", f"{copied}/?.lua;;", "/nowhere/?.lua;;"):
+        assert found(sound) == []
+    partner = copied / "kong/plugins/claude-pair/partner.lua"
+    partner.write_text(partner.read_text().replace("local PROTOCOL = 1", "local PROTOCOL = 0"))  # an older release's
+    assert found(f"{PAIR_PATH};{copied}/?.lua") == []  # the first one counts
+    older = found(f"{copied}/?.lua;{PAIR_PATH}")
+    assert len(older) == len(KEYS)
+    assert str(partner) in older[0]
+    handler = copied / "kong/plugins/claude-gateway/handler.lua"
+    handler.write_text("return { PRIORITY = 1440, VERSION = '1.0.0', access = function() end }")
+    assert any(str(handler) in problem for problem in found(f"{copied}/?.lua;;"))
 
 
 def test_defaults_are_filled_in_as_kong_does() -> None:

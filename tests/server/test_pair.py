@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from kong_claude.server.pair import MAX_QUESTIONS, PROTOCOL, Given, Pair, Questions, given, spliced
+from kong_claude.server.pair import MAX_QUESTIONS, PROTOCOL, Given, Pair, Questions, given, spliced, told_part
 from tests.support.kong_driver import Driver, RPCError, plugin_server
 
 HEADERS = ("kong.request.get_headers", 1000)
@@ -67,9 +67,9 @@ def test_what_changes_the_request_makes_its_answers_old() -> None:
     questions = Questions(0)
     questions.learn(HEADERS)
     pair = Pair(questions, event({"a": "1"}, questions=1))
-    pair.tell("kong.response.set_headers", ({"X": "1"},))
+    pair.tell("kong.response.set_headers", told_part("kong.response.set_headers"), ({"X": "1"},))
     assert pair.ask(HEADERS)[0]
-    pair.tell("kong.service.request.set_headers", ({"X": "1"},))
+    pair.tell("kong.service.request.set_headers", told_part("kong.service.request.set_headers"), ({"X": "1"},))
     assert not pair.ask(HEADERS)[0]
 
 
@@ -77,7 +77,7 @@ def test_what_is_told_keeps_its_order() -> None:
     pair = Pair(Questions(0), event())
     calls: list[tuple[str, tuple[Any, ...]]] = [("kong.ctx.shared.set", (f"k{n}", {"mark": n})) for n in range(20)]
     for name, args in calls:
-        pair.tell(name, args)
+        pair.tell(name, told_part(name), args)
     assert told(pair) == [7, None, *[[name, list(args)] for name, args in calls]]
     assert pair.flush() == b""
 
@@ -85,7 +85,7 @@ def test_what_is_told_keeps_its_order() -> None:
 def test_what_cannot_be_packed_fails_where_it_is_said() -> None:
     pair = Pair(Questions(0), event())
     with pytest.raises(TypeError):
-        pair.tell("kong.ctx.shared.set", ("k", object()))
+        pair.tell("kong.ctx.shared.set", told_part("kong.ctx.shared.set"), ("k", object()))
     assert pair.flush() == b""
 
 
@@ -105,8 +105,10 @@ def test_bodies_told_one_after_the_other() -> None:
     """The second differs from the first, which Kong has by then."""
     pair = Pair(Questions(0), event())
     pair.answer("kong.request.get_raw_body", b"a" * 200)
-    pair.tell("kong.service.request.set_raw_body", (b"a" * 200 + b"b",))
-    pair.tell("kong.service.request.set_raw_body", (b"a" * 200 + b"bc",))
+    pair.tell("kong.service.request.set_raw_body", told_part("kong.service.request.set_raw_body"), (b"a" * 200 + b"b",))
+    pair.tell(
+        "kong.service.request.set_raw_body", told_part("kong.service.request.set_raw_body"), (b"a" * 200 + b"bc",)
+    )
     assert told(pair)[2:] == [["splice", [200, 0, b"b"]], ["splice", [201, 0, b"c"]]]
 
 

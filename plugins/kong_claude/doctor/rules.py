@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from kong_claude.doctor import guards
+from kong_claude.doctor import guards, pair
 from kong_claude.doctor.guards import ENFORCING, phase_code
 from kong_claude.doctor.opening import Opening
 from kong_claude.doctor.reach import host_of, protected
@@ -216,6 +216,7 @@ RULES: tuple[Callable[[View], Iterator[Opening]], ...] = (
     clear_secrets,
     secret_values,
     kong_settings,
+    pair.handlers,
     exposure,
 )
 

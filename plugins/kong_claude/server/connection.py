@@ -108,14 +108,17 @@ class Connection:
         )
         before_value, before_id, data_length = len(value_first), len(id_first), len(data_part)
         before_number = before_id - len(wire.EVENT_ID)
+        first = RECEIVE
 
         def readable() -> None:
+            nonlocal first
             data = b""
             try:
-                data = receive(RECEIVE)
-                if len(data) == RECEIVE:
+                data = receive(first)
+                if len(data) == first:
+                    first = RECEIVE_MORE  # whoever sends long frames sends more of them
                     data += receive(RECEIVE_MORE)
-                    if len(data) == RECEIVE + RECEIVE_MORE:
+                    if len(data) >= 2 * RECEIVE_MORE:
                         data += receive(RECEIVE_MUCH)
             except (BlockingIOError, InterruptedError):
                 if not data:

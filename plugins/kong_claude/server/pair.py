@@ -19,6 +19,7 @@ LABEL = "claude-pair"
 NOTIFICATION = b"\x93\x02" + pack(LABEL)  # then what is told
 NIL = b"\xc0"
 MAX_QUESTIONS = 12
+SET_BODY = "kong.service.request.set_raw_body"
 MIN_SPLICE = 64  # bytes that a splice has to save
 
 ASKED = frozenset(
@@ -137,12 +138,15 @@ class Pair:
         if name == "kong.request.get_raw_body" and value is not None:
             self._body = as_bytes(value)
 
-    def tell(self, name: str, args: tuple[Any, ...]) -> None:
-        """Raises what packing raises, for arguments that MessagePack cannot carry."""
-        if name == "kong.service.request.set_raw_body" and len(args) == 1 and self._body is not None:
-            old, self._body = self._body, as_bytes(args[0])
-            name, args = spliced(old, self._body)
-        self._later.append(b"\x92" + pack(name) + pack_large(args))
+    def tell(self, name: str, head: bytes, args: tuple[Any, ...]) -> None:
+        """`head`: of `told_part(name)`. Raises what packing raises, for arguments that MessagePack cannot carry."""
+        if name == SET_BODY:
+            if len(args) == 1 and self._body is not None:
+                old, self._body = self._body, as_bytes(args[0])
+                name, args = spliced(old, self._body)
+            self._later.append(told_part(name) + pack_large(args))
+        else:
+            self._later.append(head + pack(args))
         if name not in HARMLESS:
             self._answers = {}
 
@@ -155,6 +159,11 @@ class Pair:
         self._told_id = self._questions.id
         later, self._later = self._later, []
         return b"".join((NOTIFICATION, array(2 + len(later)), self._number, questions, *later))
+
+
+def told_part(name: str) -> bytes:
+    """The constant begin of what is told; the packed arguments follow."""
+    return b"\x92" + pack(name)
 
 
 def array(length: int) -> bytes:
@@ -172,7 +181,7 @@ def spliced(old: bytes, new: bytes) -> tuple[str, tuple[Any, ...]]:
     start = alike(most, lambda low, high: old[low:high] == new[low:high])
     end = alike(most - start, lambda low, high: ends(old, low, high) == ends(new, low, high))
     if start + end < MIN_SPLICE:
-        return "kong.service.request.set_raw_body", (new,)
+        return SET_BODY, (new,)
     return "splice", (start, len(old) - start - end, new[start : len(new) - end])
 
 

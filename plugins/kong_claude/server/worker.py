@@ -15,7 +15,7 @@ from kong_pdk.exception import PDKException
 from kong_pdk.pdk.kong import kong as stubs
 
 from kong_claude.server import wire
-from kong_claude.server.pair import ASKED, TOLD, Pair
+from kong_claude.server.pair import ASKED, TOLD, Pair, told_part
 from kong_claude.server.wire import REPLY, RET, pack
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ def pdk_method(name: str, lua_style: bool) -> Callable[..., Any]:
     """
     part = wire.call_part(name)
     encode = wire.pack_large if name in LARGE else pack
+    head = told_part(name)
 
     def owing() -> Worker:
         """The worker of the running event, with Kong's call open."""
@@ -186,7 +187,7 @@ def pdk_method(name: str, lua_style: bool) -> Callable[..., Any]:
         worker: Any = getcurrent()
         if type(worker) is not Worker or worker.pair is None or worker.done:
             return call(*args)
-        worker.pair.tell(name, args)
+        worker.pair.tell(name, head, args)
         return (None, None) if lua_style else None
 
     def log(*args: Any) -> Any:

@@ -57,7 +57,7 @@ local number = 0
 
 local function told(_, message)
   local own = kong.ctx.plugin
-  if message[1] ~= own.event then
+  if not own.event or message[1] ~= own.event then
     return  -- for a request that is over
   end
   if message[2] then
