@@ -7,8 +7,8 @@
 local servers = require "kong.runloop.plugin_servers"
 
 local pairs, type, unpack, error, select, tonumber = pairs, type, unpack, error, select, tonumber
-local sub, null = string.sub, ngx.null
-local get_headers, get_body_data = ngx.req.get_headers, ngx.req.get_body_data
+local sub, lower, null = string.sub, string.lower, ngx.null
+local get_headers, set_header, get_body_data = ngx.req.get_headers, ngx.req.set_header, ngx.req.get_body_data
 
 local PROTOCOL = 1      -- of what travels; the plugin server makes single calls for any other
 local LABEL = "claude-pair"
@@ -37,12 +37,43 @@ local ASK = {
   ["kong.ctx.shared.get"] = function(key) return kong.ctx.shared[key] end,
 }
 
+-- Headers whose values are texts are set as the PDK would: its checks of each cost more than the setting.
+local SPECIAL = { host = true, ["transfer-encoding"] = true, transfer_encoding = true }
+
+local function plain(headers)
+  for name, value in pairs(headers) do
+    if type(name) ~= "string" or type(value) ~= "string" or value == "" or SPECIAL[lower(name)] then
+      return false
+    end
+  end
+  return true
+end
+
+local function set_request_headers(headers)
+  if not plain(headers) then
+    return kong.service.request.set_headers(headers)
+  end
+  for name, value in pairs(headers) do
+    set_header(name, value)
+  end
+end
+
+local function set_response_headers(headers)
+  if not plain(headers) then
+    return kong.response.set_headers(headers)
+  end
+  local header = ngx.header
+  for name, value in pairs(headers) do
+    header[name] = value
+  end
+end
+
 -- What can be told without an answer.
 local TELL = {
-  ["kong.service.request.set_headers"] = function(headers) kong.service.request.set_headers(headers) end,
+  ["kong.service.request.set_headers"] = set_request_headers,
   ["kong.service.request.set_raw_query"] = function(query) kong.service.request.set_raw_query(query) end,
   ["kong.service.request.set_raw_body"] = function(body) kong.service.request.set_raw_body(body) end,
-  ["kong.response.set_headers"] = function(headers) kong.response.set_headers(headers) end,
+  ["kong.response.set_headers"] = set_response_headers,
   ["kong.log.set_serialize_value"] = function(key, value) kong.log.set_serialize_value(key, value) end,
   ["kong.ctx.shared.set"] = function(key, value) kong.ctx.shared[key] = value end,
   -- set_raw_body by what differs: `length` bytes at `offset` become `bytes`.
