@@ -10,7 +10,8 @@ COPY minikong minikong
 COPY local local
 RUN /opt/kong-claude/bin/pip install --no-cache-dir -c constraints.txt ./contract ./plugins ./minikong ./local \
  && rm -rf /src
-RUN ln -s "$(/opt/kong-claude/bin/python -c 'import kong_claude.guard as g; print(g.LUA)')" /opt/kong-claude/lua
+RUN ln -s "$(/opt/kong-claude/bin/python -c 'import kong_claude.guard as g; print(g.LUA)')" /opt/kong-claude/lua \
+    && ln -s "$(/opt/kong-claude/bin/python -c 'import kong_claude.guard as g; print(g.PAIR)')" /opt/kong-claude/pair
 # Leaves the bytecode of what is imported: the base image has none of the standard library's, `nobody` could not write
 # it, and compiling at every start doubles it.
 RUN /opt/kong-claude/bin/kong-claude-pluginserver --dump-all-plugins > /dev/null

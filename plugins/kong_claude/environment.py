@@ -29,6 +29,8 @@ class Server:
     prefix: str
     """Directory of its socket, which Kong's user may write."""
     lua_path: str = LUA_PATH
+    pair_path: str | None = None
+    """Where Kong finds the Lua half of the plugins; None for single calls."""
     directory: str | None = None
     """Of the plugins' files, where they are not those of the package."""
     metrics: str | None = None
@@ -41,6 +43,7 @@ class Server:
 
 IMAGE = Server("/opt/kong-claude/bin/kong-claude-pluginserver", "/tmp", "/opt/kong-claude/lua/?.lua")  # noqa: S108
 """In the image of plugins/Dockerfile, whose file system is read-only but for /tmp."""
+IMAGE_PAIR_PATH = "/opt/kong-claude/pair/?.lua"
 
 
 def environment(plugins: Sequence[str], server: Server, present: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -60,7 +63,9 @@ def environment(plugins: Sequence[str], server: Server, present: Mapping[str, st
     guards = tuple(dict.fromkeys(PLUGIN[plugin] for plugin in plugins if plugin in PLUGIN))
     made = {
         "KONG_PLUGINS": joined(before.get("KONG_PLUGINS", "bundled"), *plugins, *guards),
-        "KONG_LUA_PACKAGE_PATH": _lua_path(server.lua_path, before.get("KONG_LUA_PACKAGE_PATH", ";;")),
+        "KONG_LUA_PACKAGE_PATH": _lua_path(
+            [path for path in (server.pair_path, server.lua_path) if path], before.get("KONG_LUA_PACKAGE_PATH", ";;")
+        ),
         "KONG_PLUGINSERVER_NAMES": joined(before.get("KONG_PLUGINSERVER_NAMES", ""), *plugins),
     }
     files = f" -d {server.directory}" if server.directory else ""
@@ -85,9 +90,9 @@ def joined(present: str, *more: str) -> str:
     return ",".join(dict.fromkeys(name for name in (*(part.strip() for part in present.split(",")), *more) if name))
 
 
-def _lua_path(own: str, present: str) -> str:
-    parts = [part for part in present.split(";") if part and part != own]
-    return ";".join((own, *parts)) + ";;"
+def _lua_path(own: Sequence[str], present: str) -> str:
+    parts = [part for part in present.split(";") if part and part not in own]
+    return ";".join((*own, *parts)) + ";;"
 
 
 WHY = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,18 @@ def test_where_kong_could_not_start_it(prefix: str, said: str, capsys: pytest.Ca
     assert main(["env", "--prefix", prefix]) == 2
     out, err = capsys.readouterr()
     assert out == "" and said in err
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_with_the_pair_its_half_comes_before_the_guards(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """And once, where the environment names it already."""
+    assert main(["env", "--format", form]) == 0
+    assert "/pair/?.lua" not in capsys.readouterr().out
+    assert main(["env", "--format", form, "--pair"]) == 0
+    assert re.search(r"/pair/\?\.lua;[^;]*/lua/\?\.lua;;", capsys.readouterr().out)
+    path = environment(PLUGINS, replace(SERVER, pair_path="/pair/?.lua"))["KONG_LUA_PACKAGE_PATH"]
+    assert path == "/pair/?.lua;/lua/?.lua;;"
+    again = environment(
+        PLUGINS, replace(SERVER, pair_path="/pair/?.lua"), {"KONG_LUA_PACKAGE_PATH": f"/x/?.lua;{path}"}
+    )
+    assert again["KONG_LUA_PACKAGE_PATH"] == "/pair/?.lua;/lua/?.lua;/x/?.lua;;"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from kong_claude.environment import FORMS, IMAGE, PLUGINS, Server, environment
+from kong_claude.environment import FORMS, IMAGE, IMAGE_PAIR_PATH, PLUGINS, Server, environment
+from kong_claude.guard import PAIR_PATH
 from kong_claude.problem import Problem
 
 HELP = "print the environment that Kong needs to run the plugins"
@@ -40,6 +42,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="env: a file for the shell or docker run (default); systemd: a drop-in; compose, helm: for the image of "
         "plugins/Dockerfile",
     )
+    parser.add_argument(
+        "--pair", action="store_true", help="with the Lua half of the plugins: one round trip per event (guard --pair)"
+    )
     parser.add_argument("--metrics-listen", metavar="HOST:PORT", help="serve the plugin server's metrics there")
 
 
@@ -52,7 +57,8 @@ def run(options: argparse.Namespace) -> int:
         if not program.is_file():
             raise Problem(f"{program} is missing: install this package with pip, for the Python that Kong shall use")
         place = Server(str(program), HOST_PREFIX)
-    server = Server(place.program, options.prefix or place.prefix, place.lua_path, metrics=options.metrics_listen)
+    pair_path = (IMAGE_PAIR_PATH if place is IMAGE else PAIR_PATH) if options.pair else None
+    server = replace(place, prefix=options.prefix or place.prefix, pair_path=pair_path, metrics=options.metrics_listen)
     print(FORMS[options.format].written(environment(plugins, server, os.environ)), end="")
     for plugin in plugins[1:] if options.format not in IN_THE_IMAGE else ():
         if (other := Path("/usr/local/bin", plugin)).exists():

@@ -29,7 +29,8 @@ LUA_PLUGINS = tuple(dict.fromkeys(PLUGIN.values()))
 LUA = Path(__file__).parent / "lua"
 LUA_PATH = f"{LUA}/?.lua"
 """What Kong's lua_package_path must hold to find them."""
-PAIR_PATH = f"{Path(__file__).parent / 'pair'}/?.lua"
+PAIR = Path(__file__).parent / "pair"
+PAIR_PATH = f"{PAIR}/?.lua"
 """The same for Kong's Lua half of the enforcing plugins: fewer calls (docs/gateway.md)."""
 
 _LUA = """\
