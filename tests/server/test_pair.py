@@ -73,6 +73,25 @@ def test_what_changes_the_request_makes_its_answers_old() -> None:
     assert not pair.ask(HEADERS)[0]
 
 
+@pytest.mark.parametrize(
+    ("call", "kept"),
+    [
+        ("kong.client.authenticate", False),
+        ("kong.service.request.clear_header", False),
+        ("kong.service.request.set_body", False),
+        ("kong.client.load_consumer", True),
+        ("kong.log.warn", True),
+        ("kong.request.get_header", True),
+    ],
+)
+def test_a_call_that_changes_something_makes_answers_old(call: str, kept: bool) -> None:
+    questions = Questions(0)
+    questions.learn(("kong.client.get_consumer",))
+    pair = Pair(questions, event({"username": "before"}, questions=1))
+    pair.answer(call, None)
+    assert pair.ask(("kong.client.get_consumer",))[0] is kept
+
+
 def test_what_is_told_keeps_its_order() -> None:
     pair = Pair(Questions(0), event())
     calls: list[tuple[str, tuple[Any, ...]]] = [("kong.ctx.shared.set", (f"k{n}", {"mark": n})) for n in range(20)]

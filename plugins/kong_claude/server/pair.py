@@ -137,6 +137,9 @@ class Pair:
         """Kong has answered a call of this event."""
         if name == "kong.request.get_raw_body" and value is not None:
             self._body = as_bytes(value)
+        elif not name.startswith("kong.log") and not name.rpartition(".")[2].startswith(("get", "load_", "is_")):
+            self._answers = {}  # it may have changed something: a consumer, a header
+            self._body = None
 
     def tell(self, name: str, head: bytes, args: tuple[Any, ...]) -> None:
         """`head`: of `told_part(name)`. Raises what packing raises, for arguments that MessagePack cannot carry."""
