@@ -15,9 +15,12 @@ KONG = """
 local headers, log = ...
 local shared, contexts, current = {}, {}, "one"
 local set = {}
-ngx = { null = "null", var = {}, req = { get_headers = function(max) return headers end, get_body_data = function() end } }
+ngx = { null = "null", var = {}, req = { get_body_data = function() end } }
 kong = {
-  request = { get_method = function() return "GET" end },
+  request = {
+    get_headers = function(max) return headers end, get_method = function() return "GET" end,
+    get_raw_body = function(limit) return set.body end,
+  },
   response = { get_source = function() return set.source end },
   service = { request = { set_headers = function(h) set.headers = h end, set_raw_body = function(b) set.body = b end } },
   ctx = setmetatable({}, { __index = function(_, k)
@@ -133,6 +136,33 @@ def test_what_was_asked_comes_with_the_next_event_of_that_configuration_only() -
     assert [len(event) for event in events] == [4, 6, 4]
     assert events[1][5].host == "h"
     assert events[1][6] == "GET"
+
+
+@pytest.mark.parametrize(
+    ("length", "expect", "limit", "comes"),
+    [
+        ("4", None, 100, True),
+        ("4", None, None, True),
+        ("4", None, 0, True),
+        ("8192", None, 0, True),
+        ("8193", None, 100_000, False),
+        ("5", None, 4, False),
+        ("4", "100-continue", 100, False),
+        (None, None, 100, False),
+        ("4x", None, 100, False),
+    ],
+)
+def test_a_body_is_read_beforehand_where_nobody_waits_for_it(
+    length: str | None, expect: str | None, limit: int | None, comes: bool
+) -> None:
+    kong = Kong()
+    kong.set.body = "body"
+    kong.lua.globals().ngx.var = kong.lua.table_from({"http_content_length": length, "http_expect": expect})
+    question = ["kong.request.get_raw_body", *([] if limit is None else [limit])]
+    events: list[dict[Any, Any]] = []
+    kong.access(lambda k, event: k.notify(event[3], [5, question]))
+    kong.access(lambda k, event: events.append(event))
+    assert events[0][5] == ("body" if comes else False)
 
 
 def test_an_unknown_thing_to_do_is_an_error() -> None:

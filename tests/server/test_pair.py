@@ -97,7 +97,7 @@ def test_what_is_told_keeps_its_order() -> None:
     calls: list[tuple[str, tuple[Any, ...]]] = [("kong.ctx.shared.set", (f"k{n}", {"mark": n})) for n in range(20)]
     for name, args in calls:
         pair.tell(name, told_part(name), args)
-    assert told(pair) == [7, None, *[[name, list(args)] for name, args in calls]]
+    assert told(pair) == [7, False, *[[name, list(args)] for name, args in calls]]
     assert pair.flush() == b""
 
 
@@ -210,7 +210,7 @@ def test_an_event_over_the_socket(kong: Driver) -> None:
         notifications, result = sent(kong, instance, ["access", PROTOCOL, 2, questions[0], headers])
         assert result["Data"] == ends
         ((kind, label, message),) = notifications
-        assert (kind, label, message[:2]) == (2, "claude-pair", [2, None])
+        assert (kind, label, message[:2]) == (2, "claude-pair", [2, False])
         assert message[2] == ["kong.ctx.shared.set", ["seen", {k: [v] for k, v in headers.items()}]]
 
     notifications, result = sent(kong, instance, ["access", PROTOCOL, 3, questions[0], {"raise": "1"}])

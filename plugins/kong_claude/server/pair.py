@@ -17,7 +17,7 @@ from kong_claude.server.wire import pack, pack_large
 PROTOCOL = 1
 LABEL = "claude-pair"
 NOTIFICATION = b"\x93\x02" + pack(LABEL)  # then what is told
-NIL = b"\xc0"
+FALSE = b"\xc2"  # no new questions; not nil, which would leave a hole in Lua's table
 MAX_QUESTIONS = 12
 SET_BODY = "kong.service.request.set_raw_body"
 MIN_SPLICE = 64  # bytes that a splice has to save
@@ -63,7 +63,7 @@ class Questions:
         """`first_id`: no other process's, so that answers to its questions are not taken for ours."""
         self.id = first_id
         self.current: list[Question] = []
-        self.packed = NIL
+        self.packed = FALSE
         self._lists: dict[int, list[Question]] = {}
 
     def learn(self, question: Question) -> None:
@@ -155,10 +155,10 @@ class Pair:
 
     def flush(self) -> bytes:
         """What has to travel in front of the next message."""
-        new = self._told_id != self._questions.id and self._questions.packed is not NIL
+        new = self._told_id != self._questions.id and self._questions.packed is not FALSE
         if not self._later and not new:
             return b""
-        questions = self._questions.packed if new else NIL
+        questions = self._questions.packed if new else FALSE
         self._told_id = self._questions.id
         later, self._later = self._later, []
         return b"".join((NOTIFICATION, array(2 + len(later)), self._number, questions, *later))

@@ -8,7 +8,7 @@ local servers = require "kong.runloop.plugin_servers"
 
 local pairs, type, unpack, error, select, tonumber = pairs, type, unpack, error, select, tonumber
 local sub, lower, null = string.sub, string.lower, ngx.null
-local get_headers, set_header, get_body_data = ngx.req.get_headers, ngx.req.set_header, ngx.req.get_body_data
+local set_header, get_body_data = ngx.req.set_header, ngx.req.get_body_data
 
 local PROTOCOL = 1      -- of what travels; the plugin server makes single calls for any other
 local LABEL = "claude-pair"
@@ -17,18 +17,17 @@ local MAX_BODY = 8192   -- bytes that are read before anybody has seen who sends
 -- A body is read beforehand where that cannot mean waiting for a client: short, announced, not asked for by us.
 local function small(limit)
   local length = tonumber(ngx.var.http_content_length)
-  return length and length <= MAX_BODY and length <= limit and not ngx.var.http_expect
+  return length and length <= MAX_BODY and (not limit or limit <= 0 or length <= limit) and not ngx.var.http_expect
 end
 
 -- What can be asked beforehand: it changes nothing, and Kong answers it on every request.
 local ASK = {
-  ["kong.request.get_headers"] = get_headers,
+  ["kong.request.get_headers"] = function(max) return kong.request.get_headers(max) end,
   ["kong.request.get_method"] = function() return kong.request.get_method() end,
   ["kong.request.get_raw_query"] = function() return kong.request.get_raw_query() end,
   ["kong.request.get_uri_captures"] = function() return kong.request.get_uri_captures() end,
   ["kong.request.get_raw_body"] = function(limit)
-    if not small(limit) then return false end
-    return kong.request.get_raw_body(limit)
+    return small(limit) and kong.request.get_raw_body(limit) or false  -- false: to be asked by a call
   end,
   ["kong.client.get_consumer"] = function() return kong.client.get_consumer() end,
   ["kong.client.get_credential"] = function() return kong.client.get_credential() end,
