@@ -15,19 +15,18 @@ from claude_contract.ledger import (
     Lease,
     LedgerUnavailable,
     Peek,
+    Renewal,
     Slot,
     UnreadableLedger,
     Usage,
 )
-from claude_contract.ledger.model import heads
 from claude_invoker.caller import Caller
+from claude_invoker.draws import Draws
 from claude_invoker.problem import Problem
 
 _log = logging.getLogger(__name__)
 _TRIES = 5
 _WATCH_S = 1.0
-_PART_MS = 24 * 3600 * 1000
-"""As long as the ledger knows that a lease is settled."""
 
 
 class Ledger:
@@ -36,6 +35,7 @@ class Ledger:
     def __init__(self, redis_url: str) -> None:
         self._redis: Redis = Redis.from_url(redis_url, socket_timeout=2.0, socket_connect_timeout=2.0)
         self._store = AsyncLedger(self._redis)
+        self.draws = Draws(self._store)
 
     async def acquire(self, caller: Caller) -> bool:
         """Takes the lease of a run that the gateway let in to be queued. False while there is no place.
@@ -61,7 +61,8 @@ class Ledger:
         while True:
             await asyncio.sleep(ttl_ms / 4000)
             try:
-                await self._store.renew(lease, ttl_ms)
+                if await self._store.renew(lease, ttl_ms) is Renewal.LAPSED:
+                    self.draws.again(caller.lease)
             except LedgerUnavailable as error:
                 _log.warning("a lease of %s could not be renewed: %s", caller.subject, error)
 
@@ -76,20 +77,8 @@ class Ledger:
 
         A cost that is not `final` is what is known so far: the final one, whoever books it, then adds the difference.
         """
-        return await self._end(lease, lambda parsed: self._settle(parsed, micro_usd, final=final))
-
-    async def _settle(self, lease: Lease, micro_usd: int, *, final: bool) -> bool:
-        """Raises LedgerUnavailable, RedisError."""
-        part = f"{heads(lease.namespace, lease.subject_key, lease.shared)[0]}part:{lease.member}"
-        if not final:
-            # Written before it is booked: whoever finds it booked later finds how much it was.
-            await self._redis.set(part, micro_usd, nx=True, px=_PART_MS)
-            micro_usd = int(await self._redis.get(part) or micro_usd)
-        if await self._store.settle(lease, micro_usd):
-            return True
-        if final and (before := int(await self._redis.get(part) or micro_usd)) < micro_usd:
-            await self._store.settle(lease.rest(), micro_usd - before)
-        return True
+        self.draws.forget(lease)
+        return await self._end(lease, lambda parsed: self._store.settle(parsed, micro_usd, final=final))
 
     async def watch(self, grace_s: float, tell: Callable[[str | None], None]) -> None:
         """Tells, until cancelled, why what runs cost cannot be booked: Redis has not answered for `grace_s`. None: it

@@ -186,6 +186,7 @@ class RunResult(BaseModel):
     duration_ms: int = 0
     num_turns: int = 0
     stop_reason: str
+    budget: str = Field(default="", description="Which budget is used up until when, where it is not the run's own")
     permission_denials: list[PermissionDenial] = []
     artifacts: list[Artifact] = []
     left_out: list[LeftOut] = Field(

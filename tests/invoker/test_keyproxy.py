@@ -26,7 +26,9 @@ from claude_invoker.metering.allowed import Uses
 from claude_invoker.metering.exchange import Grant
 from claude_invoker.metering.prices import Prices
 from claude_invoker.metering.proxy import KeyProxy
+from claude_invoker.metering.purse import Purse
 from claude_invoker.metering.usage import Meter
+from claude_invoker.metering.wire import Drawn
 from tests.invoker.conftest import KEY, StandInProcess
 
 MODEL = b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}'
@@ -44,6 +46,16 @@ class Notes:
 
     def note(self, run: str, number: int, usd: Decimal) -> None:
         self.lines[number].append(usd)
+
+
+class Lavish:
+    """A ledger that has everything."""
+
+    async def ask(self, run: str, cost: int, under_way: int, least: int, most: int) -> Drawn:
+        return Drawn(1, most)
+
+    def say(self, run: str, cost: int, under_way: int) -> None:
+        pass
 
 
 @asynccontextmanager
@@ -259,11 +271,12 @@ async def test_what_was_streamed_is_written_down_before_the_run_has_it(proxy: Pr
 async def test_who_holds_back_says_why(proxy: Proxy) -> None:
     proxy.key.hold = "the ledger is away"
     grant, headers = granted(proxy, 10)
+    grant.purse = Purse("", grant.account, Lavish())
     async with client_of(proxy) as client:
         answer = await client.post("http://proxy/v1/messages", content=MODEL, headers=headers)
         assert (answer.status_code, answer.headers["x-should-retry"]) == (503, "false")
         assert answer.json()["error"]["message"] == "the ledger is away" == grant.held_back
-        grant.billed = False
+        grant.purse = None
         assert (await client.post("http://proxy/v1/messages", content=MODEL, headers=headers)).status_code == 200
 
 

@@ -24,6 +24,7 @@ from claude_contract.ledger import (
     Admit,
     Budget,
     Busy,
+    Draw,
     Lease,
     Peek,
     Renewal,
@@ -32,6 +33,7 @@ from claude_contract.ledger import (
     Standing,
     Terms,
     Usage,
+    Verdict,
     Window,
     Windows,
     calls,
@@ -92,6 +94,7 @@ class Account:
 
     windows: Windows
     terms: Terms
+    amounts: dict[str, tuple[int, int]]  # member → what it holds and has drawn, of all accounts
     admitted: list[int] = field(default_factory=list)  # µs
     leases: dict[str, int] = field(default_factory=dict)  # member → ms at which it lapses
     booked: list[tuple[int, int]] = field(default_factory=list)  # µs, micro-USD
@@ -103,7 +106,16 @@ class Account:
         return {m: until for m, until in self.leases.items() if until > now // 1000}
 
     def reserved(self, now: int) -> int:
-        return sum(int(m.rpartition(":")[2]) for m in self.live(now))
+        return sum(self.amounts.get(m, (int(m.rpartition(":")[2]), 0))[0] for m in self.live(now))
+
+    def drawn(self, now: int, but: str) -> int:
+        return sum(self.amounts[m][1] for m in self.live(now) if m != but and m in self.amounts)
+
+    def take(self, member: str, now: int, ttl_ms: int) -> None:
+        """One that has lapsed begins anew."""
+        if member not in self.live(now):
+            self.amounts.pop(member, None)
+        self.leases[member] = now // 1000 + ttl_ms
 
     def spent(self, now: int, budget: Budget, more_us: int = 0) -> int:
         """By the calendar of the standard library, or since then and `more_us` before."""
@@ -204,8 +216,12 @@ class LedgerMachine(RuleBasedStateMachine):
             for s, m, c, b in pools
         ]
         self.keys = [f"pool.p{n}:claim:x" for n in range(len(pools))]
-        self.accounts = {key: Account(*limits) for key, limits in zip(self.keys, self.pools, strict=True)}
-        self.accounts |= {subject: Account(self.windows, self.base.own) for subject in SUBJECTS}
+        self.amounts: dict[str, tuple[int, int]] = {}
+        self.accounts = {key: Account(*limits, self.amounts) for key, limits in zip(self.keys, self.pools, strict=True)}
+        self.accounts |= {subject: Account(self.windows, self.base.own, self.amounts) for subject in SUBJECTS}
+        self.configured = (self.base, self.pools)
+        self.costs: dict[str, int] = {}  # member → what it has cost so far, as was said last
+        self.booked: dict[str, int] = {}  # member → how much of that is booked, until it is settled for good
         self.settled: dict[str, int] = {}  # member → ms until which it is remembered
         self.known: list[Lease] = []
 
@@ -257,8 +273,31 @@ class LedgerMachine(RuleBasedStateMachine):
         for _ in range(times):
             self.admit(self.request(subject))
 
-    @rule(subject=SUBJECT, busy=st.sampled_from(["reject", "queue", "later"]), again=st.booleans())
-    def one_run(self, subject: str, busy: Busy, again: bool) -> None:
+    @rule(percent=st.sampled_from([0, 10, 50, 100, 300]))
+    def limits_are_changed(self, percent: int) -> None:
+        """Those of money, to a share of what is configured."""
+
+        def changed(budget: Budget) -> Budget:
+            return replace(budget, micro_usd=budget.micro_usd * percent // 100)
+
+        base, pools = self.configured
+        day, month = (each and each * percent // 100 for each in (base.day_micro_usd, base.month_micro_usd))
+        budgets = tuple(map(changed, base.budgets))
+        self.base = replace(base, day_micro_usd=day, month_micro_usd=month, budgets=budgets)
+        self.pools = [(w, Terms(terms.concurrent, tuple(map(changed, terms.budgets)))) for w, terms in pools]
+        for key, (_, terms) in zip(self.keys, self.pools, strict=True):
+            self.accounts[key].terms = terms
+        for subject in SUBJECTS:
+            self.accounts[subject].terms = self.base.own
+
+    @rule(
+        subject=SUBJECT,
+        busy=st.sampled_from(["reject", "queue", "later"]),
+        again=st.booleans(),
+        ttl_ms=st.sampled_from([3_000, 60_000]),
+    )
+    def one_run(self, subject: str, busy: Busy, again: bool, ttl_ms: int) -> None:
+        self.base = replace(self.base, ttl_ms=ttl_ms)
         lease = Lease.new("claude", subject, self.money, self.shared(subject))
         if again and self.known:
             lease = self.known[-1]
@@ -298,7 +337,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 if counted:
                     account.admitted.append(now)
                 if lease is not None and not a.queued:
-                    account.leases[lease.member] = now // 1000 + request.slot.ttl_ms
+                    account.take(lease.member, now, request.slot.ttl_ms)
                 for w in account.windows.each:
                     if w.burst < 0:
                         assert account.within(now, w.seconds * 1_000_000) <= w.limit
@@ -311,23 +350,79 @@ class LedgerMachine(RuleBasedStateMachine):
             else:
                 assert (a.at, a.exceeded) in may_block and a.wait_ms > 0
 
-    @rule(usd=st.floats(0, 5, allow_nan=False), which=st.integers(0, 5))
-    def a_run_ends(self, usd: float, which: int) -> None:
+    @rule(
+        which=st.integers(0, 5),
+        cost=st.integers(0, DOLLAR),
+        under_way=st.integers(0, DOLLAR),
+        least=st.integers(0, DOLLAR // 5),
+        more=st.just(0) | st.integers(0, 2 * DOLLAR),
+    )
+    def a_request_is_sent_or_answered(self, which: int, cost: int, under_way: int, least: int, more: int) -> None:
+        if not self.known:
+            return
+        lease, now = self.known[which % len(self.known)], self.now
+        slot, member, before = self.slot(lease.subject_key), lease.member, self.booked.get(lease.member)
+        self.costs[member] = total = self.costs.get(member, 0) + cost
+        asked = Draw(total, under_way, under_way + min(least, more), under_way + more)
+        drawn = self.agreed(
+            self.redis.ask(calls.draw(lease, slot, asked, now // 1000), now), self.local.draw(lease, slot, asked)
+        )
+        is_settled = self.settled.get(member, 0) > now // 1000
+        assert (drawn.verdict is Verdict.SETTLED) is is_settled
+        if is_settled and before is None:
+            return
+        self.book(lease, total)
+        self.booked[member] = max(total, before or 0)
+        if is_settled:
+            return
+
+        def over(amount: int, more_us: int = 0) -> list[str]:
+            """Budgets in which so much is not there, beside what others have drawn."""
+            return [
+                b.name
+                for account in self.accounts_of(lease)
+                for b in account.terms.budgets
+                if account.spent(now, b, more_us) + account.drawn(now, member) + amount > b.micro_usd
+            ]
+
+        if drawn.verdict is Verdict.REFUSED:
+            assert drawn.micro_usd == under_way and drawn.budget in over(asked.least_micro_usd, QUARTER_US)
+        elif more:
+            assert asked.least_micro_usd <= drawn.micro_usd <= asked.most_micro_usd
+            assert not over(drawn.micro_usd), "what is booked and drawn is within every limit as it is now"
+            assert drawn.micro_usd == asked.most_micro_usd or over(drawn.micro_usd + 1, QUARTER_US)
+        else:
+            assert drawn.micro_usd == under_way
+        for account in self.accounts_of(lease):
+            account.take(member, now, slot.ttl_ms)
+        self.amounts[member] = (max(lease.micro_usd - self.booked[member], drawn.micro_usd), drawn.micro_usd)
+
+    def book(self, lease: Lease, total: int) -> int:
+        more = max(total - self.booked.get(lease.member, 0), 0)
+        for account in self.accounts_of(lease):
+            account.booked.append((self.now, more))
+        return more
+
+    @rule(usd=st.floats(0, 5, allow_nan=False), which=st.integers(0, 5), final=st.booleans())
+    def a_run_ends(self, usd: float, which: int, final: bool) -> None:
         if not self.known:
             return
         lease = self.known[which % len(self.known)]
-        remembered = self.settled.get(lease.member, 0) > self.now // 1000
+        first, before = self.settled.get(lease.member, 0) <= self.now // 1000, self.booked.get(lease.member)
         cost = micro_usd(usd)
-        assert (
-            self.agreed(self.redis.ask(calls.settle(lease, cost), self.now), self.local.settle(lease, cost))
-            is not remembered
-        )
-        if not remembered:
-            self.settled[lease.member] = self.now // 1000 + SETTLED_MS
+        settle = calls.settle(lease, cost, final=final)
+        news = self.agreed(self.redis.ask(settle, self.now), self.local.settle(lease, cost, final=final))
         for account in self.accounts_of(lease):
             account.leases.pop(lease.member, None)
-            if not remembered:
-                account.booked.append((self.now, cost))
+        if not first and before is None:
+            assert not news
+            return
+        assert news is (self.book(lease, cost) > 0 or first)
+        if first:
+            self.settled[lease.member] = self.now // 1000 + SETTLED_MS
+        self.booked[lease.member] = max(cost, before or 0)
+        if final:
+            del self.booked[lease.member]
 
     @rule(which=st.integers(0, 5))
     def heartbeat(self, which: int) -> None:
@@ -341,7 +436,7 @@ class LedgerMachine(RuleBasedStateMachine):
         renewal = self.agreed(self.redis.ask(calls.renew(lease, 60_000), self.now), self.local.renew(lease, 60_000))
         assert renewal is (Renewal.EXTENDED if lives else Renewal.LAPSED)
         for account in accounts:
-            account.leases[lease.member] = self.now // 1000 + 60_000
+            account.take(lease.member, self.now, 60_000)
 
     @rule(which=st.integers(0, 5))
     def given_back(self, which: int) -> None:

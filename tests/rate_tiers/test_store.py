@@ -16,6 +16,8 @@ from claude_contract.ledger import (
     Admit,
     AsyncLedger,
     Busy,
+    Draw,
+    Drawn,
     Lease,
     Ledger,
     Peek,
@@ -24,6 +26,7 @@ from claude_contract.ledger import (
     Slot,
     Standing,
     Usage,
+    Verdict,
     Window,
     Windows,
 )
@@ -49,8 +52,11 @@ class FromAsyncio(Ledger):
     def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
         return self.runner.run(self.store.renew(lease, ttl_ms))
 
-    def settle(self, lease: Lease, cost_micro_usd: int) -> bool:
-        return self.runner.run(self.store.settle(lease, cost_micro_usd))
+    def draw(self, lease: Lease, slot: Slot, draw: Draw) -> Drawn:
+        return self.runner.run(self.store.draw(lease, slot, draw))
+
+    def settle(self, lease: Lease, cost_micro_usd: int, *, final: bool = True) -> bool:
+        return self.runner.run(self.store.settle(lease, cost_micro_usd, final=final))
 
     def release(self, lease: Lease) -> bool:
         return self.runner.run(self.store.release(lease))
@@ -86,6 +92,8 @@ A, B, C = (Lease("claude", SUBJECT, f"v1.{name}:2000000") for name in "abc")  # 
 SLOT = Slot(concurrent=2, run_micro_usd=2_000_000, day_micro_usd=5_000_000, month_micro_usd=50_000_000)
 ONE = Slot(concurrent=1, run_micro_usd=2_000_000)
 SHORT = Slot(concurrent=1, run_micro_usd=2_000_000, ttl_ms=1)
+
+LOWERED = Slot(concurrent=2, run_micro_usd=2_000_000, day_micro_usd=1_000_000, month_micro_usd=50_000_000)
 
 Step = tuple[Callable[[Ledger], Any], Any]
 
@@ -226,6 +234,61 @@ CASES = [
             (usage, (0, 0, 0, 0)),
             (lambda s: s.settle(A, 250_000), True),
             (usage, (0, 0, 250_000, 250_000)),
+        ),
+    ),
+    Case(
+        "what a run has spent and what its requests may cost is of what it holds, and counts once",
+        (
+            (lambda s: s.acquire(A, SLOT).admitted, True),  # holds $2
+            (lambda s: s.draw(A, SLOT, Draw(0, 0, 0, 1_500_000))[:2], (Verdict.DRAWN, 1_500_000)),
+            (usage, (1, 2_000_000, 0, 0)),
+            (lambda s: s.draw(A, SLOT, Draw(500_000))[:2], (Verdict.DRAWN, 0)),
+            (usage, (1, 1_500_000, 500_000, 500_000)),
+            (lambda s: s.draw(A, SLOT, Draw(500_000))[:2], (Verdict.DRAWN, 0)),  # said twice
+            (lambda s: s.draw(A, SLOT, Draw(500_000, 0, 0, 1_800_000))[:2], (Verdict.DRAWN, 1_800_000)),
+            (usage, (1, 1_800_000, 500_000, 500_000)),  # more than its admission thought of
+            (lambda s: s.settle(A, 900_000), True),
+            (usage, (0, 0, 900_000, 900_000)),
+        ),
+    ),
+    Case(
+        "a request draws what is left in the narrowest budget, or nothing",
+        (
+            (lambda s: [s.acquire(each, SLOT).admitted for each in (A, B)], [True, True]),
+            (lambda s: s.draw(A, LOWERED, Draw(0, 0, 1, 800_000))[:2], (Verdict.DRAWN, 800_000)),
+            (
+                lambda s: s.draw(B, LOWERED, Draw(0, 0, 100_000, 800_000))[:4],
+                (Verdict.DRAWN, 200_000, "usd_per_day", 0),
+            ),
+            (lambda s: s.draw(B, LOWERED, Draw(0, 200_000, 300_000, 900_000))[:2], (Verdict.REFUSED, 200_000)),
+            (lambda s: 0 < s.draw(B, LOWERED, Draw(0, 200_000, 300_000, 900_000)).reset_ms <= 86_400_000, True),
+            (lambda s: s.draw(A, LOWERED, Draw(100_000))[:2], (Verdict.DRAWN, 0)),
+            (lambda s: s.draw(B, LOWERED, Draw(0, 200_000, 300_000, 900_000))[:2], (Verdict.DRAWN, 900_000)),
+        ),
+    ),
+    Case(
+        "what a run draws lapses with its lease, and comes back with it",
+        (
+            (lambda s: s.draw(A, SHORT, Draw(0, 0, 0, 700_000))[:2], (Verdict.DRAWN, 700_000)),
+            (lapse, None),
+            (usage, (0, 0, 0, 0)),
+            (lambda s: s.renew(A, 60_000), Renewal.LAPSED),
+            (usage, (1, 2_000_000, 0, 0)),
+            (lambda s: s.draw(A, SLOT, Draw(300_000, 2_500_000))[:2], (Verdict.DRAWN, 2_500_000)),
+            (usage, (1, 2_500_000, 300_000, 300_000)),
+        ),
+    ),
+    Case(
+        "a run that others have ended draws nothing, and what it still costs is booked once",
+        (
+            (lambda s: s.acquire(A, SLOT).admitted, True),
+            (lambda s: s.settle(A, 300_000, final=False), True),
+            (lambda s: s.draw(A, SLOT, Draw(500_000, 0, 0, 800_000))[:2], (Verdict.SETTLED, 0)),
+            (usage, (0, 0, 500_000, 500_000)),
+            (lambda s: s.settle(A, 300_000, final=False), False),
+            (lambda s: [s.settle(A, 600_000), s.settle(A, 600_000)], [True, False]),
+            (lambda s: s.draw(A, SLOT, Draw(900_000))[:2], (Verdict.SETTLED, 0)),
+            (usage, (0, 0, 600_000, 600_000)),
         ),
     ),
     Case(

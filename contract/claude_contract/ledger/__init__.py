@@ -9,6 +9,7 @@ an asyncio service:
     store = AsyncLedger(Redis.from_url(…))
     lease = Lease.parse(claims["lease"])                         # from the verified attestation
     await store.renew(lease, ttl_ms=60_000)                      # heartbeat, at least every third of it
+    await store.draw(lease, slot, Draw(cost, under_way, …))      # before each request that costs money, and after it
     await store.settle(lease, micro_usd(cost_usd))               # the run has ended, however; repeat it freely
 
 A queued run (`claims["queue"]` is true) holds nothing yet; its lease is taken when the job starts:
@@ -43,6 +44,8 @@ from claude_contract.ledger.model import (
     Admission,
     Admit,
     Busy,
+    Draw,
+    Drawn,
     Lease,
     LedgerUnavailable,
     Peek,
@@ -53,6 +56,7 @@ from claude_contract.ledger.model import (
     Standing,
     UnreadableLedger,
     Usage,
+    Verdict,
     heads,
     micro_usd,
     organisation_tag,
@@ -64,7 +68,7 @@ from claude_contract.ledger.store import AsyncLedger, Ledger
 
 __all__ = [
     "ALONE", "DEPLOYMENT", "MAX_POOLS", "NAMESPACE", "NO_WINDOWS", "PERIODS", "UTC_DAY", "UTC_MONTH", "VERSION",
-    "Admission", "Admit", "AsyncLedger", "Budget", "Busy", "Lease", "Ledger", "LedgerUnavailable", "Peek", "Quota",
-    "Renewal", "Shared", "Slot", "Spent", "Standing", "Terms", "UnreadableLedger", "Usage", "Window", "Windows",
-    "heads", "micro_usd", "organisation_tag", "pool_key", "subject_key", "usd",
+    "Admission", "Admit", "AsyncLedger", "Budget", "Busy", "Draw", "Drawn", "Lease", "Ledger", "LedgerUnavailable",
+    "Peek", "Quota", "Renewal", "Shared", "Slot", "Spent", "Standing", "Terms", "UnreadableLedger", "Usage",
+    "Verdict", "Window", "Windows", "heads", "micro_usd", "organisation_tag", "pool_key", "subject_key", "usd",
 ]  # fmt: skip

@@ -25,9 +25,10 @@ local function refuse_for(account, limit, us)
   end
 end
 
-local each, verdict, holds, is_held, held, lapsed = {}, 1, {}, false, nil, nil
+local each, verdict, found, is_held = {}, 1, nil, false
 if lease ~= '' then
-  holds, is_held, held, lapsed = read_leases(lease)
+  found = read_leases(lease)
+  is_held = found.own
 end
 for n = 1, accounts do
   local rules = read_rules(ARGV[2 * n + 2])
@@ -36,7 +37,7 @@ for n = 1, accounts do
   each[n] = a
   if lease ~= '' then
     a.terms = read_terms(ARGV[2 * n + 3])
-    a.running, a.reserved = holds[n][1], holds[n][2]
+    a.running, a.reserved = found.each[n][1], found.each[n][2]
     a.spent, a.left, a.book = read_spent(n, a.terms)
   end
   if unreadable then
@@ -90,7 +91,7 @@ if exceeded ~= 0 then
   verdict = 0
 end
 if lease ~= '' and verdict == 1 then
-  write_lease(lease, ttl_ms, held, lapsed)
+  write_lease(lease, ttl_ms, found)
 end
 local reply = {verdict, who, exceeded, math.ceil(wait / 1000)}
 local at = 5
@@ -102,7 +103,7 @@ for n = 1, accounts do
       write_windows(w_of(n), a.windows)
     end
     if lease ~= '' and verdict == 1 then
-      a.running, a.reserved = a.running + 1, a.reserved + amount
+      a.running, a.reserved = a.running + 1, a.reserved + (is_held and is_held[1] or amount)
     end
   end
   reply[at], reply[at + 1], at = a.running, a.reserved, at + 2

@@ -22,6 +22,8 @@ from claude_contract.ledger.model import (
     VERSION,
     Admission,
     Admit,
+    Draw,
+    Drawn,
     Lease,
     LedgerUnavailable,
     Peek,
@@ -31,6 +33,8 @@ from claude_contract.ledger.model import (
     Standing,
     UnreadableLedger,
     Usage,
+    Verdict,
+    heads,
 )
 
 R = TypeVar("R")
@@ -60,11 +64,17 @@ class Call(NamedTuple, Generic[R]):
         return ("EVAL", self.script.source, len(self.keys), *self.keys, *self.args)
 
 
+_MONEY = ("common", "money")
+_BOOKS = ("draw", "settle")
+_FRONT = dict.fromkeys(_BOOKS, (*_MONEY, "book"))
+
+
 @lru_cache
 def script(name: str) -> Script:
     folder = files(__package__)
-    parts = [folder.joinpath(f"{part}.lua").read_text() for part in ("common", "money", name)]
-    source = "\n".join([f"local VERSION = {VERSION}", *parts])
+    parts = [folder.joinpath(f"{part}.lua").read_text() for part in (*_FRONT.get(name, _MONEY), name)]
+    books = "true" if name in _BOOKS else "false"
+    source = "\n".join([f"local VERSION, BOOKS = {VERSION}, {books}", *parts])
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -106,8 +116,23 @@ def renew(lease: Lease, ttl_ms: int) -> Call[Renewal]:
     return Call(script("renew"), _keys(lease), (_held(lease), ttl_ms), Renewal)
 
 
-def settle(lease: Lease, cost_micro_usd: int) -> Call[bool]:
-    return Call(script("settle"), _keys(lease), (_held(lease), cost_micro_usd, SETTLED_MS), bool)
+def draw(lease: Lease, slot: Slot, draw: Draw, now_ms: int | None = None) -> Call[Drawn]:
+    """`now_ms` as for `admit`."""
+    limits = limits_of(to_acquire(lease, slot), slot.own)
+    moment = _now_ms() if now_ms is None else now_ms
+    terms = [terms.packed(moment, not lease.shared.tag) for _, terms in limits]
+    amounts = (draw.cost_micro_usd, draw.under_way_micro_usd, draw.least_micro_usd, draw.most_micro_usd)
+    return Call(
+        script("draw"),
+        (*_keys(lease), booked_key(lease)),
+        (_held(lease), slot.ttl_ms, *amounts, *terms),
+        lambda reply: _drawn(reply, limits),
+    )
+
+
+def settle(lease: Lease, cost_micro_usd: int, *, final: bool = True) -> Call[bool]:
+    keys = (*_keys(lease), booked_key(lease))
+    return Call(script("settle"), keys, (_held(lease), cost_micro_usd, SETTLED_MS, int(final)), bool)
 
 
 def release(lease: Lease) -> Call[bool]:
@@ -177,13 +202,18 @@ def _keys(of: Admit | Peek | Lease) -> tuple[str, ...]:
     """See `money.lua`."""
     if not of.shared.tag:
         head = f"{of.namespace}:{{{of.subject_key}}}:"
-        names = ("leases", "settled", "w", "spent", "usd:day", "usd:month")
+        names = ("leases", "settled", "held", "w", "spent", "usd:day", "usd:month")
         return tuple([head + name for name in names])
     head = f"{of.namespace}:{{{of.shared.tag}}}:"
-    keys = [head + "leases", f"{head}{of.subject_key}:settled"]
+    keys = [head + "leases", f"{head}{of.subject_key}:settled", head + "held"]
     for account in (of.subject_key, *of.shared.pools):
         keys += (f"{head}{account}:w", f"{head}{account}:spent")
-    return (*keys, head + "held")
+    return tuple(keys)
+
+
+def booked_key(lease: Lease) -> str:
+    """Of how much a run has booked."""
+    return f"{heads(lease.namespace, lease.subject_key, lease.shared)[0]}booked:{lease.member.rpartition(':')[0]}"
 
 
 def _held(lease: Lease) -> str:
@@ -222,6 +252,14 @@ def _admission(reply: Sequence[int], limits: Limits, leased: bool) -> Admission:
         exceeded = "concurrent" if limit else ""
     each = _standings(rest, limits, leased)
     return Admission(verdict != 0, verdict == 2, exceeded, who - 1, wait_ms, each[0], each[1:])
+
+
+def _drawn(reply: Sequence[int], limits: Limits) -> Drawn:
+    if reply[0] < 0:
+        raise OutOfPeriod(reply[1])
+    verdict, drawn, who, budget, left_ms = reply
+    name = limits[who - 1][1].budgets[budget - 1].name if budget else ""
+    return Drawn(Verdict(verdict), drawn, name, who - 1, left_ms)
 
 
 def _usage(reply: Sequence[int], limits: Limits) -> Usage:

@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from claude_contract import versions
 from claude_contract.ledger.limits import NO_SLOT, NO_WINDOWS, Budget, Slot, Window, Windows
@@ -100,11 +99,6 @@ class Lease(Struct, frozen=True):
         """Another one for the same."""
         return Lease.new(self.namespace, self.subject_key, self.micro_usd, self.shared)
 
-    def rest(self) -> Lease:
-        """By which to settle, once, what was not known yet when this one was settled."""
-        identity, _, reserved = self.member.rpartition(":")
-        return replace(self, member=f"{identity}.rest:{reserved}")
-
 
 def reserved_by(member: str) -> int:
     """The micro-USD that a lease reserves, by its member."""
@@ -136,6 +130,33 @@ class Peek(Struct, frozen=True):
     slot: Slot = NO_SLOT
     shared: Shared = ALONE
     pool_windows: tuple[Windows, ...] = ()
+
+
+class Draw(Struct, frozen=True):
+    """What a run has cost so far, and what its requests to the API may cost that are under way; with one more that is
+    about to be sent `most`, and where that does not fit `least` at least. All in micro-USD, of the whole run: so it may
+    be said twice, and what is said last holds."""
+
+    cost_micro_usd: int
+    under_way_micro_usd: int = 0
+    least_micro_usd: int = 0
+    most_micro_usd: int = 0
+
+
+class Verdict(Enum):
+    REFUSED = 0
+    DRAWN = 1
+    SETTLED = 2
+
+
+class Drawn(NamedTuple):
+    """The answer to `draw`: what the run's requests may cost now, and the budget of which the least is left."""
+
+    verdict: Verdict
+    micro_usd: int
+    budget: str = ""  # its name
+    at: int = 0  # of whom, as in `Admission`
+    reset_ms: int = 0  # until its period ends (rolling: until some of it leaves)
 
 
 class Quota(NamedTuple):
@@ -241,6 +262,11 @@ def pool_key(name: str, kind: str = "", value: str = "") -> str:
     """The key of a pool: of those who share a claim's value (kind `claim`), or something else; without a kind of the
     whole deployment. No subject has it."""
     return f"pool.{name}:{kind}:{_escaped(value, MAX_POOL_KEY)}" if kind else f"pool.{name}:{DEPLOYMENT}"
+
+
+def pool_name(key: str) -> str:
+    """Of which pool a key is."""
+    return key.removeprefix("pool.").partition(":")[0]
 
 
 def _escaped(value: str, most: int) -> str:

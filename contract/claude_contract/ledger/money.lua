@@ -1,28 +1,37 @@
 -- Runs and money, behind `common.lua`. A request has one or more accounts: its subject's, then those of its pools.
 --
--- KEYS, the same for all verbs: 1 leases   2 settled   3... of each account w and spent
---   last, where a subject has a tag of its own: usd:day, usd:month; where many share one: held
+-- KEYS, the same for all verbs: 1 leases   2 settled   3 held   4... of each account w and spent
+--   then, where a subject has a tag of its own: usd:day, usd:month
+--   last, for the verbs that book (`BOOKS`): booked, of the lease
 -- A lease, as ARGV: "v<version>.<id>:<reserved micro-USD>"; where many share a tag its accounts behind it, by spaces
 
 local DAY, QUARTER = 86400000, 900000  -- ms
+local AT_ONCE = 1000  -- arguments: Lua can unpack some 8,000
 local today = math.floor(now_ms / DAY)
-local shared = #KEYS % 2 == 1
-local accounts = shared and (#KEYS - 3) / 2 or 1
-local LEASES, SETTLED, HELD = KEYS[1], KEYS[2], shared and KEYS[#KEYS]
-local usd_day, usd_month = not shared and KEYS[5], not shared and KEYS[6]
+local BOOKED = BOOKS and KEYS[#KEYS]
+local last = BOOKS and #KEYS - 1 or #KEYS
+local shared = string.sub(KEYS[last], -6) == ':spent'
+local accounts = shared and (last - 3) / 2 or 1
+local LEASES, SETTLED, HELD = KEYS[1], KEYS[2], KEYS[3]
+local usd_day, usd_month = not shared and KEYS[6], not shared and KEYS[7]
 
 local function w_of(account)
-  return KEYS[2 * account + 1]
+  return KEYS[2 * account + 2]
 end
 
 local function spent_of(account)
-  return KEYS[2 * account + 2]
+  return KEYS[2 * account + 3]
 end
 
 -- Running executions: a sorted set of leases by the millisecond at which each lapses. A subject by itself has one of its
 -- own, as release 0.1.0 has it, and adds them up. Where many share a tag they share the set, and `held` has for each account
--- "<running>:<reserved>:<version>" of those in it: so that a pool's admission costs the same however many run in it. What has
--- lapsed is taken off there when something is written.
+-- "<running>:<held>:<drawn>:<version>" of those in it: so that a pool's admission costs the same however many run in it. What
+-- has lapsed is taken off there when something is written.
+--
+-- Two amounts of a run: what it holds is what its admission has taken and it has not spent yet, what it has drawn is of that
+-- what its requests to the API may cost that are under way. A new run needs room beside all that is held; a request beside
+-- all that is drawn, since it belongs to a run that was let in. A lease holds what stands in it and has drawn nothing, until
+-- `held` says otherwise under its own name: "<held>:<drawn>:<version>".
 local function reserved_by(lease)
   check_version(tonumber(string.match(lease, '^v(%d+)%.') or 0))
   return tonumber(string.match(lease, '^[^ ]*:(%d+)') or 0)
@@ -32,26 +41,40 @@ local function name_of(account)
   return string.sub(w_of(account), #LEASES - 5, -3)
 end
 
--- {running, reserved} of the accounts of these names.
+local function numbers_in(value, pattern)
+  local first, second, third, version = string.match(value, pattern)
+  check_version(tonumber(version or third) or VERSION + 1)
+  return tonumber(first) or 0, tonumber(second) or 0, tonumber(third) or 0
+end
+
+-- {running, held, drawn} of the accounts of these names.
 local function read_held(held, names)
   local values = redis.call('HMGET', HELD, unpack(names))
   for i = 1, #names do
-    local running, reserved, version = 0, 0, VERSION
-    if values[i] then
-      running, reserved, version = string.match(values[i], '^(%d+):(%d+):(%d+)$')
-    end
-    check_version(tonumber(version) or VERSION + 1)
-    held[names[i]] = {tonumber(running) or 0, tonumber(reserved) or 0}
+    held[names[i]] = values[i] and {numbers_in(values[i], '^(%d+):(%d+):(%d+):(%d+)$')} or {0, 0, 0}
   end
 end
 
-local function add_held(held, lease, sign)
-  local amount = reserved_by(lease)
+-- {held, drawn} of each of these leases.
+local function amounts_of(leases)
+  local all = {}
+  for first = 1, #leases, AT_ONCE do
+    local values = redis.call('HMGET', HELD, unpack(leases, first, math.min(first + AT_ONCE - 1, #leases)))
+    for i, value in ipairs(values) do
+      local amount = reserved_by(leases[first + i - 1])
+      all[first + i - 1] = value and {numbers_in(value, '^(%d+):(%d+):(%d+)$')} or {amount, 0}
+    end
+  end
+  return all
+end
+
+local function add_held(held, lease, amounts, sign)
   for name in string.gmatch(lease, ' ([^ ]+)') do
     if not held[name] then
       read_held(held, {name})
     end
-    held[name][1], held[name][2] = held[name][1] + sign, held[name][2] + sign * amount
+    local has = held[name]
+    has[1], has[2], has[3] = has[1] + sign, has[2] + sign * amounts[1], has[3] + sign * amounts[2]
   end
 end
 
@@ -59,7 +82,8 @@ local function write_held(held)
   local values = {}
   for name, has in pairs(held) do
     if has[1] > 0 then
-      values[#values + 1], values[#values + 2] = name, string.format('%d:%.0f:%d', has[1], has[2], VERSION)
+      local n = #values
+      values[n + 1], values[n + 2] = name, string.format('%d:%.0f:%.0f:%d', has[1], has[2], has[3], VERSION)
     else
       redis.call('HDEL', HELD, name)
     end
@@ -69,43 +93,41 @@ local function write_held(held)
   end
 end
 
-local function lapsed_leases()
-  return redis.call('ZRANGEBYSCORE', LEASES, '-inf', now_ms)
-end
-
--- What each account holds now, by its number: {running, reserved}, without `own`; whether `own` is held; and what to
--- `write_lease` with.
+-- What is held as a script has found it. `each`: of every account {running, held, drawn}, without the script's own lease;
+-- `own`: {held, drawn} of that one, false where it is not alive; `lapsed`: leases that are to be taken off.
 local function read_leases(own)
-  local all, has = {}, {0, 0}
+  local off = redis.call('ZRANGEBYSCORE', LEASES, '-inf', now_ms)
+  local found = {each = {}, own = false, lapsed = off}
   if not shared then
-    local live, held = redis.call('ZRANGEBYSCORE', LEASES, '(' .. now_ms, '+inf'), false
-    for i = 1, #live do
+    local live, has = redis.call('ZRANGEBYSCORE', LEASES, '(' .. now_ms, '+inf'), {0, 0, 0}
+    for i, amounts in ipairs(amounts_of(live)) do
       if live[i] == own then
-        held = true
+        found.own = amounts
       else
-        has[1], has[2] = has[1] + 1, has[2] + reserved_by(live[i])
+        has[1], has[2], has[3] = has[1] + 1, has[2] + amounts[1], has[3] + amounts[2]
       end
     end
-    return {has}, held
+    found.each[1] = has
+    return found
   end
-  local held, names, off = {}, {}, lapsed_leases()
+  local held, names = {}, {}
   for n = 1, accounts do
     names[n] = name_of(n)
   end
   read_held(held, names)
-  for i = 1, #off do
-    add_held(held, off[i], -1)
+  for i, amounts in ipairs(amounts_of(off)) do
+    add_held(held, off[i], amounts, -1)
   end
   local till = own ~= '' and redis.call('ZSCORE', LEASES, own)
   if till and tonumber(till) > now_ms then
-    add_held(held, own, -1)
-  else
-    till = false
+    found.own = amounts_of({own})[1]
+    add_held(held, own, found.own, -1)
   end
   for n = 1, accounts do
-    all[n] = held[names[n]]
+    found.each[n] = held[names[n]]
   end
-  return all, till and true, held, #off > 0
+  found.held = held
+  return found
 end
 
 -- Nothing has been written yet.
@@ -115,36 +137,48 @@ local function stop_if_unreadable()
   end
 end
 
--- Takes off a lease, and what has lapsed. Returns whether it was there, and alive.
-local function take_off(lease)
-  if not shared then
+local function take_off_lapsed(found)
+  if #found.lapsed > 0 then
     redis.call('ZREMRANGEBYSCORE', LEASES, '-inf', now_ms)
-    return redis.call('ZREM', LEASES, lease) == 1
+    for first = 1, #found.lapsed, AT_ONCE do
+      redis.call('HDEL', HELD, unpack(found.lapsed, first, math.min(first + AT_ONCE - 1, #found.lapsed)))
+    end
   end
-  local _, there, held = read_leases(lease)
-  stop_if_unreadable()
-  redis.call('ZREMRANGEBYSCORE', LEASES, '-inf', now_ms)
-  redis.call('ZREM', LEASES, lease)
-  write_held(held)
-  return there
 end
 
--- Takes or extends a lease. `held`, `lapsed`: what `read_leases` has said with this lease for its own. The set itself lives
--- as long as its longest lease.
-local function write_lease(lease, ttl_ms, held, lapsed)
+-- Takes off a lease, and what has lapsed. Returns whether it was there, and alive.
+local function take_off(lease)
+  local found = read_leases(lease)
+  stop_if_unreadable()
+  take_off_lapsed(found)
+  redis.call('ZREM', LEASES, lease)
+  redis.call('HDEL', HELD, lease)
+  if shared then
+    write_held(found.held)
+  end
+  return found.own and true or false
+end
+
+-- Takes or extends a lease. `found`: what `read_leases` has said with this lease for its own; `amounts`: what it is to hold
+-- and to have drawn, nil: as it is. The set itself lives as long as its longest lease.
+local function write_lease(lease, ttl_ms, found, amounts)
   redis.call('ZADD', LEASES, now_ms + ttl_ms, lease)  -- first: what frees memory would let the rest pass a full Redis
-  if lapsed or not shared then
-    redis.call('ZREMRANGEBYSCORE', LEASES, '-inf', now_ms)
+  take_off_lapsed(found)
+  if amounts then
+    redis.call('HSET', HELD, lease, string.format('%.0f:%.0f:%d', amounts[1], amounts[2], VERSION))
   end
   if shared then
-    add_held(held, lease, 1)
-    write_held(held)
+    add_held(found.held, lease, amounts or found.own or {reserved_by(lease), 0}, 1)
+    write_held(found.held)
   end
   if redis.call('PTTL', LEASES) < ttl_ms then
     redis.call('PEXPIRE', LEASES, ttl_ms)
     if shared then
       redis.call('PEXPIRE', HELD, ttl_ms)
     end
+  end
+  if not shared and (amounts or found.own) and redis.call('PTTL', HELD) < ttl_ms then
+    redis.call('PEXPIRE', HELD, ttl_ms)
   end
 end
 

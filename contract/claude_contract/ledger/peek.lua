@@ -5,7 +5,7 @@
 -- Reply 1: 1, or -1: this moment, 2 in ms, is in another period than the caller has computed
 --       2... per account, as `admit` has it, where 0 ms until a place comes back says that nothing is used
 
-local reply, at, holds = {1}, 2, read_leases('')
+local reply, at, holds = {1}, 2, read_leases('').each
 for n = 1, accounts do
   local spent, left = read_spent(n, read_terms(ARGV[2 * n]))
   local windows, rules = read_windows(redis.call('GET', w_of(n))), read_rules(ARGV[2 * n - 1])

@@ -8,10 +8,9 @@
 if redis.call('ZSCORE', SETTLED, ARGV[1]) then
   return 0
 end
-local until_ms = redis.call('ZSCORE', LEASES, ARGV[1])
-local _, _, held, lapsed = read_leases(ARGV[1])
+local found = read_leases(ARGV[1])
 if unreadable then
   return unreadable
 end
-write_lease(ARGV[1], tonumber(ARGV[2]), held, lapsed)
-return (until_ms and tonumber(until_ms) > now_ms) and 1 or 2
+write_lease(ARGV[1], tonumber(ARGV[2]), found)
+return found.own and 1 or 2

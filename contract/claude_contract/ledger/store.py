@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 from redis.exceptions import NoScriptError, RedisError
@@ -9,7 +10,7 @@ from redis.exceptions import NoScriptError, RedisError
 from claude_contract.ledger import calls
 from claude_contract.ledger.calls import Call, OutOfPeriod
 from claude_contract.ledger.limits import Slot
-from claude_contract.ledger.model import Admission, Admit, Lease, LedgerUnavailable, Peek, Renewal, Usage
+from claude_contract.ledger.model import Admission, Admit, Draw, Drawn, Lease, LedgerUnavailable, Peek, Renewal, Usage
 
 R = TypeVar("R")
 
@@ -26,8 +27,14 @@ class Ledger(Protocol):
     def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
         """Keeps the lease of a run for so long from now. At least every third of that is well."""
 
-    def settle(self, lease: Lease, cost_micro_usd: int) -> bool:
-        """The run has ended, however, and cost this much. True: booked now; False: it was settled before."""
+    def draw(self, lease: Lease, slot: Slot, draw: Draw) -> Drawn:
+        """Books what a run has cost so far, and takes of every budget what its requests may cost that are under way: of
+        all, or of none."""
+
+    def settle(self, lease: Lease, cost_micro_usd: int, *, final: bool = True) -> bool:
+        """The run has ended, however, and cost this much in all. True: ended or booked now; False: it was before.
+
+        A cost that is not `final` is what is known so far: the final one, whoever says it, adds the difference."""
 
     def release(self, lease: Lease) -> bool:
         """The run never started, or has to wait: gives back place and reservation. False: there was none."""
@@ -57,8 +64,38 @@ class AsyncLedger:
     async def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
         return await self._ask(calls.renew(lease, ttl_ms))
 
-    async def settle(self, lease: Lease, cost_micro_usd: int) -> bool:
-        return await self._ask(calls.settle(lease, cost_micro_usd))
+    async def draw(self, lease: Lease, slot: Slot, draw: Draw) -> Drawn:
+        try:
+            return await self._ask(calls.draw(lease, slot, draw))
+        except OutOfPeriod as error:
+            return await self._ask(calls.draw(lease, slot, draw, error.now_ms))
+
+    async def draw_all(self, draws: Sequence[tuple[Lease, Slot, Draw]]) -> list[Drawn | LedgerUnavailable]:
+        """Many runs' at once, in this order, in one round trip. Not for a Cluster. Never raises."""
+        asked = [calls.draw(*each) for each in draws]
+        pipe = self.redis.pipeline(transaction=False)
+        for call in asked:
+            pipe.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
+        try:
+            replies = await pipe.execute(raise_on_error=False)
+        except (RedisError, OSError) as error:
+            return [LedgerUnavailable(f"{type(error).__name__}: {error}")] * len(asked)
+        return [await self._drawn(*each) for each in zip(draws, asked, replies, strict=True)]
+
+    async def _drawn(self, of: tuple[Lease, Slot, Draw], call: Call[Drawn], reply: Any) -> Drawn | LedgerUnavailable:
+        try:
+            if isinstance(reply, NoScriptError):
+                return await self.draw(*of)
+            if isinstance(reply, RedisError):
+                raise calls.unreadable(reply, call) or LedgerUnavailable(f"{type(reply).__name__}: {reply}")
+            return call.parse(reply)
+        except OutOfPeriod:
+            return await self.draw(*of)
+        except LedgerUnavailable as error:
+            return error
+
+    async def settle(self, lease: Lease, cost_micro_usd: int, *, final: bool = True) -> bool:
+        return await self._ask(calls.settle(lease, cost_micro_usd, final=final))
 
     async def release(self, lease: Lease) -> bool:
         return await self._ask(calls.release(lease))

@@ -62,7 +62,7 @@ def disobeyed(model: str, error: Disobeyed, account: Figures) -> Problem:
     if problem := _not_forwarded(account):
         return problem
     if account.exhausted:
-        return Problem(422, "invalid", "the budget does not suffice for one request")
+        return Problem(422, "invalid", account.budget or "the budget does not suffice for one request")
     if error.code == "auth_failed":
         return Problem(502, "api-auth", api_status=account.api_status)
     if error.code in ("rate_limit", "check_server_error"):

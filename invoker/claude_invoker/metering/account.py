@@ -16,7 +16,7 @@ _ENOUGH_TOKENS = 8192
 
 
 class Exhausted(Exception):
-    """What is left of the run's budget does not suffice for the request."""
+    """What is left of the run's budget, or of another that it belongs to, does not suffice for the request."""
 
 
 @dataclass
@@ -32,6 +32,8 @@ class Account:
     """What requests may have cost beyond what was booked: it counts against the cap, and is not billed."""
     exhausted: bool = False
     """Whether a request was refused for want of budget."""
+    budget: str = ""
+    """Which, where it was not the run's own: a sentence."""
     _open: set[Reservation] = field(default_factory=set)
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Of the next reservation that is."""
@@ -45,19 +47,40 @@ class Account:
     def left_usd(self) -> Decimal:
         return self.cap_usd - self.spent_usd - self.reserved_usd - self.unknown_usd
 
-    def fits(self, asked: Asked, price: Price, input_tokens: int, searches: int | None = None) -> int:
+    @property
+    def drawn_usd(self) -> Decimal:
+        """What the ledger has taken for requests under way, with what others may have cost."""
+        return sum((each.usd for each in self._open if each.is_drawn), self.unknown_usd)
+
+    def fits(
+        self,
+        asked: Asked,
+        price: Price,
+        input_tokens: int,
+        searches: int | None = None,
+        within_usd: Decimal | None = None,
+    ) -> int:
         """How many tokens the answer may have, at most as many as it asks for. 0 where there is no budget for one.
-        `searches`: if it had no more than so many."""
-        left = self.left_usd - asked.input_usd_bound(price, input_tokens, searches)
+        `searches`: if it had no more than so many. `within_usd`: if so much were left."""
+        left = self.left_usd if within_usd is None else min(self.left_usd, within_usd)
+        left -= asked.input_usd_bound(price, input_tokens, searches)
         if left < 0:
             return 0
         rate = asked.output_usd_bound(price, input_tokens, searches)
         count = asked.max_tokens if rate == 0 else min(asked.max_tokens, int(left / rate))
         return count if count >= asked.fewest_tokens else 0
 
-    def suffices(self, asked: Asked, price: Price, input_tokens: int, searches: int | None = None) -> bool:
+    def suffices(
+        self,
+        asked: Asked,
+        price: Price,
+        input_tokens: int,
+        searches: int | None = None,
+        within_usd: Decimal | None = None,
+    ) -> bool:
         """Whether the answer may be as long as it asks for, or long enough."""
-        return self.fits(asked, price, input_tokens, searches) >= min(asked.max_tokens, _ENOUGH_TOKENS)
+        fits = self.fits(asked, price, input_tokens, searches, within_usd)
+        return fits >= min(asked.max_tokens, _ENOUGH_TOKENS)
 
     async def others_settled(self) -> bool:
         """Waits for one of the requests under way: what it has not used of its reservation is there for others. False
@@ -67,12 +90,13 @@ class Account:
         await self._settled.wait()
         return True
 
-    def reserve(self, asked: Asked, price: Price, input_tokens: int) -> Reservation:
+    def reserve(self, asked: Asked, price: Price, input_tokens: int, within_usd: Decimal | None = None) -> Reservation:
         """`input_tokens`: a bound. Gives up searches before it shortens the answer below what is enough. Raises
         Exhausted."""
         fewer = range(asked.uses.searches, 0, -1) or (0,)
-        searches = next((count for count in fewer if self.suffices(asked, price, input_tokens, count)), fewer[-1])
-        max_tokens = self.fits(asked, price, input_tokens, searches)
+        enough = (count for count in fewer if self.suffices(asked, price, input_tokens, count, within_usd))
+        searches = next(enough, fewer[-1])
+        max_tokens = self.fits(asked, price, input_tokens, searches, within_usd)
         if not max_tokens:
             self.exhausted = True
             raise Exhausted

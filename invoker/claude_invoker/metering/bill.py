@@ -28,6 +28,8 @@ class Reservation:
     asked: Asked
     bound: Used
     """The most that it can use."""
+    is_drawn: bool = False
+    """Whether the ledger has taken it of the run's budgets."""
 
     @property
     def max_tokens(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from claude_invoker.metering.journal import CannotWrite, Journal
 from claude_invoker.metering.models import permits
 from claude_invoker.metering.prices import Prices
 from claude_invoker.metering.proxy import KeyProxy
+from claude_invoker.metering.purse import Purse
 from claude_invoker.metering.usage import Used
 from claude_invoker.metering.wire import (
     Ask,
@@ -21,6 +23,8 @@ from claude_invoker.metering.wire import (
     Close,
     Debt,
     Done,
+    Draw,
+    Drawn,
     Hold,
     Open,
     Owed,
@@ -33,6 +37,7 @@ from claude_invoker.metering.wire import (
 _NOBODY_BILLED_S = 120.0
 """How long a run that nobody is billed for may take to have its last request answered."""
 _AGAIN_S = 5.0
+_ANSWER_S = 10.0
 _MOST_DEBTS = 1000
 """Told at once; the next time the others."""
 
@@ -54,6 +59,8 @@ class Books:
         self._tell = tell
         self._runs: dict[str, _Kept] = {}
         self._booked_once: dict[str, float] = {}
+        self._answers: dict[int, asyncio.Future[Drawn]] = {}
+        self._ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, message: ToProxy) -> None:
@@ -67,12 +74,33 @@ class Books:
                 self._booked(message.run)
             case Hold():
                 self._proxy.hold = message.reason
+            case Drawn():
+                answer = self._answers.get(message.id)
+                if answer is not None and not answer.done():
+                    answer.set_result(message)
             case Ask(what="owed"):
                 self._tell(Owed(message.id, self._owed()))
             case Ask():
                 self._tell(Spent(message.id, self._spent(message.run, message.lease)))
             case _:
                 raise ValueError("the invoker has set up the proxy twice")
+
+    async def ask(self, run: str, cost: int, under_way: int, least: int, most: int) -> Drawn:
+        """See `purse.Teller`."""
+        number = next(self._ids)
+        answer: asyncio.Future[Drawn] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        try:
+            self._tell(Draw(number, run, cost, under_way, least, most))
+            async with asyncio.timeout(_ANSWER_S):
+                return await answer
+        except TimeoutError:
+            return Drawn(number, under_way, held="the invoker does not say what is left of the budgets")
+        finally:
+            del self._answers[number]
+
+    def say(self, run: str, cost: int, under_way: int) -> None:
+        self._tell(Draw(0, run, cost, under_way, under_way, under_way))
 
     def _open(self, message: Open) -> None:
         try:
@@ -81,6 +109,7 @@ class Books:
             self._tell(Done(message.id, refused="what runs cost cannot be written down: the disk is full?"))
             return
         account = Account(self._prices, message.cap_usd, entry.spent_usd)
+        purse = None if message.lease is None else Purse(message.run, account, self)
         grant = Grant(
             message.run,
             lambda model: permits(message.models, model),
@@ -88,8 +117,11 @@ class Books:
             account,
             self._journal,
             frozenset(message.server_tools),
-            billed=message.lease is not None,
+            purse,
         )
+        if purse is not None:
+            grant.settled = lambda: self._soon(purse.settled())
+            grant.settled()  # of the proxy before this one the ledger may have more under way
         grant.changed = lambda model, used: self._changed(grant, model, used)
         self._runs[message.run] = _Kept(message.token, grant)
         self._proxy.grant(message.token, grant)
@@ -104,6 +136,7 @@ class Books:
             account.spent_usd,
             account.under_way,
             account.exhausted,
+            account.budget,
             grant.refused,
             grant.held_back,
             grant.api_status,
@@ -125,7 +158,7 @@ class Books:
         final = await account.settled(message.within_s)
         await self._journal.commit()
         self._tell(Done(message.id, final))
-        if not kept.grant.billed:
+        if kept.grant.purse is None:
             await account.settled(_NOBODY_BILLED_S)
             self._booked(message.run)
 

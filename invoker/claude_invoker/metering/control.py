@@ -15,15 +15,17 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
+from claude_contract.ledger import Draw, Drawn, LedgerUnavailable, Slot
 from claude_invoker.metering import wire
+from claude_invoker.metering.drawn import answered
 from claude_invoker.metering.figures import Figures
 from claude_invoker.metering.ownprice import OwnPrice
 from claude_invoker.metering.wire import Debt, ToInvoker
@@ -50,6 +52,14 @@ class Terms:
     models: tuple[str, ...] | None
     requests: int
     server_tools: tuple[str, ...] = ()
+    slot: Slot | None = None
+    """What the lease stands for."""
+
+
+class Purses(Protocol):
+    """Where runs draw what their requests may cost (`draws.Draws`)."""
+
+    def put(self, lease: str, slot: Slot, draw: Draw, answer: Callable[[Drawn | LedgerUnavailable], None]) -> None: ...
 
 
 @dataclass
@@ -89,6 +99,7 @@ class Metering:
         self._watching: asyncio.Task[None] | None = None
         self.held: str | None = None
         """Why no request of a run that is billed is sent now."""
+        self.purses: Purses | None = None
         self.socket = Path()
         """Where runs ask."""
         self.starts = 0
@@ -330,10 +341,25 @@ class Metering:
                     kept.figures.take(message)
                     if not kept.open and not message.under_way:
                         del self._runs[message.run]
+            case wire.Draw():
+                self._draw(message)
             case wire.Done() | wire.Owed() | wire.Spent():
                 answer = self._answers.get(message.id)
                 if answer is not None and not answer.done():
                     answer.set_result(message)
+
+    def _draw(self, message: wire.Draw) -> None:
+        kept = self._runs.get(message.run)
+        if kept is None or kept.terms.lease is None or self.purses is None:
+            return
+        lease, slot = kept.terms.lease, kept.terms.slot or Slot()
+        amounts = message.under_way_micro_usd, message.least_micro_usd, message.most_micro_usd
+        self.purses.put(
+            lease,
+            slot,
+            Draw(message.cost_micro_usd, *amounts),
+            lambda drawn: self._say(answered(message, drawn, lease)),
+        )
 
 
 class _Link(asyncio.Protocol):

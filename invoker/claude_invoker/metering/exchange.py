@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from claude_invoker.metering.account import Account
 from claude_invoker.metering.bill import Bill, Ending, Reservation, bill
+from claude_invoker.metering.purse import Purse
 from claude_invoker.metering.request import Asked
 from claude_invoker.metering.usage import Meter, Used
 
@@ -36,9 +37,12 @@ class Grant:
     notes: Notes
     server_tools: frozenset[str] = frozenset()
     """The API's own tools that the run may use."""
-    billed: bool = True
+    purse: Purse | None = None
+    """What it draws on in the ledger; None: nobody is billed."""
     changed: Callable[[str, Used], None] = lambda model, used: None
     """Told whenever anything of it or of its account has changed, with what has just been used of which model."""
+    settled: Callable[[], None] = lambda: None
+    """Told when less of it is under way."""
     revoked: bool = False
     held: int = 0
     """Bytes of the bodies that were read and are not answered yet."""

@@ -25,6 +25,8 @@ class Figures:
     """Requests that were sent and are not answered yet."""
     exhausted: bool = False
     """Whether a request was refused for want of budget."""
+    budget: str = ""
+    """Which, where it was not the run's own."""
     refused: str | None = None
     """Why a request was not forwarded."""
     held: str | None = None
@@ -44,6 +46,7 @@ class Figures:
 
     def take(self, told: Told) -> None:
         self.spent_usd, self.under_way, self.exhausted = told.spent_usd, told.under_way, told.exhausted
+        self.budget = told.budget
         self.refused, self.held, self.api_status = told.refused, told.held, told.api_status
         self.unreachable, self.retry_after = told.unreachable, told.retry_after
         if told.used != Used():

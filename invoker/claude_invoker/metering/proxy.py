@@ -26,6 +26,7 @@ from claude_invoker.metering.bill import Bill, Reservation, unheard
 from claude_invoker.metering.exchange import Exchange, Grant, Receive, Send, Sent
 from claude_invoker.metering.journal import CannotWrite
 from claude_invoker.metering.prices import Price, UnknownPrice
+from claude_invoker.metering.purse import CannotDraw
 from claude_invoker.metering.request import Asked, Refused
 from claude_invoker.metering.usage import Meter, Used
 
@@ -151,7 +152,7 @@ class KeyProxy:
             except (Refused, UnknownPrice) as refusal:
                 await _refuse(send, grant, str(refusal))
                 return
-            if self.hold is not None and grant.billed:
+            if self.hold is not None and grant.purse is not None:
                 await _hold_back(send, grant, self.hold)
                 return
             gone = asyncio.create_task(_disconnected(receive))
@@ -180,18 +181,25 @@ class KeyProxy:
             await asyncio.gather(reserving, return_exceptions=True)
             if not reserving.cancelled() and reserving.exception() is None:
                 grant.account.settle(reserving.result(), Bill())
+            grant.settled()
             return
         try:
             reservation = reserving.result()
         except Exhausted:
             # Not `refused`: the run ends as one that has used up its turns.
             grant.changed("", Used())
-            await _respond(exchange.send, 403, _error("permission_error", "the budget of this run is used up"))
+            reason = grant.account.budget or "the budget of this run is used up"
+            await _respond(exchange.send, 403, _error("permission_error", reason))
+            return
+        except CannotDraw as error:
+            grant.settled()
+            await _hold_back(exchange.send, grant, str(error))
             return
         try:
             number = grant.notes.send(grant.run, unheard(reservation, stream=asked.stream).usd)
         except CannotWrite:
             grant.account.settle(reservation, Bill())
+            grant.settled()
             await _hold_back(exchange.send, grant, "what this run costs cannot be written down: the disk is full?")
             return
         sent = Sent(reservation, number, asked.stream, Meter(stream=asked.stream, bound=reservation.bound))
@@ -219,12 +227,13 @@ class KeyProxy:
             final = sent.bill
             grant.notes.note(grant.run, sent.number, final.usd)
             grant.account.settle(reservation, final)
+            grant.settled()
             grant.changed(sent.meter.model or asked.model, final.used)
 
     async def _reserve(self, exchange: Exchange, price: Price) -> Reservation:
         """By the request's size, or by the API's own count where that is too much; after others of the run, where what
         they have reserved is not there for this one. Raises Exhausted."""
-        asked, account = exchange.asked, exchange.grant.account
+        asked, account, purse = exchange.asked, exchange.grant.account, exchange.grant.purse
         tokens = asked.input_bound(price)
         if not account.suffices(asked, price, tokens):
             counted = await self._count(exchange, asked)
@@ -232,7 +241,7 @@ class KeyProxy:
                 tokens = min(tokens, counted)
         while not account.suffices(asked, price, tokens) and await account.others_settled():
             pass
-        return account.reserve(asked, price, tokens)
+        return account.reserve(asked, price, tokens) if purse is None else await purse.reserve(asked, price, tokens)
 
     async def _count(self, exchange: Exchange, asked: Asked) -> int | None:
         """The request's input tokens as the API counts them, which costs nothing. None where it does not say."""

@@ -107,6 +107,12 @@ class Asked:
         thoughts = 0 if self.thinking is None else _FEWEST_THOUGHTS + 1
         return min(self.max_tokens, max(_FEWEST_TOKENS, thoughts))
 
+    def least_usd(self, price: Price, tokens: int) -> Decimal:
+        """The most that it can cost if it is lowered as far as it may be, where it has `tokens` of its own."""
+        searches = min(self.uses.searches, 1)
+        output = self.fewest_tokens * self.output_usd_bound(price, tokens, searches)
+        return self.input_usd_bound(price, tokens, searches) + output
+
     def input_bound(self, price: Price) -> int:
         """The most input tokens it can have when it is first read: a token is a byte at least, and no request has more
         than the window."""

@@ -73,6 +73,16 @@ class Ask(msgspec.Struct, tag=True, frozen=True):
     lease: str | None = None
 
 
+class Drawn(msgspec.Struct, tag=True, frozen=True):
+    """The answer to `Draw`: what the run's requests may cost now. Otherwise the request must not be sent: a budget is
+    `refused`, or nothing can be said now (`held`)."""
+
+    id: int
+    micro_usd: int
+    refused: str | None = None
+    held: str | None = None
+
+
 class Ready(msgspec.Struct, tag=True, frozen=True):
     """The proxy has its key, its prices and its journal."""
 
@@ -106,6 +116,17 @@ class Spent(msgspec.Struct, tag=True, frozen=True):
     micro_usd: int | None
 
 
+class Draw(msgspec.Struct, tag=True, frozen=True):
+    """What a run draws on its budgets in the gateway's ledger; amounts as in `claude_contract.ledger.Draw`."""
+
+    id: int
+    run: str
+    cost_micro_usd: int
+    under_way_micro_usd: int
+    least_micro_usd: int
+    most_micro_usd: int
+
+
 class Told(msgspec.Struct, tag=True, frozen=True):
     """A run's account has changed: all of it but `used`, which is what has come to `model` now."""
 
@@ -113,6 +134,7 @@ class Told(msgspec.Struct, tag=True, frozen=True):
     spent_usd: Decimal
     under_way: int
     exhausted: bool = False
+    budget: str = ""
     refused: str | None = None
     held: str | None = None
     api_status: int | None = None
@@ -122,8 +144,8 @@ class Told(msgspec.Struct, tag=True, frozen=True):
     used: Used = Used()
 
 
-ToProxy = Setup | Open | Close | Booked | Hold | Ask
-ToInvoker = Ready | Done | Owed | Spent | Told
+ToProxy = Setup | Open | Close | Booked | Hold | Ask | Drawn
+ToInvoker = Ready | Done | Owed | Spent | Told | Draw
 
 _encoder = msgspec.json.Encoder(decimal_format="string")
 to_proxy: msgspec.json.Decoder[ToProxy] = msgspec.json.Decoder(ToProxy)

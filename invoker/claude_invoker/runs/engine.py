@@ -79,6 +79,7 @@ class Engine:
             self.users.meter if self.users.isolated else None,
             api_key,
         )
+        self.metering.purses = None if ledger is None else ledger.draws
         self._places = asyncio.Semaphore(settings.max_runs)
         self._launcher = Launcher(
             self.cli,
@@ -249,6 +250,7 @@ class Engine:
         run.isolation = self.boundary.label
         run.is_job = job_id is not None
         run.lease = caller.lease if self.ledger is not None else None
+        run.slot = caller.slot
         run.events = EventLog(self.settings.held_per_run)
         self._shelf.put(run)
         wait_s = None if job_id else self.settings.queue_wait_s

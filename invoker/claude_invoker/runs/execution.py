@@ -81,6 +81,7 @@ class Executor:
             duration_ms=round((time.monotonic() - began) * 1000),
             num_turns=result.num_turns,
             stop_reason=outcome.stop_reason(result, run.account),
+            budget=run.account.budget,
             permission_denials=outcome.denials(result),
             artifacts=run.artifacts,
             left_out=run.left_out,
@@ -148,6 +149,7 @@ class Executor:
             plan.models,
             plan.max_turns * _REQUESTS_PER_TURN,
             ("web_search",) if "WebSearch" in plan.tools else (),
+            run.slot,
         )
         key = f"{run.id}:{secrets.token_hex(4)}"
         try:

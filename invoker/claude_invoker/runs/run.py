@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from claude_contract.ledger import Slot
 from claude_invoker.egress.wire import Moved, Visit
 from claude_invoker.metering.figures import Figures
 from claude_invoker.model import Artifact, LeftOut, RunResult, RunView, State
@@ -47,6 +48,8 @@ class Run:
     is_job: bool = False
     lease: str | None = None
     """In the gateway's ledger, held until done; None: nobody is billed."""
+    slot: Slot | None = None
+    """What the lease stands for."""
     account: Figures = field(default_factory=Figures)
     """What the metering proxy has told of it."""
     account_key: str = ""

@@ -5,6 +5,7 @@ The scripts' comments say what each part means. Values here need no version: the
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from claude_contract.ledger import (
     Admission,
     Admit,
     Budget,
+    Draw,
+    Drawn,
     Lease,
     Ledger,
     Peek,
@@ -27,15 +30,17 @@ from claude_contract.ledger import (
     Standing,
     Terms,
     Usage,
+    Verdict,
     Window,
     Windows,
     heads,
 )
-from claude_contract.ledger.calls import known_to_all, limits_of, to_acquire
+from claude_contract.ledger.calls import booked_key, known_to_all, limits_of, to_acquire
 from claude_contract.ledger.model import SETTLED_MS, reserved_by
 from claude_contract.ledger.periods import ROLLING_MS, period
 
 QUARTER_MS = 15 * 60_000
+_DRAWN = "drawn:"
 BOOK_MS = 33 * 24 * 3_600_000  # longer than any period
 SWEEP_AT_LEAST = 1024  # keys
 
@@ -53,6 +58,7 @@ class _Account:
     states: list[Any]  # those of `limits`
     running: int = 0
     reserved: int = 0
+    drawn: int = 0
     held: bool = False
     spent: tuple[Spent, ...] = ()
 
@@ -138,8 +144,8 @@ class LocalLedger(Ledger):
                 if a.states:
                     self._write_windows(a.head + "w", a.windows)
                 if lease is not None and not queued:
-                    self._write_lease(a.head + "leases", own, slot.ttl_ms)
-                    a.running, a.reserved = a.running + 1, a.reserved + lease.micro_usd
+                    self._write_lease(a.head, own, slot.ttl_ms)
+                    a.running, a.reserved = a.running + 1, a.reserved + self._amounts(own)[0]
         first, *pools = [self._standing(a) for a in accounts]
         return Admission(not exceeded, queued and not exceeded, exceeded, at, _ms(wait), first, tuple(pools))
 
@@ -148,31 +154,73 @@ class LocalLedger(Ledger):
             own, *pools = _heads(lease)
             if lease.member in self._values.get(own + "settled", {}):
                 return Renewal.SETTLED
-            lives = self._values.get(own + "leases", {}).get(lease.member, 0) > self._now // 1000
+            lives = self._lives(own, lease.member)
             for head in (own, *pools):
-                self._write_lease(head + "leases", lease.member, ttl_ms)
+                self._write_lease(head, lease.member, ttl_ms)
             return Renewal.EXTENDED if lives else Renewal.LAPSED
 
-    def settle(self, lease: Lease, cost_micro_usd: int) -> bool:
+    def draw(self, lease: Lease, slot: Slot, draw: Draw) -> Drawn:
+        with self._moment():
+            key, heads = booked_key(lease), _heads(lease)
+            booked: int | None = self._values.get(key)
+            settled = self._values.get(heads[0] + "settled", {}).get(lease.member, 0) > self._now // 1000
+            if settled and booked is None:
+                return Drawn(Verdict.SETTLED, 0)
+            more = max(draw.cost_micro_usd - (booked or 0), 0)
+            room, at, narrowest = math.inf, 0, None
+            for n, a in enumerate(self._accounts(to_acquire(lease, slot), slot.own, lease.member)):
+                for spent in a.spent:
+                    left = spent.budget.micro_usd - spent.micro_usd - more - a.drawn
+                    if left < room:
+                        room, at, narrowest = left, n, spent
+            verdict, drawn = Verdict.DRAWN, int(min(draw.most_micro_usd, room))
+            is_more = draw.most_micro_usd > draw.under_way_micro_usd
+            if not is_more or drawn < draw.least_micro_usd:
+                verdict = Verdict.REFUSED if is_more else Verdict.DRAWN
+                drawn = draw.under_way_micro_usd
+            if settled:
+                verdict, drawn = Verdict.SETTLED, 0
+            else:
+                holds = max(lease.micro_usd - (booked or 0) - more, drawn)
+                for head in heads:
+                    self._write_lease(head, lease.member, slot.ttl_ms)
+                self._set(_DRAWN + lease.member, (holds, drawn), slot.ttl_ms * 1000)
+            if more or booked is None:
+                self._set(key, (booked or 0) + more, BOOK_MS * 1000)
+            self._book(heads, more)
+            if narrowest is None:
+                return Drawn(verdict, drawn)
+            return Drawn(verdict, drawn, narrowest.budget.name, at, narrowest.reset_ms)
+
+    def settle(self, lease: Lease, cost_micro_usd: int, *, final: bool = True) -> bool:
         with self._moment():
             own, *_ = heads = _heads(lease)
-            for head in heads:
-                self._values.get(head + "leases", {}).pop(lease.member, None)
+            self._forget(heads, lease.member)
+            key = booked_key(lease)
+            booked: int | None = self._values.get(key)
             known: dict[str, int] = self._values.get(own + "settled", {})
             settled = {member: until for member, until in known.items() if until > self._now // 1000}
-            if lease.member in settled:
+            first = lease.member not in settled
+            if not first and booked is None:
                 return False
-            settled[lease.member] = self._now // 1000 + SETTLED_MS
+            settled.setdefault(lease.member, self._now // 1000 + SETTLED_MS)
             self._set(own + "settled", settled, SETTLED_MS * 1000)
-            if cost_micro_usd > 0:
-                for head in heads:
-                    self._book(head + "spent", cost_micro_usd)
-            return True
+            more = max(cost_micro_usd - (booked or 0), 0)
+            if not final:
+                self._set(key, (booked or 0) + more, BOOK_MS * 1000)
+            elif booked is not None:
+                del self._values[key], self._lapse[key]
+            self._book(heads, more)
+            return first or more > 0
+
+    def _forget(self, heads: tuple[str, ...], member: str) -> list[Any]:
+        self._values.pop(_DRAWN + member, None)
+        self._lapse.pop(_DRAWN + member, None)
+        return [self._values.get(head + "leases", {}).pop(member, None) for head in heads]
 
     def release(self, lease: Lease) -> bool:
         with self._moment():
-            given = [self._values.get(head + "leases", {}).pop(lease.member, None) for head in _heads(lease)]
-            return any(until is not None for until in given)
+            return any(until is not None for until in self._forget(_heads(lease), lease.member))
 
     def peek(self, request: Peek) -> Usage:
         with self._moment():
@@ -187,7 +235,7 @@ class LocalLedger(Ledger):
             windows = self._values.get(head + "w", {})
             a = _Account(head, limits, terms, windows, [self._state(windows, w) for w in limits.each])
             if asked:
-                a.running, a.reserved, a.held = self._leases(head + "leases", lease)
+                self._read_leases(a, lease)
                 a.spent = tuple([self._spent(head + "spent", budget) for budget in terms.budgets])
             found.append(a)
         return found
@@ -262,25 +310,45 @@ class LocalLedger(Ledger):
                     return float((ends - start) * 1000)
         return 0.0
 
-    def _book(self, key: str, cost: int) -> None:
+    def _book(self, heads: tuple[str, ...], cost: int) -> None:
         now = self._now // 1000
-        book = [(ends, spent) for ends, spent in self._values.get(key, ()) if ends > now - BOOK_MS]
-        ends = (now // QUARTER_MS + 1) * QUARTER_MS
-        if book and book[-1][0] >= ends:
-            book[-1] = (book[-1][0], book[-1][1] + cost)
-        else:
-            book.append((ends, cost))
-        self._set(key, book, BOOK_MS * 1000)
+        for head in heads if cost else ():
+            book = [(ends, spent) for ends, spent in self._values.get(head + "spent", ()) if ends > now - BOOK_MS]
+            ends = (now // QUARTER_MS + 1) * QUARTER_MS
+            if book and book[-1][0] >= ends:
+                book[-1] = (book[-1][0], book[-1][1] + cost)
+            else:
+                book.append((ends, cost))
+            self._set(head + "spent", book, BOOK_MS * 1000)
 
-    def _leases(self, key: str, own: str) -> tuple[int, int, bool]:
-        live = [m for m, until in self._values.get(key, {}).items() if until > self._now // 1000]
-        others = [m for m in live if m != own]
-        return len(others), sum(map(reserved_by, others)), len(others) < len(live)
+    def _lives(self, head: str, member: str) -> bool:
+        return bool(self._values.get(head + "leases", {}).get(member, 0) > self._now // 1000)
 
-    def _write_lease(self, key: str, lease: str, ttl_ms: int) -> None:
-        live = {m: until for m, until in self._values.get(key, {}).items() if until > self._now // 1000}
-        live[lease] = self._now // 1000 + ttl_ms
-        self._set(key, live, ttl_ms * 1000)
+    def _amounts(self, member: str) -> tuple[int, int]:
+        """What a lease that is alive holds, and has drawn."""
+        found: tuple[int, int] = self._values.get(_DRAWN + member, (reserved_by(member), 0))
+        return found
+
+    def _read_leases(self, a: _Account, own: str) -> None:
+        for member, until in self._values.get(a.head + "leases", {}).items():
+            if until <= self._now // 1000:
+                continue
+            if member == own:
+                a.held = True
+                continue
+            holds, drawn = self._amounts(member)
+            a.running, a.reserved, a.drawn = a.running + 1, a.reserved + holds, a.drawn + drawn
+
+    def _write_lease(self, head: str, lease: str, ttl_ms: int) -> None:
+        """Also of one that has lapsed: then it holds what stands in it, and has drawn nothing."""
+        known, now = self._values.get(head + "leases", {}), self._now // 1000
+        for lapsed in [member for member, until in known.items() if until <= now]:
+            del known[lapsed]
+            self._values.pop(_DRAWN + lapsed, None)
+            self._lapse.pop(_DRAWN + lapsed, None)
+        self._set(head + "leases", {**known, lease: now + ttl_ms}, ttl_ms * 1000)
+        if _DRAWN + lease in self._values:
+            self._set(_DRAWN + lease, self._values[_DRAWN + lease], ttl_ms * 1000)
 
 
 def _heads(of: Admit | Peek | Lease) -> tuple[str, ...]:

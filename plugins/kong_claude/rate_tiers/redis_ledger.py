@@ -23,7 +23,20 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from claude_contract.errors import ConfigError
-from claude_contract.ledger import Admission, Admit, Lease, Ledger, LedgerUnavailable, Peek, Renewal, Slot, Usage, calls
+from claude_contract.ledger import (
+    Admission,
+    Admit,
+    Draw,
+    Drawn,
+    Lease,
+    Ledger,
+    LedgerUnavailable,
+    Peek,
+    Renewal,
+    Slot,
+    Usage,
+    calls,
+)
 from claude_contract.ledger.calls import Call, OutOfPeriod
 from kong_claude.rate_tiers.redis_circuit import Circuit, Circuits, Quiet, is_away
 from kong_claude.rate_tiers.redis_pipe import Shared
@@ -153,8 +166,14 @@ class RedisLedger(Ledger):
     def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
         return self._ask(calls.renew(lease, ttl_ms))
 
-    def settle(self, lease: Lease, cost_micro_usd: int) -> bool:
-        return self._ask(calls.settle(lease, cost_micro_usd))
+    def draw(self, lease: Lease, slot: Slot, draw: Draw) -> Drawn:
+        try:
+            return self._ask(calls.draw(lease, slot, draw))
+        except OutOfPeriod as error:
+            return self._ask(calls.draw(lease, slot, draw, error.now_ms))
+
+    def settle(self, lease: Lease, cost_micro_usd: int, *, final: bool = True) -> bool:
+        return self._ask(calls.settle(lease, cost_micro_usd, final=final))
 
     def release(self, lease: Lease) -> bool:
         return self._ask(calls.release(lease))

@@ -1,0 +1,92 @@
+"""What runs draw on their budgets, on its way to the ledger: in the order in which it is said, and all that has come
+meanwhile in one round trip."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from claude_contract.ledger import AsyncLedger, Draw, Drawn, Lease, LedgerUnavailable, Slot, UnreadableLedger, Verdict
+
+_log = logging.getLogger(__name__)
+_AWAY_S = 1.0
+"""Where the ledger does not answer nobody waits for it for so long."""
+
+Answer = Callable[[Drawn | LedgerUnavailable], None]
+
+
+@dataclass(frozen=True)
+class _Said:
+    lease: str
+    slot: Slot
+    draw: Draw
+    answer: Answer
+
+    @property
+    def asks(self) -> bool:
+        """Whether somebody waits for the answer."""
+        return self.draw.most_micro_usd > self.draw.under_way_micro_usd
+
+
+class Draws:
+    def __init__(self, store: AsyncLedger) -> None:
+        self._store = store
+        self._waiting: list[_Said] = []
+        self._last: dict[str, _Said] = {}
+        """Of each lease, as the ledger has taken it."""
+        self._sending: asyncio.Task[None] | None = None
+        self._away_until = 0.0
+
+    def put(self, lease: str, slot: Slot, draw: Draw, answer: Answer) -> None:
+        """`answer` is called once, later."""
+        self._waiting.append(_Said(lease, slot, draw, answer))
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send())
+
+    def again(self, lease: str) -> None:
+        """The lease has lapsed meanwhile: what its run draws is said once more."""
+        if (last := self._last.get(lease)) is not None:
+            self.put(lease, last.slot, last.draw, lambda drawn: None)
+
+    def forget(self, lease: str) -> None:
+        """Its run has ended."""
+        self._last.pop(lease, None)
+
+    async def _send(self) -> None:
+        try:
+            while self._waiting:
+                said, self._waiting = _without_superseded(self._waiting), []
+                for each, drawn in zip(said, await self._ask(said), strict=True):
+                    if isinstance(drawn, Drawn) and drawn.verdict is not Verdict.SETTLED:
+                        draw = Draw(each.draw.cost_micro_usd, *[drawn.micro_usd] * 3)
+                        self._last[each.lease] = _Said(each.lease, each.slot, draw, each.answer)
+                    each.answer(drawn)
+        finally:
+            self._sending = None
+
+    async def _ask(self, said: list[_Said]) -> list[Drawn | LedgerUnavailable]:
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._away_until:
+            return [LedgerUnavailable("Redis with the limits does not answer")] * len(said)
+        found = await self._store.draw_all([(Lease.parse(each.lease), each.slot, each.draw) for each in said])
+        for drawn in found:
+            if isinstance(drawn, UnreadableLedger):
+                _log.error("what a run may draw cannot be checked: %s", drawn)
+            elif isinstance(drawn, LedgerUnavailable):
+                _log.warning("what runs draw cannot be checked, their own budgets hold: %s", drawn)
+                self._away_until = loop.time() + _AWAY_S
+                break
+        return found
+
+
+def _without_superseded(said: list[_Said]) -> list[_Said]:
+    """Without what nobody waits for and is said anew behind it."""
+    found: list[_Said] = []
+    later: set[str] = set()
+    for each in reversed(said):
+        if each.asks or each.lease not in later:
+            found.append(each)
+        later.add(each.lease)
+    return found[::-1]

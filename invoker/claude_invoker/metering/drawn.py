@@ -1,0 +1,29 @@
+"""What the ledger says to a run that draws on its budgets, as the metering proxy is told it: pure."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+from claude_contract.ledger import Drawn, Lease, LedgerUnavailable, UnreadableLedger, Verdict
+from claude_contract.ledger.model import pool_name
+from claude_invoker.metering import wire
+
+
+def answered(message: wire.Draw, drawn: Drawn | LedgerUnavailable, lease: str) -> wire.Drawn:
+    """Where the ledger is away the run's own budget is the only one; for how long, `hold` says."""
+    if isinstance(drawn, UnreadableLedger):
+        return wire.Drawn(message.id, message.under_way_micro_usd, held="the budgets of this run cannot be checked now")
+    if isinstance(drawn, LedgerUnavailable):
+        return wire.Drawn(message.id, message.most_micro_usd)
+    refused = None if drawn.verdict is Verdict.DRAWN else used_up(drawn, lease, time.time())
+    return wire.Drawn(message.id, drawn.micro_usd, refused)
+
+
+def used_up(drawn: Drawn, lease: str, now: float) -> str:
+    """Which budget is, and until when."""
+    if drawn.verdict is Verdict.SETTLED:
+        return "this run was ended by others"
+    turns = datetime.fromtimestamp(now + drawn.reset_ms / 1000, UTC).isoformat(" ", "seconds")
+    whose = f" of the pool {pool_name(Lease.parse(lease).shared.pools[drawn.at - 1])}" if drawn.at else ""
+    return f"the budget {drawn.budget}{whose} is used up until {turns.removesuffix('+00:00')} UTC"

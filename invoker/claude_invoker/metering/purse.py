@@ -1,0 +1,74 @@
+"""What a run draws on the budgets that it belongs to: those of its subject and its pools, in the gateway's ledger."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+from typing import Protocol
+
+from claude_invoker.metering.account import Account, Exhausted
+from claude_invoker.metering.bill import Bill, Reservation
+from claude_invoker.metering.figures import in_micro_usd
+from claude_invoker.metering.prices import Price
+from claude_invoker.metering.request import Asked
+from claude_invoker.metering.wire import Drawn
+
+
+class CannotDraw(Exception):
+    """The ledger cannot say now whether there is budget; the text is for the run."""
+
+
+class Teller(Protocol):
+    """What the run has cost, and what its requests may cost that are under way; with one more, at least and at most. In
+    micro-USD."""
+
+    async def ask(self, run: str, cost: int, under_way: int, least: int, most: int) -> Drawn: ...
+
+    def say(self, run: str, cost: int, under_way: int) -> None: ...
+
+
+class Purse:
+    """One run's. What is drawn is said of the whole run, and what is said last holds: so it is said in turn."""
+
+    def __init__(self, run: str, account: Account, teller: Teller) -> None:
+        self._run = run
+        self._account = account
+        self._teller = teller
+        self._turn = asyncio.Lock()
+
+    async def reserve(self, asked: Asked, price: Price, tokens: int) -> Reservation:
+        """Of the run's own budget, then of all others: the answer may be shorter for it. `tokens`: a bound of its
+        input. Raises Exhausted, CannotDraw."""
+        account = self._account
+        async with self._turn:
+            reservation = account.reserve(asked, price, tokens)
+            try:
+                under_way = account.drawn_usd
+                least = min(asked.least_usd(price, tokens), reservation.usd)
+                drawn = await self._teller.ask(
+                    self._run,
+                    in_micro_usd(account.spent_usd),
+                    in_micro_usd(under_way),
+                    in_micro_usd(under_way + least),
+                    in_micro_usd(under_way + reservation.usd),
+                )
+                if drawn.held is not None:
+                    raise CannotDraw(drawn.held)
+                if drawn.refused is not None:
+                    account.exhausted, account.budget = True, drawn.refused
+                    raise Exhausted
+                left = Decimal(drawn.micro_usd) / 1_000_000 - under_way
+                if left < reservation.usd:
+                    account.settle(reservation, Bill())
+                    reservation = account.reserve(asked, price, tokens, left)
+            except BaseException:
+                account.settle(reservation, Bill())
+                raise
+            reservation.is_drawn = True
+            return reservation
+
+    async def settled(self) -> None:
+        """Something of the account has changed: it has cost more, less is under way."""
+        async with self._turn:
+            under_way = in_micro_usd(self._account.drawn_usd)
+            self._teller.say(self._run, in_micro_usd(self._account.spent_usd), under_way)
