@@ -40,7 +40,7 @@ class Draws:
         self._away_until = 0.0
 
     def put(self, lease: str, slot: Slot, draw: Draw, answer: Answer) -> None:
-        """`answer` is called once, later."""
+        """`answer` is called once, later; never, where nobody waits for it and the run says something new meanwhile."""
         self._waiting.append(_Said(lease, slot, draw, answer))
         if self._sending is None:
             self._sending = asyncio.create_task(self._send())

@@ -107,6 +107,9 @@ class Billed:
     answer: list[httpx.Response] = field(default_factory=list)
 
 
+SLOT = ledger.Slot(concurrent=2, run_micro_usd=1_000_000, ttl_ms=120_000)
+
+
 @dataclass
 class Till:
     """A ledger in Redis, and runs that are billed there."""
@@ -127,11 +130,21 @@ class Till:
             "first_output_s": 60,
         }
 
-    def begin(self, invoker: Invoker, mark: str, prompt: str, *, patience_s: float = 120.0, **body: Any) -> Billed:
-        """A run in a thread of its own, and its lease. `patience_s`: after which its client leaves."""
-        store, slot = self._store(), ledger.Slot(concurrent=2, run_micro_usd=1_000_000, ttl_ms=120_000)
-        lease = ledger.Lease.new(ledger.NAMESPACE, ledger.subject_key("subject", mark), slot.run_micro_usd)
-        assert store.acquire(lease, slot).admitted
+    def begin(
+        self,
+        invoker: Invoker,
+        mark: str,
+        prompt: str,
+        *,
+        patience_s: float = 120.0,
+        slot: ledger.Slot = SLOT,
+        shared: ledger.Shared = ledger.ALONE,
+        lease: ledger.Lease | None = None,
+        **body: Any,
+    ) -> Billed:
+        """A run in a thread of its own, and its lease (`lease`: taken before). `patience_s`: after which its client
+        leaves."""
+        lease = lease or self.let_in(mark, slot, shared)
         content = json.dumps({"prompt": f"{prompt} ({mark})", "model": OPUS} | body).encode()
         header = attestation("POST", "/claude/invoke", content, lease=str(lease), slot=slot.claim())
         run = Billed(mark, lease, threading.Thread(target=lambda: ask(), daemon=True))
@@ -150,9 +163,17 @@ class Till:
         self.runs.append(run)
         return run
 
+    def let_in(self, mark: str, slot: ledger.Slot = SLOT, shared: ledger.Shared = ledger.ALONE) -> ledger.Lease:
+        """As the gateway does it."""
+        subject = ledger.subject_key("subject", mark)
+        lease = ledger.Lease.new(ledger.NAMESPACE, subject, slot.run_micro_usd, shared)
+        assert self.store.acquire(lease, slot).admitted
+        return lease
+
     def spent(self, run: Billed) -> int:
         """Micro-USD that the ledger has of it; -1 while it is still held."""
-        used = self._store().peek(ledger.Peek(ledger.NAMESPACE, run.lease.subject_key))
+        asked = ledger.Peek(ledger.NAMESPACE, run.lease.subject_key, shared=run.lease.shared)
+        used = self.store.peek(asked)
         return -1 if used.running else used.spent_day_micro_usd
 
     def wrong(self, run: Billed) -> str:
@@ -161,7 +182,8 @@ class Till:
         booked = self.spent(run)
         return "" if least <= booked <= most else f"{run.mark}: booked {booked}, charged {least} to {most}"
 
-    def _store(self) -> RedisLedger:
+    @property
+    def store(self) -> RedisLedger:
         return RedisLedger(RedisAddress(self.redis.url, timeout=10))
 
 

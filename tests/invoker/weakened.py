@@ -22,12 +22,13 @@ import orjson
 
 from claude_contract.claims import Clamp
 from claude_contract.destinations import parse
-from claude_contract.ledger import micro_usd
+from claude_contract.ledger import Draw, Drawn, Slot, Verdict, micro_usd
 from claude_invoker import __main__ as program
 from claude_invoker import trust
 from claude_invoker.caller import DEVELOPER
 from claude_invoker.cli import kill, killer, messages, process, tree, users, walk
 from claude_invoker.cli.command import Shape, command
+from claude_invoker.draws import Answer, Draws
 from claude_invoker.egress import filters
 from claude_invoker.isolation import box, confine, network, shell
 from claude_invoker.metering import __main__ as metering
@@ -309,7 +310,16 @@ def the_cli_is_believed() -> None:
 
 def budgets_without_a_wall() -> None:
     """What a run may spend is looked at by its CLI only."""
-    put(Account, "fits", lambda self, asked, price, input_tokens, searches=None: asked.max_tokens)
+    put(Account, "fits", lambda self, asked, *rest, **more: asked.max_tokens)
+
+
+def other_budgets_are_not_asked() -> None:
+    """A run's own budget is the only one that its requests are held to."""
+
+    def put_nothing(self: Draws, lease: str, slot: Slot, draw: Draw, answer: Answer) -> None:
+        answer(Drawn(Verdict.DRAWN, draw.most_micro_usd))
+
+    put(Draws, "put", put_nothing)
 
 
 def whole_sessions_are_booked() -> None:
@@ -350,6 +360,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         work_in_the_background,
         the_cli_is_believed,
         budgets_without_a_wall,
+        other_budgets_are_not_asked,
         whole_sessions_are_booked,
     )
 }

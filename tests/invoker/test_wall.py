@@ -1,0 +1,258 @@
+"""A budget is a wall for each request: real runs whose pool is used up while they run, and the parts that see to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from claude_contract import ledger
+from claude_contract.ledger import Draw, Drawn, LedgerUnavailable, Slot, UnreadableLedger, Verdict, calls
+from claude_invoker.draws import Draws
+from claude_invoker.ledger import Ledger
+from claude_invoker.metering import request, wire
+from claude_invoker.metering.account import Account, Exhausted
+from claude_invoker.metering.bill import Bill
+from claude_invoker.metering.drawn import answered, used_up
+from claude_invoker.metering.prices import Prices
+from claude_invoker.metering.purse import CannotDraw, Purse
+from tests.invoker.conftest import Invoker, tool, without_boundary
+from tests.invoker.money import OPUS, Till, charging, eventually
+from tests.rate_tiers.servers import RedisProcess
+
+DOLLAR = 1_000_000
+TEAM = ledger.Shared(ledger.DEPLOYMENT, (ledger.pool_key("team", "claim", "red"),))
+POOLED = Slot(
+    concurrent=8,
+    run_micro_usd=DOLLAR,
+    ttl_ms=60_000,
+    pools=(ledger.Terms(None, (ledger.Budget(100 * DOLLAR, "month"),)),),
+)
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisProcess]:
+    found = RedisProcess()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def till(redis: RedisProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Till]:
+    with charging(tmp_path_factory.mktemp("charges")) as charges:
+        yield Till(redis, charges)
+
+
+def of_the_pool(till: Till) -> ledger.Standing:
+    return till.store.peek(ledger.Peek(ledger.NAMESPACE, "nobody", slot=POOLED, shared=TEAM)).pools[0]
+
+
+@pytest.mark.parametrize("without", [(), ("other_budgets_are_not_asked",)])
+def test_runs_that_were_let_in_stop_where_their_pool_is_used_up(
+    till: Till, start_invoker: Callable[..., Invoker], without: tuple[str, ...]
+) -> None:
+    """Six are let in with $100 left, then all but one of these is spent by others. Each would spend 90 cents."""
+    till.redis.client().flushall()
+    invoker = without_boundary(start_invoker)(without=without, **till.settings, pool_size=0, max_runs=6)
+    marks = [f"wall{len(without)}-{number}-" for number in range(6)]
+    leases = {mark: till.let_in(mark, POOLED, TEAM) for mark in marks}
+    others = ledger.Lease.new(ledger.NAMESPACE, "others", DOLLAR, TEAM)
+    assert till.store.settle(others, 99 * DOLLAR)
+    usage = json.dumps({"input_tokens": 12_500, "output_tokens": 5_000})  # 15 cents by the list
+    prompt = "".join(tool("Read", file_path=str(turn)) for turn in range(5)) + f"[[usage {usage}]]"
+    runs = [
+        till.begin(invoker, mark, prompt, slot=POOLED, lease=lease, tools=["Read"], model=OPUS)
+        for mark, lease in leases.items()
+    ]
+    for run in runs:
+        run.thread.join(120)
+    eventually(lambda: of_the_pool(till).running == 0, lambda: of_the_pool(till))
+    booked = of_the_pool(till).spent[0].micro_usd - 99 * DOLLAR
+    answers = [run.answer[0].json() for run in runs]
+    assert booked == sum(round(answer["cost_usd"] * DOLLAR) for answer in answers)
+    assert not any(till.wrong(run) for run in runs)
+    assert (booked <= DOLLAR) is (not without)
+    if not without:
+        assert booked > DOLLAR // 2
+        stopped = [answer for answer in answers if answer["stop_reason"] == "max_budget"]
+        assert len(stopped) >= 4
+        assert all("budget usd_per_month of the pool team is used up until" in each["budget"] for each in stopped)
+
+
+# The parts
+
+
+PRICES = Prices({}, "refuse")
+ASKED = request.read(json.dumps({"model": OPUS, "max_tokens": 32_000, "messages": []}).encode())
+PRICE = PRICES.price(OPUS)
+
+
+class Shelf:
+    """A ledger in which so much is left, that takes its time and says what it was told."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.said: list[tuple[int, ...]] = []
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    async def ask(self, run: str, cost: int, under_way: int, least: int, most: int) -> wire.Drawn:
+        self.said.append((cost, under_way, least, most))
+        await self.answers.wait()
+        if least > self.left - cost:
+            return wire.Drawn(1, under_way, refused="used up")
+        return wire.Drawn(1, min(most, self.left - cost))
+
+    def say(self, run: str, cost: int, under_way: int) -> None:
+        self.said.append((cost, under_way))
+
+
+def purse_of(left: int) -> tuple[Account, Purse, Shelf]:
+    account, shelf = Account(PRICES, Decimal(5)), Shelf(left)
+    return account, Purse("run", account, shelf), shelf
+
+
+async def test_an_answer_is_as_long_as_the_narrowest_budget_allows() -> None:
+    account, purse, shelf = purse_of(300_000)
+    reservation = await purse.reserve(ASKED, PRICE, 1000)
+    assert 14_000 < reservation.max_tokens < 15_000 and reservation.usd <= Decimal("0.3")
+    assert shelf.said == [(0, 0, shelf.said[0][2], 644_000)] and shelf.said[0][2] < 5000
+    with pytest.raises(Exhausted):
+        await purse.reserve(ASKED, PRICE, 1000)
+    assert (account.exhausted, account.budget, account.under_way) == (True, "used up", 1)
+    account.settle(reservation, Bill(Decimal("0.1"), Decimal("0.25")))
+    await purse.settled()
+    assert shelf.said[-1] == (100_000, 150_000), "what it may have cost beyond that stays taken"
+
+
+async def test_requests_at_the_same_time_are_said_in_turn() -> None:
+    """Each says what all of the run's have under way: two that did not know of each other would draw half."""
+    account, purse, shelf = purse_of(900_000)
+    shelf.answers.clear()
+    both = [asyncio.create_task(purse.reserve(ASKED, PRICE, 1000)) for _ in range(2)]
+    settling = asyncio.create_task(purse.settled())
+    await asyncio.sleep(0.05)
+    assert len(shelf.said) == 1
+    shelf.answers.set()
+    first, second = await asyncio.gather(*both)
+    await settling
+    assert first.usd == Decimal("0.644") and second.usd <= Decimal("0.256")
+    assert [each[1] for each in shelf.said[:2]] == [0, 644_000]
+    assert shelf.said[2][1] <= 900_000 and account.under_way == 2
+
+
+async def test_who_leaves_while_it_is_asked_for_gives_it_back() -> None:
+    account, purse, shelf = purse_of(900_000)
+    shelf.answers.clear()
+    asking = asyncio.create_task(purse.reserve(ASKED, PRICE, 1000))
+    await asyncio.sleep(0.05)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await purse.settled()
+    assert shelf.said[-1] == (0, 0) and account.reserved_usd == 0
+
+
+async def test_a_ledger_that_cannot_say_holds_the_request_back() -> None:
+    class Unreadable(Shelf):
+        async def ask(self, run: str, cost: int, under_way: int, least: int, most: int) -> wire.Drawn:
+            return wire.Drawn(1, under_way, held="cannot be checked")
+
+    account = Account(PRICES, Decimal(5))
+    with pytest.raises(CannotDraw, match="cannot be checked"):
+        await Purse("run", account, Unreadable(0)).reserve(ASKED, PRICE, 1000)
+    assert account.reserved_usd == 0 and not account.exhausted
+
+
+def test_what_a_run_is_told() -> None:
+    lease = str(ledger.Lease.new("claude", "alice", DOLLAR, TEAM))
+    drawn, at = Drawn(Verdict.REFUSED, 7, "usd_per_day", 1, 3_600_000), 1_790_000_000.0
+    assert (
+        used_up(drawn, lease, at) == "the budget usd_per_day of the pool team is used up until 2026-09-21 15:13:20 UTC"
+    )
+    assert used_up(drawn._replace(at=0), lease, at).startswith("the budget usd_per_day is used up")
+    asked = wire.Draw(3, "run", 1, 2, 5, 9)
+    assert answered(asked, LedgerUnavailable("away"), lease) == wire.Drawn(3, 9), "its own budget holds, for a while"
+    assert answered(asked, UnreadableLedger("damaged"), lease).held is not None
+    assert answered(asked, Drawn(Verdict.DRAWN, 6), lease) == wire.Drawn(3, 6)
+    assert answered(asked, Drawn(Verdict.SETTLED, 0), lease).refused == "this run was ended by others"
+
+
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[RedisProcess]:
+    """One that no invoker asks."""
+    found = RedisProcess()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+async def purses(quiet: RedisProcess) -> AsyncIterator[Ledger]:
+    quiet.client().flushall()
+    found = Ledger(quiet.url)
+    yield found
+    await found.close()
+
+
+def ask(draws: Draws, lease: ledger.Lease, draw: Draw, slot: Slot = POOLED) -> asyncio.Future[Any]:
+    answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    draws.put(str(lease), slot, draw, answer.set_result)
+    return answer
+
+
+def lease_of(number: int) -> ledger.Lease:
+    return ledger.Lease.new("claude", f"user{number}", DOLLAR, TEAM)
+
+
+async def test_what_waits_is_asked_in_one_round_trip(purses: Ledger, quiet: RedisProcess) -> None:
+    draws, counts, one = purses.draws, quiet.client(), lease_of(50)
+    await ask(draws, lease_of(0), Draw(0))  # connected, and the script is known
+    asked = [ask(draws, lease_of(number), Draw(0, 0, 1000 * number, 1000 * number)) for number in range(1, 41)]
+    asked += [ask(draws, one, Draw(cost, cost, cost, cost)) for cost in range(5)]
+    before = counts.info("commandstats")["cmdstat_evalsha"]["calls"]  # type: ignore[index]
+    found = await asyncio.gather(*asked[:40], asked[-1])
+    assert [each.micro_usd for each in found] == [1000 * number for number in range(1, 41)] + [4]
+    after = counts.info("commandstats")["cmdstat_evalsha"]["calls"]  # type: ignore[index]
+    assert after - before == 41, "what nobody waits for and was said anew is not asked"
+    assert not any(each.done() for each in asked[40:44])
+
+
+async def test_a_redis_that_knows_no_scripts_and_another_period(
+    purses: Ledger, quiet: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet.client().script_flush()
+    assert (await ask(purses.draws, lease_of(1), Draw(0, 0, 5, 5))).micro_usd == 5
+    real = calls._now_ms
+    monkeypatch.setattr(calls, "_now_ms", lambda: real() - 40 * 86_400_000)
+    slot = Slot(run_micro_usd=DOLLAR, pools=(ledger.Terms(None, (ledger.Budget(DOLLAR, "month"),)),))
+    assert (await ask(purses.draws, lease_of(2), Draw(0, 0, 5, 5), slot)).micro_usd == 5
+
+
+async def test_nobody_waits_for_a_redis_that_is_away(tmp_path: Any) -> None:
+    draws = Ledger(f"unix://{tmp_path}/none.sock").draws
+    first = await ask(draws, lease_of(1), Draw(0, 0, 5, 5))
+    assert isinstance(first, LedgerUnavailable)
+    for found in await asyncio.gather(*[ask(draws, lease_of(1), Draw(0, 0, 5, 5)) for _ in range(100)]):
+        assert isinstance(found, LedgerUnavailable) and "does not answer" in str(found)
+
+
+async def test_a_lease_that_lapsed_takes_again_what_its_run_has_under_way(purses: Ledger, quiet: RedisProcess) -> None:
+    lease, store, client = lease_of(1), purses._store, quiet.client()
+    assert (await ask(purses.draws, lease, Draw(100, 0, 5, 2 * DOLLAR))).micro_usd == 2 * DOLLAR
+    peek, leases = ledger.Peek("claude", "nobody", slot=POOLED, shared=TEAM), "claude:{*}:leases"
+    client.zadd(leases, dict.fromkeys(client.zrange(leases, 0, -1), 1))  # type: ignore[arg-type]
+    assert await store.renew(lease, 60_000) is ledger.Renewal.LAPSED
+    assert (await store.peek(peek)).pools[0].reserved_micro_usd == DOLLAR
+    purses.draws.again(str(lease))
+    until = time.monotonic() + 30
+    while (await store.peek(peek)).pools[0].reserved_micro_usd != 2 * DOLLAR:
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
+    assert await purses.book(str(lease), 100)
+    purses.draws.again(str(lease))
+    await ask(purses.draws, lease_of(2), Draw(0))
+    assert (await store.peek(peek)).pools[0].reserved_micro_usd == DOLLAR, "the ended one takes nothing"
