@@ -20,6 +20,7 @@ from claude_contract.ledger import (
     UnreadableLedger,
     Usage,
 )
+from claude_contract.ledger.model import pool_name
 from claude_invoker.caller import Caller
 from claude_invoker.draws import Draws
 from claude_invoker.problem import Problem
@@ -36,6 +37,28 @@ class Ledger:
         self._redis: Redis = Redis.from_url(redis_url, socket_timeout=2.0, socket_connect_timeout=2.0)
         self._store = AsyncLedger(self._redis)
         self.draws = Draws(self._store)
+
+    async def confirm(self, caller: Caller) -> None:
+        """The run of a request that has come is about to start: keeps the lease that the gateway has taken for some
+        seconds, or takes it again. Raises Problem 429 where that is not possible any more.
+
+        Where Redis is away the lease stays as it is; the heartbeat takes it when Redis is back.
+        """
+        if caller.lease is None:
+            return
+        lease = Lease.parse(caller.lease)
+        try:
+            admission = await self._store.acquire(lease, slot_of(caller))
+        except LedgerUnavailable as error:
+            _log.error("limits of %s cannot be checked: %s", caller.subject, error)
+            if caller.queued or isinstance(error, UnreadableLedger):
+                raise Problem(503, "busy", "limits cannot be checked now", {"Retry-After": "1"}) from error
+            return
+        if not admission.admitted:
+            whose = f" of the pool {pool_name(lease.shared.pools[admission.at - 1])}" if admission.at else ""
+            wait_s = -(-admission.wait_ms // 1000) or 5
+            detail = f"the gateway's limit {admission.exceeded}{whose} is reached"
+            raise Problem(429, "limited", detail, {"Retry-After": str(wait_s)})
 
     async def acquire(self, caller: Caller) -> bool:
         """Takes the lease of a run that the gateway let in to be queued. False while there is no place.

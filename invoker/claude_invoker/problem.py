@@ -25,6 +25,7 @@ TITLES = {
     "unmet-schema": "The answer does not follow output_schema",
     "prompt-rejected": "The model API does not accept this prompt",
     "busy": "The run cannot start now",
+    "limited": "A limit of the gateway is reached",
     "not-bookable": "What runs cost cannot be booked now",
     "not-configured": "This part of the service is not configured",
     "api-overloaded": "The model API is overloaded or limits us",

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from claude_contract.ledger import Lease, Shared
+from claude_contract.ledger import Lease, Shared, Slot, Terms
+from claude_contract.ledger.calls import to_acquire
+from claude_invoker.caller import Caller
 from claude_invoker.ledger import Ledger
+from claude_invoker.problem import Problem
 from tests.rate_tiers.servers import RedisProcess
 
 LEASES = {
@@ -53,6 +59,59 @@ async def test_what_was_final_is_not_booked_again(ledger: Ledger, lease: Lease) 
     assert await ledger.book(str(lease), 400)
     assert await ledger.book(str(lease), 400, final=False)
     assert await spent(ledger, lease) == 250
+
+
+ONE = Slot(concurrent=1, run_micro_usd=5_000_000, pools=(Terms(1),))
+
+
+def caller_of(subject: str, *, queued: bool = False) -> Caller:
+    shared = Shared("claim:acme", ("pool.eng:claim:red",))
+    return Caller(subject, lease=str(Lease.new("claude", subject, 5_000_000, shared)), slot=ONE, queued=queued)
+
+
+async def let_in(ledger: Ledger, caller: Caller, confirm_ms: int) -> bool:
+    """As the gateway does it."""
+    wanted = to_acquire(Lease.parse(caller.lease or ""), ONE)
+    return (await ledger._store.admit(replace(wanted, confirm_ms=confirm_ms))).admitted
+
+
+async def test_what_is_confirmed_is_held(ledger: Ledger) -> None:
+    caller = caller_of("alice")
+    assert await let_in(ledger, caller, 1500)
+    await ledger.confirm(caller)
+    await asyncio.sleep(2)
+    assert not await let_in(ledger, caller_of("bob"), 1500)
+
+
+async def test_who_confirms_too_late_has_a_place_if_there_is_one(ledger: Ledger) -> None:
+    late, other = caller_of("alice"), caller_of("bob")
+    assert await let_in(ledger, late, 1)
+    await asyncio.sleep(0.02)
+    assert await let_in(ledger, other, 60_000)
+    with pytest.raises(Problem, match="limit concurrent of the pool eng is reached") as refused:
+        await ledger.confirm(late)
+    assert (refused.value.status, refused.value.kind, refused.value.headers) == (429, "limited", {"Retry-After": "5"})
+    await ledger.release(other)
+    await ledger.confirm(late)
+    assert not await let_in(ledger, other, 60_000)
+
+
+async def test_a_lease_of_a_queued_caller_is_taken_now(ledger: Ledger) -> None:
+    await ledger.confirm(caller_of("alice", queued=True))
+    with pytest.raises(Problem, match="429 limited"):
+        await ledger.confirm(caller_of("bob", queued=True))
+
+
+async def test_a_ledger_that_is_away_ends_no_run_that_was_let_in(tmp_path: Path, redis_server: RedisProcess) -> None:
+    away, caller = Ledger(f"unix://{tmp_path}/none.sock"), caller_of("alice")
+    await away.confirm(caller)
+    with pytest.raises(Problem, match="503 busy"):
+        await away.confirm(caller_of("alice", queued=True))
+    ledger, client = Ledger(redis_server.url), redis_server.client()
+    client.set("claude:{claim:acme}:leases", "not ours")
+    with pytest.raises(Problem, match="503 busy"):
+        await ledger.confirm(caller)
+    await ledger.close()
 
 
 async def test_less_than_was_known_takes_nothing_back(ledger: Ledger) -> None:

@@ -7,11 +7,13 @@ import socket
 import ssl
 import struct
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
+from minikong.context import Context
 from minikong.entities import Route
-from tests.minikong.plain_gateway import running_edge
+from tests.minikong.plain_gateway import PlainGateway, running_edge
 
 HEAD = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -117,6 +119,51 @@ def test_client_that_leaves_ends_the_service_request(leave: str) -> None:
                 await asyncio.sleep(0.01)
             writer.close()
 
+    run(main())
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("size", [1000, 400_000])
+def test_client_that_leaves_after_its_body_is_noticed(
+    size: int, chunked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where all of the body was there while plugins ran, so that nothing more is to be read: after 400 KB nobody
+    noticed."""
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (size, b"x" * size) if chunked else b"x" * size
+    plain = PlainGateway.handle
+
+    async def thoughtful(self: PlainGateway, ctx: Context, exchange: Any) -> None:
+        while len(exchange._connection.buffer) < len(body):
+            await asyncio.sleep(0.01)
+        proxy = exchange.proxy
+
+        async def patient(ctx: Context) -> None:
+            assert ctx.upstream is not None
+            ctx.upstream.read_timeout = 60.0
+            await proxy(ctx)
+
+        exchange.proxy = patient
+        await plain(self, ctx, exchange)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        await reader.readexactly(size)
+        left.set()
+        assert await reader.read() == b""
+
+    async def main() -> None:
+        async with Service(silent) as service, running_edge(lambda: service.port) as (edge, port):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % size
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n%b" % (length, body))
+            await left.wait()
+            writer.transport.abort()
+            await service.closed.wait()
+            while edge.open_connections:
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(PlainGateway, "handle", thoughtful)
+    left = asyncio.Event()
     run(main())
 
 

@@ -98,8 +98,14 @@ LOWERED = Slot(concurrent=2, run_micro_usd=2_000_000, day_micro_usd=1_000_000, m
 Step = tuple[Callable[[Ledger], Any], Any]
 
 
-def request(*windows: Window, lease: Lease | None = None, slot: Slot = SLOT, busy: Busy = "reject") -> Admit:
-    return Admit("claude", SUBJECT, Windows(windows), lease, slot, busy)
+def request(
+    *windows: Window,
+    lease: Lease | None = None,
+    slot: Slot = SLOT,
+    busy: Busy = "reject",
+    confirm_ms: int | None = None,
+) -> Admit:
+    return Admit("claude", SUBJECT, Windows(windows), lease, slot, busy, confirm_ms=confirm_ms)
 
 
 def usage(store: Ledger) -> tuple[int, int, int, int]:
@@ -234,6 +240,20 @@ CASES = [
             (usage, (0, 0, 0, 0)),
             (lambda s: s.settle(A, 250_000), True),
             (usage, (0, 0, 250_000, 250_000)),
+        ),
+    ),
+    Case(
+        "a lease that nobody confirms gives everything back, and is taken again under the limits as they are then",
+        (
+            (lambda s: s.admit(request(lease=A, slot=ONE, confirm_ms=1)).admitted, True),
+            (lapse, None),
+            (usage, (0, 0, 0, 0)),
+            (lambda s: s.admit(request(lease=B, slot=ONE, confirm_ms=60_000)).admitted, True),
+            (lambda s: s.acquire(A, ONE).exceeded, "concurrent"),  # too late
+            (lambda s: s.acquire(B, SHORT).admitted, True),  # in time: now it lives as long as the slot says
+            (lapse, None),
+            (lambda s: s.acquire(A, ONE).admitted, True),
+            (usage, (1, 2_000_000, 0, 0)),
         ),
     ),
     Case(

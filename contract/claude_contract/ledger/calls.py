@@ -95,7 +95,7 @@ def admit(request: Admit, now_ms: int | None = None) -> Call[Admission]:
         _keys(request),
         (
             _held(lease) if lease is not None else "",
-            slot.ttl_ms,
+            request.ttl_ms,
             request.busy,
             *_packed(limits, now_ms, not request.shared.tag),
         ),

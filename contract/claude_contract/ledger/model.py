@@ -119,6 +119,13 @@ class Admit(Struct, frozen=True):
     busy: Busy = "reject"
     shared: Shared = ALONE
     pool_windows: tuple[Windows, ...] = ()
+    confirm_ms: int | None = None
+    """How long the lease is held unless its holder confirms it (`acquire`); None: as long as the slot says."""
+
+    @property
+    def ttl_ms(self) -> int:
+        """How long the lease lives, unless it is renewed."""
+        return self.slot.ttl_ms if self.confirm_ms is None else min(self.confirm_ms, self.slot.ttl_ms)
 
 
 class Peek(Struct, frozen=True):

@@ -22,7 +22,8 @@ class Ledger(Protocol):
         """Checks and takes everything, or nothing."""
 
     def acquire(self, lease: Lease, slot: Slot) -> Admission:
-        """Takes the lease of a queued run that is about to start; harmless where it is held."""
+        """Takes the lease of a run that is about to start: of one that was queued, or that nobody has confirmed in
+        time. One that is held is confirmed by it."""
 
     def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
         """Keeps the lease of a run for so long from now. At least every third of that is well."""

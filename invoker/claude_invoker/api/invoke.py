@@ -48,8 +48,8 @@ async def invoke(
     if jobs.answers_later(request, caller) and services(request).jobs is not None:
         return await jobs.enqueue(request, caller)
     chosen = decided(request, wanted, caller)
-    if engine.ledger is not None and not await engine.ledger.acquire(caller):
-        raise Problem(503, "busy", "the gateway's limit of runs at once is reached", {"Retry-After": "5"})
+    if engine.ledger is not None:
+        await engine.ledger.confirm(caller)
     run = engine.submit(chosen, caller)
     run.traceparent = border.traceparent(request)
     request.state.started = True

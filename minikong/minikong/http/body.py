@@ -96,6 +96,7 @@ class RequestBody:
         if self._decoder is None:
             piece = bytes(buffer[: self._left])
             del buffer[: len(piece)]
+            self._connection.taken()
             self._left -= len(piece)
             self._count(len(piece))
             return piece
@@ -103,6 +104,7 @@ class RequestBody:
         if not raw:
             return b""
         buffer.clear()
+        self._connection.taken()
         try:
             piece = self._decoder.feed(raw)
         except ChunkError:

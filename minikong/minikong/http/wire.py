@@ -68,9 +68,7 @@ class Wire(asyncio.Protocol):
         if self.eof:
             return False
         before = len(self.buffer)
-        if not self._reading:
-            self._reading = True
-            self.transport.resume_reading()
+        self._read_on()
         loop = asyncio.get_running_loop()
         self._waiter = loop.create_future()
         timer = loop.call_later(patience, self.wake)
@@ -80,6 +78,16 @@ class Wire(asyncio.Protocol):
             timer.cancel()
             self._waiter = None
         return len(self.buffer) > before
+
+    def taken(self) -> None:
+        """Something was taken off the buffer. While nothing is read nobody notices that the peer closes its side."""
+        if len(self.buffer) <= _HIGH_WATER:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if not self._reading and not self.lost:
+            self._reading = True
+            self.transport.resume_reading()
 
     def write(self, data: bytes) -> None:
         if not self.lost:

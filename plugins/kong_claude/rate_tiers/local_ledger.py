@@ -144,7 +144,7 @@ class LocalLedger(Ledger):
                 if a.states:
                     self._write_windows(a.head + "w", a.windows)
                 if lease is not None and not queued:
-                    self._write_lease(a.head, own, slot.ttl_ms)
+                    self._write_lease(a.head, own, request.ttl_ms)
                     a.running, a.reserved = a.running + 1, a.reserved + self._amounts(own)[0]
         first, *pools = [self._standing(a) for a in accounts]
         return Admission(not exceeded, queued and not exceeded, exceeded, at, _ms(wait), first, tuple(pools))

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from claude_contract.claims import NAMESPACE_ROOM, Limits, Place
 from claude_contract.errors import ConfigError
 from claude_contract.ledger import (
@@ -32,6 +34,7 @@ from kong_claude.stage import Shared, Stage
 
 MAX_MODEL_BODY = 1 << 20  # bytes read to see which model a body names
 COST_HEADER = "X-Claude-Cost-USD"
+CONFIRM_MS = 5000  # until the invoker has to have the request: a client that leaves while it sends it leaves no lease
 MAX_NAMED = 100  # unknown tiers that are logged before the log falls silent
 
 R = TypeVar("R")
@@ -99,9 +102,12 @@ class RateTiers(Stage[RateTiersConfig]):
             lease = Lease.new(self.namespace, subject_key, tier.slot.run_micro_usd, shared_by)
         busy: Busy = "later" if _prefers_async(request) else self.busy
         wanted = Admit(self.namespace, subject_key, tier.windows, lease, tier.slot, busy, shared_by, tier.pool_windows)
+        confirmed = replace(wanted, confirm_ms=CONFIRM_MS) if self.invoker_settles else wanted
         shared: dict[str, Any] = {"subject": subject_key, "tier": tier.name}
         try:
-            admission, local = self._ask(request, lambda store: store.admit(wanted))
+            admission, local = self._ask(
+                request, lambda store: store.admit(wanted if store is self.local else confirmed)
+            )
         except LedgerUnavailable:
             return self._without_ledger(tier, shared)
         headers = self.headers[tier.name].of(admission) if self.headers else {}
