@@ -518,6 +518,6 @@ def test_months_are_those_of_the_calendar(redis_server: RedisProcess) -> None:
     script = common + "local r = {} for d = ARGV[1], ARGV[2] do r[#r + 1] = month_of(d) end return r"
     start = datetime(1970, 1, 1, tzinfo=UTC)
     for first in range(0, 80_000, 4000):
-        months: Any = redis_server.client().eval(script, 0, first, first + 3999)
+        months: Any = redis_server.client().eval(script, 1, "k", first, first + 3999)
         days = (start + timedelta(days=first + n) for n in range(4000))
         assert months == [day.year * 100 + day.month for day in days]
