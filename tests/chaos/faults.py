@@ -7,21 +7,20 @@ import random
 import signal
 from collections.abc import Awaitable, Callable
 
-from tests.chaos.stack import ADDRESS, Stack
+from tests.chaos.stack import ADDRESS, STALE, TERMINATORS, Stack
 
 Fault = Callable[[Stack], Awaitable[None]]
 
 
 async def server_killed(stack: Stack) -> None:
-    if server := stack.server():
-        server.kill()
+    (await stack.living()).kill()
 
 
 async def server_stopped(stack: Stack) -> None:
-    if server := stack.server():
-        server.suspend()
-        await asyncio.sleep(1.5)
-        server.resume()
+    server = await stack.living()
+    server.suspend()
+    await asyncio.sleep(1.5)
+    server.resume()
 
 
 async def _commanded(stack: Stack, how: str, seconds: float = 0.3) -> None:
@@ -36,6 +35,10 @@ async def exception_first(stack: Stack) -> None:
 
 async def exception_between_calls(stack: Stack) -> None:
     await _commanded(stack, "between")
+
+
+async def stale_instance(stack: Stack) -> None:
+    await _commanded(stack, "stale")
 
 
 async def exception_in_init(stack: Stack) -> None:
@@ -97,6 +100,19 @@ async def upstream_restarted(stack: Stack) -> None:
     await stack.upstream.start(ADDRESS, stack.upstream_port)
 
 
+# What ends with the plugin not having run, or with another's configuration: the guard alone is between a request and its
+# answer then.
+SILENCING: dict[str, Fault] = {
+    "server_stopped": server_stopped,
+    "server_killed": server_killed,
+    "exception_first": exception_first,
+    "reply_cut": reply_cut,
+    "reply_held": reply_held,
+}
+GUARDED: dict[str, tuple[Fault, ...]] = {
+    **{name: tuple(SILENCING.values()) for name in TERMINATORS},
+    STALE: (stale_instance,),
+}
 FAULTS: dict[str, Fault] = {
     "server_killed": server_killed,
     "server_stopped": server_stopped,

@@ -37,11 +37,16 @@ class FailsBetweenCalls:
         return self._kong(*arguments)
 
 
+whole_service: list[Plugin] = []  # what was configured for a service and not for a route
+
+
 class Plugin(Sound):  # type: ignore[misc]  # a class made at run time
     def __init__(self, config: Mapping[str, Any]) -> None:
         if fault() == "init":
             raise RuntimeError("chaos: in __init__")
         super().__init__(config)
+        if config.get("service_id") and not config.get("route_id"):
+            whole_service.append(self)
 
     def access(self, kong: Any) -> None:
         how = fault()
@@ -49,4 +54,5 @@ class Plugin(Sound):  # type: ignore[misc]  # a class made at run time
             raise RuntimeError("chaos: before the first call")
         if how == "hang":
             time.sleep(3600)
-        super().access(FailsBetweenCalls(kong) if how == "between" else kong)
+        pipeline = whole_service[-1].pipeline if how == "stale" and whole_service else self.pipeline
+        pipeline.access(FailsBetweenCalls(kong) if how == "between" else kong)

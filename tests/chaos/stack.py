@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import jwt
 import psutil
 import yaml
@@ -29,20 +30,32 @@ from kong_claude.guard import LUA_PATH, PAIR_PATH, lua
 from kong_claude_local import stack as parts
 from kong_claude_local.supervise import Supervisor
 from tests.chaos.tamper import Relay
-from tests.chaos.upstream import Upstream
+from tests.chaos.upstream import CHAT, FUNCTION, Upstream
 from tests.support.processes import command_line
 
 PLUGIN = "claude-gateway"
 LEASE_TTL = 5  # seconds
-# What of Kong's own answers between our plugins and a post-function. minikong has the last one; tests/chaos/lua stands for
-# the others, under their names and at their places, and a real Kong runs its own.
-TERMINATORS: dict[str, dict[str, Any]] = {
-    "proxy-cache": {"strategy": "memory", "request_method": ["POST"], "content_type": ["text/plain"]},
-    "redirect": {"location": "http://elsewhere.example/"},
-    "request-termination": {"status_code": 200, "message": "terminated"},
+# Rows of the guard alone, each with its controls: the places of the guard where a request without a token is served.
+# First what of Kong's own answers, or chooses who answers, between our plugins and a post-function. minikong has the last
+# one; tests/chaos/lua stands for the others, under their names and at their places, and a real Kong runs its own.
+TERMINATORS = {
+    "proxy-cache": ("late", "bare"),
+    "redirect": ("late", "bare"),
+    "aws-lambda": ("late", "bare"),
+    # Sends the request to the model's address, which Kong asks after all plugins: a post-function is early enough.
+    "ai-proxy": ("bare",),
+    "request-termination": ("late", "bare"),
 }
+CHATTING = json.dumps({"messages": [{"role": "user", "content": "hi"}]}).encode()
+STALE = (
+    "stale-instance"  # a route's requests meet the instance of its whole service, which lets in whom the route does not
+)
+ROWS = {**TERMINATORS, STALE: ("late", "bare")}
 GUARD = {"name": "claude-guard"}
 LATE_GUARD = {"name": "post-function", "config": {"access": [lua([PLUGIN])]}}
+PRESENT = "if kong.ctx.shared.claude_gateway == nil then return kong.response.exit(503) end"
+PRESENCE = {"name": "post-function", "config": {"access": [PRESENT]}}
+PLACES: dict[str, list[dict[str, Any]]] = {"guarded": [GUARD], "late": [LATE_GUARD], "bare": []}
 STAND_INS = Path(__file__).with_name("lua")
 ADDRESS = "127.0.0.1"
 
@@ -115,10 +128,19 @@ class Stack:
                     {
                         "name": f"terminated-{name}",
                         "url": f"http://{ADDRESS}:{self.upstream_port}",
-                        "routes": [self.terminated(name, place, issuers["b"]) for place in ("guarded", "late")],
+                        "routes": [self.terminated(name, place, issuers["b"]) for place in PLACES],
                     }
                     for name in TERMINATORS
                 ),
+                {
+                    "name": STALE,
+                    "url": f"http://{ADDRESS}:{self.upstream_port}",
+                    "plugins": [self.claims(issuers["b"])],
+                    "routes": [
+                        *(self.stale(place, issuers["b"]) for place in PLACES),
+                        {"name": f"{STALE}-lax", "paths": [f"/{STALE}/lax"]},
+                    ],
+                },
             ],
         }
 
@@ -157,19 +179,57 @@ class Stack:
             "plugins": [{"name": PLUGIN, "config": gateway}],
         }
 
+    def terminator(self, name: str) -> dict[str, Any]:
+        """Its configuration; a function and a model are answered by our upstream."""
+        known: dict[str, dict[str, Any]] = {
+            "proxy-cache": {"strategy": "memory", "request_method": ["POST"], "content_type": ["text/plain"]},
+            "redirect": {"location": "http://elsewhere.example/"},
+            "aws-lambda": {
+                "host": ADDRESS,
+                "port": self.upstream_port,
+                "disable_https": True,
+                "aws_key": "no-key",
+                "aws_secret": "no-secret",
+                "aws_region": "eu-west-1",
+                "function_name": FUNCTION,
+                "forward_request_headers": True,
+            },
+            "ai-proxy": {
+                "route_type": "llm/v1/chat",
+                "model": {
+                    "provider": "openai",
+                    "name": "gpt-4",
+                    "options": {"upstream_url": f"http://{ADDRESS}:{self.upstream_port}{CHAT}"},
+                },
+                "auth": {"header_name": "Authorization", "header_value": "Bearer no-key"},
+            },
+            "request-termination": {"status_code": 200, "message": "terminated"},
+        }
+        return known[name]
+
     def terminated(self, name: str, place: str, issuer: Mapping[str, Any]) -> dict[str, Any]:
-        """A route that one of Kong's own plugins answers, with the guard before it or, as the control, after it."""
-        claims = {"issuers": [{"issuer": "https://b.example", **issuer}], "audience": ["b"]}
+        """A route that one of Kong's own plugins answers, with the guard before it or, for the controls, after it or
+        nowhere."""
         return {
             "name": f"{name}-{place}",
             "paths": [f"/{name}/{place}"],
             "strip_path": False,
-            "plugins": [
-                {"name": PLUGIN, "config": {"jwt_claims": claims}},
-                GUARD if place == "guarded" else LATE_GUARD,
-                {"name": name, "config": TERMINATORS[name]},
-            ],
+            "plugins": [self.claims(issuer), *PLACES[place], {"name": name, "config": self.terminator(name)}],
         }
+
+    def stale(self, place: str, issuer: Mapping[str, Any]) -> dict[str, Any]:
+        """A route that wants a role, of a service that does not. As the control, a guard that looks for presence only."""
+        strict = self.claims(issuer, rules=[{"claim": "roles", "any_of": ["strict"]}])
+        return {
+            "name": f"{STALE}-{place}",
+            "paths": [f"/{STALE}/{place}"],
+            "strip_path": False,
+            "plugins": [strict, *([PRESENCE] if place == "late" else PLACES[place])],
+        }
+
+    def claims(self, issuer: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+        claims = {"issuers": [{"issuer": "https://b.example", **issuer}], "audience": ["b"], **more}
+        return {"name": PLUGIN, "config": {"jwt_claims": claims}}
 
     async def start(self) -> None:
         await self.relay.start()
@@ -185,7 +245,7 @@ class Stack:
         prefix = f"KONG_PLUGINSERVER_{PLUGIN.upper().replace('-', '_')}"
         kept = {n: v for n, v in part.environment.items() if "PLUGINSERVER_" not in n or n.startswith(prefix)}
         kept |= {
-            "KONG_PLUGINS": ",".join(("bundled", PLUGIN, "claude-guard", "proxy-cache", "redirect")),
+            "KONG_PLUGINS": ",".join(("bundled", PLUGIN, "claude-guard", *list(TERMINATORS)[:-1])),
             "KONG_LUA_PACKAGE_PATH": ";".join(self.lua_path()),
             "KONG_PLUGINSERVER_NAMES": PLUGIN,
             f"{prefix}_SOCKET": str(self.relay.listen),
@@ -210,8 +270,16 @@ class Stack:
 
     # What the faults act on.
 
+    async def living(self) -> psutil.Process:
+        """The plugin server's process, once there is one: after a kill Kong takes a second to start the next."""
+        deadline = time.monotonic() + 30
+        while (server := self.server()) is None:
+            assert time.monotonic() < deadline, "no plugin server within 30 s"
+            await asyncio.sleep(0.05)
+        return server
+
     def server(self) -> psutil.Process | None:
-        """The plugin server's process: the gateway's child."""
+        """The gateway's child."""
         (gateway,) = [process for part, process in self.supervisor.running if part.name == "gateway"]
         try:
             found = [
@@ -234,14 +302,27 @@ class Stack:
 
     async def reload(self) -> int:
         """POST /config with the same content: Kong then starts every instance anew."""
-        import aiohttp
-
         admin = aiohttp.UnixConnector(self.layout.admin_url.removeprefix("unix:"))
         async with aiohttp.ClientSession(connector=admin) as session:
             document = {"config": (self.directory / "kong.yml").read_text()}
             async with session.post("http://admin/config", json=document) as answer:
                 await answer.read()
                 return answer.status
+
+    async def served(self, path: str) -> int:
+        """The status of a good request to a route of `ROWS`, as soon as it is not refused."""
+        headers = {"Authorization": f"Bearer {self.token('b', 's0', 'strict')}", "X-Chaos": "b:good:s0"}
+        headers["Content-Type"] = "application/json"
+        deadline = time.monotonic() + 30
+        async with aiohttp.ClientSession() as session:
+            while True:
+                sent = session.post(self.url + path, headers=headers, data=CHATTING, allow_redirects=False)
+                async with sent as answer:
+                    await answer.read()
+                if answer.status != 503:
+                    return answer.status
+                assert time.monotonic() < deadline, f"{path} is refused for 30 s"
+                await asyncio.sleep(0.1)
 
     async def start_jwks(self) -> None:
         key = json.loads(RSAAlgorithm.to_jwk(self.key.public_key())) | {"kid": "k1", "use": "sig", "alg": "RS256"}
@@ -265,9 +346,23 @@ class Stack:
 
     # Requests.
 
-    def token(self, tenant: str, subject: str, *, expired: bool = False, signed_by: str | None = None) -> str:
+    def token(
+        self,
+        tenant: str,
+        subject: str,
+        *roles: str,
+        expired: bool = False,
+        signed_by: str | None = None,
+    ) -> str:
         now = int(time.time())
-        claims = {"iss": f"https://{tenant}.example", "aud": tenant, "sub": subject, "tier": tenant, "iat": now - 10}
+        claims: dict[str, Any] = {
+            "iss": f"https://{tenant}.example",
+            "aud": tenant,
+            "sub": subject,
+            "tier": tenant,
+            "iat": now - 10,
+        }
+        claims["roles"] = list(roles)
         claims["exp"] = now - 60 if expired else now + 600
         if (signed_by or tenant) == "a":
             return jwt.encode(claims, self.key, algorithm="RS256", headers={"kid": "k1"})

@@ -13,6 +13,9 @@ from claude_contract.attestation import HEADER, Key, demand, verify
 from claude_contract.claims import Attestation
 from claude_contract.members import AttestationError
 
+FUNCTION = "chaos"  # of Lambda
+CHAT = "/v1/chat/completions"
+UNKNOWN = "?:bad:?"
 CHECKS = ("jwt-claims", "rate-tiers", "prompt-context")
 
 
@@ -38,6 +41,9 @@ class Upstream:
 
     async def start(self, host: str, port: int) -> None:
         application = web.Application()
+        application.router.add_post(f"/2015-03-31/functions/{FUNCTION}/invocations", self.function)
+        application.router.add_post(CHAT, self.chat)
+        application.router.add_post("/{row}/{place:guarded|late|bare}", self.unattested)
         application.router.add_route("*", "/{path:.*}", self.answer)
         self.runner = web.AppRunner(application, access_log=None)
         await self.runner.setup()
@@ -48,17 +54,35 @@ class Upstream:
             await self.runner.cleanup()
             self.runner = None
 
+    def count(self, kind: str) -> None:
+        self.seen.requests += 1
+        if kind.split(":")[1] != "good":
+            self.seen.unauthenticated.append(kind)
+
+    async def function(self, request: web.Request) -> web.Response:
+        """Lambda's: the client's request is in the body."""
+        headers = (await request.json())["request_headers"]
+        self.count(next((v for n, v in headers.items() if n.lower() == "x-chaos"), UNKNOWN))
+        return web.json_response({"function": FUNCTION})
+
+    async def chat(self, request: web.Request) -> web.Response:
+        """A model's, as OpenAI answers."""
+        self.count(request.headers.get("X-Chaos", UNKNOWN))
+        message = {"role": "assistant", "content": "hi"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        return web.json_response({"object": "chat.completion", "model": "gpt-4", "choices": [choice], "usage": usage})
+
+    async def unattested(self, request: web.Request) -> web.Response:
+        """Behind plugins that sign nothing. What proxy-cache keeps must be 200, and of the type it is told."""
+        self.count(request.headers.get("X-Chaos", UNKNOWN))
+        return web.Response(body=b"kept", headers={"Content-Type": "text/plain"})
+
     async def answer(self, request: web.Request) -> web.Response:
         body = await request.read()
-        kind = request.headers.get("X-Chaos", "?:bad:?")
-        tenant, verdict, subject = kind.split(":")
-        self.seen.requests += 1
-        if request.path.startswith(
-            "/proxy-cache/"
-        ):  # what proxy-cache keeps must be good: 200, and of the type it is told
-            return web.Response(body=b"kept", headers={"Content-Type": "text/plain"})
-        if verdict != "good":
-            self.seen.unauthenticated.append(kind)
+        kind = request.headers.get("X-Chaos", UNKNOWN)
+        self.count(kind)
+        tenant, _, subject = kind.split(":")
         try:
             attestation = verify(
                 request.headers.get(HEADER, ""), {"1": self.key}, issuer="kong-claude", audience="claude-invoker"
