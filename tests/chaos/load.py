@@ -27,11 +27,13 @@ class Load:
     make: Callable[[bool], tuple[str, Mapping[str, str], bytes]]
     clients: int = 12
     pause: float = 0.01  # seconds between a client's requests
+    keep_alive: bool = True  # a worker of nginx that ends closes idle connections, at times under a request
     outcomes: list[Outcome] = field(default_factory=list)
 
     async def run(self, until: asyncio.Event) -> None:
         timeout = aiohttp.ClientTimeout(total=20)
-        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+        connector = aiohttp.TCPConnector(limit=0, force_close=not self.keep_alive)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
             await asyncio.gather(*(self._client(session, until) for _ in range(self.clients)))
 
     async def _client(self, session: aiohttp.ClientSession, until: asyncio.Event) -> None:

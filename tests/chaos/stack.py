@@ -285,9 +285,10 @@ class Stack:
             found = [
                 p for p in psutil.Process(gateway.pid).children(recursive=True) if "claude.sock" in command_line(p)
             ]
+            keepers = {p.ppid() for p in found}
+            return max((p for p in found if p.pid not in keepers), key=psutil.Process.create_time, default=None)
         except psutil.NoSuchProcess:
             return None
-        return found[0] if found else None
 
     def redis_pid(self) -> int:
         (process,) = [process for part, process in self.supervisor.running if part.name == "redis"]

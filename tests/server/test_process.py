@@ -19,7 +19,7 @@ import pytest
 
 from tests.server.conftest import PLUGINS
 from tests.server.test_events import wait_for
-from tests.support.kong_driver import Driver, Event, Request, RPCError, Server
+from tests.support.kong_driver import Event, Request, Server
 
 MAIN = [sys.executable, "-m", "kong_claude.server"]
 NOISY = """
@@ -313,51 +313,3 @@ def test_a_taken_metrics_address_does_not_stop_events(start: Callable[..., Serve
             return False
 
     assert wait_for(metrics)
-
-
-WORKER = """
-import subprocess, sys
-open("/proc/self/comm", "w").write("nginx")
-server = subprocess.Popen(sys.argv[1:], stderr=subprocess.PIPE, text=True)
-for line in server.stderr:
-    if "serving" in line or "cannot serve" in line:
-        print(server.pid, line.strip(), flush=True)
-        break
-sys.stdin.read()
-server.terminate()
-server.wait()
-"""
-
-
-def test_on_kong_reload_the_new_server_takes_the_path_over(start: Callable[..., Server], tmp_path: Path) -> None:
-    """A new nginx worker of the same master starts its server while the old worker's still serves."""
-    command = [*MAIN, "-d", str(PLUGINS), "-p", str(tmp_path), "--socket-name", "s.sock"]
-    workers = []
-
-    def worker() -> tuple[subprocess.Popen[str], str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", WORKER, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        workers.append(process)
-        assert process.stdout is not None
-        return process, process.stdout.readline()
-
-    try:
-        old, line = worker()
-        assert "serving" in line
-        kong = Driver(tmp_path / "s.sock")
-        instance = kong.start_instance("battery", {"do": "nothing"})
-        new, line = worker()
-        assert "serving" in line
-        assert kong.handle(instance, "access") == Event()  # the old one goes on with what it has
-        old.communicate(timeout=20)  # and its end leaves the new one's file alone
-        kong.close()
-        with pytest.raises(RPCError, match="no plugin instance"):
-            kong.handle(instance, "access")
-        assert kong.handle(kong.start_instance("battery", {"do": "nothing"}), "access") == Event()
-        kong.close()
-        new.communicate(timeout=20)
-        assert not (tmp_path / "s.sock").exists()
-    finally:
-        for process in workers:
-            process.kill()

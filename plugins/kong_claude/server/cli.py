@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kong_claude.server.keeper import keep, master_of
+
 log = logging.getLogger("kong_claude.pluginserver")
 
 
@@ -155,12 +157,16 @@ def _log_to_stderr(verbose: int) -> None:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs the server, or a dump, and exits: 0 after SIGTERM, 1 when it cannot serve."""
     gc.disable()  # until all is imported: collections would be a seventh of the start
-    from gevent import monkey
-
     args = parse(argv)
     dumping = args.dump or args.dump_info or args.dump_all
+    master = None
     if not dumping:
         _close_inherited()
+        master = master_of(os.getpid())
+        if master is not None:
+            keep()
+    from gevent import monkey
+
     monkey.patch_all()
     _log_to_stderr(args.verbose)
     if dumping:
@@ -171,4 +177,4 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     from kong_claude.server.service import serve
 
-    sys.exit(serve(args))
+    sys.exit(serve(args, master))

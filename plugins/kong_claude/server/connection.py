@@ -9,6 +9,7 @@ from __future__ import annotations
 import _socket
 import logging
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,6 +29,8 @@ RECEIVE = 448  # most frames fit, and so does the buffer into CPython's small-ob
 RECEIVE_MORE = 8 << 10  # a client's headers; a larger buffer costs an mmap and a munmap
 RECEIVE_MUCH = 1 << 20
 READ, WRITE = 1, 2  # libev's
+CONNECTIONS = 64  # that a sibling hands over at once
+CONNECTIONS_SPACE = _socket.CMSG_SPACE(CONNECTIONS * array("i").itemsize)
 LARGE_FRAME = 512 << 10  # Kong's time for a frame grows with its square: 117 ms at 1 MB
 
 
@@ -44,10 +47,12 @@ class Server(Protocol):
     def abandon(self, conn: Connection) -> None: ...
     def violation(self, conn: Connection, what: str) -> None: ...
     def internal_error(self, conn: Connection, error: Exception) -> None: ...
+    def accept(self, sock: _socket.socket) -> None: ...
 
 
 class Construction:
-    """A StartInstance that waits for the plugin's constructor."""
+    """A call that a greenlet of the server's works for: a StartInstance in the plugin's constructor, or what was handed
+    over to a sibling."""
 
     __slots__ = ("conn", "greenlet")
 
@@ -58,7 +63,7 @@ class Construction:
 
 class Connection:
     """One accepted connection. `call` is who was last called on it; while `call.conn` is this connection, an answer
-    is owed to Kong."""
+    is owed to Kong, or to the `sibling` that hands Kong's words over."""
 
     __slots__ = (
         "_reader",
@@ -71,11 +76,13 @@ class Connection:
         "decoder",
         "send",
         "server",
+        "sibling",
         "since",
     )
 
-    def __init__(self, server: Server, sock: _socket.socket) -> None:
+    def __init__(self, server: Server, sock: _socket.socket, sibling: bool = False) -> None:
         self.server = server
+        self.sibling = sibling
         self.call: Worker | Construction | None = None
         self.closed = False
         self.decoder: wire.Decoder | None = None
@@ -96,7 +103,7 @@ class Connection:
     def _reading(self) -> Callable[[], None]:
         """The callback for a readable socket, with what it needs at hand."""
         server = self.server
-        receive = self._sock.recv
+        receive = self._received_with_connections if self.sibling else self._sock.recv
         events, known_events, begin = server.events, server.known_events, server.begin
         request, steps, value_first, id_first, id_only, data_part = (
             wire.REQUEST,
@@ -167,6 +174,31 @@ class Connection:
                 server.internal_error(self, error)
 
         return readable
+
+    def _received_with_connections(self, size: int) -> bytes:
+        """A sibling's words, and Kong's connections that it hands over with them. Raises OSError."""
+        data, passed, _, _ = self._sock.recvmsg(size, CONNECTIONS_SPACE)
+        for level, kind, packed in passed:
+            if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
+                numbers = array("i")
+                numbers.frombytes(packed[: len(packed) - len(packed) % numbers.itemsize])
+                for number in numbers:
+                    self.server.accept(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, number))
+        return data
+
+    @property
+    def at_rest(self) -> bool:
+        """Kong's, with nothing come and nothing owed: another process can go on with it."""
+        return not (self.sibling or self.busy or self.backlog or self.closed) and self.decoder is None
+
+    def pause(self) -> int:
+        """Reads no further until `resume`. Returns the descriptor."""
+        self._reader.stop()
+        return self._sock.fileno()
+
+    def resume(self) -> None:
+        if not self.closed:
+            self._reader.start(self._reading())
 
     def _decode(self, data: bytes) -> None:
         """Any other frame, whole, in pieces, or several at once; and garbage."""

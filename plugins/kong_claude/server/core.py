@@ -16,15 +16,18 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import gevent
 
+from kong_claude import generations
 from kong_claude.server import wire
-from kong_claude.server.connection import Connection, Construction
+from kong_claude.server.connection import CONNECTIONS, Connection, Construction
 from kong_claude.server.pair import Pair, given
 from kong_claude.server.plugins import Instance, Instances, Phase, Plugin
+from kong_claude.server.siblings import ASK, TAKE, UNKNOWN_EVENT, Siblings
 from kong_claude.server.wire import EVENT_ID, REPLY, RESULT, RET, UNAVAILABLE, event_key, pack
 from kong_claude.server.worker import Connection as AnyConnection
 from kong_claude.server.worker import EventEnd, Worker, pdk
@@ -56,6 +59,7 @@ class Server:
         self.known_events: dict[bytes, tuple[Instance, Phase]] = {}
         self.connections: set[Connection] = set()
         self.unfinished: set[Connection] = set()
+        self.siblings: Siblings | None = None
         self.overloaded = self.protocol_errors = 0
         self.kong = pdk(lua_style)
         self._idle: list[Worker] = []
@@ -71,14 +75,16 @@ class Server:
             "plugin.GetPluginInfo": self._plugin_info,
             "plugin.GetStatus": self._status,
             "plugin.StepError": self._step_error,
+            ASK: self._ask,
+            TAKE: self._take,
         }
         self._methods |= dict.fromkeys(wire.STEP_METHODS, self._step)
 
     # -- connections
 
-    def accept(self, sock: _socket.socket) -> None:
+    def accept(self, sock: _socket.socket, sibling: bool = False) -> None:
         sock.setblocking(False)
-        self.connections.add(Connection(self, sock))
+        self.connections.add(Connection(self, sock, sibling))
 
     def dispatch(self, conn: Connection, frame: Any) -> None:
         """One whole frame. What is no request closes the connection: nobody could be answered."""
@@ -93,11 +99,67 @@ class Server:
             log.warning("unknown RPC method %.60r", method)
             conn.reply(wire.error(msgid, "RPC method is not supported"))
             return None
+        arg = args[0] if args else None
+        if self.siblings is not None and not conn.sibling and (doors := self._elsewhere(self.siblings, method, arg)):
+            waiting = gevent.Greenlet(self.siblings.hand_over, frame, doors)
+            self._await(
+                conn, waiting, lambda done: conn.reply(done) if done else self._handle(handler, conn, msgid, arg)
+            )
+        else:
+            self._handle(handler, conn, msgid, arg)
+        return None
+
+    def _handle(
+        self, handler: Callable[[Connection, bytes, Any], None], conn: Connection, msgid: bytes, arg: Any
+    ) -> None:
         try:
-            handler(conn, msgid, args[0] if args else None)
+            handler(conn, msgid, arg)
         except Exception as error:
             self.internal_error(conn, error)
-        return None
+
+    def _elsewhere(self, siblings: Siblings, method: str, arg: Any) -> list[Path]:
+        """Which siblings may have the event of a step that is not for one of ours."""
+        if (method in wire.STEP_METHODS or method == "plugin.StepError") and isinstance(arg, dict):
+            number = arg.get("EventId")
+            if type(number) is int and event_key(number) not in self.events:
+                return siblings.doors()
+        return []
+
+    def _await(self, conn: Connection, greenlet: Any, then: Callable[[Any], None]) -> None:
+        """Runs the greenlet, then `then` with its value (None where it failed), unless Kong has given the call up."""
+        conn.call = pending = Construction(conn, greenlet)
+
+        def answer(done: Any) -> None:
+            if pending.conn is not None:
+                pending.conn = None
+                then(done.value)
+
+        greenlet.link(answer)
+        greenlet.start()
+
+    def _ask(self, conn: Connection, msgid: bytes, asked: Any) -> None:
+        """A sibling's question (see `generations`)."""
+        question, argument = asked
+        known = generations.answers.get(question) if conn.sibling else None
+        if known is None:
+            conn.reply(wire.error(msgid, "RPC method is not supported"))
+        else:
+            self._await(conn, gevent.Greenlet(known, argument), lambda said: conn.reply(wire.result(msgid, said)))
+
+    def _take(self, conn: Connection, msgid: bytes, _: Any) -> None:
+        """A predecessor's connections of Kong: they came with these words, and are read from already."""
+        conn.reply(wire.result(msgid, conn.sibling))
+
+    def hand_over_connections(self) -> None:
+        """To who has taken our path: those on which nothing is under way. What Kong says on them meanwhile waits."""
+        while self.siblings and (resting := [c for c in self.connections if c.at_rest][:CONNECTIONS]):
+            if self.siblings.pass_on([conn.pause() for conn in resting]):
+                for conn in resting:
+                    conn.close()
+            else:
+                for conn in resting:
+                    conn.resume()
+                return
 
     def internal_error(self, conn: Connection, error: Exception) -> None:
         """An error of the server itself: an event that is owed an answer is refused, anything else loses the
@@ -199,6 +261,9 @@ class Server:
         if type(event_id) is not int:
             event_id = 0
         worker = self.events.get(event_key(event_id))
+        if worker is None and conn.sibling:
+            conn.reply(wire.error(msgid, UNKNOWN_EVENT))
+            return None
         if worker is None or worker.conn is not None:
             log.warning("step of an unknown event %d, refused", event_id)
             self._refuse(conn, msgid, event_id, True)
@@ -322,21 +387,13 @@ class Server:
 
     def _start_instance(self, conn: Connection, msgid: bytes, arg: Any) -> None:
         # A constructor may fetch keys or connect to Redis: it must not run in the hub.
-        greenlet = gevent.Greenlet(self._construct, arg)
-        conn.call = construction = Construction(conn, greenlet)
-
-        def answer(done: Any) -> None:
-            if construction.conn is None:
-                return
-            construction.conn = None
-            if isinstance(done.value, Instance):
-                conn.reply(wire.result(msgid, done.value.status()))
+        def answer(made: Any) -> None:
+            if isinstance(made, Instance):
+                conn.reply(wire.result(msgid, made.status()))
             else:
-                text = done.value if isinstance(done.value, str) else "the constructor was ended"
-                conn.reply(wire.error(msgid, text))
+                conn.reply(wire.error(msgid, made if isinstance(made, str) else "the constructor was ended"))
 
-        greenlet.link(answer)
-        greenlet.start()
+        self._await(conn, gevent.Greenlet(self._construct, arg), answer)
 
     def _construct(self, arg: Any) -> Instance | str:
         """The new instance, or the error text for Kong's log."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from kong_claude.server.core import Server
+from kong_claude.server.estate import Estate
 from kong_claude.server.plugins import LATENCY_BUCKETS
+from kong_claude.server.siblings import Siblings
 from kong_claude.server.watchdog import Watchdog
 
 log = logging.getLogger("kong_claude.pluginserver")
@@ -94,10 +98,19 @@ def _rss() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def serve_metrics(address: tuple[str, int], server: Server, watchdog: Watchdog) -> None:
-    """Serves in the background, as soon as the address is free: a predecessor may still hold it (`kong reload`)."""
+def serve_metrics(
+    address: tuple[str, int], server: Server, watchdog: Watchdog, siblings: Siblings
+) -> Callable[[], None]:
+    """Serves in the background, as soon as the address is free. Returns what gives it up for a successor, who has
+    figures of all generations as we do."""
     REGISTRY.register(ServerCollector(server, watchdog))
-    gevent.spawn(_serve, address)
+    estate = Estate(REGISTRY, lambda: siblings.living)
+    try:  # beside a predecessor at once, who leaves as soon as he sees us
+        listener = _bound(address, shared=bool(siblings.living))
+    except OSError:
+        listener = None
+    serving = gevent.spawn(_serve, address, readable(make_wsgi_app(estate)), listener)
+    return lambda: serving.kill(block=False)
 
 
 def readable(app: Any) -> Any:
@@ -114,14 +127,36 @@ def readable(app: Any) -> Any:
     return answer
 
 
-def _serve(address: tuple[str, int]) -> None:
-    app = readable(make_wsgi_app(REGISTRY))
+def _serve(address: tuple[str, int], app: Any, listener: socket.socket | None) -> None:
     waiting = False
     while True:
         try:
-            WSGIServer(address, app, log=None).serve_forever()
+            with closing(listener or _bound(address, shared=False)) as listening:
+                WSGIServer(listening, app, log=None).serve_forever()
         except OSError as error:
             if not waiting:
                 waiting = True
                 log.error("metrics on %s:%d: %s; trying on", *address, error.strerror or error)
+        listener = None
         gevent.sleep(1.0)
+
+
+def _bound(address: tuple[str, int], shared: bool) -> socket.socket:
+    """Listens there beside the generation before us (`shared`), which has then a moment to leave; beside nobody else.
+    Raises OSError."""
+    family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
+    if not shared:
+        with closing(socket.socket(family)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+        listener.listen(64)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener

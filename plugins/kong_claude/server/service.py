@@ -1,7 +1,8 @@
-"""The process: loads plugins, claims the socket, serves until told to stop."""
+"""The process: loads plugins, claims the socket, serves until told to stop, and until its successor does."""
 
 from __future__ import annotations
 
+import _socket
 import argparse
 import errno
 import gc
@@ -9,24 +10,30 @@ import logging
 import os
 import signal
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import gevent
 from gevent.event import Event
 
+from kong_claude import generations
 from kong_claude.server.connection import READ
 from kong_claude.server.core import Server
-from kong_claude.server.listener import Listener, SocketInUse
+from kong_claude.server.keeper import Master
+from kong_claude.server.listener import Listener, SocketInUse, accept
 from kong_claude.server.plugins import load_all
+from kong_claude.server.siblings import Siblings
 from kong_claude.server.watchdog import Watchdog, start_ticks
 
 log = logging.getLogger("kong_claude.pluginserver")
 
 TRANSIENT = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+BEAT = 0.1  # seconds between two looks at who has the path
+SUCCESSION = 60.0  # seconds that a server whose worker has gone waits for the next one
 
 
-def serve(args: argparse.Namespace) -> int:
-    """Returns the exit status."""
+def serve(args: argparse.Namespace, master: Master | None) -> int:
+    """Returns the exit status. `master`: the Kong that has started us, where it is nginx."""
     if args.multiprocessing or args.gevent:
         log.info("-m and -g have no effect: one process, gevent always")
     try:
@@ -38,38 +45,30 @@ def serve(args: argparse.Namespace) -> int:
             max_in_flight=args.max_in_flight,
         )
         watchdog = Watchdog(server)
-        if args.metrics_listen:
-            from kong_claude.server.metrics import serve_metrics
-
-            serve_metrics(args.metrics_listen, server, watchdog)
-        path = str(Path(args.prefix) / args.socket_name)
-        listener = Listener(path, args.socket_mode, args.listen_queue_size)
+        path = os.path.join(args.prefix, args.socket_name)  # noqa: PTH118 - as Kong writes it
+        listener = Listener(path, args.socket_mode, args.listen_queue_size, master)
     except (OSError, SocketInUse) as error:
         log.error("cannot serve: %s", error)
         return 1
+    siblings = Siblings(listener, args.event_timeout + 1)
+    if master is not None:
+        server.siblings = siblings
+        generations.reach_others_by(siblings.ask)
+    leave_metrics: Callable[[], None] = lambda: None  # noqa: E731
+    if args.metrics_listen:
+        from kong_claude.server.metrics import serve_metrics
+
+        leave_metrics = serve_metrics(args.metrics_listen, server, watchdog, siblings)
 
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, stop.set)
-    acceptor = gevent.get_hub().loop.io(listener.sock.fileno(), READ)
-
-    def accept() -> None:
-        for _ in range(64):
-            try:
-                server.accept(listener.accept())
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in TRANSIENT:
-                    log.error("cannot accept a connection: %s", error.strerror)
-                    acceptor.stop()
-                    gevent.spawn_later(0.1, acceptor.start, accept)
-                return
-
     gc.collect()
     gc.freeze()  # modules live for ever: no collection needs to look at them
     gc.enable()
-    acceptor.start(accept)
+    acceptors = [_accepting(server, listener.sock)]
+    if listener.door is not None:
+        acceptors.append(_accepting(server, listener.door, sibling=True))
     watchdog.start()
     orphaned = Event()
 
@@ -80,16 +79,75 @@ def serve(args: argparse.Namespace) -> int:
     ticks = start_ticks(server, watchdog, parent_gone)
     log.info("serving %s at %s, pid %d", ", ".join(plugins) or "no plugins", path, os.getpid())
 
-    stop.wait()
-    acceptor.stop()
+    while not (stop.wait(BEAT) or listener.superseded):
+        pass
+    if master is not None:
+        if not listener.superseded:
+            _outlive_worker(master, listener)
+        if listener.superseded:
+            log.info("another server has taken %s over", path)
+            leave_metrics()
+            _hand_over(server, siblings, args.event_timeout + 1)
+    acceptors[0].stop()
     listener.close()
-    if orphaned.is_set():
+    if orphaned.is_set() and master is None:
         log.info("Kong has gone, exiting")
     else:
         _drain(server, args.drain_timeout)
+    for acceptor in acceptors[1:]:
+        acceptor.stop()
+    listener.close_door()
     ticks.stop()
     watchdog.stopped = True
     return 0
+
+
+def _accepting(server: Server, sock: _socket.socket, sibling: bool = False) -> Any:
+    """Accepts what comes on a listening socket; returns the watcher."""
+    acceptor = gevent.get_hub().loop.io(sock.fileno(), READ)
+
+    def take() -> None:
+        for _ in range(64):
+            try:
+                server.accept(accept(sock), sibling)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in TRANSIENT:
+                    log.error("cannot accept a connection: %s", error.strerror)
+                    acceptor.stop()
+                    gevent.spawn_later(0.1, acceptor.start, take)
+                return
+
+    acceptor.start(take)
+    return acceptor
+
+
+def _outlive_worker(master: Master, listener: Listener) -> None:
+    """Our worker ends; its Kong may not, and then all workers need us until the next server listens."""
+    _release_output()
+    deadline = time.monotonic() + SUCCESSION
+    while master.alive and not listener.superseded and time.monotonic() < deadline:
+        gevent.sleep(BEAT)
+
+
+def _hand_over(server: Server, siblings: Siblings, patience: float) -> None:
+    """All connections, then what was kept in memory. Events that run end here, by steps that come back to us."""
+    deadline = time.monotonic() + patience
+    server.hand_over_connections()
+    while (server.events or server.connections) and time.monotonic() < deadline:
+        gevent.sleep(BEAT / 10)
+        server.hand_over_connections()
+    for question, what in generations.bequests.items():
+        siblings.bequeath(question, what())
+
+
+def _release_output() -> None:
+    """Kong reads the output of a server until it ends, and starts no other before."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def _drain(server: Server, seconds: float) -> None:

@@ -109,7 +109,6 @@ def start_ticks(server: Server, watchdog: Watchdog, parent_gone: Callable[[], No
         nonlocal last_eviction
         if not watchdog.tick():
             parent_gone()
-            return
         server.sweep(watchdog.beat)
         if watchdog.beat - last_eviction > EVICTION_SECONDS:
             last_eviction = watchdog.beat
