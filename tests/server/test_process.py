@@ -313,3 +313,40 @@ def test_a_taken_metrics_address_does_not_stop_events(start: Callable[..., Serve
             return False
 
     assert wait_for(metrics)
+
+
+def test_the_log_goes_to_a_file_that_may_be_rotated(start: Callable[..., Server], tmp_path: Path) -> None:
+    """Kong hides what a plugin server prints; and whoever reads JSON wants nothing else in the file."""
+    path = tmp_path / "server.log"
+    server = start("--no-lua-style", "--log-file", str(path), "--log-format", "json", "--event-timeout", "5")
+
+    def lines(file: Path) -> list[dict[str, object]]:
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def says(file: Path, words: str) -> bool:
+        return any(words in str(line["message"]) for line in lines(file))
+
+    with server.driver() as kong:
+        kong.handle(kong.start_instance("battery", {"do": "raise_first"}), "access")
+        kong.handle(kong.start_instance("battery", {"do": "burn_400ms"}), "access")
+        assert wait_for(lambda: says(path, "uncaught") and says(path, "has kept the loop")), lines(path)
+        path.rename(tmp_path / "old")
+        kong.start_instance("battery", {"do": "nothing"})
+        assert wait_for(lambda: says(path, "started"))
+    assert {tuple(sorted(line)) for line in lines(tmp_path / "old")} == {("level", "message", "pid", "time")}
+    assert {line["level"] for line in lines(tmp_path / "old")} >= {"info", "warn", "error"}
+    assert server.log == ""
+
+
+def test_the_log_level(start: Callable[..., Server]) -> None:
+    server = start("--no-lua-style", "--log-level", "error")
+    with server.driver() as kong:
+        kong.handle(kong.start_instance("battery", {"do": "raise_first"}), "access")
+    assert wait_for(lambda: "uncaught" in server.log)
+    assert "INFO" not in server.log and "WARN" not in server.log
+
+
+def test_a_log_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    done = run("-p", str(tmp_path), "--log-file", str(tmp_path / "nowhere" / "log"))
+    assert done.returncode == 1
+    assert done.stderr == f"--log-file {tmp_path}/nowhere/log: No such file or directory\n"

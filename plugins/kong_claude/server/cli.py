@@ -11,7 +11,6 @@ import fcntl
 import gc
 import io
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -19,8 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kong_claude.server.keeper import keep, master_of
-
-log = logging.getLogger("kong_claude.pluginserver")
+from kong_claude.server.logs import FORMATS, LEVELS, Logs
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -77,7 +75,17 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="how long SIGTERM waits for running events (default: 5)",
     )
     add("--metrics-listen", type=_address, metavar="HOST:PORT", help="serve Prometheus metrics there")
-    add("-v", "--verbose", action="count", default=0, help="log more: also the messages of plugins' exceptions")
+    add(
+        "--log-file",
+        type=Path,
+        metavar="PATH",
+        help="log there, not to stderr, which Kong hides by default; rotate freely",
+    )
+    add("--log-level", choices=LEVELS, default="info", help="default: %(default)s")
+    add("--log-format", choices=FORMATS, default="text", help="default: %(default)s")
+    add(
+        "-v", "--verbose", action="count", default=0, help="--log-level debug: also the messages of plugins' exceptions"
+    )
     add(
         "--version",
         "-version",
@@ -145,15 +153,6 @@ def _close_inherited() -> None:
             pass
 
 
-def _log_to_stderr(verbose: int) -> None:
-    logging.addLevelName(logging.WARNING, "WARN")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)-4s - [%(asctime)s] %(message)s", "%H:%M:%S"))
-    log.addHandler(handler)
-    log.propagate = False
-    log.setLevel(logging.DEBUG if verbose else logging.INFO)
-
-
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs the server, or a dump, and exits: 0 after SIGTERM, 1 when it cannot serve."""
     gc.disable()  # until all is imported: collections would be a seventh of the start
@@ -168,7 +167,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     from gevent import monkey
 
     monkey.patch_all()
-    _log_to_stderr(args.verbose)
+    try:
+        logs = Logs(None if dumping else args.log_file, "debug" if args.verbose else args.log_level, args.log_format)
+    except OSError as error:
+        sys.exit(f"--log-file {args.log_file}: {error.strerror}")
     if dumping:
         dump(args)
 
@@ -177,4 +179,4 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     from kong_claude.server.service import serve
 
-    sys.exit(serve(args, master))
+    sys.exit(serve(args, master, logs))

@@ -21,6 +21,7 @@ from kong_claude.server.connection import READ
 from kong_claude.server.core import Server
 from kong_claude.server.keeper import Master
 from kong_claude.server.listener import Listener, SocketInUse, accept
+from kong_claude.server.logs import Logs
 from kong_claude.server.plugins import load_all
 from kong_claude.server.siblings import Siblings
 from kong_claude.server.watchdog import Watchdog, start_ticks
@@ -32,7 +33,7 @@ BEAT = 0.1  # seconds between two looks at who has the path
 SUCCESSION = 60.0  # seconds that a server whose worker has gone waits for the next one
 
 
-def serve(args: argparse.Namespace, master: Master | None) -> int:
+def serve(args: argparse.Namespace, master: Master | None, logs: Logs) -> int:
     """Returns the exit status. `master`: the Kong that has started us, where it is nginx."""
     if args.multiprocessing or args.gevent:
         log.info("-m and -g have no effect: one process, gevent always")
@@ -44,7 +45,7 @@ def serve(args: argparse.Namespace, master: Master | None) -> int:
             event_timeout=args.event_timeout,
             max_in_flight=args.max_in_flight,
         )
-        watchdog = Watchdog(server)
+        watchdog = Watchdog(server, logs.warn_at_once)
         path = os.path.join(args.prefix, args.socket_name)  # noqa: PTH118 - as Kong writes it
         listener = Listener(path, args.socket_mode, args.listen_queue_size, master)
     except (OSError, SocketInUse) as error:

@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,8 +32,9 @@ class Watchdog:
     the interpreter cannot be ended.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, warn: Callable[[str], None]) -> None:
         self.server = server
+        self.warn = warn  # from the thread
         self.parent = os.getppid()
         self.beat = time.monotonic()
         self.lag = 0.0
@@ -70,8 +70,7 @@ class Watchdog:
             if reported != beat:
                 reported = beat
                 self.blocked += 1
-                with suppress(OSError):
-                    os.write(2, f"WARN - {who} has kept the loop for {blocked:.1f} s: all events wait\n".encode())
+                self.warn(f"{who} has kept the loop for {blocked:.1f} s: all events wait")
             if worker is not None and time.monotonic() - worker.started > self.server.event_timeout:
                 signal.pthread_kill(self._main, signal.SIGVTALRM)
 
