@@ -35,11 +35,15 @@ class Refuse(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True):
-    """The plugin answers the request itself (a limits report, an explanation); nothing goes upstream."""
+    """The plugin answers the request itself (a limits report, an explanation); nothing goes upstream.
+
+    `claims`: what this stage has found, for the log.
+    """
 
     status: int
     body: Mapping[str, Any]
     headers: Headers = field(default_factory=dict)
+    claims: Claims | None = None
 
 
 class Pass(Struct, frozen=True):

@@ -15,13 +15,17 @@ from typing import Any, NamedTuple
 
 from claude_contract.attestation import claimed_id
 from claude_contract.claims import Attestation
+from claude_contract.identity import Identity
 from kong_claude import generations
 
+ANSWERED = "claude"  # a member of what Kong serializes
 ENDED, INHERITED = "in_flight.ended", "in_flight.inherited"
 
 MAX_SECONDS = 3600.0
 """Kong calls no log phase for the requests of a worker that was killed: they are forgotten after this."""
 MAX_ENTRIES = 100_000
+MAX_UNWATCHED = 1_000
+"""Kept while nobody has said that he ends them: claude-metrics begins with its first log phase, after the request."""
 
 
 class Attested(NamedTuple):
@@ -38,28 +42,43 @@ _watchers: set[object] = set()
 
 
 def watch(who: object) -> None:
-    """Nothing is kept unless somebody ends it: until `unwatch`, `who` calls `end` for every request."""
+    """Not much is kept unless somebody ends it: until `unwatch`, `who` calls `end` for every request."""
     _watchers.add(who)
 
 
 def unwatch(who: object) -> None:
+    """Kong closes an instance before it starts the next of a changed configuration: what is in flight stays."""
     _watchers.discard(who)
-    if not _watchers:
-        _entries.clear()
 
 
 def begin(attestation: Attestation) -> None:
     """A request is let through. A later plugin of the same request replaces what an earlier one said."""
-    if not _watchers or len(_entries) >= MAX_ENTRIES:
+    if len(_entries) >= MAX_ENTRIES:
         return
-    identity = attestation.identity
+    while not _watchers and len(_entries) >= MAX_UNWATCHED:
+        del _entries[next(iter(_entries))]  # the oldest
+    _entries[attestation.id] = _attested(attestation.identity, attestation.tier or "")
+
+
+def _attested(identity: Identity | None, tier: str) -> Attested:
     team = identity.claims.get("team") if identity else None
-    _entries[attestation.id] = Attested(
-        time.monotonic(),
-        identity.subject if identity else "",
-        attestation.tier or "",
-        team if isinstance(team, str) else "",
-    )
+    subject = identity.subject if identity else ""
+    return Attested(time.monotonic(), subject, tier, team if isinstance(team, str) else "")
+
+
+def answered(kong: Any, identity: Identity | None, tier: str) -> None:
+    """A plugin answers the request itself. Nothing goes upstream that the log phase could find it by: so Kong is told
+    who it was, for the log alone. One call."""
+    found = _attested(identity, tier)
+    kong.log.set_serialize_value(ANSWERED, {"subject": found.subject, "tier": found.tier, "team": found.team})
+
+
+def of_answer(serialized: Mapping[str, Any]) -> Attested | None:
+    """What `answered` said, as Kong serializes it."""
+    said = serialized.get(ANSWERED)
+    if not isinstance(said, Mapping):
+        return None
+    return Attested(0.0, *(str(said.get(name) or "") for name in ("subject", "tier", "team")))
 
 
 def end(header: str) -> Attested | None:
@@ -85,7 +104,9 @@ generations.bequests[INHERITED] = lambda: _entries
 
 
 def count() -> int:
-    """How many requests are in flight now."""
+    """How many requests are in flight now; 0 where nobody ends them."""
+    if not _watchers:
+        return 0
     limit = time.monotonic() - MAX_SECONDS
     for jti in [jti for jti, entry in list(_entries.items()) if entry.since < limit]:
         _entries.pop(jti, None)

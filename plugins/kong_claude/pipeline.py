@@ -65,6 +65,10 @@ class Pipeline:
             if isinstance(last, Refuse):
                 refuse(request, last)
             elif isinstance(last, Answer):
+                request.learn(last.claims)
+                identity, limits = request.attested_identity, request.limits
+                if identity is not None:
+                    in_flight.answered(kong, identity, (limits or identity).tier or "")
                 kong.response.exit(last.status, dict(last.body), dict(last.headers))
             else:
                 self.let_pass(request, [d for d in decisions if isinstance(d, Pass)])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from kong_claude.guard import BYS, KEYS, LUA_PATH, LUA_PLUGINS, PLUGIN, By, lua
@@ -124,3 +127,21 @@ def test_a_guard_that_would_compare_something_else_is_refused(start: Start, conf
     document = {"_format_version": "3.0", "plugins": [{"name": "claude-guard", "config": config}]}
     with pytest.raises(DeclarativeError):
         start(document)
+
+
+def test_what_it_refuses_is_said_once_a_second(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """With the plugin server away every request is refused: the log was ten lines for each."""
+    route = {"name": "r", "paths": ["/"], "plugins": [guard("lua-plugin", "claude-gateway", "route")]}
+    service = {"name": "s", "url": "http://127.0.0.1:9", "routes": [route]}
+    started = start({"_format_version": "3.0", "services": [service]})
+    begin, asked, statuses = time.time(), 0, set()
+    while time.time() < begin + 2.5 or asked < 100:
+        statuses.add(httpx.get(started.base_url + "/").status_code)
+        asked += 1
+    seconds = int(time.time()) - int(begin) + 1
+    assert statuses == {REFUSED}
+    lines = [record.getMessage() for record in caplog.records if "did not pass for this route" in record.getMessage()]
+    assert 1 < len(lines) <= seconds
+    before = [int(found[1]) for line in lines if (found := re.search("nor for ([0-9]+) requests before", line))]
+    assert len(lines) + sum(before) <= asked
+    assert sum(before) > 0

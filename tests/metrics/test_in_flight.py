@@ -60,7 +60,41 @@ def test_nothing_is_kept_that_nobody_ends(watched: object, monkeypatch: pytest.M
     for number in range(9):
         in_flight.begin(replace(ATTESTED, id=str(number)))
     assert in_flight.count() == 3
+
+
+def test_what_begins_before_anybody_watches_is_found(watched: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """claude-metrics begins with its first log phase, which is after the first request; and anew with each
+    configuration. Without it no more than the newest are kept, and none counts as in flight."""
     in_flight.unwatch(watched)
+    monkeypatch.setattr(in_flight, "MAX_UNWATCHED", 3)
+    for number in range(9):
+        in_flight.begin(replace(ATTESTED, id=str(number)))
     assert in_flight.count() == 0
+    in_flight.watch(watched)
+    assert in_flight.count() == 3
+    assert in_flight.end(header({"jti": "5"})) is None
+    found = in_flight.end(header({"jti": "8"}))
+    assert found is not None
+    assert found.subject == "ada"
+    for kept in ("6", "7"):
+        in_flight.end(header({"jti": kept}))
+
+
+def test_one_generation_ends_what_another_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a `kong reload`, while both live and when the older one has left what it knew."""
+    from kong_claude import generations
+
     in_flight.begin(ATTESTED)
-    assert in_flight.count() == 0
+    ((_, *ada),) = in_flight._entries.values()
+    left = generations.bequests[in_flight.INHERITED]()
+    monkeypatch.setattr(in_flight, "_entries", {})
+    monkeypatch.setattr(generations, "_others", [lambda question, jti: iter([[0.0, *ada]] if jti == "abc" else [])])
+    asked = in_flight.end(header(CLAIMS))
+    assert asked is not None
+    assert asked[1:] == ("ada", "pro", "core")
+    assert in_flight.end(header({"jti": "unknown"})) is None
+    assert generations.answers[in_flight.INHERITED](left)
+    monkeypatch.setattr(generations, "_others", [generations._nobody])
+    inherited = in_flight.end(header(CLAIMS))
+    assert inherited is not None
+    assert inherited[1:] == asked[1:]

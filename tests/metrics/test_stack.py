@@ -110,6 +110,23 @@ def test_a_trace_goes_through_gateway_run_and_job(whole: Gateway, otlp: Receiver
     assert line["trace_id"] == TRACE
 
 
+def test_the_first_request_and_one_that_a_plugin_answers_have_subject_and_tier(whole: Gateway) -> None:
+    """The first log phase starts claude-metrics, after its request; and /claude/limits goes nowhere."""
+    first = logged(whole.home, 1)[0]
+    assert (first["subject"], first["tier"]) == ("ada", "pro")
+    with whole.client("lia", "--tier", "free") as client:
+        assert client.get("/claude/limits").status_code == 200
+        with whole.client("root", "--role", "admin") as admin:
+            deadline = time.monotonic() + 20
+            while 'claude_tier_requests_total{route="claude-limits",tier="free"} 1.0' not in (
+                shown := admin.get("/claude/metrics").text
+            ):
+                assert time.monotonic() < deadline, shown
+                time.sleep(0.1)
+    lines = [e for e in logged(whole.home, 1) if e["route"] == "claude-limits"]
+    assert [(e["subject"], e["tier"]) for e in lines] == [("lia", "free")]
+
+
 def test_nothing_planted_is_seen_anywhere(whole: Gateway, otlp: Receiver) -> None:
     def planted(where: str) -> str:
         return f"{CANARY}-{where}"
@@ -117,7 +134,6 @@ def test_nothing_planted_is_seen_anywhere(whole: Gateway, otlp: Receiver) -> Non
     access_log = whole.home / "access.jsonl"
     before = access_log.read_bytes().count(b"\n") if access_log.exists() else 0
     with whole.client("eve", "--tier", "pro") as client:
-        client.get("/claude/limits")  # the first log phase starts claude-metrics, which then knows who is in flight
         secret = client.headers["authorization"].removeprefix("Bearer ")
         answer = client.post(
             f"/claude/invoke?token={planted('query')}",

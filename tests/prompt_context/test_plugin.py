@@ -327,6 +327,18 @@ def test_body_limit(send: Send) -> None:
     assert "1000 bytes" in refused(send(config, spilled)[0], 413)
 
 
+def test_a_body_in_chunks_does_not_pass_the_limit_where_bodies_are_not_read(send: Send) -> None:
+    """Nobody has said how long it is; 9 MB reached the invoker."""
+    config = {**GUIDE, "apply": "attested", "attestation": FIXED, "max_body_bytes": 1000}
+    chunked = {"content-length": None, "transfer-encoding": "chunked"}
+    assert "1000 bytes" in refused(send(config, post(big(1001), chunked))[0], 413)
+    event, request = send(config, post(big(1000), chunked))
+    assert event.exit is None and request.upstream_body is None
+    assert "bsh" in claims(request)
+    declared, _ = send(config, post(big(1000)))
+    assert "kong.request.get_raw_body" not in declared.methods
+
+
 def test_the_limit_is_passed_to_kong(send: Send) -> None:
     event, _ = send({**GUIDE, "max_body_bytes": 1000}, post(HI))
     assert ("kong.request.get_raw_body", [1000]) in event.calls

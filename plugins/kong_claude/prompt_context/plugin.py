@@ -131,10 +131,11 @@ class PromptContext(Stage[PromptContextConfig]):
         return self.passed(request, profile, additions, taken, body)
 
     def reads_body(self, length: int | None) -> bool:
-        """False where nothing is to be checked in the body and nothing to be changed."""
-        if self.guards or (self.locked and not self.replace) or self.mode == "body":
+        """False where nothing is to be checked in the body and nothing to be changed. Of a body in chunks the length is
+        to be checked, too."""
+        if length is None or self.guards or (self.locked and not self.replace) or self.mode == "body":
             return True
-        return self.mode == "auto" and (not self.signed or length is None or length <= self.rewrite_max_bytes)
+        return self.mode == "auto" and (not self.signed or length <= self.rewrite_max_bytes)
 
     def make(self, texts: Texts, given: tuple[str | None, ...]) -> tuple[Additions, int]:
         """The additions for the fields' values, and the bytes that they take in an attestation."""

@@ -210,7 +210,7 @@ class RateTiers(Stage[RateTiersConfig]):
             usage, _ = self._ask(request, lambda store: store.peek(asked))
         except LedgerUnavailable:
             return Refuse(503, "limits cannot be read now", "limits_unavailable", {"Retry-After": "1"})
-        return Answer(200, report.limits(usage, tier), {"Cache-Control": "no-store"})
+        return Answer(200, report.limits(usage, tier), {"Cache-Control": "no-store"}, Limits(tier.name, tier.clamp))
 
     def _log_unknown(self, request: Request, name: str) -> None:
         if name not in self._named and len(self._named) < MAX_NAMED:
