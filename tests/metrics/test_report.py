@@ -180,3 +180,17 @@ def test_cost_of_streams_and_jobs_comes_from_prometheus(tmp_path: Path) -> None:
     assert queries == ["sum by (tier) (increase(claude_invoker_cost_usd_total[7200s]))"]
     assert "| pro | $12.50 |" in done.stdout
     assert report(log, "--prometheus", "http://127.0.0.1:1").returncode == 2
+
+
+def test_a_caller_cannot_drop_out_by_bytes_that_are_no_utf8() -> None:
+    """nginx's escape=json passes them on."""
+    raw = b'{"time": 50, "status": "200", "request_time": "1", "tier": "pro", "http_user_agent": "\xff\xfe"}'
+    summary = Summary(0, 100)
+    summary.add(parse(raw))
+    summary.add(parse(raw.replace(b"\xff\xfe", b"fine")))
+    summary.add(parse(b"\xff" + raw))
+    document = summary.document()
+    assert document["total"]["requests"] == 2
+    assert document["by_tier"]["pro"]["requests"] == 2
+    assert (document["not_utf8_lines"], document["broken_lines"]) == (1, 1)
+    assert any("no UTF-8" in hint for hint in document["hints"])

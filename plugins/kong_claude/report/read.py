@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+NOT_UTF8 = "not_utf8"  # member of a parsed line
 MAX_LINE = 1 << 20  # bytes; what is longer is no line of ours
 
 
@@ -29,12 +30,24 @@ def lines(paths: list[Path], progress: Callable[[int], None]) -> Iterator[bytes]
             progress(raw.tell() - told)
 
 
+def _replaced(line: bytes) -> Any:
+    text = line.decode("utf-8", "replace")
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return found | {NOT_UTF8: True} if isinstance(found, dict) else None
+
+
 def parse(line: bytes) -> dict[str, Any] | None:
-    """One request with `time` (seconds since the epoch); None for a line that is none."""
+    """One request with `time` (seconds since the epoch); None for a line that is none.
+
+    What nginx writes may have bytes that are no UTF-8, as a client sent them: they are replaced, and NOT_UTF8 is true.
+    """
     try:
         found = orjson.loads(line)
     except orjson.JSONDecodeError:
-        return None
+        found = _replaced(line)
     if not isinstance(found, dict) or "status" not in found:
         return None
     if not isinstance(found.get("time"), int | float):

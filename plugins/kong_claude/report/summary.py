@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kong_claude.report.read import NOT_UTF8
+
 MAX_GROUPS = 1000
 MAX_SUBJECTS = 100_000
 MAX_HOURS = 24 * 400
@@ -67,7 +69,7 @@ class Summary:
     def __init__(self, since: float, until: float, limits: Mapping[str, int] | None = None) -> None:
         self.since, self.until = since, until
         self.limits = dict(limits or {})
-        self.lines = self.broken = self.outside = 0
+        self.lines = self.broken = self.outside = self.not_utf8 = 0
         self.all = Group()
         self.groups: dict[str, dict[str, Group]] = {name: {} for name in DIMENSIONS}
         self.status: Counter[str] = Counter()
@@ -97,6 +99,7 @@ class Summary:
         if not self.since <= at < self.until:
             self.outside += 1
             return
+        self.not_utf8 += line.get(NOT_UTF8) is True
         names = {name: str(line.get(name) or "") for name in DIMENSIONS}
         groups = [self.all, *(self._group(name, value) for name, value in names.items() if value)]
         for group in groups:
@@ -170,6 +173,10 @@ class Summary:
             found.append(f"{limited / self.all.requests:.0%} of all requests were over a limit.")
         if self.broken:
             found.append(f"{self.broken:,} of {self.lines:,} lines could not be read and are not counted.")
+        if self.not_utf8:
+            found.append(
+                f"{self.not_utf8:,} of {self.lines:,} lines have bytes that are no UTF-8, as their callers sent them."
+            )
         return found
 
     def document(self) -> dict[str, Any]:
@@ -179,6 +186,7 @@ class Summary:
             "until": self.until,
             "lines": self.lines,
             "broken_lines": self.broken,
+            "not_utf8_lines": self.not_utf8,
             "outside": self.outside,
             "total": self.all.document(),
             "status": dict(self.status.most_common()),
