@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -63,7 +65,8 @@ def test_refusals(gateway: Gateway) -> None:
 
 
 def test_over_the_limit(gateway: Gateway) -> None:
-    with gateway.client("greedy", "--tier", "free") as client:
+    # A subject of this run's own: another run on the same stack would meet what this one has used.
+    with gateway.client(f"greedy-{secrets.token_hex(4)}", "--tier", "free") as client:
         # Not JSON: the run is refused at once, but the gateway has counted the request.
         for _ in range(10):
             assert client.post("/claude/invoke", content=b"x").status_code != 429
@@ -138,6 +141,11 @@ def test_past_the_gateway_there_is_nothing(gateway: Gateway, path: str) -> None:
     assert answers[0].status_code == 401 or path != "/invoke"
 
 
+def served_again(answered: list[int]) -> bool:
+    """A token was looked at after the outage, which has been seen: not by the server that was killed."""
+    return 503 in answered and 401 in answered[answered.index(503) :]
+
+
 def test_a_killed_plugin_server_lets_nobody_in(gateway: Gateway) -> None:
     with knocking(gateway) as answered:
         for _ in range(3):
@@ -146,14 +154,32 @@ def test_a_killed_plugin_server_lets_nobody_in(gateway: Gateway) -> None:
             assert servers
             for server in servers:
                 server.kill()
-        deadline = time.monotonic() + 30
-        while 401 not in answered[-20:] and time.monotonic() < deadline:
+        killed = len(answered)
+        deadline = time.monotonic() + 60
+        while not served_again(answered[killed:]) and time.monotonic() < deadline:
             time.sleep(0.2)
-    assert 503 in answered
     assert set(answered) <= {401, 500, 503}, set(answered)
-    assert 401 in answered[-20:]
+    assert served_again(answered[killed:])
     with gateway.client("after-the-kill", "--tier", "pro") as client:
         assert client.post("/claude/invoke", json=PROMPT).status_code == 200
+
+
+def test_a_body_in_chunks_is_bounded_too(gateway: Gateway) -> None:
+    """Nobody has said how long it is; 9 MB reached the invoker. Kong itself answers 500 for what lies on its disk."""
+
+    def chunks(total: int) -> Iterator[bytes]:
+        yield b'{"prompt": "hi", "system": "'
+        for _ in range(total >> 16):
+            yield b"x" * (1 << 16)
+        yield b'"}'
+
+    with gateway.client("chunky", "--tier", "pro") as client:
+        headers = {"Content-Type": "application/json"}
+        small = client.post("/claude/invoke", content=chunks(1 << 16), headers=headers)
+        assert small.status_code == 200, small.text
+        large = client.post("/claude/invoke", content=chunks(9 << 20), headers=headers)
+        assert large.status_code in (413, 500), large.text
+        assert "X-Claude-Run" not in large.headers
 
 
 @pytest.mark.parametrize(
