@@ -50,6 +50,8 @@ def free_port() -> int:
 class Upstream(asyncio.Protocol):
     """Answers like the invoker: with a model, its cost and tokens; `/stream` event by event; `/hang` never."""
 
+    hung: ClassVar[set[bytes]] = set()  # what came to /hang: path and query
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport, self.seen = transport, b""
@@ -65,7 +67,9 @@ class Upstream(asyncio.Protocol):
             path = head.split(b" ")[1]
             if b"/stream" in path:
                 asyncio.get_running_loop().create_task(self.stream())
-            elif b"/hang" not in path:
+            elif b"/hang" in path:
+                self.hung.add(path)
+            else:
                 self.transport.write(
                     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Claude-Model: haiku\r\n"
                     b"X-Claude-Cost-USD: 0.25\r\nX-Claude-Input-Tokens: 10\r\nX-Claude-Output-Tokens: 4\r\n"

@@ -15,18 +15,18 @@ from collections import Counter
 import httpx
 import pytest
 
-from tests.metrics.conftest import Stack, token
+from tests.metrics.conftest import Stack, Upstream, token
 
 # The long form: make metrics-long
 REQUESTS = int(os.environ.get("METRICS_REQUESTS", "1000"))
 KINDS = ("ok", "ok", "ok", "401", "403", "429", "404", "stream", "abort", "odd")
 
 
-def message(kind: str, tokens: dict[str, str]) -> bytes:
+def message(kind: str, tokens: dict[str, str], number: int) -> bytes:
     path, method = "/invoke", "POST"
     who = {"401": None, "403": "roleless", "429": "limited"}.get(kind, "pro")
     if kind in ("stream", "abort"):
-        path = "/invoke/stream" if kind == "stream" else "/invoke/hang"
+        path = "/invoke/stream" if kind == "stream" else f"/invoke/hang?{number}"
     if kind == "odd":
         method, path, who = "BREW", "/plain", None
     if kind == "404":
@@ -42,14 +42,15 @@ async def drive(stack: Stack, kinds: list[str]) -> Counter[tuple[str, str, str]]
         "roleless": token("bob", role="none"),
         "limited": token("greedy", tier="free"),
     }
-    waiting = iter(kinds)
+    waiting = iter(enumerate(kinds))
 
     async def client() -> None:
-        for kind in waiting:
+        for number, kind in waiting:
             reader, writer = await asyncio.open_connection("127.0.0.1", stack.port)
-            writer.write(message(kind, tokens))
+            writer.write(message(kind, tokens, number))
             if kind == "abort":
-                await asyncio.sleep(0.5)  # unread when it is closed, it would be no request
+                while f"/invoke/hang?{number}".encode() not in Upstream.hung:  # unread, it would be no request
+                    await asyncio.sleep(0.01)
                 writer.close()
                 counted["499", "POST", "invoke"] += 1
                 continue

@@ -154,7 +154,7 @@ def test_nothing_planted_is_seen_anywhere(whole: Gateway, otlp: Receiver) -> Non
     with whole.client() as nobody:
         nobody.post("/claude/invoke", headers={"Authorization": f"Bearer {planted('bearer')}"}, json={})
         nobody.get("/claude/runs/x", headers={"Authorization": f"Basic {planted('basic')}"})
-    lines = logged(whole.home, before + 6)
+    lines = logged(whole.home, before + 5)
     evil = next(e for e in lines if e["subject"] == "eve" and e["status"] == 200)
     assert evil["tier"] == "pro"
     assert evil["repository"] == "org/app"
