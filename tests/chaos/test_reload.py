@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,10 +17,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kong_claude import PLUGINS
+from kong_claude.report.read import parse
 from kong_claude_local import stack as parts
 from tests.chaos.load import Load
 from tests.chaos.stack import PLUGIN, Stack
 from tests.chaos.suite import passed, requests_for
+from tests.e2e.conftest import ROOT
 
 KONG = os.environ.get("KONG")
 RELOADS = 20
@@ -36,10 +39,12 @@ class Counting(Stack):
         super().__init__()
         shutil.copy(PLUGINS / "claude-metrics.py", self.plugins)
         self.environment: Mapping[str, str] = {}
+        self.access_log = self.directory / "access.log"
 
     def config(self) -> dict[str, Any]:
         config = super().config()
         config["plugins"].append({"name": "claude-metrics"})
+        config["plugins"][0]["config"]["echo_downstream"] = True
         return config
 
     def gateway(self) -> Any:
@@ -51,6 +56,8 @@ class Counting(Stack):
             socket: whole[socket],
             "KONG_PLUGINSERVER_NAMES": f"{PLUGIN},claude-metrics",
             "KONG_PLUGINS": part.environment["KONG_PLUGINS"] + ",claude-metrics",
+            "KONG_NGINX_HTTP_LOG_FORMAT": shipped_log_format(),
+            "KONG_PROXY_ACCESS_LOG": f"{self.access_log} claude",
         }
         self.environment = {**part.environment, **changed}
         return replace(part, environment=self.environment)
@@ -76,6 +83,25 @@ class Counting(Stack):
         return found
 
 
+def shipped_log_format() -> str:
+    shell = f'. {ROOT / "deploy" / "kong" / "access-log.env"}; printf %s "$KONG_NGINX_HTTP_LOG_FORMAT"'
+    return subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout
+
+
+async def one_id(stack: Counting) -> None:
+    """What a refusal names is in Kong's access log, too."""
+    async with aiohttp.ClientSession() as session:
+        async with session.post(stack.url + "/a", headers={"X-Chaos": "a:bad:x"}) as answer:
+            told = (await answer.json())["request_id"]
+    for _ in range(100):
+        lines = [parse(line) for line in stack.access_log.read_bytes().splitlines()]
+        found = [line for line in lines if line and line["request_id"] == told]
+        if found:
+            break
+        await asyncio.sleep(0.1)
+    assert [(line["status"], line["refusal"]) for line in found] == [("401", "jwt-claims/no_token")]
+
+
 async def reloads(stack: Counting) -> None:
     await stack.start()
     load = Load(stack.url, requests_for(stack), clients=8, keep_alive=False)
@@ -99,6 +125,7 @@ async def reloads(stack: Counting) -> None:
             break
         await asyncio.sleep(0.1)
     assert counted == statuses
+    await one_id(stack)
 
 
 def test_no_valid_request_is_refused_and_none_is_missing_in_the_metrics() -> None:
