@@ -104,5 +104,5 @@ class Upstream:
         if attestation.place is not None and random.random() < 0.9:
             try:
                 await ledger.AsyncLedger(self.redis).settle(attestation.place.lease, 1000)
-            except redis.RedisError:
+            except (redis.RedisError, ledger.LedgerUnavailable):
                 pass  # lost as well
