@@ -194,10 +194,3 @@ def test_workers_scale_on_a_metric_that_the_invoker_exports() -> None:
     (scaler,) = [r for _, r in ALL if r["kind"] == "HorizontalPodAutoscaler"]
     metric = scaler["spec"]["metrics"][0]["external"]["metric"]["name"]
     assert f'"{metric}"' in (ROOT / "invoker" / "claude_invoker" / "metrics.py").read_text()
-
-
-def test_kongs_access_log_is_the_same_in_compose() -> None:
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["kong"]["environment"]
-    lines = (ROOT / "deploy" / "kong" / "access-log.env").read_text().splitlines()
-    for name, value in (line.split("=", 1) for line in lines if line and not line.startswith("#")):
-        assert compose[name].replace("$$", "$") == value

@@ -109,6 +109,7 @@ def test_nginx_writes_the_same_fields(tmp_path: Path) -> None:
     assert read is not None
     assert (read["http_user_agent"], read["not_utf8"]) == ('a"b\ufffd', True)
     composed = yaml.safe_load((DEPLOY.parent / "docker-compose.yml").read_text())["services"]["kong"]["environment"]
+    assert composed["KONG_PROXY_ACCESS_LOG"] == settings["KONG_PROXY_ACCESS_LOG"]
     same = composed["KONG_NGINX_HTTP_LOG_FORMAT"].replace("$$", "$").replace("'", "")
     assert same == settings["KONG_NGINX_HTTP_LOG_FORMAT"].replace('\\"', '"').replace('"{', "{").replace('}"', "}")
 
