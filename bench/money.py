@@ -1,16 +1,24 @@
-"""Whether what runs are charged is what is booked, whoever is killed: `python -m bench.money [--runs N] [--seed N]`.
+"""Whether what runs are charged is what is booked, whoever is killed, and whether a pool is a wall:
+`python -m bench.money [--runs N] [--pool-runs N] [--seed N]`.
 
 Mixed runs of the real CLI in a real invoker, each with a subject and a lease of its own in a real Redis, against the
 stand-in of the Messages API, which writes down what it would charge; its prices stand in `tests/invoker/money.py` as
-literals. Meanwhile CLIs, metering proxies and invokers are killed by SIGKILL.
+literals. Meanwhile CLIs, metering proxies and invokers are killed by SIGKILL, and Redis, which then has lost all that
+it was told in the last second.
+
+Before that `--pool-runs` runs are let in by a pool that has $100 left, of which then $99 are spent by others: each
+would spend $0.90.
 
 | key | meaning |
 |---|---|
 | `booked_over_charged` | over all runs whose answers were complete: 1, to the micro-dollar |
 | `cut_booked_over_charged` | over all others: by an estimate that is rather too high (docs/invoker.md, "Money") |
 | `overshoot_max_usd` | the most that a run was booked above what it was charged |
+| `pool_wrong` | of these the runs of which something else was booked than charged |
 | `lost`, `doubled` | runs booked below what they were charged, or above the bound |
-| `runs`, `cut_runs`, `cli_kills`, `proxy_kills`, `invoker_kills` | how many there were |
+| `runs`, `cut_runs`, `cli_kills`, `proxy_kills`, `invoker_kills`, `redis_kills` | how many there were |
+| `pool_runs`, `pool_booked_usd` | those of the pool, and what all of them have cost |
+| `pool_overshoot_usd` | how much of that is above the dollar that was left |
 """
 
 from __future__ import annotations
@@ -32,6 +40,7 @@ from typing import Any
 import httpx
 
 from bench.machine import machine
+from claude_contract import ledger
 from tests.invoker.conftest import Invoker, clean_environment, closed_cli, free_port
 from tests.invoker.money import SONNET, Billed, Charges, Till, charging, clis_of, price, proxy_of
 from tests.rate_tiers.servers import RedisProcess
@@ -63,7 +72,13 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "cli-killed": (SLOW, {}),
     "proxy-killed": (SLOW, {}),
     "invoker-killed": (SLOW, {}),
+    "redis-killed": (SLOW, {}),
 }
+LEFT = 1_000_000  # micro-USD
+POOL = 100 * LEFT
+TEAM = ledger.Shared(ledger.DEPLOYMENT, (ledger.pool_key("team", "claim", "x"),))
+POOLED = ledger.Slot(run_micro_usd=LEFT, ttl_ms=600_000, pools=(ledger.Terms(None, (ledger.Budget(POOL, "month"),)),))
+TURN = {"input_tokens": 5_000, "output_tokens": 6_500}  # 15 cents by the list; a token of input is a byte at least
 
 
 def say(text: str) -> None:
@@ -79,13 +94,13 @@ class Stage:
         self.cli = closed_cli(folder)
         self.lock = threading.Lock()
         self.process, self.invoker = self._start()
-        self.kills = {"cli": 0, "proxy": 0, "invoker": 0}
+        self.kills = {"cli": 0, "proxy": 0, "invoker": 0, "redis": 0}
 
     def _start(self) -> tuple[subprocess.Popen[bytes], Invoker]:
         port, state, log = free_port(), self.folder / "state", self.folder / "log"
         settings = self.till.settings | {
             "isolation": "none", "cli_path": self.cli, "port": port, "state_dir": state, "uid_base": UID_BASE,
-            "pool_size": 1, "pool_max": 2, "max_runs": AT_ONCE, "queue_wait_s": 120, "api_retries": 2,
+            "pool_size": 1, "pool_max": 2, "max_runs": AT_ONCE, "queue_wait_s": 1200, "api_retries": 2,
             "tools_allowed": "Read,Task", "model": "claude-opus-5-5",
         }  # fmt: skip
         process = subprocess.Popen(
@@ -110,6 +125,9 @@ class Stage:
                 self.process.wait()
                 self.process, self.invoker = self._start()
                 return
+            if what == "redis":
+                forget_the_last_second(self.till.redis)
+                return
             found = clis_of(self.invoker) if what == "cli" else [proxy_of(self.invoker)]
             for process in found:
                 process.kill()
@@ -119,6 +137,45 @@ class Stage:
         self.process.wait(30)
 
 
+def forget_the_last_second(redis: RedisProcess) -> None:
+    """As a machine does that breaks down: what was written and is not on the disk is gone."""
+    log = Path(redis.directory, "appendonly.aof")
+    safe = log.stat().st_size
+    time.sleep(1)
+    redis.kill()
+    os.truncate(log, safe)
+    redis.start()
+
+
+def pool_lowered(stage: Stage, count: int) -> dict[str, Any]:
+    """Runs that were let in stop where the pool is used up."""
+    till = stage.till
+    prompt = "".join(f'[[tool Read {{"file_path": "{turn}"}}]]' for turn in range(5)) + f"[[usage {json.dumps(TURN)}]]"
+    marks = [f"pool-{number}-" for number in range(count)]
+    leases = {mark: till.let_in(mark, POOLED, TEAM) for mark in marks}
+    assert till.store.settle(ledger.Lease.new(ledger.NAMESPACE, "others", LEFT, TEAM), POOL - LEFT)
+    runs = [
+        till.begin(stage.invoker, mark, prompt, patience_s=1200, slot=POOLED, lease=lease, tools=["Read"])
+        for mark, lease in leases.items()
+    ]
+    for run in runs:
+        run.thread.join(1200)
+    asked = ledger.Peek(ledger.NAMESPACE, "nobody", slot=POOLED, shared=TEAM)
+    until = time.monotonic() + SETTLE_S
+    while (pool := till.store.peek(asked).pools[0]).running and time.monotonic() < until:
+        time.sleep(0.5)
+    booked = pool.spent[0].micro_usd - (POOL - LEFT)
+    wrong = [found for run in runs if (found := till.wrong(run))]
+    for found in wrong:
+        say(found)
+    return {
+        "pool_runs": count,
+        "pool_booked_usd": booked / 1_000_000,
+        "pool_overshoot_usd": max(0, booked - LEFT) / 1_000_000,
+        "pool_wrong": len(wrong),
+    }
+
+
 def one(stage: Stage, kind: str, number: int, chance: random.Random) -> Billed:
     mark = f"{kind}-{number}-"
     prompt, body = KINDS[kind]
@@ -126,9 +183,8 @@ def one(stage: Stage, kind: str, number: int, chance: random.Random) -> Billed:
         task = {"description": "x", "subagent_type": "general-purpose", "prompt": f"[[say from below]] ({mark})"}
         prompt = f"[[tool Task {json.dumps(task)}]] [[say above]]"
     patience_s = chance.uniform(1, 2.5) if kind == "client-gone" else 120.0
-    with stage.lock:  # one that is started again is waited for
-        invoker = stage.invoker
-    run = stage.till.begin(invoker, mark, prompt, patience_s=patience_s, **body)
+    with stage.lock:  # who is started again is waited for
+        run = stage.till.begin(stage.invoker, mark, prompt, patience_s=patience_s, **body)
     if kind.endswith("-killed"):
         until = time.monotonic() + 20
         while run.thread.is_alive() and time.monotonic() < until:
@@ -166,6 +222,8 @@ def measure(options: argparse.Namespace, folder: Path, redis: RedisProcess, char
             say(f"{len(runs)} of {options.runs}: {kind}")
 
     try:
+        pool = pool_lowered(stage, options.pool_runs) if options.pool_runs else {}
+        say(str(pool))
         threads = [threading.Thread(target=work) for _ in range(AT_ONCE)]
         for thread in threads:
             thread.start()
@@ -176,7 +234,7 @@ def measure(options: argparse.Namespace, folder: Path, redis: RedisProcess, char
             time.sleep(1)
     finally:
         stage.stop()
-    return judged(stage, runs)
+    return judged(stage, runs) | pool
 
 
 def judged(stage: Stage, runs: list[Billed]) -> dict[str, Any]:
@@ -216,11 +274,12 @@ def judged(stage: Stage, runs: list[Billed]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--pool-runs", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="money-bench-"))
     folder.chmod(0o711)
-    redis = RedisProcess()
+    redis = RedisProcess("--appendonly", "yes")
     try:
         with charging(folder) as charges:
             figures = measure(options, folder, redis, charges)

@@ -63,7 +63,7 @@ def test_runs_that_were_let_in_stop_where_their_pool_is_used_up(
     leases = {mark: till.let_in(mark, POOLED, TEAM) for mark in marks}
     others = ledger.Lease.new(ledger.NAMESPACE, "others", DOLLAR, TEAM)
     assert till.store.settle(others, 99 * DOLLAR)
-    usage = json.dumps({"input_tokens": 12_500, "output_tokens": 5_000})  # 15 cents by the list
+    usage = json.dumps({"input_tokens": 5_000, "output_tokens": 6_500})  # 15 cents by the list
     prompt = "".join(tool("Read", file_path=str(turn)) for turn in range(5)) + f"[[usage {usage}]]"
     runs = [
         till.begin(invoker, mark, prompt, slot=POOLED, lease=lease, tools=["Read"], model=OPUS)

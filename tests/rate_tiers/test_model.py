@@ -358,8 +358,19 @@ class LedgerMachine(RuleBasedStateMachine):
         more=st.just(0) | st.integers(0, 2 * DOLLAR),
     )
     def a_request_is_sent_or_answered(self, which: int, cost: int, under_way: int, least: int, more: int) -> None:
-        if not self.known:
-            return
+        if self.known:
+            self.draw(which, cost, under_way, least, more)
+
+    @rule(more=st.sampled_from([DOLLAR // 2, DOLLAR, 3 * DOLLAR]))
+    def many_send_one(self, more: int) -> None:
+        """Runs that begin now, where they are let in, and the last ones."""
+        for subject in (*SUBJECTS, *SUBJECTS):
+            self.known.append(Lease.new("claude", subject, self.money, self.shared(subject)))
+            self.admit(self.request(subject, self.known[-1]))
+        for which in range(max(0, len(self.known) - 6), len(self.known)):
+            self.draw(which, 0, 0, 0, more)
+
+    def draw(self, which: int, cost: int, under_way: int, least: int, more: int) -> None:
         lease, now = self.known[which % len(self.known)], self.now
         slot, member, before = self.slot(lease.subject_key), lease.member, self.booked.get(lease.member)
         self.costs[member] = total = self.costs.get(member, 0) + cost
