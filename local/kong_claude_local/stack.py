@@ -23,6 +23,7 @@ from kong_claude.problem import Problem
 from kong_claude_local import real_kong
 from kong_claude_local.supervise import Part
 
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 INVOKER_PORT = 8100
 STANDIN_PORT = 8101
 METRICS_PORT = 8109
@@ -120,6 +121,9 @@ def invoker(layout: Layout) -> Part:
     }
     if layout.standin_url:
         environment["INVOKER_ANTHROPIC_BASE_URL"] = layout.standin_url
+    if not layout.standin_url:
+        # Where the machine reaches the internet by a proxy only.
+        environment |= inherited(*(name for name in os.environ if name.lower() in PROXY_VARIABLES))
     environment |= inherited("CLAUDE_CLI_PATH", prefix="INVOKER_", known=environment)
     command = [sys.executable, "-m", "claude_invoker"]
     return Part("invoker", command, environment, lambda: answers(layout.invoker_url, "/healthz"), ready_within=60)

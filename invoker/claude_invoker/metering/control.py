@@ -27,6 +27,7 @@ from claude_contract.ledger import Draw, Drawn, LedgerUnavailable, Slot
 from claude_invoker.metering import wire
 from claude_invoker.metering.drawn import answered
 from claude_invoker.metering.figures import Figures
+from claude_invoker.metering.outward import proxy_for
 from claude_invoker.metering.ownprice import OwnPrice
 from claude_invoker.metering.wire import Debt, ToInvoker
 
@@ -85,6 +86,7 @@ class Metering:
 
     def __init__(self, settings: Settings, journals: Path, uid: int | None, key: int) -> None:
         self._settings = settings
+        self._proxy = proxy_for(settings.base_url, os.environ)
         self._journals = journals
         self._uid = uid
         self._key = key
@@ -294,7 +296,8 @@ class Metering:
         loop = asyncio.get_running_loop()
         self._link, _ = await loop.create_unix_connection(lambda: _Link(self), sock=ours)
         prices = {name: price.model_dump(mode="json") for name, price in self._settings.prices.items()}
-        self._link.write(wire.line(wire.Setup(self._settings.base_url, prices, self._settings.unknown_price)))
+        setup = wire.Setup(self._settings.base_url, prices, self._settings.unknown_price, self._proxy)
+        self._link.write(wire.line(setup))
 
     def _greet(self) -> None:
         """A proxy is there: it is told what the last one knew, before anything else."""

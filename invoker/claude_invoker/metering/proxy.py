@@ -20,7 +20,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from claude_invoker.metering import request
+from claude_invoker.metering import outward, request
 from claude_invoker.metering.account import Exhausted
 from claude_invoker.metering.bill import Bill, Reservation, unheard
 from claude_invoker.metering.exchange import Exchange, Grant, Receive, Send, Sent
@@ -51,15 +51,11 @@ _LAST_WORD_S = 60.0
 class KeyProxy:
     """Forwards `POST /v1/messages` with the real key in place of a run's token."""
 
-    def __init__(self, base_url: str, api_key: str) -> None:
+    def __init__(self, base_url: str, api_key: str, proxy: str | None = None) -> None:
         self._base_url = base_url.rstrip("/")
         self._api_key = api_key
         self._grants: dict[str, Grant] = {}
-        self._client = httpx.AsyncClient(
-            timeout=httpx.Timeout(None, connect=10.0),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
-            trust_env=False,
-        )
+        self._client = outward.client(self._base_url, proxy)
         self._config = uvicorn.Config(
             self._application,
             interface="asgi3",

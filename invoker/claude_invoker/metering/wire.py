@@ -24,6 +24,8 @@ class Setup(msgspec.Struct, tag=True, frozen=True):
     prices: dict[str, dict[str, Any]]
     """The operator's, by model (`OwnPrice`)."""
     unknown_price: Literal["refuse", "dearest"]
+    proxy: str | None = None
+    """By which the API is reached; its address may have a password in it."""
     version: int = VERSION
 
 

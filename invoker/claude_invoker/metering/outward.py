@@ -1,0 +1,46 @@
+"""How the API is reached where a machine gets to the internet by a proxy only, by the variables that all programs read:
+HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, each in small letters too."""
+
+from __future__ import annotations
+
+import ipaddress
+import urllib.request
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+import httpx
+
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+_TIMEOUT = httpx.Timeout(None, connect=10.0)
+
+
+def proxy_for(base_url: str, environment: Mapping[str, str]) -> str | None:
+    """The proxy for the API's address; None where it is asked directly: no variable says otherwise, NO_PROXY names it,
+    or it is this machine. Raises ValueError for one that is none of HTTP; the text has no more of it than its kind."""
+    parts = urlsplit(base_url)
+    host = parts.hostname or ""
+    given = {name.lower(): value for name, value in sorted(environment.items()) if name.lower().endswith("_proxy")}
+    proxy = given.get(f"{parts.scheme}_proxy") or given.get("all_proxy")
+    if not proxy or _is_here(host):
+        return None
+    if urllib.request.proxy_bypass_environment(parts.netloc.rpartition("@")[2], {"no": given.get("no_proxy", "")}):
+        return None
+    if "://" not in proxy:
+        proxy = f"http://{proxy}"
+    kind = urlsplit(proxy).scheme
+    if kind not in ("http", "https") or not urlsplit(proxy).hostname:
+        raise ValueError(f"{parts.scheme.upper()}_PROXY: the API is reached by a proxy of http or https, not {kind}")
+    return proxy
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def client(base_url: str, proxy: str | None) -> httpx.AsyncClient:
+    """A client that reads no environment, and takes the proxy for the API alone."""
+    by = {} if proxy is None else {base_url: httpx.AsyncHTTPTransport(proxy=proxy, limits=_LIMITS)}
+    return httpx.AsyncClient(timeout=_TIMEOUT, limits=_LIMITS, trust_env=False, mounts=by)
