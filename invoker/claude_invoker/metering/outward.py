@@ -23,7 +23,8 @@ def proxy_for(base_url: str, environment: Mapping[str, str]) -> str | None:
     proxy = given.get(f"{parts.scheme}_proxy") or given.get("all_proxy")
     if not proxy or _is_here(host):
         return None
-    if urllib.request.proxy_bypass_environment(parts.netloc.rpartition("@")[2], {"no": given.get("no_proxy", "")}):
+    place = parts.netloc.rpartition("@")[2]
+    if _bypass(place, {"no": given.get("no_proxy", "")}):
         return None
     if "://" not in proxy:
         proxy = f"http://{proxy}"
@@ -31,6 +32,9 @@ def proxy_for(base_url: str, environment: Mapping[str, str]) -> str | None:
     if kind not in ("http", "https") or not urlsplit(proxy).hostname:
         raise ValueError(f"{parts.scheme.upper()}_PROXY: the API is reached by a proxy of http or https, not {kind}")
     return proxy
+
+
+_bypass = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]  # as requests asks it
 
 
 def _is_here(host: str) -> bool:
