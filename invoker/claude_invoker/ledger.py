@@ -68,7 +68,7 @@ class Ledger:
         if not caller.queued or caller.lease is None:
             return True
         try:
-            admission = await self._store.acquire(Lease.parse(caller.lease), slot_of(caller))
+            admission = await self._store.acquire(Lease.parse(caller.lease), slot_of(caller), caller.tier or "")
         except UnreadableLedger as error:
             _log.error("limits of %s cannot be checked: %s", caller.subject, error)
             raise Problem(503, "busy", "limits cannot be checked now", {"Retry-After": "1"}) from error

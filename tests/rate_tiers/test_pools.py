@@ -237,7 +237,7 @@ def test_a_gateway_whose_clock_is_wrong_asks_again_once(
     assert len(asked) == 2
     assert store.peek(Peek("claude", "ada", slot=POOLED, shared=TEAM)).pools[0].running == 1
 
-    monkeypatch.setattr(calls, "admit", lambda request, now_ms=None, real=calls.admit: real(request, 0))
+    monkeypatch.setattr(calls, "admit", lambda request, now_ms=None, real=calls.admit, **rest: real(request, 0, **rest))
     with pytest.raises(LedgerUnavailable, match="clocks"):  # not a third time
         store.acquire(Lease.new("claude", "ada", DOLLAR, TEAM), POOLED)
 

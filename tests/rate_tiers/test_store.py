@@ -46,8 +46,8 @@ class FromAsyncio(Ledger):
     def admit(self, request: Admit) -> Admission:
         return self.runner.run(self.store.admit(request))
 
-    def acquire(self, lease: Lease, slot: Slot) -> Admission:
-        return self.runner.run(self.store.acquire(lease, slot))
+    def acquire(self, lease: Lease, slot: Slot, tier: str = "") -> Admission:
+        return self.runner.run(self.store.acquire(lease, slot, tier))
 
     def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
         return self.runner.run(self.store.renew(lease, ttl_ms))

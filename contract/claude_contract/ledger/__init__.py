@@ -44,6 +44,7 @@ from claude_contract.ledger.model import (
     Admission,
     Admit,
     Busy,
+    Changed,
     Draw,
     Drawn,
     Lease,
@@ -68,7 +69,7 @@ from claude_contract.ledger.store import AsyncLedger, Ledger
 
 __all__ = [
     "ALONE", "DEPLOYMENT", "MAX_POOLS", "NAMESPACE", "NO_WINDOWS", "PERIODS", "UTC_DAY", "UTC_MONTH", "VERSION",
-    "Admission", "Admit", "AsyncLedger", "Budget", "Busy", "Draw", "Drawn", "Lease", "Ledger", "LedgerUnavailable",
-    "Peek", "Quota", "Renewal", "Shared", "Slot", "Spent", "Standing", "Terms", "UnreadableLedger", "Usage",
-    "Verdict", "Window", "Windows", "heads", "micro_usd", "organisation_tag", "pool_key", "subject_key", "usd",
+    "Admission", "Admit", "AsyncLedger", "Budget", "Busy", "Changed", "Draw", "Drawn", "Lease", "Ledger",
+    "LedgerUnavailable", "Peek", "Quota", "Renewal", "Shared", "Slot", "Spent", "Standing", "Terms", "UnreadableLedger",
+    "Usage", "Verdict", "Window", "Windows", "heads", "micro_usd", "organisation_tag", "pool_key", "subject_key", "usd",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
--- Admits one request, or changes nothing. Of every account (the subject's own, then its pools') all windows, the
+-- Admits one request, or changes nothing. Behind `live.lua`. Of every account (the subject's own, then its pools') all windows, the
 -- concurrency and all budgets are checked first; only then everything is taken. Also takes a queued job's lease when it
 -- starts (no windows then).
 --
@@ -6,12 +6,14 @@
 -- ARGV  1 lease, or "" for none
 --       2 lease's time to live, ms
 --       3 busy: "reject", "queue" (where all slots are taken go on without a lease) or "later" (take no lease now)
---       4... per account: rules, "" for none; terms
+--       4 the subject's tier
+--       5... per account: rules, "" for none; terms
 -- Reply 1 verdict: 0 refused, 1 admitted, 2 admitted without its lease (to be taken when the job starts),
 --         -1: this moment, 2 in ms, is in another period than the caller has computed
 --       2 of which account the exceeded limit is, from 1    3 which: 0 none, n the nth window, -1 concurrency, -1 - n the
---         nth budget                                        4 ms until it may pass
---       5... per account: running, reserved; per budget: spent, ms left; per window: remaining, ms until a place comes back
+--         nth budget, -1000 it is blocked                   4 ms until it may pass
+--       5 how many numbers come next: for each limit that an admin has changed its account, which (as in 3), what it is
+--       6... per account: running, reserved; per budget: spent, ms left; per window: remaining, ms until a place comes back
 --       (running, reserved and spent are 0 where no lease was asked for)
 
 local lease, ttl_ms, busy = ARGV[1], tonumber(ARGV[2]), ARGV[3]
@@ -30,13 +32,18 @@ if lease ~= '' then
   found = read_leases(lease)
   is_held = found.own
 end
+local all_rules, all_terms = {}, {}
 for n = 1, accounts do
-  local rules = read_rules(ARGV[2 * n + 2])
+  all_rules[n], all_terms[n] = read_rules(ARGV[2 * n + 3]), lease ~= '' and read_terms(ARGV[2 * n + 4]) or {}
+end
+apply_changes(all_rules, all_terms, ARGV[4])
+for n = 1, accounts do
+  local rules = all_rules[n]
   local windows = #rules > 0 and read_windows(redis.call('GET', w_of(n))) or {}
   local a = {windows = windows, rules = rules, running = 0, reserved = 0, spent = {}, left = {}}
   each[n] = a
   if lease ~= '' then
-    a.terms = read_terms(ARGV[2 * n + 3])
+    a.terms = all_terms[n]
     a.running, a.reserved = found.each[n][1], found.each[n][2]
     a.spent, a.left, a.book = read_spent(n, a.terms)
   end
@@ -51,6 +58,9 @@ end
 
 for n = 1, accounts do
   local a = each[n]
+  if blocked_until[n] and not is_held then
+    refuse_for(n, BLOCKED, 1000 * (blocked_until[n] - now_ms))
+  end
   for i = 1, #a.states do
     local length, limit, burst = a.rules[4 * i - 3], a.rules[4 * i - 2], a.rules[4 * i]
     local state = a.states[i]
@@ -93,8 +103,8 @@ end
 if lease ~= '' and verdict == 1 then
   write_lease(lease, ttl_ms, found)
 end
-local reply = {verdict, who, exceeded, math.ceil(wait / 1000)}
-local at = 5
+local reply = {verdict, who, exceeded, math.ceil(wait / 1000), #changed}
+local at = append(reply, changed)
 for n = 1, accounts do
   local a = each[n]
   if verdict > 0 then

@@ -17,11 +17,23 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from claude_contract import versions
 from claude_contract.ledger.limits import NO_WINDOWS, UTC_DAY, UTC_MONTH, Slot, Terms, Windows
+from claude_contract.ledger.live import (
+    BLOCKED,
+    MOST_CHANGES,
+    MOST_REFUSED,
+    OUTBOX,
+    Change,
+    Target,
+    limits_key,
+    read_change,
+    with_changes,
+)
 from claude_contract.ledger.model import (
     SETTLED_MS,
     VERSION,
     Admission,
     Admit,
+    Changed,
     Draw,
     Drawn,
     Lease,
@@ -66,7 +78,11 @@ class Call(NamedTuple, Generic[R]):
 
 _MONEY = ("common", "money")
 _BOOKS = ("draw", "settle")
-_FRONT = dict.fromkeys(_BOOKS, (*_MONEY, "book"))
+_FRONT = {
+    **dict.fromkeys(("admit", "peek"), (*_MONEY, "live")),
+    **dict.fromkeys(_BOOKS, (*_MONEY, "book")),
+    **dict.fromkeys(("change", "changes", "report"), ("common",)),
+}
 
 
 @lru_cache
@@ -86,26 +102,28 @@ class OutOfPeriod(LedgerUnavailable):
         self.now_ms = now_ms
 
 
-def admit(request: Admit, now_ms: int | None = None) -> Call[Admission]:
-    """`now_ms`: the moment whose periods are asked for, by default now. `parse` raises OutOfPeriod."""
+def admit(request: Admit, now_ms: int | None = None, *, one_node: bool = True) -> Call[Admission]:
+    """`now_ms`: the moment whose periods are asked for, by default now. `one_node`: Redis is no Cluster. `parse` raises
+    OutOfPeriod."""
     lease, slot = request.lease, request.slot
     limits = limits_of(request, slot.own)
     return Call(
         script("admit"),
-        _keys(request),
+        _keys(request, one_node),
         (
             _held(lease) if lease is not None else "",
             request.ttl_ms,
             request.busy,
+            request.tier,
             *_packed(limits, now_ms, not request.shared.tag),
         ),
         lambda reply: _admission(reply, limits, lease is not None),
     )
 
 
-def to_acquire(lease: Lease, slot: Slot) -> Admit:
+def to_acquire(lease: Lease, slot: Slot, tier: str = "") -> Admit:
     """What takes a lease, and counts nothing."""
-    return Admit(lease.namespace, lease.subject_key, lease=lease, slot=slot, shared=lease.shared)
+    return Admit(lease.namespace, lease.subject_key, lease=lease, slot=slot, shared=lease.shared, tier=tier)
 
 
 def acquire(lease: Lease, slot: Slot, now_ms: int | None = None) -> Call[Admission]:
@@ -139,15 +157,46 @@ def release(lease: Lease) -> Call[bool]:
     return Call(script("release"), _keys(lease), (_held(lease),), bool)
 
 
-def peek(request: Peek, now_ms: int | None = None) -> Call[Usage]:
-    """`now_ms` as for `admit`."""
+def peek(request: Peek, now_ms: int | None = None, *, one_node: bool = True) -> Call[Usage]:
+    """`now_ms` and `one_node` as for `admit`."""
     limits = limits_of(request, known_to_all(request.slot.own))
     return Call(
         script("peek"),
-        _keys(request),
-        _packed(limits, now_ms, not request.shared.tag),
+        _keys(request, one_node),
+        (request.tier, *_packed(limits, now_ms, not request.shared.tag)),
         lambda reply: _usage(reply, limits),
     )
+
+
+def change(key: str, target: Target, made: Change | None, line: bytes) -> Call[bool]:
+    """Changes limits, or takes a change back; `line` is for the audit log. False: there was nothing to take back.
+
+    `parse` raises OverflowError where there are too many."""
+
+    def parse(reply: Any) -> bool:
+        if reply[0] < 0:
+            raise OverflowError(f"there are {MOST_CHANGES} changes already: reset some")
+        return bool(reply[0])
+
+    encoded = made.encode() if made is not None else b""
+    return Call(script("change"), (key, OUTBOX), (target.field, encoded, line, MOST_CHANGES), parse)
+
+
+def changes(key: str) -> Call[list[Change]]:
+    """Those that hold now. `parse` raises UnreadableLedger."""
+    return Call(
+        script("changes"),
+        (key,),
+        (),
+        lambda reply: [
+            read_change(field.decode(), value) for field, value in zip(reply[::2], reply[1::2], strict=True)
+        ],
+    )
+
+
+def report(line: bytes) -> Call[bool]:
+    """Leaves a line of a refused attempt for the audit log. False: too many are waiting, it is not kept."""
+    return Call(script("report"), (OUTBOX,), (line, MOST_REFUSED), bool)
 
 
 # Lua stumbled over a value, or the key holds another type. Not what Redis says of itself (`OOM …`, `-READONLY …`).
@@ -171,6 +220,7 @@ def unreadable(error: Exception, call: Call[Any]) -> UnreadableLedger | None:
 
 
 Limits = Sequence[tuple[Windows, Terms]]  # of each account
+_BLOCKED = -1000  # see `live.lua`
 _NO_TERMS = Terms()
 
 
@@ -198,14 +248,16 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _keys(of: Admit | Peek | Lease) -> tuple[str, ...]:
-    """See `money.lua`."""
+def _keys(of: Admit | Peek | Lease, one_node: bool = False) -> tuple[str, ...]:
+    """See `money.lua`. Without `one_node` all have one tag; what was changed of subjects by themselves has the
+    deployment's."""
     if not of.shared.tag:
         head = f"{of.namespace}:{{{of.subject_key}}}:"
-        names = ("leases", "settled", "held", "w", "spent", "usd:day", "usd:month")
-        return tuple([head + name for name in names])
+        changes = limits_key(of.namespace) if one_node else head + "limits"
+        names = ("held", "w", "spent", "usd:day", "usd:month")
+        return (head + "leases", head + "settled", changes, *[head + name for name in names])
     head = f"{of.namespace}:{{{of.shared.tag}}}:"
-    keys = [head + "leases", f"{head}{of.subject_key}:settled", head + "held"]
+    keys = [head + "leases", f"{head}{of.subject_key}:settled", head + "limits", head + "held"]
     for account in (of.subject_key, *of.shared.pools):
         keys += (f"{head}{account}:w", f"{head}{account}:spent")
     return tuple(keys)
@@ -243,15 +295,31 @@ def _admission(reply: Sequence[int], limits: Limits, leased: bool) -> Admission:
     if reply[0] < 0:
         raise OutOfPeriod(reply[1])
     verdict, who, limit, wait_ms, *rest = reply
-    windows, terms = limits[who - 1]
-    if limit > 0:
-        exceeded = windows.each[limit - 1].name
-    elif limit < -1:
-        exceeded = terms.budgets[-2 - limit].name
-    else:
-        exceeded = "concurrent" if limit else ""
+    exceeded = _name(limits[who - 1], limit) if limit else ""
+    limits, rest, changed = _changed(limits, rest)
     each = _standings(rest, limits, leased)
-    return Admission(verdict != 0, verdict == 2, exceeded, who - 1, wait_ms, each[0], each[1:])
+    return Admission(verdict != 0, verdict == 2, exceeded, who - 1, wait_ms, each[0], each[1:], changed)
+
+
+def _name(of: tuple[Windows, Terms], limit: int) -> str:
+    """Of a limit by its number in `admit.lua`."""
+    windows, terms = of
+    if limit == _BLOCKED:
+        return BLOCKED
+    if limit == -1:
+        return "concurrent"
+    return windows.each[limit - 1].name if limit > 0 else terms.budgets[-2 - limit].name
+
+
+def _changed(limits: Limits, numbers: list[int]) -> tuple[Limits, list[int], tuple[Changed, ...]]:
+    """The limits as they are now, the numbers that are left, and what was changed."""
+    if not numbers[0]:
+        return limits, numbers[1:], ()
+    told, left = numbers[1 : 1 + numbers[0]], numbers[1 + numbers[0] :]
+    changed = tuple(
+        [Changed(told[n] - 1, _name(limits[told[n] - 1], told[n + 1]), told[n + 2]) for n in range(0, len(told), 3)]
+    )
+    return [with_changes(w, t, n, changed) for n, (w, t) in enumerate(limits)], left, changed
 
 
 def _drawn(reply: Sequence[int], limits: Limits) -> Drawn:
@@ -265,5 +333,6 @@ def _drawn(reply: Sequence[int], limits: Limits) -> Drawn:
 def _usage(reply: Sequence[int], limits: Limits) -> Usage:
     if reply[0] < 0:
         raise OutOfPeriod(reply[1])
-    each = _standings(reply[1:], limits, True)
-    return Usage(each[0], each[1:])
+    limits, numbers, changed = _changed(limits, list(reply[1:]))
+    each = _standings(numbers, limits, True)
+    return Usage(each[0], each[1:], changed)

@@ -69,6 +69,11 @@ class Budget:
     rolling: bool = False
 
     @property
+    def limits(self) -> bool:
+        """Not those of which `peek` tells of every subject."""
+        return self.micro_usd < LARGEST
+
+    @property
     def name(self) -> str:
         """As refusals and reports have it."""
         return f"usd_per_rolling_{self.per}" if self.rolling else f"usd_per_{self.per}"
@@ -88,11 +93,13 @@ class Budget:
         return cls(int(amount), per, zone)
 
 
+BUDGETS = tuple([Budget(0, per, rolling=rolling).name for rolling in (False, True) for per in periods.PERS])
+"""All names of budgets, as `live.lua` numbers them, from 1 on."""
 UTC_DAY, UTC_MONTH = Budget(LARGEST, "day"), Budget(LARGEST, "month")
 """Without limit: what `peek` tells of every subject."""
 
 _FIRST = struct.Struct("<i")  # concurrent runs, -1 any
-_BUDGET = struct.Struct("<dddB")  # micro-USD, start and end (ms), where it is booked; rolling: its length, 0
+_BUDGET = struct.Struct("<dddB")  # micro-USD, start and end (ms), see `_flags`; rolling: its length, 0
 _NEVER = 1 << 62
 
 
@@ -116,13 +123,18 @@ class Terms:
         packed, since, until = [_FIRST.pack(-1 if self.concurrent is None else self.concurrent)], 0, _NEVER
         for budget in self.budgets:
             if budget.rolling:
-                packed.append(_BUDGET.pack(budget.micro_usd, periods.ROLLING_MS[budget.per], 0, 0))
+                packed.append(_BUDGET.pack(budget.micro_usd, periods.ROLLING_MS[budget.per], 0, _flags(budget, 0)))
                 continue
             found = periods.period(budget.per, budget.zone, now_ms)
             since, until = max(since, found.start_ms), min(until, found.end_ms)
             kept = _KEPT.get((budget.per, budget.zone), 0) if own_tag else 0
-            packed.append(_BUDGET.pack(budget.micro_usd, found.start_ms, found.end_ms, kept))
+            packed.append(_BUDGET.pack(budget.micro_usd, found.start_ms, found.end_ms, _flags(budget, kept)))
         return own_tag, since, until, b"".join(packed)
+
+
+def _flags(budget: Budget, kept: int) -> int:
+    """Where it is also booked, and by which number it may be changed: none where it limits nothing."""
+    return kept if not budget.limits else kept + 4 * (1 + BUDGETS.index(budget.name))
 
 
 @dataclass(frozen=True, slots=True)

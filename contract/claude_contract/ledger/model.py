@@ -119,6 +119,7 @@ class Admit(Struct, frozen=True):
     busy: Busy = "reject"
     shared: Shared = ALONE
     pool_windows: tuple[Windows, ...] = ()
+    tier: str = ""  # whose limits an admin may have changed
     confirm_ms: int | None = None
     """How long the lease is held unless its holder confirms it (`acquire`); None: as long as the slot says."""
 
@@ -137,6 +138,7 @@ class Peek(Struct, frozen=True):
     slot: Slot = NO_SLOT
     shared: Shared = ALONE
     pool_windows: tuple[Windows, ...] = ()
+    tier: str = ""
 
 
 class Draw(Struct, frozen=True):
@@ -191,16 +193,25 @@ class Standing(NamedTuple):
     quotas: tuple[Quota, ...] = ()
 
 
+class Changed(NamedTuple):
+    """A limit that an admin has changed for now (`live`)."""
+
+    at: int  # of whom: 0 of the subject's own, else of the so many-th pool
+    limit: str  # a window's or a budget's name, or `concurrent`
+    value: int  # requests, runs, or micro-USD
+
+
 class Admission(NamedTuple):
-    """The answer to `admit` and `acquire`."""
+    """The answer to `admit` and `acquire`. Quotas and budgets are what they are with what was `changed`."""
 
     admitted: bool
     queued: bool  # admitted, its lease is to be acquired when it starts
-    exceeded: str  # the limit that refused: a window's or a budget's name, or `concurrent`; "" for none
+    exceeded: str  # the limit that refused: a window's or a budget's name, `concurrent` or `blocked`; "" for none
     at: int  # of whom: 0 of the subject's own, else of the so many-th pool
     wait_ms: int  # until it may pass; 0 where that depends on when a run ends
     own: Standing
     pools: tuple[Standing, ...] = ()
+    changed: tuple[Changed, ...] = ()
 
 
 class Usage(Struct, frozen=True):
@@ -208,6 +219,7 @@ class Usage(Struct, frozen=True):
 
     own: Standing
     pools: tuple[Standing, ...] = ()
+    changed: tuple[Changed, ...] = ()
 
     @property
     def running(self) -> int:

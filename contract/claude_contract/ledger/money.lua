@@ -1,6 +1,6 @@
 -- Runs and money, behind `common.lua`. A request has one or more accounts: its subject's, then those of its pools.
 --
--- KEYS, the same for all verbs: 1 leases   2 settled   3 held   4... of each account w and spent
+-- KEYS, the same for all verbs: 1 leases   2 settled   3 limits   4 held   5... of each account w and spent
 --   then, where a subject has a tag of its own: usd:day, usd:month
 --   last, for the verbs that book (`BOOKS`): booked, of the lease
 -- A lease, as ARGV: "v<version>.<id>:<reserved micro-USD>"; where many share a tag its accounts behind it, by spaces
@@ -11,16 +11,16 @@ local today = math.floor(now_ms / DAY)
 local BOOKED = BOOKS and KEYS[#KEYS]
 local last = BOOKS and #KEYS - 1 or #KEYS
 local shared = string.sub(KEYS[last], -6) == ':spent'
-local accounts = shared and (last - 3) / 2 or 1
-local LEASES, SETTLED, HELD = KEYS[1], KEYS[2], KEYS[3]
-local usd_day, usd_month = not shared and KEYS[6], not shared and KEYS[7]
+local accounts = shared and (last - 4) / 2 or 1
+local LEASES, SETTLED, LIMITS, HELD = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local usd_day, usd_month = not shared and KEYS[7], not shared and KEYS[8]
 
 local function w_of(account)
-  return KEYS[2 * account + 2]
+  return KEYS[2 * account + 3]
 end
 
 local function spent_of(account)
-  return KEYS[2 * account + 3]
+  return KEYS[2 * account + 4]
 end
 
 -- Running executions: a sorted set of leases by the millisecond at which each lapses. A subject by itself has one of its
@@ -279,8 +279,9 @@ local function ended_by(book, moment)
   return low, before, (read_record(book, low + 1))
 end
 
--- Terms: concurrent runs (-1 any), then per budget micro-USD, start and end of its period (ms), and 1 or 2 where
--- `usd_day` or `usd_month` has it. A rolling one has its length for the start, and no end.
+-- Terms: concurrent runs (-1 any), then per budget micro-USD, start and end of its period (ms), and a byte: 1 or 2 where
+-- `usd_day` or `usd_month` has it, and four times the number of its name, by which it may be changed (`live.lua`). A
+-- rolling one has its length for the start, and no end.
 local function read_terms(packed)
   local terms = {struct.unpack('<i4' .. string.rep('dddB', (#packed - 4) / 25), packed)}
   terms[#terms] = nil
@@ -301,14 +302,14 @@ local function read_spent(account, terms)
       outside = true
       return {}, {}
     end
-    booked = booked or terms[at + 3] == 0
+    booked = booked or terms[at + 3] % 4 == 0
   end
   local spent, left, book = {}, {}, booked and open_book(spent_of(account))
   if unreadable then
     return spent, left
   end
   for at = 2, #terms, 4 do
-    local start, ends, kept, n = terms[at + 1], terms[at + 2], terms[at + 3], #spent + 1
+    local start, ends, kept, n = terms[at + 1], terms[at + 2], terms[at + 3] % 4, #spent + 1
     left[n] = ends > 0 and ends - now_ms or 0
     if kept == 1 then
       spent[n] = read_kept(usd_day, today)

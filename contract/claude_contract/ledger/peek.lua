@@ -1,14 +1,20 @@
--- What a subject and its pools have used. Writes nothing.
+-- What a subject and its pools have used. Behind `live.lua`. Writes nothing.
 --
 -- KEYS  see `money.lua`
--- ARGV  1... per account: rules, "" for none; terms
+-- ARGV  1 the subject's tier   2... per account: rules, "" for none; terms
 -- Reply 1: 1, or -1: this moment, 2 in ms, is in another period than the caller has computed
---       2... per account, as `admit` has it, where 0 ms until a place comes back says that nothing is used
+--       2... what was changed and per account, from 5 on as `admit` has it, where 0 ms until a place comes back says that nothing is used
 
-local reply, at, holds = {1}, 2, read_leases('').each
+local all_rules, all_terms = {}, {}
 for n = 1, accounts do
-  local spent, left = read_spent(n, read_terms(ARGV[2 * n]))
-  local windows, rules = read_windows(redis.call('GET', w_of(n))), read_rules(ARGV[2 * n - 1])
+  all_rules[n], all_terms[n] = read_rules(ARGV[2 * n]), read_terms(ARGV[2 * n + 1])
+end
+apply_changes(all_rules, all_terms, ARGV[1])
+local reply, holds = {1, #changed}, read_leases('').each
+local at = append(reply, changed)
+for n = 1, accounts do
+  local spent, left = read_spent(n, all_terms[n])
+  local windows, rules = read_windows(redis.call('GET', w_of(n))), all_rules[n]
   if unreadable then
     return unreadable
   end

@@ -21,9 +21,9 @@ class Ledger(Protocol):
     def admit(self, request: Admit) -> Admission:
         """Checks and takes everything, or nothing."""
 
-    def acquire(self, lease: Lease, slot: Slot) -> Admission:
-        """Takes the lease of a run that is about to start: of one that was queued, or that nobody has confirmed in
-        time. One that is held is confirmed by it."""
+    def acquire(self, lease: Lease, slot: Slot, tier: str = "") -> Admission:
+        """Takes the lease of a run of that tier that is about to start: of one that was queued, or that nobody has
+        confirmed in time. One that is held is confirmed by it."""
 
     def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
         """Keeps the lease of a run for so long from now. At least every third of that is well."""
@@ -51,16 +51,19 @@ class AsyncLedger:
     """
 
     def __init__(self, redis: Any) -> None:
+        from redis.asyncio.cluster import RedisCluster  # asyncio: not for the gateway
+
         self.redis = redis
+        self._one_node = not isinstance(redis, RedisCluster)
 
     async def admit(self, request: Admit) -> Admission:
         try:
-            return await self._ask(calls.admit(request))
+            return await self._ask(calls.admit(request, one_node=self._one_node))
         except OutOfPeriod as error:
-            return await self._ask(calls.admit(request, error.now_ms))
+            return await self._ask(calls.admit(request, error.now_ms, one_node=self._one_node))
 
-    async def acquire(self, lease: Lease, slot: Slot) -> Admission:
-        return await self.admit(calls.to_acquire(lease, slot))
+    async def acquire(self, lease: Lease, slot: Slot, tier: str = "") -> Admission:
+        return await self.admit(calls.to_acquire(lease, slot, tier))
 
     async def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
         return await self._ask(calls.renew(lease, ttl_ms))
@@ -103,9 +106,9 @@ class AsyncLedger:
 
     async def peek(self, request: Peek) -> Usage:
         try:
-            return await self._ask(calls.peek(request))
+            return await self._ask(calls.peek(request, one_node=self._one_node))
         except OutOfPeriod as error:
-            return await self._ask(calls.peek(request, error.now_ms))
+            return await self._ask(calls.peek(request, error.now_ms, one_node=self._one_node))
 
     async def _ask(self, call: Call[R]) -> R:
         script, keys, args = call.script, call.keys, call.args

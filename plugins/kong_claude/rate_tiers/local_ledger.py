@@ -97,8 +97,8 @@ class LocalLedger(Ledger):
         with self._moment():
             return self._admit(request)
 
-    def acquire(self, lease: Lease, slot: Slot) -> Admission:
-        return self.admit(to_acquire(lease, slot))
+    def acquire(self, lease: Lease, slot: Slot, tier: str = "") -> Admission:
+        return self.admit(to_acquire(lease, slot, tier))
 
     def _admit(self, request: Admit) -> Admission:
         lease, slot = request.lease, request.slot

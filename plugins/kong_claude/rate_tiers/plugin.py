@@ -21,6 +21,7 @@ from claude_contract.ledger import (
     Peek,
     micro_usd,
 )
+from claude_contract.ledger.live import BLOCKED
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.pipeline import plugin
 from kong_claude.rate_tiers import local_ledger, redis_ledger, report
@@ -66,13 +67,9 @@ class RateTiers(Stage[RateTiersConfig]):
         self.sharing = Sharing(bool(config.pools), config.organisation_claim or "", config.on_missing_identity)
         self.busy: Busy = "queue" if config.on_busy == "queue" else "reject"
         self.shadow = config.mode == "shadow"
+        self.header_style = config.header_style
         shown = {} if config.hide_client_headers else tiers
-        self.headers = {
-            tier.name: LimitHeaders(
-                tier.windows.each, config.header_style, [(pool.name, pool.windows.each) for pool in tier.pools]
-            )
-            for tier in shown.values()
-        }
+        self.headers = {tier.name: self._headers(tier) for tier in shown.values()}
         self.error_code = config.error_code
         self.error_message = config.error_message
         self.report = config.report
@@ -89,7 +86,7 @@ class RateTiers(Stage[RateTiersConfig]):
         if isinstance(shared_by, Refuse):
             return shared_by
         if self.report:
-            asked = Peek(self.namespace, subject_key, tier.windows, tier.slot, shared_by, tier.pool_windows)
+            asked = Peek(self.namespace, subject_key, tier.windows, tier.slot, shared_by, tier.pool_windows, tier.name)
             return self._report(request, tier, asked)
         refusal = self._model_refusal(request, tier)
         if refusal and not self.shadow:
@@ -101,7 +98,17 @@ class RateTiers(Stage[RateTiersConfig]):
         if needs_lease:
             lease = Lease.new(self.namespace, subject_key, tier.slot.run_micro_usd, shared_by)
         busy: Busy = "later" if _prefers_async(request) else self.busy
-        wanted = Admit(self.namespace, subject_key, tier.windows, lease, tier.slot, busy, shared_by, tier.pool_windows)
+        wanted = Admit(
+            self.namespace,
+            subject_key,
+            tier.windows,
+            lease,
+            tier.slot,
+            busy,
+            shared_by,
+            tier.pool_windows,
+            tier.name,
+        )
         confirmed = replace(wanted, confirm_ms=CONFIRM_MS) if self.invoker_settles else wanted
         shared: dict[str, Any] = {"subject": subject_key, "tier": tier.name}
         try:
@@ -110,7 +117,10 @@ class RateTiers(Stage[RateTiersConfig]):
             )
         except LedgerUnavailable:
             return self._without_ledger(tier, shared)
-        headers = self.headers[tier.name].of(admission) if self.headers else {}
+        slot, tier = tier.slot, tier.now(admission.changed)
+        headers = {}
+        if self.headers:
+            headers = (self._headers(tier) if admission.changed else self.headers[tier.name]).of(admission)
         if not admission.admitted:
             if not self.shadow:
                 return self._refuse(admission, tier, headers)
@@ -118,7 +128,8 @@ class RateTiers(Stage[RateTiersConfig]):
             request.kong.log.warn(f"shadow: {subject_key} in tier {tier.name} would be refused, {shared['shadow']}")
         place = None
         if lease is not None and (admission.queued or not local):
-            place = Place(lease, tier.slot, admission.queued)
+            # The configuration's: where the place is taken later, it is under what is changed then.
+            place = Place(lease, slot, admission.queued)
         if lease is not None and admission.admitted and not admission.queued:
             shared["lease"] = str(lease)
             if local:
@@ -178,7 +189,14 @@ class RateTiers(Stage[RateTiersConfig]):
             return Pass(claims=Limits(tier.name, tier.clamp), shared={**shared, "uncounted": True})
         return Refuse(503, "rate limits cannot be checked now", "limits_unavailable", {"Retry-After": "1"})
 
+    def _headers(self, tier: Tier) -> LimitHeaders:
+        pools = [(pool.name, pool.windows.each) for pool in tier.pools]
+        return LimitHeaders(tier.windows.each, self.header_style, pools)
+
     def _refuse(self, admission: Admission, tier: Tier, headers: dict[str, str]) -> Refuse:
+        if admission.exceeded == BLOCKED:
+            detail = report.blocked(admission, tier)
+            return Refuse(403, "an administrator has blocked this for now", BLOCKED, detail=detail)
         detail = report.refusal(admission, tier)
         wait = str(detail["retry_after"])
         return Refuse(self.error_code, self.error_message, "rate_limited", {**headers, "Retry-After": wait}, detail)
@@ -210,6 +228,7 @@ class RateTiers(Stage[RateTiersConfig]):
             usage, _ = self._ask(request, lambda store: store.peek(asked))
         except LedgerUnavailable:
             return Refuse(503, "limits cannot be read now", "limits_unavailable", {"Retry-After": "1"})
+        tier = tier.now(usage.changed)
         return Answer(200, report.limits(usage, tier), {"Cache-Control": "no-store"}, Limits(tier.name, tier.clamp))
 
     def _log_unknown(self, request: Request, name: str) -> None:

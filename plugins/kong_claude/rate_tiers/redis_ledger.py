@@ -38,6 +38,7 @@ from claude_contract.ledger import (
     calls,
 )
 from claude_contract.ledger.calls import Call, OutOfPeriod
+from claude_contract.ledger.live import Change, Target
 from kong_claude.rate_tiers.redis_circuit import Circuit, Circuits, Quiet, is_away
 from kong_claude.rate_tiers.redis_pipe import Shared
 from kong_claude.rate_tiers.redis_pool import Pool
@@ -146,6 +147,7 @@ class RedisLedger(Ledger):
         """Raises ConfigError."""
         self.circuits = Circuits()
         self._quiet = Quiet()
+        self.one_node = "+cluster" not in urlsplit(settings.url).scheme
         try:
             self._transport = _transport(settings)
         except BadPlace as error:
@@ -156,12 +158,12 @@ class RedisLedger(Ledger):
 
     def admit(self, request: Admit) -> Admission:
         try:
-            return self._ask(calls.admit(request))
+            return self._ask(calls.admit(request, one_node=self.one_node))
         except OutOfPeriod as error:
-            return self._ask(calls.admit(request, error.now_ms))
+            return self._ask(calls.admit(request, error.now_ms, one_node=self.one_node))
 
-    def acquire(self, lease: Lease, slot: Slot) -> Admission:
-        return self.admit(calls.to_acquire(lease, slot))
+    def acquire(self, lease: Lease, slot: Slot, tier: str = "") -> Admission:
+        return self.admit(calls.to_acquire(lease, slot, tier))
 
     def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
         return self._ask(calls.renew(lease, ttl_ms))
@@ -180,9 +182,21 @@ class RedisLedger(Ledger):
 
     def peek(self, request: Peek) -> Usage:
         try:
-            return self._ask(calls.peek(request))
+            return self._ask(calls.peek(request, one_node=self.one_node))
         except OutOfPeriod as error:
-            return self._ask(calls.peek(request, error.now_ms))
+            return self._ask(calls.peek(request, error.now_ms, one_node=self.one_node))
+
+    def change(self, key: str, target: Target, made: Change | None, line: bytes) -> bool:
+        """See `calls.change`. Raises LedgerUnavailable, OverflowError."""
+        return self._ask(calls.change(key, target, made, line))
+
+    def changes(self, key: str) -> list[Change]:
+        """Those that hold now. Raises LedgerUnavailable."""
+        return self._ask(calls.changes(key))
+
+    def report(self, line: bytes) -> bool:
+        """See `calls.report`. Raises LedgerUnavailable."""
+        return self._ask(calls.report(line))
 
     def news(self) -> bool:
         """True where a failure is to be logged: once a second."""

@@ -31,6 +31,12 @@ def refusal(admission: Admission, tier: Tier) -> dict[str, Any]:
     }
 
 
+def blocked(admission: Admission, tier: Tier) -> dict[str, Any]:
+    """Of whom it is, and for how long. Why, is told to admins only."""
+    pool = {"pool": tier.pools[admission.at - 1].name} if admission.at else {}
+    return {"limit": admission.exceeded, "tier": tier.name, **pool, "for_s": seconds(admission.wait_ms)}
+
+
 def exceeded(admission: Admission, tier: Tier) -> str:
     """For logs: `minute`, or `pool engineering: usd_per_month`."""
     return f"pool {tier.pools[admission.at - 1].name}: {admission.exceeded}" if admission.at else admission.exceeded

@@ -14,6 +14,7 @@ from claude_contract.ledger import (
     MAX_POOLS,
     PERIODS,
     Budget,
+    Changed,
     Lease,
     Shared,
     Slot,
@@ -23,8 +24,10 @@ from claude_contract.ledger import (
     micro_usd,
     organisation_tag,
     periods,
+    usd,
 )
-from claude_contract.ledger.limits import MAX_BUDGETS
+from claude_contract.ledger.limits import BUDGETS, MAX_BUDGETS
+from claude_contract.ledger.live import with_changes
 from claude_contract.ledger.periods import PERS, Per
 from kong_claude.rate_tiers.pools import WIDEST, Pool
 from kong_claude.rate_tiers.schema import Limits, Money, RateTiersConfig, TierConfig
@@ -56,6 +59,44 @@ class Tier:
     @property
     def pool_windows(self) -> tuple[Windows, ...]:
         return tuple([pool.windows for pool in self.pools])
+
+    def limits(self) -> dict[str, set[str]]:
+        """What may be changed for a while: of its own under "", of its pools under their names."""
+        accounts = [("", self.windows, self.slot.own), *[(pool.name, pool.windows, pool.terms) for pool in self.pools]]
+        return {
+            name: {
+                *[window.name for window in windows.each],
+                *[budget.name for budget in terms.budgets],
+                *(["concurrent"] if terms.concurrent is not None else []),
+            }
+            for name, windows, terms in accounts
+        }
+
+    def now(self, changed: Sequence[Changed]) -> Tier:
+        """With what an admin has changed. A run may then cost no more than any lowered budget."""
+        if not changed:
+            return self
+        windows, own = with_changes(self.windows, self.slot.own, 0, changed)
+        pools = []
+        for at, pool in enumerate(self.pools, start=1):
+            of_pool, terms = with_changes(pool.windows, pool.terms, at, changed)
+            pools.append(replace(pool, windows=of_pool, terms=terms))
+        short = [self.slot.day_micro_usd, self.slot.month_micro_usd]
+        given = iter(own.budgets)
+        day, month = [None if before is None else next(given).micro_usd for before in short]
+        slot = replace(
+            self.slot,
+            concurrent=own.concurrent,
+            day_micro_usd=day,
+            month_micro_usd=month,
+            budgets=tuple(given),
+            pools=tuple([pool.terms for pool in pools]),
+        )
+        lowest = [usd(value) for _, limit, value in changed if limit in BUDGETS]
+        clamp = self.clamp
+        if clamp.max_usd is not None:
+            clamp = replace(clamp, max_usd=min([clamp.max_usd, *lowest]))
+        return replace(self, windows=windows, slot=slot, clamp=clamp, pools=tuple(pools))
 
 
 def tiers_from_config(config: RateTiersConfig, ttl: float, *, signed: bool) -> tuple[dict[str, Tier], Tier]:

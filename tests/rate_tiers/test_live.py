@@ -1,0 +1,242 @@
+"""Limits that are changed while everything runs: what goes before what, from when on, until when."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from claude_contract.ledger import (
+    DEPLOYMENT,
+    Admission,
+    Admit,
+    Budget,
+    Changed,
+    Lease,
+    Peek,
+    Shared,
+    Slot,
+    Terms,
+    UnreadableLedger,
+    Window,
+    Windows,
+    calls,
+    pool_key,
+)
+from claude_contract.ledger.calls import Call
+from claude_contract.ledger.live import MOST_CHANGES, MOST_REFUSED, OUTBOX, Change, Target, limits_key
+from tests.rate_tiers.servers import RedisProcess
+from tests.rate_tiers.test_model import DOLLAR, ClockedRedis
+from tests.rate_tiers.test_pools import at
+
+NOW = at("2026-11-26T12:00")
+SOON = NOW // 1000 + 60_000  # ms
+RED = pool_key("team", "claim", "red")
+POOLED = Shared(DEPLOYMENT, (RED, pool_key("all")))
+SUBJECT = Target("subject", key="alice")
+TIER = Target("tier", name="pro")
+POOL = Target("pool", key=RED, name="team")
+ALL_TEAMS = Target("pool", name="team")
+WINDOWS = Windows((Window("minute", 3), Window("hour", 200)))
+SLOT = Slot(2, DOLLAR, 5 * DOLLAR, None, budgets=(Budget(9 * DOLLAR, "week", rolling=True),))
+POOLED_SLOT = Slot(
+    2, DOLLAR, 5 * DOLLAR, None, pools=(Terms(3, (Budget(50 * DOLLAR, "month", "Europe/Berlin"),)), Terms(4))
+)
+
+
+@pytest.fixture
+def clocked(redis_server: RedisProcess) -> ClockedRedis:
+    return ClockedRedis(redis_server)
+
+
+def change(clocked: ClockedRedis, target: Target, limits: Mapping[str, int] | None, until: int = SOON) -> bool:
+    made = None if limits is None else Change({}, limits, until, "root", "a test", NOW // 1000)
+    return clocked.ask(calls.change(limits_key("claude"), target, made, b"{}"), NOW)
+
+
+def admit(
+    clocked: ClockedRedis, shared: Shared | None = None, tier: str = "pro", now: int = NOW, lease: bool = True
+) -> Admission:
+    slot, pools = (POOLED_SLOT, (Windows((Window("day", 100),)), Windows(()))) if shared else (SLOT, ())
+    shared = shared or Shared()
+    taken = Lease.new("claude", "alice", DOLLAR, shared) if lease else None
+    return clocked.admit(Admit("claude", "alice", WINDOWS, taken, slot, "reject", shared, pools, tier), now)
+
+
+def allowed(admission: Admission) -> dict[str, int]:
+    """Of the subject's own limits."""
+    windows = {quota.window.name: quota.window.limit for quota in admission.own.quotas}
+    return windows | {spent.budget.name: spent.budget.micro_usd for spent in admission.own.spent}
+
+
+def pool_allowed(admission: Admission) -> dict[str, int]:
+    team = admission.pools[0]
+    windows = {quota.window.name: quota.window.limit for quota in team.quotas}
+    return windows | {spent.budget.name: spent.budget.micro_usd for spent in team.spent}
+
+
+CONFIGURED = {"minute": 3, "hour": 200, "usd_per_day": 5 * DOLLAR, "usd_per_rolling_week": 9 * DOLLAR}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([], {}),
+        ([(SUBJECT, {"minute": 1})], {"minute": 1}),
+        ([(SUBJECT, {"minute": 500, "hour": 1000})], {"minute": 500, "hour": 1000}),
+        ([(TIER, {"usd_per_day": 7 * DOLLAR})], {"usd_per_day": 7 * DOLLAR}),
+        ([(TIER, {"usd_per_rolling_week": 1})], {"usd_per_rolling_week": 1}),
+        ([(TIER, {"minute": 9, "hour": 10}), (SUBJECT, {"minute": 2})], {"minute": 2, "hour": 10}),
+        ([(Target("tier", name="free"), {"minute": 1})], {}),
+        ([(Target("subject", key="bob"), {"minute": 1})], {}),
+        ([(SUBJECT, {"day": 1, "usd_per_week": 1})], {}),  # not among the limits
+    ],
+    ids=str,
+)
+def test_the_most_specific_change_of_each_limit_holds(
+    clocked: ClockedRedis, changes: list[tuple[Target, dict[str, int]]], expected: dict[str, int]
+) -> None:
+    for target, limits in changes:
+        assert change(clocked, target, limits)
+    assert allowed(admit(clocked)) == CONFIGURED | expected
+    peeked = clocked.peek(Peek("claude", "alice", WINDOWS, SLOT, tier="pro"), NOW)
+    found = {q.window.name: q.window.limit for q in peeked.own.quotas}
+    found |= {spent.budget.name: spent.budget.micro_usd for spent in peeked.own.spent[2:]}
+    assert found == CONFIGURED | expected
+    assert [spent.budget.micro_usd for spent in peeked.own.spent[:2]] == [2**53 - 1] * 2, "these limit nothing"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([(ALL_TEAMS, {"day": 2})], {"day": 2}),
+        ([(ALL_TEAMS, {"day": 2, "usd_per_month": 1}), (POOL, {"day": 8})], {"day": 8, "usd_per_month": 1}),
+        ([(Target("pool", key=pool_key("team", "claim", "blue"), name="team"), {"day": 1})], {}),
+        ([(Target("subject", key="pool.team"), {"day": 1})], {}),
+        ([(SUBJECT, {"minute": 1}), (TIER, {"day": 1})], {}),  # of another account
+    ],
+    ids=str,
+)
+def test_a_pool_is_changed_for_one_value_or_for_all(
+    clocked: ClockedRedis, changes: list[tuple[Target, dict[str, int]]], expected: dict[str, int]
+) -> None:
+    for target, limits in changes:
+        assert change(clocked, target, limits)
+    assert pool_allowed(admit(clocked, POOLED)) == {"day": 100, "usd_per_month": 50 * DOLLAR} | expected
+
+
+def test_a_lowered_limit_refuses_the_very_next_and_a_raised_one_lets_it_through(clocked: ClockedRedis) -> None:
+    assert admit(clocked).admitted
+    change(clocked, SUBJECT, {"minute": 1})
+    refused = admit(clocked)
+    assert (refused.exceeded, refused.own.quotas[0].window.limit) == ("minute", 1)
+    assert refused.changed == (Changed(0, "minute", 1),)
+    change(clocked, SUBJECT, {"minute": 100})
+    assert all(admit(clocked, lease=False).admitted for _ in range(20))
+    change(clocked, SUBJECT, {"usd_per_day": DOLLAR})  # one runs already, and holds as much
+    assert admit(clocked, lease=True).exceeded in ("minute", "usd_per_day")
+    change(clocked, SUBJECT, {"minute": 100, "concurrent": 1})
+    refused = admit(clocked)
+    assert refused.exceeded == "concurrent"
+    assert Changed(0, "concurrent", 1) in refused.changed
+
+
+def test_a_queued_run_starts_under_the_limits_as_they_are_then(clocked: ClockedRedis) -> None:
+    lease = Lease.new("claude", "alice", DOLLAR)
+    change(clocked, TIER, {"usd_per_day": DOLLAR // 2})
+    request = calls.to_acquire(lease, SLOT, "pro")
+    assert clocked.admit(request, NOW).exceeded == "usd_per_day"
+    assert clocked.admit(request, NOW + 61_000_000).admitted, "the change has lapsed"
+
+
+@pytest.mark.parametrize("target", [SUBJECT, TIER, POOL, ALL_TEAMS], ids=str)
+def test_who_is_blocked_is_refused_at_once_whatever_he_asks_for(clocked: ClockedRedis, target: Target) -> None:
+    change(clocked, target, {"blocked": 1})
+    for lease in (True, False):
+        refused = admit(clocked, POOLED, lease=lease)
+        assert (refused.admitted, refused.exceeded, refused.wait_ms) == (False, "blocked", 60_000)
+    acquired = clocked.admit(calls.to_acquire(Lease.new("claude", "alice", 1, POOLED), POOLED_SLOT, "pro"), NOW)
+    assert acquired.exceeded == "blocked"
+    change(clocked, target, None)
+    assert admit(clocked, POOLED).admitted
+
+
+def test_one_subject_may_be_let_through_a_blocked_tier(clocked: ClockedRedis) -> None:
+    change(clocked, TIER, {"blocked": 1})
+    assert not admit(clocked).admitted
+    change(clocked, SUBJECT, {"blocked": 0})
+    assert admit(clocked).admitted
+
+
+def test_a_blocked_subjects_held_lease_is_taken_again_without_harm(clocked: ClockedRedis) -> None:
+    request = calls.to_acquire(Lease.new("claude", "alice", DOLLAR), SLOT, "pro")
+    assert clocked.admit(request, NOW).admitted
+    change(clocked, SUBJECT, {"blocked": 1})
+    assert clocked.admit(request, NOW).admitted
+
+
+def test_a_change_ends_at_its_time_by_redis_clock_whatever_this_machine_thinks(clocked: ClockedRedis) -> None:
+    change(clocked, SUBJECT, {"minute": 1})
+    last = SOON * 1000 - 1
+    assert allowed(admit(clocked, now=last))["minute"] == 1
+    assert allowed(admit(clocked, now=SOON * 1000)) == CONFIGURED
+    assert clocked.ask(calls.changes(limits_key("claude")), last)
+    assert clocked.ask(calls.changes(limits_key("claude")), SOON * 1000) == []
+
+
+def test_the_key_goes_with_the_last_change(redis_server: RedisProcess) -> None:
+    client: Any = redis_server.client()
+
+    def ask(call: Call[Any]) -> Any:
+        return call.parse(client.eval(call.script.source, len(call.keys), *call.keys, *call.args))
+
+    now_ms = time.time_ns() // 1_000_000
+    for seconds in (3600, 60):
+        made = Change({}, {"minute": 1}, now_ms + seconds * 1000, "root", "", now_ms)
+        ask(calls.change(limits_key("claude"), Target("subject", key=str(seconds)), made, b"{}"))
+    assert 3500 < client.ttl(limits_key("claude")) <= 3600
+    ask(calls.change(limits_key("claude"), Target("subject", key="3600"), None, b"{}"))
+    assert 0 < client.ttl(limits_key("claude")) <= 60
+    ask(calls.change(limits_key("claude"), Target("subject", key="60"), None, b"{}"))
+    assert not client.exists(limits_key("claude"))
+
+
+def test_every_change_leaves_its_line_with_what_was_there_before(clocked: ClockedRedis) -> None:
+    assert change(clocked, SUBJECT, {"minute": 1})
+    assert change(clocked, SUBJECT, {"minute": 2})
+    assert change(clocked, SUBJECT, None)
+    assert not change(clocked, SUBJECT, None), "there was nothing left to take back"
+    lines = [fields for _, fields in clocked.client.xrange(OUTBOX)]  # type: ignore[union-attr]
+    minutes = [
+        tuple(b'"minute":%d' % n in line[side] for n in (1, 2)) for line in lines for side in (b"before", b"after")
+    ]
+    assert minutes == [(False, False), (True, False), (True, False), (False, True), (False, True), (False, False)]
+
+
+def test_there_are_not_too_many_changes_and_lines(clocked: ClockedRedis) -> None:
+    made = Change({}, {"minute": 1}, SOON, "root", "", 0).encode()
+    clocked.client.hset(limits_key("claude"), mapping={f"s:{n}": made for n in range(MOST_CHANGES)})
+    with pytest.raises(OverflowError, match="reset some"):
+        change(clocked, SUBJECT, {"minute": 1})
+    assert change(clocked, Target("subject", key="7"), {"minute": 2}), "one that is there may be changed again"
+    with clocked.client.pipeline() as pipe:
+        for _ in range(MOST_REFUSED):
+            pipe.xadd(OUTBOX, {"line": "{}"})
+        pipe.execute()
+    assert not clocked.ask(calls.report(b"{}"), NOW)
+    assert change(clocked, SUBJECT, None) is False
+    assert change(clocked, Target("subject", key="7"), None), "a change is never without its line"
+
+
+@pytest.mark.parametrize("value", ["{", '"text"', '{"v":9,"until":99999999999999,"limits":{"minute":1}}'])
+def test_a_change_that_cannot_be_read_refuses_whom_it_binds_and_nobody_else(clocked: ClockedRedis, value: str) -> None:
+    clocked.client.hset(limits_key("claude"), "s:alice", value)
+    call = calls.admit(Admit("claude", "alice", WINDOWS), NOW // 1000)
+    with pytest.raises(Exception, match=r"VERSION|user_script") as raised:
+        clocked.ask(call, NOW)
+    assert isinstance(calls.unreadable(raised.value, call), UnreadableLedger)
+    assert clocked.admit(Admit("claude", "bob", WINDOWS), NOW).admitted
+    assert change(clocked, SUBJECT, None), "it can be reset"
+    assert admit(clocked).admitted
