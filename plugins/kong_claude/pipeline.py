@@ -7,6 +7,7 @@ does the fail-closed guard let the request reach an upstream.
 
 from __future__ import annotations
 
+import json
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -25,6 +26,7 @@ from kong_claude.schema import read
 from kong_claude.stage import Shared, Stage
 
 _HEADER = HEADER.lower()
+JSON = "application/json; charset=utf-8"  # as Kong has it
 UNAVAILABLE = {"message": "service temporarily unavailable"}
 # Kong drops a header whose value is an empty table: removal costs no call of its own.
 REMOVE: dict[str, str] = {}
@@ -69,7 +71,9 @@ class Pipeline:
                 identity, limits = request.attested_identity, request.limits
                 if identity is not None:
                     in_flight.answered(kong, identity, (limits or identity).tier or "")
-                kong.response.exit(last.status, dict(last.body), dict(last.headers))
+                # As text: in what Kong makes JSON of, an empty list becomes {}, and what is None is left out.
+                body = json.dumps(last.body, separators=(",", ":"))
+                kong.response.exit(last.status, body, {"Content-Type": JSON, **last.headers})
             else:
                 self.let_pass(request, [d for d in decisions if isinstance(d, Pass)])
         except Exception:

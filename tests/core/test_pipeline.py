@@ -160,10 +160,11 @@ def test_a_refusal_ends_it(status: int) -> None:
     assert first.undone == [first.decide]
 
 
-def test_an_answer_ends_it_too() -> None:
-    kong = run([Fixed(Answer(200, {"limits": 1}, {"H": "1"}))], Kong())
+def test_an_answer_ends_it_too_with_its_empty_lists_and_what_is_none() -> None:
+    kong = run([Fixed(Answer(200, {"limits": [], "of": None}, {"H": "1"}))], Kong())
     assert kong.methods[-1] == "response.exit"
-    assert kong.args("response.exit") == (200, {"limits": 1}, {"H": "1"})
+    headers = {"Content-Type": "application/json; charset=utf-8", "H": "1"}
+    assert kong.args("response.exit") == (200, '{"limits":[],"of":null}', headers)
 
 
 ERRORS = [ValueError("x"), RuntimeError(), KeyError("k"), RecursionError(), MemoryError(), TimeoutError(), OSError(5)]

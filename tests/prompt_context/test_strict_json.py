@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claude_contract.nesting import MAX_DEPTH, too_deep
-from kong_claude.prompt_context.strict_json import MAX_STRUCTURE, JSONError, parse_object, rewrite
+from kong_claude.strict_json import MAX_STRUCTURE, JSONError, parse_object, rewrite
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 JSON = st.recursive(

@@ -49,11 +49,16 @@ class RPCError(Exception):
 
 @dataclass
 class Exit:
-    """Arguments of `kong.response.exit` (or `.error`), as they travelled."""
+    """Arguments of `kong.response.exit` (or `.error`), as they travelled; a body that is text as the JSON that it is."""
 
     status: int
     body: Any = None
     headers: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.body, str | bytes):
+            assert self.headers["Content-Type"].startswith("application/json")
+            self.body = json.loads(self.body)
 
 
 @dataclass

@@ -182,16 +182,14 @@ def change(key: str, target: Target, made: Change | None, line: bytes) -> Call[b
     return Call(script("change"), (key, OUTBOX), (target.field, encoded, line, MOST_CHANGES), parse)
 
 
-def changes(key: str) -> Call[list[Change]]:
-    """Those that hold now. `parse` raises UnreadableLedger."""
-    return Call(
-        script("changes"),
-        (key,),
-        (),
-        lambda reply: [
-            read_change(field.decode(), value) for field, value in zip(reply[::2], reply[1::2], strict=True)
-        ],
-    )
+def changes(key: str) -> Call[dict[str, Change]]:
+    """Those that hold now, by field. `parse` raises UnreadableLedger."""
+
+    def parse(reply: Any) -> dict[str, Change]:
+        fields = [field.decode("utf-8", "replace") for field in reply[::2]]
+        return {field: read_change(field, value) for field, value in zip(fields, reply[1::2], strict=True)}
+
+    return Call(script("changes"), (key,), (), parse)
 
 
 def report(line: bytes) -> Call[bool]:

@@ -90,6 +90,34 @@ def order(view: View) -> Iterator[Opening]:
             yield Opening("fails-open", where, "without Redis nothing is limited (on_error: allow)", "on_error: deny")
 
 
+# What the admin's route must have as those that count.
+COUNTED_BY = ("namespace", "policy", "redis_url", "redis_host", "limit_by", "organisation_claim", "tiers", "pools")
+
+
+def admin_limits(view: View) -> Iterator[Opening]:
+    """A route that changes limits (`admin`) does nothing where no route counts by the same."""
+    limits = [
+        (route.name, (plugin.get("config") or {}).get("rate_tiers") or plugin.get("config") or {})
+        for route in protected(view)
+        for plugin in route.active("claude-rate-tiers", "claude-gateway")
+    ]
+    counting = [config for _, config in limits if config.get("tiers") and not config.get("admin")]
+    for name, admin in limits:
+        if not admin.get("admin"):
+            continue
+        if admin.get("policy") != "redis":
+            yield Opening(
+                "admin-limits", f"route {name}", "changes no limits, which each process counts alone", "policy: redis"
+            )
+        elif not any(all(admin.get(field) == each.get(field) for field in COUNTED_BY) for each in counting):
+            yield Opening(
+                "admin-limits",
+                f"route {name}",
+                "changes limits by which no route counts",
+                f"give it the same as the routes that count: {', '.join(COUNTED_BY)}",
+            )
+
+
 def clear_secrets(view: View) -> Iterator[Opening]:
     """Secrets belong into a vault reference or a file."""
     for plugin in view.plugins:
@@ -213,6 +241,7 @@ RULES: tuple[Callable[[View], Iterator[Opening]], ...] = (
     protocols,
     overrides,
     order,
+    admin_limits,
     clear_secrets,
     secret_values,
     kong_settings,

@@ -18,9 +18,9 @@ from kong_claude.prompt_context import sources, template
 from kong_claude.prompt_context.guards import Guards, compile_patterns
 from kong_claude.prompt_context.inert import block
 from kong_claude.prompt_context.schema import ProfileConfig, PromptContextConfig
-from kong_claude.prompt_context.strict_json import JSONError, parse_object, rewrite
 from kong_claude.request import Request
 from kong_claude.stage import Shared, Stage
+from kong_claude.strict_json import JSONError, parse_object, rewrite
 
 HEADER = "X-Claude-Context"
 _HEADER = HEADER.lower()

@@ -25,11 +25,13 @@ from claude_contract.ledger.live import BLOCKED
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.pipeline import plugin
 from kong_claude.rate_tiers import local_ledger, redis_ledger, report
+from kong_claude.rate_tiers.admin import Admin
 from kong_claude.rate_tiers.headers import LimitHeaders
 from kong_claude.rate_tiers.pools import Sharing
 from kong_claude.rate_tiers.schema import RateTiersConfig
 from kong_claude.rate_tiers.subjects import Subjects, TierChoice
 from kong_claude.rate_tiers.tiers import UNRENEWED_TTL, Tier, tiers_from_config
+from kong_claude.rate_tiers.wishes import Configured
 from kong_claude.request import Request, answer, text
 from kong_claude.stage import Shared, Stage
 
@@ -73,9 +75,16 @@ class RateTiers(Stage[RateTiersConfig]):
         self.error_code = config.error_code
         self.error_message = config.error_message
         self.report = config.report
+        if config.admin and config.report:
+            raise ConfigError("admin", "and report are answers of two routes")
+        organisation_claim = (config.organisation_claim or "") if config.pools else ""
+        configured = Configured(self.namespace, tiers, default, config.limit_by, organisation_claim)
+        self.admin = Admin(configured, self.redis, pools=bool(config.pools)) if config.admin else None
         self._named: set[str] = set()
 
     def access(self, request: Request) -> Decision:
+        if self.admin is not None:
+            return self.admin.access(request)
         subject_key = self.subjects.key(request)
         if isinstance(subject_key, Refuse):
             return subject_key
@@ -161,7 +170,7 @@ class RateTiers(Stage[RateTiersConfig]):
 
     def close(self) -> None:
         """Connections are shared with other instances; they go with the last one."""
-        self.redis = None
+        self.redis = self.admin = None
 
     def _release(self, lease: Lease, local: bool) -> None:
         with suppress(LedgerUnavailable):  # then it lapses by itself

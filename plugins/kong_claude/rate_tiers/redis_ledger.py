@@ -190,8 +190,8 @@ class RedisLedger(Ledger):
         """See `calls.change`. Raises LedgerUnavailable, OverflowError."""
         return self._ask(calls.change(key, target, made, line))
 
-    def changes(self, key: str) -> list[Change]:
-        """Those that hold now. Raises LedgerUnavailable."""
+    def changes(self, key: str) -> dict[str, Change]:
+        """Those that hold now, by field. Raises LedgerUnavailable."""
         return self._ask(calls.changes(key))
 
     def report(self, line: bytes) -> bool:

@@ -193,6 +193,9 @@ class RateTiersConfig(RedisConfig, _Counting, Limits, _Tiers):
     report: bool = boolean(
         "Answer with the caller's limits and use instead of counting (a route of its own).", default=False
     )
+    admin: bool = boolean(
+        "Let the role admin change limits for a while, instead of counting (a route of its own).", default=False
+    )
 
 
 FIELDS: list[Field] = fields(RateTiersConfig)

@@ -1,0 +1,87 @@
+"""Limits are changed on a running stack, by the command that an admin has."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import COMMAND, Gateway, own_environment
+
+PROMPT = {"prompt": "hi", "system": "Be brief."}
+
+
+@pytest.fixture(scope="module")
+def token(gateway: Gateway) -> str:
+    made = subprocess.run(
+        [COMMAND, "token", "--sub", "root", "--role", "claude:invoke", "--role", "admin"],
+        env=own_environment(gateway.home), capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    return made.stdout.strip()
+
+
+def limits(gateway: Gateway, *arguments: str, token: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    more = {"CLAUDE_TOKEN": token, "CLAUDE_GATEWAY_URL": gateway.url, **environment}
+    return subprocess.run(
+        [COMMAND, "limits", *arguments],
+        env=own_environment(gateway.home) | {name: value for name, value in more.items() if value},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+def done(finished: subprocess.CompletedProcess[str]) -> str:
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def invoke(gateway: Gateway, subject: str) -> tuple[int, Mapping[str, Any]]:
+    with gateway.client(subject, "--tier", "pro") as client:
+        answer = client.post("/claude/invoke", json=PROMPT)
+    return answer.status_code, answer.json()
+
+
+def test_an_admin_changes_explains_and_takes_back_limits_of_a_running_stack(gateway: Gateway, token: str) -> None:
+    assert invoke(gateway, "lena")[0] == 200
+    said = done(limits(gateway, "set", "--sub", "lena", "minute=1", "--for", "10m", "--why", "a test", token=token))
+    assert said.startswith("sub lena: minute=1 until ") and said.endswith("by root: a test\n")
+    status, answer = invoke(gateway, "lena")
+    assert (status, answer["limit"], answer["allowed"]) == (429, "minute", 1)
+    assert invoke(gateway, "otto")[0] == 200
+
+    assert "sub lena" in done(limits(gateway, "get", token=token))
+    assert done(limits(gateway, "get", "--sub", "otto", token=token)) == "no changes\n"
+    explained = done(limits(gateway, "explain", "--sub", "lena", "--tier", "pro", token=token))
+    assert "(configuration: 60): a test" in explained and "binds first: minute" in explained
+    told = json.loads(done(limits(gateway, "explain", "--sub", "lena", "--tier", "pro", "--json", token=token)))
+    assert told["binds"]["limit"] == "minute" and told["binds"]["from"]["by"] == "root"
+
+    done(limits(gateway, "set", "--sub", "lena", "blocked=true", "--why", "left us", token=token))
+    status, answer = invoke(gateway, "lena")
+    assert status == 403 and answer["limit"] == "blocked" and "left us" not in str(answer)
+    assert done(limits(gateway, "reset", "--sub", "lena", token=token)) == "reset: sub lena\n"
+    assert invoke(gateway, "lena")[0] == 200
+
+
+def test_the_command_says_what_is_missing(gateway: Gateway, token: str, tmp_path: Any) -> None:
+    nobody = limits(gateway, "get")
+    assert nobody.returncode == 2 and "CLAUDE_TOKEN" in nobody.stderr
+    made = subprocess.run(
+        [COMMAND, "token", "--sub", "lena"], env=own_environment(gateway.home), capture_output=True, text=True,
+        check=True, timeout=60,
+    )  # fmt: skip
+    other = limits(gateway, "get", token=made.stdout.strip())
+    assert other.returncode == 2 and "403: this needs the role admin" in other.stderr
+    wrong = limits(gateway, "set", "--sub", "lena", "minutes=1", "--why", "x", token=token)
+    assert wrong.returncode == 2 and "422: limits.minutes: is no limit" in wrong.stderr
+    away = limits(gateway, "get", token=token, CLAUDE_GATEWAY_URL="http://127.0.0.1:9")
+    assert away.returncode == 2 and "does not answer" in away.stderr and token not in away.stderr
+    file = tmp_path / "token"
+    file.write_text(token)
+    file.chmod(0o644)
+    open_to_all = limits(gateway, "get", "--token-file", str(file))
+    assert open_to_all.returncode == 2 and "chmod" in open_to_all.stderr
+    file.chmod(0o600)
+    assert limits(gateway, "get", "--token-file", str(file)).returncode == 0
