@@ -32,6 +32,11 @@ class CannotStart(Exception):
 
 def main(argv: list[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT. 2 for settings that cannot work, and where it cannot start."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["audit"]:
+        from claude_invoker.audit import cli
+
+        return cli.main(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="claude-invoker",
         description="Runs the Claude CLI for requests that the gateway has attested. Settings are INVOKER_* variables, "
@@ -42,10 +47,11 @@ def main(argv: list[str] | None = None) -> int:
         nargs="?",
         choices=("serve", "worker"),
         default="serve",
-        help="serve: answer HTTP requests (default); worker: run queued jobs, as many workers as wanted",
+        help="serve: answer HTTP requests (default); worker: run queued jobs, as many workers as wanted; "
+        "audit: verify the audit log (claude-invoker audit --help)",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    command = parser.parse_args(argv).command
+    command = parser.parse_args(arguments).command
     _give_large_blocks_back()
     key.shed()  # before anything is loaded that takes time, since it begins anew
     from pydantic import ValidationError

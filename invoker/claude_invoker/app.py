@@ -13,6 +13,8 @@ from claude_invoker.api import health, invoke, openapi, problems, runs
 from claude_invoker.api import jobs as jobs_api
 from claude_invoker.api.compress import Compression
 from claude_invoker.api.limit import BodyLimit
+from claude_invoker.audit import runs as audit_of
+from claude_invoker.audit.writer import open_audit
 from claude_invoker.dashboard import routes as dashboard
 from claude_invoker.jobs.queue import open_queues
 from claude_invoker.jobs.serving import serving
@@ -37,10 +39,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     metrics = Metrics(engine)
     tracing = Tracing(settings.otlp_endpoint)
 
+    audit = open_audit(settings)
+
     def finished(run: Run) -> None:
+        audit.note(audit_of.ended(run))
         metrics.observe(run)
         tracing.record(run)
 
+    engine.on_start = lambda run: audit.note(audit_of.began(run))
     engine.on_finish = finished
 
     jobs = None
@@ -53,6 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(audit)
             if jobs is not None and settings.worker == "embedded":
                 await stack.enter_async_context(serving(settings, engine, jobs.store, jobs.queues))
             else:

@@ -83,6 +83,11 @@ class Settings(BaseSettings):
     )
     cli_path: Path | None = Field(default=None, validation_alias=AliasChoices("INVOKER_CLI_PATH", "CLAUDE_CLI_PATH"))
     state_dir: Path = Path(tempfile.gettempdir()) / f"claude-invoker-{os.getuid()}"
+    audit_dir: Path | None = None
+    """Where the audit log is; unset: `audit` in `state_dir`."""
+    audit_anchor: Path | None = None
+    """A file to which the log's head is added every minute, best where the invoker can only add: so that lines that are
+    cut, or written anew, are found. Redis has it too, where there is one."""
     uid_base: int = Field(default=210_000, ge=1000)
     """Started as root, the run in slot n has user id `uid_base + n`, which needs no passwd entry."""
     isolation: Literal["landlock", "user", "none"] = "landlock"
@@ -171,6 +176,10 @@ class Settings(BaseSettings):
     webhook_private: bool = False
     """Allow webhooks to private addresses and by plain http: for development."""
     webhook_secret: SecretStr | None = None
+
+    @property
+    def audit_directory(self) -> Path:
+        return self.audit_dir or self.state_dir / "audit"
 
     @property
     def held(self) -> Bounds:

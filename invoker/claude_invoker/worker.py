@@ -6,11 +6,14 @@ import asyncio
 import logging
 import signal
 
+from claude_invoker.audit import runs as audit_of
+from claude_invoker.audit.writer import open_audit
 from claude_invoker.jobs.queue import open_queues
 from claude_invoker.jobs.serving import serving
 from claude_invoker.jobs.store import Store, connect
 from claude_invoker.ledger import Ledger
 from claude_invoker.runs.engine import Engine
+from claude_invoker.runs.run import Run
 from claude_invoker.settings import Settings
 from claude_invoker.tracing import Tracing
 
@@ -30,8 +33,16 @@ async def serve(settings: Settings) -> None:
     queues = open_queues(settings.redis_url)
     engine = Engine(settings, ledger)
     tracing = Tracing(settings.otlp_endpoint)
-    engine.on_finish = tracing.record
-    async with serving(settings, engine, Store(redis, settings.tier_priority, settings.held), queues) as worker:
+    audit = open_audit(settings)
+
+    def finished(run: Run) -> None:
+        audit.note(audit_of.ended(run))
+        tracing.record(run)
+
+    engine.on_start = lambda run: audit.note(audit_of.began(run))
+    engine.on_finish = finished
+    store = Store(redis, settings.tier_priority, settings.held)
+    async with audit, serving(settings, engine, store, queues) as worker:
         logging.getLogger(__name__).info("worker ready, %d runs at once", settings.worker_concurrency)
         await stop.wait()
         draining, stopping = asyncio.create_task(worker.drain()), asyncio.create_task(stop_now.wait())

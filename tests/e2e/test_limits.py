@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from claude_invoker.audit.log import locked, pairs
 from tests.e2e.conftest import COMMAND, Gateway, own_environment
 
 PROMPT = {"prompt": "hi", "system": "Be brief."}
@@ -37,6 +39,23 @@ def done(finished: subprocess.CompletedProcess[str]) -> str:
     return finished.stdout
 
 
+def audit_of(gateway: Gateway, until: tuple[str, str] | None = None) -> list[dict[str, Any]]:
+    """The lines with their details; once there is one of that kind about that subject."""
+    directory, deadline = gateway.home / "runs" / "audit", time.monotonic() + 30
+    while True:
+        with locked(directory, shared=True):
+            files = [(each.lines.read_bytes(), each.details.read_bytes()) for each in pairs(directory)]
+        rows = [
+            json.loads(row) | json.loads(its_details)
+            for lines, details in files
+            for row, its_details in zip(lines.splitlines(), details.splitlines(), strict=True)
+        ]
+        if until is None or until in [(row["kind"], row["subject"]) for row in rows]:
+            return rows
+        assert time.monotonic() < deadline, rows
+        time.sleep(0.2)
+
+
 def invoke(gateway: Gateway, subject: str) -> tuple[int, Mapping[str, Any]]:
     with gateway.client(subject, "--tier", "pro") as client:
         answer = client.post("/claude/invoke", json=PROMPT)
@@ -63,6 +82,15 @@ def test_an_admin_changes_explains_and_takes_back_limits_of_a_running_stack(gate
     assert status == 403 and answer["limit"] == "blocked" and "left us" not in str(answer)
     assert done(limits(gateway, "reset", "--sub", "lena", token=token)) == "reset: sub lena\n"
     assert invoke(gateway, "lena")[0] == 200
+
+    # The invoker has written it down: each change, and each run with what it cost.
+    kinds = [(row["kind"], row["actor"], row["subject"]) for row in audit_of(gateway, until=("limits.reset", "lena"))]
+    assert kinds.count(("limits.change", "root", "lena")) == 2 and ("run.start", "lena", "lena") in kinds
+    (change, *_) = [row for row in audit_of(gateway) if row["kind"] == "limits.change" and row["subject"] == "lena"]
+    assert change["details"]["after"]["limits"] == {"minute": 1} and change["details"]["why"] == "a test"
+    ends = [row["details"] for row in audit_of(gateway) if row["kind"] == "run.end" and row["actor"] == "lena"]
+    assert ends[0]["end"] == "succeeded" and ends[0]["cost_usd"] > 0 and ends[0]["tier"] == "pro"
+    assert ends[0]["isolation"] and ends[0]["model"]
 
 
 def test_the_command_says_what_is_missing(gateway: Gateway, token: str, tmp_path: Any) -> None:

@@ -64,6 +64,7 @@ class Engine:
         self.boundary = Boundary(Strength.NONE)
         """What surrounds a run; known once the engine has been entered."""
         self.users = Users(settings.uid_base, settings.state_dir / "locks" / "users")
+        self.on_start: Callable[[Run], None] = lambda run: None
         self.on_finish: Callable[[Run], None] = lambda run: None
         self._state = settings.state_dir
         self._trees = tree_root(settings.state_dir, isolated=self.users.isolated)
@@ -253,6 +254,7 @@ class Engine:
         run.slot = caller.slot
         run.events = EventLog(self.settings.held_per_run)
         self._shelf.put(run)
+        self.on_start(run)
         wait_s = None if job_id else self.settings.queue_wait_s
         run.task = asyncio.create_task(self._execute(run, caller, wait_s))
         return run

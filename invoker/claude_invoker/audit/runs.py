@@ -1,0 +1,35 @@
+"""What the audit log says of runs. No I/O; no prompt and no answer."""
+
+from __future__ import annotations
+
+from claude_invoker.audit.line import Entry
+from claude_invoker.runs.run import Run
+
+
+def began(run: Run) -> Entry:
+    return Entry("run.start", run.subject, run.subject, _known(run))
+
+
+def ended(run: Run) -> Entry:
+    """`end`: succeeded, or the kind of the problem."""
+    details = {
+        **_known(run),
+        "answered_by": run.model,
+        "session": run.session,
+        "cost_usd": run.cost_usd,
+        "seconds": round((run.finished_at or run.created_at) - run.created_at, 3),
+        "end": "succeeded" if run.problem is None else run.problem.kind,
+        "egress": run.egress,
+    }
+    return Entry("run.end", run.subject, run.subject, details)
+
+
+def _known(run: Run) -> dict[str, object]:
+    return {
+        "run": run.id,
+        "tier": run.tier,
+        "model": run.plan.model,
+        "tools": list(run.plan.tools),
+        "isolation": run.isolation,
+        "job": run.is_job,
+    }
