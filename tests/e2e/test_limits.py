@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from claude_invoker.audit.log import locked, pairs
-from tests.e2e.conftest import COMMAND, Gateway, own_environment
+from tests.e2e.conftest import COMMAND, ROOT, Gateway, own_environment
 
+SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 PROMPT = {"prompt": "hi", "system": "Be brief."}
 
 
@@ -91,6 +95,24 @@ def test_an_admin_changes_explains_and_takes_back_limits_of_a_running_stack(gate
     ends = [row["details"] for row in audit_of(gateway) if row["kind"] == "run.end" and row["actor"] == "lena"]
     assert ends[0]["end"] == "succeeded" and ends[0]["cost_usd"] > 0 and ends[0]["tier"] == "pro"
     assert ends[0]["isolation"] and ends[0]["model"]
+
+
+def test_the_documents_commands_do_what_they_say(gateway: Gateway, token: str) -> None:
+    """The block of docs/rate-tiers.md, as it stands there, with this gateway and this token."""
+    (block,) = [found for found in SHELL.findall((ROOT / "docs/rate-tiers.md").read_text()) if "limits set" in found]
+    commands = [line for line in block.splitlines() if line.startswith("kong-claude limits")]
+    assert len(commands) == 6 and len(commands) + 2 == len(block.splitlines())
+    more = {"CLAUDE_TOKEN": token, "CLAUDE_GATEWAY_URL": gateway.url}
+    path = {"PATH": f"{Path(COMMAND).parent}:{os.environ['PATH']}"}
+    said = subprocess.run(
+        ["sh", "-ec", "\n".join(commands)], env=own_environment(gateway.home) | more | path,
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr
+    assert "tier free: concurrent=2" in said.stdout and "binds first:" in said.stdout
+    assert said.stdout.endswith("reset: sub alice\n")
+    for target in (("--tier", "free"), ("--sub", "bob")):
+        done(limits(gateway, "reset", *target, token=token))
 
 
 def test_the_command_says_what_is_missing(gateway: Gateway, token: str, tmp_path: Any) -> None:

@@ -147,7 +147,6 @@ class RedisLedger(Ledger):
         """Raises ConfigError."""
         self.circuits = Circuits()
         self._quiet = Quiet()
-        self.one_node = "+cluster" not in urlsplit(settings.url).scheme
         try:
             self._transport = _transport(settings)
         except BadPlace as error:
@@ -155,6 +154,7 @@ class RedisLedger(Ledger):
         except (ValueError, OSError):
             # The text of the error could hold the URL with its password.
             raise ConfigError("redis_url", "is not a URL of Redis that can be used") from None
+        self.one_node = "+cluster" not in urlsplit(settings.url).scheme
 
     def admit(self, request: Admit) -> Admission:
         try:
