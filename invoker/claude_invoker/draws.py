@@ -8,11 +8,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from claude_contract.ledger import AsyncLedger, Draw, Drawn, Lease, LedgerUnavailable, Slot, UnreadableLedger, Verdict
 
 _log = logging.getLogger(__name__)
 _AWAY_S = 1.0
 """Where the ledger does not answer nobody waits for it for so long."""
+
+_AMOUNTS = ("under_way_micro_usd", "least_micro_usd", "most_micro_usd")
 
 Answer = Callable[[Drawn | LedgerUnavailable], None]
 
@@ -60,7 +64,7 @@ class Draws:
                 said, self._waiting = _without_superseded(self._waiting), []
                 for each, drawn in zip(said, await self._ask(said), strict=True):
                     if isinstance(drawn, Drawn) and drawn.verdict is not Verdict.SETTLED:
-                        draw = Draw(each.draw.cost_micro_usd, *[drawn.micro_usd] * 3)
+                        draw = replace(each.draw, **dict.fromkeys(_AMOUNTS, drawn.micro_usd))
                         self._last[each.lease] = _Said(each.lease, each.slot, draw, each.answer)
                     each.answer(drawn)
         finally:

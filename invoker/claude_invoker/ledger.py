@@ -48,7 +48,7 @@ class Ledger:
             return
         lease = Lease.parse(caller.lease)
         try:
-            admission = await self._store.acquire(lease, slot_of(caller))
+            admission = await self._store.acquire(lease, slot_of(caller), caller.tier or "")
         except LedgerUnavailable as error:
             _log.error("limits of %s cannot be checked: %s", caller.subject, error)
             if caller.queued or isinstance(error, UnreadableLedger):

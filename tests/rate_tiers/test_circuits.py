@@ -58,7 +58,11 @@ def test_which_errors_say_that_a_node_serves_nobody(name: str) -> None:
 def guarded(own_redis: RedisProcess) -> RedisProcess:
     """A Redis whose users may touch the keys of some subjects only."""
     own_redis.client().acl_setuser(
-        "kong", enabled=True, passwords=["+s3cret"], keys=["claude:{alice}:*", "claude:{bob}:*"], commands=["+@all"]
+        "kong",
+        enabled=True,
+        passwords=["+s3cret"],
+        keys=["claude:{alice}:*", "claude:{bob}:*", "claude:{\\*}:limits"],
+        commands=["+@all"],
     )
     return own_redis
 

@@ -14,12 +14,15 @@ from claude_contract.ledger import (
     Admit,
     Budget,
     Changed,
+    Draw,
+    Drawn,
     Lease,
     Peek,
     Shared,
     Slot,
     Terms,
     UnreadableLedger,
+    Verdict,
     Window,
     Windows,
     calls,
@@ -27,6 +30,7 @@ from claude_contract.ledger import (
 )
 from claude_contract.ledger.calls import Call
 from claude_contract.ledger.live import MOST_CHANGES, MOST_REFUSED, OUTBOX, Change, Target, limits_key
+from claude_invoker.metering.drawn import used_up
 from tests.rate_tiers.servers import RedisProcess
 from tests.rate_tiers.test_model import DOLLAR, ClockedRedis
 from tests.rate_tiers.test_pools import at
@@ -161,6 +165,61 @@ def test_who_is_blocked_is_refused_at_once_whatever_he_asks_for(clocked: Clocked
     assert acquired.exceeded == "blocked"
     change(clocked, target, None)
     assert admit(clocked, POOLED).admitted
+
+
+def draw(clocked: ClockedRedis, lease: Lease, most: int, tier: str = "pro", now: int = NOW, cost: int = 0) -> Drawn:
+    slot = POOLED_SLOT if lease.shared.tag else SLOT
+    return clocked.ask(calls.draw(lease, slot, Draw(cost, 0, most // 10, most, tier), now // 1000), now)
+
+
+@pytest.mark.parametrize(
+    ("target", "limit", "name"),
+    [(SUBJECT, "usd_per_day", ""), (TIER, "usd_per_day", ""), (POOL, "usd_per_month", "team"), (ALL_TEAMS, "usd_per_month", "team")],
+    ids=str,
+)  # fmt: skip
+def test_a_lowered_budget_holds_for_the_next_request_of_a_run_that_goes_on(
+    clocked: ClockedRedis, target: Target, limit: str, name: str
+) -> None:
+    lease = Lease.new("claude", "alice", DOLLAR, POOLED)
+    assert clocked.admit(calls.to_acquire(lease, POOLED_SLOT, "pro"), NOW).admitted
+    assert draw(clocked, lease, DOLLAR // 2).verdict is Verdict.DRAWN
+    change(clocked, target, {limit: DOLLAR // 100})
+    refused = draw(clocked, lease, DOLLAR // 2)
+    assert (refused.verdict, refused.budget, refused.at) == (Verdict.REFUSED, limit, 1 if name else 0)
+    assert draw(clocked, lease, DOLLAR // 50).micro_usd == DOLLAR // 100, "what is left of it may be drawn"
+    assert draw(clocked, lease, DOLLAR // 2, now=SOON * 1000).verdict is Verdict.DRAWN, "it has lapsed"
+
+
+def test_of_64_runs_that_were_let_in_with_100_dollars_the_pool_pays_no_more_than_it_has_been_lowered_to(
+    clocked: ClockedRedis,
+) -> None:
+    slot = Slot(None, DOLLAR, pools=(Terms(None, (Budget(100 * DOLLAR, "month"),)),))
+    shared = Shared(DEPLOYMENT, (RED,))
+    leases = [Lease.new("claude", f"user{n}", DOLLAR, shared) for n in range(64)]
+    assert all(clocked.admit(calls.to_acquire(lease, slot, "pro"), NOW).admitted for lease in leases)
+
+    def drawn() -> int:
+        asked = [calls.draw(lease, slot, Draw(0, 0, 1000, 300_000, "pro"), NOW // 1000) for lease in leases]
+        return sum(clocked.ask(call, NOW).micro_usd for call in asked)
+
+    assert drawn() == 64 * 300_000, "the control: before it was lowered"
+    for lease in leases:
+        clocked.ask(calls.draw(lease, slot, Draw(0, tier="pro"), NOW // 1000), NOW)
+    change(clocked, POOL, {"usd_per_month": DOLLAR})
+    assert drawn() == DOLLAR
+
+
+def test_who_is_blocked_sends_no_further_request(clocked: ClockedRedis) -> None:
+    lease = Lease.new("claude", "alice", DOLLAR)
+    assert clocked.admit(calls.to_acquire(lease, SLOT, "pro"), NOW).admitted
+    assert draw(clocked, lease, DOLLAR // 2).verdict is Verdict.DRAWN
+    change(clocked, SUBJECT, {"blocked": 1})
+    refused = draw(clocked, lease, DOLLAR // 2)
+    assert (refused.verdict, refused.budget, refused.reset_ms) == (Verdict.REFUSED, "blocked", 60_000)
+    told = used_up(refused, str(lease), 0)
+    assert told == "an administrator has blocked this until 1970-01-01 00:01:00 UTC"
+    change(clocked, SUBJECT, None)
+    assert draw(clocked, lease, DOLLAR // 2).verdict is Verdict.DRAWN
 
 
 def test_one_subject_may_be_let_through_a_blocked_tier(clocked: ClockedRedis) -> None:

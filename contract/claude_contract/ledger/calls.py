@@ -80,7 +80,8 @@ _MONEY = ("common", "money")
 _BOOKS = ("draw", "settle")
 _FRONT = {
     **dict.fromkeys(("admit", "peek"), (*_MONEY, "live")),
-    **dict.fromkeys(_BOOKS, (*_MONEY, "book")),
+    "draw": (*_MONEY, "live", "book"),
+    "settle": (*_MONEY, "book"),
     **dict.fromkeys(("change", "changes", "report"), ("common",)),
 }
 
@@ -134,16 +135,16 @@ def renew(lease: Lease, ttl_ms: int) -> Call[Renewal]:
     return Call(script("renew"), _keys(lease), (_held(lease), ttl_ms), Renewal)
 
 
-def draw(lease: Lease, slot: Slot, draw: Draw, now_ms: int | None = None) -> Call[Drawn]:
-    """`now_ms` as for `admit`."""
+def draw(lease: Lease, slot: Slot, draw: Draw, now_ms: int | None = None, *, one_node: bool = True) -> Call[Drawn]:
+    """`now_ms` and `one_node` as for `admit`."""
     limits = limits_of(to_acquire(lease, slot), slot.own)
     moment = _now_ms() if now_ms is None else now_ms
     terms = [terms.packed(moment, not lease.shared.tag) for _, terms in limits]
     amounts = (draw.cost_micro_usd, draw.under_way_micro_usd, draw.least_micro_usd, draw.most_micro_usd)
     return Call(
         script("draw"),
-        (*_keys(lease), booked_key(lease)),
-        (_held(lease), slot.ttl_ms, *amounts, *terms),
+        (*_keys(lease, one_node), booked_key(lease)),
+        (_held(lease), slot.ttl_ms, *amounts, draw.tier, *terms),
         lambda reply: _drawn(reply, limits),
     )
 
@@ -324,7 +325,7 @@ def _drawn(reply: Sequence[int], limits: Limits) -> Drawn:
     if reply[0] < 0:
         raise OutOfPeriod(reply[1])
     verdict, drawn, who, budget, left_ms = reply
-    name = limits[who - 1][1].budgets[budget - 1].name if budget else ""
+    name = _name(limits[who - 1], budget if budget == _BLOCKED else -1 - budget) if budget else ""
     return Drawn(Verdict(verdict), drawn, name, who - 1, left_ms)
 
 

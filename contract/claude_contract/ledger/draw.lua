@@ -4,10 +4,11 @@
 -- KEYS  see `money.lua`
 -- ARGV  1 lease   2 time to live, ms   3 what it has cost in all so far, micro-USD
 --       4 what those under way may cost   5 the least and 6 the most that it may be with the one more; as 4 where there is none
---       7... per account: terms
+--       7 the subject's tier   8... per account: terms
 -- Reply 1 verdict: 1 drawn, 0 refused (those under way stay drawn), 2 the run is settled and draws nothing any more,
 --         -1: this moment, 2 in ms, is in another period than the caller has computed
---       2 what is drawn now, micro-USD   3 of which account the narrowest budget is, from 1   4 which, 0 for none
+--       2 what is drawn now, micro-USD   3 of which account the narrowest budget is, from 1   4 which, 0 for none, -1000: it
+--         is blocked
 --       5 ms until its period ends (rolling: until some of it leaves)
 
 local lease, ttl_ms, cost = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -20,8 +21,13 @@ if settled and not booked then
 end
 local more = math.max(cost - (booked or 0), 0)
 local found, books, room, who, which, left = read_leases(lease), {}, math.huge, 1, 0, 0
+local no_rules, all_terms = {}, {}
 for n = 1, accounts do
-  local terms = read_terms(ARGV[6 + n])
+  no_rules[n], all_terms[n] = {}, read_terms(ARGV[7 + n])
+end
+apply_changes(no_rules, all_terms, ARGV[7])
+for n = 1, accounts do
+  local terms = all_terms[n]
   local spent, ends, book = read_spent(n, terms)
   if unreadable then
     return unreadable
@@ -35,6 +41,11 @@ for n = 1, accounts do
     if has < room then
       room, who, which, left = has, n, i, ends[i]
     end
+  end
+end
+for n = 1, accounts do
+  if blocked_until[n] then
+    room, who, which, left = -1, n, BLOCKED, blocked_until[n] - now_ms
   end
 end
 if more > 0 then

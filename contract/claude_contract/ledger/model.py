@@ -150,6 +150,7 @@ class Draw(Struct, frozen=True):
     under_way_micro_usd: int = 0
     least_micro_usd: int = 0
     most_micro_usd: int = 0
+    tier: str = ""  # whose limits an admin may have changed
 
 
 class Verdict(Enum):
@@ -163,7 +164,7 @@ class Drawn(NamedTuple):
 
     verdict: Verdict
     micro_usd: int
-    budget: str = ""  # its name
+    budget: str = ""  # its name, or `blocked`
     at: int = 0  # of whom, as in `Admission`
     reset_ms: int = 0  # until its period ends (rolling: until some of it leaves)
 

@@ -70,9 +70,9 @@ class AsyncLedger:
 
     async def draw(self, lease: Lease, slot: Slot, draw: Draw) -> Drawn:
         try:
-            return await self._ask(calls.draw(lease, slot, draw))
+            return await self._ask(calls.draw(lease, slot, draw, one_node=self._one_node))
         except OutOfPeriod as error:
-            return await self._ask(calls.draw(lease, slot, draw, error.now_ms))
+            return await self._ask(calls.draw(lease, slot, draw, error.now_ms, one_node=self._one_node))
 
     async def draw_all(self, draws: Sequence[tuple[Lease, Slot, Draw]]) -> list[Drawn | LedgerUnavailable]:
         """Many runs' at once, in this order, in one round trip. Not for a Cluster. Never raises."""

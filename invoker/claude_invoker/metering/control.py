@@ -55,6 +55,7 @@ class Terms:
     server_tools: tuple[str, ...] = ()
     slot: Slot | None = None
     """What the lease stands for."""
+    tier: str = ""
 
 
 class Purses(Protocol):
@@ -360,7 +361,7 @@ class Metering:
         self.purses.put(
             lease,
             slot,
-            Draw(message.cost_micro_usd, *amounts),
+            Draw(message.cost_micro_usd, *amounts, kept.terms.tier),
             lambda drawn: self._say(answered(message, drawn, lease)),
         )
 

@@ -6,6 +6,7 @@ import time
 from datetime import UTC, datetime
 
 from claude_contract.ledger import Drawn, Lease, LedgerUnavailable, UnreadableLedger, Verdict
+from claude_contract.ledger.live import BLOCKED
 from claude_contract.ledger.model import pool_name
 from claude_invoker.metering import wire
 
@@ -26,4 +27,6 @@ def used_up(drawn: Drawn, lease: str, now: float) -> str:
         return "this run was ended by others"
     turns = datetime.fromtimestamp(now + drawn.reset_ms / 1000, UTC).isoformat(" ", "seconds")
     whose = f" of the pool {pool_name(Lease.parse(lease).shared.pools[drawn.at - 1])}" if drawn.at else ""
+    if drawn.budget == BLOCKED:
+        return f"an administrator has blocked this{whose} until {turns.removesuffix('+00:00')} UTC"
     return f"the budget {drawn.budget}{whose} is used up until {turns.removesuffix('+00:00')} UTC"

@@ -150,6 +150,7 @@ class Executor:
             plan.max_turns * _REQUESTS_PER_TURN,
             ("web_search",) if "WebSearch" in plan.tools else (),
             run.slot,
+            run.tier,
         )
         key = f"{run.id}:{secrets.token_hex(4)}"
         try:

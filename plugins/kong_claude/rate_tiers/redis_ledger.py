@@ -170,9 +170,9 @@ class RedisLedger(Ledger):
 
     def draw(self, lease: Lease, slot: Slot, draw: Draw) -> Drawn:
         try:
-            return self._ask(calls.draw(lease, slot, draw))
+            return self._ask(calls.draw(lease, slot, draw, one_node=self.one_node))
         except OutOfPeriod as error:
-            return self._ask(calls.draw(lease, slot, draw, error.now_ms))
+            return self._ask(calls.draw(lease, slot, draw, error.now_ms, one_node=self.one_node))
 
     def settle(self, lease: Lease, cost_micro_usd: int, *, final: bool = True) -> bool:
         return self._ask(calls.settle(lease, cost_micro_usd, final=final))
