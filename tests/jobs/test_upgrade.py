@@ -189,7 +189,12 @@ async def test_a_new_record_is_what_release_0_1_0_would_have_stored(redis_server
     raw = client.hgetall(PREFIX + f"job:{new_id}")
     done, then = old_load(raw), old_load(old_job(OLD["over"][0]))
     # What 0.1.0 does not know of a result it passes over.
-    assert shape(done["result"]) == shape(then["result"]) | {"isolation": str, "egress": list, "left_out": list}
+    assert shape(done["result"]) == shape(then["result"]) | {
+        "isolation": str,
+        "egress": list,
+        "left_out": list,
+        "budget": str,
+    }
     assert shape(done["progress"]) == shape(then["progress"])
     # `work` is told by a heartbeat, which a short run may do without.
     assert all(done[name] for name, value in then.items() if value and name != "work")

@@ -253,7 +253,8 @@ def _keys(of: Admit | Peek | Lease, one_node: bool = False) -> tuple[str, ...]:
     if not of.shared.tag:
         head = f"{of.namespace}:{{{of.subject_key}}}:"
         changes = limits_key(of.namespace) if one_node else head + "limits"
-        names = ("held", "w", "spent", "usd:day", "usd:month")
+        # Not `held`: of the subject `jobs` that would be the key in which the job store counts what it holds.
+        names = ("amounts", "w", "spent", "usd:day", "usd:month")
         return (head + "leases", head + "settled", changes, *[head + name for name in names])
     head = f"{of.namespace}:{{{of.shared.tag}}}:"
     keys = [head + "leases", f"{head}{of.subject_key}:settled", head + "limits", head + "held"]

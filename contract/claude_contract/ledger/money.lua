@@ -1,7 +1,7 @@
 -- Runs and money, behind `common.lua`. A request has one or more accounts: its subject's, then those of its pools.
 --
--- KEYS, the same for all verbs: 1 leases   2 settled   3 limits   4 held   5... of each account w and spent
---   then, where a subject has a tag of its own: usd:day, usd:month
+-- KEYS, the same for all verbs: 1 leases   2 settled   3 limits   4 held (`amounts` of a subject by itself)
+--   5... of each account w and spent   then, where a subject has a tag of its own: usd:day, usd:month
 --   last, for the verbs that book (`BOOKS`): booked, of the lease
 -- A lease, as ARGV: "v<version>.<id>:<reserved micro-USD>"; where many share a tag its accounts behind it, by spaces
 
