@@ -94,6 +94,7 @@ class Clamp:
     max_turns: int | None = None
     max_usd: float | None = None
     egress: tuple[Destination, ...] = ()  # what a run may reach: unlike the others, nothing where nothing is said
+    model: str | None = None  # that of the run, whichever of `models` is asked for: the budget is used up
 
     def to_claims(self) -> dict[str, Any]:
         given: dict[str, Any] = {}
@@ -107,6 +108,8 @@ class Clamp:
             given["tools"] = list(self.tools)
         if self.egress:
             given["egress"] = [str(host) for host in self.egress]
+        if self.model is not None:
+            given["model"] = self.model
         return given
 
     @classmethod
@@ -117,6 +120,7 @@ class Clamp:
             claims.whole("max_turns", None),
             claims.amount("max_usd", None),
             _destinations(claims.texts("egress", ())),
+            claims.text("model") if "model" in claims else None,
         )
         claims.done()
         return found

@@ -48,6 +48,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     engine.on_start = lambda run: audit.note(audit_of.began(run))
     engine.on_finish = finished
+    if ledger is not None:
+        ledger.on_warning = metrics.warned
 
     jobs = None
     if settings.redis_url:

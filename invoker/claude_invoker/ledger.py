@@ -5,22 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from claude_contract.ledger import (
+    Admission,
     AsyncLedger,
+    BudgetWarning,
     Lease,
     LedgerUnavailable,
     Peek,
     Renewal,
     Slot,
+    Standing,
     UnreadableLedger,
     Usage,
 )
+from claude_contract.ledger.calls import to_acquire
+from claude_contract.ledger.figures import PoolsSeen
 from claude_contract.ledger.model import pool_name
+from claude_contract.ledger.warnings import Known, warnings_in, warnings_of
 from claude_invoker.caller import Caller
 from claude_invoker.draws import Draws
 from claude_invoker.problem import Problem
@@ -37,6 +43,10 @@ class Ledger:
         self._redis: Redis = Redis.from_url(redis_url, socket_timeout=2.0, socket_connect_timeout=2.0)
         self._store = AsyncLedger(self._redis)
         self.draws = Draws(self._store)
+        self._known = Known()
+        self._pools = PoolsSeen()
+        self.on_warning: Callable[[BudgetWarning], None] = lambda warning: None
+        """Called for each that this process is the first to tell."""
 
     async def confirm(self, caller: Caller) -> None:
         """The run of a request that has come is about to start: keeps the lease that the gateway has taken for some
@@ -48,33 +58,33 @@ class Ledger:
             return
         lease = Lease.parse(caller.lease)
         try:
-            admission = await self._store.acquire(lease, slot_of(caller), caller.tier or "")
+            admission = await self._acquire(lease, caller)
         except LedgerUnavailable as error:
             _log.error("limits of %s cannot be checked: %s", caller.subject, error)
             if caller.queued or isinstance(error, UnreadableLedger):
                 raise Problem(503, "busy", "limits cannot be checked now", {"Retry-After": "1"}) from error
             return
         if not admission.admitted:
-            whose = f" of the pool {pool_name(lease.shared.pools[admission.at - 1])}" if admission.at else ""
+            whose = f" of the pool {pool_name(lease.shared.pools[admission.at - 1])[0]}" if admission.at else ""
             wait_s = -(-admission.wait_ms // 1000) or 5
             detail = f"the gateway's limit {admission.exceeded}{whose} is reached"
             raise Problem(429, "limited", detail, {"Retry-After": str(wait_s)})
 
-    async def acquire(self, caller: Caller) -> bool:
-        """Takes the lease of a run that the gateway let in to be queued. False while there is no place.
+    async def acquire(self, caller: Caller) -> Admission | None:
+        """Takes the lease of a run that the gateway let in to be queued. None: there is nothing to take.
 
         Raises Problem 503 where the ledger cannot be asked.
         """
         if not caller.queued or caller.lease is None:
-            return True
+            return None
         try:
-            admission = await self._store.acquire(Lease.parse(caller.lease), slot_of(caller), caller.tier or "")
+            admission = await self._acquire(Lease.parse(caller.lease), caller)
         except UnreadableLedger as error:
             _log.error("limits of %s cannot be checked: %s", caller.subject, error)
             raise Problem(503, "busy", "limits cannot be checked now", {"Retry-After": "1"}) from error
         except LedgerUnavailable as error:
             raise Problem(503, "busy", "limits cannot be checked now", {"Retry-After": "1"}) from error
-        return admission.admitted
+        return admission
 
     async def hold(self, caller: Caller) -> None:
         """Renews the lease until cancelled."""
@@ -89,19 +99,65 @@ class Ledger:
             except LedgerUnavailable as error:
                 _log.warning("a lease of %s could not be renewed: %s", caller.subject, error)
 
-    async def usage(self, lease: str) -> Usage:
-        """What the holder of a lease uses of its limits now. Raises LedgerUnavailable."""
-        parsed = Lease.parse(lease)
-        return await self._store.peek(Peek(parsed.namespace, parsed.subject_key, shared=parsed.shared))
+    async def usage(self, lease: str, slot: Slot | None = None, tier: str = "") -> Usage:
+        """What the holder of a lease uses of its limits now, those of its pools too. Raises LedgerUnavailable."""
+        return await self._store.peek(_peek(Lease.parse(lease), slot, tier))
 
-    async def book(self, lease: str, micro_usd: int, *, final: bool = True) -> bool:
+    def note(self, caller: Caller) -> None:
+        """A run of this caller's is here: `pools` tells of his pools from now on."""
+        if caller.lease is not None and caller.slot is not None:
+            lease = Lease.parse(caller.lease)
+            self._pools.note(lease.namespace, lease.shared, caller.slot.pools)
+
+    async def pools(self) -> list[tuple[str, str, Standing]]:
+        """Tag and key of the pools of runs that were here lately, and what they use now. Raises LedgerUnavailable."""
+        asked = self._pools.peeks()
+        return [(tag, key, (await self._store.peek(peek)).pools[0]) for (_, tag, key), peek in asked.items()]
+
+    async def book(
+        self, lease: str, micro_usd: int, *, final: bool = True, slot: Slot | None = None, tier: str = ""
+    ) -> bool:
         """Books a cost and ends the lease, once however often it is called. Never raises: False where Redis does not
         take it after some tries, and the lease lapses by itself.
 
         A cost that is not `final` is what is known so far: the final one, whoever books it, then adds the difference.
+        With the lease's `slot` and `tier` it is told now where a budget is nearly used up by that, else by the next one
+        who sees it.
         """
         self.draws.forget(lease)
-        return await self._end(lease, lambda parsed: self._store.settle(parsed, micro_usd, final=final))
+        booked = await self._end(lease, lambda parsed: self._store.settle(parsed, micro_usd, final=final))
+        if booked and slot is not None and slot.has_budget:
+            await self._look(_peek(Lease.parse(lease), slot, tier))
+        return booked
+
+    async def _acquire(self, lease: Lease, caller: Caller) -> Admission:
+        """Raises LedgerUnavailable."""
+        wanted = to_acquire(lease, slot_of(caller), caller.tier or "")
+        admission = await self._store.admit(wanted)
+        await self._tell(warnings_of(wanted, admission))
+        return admission
+
+    async def _look(self, peek: Peek, wanted: int = 0) -> None:
+        """Tells where a budget is nearly used up now. `wanted`: micro-USD that were asked for and not given."""
+        try:
+            usage = await self._store.peek(peek)
+            await self._tell(warnings_in(peek, (usage.own, *usage.pools), wanted))
+        except LedgerUnavailable as error:
+            _log.warning("whether a budget is nearly used up is not known now: %s", error)
+
+    async def _tell(self, seen: Iterable[BudgetWarning]) -> None:
+        """Where the store cannot be asked, the next one who sees it tells it."""
+        now_ms = time.time_ns() // 1_000_000
+        for warning in self._known.untold(seen, now_ms):
+            try:
+                first = await self._store.tell(warning)
+            except LedgerUnavailable as error:
+                _log.warning("that a budget is nearly used up is not told yet: %s", error)
+                return
+            self._known.told(warning, now_ms)
+            if first:
+                _log.warning("budget: %s", warning)
+                self.on_warning(warning)
 
     async def watch(self, grace_s: float, tell: Callable[[str | None], None]) -> None:
         """Tells, until cancelled, why what runs cost cannot be booked: Redis has not answered for `grace_s`. None: it
@@ -144,6 +200,10 @@ class Ledger:
                 await asyncio.sleep(0.1 * 2**attempt)
         _log.error("a lease of %s could not be ended; it lapses by itself", parsed.subject_key)
         return False
+
+
+def _peek(lease: Lease, slot: Slot | None, tier: str) -> Peek:
+    return Peek(lease.namespace, lease.subject_key, slot=slot or Slot(), shared=lease.shared, tier=tier)
 
 
 def slot_of(caller: Caller) -> Slot:

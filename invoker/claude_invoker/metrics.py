@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
+from claude_contract.ledger import BudgetWarning, Standing
+from claude_contract.ledger.figures import PERIOD_LABELS, POOL_LABELS, pool_gauges
 from claude_invoker.cli.outcome import usage
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
@@ -49,6 +51,24 @@ class Metrics:
         self._held.labels("memory").set_function(lambda: engine.held_bytes)
         for where in ("memory", "redis"):
             allowed.labels(where).set(engine.settings.held_in_all)
+        self._warnings = Counter(
+            "claude_invoker_budget_warnings_total",
+            "Budgets of which so many percent were used, seen here first, each once in its period",
+            ["pool", "budget", "percent"],
+            registry=self._registry,
+        )
+        self._pool_usd = Gauge(
+            "claude_invoker_pool_usd",
+            "Money of the pools of runs that were here lately, in US dollars",
+            POOL_LABELS,
+            registry=self._registry,
+        )
+        self._pool_period = Gauge(
+            "claude_invoker_pool_period_timestamp_seconds",
+            "Edges of their budgets' periods",
+            PERIOD_LABELS,
+            registry=self._registry,
+        )
         self._duration = Histogram(
             "claude_invoker_run_seconds", "Duration of runs", buckets=_SECONDS, registry=self._registry
         )
@@ -109,6 +129,21 @@ class Metrics:
         self._queue.clear()
         for queue, jobs in waiting.items():
             self._queue.labels(queue).set(jobs)
+
+    def warned(self, warning: BudgetWarning) -> None:
+        """A budget is nearly used up, and this process is the first to tell."""
+        self._warnings.labels(warning.pool, warning.figures.budget.name, str(warning.percent)).inc()
+
+    def pools(self, pools: Iterable[tuple[str, str, Standing]]) -> None:
+        """Tag, key and state of each pool, as the ledger has it now."""
+        self._pool_usd.clear()
+        self._pool_period.clear()
+        for tag, key, standing in pools:
+            for family, gauges in zip(
+                (self._pool_usd, self._pool_period), pool_gauges(tag, key, standing), strict=True
+            ):
+                for gauge in gauges:
+                    family.labels(*gauge.labels).set(gauge.value)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """(body, content type) in the format that the client asks for."""

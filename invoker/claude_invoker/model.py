@@ -180,6 +180,9 @@ class RunResult(BaseModel):
     result: str
     structured: Any = None
     model: str
+    instead_of: str | None = Field(
+        default=None, description="The model that it would have been, were the budget not used up"
+    )
     session: str | None = None
     usage: Usage = Usage()
     cost_usd: float = 0.0

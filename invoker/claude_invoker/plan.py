@@ -36,6 +36,8 @@ class Plan:
     total_s: float
     egress: tuple[Destination, ...] = ()
     """Hosts that the run reaches."""
+    instead_of: str | None = None
+    """The model that it would have, were its budget not used up."""
 
     @property
     def size(self) -> int:
@@ -62,6 +64,16 @@ def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, boundary: Bou
             who = _refusers(permits(settings.models or None, model), permits(clamp.models, model), "INVOKER_MODELS")
             raise Problem(403, "forbidden", f"model {model} is not allowed by {who}; {_listed(allowed or ())}")
         model = allowed[0]
+    instead_of = None
+    if clamp.model is not None:  # the gateway has decided
+        if not permits(allowed, clamp.model):
+            raise Problem(
+                403,
+                "forbidden",
+                f"your budget is used up, and {clamp.model}, which runs instead, is not allowed here (INVOKER_MODELS)",
+            )
+        instead_of = model if model != clamp.model else None
+        model, allowed = clamp.model, (clamp.model,)
     ceiling = _intersection(settings.tools_allowed, clamp.tools) or ()
     if request.tools is None:
         tools = tuple(tool for tool in settings.tools if tool in ceiling)
@@ -96,6 +108,7 @@ def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, boundary: Bou
         session=request.session,
         total_s=_least(request.timeout_s, settings.total_s),
         egress=egress,
+        instead_of=instead_of,
     )
 
 

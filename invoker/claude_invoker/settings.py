@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
@@ -176,6 +177,8 @@ class Settings(BaseSettings):
     webhook_private: bool = False
     """Allow webhooks to private addresses and by plain http: for development."""
     webhook_secret: SecretStr | None = None
+    budget_webhook: SecretStr | None = None
+    """A URL of the operator's that is told when 80 % and 95 % of a budget are used; signed as other webhooks."""
 
     @property
     def audit_directory(self) -> Path:
@@ -219,6 +222,25 @@ class Settings(BaseSettings):
     @classmethod
     def _destinations(cls, value: Any) -> Any:
         return tuple(map(destinations.parse, cls._split(value))) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _budget_webhook_can_be_sent(self) -> Settings:
+        if self.budget_webhook is None:
+            return self
+        try:
+            parts = urlsplit(self.budget_webhook.get_secret_value())
+            is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
+        except ValueError:
+            is_url = False
+        if not is_url:
+            raise ValueError("INVOKER_BUDGET_WEBHOOK must be an http or https URL with a host, without credentials")
+        if self.webhook_secret is None:
+            raise ValueError("INVOKER_BUDGET_WEBHOOK needs INVOKER_WEBHOOK_SECRET, by which it is signed")
+        if self.redis_url is None:
+            raise ValueError(
+                "INVOKER_BUDGET_WEBHOOK needs INVOKER_REDIS_URL, where the gateway leaves what it has seen"
+            )
+        return self
 
     @model_validator(mode="after")
     def _open_trust_is_local(self) -> Settings:

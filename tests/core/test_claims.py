@@ -42,6 +42,7 @@ from claude_contract.claims import (
 from claude_contract.destinations import Destination
 from claude_contract.identity import Identity
 from claude_contract.ledger import Budget, Lease, Shared, Slot, Terms
+from claude_contract.ledger.limits import MAX_PERCENT
 from claude_contract.ledger.periods import PERS
 from claude_contract.members import LARGEST, AttestationError
 
@@ -65,7 +66,16 @@ def place_of(shared: Shared) -> Place:
     budget = Budget(10**15, "month", "America/Argentina/ComodRivadavia")
     return Place(
         Lease("n" * NAMESPACE_ROOM, "credential:" + "x" * 96, f"{secrets.token_urlsafe(12)}:{10**15}", shared),
-        Slot(2**31 - 1, 10**15, 10**15, 10**15, 3_600_000, (budget,), (Terms(2**31 - 1, (budget, budget)),) * 4),
+        Slot(
+            2**31 - 1,
+            10**15,
+            10**15,
+            10**15,
+            3_600_000,
+            (budget,),
+            (Terms(2**31 - 1, (budget, budget)),) * 4,
+            MAX_PERCENT,
+        ),
         queued=True,
     )
 
@@ -101,7 +111,7 @@ FULL = Attestation(
     ),
     Limits(
         "t" * NAME_ROOM,
-        padded(Clamp(("haiku",), ("Read",), 2**31 - 1, 999_999_999.123456, HOSTS), "tools", CLAMP_ROOM),
+        padded(Clamp(("haiku",), ("Read",), 2**31 - 1, 999_999_999.123456, HOSTS, "haiku"), "tools", CLAMP_ROOM),
         largest_place(),
     ),
     padded(Additions("P ", " A", {"repository": "org/app", "branch": None}, ("model",)), "prepend", ADDITIONS_ROOM),
@@ -154,14 +164,17 @@ IDENTITIES = st.builds(
     st.dictionaries(TEXT, JSON, max_size=3),
 )  # fmt: skip
 EGRESS = st.lists(st.sampled_from([*HOSTS, Destination("a-b.example.org")]), max_size=3).map(tuple)
-CLAMPS = or_full(st.builds(Clamp, maybe(NAMES), maybe(NAMES), maybe(WHOLE), maybe(AMOUNT), EGRESS), FULL.clamp)
+CLAMPS = or_full(
+    st.builds(Clamp, maybe(NAMES), maybe(NAMES), maybe(WHOLE), maybe(AMOUNT), EGRESS, maybe(NAME)), FULL.clamp
+)
 BUDGETS = st.lists(
     st.builds(Budget, WHOLE, st.sampled_from(PERS), st.sampled_from(["UTC", "Europe/Berlin"]))
     | st.builds(lambda usd, per: Budget(usd, per, rolling=True), WHOLE, st.sampled_from(PERS)),
     max_size=2,
 ).map(tuple)
 TERMS = st.builds(Terms, maybe(st.integers(0, 2**31 - 1)), BUDGETS)
-SLOTS = st.builds(Slot, maybe(WHOLE), WHOLE, maybe(WHOLE), maybe(WHOLE), WHOLE, BUDGETS)
+SHARE = st.just(100) | st.integers(100, MAX_PERCENT)
+SLOTS = st.builds(Slot, maybe(WHOLE), WHOLE, maybe(WHOLE), maybe(WHOLE), WHOLE, BUDGETS, up_to_percent=SHARE)
 
 
 def place(

@@ -9,8 +9,19 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from claude_contract.ledger import Lease, Shared, Slot, Terms
+from claude_contract.ledger import (
+    AsyncLedger,
+    Budget,
+    BudgetWarning,
+    Lease,
+    LedgerUnavailable,
+    Shared,
+    Slot,
+    Terms,
+    micro_usd,
+)
 from claude_contract.ledger.calls import to_acquire
+from claude_contract.ledger.warnings import OWED, decode
 from claude_invoker.caller import Caller
 from claude_invoker.ledger import Ledger
 from claude_invoker.problem import Problem
@@ -119,3 +130,74 @@ async def test_less_than_was_known_takes_nothing_back(ledger: Ledger) -> None:
     assert await ledger.book(str(lease), 250, final=False)
     assert await ledger.book(str(lease), 100)
     assert await spent(ledger, lease) == 250
+
+
+DAY = Budget(micro_usd(10), "day")
+SLOT = Slot(run_micro_usd=micro_usd(5), pools=(Terms(None, (DAY,)),))
+
+
+def seen_by(ledger: Ledger) -> list[tuple[str, int]]:
+    """What it is the first to tell of, from now on."""
+    seen: list[tuple[str, int]] = []
+
+    def note(warning: BudgetWarning) -> None:
+        seen.append((warning.name, warning.percent))
+
+    ledger.on_warning = note
+    return seen
+
+
+async def test_a_booking_tells_what_it_reaches(redis_server: RedisProcess, ledger: Ledger) -> None:
+    """A run that cost more than it had reserved. A second invoker is not the first to tell."""
+    lease, seen = LEASES["with pools"], seen_by(ledger)
+    assert await ledger.book(str(lease), micro_usd(9), slot=SLOT)
+    assert seen == [("eng.usd_per_day", 80)]
+    other = Ledger(redis_server.url)
+    nothing = seen_by(other)
+    assert await other.book(str(lease.again()), 0, slot=SLOT)
+    assert await other.book(str(lease.again()), micro_usd(1), slot=SLOT)
+    assert (nothing, seen) == ([("eng.usd_per_day", 95)], [("eng.usd_per_day", 80)])
+    await other.close()
+    notices = [decode(each) for each in redis_server.client().zrange(OWED, 0, -1)]  # type: ignore[union-attr]
+    assert [(notice.data["percent"], notice.data["pool"], notice.data["of"]) for notice in notices] == [
+        (80, "eng", "red"),
+        (95, "eng", "red"),
+    ]
+    assert notices[0].data["organisation"] == "acme" and notices[0].data["budget"]["spent"] == 9.0
+    assert await ledger.book(str(lease.again()), micro_usd(9)), "of a debt's lease nothing more is known"
+
+
+async def test_a_jobs_start_tells_of_them_too(ledger: Ledger) -> None:
+    lease, seen = LEASES["with pools"], seen_by(ledger)
+    caller = Caller("alice", lease=str(lease), slot=SLOT, queued=True)
+    admission = await ledger.acquire(caller)
+    assert admission is not None and admission.admitted and seen == []
+    refused = await ledger.acquire(
+        Caller("bob", lease=str(lease.again()), slot=Slot(run_micro_usd=1, pools=(Terms(),)))
+    )
+    assert refused is None, "it is not queued: the gateway has taken its lease"
+    assert (await ledger.acquire(Caller("bob", lease=str(lease.again()), slot=SLOT, queued=True))).admitted  # type: ignore[union-attr]
+    assert seen == [("eng.usd_per_day", 80), ("eng.usd_per_day", 95)], "$10 of 10 are reserved"
+
+
+async def test_where_it_cannot_be_told_the_next_one_tells_it(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease, seen = LEASES["with pools"], seen_by(ledger)
+
+    async def away(self: AsyncLedger, warning: BudgetWarning) -> bool:
+        raise LedgerUnavailable("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AsyncLedger, "tell", away)
+        assert await ledger.book(str(lease), micro_usd(9), slot=SLOT)
+    assert seen == []
+    assert await ledger.book(str(lease.again()), 1, slot=SLOT)
+    assert seen == [("eng.usd_per_day", 80)]
+
+
+async def test_pools_of_runs_that_were_here_can_be_asked_for(ledger: Ledger) -> None:
+    lease = LEASES["with pools"]
+    assert await ledger.pools() == []
+    ledger.note(Caller("alice", lease=str(lease), slot=SLOT))
+    assert await ledger.book(str(lease), 1_234_567, slot=SLOT)
+    ((tag, key, standing),) = await ledger.pools()
+    assert (tag, key, standing.spent[0].micro_usd) == ("claim:acme", "pool.eng:claim:red", 1_234_567)

@@ -135,6 +135,7 @@ TOOLS = st.sampled_from(["Read", "Write", "Edit", "Bash", "Glob", "WebFetch", "T
         max_turns=st.none() | st.integers(1, 50),
         max_usd=st.none() | st.floats(0.001, 10),
         egress=st.lists(st.sampled_from([Destination("pypi.org"), Destination("*.npmjs.org")]), max_size=2).map(tuple),
+        model=st.none() | MODELS,
     ),
     boundary=st.builds(
         Boundary,
@@ -150,7 +151,7 @@ def test_nothing_exceeds_a_clamp(body: dict[str, Any], clamp: Clamp, boundary: B
         assert problem.status == 403
         return
     assert permits(clamp.models, chosen.model)
-    assert chosen.models == clamp.models
+    assert chosen.models == (clamp.models if clamp.model is None else (clamp.model,))
     assert set(chosen.tools) <= set(OPERATOR.tools_allowed) & set(
         clamp.tools if clamp.tools is not None else chosen.tools
     )
@@ -163,8 +164,37 @@ def test_nothing_exceeds_a_clamp(body: dict[str, Any], clamp: Clamp, boundary: B
     assert chosen.total_s <= OPERATOR.total_s
     if "tools" in body:
         assert set(chosen.tools) == set(body["tools"])
-    if "model" in body:
-        assert chosen.model == body["model"]
+    if clamp.model is not None:
+        assert chosen.model == clamp.model
+        assert chosen.instead_of in (None, body.get("model", chosen.instead_of)) and chosen.instead_of != chosen.model
+    elif "model" in body:
+        assert chosen.model == body["model"] and chosen.instead_of is None
+
+
+CHEAPER: list[tuple[str | None, tuple[str, ...], str, tuple[str, str | None] | None]] = [
+    # asked for, allowed by the operator, the gateway's choice → the run's model and what it would have been, or 403
+    ("sonnet", (), "haiku", ("haiku", "sonnet")),
+    (None, (), "haiku", ("haiku", "sonnet")),  # INVOKER_MODEL
+    ("haiku", (), "haiku", ("haiku", None)),
+    ("opus", (), "haiku", None),  # not in the tier, whatever is left of the budget
+    ("sonnet", ("sonnet",), "haiku", None),  # the operator has no such model
+]
+
+
+@pytest.mark.parametrize(("asked", "models", "instead", "expected"), CHEAPER)
+def test_where_the_budget_is_used_up_the_gateways_model_runs(
+    asked: str | None, models: tuple[str, ...], instead: str, expected: tuple[str, str | None] | None
+) -> None:
+    request = InvokeRequest(prompt="x", model=asked)
+    clamp = Clamp(("haiku", "sonnet"), model=instead)
+    operator = Settings(trust="open", models=models)
+    if expected is None:
+        with pytest.raises(Problem) as refused:
+            plan(request, clamp, operator, Boundary(Strength.LANDLOCK))
+        assert refused.value.status == 403
+        return
+    chosen = plan(request, clamp, operator, Boundary(Strength.LANDLOCK))
+    assert (chosen.model, chosen.instead_of) == expected and chosen.models == (instead,)
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ async def test_with_many_callers_each_tier_has_its_own(store: Store, redis_serve
         jobs.insert(0, each)
     tiers = {name: Tier(name) for name in ("old", "new")}
     limits = Ledger(redis_server.url)
-    await _limits(store, limits, jobs, tiers)
+    await _limits(store, limits, jobs, [], tiers)
     await limits.close()
     assert (tiers["old"].callers, tiers["old"].concurrent) == (10, 10)
     assert (tiers["new"].callers, tiers["new"].concurrent) == (40, 120)

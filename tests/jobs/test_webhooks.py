@@ -7,17 +7,23 @@ import base64
 import contextlib
 import json
 import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from claude_invoker.jobs import queue, webhook
+from claude_contract import ledger
+from claude_contract.ledger import BudgetWarning
+from claude_contract.ledger.warnings import OWED
+from claude_invoker.jobs import queue, reconciler, webhook
 from claude_invoker.jobs.delivery import is_final
+from claude_invoker.jobs.ends import Ends
 from claude_invoker.jobs.record import OVER, Job
+from claude_invoker.jobs.store import Store, connect
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
 from tests.jobs.conftest import job, serving, until
@@ -108,7 +114,7 @@ async def test_a_name_is_looked_up_once_and_must_be_public(monkeypatch: pytest.M
 @pytest.mark.parametrize("secret", [KEY, "whsec_" + base64.b64encode(b"k" * 24).decode()])
 def test_the_signature_is_that_of_the_specification(secret: str) -> None:
     done = ended()
-    headers, body = webhook.signed(done, secret)
+    headers, body = webhook.signed(webhook.event(done), secret)
     key = secret if secret.startswith("whsec_") else base64.b64encode(secret.encode()).decode()
     event: Any = Webhook(key).verify(body, headers)
     assert (event["specversion"], event["type"]) == ("1.0", "dev.kong-claude.job.done")
@@ -248,3 +254,89 @@ async def test_a_private_address_gets_nothing(redis_server: RedisProcess, state:
             assert "private" in deliveries[0]["error"]
             assert (await gateway.see(created))["state"] in OVER
     assert receiver.requests == []
+
+
+# The operator's own
+
+
+def a_warning(account: str, percent: int = 80) -> BudgetWarning:
+    budget = ledger.Budget(10_000_000, "month", "Europe/Berlin")
+    start, end = budget.span(time.time_ns() // 1_000_000)
+    found = ledger.Figures(budget, 8_000_001, 500_000, start, end, 60_000)
+    return BudgetWarning("claude", "*", account, account.startswith("pool."), found, percent)
+
+
+async def test_the_operator_is_told_of_each_once(
+    redis_server: RedisProcess, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signed, tried again until it is taken; a receiver that is gone gets no more, nor one that another worker told."""
+    monkeypatch.setattr(queue, "DELIVERY_DELAY_S", 0.1)
+    monkeypatch.setattr(reconciler, "EVERY_S", 0.2)
+    store = ledger.AsyncLedger(connect(redis_server.url))
+    async with Receiver([500, 204, 204, 410, 204]).listening() as receiver:
+        hook = {"budget_webhook": f"http://127.0.0.1:{receiver.port}/budget", "webhook_secret": KEY}
+        for account, percent in (("pool.team:claim:red", 80), ("pool.team:claim:red", 95), ("pool.all:*", 80)):
+            assert [await store.tell(a_warning(account, percent)) for _ in range(2)] == [True, False]
+            await asyncio.sleep(0.002)
+        owed = await store.redis.zrange(OWED, 0, -1)
+        async with serving(redis_server, state, **hook) as gateway:
+
+            async def all_told() -> bool:
+                return not await store.redis.exists(OWED)
+
+            await until(all_told, "nothing is owed", 100)
+            assert not await store.tell(a_warning("pool.all:*"))
+            queues = gateway.app.state.services.jobs.queues
+            for notice in owed:  # by a worker that has looked before
+                await queue.enqueue_notice(queues, notice)
+
+            async def all_done() -> bool:
+                return bool(await queues.deliveries.count("incomplete") == 0)
+
+            await until(all_done, "no delivery is left")
+    await store.redis.aclose()
+    events: list[Any] = []
+    for headers, body in receiver.requests:
+        events.append(Webhook(base64.b64encode(KEY.encode()).decode()).verify(body, headers))
+        assert headers["webhook-id"] == events[-1]["id"] and headers["content-type"] == "application/cloudevents+json"
+    assert len(receiver.requests) == 4, "three, one of them twice"
+    assert len({event["id"] for event in events}) == 3
+    told = {(event["data"].get("of", ""), event["data"]["percent"]) for event in events}
+    assert told == {("red", 80), ("red", 95), ("", 80)}
+    assert {event["type"] for event in events} == {"dev.kong-claude.budget.warning"}
+    found = events[0]["data"]["budget"]
+    assert (found["name"], found["zone"]) == ("usd_per_month", "Europe/Berlin")
+    assert (found["limit"], found["spent"], found["reserved"], found["left"]) == (10.0, 8.000001, 0.5, 1.499999)
+    assert found["start"] < time.time() < found["end"]
+
+
+async def test_without_a_webhook_nothing_is_kept_for_the_operator(store: Store) -> None:
+    """The control: with one it is."""
+    queues = queue.open_queues(f"unix://{store.redis.connection_pool.connection_kwargs['path']}")
+
+    async def look(**more: Any) -> int:
+        ends = Ends(settings(redis_url="redis://127.0.0.1:1", **more), None, cast(Any, None), store, queues)
+        await reconciler.Reconciler(ends, store, queues, Path("/nonexistent"), ())._tell_operator()
+        return int(await store.redis.zcard(OWED))
+
+    assert await ledger.AsyncLedger(store.redis).tell(a_warning("pool.all:*"))
+    assert [await look(budget_webhook="https://alerts.example.com/"), await look()] == [1, 0]
+    await queues.close()
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"budget_webhook": "ftp://alerts.example.com/"}, "must be an http or https URL"),
+        ({"budget_webhook": "https:///x"}, "must be an http or https URL"),
+        ({"budget_webhook": "https://me:word@alerts.example.com/"}, "without credentials"),
+        ({"budget_webhook": "https://[alerts/"}, "must be an http or https URL"),
+        ({"budget_webhook": "https://alerts.example.com/", "webhook_secret": None}, "needs INVOKER_WEBHOOK_SECRET"),
+        ({"budget_webhook": "https://alerts.example.com/", "redis_url": None}, "needs INVOKER_REDIS_URL"),
+    ],
+)
+def test_an_operators_webhook_that_cannot_be_sent_does_not_start(more: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why) as refused:
+        settings(**({"redis_url": "redis://127.0.0.1:1"} | more))
+    assert "word" not in str(refused.value)
+    assert settings(budget_webhook="http://10.1.2.3/x", redis_url="redis://127.0.0.1:1").budget_webhook is not None

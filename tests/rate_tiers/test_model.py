@@ -58,7 +58,10 @@ function redis.call(command, ...)
   if command == 'TIME' then
     return real.call('LRANGE', 'clock', 0, 1)
   elseif command == 'SET' then
-    local key, value = ...
+    local key, value, only_new = ...
+    if only_new == 'NX' then
+      return real.call('SET', key, value, 'NX')
+    end
     return real.call('SET', key, value)
   elseif command ~= 'PEXPIRE' then
     return real.call(command, ...)

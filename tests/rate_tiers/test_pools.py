@@ -427,7 +427,9 @@ def test_the_report_has_each_pool_by_name() -> None:
     (pool,) = body.body["pools"]
     week = pool["usd"]["budgets"][0]
     assert 0 < week.pop("reset_s") <= 7 * 86_400
-    assert week == {"name": "usd_per_week", "per": "week", "zone": "Asia/Tokyo", "limit": 2.0, "spent": 0.0}
+    assert week.pop("end") - week.pop("start") == 7 * 86_400
+    money = {"limit": 2.0, "spent": 0.0, "reserved": 1.0, "left": 1.0}
+    assert week == {"name": "usd_per_week", "per": "week", "zone": "Asia/Tokyo", **money}
     assert (pool["name"], pool["concurrent"], pool["usd"]["reserved"]) == (
         "engineering",
         {"limit": 2, "running": 1},

@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from claude_contract.ledger import (
     Admission,
     Admit,
     AsyncLedger,
+    Budget,
+    BudgetWarning,
     Busy,
     Draw,
     Drawn,
+    Figures,
     Lease,
     Ledger,
     Peek,
@@ -64,6 +68,9 @@ class FromAsyncio(Ledger):
     def peek(self, request: Peek) -> Usage:
         return self.runner.run(self.store.peek(request))
 
+    def tell(self, warning: BudgetWarning) -> bool:
+        return self.runner.run(self.store.tell(warning))
+
     def close(self) -> None:
         self.runner.run(self.redis.aclose())
         self.runner.close()
@@ -91,6 +98,7 @@ PACED = Window("hour", 1, 1)
 A, B, C = (Lease("claude", SUBJECT, f"v1.{name}:2000000") for name in "abc")  # each reserves $2
 SLOT = Slot(concurrent=2, run_micro_usd=2_000_000, day_micro_usd=5_000_000, month_micro_usd=50_000_000)
 ONE = Slot(concurrent=1, run_micro_usd=2_000_000)
+WARNING = BudgetWarning("claude", "", SUBJECT, False, Figures(Budget(5, "day"), 4, 0, 0, 86_400_000, 3_600_000), 80)
 SHORT = Slot(concurrent=1, run_micro_usd=2_000_000, ttl_ms=1)
 
 LOWERED = Slot(concurrent=2, run_micro_usd=2_000_000, day_micro_usd=1_000_000, month_micro_usd=50_000_000)
@@ -309,6 +317,16 @@ CASES = [
             (lambda s: [s.settle(A, 600_000), s.settle(A, 600_000)], [True, False]),
             (lambda s: s.draw(A, SLOT, Draw(900_000))[:2], (Verdict.SETTLED, 0)),
             (usage, (0, 0, 600_000, 600_000)),
+        ),
+    ),
+    Case(
+        "a warning is told once, and another one for itself",
+        (
+            (lambda s: [s.tell(WARNING), s.tell(WARNING)], [True, False]),
+            (lambda s: s.tell(replace(WARNING, percent=95)), True),
+            (lambda s: s.tell(replace(WARNING, namespace="elsewhere")), True),
+            (lambda s: s.tell(WARNING), False),
+            (usage, (0, 0, 0, 0)),
         ),
     ),
     Case(

@@ -50,9 +50,11 @@ TEAM = Peek("claude", "team", WINDOWS)
 def usage_in(reply: list[int]) -> Usage:
     running, reserved, day, month, day_left, month_left, *rest = reply
     quotas = tuple(Quota(*each) for each in zip(WINDOWS.each, rest[::2], rest[1::2], strict=True))
-    return Usage(
-        Standing(running, reserved, (Spent(UTC_DAY, day, day_left), Spent(UTC_MONTH, month, month_left)), quotas)
+    spent = tuple(
+        Spent(budget, amount, left, *budget.span(AT_US // 1000))
+        for budget, amount, left in ((UTC_DAY, day, day_left), (UTC_MONTH, month, month_left))
     )
+    return Usage(Standing(running, reserved, spent, quotas))
 
 
 @pytest.fixture

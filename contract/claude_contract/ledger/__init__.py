@@ -24,6 +24,7 @@ admission share one hash tag, so that every script runs on one node of a Redis C
 docs/rate-tiers.md.
 """
 
+from claude_contract.ledger.figures import Figures, figures_of
 from claude_contract.ledger.limits import (
     NO_WINDOWS,
     PERIODS,
@@ -66,10 +67,12 @@ from claude_contract.ledger.model import (
     usd,
 )
 from claude_contract.ledger.store import AsyncLedger, Ledger
+from claude_contract.ledger.warnings import PERCENTS, BudgetWarning
 
 __all__ = [
-    "ALONE", "DEPLOYMENT", "MAX_POOLS", "NAMESPACE", "NO_WINDOWS", "PERIODS", "UTC_DAY", "UTC_MONTH", "VERSION",
-    "Admission", "Admit", "AsyncLedger", "Budget", "Busy", "Changed", "Draw", "Drawn", "Lease", "Ledger",
-    "LedgerUnavailable", "Peek", "Quota", "Renewal", "Shared", "Slot", "Spent", "Standing", "Terms", "UnreadableLedger",
-    "Usage", "Verdict", "Window", "Windows", "heads", "micro_usd", "organisation_tag", "pool_key", "subject_key", "usd",
+    "ALONE", "DEPLOYMENT", "MAX_POOLS", "NAMESPACE", "NO_WINDOWS", "PERCENTS", "PERIODS", "UTC_DAY", "UTC_MONTH", "VERSION",
+    "Admission", "Admit", "AsyncLedger", "Budget", "BudgetWarning", "Busy", "Changed", "Draw", "Drawn", "Figures", "Lease",
+    "Ledger", "LedgerUnavailable", "Peek", "Quota", "Renewal", "Shared", "Slot", "Spent", "Standing", "Terms",
+    "UnreadableLedger", "Usage", "Verdict", "Window", "Windows", "figures_of", "heads", "micro_usd", "organisation_tag",
+    "pool_key", "subject_key", "usd",
 ]  # fmt: skip

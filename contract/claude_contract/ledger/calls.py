@@ -16,6 +16,7 @@ from importlib.resources import files
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from claude_contract import versions
+from claude_contract.ledger import warnings
 from claude_contract.ledger.limits import NO_WINDOWS, UTC_DAY, UTC_MONTH, Slot, Terms, Windows
 from claude_contract.ledger.live import (
     BLOCKED,
@@ -48,6 +49,7 @@ from claude_contract.ledger.model import (
     Verdict,
     heads,
 )
+from claude_contract.ledger.warnings import BudgetWarning
 
 R = TypeVar("R")
 
@@ -82,7 +84,7 @@ _FRONT = {
     **dict.fromkeys(("admit", "peek"), (*_MONEY, "live")),
     "draw": (*_MONEY, "live", "book"),
     "settle": (*_MONEY, "book"),
-    **dict.fromkeys(("change", "changes", "report"), ("common",)),
+    **dict.fromkeys(("change", "changes", "report", "tell"), ("common",)),
 }
 
 
@@ -107,7 +109,8 @@ def admit(request: Admit, now_ms: int | None = None, *, one_node: bool = True) -
     """`now_ms`: the moment whose periods are asked for, by default now. `one_node`: Redis is no Cluster. `parse` raises
     OutOfPeriod."""
     lease, slot = request.lease, request.slot
-    limits = limits_of(request, slot.own)
+    limits = limits_of(request, slot.bound)
+    moment = _now_ms() if now_ms is None else now_ms
     return Call(
         script("admit"),
         _keys(request, one_node),
@@ -116,9 +119,9 @@ def admit(request: Admit, now_ms: int | None = None, *, one_node: bool = True) -
             request.ttl_ms,
             request.busy,
             request.tier,
-            *_packed(limits, now_ms, not request.shared.tag),
+            *_packed(limits, moment, not request.shared.tag),
         ),
-        lambda reply: _admission(reply, limits, lease is not None),
+        lambda reply: _admission(reply, limits, moment if lease is not None else None),
     )
 
 
@@ -137,7 +140,7 @@ def renew(lease: Lease, ttl_ms: int) -> Call[Renewal]:
 
 def draw(lease: Lease, slot: Slot, draw: Draw, now_ms: int | None = None, *, one_node: bool = True) -> Call[Drawn]:
     """`now_ms` and `one_node` as for `admit`."""
-    limits = limits_of(to_acquire(lease, slot), slot.own)
+    limits = limits_of(to_acquire(lease, slot), slot.bound)
     moment = _now_ms() if now_ms is None else now_ms
     terms = [terms.packed(moment, not lease.shared.tag) for _, terms in limits]
     amounts = (draw.cost_micro_usd, draw.under_way_micro_usd, draw.least_micro_usd, draw.most_micro_usd)
@@ -161,11 +164,12 @@ def release(lease: Lease) -> Call[bool]:
 def peek(request: Peek, now_ms: int | None = None, *, one_node: bool = True) -> Call[Usage]:
     """`now_ms` and `one_node` as for `admit`."""
     limits = limits_of(request, known_to_all(request.slot.own))
+    moment = _now_ms() if now_ms is None else now_ms
     return Call(
         script("peek"),
         _keys(request, one_node),
-        (request.tier, *_packed(limits, now_ms, not request.shared.tag)),
-        lambda reply: _usage(reply, limits),
+        (request.tier, *_packed(limits, moment, not request.shared.tag)),
+        lambda reply: _usage(reply, limits, moment),
     )
 
 
@@ -196,6 +200,12 @@ def changes(key: str) -> Call[dict[str, Change]]:
 def report(line: bytes) -> Call[bool]:
     """Leaves a line of a refused attempt for the audit log. False: too many are waiting, it is not kept."""
     return Call(script("report"), (OUTBOX,), (line, MOST_REFUSED), bool)
+
+
+def tell(warning: BudgetWarning) -> Call[bool]:
+    """True for the first who tells of it: then the notice is owed to the operator, too."""
+    args = (warning.lives_ms, warnings.encode(warning.notice()), warnings.MOST_OWED, warnings.OWED_MS)
+    return Call(script("tell"), (warnings.PREFIX + "told:" + warning.key, warnings.OWED), args, bool)
 
 
 # Lua stumbled over a value, or the key holds another type. Not what Redis says of itself (`OOM …`, `-READONLY …`).
@@ -238,8 +248,7 @@ def limits_of(request: Admit | Peek, own: Terms) -> Limits:
     return ((request.windows, own), *zip(windows, terms, strict=True))
 
 
-def _packed(limits: Limits, now_ms: int | None, own_tag: bool) -> tuple[bytes, ...]:
-    moment = _now_ms() if now_ms is None else now_ms
+def _packed(limits: Limits, moment: int, own_tag: bool) -> tuple[bytes, ...]:
     return tuple([packed for w, terms in limits for packed in (w.packed, terms.packed(moment, own_tag))])
 
 
@@ -275,14 +284,16 @@ def _held(lease: Lease) -> str:
     return " ".join([lease.member, lease.subject_key, *lease.shared.pools])
 
 
-def _standings(numbers: Sequence[int], limits: Limits, with_money: bool) -> tuple[Standing, ...]:
+def _standings(numbers: Sequence[int], limits: Limits, moment: int | None) -> tuple[Standing, ...]:
+    """`moment`: whose periods were asked for, and by Redis's clock are now; None: nothing was asked about money."""
     found, at = [], 0
     for windows, terms in limits:
         running, reserved, at = numbers[at], numbers[at + 1], at + 2
         spent = []
-        for budget in terms.budgets if with_money else ():
-            spent.append(Spent(budget, numbers[at], numbers[at + 1]))
-            at += 2
+        if moment is not None:
+            for budget in terms.budgets:
+                spent.append(Spent(budget, numbers[at], numbers[at + 1], *budget.span(moment)))
+                at += 2
         quotas = []
         for window in windows.each:
             quotas.append(Quota(window, numbers[at], numbers[at + 1]))
@@ -291,13 +302,13 @@ def _standings(numbers: Sequence[int], limits: Limits, with_money: bool) -> tupl
     return tuple(found)
 
 
-def _admission(reply: Sequence[int], limits: Limits, leased: bool) -> Admission:
+def _admission(reply: Sequence[int], limits: Limits, moment: int | None) -> Admission:
     if reply[0] < 0:
         raise OutOfPeriod(reply[1])
     verdict, who, limit, wait_ms, *rest = reply
     exceeded = _name(limits[who - 1], limit) if limit else ""
     limits, rest, changed = _changed(limits, rest)
-    each = _standings(rest, limits, leased)
+    each = _standings(rest, limits, moment)
     return Admission(verdict != 0, verdict == 2, exceeded, who - 1, wait_ms, each[0], each[1:], changed)
 
 
@@ -330,9 +341,9 @@ def _drawn(reply: Sequence[int], limits: Limits) -> Drawn:
     return Drawn(Verdict(verdict), drawn, name, who - 1, left_ms)
 
 
-def _usage(reply: Sequence[int], limits: Limits) -> Usage:
+def _usage(reply: Sequence[int], limits: Limits, moment: int) -> Usage:
     if reply[0] < 0:
         raise OutOfPeriod(reply[1])
     limits, numbers, changed = _changed(limits, list(reply[1:]))
-    each = _standings(numbers, limits, True)
+    each = _standings(numbers, limits, moment)
     return Usage(each[0], each[1:], changed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from claude_contract.ledger import periods
@@ -19,6 +19,7 @@ PERIODS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "month": 30 * 
 BUCKETS = 64
 MOST_RUNS = 2**31 - 1
 MAX_BUDGETS = 4  # of one account
+MAX_PERCENT = 1000  # of a budget, that a run may use
 # Where the money of a subject with a tag of its own is also booked, as release 0.1.0 has it; see `money.lua`.
 _KEPT: dict[tuple[Per, str], int] = {("day", "UTC"): 1, ("month", "UTC"): 2}
 
@@ -77,6 +78,13 @@ class Budget:
     def name(self) -> str:
         """As refusals and reports have it."""
         return f"usd_per_rolling_{self.per}" if self.rolling else f"usd_per_{self.per}"
+
+    def span(self, now_ms: int) -> tuple[int, int]:
+        """Beginning and end (ms) of the period that this moment is in; a rolling one's end is 0."""
+        if self.rolling:
+            return now_ms - periods.ROLLING_MS[self.per], 0
+        found = periods.period(self.per, self.zone, now_ms)
+        return found.start_ms, found.end_ms
 
     def claim(self) -> str:
         return f"{self.micro_usd} {self.per} {'rolling' if self.rolling else self.zone}"
@@ -149,12 +157,20 @@ class Slot:
     ttl_ms: int = 60_000
     budgets: tuple[Budget, ...] = ()
     pools: tuple[Terms, ...] = ()
+    up_to_percent: int = 100  # how far this run may use the subject's own budgets; never those of pools
     own: Terms = field(init=False, repr=False, compare=False)
+    bound: Terms = field(init=False, repr=False, compare=False)
+    """`own`, where it is more than 100 %."""
 
     def __post_init__(self) -> None:
         short = ((self.day_micro_usd, "day"), (self.month_micro_usd, "month"))
         budgets = [Budget(amount, per) for amount, per in short if amount is not None]  # type: ignore[arg-type]
-        object.__setattr__(self, "own", Terms(self.concurrent, (*budgets, *self.budgets)))
+        own = bound = Terms(self.concurrent, (*budgets, *self.budgets))
+        if self.up_to_percent != 100:
+            more = [replace(each, micro_usd=each.micro_usd * self.up_to_percent // 100) for each in own.budgets]
+            bound = Terms(self.concurrent, tuple(more))
+        object.__setattr__(self, "own", own)
+        object.__setattr__(self, "bound", bound)
 
     @property
     def has_budget(self) -> bool:
@@ -170,13 +186,14 @@ class Slot:
             "ttl_ms": self.ttl_ms,
             "budgets": [budget.claim() for budget in self.budgets] or None,
             "pools": [[t.concurrent, *(budget.claim() for budget in t.budgets)] for t in self.pools] or None,
+            "up_to": self.up_to_percent if self.up_to_percent != 100 else None,
         }
         return {name: value for name, value in given.items() if value is not None}
 
     @classmethod
     def from_claim(cls, claim: Mapping[str, Any]) -> Slot:
         """The inverse of `claim`. Raises TypeError, ValueError for what is not one."""
-        if unknown := claim.keys() - {"concurrent", "usd", "usd_day", "usd_month", "ttl_ms", "budgets", "pools"}:
+        if unknown := claim.keys() - _CLAIM:
             raise TypeError(f"unknown in a slot: {', '.join(sorted(map(str, unknown)))}")
         whole = {name: int(value) for name, value in claim.items() if name not in ("budgets", "pools")}
         return cls(
@@ -187,7 +204,17 @@ class Slot:
             whole.get("ttl_ms", 60_000),
             tuple(map(Budget.from_claim, _list(claim.get("budgets", [])))),
             tuple(map(_terms, _list(claim.get("pools", [])))),
+            _percent(whole.get("up_to", 100)),
         )
+
+
+_CLAIM = {"concurrent", "usd", "usd_day", "usd_month", "ttl_ms", "budgets", "pools", "up_to"}
+
+
+def _percent(value: int) -> int:
+    if not 100 <= value <= MAX_PERCENT:
+        raise ValueError("not a share of a budget")
+    return value
 
 
 def _list(value: Any) -> list[Any]:

@@ -11,7 +11,7 @@ import re
 import secrets
 from enum import Enum
 from typing import Literal, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from msgspec import Struct
 
@@ -183,6 +183,8 @@ class Spent(NamedTuple):
     budget: Budget
     micro_usd: int
     reset_ms: int
+    start_ms: int = 0  # of its period (Unix time)
+    end_ms: int = 0  # 0: it is rolling, and ends now
 
 
 class Standing(NamedTuple):
@@ -284,9 +286,16 @@ def pool_key(name: str, kind: str = "", value: str = "") -> str:
     return f"pool.{name}:{kind}:{_escaped(value, MAX_POOL_KEY)}" if kind else f"pool.{name}:{DEPLOYMENT}"
 
 
-def pool_name(key: str) -> str:
-    """Of which pool a key is."""
-    return key.removeprefix("pool.").partition(":")[0]
+def pool_name(key: str) -> tuple[str, str]:
+    """A pool's name, and who shares it: the claim's value, "" for everybody. The inverse of `pool_key`, except for what
+    is a digest."""
+    name, _, value = key.removeprefix("pool.").partition(":")
+    return name, unquote(value.partition(":")[2], errors="replace")
+
+
+def organisation_name(tag: str) -> str:
+    """Whose a hash tag is, "" for the whole deployment's or a subject's own. The inverse of `organisation_tag`."""
+    return unquote(tag.partition(":")[2], errors="replace")
 
 
 def _escaped(value: str, most: int) -> str:

@@ -11,6 +11,7 @@ from claude_contract.ledger import calls
 from claude_contract.ledger.calls import Call, OutOfPeriod
 from claude_contract.ledger.limits import Slot
 from claude_contract.ledger.model import Admission, Admit, Draw, Drawn, Lease, LedgerUnavailable, Peek, Renewal, Usage
+from claude_contract.ledger.warnings import BudgetWarning
 
 R = TypeVar("R")
 
@@ -42,6 +43,9 @@ class Ledger(Protocol):
 
     def peek(self, request: Peek) -> Usage:
         """What is used; changes nothing."""
+
+    def tell(self, warning: BudgetWarning) -> bool:
+        """A budget is nearly used up. True for the first who tells it, over all that share the store."""
 
 
 class AsyncLedger:
@@ -109,6 +113,9 @@ class AsyncLedger:
             return await self._ask(calls.peek(request, one_node=self._one_node))
         except OutOfPeriod as error:
             return await self._ask(calls.peek(request, error.now_ms, one_node=self._one_node))
+
+    async def tell(self, warning: BudgetWarning) -> bool:
+        return await self._ask(calls.tell(warning))
 
     async def _ask(self, call: Call[R]) -> R:
         script, keys, args = call.script, call.keys, call.args

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 
+from claude_contract.ledger import LedgerUnavailable
 from claude_invoker.api.border import understood
 from claude_invoker.runs.engine import Engine
 from claude_invoker.services import services
@@ -53,6 +54,9 @@ async def metrics(request: Request) -> Response:
         with suppress(RedisError, OSError):
             store, shown = parts.jobs.store, parts.metrics
             shown.queue(await store.waiting(), await store.oldest_waiting(), await store.held())
+    if parts.ledger is not None:
+        with suppress(LedgerUnavailable):
+            parts.metrics.pools(await parts.ledger.pools())
     with understood("Accept"):
         body, content_type = services(request).metrics.exposition(request.headers.get("accept", ""))
     return Response(body, headers={"Content-Type": content_type})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
-from claude_contract.ledger import LedgerUnavailable, Slot, Usage, usd
+from claude_contract.ledger import Figures, Lease, LedgerUnavailable, Slot, Standing, Usage, figures_of, usd
+from claude_contract.ledger.model import organisation_name, pool_name
 from claude_invoker.caller import Caller
 from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import Store
@@ -52,12 +54,22 @@ class Tier:
             self.budget_usd = (self.budget_usd or 0.0) + usd(slot.day_micro_usd)
 
 
+@dataclass(frozen=True)
+class Budget:
+    """A row of the table of budgets."""
+
+    whose: str
+    figures: Figures
+
+
 @dataclass
 class Overview:
     jobs: list[Job]
     running: list[Job]
     direct: list[Run]
     tiers: list[Tier]
+    budgets: list[Budget]
+    """Those of the callers of what is shown, and of their pools."""
     states: dict[str, int]
     waiting: int
     warm: int
@@ -81,18 +93,18 @@ async def overview(store: Store, engine: Engine, ledger: Ledger | None, caller: 
         for count in (states, tier.states):
             count[job.state] = count.get(job.state, 0) + 1
         tier.cost_usd += job.cost_usd
-    if ledger is not None:
-        await _limits(store, ledger, jobs, tiers)
     direct = [
         run
         for run in engine.runs.values()
         if not run.done.is_set() and not run.id.startswith("job_") and (admin or run.subject == caller.subject)
     ]
+    budgets = [] if ledger is None else await _limits(store, ledger, jobs, direct, tiers)
     return Overview(
         jobs=jobs[:SHOWN],
         running=[job for job in jobs if job.state == "running"],
         direct=direct,
         tiers=sorted(tiers.values(), key=lambda tier: tier.name),
+        budgets=budgets,
         states=states,
         waiting=sum((await store.waiting()).values()) if admin else states.get("queued", 0),
         warm=engine.pool.warm,
@@ -100,13 +112,39 @@ async def overview(store: Store, engine: Engine, ledger: Ledger | None, caller: 
     )
 
 
-async def _limits(store: Store, ledger: Ledger, jobs: list[Job], tiers: dict[str, Tier]) -> None:
-    """Adds the use of limits by the callers of recent jobs."""
+async def _limits(
+    store: Store, ledger: Ledger, jobs: list[Job], direct: list[Run], tiers: dict[str, Tier]
+) -> list[Budget]:
+    """Adds the use of limits by the callers of recent jobs; the budgets of these and of who has a direct run."""
     newest = list({(job.tier, job.subject): job for job in reversed(jobs)}.values())[-SUBJECTS:]
-    for job, caller in zip(newest, await store.callers([job.id for job in newest]), strict=True):
-        if caller is None or caller.lease is None:
-            continue
+    holders: list[tuple[Tier | None, str, Slot, str]] = [
+        (tiers[job.tier], caller.lease, caller.slot or Slot(), caller.tier or "")
+        for job, caller in zip(newest, await store.callers([job.id for job in newest]), strict=True)
+        if caller is not None and caller.lease is not None
+    ]
+    holders += [(None, run.lease, run.slot or Slot(), run.tier) for run in direct[-SUBJECTS:] if run.lease is not None]
+    accounts: dict[tuple[str, str, str], Standing] = {}
+    for tier, text, slot, name in holders:
+        lease = Lease.parse(text)
         try:
-            tiers[job.tier].add(await ledger.usage(caller.lease), caller.slot or Slot())
+            usage = await ledger.usage(text, slot, name)
         except LedgerUnavailable:
-            return
+            break
+        if tier is not None:
+            tier.add(usage, slot)
+        for key, standing in zip(lease.shared.pools, usage.pools, strict=True):
+            accounts["1", lease.shared.tag, key] = standing
+        accounts["2", lease.shared.tag, lease.subject_key] = usage.own
+    return [
+        Budget(_whose(tag, key, is_pool=place == "1"), found)
+        for (place, tag, key), standing in sorted(accounts.items(), key=lambda one: one[0])
+        for found in figures_of(standing)
+    ]
+
+
+def _whose(tag: str, key: str, *, is_pool: bool) -> str:
+    if not is_pool:
+        return unquote(key, errors="replace")
+    name, sharers = pool_name(key)
+    of = [part for part in (organisation_name(tag), sharers) if part]
+    return f"pool {name}" + (f" ({', '.join(of)})" if of else "")

@@ -34,6 +34,12 @@ def _usd(amount: float) -> str:
     return f"${amount:.4f}" if amount < 1 else f"${amount:,.2f}"
 
 
+def _exactly(micro_usd: int) -> str:
+    """To the last micro-dollar, which is what the other reports say."""
+    whole, rest = divmod(micro_usd, 1_000_000)
+    return f"${whole:,}.{f'{rest:06}'.rstrip('0'):0<2}"
+
+
 def _took(job: Any) -> str:
     if job.started_at is None or job.finished_at is None:
         return "–"
@@ -53,6 +59,7 @@ def _size(count: int) -> str:
 _jinja.filters |= {
     "clock": _clock,
     "usd": _usd,
+    "exactly": _exactly,
     "took": _took,
     "size": _size,
     "path": lambda text: quote(text),

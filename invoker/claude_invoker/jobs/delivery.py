@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
 
+from claude_contract.ledger import warnings
 from claude_invoker.jobs import webhook
 from claude_invoker.jobs.queue import DELIVERY_TRIES
 from claude_invoker.jobs.record import Delivery
 from claude_invoker.jobs.store import CALLBACKS, Store
 from claude_invoker.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,20 @@ class Deliveries:
         await self.store.delivered(job, Delivery(at=time.time(), status=status, error=error), final=final)
         if not taken and not is_final(status):
             raise webhook.NotDelivered(error or f"answered {status}")
+
+    async def notify(self, context: dict[str, Any], *, notice: str) -> None:
+        """The same of what the operator is owed."""
+        if not await self.store.is_owed(notice):
+            return
+        status, error = await webhook.notify(warnings.decode(notice), self.settings)
+        taken = status is not None and 200 <= status < 300
+        if is_final(status) or context["job"].attempts >= DELIVERY_TRIES:
+            await self.store.told(notice)
+        if not taken:
+            what = error or f"answered {status}"
+            _log.warning("INVOKER_BUDGET_WEBHOOK has not taken notice %s: %s", warnings.decode(notice).id, what)
+            if not is_final(status):
+                raise webhook.NotDelivered(what)
 
 
 def is_final(status: int | None) -> bool:

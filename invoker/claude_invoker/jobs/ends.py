@@ -47,7 +47,8 @@ class Ends:
     async def book(self, caller: Caller, micro_usd: int, *, final: bool = True) -> None:
         """Ends the caller's lease. Never raises."""
         if self.ledger is not None and caller.lease is not None:
-            await self.ledger.book(caller.lease, micro_usd, final=final)
+            tier = caller.tier or ""
+            await self.ledger.book(caller.lease, micro_usd, final=final, slot=caller.slot, tier=tier)
 
     async def again(self, job: Job, *, in_s: float = 0.0) -> bool:
         """Lets a job wait again where the operator wants that. With a new lease: the old one is given back or settled,

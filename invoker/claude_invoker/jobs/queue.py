@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +15,14 @@ from saq import Job as Ticket
 from saq.queue.redis import RedisQueue
 from saq.worker import Worker
 
+from claude_contract.ledger import warnings
 from claude_invoker.jobs.store import retry
 
 HEARTBEAT_S = 10  # a ticket without a sign of life for so long has no worker any more
 SWEEP_S = 2
 RUN = "run_next"
 DELIVER = "deliver"
+NOTIFY = "notify"
 DELIVERY_TRIES = 8
 DELIVERY_DELAY_S = 2.0  # doubled from try to try
 
@@ -28,6 +32,10 @@ class Queue(RedisQueue):
 
     async def sweep(self, lock: int = SWEEP_S, abort: float = 0.05) -> list[str]:
         return await super().sweep(lock=lock, abort=min(abort, 0.05))
+
+    async def due(self) -> int:
+        """How many are queued or worked at, without those that are scheduled for later."""
+        return int(await self.redis.zcount(self._incomplete, 0, time.time()))
 
     async def dequeue(self, timeout: float = 0.0, poll_interval: float = 0.0) -> Any:
         try:
@@ -85,11 +93,20 @@ async def enqueue_ticket(queues: Queues, *, at: float = 0.0) -> None:
 
 async def enqueue_delivery(queues: Queues, job_id: str) -> None:
     """A job's webhook: eight tries, backing off from 2 s to 10 min. Harmless where it is enqueued already."""
+    await _enqueue_webhook(queues, DELIVER, f"deliver:{job_id}", job_id=job_id)
+
+
+async def enqueue_notice(queues: Queues, notice: str) -> None:
+    """The operator's webhook, in the same way. `notice`: as it is owed."""
+    await _enqueue_webhook(queues, NOTIFY, f"notify:{warnings.decode(notice).id}", notice=notice)
+
+
+async def _enqueue_webhook(queues: Queues, function: str, key: str, **arguments: str) -> None:
     await queues.deliveries.enqueue(
         Ticket(
-            function=DELIVER,
-            kwargs={"job_id": job_id},
-            key=f"deliver:{job_id}",
+            function=function,
+            kwargs=arguments,
+            key=key,
             timeout=60,
             retries=DELIVERY_TRIES,
             retry_delay=DELIVERY_DELAY_S,
@@ -99,10 +116,10 @@ async def enqueue_delivery(queues: Queues, job_id: str) -> None:
     )
 
 
-def ticket_worker(queue: Queue, name: str, function: Any, concurrency: int) -> TicketWorker:
+def ticket_worker(queue: Queue, functions: Mapping[str, Any], concurrency: int) -> TicketWorker:
     return TicketWorker(
         queue,
-        [(name, function)],
+        list(functions.items()),
         concurrency=concurrency,
         timers={"schedule": 1, "worker_info": 10, "sweep": SWEEP_S, "abort": 60},
         cancellation_hard_deadline_s=10.0,

@@ -15,7 +15,7 @@ from claude_contract.versions import UnknownVersion
 from claude_invoker.cli.walk import delete
 from claude_invoker.jobs.ends import Ends
 from claude_invoker.jobs.orphan import is_orphaned
-from claude_invoker.jobs.queue import HEARTBEAT_S, Queues, enqueue_delivery, enqueue_ticket
+from claude_invoker.jobs.queue import HEARTBEAT_S, Queues, enqueue_delivery, enqueue_notice, enqueue_ticket
 from claude_invoker.jobs.store import RUNNING, Store, now_ms
 
 _log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class Reconciler:
                 await self._find_orphaned()
                 for job_id in await self.store.owed(now_ms() - 30_000):
                     await enqueue_delivery(self.queues, job_id)
+                await self._tell_operator()
                 _, cursor = await self.store.forget(cursor)
                 await self._delete_files()
             except (RedisError, OSError) as error:
@@ -58,11 +59,21 @@ class Reconciler:
             await asyncio.sleep(EVERY_S)
 
     async def _tickets_for_all(self) -> None:
-        """Each waiting job has a ticket; those of running jobs do not count."""
-        waiting = sum((await self.store.waiting()).values())
-        free = await self.queues.tickets.count("incomplete") - len(await self.store.running())
+        """Each job that may run now has a ticket. Those of running jobs do not count, nor those for later, which jobs
+        have whose subject is passed over."""
+        waiting = sum((await self.store.waiting()).values()) - await self.store.parked()
+        free = await self.queues.tickets.due() - len(await self.store.running())
         for _ in range(min(waiting - free, 1000)):
             await enqueue_ticket(self.queues)
+
+    async def _tell_operator(self) -> None:
+        """What the gateway and the invoker have seen of budgets that are nearly used up."""
+        notices = await self.store.notices()
+        if self.ends.settings.budget_webhook is not None:
+            for notice in notices:
+                await enqueue_notice(self.queues, notice)
+        elif notices:  # nobody wants them
+            await self.store.told(*notices)
 
     async def _find_orphaned(self) -> None:
         for job_id in await self.store.running():

@@ -60,6 +60,14 @@ class Progress(BaseModel):
     tail: str = Field(default="", description="The end of the answer so far")
 
 
+class WaitsFor(BaseModel):
+    """Why a job waits although it is its turn."""
+
+    limit: str = Field(description="The limit that is in the way, as refusals name it")
+    pool: str | None = Field(default=None, description="The pool whose limit it is; null: the caller's own")
+    until: float | None = Field(default=None, description="When the budget's period turns; null: when a run ends")
+
+
 class JobView(BaseModel):
     """A job as `GET /jobs/{id}` shows it. Times are seconds since the epoch."""
 
@@ -68,6 +76,7 @@ class JobView(BaseModel):
     tier: str | None = None
     title: str = Field(default="", description="The beginning of the prompt")
     position: int | None = Field(default=None, description="Jobs that may start earlier, while it is queued")
+    waits_for: WaitsFor | None = None
     created_at: float
     started_at: float | None = None
     finished_at: float | None = None
@@ -115,6 +124,7 @@ class Job:
     cancel: bool = False
     work: str = ""  # where the run's files are while it runs, for whoever finds it orphaned
     progress: Progress = field(default_factory=Progress)
+    waits_for: WaitsFor | None = None  # while it is queued
     result: RunResult | None = None
     error: dict[str, Any] | None = None
     deliveries: list[Delivery] = field(default_factory=list)
@@ -184,6 +194,7 @@ class Job:
             cancel=stored.get("cancel") == "1",
             work=stored.get("work", ""),
             progress=Progress.model_validate_json(stored.get("progress") or "{}"),
+            waits_for=WaitsFor.model_validate_json(stored["waits"]) if stored.get("waits") else None,
             result=RunResult.model_validate_json(stored["result"]) if stored.get("result") else None,
             error=json.loads(stored["error"]) if stored.get("error") else None,
             deliveries=[Delivery(**d) for d in json.loads(stored.get("deliveries") or "[]")],
@@ -199,6 +210,7 @@ class Job:
             tier=self.tier or None,
             title=self.title,
             position=position,
+            waits_for=self.waits_for if self.state == "queued" else None,
             created_at=self.created_at,
             started_at=self.started_at,
             finished_at=self.finished_at,

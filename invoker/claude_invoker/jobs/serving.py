@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from claude_invoker.jobs.delivery import Deliveries
 from claude_invoker.jobs.ends import Ends
-from claude_invoker.jobs.queue import DELIVER, RUN, Queues, ticket_worker
+from claude_invoker.jobs.queue import DELIVER, NOTIFY, RUN, Queues, ticket_worker
 from claude_invoker.jobs.reconciler import Reconciler
 from claude_invoker.jobs.store import Store
 from claude_invoker.jobs.worker import Worker
@@ -27,9 +27,10 @@ async def serving(settings: Settings, engine: Engine, store: Store, queues: Queu
     reconciler = Reconciler(ends, store, queues, artifacts.root(settings), worker.current)
     await engine.reclaim()  # nothing of what dead workers ran is alive
     await reconciler.recover()
+    deliveries = Deliveries(settings, store)
     takers = [
-        ticket_worker(queues.tickets, RUN, worker.run_next, settings.worker_concurrency),
-        ticket_worker(queues.deliveries, DELIVER, Deliveries(settings, store).deliver, DELIVERIES),
+        ticket_worker(queues.tickets, {RUN: worker.run_next}, settings.worker_concurrency),
+        ticket_worker(queues.deliveries, {DELIVER: deliveries.deliver, NOTIFY: deliveries.notify}, DELIVERIES),
     ]
     async with engine:
         tasks = [asyncio.create_task(taker.start()) for taker in takers]

@@ -21,6 +21,7 @@ from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from claude_contract.keys import escaped, joined
+from claude_contract.ledger.warnings import OWED
 from claude_contract.versions import UnknownVersion
 from claude_invoker.caller import Caller
 from claude_invoker.holding import Bounds, refusal
@@ -35,6 +36,7 @@ WAITING = PREFIX + "waiting"  # hash: queue -> count
 RUNNING = PREFIX + "running"  # sorted set: job -> ms of its claim
 CALLBACKS = PREFIX + "callbacks"  # sorted set: job -> ms since which its webhook is owed
 ALL = PREFIX + "all"  # sorted set: job -> s of its acceptance
+NOTICES = 100  # looked at, at once
 IDEMPOTENCY_TTL = 24 * 3600  # seconds
 TOMBSTONE_TTL = 7 * 24 * 3600  # seconds for which an expired job is 410, not 404
 MAX_EVENTS = 20_000
@@ -151,7 +153,7 @@ class Store:
             PREFIX + f"events:{job.id}",
         ]
         until = now_ms() + int(blocked_for * 1000) if blocked_for else 0
-        fields = {"cost_usd": "0.0"} | fields
+        fields = {"cost_usd": "0.0", "waits": ""} | fields
         args = [job.id, job.attempt, job.subject, queue, until, *(part for pair in fields.items() for part in pair)]
         outcomes: tuple[Requeued, ...] = ("not ours", "requeued", "cancelled")
         return outcomes[int(await self._run("requeue", keys, args))]
@@ -233,6 +235,15 @@ class Store:
         for queue, count in (await self.redis.hgetall(WAITING)).items():
             counts[unquote(queue)] = counts.get(unquote(queue), 0) + int(count)
         return counts
+
+    async def parked(self) -> int:
+        """How many waiting jobs are passed over now."""
+        now = now_ms()
+        places = [name for name, until in (await self.redis.hgetall(BLOCKED)).items() if int(until) > now]
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for place in places:
+                pipe.llen(_wait(*place.split(":", 1)))
+            return sum(await pipe.execute())
 
     async def oldest_waiting(self) -> float | None:
         """Seconds since the acceptance of the oldest job that waits, among the oldest 5,000 kept; None if none.
@@ -341,6 +352,17 @@ class Store:
     async def owed(self, before_ms: int) -> list[str]:
         """Jobs whose webhooks are owed since before then."""
         return list(await self.redis.zrangebyscore(CALLBACKS, "-inf", before_ms))
+
+    async def notices(self) -> list[str]:
+        """What the operator is owed of budgets, the oldest first."""
+        return list(await self.redis.zrange(OWED, 0, NOTICES - 1))
+
+    async def is_owed(self, notice: str) -> bool:
+        return await self.redis.zscore(OWED, notice) is not None
+
+    async def told(self, *notices: str) -> None:
+        """They are owed no more."""
+        await self.redis.zrem(OWED, *notices)
 
     async def delivered(self, job: Job, delivery: Delivery, *, final: bool) -> None:
         """Adds a try to the job's delivery log; `final`: nothing is owed any more."""

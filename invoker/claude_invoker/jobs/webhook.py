@@ -8,18 +8,23 @@ import datetime
 import ipaddress
 import json
 import socket
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 from standardwebhooks import Webhook
 
+from claude_contract.ledger.warnings import Notice
 from claude_invoker.egress.addresses import is_public
 from claude_invoker.jobs.record import Job
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
 
 TIMEOUT_S = 15.0
+
+Try = tuple[int | None, str | None]
+"""(status, None) or (None, what went wrong)."""
 
 
 class NotDelivered(Exception):
@@ -74,9 +79,22 @@ def event(job: Job) -> dict[str, Any]:
     return body | ({"traceparent": job.traceparent} if job.traceparent else {})
 
 
-def signed(job: Job, secret: str) -> tuple[dict[str, str], bytes]:
-    """Headers and body. The timestamp is of this try, the id of the event."""
-    document = event(job)
+def budget_event(notice: Notice) -> dict[str, Any]:
+    """The CloudEvent for a budget that is nearly used up."""
+    told = datetime.datetime.fromtimestamp(notice.at, datetime.UTC)
+    return {
+        "specversion": "1.0",
+        "id": notice.id,
+        "source": "/claude/limits",
+        "type": "dev.kong-claude.budget.warning",
+        "time": told.isoformat().replace("+00:00", "Z"),
+        "datacontenttype": "application/json",
+        "data": notice.data,
+    }
+
+
+def signed(document: Mapping[str, Any], secret: str) -> tuple[dict[str, str], bytes]:
+    """Headers and body of an event. The timestamp is of this try, the id of the event."""
     body = json.dumps(document, separators=(",", ":"))
     now = datetime.datetime.now(datetime.UTC)
     # As given where it is in the specification's own form, else any text.
@@ -89,28 +107,46 @@ def signed(job: Job, secret: str) -> tuple[dict[str, str], bytes]:
         "webhook-timestamp": str(int(now.timestamp())),
         "webhook-signature": signature,
     }
-    return headers | ({"traceparent": job.traceparent} if job.traceparent else {}), body.encode()
+    traced = {name: document[name] for name in ("traceparent",) if name in document}
+    return headers | traced, body.encode()
 
 
-async def send(job: Job, url: str, settings: Settings) -> tuple[int | None, str | None]:
-    """One try: (status, None) or (None, what went wrong). Redirects are not followed: they could lead anywhere."""
-    if settings.webhook_secret is None:
-        return None, "no webhook secret is configured"
+async def send(job: Job, url: str, settings: Settings) -> Try:
+    """One try at a URL of the caller's."""
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     try:
         check_url(url, settings)
         place = await address(host, port, settings)
-        headers, body = signed(job, settings.webhook_secret.get_secret_value())
-        target = httpx.URL(url).copy_with(host=place)
+    except (NotDelivered, Problem) as error:
+        return None, str(error)
+    return await _post(event(job), url, place, settings)
+
+
+async def notify(notice: Notice, settings: Settings) -> Try:
+    """One try at the operator's own URL, which may lead where he likes."""
+    url = settings.budget_webhook
+    if url is None:
+        return None, "no INVOKER_BUDGET_WEBHOOK is configured"
+    return await _post(budget_event(notice), url.get_secret_value(), None, settings)
+
+
+async def _post(document: Mapping[str, Any], url: str, place: str | None, settings: Settings) -> Try:
+    """`place`: the address to connect to; None: whichever the host's name has. Redirects are not followed: they could
+    lead anywhere."""
+    if settings.webhook_secret is None:
+        return None, "no webhook secret is configured"
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        headers, body = signed(document, settings.webhook_secret.get_secret_value())
+        target = httpx.URL(url).copy_with(host=place or host)
         headers["Host"] = parts.netloc
         async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False, follow_redirects=False) as client:
             request = client.build_request("POST", target, content=body, headers=headers)
             request.extensions["sni_hostname"] = host
             answer = await client.send(request, stream=True)
             await answer.aclose()
-    except (NotDelivered, Problem) as error:
-        return None, str(error)
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         return None, type(error).__name__
     return answer.status_code, None

@@ -9,10 +9,12 @@ import os
 import socket
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
 
+from claude_contract.ledger import Lease
+from claude_contract.ledger.model import pool_name
 from claude_contract.versions import UnknownVersion
 from claude_invoker.cli.walk import delete
 from claude_invoker.jobs.ends import Ends
@@ -21,7 +23,7 @@ from claude_invoker.jobs.queue import (
     Queues,
     enqueue_ticket,
 )
-from claude_invoker.jobs.record import Job
+from claude_invoker.jobs.record import Job, WaitsFor
 from claude_invoker.jobs.recording import Watch, record
 from claude_invoker.jobs.store import CANCELLED, Store, now_ms
 from claude_invoker.plan import plan
@@ -34,11 +36,19 @@ from claude_invoker.settings import Settings
 _log = logging.getLogger(__name__)
 BEAT_S = 1.0
 FULL_S = 1.0  # a subject whose places are all taken is passed over for so long
+PARKED_S = 900.0  # one whose budget is used up until its period turns, at most: an admin may raise it meanwhile
 RECONCILE_S = 5.0
 DELIVERIES = 8  # at once
 _ASKED = "cancelled by its caller"
 _FENCED = "another worker has taken over"
 _STOPPING = "the worker is stopping"
+
+
+class _Waits(NamedTuple):
+    """Why a job cannot run, and how many seconds its subject is passed over."""
+
+    s: float
+    told: str = ""  # for its record
 
 
 class Worker:
@@ -105,21 +115,32 @@ class Worker:
     async def _take(self, job: Job) -> None:
         if job.cancel:
             await self.ends.end(job, "cancelled", error=Problem(499, "cancelled", _ASKED).document())
-        elif await self._has_place(job):
+        elif (waits := await self._waits(job)) is None:
             await self._run(job)
-        elif await self.store.requeue(job, blocked_for=FULL_S) == "cancelled":
+        elif await self.store.requeue(job, blocked_for=waits.s, waits=waits.told) == "cancelled":
             await self.ends.end(job, "cancelled", error=Problem(499, "cancelled", _ASKED).document())
         else:
-            await enqueue_ticket(self.queues, at=time.time() + FULL_S)
+            await enqueue_ticket(self.queues, at=time.time() + waits.s)
 
-    async def _has_place(self, job: Job) -> bool:
-        """Takes the job's lease in the gateway's ledger: a tier's limits of runs at once and of money hold for jobs."""
+    async def _waits(self, job: Job) -> _Waits | None:
+        """Takes the job's lease in the gateway's ledger: a tier's limits of runs at once and of money hold for jobs.
+        What is said where it cannot be taken; None: it may run."""
         if self.engine.ledger is None:
-            return True
+            return None
         try:
-            return await self.engine.ledger.acquire(replace(job.caller, queued=True))
+            admission = await self.engine.ledger.acquire(replace(job.caller, queued=True))
         except Problem:
-            return False
+            return _Waits(FULL_S)
+        if admission is None or admission.admitted:
+            return None
+        told = WaitsFor(limit=admission.exceeded)
+        if admission.at and job.caller.lease is not None:
+            told.pool, _ = pool_name(Lease.parse(job.caller.lease).shared.pools[admission.at - 1])
+        wait_s = FULL_S  # a running one is in the way
+        if admission.wait_ms:
+            wait_s = admission.wait_ms / 1000
+            told.until = round(time.time() + wait_s, 3)
+        return _Waits(min(wait_s, PARKED_S), told.model_dump_json())
 
     async def _run(self, job: Job) -> None:
         try:

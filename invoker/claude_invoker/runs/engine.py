@@ -250,8 +250,9 @@ class Engine:
         run.tier = caller.tier or ""
         run.isolation = self.boundary.label
         run.is_job = job_id is not None
-        run.lease = caller.lease if self.ledger is not None else None
-        run.slot = caller.slot
+        if self.ledger is not None:
+            run.lease, run.slot = caller.lease, caller.slot
+            self.ledger.note(caller)
         run.events = EventLog(self.settings.held_per_run)
         self._shelf.put(run)
         self.on_start(run)
@@ -305,7 +306,9 @@ class Engine:
 
     async def _book(self, run: Run, lease: str) -> None:
         assert self.ledger is not None
-        if await self.ledger.book(lease, run.account.micro_usd, final=run.is_counted) and run.is_counted:
+        cost = run.account.micro_usd
+        booked = await self.ledger.book(lease, cost, final=run.is_counted, slot=run.slot, tier=run.tier)
+        if booked and run.is_counted:
             self.metering.booked(run.account_key)  # else the sweeper does it
 
     async def _book_leftovers(self) -> None:

@@ -75,6 +75,7 @@ class Executor:
             result="" if outcome.is_cut_off(result, run.account) else result.result or "",
             structured=result.structured_output,
             model=run.model,
+            instead_of=run.plan.instead_of,
             session=run.session,
             usage=outcome.usage(run.account.total),
             cost_usd=run.cost_usd,

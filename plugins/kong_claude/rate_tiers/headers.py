@@ -6,18 +6,13 @@ draft-ietf-httpapi-ratelimit-headers-10.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 from claude_contract.ledger import Admission, Quota, Window
+from claude_contract.ledger.figures import seconds
 
 STYLES = ("both", "kong", "draft")
 BUSY_RETRY_S = 5  # when a place comes back depends on other runs: a guess
-
-
-def seconds(ms: int) -> int:
-    """Whole seconds, rounded up, at least 1: nobody comes back too early."""
-    return max(1, math.ceil(ms / 1000))
 
 
 def reset(quota: Quota) -> int:

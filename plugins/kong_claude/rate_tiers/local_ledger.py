@@ -37,7 +37,8 @@ from claude_contract.ledger import (
 )
 from claude_contract.ledger.calls import booked_key, known_to_all, limits_of, to_acquire
 from claude_contract.ledger.model import SETTLED_MS, reserved_by
-from claude_contract.ledger.periods import ROLLING_MS, period
+from claude_contract.ledger.periods import ROLLING_MS
+from claude_contract.ledger.warnings import BudgetWarning
 
 QUARTER_MS = 15 * 60_000
 _DRAWN = "drawn:"
@@ -103,7 +104,7 @@ class LocalLedger(Ledger):
     def _admit(self, request: Admit) -> Admission:
         lease, slot = request.lease, request.slot
         own = lease.member if lease is not None else ""
-        accounts = self._accounts(request, slot.own, own)
+        accounts = self._accounts(request, slot.bound, own)
         held = lease is not None and all(account.held for account in accounts)
         exceeded, at, wait, queued = "", 0, 0.0, False
 
@@ -227,6 +228,14 @@ class LocalLedger(Ledger):
             first, *pools = [self._standing(a) for a in self._accounts(request, known_to_all(request.slot.own), "")]
             return Usage(first, tuple(pools))
 
+    def tell(self, warning: BudgetWarning) -> bool:
+        with self._moment():
+            key = f"told:{warning.key}"
+            if self._lapse.get(key, 0) > self._now:
+                return False
+            self._set(key, 1, warning.lives_ms * 1000)
+            return True
+
     def _accounts(self, request: Admit | Peek, own: Terms, lease: str) -> list[_Account]:
         """Each with its state. Without a lease to be taken nothing is asked about runs and money."""
         asked = isinstance(request, Peek) or request.lease is not None
@@ -289,13 +298,10 @@ class LocalLedger(Ledger):
 
     def _spent(self, key: str, budget: Budget) -> Spent:
         now, book = self._now // 1000, self._values.get(key, ())
-        if not budget.rolling:
-            found = period(budget.per, budget.zone, now)
-            live = [cost for ends, cost in book if ends > found.start_ms]
-            return Spent(budget, sum(live), found.end_ms - now)
-        start = now - ROLLING_MS[budget.per]
-        rolling = [(ends, cost) for ends, cost in book if ends > start]
-        return Spent(budget, sum(cost for _, cost in rolling), rolling[0][0] - start if rolling else 0)
+        start, end = budget.span(now)
+        counted = [(ends, cost) for ends, cost in book if ends > start]
+        reset = counted[0][0] - start if budget.rolling and counted else max(end - now, 0)
+        return Spent(budget, sum(cost for _, cost in counted), reset, start, end)
 
     def _budget_wait(self, a: _Account, spent: Spent, amount: int) -> float:
         """Microseconds until that much would fit, if nothing runs."""

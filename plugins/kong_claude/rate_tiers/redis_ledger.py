@@ -39,6 +39,7 @@ from claude_contract.ledger import (
 )
 from claude_contract.ledger.calls import Call, OutOfPeriod
 from claude_contract.ledger.live import Change, Target
+from claude_contract.ledger.warnings import BudgetWarning
 from kong_claude.rate_tiers.redis_circuit import Circuit, Circuits, Quiet, is_away
 from kong_claude.rate_tiers.redis_pipe import Shared
 from kong_claude.rate_tiers.redis_pool import Pool
@@ -201,6 +202,9 @@ class RedisLedger(Ledger):
     def news(self) -> bool:
         """True where a failure is to be logged: once a second."""
         return self._quiet.may_speak()
+
+    def tell(self, warning: BudgetWarning) -> bool:
+        return self._ask(calls.tell(warning))
 
     def _ask(self, call: Call[R]) -> R:
         circuit = self._circuit(call)

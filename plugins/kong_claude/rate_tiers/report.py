@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from claude_contract.ledger import Admission, Quota, Spent, Standing, Terms, Usage, usd
-from kong_claude.rate_tiers.headers import reset, retry_after, seconds
+from claude_contract.ledger import Admission, Figures, Quota, Spent, Standing, Terms, Usage, figures_of, usd
+from claude_contract.ledger.figures import seconds
+from kong_claude.rate_tiers.headers import reset, retry_after
 from kong_claude.rate_tiers.tiers import Tier
 
 
@@ -45,10 +46,11 @@ def exceeded(admission: Admission, tier: Tier) -> str:
 def limits(usage: Usage, tier: Tier) -> dict[str, Any]:
     """What `GET /claude/limits` answers."""
     day, month, *_ = usage.own.spent
-    money = {
+    own = figures_of(usage.own)
+    money: dict[str, Any] = {
         "reserved": usd(usage.reserved_micro_usd),
-        "day": _of_utc(tier.slot.day_micro_usd, day),
-        "month": _of_utc(tier.slot.month_micro_usd, month),
+        "day": _of_utc(day, own),
+        "month": _of_utc(month, own),
     }
     body = {
         "tier": tier.name,
@@ -58,7 +60,7 @@ def limits(usage: Usage, tier: Tier) -> dict[str, Any]:
         **tier.clamp.to_claims(),
     }
     if tier.slot.budgets:
-        money["budgets"] = [_budget(spent) for spent in usage.own.spent if spent.budget in tier.slot.budgets]
+        money["budgets"] = [found.document() for found in own if found.budget in tier.slot.budgets]
     if tier.pools:
         body["pools"] = [
             {
@@ -67,7 +69,7 @@ def limits(usage: Usage, tier: Tier) -> dict[str, Any]:
                 "concurrent": {"limit": pool.terms.concurrent, "running": standing.running},
                 "usd": {
                     "reserved": usd(standing.reserved_micro_usd),
-                    "budgets": [_budget(spent) for spent in standing.spent],
+                    "budgets": [found.document() for found in figures_of(standing)],
                 },
             }
             for pool, standing in zip(tier.pools, usage.pools, strict=True)
@@ -99,9 +101,8 @@ def _left(terms: Terms, standing: Standing) -> Iterator[tuple[str, float]]:
         yield quota.window.name, quota.remaining / whole
     if terms.concurrent is not None:
         yield "concurrent", 1 - standing.running / terms.concurrent
-    for budget, spent, _ in standing.spent:
-        if budget in terms.budgets:
-            yield budget.name, 1 - (spent + standing.reserved_micro_usd) / budget.micro_usd
+    for found in figures_of(standing):
+        yield found.budget.name, 1 - found.used / found.budget.micro_usd
 
 
 def _window(quota: Quota) -> dict[str, Any]:
@@ -114,19 +115,10 @@ def _window(quota: Quota) -> dict[str, Any]:
     }
 
 
-def _of_utc(limit_micro_usd: int | None, spent: Spent) -> dict[str, Any]:
-    limit = None if limit_micro_usd is None else usd(limit_micro_usd)
-    return {"limit": limit, "spent": usd(spent.micro_usd), "reset_s": seconds(spent.reset_ms)}
-
-
-def _budget(spent: Spent) -> dict[str, Any]:
-    budget = spent.budget
-    when = {"rolling": True} if budget.rolling else {"zone": budget.zone}
-    return {
-        "name": budget.name,
-        "per": budget.per,
-        **when,
-        "limit": usd(budget.micro_usd),
-        "spent": usd(spent.micro_usd),
-        "reset_s": seconds(spent.reset_ms) if spent.reset_ms else 0,
-    }
+def _of_utc(spent: Spent, limited: Sequence[Figures]) -> dict[str, Any]:
+    """A UTC day's or month's money, of which everybody is told, and what is left where it is limited."""
+    limit = next(
+        (found for found in limited if found.budget.name == spent.budget.name and found.budget.zone == "UTC"), None
+    )
+    told = {"limit": None, "spent": usd(spent.micro_usd), "reset_s": seconds(spent.reset_ms)}
+    return told if limit is None else {name: limit.document()[name] for name in (*told, "left", "start", "end")}
