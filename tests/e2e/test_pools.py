@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
+import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from kong_claude_local.stack import METRICS_PORT
 from tests.e2e.conftest import COMMAND, ROOT, Gateway, free_port, own_environment, up
 
 PROMPT = {"prompt": "hi", "system": "Be brief."}
 FIGURES = {"max_usd_per_run: 2": "max_usd_per_run: 1", "usd: 500,": "usd: 1,", "concurrent: 20": "concurrent: 1"}
+# A dollar a day, which the first run takes; and what is done then.
+MORE_TIERS = """\
+          - {name: thrifty, usd_per_day: 1, max_usd_per_run: 1, models: [haiku, sonnet], pools: [], on_budget: model,
+             cheaper: {model: haiku, up_to_percent: 130, max_usd_per_run: 0.25}}
+          - {name: patient, usd_per_day: 1, max_usd_per_run: 1, pools: [], on_budget: queue}
+"""
+DASHBOARD = """
+  - name: claude-dashboard
+    paths: [/claude/dashboard]
+    methods: [GET]
+    strip_path: false
+    plugins:
+    - name: claude-gateway
+      config: {attestation: *signed, jwt_claims: *caller}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +44,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     for given, small in FIGURES.items():
         assert given in text
         text = text.replace(given, small)
+    text = text.replace("          pools:\n", MORE_TIERS + "          pools:\n", 1) + DASHBOARD
     (home / "kong.yml").write_text(text)
     started = up(home, free_port(), config=home / "kong.yml")
     try:
@@ -92,3 +114,124 @@ def test_without_the_claim_nothing_passes(stack: Gateway) -> None:
     assert refused.status_code == 403 and "team" in refused.json()["message"]
     with stack.client("eve", "--tier", "free") as eve:  # whose tier has only what everybody shares
         assert eve.post("/claude/invoke", json=PROMPT).status_code == 200
+
+
+Figures = dict[tuple[str, str], tuple[int, int, int, int, int, int]]
+"""(pool, of) → limit, spent, reserved, left of its calendar's budget, in micro-dollars; start and end of the period."""
+
+
+def by_limits(stack: Gateway, team: str) -> Figures:
+    found: Figures = {}
+    for name, pool in pools_of(stack, "ida", team).items():
+        (budget,) = [each for each in pool["usd"]["budgets"] if not each.get("rolling")]
+        money = [round(budget[kind] * 1_000_000) for kind in ("limit", "spent", "reserved", "left")]
+        found[name, team if name == "team" else ""] = (*money, budget["start"], budget["end"])
+    return found
+
+
+def by_metrics(url: str, prefix: str, team: str) -> Figures:
+    values: dict[tuple[str, str], dict[str, int]] = {}
+    for family in text_string_to_metric_families(httpx.get(url, timeout=30).text):
+        if family.name in (f"{prefix}_pool_usd", f"{prefix}_pool_period_timestamp_seconds"):
+            for sample in family.samples:
+                labels, factor = sample.labels, 1_000_000 if "kind" in sample.labels else 1
+                if labels["of"] in ("", team) and labels["budget"] == "usd_per_month":
+                    kinds = values.setdefault((labels["pool"], labels["of"]), {})
+                    kinds[labels.get("kind") or labels["edge"]] = round(sample.value * factor)
+    order = ("limit", "spent", "reserved", "left", "start", "end")
+    return {who: tuple(kinds[kind] for kind in order) for who, kinds in values.items()}  # type: ignore[misc]
+
+
+def by_dashboard(stack: Gateway, team: str) -> Figures:
+    with stack.client("ida", "--tier", "pro", "--claim", f"team={team}") as client:
+        page = client.get("/claude/dashboard")
+    assert page.status_code == 200, page.text
+    found: Figures = {}
+    for row in re.findall(r"<tr>(.*?)</tr>", page.text.partition('id="h-budgets"')[2], re.S):
+        cells = [
+            " ".join(re.sub("<[^>]*>", " ", cell).split()) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, re.S)
+        ]
+        if len(cells) == 7 and cells[0].startswith("pool") and cells[1] == "usd_per_month":
+            _, name, *of = cells[0].split()
+            money = [int(Decimal(cell.lstrip("$").replace(",", "")) * 1_000_000) for cell in cells[3:]]
+            edges = [int(datetime.fromisoformat(f"{edge}+00:00").timestamp()) for edge in cells[2].split(" to ")]
+            found[name, of[0].strip("()") if of else ""] = (*money, *edges)  # type: ignore[assignment]
+    return found
+
+
+def test_all_reports_have_the_same_figures(stack: Gateway) -> None:
+    """To the micro-dollar, while a job holds its reservation, and when what it has cost is booked."""
+    plugin_server = f"http://{httpx.URL(stack.invoker).host}:{METRICS_PORT}/metrics"
+
+    def same(spent: int, reserved: int) -> None:
+        given = by_limits(stack, "violet")
+        assert given.keys() == {("team", "violet"), ("everybody", "")}
+        limit, *rest, left, start, end = given["team", "violet"]
+        assert rest == [spent, reserved] and left == limit - spent - reserved and start < time.time() < end
+        assert by_metrics(plugin_server, "claude", "violet") == given
+        assert by_metrics(f"{stack.invoker}/metrics", "claude_invoker", "violet") == given
+        assert by_dashboard(stack, "violet") == given
+
+    with stack.client("ida", "--tier", "pro", "--claim", "team=violet") as client:
+        accepted = client.post("/claude/jobs", json=PROMPT | {"prompt": "[[stall 2]] [[say one two three four]]"})
+        assert accepted.status_code == 202, accepted.text
+        # It takes all of the team's dollar, and the caller is told so.
+        assert '"team.usd_per_month";percent=95;left=0.0;' in accepted.headers["X-Claude-Budget-Warning"]
+        until_state(client, accepted, "running")
+        same(0, 1_000_000)
+        client.delete(accepted.headers["location"])
+        job = until_state(client, accepted, "cancelled")
+        cost = until_booked(stack, "violet")
+        assert cost == pytest.approx(job["cost_usd"], abs=1e-6)
+        same(round(cost * 1_000_000), 0)
+
+
+def until_state(client: httpx.Client, accepted: httpx.Response, state: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 60
+    while (job := client.get(accepted.headers["location"]).json())["state"] != state:
+        assert time.monotonic() < deadline, job
+        time.sleep(0.1)
+    return dict(job)
+
+
+def test_where_the_budget_is_used_up_a_cheaper_model_runs(stack: Gateway) -> None:
+    """And that ends, too: what is left of 130 % after a cent's run is less than another reservation."""
+    with stack.client("joe", "--tier", "thrifty") as client:
+        sonnet = PROMPT | {"model": "sonnet"}
+        first = client.post("/claude/invoke", json=sonnet)
+        assert first.status_code == 200 and "X-Claude-On-Budget" not in first.headers
+        assert first.json()["instead_of"] is None
+        until_spent(client)
+        cheaper = client.post("/claude/invoke", json=sonnet)
+        assert cheaper.status_code == 200, cheaper.text
+        assert cheaper.headers["X-Claude-On-Budget"] == "model=haiku"
+        assert cheaper.json()["instead_of"] == "sonnet" and "haiku" in cheaper.json()["model"]
+        assert {"haiku" in request["model"] for request in stack.record()[-1:]} == {True}
+        refused = client.post("/claude/invoke", json=PROMPT | {"model": "opus"})
+        assert refused.status_code == 403, "of the tier's models"
+
+
+def test_where_the_budget_is_used_up_jobs_wait(stack: Gateway) -> None:
+    with stack.client("kim", "--tier", "patient") as client:
+        assert client.post("/claude/invoke", json=PROMPT).status_code == 200
+        until_spent(client)
+        refused = client.post("/claude/invoke", json=PROMPT)
+        assert refused.status_code == 429 and 0 < int(refused.headers["Retry-After"]) <= 86_400
+        accepted = client.post("/claude/jobs", json=PROMPT)
+        assert accepted.status_code == 202, accepted.text
+        assert accepted.headers["X-Claude-On-Budget"] == "queue"
+        deadline = time.monotonic() + 60
+        while not (job := client.get(accepted.headers["location"]).json())["waits_for"]:
+            assert time.monotonic() < deadline, job
+            time.sleep(0.1)
+        assert job["state"] == "queued" and job["waits_for"]["limit"] == "usd_per_day"
+        assert 0 < job["waits_for"]["until"] - time.time() <= 86_400
+        assert client.delete(accepted.headers["location"]).json()["state"] == "cancelled"
+
+
+def until_spent(client: httpx.Client) -> None:
+    """Of the caller's own day."""
+    deadline = time.monotonic() + 30
+    while not client.get("/claude/limits").json()["usd"]["day"]["spent"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -24,16 +24,20 @@ from claude_contract.identity import Identity
 from claude_contract.ledger import (
     Admit,
     AsyncLedger,
+    Budget,
     Lease,
     LedgerUnavailable,
     Peek,
     Renewal,
     Slot,
+    Spent,
+    Standing,
     UnreadableLedger,
     Window,
     Windows,
     calls,
 )
+from claude_contract.ledger.warnings import warnings_in
 from kong_claude.decision import Decision, Pass, Refuse
 from kong_claude.rate_tiers import redis_ledger
 from kong_claude.rate_tiers.plugin import RateTiers
@@ -417,6 +421,8 @@ def test_cluster(cluster: list[RedisProcess]) -> None:
         assert made.redis.renew(lease, 60_000) is Renewal.EXTENDED
         assert made.redis.settle(lease, 500_000)
         assert made.redis.peek(Peek("claude", lease.subject_key)).spent_day_micro_usd == 500_000
+        (warning, *_) = warnings_in(lease, (Standing(spent=(Spent(Budget(1, "day"), 1, 60_000),)),))
+        assert made.redis.tell(warning) and not made.redis.tell(warning)
     assert all(node.info("keyspace") for node in cluster)
 
 

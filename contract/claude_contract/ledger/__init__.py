@@ -70,9 +70,9 @@ from claude_contract.ledger.store import AsyncLedger, Ledger
 from claude_contract.ledger.warnings import PERCENTS, BudgetWarning
 
 __all__ = [
-    "ALONE", "DEPLOYMENT", "MAX_POOLS", "NAMESPACE", "NO_WINDOWS", "PERCENTS", "PERIODS", "UTC_DAY", "UTC_MONTH", "VERSION",
-    "Admission", "Admit", "AsyncLedger", "Budget", "BudgetWarning", "Busy", "Changed", "Draw", "Drawn", "Figures", "Lease",
-    "Ledger", "LedgerUnavailable", "Peek", "Quota", "Renewal", "Shared", "Slot", "Spent", "Standing", "Terms",
-    "UnreadableLedger", "Usage", "Verdict", "Window", "Windows", "figures_of", "heads", "micro_usd", "organisation_tag",
-    "pool_key", "subject_key", "usd",
+    "ALONE", "DEPLOYMENT", "MAX_POOLS", "NAMESPACE", "NO_WINDOWS", "PERCENTS", "PERIODS", "UTC_DAY", "UTC_MONTH",
+    "VERSION", "Admission", "Admit", "AsyncLedger", "Budget", "BudgetWarning", "Busy", "Changed", "Draw", "Drawn",
+    "Figures", "Lease", "Ledger", "LedgerUnavailable", "Peek", "Quota", "Renewal", "Shared", "Slot", "Spent",
+    "Standing", "Terms", "UnreadableLedger", "Usage", "Verdict", "Window", "Windows", "figures_of", "heads",
+    "micro_usd", "organisation_tag", "pool_key", "subject_key", "usd",
 ]  # fmt: skip

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from claude_contract.ledger import Standing, Terms, Usage, Windows, usd
+from claude_contract.ledger.figures import seconds
 from claude_contract.ledger.live import BLOCKED, Change, Target, shown_limit
-from kong_claude.rate_tiers.headers import reset, seconds
+from kong_claude.rate_tiers.headers import reset
 from kong_claude.rate_tiers.tiers import Tier
 from kong_claude.rate_tiers.wishes import shown
 

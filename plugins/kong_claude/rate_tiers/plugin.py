@@ -5,32 +5,37 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
-from claude_contract.claims import NAMESPACE_ROOM, Limits, Place
+from claude_contract.claims import NAMESPACE_ROOM, Clamp, Limits, Place
 from claude_contract.errors import ConfigError
 from claude_contract.ledger import (
     Admission,
     Admit,
+    BudgetWarning,
     Busy,
     Lease,
     Ledger,
     LedgerUnavailable,
     Peek,
+    Slot,
     micro_usd,
 )
+from claude_contract.ledger.figures import PoolsSeen
+from claude_contract.ledger.limits import NO_SLOT
 from claude_contract.ledger.live import BLOCKED
+from claude_contract.ledger.warnings import warnings_of
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.pipeline import plugin
-from kong_claude.rate_tiers import local_ledger, redis_ledger, report
+from kong_claude.rate_tiers import gauges, local_ledger, redis_ledger, report, telling
 from kong_claude.rate_tiers.admin import Admin
 from kong_claude.rate_tiers.headers import LimitHeaders
 from kong_claude.rate_tiers.pools import Sharing
 from kong_claude.rate_tiers.schema import RateTiersConfig
 from kong_claude.rate_tiers.subjects import Subjects, TierChoice
-from kong_claude.rate_tiers.tiers import UNRENEWED_TTL, Tier, tiers_from_config
+from kong_claude.rate_tiers.tiers import UNRENEWED_TTL, Tier, lowered, tiers_from_config
 from kong_claude.rate_tiers.wishes import Configured
 from kong_claude.request import Request, answer, text
 from kong_claude.stage import Shared, Stage
@@ -38,6 +43,7 @@ from kong_claude.stage import Shared, Stage
 MAX_MODEL_BODY = 1 << 20  # bytes read to see which model a body names
 COST_HEADER = "X-Claude-Cost-USD"
 CONFIRM_MS = 5000  # until the invoker has to have the request: a client that leaves while it sends it leaves no lease
+ON_BUDGET_HEADER = "X-Claude-On-Budget"
 MAX_NAMED = 100  # unknown tiers that are logged before the log falls silent
 
 R = TypeVar("R")
@@ -80,6 +86,13 @@ class RateTiers(Stage[RateTiersConfig]):
         organisation_claim = (config.organisation_claim or "") if config.pools else ""
         configured = Configured(self.namespace, tiers, default, config.limit_by, organisation_claim)
         self.admin = Admin(configured, self.redis, pools=bool(config.pools)) if config.admin else None
+        self.teller = telling.Teller()
+        for tier in tiers.values():
+            telling.expect("", tier.slot.own.budgets)
+            for pool in tier.pools:
+                telling.expect(pool.name, pool.terms.budgets)
+        self.pools_seen = PoolsSeen()
+        gauges.POOLS.sources.add(self)
         self._named: set[str] = set()
 
     def access(self, request: Request) -> Decision:
@@ -94,6 +107,7 @@ class RateTiers(Stage[RateTiersConfig]):
         shared_by = self.sharing.shared(request, tier.pools)
         if isinstance(shared_by, Refuse):
             return shared_by
+        self.pools_seen.note(self.namespace, shared_by, tier.slot.pools)
         if self.report:
             asked = Peek(self.namespace, subject_key, tier.windows, tier.slot, shared_by, tier.pool_windows, tier.name)
             return self._report(request, tier, asked)
@@ -118,34 +132,56 @@ class RateTiers(Stage[RateTiersConfig]):
             tier.pool_windows,
             tier.name,
         )
-        confirmed = replace(wanted, confirm_ms=CONFIRM_MS) if self.invoker_settles else wanted
         shared: dict[str, Any] = {"subject": subject_key, "tier": tier.name}
         try:
-            admission, local = self._ask(
-                request, lambda store: store.admit(wanted if store is self.local else confirmed)
-            )
+            found = self._admit(request, tier, wanted)
         except LedgerUnavailable:
             return self._without_ledger(tier, shared)
-        slot, tier = tier.slot, tier.now(admission.changed)
+        admission, lease, local = found.admission, found.asked.request.lease, found.local
+        tier = tier.now(admission.changed)
         headers = {}
         if self.headers:
             headers = (self._headers(tier) if admission.changed else self.headers[tier.name]).of(admission)
+        if found.seen:
+            self.teller.tell(found.seen, self._keeper(local), request.kong.log.warn)
+            if self.headers:
+                headers[telling.HEADER] = telling.header(found.seen)
         if not admission.admitted:
             if not self.shadow:
                 return self._refuse(admission, tier, headers)
             shared["shadow"] = report.exceeded(admission, tier)
             request.kong.log.warn(f"shadow: {subject_key} in tier {tier.name} would be refused, {shared['shadow']}")
+        if found.asked.said:
+            headers[ON_BUDGET_HEADER] = found.asked.said
         place = None
         if lease is not None and (admission.queued or not local):
             # The configuration's: where the place is taken later, it is under what is changed then.
-            place = Place(lease, slot, admission.queued)
+            place = Place(lease, found.asked.slot, admission.queued)
         if lease is not None and admission.admitted and not admission.queued:
             shared["lease"] = str(lease)
             if local:
                 shared["local"] = True
             if local or not self.invoker_settles:
                 shared["settles"] = True  # read by the Lua half: the log phase has work even where a service answered
-        return Pass(response_headers=headers, claims=Limits(tier.name, tier.clamp, place), shared=shared)
+        clamp = lowered(found.asked.clamp, admission.changed)
+        return Pass(response_headers=headers, claims=Limits(tier.name, clamp, place), shared=shared)
+
+    def _admit(self, request: Request, tier: Tier, wanted: Admit) -> _Found:
+        """What the store says; of a budget that refuses, what the tier has instead. Raises LedgerUnavailable."""
+        asked = _Asked(wanted, tier.slot, tier.clamp)
+        admission, local = self._admitted(request, wanted)
+        seen = warnings_of(wanted, admission)
+        instead = None if admission.admitted or self.shadow else _on_budget(tier, wanted, admission)
+        if instead is not None:
+            second, local = self._admitted(request, instead.request)
+            if second.admitted:
+                asked, admission = instead, second
+        return _Found(asked, admission, local, seen)
+
+    def _admitted(self, request: Request, wanted: Admit) -> tuple[Admission, bool]:
+        """As `_ask`."""
+        confirmed = replace(wanted, confirm_ms=CONFIRM_MS) if self.invoker_settles else wanted
+        return self._ask(request, lambda store: store.admit(wanted if store is self.local else confirmed))
 
     def log(self, kong: Any, left: Callable[[], Mapping[str, Any]]) -> None:
         """Ends the lease where the invoker will not."""
@@ -170,7 +206,12 @@ class RateTiers(Stage[RateTiersConfig]):
 
     def close(self) -> None:
         """Connections are shared with other instances; they go with the last one."""
+        gauges.POOLS.sources.discard(self)
         self.redis = self.admin = None
+
+    @property
+    def store(self) -> Ledger:
+        return self.redis or self.local
 
     def _release(self, lease: Lease, local: bool) -> None:
         with suppress(LedgerUnavailable):  # then it lapses by itself
@@ -178,7 +219,7 @@ class RateTiers(Stage[RateTiersConfig]):
 
     def _keeper(self, local: bool) -> Ledger:
         """Who has a lease."""
-        return self.local if local or self.redis is None else self.redis
+        return self.local if local else self.store
 
     def _ask(self, request: Request, verb: Callable[[Ledger], R]) -> tuple[R, bool]:
         """The answer, and whether it came from this process. Raises LedgerUnavailable."""
@@ -244,6 +285,35 @@ class RateTiers(Stage[RateTiersConfig]):
         if name not in self._named and len(self._named) < MAX_NAMED:
             self._named.add(name)
             request.kong.log.warn(f"no tier {name!r:.80}: its callers are in {self.choice.default.name!r}")
+
+
+class _Asked(NamedTuple):
+    """What is asked of the store, and what an admission of it gives."""
+
+    request: Admit
+    slot: Slot  # what the lease stands for
+    clamp: Clamp
+    said: str = ""  # to the caller, where it is not what he would have had
+
+
+class _Found(NamedTuple):
+    asked: _Asked
+    admission: Admission
+    local: bool
+    seen: tuple[BudgetWarning, ...]
+
+
+def _on_budget(tier: Tier, wanted: Admit, refused: Admission) -> _Asked | None:
+    """What the tier has where a budget has refused; None: nothing. A job that waits takes its lease when it starts."""
+    if wanted.lease is None or not refused.exceeded.startswith("usd_"):
+        return None
+    if tier.on_budget == "queue" and wanted.busy != "reject":
+        return _Asked(replace(wanted, slot=NO_SLOT, busy="later"), tier.slot, tier.clamp, "queue")
+    if tier.cheaper is not None:
+        slot, clamp = tier.cheaper.slot, tier.cheaper.clamp
+        lease = Lease.new(wanted.namespace, wanted.subject_key, slot.run_micro_usd, wanted.shared)
+        return _Asked(replace(wanted, lease=lease, slot=slot), slot, clamp, f"model={clamp.model}")
+    return None
 
 
 def _prefers_async(request: Request) -> bool:

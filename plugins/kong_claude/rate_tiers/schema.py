@@ -7,10 +7,10 @@ from typing import Any
 
 from claude_contract.claims import NAME_ROOM, NAMESPACE_ROOM, POOL_NAME_ROOM
 from claude_contract.ledger import NAMESPACE
-from claude_contract.ledger.limits import MAX_BUDGETS
+from claude_contract.ledger.limits import MAX_BUDGETS, MAX_PERCENT
 from claude_contract.ledger.periods import MAX_ZONE, PERS
 from kong_claude.rate_tiers.headers import STYLES
-from kong_claude.schema import Field, boolean, choice, fields, integer, number, records, string, strings
+from kong_claude.schema import Field, boolean, choice, fields, integer, number, record, records, string, strings
 from kong_claude.stage import ENFORCING_FIELDS
 
 KINDS = ("subject", "consumer", "credential", "ip", "header", "path", "service", "route")
@@ -86,6 +86,22 @@ class _Named:
     name: str | None = string("The name that a claim gives.", required=True, len_min=1, len_max=NAME_ROOM)
 
 
+ON_BUDGET = ("refuse", "queue", "model")
+
+
+@dataclass(frozen=True)
+class CheaperConfig:
+    """What runs where a budget is used up, with `on_budget: model`."""
+
+    model: str | None = string("The model of such runs, whichever is asked for.", required=True, len_min=1)
+    up_to_percent: int | None = integer(
+        "How much of each of the tier's own budgets such runs may use, together with all others.",
+        required=True,
+        between=[101, MAX_PERCENT],
+    )
+    max_usd_per_run: float | None = _money("Most US dollars of such a run; the tier's max_usd_per_run without it.")
+
+
 @dataclass(frozen=True)
 class TierConfig(Money, Limits, _Named):
     """One of `tiers`."""
@@ -102,6 +118,12 @@ class TierConfig(Money, Limits, _Named):
     egress: tuple[str, ...] = strings(
         "Hosts that a run may reach by https, as host, *.host or host:port; none without it. Binds the invoker."
     )
+    on_budget: str = choice(
+        "Where a budget is used up: refuse, let jobs wait until it is not, or run a cheaper model.",
+        ON_BUDGET,
+        default="refuse",
+    )
+    cheaper: CheaperConfig | None = record("The cheaper model, with on_budget model.", CheaperConfig)
 
 
 @dataclass(frozen=True)

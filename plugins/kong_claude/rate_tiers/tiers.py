@@ -26,7 +26,7 @@ from claude_contract.ledger import (
     periods,
     usd,
 )
-from claude_contract.ledger.limits import BUDGETS, MAX_BUDGETS
+from claude_contract.ledger.limits import BUDGETS, MAX_BUDGETS, MAX_PERCENT
 from claude_contract.ledger.live import with_changes
 from claude_contract.ledger.periods import PERS, Per
 from kong_claude.rate_tiers.pools import WIDEST, Pool
@@ -42,6 +42,14 @@ LIMITS = tuple(limit.name for limit in fields(Limits))
 
 
 @dataclass(frozen=True)
+class Cheaper:
+    """What a run gets where a budget is used up: its own budgets a bit further, and another model."""
+
+    slot: Slot
+    clamp: Clamp  # which names the model
+
+
+@dataclass(frozen=True)
 class Tier:
     """What its callers may use. None and () mean: not limited by this tier."""
 
@@ -50,6 +58,8 @@ class Tier:
     slot: Slot
     clamp: Clamp = field(default_factory=Clamp)  # binds the invoker, whatever the body asks for
     pools: tuple[Pool, ...] = ()  # in the order of the slot's
+    on_budget: str = "refuse"  # or "queue", "model": one of schema.ON_BUDGET
+    cheaper: Cheaper | None = None  # with "model"
 
     @property
     def takes_lease(self) -> bool:
@@ -92,11 +102,16 @@ class Tier:
             budgets=tuple(given),
             pools=tuple([pool.terms for pool in pools]),
         )
-        lowest = [usd(value) for _, limit, value in changed if limit in BUDGETS]
-        clamp = self.clamp
-        if clamp.max_usd is not None:
-            clamp = replace(clamp, max_usd=min([clamp.max_usd, *lowest]))
+        clamp = lowered(self.clamp, changed)
         return replace(self, windows=windows, slot=slot, clamp=clamp, pools=tuple(pools))
+
+
+def lowered(clamp: Clamp, changed: Sequence[Changed]) -> Clamp:
+    """Of a run that may cost no more than any budget that was lowered."""
+    if clamp.max_usd is None or not changed:
+        return clamp
+    lowest = [usd(value) for _, limit, value in changed if limit in BUDGETS]
+    return replace(clamp, max_usd=min([clamp.max_usd, *lowest]))
 
 
 def tiers_from_config(config: RateTiersConfig, ttl: float, *, signed: bool) -> tuple[dict[str, Tier], Tier]:
@@ -108,6 +123,8 @@ def tiers_from_config(config: RateTiersConfig, ttl: float, *, signed: bool) -> t
     tiers: dict[str, Tier] = {}
     for number, section in enumerate(config.tiers, start=1):
         tier = _tier(section, f"tiers[{number}]", ttl, pools)
+        if section.on_budget != "refuse" and not signed:
+            raise ConfigError(f"tiers[{number}].on_budget", "needs attestation, by which the invoker learns of it")
         if tier.name in tiers:
             raise ConfigError(f"tiers[{number}].name", f"there are two tiers {tier.name!r}")
         tiers[tier.name] = tier
@@ -177,12 +194,46 @@ def _tier(section: TierConfig, path: str, ttl: float, pools: Mapping[str, Pool])
         raise ConfigError(f"{prefix}max_usd_per_run", "is needed with a budget: it is what each run reserves")
     if any(budget.micro_usd < run for terms in (slot.own, *slot.pools) for budget in terms.budgets):
         raise ConfigError(f"{prefix}max_usd_per_run", "is more than a budget, so that no run could start")
+    if section.on_budget != "refuse" and not slot.has_budget:
+        raise ConfigError(f"{prefix}on_budget", "is for tiers with a budget, of their own or of a pool")
+    clamp = _clamp(section, prefix)
     return Tier(
         name=section.name,
         windows=_windows(section, prefix),
         slot=slot if slot.has_budget else replace(slot, run_micro_usd=0),
-        clamp=_clamp(section, prefix),
+        clamp=clamp,
         pools=shared,
+        on_budget=section.on_budget,
+        cheaper=_cheaper(section, prefix, slot, clamp),
+    )
+
+
+def _cheaper(section: TierConfig, prefix: str, slot: Slot, clamp: Clamp) -> Cheaper | None:
+    given = section.cheaper
+    if section.on_budget != "model":
+        if given is not None:
+            raise ConfigError(f"{prefix}cheaper", "is for on_budget: model")
+        return None
+    if given is None:
+        raise ConfigError(
+            f"{prefix}cheaper", "is needed with on_budget: model: which model, and up to how much of the budget"
+        )
+    at = f"{prefix}cheaper."
+    if not given.model:
+        raise ConfigError(f"{at}model", "is required")
+    if clamp.models is not None and given.model not in clamp.models:
+        raise ConfigError(f"{at}model", f"must be one of the tier's models: {', '.join(clamp.models)}")
+    if given.up_to_percent is None or not 100 < given.up_to_percent <= MAX_PERCENT:
+        raise ConfigError(f"{at}up_to_percent", f"must be a whole number from 101 to {MAX_PERCENT}")
+    if not slot.own.budgets:
+        raise ConfigError(f"{at}up_to_percent", "needs a budget of the tier's own: those of pools are never exceeded")
+    run = _money(given.max_usd_per_run, f"{at}max_usd_per_run")
+    if run is not None and run > slot.run_micro_usd:
+        raise ConfigError(f"{at}max_usd_per_run", "is more than the tier's")
+    most = section.max_usd_per_run if run is None else given.max_usd_per_run
+    return Cheaper(
+        replace(slot, run_micro_usd=run or slot.run_micro_usd, up_to_percent=given.up_to_percent),
+        replace(clamp, model=given.model, max_usd=most),
     )
 
 
@@ -258,7 +309,7 @@ def check_rooms(tiers: Mapping[str, Tier]) -> None:
     for number, tier in enumerate(tiers.values(), start=1):
         if size(tier.name) - 2 > NAME_ROOM:
             raise ConfigError(f"tiers[{number}].name", f"must not be longer than {NAME_ROOM} bytes")
-        claims = tier.clamp.to_claims()
+        claims = (tier.cheaper or tier).clamp.to_claims()
         taken = size(claims)
         if taken > CLAMP_ROOM:
             longest = max(("models", "tools", "egress"), key=lambda name: size(claims.get(name)))
