@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -19,6 +19,8 @@ _AWAY_S = 1.0
 _AMOUNTS = ("under_way_micro_usd", "least_micro_usd", "most_micro_usd")
 
 Answer = Callable[[Drawn | LedgerUnavailable], None]
+OnShort = Callable[[str, Slot, Draw, Drawn], Awaitable[None]]
+"""Called where a request was refused, or is shorter than it could be: a budget has no more left."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,10 @@ class _Said:
 
 
 class Draws:
-    def __init__(self, store: AsyncLedger) -> None:
+    def __init__(self, store: AsyncLedger, on_short: OnShort) -> None:
+        """`on_short` must not raise."""
         self._store = store
+        self._on_short = on_short
         self._waiting: list[_Said] = []
         self._last: dict[str, _Said] = {}
         """Of each lease, as the ledger has taken it."""
@@ -62,11 +66,16 @@ class Draws:
         try:
             while self._waiting:
                 said, self._waiting = _without_superseded(self._waiting), []
+                short = []
                 for each, drawn in zip(said, await self._ask(said), strict=True):
                     if isinstance(drawn, Drawn) and drawn.verdict is not Verdict.SETTLED:
                         draw = replace(each.draw, **dict.fromkeys(_AMOUNTS, drawn.micro_usd))
                         self._last[each.lease] = _Said(each.lease, each.slot, draw, each.answer)
+                        if each.asks and drawn.micro_usd < each.draw.most_micro_usd:
+                            short.append((each.lease, each.slot, each.draw, drawn))
                     each.answer(drawn)
+                for one in short:
+                    await self._on_short(*one)
         finally:
             self._sending = None
 

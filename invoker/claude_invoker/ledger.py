@@ -14,6 +14,8 @@ from claude_contract.ledger import (
     Admission,
     AsyncLedger,
     BudgetWarning,
+    Draw,
+    Drawn,
     Lease,
     LedgerUnavailable,
     Peek,
@@ -42,7 +44,7 @@ class Ledger:
     def __init__(self, redis_url: str) -> None:
         self._redis: Redis = Redis.from_url(redis_url, socket_timeout=2.0, socket_connect_timeout=2.0)
         self._store = AsyncLedger(self._redis)
-        self.draws = Draws(self._store)
+        self.draws = Draws(self._store, self._short)
         self._known = Known()
         self._pools = PoolsSeen()
         self.on_warning: Callable[[BudgetWarning], None] = lambda warning: None
@@ -137,11 +139,22 @@ class Ledger:
         await self._tell(warnings_of(wanted, admission))
         return admission
 
-    async def _look(self, peek: Peek, wanted: int = 0) -> None:
-        """Tells where a budget is nearly used up now. `wanted`: micro-USD that were asked for and not given."""
+    async def _short(self, lease: str, slot: Slot, asked: Draw, drawn: Drawn) -> None:
+        """A request did not get all that it asked for of one budget."""
+        if not drawn.budget.startswith("usd_"):  # blocked, or ended by others
+            return
+        parsed = Lease.parse(lease)
+        pool = f"{pool_name(parsed.shared.pools[drawn.at - 1])[0]}." if drawn.at else ""
+        missing = asked.most_micro_usd - drawn.micro_usd
+        await self._look(_peek(parsed, slot, asked.tier), missing, pool + drawn.budget)
+
+    async def _look(self, peek: Peek, wanted: int = 0, name: str = "") -> None:
+        """Tells where a budget is nearly used up now. `wanted`: micro-USD that were asked for of the budget of that
+        `name`, and not given."""
         try:
             usage = await self._store.peek(peek)
-            await self._tell(warnings_in(peek, (usage.own, *usage.pools), wanted))
+            seen = warnings_in(peek, (usage.own, *usage.pools), wanted)
+            await self._tell([warning for warning in seen if name in ("", warning.name)])
         except LedgerUnavailable as error:
             _log.warning("whether a budget is nearly used up is not known now: %s", error)
 

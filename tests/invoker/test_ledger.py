@@ -13,6 +13,8 @@ from claude_contract.ledger import (
     AsyncLedger,
     Budget,
     BudgetWarning,
+    Draw,
+    Drawn,
     Lease,
     LedgerUnavailable,
     Shared,
@@ -178,6 +180,27 @@ async def test_a_jobs_start_tells_of_them_too(ledger: Ledger) -> None:
     assert refused is None, "it is not queued: the gateway has taken its lease"
     assert (await ledger.acquire(Caller("bob", lease=str(lease.again()), slot=SLOT, queued=True))).admitted  # type: ignore[union-attr]
     assert seen == [("eng.usd_per_day", 80), ("eng.usd_per_day", 95)], "$10 of 10 are reserved"
+
+
+async def test_a_request_that_a_budget_cuts_short_tells_of_it(ledger: Ledger) -> None:
+    lease, seen = LEASES["with pools"], seen_by(ledger)
+
+    async def drawn(of: Lease, dollars: int) -> int:
+        answer: asyncio.Future[Drawn | LedgerUnavailable] = asyncio.get_running_loop().create_future()
+        ledger.draws.put(str(of), SLOT, Draw(0, 0, 1, micro_usd(dollars)), answer.set_result)
+        found = await answer
+        assert isinstance(found, Drawn)
+        return found.micro_usd
+
+    assert await drawn(lease, 4) == micro_usd(4)
+    other = lease.again()
+    assert await drawn(other, 4) == micro_usd(4)
+    assert seen == [], "both got what they asked for"
+    assert await drawn(other, 7) == micro_usd(6)
+    async with asyncio.timeout(30):
+        while len(seen) < 2:
+            await asyncio.sleep(0.01)
+    assert seen == [("eng.usd_per_day", 80), ("eng.usd_per_day", 95)]
 
 
 async def test_where_it_cannot_be_told_the_next_one_tells_it(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
