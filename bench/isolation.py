@@ -4,13 +4,14 @@ One after the other in each round, so that a busy machine is busy for each.
 
 | key | meaning |
 |---|---|
-| `strength` | the strongest here: 0 none, 1 user, 2 landlock |
-| `start_ms_p50_0`, `_1`, `_2` | until a started CLI is ready: with our user, with its own, and in the box |
-| `start_overhead_ms_p50_1`, `_2` | against `_0` |
-| `start_landlock_vs_user` | `_2` against `_1` |
-| `start_ms_p50_egress` | in the box and in a network of its own (0 where there is none) |
-| `start_egress_vs_landlock` | that against `_2` |
-| `command_ms_p50_1`, `_2` | `bash -c :` as a run of that strength starts it |
+| `strength` | the strongest here: 0 none, 1 user, 2 landlock, 3 namespaces |
+| `start_ms_p50_0` … `_3` | until a started CLI is ready: with our user; with its own, and in the box of that strength |
+| `start_ms_p50_2_shared`, `_3_shared` | in that box with our user, as where the invoker is not root's |
+| `start_overhead_ms_p50_1` … | against `_0` |
+| `start_landlock_vs_user`, `start_namespaces_vs_user` | `_2` and `_3` against `_1`: median of the rounds' ratios |
+| `start_ms_p50_egress` | in the strongest box and in a network of its own (0 where there is none) |
+| `start_egress_vs_closed` | that against the same box without: likewise |
+| `command_ms_p50_1`, `_2` | `bash -c :` as a run of that strength starts it; `_3` has the wrapper of `_2` |
 | `command_overhead_ms_p50_2` | against `_1`: the wrapper |
 """
 
@@ -37,8 +38,8 @@ from claude_invoker.cli.kill import Killer
 from claude_invoker.cli.process import CliProcess
 from claude_invoker.cli.tree import Tree
 from claude_invoker.cli.walk import delete
-from claude_invoker.isolation import box, shell
-from claude_invoker.isolation.box import Box
+from claude_invoker.isolation import shell, trial
+from claude_invoker.isolation.box import Box, Entry
 from claude_invoker.isolation.network import Way
 from claude_invoker.isolation.strength import Strength, computed
 
@@ -57,7 +58,7 @@ async def start(cli: Path, folder: Path, uid: int | None, boxed: Box | None, net
         tree,
         name=tree.root.name,
         uid=uid,
-        api=folder / "nobody.sock",
+        api=folder / "api" / "nobody",
         key="none",
         deadlines=Deadlines(60, 2),
         limits=Limits(),
@@ -78,14 +79,15 @@ def command(folder: Path, uid: int, boxed: Box | None) -> float:
     """Milliseconds of an empty command."""
     tree = Tree(folder / os.urandom(6).hex())
     tree.create(uid)
-    with contextlib.nullcontext() if boxed is None else boxed.around(tree.root, boxed.closed) as enter:
+    with contextlib.ExitStack() as held:
+        entry = Entry() if boxed is None else held.enter_context(boxed.around(tree.root, boxed.closed, folder))
         program = "/bin/bash" if boxed is None else str(boxed.closed.shell)
         began = time.perf_counter()
         subprocess.run(
             [program, "-c", ":"],
             env={shell.TREE: str(tree.root)},
             cwd=tree.work,
-            preexec_fn=enter,
+            preexec_fn=entry.enter,
             check=True,
             **shell.as_user(uid),
         )
@@ -94,47 +96,64 @@ def command(folder: Path, uid: int, boxed: Box | None) -> float:
     return milliseconds
 
 
+Way_in = tuple[str, int | None, Box | None, Way | None]
+"""What a start is measured as: the end of its figure's name, the user, the box, the network."""
+
+
+async def ways_in(folder: Path, cli: Path) -> tuple[Strength, list[Way_in]]:
+    """All that this machine offers."""
+    found: list[Way_in] = [("0", None, None, None), ("1", UID + 1, None, None)]
+    boxes, properties = await asyncio.to_thread(trial.boxes, folder, cli, UID)
+    for box in boxes:
+        found.append((f"{box.strength:d}", UID + 1, box, None))
+    for box in (await asyncio.to_thread(trial.boxes, folder, cli, None))[0]:
+        found.append((f"{box.strength:d}_shared", None, box, None))
+    if boxes and (way := trial.network_of_its_own(boxes[0], UID)[0]) is not None:
+        found.append(("egress", UID + 1, boxes[0], way))
+    return computed([trial.own_users(UID), *properties]), found
+
+
+def ratio(one: list[float], other: list[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(one, other, strict=True)), 3)
+
+
 async def measure(rounds: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="bench-isolation-") as name:
         folder = Path(name)
         folder.chmod(0o711)
+        (folder / "api").mkdir()
         cli = folder / "claude"
         shutil.copyfile(find_cli(None), cli)
         cli.chmod(0o711)
-        boxed, properties = await asyncio.to_thread(box.make, folder, cli, UID)
-        strength = computed([box.own_users(UID), *properties])
-        strengths = [found for found in Strength if found <= strength]
-        way = None if boxed is None else box.network_of_its_own(boxed, UID)[0]
-        starts: dict[Strength, list[float]] = {found: [] for found in strengths}
-        reaching: list[float] = []
-        commands: dict[Strength, list[float]] = {found: [] for found in strengths if found}
+        strength, found = await ways_in(folder, cli)
+        starts: dict[str, list[float]] = {name: [] for name, *_ in found}
+        commands: dict[str, list[float]] = {"1": [], "2": []}
         for number in range(rounds + 1):
-            for found in strengths:
-                ours = boxed if found == Strength.LANDLOCK else None
-                took = await start(cli, folder, UID + 1 if found else None, ours)
+            for name, uid, box, way in found:
+                took = await start(cli, folder, uid, box, way)
                 if number:  # the first fills the page cache
-                    starts[found].append(took)
-                if found:
-                    commands[found] += [await asyncio.to_thread(command, folder, UID + 1, ours) for _ in range(3)]
-            if way is not None:
-                took = await start(cli, folder, UID + 1, boxed, way)
-                reaching += [took] if number else []
-            print(f"round {number}: {[round(t[-1]) for t in starts.values() if t]} ms", file=sys.stderr, flush=True)
-    figures: dict[str, float] = {"strength": int(strength)}
-    start_ms = {found: statistics.median(values) for found, values in starts.items()}
-    command_ms = {found: statistics.median(values) for found, values in commands.items()}
-    for found in strengths:
-        figures[f"start_ms_p50_{int(found)}"] = round(start_ms[found], 1)
-        if found:
-            figures[f"start_overhead_ms_p50_{int(found)}"] = round(start_ms[found] - start_ms[Strength.NONE], 1)
-            figures[f"command_ms_p50_{int(found)}"] = round(command_ms[found], 2)
-    figures["start_ms_p50_egress"] = round(statistics.median(reaching), 1) if reaching else 0.0
-    if reaching:
-        pairs = zip(reaching, starts[Strength.LANDLOCK], strict=True)
-        figures["start_egress_vs_landlock"] = round(statistics.median(one / other for one, other in pairs), 3)
-    if strength == Strength.LANDLOCK:
-        figures["start_landlock_vs_user"] = round(start_ms[Strength.LANDLOCK] / start_ms[Strength.USER], 3)
-        overhead = command_ms[Strength.LANDLOCK] - command_ms[Strength.USER]
+                    starts[name].append(took)
+                if name in commands and uid is not None:
+                    commands[name] += [await asyncio.to_thread(command, folder, uid, box) for _ in range(3)]
+            print(
+                f"round {number}: { {n: round(t[-1]) for n, t in starts.items() if t} } ms", file=sys.stderr, flush=True
+            )
+    figures: dict[str, float] = {"strength": int(strength), "start_ms_p50_egress": 0.0}
+    for name, values in starts.items():
+        figures[f"start_ms_p50_{name}"] = round(statistics.median(values), 1)
+        if name not in ("0", "egress"):
+            over = statistics.median(values) - statistics.median(starts["0"])
+            figures[f"start_overhead_ms_p50_{name}"] = round(over, 1)
+    for name, of in (("landlock", "2"), ("namespaces", "3")):
+        if of in starts:
+            figures[f"start_{name}_vs_user"] = ratio(starts[of], starts["1"])
+    if "egress" in starts:
+        figures["start_egress_vs_closed"] = ratio(starts["egress"], starts[f"{strength:d}"])
+    for name, values in commands.items():
+        if values:
+            figures[f"command_ms_p50_{name}"] = round(statistics.median(values), 2)
+    if commands["2"]:
+        overhead = statistics.median(commands["2"]) - statistics.median(commands["1"])
         figures["command_overhead_ms_p50_2"] = round(overhead, 2)
     return figures
 

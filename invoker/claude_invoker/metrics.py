@@ -11,6 +11,7 @@ from prometheus_client.exposition import choose_encoder
 from claude_contract.ledger import BudgetWarning, Standing
 from claude_contract.ledger.figures import PERIOD_LABELS, POOL_LABELS, pool_gauges
 from claude_invoker.cli.outcome import usage
+from claude_invoker.isolation.strength import Strength
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.runs.watch import Kind
@@ -93,7 +94,8 @@ class Metrics:
         gauge("api_requests", "Requests of runs to the API that are under way").set_function(
             lambda: sum(engine.metering.under_way.values())
         )
-        gauge("isolation", "Strength of the boundary around a run: 0 none, 1 user, 2 landlock").set_function(
+        strengths = ", ".join(f"{strength:d} {strength.label}" for strength in Strength)
+        gauge("isolation", f"Strength of the boundary around a run: {strengths}").set_function(
             lambda: engine.boundary.strength
         )
         for name, kind, text in _BOUNDS:

@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     cut, or written anew, are found. Redis has it too, where there is one."""
     uid_base: int = Field(default=210_000, ge=1000)
     """Started as root, the run in slot n has user id `uid_base + n`, which needs no passwd entry."""
-    isolation: Literal["landlock", "user", "none"] = "landlock"
+    isolation: Literal["namespaces", "landlock", "user", "none"] = "landlock"
     """The least accepted boundary around a run; the strongest that works here is used (docs/invoker.md)."""
     allow_commands_below: bool = False
     """Start, and allow tools that run commands, also where the boundary is weaker than that."""

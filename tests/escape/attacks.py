@@ -294,16 +294,24 @@ def sends_to_a_socket_by_half_a_pair(at: Where) -> None:
 # What would be left
 
 
+def leaves_in(directory: str, at: Where) -> None:
+    """Where it is the machine's, and not one of the run's own that has its name."""
+    writes(f"{directory}/left-{os.getpid()}")
+    status = os.stat(directory)
+    if [status.st_dev, status.st_ino] != at["directories"][directory]:
+        raise FileNotFoundError("it is another directory of that name")
+
+
 def leaves_a_file_in_tmp(at: Where) -> None:
-    writes(f"/tmp/left-{os.getpid()}")
+    leaves_in("/tmp", at)
 
 
 def leaves_a_file_in_var_tmp(at: Where) -> None:
-    writes(f"/var/tmp/left-{os.getpid()}")
+    leaves_in("/var/tmp", at)
 
 
 def leaves_a_file_in_dev_shm(at: Where) -> None:
-    writes(f"/dev/shm/left-{os.getpid()}")
+    leaves_in("/dev/shm", at)
 
 
 def leaves_shared_memory(at: Where) -> None:
@@ -370,7 +378,140 @@ def names_a_file_by_handle(at: Where) -> None:
     checked(LIBC.name_to_handle_at(-100, b"/usr/bin", handle, ctypes.byref(mount), 0))
 
 
-ATTACKS = {
+# What Landlock does not close
+
+
+def learns_what_a_neighbour_has(at: Where) -> None:
+    os.stat(at["neighbour_file"])
+
+
+def learns_which_processes_there_are(at: Where) -> None:
+    os.stat(f"/proc/{at['invoker']}")
+
+
+def hears_of_new_files(at: Where) -> None:
+    made = checked(LIBC.inotify_init1(0))
+    checked(LIBC.inotify_add_watch(made, os.path.dirname(at["socket"]).encode(), 0x100))  # IN_CREATE
+
+
+# What only a user id of its own keeps a run from, or a boundary that does without
+
+
+def signals_a_neighbour(at: Where) -> None:
+    os.kill(at["neighbour"], 0)
+
+
+def reads_a_neighbours_environment(at: Where) -> None:
+    reads(f"/proc/{at['neighbour']}/environ")
+
+
+def traces_a_neighbour(at: Where) -> None:
+    checked(LIBC.ptrace(0x4206, at["neighbour"], None, None))
+
+
+def sees_where_a_neighbour_works(at: Where) -> None:
+    os.readlink(f"/proc/{at['neighbour']}/cwd")
+
+
+def leaves_a_file_with_a_neighbour(at: Where) -> None:
+    writes(os.path.join(os.path.dirname(at["neighbour_file"]), "left"))
+
+
+def moves_a_neighbours_file(at: Where) -> None:
+    os.rename(at["neighbour_file"], at["neighbour_file"] + "-moved")
+    os.rename(at["neighbour_file"] + "-moved", at["neighbour_file"])
+
+
+def links_a_neighbours_file(at: Where) -> None:
+    os.link(at["neighbour_file"], f"linked-{os.getpid()}")
+
+
+def schedules_a_neighbour(at: Where) -> None:
+    os.sched_setaffinity(at["neighbour"], os.sched_getaffinity(0))
+
+
+def makes_all_of_its_user_wait(at: Where) -> None:
+    os.setpriority(os.PRIO_USER, 0, os.getpriority(os.PRIO_PROCESS, at["neighbour"]))
+
+
+def gives_a_neighbours_disk_away(at: Where) -> None:
+    checked(LIBC.syscall(251 if X86 else 30, 1, at["neighbour"], ctypes.c_long(2 << 13 | 4)))  # ioprio_set
+
+
+def signals_the_invoker(at: Where) -> None:
+    os.kill(at["invoker"], 0)
+
+
+def signals_the_metering_proxy(at: Where) -> None:
+    os.kill(at["proxy"], 0)
+
+
+def reads_the_invokers_environment(at: Where) -> None:
+    reads(f"/proc/{at['invoker']}/environ")
+
+
+def reads_the_invokers_state(at: Where) -> None:
+    os.listdir(at["state"])
+
+
+def changes_a_neighbours_modes(at: Where) -> None:
+    directory = os.path.dirname(at["neighbour_file"])
+    before = os.stat(directory).st_mode & 0o7777
+    os.chmod(directory, before ^ 0o010)
+    if os.stat(directory).st_mode & 0o7777 == before:
+        raise PermissionError("it is said to have been done, and was not")
+    os.chmod(directory, before)
+
+
+def changes_a_neighbours_modes_by_a_newer_call(at: Where) -> None:
+    directory = os.path.dirname(at["neighbour_file"])
+    before = os.stat(directory).st_mode & 0o7777
+    fchmodat2 = [ctypes.c_long(452), -100, directory.encode()]
+    checked(LIBC.syscall(*fchmodat2, before ^ 0o010, ctypes.c_long(0)))
+    if os.stat(directory).st_mode & 0o7777 == before:
+        raise PermissionError("it is said to have been done, and was not")
+    checked(LIBC.syscall(*fchmodat2, before, ctypes.c_long(0)))
+
+
+def changes_a_neighbours_times(at: Where) -> None:
+    directory = os.path.dirname(at["neighbour_file"])
+    os.utime(directory, (1, 1))
+    if os.stat(directory).st_mtime != 1:
+        raise PermissionError("it is said to have been done, and was not")
+
+
+def changes_a_neighbours_group(at: Where) -> None:
+    os.chown(os.path.dirname(at["neighbour_file"]), -1, os.getgid())
+
+
+def marks_a_neighbours_directory(at: Where) -> None:
+    os.setxattr(os.path.dirname(at["neighbour_file"]), "user.left", b"x")
+
+
+def hears_of_a_neighbours_files(at: Where) -> None:
+    made = checked(LIBC.inotify_init1(0))
+    checked(LIBC.inotify_add_watch(made, os.path.dirname(at["neighbour_file"]).encode(), 0x100))
+
+
+def changes_what_all_runs_execute(at: Where) -> None:
+    """By a descriptor: what commands may read or execute is the invoker's, too."""
+    refused: Any = None
+    for name in at["programs"]:
+        try:
+            found = os.open(name, os.O_RDONLY)
+            mode = os.fstat(found).st_mode & 0o7777
+            os.fchmod(found, mode ^ 0o040)
+            if os.fstat(found).st_mode & 0o7777 == mode:
+                raise PermissionError("it is said to have been done, and was not")
+            os.fchmod(found, mode)
+        except OSError as error:
+            refused = error
+        else:
+            return
+    raise refused
+
+
+ALL = {
     name: found
     for name, found in list(globals().items())
     if callable(found)
@@ -378,6 +519,12 @@ ATTACKS = {
     and found.__code__.co_varnames[:1] == ("at",)
     and name[0] != "_"
 }
+OF_NAMESPACES = ("learns_what_a_neighbour_has", "learns_which_processes_there_are", "hears_of_new_files")
+"""What is held from `namespaces` on."""
+OF_ONE_USER = tuple(ALL)[tuple(ALL).index("signals_a_neighbour") :]
+"""What works without a boundary only where runs have one user, who is the invoker's as well."""
+ATTACKS = {name: found for name, found in ALL.items() if name not in (*OF_NAMESPACES, *OF_ONE_USER)}
+"""What is held from `landlock` on, and works where each run has a user id of its own and nothing else."""
 
 
 def outcome(attack: Any, at: Where) -> str:
@@ -402,5 +549,5 @@ def outcome(attack: Any, at: Where) -> str:
 if __name__ == "__main__":
     where = json.loads(sys.argv[1])
     where.setdefault("cli", int(os.environ.get("CLAUDE_PID", "0")))
-    wanted = where.get("attacks", list(ATTACKS))
-    print(json.dumps({name: outcome(ATTACKS[name], where) for name in wanted}))
+    wanted = where.get("attacks", list(ALL))
+    print(json.dumps({name: outcome(ALL[name], where) for name in wanted}))

@@ -70,10 +70,39 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield found
 
 
-def seen_from_inside(pid: int) -> int:
-    """The number that a process has in its own container."""
-    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("NSpid:")]
-    return int(line.split()[-1])
+def seen_by(invoker: Invoker, pid: int) -> int:
+    """The number that a process has where the invoker runs, which may be a container."""
+
+    def numbers(of: int) -> list[str]:
+        (line,) = [line for line in Path(f"/proc/{of}/status").read_text().splitlines() if line.startswith("NSpid:")]
+        return line.split()[1:]
+
+    return int(numbers(pid)[len(numbers(invoker.pid)) - 1])
+
+
+def process_at_work(home: Path) -> int:
+    """One of the run's commands: none of the processes around it has another number for itself than for its children."""
+    for found in psutil.process_iter(["environ", "name"]):
+        if found.info["name"] in ("bash", "sleep") and (found.info["environ"] or {}).get("HOME") == str(home):
+            return int(found.pid)
+    raise AssertionError("the neighbour is not at work")
+
+
+def around(invoker: Invoker) -> dict[str, Any]:
+    """What a command could find of the invoker and of its machine."""
+    root = Path(f"/proc/{invoker.pid}/root")
+    proxies = [child.pid for child in invoker.children() if "claude_invoker.metering" in " ".join(child.cmdline())]
+    directories = {}
+    for name in ("tmp", "var/tmp", "dev/shm"):
+        status = (root / name).stat()
+        directories[f"/{name}"] = [status.st_dev, status.st_ino]
+    return {
+        "invoker": seen_by(invoker, invoker.pid),
+        "proxy": seen_by(invoker, proxies[0]),
+        "state": str(invoker.state),
+        "directories": directories,
+        "programs": [str(invoker.cli), *map(str, invoker.state.glob("trees/bin/bash-*"))],
+    }
 
 
 def raid(invoker: Invoker, services: dict[str, Any]) -> Raid:
@@ -81,7 +110,7 @@ def raid(invoker: Invoker, services: dict[str, Any]) -> Raid:
     secret = f"tenant-{os.urandom(8).hex()}"
     mark = f"{os.getpid()}-{next(_names)}"
     works = f"""
-chmod 711 "$PWD/.."; chmod 755 .; echo {secret} > secret-{mark}; chmod 644 secret-{mark}
+umask 022; chmod 711 "$PWD/.."; chmod 755 .; echo {secret} > secret-{mark}
 for i in $(seq 600); do [ -e over ] && break; sleep 0.1; done
 cat secret-{mark}; ls; echo undisturbed
 """
@@ -91,13 +120,12 @@ cat secret-{mark}; ls; echo undisturbed
 
         def at_work() -> bool:
             found[:] = invoker.state.glob(f"trees/engines/*/*/work/secret-{mark}")
-            return bool(found) and found[0].stat().st_mode & 0o777 == 0o644
+            return bool(found) and found[0].stat().st_size > 0
 
         wait_for(at_work, 60, what="the neighbour")
         (file,) = found
-        uid = file.stat().st_uid
-        pid = next(p.pid for p in psutil.process_iter(["uids"]) if p.info["uids"] and p.info["uids"].real == uid)
-        at = services | {"neighbour": seen_from_inside(pid), "neighbour_file": str(file)}
+        pid = process_at_work(file.parents[1] / "home")
+        at = services | around(invoker) | {"neighbour": seen_by(invoker, pid), "neighbour_file": str(file)}
         try:
             answer = bash(api, program(ATTACKS, f"'{json.dumps(at)}'"))
         finally:
@@ -110,8 +138,14 @@ cat secret-{mark}; ls; echo undisturbed
 
 
 @pytest.fixture(scope="session")
+def in_namespaces(start_invoker: Callable[..., Invoker], services: dict[str, Any]) -> Raid:
+    return raid(start_invoker(isolation="namespaces", pool_size=0, idle_s=60), services)
+
+
+@pytest.fixture(scope="session")
 def confined(start_invoker: Callable[..., Invoker], services: dict[str, Any]) -> Raid:
-    return raid(start_invoker(isolation="landlock", pool_size=0, idle_s=60), services)
+    without = ("a_machine_without_bubblewrap",)
+    return raid(start_invoker(isolation="landlock", without=without, pool_size=0, idle_s=60), services)
 
 
 @pytest.fixture(scope="session")

@@ -160,7 +160,8 @@ class Containers:
         with log.open("wb") as file:
             follow = ["docker", "logs", "--follow", name]
             self.logs.append(subprocess.Popen(follow, stdout=file, stderr=subprocess.STDOUT))
-        invoker = Invoker(f"http://127.0.0.1:{port}", int(shown.stdout), folder / "state", log, chosen["uid_base"])
+        base = chosen["uid_base"]
+        invoker = Invoker(f"http://127.0.0.1:{port}", int(shown.stdout), folder / "state", log, base, self.cli)
         wait_for(lambda: invoker.ready() or not psutil.pid_exists(invoker.pid), 60, what="readiness")
         assert invoker.ready(), log.read_text()
         return invoker

@@ -19,7 +19,7 @@ import httpx
 import pytest
 import yaml
 
-from claude_invoker.isolation import box, confine, network, shell
+from claude_invoker.isolation import confine, network, shell, trial
 from claude_invoker.isolation.box import Box
 from claude_invoker.isolation.network import Way
 from tests.escape import attacks
@@ -323,9 +323,9 @@ def test_where_no_network_can_be_made_the_request_is_refused(
 def boxed() -> Iterator[Box]:
     with tempfile.TemporaryDirectory(prefix="escape-egress-") as folder:
         Path(folder).chmod(0o711)
-        found, properties = box.make(Path(folder), Path("/bin/true"), UID)
-        assert found is not None, properties
-        yield found
+        found, properties = trial.boxes(Path(folder), Path("/bin/true"), UID)
+        assert found, properties
+        yield found[-1]
 
 
 REACHES = """
@@ -346,7 +346,8 @@ def test_a_port_is_opened_in_a_network_of_its_own_only(boxed: Box, way: Way | No
     somewhere = f"127.77.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"  # others may test beside us
     with ExitStack() as held:
         machine = held.enter_context(socket.create_server((somewhere, network.PORT)))
-        enter = held.enter_context(boxed.around(Path("/nonexistent"), boxed.open))
+        enter = held.enter_context(boxed.around(Path("/nonexistent"), boxed.open, Path("/nonexistent"))).enter
+        assert enter is not None
         command = [shell.interpreter(UID), "-ISB", "-c", REACHES, somewhere, network.HOST]
 
         def start(go_inside: Callable[[], None]) -> str:
@@ -376,8 +377,8 @@ def test_with_the_capabilities_of_the_shipped_compose_it_is_by_user_namespaces(b
     kept = ",".join(f"+{name.lower()}" for name in compose["services"]["invoker"]["cap_add"])
     asks = f"""
 import pickle, sys
-from claude_invoker.isolation import box
-print(box.network_of_its_own(pickle.loads(sys.stdin.buffer.read()), {UID}))
+from claude_invoker.isolation import trial
+print(trial.network_of_its_own(pickle.loads(sys.stdin.buffer.read()), {UID}))
 """
     profile = [sys.executable, "-m", "tests.support.profile", str(ROOT / "deploy" / "kubernetes" / "seccomp.json")]
     limited = ["setpriv", f"--bounding-set=-all,{kept}", *profile, sys.executable, "-c", asks]
@@ -391,9 +392,9 @@ def test_what_hinders_a_network_is_said(boxed: Box, monkeypatch: pytest.MonkeyPa
     def refused(flags: int) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    assert box.network_of_its_own(boxed, UID) == (Way.CAPABILITIES, None)
+    assert trial.network_of_its_own(boxed, UID) == (Way.CAPABILITIES, None)
     monkeypatch.setattr(network, "_unshare", refused)
-    way, obstacle = box.network_of_its_own(boxed, UID)
+    way, obstacle = trial.network_of_its_own(boxed, UID)
     assert way is None
     assert obstacle == (
         "with CAP_SYS_ADMIN and CAP_NET_ADMIN: Operation not permitted; in a user namespace: Operation not permitted"

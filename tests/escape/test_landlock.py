@@ -62,6 +62,12 @@ def test_a_command_may_still_step_back_itself() -> None:
     assert said.split() == ["best-effort:", "prio", "7", "5"]
 
 
+@pytest.mark.parametrize("attack", attacks.OF_NAMESPACES)
+def test_what_landlock_does_not_close(attack: str, confined: Raid) -> None:
+    """SECURITY.md says so; where one of these fails, it promises too little."""
+    assert confined.outcomes[attack] == "escaped"
+
+
 def test_a_neighbour_sees_and_loses_nothing(confined: Raid) -> None:
     assert confined.secret in confined.neighbour
     assert confined.neighbour.rstrip().endswith("undisturbed")

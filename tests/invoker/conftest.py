@@ -73,6 +73,7 @@ class Invoker:
     state: Path
     log: Path
     uid_base: int
+    cli: Path = Path()
 
     @property
     def uids(self) -> range:
@@ -98,7 +99,7 @@ class Invoker:
         return psutil.Process(self.pid).children(recursive=True)
 
     def trees(self) -> list[Path]:
-        return [path for path in self.state.glob("trees/engines/*/*") if path.is_dir()]
+        return [path for path in self.state.glob("trees/engines/*/*") if path.is_dir() and path.name != "api"]
 
 
 @pytest.fixture(scope="session")
@@ -193,7 +194,9 @@ def start_invoker(
             [sys.executable, "-m", *program], env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT
         )
         invoker_processes.append(process)
-        invoker = Invoker(f"http://127.0.0.1:{port}", process.pid, Path(chosen["state_dir"]), log, chosen["uid_base"])
+        invoker = Invoker(
+            f"http://127.0.0.1:{port}", process.pid, Path(chosen["state_dir"]), log, chosen["uid_base"], cli_path
+        )
         if wait:
             wait_for(lambda: invoker.ready() or process.poll() is not None, what="readiness")
             assert process.poll() is None, log.read_text()

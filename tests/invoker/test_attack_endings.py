@@ -20,8 +20,8 @@ import pytest
 from claude_invoker.cli import kill, killer
 from claude_invoker.cli.kill import Killer, StillAlive, owners
 from tests.invoker.conftest import Invoker, as_root, bash, program, wait_for, without_boundary
+from tests.invoker.ordinary import interpreter
 from tests.invoker.test_attack_sessions import answer
-from tests.invoker.test_unprivileged import interpreter
 from tests.support.processes import command_line
 
 

@@ -19,7 +19,7 @@ from claude_contract.destinations import Destination
 from claude_invoker.cli.binary import programs_of, reachable_binary
 from claude_invoker.cli.rehearsal import judged
 from claude_invoker.cli.tree import Tree
-from claude_invoker.isolation import box, confine, domains, filters, shell
+from claude_invoker.isolation import confine, domains, filters, namespaces, shell, trial
 from claude_invoker.isolation.strength import Boundary, Property, Strength, TooWeak, admit, computed
 from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import plan
@@ -28,8 +28,14 @@ from claude_invoker.settings import Settings
 from tests.invoker.conftest import Invoker, as_root, bash, tool, wait_for
 
 with_landlock = pytest.mark.skipif(confine.abi() < 6, reason="this kernel's Landlock has no scopes")
+HAS_BUBBLEWRAP = namespaces.program() is not None
+STRENGTHS = [
+    pytest.param("namespaces", (), marks=pytest.mark.skipif(not HAS_BUBBLEWRAP, reason="bubblewrap is not installed")),
+    pytest.param("landlock", ("a_machine_without_bubblewrap",)),
+]
 USERS = Property("a user id for each run", Strength.USER)
 LANDLOCK = Property("Landlock", Strength.LANDLOCK)
+BWRAP = Property("bubblewrap", Strength.NAMESPACES)
 
 
 def lacking(found: Property) -> Property:
@@ -39,10 +45,16 @@ def lacking(found: Property) -> Property:
 @pytest.mark.parametrize(
     ("properties", "strength"),
     [
-        ([USERS, LANDLOCK], Strength.LANDLOCK),
-        ([USERS, lacking(LANDLOCK)], Strength.USER),
-        ([lacking(USERS), LANDLOCK], Strength.NONE),
-        ([lacking(USERS), lacking(LANDLOCK)], Strength.NONE),
+        ([USERS, LANDLOCK, BWRAP], Strength.NAMESPACES),
+        ([USERS, LANDLOCK, lacking(BWRAP)], Strength.LANDLOCK),
+        ([USERS, LANDLOCK], Strength.LANDLOCK),  # what was not tried does not hold
+        ([USERS, lacking(LANDLOCK), BWRAP], Strength.USER),
+        ([lacking(USERS), LANDLOCK, BWRAP], Strength.NAMESPACES),
+        ([lacking(USERS), LANDLOCK, lacking(BWRAP)], Strength.LANDLOCK),
+        ([lacking(USERS), lacking(LANDLOCK), BWRAP], Strength.NONE),
+        ([lacking(USERS)], Strength.NONE),
+        ([USERS], Strength.USER),
+        ([], Strength.NONE),
     ],
 )
 def test_one_missing_property_is_the_next_lower_strength(properties: list[Property], strength: Strength) -> None:
@@ -51,7 +63,7 @@ def test_one_missing_property_is_the_next_lower_strength(properties: list[Proper
         if least <= strength:
             assert admit(properties, least, commands_below=False, egress_obstacle=None).strength == strength
             continue
-        with pytest.raises(TooWeak, match=f"`{strength.label}` here, INVOKER_ISOLATION={least.label} .*: not here"):
+        with pytest.raises(TooWeak, match=f"`{strength.label}` here, INVOKER_ISOLATION={least.label} "):
             admit(properties, least, commands_below=False, egress_obstacle=None)
         allowed = admit(properties, least, commands_below=True, egress_obstacle=None)
         assert "Bash" not in allowed.left_out and "below" in allowed.label
@@ -61,8 +73,8 @@ def test_one_missing_property_is_the_next_lower_strength(properties: list[Proper
 def test_a_landlock_without_scopes_is_none(version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Debian 12 has ABI 2, Ubuntu 24.04 has 4: neither keeps signals and abstract sockets inside."""
     monkeypatch.setattr(confine, "abi", lambda: version)
-    made, properties = box.make(tmp_path, Path("/bin/true"), None)
-    assert made is None
+    made, properties = trial.boxes(tmp_path, Path("/bin/true"), None)
+    assert not made and computed(properties) == Strength.NONE
     (missing,) = (found for found in properties if found.obstacle is not None)
     assert "Landlock" in missing.name and (f"ABI {version}" if version else "none") in str(missing.obstacle)
 
@@ -73,9 +85,78 @@ def test_without_libseccomp_there_is_no_box(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(confine, "abi", lambda: 7)
     monkeypatch.setattr(filters, "_library", missing)
-    made, properties = box.make(tmp_path, Path("/bin/true"), None)
-    assert made is None
+    made, properties = trial.boxes(tmp_path, Path("/bin/true"), None)
+    assert not made and computed(properties) == Strength.NONE
     assert "libseccomp is not installed" in [found.obstacle for found in properties]
+
+
+BWRAPS = {
+    "not installed": (None, "it is not installed"),
+    "refused": ('echo "bwrap: No permissions to create new namespace" >&2; exit 1', "No permissions to create new nam"),
+    "too old": ('echo "bwrap: Unknown option --disable-userns" >&2; exit 1', "Unknown option --disable-userns"),
+    "one that does nothing": (
+        'while [ "$1" != -- ]; do shift; done; shift; exec "$@"',
+        "is among the machine's processes",
+    ),
+}
+
+
+@with_landlock
+@pytest.mark.parametrize("case", BWRAPS)
+def test_without_bubblewrap_that_works_it_is_landlock(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where it is missing, where AppArmor or a container forbids user namespaces, where it does not what it says."""
+    script, said = BWRAPS[case]
+    program = tmp_path / "bwrap"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(namespaces, "program", lambda: str(program) if script else None)
+    made, properties = trial.boxes(programs_of(tmp_path), Path("/bin/true"), None)
+    assert [found.strength for found in made] == [Strength.LANDLOCK]
+    (missing,) = (found for found in properties if found.obstacle is not None)
+    assert missing.needed_for == Strength.NAMESPACES and said in str(missing.obstacle)
+    assert computed(properties) == Strength.LANDLOCK
+
+
+@with_landlock
+@pytest.mark.skipif(namespaces.program() is None, reason="bubblewrap is not installed")
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [
+        (("--unshare-pid",), "is among the machine's processes"),
+        (("--unshare-net",), "connects to the invoker"),
+        (("--unshare-uts", "--hostname", "run"), "has the machine's name"),
+        (("--remount-ro", "/"), "writes beside its tree"),
+    ],
+)
+def test_what_of_the_namespaces_is_not_there_is_found_out(
+    without: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = namespaces.arguments
+
+    def fewer(*given: Any, **more: Any) -> list[str]:
+        words = list(made(*given, **more))
+        for word in without:
+            words.pop(len(words) - 1 - words[::-1].index(word))
+        return words
+
+    monkeypatch.setattr(namespaces, "arguments", fewer)
+    found, properties = trial.boxes(programs_of(tmp_path), Path("/bin/true"), None)
+    assert Strength.NAMESPACES not in [box.strength for box in found]
+    (missing,) = (tried.obstacle for tried in properties if tried.obstacle is not None)
+    assert missing.startswith(said), missing
+
+
+def test_a_run_has_a_tmp_of_its_own_only_where_nothing_else_is_below_it() -> None:
+    """A command may write to its `tmp` and to what is below that, which a mount is: here it was the whole tree once, with
+    the CLI's configuration."""
+    for below in ("/tmp", "/dev/shm"):
+        words = list(namespaces.arguments(Path(below, "t"), (Path("/srv/cli"),), network=False))
+        assert below not in words
+        words = list(namespaces.arguments(Path("/srv/t"), (Path("/srv/cli"),), network=False))
+        assert words[words.index(below) - 1] == "/srv/t/tmp"
+        assert below not in list(namespaces.arguments(Path("/srv/t"), (Path(below, "cli"),), network=False))
 
 
 def test_the_domains_know_the_trees_directories(tmp_path: Path) -> None:
@@ -134,8 +215,8 @@ HOSTS = (Destination("*.npmjs.org"), Destination("pypi.org"))
         (["WebFetch"], WITH_EGRESS, "", "without hosts that its tier opens"),
         (["Bash"], Boundary(Strength.LANDLOCK, egress_obstacle="not permitted"), None, "not permitted"),
         (["WebFetch"], Boundary(Strength.LANDLOCK, egress_obstacle="not permitted"), None, "not permitted"),
-        (["Bash"], Boundary(Strength.USER), None, "only within `landlock`"),
-        (["WebFetch"], Boundary(Strength.NONE, commands_below=True), None, "only within `landlock`"),
+        (["Bash"], Boundary(Strength.USER), None, "only from `landlock` on"),
+        (["WebFetch"], Boundary(Strength.NONE, commands_below=True), None, "only from `landlock` on"),
     ],
 )
 def test_hosts_that_a_tier_opens_are_reached_or_the_request_is_refused(
@@ -222,28 +303,32 @@ def test_no_run_starts_without_the_shells_wrapper(
 @as_root
 @with_landlock
 def test_a_shell_that_does_not_confine_is_found_out_at_the_start(start_invoker: Callable[..., Invoker]) -> None:
+    """At each strength that would have it."""
     invoker = start_invoker(without=("a_shell_that_confines_nothing",), pool_size=0)
     with invoker.client() as api:
         checks = api.get("/readyz").json()["checks"]
     assert checks["isolation"] == "user"
-    (lack,) = checks["isolation_lacks"]
-    assert "a command writes the CLI's configuration" in lack
+    assert all("a command writes the CLI's configuration" in lack for lack in checks["isolation_lacks"][-1:])
+    assert len([lack for lack in checks["isolation_lacks"] if "of the real CLI" in lack]) == 1 + HAS_BUBBLEWRAP
 
 
 @as_root
 @with_landlock
-def test_runs_say_that_they_were_confined_and_web_fetch_is_refused(start_invoker: Callable[..., Invoker]) -> None:
-    invoker = start_invoker(isolation="landlock", pool_size=0)
+@pytest.mark.parametrize(("strength", "without"), STRENGTHS)
+def test_runs_say_that_they_were_confined_and_web_fetch_is_refused(
+    start_invoker: Callable[..., Invoker], strength: str, without: tuple[str, ...]
+) -> None:
+    invoker = start_invoker(isolation=strength, without=without, pool_size=0)
     with invoker.client() as api:
         answer = bash(
             api,
             "git --version; find . ; grep -c x <<<x; /usr/bin/find .; python3 -c 'print(6 * 7)'; mktemp; [ -w /dev/null ]; yes | head -1; echo ${PIPESTATUS[0]}",
         )
         assert answer.status_code == 200, answer.text
-        assert answer.json()["isolation"] == "landlock"
+        assert answer.json()["isolation"] == strength
         assert all(word in answer.json()["result"] for word in ("git version", "\n42\n", "\n141"))
         assert "denied" not in answer.json()["result"], answer.json()["result"]
-        assert "claude_invoker_isolation 2.0" in api.get("/metrics").text
+        assert f"claude_invoker_isolation {Strength[strength.upper()]:d}.0" in api.get("/metrics").text
         refused = api.post("/invoke", json={"prompt": tool("WebFetch", url="http://x"), "tools": ["WebFetch"]})
         assert refused.status_code == 403 and "WebFetch" in refused.text
 

@@ -1,12 +1,11 @@
-"""An invoker that was not started as root: one user for all runs, and what that forbids."""
+"""An invoker that was not started as root: one user for all runs, and what keeps them apart all the same."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import tempfile
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,92 +13,133 @@ import httpx
 import psutil
 import pytest
 
-from tests.invoker.conftest import KEY, StandInProcess, clean_environment, free_port, tool, wait_for
+from claude_invoker.isolation import confine, namespaces
+from tests.invoker.conftest import StandInProcess, bash, tool, wait_for
+from tests.invoker.ordinary import folder_of_its, started
 
-NOBODY = 65_534
-AS_NOBODY: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
-
-
-def interpreter() -> str:
-    """A Python of this version that an unprivileged user can start (ours may be in a closed home)."""
-    for candidate in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
-        try:
-            subprocess.run([candidate, "-c", ""], check=True, **AS_NOBODY)
-        except OSError:
-            continue
-        return candidate
-    pytest.skip("no Python that an unprivileged user can start")
-
-
-def start(stand_in: StandInProcess, folder: Path, **settings: str) -> tuple[subprocess.Popen[bytes], httpx.Client]:
-    port = free_port()
-    # redis-py needs this backport before Python 3.11.3, which the system's may be.
-    (folder / "async_timeout.py").write_text("from asyncio import timeout\n")
-    environment = clean_environment() | {
-        "HOME": str(folder),
-        "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(folder)]),
-        "INVOKER_TRUST": "open",
-        "INVOKER_ISOLATION": "none",
-        "INVOKER_PORT": str(port),
-        "INVOKER_STATE_DIR": str(folder / "state"),
-        "INVOKER_ANTHROPIC_BASE_URL": stand_in.url,
-        "INVOKER_ANTHROPIC_API_KEY": KEY,
-        **settings,
-    }
-    process = subprocess.Popen(
-        [interpreter(), "-m", "claude_invoker"],
-        env=environment,
-        cwd=folder,
-        stdout=(folder / "log").open("wb"),
-        stderr=subprocess.STDOUT,
-        **AS_NOBODY,
-    )
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
-
-    def ready() -> bool:
-        try:
-            return client.get("/readyz").status_code == 200
-        except httpx.TransportError:
-            return process.poll() is not None
-
-    wait_for(ready, what="readiness")
-    assert process.poll() is None, (folder / "log").read_text()
-    return process, client
+with_landlock = pytest.mark.skipif(confine.abi() < 6, reason="this kernel's Landlock has no scopes")
+with_bubblewrap = pytest.mark.skipif(namespaces.program() is None, reason="bubblewrap is not installed")
+WITHOUT_LANDLOCK = ("a_kernel_without_landlock",)
+STRENGTHS = [
+    pytest.param("namespaces", (), marks=[with_landlock, with_bubblewrap]),
+    pytest.param("landlock", ("a_machine_without_bubblewrap",), marks=with_landlock),
+]
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="invoker-test-") as name:
-        if os.geteuid() == 0:
-            os.chown(name, NOBODY, NOBODY)
-        yield Path(name)
+    with folder_of_its() as made:
+        yield made
 
 
-def test_tools_that_run_commands_need_a_user_for_each_run(stand_in: StandInProcess, folder: Path) -> None:
-    process, client = start(stand_in, folder)
-    try:
-        assert client.post("/invoke", json={"prompt": "x", "tools": ["Bash"]}).status_code == 403
-        answer = client.post("/invoke", json={"prompt": tool("Write", file_path="a.txt", content="x")})
+def checks(api: httpx.Client) -> dict[str, Any]:
+    found: dict[str, Any] = api.get("/readyz").json()["checks"]
+    return found
+
+
+def test_tools_that_run_commands_need_what_keeps_runs_of_one_user_apart(stand_in: StandInProcess, folder: Path) -> None:
+    with started(stand_in, folder, without=WITHOUT_LANDLOCK) as invoker, invoker.client() as api:
+        assert checks(api)["isolation"] == "none" and checks(api)["tools_left_out"] == ["Bash"]
+        assert bash(api, "id").status_code == 403
+        answer = api.post("/invoke", json={"prompt": tool("Write", file_path="a.txt", content="x")})
         assert answer.status_code == 200, answer.text
         assert [artifact["path"] for artifact in answer.json()["artifacts"]] == ["a.txt"]
-    finally:
-        client.close()
-        process.terminate()
-        process.wait(20)
 
 
 def test_a_shared_user_can_be_chosen_and_runs_still_end(stand_in: StandInProcess, folder: Path) -> None:
-    process, client = start(stand_in, folder, INVOKER_ALLOW_COMMANDS_BELOW="1")
-    try:
+    with (
+        started(stand_in, folder, without=WITHOUT_LANDLOCK, allow_commands_below=1) as invoker,
+        invoker.client() as api,
+    ):
         seconds = str(20_000_000 + os.getpid())
-        escape = f"setsid -f sleep {seconds}; (setsid -f nohup sleep {seconds} >/dev/null 2>&1 &); id -u"
-        prompt = tool("Bash", command=escape)
-        answer = client.post("/invoke", json={"prompt": prompt, "tools": ["Bash"]})
+        answer = bash(api, f"setsid -f sleep {seconds}; (setsid -f nohup sleep {seconds} >/dev/null 2>&1 &); id -u")
         assert answer.status_code == 200, answer.text
-        cmdlines = [found.info["cmdline"] for found in psutil.process_iter(["cmdline"])]
-        assert ["sleep", seconds] not in cmdlines
-        assert client.get("/healthz").status_code == 200, "the invoker has the same user, and lives"
-    finally:
-        client.close()
-        process.terminate()
-        process.wait(20)
+        assert not left(seconds)
+        assert api.get("/healthz").status_code == 200, "the invoker has the same user, and lives"
+        # The control of the test below: by the environment alone it is not found.
+        assert bash(api, flees(seconds)).status_code == 200
+        (escaped,) = left(seconds)
+        escaped.kill()
+
+
+def left(seconds: str) -> list[psutil.Process]:
+    return [found for found in psutil.process_iter(["cmdline"]) if found.info["cmdline"] == ["sleep", seconds]]
+
+
+def flees(seconds: str) -> str:
+    """Away from its parents, its session and its environment, deaf to signals."""
+    return (
+        f"trap '' TERM HUP INT; setsid -f env -i setsid -f env -i sleep {seconds} </dev/null >/dev/null 2>&1; sleep 0.5"
+    )
+
+
+BOMB = """
+grow() { (trap '' TERM; grow & grow &) 2>/dev/null; sleep 30; }
+grow & sleep 2; echo grown
+"""
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """Not below /tmp: then a run has a /tmp of its own within namespaces."""
+    with folder_of_its("/var/tmp") as made:
+        yield made
+
+
+@pytest.mark.parametrize(("strength", "without"), STRENGTHS)
+def test_runs_of_one_user_are_kept_apart_and_end_whatever_they_do(
+    strength: str, without: tuple[str, ...], stand_in: StandInProcess, elsewhere: Path
+) -> None:
+    seconds = str(30_000_000 + os.getpid())
+    settings = {"isolation": strength, "pool_size": 1, "process_limit": 200, "idle_s": 60, "tree_limit": 64 << 20}
+    with started(stand_in, elsewhere, without=without, **settings) as invoker, invoker.client() as api:
+        assert checks(api)["isolation"] == strength
+        assert checks(api)["isolation_lacks"][0] == "a user id for each run: the invoker is not started as root"
+        wait_for(lambda: checks(api)["warm"] == 1, what="a warm process")
+
+        works = bash(api, f"{flees(seconds)}; echo text > kept; git init -q x && chmod +x kept && echo worked")
+        assert works.status_code == 200 and "worked" in works.text, works.text
+        assert works.json()["isolation"] == strength
+        assert [artifact["path"] for artifact in works.json()["artifacts"]] == ["kept"]
+        assert not left(seconds)
+
+        with ThreadPoolExecutor(1) as pool:
+            neighbour = pool.submit(bash, api, "for i in $(seq 50); do sleep 0.1; done; echo undisturbed")
+            grown = bash(api, BOMB)
+            if strength == "namespaces":
+                assert grown.status_code == 200, "the kernel counts them by themselves: no more are made"
+            else:
+                assert grown.json()["limit"] == "processes", grown.text
+            assert "undisturbed" in neighbour.result().json()["result"]
+        late = bash(api, f"exec sleep {seconds}", timeout_s=2)
+        assert late.status_code == 504, late.text
+        assert not left(seconds)
+
+        if strength == "namespaces":
+            has_directories_of_its_own(api)
+
+        begun = api.post("/invoke", json=of_a_session("new", "echo one > a"))
+        again = api.post("/invoke", json=of_a_session(begun.json()["session"], "cat a"))
+        assert "one" in again.json()["result"], again.text
+
+        with ThreadPoolExecutor(1) as pool:
+            cut_off = pool.submit(bash, api, f"{flees(seconds)}; sleep 60")
+            wait_for(lambda: left(seconds), what="a process that has fled")
+            os.kill(invoker.pid, signal.SIGKILL)
+            assert cut_off.exception() is not None
+        wait_for(lambda: not left(seconds), what="the end of the run with its invoker")
+
+
+def has_directories_of_its_own(api: httpx.Client) -> None:
+    """Bounded as its tree is, and gone with it."""
+    name = f"left-{os.getpid()}"
+    locks = "/usr/bin/python3 -c 'import multiprocessing; multiprocessing.Lock(); print(6 * 7)'"
+    works = bash(api, f"echo text > /tmp/{name}; cat /tmp/{name} $TMPDIR/{name}; {locks}; echo more > /dev/shm/{name}")
+    assert works.json()["result"].split()[-3:] == ["text", "text", "42"], works.text
+    assert not [path for path in ("/tmp", "/dev/shm") if Path(path, name).exists()]
+    much = bash(api, f"head -c 100M /dev/zero > /dev/shm/{name}; sleep 30")
+    assert much.status_code == 422 and much.json()["limit"] == "tree", much.text
+
+
+def of_a_session(session: str, command: str) -> dict[str, Any]:
+    return {"prompt": tool("Bash", command=command), "tools": ["Bash"], "session": session}

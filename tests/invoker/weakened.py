@@ -30,7 +30,8 @@ from claude_invoker.cli import kill, killer, messages, process, tree, users, wal
 from claude_invoker.cli.command import Shape, command
 from claude_invoker.draws import Answer, Draws
 from claude_invoker.egress import filters
-from claude_invoker.isolation import box, confine, network, shell
+from claude_invoker.isolation import box, confine, namespaces, network, shell, trial
+from claude_invoker.isolation.domain import Domain
 from claude_invoker.metering import __main__ as metering
 from claude_invoker.metering import control
 from claude_invoker.metering.account import Account
@@ -46,6 +47,11 @@ def put(owner: object, name: str, value: object) -> None:
 def a_kernel_without_landlock() -> None:
     """The boundary is a user id for each run: what is below Landlock and seccomp is attacked by itself."""
     put(confine, "abi", lambda: 0)
+
+
+def a_machine_without_bubblewrap() -> None:
+    """No defence less than `landlock` has: what that holds by itself is attacked."""
+    put(namespaces, "program", lambda: None)
 
 
 def a_readable_cli() -> None:
@@ -95,7 +101,7 @@ def names_of_a_test(mode: str = "strict") -> None:
 
 def networks_by_user_namespaces() -> None:
     """The invoker has no capabilities to make networks with."""
-    put(box, "Way", [network.Way.USER_NAMESPACE])
+    put(Domain, "ways", (network.Way.USER_NAMESPACE,))
 
 
 def hosts_that_nobody_named() -> None:
@@ -116,7 +122,7 @@ def names_that_are_asked_for_twice() -> None:
 
 def no_network_of_its_own() -> None:
     """The invoker may not make networks."""
-    put(box, "network_of_its_own", lambda boxed, uid: (None, "Operation not permitted"))
+    put(trial, "network_of_its_own", lambda boxed, uid: (None, "Operation not permitted"))
 
 
 def killer_that_can_be_stopped() -> None:
@@ -333,6 +339,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
     found.__name__: found
     for found in (
         a_kernel_without_landlock,
+        a_machine_without_bubblewrap,
         a_readable_cli,
         namespaces_for_everybody,
         a_shell_that_is_not_looked_at,

@@ -9,7 +9,8 @@ from pathlib import Path
 from claude_invoker.cli.pool import Launcher, WayOut
 from claude_invoker.cli.rehearsal import rehearse
 from claude_invoker.egress.filters import Filters
-from claude_invoker.isolation import box
+from claude_invoker.isolation import trial
+from claude_invoker.isolation.box import Box
 from claude_invoker.isolation.strength import Boundary, Property, Strength, admit, computed
 
 _log = logging.getLogger(__name__)
@@ -25,18 +26,22 @@ async def establish(
     """
     egress = Boundary(Strength.NONE).egress_obstacle
     uid = launcher.users.killer if launcher.users.isolated else None
-    properties = [await asyncio.to_thread(box.own_users, uid)]
-    if computed(properties) >= Strength.USER:
-        launcher.box, tried = await asyncio.to_thread(box.make, programs, launcher.cli, uid)
+    properties = [await asyncio.to_thread(trial.own_users, uid)]
+    boxes: list[Box] = []
+    if uid is None or computed(properties) >= Strength.USER:
+        boxes, tried = await asyncio.to_thread(trial.boxes, programs, launcher.cli, uid)
         properties += tried
-        if launcher.box is not None:
-            obstacle = await rehearse(launcher, workplace)
-            properties.append(Property("a command of the real CLI", Strength.LANDLOCK, obstacle))
-            if obstacle is not None:
-                launcher.box = None
-        if launcher.box is not None:
-            network, egress = await asyncio.to_thread(box.network_of_its_own, launcher.box, uid)
-            launcher.way_out = None if network is None else WayOut(network, filters)
+    for launcher.box in boxes:
+        obstacle = await rehearse(launcher, workplace)
+        strength = launcher.box.strength
+        properties.append(Property(f"a command of the real CLI within {strength.label}", strength, obstacle))
+        if obstacle is None:
+            break
+    else:
+        launcher.box = None
+    if launcher.box is not None:
+        network, egress = await asyncio.to_thread(trial.network_of_its_own, launcher.box, uid)
+        launcher.way_out = None if network is None else WayOut(network, filters)
     boundary = admit(properties, least, commands_below=commands_below, egress_obstacle=egress)
     _log.info("the boundary around a run: %s", boundary.strength.label)
     for missing in boundary.missing:

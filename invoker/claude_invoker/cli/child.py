@@ -16,16 +16,22 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from claude_invoker.cli.hold import Hold
+from claude_invoker.isolation.box import Entry
 from claude_invoker.isolation.network import Way, started
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 _SOONER = 500
 """Thousandths of all memory that a run's process seems larger when the kernel looks for one to end."""
+_THREADS = ThreadPoolExecutor(8, "start")
+"""What holds a run ends with the thread that has started it (PR_SET_PDEATHSIG, prctl(2)): so these end with the
+invoker, and not before."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,9 @@ class Child:
         stderr: asyncio.StreamReader,
         transports: tuple[asyncio.BaseTransport, ...],
         listener: socket.socket | None,
+        hold: Hold | None,
     ) -> None:
+        self.hold = hold
         self._popen = popen
         self.stdin = stdin
         self.stdout = stdout
@@ -78,13 +86,17 @@ class Child:
         uid: int | None,
         pass_fds: tuple[int, ...] = (),
         limits: Limits,
-        enter: Callable[[], None] | None = None,
+        entry: Entry | None = None,
         network: Way | None = None,
         line_limit: int,
     ) -> Child:
-        """Starts it as leader of a new session, umask 077. `enter`: what it calls last, before exec (see `isolation`).
-        `network`: in a network of its own; `listener` is then the one in it. Raises OSError."""
-        popen, listener = await asyncio.to_thread(_popen, arguments, env, cwd, uid, pass_fds, limits, enter, network)
+        """Starts it as leader of a new session, umask 077. `entry`: into a box (see `isolation`); `hold` is then what
+        holds all of the run, where its user does not. `network`: in a network of its own; `listener` is then the one in
+        it. Raises OSError."""
+        entry = entry or Entry()
+        popen, listener, hold = await asyncio.get_running_loop().run_in_executor(
+            _THREADS, _popen, arguments, env, cwd, uid, pass_fds, limits, entry, network
+        )
         assert popen.stdin is not None and popen.stdout is not None and popen.stderr is not None
         loop = asyncio.get_running_loop()
         stdout, out = await _reader(popen.stdout, line_limit)
@@ -92,7 +104,7 @@ class Child:
         flow = asyncio.StreamReaderProtocol(asyncio.StreamReader())
         into, _ = await loop.connect_write_pipe(lambda: flow, _closed_once(popen.stdin))
         stdin = asyncio.StreamWriter(into, flow, None, loop)
-        return cls(popen, stdin, stdout, stderr, (out, err, into), listener)
+        return cls(popen, stdin, stdout, stderr, (out, err, into), listener, hold)
 
     @property
     def pid(self) -> int:
@@ -102,10 +114,12 @@ class Child:
     def returncode(self) -> int | None:
         return self._popen.returncode
 
-    def send_signal(self, number: signal.Signals) -> None:
-        """To the process itself; nothing where it has ended."""
-        if self.returncode is None:
-            self._popen.send_signal(number)
+    def terminate(self) -> None:
+        """Asks the process to end; nothing where it has ended."""
+        if self.hold is not None:
+            self.hold.terminate()
+        elif self.returncode is None:
+            self._popen.send_signal(signal.SIGTERM)
 
     def close(self) -> None:
         """Closes the pipes."""
@@ -113,6 +127,8 @@ class Child:
             transport.close()
         if self.listener is not None:
             self.listener.close()
+        if self.hold is not None:
+            self.hold.close()
 
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd)
@@ -149,20 +165,20 @@ def _popen(
     uid: int | None,
     pass_fds: tuple[int, ...],
     limits: Limits,
-    enter: Callable[[], None] | None,
+    entry: Entry,
     network: Way | None,
-) -> tuple[subprocess.Popen[bytes], socket.socket | None]:
+) -> tuple[subprocess.Popen[bytes], socket.socket | None, Hold | None]:
     def start(go_inside: Callable[[], None] | None = None) -> subprocess.Popen[bytes]:
-        steps = [step for step in (go_inside, enter) if step is not None]
+        steps = [step for step in (go_inside, entry.enter) if step is not None]
         return subprocess.Popen(
-            arguments,
+            [*entry.command, *arguments],
             env=env,
             cwd=cwd,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            pass_fds=pass_fds,
+            pass_fds=(*pass_fds, *entry.pass_fds),
             start_new_session=True,
             umask=0o077,
             user=uid,
@@ -171,7 +187,18 @@ def _popen(
             preexec_fn=functools.partial(_confine, limits.settings(own_user=uid is not None), steps),
         )
 
-    return (start(), None) if network is None else started(network, start)
+    popen, listener = (start(), None) if network is None else started(network, start)
+    if entry.first is None:
+        return popen, listener, None
+    try:
+        return popen, listener, Hold(entry.first(popen.pid), entry.end)
+    except OSError as error:
+        popen.kill()
+        _, said = popen.communicate()
+        if listener is not None:
+            listener.close()
+        why = said.decode(errors="replace").strip().splitlines()[-1:]
+        raise OSError(error.errno, "; ".join([error.strerror or str(error), *why])) from error
 
 
 async def _reader(pipe: IO[bytes], limit: int) -> tuple[asyncio.StreamReader, asyncio.BaseTransport]:

@@ -18,11 +18,12 @@ import orjson
 
 from claude_invoker.cli.child import Child, Limits
 from claude_invoker.cli.command import Deadlines, Shape, command, environment
+from claude_invoker.cli.hold import Hold
 from claude_invoker.cli.kill import Killer, StillAlive, kill_marked
 from claude_invoker.cli.messages import MAX_LINE, ControlAnswer, Malformed, Message, Result, parse
 from claude_invoker.cli.tree import Tree
 from claude_invoker.egress.filters import Passage
-from claude_invoker.isolation.box import Box, least
+from claude_invoker.isolation.box import Box, Entry, least
 from claude_invoker.isolation.network import Way
 
 KILL_S = 5.0
@@ -48,14 +49,23 @@ class CliProcess:
     """A single-use process. `spawn` → `ready` → one `begin` → `messages` → `end`."""
 
     def __init__(
-        self, name: str, shape: Shape, tree: Tree, uid: int | None, child: Child, killer: Killer | None
+        self,
+        name: str,
+        shape: Shape,
+        tree: Tree,
+        uid: int | None,
+        child: Child,
+        killer: Killer | None,
+        processes: int,
     ) -> None:
+        """`processes`: how many the kernel lets it have, where it does not yet (0)."""
         self.name = name
         self.shape = shape
         self.tree = tree
         self.uid = uid
         self._child = child
         self._killer = killer
+        self._processes = processes
         self._ids = itertools.count(1)
         self._model: str | None = None
         self._ended = False
@@ -94,10 +104,13 @@ class CliProcess:
         try:
             os.write(write_end, key.encode())
             os.close(write_end)
-            kind = None if box is None else box.closed if network is None else box.open
-            with (
-                contextlib.nullcontext(least()) if box is None or kind is None else box.around(tree.root, kind) as enter
-            ):
+            with contextlib.ExitStack() as inside:
+                kind = None
+                if box is None:
+                    entry = Entry(enter=least())
+                else:
+                    kind = box.closed if network is None else box.open
+                    entry = inside.enter_context(box.around(tree.root, kind, api.parent))
                 child = await Child.start(
                     command(cli, shape),
                     env=environment(
@@ -113,13 +126,19 @@ class CliProcess:
                     uid=uid,
                     pass_fds=(read_end,),
                     limits=limits,
-                    enter=enter,
+                    entry=entry,
                     network=network,
                     line_limit=MAX_LINE,
                 )
         finally:
             os.close(read_end)
-        return cls(name, shape, tree, uid, child, killer)
+        counted = box is not None and box.counts_processes and uid is None
+        return cls(name, shape, tree, uid, child, killer, limits.processes if counted else 0)
+
+    @property
+    def hold(self) -> Hold | None:
+        """What holds all of the run where its user does not."""
+        return self._child.hold
 
     @property
     def listener(self) -> socket.socket | None:
@@ -152,6 +171,11 @@ class CliProcess:
             await self._obey(self._send_control("set_model", model=_FIRST_MODEL))
         except Disobeyed as error:
             raise CliError(str(error)) from error
+        if self.hold is not None:
+            try:
+                await asyncio.to_thread(self.hold.find_cli, self._processes)
+            except OSError as error:
+                raise CliError(f"the CLI's process is not found: {error}") from error
         self._model = _FIRST_MODEL
 
     async def begin(
@@ -235,7 +259,7 @@ class CliProcess:
 
     async def terminated(self, within_s: float) -> None:
         """SIGTERM to the CLI, and up to `within_s` for it to end by itself."""
-        self._child.send_signal(signal.SIGTERM)
+        self._child.terminate()
         await self.exited(within_s)
 
     async def end(self) -> None:
@@ -246,12 +270,18 @@ class CliProcess:
         if self._ended:
             return
         self.close_input()
+        if self.hold is not None:
+            self.hold.strike()
+            if not await self.hold.over(KILL_S):
+                raise StillAlive(f"process {self.hold.pid} and what it holds do not end")
         if self._killer is not None and self.uid is not None:
             await self._killer.end(self.uid, KILL_S)
-        else:
+        elif self.hold is None:
             await self._kill_marked()
         if not await self.exited(KILL_S):
             raise StillAlive(f"the CLI's process {self.pid} does not end")
+        if self.hold is not None and not self.hold.has_held(self.returncode):
+            raise StillAlive("the process that holds the run was killed, and the run may be left")
         self._drain.cancel()
         self._child.close()
         self._ended = True

@@ -30,11 +30,12 @@ def _command(neighbour: Path, port: int) -> str:
     return f"""
 echo {_BEGUN}
 (: < {neighbour}) && echo "reads a neighbour's file"
-cli=${{CLAUDE_PID:-$PPID}}; [ -d /proc/$cli ] || echo "reads no CLI"
+cli=${{CLAUDE_PID:-$PPID}}
 (: < /proc/$cli/environ) && echo "reads the CLI's environment"
 (: < /proc/$cli/mem) && echo "opens the CLI's memory"
 (: > "$CLAUDE_CONFIG_DIR/planted") && echo "writes the CLI's configuration"
-kill -0 $cli && echo "signals the CLI"
+refused=$(kill -0 $cli 2>&1) && echo "signals the CLI"
+[[ $refused == *"not permitted"* ]] || echo "signals nobody: $refused"
 (: < /dev/tcp/127.0.0.1/{port}) && echo "reaches the network"
 echo {_DONE}
 """
@@ -48,7 +49,9 @@ async def rehearse(launcher: Launcher, folder: Path) -> str | None:
     neighbour = folder / "neighbour"
     neighbour.write_text("for anybody, as far as its mode goes\n")
     neighbour.chmod(0o644)
-    api = folder / "rehearsal.sock"
+    api = folder / "rehearsal" / "sock"
+    api.parent.mkdir(mode=0o711)
+    api.parent.chmod(0o711)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         command = _command(neighbour, listener.getsockname()[1])
         said: list[str] = []
@@ -67,6 +70,7 @@ async def rehearse(launcher: Launcher, folder: Path) -> str | None:
             server.close()
             for path in (neighbour, api):
                 path.unlink(missing_ok=True)
+            api.parent.rmdir()
     return judged("\n".join(said))
 
 

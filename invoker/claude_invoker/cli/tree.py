@@ -206,12 +206,15 @@ class Workplace:
     def __init__(self, trees: Path) -> None:
         self._engines = trees / "engines"
         self.path = self._engines / secrets.token_hex(8)
+        self.api = self.path / "api"
+        """The directory of the API's socket: runs have it in their namespaces, and whatever socket is in it by then."""
         self._lock: IO[bytes] | None = None
 
     def open(self) -> None:
         made = self._engines / f".{self.path.name}"
-        made.mkdir(mode=0o711, parents=True)
-        made.chmod(0o711)
+        for path in (made, made / self.api.name):
+            path.mkdir(mode=0o711, parents=True)
+            path.chmod(0o711)
         self._lock = (made / ".lock").open("wb")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         made.rename(self.path)

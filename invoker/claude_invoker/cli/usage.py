@@ -74,6 +74,36 @@ def marked(marks: Collection[str]) -> dict[str, Processes]:
     return found
 
 
+def children(pid: int) -> list[int]:
+    """The processes whose parent it is."""
+    return [child for child, status in _statuses() if _number(status, b"PPid") == pid]
+
+
+def descended(firsts: Collection[int]) -> dict[int, Processes]:
+    """What descends from each of these processes, none of which descends from another."""
+    found = {first: Processes() for first in firsts}
+    seen = dict(_statuses())
+    parents = {pid: _number(status, b"PPid") for pid, status in seen.items()}
+    for pid, parent in list(parents.items()):
+        if parent not in parents:  # it has ended meanwhile, and its children have another now
+            with suppress(OSError, IndexError, ValueError):
+                parents[pid] = _number(Path(f"/proc/{pid}/status").read_bytes(), b"PPid")
+    above: dict[int, int | None] = {first: first for first in firsts}
+    for pid in parents:
+        way, at = [], pid
+        while at not in above:
+            above[at] = None  # until it is known; what was seen at different times can go in a circle
+            way.append(at)
+            at = parents.get(at, 0)
+        above.update(dict.fromkeys(way, above[at]))
+    for pid, status in seen.items():
+        first = above[pid]
+        if first is not None and first != pid:
+            with suppress(IndexError, ValueError):
+                _count(found[first], pid, status)
+    return found
+
+
 def _statuses() -> Iterable[tuple[int, bytes]]:
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():

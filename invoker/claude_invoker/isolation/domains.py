@@ -16,15 +16,26 @@ SNAPSHOTS = "config/shell-snapshots"
 _LOOK = READ | LIST
 _RUN = _LOOK | EXECUTE
 _OWN = ALL & ~(MAKE_CHAR | MAKE_BLOCK)
+TOP_LEVEL = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
+"""Programs, as /usr has them; links to there on most systems."""
+# Not all of /etc: it names the machine's users, mounts and neighbours.
+ETC = tuple(
+    f"/etc/{name}"
+    for name in (
+        *("alternatives", "ssl", "ca-certificates", "ld.so.cache", "localtime"),
+        *("bash.bashrc", "profile", "profile.d", "inputrc", "mime.types"),
+        # pip asks which system it is on, and gives up where that is there and closed.
+        *("debian_version", "lsb-release"),
+    )
+)
+_WRITABLE = ("/dev/null", "/dev/zero", "/dev/full")
+_RANDOM = ("/dev/urandom", "/dev/random")
+DEVICES = _WRITABLE + _RANDOM
 _SYSTEM: tuple[Rule, ...] = (
-    *((path, _RUN) for path in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")),
-    # Not all of /etc: it names the machine's users, mounts and neighbours.
-    *((f"/etc/{name}", _LOOK) for name in ("alternatives", "ssl", "ca-certificates", "ld.so.cache", "localtime")),
-    *((f"/etc/{name}", _LOOK) for name in ("bash.bashrc", "profile", "profile.d", "inputrc", "mime.types")),
-    # pip asks which system it is on, and gives up where that is there and closed.
-    *((f"/etc/{name}", READ) for name in ("debian_version", "lsb-release")),
-    *((f"/dev/{name}", READ | WRITE | TRUNCATE) for name in ("null", "zero", "full")),
-    *((f"/dev/{name}", READ) for name in ("urandom", "random")),
+    *((path, _RUN) for path in ("/usr", *TOP_LEVEL)),
+    *((path, _LOOK) for path in ETC),
+    *((path, READ | WRITE | TRUNCATE) for path in _WRITABLE),
+    *((path, READ) for path in _RANDOM),
 )
 
 

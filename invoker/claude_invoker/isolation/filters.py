@@ -35,6 +35,17 @@ REFUSED = tuple(" ".join((_OTHERS, _KERNEL, _MACHINE, _LEFTOVERS)).split())
 REFUSED_NUMBERS = (457, 458, 467, 470)
 """statmount, listmount, open_tree_attr, listns: they tell the machine's mounts and namespaces, and Landlock does not
 close them. Newer than libseccomp's names; the same numbers on every architecture."""
+_MODES = "chmod fchmod fchmodat utime utimes futimesat"
+_MODES_NUMBERS = (452,)
+"""fchmodat2."""
+_OWNERS = "chown lchown fchownat inotify_add_watch"
+_OWNERS_NUMBERS = (468, 469)
+"""file_getattr, file_setattr."""
+_ATTRIBUTES = (
+    "setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr getxattr lgetxattr listxattr llistxattr"
+)
+_ATTRIBUTES_NUMBERS = (463, 464, 465, 466)
+"""setxattrat, getxattrat, listxattrat, removexattrat."""
 _NEW_NAMESPACE = (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET."""
 _TIOCLINUX = 0x541C
@@ -115,10 +126,11 @@ def _no_namespaces(seccomp: Any) -> Iterator[tuple[Any, ...]]:
     yield seccomp.ERRNO(errno.ENOSYS), "clone3"
 
 
-def of_shells(*, tcp: bool = False) -> bytes:
+def of_shells(*, tcp: bool = False, shared: bool = False) -> bytes:
     """That of a command, in addition to the CLI's: it reaches no socket at all, also not the API's by its path, which
     Landlock does not close. Pairs stay, but none of datagrams: those can be connected anew. Nor does it change
     limits and scheduling of other processes. With `tcp` it may connect what the CLI's leaves of internet sockets.
+    `shared`: its user has files besides the run's own (see `_of_other_files`).
 
     Raises NoSeccomp."""
     seccomp = _library()
@@ -134,8 +146,26 @@ def of_shells(*, tcp: bool = False) -> bytes:
         for name, itself in _OF_ITSELF.items():
             for place, value in enumerate(itself):
                 yield refuse, name, seccomp.Arg(place, seccomp.NE, value)
+        if shared:
+            yield from _of_other_files(seccomp)
 
     return _program(seccomp, rules())
+
+
+def _of_other_files(seccomp: Any) -> Iterator[tuple[Any, ...]]:
+    """What Landlock does not close (landlock(7)) and the owner of a file may: a run with a user of its own owns its
+    tree and nothing else, one without owns whatever its user has.
+
+    Modes and times are not changed, and it is said that they were: git, tar, pip and linkers give up otherwise.
+    """
+    nothing_done = seccomp.ERRNO(0)
+    for call in (*_MODES.split(), *_MODES_NUMBERS):
+        yield nothing_done, call
+    yield nothing_done, "utimensat", seccomp.Arg(1, seccomp.NE, 0)  # else it is about a descriptor
+    for call in (*_OWNERS.split(), *_OWNERS_NUMBERS):
+        yield seccomp.ERRNO(errno.EPERM), call
+    for call in (*_ATTRIBUTES.split(), *_ATTRIBUTES_NUMBERS):
+        yield seccomp.ERRNO(errno.EOPNOTSUPP), call
 
 
 def _library() -> Any:

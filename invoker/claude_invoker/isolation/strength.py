@@ -8,14 +8,16 @@ from enum import IntEnum
 
 
 class Strength(IntEnum):
-    """Each has all properties of those below it."""
+    """Each keeps a run from more than those below it."""
 
     NONE = 0
     """Runs share a user: tools that run commands reach the other runs."""
     USER = 1
     """A user id for each run."""
     LANDLOCK = 2
-    """And a Landlock domain and a seccomp filter, with narrower ones for commands."""
+    """A Landlock domain and a seccomp filter for each run, with narrower ones for its commands."""
+    NAMESPACES = 3
+    """Namespaces in the domain's place; commands have theirs in them."""
 
     @property
     def label(self) -> str:
@@ -31,10 +33,19 @@ class Property:
     obstacle: str | None = None
 
 
+_NEEDS = {
+    Strength.USER: {Strength.USER},
+    Strength.LANDLOCK: {Strength.LANDLOCK},
+    Strength.NAMESPACES: {Strength.LANDLOCK, Strength.NAMESPACES},
+}
+"""Whose properties a strength needs. Above `user` not those of it: a domain keeps runs of one user apart, too."""
+
+
 def computed(properties: Iterable[Property]) -> Strength:
-    """The strongest of which no property is missing, and none of those below it."""
-    missing = [found.needed_for for found in properties if found.obstacle is not None]
-    return max(Strength.NONE, Strength(min(missing) - 1)) if missing else max(Strength)
+    """The strongest of which nothing that it needs is missing, nor has not been tried."""
+    found = tuple(properties)
+    held = {tried.needed_for for tried in found} - {tried.needed_for for tried in found if tried.obstacle is not None}
+    return max((strength for strength, needs in _NEEDS.items() if needs <= held), default=Strength.NONE)
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Boundary:
     missing: tuple[Property, ...] = ()
     commands_below: bool = False
     """The operator allows commands whatever the strength is."""
-    egress_obstacle: str | None = "a run has a network of its own only within `landlock`"
+    egress_obstacle: str | None = "a run has a network of its own only from `landlock` on"
     """Why no run can be kept to the hosts that its tier opens; None where it can."""
 
     @property

@@ -134,7 +134,7 @@ class Engine:
             except StillAlive as error:
                 raise RuntimeError(f"user {self.users.meter} is the metering proxy's: {error}") from error
         self._workplace.open()
-        await self.metering.start(self._workplace.path / "api.sock")
+        await self.metering.start(self._workplace.api / "sock")
         for uid in self.users.orphaned():
             assert self._killer is not None
             try:

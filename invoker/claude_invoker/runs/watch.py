@@ -159,6 +159,14 @@ def _uses(watched: list[_Watched], memory: int) -> list[tuple[_Watched, usage.Pr
 
 def _of(processes: list[CliProcess]) -> list[usage.Processes]:
     by_user = usage.of_users([process.uid for process in processes if process.uid is not None])
-    marks = [process.mark for process in processes if process.uid is None]
+    held = [process.hold.pid for process in processes if process.uid is None and process.hold is not None]
+    by_descent = usage.descended(held) if held else {}
+    marks = [process.mark for process in processes if process.uid is None and process.hold is None]
     by_mark = usage.marked(marks) if marks else {}
-    return [by_mark[process.mark] if process.uid is None else by_user[process.uid] for process in processes]
+
+    def of(process: CliProcess) -> usage.Processes:
+        if process.uid is not None:
+            return by_user[process.uid]
+        return by_mark[process.mark] if process.hold is None else by_descent[process.hold.pid]
+
+    return [of(process) for process in processes]
