@@ -25,8 +25,10 @@ from claude_invoker.isolation.network import Way
 from tests.escape import attacks
 from tests.escape.conftest import ATTACKS, Raid, raid
 from tests.escape.test_landlock import OPTIONAL, assert_held
-from tests.invoker.conftest import Invoker, bash, program, tool, wait_for
+from tests.invoker.conftest import Invoker, StandInProcess, bash, program, tool, wait_for
 from tests.invoker.names import OUTSIDE
+from tests.invoker.ordinary import folder_of_its, started
+from tests.invoker.test_unprivileged import STRENGTHS
 from tests.support.processes import command_line
 from tests.support.site import LARGE, Site
 
@@ -136,7 +138,7 @@ def fetches_much(site: Site) -> str:
 
 
 def test_a_command_moves_no_more_than_it_may(reaching: Invoker, site: Site) -> None:
-    """The control is in `test_by_user_namespaces_it_is_the_same`, with the bound as it is shipped."""
+    """The control is in `test_at_landlock_it_is_the_same`, with the bound as it is shipped."""
     with reaching.client() as api:
         cut_off, refused = bash(api, fetches_much(site)).json()["result"].splitlines()[-2:]
     assert int(cut_off.split()[1]) < LARGE and refused == "403 0"
@@ -258,10 +260,16 @@ def test_a_command_goes_elsewhere_without_the_filters_checks(
 
 
 @pytest.mark.slow
-def test_by_user_namespaces_it_is_the_same(
-    start_reaching: Callable[..., Invoker], site: Site, services: dict[str, Any], unconfined: Raid
+@pytest.mark.parametrize("way", [(), ("networks_by_user_namespaces",)])
+def test_at_landlock_it_is_the_same(
+    way: tuple[str, ...],
+    start_reaching: Callable[..., Invoker],
+    site: Site,
+    services: dict[str, Any],
+    unconfined: Raid,
 ) -> None:
-    invoker = start_reaching("names_of_a_test", "networks_by_user_namespaces")
+    """By both ways in which an invoker of root's comes by a network of a run's own."""
+    invoker = start_reaching("names_of_a_test", "a_machine_without_bubblewrap", *way)
     check_that_it_works(invoker, site)
     found = raid(invoker, services)
     for attack in attacks.ATTACKS:
@@ -271,6 +279,25 @@ def test_by_user_namespaces_it_is_the_same(
         assert f"200 {LARGE}" in bash(api, fetches_much(site)).json()["result"]
         lost = api.get("/readyz").json()["checks"]["lost_users"]
     assert lost == 0, "what is in another user namespace is ended too"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strength", "without"), STRENGTHS)
+def test_where_runs_share_a_user_it_is_the_same(
+    strength: str, without: tuple[str, ...], stand_in: StandInProcess, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with folder_of_its() as folder:
+        authority = folder / "authority.pem"
+        authority.write_bytes(site.authority.read_bytes())
+        authority.chmod(0o644)
+        monkeypatch.setenv("SITE_AUTHORITY", str(authority))
+        monkeypatch.setenv("SITE_HOSTS", f"*.example.test:{site.port}")
+        weak = ("names_of_a_test", *without)
+        with started(stand_in, folder, without=weak, isolation=strength, pool_size=0, idle_s=60) as invoker:
+            check_that_it_works(invoker, site)
+            with invoker.client() as api:
+                answer = bash(api, goes_elsewhere(site)).json()["result"]
+        assert [line.split()[1] for line in answer.splitlines() if "." in line] == ["403"] * len(ELSEWHERE)
 
 
 @pytest.mark.slow

@@ -32,6 +32,22 @@ def interpreter() -> str:
     pytest.skip("no Python that an unprivileged user can start")
 
 
+def environment_of_its(folder: Path) -> Path:
+    """The Python of a virtual environment that has what this process can import, also for programs that are started
+    with -I (the egress filter)."""
+    found = Path(interpreter())
+    made = folder / "venv"
+    packages = made / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    for path in (packages, made / "bin"):
+        path.mkdir(parents=True)
+    # redis-py needs this backport before Python 3.11.3, which the system's may be.
+    (packages / "async_timeout.py").write_text("from asyncio import timeout\n")
+    (packages / "ours.pth").write_text("\n".join(filter(None, sys.path)))
+    (made / "pyvenv.cfg").write_text(f"home = {found.parent}\n")
+    (made / "bin" / "python").symlink_to(found)
+    return made / "bin" / "python"
+
+
 @contextmanager
 def folder_of_its(parent: str | None = None) -> Iterator[Path]:
     """A directory of that user's. `parent`: where; None: where temporary files are."""
@@ -57,8 +73,6 @@ def started(
 ) -> Iterator[Invoker]:
     """In the folder, until the block ends. `without`: defences to take out (see `weakened`)."""
     port = free_port()
-    # redis-py needs this backport before Python 3.11.3, which the system's may be.
-    (folder / "async_timeout.py").write_text("from asyncio import timeout\n")
     chosen: dict[str, Any] = {
         "trust": "open",
         "isolation": "none",
@@ -69,11 +83,11 @@ def started(
         "cli_path": find_cli(None),
     } | settings
     environment = clean_environment() | {f"INVOKER_{name.upper()}": str(value) for name, value in chosen.items()}
-    environment |= {"HOME": str(folder), "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(folder)])}
+    environment["HOME"] = str(folder)
     program = ["tests.invoker.weakened", *without] if without else ["claude_invoker"]
     log = folder / "log"
     process = subprocess.Popen(
-        [interpreter(), "-m", *program],
+        [environment_of_its(folder), "-m", *program],
         env=environment,
         cwd=folder,
         stdout=log.open("wb"),

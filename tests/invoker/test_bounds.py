@@ -257,7 +257,9 @@ async def test_a_look_that_fails_is_repeated_and_each_run_is_looked_at(
     monkeypatch.setattr(watch, "_FILES_S", 0.01)
     watching = watch.Watch(watch.Bounds(tree=1000), lambda: False)
     for _ in range(3):
-        process = cast("CliProcess", SimpleNamespace(uid=None, mark="CLAUDE_INVOKER_PROCESS=none", tree=Tree(tmp_path)))
+        process = cast(
+            "CliProcess", SimpleNamespace(uid=None, hold=None, mark="CLAUDE_INVOKER_PROCESS=none", tree=Tree(tmp_path))
+        )
         ended: asyncio.Queue[Problem] = asyncio.Queue()
         with watching.over(process, ended.put_nowait):
             problem = await asyncio.wait_for(ended.get(), 20)

@@ -31,13 +31,12 @@ async def establish(
     if uid is None or computed(properties) >= Strength.USER:
         boxes, tried = await asyncio.to_thread(trial.boxes, programs, launcher.cli, uid)
         properties += tried
-    for launcher.box in boxes:
+    for box in boxes:
+        launcher.box = box
         obstacle = await rehearse(launcher, workplace)
-        strength = launcher.box.strength
-        properties.append(Property(f"a command of the real CLI within {strength.label}", strength, obstacle))
+        properties.append(Property(f"a command of the real CLI within {box.strength.label}", box.strength, obstacle))
         if obstacle is None:
             break
-    else:
         launcher.box = None
     if launcher.box is not None:
         network, egress = await asyncio.to_thread(trial.network_of_its_own, launcher.box, uid)

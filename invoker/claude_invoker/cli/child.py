@@ -75,6 +75,8 @@ class Child:
         self._loop = asyncio.get_running_loop()
         self._pidfd = os.pidfd_open(popen.pid)
         self._loop.add_reader(self._pidfd, self._reap)
+        if hold is not None:
+            hold.watch()
 
     @classmethod
     async def start(

@@ -272,8 +272,10 @@ class CliProcess:
         self.close_input()
         if self.hold is not None:
             self.hold.strike()
-            if not await self.hold.over(KILL_S):
-                raise StillAlive(f"process {self.hold.pid} and what it holds do not end")
+            try:
+                await asyncio.wait_for(self.hold.over.wait(), KILL_S)
+            except TimeoutError as error:
+                raise StillAlive(f"process {self.hold.pid} and what it holds do not end") from error
         if self._killer is not None and self.uid is not None:
             await self._killer.end(self.uid, KILL_S)
         elif self.hold is None:

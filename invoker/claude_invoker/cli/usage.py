@@ -74,9 +74,16 @@ def marked(marks: Collection[str]) -> dict[str, Processes]:
     return found
 
 
-def children(pid: int) -> list[int]:
-    """The processes whose parent it is."""
-    return [child for child, status in _statuses() if _number(status, b"PPid") == pid]
+def eldest_child(pid: int) -> int:
+    """The process that it has had as a child for the longest time, of those that live. Raises OSError."""
+    found = []
+    for child, status in _statuses():
+        if _number(status, b"PPid") == pid:
+            began = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[19]
+            found.append((int(began), child))
+    if not found:
+        raise ChildProcessError(f"process {pid} has no child")
+    return min(found)[1]
 
 
 def descended(firsts: Collection[int]) -> dict[int, Processes]:

@@ -288,15 +288,17 @@ def _answer(refusal: Refused) -> bytes:
 
 
 def become(uid: int) -> None:
-    """Gives up all that it was started with, for good. Nothing can be imported after it: Python's own files may be in a
-    directory that others cannot enter. Raises OSError."""
+    """Gives up all that it was started with, for good; where an ordinary user has started it, it stays that user's.
+    Nothing can be imported after it: Python's own files may be in a directory that others cannot enter. Raises OSError.
+    """
     closed = least()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # three for each connection
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
+    if uid != os.geteuid():
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
     ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if closed is not None:
         closed()
