@@ -90,7 +90,7 @@ test-ledger: setup ## the rate ledgers against their model, 1,500 histories (2 m
 	$(BIN)/python -m pytest tests/rate_tiers -m slow -q --timeout=1200
 
 test-escape: setup ## every way out of a run that we know, within the boundary and without
-	$(BIN)/python -m pytest tests/escape -q
+	$(BIN)/python -m pytest tests/escape tests/invoker/test_unprivileged.py -q
 
 test-invoker-long: setup ## 200 mixed and 200 hostile runs of the real CLI, schemathesis at length (15 minutes)
 	INVOKER_LONG=1 $(BIN)/python -m pytest tests/invoker -q
