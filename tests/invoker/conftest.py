@@ -23,6 +23,7 @@ import pytest
 
 from claude_invoker.cli.binary import find_cli
 from claude_invoker.cli.users import SPAN
+from tests.support.processes import command_line
 
 KEY = "sk-ant-dummy-key-of-the-tests"
 # What must not leak into a process under test.
@@ -97,6 +98,11 @@ class Invoker:
     def children(self) -> list[psutil.Process]:
         """The CLI processes it has, and all that they have started."""
         return psutil.Process(self.pid).children(recursive=True)
+
+    def clis(self) -> list[psutil.Process]:
+        """Those of the CLI itself: not what holds its namespaces, which has its words in its command line."""
+        found = [(child, command_line(child)) for child in self.children()]
+        return [child for child, line in found if "--print" in line and not line.startswith("/usr/bin/bwrap")]
 
     def trees(self) -> list[Path]:
         return [path for path in self.state.glob("trees/engines/*/*") if path.is_dir() and path.name != "api"]

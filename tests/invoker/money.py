@@ -192,7 +192,7 @@ def proxy_of(invoker: Invoker) -> psutil.Process:
 
 
 def clis_of(invoker: Invoker) -> list[psutil.Process]:
-    return _children(invoker, "--print")
+    return invoker.clis()
 
 
 def _children(invoker: Invoker, word: str) -> list[psutil.Process]:

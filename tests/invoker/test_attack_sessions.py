@@ -17,7 +17,6 @@ import pytest
 
 from claude_invoker.cli.kill import owners
 from tests.invoker.conftest import Invoker, as_root, bash, program, wait_for, without_boundary
-from tests.support.processes import command_line
 
 
 @pytest.fixture(scope="session")
@@ -251,4 +250,4 @@ def test_a_session_leads_nobody_behind_a_closed_door(
 
 
 def _cli(invoker: Invoker) -> list[psutil.Process]:
-    return [process for process in invoker.children() if "--print" in command_line(process)]
+    return invoker.clis()

@@ -57,7 +57,7 @@ class Namespaces(Box):
                 return file.fileno()
 
             # By descriptors: every user of the machine can read a command line.
-            words = lent(b"".join(word.encode() + b"\0" for word in asked))
+            words = lent(b"".join(os.fsencode(word) + b"\0" for word in asked))
             # The filter forbids mounting, so bubblewrap enters it last.
             filter = lent(kind.filter)
             ends = os.pipe()
