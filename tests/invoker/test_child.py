@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 import uvloop
 
+from claude_invoker.cli import usage
 from claude_invoker.cli.child import Child, Limits
+from claude_invoker.isolation import confine, filters
+from claude_invoker.isolation.box import Kind
+from claude_invoker.isolation.domain import Domain
 from tests.invoker.conftest import as_root
 
 
@@ -68,6 +72,35 @@ async def test_it_ends_before_us_where_memory_ends(uid: int | None) -> None:
     try:
         ours = int(Path("/proc/self/oom_score_adj").read_text())
         assert int(await child.stdout.readline()) == min(1000, ours + 500)
+        await asyncio.wait_for(child.exited.wait(), 30)
+    finally:
+        child.close()
+
+
+@pytest.mark.skipif(confine.abi() < 6, reason="this kernel's Landlock has no scopes")
+@pytest.mark.parametrize("uid", [None, pytest.param(65534, marks=as_root)], ids=["ours", "another"])
+async def test_what_ends_a_run_of_our_user_outlasts_it_where_memory_ends(uid: int | None) -> None:
+    """Else a run would make the kernel end that first, and go on."""
+    kind = Kind(Path("/bin/sh"), filters.of_cli())
+    box = Domain((Path("/usr"),), kind, kind, shared=True)
+    with box.around(Path("/nonexistent"), kind, Path("/nonexistent")) as entry:
+        child = await Child.start(
+            ["/bin/sh", "-c", "echo started; read over"],
+            env={},
+            cwd=Path("/"),
+            uid=uid,
+            limits=Limits(),
+            entry=entry,
+            line_limit=1000,
+        )
+    try:
+        assert await child.stdout.readline() == b"started\n"
+        ours, holds, held = (
+            int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+            for pid in ("self", child.pid, usage.eldest_child(child.pid))
+        )
+        assert (holds, held) == (ours, min(1000, ours + 500))
+        child.stdin.write(b"\n")
         await asyncio.wait_for(child.exited.wait(), 30)
     finally:
         child.close()

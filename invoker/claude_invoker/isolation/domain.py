@@ -34,8 +34,9 @@ class Domain(Box):
         enter = functools.partial(confine.enter, domain, kind.filter)
 
         def enter_watched() -> None:
+            last = reaper.last_as_we_do()
             enter()
-            reaper.stay_behind()
+            reaper.stay_behind(last)
 
         try:
             if self.shared:

@@ -11,6 +11,8 @@ import contextlib
 import ctypes
 import os
 import signal
+from collections.abc import Callable
+from pathlib import Path
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36
@@ -19,8 +21,27 @@ END = signal.SIGTERM
 _HEARD = {signal.SIGCHLD, END}
 
 
-def stay_behind() -> None:
+def last_as_we_do() -> Callable[[], None]:
+    """In a child of ours, while it still has /proc. What it returns is for `stay_behind`, in this same process: where
+    memory ends, it is then looked at as the invoker is and not as a run, which it has to outlive."""
+    score = None
+    _LIBC.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)  # else the file is root's
+    with contextlib.suppress(OSError):
+        ours = Path(f"/proc/{os.getppid()}/oom_score_adj").read_bytes()
+        score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+    _LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+    def last() -> None:
+        if score is not None:
+            with contextlib.suppress(OSError):
+                os.write(score, ours)
+
+    return last
+
+
+def stay_behind(last: Callable[[], None]) -> None:
     """In a child of ours, before exec, once it is in the domain: returns in a child of that, which becomes the run.
+    `last`: see `last_as_we_do`.
 
     This process stays as long as anything of the run lives, and ends it when that first child has ended, when it is
     told to (`END`), or when the thread that has started it is no more. It ends with the exit code of its first child.
@@ -42,6 +63,7 @@ def stay_behind() -> None:
         # It is a copy of the invoker, and never becomes another program.
         _LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
         _LIBC.prctl(_PR_SET_PDEATHSIG, END, 0, 0, 0)
+        last()
         os.closerange(0, 1 << 20)
         code = _watch(first) if os.getppid() == invoker else code
     finally:
