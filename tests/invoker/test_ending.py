@@ -281,3 +281,26 @@ async def test_a_session_is_free_when_nothing_of_a_cancelled_start_is_left(
     with pytest.raises(asyncio.CancelledError):
         await start
     assert gone.is_set() == waits
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_stopping_ends_a_pool_that_has_just_been_woken(steps: int) -> None:
+    """At each step on its way: Python 3.11's `wait_for` loses a cancellation that comes with what it waits for, and the
+    invoker then waited for its pool for ever (seen when it was stopped just after a run that could not start)."""
+
+    class Nothing(pool.Launcher):
+        def __init__(self) -> None:
+            self.starting = set()
+            self.ending = {}
+
+    shape: Any = None
+    warm = pool.Pool(Nothing(), minimum=0, maximum=0, starts=1)
+    warm.proven = True
+    await warm.start(shape)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    warm._wake.set()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await warm.stop()

@@ -64,7 +64,8 @@ class Killer:
             process = await self._running()
             assert process.stdin is not None
             process.stdin.write(b"%s %d %r\n" % (number, uid, deadline_s))
-            return await asyncio.wait_for(answer, deadline_s + _MARGIN_S)
+            async with asyncio.timeout(deadline_s + _MARGIN_S):
+                return await answer
         except TimeoutError as error:
             await self.stop()  # the next call starts another
             raise StillAlive("the killer does not answer") from error

@@ -370,7 +370,8 @@ class Pool:
                 finally:
                     self._busy_since = None
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), 5.0)
+                async with asyncio.timeout(5.0):
+                    await self._wake.wait()
                 # The run that has just taken a process needs the cores first, for its first words.
                 await asyncio.sleep(_REFILL_DELAY_S)
 

@@ -252,7 +252,8 @@ class CliProcess:
     async def exited(self, within_s: float) -> bool:
         """Waits for the process itself. False where it is still there after `within_s`."""
         try:
-            await asyncio.wait_for(self._child.exited.wait(), within_s)
+            async with asyncio.timeout(within_s):
+                await self._child.exited.wait()
         except TimeoutError:
             return False
         return True
@@ -273,7 +274,8 @@ class CliProcess:
         if self.hold is not None:
             self.hold.strike()
             try:
-                await asyncio.wait_for(self.hold.over.wait(), KILL_S)
+                async with asyncio.timeout(KILL_S):
+                    await self.hold.over.wait()
             except TimeoutError as error:
                 raise StillAlive(f"process {self.hold.pid} and what it holds do not end") from error
         if self._killer is not None and self.uid is not None:

@@ -338,7 +338,8 @@ class Engine:
 
     async def _in_place(self, run: Run, wait_s: float | None) -> None:
         try:
-            await asyncio.wait_for(self._places.acquire(), wait_s)
+            async with asyncio.timeout(wait_s):
+                await self._places.acquire()
         except TimeoutError as error:
             raise Problem(503, "busy", "every place to run is taken", {"Retry-After": "5"}) from error
         try:
