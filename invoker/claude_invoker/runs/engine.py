@@ -21,7 +21,7 @@ from claude_invoker.cli.binary import cli_version, find_cli, programs_of, reacha
 from claude_invoker.cli.boundary import establish
 from claude_invoker.cli.child import Limits
 from claude_invoker.cli.command import Deadlines, Shape
-from claude_invoker.cli.kill import Killer, StillAlive
+from claude_invoker.cli.kill import Killer, StillAlive, owners
 from claude_invoker.cli.pool import Launcher, Pool
 from claude_invoker.cli.process import KILL_S, CliError
 from claude_invoker.cli.tree import Discarded, Workplace, dismantle, prepare, tree_root
@@ -127,7 +127,7 @@ class Engine:
             return
         prepare(self._state, self._trees)
         self.users.open()
-        if self.users.share_meter():
+        if self.users.share_meter() and owners((self.users.meter,)):
             assert self._killer is not None
             try:
                 await self._killer.end(self.users.meter, KILL_S)  # of an invoker that died: its journal has all
