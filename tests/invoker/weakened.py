@@ -157,7 +157,7 @@ def trees_by_recursion() -> None:
     put(walk, "delete", delete)
     put(tree.Discarded, "delete", discard)
     put(artifacts, "survey", lambda work: {})
-    put(artifacts, "collect", lambda work, before, into, bounds: ([], 0))
+    put(artifacts, "collect", lambda work, before, into, bounds: artifacts.Collected([], []))
 
 
 def trees_that_stay_the_runs() -> None:
