@@ -221,6 +221,8 @@ async def test_many_followers_share_a_connection(redis_server: RedisProcess) -> 
             async for event in store.follow(jobs[n % 20].id, "0-0", 30):
                 seen[n].append("-" if event is None else event[0])
 
+        admin: Any = redis_server.client()
+        others = len(admin.client_list())
         tasks = [asyncio.create_task(follow(n)) for n in range(60)]
         for number in range(1, 41):
             for each in jobs:
@@ -231,8 +233,7 @@ async def test_many_followers_share_a_connection(redis_server: RedisProcess) -> 
             return all(len(ids) == 40 for ids in seen.values())
 
         await until(all_seen, "every event at every follower")
-        admin: Any = redis_server.client()
-        assert len(admin.client_list()) < 15
+        assert len(admin.client_list()) < others + 15
         assert sum("xread" in client["cmd"] for client in admin.client_list()) == 1
         for each in jobs:
             assert await store.finish(each, "done", 60)

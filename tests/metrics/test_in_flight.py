@@ -32,9 +32,10 @@ CLAIMS = ATTESTED.to_claims()
 
 
 def test_a_request_ends_once_with_what_was_found() -> None:
+    others = in_flight.count()
     in_flight.begin(ATTESTED)
     in_flight.begin(replace(ATTESTED, limits=Limits("team")))  # a later plugin of the same request
-    assert in_flight.count() == 1
+    assert in_flight.count() == others + 1
     found = in_flight.end(header({"jti": "abc", "sub": "mallory", "tier": "root"}))
     assert found is not None
     assert found[1:] == ("ada", "team", "core")

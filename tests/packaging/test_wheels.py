@@ -27,6 +27,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+pytestmark = pytest.mark.xdist_group("wheels")  # they are built once
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {
     "contract": ("kong-claude-contract", "claude_contract"),

@@ -13,6 +13,7 @@ import pytest
 from tests.pair.cases import BRIEF, PIPELINED, REQUESTS, ROUTES, kong_yml
 from tests.pair.gateways import Gateway, both
 
+pytestmark = pytest.mark.xdist_group("pair")  # the two gateways are started once
 Pair = tuple[Gateway, Gateway]
 
 
