@@ -67,11 +67,17 @@ class Charges:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         return [charge for charge in map(json.loads, lines) if mark in charge["prompt"]]
 
-    def bounds(self, mark: str) -> tuple[int, int]:
+    def asked_first(self, model: str) -> Decimal:
+        """What a run pays in addition whose model the CLI does not know by name: it asks the API whether it does, by a
+        request that has no mark in it."""
+        asked = [charge for charge in self.of('"text": "Hi"') if charge["model"] == model]
+        return price(model, asked[0]["usage"], asked[0]["usage"]["output_tokens"]) if asked else Decimal(0)
+
+    def bounds(self, mark: str, model: str = OPUS) -> tuple[int, int]:
         """The least and the most micro-USD that may be booked for all requests with that mark: the same where every
         answer was complete. Of one that was cut off the proxy may have read one chunk less, and counts a token for
         three letters where the stand-in counts one for four."""
-        least = most = Decimal(0)
+        least = most = self.asked_first(model)
         for charge in self.of(mark):
             model, usage, streamed = charge["model"], charge["usage"], charge["streamed"]
             if charge["complete"]:
@@ -104,6 +110,7 @@ class Billed:
     mark: str
     lease: ledger.Lease
     thread: threading.Thread
+    model: str
     answer: list[httpx.Response] = field(default_factory=list)
 
 
@@ -147,7 +154,7 @@ class Till:
         lease = lease or self.let_in(mark, slot, shared)
         content = json.dumps({"prompt": f"{prompt} ({mark})", "model": OPUS} | body).encode()
         header = attestation("POST", "/claude/invoke", content, lease=str(lease), slot=slot.claim())
-        run = Billed(mark, lease, threading.Thread(target=lambda: ask(), daemon=True))
+        run = Billed(mark, lease, threading.Thread(target=lambda: ask(), daemon=True), body.get("model", OPUS))
 
         def ask() -> None:
             try:
@@ -178,7 +185,7 @@ class Till:
 
     def wrong(self, run: Billed) -> str:
         """What is not as it should be; empty where what is booked is what was charged."""
-        least, most = self.charges.bounds(run.mark)
+        least, most = self.charges.bounds(run.mark, run.model)
         booked = self.spent(run)
         return "" if least <= booked <= most else f"{run.mark}: booked {booked}, charged {least} to {most}"
 
