@@ -5,7 +5,6 @@ The API's key is none of them: see `metering.key`.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import re
@@ -26,6 +25,7 @@ from pydantic_settings import (
 from claude_contract import destinations, secret_file
 from claude_contract.destinations import Destination
 from claude_contract.secret_file import SecretFileError
+from claude_invoker.egress.addresses import is_loopback
 from claude_invoker.holding import Bounds
 from claude_invoker.metering import key
 from claude_invoker.metering.ownprice import OwnPrice
@@ -272,12 +272,3 @@ def unknown(variables: Iterable[str]) -> list[str]:
         for name in variables
         if name.startswith("INVOKER_") and name.removesuffix("_FILE") not in known and not SERVICE_LINK.fullmatch(name)
     )
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

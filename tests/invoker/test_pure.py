@@ -19,13 +19,14 @@ from claude_invoker.cli.command import Deadlines, Shape, command, environment
 from claude_invoker.cli.messages import Malformed, Result, parse
 from claude_invoker.cli.outcome import denials, failure, stop_reason
 from claude_invoker.cli.tree import Tree
+from claude_invoker.egress.addresses import is_loopback
 from claude_invoker.isolation.strength import USE_EGRESS, Boundary, Strength
 from claude_invoker.metering.figures import Figures
 from claude_invoker.metering.models import permits
 from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import plan
 from claude_invoker.problem import TITLES, Problem
-from claude_invoker.settings import Settings, is_loopback
+from claude_invoker.settings import Settings
 from kong_claude_local.standin.script import reply_to
 
 CLI = Path("/opt/claude")

@@ -1,4 +1,5 @@
-"""Which addresses are hosts on the internet. Pure: a table, since `ipaddress` knows other ranges in each Python."""
+"""Which addresses are hosts on the internet, and which are here. Pure: a table, since `ipaddress` knows other ranges in
+each Python."""
 
 from __future__ import annotations
 
@@ -43,6 +44,16 @@ _V6 = tuple(
         ),
     )
 )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:

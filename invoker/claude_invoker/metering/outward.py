@@ -3,12 +3,13 @@ HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, each in small letters too."""
 
 from __future__ import annotations
 
-import ipaddress
 import urllib.request
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import httpx
+
+from claude_invoker.egress.addresses import is_loopback
 
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=32)
 _TIMEOUT = httpx.Timeout(None, connect=10.0)
@@ -21,7 +22,7 @@ def proxy_for(base_url: str, environment: Mapping[str, str]) -> str | None:
     host = parts.hostname or ""
     given = {name.lower(): value for name, value in sorted(environment.items()) if name.lower().endswith("_proxy")}
     proxy = given.get(f"{parts.scheme}_proxy") or given.get("all_proxy")
-    if not proxy or _is_here(host):
+    if not proxy or is_loopback(host):
         return None
     place = parts.netloc.rpartition("@")[2]
     if _bypass(place, {"no": given.get("no_proxy", "")}):
@@ -35,13 +36,6 @@ def proxy_for(base_url: str, environment: Mapping[str, str]) -> str | None:
 
 
 _bypass = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]  # as requests asks it
-
-
-def _is_here(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def client(base_url: str, proxy: str | None) -> httpx.AsyncClient:
