@@ -175,16 +175,16 @@ def _content(request: InvokeRequest) -> Iterable[dict[str, Any]]:
 def _history(earlier: Sequence[Message]) -> Iterable[dict[str, Any]]:
     """The messages before the last as text, then what cannot be text, in its order and under a number each."""
     attached: list[Block] = []
-    said: list[dict[str, Any]] = []
+
+    def shown(block: Block) -> dict[str, Any]:
+        if isinstance(block, TextBlock):
+            return _dumped(block)
+        attached.append(block)
+        return {"type": block.type, "attachment": len(attached)}
+
+    said = []
     for message in earlier:
-        content: str | list[dict[str, Any]] = message.content if isinstance(message.content, str) else []
-        for block in message.content if isinstance(content, list) else ():
-            assert isinstance(content, list) and not isinstance(block, str)
-            if isinstance(block, TextBlock):
-                content.append(_dumped(block))
-                continue
-            attached.append(block)
-            content.append({"type": block.type, "attachment": len(attached)})
+        content = message.content if isinstance(message.content, str) else [shown(block) for block in message.content]
         said.append({"role": message.role, "content": content})
     history = json.dumps(said, ensure_ascii=False)
     yield {"type": "text", "text": f"<conversation_so_far>\n{history}\n</conversation_so_far>"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
@@ -65,9 +65,15 @@ async def invoke(
     result = await _while_connected(request, run)
     headers = result_headers(run, time.monotonic() - began)
     fitting = [] if wanted_type == JSON else artifacts_of_type(run, wanted_type)
-    if wanted_type == JSON or (len(fitting) != 1 and takes_json(request.headers.get("accept"))):
-        return JSONResponse(with_links(request, result).model_dump(mode="json"), headers=headers)
-    return artifact_of_type(request, run, wanted_type, headers)
+    if len(fitting) == 1:
+        return artifact_itself(run, fitting[0], headers)
+    linked = with_links(request, result).model_dump(mode="json")
+    if wanted_type == JSON or takes_json(request.headers.get("accept")):
+        return JSONResponse(linked, headers=headers)
+    count = f"{len(fitting)} artifacts" if fitting else "no artifact"
+    detail = f"the run left {count} of type {wanted_type}"
+    extra = {"artifacts": linked["artifacts"]}
+    raise Problem(406, "not-acceptable", detail, headers | NOT_AGAIN, extra=extra)
 
 
 def result_headers(run: Run, seconds: float) -> dict[str, str]:
@@ -89,25 +95,9 @@ def artifacts_of_type(run: Run, wanted: str) -> list[Artifact]:
     return [a for a in run.artifacts if a.type == wanted or (stem != wanted and a.type.startswith(stem))]
 
 
-def artifact_of_type(request: Request, run: Run, wanted: str, headers: dict[str, str]) -> Response:
-    """The run's one artifact of a media type (or range such as `image/*`). Raises Problem 406 with the list."""
-    fitting = artifacts_of_type(run, wanted)
-    if len(fitting) != 1:
-        assert run.result is not None
-        listed: list[dict[str, Any]] = [
-            artifact.model_dump(mode="json") for artifact in with_links(request, run.result).artifacts
-        ]
-        count = "no artifact" if not fitting else f"{len(fitting)} artifacts"
-        raise Problem(
-            406,
-            "not-acceptable",
-            f"the run left {count} of type {wanted}",
-            headers | NOT_AGAIN,
-            extra={"artifacts": listed},
-        )
-    only = fitting[0]
-    headers |= {"ETag": f'"{only.sha256}"', "X-Content-Type-Options": "nosniff"}
-    return FileResponse(run.files / only.path, media_type=only.type, headers=headers)
+def artifact_itself(run: Run, artifact: Artifact, headers: dict[str, str]) -> Response:
+    headers |= {"ETag": f'"{artifact.sha256}"', "X-Content-Type-Options": "nosniff"}
+    return FileResponse(run.files / artifact.path, media_type=artifact.type, headers=headers)
 
 
 async def _while_connected(request: Request, run: Run) -> RunResult:
