@@ -1,11 +1,17 @@
 """Hypothesis draws the same examples every time in `make test`; EXPLORE=1 lets it look for new ones. However busy the
 machine is, its slowness is no failure."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.rate_tiers.servers import RedisProcess
 
 settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -22,6 +28,32 @@ def pytest_runtest_makereport(
     if report.longrepr is not None and sayable(str(report.longrepr)) != str(report.longrepr):
         report.longrepr = sayable(str(report.longrepr))
     return report
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisProcess]:
+    """A Redis that the test may kill."""
+    from tests.rate_tiers.servers import RedisProcess
+
+    server = RedisProcess()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisProcess]:
+    from tests.rate_tiers.servers import RedisProcess
+
+    server = RedisProcess()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis_server(shared_redis: RedisProcess) -> RedisProcess:
+    """One for all tests that leave it alive, with nothing in it."""
+    shared_redis.client().flushall()
+    return shared_redis
 
 
 def sayable(text: str) -> str:

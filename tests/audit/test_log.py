@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,6 @@ from claude_invoker.audit.anchor import FileAnchor, RedisAnchor
 from claude_invoker.audit.line import Entry
 from claude_invoker.audit.log import Head, Log, pairs
 from claude_invoker.audit.verify import Verdict, verify
-from tests.rate_tiers.servers import RedisProcess
 
 COUNT = 12
 
@@ -307,13 +306,6 @@ def test_details_that_are_too_long_are_left_out(directory: Path) -> None:
 
 
 # Anchors
-
-
-@pytest.fixture
-def redis_server() -> Iterator[RedisProcess]:
-    server = RedisProcess()
-    yield server
-    server.close()
 
 
 @pytest.fixture(params=["file", "redis"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,6 @@ from claude_invoker.audit.writer import Audit
 from tests.rate_tiers.servers import RedisProcess
 
 HANG = 20.0
-
-
-@pytest.fixture
-def redis_server() -> Iterator[RedisProcess]:
-    server = RedisProcess()
-    yield server
-    server.close()
 
 
 def noted(directory: Path) -> list[dict[str, Any]]:
@@ -55,16 +48,14 @@ def change(server: RedisProcess, minute: int) -> None:
     server.client().eval(call.script.source, len(call.keys), *call.keys, *call.args)
 
 
-async def test_what_is_noted_and_what_the_gateway_left_is_written_once(
-    tmp_path: Path, redis_server: RedisProcess
-) -> None:
-    client: Any = redis_server.client()
-    change(redis_server, 1)  # before anybody was there to write it
+async def test_what_is_noted_and_what_the_gateway_left_is_written_once(tmp_path: Path, own_redis: RedisProcess) -> None:
+    client: Any = own_redis.client()
+    change(own_redis, 1)  # before anybody was there to write it
     log = Log(tmp_path / "audit")
-    anchors = (FileAnchor(tmp_path / "heads"), RedisAnchor(redis_server.url))
-    async with Audit(log, anchors, redis_server.url) as audit:
+    anchors = (FileAnchor(tmp_path / "heads"), RedisAnchor(own_redis.url))
+    async with Audit(log, anchors, own_redis.url) as audit:
         audit.note(Entry("run.start", "ada"))
-        change(redis_server, 2)
+        change(own_redis, 2)
         await until(lambda: len(noted(log.directory)) == 4 and not client.xlen(OUTBOX))
         audit.note(Entry("run.end", "ada"))
     rows = noted(log.directory)
@@ -77,21 +68,21 @@ async def test_what_is_noted_and_what_the_gateway_left_is_written_once(
         assert anchor.heads()[-1][1] == log.head
     assert verify(log.directory, [log.head]).findings == []
 
-    async with Audit(Log(log.directory), anchors, redis_server.url):
-        change(redis_server, 3)
+    async with Audit(Log(log.directory), anchors, own_redis.url):
+        change(own_redis, 3)
         await until(lambda: len(noted(log.directory)) == 6 and not client.xlen(OUTBOX))
 
 
 async def test_what_a_writer_took_and_never_wrote_the_next_one_writes(
-    tmp_path: Path, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_redis: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client: Any = redis_server.client()
-    change(redis_server, 1)
+    client: Any = own_redis.client()
+    change(own_redis, 1)
     client.xgroup_create(OUTBOX, "audit", id="0")
     assert client.xreadgroup("audit", "a writer that died", {OUTBOX: ">"})
     monkeypatch.setattr(writer, "_ABANDONED_MS", 0)
     log = Log(tmp_path / "audit")
-    async with Audit(log, (), redis_server.url):
+    async with Audit(log, (), own_redis.url):
         await until(lambda: not client.xlen(OUTBOX))
     assert [row["kind"] for row in noted(log.directory)] == ["log.begin", "limits.change"]
 
@@ -122,28 +113,28 @@ async def test_a_disk_that_takes_nothing_for_a_while_loses_nothing(
 
 
 async def test_a_redis_that_comes_late_is_waited_for(
-    tmp_path: Path, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_redis: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "_REDIS_RETRY_S", 0.05)
-    redis_server.kill()
+    own_redis.kill()
     log = Log(tmp_path / "audit")
-    async with Audit(log, (RedisAnchor(redis_server.url),), redis_server.url) as audit:
+    async with Audit(log, (RedisAnchor(own_redis.url),), own_redis.url) as audit:
         audit.note(Entry("k", "a"))
         await until(lambda: len(noted(log.directory)) == 2)
-        redis_server.start()
-        change(redis_server, 1)
+        own_redis.start()
+        change(own_redis, 1)
         await until(lambda: len(noted(log.directory)) == 3)
 
 
 async def test_what_cannot_be_read_of_the_gateways_lines_is_told_and_stops_nothing(
-    tmp_path: Path, redis_server: RedisProcess
+    tmp_path: Path, own_redis: RedisProcess
 ) -> None:
-    client: Any = redis_server.client()
+    client: Any = own_redis.client()
     client.xadd(OUTBOX, {"line": "{"})
     client.xadd(OUTBOX, {"else": "x"})
-    change(redis_server, 1)
+    change(own_redis, 1)
     log = Log(tmp_path / "audit")
-    async with Audit(log, (), redis_server.url):
+    async with Audit(log, (), own_redis.url):
         await until(lambda: len(noted(log.directory)) == 4)
     assert [row["kind"] for row in noted(log.directory)][1:] == ["limits.unreadable"] * 2 + ["limits.change"]
 

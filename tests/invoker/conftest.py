@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ import pytest
 
 from claude_invoker.cli.binary import find_cli
 from claude_invoker.cli.users import SPAN
+from claude_invoker.ledger import Ledger
+from tests.rate_tiers.servers import RedisProcess
 from tests.support.processes import command_line
 
 KEY = "sk-ant-dummy-key-of-the-tests"
@@ -106,6 +108,14 @@ class Invoker:
 
     def trees(self) -> list[Path]:
         return [path for path in self.state.glob("trees/engines/*/*") if path.is_dir() and path.name != "api"]
+
+
+@pytest.fixture
+async def ledger(redis_server: RedisProcess) -> AsyncIterator[Ledger]:
+    """The invoker's side of the limits, by itself."""
+    found = Ledger(redis_server.url)
+    yield found
+    await found.close()
 
 
 @pytest.fixture(scope="session")

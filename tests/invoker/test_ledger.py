@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,21 +32,6 @@ LEASES = {
     "alone": Lease.new("claude", "alice", 5_000_000),
     "with pools": Lease.new("claude", "alice", 5_000_000, Shared("claim:acme", ("pool.eng:claim:red",))),
 }
-
-
-@pytest.fixture(scope="module")
-def redis_server() -> Iterator[RedisProcess]:
-    server = RedisProcess()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-async def ledger(redis_server: RedisProcess) -> AsyncIterator[Ledger]:
-    redis_server.client().flushall()
-    found = Ledger(redis_server.url)
-    yield found
-    await found.close()
 
 
 async def spent(ledger: Ledger, lease: Lease) -> int:

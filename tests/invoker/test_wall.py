@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -182,20 +182,9 @@ def test_what_a_run_is_told() -> None:
     assert answered(asked, Drawn(Verdict.SETTLED, 0), lease).refused == "this run was ended by others"
 
 
-@pytest.fixture(scope="module")
-def quiet() -> Iterator[RedisProcess]:
-    """One that no invoker asks."""
-    found = RedisProcess()
-    yield found
-    found.close()
-
-
-@pytest.fixture
-async def purses(quiet: RedisProcess) -> AsyncIterator[Ledger]:
-    quiet.client().flushall()
-    found = Ledger(quiet.url)
-    yield found
-    await found.close()
+@pytest.fixture(name="purses")
+def _purses(ledger: Ledger) -> Ledger:
+    return ledger
 
 
 def ask(draws: Draws, lease: ledger.Lease, draw: Draw, slot: Slot = POOLED) -> asyncio.Future[Any]:
@@ -208,8 +197,8 @@ def lease_of(number: int) -> ledger.Lease:
     return ledger.Lease.new("claude", f"user{number}", DOLLAR, TEAM)
 
 
-async def test_what_waits_is_asked_in_one_round_trip(purses: Ledger, quiet: RedisProcess) -> None:
-    draws, counts, one = purses.draws, quiet.client(), lease_of(50)
+async def test_what_waits_is_asked_in_one_round_trip(purses: Ledger, redis_server: RedisProcess) -> None:
+    draws, counts, one = purses.draws, redis_server.client(), lease_of(50)
     await ask(draws, lease_of(0), Draw(0))  # connected, and the script is known
     asked = [ask(draws, lease_of(number), Draw(0, 0, 1000 * number, 1000 * number)) for number in range(1, 41)]
     asked += [ask(draws, one, Draw(cost, cost, cost, cost)) for cost in range(5)]
@@ -222,9 +211,9 @@ async def test_what_waits_is_asked_in_one_round_trip(purses: Ledger, quiet: Redi
 
 
 async def test_a_redis_that_knows_no_scripts_and_another_period(
-    purses: Ledger, quiet: RedisProcess, monkeypatch: pytest.MonkeyPatch
+    purses: Ledger, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quiet.client().script_flush()
+    redis_server.client().script_flush()
     assert (await ask(purses.draws, lease_of(1), Draw(0, 0, 5, 5))).micro_usd == 5
     real = calls._now_ms
     monkeypatch.setattr(calls, "_now_ms", lambda: real() - 40 * 86_400_000)
@@ -240,8 +229,10 @@ async def test_nobody_waits_for_a_redis_that_is_away(tmp_path: Any) -> None:
         assert isinstance(found, LedgerUnavailable) and "does not answer" in str(found)
 
 
-async def test_a_lease_that_lapsed_takes_again_what_its_run_has_under_way(purses: Ledger, quiet: RedisProcess) -> None:
-    lease, store, client = lease_of(1), purses._store, quiet.client()
+async def test_a_lease_that_lapsed_takes_again_what_its_run_has_under_way(
+    purses: Ledger, redis_server: RedisProcess
+) -> None:
+    lease, store, client = lease_of(1), purses._store, redis_server.client()
     assert (await ask(purses.draws, lease, Draw(100, 0, 5, 2 * DOLLAR))).micro_usd == 2 * DOLLAR
     peek, leases = ledger.Peek("claude", "nobody", slot=POOLED, shared=TEAM), "claude:{*}:leases"
     client.zadd(leases, dict.fromkeys(client.zrange(leases, 0, -1), 1))  # type: ignore[arg-type]

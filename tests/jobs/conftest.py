@@ -38,19 +38,6 @@ OVER = ("done", "failed", "cancelled")
 _uid_bases = user_ids()
 
 
-@pytest.fixture(scope="session")
-def shared_redis() -> Iterator[RedisProcess]:
-    server = RedisProcess()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def redis_server(shared_redis: RedisProcess) -> RedisProcess:
-    shared_redis.client().flushall()
-    return shared_redis
-
-
 @pytest.fixture
 async def store(redis_server: RedisProcess) -> AsyncIterator[Store]:
     redis = connect(redis_server.url)

@@ -14,10 +14,9 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
 import venv
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from email.parser import Parser
 from importlib.metadata import distribution, requires
 from pathlib import Path
@@ -26,6 +25,8 @@ import httpx
 import pytest
 import yaml
 from packaging.requirements import Requirement
+
+from tests.invoker.conftest import wait_for
 
 pytestmark = pytest.mark.xdist_group("wheels")  # they are built once
 ROOT = Path(__file__).resolve().parents[2]
@@ -263,8 +264,7 @@ def test_the_kong_block_of_the_readme_as_it_stands(folder: Path, wheels: dict[st
     with (folder / "log").open("wb") as log:
         running = subprocess.Popen(command, cwd=folder, env=settings, stderr=log, stdout=log, start_new_session=True)
     try:
-        said = until(lambda: status(port), 401, folder / "log")
-        assert said == 401, "no token"
+        wait_for(lambda: status(port) == 401, 60, f"401 without a token ({folder / 'log'})")
         (server,) = subprocess.run(
             ["pgrep", "-f", f"{folder}/bin/kong-claude-pluginserver"], capture_output=True, text=True, check=True
         ).stdout.split()
@@ -283,11 +283,3 @@ def status(port: int) -> int | None:
         return httpx.get(f"http://127.0.0.1:{port}/reports", timeout=20).status_code
     except httpx.HTTPError:
         return None
-
-
-def until(ask: Callable[[], int | None], wanted: int, log: Path) -> int | None:
-    deadline = time.monotonic() + 60
-    while (found := ask()) != wanted:
-        assert time.monotonic() < deadline, (found, log.read_text())
-        time.sleep(0.1)
-    return found

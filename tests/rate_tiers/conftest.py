@@ -8,28 +8,6 @@ from kong_claude.rate_tiers import redis_ledger
 from tests.rate_tiers.servers import RedisProcess, free_port, wait_for
 
 
-@pytest.fixture(scope="session")
-def shared_redis() -> Iterator[RedisProcess]:
-    """One Redis for all tests that leave it alive; each flushes it first."""
-    server = RedisProcess()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def redis_server(shared_redis: RedisProcess) -> RedisProcess:
-    shared_redis.client().flushall()
-    return shared_redis
-
-
-@pytest.fixture
-def own_redis() -> Iterator[RedisProcess]:
-    """A Redis that the test may kill."""
-    server = RedisProcess()
-    yield server
-    server.close()
-
-
 @pytest.fixture(params=["pool", "pipe"])
 def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection for each caller, as in threads, and one for all, as in the plugin server."""
