@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from enum import Enum
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -36,6 +37,13 @@ from claude_invoker.problem import Problem
 _log = logging.getLogger(__name__)
 _TRIES = 5
 _WATCH_S = 1.0
+
+
+class Booking(Enum):
+    """What the ledger says of a cost."""
+
+    NOW = "booked now"
+    BEFORE = "it had it already"
 
 
 class Ledger:
@@ -118,8 +126,8 @@ class Ledger:
 
     async def book(
         self, lease: str, micro_usd: int, *, final: bool = True, slot: Slot | None = None, tier: str = ""
-    ) -> bool:
-        """Books a cost and ends the lease, once however often it is called. Never raises: False where Redis does not
+    ) -> Booking | None:
+        """Books a cost and ends the lease, once however often it is called. Never raises: None where Redis does not
         take it after some tries, and the lease lapses by itself.
 
         A cost that is not `final` is what is known so far: the final one, whoever books it, then adds the difference.
@@ -127,10 +135,12 @@ class Ledger:
         who sees it.
         """
         self.draws.forget(lease)
-        booked = await self._end(lease, lambda parsed: self._store.settle(parsed, micro_usd, final=final))
-        if booked and slot is not None and slot.has_budget:
+        is_new = await self._end(lease, lambda parsed: self._store.settle(parsed, micro_usd, final=final))
+        if is_new is None:
+            return None
+        if slot is not None and slot.has_budget:
             await self._look(_peek(Lease.parse(lease), slot, tier))
-        return booked
+        return Booking.NOW if is_new else Booking.BEFORE
 
     async def _acquire(self, lease: Lease, caller: Caller) -> Admission:
         """Raises LedgerUnavailable."""
@@ -199,12 +209,12 @@ class Ledger:
     async def close(self) -> None:
         await self._redis.aclose()
 
-    async def _end(self, lease: str, verb: Callable[[Lease], Awaitable[bool]]) -> bool:
+    async def _end(self, lease: str, verb: Callable[[Lease], Awaitable[bool]]) -> bool | None:
+        """What the verb says; None where it cannot be asked."""
         parsed = Lease.parse(lease)
         for attempt in range(_TRIES):
             try:
-                await verb(parsed)
-                return True
+                return await verb(parsed)
             except UnreadableLedger as error:
                 _log.error("a lease of %s cannot be ended: %s", parsed.subject_key, error)
                 break
@@ -212,7 +222,7 @@ class Ledger:
                 _log.warning("Redis with the limits does not answer (%s), try %d of %d", error, attempt + 1, _TRIES)
                 await asyncio.sleep(0.1 * 2**attempt)
         _log.error("a lease of %s could not be ended; it lapses by itself", parsed.subject_key)
-        return False
+        return None
 
 
 def _peek(lease: Lease, slot: Slot | None, tier: str) -> Peek:

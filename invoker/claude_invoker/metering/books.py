@@ -71,7 +71,7 @@ class Books:
             case Close():
                 self._soon(self._close(message))
             case Booked():
-                self._booked(message.run)
+                self._booked(message.run, message.is_new)
             case Hold():
                 self._proxy.hold = message.reason
             case Drawn():
@@ -162,12 +162,12 @@ class Books:
             await account.settled(_NOBODY_BILLED_S)
             self._booked(message.run)
 
-    def _booked(self, run: str) -> None:
-        """Forgets it, where nobody is billed; else the ledger is asked once more, when it has on its disk and on its
-        replicas what it has: it books nothing twice."""
+    def _booked(self, run: str, is_new: bool = False) -> None:
+        """Forgets it, where nobody is billed, or the ledger still has what it had. Else it is asked again when it has
+        on its disk and on its replicas what it has now (it books nothing twice): until it has lost nothing."""
         entry = self._journal.entries.get(run)
         self._runs.pop(run, None)
-        if entry is None or entry.lease is None or run in self._booked_once:
+        if entry is None or entry.lease is None or (run in self._booked_once and not is_new):
             self._booked_once.pop(run, None)
             self._journal.booked(run)
         else:

@@ -197,10 +197,10 @@ class Metering:
             self._runs.pop(run, None)
         return is_final
 
-    def booked(self, run: str) -> None:
-        """The ledger has all that the run has cost."""
+    def booked(self, run: str, is_new: bool) -> None:
+        """The ledger has all that the run has cost. `is_new`: it did not have it before."""
         self._runs.pop(run, None)
-        self._say(wire.Booked(run))
+        self._say(wire.Booked(run, is_new))
 
     async def owed(self) -> tuple[Debt, ...]:
         """What runs have cost that have ended, also those of invokers that are no more. Raises NoProxy."""

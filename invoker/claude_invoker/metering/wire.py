@@ -57,6 +57,8 @@ class Booked(msgspec.Struct, tag=True, frozen=True):
     """The ledger has all that the run has cost."""
 
     run: str
+    is_new: bool
+    """Whether it did not have it before."""
 
 
 class Hold(msgspec.Struct, tag=True, frozen=True):

@@ -29,7 +29,7 @@ from claude_invoker.cli.users import Users
 from claude_invoker.cli.walk import delete
 from claude_invoker.egress.filters import Filters
 from claude_invoker.isolation.strength import Boundary, Strength, TooWeak
-from claude_invoker.ledger import Ledger
+from claude_invoker.ledger import Booking, Ledger
 from claude_invoker.metering import control, key
 from claude_invoker.metering.control import Metering
 from claude_invoker.plan import Plan
@@ -307,14 +307,17 @@ class Engine:
     async def _book(self, run: Run, lease: str) -> None:
         assert self.ledger is not None
         cost = run.account.micro_usd
-        booked = await self.ledger.book(lease, cost, final=run.is_counted, slot=run.slot, tier=run.tier)
-        if booked and run.is_counted:
-            self.metering.booked(run.account_key)  # else the sweeper does it
+        booking = await self.ledger.book(lease, cost, final=run.is_counted, slot=run.slot, tier=run.tier)
+        if booking is not None and run.is_counted:
+            self.metering.booked(run.account_key, booking is Booking.NOW)  # else the sweeper does it
 
     async def _book_leftovers(self) -> None:
+        if self.ledger is None:
+            return
         for debt in await self.metering.owed():
-            if self.ledger is not None and await self.ledger.book(debt.lease, debt.micro_usd):
-                self.metering.booked(debt.run)
+            booking = await self.ledger.book(debt.lease, debt.micro_usd)
+            if booking is not None:
+                self.metering.booked(debt.run, booking is Booking.NOW)
 
     def _finish(self, run: Run) -> None:
         run.finished_at = time.time()
