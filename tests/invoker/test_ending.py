@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from claude_invoker import ending
 from claude_invoker.cli import pool
 from claude_invoker.cli.tree import Tree
 from tests.invoker.conftest import Invoker, as_root, tool, wait_for
@@ -304,3 +305,30 @@ async def test_stopping_ends_a_pool_that_has_just_been_woken(steps: int) -> None
         await asyncio.sleep(0)
     async with asyncio.timeout(30):
         await warm.stop()
+
+
+async def test_who_loses_a_cancellation_is_ended_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As redis-py may in Python 3.11. The control: cancelled once, it goes on."""
+    monkeypatch.setattr(ending, "_AGAIN_S", 0.05)
+    going_on = asyncio.Event()
+
+    async def deaf_once() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            going_on.set()
+        await asyncio.Event().wait()
+
+    async def fails() -> None:
+        raise ValueError("at once")
+
+    control = asyncio.create_task(deaf_once())
+    await asyncio.sleep(0)
+    control.cancel()
+    await going_on.wait()
+    assert not (await asyncio.wait({control}, timeout=0.2))[0]
+    others = [asyncio.create_task(work()) for work in (deaf_once, fails)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await ending.ended(control, *others)
+    assert [task.done() for task in (control, *others)] == [True, True, True]

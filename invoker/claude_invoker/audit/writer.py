@@ -20,6 +20,7 @@ from claude_invoker.audit import anchor
 from claude_invoker.audit.anchor import Anchor
 from claude_invoker.audit.line import Entry
 from claude_invoker.audit.log import Log
+from claude_invoker.ending import ended
 from claude_invoker.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -71,9 +72,8 @@ class Audit:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, *self._undisturbed, return_exceptions=True)
+        await ended(*self._tasks)
+        await asyncio.gather(*self._undisturbed, return_exceptions=True)
         try:
             await self._write()
         except (OSError, ValueError) as error:

@@ -16,6 +16,7 @@ from saq.queue.redis import RedisQueue
 from saq.worker import Worker
 
 from claude_contract.ledger import warnings
+from claude_invoker.ending import ended
 from claude_invoker.jobs.store import retry
 
 HEARTBEAT_S = 10  # a ticket without a sign of life for so long has no worker any more
@@ -57,9 +58,7 @@ class TicketWorker(Worker[Any]):
     async def stop(self) -> None:
         """Cancels what is left first, which SAQ also does, but warns of each time."""
         self.event.set()
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await ended(*self.tasks)
         await super().stop()
 
 

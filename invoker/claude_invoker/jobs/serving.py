@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from claude_invoker.ending import ended
 from claude_invoker.jobs.delivery import Deliveries
 from claude_invoker.jobs.ends import Ends
 from claude_invoker.jobs.queue import DELIVER, NOTIFY, RUN, Queues, ticket_worker
@@ -41,6 +42,4 @@ async def serving(settings: Settings, engine: Engine, store: Store, queues: Queu
             await worker.stop()
             for taker in takers:
                 await taker.stop()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await ended(*tasks)

@@ -17,6 +17,7 @@ from claude_contract.ledger import Lease
 from claude_contract.ledger.model import pool_name
 from claude_contract.versions import UnknownVersion
 from claude_invoker.cli.walk import delete
+from claude_invoker.ending import ended
 from claude_invoker.jobs.ends import Ends
 from claude_invoker.jobs.queue import (
     HEARTBEAT_S,
@@ -104,8 +105,7 @@ class Worker:
                 await self._take(job)
             await enqueue_ticket(self.queues, at=time.time() + 1)  # for another worker
         finally:
-            beating.cancel()
-            await asyncio.gather(beating, return_exceptions=True)
+            await ended(beating)
 
     def _say_once(self, text: str) -> None:
         if text != self._said:

@@ -14,7 +14,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from claude_invoker.caller import Caller
 from claude_invoker.cli.binary import cli_version, find_cli, programs_of, reachable_binary
@@ -28,6 +29,7 @@ from claude_invoker.cli.tree import Discarded, Workplace, dismantle, prepare, tr
 from claude_invoker.cli.users import Users
 from claude_invoker.cli.walk import delete
 from claude_invoker.egress.filters import Filters
+from claude_invoker.ending import ended
 from claude_invoker.isolation.strength import Boundary, Strength, TooWeak
 from claude_invoker.ledger import Booking, Ledger
 from claude_invoker.metering import control, key
@@ -184,8 +186,7 @@ class Engine:
         await self.pool.stop()
         await self.filters.stop()
         if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+            await ended(self._watching)
         await self.metering.stop()
         if self._killer is not None:
             await self._killer.stop()
@@ -286,7 +287,7 @@ class Engine:
             if run.problem is not None:
                 run.problem = run.exceeded or run.problem
             if keeper is not None:
-                keeper.cancel()
+                self._go_on(ended(keeper))
                 await self._settle(run, caller.lease)
             self._finish(run)
 
@@ -294,15 +295,20 @@ class Engine:
         """Books the cost. Never raises; goes on by itself where the run is cancelled meanwhile."""
         if lease is None:
             return
-        task = asyncio.create_task(self._book(run, lease))
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
+        task = self._go_on(self._book(run, lease))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             pass
         except Exception:
             _log.exception("run %s: its cost of %r USD was not booked", run.id, run.cost_usd)
+
+    def _go_on(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """It is done when the engine stops, at the latest."""
+        task = asyncio.create_task(work)
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        return task
 
     async def _book(self, run: Run, lease: str) -> None:
         assert self.ledger is not None

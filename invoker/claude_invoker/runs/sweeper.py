@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from claude_invoker.ending import ended
+
 _log = logging.getLogger(__name__)
 Step = Callable[[], Coroutine[Any, Any, object]]
 _LATE_S = 300.0
@@ -29,9 +31,7 @@ class Sweeper:
         self._tasks = [asyncio.create_task(self._sweep(name, step)) for name, step in self._steps.items()]
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(*self._tasks)
 
     @property
     def alive(self) -> bool:
