@@ -55,9 +55,9 @@ def test_forged_headers_end_nothing(forged: str) -> None:
 
 def test_nothing_is_kept_that_nobody_ends(watched: object, monkeypatch: pytest.MonkeyPatch) -> None:
     in_flight.begin(ATTESTED)
-    monkeypatch.setattr(in_flight, "MAX_SECONDS", -1.0)
-    assert in_flight.count() == 0
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(in_flight, "MAX_SECONDS", -1.0)
+        assert in_flight.count() == 0
     monkeypatch.setattr(in_flight, "MAX_ENTRIES", 3)
     for number in range(9):
         in_flight.begin(replace(ATTESTED, id=str(number)))
