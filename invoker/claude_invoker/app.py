@@ -16,6 +16,7 @@ from claude_invoker.api.limit import BodyLimit
 from claude_invoker.audit import runs as audit_of
 from claude_invoker.audit.writer import open_audit
 from claude_invoker.dashboard import routes as dashboard
+from claude_invoker.head import HeadAsGet
 from claude_invoker.jobs.queue import open_queues
 from claude_invoker.jobs.serving import serving
 from claude_invoker.jobs.store import Store, connect
@@ -86,5 +87,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     openapi.install(app)
     app.add_middleware(Compression)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, max_body=settings.max_body, body_s=settings.request_body_s)
     return app

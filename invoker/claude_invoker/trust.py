@@ -11,6 +11,7 @@ from claude_contract.attestation import HEADER, Key, demand, parse_pem, verify
 from claude_contract.claims import Attestation
 from claude_contract.members import AttestationError
 from claude_invoker.caller import DEVELOPER, Caller, caller_in
+from claude_invoker.head import asked_method
 from claude_invoker.problem import Problem
 from claude_invoker.replay import SKEW_S
 from claude_invoker.services import services
@@ -82,7 +83,7 @@ async def _attestation(request: Request, checks: tuple[str, ...]) -> Attestation
             audience=settings.attestation_audience,
             skew=SKEW_S,
         )
-        demand(attestation, method=request.method, path=path, checks=checks, body=await request.body())
+        demand(attestation, method=asked_method(request), path=path, checks=checks, body=await request.body())
     except AttestationError as error:
         raise _unauthenticated(str(error), error.reason) from error
     return attestation

@@ -109,7 +109,9 @@ class Pipeline:
         """The attestation of an earlier plugin of this request, else a fresh one. A forged header counts as none."""
         assert self.signer is not None
         line = request.line
-        fresh = self.signer.open(method=line.method, path=line.path, route=self.route, request_id=request.id)
+        fresh = self.signer.open(
+            method=line.method, path=request.upstream_path, route=self.route, request_id=request.id
+        )
         if self.fresh:
             return fresh  # what came before knew nobody; anything of another identity must not linger
         given = request.headers.get(_HEADER, [])

@@ -17,6 +17,7 @@ from claude_contract.identity import Identity, identity_from_shared
 from kong_claude.decision import Claims, Pass
 
 MAX_HEADERS = 1000  # the most that kong.request.get_headers returns
+_NORMAL_PATH = re.compile(r"(?:/(?!\.)[!#$&'()*+,:;=@\[\]A-Za-z0-9\-_.~]+)*/?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:#@/+=-]{1,128}")
 
 
@@ -128,6 +129,15 @@ class Request:
         target = rest.rpartition(" ")[0] or rest
         path, _, query = target.partition("?")
         return RequestLine(method, path, query)
+
+    @cached_property
+    def upstream_path(self) -> str:
+        """The path as the service gets it, which an attestation is bound to. Free where it has its normal form; else
+        one call: Kong decodes and merges what the route matches (kong/tools/uri.lua)."""
+        if _NORMAL_PATH.fullmatch(self.line.path):
+            return self.line.path
+        path, _, _ = text(answer(self.kong.nginx.get_var("upstream_uri")) or "").partition("?")
+        return path or self.line.path
 
     @cached_property
     def raw_query(self) -> str:

@@ -397,3 +397,25 @@ NAMES = st.text(alphabet="aBx-_", min_size=1, max_size=6)
 def test_any_headers(headers: dict[str, str]) -> None:
     kong = run([Fixed(Pass(upstream_headers={"x-a": None}))], Kong(headers, **{"nginx.get_var": "x"}))
     assert kong.methods[-1] == "ctx.shared.set"
+
+
+@pytest.mark.parametrize(
+    ("sent", "upstream", "calls"),
+    [
+        ("/a/b-c_d~1.x/", "never asked", 1),
+        ("/", "never asked", 1),
+        ("/claude/repos/o.rg/.github", "/claude/repos/o.rg/.github", 2),
+        ("/a%5fb", "/a_b", 2),
+        ("/a//b/./c/../d", "/a/b/d", 2),
+        ("/%c3%bc?x=%20", "/%C3%BC", 2),
+        ("/\u00fc", "/%C3%BC", 2),
+        ("http://kong/a", "/a", 2),
+        ("*", "*", 2),
+    ],
+)
+def test_an_attestation_is_bound_to_the_path_that_the_service_gets(sent: str, upstream: str, calls: int) -> None:
+    variables: dict[str, Any] = {"request": f"GET {sent} HTTP/1.1", "upstream_uri": upstream}
+    kong = Kong(None, **{"nginx.get_var": variables.__getitem__})
+    request = Request(kong)
+    assert request.upstream_path == (upstream if calls == 2 else sent)
+    assert len(kong.calls) == calls

@@ -51,6 +51,29 @@ def test_the_repository_may_stand_in_the_path(gateway: Gateway, path: str) -> No
     assert any("org/app" in json.dumps(entry) for entry in gateway.record()[before:])
 
 
+def test_an_address_may_be_written_in_any_form(gateway: Gateway) -> None:
+    """Kong decodes and merges what the route matches: the attestation is of what the invoker gets."""
+    tools = f"[[tool Write {json.dumps({'file_path': 'a b/ü_1.md', 'content': 'here'})}]]"
+    with gateway.client("writer", "--tier", "pro") as client:
+        run = client.post("/claude/invoke", json={"prompt": tools}).json()["id"]
+        for path in (
+            f"/claude/runs/{run}",
+            f"/claude/runs/{run.replace('_', '%5f')}",
+            f"/claude//runs/./{run}",
+            f"/claude/jobs/../runs/{run}",
+            f"/claude/runs/{run}/artifacts/a%20b/%c3%bc_1.md",
+            f"/claude/runs/{run}/artifacts/a%20b/%C3%BC%5f1.md",
+        ):
+            # As it stands: a client's library would write it in its normal form.
+            address = httpx.URL(gateway.url).copy_with(raw_path=path.encode())
+            assert client.request("GET", address).status_code == 200, path
+            assert client.request("HEAD", address).status_code == 200, path
+        assert client.get(httpx.URL(gateway.url).copy_with(raw_path=b"/claude/runs/%2e%2e/jobs")).status_code in (
+            200,
+            404,
+        )
+
+
 def test_refusals(gateway: Gateway) -> None:
     with gateway.client() as nobody, gateway.client("bob", "--no-role") as roleless, gateway.client("eve") as eve:
         missing = nobody.post("/claude/invoke", json=PROMPT)

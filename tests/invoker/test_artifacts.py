@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from claude_invoker.api.files import satisfiable
 from claude_invoker.cli.tree import Discarded, Tree, Workplace, dismantle, prepare
 from claude_invoker.cli.walk import delete
 from claude_invoker.runs import artifacts
@@ -195,3 +196,23 @@ async def test_old_events_are_forgotten() -> None:
     assert len(kept) < 15 and kept[-1].id == 100
     assert [event.id for event in log.since(98)] == [99, 100]
     assert artifacts.survey(Path("/nonexistent")) == {}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("bytes=0-", ["0-"]), ("bytes=2-4", ["2-4"]), ("BYTES=2-4", ["2-4"]), ("bytes=-3", ["-3"]), ("bytes=-99", ["-99"]),
+        ("bytes=9-99", ["9-99"]), ("bytes= 0-1 ,\t3-4", ["0-1", "3-4"]), ("bytes=0-0,10-", ["0-0"]),
+        ("bytes=10-", []), ("bytes=10-11,99-", []), ("bytes=-0", []),
+        ("lines=1-2", None), ("bytes", None), ("bytes=", None), ("bytes=-", None), ("bytes=4-2", None), ("bytes=a-b", None),
+        ("bytes=0-1;2-3", None), ("bytes=" + ",".join(["0-1"] * 11), None), ("bytes=" + "9" * 19 + "-", None),
+        ("bytes=\u0660-", None),
+    ],
+)  # fmt: skip
+def test_ranges(wanted: str, found: list[str] | None) -> None:
+    """RFC 9110, section 14.2: a range that is not understood is ignored, one that is outside is not."""
+    assert satisfiable(wanted, 10) == found
+
+
+def test_an_empty_file_has_no_range() -> None:
+    assert satisfiable("bytes=0-", 0) == satisfiable("bytes=-1", 0) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import time
 from itertools import pairwise
 
@@ -18,7 +19,7 @@ from tests.invoker.conftest import KEY, Invoker, StandInProcess, tool
 def events_of(answer: httpx.Response) -> list[tuple[int, str, dict[str, object]]]:
     found = []
     for block in "".join(answer.iter_text()).split("\n\n"):
-        if block and not block.startswith(":"):
+        if block.startswith("id: "):
             fields = dict(line.split(": ", 1) for line in block.split("\n"))
             found.append((int(fields["id"]), fields["event"], json.loads(fields["data"])))
     return found
@@ -227,6 +228,39 @@ def test_events_come_one_by_one_and_can_be_read_again(api: httpx.Client) -> None
     assert view["artifacts"][0]["href"].startswith("/claude/runs/")
 
 
+def test_who_has_seen_all_is_told_not_to_come_back(api: httpx.Client) -> None:
+    """An EventSource comes back for ever after a stream's end, unless the answer is 204."""
+    run = api.post("/invoke", json={"prompt": "hi"}).json()["id"]
+    with api.stream("GET", f"/runs/{run}/events") as all_of_it:
+        text = all_of_it.read().decode()
+    assert text.startswith("retry: 1000\n\n")
+    last = int(re.findall(r"^id: (\d+)$", text, re.M)[-1])
+    for seen, status in ((last, 204), (last + 7, 204), (last - 1, 200), (0, 200), ("x", 200)):
+        assert api.get(f"/runs/{run}/events", headers={"Last-Event-ID": str(seen)}).status_code == status, seen
+
+
+def test_asking_for_the_head_of_a_stream_ends_no_run(api: httpx.Client) -> None:
+    body = {"prompt": "[[delay 100]] [[say a stream of many words that take their time for all to see]]"}
+    with api.stream("POST", "/invoke", json=body, headers={"Accept": "text/event-stream"}) as answer:
+        pieces = answer.iter_text()
+        next(pieces)
+        head = api.head(f"{answer.headers['location']}/events")
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"].startswith("text/event-stream")
+        assert "event: run.finished" in "".join(pieces)
+
+
+def test_what_was_cut_in_a_tools_event_says_so(api: httpx.Client) -> None:
+    prompt = tool("Bash", command="head -c 25000 /dev/zero | tr '\\0' x") + tool("Bash", command="echo short")
+    body = {"prompt": prompt, "tools": ["Bash"]}
+    with api.stream("POST", "/invoke", json=body, headers={"Accept": "text/event-stream"}) as answer:
+        ended = [data for _, name, data in events_of(answer) if name == "tool" and data["state"] == "finished"]
+    long, short = ended
+    assert long["truncated"] is True and long["content"] == "x" * 20_000
+    assert long["characters"] == 25_000
+    assert "truncated" not in short
+
+
 def test_an_error_in_a_stream_is_an_event(api: httpx.Client) -> None:
     with api.stream(
         "POST", "/invoke", json={"prompt": "[[status 401]]"}, headers={"Accept": "text/event-stream"}
@@ -282,7 +316,18 @@ def test_artifacts(api: httpx.Client) -> None:
     assert api.get(one["href"], headers={"If-None-Match": got.headers["etag"]}).status_code == 304
     part = api.get(one["href"], headers={"Range": "bytes=2-4"})
     assert (part.status_code, part.text) == (206, "Hel")
-    assert api.get(one["href"], headers={"Range": "bytes=99-"}).status_code == 416
+    outside = api.get(one["href"], headers={"Range": "bytes=99-"})
+    assert (outside.status_code, outside.headers["content-range"]) == (416, "bytes */7")
+    assert outside.json()["type"].endswith(":range-not-satisfiable")
+    for ignored in ("lines=2-4", "bytes=4-2", "bytes=x", "bytes="):
+        assert api.get(one["href"], headers={"Range": ignored}).status_code == 200, ignored
+    head = api.head(one["href"])
+    assert (head.status_code, head.content) == (200, b"")
+    assert {name: head.headers[name] for name in ("etag", "content-type", "content-length")} == {
+        name: got.headers[name] for name in ("etag", "content-type", "content-length")
+    }
+    assert api.head(f"/runs/{run}/artifacts", params={"format": "zip"}).headers["content-type"] == "application/zip"
+    assert api.head("/runs/run_of_nobody").status_code == 404
     long = api.get(listed["long.txt"]["href"], headers={"Accept-Encoding": "gzip"})
     assert "content-encoding" not in long.headers and len(long.content) == 20_000
     piece = api.get(listed["long.txt"]["href"], headers={"Accept-Encoding": "gzip", "Range": "bytes=0-4999"})

@@ -197,6 +197,7 @@ REQUESTS: dict[str, bytes] = {
     "token in the query": ask(target=b"@PATH@?note=a&token=" + token().encode(), bearer=None),
     "capture": ask(target=b"@PATH@/main?note=b"),
     "escaped": ask(target=b"@PATH@?note=%ff%00&n"),
+    "another form of the path": ask(target=b"//.@PATH@"),
     "absolute": ask(target=b"http://gateway.test@PATH@"),
     "HTTP/1.0": ask(version=b"1.0"),
     "preflight": ask(b"Origin: http://a.test", method=b"OPTIONS", body=None),

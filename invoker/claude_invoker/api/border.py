@@ -16,6 +16,8 @@ from claude_contract.nesting import TOO_DEEP, too_deep
 from claude_invoker.problem import Problem
 
 MAX_FIELDS = 10  # of a form
+BEFORE_ALL = "0-0"
+"""The id of a job's event that comes before all of them."""
 _CURSOR = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
@@ -94,7 +96,7 @@ def cursor(given: str | None) -> str | None:
 
 def stream_id(*given: str | None) -> str:
     """The first that is an id of a job's event; else the one before all."""
-    return next((known for known in given if known and _STREAM_ID.fullmatch(known)), "0-0")
+    return next((known for known in given if known and _STREAM_ID.fullmatch(known)), BEFORE_ALL)
 
 
 def last_event_id(value: str | None) -> int:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from fastapi import Request, Response
 from fastapi.responses import FileResponse
 
 from claude_invoker.model import Artifact
+from claude_invoker.problem import Problem
+
+_RANGE = r"(?:[0-9]{1,18}-[0-9]{0,18}|-[0-9]{1,18})"
+_RANGES = re.compile(rf"bytes=[ \t]*({_RANGE}(?:[ \t]*,[ \t]*{_RANGE}){{0,9}})", re.IGNORECASE)
 
 
 def file_answer(request: Request, directory: Path, found: Artifact) -> Response:
-    """Its type by content, its SHA-256 as ETag, ranges; 304 where the client has it."""
+    """Its type by content, its SHA-256 as ETag, ranges; 304 where the client has it. Raises Problem 416."""
     etag = f'"{found.sha256}"'
     headers = {
         "ETag": etag,
@@ -23,4 +28,30 @@ def file_answer(request: Request, directory: Path, found: Artifact) -> Response:
     matches = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if etag in matches or "*" in matches:
         return Response(status_code=304, headers=headers)
+    wanted = request.headers.get("range")
+    if wanted is not None:
+        ranges = satisfiable(wanted, found.size)
+        if ranges == []:
+            none = f"the file has {found.size} bytes, and none of them is in this range"
+            raise Problem(416, "range-not-satisfiable", none, {"Content-Range": f"bytes */{found.size}"})
+        # FileResponse answers 400 or 416 where RFC 9110 has a part of them, or all of the file.
+        others = [line for line in request.scope["headers"] if line[0] != b"range"]
+        new = [(b"range", f"bytes={','.join(ranges)}".encode())] if ranges else []
+        request.scope["headers"] = others + new
     return FileResponse(directory / found.path, media_type=found.type, headers=headers)
+
+
+def satisfiable(wanted: str, size: int) -> list[str] | None:
+    """Those ranges of a Range header that have a byte of a file of so many. None where it is to be ignored: another
+    unit, a form that is none, more than ten ranges (RFC 9110, section 14.2)."""
+    given = _RANGES.fullmatch(wanted.strip())
+    if given is None:
+        return None
+    found = []
+    for part in given[1].replace("\t", " ").split(","):
+        first, _, last = part.strip().partition("-")
+        if first and last and int(first) > int(last):
+            return None
+        if int(first) < size if first else int(last) > 0 < size:
+            found.append(f"{first}-{last}")
+    return found

@@ -21,7 +21,7 @@ from claude_invoker.api.invocation import decided, invocation_of
 from claude_invoker.api.links import base, linked, with_links
 from claude_invoker.api.openapi import request_body
 from claude_invoker.api.problems import RESPONSES
-from claude_invoker.api.stream import HEADERS
+from claude_invoker.api.stream import HEADERS, RETRY, without_events
 from claude_invoker.api.zip import zipped
 from claude_invoker.caller import Caller
 from claude_invoker.jobs import webhook
@@ -173,7 +173,10 @@ async def end(request: Request, job: Job) -> None:
 @router.get(
     "/jobs/{job_id}/events",
     response_class=Response,
-    responses={200: {"description": "The events", "content": {"text/event-stream": {}}}},
+    responses={
+        200: {"description": "The events", "content": {"text/event-stream": {}}},
+        204: {"description": "The job is over and `Last-Event-ID` was its last event: do not come back"},
+    },
 )
 async def events(
     request: Request, job: OwnJob, last_seen: Annotated[str | None, Header(alias="Last-Event-ID")] = None
@@ -181,12 +184,15 @@ async def events(
     """The run's events as they come; `Last-Event-ID` goes on where a client left, on any server."""
     last = border.stream_id(last_seen)
     heartbeat = services(request).settings.heartbeat_s
-    return StreamingResponse(
-        _encoded(store_of(request), job.id, last, heartbeat), media_type="text/event-stream", headers=HEADERS
+    store = store_of(request)
+    nothing_left = last != border.BEFORE_ALL and job.state in OVER and not await store.has_events(job.id, last)
+    return without_events(request, nothing_left=nothing_left, headers={}) or StreamingResponse(
+        _encoded(store, job.id, last, heartbeat), media_type="text/event-stream", headers=HEADERS
     )
 
 
 async def _encoded(store: Store, job_id: str, last: str, heartbeat: float) -> AsyncIterator[str]:
+    yield RETRY.decode()
     async for event in store.follow(job_id, last, heartbeat):
         yield ": heartbeat\n\n" if event is None else "id: {}\nevent: {}\ndata: {}\n\n".format(*event)
 

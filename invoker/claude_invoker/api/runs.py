@@ -11,7 +11,7 @@ from claude_invoker.api.border import last_event_id
 from claude_invoker.api.files import file_answer
 from claude_invoker.api.links import linked, view_with_links
 from claude_invoker.api.problems import RESPONSES
-from claude_invoker.api.stream import event_stream
+from claude_invoker.api.stream import RETRY, event_stream, without_events
 from claude_invoker.api.zip import zipped
 from claude_invoker.caller import Caller
 from claude_invoker.model import Artifact, RunView
@@ -48,19 +48,20 @@ async def cancel(request: Request, run: OwnRun) -> RunView:
 @router.get(
     "/runs/{run_id}/events",
     response_class=Response,
-    responses={200: {"description": "The events", "content": {"text/event-stream": {}}}},
+    responses={
+        200: {"description": "The events", "content": {"text/event-stream": {}}},
+        204: {"description": "The run is over and `Last-Event-ID` was its last event: do not come back"},
+    },
 )
 async def events(
     request: Request, run: OwnRun, last_seen: Annotated[str | None, Header(alias="Last-Event-ID")] = None
 ) -> Response:
     """The event stream, from the beginning or after `Last-Event-ID`."""
     settings = services(request).settings
-    return event_stream(
-        run,
-        last_event_id(last_seen),
-        heartbeat_s=settings.heartbeat_s,
-        grace_s=settings.detach_grace_s,
-        headers={"X-Claude-Run": run.id},
+    last, headers = last_event_id(last_seen), {"X-Claude-Run": run.id}
+    nothing_left = run.events.closed and 0 < run.events.last_id <= last
+    return without_events(request, nothing_left=nothing_left, headers=headers) or event_stream(
+        run, last, heartbeat_s=settings.heartbeat_s, grace_s=settings.detach_grace_s, headers=headers, begin=RETRY
     )
 
 

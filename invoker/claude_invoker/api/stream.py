@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
+from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
+from claude_invoker.head import asked_method
 from claude_invoker.runs.events import Event
 from claude_invoker.runs.run import Run
 
 HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+RETRY = b"retry: 1000\n\n"
+"""Begins a stream that a client may come back to: after so many milliseconds it does."""
 
 
 def encode(event: Event) -> bytes:
@@ -19,23 +23,37 @@ def encode(event: Event) -> bytes:
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.id, event.name.encode(), event.data)
 
 
+def without_events(request: Request, *, nothing_left: bool, headers: dict[str, str]) -> Response | None:
+    """The answer to who asks for the head only, and to who comes back after the last event, whom only 204 tells not to
+    come again (WHATWG HTML, section 9.2.3)."""
+    if nothing_left:
+        return Response(status_code=204, headers=HEADERS | headers)
+    if asked_method(request) == "HEAD":
+        return Response(media_type="text/event-stream", headers=HEADERS | headers)
+    return None
+
+
 def event_stream(
-    run: Run, last_id: int, *, heartbeat_s: float, grace_s: float | None, headers: dict[str, str]
+    run: Run, last_id: int, *, heartbeat_s: float, grace_s: float | None, headers: dict[str, str], begin: bytes = b""
 ) -> StreamingResponse:
     """The answer that follows a run. When the last client of a run has been gone for `grace_s` the run is
     cancelled (None: never)."""
     return StreamingResponse(
-        _follow(run, last_id, heartbeat_s, grace_s),
+        _follow(run, last_id, heartbeat_s, grace_s, begin),
         media_type="text/event-stream",
         headers=HEADERS | headers,
     )
 
 
-async def _follow(run: Run, last_id: int, heartbeat_s: float, grace_s: float | None) -> AsyncIterator[bytes]:
+async def _follow(
+    run: Run, last_id: int, heartbeat_s: float, grace_s: float | None, begin: bytes
+) -> AsyncIterator[bytes]:
     run.watchers += 1
     events = run.events.follow(last_id)
     upcoming: asyncio.Future[Event] | None = None
     try:
+        if begin:
+            yield begin
         while True:
             upcoming = upcoming or asyncio.ensure_future(anext(events))
             done, _ = await asyncio.wait((upcoming,), timeout=heartbeat_s)

@@ -345,6 +345,10 @@ class Store:
                     if not found and not over:
                         yield None
 
+    async def has_events(self, job_id: str, last: str) -> bool:
+        """Whether there are events after `last` now."""
+        return bool(await self.redis.xrange(PREFIX + f"events:{job_id}", f"({last}", count=1))
+
     async def _over(self, job_id: str) -> bool:
         async with self.streams.asking:
             return await self.redis.hget(PREFIX + f"job:{job_id}", "state") not in ("queued", "running")

@@ -50,12 +50,15 @@ class Translator:
     def _results(self, message: Heard) -> None:
         for result in message.results:
             self.open_tools.discard(result.id)
+            text = result.text
+            cut = {"truncated": True, "characters": len(text)} if len(text) > MAX_TOOL_TEXT else {}
             self._run.events.append(
                 "tool",
                 {
                     "id": result.id,
                     "is_error": result.is_error,
-                    "content": result.text[:MAX_TOOL_TEXT],
+                    "content": text[:MAX_TOOL_TEXT],
                     "state": "finished",
+                    **cut,
                 },
             )
