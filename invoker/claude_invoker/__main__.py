@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from claude_invoker.settings import Settings
 
 
+LAST_ANSWERS_S = 5
+"""For what is still being sent to clients when the server closes."""
 _M_MMAP_THRESHOLD = -3  # <malloc.h>
 
 
@@ -113,6 +115,7 @@ def _serve(settings: Settings) -> int:
 
     from claude_invoker.api.heads import heads_within
     from claude_invoker.app import create_app
+    from claude_invoker.draining import DrainingServer
 
     app = create_app(settings)
     if settings.trust == "open":
@@ -129,12 +132,13 @@ def _serve(settings: Settings) -> int:
         access_log=False,
         server_header=False,
         lifespan="off",
-        timeout_graceful_shutdown=settings.stop_grace_s,
+        timeout_graceful_shutdown=min(settings.stop_grace_s, LAST_ANSWERS_S),
     )
+    server = DrainingServer(config, app.state.services.engine, settings.stop_grace_s)
     with _bound(settings.host, settings.port) as listener:
         try:
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-                runner.run(_answer(uvicorn.Server(config), app, listener))
+                runner.run(_answer(server, app, listener))
         except KeyboardInterrupt:
             pass
     return 0

@@ -115,6 +115,7 @@ def invoker(layout: Layout) -> Part:
         "INVOKER_ATTESTATION_KEY": layout.attestation_key,
         "INVOKER_WEBHOOK_SECRET": layout.secrets["webhook-secret"],
         "INVOKER_WORKER": "embedded",
+        "INVOKER_STOP_GRACE_S": "0",  # whoever stops the stack waits for nothing
         # Always starts: what the boundary of this machine leaves out is said (`up.banner`) and refused.
         "INVOKER_ISOLATION": "none",
         "INVOKER_ANTHROPIC_API_KEY": layout.api_key or "sk-ant-canned-answers",

@@ -143,6 +143,34 @@ def test_stopping_leaves_nothing(start_invoker: Callable[..., Invoker]) -> None:
     client.close()
 
 
+def test_who_is_to_stop_lets_runs_end_and_begins_none(start_invoker: Callable[..., Invoker]) -> None:
+    """It is not ready from that moment on, yet answers for the runs it has; what has not ended in time is told so."""
+    invoker = start_invoker(stop_grace_s=30)
+    words = "[[delay 1000]] [[say one two three four five six]]"
+    short, client, stream = begin(invoker, words)
+    os.kill(invoker.pid, signal.SIGTERM)
+    wait_for(lambda: not invoker.ready(), what="that it is not ready")
+    with invoker.client() as api:
+        assert api.get("/readyz").json()["obstacle"] == "the invoker is stopping"
+        refused = api.post("/invoke", json={"prompt": "hi"})
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert api.get(f"/runs/{short}").json()["state"] == "running"
+    assert "event: run.finished" in stream.read().decode()
+    client.close()
+    wait_for(lambda: not psutil.pid_exists(invoker.pid) or psutil.Process(invoker.pid).status() == "zombie", what="end")
+
+
+def test_what_does_not_end_in_time_when_it_is_to_stop_is_told(start_invoker: Callable[..., Invoker]) -> None:
+    invoker = start_invoker(stop_grace_s=1)
+    _, client, stream = begin(invoker, SLEEPER, tools=["Bash"])
+    wait_for(lambda: len(sleepers()) == 2, what="the tool's processes")
+    os.kill(invoker.pid, signal.SIGTERM)
+    told = stream.read().decode()
+    assert "event: error" in told and "the invoker is stopping" in told
+    client.close()
+    wait_for(lambda: sleepers() == [], what="the end of the tools")
+
+
 def test_a_killed_invoker_is_cleaned_up_after_by_the_next(start_invoker: Callable[..., Invoker]) -> None:
     first = start_invoker()
     wait_for(lambda: len(first.trees()) >= 1, what="a warm tree")

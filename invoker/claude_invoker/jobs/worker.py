@@ -78,6 +78,10 @@ class Worker:
             run.cancel(_STOPPING)
         await self._idle(15.0)
 
+    @property
+    def _no_more(self) -> bool:
+        return self._stopping or self.engine.draining
+
     async def _idle(self, within_s: float) -> None:
         until = time.monotonic() + within_s
         while self.current and time.monotonic() < until:
@@ -88,7 +92,7 @@ class Worker:
         ticket = context["job"]
         beating = asyncio.create_task(_beat_ticket(ticket))
         try:
-            while not self._stopping:
+            while not self._no_more:
                 try:
                     claimed = await self.store.claim(ticket.key, self.name)
                 except UnknownVersion as error:
@@ -182,7 +186,7 @@ class Worker:
         if run.cancel_reason == _ASKED and problem.kind == "cancelled":
             state = "cancelled"
         elif problem.kind == "cancelled":
-            if await self.ends.again(job, in_s=1.0 if self._stopping else 0.0):
+            if await self.ends.again(job, in_s=1.0 if self._no_more else 0.0):
                 return
             problem = Problem(503, "worker-lost", "the worker was stopped; the run may have had effects")
         left = [artifact.model_dump(mode="json") for artifact in run.artifacts]

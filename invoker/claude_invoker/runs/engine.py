@@ -118,6 +118,9 @@ class Engine:
         self._watching: asyncio.Task[None] | None = None
         self._settling: set[asyncio.Task[None]] = set()
         self._reclaimed = False
+        self.draining = False
+        """Whether no more runs begin, because the process is to stop."""
+        self.stopping = False
 
     async def reclaim(self) -> None:
         """Ends what runs of invokers that died have left alive. What they left in files can be looked at after it, and
@@ -177,8 +180,7 @@ class Engine:
 
     async def __aexit__(self, *_: object) -> None:
         """Cancels what runs and leaves no process behind."""
-        for run in list(self.runs.values()):
-            run.cancel("the invoker is stopping")
+        self.stop_runs()
         tasks = [run.task for run in self.runs.values() if run.task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*self._settling, return_exceptions=True)
@@ -195,6 +197,12 @@ class Engine:
         dismantle(self._trees)
         self.users.close()
 
+    def stop_runs(self) -> None:
+        """Cancels what runs. (Its worker decides whether a job begins again.)"""
+        self.stopping = True
+        for run in list(self.runs.values()):
+            run.cancel("the invoker is stopping")
+
     def _default_shape(self) -> Shape:
         """Of a run that asks for nothing in particular, without the tools that no run may have here."""
         settings = self.settings
@@ -206,6 +214,8 @@ class Engine:
     @property
     def obstacle(self) -> str | None:
         """Why no run could start now; None where one could."""
+        if self.draining:
+            return "the invoker is stopping"
         if not self.version:
             return "the CLI has not been found yet"
         if not self._sweeper.alive:
@@ -244,7 +254,9 @@ class Engine:
     def submit(self, plan: Plan, caller: Caller, job_id: str | None = None) -> Run:
         """Begins a run; it waits up to `queue_wait_s` for a place, a job's as long as it takes. Returns at once.
 
-        Raises Problem 429 or 507 where runs hold too much memory."""
+        Raises Problem 429 or 507 where runs hold too much memory, 503 where the invoker is stopping."""
+        if self.draining and job_id is None:
+            raise Problem(503, "busy", "the invoker is stopping", {"Retry-After": "1"})
         run_id = job_id or new_id()
         retention_s = self.settings.tier_retention_s.get(caller.tier or "", self.settings.retention_s)
         run = Run(run_id, caller.subject, plan, artifacts.directory(self.settings, run_id), retention_s)

@@ -1,0 +1,48 @@
+"""The HTTP server, and how it stops: what runs may end first, and can be looked at and cancelled meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from types import FrameType
+
+import uvicorn
+
+from claude_invoker.runs.engine import Engine
+
+_log = logging.getLogger(__name__)
+_TAIL_S = 5.0
+"""For answers of runs that have been ended."""
+
+
+class DrainingServer(uvicorn.Server):
+    """On SIGTERM it is not ready and starts no run, but answers everything else until no run is left or `grace_s` have
+    passed, which ends those that are. Another signal, or SIGINT, stops it at once."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, grace_s: float) -> None:
+        super().__init__(config)
+        self._engine = engine
+        self._grace_s = grace_s
+        self._until: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGTERM and self.started and self._until is None:
+            self._engine.draining = True
+            self._until = time.monotonic() + self._grace_s
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._until is not None and not self.should_exit:
+            self._drain(self._until - time.monotonic())
+        return await super().on_tick(counter)
+
+    def _drain(self, left_s: float) -> None:
+        engine = self._engine
+        running = engine.running + engine.waiting
+        if running and left_s <= 0 and not engine.stopping:
+            _log.warning("%d runs have not ended within INVOKER_STOP_GRACE_S (%g s)", running, self._grace_s)
+            engine.stop_runs()
+        elif not running or left_s <= -_TAIL_S:
+            super().handle_exit(signal.SIGTERM, None)
