@@ -63,7 +63,7 @@ function redis.call(command, ...)
       return real.call('SET', key, value, 'NX')
     end
     return real.call('SET', key, value)
-  elseif command ~= 'PEXPIRE' then
+  elseif command ~= 'PEXPIRE' and command ~= 'PEXPIREAT' then
     return real.call(command, ...)
   end
 end
