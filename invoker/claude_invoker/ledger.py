@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from enum import Enum
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from claude_contract.ledger import (
@@ -30,6 +29,7 @@ from claude_contract.ledger.calls import to_acquire
 from claude_contract.ledger.figures import PoolsSeen
 from claude_contract.ledger.model import pool_name
 from claude_contract.ledger.warnings import Known, warnings_in, warnings_of
+from claude_invoker import redis_clients
 from claude_invoker.caller import Caller
 from claude_invoker.draws import Draws
 from claude_invoker.problem import Problem
@@ -50,7 +50,7 @@ class Ledger:
     """Does nothing for callers without a lease, so that one object serves every caller."""
 
     def __init__(self, redis_url: str) -> None:
-        self._redis: Redis = Redis.from_url(redis_url, socket_timeout=2.0, socket_connect_timeout=2.0)
+        self._redis = redis_clients.client(redis_url, socket_timeout=2.0)
         self._store = AsyncLedger(self._redis)
         self.draws = Draws(self._store, self._short)
         self._known = Known()

@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from redis.exceptions import RedisError
+
+from claude_contract.redis_place import Place
+from claude_invoker import redis_clients
 from claude_invoker.problem import Problem
 
 SKEW_S = 5.0
@@ -18,9 +22,8 @@ class SeenOnce:
         self._redis: Any = None
         self._seen: dict[str, float] = {}
         if redis_url:
-            from redis.asyncio import Redis
-
-            self._redis = Redis.from_url(redis_url, socket_timeout=2.0, socket_connect_timeout=2.0)
+            self._place = Place.parse(redis_url)
+            self._redis = redis_clients.client(redis_url, socket_timeout=2.0)
 
     async def first(self, jti: str, until: float) -> bool:
         """Whether this id comes for the first time. Raises Problem 503 where Redis cannot tell."""
@@ -38,13 +41,15 @@ class SeenOnce:
         self._seen[jti] = now + lasts
         return True
 
-    async def reachable(self) -> bool:
+    async def obstacle(self) -> str | None:
+        """Which Redis cannot be used and why, without its password. None: it answers, or there is none to be asked."""
         if self._redis is None:
-            return True
+            return None
         try:
-            return bool(await self._redis.ping())
-        except Exception:
-            return False
+            await self._redis.ping()
+        except (RedisError, OSError) as error:
+            return f"{self._place} cannot be used: {error or type(error).__name__}"
+        return None
 
     async def close(self) -> None:
         if self._redis is not None:

@@ -26,7 +26,7 @@ class Jobs:
 
     async def close(self) -> None:
         await self.queues.close()
-        await self.store.redis.aclose()
+        await self.store.close()
 
 
 @dataclass(frozen=True)

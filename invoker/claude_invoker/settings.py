@@ -24,6 +24,7 @@ from pydantic_settings import (
 
 from claude_contract import destinations, secret_file
 from claude_contract.destinations import Destination
+from claude_contract.redis_place import Place
 from claude_contract.secret_file import SecretFileError
 from claude_invoker.egress.addresses import is_loopback
 from claude_invoker.holding import Bounds
@@ -222,6 +223,13 @@ class Settings(BaseSettings):
     @classmethod
     def _destinations(cls, value: Any) -> Any:
         return tuple(map(destinations.parse, cls._split(value))) if isinstance(value, str) else value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_can_be_asked(cls, url: str | None) -> str | None:
+        if url is not None:
+            Place.parse(url)
+        return url
 
     @model_validator(mode="after")
     def _budget_webhook_can_be_sent(self) -> Settings:

@@ -10,7 +10,7 @@ from claude_invoker.audit import runs as audit_of
 from claude_invoker.audit.writer import open_audit
 from claude_invoker.jobs.queue import open_queues
 from claude_invoker.jobs.serving import serving
-from claude_invoker.jobs.store import Store, connect
+from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
@@ -29,7 +29,6 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped)
     ledger = Ledger(settings.redis_url)
-    redis = connect(settings.redis_url)
     queues = open_queues(settings.redis_url)
     engine = Engine(settings, ledger)
     tracing = Tracing(settings.otlp_endpoint)
@@ -41,7 +40,7 @@ async def serve(settings: Settings) -> None:
 
     engine.on_start = lambda run: audit.note(audit_of.began(run))
     engine.on_finish = finished
-    store = Store(redis, settings.tier_priority, settings.held)
+    store = Store.open(settings.redis_url, settings.tier_priority, settings.held)
     async with audit, serving(settings, engine, store, queues) as worker:
         logging.getLogger(__name__).info("worker ready, %d runs at once", settings.worker_concurrency)
         await stop.wait()
@@ -51,5 +50,5 @@ async def serve(settings: Settings) -> None:
         stopping.cancel()
     await asyncio.to_thread(tracing.close)
     await queues.close()
-    await redis.aclose()
+    await store.close()
     await ledger.close()

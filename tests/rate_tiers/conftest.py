@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from kong_claude.rate_tiers import redis_ledger
-from tests.rate_tiers.servers import RedisProcess, free_port, wait_for
+from tests.interop.deployments import cluster_of_three
+from tests.rate_tiers.servers import RedisProcess
 
 
 @pytest.fixture(params=["pool", "pipe"])
@@ -17,22 +18,7 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[list[RedisProcess]]:
     """Three masters on loopback."""
-    nodes = []
-    try:
-        for _ in range(3):
-            while (port := free_port()) > 55_000:
-                pass
-            nodes.append(RedisProcess("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", port=port))
-        for number, node in enumerate(nodes):
-            client = node.client()
-            first, last = 16384 * number // 3, 16384 * (number + 1) // 3
-            client.execute_command("CLUSTER", "ADDSLOTS", *range(first, last))
-            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-        for node in nodes[1:]:
-            nodes[0].client().execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
-        for node in nodes:
-            wait_for(lambda node=node: node.client().cluster("info")["cluster_state"] == "ok")
-        yield nodes
-    finally:
-        for node in nodes:
-            node.close()
+    nodes = cluster_of_three()
+    yield nodes
+    for node in nodes:
+        node.close()

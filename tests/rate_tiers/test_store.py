@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from redis.asyncio import Redis
 
 from claude_contract.ledger import (
     Admission,
@@ -34,6 +33,7 @@ from claude_contract.ledger import (
     Window,
     Windows,
 )
+from claude_invoker import redis_clients
 from kong_claude.rate_tiers.local_ledger import LocalLedger
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.rate_tiers.servers import RedisProcess
@@ -42,9 +42,9 @@ from tests.rate_tiers.servers import RedisProcess
 class FromAsyncio(Ledger):
     """The invoker's store, asked from a test that does not wait."""
 
-    def __init__(self, socket_path: str) -> None:
+    def __init__(self, url: str) -> None:
         self.runner = asyncio.Runner()
-        self.redis = Redis(unix_socket_path=socket_path)
+        self.redis = redis_clients.client(url)
         self.store = AsyncLedger(self.redis)
 
     def admit(self, request: Admit) -> Admission:
@@ -86,7 +86,7 @@ def store(request: pytest.FixtureRequest, redis_server: RedisProcess) -> Iterato
         yield made
         made.close()
     else:
-        asked = FromAsyncio(redis_server.socket_path)
+        asked = FromAsyncio(redis_server.url)
         yield asked
         asked.close()
 

@@ -79,7 +79,9 @@ class AsyncLedger:
             return await self._ask(calls.draw(lease, slot, draw, error.now_ms, one_node=self._one_node))
 
     async def draw_all(self, draws: Sequence[tuple[Lease, Slot, Draw]]) -> list[Drawn | LedgerUnavailable]:
-        """Many runs' at once, in this order, in one round trip. Not for a Cluster. Never raises."""
+        """Many runs' at once, in this order, in one round trip; of a Cluster each has its own. Never raises."""
+        if not self._one_node:
+            return [await self._drawn_alone(*each) for each in draws]
         asked = [calls.draw(*each) for each in draws]
         pipe = self.redis.pipeline(transaction=False)
         for call in asked:
@@ -89,6 +91,12 @@ class AsyncLedger:
         except (RedisError, OSError) as error:
             return [LedgerUnavailable(f"{type(error).__name__}: {error}")] * len(asked)
         return [await self._drawn(*each) for each in zip(draws, asked, replies, strict=True)]
+
+    async def _drawn_alone(self, lease: Lease, slot: Slot, draw: Draw) -> Drawn | LedgerUnavailable:
+        try:
+            return await self.draw(lease, slot, draw)
+        except LedgerUnavailable as error:
+            return error
 
     async def _drawn(self, of: tuple[Lease, Slot, Draw], call: Call[Drawn], reply: Any) -> Drawn | LedgerUnavailable:
         try:

@@ -27,11 +27,11 @@ async def healthz() -> dict[str, str]:
 async def readyz(request: Request) -> Response:
     """Whether a run could start: the CLI starts and ends, old runs are swept away, Redis answers."""
     engine: Engine = services(request).engine
-    redis = await services(request).seen.reachable()
-    obstacle = engine.obstacle if redis else "Redis does not answer"
+    redis = await services(request).seen.obstacle()
+    obstacle = redis or engine.obstacle
     checks: dict[str, Any] = {
         "cli": engine.version or None,
-        "redis": redis,
+        "redis": redis is None,
         "warm": engine.pool.warm,
         "metering": engine.metering.obstacle is None,
         "isolation": engine.boundary.label,

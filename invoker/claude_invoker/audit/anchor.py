@@ -15,10 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from redis import Redis
 from redis.exceptions import RedisError
 
+from claude_contract import redis_place
 from claude_contract.ledger import DEPLOYMENT, NAMESPACE
+from claude_contract.redis_place import Place
 from claude_invoker.audit.log import Head, Log
 
 _log = logging.getLogger(__name__)
@@ -79,24 +80,32 @@ class RedisAnchor:
     """The last head of each log."""
 
     def __init__(self, url: str) -> None:
-        self._redis: Any = Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0)
+        within = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0}
+        self._place = Place.parse(url).but(within, within)
+        self._client: Any = None
 
     def __str__(self) -> str:
-        return "Redis"
+        return str(self._place)
+
+    def _redis(self) -> Any:
+        """Made when it is needed: a Cluster is asked for its nodes at once. Raises RedisError."""
+        if self._client is None:
+            self._client = redis_place.client(self._place)
+        return self._client
 
     def heads(self) -> list[tuple[str, Head]]:
         try:
-            found: dict[bytes, bytes] = self._redis.hgetall(KEY)
+            found: dict[bytes, bytes] = self._redis().hgetall(KEY)
         except (RedisError, OSError) as error:
-            raise Unreachable(f"Redis: {error}") from error
+            raise Unreachable(f"{self}: {error}") from error
         return [_head(row) for row in found.values()]
 
     def put(self, place: str, head: Head, before: Head | None) -> None:
         old = b"" if before is None else _row(place, before)
         try:
-            self._redis.eval(_SWAP, 1, KEY, head.log, old, _row(place, head))
+            self._redis().eval(_SWAP, 1, KEY, head.log, old, _row(place, head))
         except (RedisError, OSError) as error:
-            raise Unreachable(f"Redis: {error}") from error
+            raise Unreachable(f"{self}: {error}") from error
 
 
 def place_of(directory: Path) -> str:

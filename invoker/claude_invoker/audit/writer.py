@@ -12,10 +12,10 @@ from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from claude_contract.ledger.live import OUTBOX
+from claude_invoker import redis_clients
 from claude_invoker.audit import anchor
 from claude_invoker.audit.anchor import Anchor
 from claude_invoker.audit.line import Entry
@@ -44,7 +44,7 @@ class Audit:
         self._anchors = anchors
         self._redis: Any = None
         if redis_url is not None:
-            self._redis = Redis.from_url(redis_url, socket_timeout=10.0, socket_connect_timeout=2.0)
+            self._redis = redis_clients.client_of(redis_url, OUTBOX, socket_timeout=10.0)
         self._waiting: deque[Entry] = deque()
         self._lost = 0
         self._failed = 0  # times in a row that the gateway's could not be taken

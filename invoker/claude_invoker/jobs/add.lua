@@ -1,5 +1,5 @@
 -- Accept a job: all or nothing.
--- KEYS: job, idempotency ("" where none), waiting list of the subject, round robin of the queue, index of the subject,
+-- KEYS: job, idempotency (not used where the fingerprint is ""), waiting list of the subject, round robin of the queue, index of the subject,
 --       index of all, waiting (hash: queue -> count)
 -- ARGV: id, subject, now (s), fingerprint, ttl of the idempotency key (s), queue, bytes that a subject's jobs may hold,
 --       bytes that all may hold, then the record
@@ -8,7 +8,7 @@
 local id, subject, now = ARGV[1], ARGV[2], ARGV[3]
 -- A client whose connection broke sends the script again: ids are random, so this one is its own.
 if redis.call('EXISTS', KEYS[1]) == 1 then return {1} end
-if KEYS[2] ~= '' then
+if ARGV[4] ~= '' then
   local known = redis.call('HMGET', KEYS[2], 'id', 'fingerprint')
   -- A job that has expired is forgotten, with its key. Another subject's is never given, whatever led here.
   if known[1] and redis.call('HGET', prefix .. 'job:' .. known[1], 'subject') == subject then
@@ -20,7 +20,7 @@ local size = RECORD
 for i = 9, #ARGV do size = size + #ARGV[i] end
 if not room(ended .. ':' .. subject, 'of:' .. subject, tonumber(ARGV[7]), size) then return {-2} end
 if not room(ended, 'all', tonumber(ARGV[8]), size) then return {-3} end
-if KEYS[2] ~= '' then
+if ARGV[4] ~= '' then
   redis.call('HSET', KEYS[2], 'id', id, 'fingerprint', ARGV[4])
   redis.call('EXPIRE', KEYS[2], ARGV[5])
 end

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from saq import Job as Ticket
 from saq.queue.redis import RedisQueue
 from saq.worker import Worker
 
 from claude_contract.ledger import warnings
+from claude_contract.redis_place import Kind, Place
+from claude_invoker import redis_clients
 from claude_invoker.ending import ended
-from claude_invoker.jobs.store import retry
+from claude_invoker.jobs.store import JOBS_TAG, PREFIX, retry
 
 HEARTBEAT_S = 10  # a ticket without a sign of life for so long has no worker any more
 SWEEP_S = 2
@@ -30,6 +32,9 @@ DELIVERY_DELAY_S = 2.0  # doubled from try to try
 
 class Queue(RedisQueue):
     """SAQ's queue, patient: a Redis that restarts must not spin its workers, a dead worker must not hold the sweep."""
+
+    tag = ""
+    """Stands in all its keys, those of its tickets too: on a Cluster the hash tag of what jobs have."""
 
     async def sweep(self, lock: int = SWEEP_S, abort: float = 0.05) -> list[str]:
         return await super().sweep(lock=lock, abort=min(abort, 0.05))
@@ -73,8 +78,13 @@ class Queues:
 
 
 def open_queues(redis_url: str) -> Queues:
+    """Raises BadPlace."""
+    tag = JOBS_TAG if Place.parse(redis_url).kind is Kind.CLUSTER else ""
+
     def opened(name: str) -> Queue:
-        return Queue(Redis.from_url(redis_url, retry=retry()), name=name)
+        queue = Queue(redis_clients.client_of(redis_url, PREFIX, retry=retry()), name=tag + name)
+        queue.tag = tag
+        return queue
 
     return Queues(opened("claude"), opened("claude-webhooks"))
 
@@ -85,8 +95,9 @@ async def enqueue_ticket(queues: Queues, *, at: float = 0.0) -> None:
     Retries stand for dead workers only: what a run ends in is the job's business, so a ticket that returns is done.
     """
     scheduled = math.ceil(at)
+    key = f"{queues.tickets.tag}{uuid.uuid4()}"
     await queues.tickets.enqueue(
-        Ticket(function=RUN, timeout=0, heartbeat=HEARTBEAT_S, retries=1000, ttl=-1, scheduled=scheduled)
+        Ticket(function=RUN, key=key, timeout=0, heartbeat=HEARTBEAT_S, retries=1000, ttl=-1, scheduled=scheduled)
     )
 
 
@@ -105,7 +116,7 @@ async def _enqueue_webhook(queues: Queues, function: str, key: str, **arguments:
         Ticket(
             function=function,
             kwargs=arguments,
-            key=key,
+            key=queues.deliveries.tag + key,
             timeout=60,
             retries=DELIVERY_TRIES,
             retry_delay=DELIVERY_DELAY_S,

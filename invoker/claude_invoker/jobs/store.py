@@ -13,7 +13,6 @@ from importlib.resources import files
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -23,12 +22,14 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from claude_contract.keys import escaped, joined
 from claude_contract.ledger.warnings import OWED
 from claude_contract.versions import UnknownVersion
+from claude_invoker import redis_clients
 from claude_invoker.caller import Caller
 from claude_invoker.holding import Bounds, refusal
 from claude_invoker.jobs.record import SUMMARY, VERSION, Delivery, Job, caller_of, check_version
 from claude_invoker.jobs.streams import Streams
 
-PREFIX = "claude:{jobs}:"
+JOBS_TAG = "{jobs}"
+PREFIX = f"claude:{JOBS_TAG}:"
 CANCELLED = PREFIX + "cancelled"  # channel
 TICKETS = PREFIX + "tickets"  # hash: ticket -> the job it holds
 BLOCKED = PREFIX + "blocked"  # hash: joined queue and subject -> ms until which it is passed over
@@ -51,11 +52,12 @@ def retry() -> Retry:
     return Retry(ExponentialBackoff(cap=0.5, base=0.02), _TRIES)
 
 
-def connect(url: str) -> Any:
-    """A client that rides out a restart of Redis: connections are retried for some seconds. So any script may run
-    twice; each is written for that."""
-    return Redis.from_url(
+def connect(url: str, key: str = PREFIX) -> Any:
+    """A client for keys with the hash tag of `key` that rides out a restart of Redis: connections are retried for some
+    seconds. So any script may run twice; each is written for that."""
+    return redis_clients.client_of(
         url,
+        key,
         retry=retry(),
         retry_on_error=[RedisConnectionError, RedisTimeoutError, ConnectionError],
         decode_responses=True,
@@ -72,15 +74,32 @@ def _script(name: str) -> tuple[str, str]:
 
 
 class Store:
-    """`tiers`: names in order of priority; jobs of other tiers come last."""
+    """`tiers`: names in order of priority; jobs of other tiers come last. `warned`: a client for what budgets are owed,
+    where that is on another node of a Cluster than jobs are."""
 
-    def __init__(self, redis: Any, tiers: Sequence[str] = (), bounds: Bounds = Bounds()) -> None:  # noqa: B008 frozen
+    def __init__(
+        self,
+        redis: Any,
+        tiers: Sequence[str] = (),
+        bounds: Bounds = Bounds(),  # noqa: B008 frozen
+        warned: Any = None,
+    ) -> None:
         self.redis = redis
+        self._warned = warned or redis
         self.bounds = bounds
         self.streams = Streams(redis, PREFIX)
         self.queues = [escaped(":", tier) for tier in dict.fromkeys((*tiers, ""))]
         self._old_queues = [tier for tier in tiers if escaped(":", tier) != tier]  # where release 0.1.0 let jobs wait
         self._claims = 0
+
+    @classmethod
+    def open(cls, url: str, tiers: Sequence[str], bounds: Bounds) -> Store:
+        """Raises BadPlace."""
+        return cls(connect(url), tiers, bounds, connect(url, OWED))
+
+    async def close(self) -> None:
+        await self.redis.aclose()
+        await self._warned.aclose()
 
     def queue(self, tier: str) -> str:
         """Where jobs of a tier wait, as it stands in keys."""
@@ -103,7 +122,7 @@ class Store:
         queue = self.queue(job.tier)
         keys = [
             PREFIX + f"job:{job.id}",
-            PREFIX + joined(":", "idem", job.subject, idempotency[0]) if idempotency else "",
+            PREFIX + joined(":", "idem", *((job.subject, idempotency[0]) if idempotency else ())),
             _wait(queue, job.subject),
             _round_robin(queue),
             PREFIX + f"of:{job.subject}",
@@ -359,14 +378,14 @@ class Store:
 
     async def notices(self) -> list[str]:
         """What the operator is owed of budgets, the oldest first."""
-        return list(await self.redis.zrange(OWED, 0, NOTICES - 1))
+        return list(await self._warned.zrange(OWED, 0, NOTICES - 1))
 
     async def is_owed(self, notice: str) -> bool:
-        return await self.redis.zscore(OWED, notice) is not None
+        return await self._warned.zscore(OWED, notice) is not None
 
     async def told(self, *notices: str) -> None:
         """They are owed no more."""
-        await self.redis.zrem(OWED, *notices)
+        await self._warned.zrem(OWED, *notices)
 
     async def delivered(self, job: Job, delivery: Delivery, *, final: bool) -> None:
         """Adds a try to the job's delivery log; `final`: nothing is owed any more."""

@@ -11,17 +11,17 @@ import ssl
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 import redis
 from gevent import monkey
 from redis.backoff import NoBackoff
-from redis.cluster import ClusterNode, RedisCluster
+from redis.cluster import RedisCluster
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError, SlotNotCoveredError
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelConnectionPool
 
+from claude_contract import redis_place
 from claude_contract.errors import ConfigError
 from claude_contract.ledger import (
     Admission,
@@ -40,6 +40,7 @@ from claude_contract.ledger import (
 from claude_contract.ledger.calls import Call, OutOfPeriod
 from claude_contract.ledger.live import Change, Target
 from claude_contract.ledger.warnings import BudgetWarning
+from claude_contract.redis_place import BadPlace, Kind, Place
 from kong_claude.rate_tiers.redis_circuit import Circuit, Circuits, Quiet, is_away
 from kong_claude.rate_tiers.redis_pipe import Shared
 from kong_claude.rate_tiers.redis_pool import Pool
@@ -88,24 +89,22 @@ class Settings(NamedTuple):
             *sentinel,
         )
 
-    def options(self, tls: bool) -> dict[str, Any]:
-        """Keyword arguments of a redis-py connection."""
-        options: dict[str, Any] = {
+    def place(self) -> Place:
+        """What the URL says, and the other fields before it. Raises BadPlace."""
+        place = Place.parse(self.url)
+        both: dict[str, Any] = {
             "socket_timeout": self.timeout,
             "socket_connect_timeout": self.timeout,
             "retry": Retry(NoBackoff(), 0),
             "driver_info": None,  # saves two round trips per connection
         }
-        if self.username:
-            options["username"] = self.username
-        if self.password:
-            options["password"] = self.password
-        if tls:
-            options["ssl_cert_reqs"] = ssl.CERT_REQUIRED if self.verify else ssl.CERT_NONE
-            options["ssl_check_hostname"] = self.verify
-            if self.ca_file:
-                options["ssl_ca_certs"] = self.ca_file
-        return options
+        if place.tls and not self.verify:
+            both |= {"ssl_cert_reqs": ssl.CERT_NONE, "ssl_check_hostname": False}
+        if place.tls and self.ca_file:
+            both["ssl_ca_certs"] = self.ca_file
+        users = {"username": self.username, "password": self.password}
+        sentinels = {"username": self.sentinel_username, "password": self.sentinel_password}
+        return place.but(both | _given(users), both | _given(sentinels))
 
 
 class Transport(Protocol):
@@ -123,17 +122,11 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
-def _transport(settings: Settings) -> Transport:
-    """Raises BadPlace, ValueError, OSError."""
-    scheme = urlsplit(settings.url).scheme
-    if scheme.endswith("+cluster"):
-        return _Cluster(settings)
-    tls = scheme.startswith("rediss")
-    if scheme.endswith("+sentinel"):
-        connect = _sentinel_pool(settings).make_connection
-    else:
-        connect = redis.ConnectionPool.from_url(settings.url, **settings.options(tls)).make_connection
-    return Pool(connect) if tls or not in_greenlets() else Shared(connect, settings.timeout)
+def _transport(place: Place, timeout: float) -> Transport:
+    if place.kind is Kind.CLUSTER:
+        return _Cluster(place, timeout)
+    connect = redis_place.pool(place).make_connection
+    return Pool(connect) if place.tls or not in_greenlets() else Shared(connect, timeout)
 
 
 def in_greenlets() -> bool:
@@ -149,13 +142,11 @@ class RedisLedger(Ledger):
         self.circuits = Circuits()
         self._quiet = Quiet()
         try:
-            self._transport = _transport(settings)
+            place = settings.place()
         except BadPlace as error:
             raise ConfigError("redis_url", str(error)) from None
-        except (ValueError, OSError):
-            # The text of the error could hold the URL with its password.
-            raise ConfigError("redis_url", "is not a URL of Redis that can be used") from None
-        self.one_node = "+cluster" not in urlsplit(settings.url).scheme
+        self._transport = _transport(place, settings.timeout)
+        self.one_node = place.kind is not Kind.CLUSTER
 
     def admit(self, request: Admit) -> Admission:
         try:
@@ -230,56 +221,22 @@ class RedisLedger(Ledger):
         self._transport.close()
 
 
-class BadPlace(ValueError):
-    """A URL that cannot be used; the text has nothing of it."""
-
-
 def _in_url(host: str) -> str:
     """An IPv6 address stands in brackets in a URL."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
-def _hosts(url: str) -> tuple[list[tuple[str, int]], list[str], str, str]:
-    """(host, port) of each, path segments, user and password of redis+sentinel:// and redis+cluster:// URLs."""
-    parts = urlsplit(url)
-    user_info, _, hosts = parts.netloc.rpartition("@")
-    user, _, password = user_info.partition(":")
-    nodes = []
-    for node in hosts.split(","):
-        host, _, port = node.rpartition(":")
-        if not host or not port.isdecimal():
-            raise BadPlace("must name each node as host:port")
-        nodes.append((host.strip("[]"), int(port)))
-    return nodes, [unquote(s) for s in parts.path.split("/") if s], unquote(user), unquote(password)
-
-
-def _with_user(settings: Settings, user: str, password: str) -> Settings:
-    return settings._replace(username=settings.username or user, password=settings.password or password)
-
-
-def _sentinel_pool(settings: Settings) -> Any:
-    nodes, path, user, password = _hosts(settings.url)
-    if not path:
-        raise BadPlace("must name the Sentinel's service in its path")
-    tls = settings.url.startswith("rediss")
-    options = _with_user(settings, user, password).options(tls)
-    asking = settings._replace(username=settings.sentinel_username, password=settings.sentinel_password).options(tls)
-    sentinel = Sentinel(nodes, sentinel_kwargs={**asking, "ssl": True} if tls else asking)
-    if len(path) > 1 and not path[1].isdecimal():
-        raise BadPlace("must have a number as its database")
-    database = int(path[1]) if len(path) > 1 else 0
-    return SentinelConnectionPool(path[0], sentinel, ssl=tls, db=database, **options)
+def _given(options: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in options.items() if value}
 
 
 class _Cluster:
     """redis-py's cluster client. Made on first use: it asks the nodes for the slots, and Redis may be away when Kong
     starts."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._nodes, _, user, password = _hosts(settings.url)
-        self._tls = settings.url.startswith("rediss")
-        self._options = _with_user(settings, user, password).options(self._tls)
-        self._timeout = settings.timeout
+    def __init__(self, place: Place, timeout: float) -> None:
+        self._place = place.but({"retry": Retry(NoBackoff(), 1)}, {})
+        self._timeout = timeout
         self._lock = threading.Lock()
         self._made: RedisCluster | None = None
 
@@ -308,12 +265,7 @@ class _Cluster:
             raise redis.TimeoutError("another request is connecting to the cluster")
         try:
             if self._made is None:
-                self._made = RedisCluster(
-                    startup_nodes=[ClusterNode(host, port) for host, port in self._nodes],
-                    ssl=self._tls,
-                    **{n: v for n, v in self._options.items() if n not in ("retry", "driver_info")},
-                    retry=Retry(NoBackoff(), 1),
-                )
+                self._made = redis_place.client(self._place)
             return self._made
         finally:
             self._lock.release()
