@@ -1,4 +1,9 @@
-"""asyncio's clients of Redis, wherever it is: a server, what Sentinels call the master, or a Cluster."""
+"""asyncio's clients of Redis, wherever it is: a server, what Sentinels call the master, or a Cluster.
+
+A connection to a server that says that it is not the master, or not any more, is closed: a managed Redis fails over by
+what its name leads to, and whoever kept his connection would be answered READONLY for ever. Nothing has been done then,
+so that it may be asked again.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +13,21 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import (
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 from redis.crc import key_slot
-from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, TryAgainError
+from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisError, ResponseError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from claude_contract.redis_place import Kind, Place
 
 _CONNECT_S = 2.0
-_ELSEWHERE = (MovedError, AskError, ClusterDownError, TryAgainError)
+_ELSEWHERE = (AskError, ClusterDownError, ReadOnlyError, TryAgainError)
+"""Those of redis-py that say so by their class, with MOVED and MASTERDOWN."""
 
 
 def client(url: str, **options: Any) -> Any:
@@ -48,11 +59,12 @@ def _pool(place: Place) -> ConnectionPool:
     if place.kind is Kind.SENTINEL:
         asking = {**place.asking, "ssl": True} if place.tls else dict(place.asking)
         sentinel = Sentinel(list(place.nodes), sentinel_kwargs=asking)
-        return SentinelConnectionPool(place.service, sentinel, ssl=place.tls, **options)
+        managed = _ManagedSSLConnection if place.tls else _ManagedConnection
+        return SentinelConnectionPool(place.service, sentinel, connection_class=managed, **options)
     if "path" in options:
         return ConnectionPool(UnixDomainSocketConnection, **options)
     ((host, port),) = place.nodes
-    return ConnectionPool(SSLConnection if place.tls else Connection, host=host, port=port, **options)
+    return ConnectionPool(_SSLConnection if place.tls else _Connection, host=host, port=port, **options)
 
 
 class _Owner:
@@ -99,7 +111,35 @@ def _address(place: list[Any], asked: tuple[str, int]) -> tuple[str, int]:
     return host if host not in ("", "?") else asked[0], int(place[1])
 
 
-class _SlotConnection(Connection):
+class _ToTheMaster(Connection):
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*args, **options)
+        except ResponseError as error:
+            # A script of Redis 6.2 says it within a text of its own.
+            if not isinstance(error, _ELSEWHERE) and "READONLY" not in str(error):
+                raise
+            await self.disconnect()
+            raise RedisConnectionError(f"this is not the master: {error}") from error
+
+
+class _Connection(_ToTheMaster):
+    pass
+
+
+class _SSLConnection(_ToTheMaster, SSLConnection):
+    pass
+
+
+class _ManagedConnection(_ToTheMaster, SentinelManagedConnection):
+    pass
+
+
+class _ManagedSSLConnection(_ToTheMaster, SentinelManagedSSLConnection):
+    pass
+
+
+class _SlotConnection(_ToTheMaster):
     """To the node that has the keys, found anew with each connection, as Sentinel's are."""
 
     def __init__(self, owner: _Owner, **options: Any) -> None:
@@ -113,13 +153,6 @@ class _SlotConnection(Connection):
         if not self.is_connected:
             self.host, self.port = await self._owner.find()
             await self.connect_check_health(retry_socket_connect=False)
-
-    async def read_response(self, *args: Any, **options: Any) -> Any:
-        try:
-            return await super().read_response(*args, **options)
-        except _ELSEWHERE as error:
-            await self.disconnect()  # so that whoever repeats it asks where the keys are now
-            raise RedisConnectionError(f"the Cluster says {error}") from error
 
 
 class _SlotSSLConnection(_SlotConnection, SSLConnection):

@@ -9,9 +9,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from redis import Redis
 
+from claude_contract import redis_place
 from claude_contract.ledger import Admission, Admit, Lease, Ledger, Peek, Slot, Window, Windows
+from claude_contract.redis_place import Place
 from kong_claude.rate_tiers.local_ledger import LocalLedger
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.rate_tiers.servers import RedisProcess
@@ -22,9 +23,9 @@ fresh = multiprocessing.get_context("spawn")
 def admit_many(url: str, times: int, limit: int, processes: int) -> int:
     """Run in processes of its own: how many were admitted. Starts when all are there."""
     own = RedisLedger(Settings(url, timeout=10))
-    gate = Redis.from_url(url)
+    gate = redis_place.client(Place.parse(url))
     gate.incr("gate")
-    while int(gate.get("gate")) < processes:  # type: ignore[arg-type]
+    while int(gate.get("gate")) < processes:
         time.sleep(0.001)
     one = Admit("claude", "team", Windows((Window("minute", limit), Window("hour", limit + 1))))
     return sum(own.admit(one).admitted for _ in range(times))

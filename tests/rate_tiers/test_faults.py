@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -306,14 +306,14 @@ def test_password_and_user(redis_server: RedisProcess) -> None:
         )
 
 
-def test_tls(redis_server: RedisProcess, tmp_path: Path) -> None:
+def test_tls(tmp_path: Path) -> None:
     make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     cert, key = tmp_path / "c.pem", tmp_path / "k.pem"
     subprocess.run([*make, *name, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
-    with terminator(context, redis_server.socket_path) as port:
+    with closing(RedisProcess()) as server, terminator(context, server.socket_path) as port:
         url = f"rediss://localhost:{port}/0"
         assert isinstance(ask(stage(url, redis_ca_file=str(cert))), Pass)
         assert is_away(ask(stage(url))), "signed by nobody we know"

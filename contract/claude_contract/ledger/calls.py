@@ -209,7 +209,9 @@ def tell(warning: BudgetWarning) -> Call[bool]:
 
 
 # Lua stumbled over a value, or the key holds another type. Not what Redis says of itself (`OOM …`, `-READONLY …`).
-_DAMAGED = re.compile(r"\bWRONGTYPE\b|\buser_script:\d+: (?!-?[A-Z]{2,}\b)")
+_DAMAGED = re.compile(r"\bWRONGTYPE\b|\buser_script:\d+: (?!(?:@user_script: \d+: )?-?[A-Z]{2,}\b)")
+"""But not where Redis itself refused a command of the script: 6.2 says on a replica that
+`@user_script:302: @user_script: 302: -READONLY …`."""
 
 
 def unreadable(error: Exception, call: Call[Any]) -> UnreadableLedger | None:

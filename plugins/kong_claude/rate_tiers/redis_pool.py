@@ -8,7 +8,7 @@ from typing import Any
 
 import hiredis
 import redis
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import MasterDownError, NoScriptError, ReadOnlyError, RedisError
 
 from claude_contract.ledger.calls import Call
 
@@ -84,4 +84,5 @@ def another_may_work(error: RedisError) -> bool:
     """
     if isinstance(error, redis.TimeoutError):
         return False
-    return isinstance(error, redis.ConnectionError | ReadOnlyError) or "READONLY" in str(error)
+    not_master = isinstance(error, ReadOnlyError | MasterDownError) or "READONLY" in str(error)
+    return not_master or isinstance(error, redis.ConnectionError)
