@@ -15,9 +15,15 @@ _OVERHEAD = 256
 """What an event takes in memory beside its data."""
 
 
+_ENDS = ("\u0085", "\u2028", "\u2029")
+"""Ends of a line for many a client (Python's `splitlines`, by which httpx reads lines), though not in an event stream.
+JSON escapes all others, and lets these stand."""
+_ESCAPED = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end in _ENDS)
+
+
 @dataclass(frozen=True)
 class Event:
-    """`id` counts from 1 within the run; `name` is the SSE event name; `data` is JSON text."""
+    """`id` counts from 1 within the run; `name` is the SSE event name; `data` is JSON text, one line for any client."""
 
     id: int
     name: str
@@ -49,7 +55,9 @@ class EventLog:
         return self.append_json(name, orjson.dumps(document))
 
     def append_json(self, name: str, data: bytes) -> Event:
-        """`data`: JSON text on one line."""
+        """`data`: JSON text without ends of lines between its tokens."""
+        for end, escape in _ESCAPED:
+            data = data.replace(end, escape)  # itself, where there is none
         self._last += 1
         event = Event(self._last, name, data)
         self._events.append(event)
