@@ -6,7 +6,7 @@ JOBS   ?= 3
 DATA   ?= tests/conformance/data
 BASE_URL ?=
 
-.PHONY: redis-servers test-redis help setup up down test test-ledger lint format bench conformance chaos soak clean fuzz version
+.PHONY: redis-servers test-redis help setup up down test test-ledger lint format bench conformance chaos soak clean fuzz version doctor
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -117,6 +117,9 @@ test-docker: setup ## compose with real Kong (MINIKONG=1: minikong), escapes fro
 test-kong: setup ## the scenarios and the chaos suite on a real Kong: KONG=/path/to/kong make test-kong
 	@test -x "$(KONG)" || { echo "which Kong? KONG=/path/to/kong make test-kong" >&2; exit 2; }
 	KONG="$(KONG)" $(BIN)/python -m pytest tests/e2e tests/chaos tests/pair tests/cli/test_real_kong.py -q --timeout=300
+
+doctor: setup ## 1,000 generated files, what the doctor says and what passes (FILES=50 KONG=/path/to/kong for a real Kong); 4 minutes
+	$(BIN)/python -m tests.doctor --files $(or $(FILES),1000)
 
 jobs-chaos: setup ## 500 jobs while workers and Redis are killed, with both policies; about 10 minutes
 	JOBS_CHAOS=500 $(BIN)/python -m pytest tests/jobs/test_workers.py -q

@@ -120,8 +120,9 @@ def one_mark_for_two_routes(c: dict[str, Any], e: dict[str, str]) -> None:
         route["plugins"][1]["config"]["access"] = [named("jobs", ["claude-gateway"])]
 
 
-def plugin_only_on_http(c: dict[str, Any], e: dict[str, str]) -> None:
-    plugin(c)["protocols"] = ["http"]
+def plugin_that_never_runs(c: dict[str, Any], e: dict[str, str]) -> None:
+    for name in routes(c)[0]["plugins"]:
+        name["protocols"] = ["tcp"]
 
 
 def consumer_override(c: dict[str, Any], e: dict[str, str]) -> None:
@@ -387,7 +388,7 @@ MISTAKES: list[tuple[str, Callable[[dict[str, Any], dict[str, str]], None]]] = [
     ("no-authentication", open_sibling_route),
     ("no-authentication", open_sibling_service),
     ("shared-mark", one_mark_for_two_routes),
-    ("protocols", plugin_only_on_http),
+    ("no-authentication", plugin_that_never_runs),
     ("consumer-scope", consumer_override),
     ("doubled", gateway_and_parts),
     ("late-change", body_changed_afterwards),
@@ -427,7 +428,7 @@ MISTAKES: list[tuple[str, Callable[[dict[str, Any], dict[str, str]], None]]] = [
     ("answers-before-guard", a_plugin_nobody_knows),
     ("wrong-mark", guard_by_the_other_entity),
     ("wrong-mark", installed_guard_by_the_other_entity),
-    ("no-guard", installed_guard_of_another_plugin),
+    ("refuses-all", installed_guard_of_another_plugin),
     ("not-enabled", installed_guard_not_enabled),
     ("consumer-scope", installed_guard_for_a_consumer),
     ("wrong-mark", installed_guard_and_a_mark),
@@ -485,7 +486,9 @@ def environment_of_compose(tmp_path: Path) -> dict[str, str]:
     environment = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["kong"]["environment"]
     # What the secrets' service makes and the entry point sets.
     secrets = {"CLAUDE_JWT_SECRET": SECRET[::-1], "CLAUDE_ATTESTATION_KEY": KEY}
-    return {k: str(v) for k, v in environment.items()} | secrets | {"CLAUDE_REDIS_URL": "redis://:x@redis:6379/0"}
+    environment |= secrets | {"CLAUDE_REDIS_URL": "redis://:x@redis:6379/0"}
+    # As compose fills in what is not set.
+    return {k: re.sub(r"\$\{\w+:-(.*?)\}", r"\1", str(v)) for k, v in environment.items()}
 
 
 def environment_of_up(tmp_path: Path) -> dict[str, str]:
@@ -505,6 +508,15 @@ def test_our_own_files_have_no_hole(environment_of: Callable[[Path], dict[str, s
     seen = view.from_file(ROOT / "kong.yml", environment_of(tmp_path))
     assert [*rules.examine(seen), *probe.configurations(seen, PLUGINS)] == []
     assert len(seen.routes) == 10
+
+
+@pytest.mark.parametrize("published", ["0.0.0.0", None])
+def test_the_development_issuer_beyond_this_machine_is_named(published: str | None, tmp_path: Path) -> None:
+    environment = environment_of_compose(tmp_path)
+    environment.pop("CLAUDE_PUBLISHED_ON")
+    seen = view.from_file(ROOT / "kong.yml", environment | ({"CLAUDE_PUBLISHED_ON": published} if published else {}))
+    (opening,) = rules.examine(seen)
+    assert (opening.rule, opening.where) == ("development-issuer", "issuer kong-claude-dev")
 
 
 def test_a_shared_secret_is_no_hole_and_a_spoilt_key_is_one(tmp_path: Path) -> None:

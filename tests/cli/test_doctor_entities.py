@@ -204,10 +204,15 @@ def test_a_plugin_that_is_switched_off_shares_no_mark(tmp_path: Path) -> None:
     off["config"]["mark"] = "shared"
     document = document_of([guarded("/a"), guarded("/b")], plugins=[off])
     assert list(guards.distinct_marks(seen(document, tmp_path))) == []
-    off["enabled"] = True
     for route in document["services"][0]["routes"]:
-        route["plugins"] = []
+        route["plugins"][0]["config"]["mark"] = "shared"
     assert [opening.rule for opening in guards.distinct_marks(seen(document, tmp_path))] == ["shared-mark"]
+
+
+def test_one_plugin_of_a_service_shares_its_mark_with_nobody(tmp_path: Path) -> None:
+    document = document_of([{"paths": ["/a"]}, {"paths": ["/b"]}])
+    document["services"][0]["plugins"] = guarded("/a")["plugins"]
+    assert list(guards.distinct_marks(seen(document, tmp_path))) == []
 
 
 def test_a_nameless_consumers_plugin_is_not_everybodys(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterator
 
 from kong_claude.doctor.opening import Opening
-from kong_claude.doctor.reach import authenticates, protected
-from kong_claude.doctor.view import Entity, RouteView, View, label
+from kong_claude.doctor.reach import AUTHENTICATING, KONGS, anonymous, authenticates, protected
+from kong_claude.doctor.view import Entity, RouteView, View, label, of_consumer, runs
 from kong_claude.guard import BYS, KEYS, PLUGIN, By, lua, named
 
 ENFORCING = tuple(KEYS)
@@ -48,17 +48,50 @@ SILENT = {*KEYS, *PLUGIN.values(), "claude-metrics", "post-function"}.union(
 def guarded(view: View) -> Iterator[Opening]:
     """Every route to the invoker carries a plugin that authenticates, and a guard for each plugin's own mark."""
     for route in protected(view):
+        if route.streams or any(shuts(p) for p in route.active("request-termination")):
+            continue  # another rule's; or nobody's, since nothing passes
         active = route.active(*ENFORCING)
-        if not any(map(authenticates, active)) and not (active and PUBLIC in (route.route.get("tags") or [])):
+        orphans = [name for name in ENFORCING if name in demanded(route) and not any(p["name"] == name for p in active)]
+        if orphans:
+            yield from refuses_all(route, orphans)
+            continue
+        public = active and PUBLIC in (route.route.get("tags") or [])
+        if not public and not any(map(authenticates, route.active(*ENFORCING, *KONGS))):
+            consumer = next(filter(None, map(anonymous, route.active(*AUTHENTICATING))), None)
             yield Opening(
                 "no-authentication",
                 f"route {route.name}",
-                "goes to the invoker without claude-jwt-claims or claude-gateway with jwt_claims",
-                f"add claude-gateway to the route; where nobody can have a token yet, limits and the tag {PUBLIC}",
+                f"lets callers without a token in, as the consumer {consumer}"
+                if consumer
+                else "goes to the invoker without claude-jwt-claims or claude-gateway with jwt_claims",
+                f"unset anonymous; or, if it is meant so, the tag {PUBLIC}"
+                if consumer
+                else f"add claude-gateway to the route; where nobody can have a token yet, limits and the tag {PUBLIC}",
             )
             continue
         for plugin in active:
             yield from guard_for(route, plugin)
+
+
+def refuses_all(route: RouteView, orphans: list[str]) -> Iterator[Opening]:
+    """A guard for a plugin that does not run on the route: nothing passes it."""
+    names = " and ".join(orphans)
+    yield Opening(
+        "refuses-all",
+        f"route {route.name}",
+        f"its guard refuses every request with 503, since {names} is not there to leave its mark",
+        f"add {names} to the route, or take the guard away with it",
+    )
+    for name in orphans:
+        if not any(demands(p, name) for p in route.active(PLUGIN[name])):
+            yield from answers_before(route, {"name": name}, f"kong-claude guard --plugin {name} --lua-plugin")
+
+
+def demanded(route: RouteView) -> set[str]:
+    """The plugins whose marks the route's guards compare."""
+    wanted = {name for name in ENFORCING for guard in route.active(PLUGIN[name]) if demands(guard, name)}
+    codes = [code for p in route.active("post-function") for code in phase_code(p, "access") if known(code)]
+    return wanted | {name for name, key in KEYS.items() for code in codes if f'"{key}"' in code}
 
 
 def guard_for(route: RouteView, plugin: Entity) -> Iterator[Opening]:
@@ -151,7 +184,7 @@ def answers_before(route: RouteView, plugin: Entity, remedy: str) -> Iterator[Op
     ours = PRIORITIES[plugin["name"]]
     for other in route.plugins:
         name = str(other.get("name"))
-        if not other.get("enabled", True) or name in SILENT or refuses(other):
+        if not runs(other) or name in SILENT or refuses(other):
             continue
         priority = ANSWERING.get(name)
         if priority is None or POST_FUNCTION < priority < ours:
@@ -170,18 +203,24 @@ def refuses(plugin: Entity) -> bool:
     return plugin.get("name") == "request-termination" and (config.get("status_code") or 503) >= 400
 
 
+def shuts(plugin: Entity) -> bool:
+    """request-termination that says no to everything."""
+    return refuses(plugin) and not (plugin.get("config") or {}).get("trigger")
+
+
 def distinct_marks(view: View) -> Iterator[Opening]:
-    """Two routes with one mark could run each other's configuration and satisfy each other's guard."""
-    seen: dict[tuple[str, str], RouteView] = {}
+    """Two plugins with one mark could run each other's configuration and satisfy each other's guard."""
+    seen: dict[tuple[str, str], tuple[Entity, RouteView]] = {}
     for route in view.routes:
         for plugin in route.active(*ENFORCING):
             mark = (plugin.get("config") or {}).get("mark")
-            other = seen.setdefault((plugin["name"], mark), route) if mark else route
-            if other is not route:  # not by name: two may have none
+            other, first = seen.setdefault((plugin["name"], mark), (plugin, route)) if mark else (plugin, route)
+            if other is not plugin:
+                one, two = sorted((first.name, route.name))
                 yield Opening(
                     "shared-mark",
-                    f"route {route.name}",
-                    f"has the same mark as route {other.name}",
+                    f"routes {one} and {two}",
+                    f"have the same mark {mark!r}",
                     "unset config.mark: the mark is then the route's id",
                 )
 
@@ -192,7 +231,7 @@ def one_scope(view: View) -> Iterator[Opening]:
     for route in view.routes:
         for plugin in (*route.plugins, *route.displaced):
             by = scope(plugin)
-            if plugin.get("name") in ENFORCING and plugin.get("enabled", True) and by and not of_consumer(plugin):
+            if plugin.get("name") in ENFORCING and runs(plugin) and by and not of_consumer(plugin):
                 scopes.setdefault((id(route.service), plugin["name"]), set()).add(by)
     services = {id(route.service): route.service for route in view.routes}
     for (service, name), found in scopes.items():
@@ -203,10 +242,6 @@ def one_scope(view: View) -> Iterator[Opening]:
                 f"has {name} on the service and on routes of it, and one guard fits one of them only",
                 "bind it to each route or to the service; what differs belongs in a service of its own",
             )
-
-
-def of_consumer(plugin: Entity) -> bool:
-    return plugin.get("consumer") is not None or plugin.get("consumer_group") is not None
 
 
 def phase_code(plugin: Entity, phase: str) -> list[str]:

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from kong_claude.doctor.view import Entity, RouteView, View
+from kong_claude.doctor.view import Entity, RouteView, View, of_consumer, runs
 
 AUTHENTICATING = ("claude-gateway", "claude-jwt-claims")
+# Kong's own: Lua that runs in Kong itself, so that none of them needs a guard.
+KONGS = ("basic-auth", "hmac-auth", "jwt", "key-auth", "ldap-auth", "mtls-auth", "oauth2")
 
 
 def authenticates(plugin: Entity) -> bool:
-    """claude-gateway without its section jwt_claims asks nobody who they are."""
-    if plugin["name"] == "claude-gateway":
-        return bool((plugin.get("config") or {}).get("jwt_claims"))
-    return plugin["name"] in AUTHENTICATING
+    """Whether nobody passes without a credential. claude-gateway without its section jwt_claims asks nobody who they
+    are, and with `anonymous` one is somebody without a token."""
+    return plugin["name"] in (*AUTHENTICATING, *KONGS) and bool(asks(plugin)) and not anonymous(plugin)
+
+
+def asks(plugin: Entity) -> Entity | None:
+    """Where a plugin says how it knows callers; None where it asks nobody."""
+    config: Entity = plugin.get("config") or {}
+    return config.get("jwt_claims") if plugin["name"] == "claude-gateway" else config or {"": ""}
+
+
+def anonymous(plugin: Entity) -> str | None:
+    """The consumer that callers without a credential become."""
+    return (asks(plugin) or {}).get("anonymous")
 
 
 def protected(view: View) -> list[RouteView]:
@@ -21,8 +33,10 @@ def protected(view: View) -> list[RouteView]:
     without a service, which a plugin of Kong's answers (`aws-lambda`, `ai-proxy`), where they have one themselves."""
 
     def meant(plugin: Entity) -> bool:
-        """Also where it is switched off on a route or service; a global one that is off may only carry YAML anchors."""
-        return plugin.get("enabled", True) or plugin.get("route") is not None or plugin.get("service") is not None
+        """Also where it is switched off on a route or service; a global one that is off may only carry YAML anchors,
+        and a consumer's is on every route."""
+        scoped = plugin.get("route") is not None or plugin.get("service") is not None
+        return scoped or (runs(plugin) and not of_consumer(plugin))
 
     asking = [r for r in view.routes if any(map(meant, r.named(*AUTHENTICATING)))]
     hosts = {h for r in asking for h in hosts_of(view, r)}

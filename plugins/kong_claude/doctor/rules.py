@@ -10,11 +10,13 @@ from typing import Any
 from kong_claude.doctor import guards, pair
 from kong_claude.doctor.guards import ENFORCING, phase_code
 from kong_claude.doctor.opening import Opening
-from kong_claude.doctor.reach import host_of, protected
-from kong_claude.doctor.view import View
+from kong_claude.doctor.reach import AUTHENTICATING, asks, host_of, protected
+from kong_claude.doctor.view import Entity, RouteView, View, label, of_consumer, runs
 from kong_claude.guard import LUA_PLUGINS
 
 SUITE = (*ENFORCING, "claude-metrics")
+PLUGIN_SERVER = "kong-claude-pluginserver"
+DEVELOPMENT = "kong-claude-dev"  # the issuer of `kong-claude token`
 GUARDS = (*LUA_PLUGINS, "post-function")
 MAX_READ_TIMEOUT = 10.0  # seconds a silent plugin server may hold a request
 EVENT_TIMEOUT = 25.0  # seconds, the plugin server's default
@@ -22,37 +24,32 @@ MIN_BODY_BUFFER = 64 << 10  # bytes
 WEAK = re.compile(r"change.?me|secret|password|example|test|dev|1234", re.IGNORECASE)
 SECRET_FIELDS = re.compile(r"(^|_)(secret|private_key|password|redis_url|revocation_redis_url)$")
 BODY_READERS = ("claude-gateway", "claude-rate-tiers", "claude-prompt-context")
-EARLY = ("certificate", "rewrite", "access")  # phases up to the guard's
-HTTP = {"http", "https", "grpc", "grpcs"}  # what plugins run on, by default too
+BEFORE_ROUTING = ("certificate", "rewrite")  # phases in which only plugins without any scope run
+WRITES = re.compile(r"\bctx\b.{0,9}\bshared\b", re.DOTALL)
 # Plugins that change the body after claude-prompt-context (769) or claude-gateway (1440) have hashed it.
 BODY_CHANGERS = ("request-transformer", "request-transformer-advanced", "ai-request-transformer", "ai-proxy")
 
 
 def protocols(view: View) -> Iterator[Opening]:
-    """A plugin or guard that does not run on one of its route's protocols lets that protocol through. On a stream (tcp,
-    tls …) none of them runs, whatever it says."""
+    """On a stream (tcp, tls …) neither our plugins nor a guard run, whatever they say."""
     for route in protected(view):
-        wanted = set(route.route.get("protocols") or ["http", "https"])
-        for plugin in route.active(*ENFORCING, *GUARDS):
-            missing = wanted - (set(plugin.get("protocols") or HTTP) & HTTP)
-            if missing:
-                yield Opening(
-                    "protocols",
-                    f"route {route.name}",
-                    f"{plugin['name']} does not run on {', '.join(sorted(missing))}",
-                    "give the plugin the protocols of the route",
-                )
+        if route.streams:
+            yield Opening(
+                "protocols",
+                f"route {route.name}",
+                f"no plugin of ours runs on {', '.join(sorted(route.streams))}",
+                "take the route away, or give it http or https",
+            )
 
 
 def overrides(view: View) -> Iterator[Opening]:
     """A consumer-scoped entity replaces the route's own configuration, mark included."""
     for plugin in view.plugins:
-        scoped = plugin.get("consumer") is not None or plugin.get("consumer_group") is not None
-        if scoped and plugin.get("name") in (*ENFORCING, *GUARDS) and plugin.get("enabled", True):
+        if of_consumer(plugin) and plugin.get("name") in (*ENFORCING, *GUARDS) and runs(plugin):
             yield Opening(
                 "consumer-scope",
-                f"plugin {plugin['name']}",
-                "is bound to a consumer and replaces the route's configuration for it",
+                f"plugin {plugin['name']} of {view.caller(plugin)}",
+                "replaces the route's configuration for it",
                 "bind it to the route; use tiers for what differs by caller",
             )
 
@@ -60,7 +57,7 @@ def overrides(view: View) -> Iterator[Opening]:
 def order(view: View) -> Iterator[Opening]:
     """Combinations of plugins that undo each other."""
     for route in protected(view):
-        names = {p["name"] for p in route.plugins if p.get("enabled", True)}
+        names = {p["name"] for p in route.plugins if runs(p) and not of_consumer(p)}
         where = f"route {route.name}"
         doubled = names & {"claude-jwt-claims", "claude-rate-tiers", "claude-prompt-context"}
         if "claude-gateway" in names and doubled:
@@ -74,20 +71,36 @@ def order(view: View) -> Iterator[Opening]:
                 f"{changer} runs after the attestation was signed; a changed body is refused by the invoker",
                 f"move what {changer} does into claude-prompt-context",
             )
-        for plugin in route.active("pre-function", "post-function"):
-            code = [
-                c for phase in EARLY for c in phase_code(plugin, phase) if "ctx.shared" in c and not guards.known(c)
-            ]
-            if code:
-                yield Opening(
-                    "forged-mark",
-                    where,
-                    f"a {plugin['name']} writes kong.ctx.shared, where the guard looks",
-                    "remove it",
-                )
+        for plugin in forgers(route):
+            yield Opening(
+                "forged-mark",
+                where,
+                f"a {plugin['name']} writes kong.ctx.shared, where the guard looks",
+                "remove it",
+            )
         limits = [p.get("config") or {} for p in route.active("claude-rate-tiers", "claude-gateway")]
         if any((config.get("rate_tiers") or config).get("on_error") == "allow" for config in limits):
             yield Opening("fails-open", where, "without Redis nothing is limited (on_error: allow)", "on_error: deny")
+
+
+def forgers(route: RouteView) -> Iterator[Entity]:
+    """Functions that can write a mark before the guard has looked. A post-function runs after an installed guard: only
+    beside the guard's own text it comes in time."""
+    for plugin in (*route.plugins, *route.displaced):
+        if plugin.get("name") not in ("pre-function", "post-function") or not runs(plugin):
+            continue
+        phases = BEFORE_ROUTING if unscoped(plugin) else ()
+        if any(plugin is other for other in route.plugins):
+            access = phase_code(plugin, "access")
+            if plugin["name"] == "pre-function" or any(map(guards.known, access)):
+                phases = (*phases, "access")
+        code = [line for phase in phases for line in phase_code(plugin, phase)]
+        if any(WRITES.search(line) and not guards.known(line) for line in code):
+            yield plugin
+
+
+def unscoped(plugin: Entity) -> bool:
+    return guards.scope(plugin) is None and not of_consumer(plugin)
 
 
 # What the admin's route must have as those that count.
@@ -182,7 +195,7 @@ def kong_settings(view: View) -> Iterator[Opening]:
             "set it to 5s",
         )
     for name, command in env.items():
-        if re.fullmatch(r"KONG_PLUGINSERVER_\w+_START_CMD", name) and "kong-claude-pluginserver" in command:
+        if re.fullmatch(r"KONG_PLUGINSERVER_\w+_START_CMD", name) and PLUGIN_SERVER in command:
             event = re.search(r"--event-timeout[ =](\d+(?:\.\d+)?)", command)
             if timeout is not None and float(event[1] if event else EVENT_TIMEOUT) * 2 >= timeout:
                 yield Opening(
@@ -209,11 +222,21 @@ def kong_settings(view: View) -> Iterator[Opening]:
             )
         elif f"--dump {plugin}" not in env.get(key, ""):
             yield Opening("wrong-dump", key, "Kong reads only the first plugin of a dump", f"… --dump {plugin}")
+        start = env.get(key.replace("_QUERY_CMD", "_START_CMD"))
+        if start and PLUGIN_SERVER not in start:
+            yield Opening(
+                "stock-pluginserver",
+                key.replace("_QUERY_CMD", "_START_CMD"),
+                f"starts a server that is not {PLUGIN_SERVER}: an exception in it lets the request pass",
+                f"kong-claude env --plugin {plugin}",
+            )
     enabled = {name.strip() for name in (env.get("KONG_PLUGINS") or "bundled").split(",")}
-    guarding = {p["name"] for p in view.plugins if p.get("name") in GUARDS and p.get("enabled", True)}
-    for plugin in sorted(used | guarding):
-        if plugin not in enabled and not (plugin == "post-function" and "bundled" in enabled):
-            yield Opening("not-enabled", "KONG_PLUGINS", f"does not name {plugin}", f"bundled,{plugin}")
+    ours = {*SUITE, *LUA_PLUGINS}
+    for plugin in sorted({str(p.get("name")) for p in view.plugins} - enabled):  # one that is switched off, too
+        if plugin in ours or "bundled" not in enabled:
+            word = plugin if plugin in ours else f"bundled, and so not {plugin}"
+            yield Opening("not-enabled", "KONG_PLUGINS", f"does not name {word}", f"bundled,{','.join(sorted(used))}")
+    guarding = {p["name"] for p in view.plugins if p.get("name") in GUARDS and runs(p)}
     if "post-function" in guarding and env.get("KONG_UNTRUSTED_LUA") == "off":
         yield Opening(
             "untrusted-lua",
@@ -221,6 +244,65 @@ def kong_settings(view: View) -> Iterator[Opening]:
             "is off, so that no post-function runs and no guard with it",
             "leave it at sandbox, or use the plugin claude-guard: kong-claude guard --lua-plugin",
         )
+
+
+def development(view: View) -> Iterator[Opening]:
+    """The issuer of `kong-claude token` is for one machine."""
+    env = view.environment
+    if not any(name.startswith("KONG_") for name in env):
+        return
+    # A container listens on all its addresses; who started it says where its port was published.
+    published = env.get("CLAUDE_PUBLISHED_ON")
+    listens = f"{published}:8000" if published else env.get("KONG_PROXY_LISTEN") or "0.0.0.0:8000"  # Kong's default
+    if all(map(own_machine, listens.split(","))):
+        return
+    trusting = [
+        route.name
+        for route in view.routes
+        for plugin in route.active(*AUTHENTICATING)
+        if any(issuer.get("issuer") == DEVELOPMENT for issuer in (asks(plugin) or {}).get("issuers") or ())
+    ]
+    if trusting:
+        yield Opening(
+            "development-issuer",
+            f"issuer {DEVELOPMENT}",
+            f"who has its secret is anybody on {', '.join(trusting)}, and others reach Kong ({listens})",
+            "name your identity provider instead (docs/identity), or listen on 127.0.0.1",
+        )
+
+
+def own_machine(listen: str) -> bool:
+    """Whether only this machine reaches an entry of proxy_listen."""
+    address = (listen.split() or ["off"])[0]
+    host = address.rpartition(":")[0].strip("[]")
+    if address == "off" or address.startswith("unix:") or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def consumer_tags(view: View) -> Iterator[Opening]:
+    """A consumer that is meant to have a tier by its tag and has none gets the default one."""
+    tiers = {
+        str(tier.get("name"))
+        for plugin in view.plugins
+        if plugin.get("name") in ("claude-gateway", "claude-rate-tiers") and runs(plugin)
+        for config in [(plugin.get("config") or {}).get("rate_tiers") or plugin.get("config") or {}]
+        if config.get("consumer_tier") == "tag"
+        for tier in config.get("tiers") or ()
+    }
+    for consumer in view.consumers:
+        tags = [str(tag) for tag in consumer.get("tags") or ()]
+        meant = [tag for tag in tags if tag.startswith("tier")]
+        if tiers and meant and not tiers.intersection(tag.removeprefix("tier:") for tag in tags):
+            yield Opening(
+                "untagged-consumer",
+                f"consumer {label(consumer)}",
+                f"has the tag {meant[0]}, which names none of the tiers ({', '.join(sorted(tiers))})",
+                "tag it with the tier's name, or tier: and the name",
+            )
 
 
 def exposure(view: View) -> Iterator[Opening]:
@@ -246,6 +328,8 @@ RULES: tuple[Callable[[View], Iterator[Opening]], ...] = (
     secret_values,
     kong_settings,
     pair.handlers,
+    development,
+    consumer_tags,
     exposure,
 )
 

@@ -16,6 +16,7 @@ from kong_claude import ask
 from kong_claude.problem import Problem
 
 Entity = Mapping[str, Any]
+HTTP = frozenset({"http", "https", "grpc", "grpcs"})
 _NAMESPACE = uuid.UUID("fd02801f-0957-4a15-a55a-c8d9606f30b5")  # kong/db/declarative: of derived ids
 
 
@@ -36,8 +37,13 @@ class RouteView:
         return [p for p in self.plugins if p.get("name") in names]
 
     def active(self, *names: str) -> list[Entity]:
-        """Those that are not switched off."""
-        return [p for p in self.named(*names) if p.get("enabled", True)]
+        """Those that run, whoever calls."""
+        return [p for p in self.named(*names) if runs(p) and not of_consumer(p)]
+
+    @property
+    def streams(self) -> frozenset[str]:
+        """Its protocols that are none of HTTP's (tcp, tls …)."""
+        return frozenset(self.route.get("protocols") or ()) - HTTP
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,26 @@ class View:
     plugins: tuple[Entity, ...]
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of each upstream, as host:port
+    consumers: tuple[Entity, ...] = ()
+    consumer_groups: tuple[Entity, ...] = ()
+
+    def caller(self, plugin: Entity) -> str:
+        """Whose a plugin of a consumer or a group is."""
+        kind, own = ("consumer", self.consumers) if plugin.get("consumer") else ("consumer_group", self.consumer_groups)
+        try:
+            return f"{kind} {label(Index(f'{kind}s', own).find(plugin[kind]))}"
+        except Problem:  # an Admin API that does not list them
+            return f"{kind} {label(plugin[kind])}"
+
+
+def runs(plugin: Entity) -> bool:
+    """Whether Kong runs it at all. It does so on every protocol of HTTP's, if the plugin has one of them: a plugin for
+    https runs on http, too (should_process_plugin in Kong's runloop/plugins_iterator.lua)."""
+    return bool(plugin.get("enabled", True)) and not HTTP.isdisjoint(plugin.get("protocols") or HTTP)
+
+
+def of_consumer(plugin: Entity) -> bool:
+    return plugin.get("consumer") is not None or plugin.get("consumer_group") is not None
 
 
 def from_file(path: Path, environment: Mapping[str, str]) -> View:
@@ -78,12 +104,15 @@ def from_file(path: Path, environment: Mapping[str, str]) -> View:
 def flatten(document: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Nested services/routes/consumers/plugins as flat lists. A nested entity refers to its parent by the parent
     itself, since that need have neither name nor id."""
+    shared = document.get("_plugin_configs") or {}
     flat: dict[str, list[dict[str, Any]]] = {
         k: [] for k in ("services", "routes", "plugins", "consumers", "consumer_groups", "upstreams", "targets")
     }
 
     def take(kind: str, entity: dict[str, Any], **parent: dict[str, Any]) -> None:
         entity = {**entity, **parent}
+        if kind == "plugins" and "_config" in entity:
+            entity["config"] = {**from_deck(shared, entity.pop("_config")), **(entity.get("config") or {})}
         for child in ("routes", "plugins", "targets"):
             for nested in entity.pop(child, None) or []:
                 take(child, nested, **{kind.removesuffix("s"): entity})
@@ -95,13 +124,20 @@ def flatten(document: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return flat
 
 
+def from_deck(shared: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What decK puts into a plugin's `config` for its `_config: name`. Raises Problem."""
+    if name not in shared:
+        raise Problem(f"a plugin's _config is {name!r}, which is not among the _plugin_configs")
+    return shared[name] or {}
+
+
 def from_admin(url: str, environment: Mapping[str, str]) -> View:
     """Asks a running Kong's Admin API, which shows vault references, not what they resolve to. Raises Problem."""
     return build(everything(url), environment)
 
 
 def everything(url: str) -> dict[str, list[dict[str, Any]]]:
-    found = {kind: fetch(url, kind) for kind in ("services", "routes", "plugins", "upstreams")}
+    found = {kind: fetch(url, kind) for kind in ("services", "routes", "plugins", "upstreams", "consumers")}
     targets = [t for upstream in found["upstreams"] for t in fetch(url, f"upstreams/{upstream['id']}/targets")]
     return {**found, "targets": targets}
 
@@ -129,6 +165,8 @@ def build(flat: Mapping[str, list[dict[str, Any]]], environment: Mapping[str, st
     routes = []
     for route in flat["routes"]:
         service = services.find(route.get("service"))
+        if service is not None and not service.get("enabled", True):
+            continue  # Kong's router does not know it
         meant = [
             plugin
             for plugin, of_route, of_service in plugins
@@ -143,7 +181,8 @@ def build(flat: Mapping[str, list[dict[str, Any]]], environment: Mapping[str, st
         str(upstream["name"]).lower(): tuple(target for of, target in targets if of is upstream)
         for upstream in flat.get("upstreams", [])
     }
-    return View(tuple(routes), tuple(flat["plugins"]), environment, pools)
+    callers = (tuple(flat.get(kind, ())) for kind in ("consumers", "consumer_groups"))
+    return View(tuple(routes), tuple(flat["plugins"]), environment, pools, *callers)
 
 
 def address(target: str) -> str:
@@ -161,7 +200,7 @@ class Index:
         self._names: dict[str, Entity] = {}
         self._ids: dict[str, Entity] = {}
         for entity in self._entities:
-            name, own = entity.get("name"), entity.get("id")
+            name, own = entity.get("name") or entity.get("username"), entity.get("id")
             if name is not None:
                 self._names[name] = entity
             if own is not None or name is not None:
@@ -192,23 +231,23 @@ def derived_id(kind: str, name: str) -> str:
 
 
 def label(reference: Any) -> str:
-    """What to call a route, or what a reference to one names."""
+    """What to call an entity, or what a reference to one names."""
     if not isinstance(reference, Mapping):
         return str(reference)
-    place = [*(reference.get("hosts") or ()), *(reference.get("paths") or ())]
-    return str(reference.get("name") or reference.get("id") or " ".join(map(str, place)) or "?")
+    known = [reference.get(key) for key in ("name", "username", "id", "custom_id")]
+    place = [reference.get("url") or reference.get("host"), *(reference.get("hosts") or ())]
+    place += reference.get("paths") or ()
+    return str(next(filter(None, known), None) or " ".join(str(part) for part in place if part) or "?")
 
 
 def effective(plugins: Iterable[Entity]) -> list[Entity]:
-    """Of several with one name the most specific alone runs (Kong's runloop/plugins_iterator.lua); the disabled and
-    those of consumers do not displace another."""
+    """Of several with one name the most specific alone runs (Kong's runloop/plugins_iterator.lua); those that do not
+    run and those of consumers do not displace another."""
 
     def rank(plugin: Entity) -> int:
         return 2 * (plugin.get("route") is not None) + (plugin.get("service") is not None)
 
     plugins = list(plugins)
-    displacing = [
-        p for p in plugins if p.get("enabled", True) and p.get("consumer") is None and p.get("consumer_group") is None
-    ]
+    displacing = [p for p in plugins if runs(p) and p.get("consumer") is None and p.get("consumer_group") is None]
     best = {p.get("name"): max(rank(o) for o in displacing if o.get("name") == p.get("name")) for p in displacing}
     return [p for p in plugins if p not in displacing or rank(p) == best[p.get("name")]]

@@ -1,0 +1,6 @@
+return {
+  name = "house-answer",
+  fields = {
+    { config = { type = "record", fields = {} } },
+  },
+}

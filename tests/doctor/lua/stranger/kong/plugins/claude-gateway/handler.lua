@@ -1,0 +1,1 @@
+return { PRIORITY = 1440, VERSION = "9" }
