@@ -79,6 +79,21 @@ class Place:
         }[self.kind]
 
 
+class _Named(redis.SSLConnection):
+    """Wants the certificate of another name than the host's, which redis-py has no setting for."""
+
+    def __init__(self, *, server_name: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._server_name = server_name
+
+    def _wrap_socket_with_ssl(self, sock: Any) -> Any:
+        host, self.host = self.host, self._server_name
+        try:
+            return super()._wrap_socket_with_ssl(sock)  # type: ignore[no-untyped-call]
+        finally:
+            self.host = host
+
+
 def pool(place: Place, of: type[redis.ConnectionPool] = redis.ConnectionPool, **bounds: Any) -> redis.ConnectionPool:
     """Connections of redis-py, for threads. Not for a Cluster. `of`: the class of a server's, with its `bounds`."""
     options: dict[str, Any] = dict(place.options)
@@ -89,7 +104,8 @@ def pool(place: Place, of: type[redis.ConnectionPool] = redis.ConnectionPool, **
     if "path" in options:
         return of(connection_class=redis.UnixDomainSocketConnection, **bounds, **options)
     ((host, port),) = place.nodes
-    connection = redis.SSLConnection if place.tls else redis.Connection
+    tls = _Named if "server_name" in options else redis.SSLConnection
+    connection = tls if place.tls else redis.Connection
     return of(connection_class=connection, host=host, port=port, **bounds, **options)
 
 

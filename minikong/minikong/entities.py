@@ -141,6 +141,7 @@ class Upstream(_Entity):
     algorithm: str = "round-robin"
     host_header: str | None = None
     slots: int = 10000
+    healthchecks: dict[str, Any] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
 
     def as_pdk(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from minikong.pdk.response import error_exit, send
 from minikong.plugins import Handler, State
 from minikong.pluginserver import Process, query
 from minikong.rpc import Pool
+from minikong.schema.upstream_fields import makes_checks
 
 if TYPE_CHECKING:
     from minikong.http.listener import Edge
@@ -111,6 +112,11 @@ class Gateway:
         """Takes a new declarative config; requests under way keep the old one's plugins."""
         self.config = config
         self.state = State(config, self.handlers)
+        for upstream in config.upstreams.values():
+            if makes_checks(upstream.healthchecks):
+                self.log(
+                    "warn", f"upstream {upstream.name}: minikong makes no health checks, all its targets are tried"
+                )
 
     # logging
 

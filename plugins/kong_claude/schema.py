@@ -30,6 +30,11 @@ def boolean(what: str, *, default: bool | None = None) -> Any:
     return _field("boolean", what, _boolean, False, default)
 
 
+def optional_boolean(what: str) -> Any:
+    """A bool. Absent: None."""
+    return _field("boolean", what, _boolean, None, None)
+
+
 def integer(what: str, *, default: int | None = None, **rules: Any) -> Any:
     """An int. Absent without a default: None."""
     return _field("integer", what, _integer, None, default, **rules)

@@ -470,8 +470,9 @@ def changed_afterwards(m: Maker) -> Planted:
 def limits_that_fail_open(m: Maker) -> Planted:
     site, _ = m.some(lambda s: TIERS in s.chain)
     bearer = m.chance.choice(site.bearers())
+    ours = m.turn("fails open by", "on_error", "fault_tolerant") == "on_error"
     for plugin in m.world.plugins_of(bearer, TIERS):
-        plugin.fields["config"]["on_error"] = "allow"
+        plugin.fields["config"] |= {"on_error": "allow"} if ours else {"fault_tolerant": True}
     return Planted(rule_on("fails-open", site.routes if bearer is site.service else [bearer]))
 
 
@@ -572,6 +573,7 @@ OFTEN: dict[Way, int] = {
     without_a_guard: 2,
     answers_before_the_guard: 3,
     guard_without_its_plugin: 2,
+    limits_that_fail_open: 2,
     plugin_of_a_consumer: 2,
     refused_by_kong_itself: 3,
 }

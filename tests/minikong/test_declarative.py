@@ -14,6 +14,7 @@ from minikong.entities import derived_id
 from minikong.precedence import Precedence, by_priority
 from minikong.schema import bundled, pcre, pretty
 from minikong.schema.metaschema import BadSchema
+from minikong.schema.upstream_fields import makes_checks
 
 _FIELDS: list[dict[str, Any]] = [
     {"s": {"type": "string", "referenceable": True}},
@@ -116,7 +117,11 @@ def test_flat_and_nested_make_the_same() -> None:
         ),
         ("routes:\n- paths: [/a]\n  nope: 1\n", ["kong.yml:4: routes[1].nope: unknown field"]),
         ("certificates: []\n", ["kong.yml:2: certificates: minikong does not have this kind of entity"]),
-        ("upstreams:\n- {name: u, hash_on: ip}\n", ["kong.yml:3: upstreams[1].hash_on: unknown field"]),
+        ("upstreams:\n- {name: u, hash_on: ip}\n", ["kong.yml:3: upstreams[1].hash_on: expected one of: none"]),
+        (
+            "upstreams:\n- name: u\n  healthchecks:\n    active: {timeout: soon}\n",
+            ["kong.yml:5: upstreams[1].healthchecks.active.timeout: expected a number"],
+        ),
         (
             "plugins: [{name: rate-limiting, config: {policy: redis}}]\n",
             ["kong.yml:2: plugins[1].config.policy: expected one of: local"],
@@ -134,6 +139,54 @@ def test_errors_name_file_line_and_field(text: str, located: list[str]) -> None:
     with pytest.raises(declarative.DeclarativeError) as refused:
         _load(text)
     assert refused.value.located("kong.yml") == located
+
+
+# As `deck gateway dump` of Kong 3.9 has it, with health checks switched on.
+DUMPED = """
+upstreams:
+- algorithm: round-robin
+  hash_fallback: none
+  hash_on: none
+  hash_on_cookie_path: /
+  healthchecks:
+    active:
+      concurrency: 10
+      healthy: {http_statuses: [200, 302], interval: 5, successes: 1}
+      headers: {x-probe: ["1"]}
+      http_path: /healthz
+      https_verify_certificate: true
+      timeout: 1
+      type: http
+      unhealthy:
+        http_failures: 3
+        http_statuses: [429, 404, 500, 501, 502, 503, 504, 505]
+        interval: 5
+        tcp_failures: 3
+        timeouts: 3
+    passive:
+      healthy: {http_statuses: [200, 201], successes: 0}
+      type: http
+      unhealthy: {http_failures: 0, http_statuses: [429, 500, 503], tcp_failures: 0, timeouts: 0}
+    threshold: 0
+  name: pool.example
+  slots: 10000
+  targets:
+  - {target: "127.0.0.1:8100", weight: 100}
+  use_srv_name: false
+"""
+
+
+def test_a_dump_of_an_upstream_with_healthchecks_loads() -> None:
+    (upstream,) = _load(DUMPED).upstreams.values()
+    assert [t.target for t in upstream.targets] == ["127.0.0.1:8100"]
+    assert upstream.healthchecks["active"]["http_path"] == "/healthz"
+    assert makes_checks(upstream.healthchecks)
+
+
+def test_control_kongs_defaults_make_no_health_checks() -> None:
+    (upstream,) = _load("upstreams: [{name: u}]\n").upstreams.values()
+    assert upstream.healthchecks["passive"]["unhealthy"]["http_statuses"] == [429, 500, 503]
+    assert not makes_checks(upstream.healthchecks)
 
 
 _TREES = st.recursive(

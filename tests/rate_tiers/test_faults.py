@@ -319,6 +319,11 @@ def test_tls(tmp_path: Path) -> None:
         assert is_away(ask(stage(url))), "signed by nobody we know"
         assert is_away(ask(stage(url.replace("localhost", "127.0.0.1"), redis_ca_file=str(cert)))), "another's name"
         assert isinstance(ask(stage(url, redis_ssl_verify=False)), Pass)
+        # By the record that Kong's own plugins have; `server_name` is whose certificate it is.
+        record = {"host": "127.0.0.1", "port": port, "ssl": True}
+        assert is_away(ask(stage("", redis=record, redis_ca_file=str(cert)))), "control: another's name"
+        named = stage("", redis=record | {"server_name": "localhost"}, redis_ca_file=str(cert))
+        assert isinstance(ask(named, "bob"), Pass)
 
 
 @contextmanager

@@ -128,7 +128,8 @@ def test_a_whole_configuration_starts() -> None:
         ({"timeout_ms": 0}, "timeout_ms"),
         ({"error_code": 200}, "error_code"),
         ({"path": "relative"}, "path"),
-        ({"redis": {"host": "x"}}, "redis"),
+        ({"redis": {"hostname": "x"}}, "hostname"),
+        ({"redis": {"host": "x", "sentinel_role": "slave"}}, "sentinel_role"),
     ],
 )
 def test_what_kong_refuses(config: dict[str, Any], names: str) -> None:

@@ -14,7 +14,7 @@ from claude_contract.ledger import periods
 from claude_contract.ledger.periods import Per
 from claude_contract.members import LARGEST
 
-PERIODS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "month": 30 * 86400}  # seconds
+PERIODS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "month": 30 * 86400, "year": 365 * 86400}  # seconds
 # Limits up to this many are counted to the millisecond; larger ones in this many buckets per window.
 BUCKETS = 64
 MOST_RUNS = 2**31 - 1

@@ -17,7 +17,7 @@ local function apply_changes(rules, terms, tier)
   if redis.call('EXISTS', LIMITS) == 0 then
     return
   end
-  local lengths = {second = 1, minute = 60, hour = 3600, day = 86400, month = 2592000}
+  local lengths = {second = 1, minute = 60, hour = 3600, day = 86400, month = 2592000, year = 31536000}
   local budgets = {
     'usd_per_hour', 'usd_per_day', 'usd_per_week', 'usd_per_month',
     'usd_per_rolling_hour', 'usd_per_rolling_day', 'usd_per_rolling_week', 'usd_per_rolling_month',

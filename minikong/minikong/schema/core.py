@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from minikong.schema import hosts, typedefs
+from minikong.schema import hosts, typedefs, upstream_fields
 from minikong.schema.record import Field, Shorthand
 
 Definition = dict[str, Any]
@@ -328,11 +328,13 @@ UPSTREAMS = Entity(
             }
         },
         {"updated_at": typedefs.TIMESTAMP_S},
-        # Of Kong's algorithms minikong has this one; hashing and health checks are refused as unknown fields.
+        # Of Kong's algorithms minikong has this one.
         {"algorithm": {"type": "string", "default": "round-robin", "one_of": ["round-robin"]}},
+        *upstream_fields.FIELDS,
         {"slots": {"type": "integer", "default": 10000, "between": [10, 2**16]}},
         {"tags": typedefs.TAGS},
         {"host_header": typedefs.HOST_WITH_PORT},
+        {"client_certificate": {"type": "string", "eq": None}},
         {"use_srv_name": {"type": "boolean", "default": False, "eq": False}},
     ],
     endpoint_key="name",

@@ -78,9 +78,11 @@ def order(view: View) -> Iterator[Opening]:
                 f"a {plugin['name']} writes kong.ctx.shared, where the guard looks",
                 "remove it",
             )
-        limits = [p.get("config") or {} for p in route.active("claude-rate-tiers", "claude-gateway")]
-        if any((config.get("rate_tiers") or config).get("on_error") == "allow" for config in limits):
-            yield Opening("fails-open", where, "without Redis nothing is limited (on_error: allow)", "on_error: deny")
+        for config in (p.get("config") or {} for p in route.active("claude-rate-tiers", "claude-gateway")):
+            limits = config.get("rate_tiers") or config
+            said = "fault_tolerant: true" if limits.get("fault_tolerant") else f"on_error: {limits.get('on_error')}"
+            if said in ("fault_tolerant: true", "on_error: allow"):
+                yield Opening("fails-open", where, f"without Redis nothing is limited ({said})", "on_error: deny")
 
 
 def forgers(route: RouteView) -> Iterator[Entity]:
@@ -104,7 +106,10 @@ def unscoped(plugin: Entity) -> bool:
 
 
 # What the admin's route must have as those that count.
-COUNTED_BY = ("namespace", "policy", "redis_url", "redis_host", "limit_by", "organisation_claim", "tiers", "pools")
+COUNTED_BY = (
+    *("namespace", "policy", "redis_url", "redis_host", "redis"),
+    *("limit_by", "organisation_claim", "tiers", "pools"),
+)
 
 
 def admin_limits(view: View) -> Iterator[Opening]:

@@ -32,6 +32,7 @@ from kong_claude.pipeline import plugin
 from kong_claude.rate_tiers import gauges, local_ledger, redis_ledger, report, telling
 from kong_claude.rate_tiers.admin import Admin
 from kong_claude.rate_tiers.headers import LimitHeaders
+from kong_claude.rate_tiers.kongs import folded
 from kong_claude.rate_tiers.pools import Sharing
 from kong_claude.rate_tiers.schema import RateTiersConfig
 from kong_claude.rate_tiers.subjects import Subjects, TierChoice
@@ -63,7 +64,7 @@ class RateTiers(Stage[RateTiersConfig]):
         self.local = local_ledger.shared(self.namespace)
         counts_in_redis = config.policy == "redis"
         self.redis = redis_ledger.shared(redis_ledger.Settings.from_config(config)) if counts_in_redis else None
-        self.on_error = config.on_error
+        self.on_error = folded(config).on_error
         self.signed = shared.attestation is not None
         # The invoker ends a run's lease where it can: it must learn of it and have the same Redis.
         self.invoker_settles = self.signed and self.redis is not None

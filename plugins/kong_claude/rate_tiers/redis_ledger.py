@@ -41,6 +41,7 @@ from claude_contract.ledger.calls import Call, OutOfPeriod
 from claude_contract.ledger.live import Change, Target
 from claude_contract.ledger.warnings import BudgetWarning
 from claude_contract.redis_place import BadPlace, Kind, Place
+from kong_claude.rate_tiers.kongs import folded, in_url
 from kong_claude.rate_tiers.redis_circuit import Circuit, Circuits, Quiet, is_away
 from kong_claude.rate_tiers.redis_pipe import Shared
 from kong_claude.rate_tiers.redis_pool import Pool
@@ -60,6 +61,7 @@ class Settings(NamedTuple):
     timeout: float = 0.5  # seconds, for each step: connecting, one answer
     sentinel_username: str = ""
     sentinel_password: str = ""
+    server_name: str = ""  # that the certificate has, where it is not the host's
 
     def __repr__(self) -> str:
         return f"Settings({urlsplit(self.url).scheme})"
@@ -67,9 +69,14 @@ class Settings(NamedTuple):
     @classmethod
     def from_config(cls, config: RedisConfig) -> Settings:
         """Raises ConfigError."""
+        config = folded(config)
         url, host = config.redis_url, config.redis_host
         if not url and not host:
             raise ConfigError("redis_url", "is empty (an unresolved vault reference?)")
+        if config.redis_server_name and url and "+" in urlsplit(url).scheme:
+            raise ConfigError(
+                "redis_server_name", "is for one Redis: Sentinels and a Cluster name their nodes themselves"
+            )
         if config.redis_ca_file and not Path(config.redis_ca_file).is_file():
             raise ConfigError("redis_ca_file", "is not there, or no file")
         sentinel = (config.redis_sentinel_username or "", config.redis_sentinel_password or "")
@@ -78,7 +85,7 @@ class Settings(NamedTuple):
             raise ConfigError(name, "needs a redis_url of redis+sentinel://")
         if not url:
             scheme = "rediss" if config.redis_ssl else "redis"
-            url = f"{scheme}://{_in_url(host or '')}:{config.redis_port}/{config.redis_database}"
+            url = f"{scheme}://{in_url(host or '')}:{config.redis_port}/{config.redis_database}"
         return cls(
             url,
             config.redis_username or "",
@@ -87,6 +94,7 @@ class Settings(NamedTuple):
             config.redis_ca_file or "",
             config.timeout_ms / 1000,
             *sentinel,
+            config.redis_server_name or "",
         )
 
     def place(self) -> Place:
@@ -102,9 +110,10 @@ class Settings(NamedTuple):
             both |= {"ssl_cert_reqs": ssl.CERT_NONE, "ssl_check_hostname": False}
         if place.tls and self.ca_file:
             both["ssl_ca_certs"] = self.ca_file
+        name = {"server_name": self.server_name} if place.tls else {}
         users = {"username": self.username, "password": self.password}
         sentinels = {"username": self.sentinel_username, "password": self.sentinel_password}
-        return place.but(both | _given(users), both | _given(sentinels))
+        return place.but(both | _given(users | name), both | _given(sentinels))
 
 
 class Transport(Protocol):
@@ -219,11 +228,6 @@ class RedisLedger(Ledger):
     def close(self) -> None:
         """Closes what is open; it is opened again where it is needed."""
         self._transport.close()
-
-
-def _in_url(host: str) -> str:
-    """An IPv6 address stands in brackets in a URL."""
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def _given(options: dict[str, str]) -> dict[str, str]:

@@ -10,7 +10,19 @@ from claude_contract.ledger import NAMESPACE
 from claude_contract.ledger.limits import MAX_BUDGETS, MAX_PERCENT
 from claude_contract.ledger.periods import MAX_ZONE, PERS
 from kong_claude.rate_tiers.headers import STYLES
-from kong_claude.schema import Field, boolean, choice, fields, integer, number, record, records, string, strings
+from kong_claude.schema import (
+    Field,
+    boolean,
+    choice,
+    fields,
+    integer,
+    number,
+    optional_boolean,
+    record,
+    records,
+    string,
+    strings,
+)
 from kong_claude.stage import ENFORCING_FIELDS
 
 KINDS = ("subject", "consumer", "credential", "ip", "header", "path", "service", "route")
@@ -34,6 +46,7 @@ class Limits:
     hour: int | None = _limit("Requests in any hour.")
     day: int | None = _limit("Requests in any day.")
     month: int | None = _limit("Requests in any 30 days.")
+    year: int | None = _limit("Requests in any 365 days.")
     burst: int | None = integer(
         "Paces the shortest window like nginx's limit_req with nodelay, with this many requests ahead of its rate.",
         between=[0, 1_000_000],
@@ -126,6 +139,37 @@ class TierConfig(Money, Limits, _Named):
     cheaper: CheaperConfig | None = record("The cheaper model, with on_budget model.", CheaperConfig)
 
 
+PORT = [0, 65535]
+
+
+@dataclass(frozen=True)
+class SentinelNode:
+    """One of `redis.sentinel_nodes`."""
+
+    host: str = string("Host of a Sentinel.", default="127.0.0.1")
+    port: int = integer("Port of a Sentinel.", default=6379, between=PORT)
+
+
+@dataclass(frozen=True)
+class KongsRedis:
+    """`redis`: the place as Kong's plugins have it since 3.6."""
+
+    host: str | None = string("Host of Redis.")
+    port: int = integer("Port of Redis.", default=6379, between=PORT)
+    timeout: int | None = integer("Milliseconds to wait for Redis; timeout_ms without it.", between=[1, 60_000])
+    username: str | None = string("User name (Redis ACL).", referenceable=True)
+    password: str | None = string("Password of Redis.", referenceable=True, encrypted=True)
+    database: int = integer("Number of the database.", default=0, between=PORT)
+    ssl: bool = boolean("Speak TLS.", default=False)
+    ssl_verify: bool = boolean("Verify the certificate of Redis.", default=True)
+    server_name: str | None = string("The name that the certificate of Redis has, where it is not the host's.")
+    sentinel_master: str | None = string("The Sentinels' name of the master.", len_min=1)
+    sentinel_role: str | None = string("Whom to ask: limits are written, so only the master.", one_of=["master"])
+    sentinel_nodes: tuple[SentinelNode, ...] = records("The Sentinels.", SentinelNode, len_min=1)
+    sentinel_username: str | None = string("User name (ACL) of the Sentinels.", referenceable=True)
+    sentinel_password: str | None = string("Password of the Sentinels.", referenceable=True, encrypted=True)
+
+
 @dataclass(frozen=True)
 class RedisConfig:
     """Where Redis is, and what happens where it is not."""
@@ -137,8 +181,8 @@ class RedisConfig:
         encrypted=True,
     )
     redis_host: str | None = string("Host of Redis, where no redis_url is given.")
-    redis_port: int = integer("Port of Redis.", default=6379, between=[0, 65535])
-    redis_database: int = integer("Number of the database.", default=0, between=[0, 65535])
+    redis_port: int = integer("Port of Redis.", default=6379, between=PORT)
+    redis_database: int = integer("Number of the database.", default=0, between=PORT)
     redis_username: str | None = string("User name (Redis ACL).", referenceable=True)
     redis_password: str | None = string("Password of Redis.", referenceable=True, encrypted=True)
     redis_sentinel_username: str | None = string(
@@ -148,12 +192,18 @@ class RedisConfig:
     redis_ssl: bool = boolean("Speak TLS to redis_host.", default=False)
     redis_ssl_verify: bool = boolean("Verify the certificate of Redis.", default=True)
     redis_ca_file: str | None = string("A file with the certificate authorities to trust.")
+    redis_server_name: str | None = string("The name that the certificate of Redis has, where it is not the host's.")
+    redis_timeout: int | None = integer("Kong's name of timeout_ms.", between=[1, 60_000])
+    redis: KongsRedis | None = record("The same as Kong's plugins have it since 3.6, instead of redis_….", KongsRedis)
     timeout_ms: int = integer("Milliseconds to wait for Redis.", default=500, between=[1, 60_000])
     on_error: str = choice(
         "Where Redis does not answer: refuse with 503, let pass uncounted, or count in this process.",
         ("deny", "allow", "local"),
         default="deny",
     )
+    # Without a default, so that it is known whether it was said.
+    fault_tolerant: bool | None = optional_boolean("Kong's on_error: true is allow, false is deny.")
+    sync_rate: float | None = number("Kong's; here each request is counted in Redis at once, whatever it says.")
 
 
 @dataclass(frozen=True)
