@@ -19,7 +19,7 @@ from claude_contract.errors import ConfigError
 from kong_claude import PLUGINS
 from kong_claude.ask import get
 from kong_claude.problem import Problem
-from kong_claude_local import real_kong, stack
+from kong_claude_local import configuration, real_kong, stack
 from kong_claude_local.state import Running, forget, home, left_over, process_start, recall, remember, secret
 from kong_claude_local.supervise import PartFailed, Supervisor
 
@@ -138,6 +138,8 @@ def check(layout: stack.Layout) -> None:
         stack.redis_binary()
     stack.script("kong-claude-pluginserver")
     stack.claude_binary()
+    if found := configuration.problems(layout):
+        raise Problem("\n".join(found))
 
 
 def serve(layout: stack.Layout, out: object) -> int:
@@ -229,27 +231,12 @@ def boundary(layout: stack.Layout) -> str:
         return "boundary around a run: unknown, the invoker does not say"
 
 
-def refused(layout: stack.Layout) -> list[str]:
-    """What plugins refuse in their configuration, each once. Kong starts with it, and answers 500 where they stand."""
-    from kong_claude.doctor import probe, view  # needs what `check` has found to be installed
-
-    seen = view.from_file(layout.config, stack.gateway(layout).environment)
-    found: dict[tuple[str, str], str] = {}
-    for opening in probe.configurations(seen, layout.plugins):
-        where, _, field = opening.where.partition(", config.")
-        found.setdefault(
-            (field, opening.problem), f"{layout.config.name}: {where}: {field or 'config'} {opening.problem}"
-        )
-    return [f"{line} (such a route answers 500)" for line in found.values()]
-
-
 def banner(layout: stack.Layout) -> list[str]:
     """What a newcomer needs next."""
     gateway = f"Kong {real_kong.version(layout.kong)}" if layout.kong else "minikong, which stands in for Kong"
     lines = [f"ready on {layout.proxy_url} ({gateway})", boundary(layout)]
     if layout.standin_url:
         lines.append("ANSWERS ARE CANNED: no ANTHROPIC_API_KEY is set, a local stand-in plays the model")
-    lines += refused(layout)
     if "attestation-secret" in layout.secrets:
         lines.append(f"{layout.config.name} signs attestations with a secret that the invoker has too; instead of it:")
         lines.append('  private_key: "{vault://env/claude-attestation-key}"')

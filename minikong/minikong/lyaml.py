@@ -96,7 +96,8 @@ def _value(node: yaml.Node, path: Path, lines: Lines) -> Any:
                 table.update({k: v for k, v in source.items() if k not in table})
             continue
         table[key] = _value(value_node, (*path, key), lines)
-        lines[(*path, key)] = key_node.start_mark.line + 1
+        # Of an alias the anchor's line: there it is written.
+        lines[(*path, key)] = min(key_node.start_mark.line, value_node.start_mark.line) + 1
     return table
 
 

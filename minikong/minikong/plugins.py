@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from minikong import bundled, declarative, precedence
 from minikong.bundled import BUNDLED
@@ -106,11 +106,16 @@ def load_handlers(gateway: Gateway, found: Found) -> dict[str, Handler]:
 
 def load_schema(gateway: Gateway, found: Found) -> declarative.Schema:
     """The schema of declarative configs for the loaded plugins. Raises StartError, metaschema.BadSchema."""
-    schemas = {name: schema for name, schema in bundled.schemas(gateway).items() if name in gateway.handlers}
-    schemas |= {name: made.schema for name, made in gateway.handlers.items() if isinstance(made, Installed)}
+    schemas = schemas_in_lua(gateway)
     for _, info in found:
         if info.name in gateway.handlers and info.name not in schemas:
             if not isinstance(info.schema, dict):
                 raise StartError("expected an input table")
             schemas[info.name] = info.schema
     return declarative.Schema(schemas)
+
+
+def schemas_in_lua(gateway: Gateway) -> dict[str, Any]:
+    """Those of the loaded plugins that Kong has or that an admin has installed, by name."""
+    schemas = {name: schema for name, schema in bundled.schemas(gateway).items() if name in gateway.handlers}
+    return schemas | {name: made.schema for name, made in gateway.handlers.items() if isinstance(made, Installed)}

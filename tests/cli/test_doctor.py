@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -517,6 +518,25 @@ def test_the_development_issuer_beyond_this_machine_is_named(published: str | No
     seen = view.from_file(ROOT / "kong.yml", environment | ({"CLAUDE_PUBLISHED_ON": published} if published else {}))
     (opening,) = rules.examine(seen)
     assert (opening.rule, opening.where) == ("development-issuer", "issuer kong-claude-dev")
+
+
+@pytest.mark.parametrize("stray", [{}, {"KONG_ADMIN_LISTEN": "127.0.0.1:8001", "KONG_PREFIX": "/tmp/kong"}])
+def test_what_is_not_visible_is_not_called_wrong(
+    stray: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A shell with a variable of Kong's is not the environment of a Kong: that had given 16 false openings."""
+    for name in [name for name in os.environ if name.startswith("KONG_")]:
+        monkeypatch.delenv(name)
+    for name, value in stray.items():
+        monkeypatch.setenv(name, value)
+    assert main(["doctor", str(ROOT / "kong.yml")]) == 0
+    assert "not examined, for they are not visible here: Kong's settings" in capsys.readouterr().err
+    assert main(["doctor", str(ROOT / "kong.yml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings_examined"] is False
+    (tmp_path / "kong.env").write_text(
+        "".join(f"{name}={value}\n" for name, value in stray.items()) + "KONG_PLUGINS=bundled\n"
+    )
+    assert main(["doctor", str(ROOT / "kong.yml"), "--env-file", str(tmp_path / "kong.env")]) == 1, "control"
 
 
 def test_a_shared_secret_is_no_hole_and_a_spoilt_key_is_one(tmp_path: Path) -> None:

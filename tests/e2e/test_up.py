@@ -17,6 +17,9 @@ import psutil
 import pytest
 
 from claude_invoker.isolation.strength import Strength
+from kong_claude import PLUGINS
+from kong_claude_local import configuration, stack
+from kong_claude_local import up as up_module
 from tests.e2e.conftest import COMMAND, ROOT, Gateway, free_port, gateway_option, own_environment, up
 
 pytestmark = [pytest.mark.xdist_group("up"), pytest.mark.timeout(240)]
@@ -232,20 +235,46 @@ def test_a_full_disk_is_one_line(
     assert "make room" in capsys.readouterr().err
 
 
-def test_what_a_plugin_refuses_is_said_once_beside_the_address(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kong_claude import PLUGINS
-    from kong_claude_local import stack
-    from kong_claude_local import up as module
+CHANGES = {
+    "a plugin refuses it": ("default_tier: free", "default_tier: fre", "kong.yml:33: plugin claude-gateway on route claude-invoke, "
+        "config.rate_tiers.default_tier: must name one of the tiers: free, pro, team"),
+    "of another kind, by an anchor": ("{name: free, minute: 10,", "{name: free, minute: ten,",
+        "kong.yml:35: plugins[1].config.rate_tiers.tiers[1].minute (plugin claude-gateway): expected an integer"),
+    "an unknown field": ("methods: [POST]", "methos: [POST]",
+        "kong.yml:77: services[1].routes[1].methos (route claude-invoke): unknown field"),
+    "a guard's": ("by: route}", "by: rout}", "kong.yml:71: services[1].plugins[1].config.by (plugin claude-guard of service "
+        "claude-code-service): expected one of: route, service"),
+    "no YAML": ("url: http://invoker:8100", "url: [", "kong.yml:62: did not find expected ',' or ']'"),
+}  # fmt: skip
 
-    monkeypatch.setenv("KONG_CLAUDE_HOME", str(home))
+
+def said_of(text: str, home: Path) -> list[str]:
+    """The problems of a configuration."""
     config = home / "kong.yml"
+    config.write_text(text)
+    return configuration.problems(stack.Layout(config, PLUGINS, home, home, secrets=up_module.secrets_for(config)))
 
-    def said(text: str) -> list[str]:
-        config.write_text(text)
-        layout = stack.Layout(config, PLUGINS, home, home, secrets=module.secrets_for(config))
-        return [line for line in module.banner(layout) if line.startswith("kong.yml: ")]
 
-    text = (ROOT / "kong.yml").read_text()
-    assert said(text) == []
-    (line,) = said(text.replace("default_tier: free", "default_tier: fre"))
-    assert "rate_tiers.default_tier must name one of the tiers: free, pro, team (such a route answers 500)" in line
+@pytest.mark.parametrize(("before", "after", "line"), CHANGES.values(), ids=CHANGES)
+def test_a_mistake_is_said_once_with_file_line_entity_and_field(
+    before: str, after: str, line: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KONG_CLAUDE_HOME", str(home))
+    assert said_of((ROOT / "kong.yml").read_text().replace(before, after, 1), home) == [line]
+
+
+def test_control_our_own_files_have_no_mistake(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KONG_CLAUDE_HOME", str(home))
+    for file in (ROOT / "kong.yml", *(ROOT / "examples").glob("*.yml")):
+        assert said_of(file.read_text(), home) == [], file
+
+
+def test_a_mistake_is_said_before_anything_is_started(home: Path) -> None:
+    config = home / "kong.yml"
+    config.write_text((ROOT / "kong.yml").read_text().replace("default_tier: free", "default_tier: fre"))
+    command = [COMMAND, "up", "--port", str(free_port()), "--config", str(config)]
+    failed = subprocess.run(command, env=own_environment(home), capture_output=True, text=True, timeout=120)
+    assert failed.returncode == 2
+    assert failed.stdout == ""
+    assert len(failed.stderr.strip().splitlines()) == 1
+    assert "kong.yml:33: " in failed.stderr

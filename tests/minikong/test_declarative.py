@@ -113,18 +113,21 @@ def test_flat_and_nested_make_the_same() -> None:
     [
         (
             "services:\n- name: up\n  url: http://a\n  retries: many\n",
-            ["kong.yml:5: services[1].retries: expected an integer"],
+            ["kong.yml:5: services[1].retries (service up): expected an integer"],
         ),
         ("routes:\n- paths: [/a]\n  nope: 1\n", ["kong.yml:4: routes[1].nope: unknown field"]),
         ("certificates: []\n", ["kong.yml:2: certificates: minikong does not have this kind of entity"]),
-        ("upstreams:\n- {name: u, hash_on: ip}\n", ["kong.yml:3: upstreams[1].hash_on: expected one of: none"]),
+        (
+            "upstreams:\n- {name: u, hash_on: ip}\n",
+            ["kong.yml:3: upstreams[1].hash_on (upstream u): expected one of: none"],
+        ),
         (
             "upstreams:\n- name: u\n  healthchecks:\n    active: {timeout: soon}\n",
-            ["kong.yml:5: upstreams[1].healthchecks.active.timeout: expected a number"],
+            ["kong.yml:5: upstreams[1].healthchecks.active.timeout (upstream u): expected a number"],
         ),
         (
             "plugins: [{name: rate-limiting, config: {policy: redis}}]\n",
-            ["kong.yml:2: plugins[1].config.policy: expected one of: local"],
+            ["kong.yml:2: plugins[1].config.policy (plugin rate-limiting): expected one of: local"],
         ),
         (
             'routes: [{paths: ["~/(a"]}]\n',
@@ -139,6 +142,25 @@ def test_errors_name_file_line_and_field(text: str, located: list[str]) -> None:
     with pytest.raises(declarative.DeclarativeError) as refused:
         _load(text)
     assert refused.value.located("kong.yml") == located
+
+
+def test_what_an_anchor_brings_to_several_is_told_once_at_its_line() -> None:
+    text = "plugins:\n- {name: key-auth, enabled: false, config: &shared {key_names: 1}}\nroutes:\n" + "".join(
+        f"- {{name: r{n}, paths: [/{n}], plugins: [{{name: key-auth, config: *shared}}]}}\n" for n in range(3)
+    )
+    with pytest.raises(declarative.DeclarativeError) as refused:
+        _load(text)
+    (line,) = refused.value.located("kong.yml")
+    assert line.startswith("kong.yml:3: plugins[1].config.key_names (plugin key-auth): ")
+
+
+def test_control_the_same_mistake_written_twice_is_told_twice() -> None:
+    plugin = "plugins: [{name: key-auth, config: {key_names: 1}}]"
+    text = f"routes:\n- {{name: a, paths: [/a], {plugin}}}\n- {{name: b, paths: [/b], {plugin}}}\n"
+    with pytest.raises(declarative.DeclarativeError) as refused:
+        _load(text)
+    told = refused.value.located("kong.yml")
+    assert ["plugin key-auth of route a" in told[0], "plugin key-auth of route b" in told[1]] == [True, True]
 
 
 # As `deck gateway dump` of Kong 3.9 has it, with health checks switched on.

@@ -99,7 +99,9 @@ def test_a_bad_config_raises_with_its_place(minikong: Start, plugins: Path) -> N
     bad = KONG_YML.format(port=1).replace("message: bonjour", "massage: bonjour")
     with pytest.raises(DeclarativeError) as refused:
         minikong(bad, plugins=plugins)
-    assert refused.value.located("kong.yml") == ["kong.yml:3: plugins[1].config.massage: unknown field"]
+    assert refused.value.located("kong.yml") == [
+        "kong.yml:3: plugins[1].config.massage (plugin py-hello): unknown field"
+    ]
 
 
 def test_by_command_line(service: int, plugins: Path, tmp_path: Path) -> None:
@@ -141,14 +143,17 @@ def test_by_command_line(service: int, plugins: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('_format_version: "3.0"\nservices:\n- name: x\n', "kong.yml:3: services[1].host: required field missing"),
+        (
+            '_format_version: "3.0"\nservices:\n- name: x\n',
+            "kong.yml:3: services[1].host (service x): required field missing",
+        ),
         (
             '_format_version: "3.0"\nservices: [\n',
-            "kong.yml: error: failed parsing declarative configuration: 2:11: did not find expected node content",
+            "kong.yml:2: did not find expected node content",
         ),
         (
             '_format_version: "3.0"\nplugins:\n- name: cors\n',
-            "kong.yml:3: plugins[1].name: plugin 'cors' not enabled; add it to the 'plugins' configuration property",
+            "kong.yml:3: plugins[1].name (plugin cors): plugin 'cors' not enabled; add it to the 'plugins' configuration property",
         ),
         (
             '_format_version: "3.0"\ncertificates: []\n',

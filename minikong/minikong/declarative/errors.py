@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +16,11 @@ Errors = dict[Any, Error]
 class DeclarativeError(Exception):
     """A declarative config that Kong refuses. `errors` is Kong's tree of texts by field and index (from 1)."""
 
-    def __init__(self, errors: Errors, lines: lyaml.Lines | None = None) -> None:
+    def __init__(self, errors: Errors, lines: lyaml.Lines | None = None, tree: Any = None) -> None:
         super().__init__(f"declarative config is invalid: {pretty.write(errors, '')}")
         self.errors = errors
         self.lines = lines or {}
+        self.tree = tree
 
     def body(self) -> dict[str, Any]:
         """What `POST /config` answers with status 400."""
@@ -34,16 +36,24 @@ class DeclarativeError(Exception):
         return pretty_print(self.errors)
 
     def located(self, filename: str) -> list[str]:
-        """One text per problem: "kong.yml:12: services[1].routes[2].paths: …"."""
-        found = []
+        """One text per problem: "kong.yml:12: services[1].routes[2].paths (route r): …".
+
+        What several entities have from one anchor is one problem, told of the first of them.
+        """
+        found: dict[tuple[Any, ...], str] = {}
         for path, text in _leaves(self.errors, ()):
+            if unread := _UNREAD.fullmatch(text):
+                return [f"{filename}:{unread[1]}: {unread[2]}"]
             known = path
             while known and known not in self.lines:
                 known = known[:-1]
             where = f"{filename}:{self.lines[known]}" if known in self.lines else filename
             name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
-            found.append(f"{where}: {name}: {text}")
-        return found
+            entity = _entity(self.tree, path)
+            told = f"{where}: {name}{f' ({entity})' if entity else ''}: {text}"
+            once = (where, path[-1], text) if len(known) == len(path) else (told,)
+            found.setdefault(once, told)
+        return list(found.values())
 
 
 class InternalError(Exception):
@@ -74,6 +84,27 @@ def pretty_print(errors: dict[Any, Error] | list[Error], item: str = "", indent:
         else:
             rows.append(f"{head}: {error}")
     return "\n".join(rows)
+
+
+def _entity(tree: Any, path: lyaml.Path) -> str:
+    """The innermost entity with a name on the way, and of a plugin whose it is: "plugin x of route y"."""
+    named: list[str] = []
+    kind = ""
+    for step in path:
+        tree = as_dict(tree).get(step) if is_table(tree) else None
+        if isinstance(step, str):
+            kind = step
+        elif kind in _KINDS and is_table(tree):
+            own = as_dict(tree)
+            name = own.get("name") or own.get("username") or own.get("id")
+            if isinstance(name, str):
+                named.append(f"{kind.removesuffix('s')} {name}")
+    inner = named[-1] if named else ""
+    return f"{inner} of {named[-2]}" if inner.startswith("plugin ") and len(named) > 1 else inner
+
+
+_UNREAD = re.compile(r"failed parsing declarative configuration: (\d+):\d+: (.*)", re.DOTALL)
+_KINDS = frozenset({"services", "routes", "plugins", "consumers", "upstreams", "targets"})
 
 
 def _leaves(errors: Any, path: lyaml.Path) -> Iterator[tuple[lyaml.Path, str]]:

@@ -44,7 +44,7 @@ def load_tree(
         flat = Flattener(schema).flatten(tree)
     except DeclarativeError as error:
         pretty_print(error.errors)  # Kong prints first, and fails where it cannot
-        raise DeclarativeError(error.errors, lines) from None
+        raise DeclarativeError(error.errors, lines, tree) from None
     return _config(flat, schema, lambda reference: resolve_env(reference, environ))
 
 

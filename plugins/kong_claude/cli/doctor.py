@@ -12,6 +12,8 @@ from pathlib import Path
 from kong_claude import PLUGINS
 from kong_claude.problem import Problem
 
+KONGS = {"KONG_PLUGINS", "KONG_PLUGINSERVER_NAMES"}
+"""Of these one is in the environment of every Kong that runs plugins of ours."""
 HELP = "name the openings in a Kong configuration; exit code 1 where there is one"
 
 
@@ -34,6 +36,9 @@ def run(options: argparse.Namespace) -> int:
 
     # KONG_CLAUDE_* are settings of this command, not of Kong.
     own = {name: value for name, value in os.environ.items() if not name.startswith("KONG_CLAUDE_")}
+    visible = bool(options.env_file) or bool(KONGS.intersection(own))
+    if not visible:  # a stray KONG_ADMIN_LISTEN of this shell does not say how Kong was started
+        own = {name: value for name, value in own.items() if not name.startswith("KONG_")}
     environment = read_environment(options.env_file) if options.env_file else own
     seen = (
         view.from_admin(options.admin_url, environment)
@@ -47,15 +52,18 @@ def run(options: argparse.Namespace) -> int:
     elsewhere = [route.name for route in reach.elsewhere(seen)]
     if options.json:
         found = {"openings": [asdict(opening) for opening in openings], "routes": len(seen.routes)}
-        print(json.dumps(found | {"not_examined": elsewhere}))
+        print(json.dumps(found | {"not_examined": elsewhere, "settings_examined": visible}))
     else:
         for opening in openings:
-            print(f"{opening.rule}: {opening.where}: {opening.problem}\n    {opening.fix}")
+            place = f"{options.config}:{opening.line}: " if opening.line else ""
+            print(f"{place}{opening.rule}: {opening.where}: {opening.problem}\n    {opening.fix}")
         if elsewhere:
             print(
                 f"not examined, for no plugin of this suite protects their services: {', '.join(elsewhere)}",
                 file=sys.stderr,
             )
+        if not visible:
+            print("not examined, for they are not visible here: Kong's settings (--env-file)", file=sys.stderr)
         print(f"{len(seen.routes)} routes, {len(openings)} openings", file=sys.stderr)
     return 1 if openings else 0
 

@@ -211,7 +211,7 @@ def shuts(plugin: Entity) -> bool:
 def distinct_marks(view: View) -> Iterator[Opening]:
     """Two plugins with one mark could run each other's configuration and satisfy each other's guard."""
     seen: dict[tuple[str, str], tuple[Entity, RouteView]] = {}
-    for route in view.routes:
+    for route in view.served:
         for plugin in route.active(*ENFORCING):
             mark = (plugin.get("config") or {}).get("mark")
             other, first = seen.setdefault((plugin["name"], mark), (plugin, route)) if mark else (plugin, route)
@@ -228,12 +228,12 @@ def distinct_marks(view: View) -> Iterator[Opening]:
 def one_scope(view: View) -> Iterator[Opening]:
     """A service whose routes have a plugin of their own beside its own: two answers to whose mark is the right one."""
     scopes: dict[tuple[int, str], set[By]] = {}
-    for route in view.routes:
+    for route in view.served:
         for plugin in (*route.plugins, *route.displaced):
             by = scope(plugin)
             if plugin.get("name") in ENFORCING and runs(plugin) and by and not of_consumer(plugin):
                 scopes.setdefault((id(route.service), plugin["name"]), set()).add(by)
-    services = {id(route.service): route.service for route in view.routes}
+    services = {id(route.service): route.service for route in view.served}
     for (service, name), found in scopes.items():
         if len(found) > 1:
             yield Opening(

@@ -24,12 +24,15 @@ CLOSED = ("landlock", "namespaces")
 
 
 def configurations(view: View, directory: Path) -> Iterator[Opening]:
-    """Starts every plugin with its configuration as Kong would; what it refuses, Kong answers with 500."""
+    """Starts every plugin with its configuration as Kong would; what it refuses, Kong answers with 500. What several
+    have from one anchor is said once."""
+    said: set[tuple[int, str, str]] = set()
     for entity in view.plugins:
         name = entity.get("name")
         if name not in SUITE:
             continue
-        where = f"plugin {name}" + (f" on route {label(entity['route'])}" if entity.get("route") else "")
+        on = next((kind for kind in ("route", "service") if entity.get(kind)), None)
+        where = f"plugin {name}" + (f" on {on} {label(entity[on])}" if on else "")
         try:
             module = load(directory / f"{name}.py")
         except Exception as error:  # whatever keeps it from being tried, it was not tried
@@ -45,7 +48,12 @@ def configurations(view: View, directory: Path) -> Iterator[Opening]:
             # Kong tells an instance what it is bound to; of one that is bound to nothing the rules say so.
             plugin = module.Plugin({**config, "route_id": "doctor"})
         except ConfigError as error:
-            yield Opening("bad-config", f"{where}, config.{error.field_name}", error.problem, "correct the field")
+            line = view.line(entity, error.field_name)
+            if line is not None and (line, error.field_name, error.problem) in said:
+                continue
+            said.add((line or 0, error.field_name, error.problem))
+            place = f"{where}, config.{error.field_name}"
+            yield Opening("bad-config", place, error.problem, "correct the field", line)
         except (AttributeError, TypeError, ValueError) as error:
             yield Opening("bad-config", where, f"a value is of another kind than its field ({error})", "correct it")
         else:

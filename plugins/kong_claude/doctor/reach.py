@@ -38,9 +38,9 @@ def protected(view: View) -> list[RouteView]:
         scoped = plugin.get("route") is not None or plugin.get("service") is not None
         return scoped or (runs(plugin) and not of_consumer(plugin))
 
-    asking = [r for r in view.routes if any(map(meant, r.named(*AUTHENTICATING)))]
+    asking = [r for r in view.served if any(map(meant, r.named(*AUTHENTICATING)))]
     hosts = {h for r in asking for h in hosts_of(view, r)}
-    return [r for r in view.routes if hosts & set(hosts_of(view, r)) or (not r.service and r in asking)]
+    return [r for r in view.served if hosts & set(hosts_of(view, r)) or (not r.service and r in asking)]
 
 
 def elsewhere(view: View) -> list[RouteView]:
@@ -48,7 +48,7 @@ def elsewhere(view: View) -> list[RouteView]:
     open the doctor cannot know."""
     known = protected(view)
     ours = (*AUTHENTICATING, "claude-rate-tiers", "claude-prompt-context")
-    return [r for r in view.routes if not any(r is other for other in known) and not r.active(*ours)]
+    return [r for r in view.served if not any(r is other for other in known) and not r.active(*ours)]
 
 
 def hosts_of(view: View, route: RouteView) -> tuple[str, ...]:

@@ -263,7 +263,7 @@ def development(view: View) -> Iterator[Opening]:
         return
     trusting = [
         route.name
-        for route in view.routes
+        for route in view.served
         for plugin in route.active(*AUTHENTICATING)
         if any(issuer.get("issuer") == DEVELOPMENT for issuer in (asks(plugin) or {}).get("issuers") or ())
     ]

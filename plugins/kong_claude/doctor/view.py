@@ -6,7 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,16 @@ from kong_claude import ask
 from kong_claude.problem import Problem
 
 Entity = Mapping[str, Any]
+Place = tuple[str | int, ...]
+"""Keys and numbers (from 0) on the way from a document to something in it."""
 HTTP = frozenset({"http", "https", "grpc", "grpcs"})
 _NAMESPACE = uuid.UUID("fd02801f-0957-4a15-a55a-c8d9606f30b5")  # kong/db/declarative: of derived ids
+
+
+class Written(dict[str, Any]):
+    """An entity that knows where in its file it stands."""
+
+    place: Place = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,19 @@ class View:
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of each upstream, as host:port
     consumers: tuple[Entity, ...] = ()
     consumer_groups: tuple[Entity, ...] = ()
+    lines: Mapping[Place, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def served(self) -> tuple[RouteView, ...]:
+        """The routes that Kong's router knows: not those of a service that is switched off."""
+        return tuple(route for route in self.routes if route.service.get("enabled", True))
+
+    def line(self, plugin: Entity, field_name: str = "") -> int | None:
+        """Of a field of a plugin's configuration, such as `rate_tiers.tiers[2].name` (from 1); of what is around it
+        where it is not there; None where that is not known."""
+        steps = re.findall(r"[^.\[\]]+", field_name)
+        place = (*getattr(plugin, "place", ()), "config", *(int(s) - 1 if s.isdigit() else s for s in steps))
+        return next((self.lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in self.lines), None)
 
     def caller(self, plugin: Entity) -> str:
         """Whose a plugin of a consumer or a group is."""
@@ -96,7 +117,7 @@ def from_file(path: Path, environment: Mapping[str, str]) -> View:
     if not isinstance(document, dict) or "_format_version" not in document:
         raise Problem(f"{path}: is not a declarative Kong configuration (no _format_version)")
     try:
-        return build(flatten(document), environment)
+        return replace(build(flatten(document), environment), lines=lines_of(text) if path.suffix != ".json" else {})
     except (AttributeError, TypeError, ValueError) as error:
         raise Problem(f"{path}: services, routes, plugins … must be lists of mappings ({error})") from error
 
@@ -109,19 +130,44 @@ def flatten(document: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
         k: [] for k in ("services", "routes", "plugins", "consumers", "consumer_groups", "upstreams", "targets")
     }
 
-    def take(kind: str, entity: dict[str, Any], **parent: dict[str, Any]) -> None:
-        entity = {**entity, **parent}
+    def take(kind: str, entity: dict[str, Any], place: Place, **parent: dict[str, Any]) -> None:
+        entity = Written({**entity, **parent})
+        entity.place = place
         if kind == "plugins" and "_config" in entity:
             entity["config"] = {**from_deck(shared, entity.pop("_config")), **(entity.get("config") or {})}
         for child in ("routes", "plugins", "targets"):
-            for nested in entity.pop(child, None) or []:
-                take(child, nested, **{kind.removesuffix("s"): entity})
+            for number, nested in enumerate(entity.pop(child, None) or []):
+                take(child, nested, (*place, child, number), **{kind.removesuffix("s"): entity})
         flat[kind].append(entity)
 
     for kind in flat:
-        for entity in document.get(kind) or []:
-            take(kind, entity)
+        for number, entity in enumerate(document.get(kind) or []):
+            take(kind, entity, (kind, number))
     return flat
+
+
+def lines_of(text: str) -> dict[Place, int]:
+    """The line of everything in a YAML document, by its place; what an alias or a merge brings has the anchor's."""
+    found: dict[Place, int] = {}
+
+    def walk(node: yaml.Node, place: Place) -> None:
+        found.setdefault(place, node.start_mark.line + 1)
+        if isinstance(node, yaml.SequenceNode):
+            for number, value in enumerate(node.value):
+                walk(value, (*place, number))
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in sorted(node.value, key=lambda pair: pair[0].tag.endswith(":merge")):
+                if key.tag.endswith(":merge"):
+                    for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                        walk(each, place)
+                else:
+                    walk(value, (*place, key.value))
+                    found[*place, key.value] = min(key.start_mark.line, value.start_mark.line) + 1
+
+    whole = yaml.compose(text, yaml.SafeLoader)
+    if whole is not None:
+        walk(whole, ())
+    return found
 
 
 def from_deck(shared: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -165,8 +211,6 @@ def build(flat: Mapping[str, list[dict[str, Any]]], environment: Mapping[str, st
     routes = []
     for route in flat["routes"]:
         service = services.find(route.get("service"))
-        if service is not None and not service.get("enabled", True):
-            continue  # Kong's router does not know it
         meant = [
             plugin
             for plugin, of_route, of_service in plugins
@@ -181,8 +225,8 @@ def build(flat: Mapping[str, list[dict[str, Any]]], environment: Mapping[str, st
         str(upstream["name"]).lower(): tuple(target for of, target in targets if of is upstream)
         for upstream in flat.get("upstreams", [])
     }
-    callers = (tuple(flat.get(kind, ())) for kind in ("consumers", "consumer_groups"))
-    return View(tuple(routes), tuple(flat["plugins"]), environment, pools, *callers)
+    consumers, groups = (tuple(flat.get(kind, ())) for kind in ("consumers", "consumer_groups"))
+    return View(tuple(routes), tuple(flat["plugins"]), environment, pools, consumers, groups)
 
 
 def address(target: str) -> str:
