@@ -1,10 +1,12 @@
 """Writes Docker's own profile of system calls with what the boundary around a run needs besides.
 
     python deploy/docker/seccomp.py docker default.json > deploy/docker/seccomp.json
+    python deploy/docker/seccomp.py namespaces default.json > deploy/docker/seccomp-namespaces.json
     python deploy/docker/seccomp.py kubernetes default.json > deploy/kubernetes/seccomp.json
 
 `default.json` is profiles/seccomp/default.json of Docker Engine 26.1.5 (moby, Apache License 2.0), as Debian 13 has it
-in the package golang-github-docker-docker-dev; `BASE` is its SHA-256. `ADDED` is all that is ours.
+in the package golang-github-docker-docker-dev; `BASE` is its SHA-256. `ADDED` is all that is ours, and for namespaces
+`ADDED_FOR_NAMESPACES`.
 
 Docker decides by the container's capabilities and architecture which rules hold; Kubernetes takes a file in which that
 is decided already.
@@ -29,6 +31,8 @@ ADDED: list[dict[str, Any]] = [
         "and what bubblewrap makes. Others stay with CAP_SYS_ADMIN, as in Docker's own profile.",
         "excludes": {"arches": ["s390", "s390x"]},
     },
+]
+ADDED_FOR_NAMESPACES: list[dict[str, Any]] = [
     {
         "names": ["mount", "umount2", "pivot_root", "sethostname"],
         "action": "SCMP_ACT_ALLOW",
@@ -44,6 +48,13 @@ _ARCHITECTURES = {"amd64": ("X86_64", "X86", "X32"), "arm64": ("AARCH64", "ARM")
 def for_docker(base: bytes) -> dict[str, Any]:
     made: dict[str, Any] = json.loads(base)
     made["syscalls"] += ADDED
+    return made
+
+
+def for_namespaces(base: bytes) -> dict[str, Any]:
+    """For docker-compose.namespaces.yml."""
+    made = for_docker(base)
+    made["syscalls"] += ADDED_FOR_NAMESPACES
     return made
 
 
@@ -69,5 +80,5 @@ def _holds(rule: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    kind = {"docker": for_docker, "kubernetes": for_kubernetes}[sys.argv[1]]
+    kind = {"docker": for_docker, "namespaces": for_namespaces, "kubernetes": for_kubernetes}[sys.argv[1]]
     sys.stdout.write(json.dumps(kind(Path(sys.argv[2]).read_bytes()), indent="\t") + "\n")

@@ -16,7 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 GENERATOR = runpy.run_path(str(ROOT / "deploy" / "docker" / "seccomp.py"))
 DOCKER = ROOT / "deploy" / "docker" / "seccomp.json"
+NAMESPACES = ROOT / "deploy" / "docker" / "seccomp-namespaces.json"
 KUBERNETES = ROOT / "deploy" / "kubernetes" / "seccomp.json"
+KINDS = {"docker": DOCKER, "namespaces": NAMESPACES, "kubernetes": KUBERNETES}
 NEW_USER, NEW_NET, NEW_MOUNTS, NEW_PROCESSES = 0x10000000, 0x40000000, 0x00020000, 0x20000000
 
 
@@ -33,12 +35,24 @@ def test_it_is_dockers_own_but_for_what_we_say() -> None:
     assert hashlib.sha256(base().rstrip(b"\n")).hexdigest() == GENERATOR["BASE"]
 
 
-@pytest.mark.parametrize("file", [DOCKER, KUBERNETES], ids=["docker", "kubernetes"])
-def test_the_files_are_what_the_generator_writes(file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_files_are_what_the_generator_writes(kind: str, tmp_path: Path) -> None:
     (tmp_path / "default.json").write_bytes(base())
     program = str(ROOT / "deploy" / "docker" / "seccomp.py")
-    command = [sys.executable, program, file.parent.name, str(tmp_path / "default.json")]
-    assert subprocess.run(command, check=True, capture_output=True).stdout == file.read_bytes()
+    command = [sys.executable, program, kind, str(tmp_path / "default.json")]
+    assert subprocess.run(command, check=True, capture_output=True).stdout == KINDS[kind].read_bytes()
+
+
+def test_mounting_is_for_namespaces_alone() -> None:
+    """What opens more than the network of a run has to be asked for (docker-compose.namespaces.yml)."""
+
+    def unconditional(file: Path) -> set[str]:
+        rules = json.loads(file.read_text())["syscalls"]
+        return {name for rule in rules if not rule.get("includes") and not rule.get("args") for name in rule["names"]}
+
+    more = {"mount", "umount2", "pivot_root", "sethostname"}
+    assert unconditional(NAMESPACES) - unconditional(DOCKER) == more
+    assert not more & (unconditional(DOCKER) | unconditional(KUBERNETES))
 
 
 TRIES = """

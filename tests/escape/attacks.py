@@ -521,6 +521,8 @@ ALL = {
 }
 OF_NAMESPACES = ("learns_what_a_neighbour_has", "learns_which_processes_there_are", "hears_of_new_files")
 """What is held from `namespaces` on."""
+LEFT_BY_A_CONTAINER = ("learns_which_processes_there_are",)
+"""What is not, where a container permits no /proc of a run's own."""
 OF_ONE_USER = tuple(ALL)[tuple(ALL).index("signals_a_neighbour") :]
 """What works without a boundary only where runs have one user, who is the invoker's as well."""
 ATTACKS = {name: found for name, found in ALL.items() if name not in (*OF_NAMESPACES, *OF_ONE_USER)}

@@ -61,9 +61,29 @@ def build_image() -> None:
         assert packed.wait() == 0
 
 
-def options_of_compose(service: str = "invoker") -> list[str]:
-    """The service's lines in docker-compose.yml that decide what a process in it may do, as `docker run` takes them."""
-    found: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][service]
+FILES = {
+    "landlock": ("docker-compose.yml",),
+    "namespaces": ("docker-compose.yml", "docker-compose.namespaces.yml"),
+}
+"""Those of compose for each strength that they ask for."""
+
+
+def service_of_compose(service: str, strength: str) -> dict[str, Any]:
+    """As compose puts its files together: what the later one says, lists one behind the other."""
+    found: dict[str, Any] = {}
+    for file in FILES[strength]:
+        for member, value in yaml.safe_load((ROOT / file).read_text())["services"][service].items():
+            before = found.get(member)
+            if isinstance(value, dict) and isinstance(before, dict):
+                found[member] = before | value
+            else:
+                found[member] = [*before, *value] if isinstance(before, list) else value
+    return found
+
+
+def options_of_compose(strength: str = "landlock", service: str = "invoker") -> list[str]:
+    """The service's lines in the files that decide what a process in it may do, as `docker run` takes them."""
+    found = service_of_compose(service, strength)
     options = [f"--{name}" for member, name in (("init", "init"), ("read_only", "read-only")) if found.get(member)]
     for member, name in (
         ("user", "user"),
@@ -115,7 +135,7 @@ class Containers:
         **settings: Any,
     ) -> Invoker:
         """The network is the machine's: what is tried there is what any process of it could reach. `options` are those of
-        the compose file if there are no others."""
+        docker-compose.yml if there are no others."""
         folder = Path(tempfile.mkdtemp(prefix="invoker-test-"))
         folder.chmod(0o711)
         self.folders.append(folder)

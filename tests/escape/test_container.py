@@ -17,13 +17,14 @@ from tests.escape.test_egress import (
     reached_by,
 )
 from tests.escape.test_landlock import OPTIONAL
+from tests.escape.test_namespaces import makes_user_namespaces
 from tests.escape.test_taking import TAKES, taken
 from tests.invoker.conftest import Invoker, StandInProcess, bash
 from tests.invoker.test_bounds import GB, over, unstopped
 from tests.support.site import Site
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
-STRENGTHS = ("landlock",)
+STRENGTHS = tuple(container.FILES)
 # What the profile of system calls and the capabilities that were dropped close by themselves.
 CLOSED_BY_DOCKER = ("not permitted", "Permission denied", "not implemented", "Read-only file system")
 
@@ -44,7 +45,8 @@ def strength(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def confined(containers: container.Containers, strength: str, services: dict[str, Any]) -> Raid:
-    invoker = containers.start(isolation=strength)
+    """The shipped image has bubblewrap: whether that makes namespaces is for the container's options to say."""
+    invoker = containers.start(isolation=strength, options=container.options_of_compose(strength))
     assert container.isolation_of(invoker) == strength
     return raid(invoker, services)
 
@@ -52,7 +54,8 @@ def confined(containers: container.Containers, strength: str, services: dict[str
 @pytest.fixture(scope="module")
 def start_reaching(containers: container.Containers, strength: str, site: Site) -> Callable[..., Invoker]:
     def start(*without: str, **more: Any) -> Invoker:
-        return containers.start(isolation=strength, without=without, environment=reached_by(site), **more)
+        chosen = {"options": container.options_of_compose(strength), "isolation": strength} | more
+        return containers.start(without=without, environment=reached_by(site), **chosen)
 
     return start
 
@@ -69,13 +72,25 @@ def opened(reaching: Invoker, services: dict[str, Any]) -> Raid:
 
 
 @pytest.fixture(scope="module")
-def unconfined(containers: container.Containers, services: dict[str, Any]) -> Raid:
-    return raid(containers.start(isolation="user", without=NOTHING_BUT_A_USER), services)
+def unconfined(containers: container.Containers, strength: str, services: dict[str, Any]) -> Raid:
+    options = container.options_of_compose(strength)
+    return raid(containers.start(isolation="user", without=NOTHING_BUT_A_USER, options=options), services)
 
 
 @pytest.mark.parametrize("attack", attacks.ATTACKS)
 def test_nothing_a_command_does_reaches_beyond_its_run(attack: str, confined: Raid, unconfined: Raid) -> None:
     assert_held(attack, confined, unconfined)
+
+
+@pytest.mark.parametrize("attack", attacks.OF_NAMESPACES)
+def test_what_the_machine_has_is_not_there_for_namespaces(
+    attack: str, strength: str, confined: Raid, unconfined: Raid
+) -> None:
+    """SECURITY.md says what is left of it in a container."""
+    if strength == "landlock" or attack in attacks.LEFT_BY_A_CONTAINER:
+        assert confined.outcomes[attack] == "escaped"
+    else:
+        assert_held(attack, confined, unconfined)
 
 
 def assert_held(attack: str, confined: Raid, unconfined: Raid) -> None:
@@ -129,8 +144,20 @@ def test_nothing_else_is_opened_with_it(attack: str, opened: Raid, unconfined: R
     assert_held(attack, opened, unconfined)
 
 
+def test_in_namespaces_the_filter_alone_keeps_a_command_from_user_namespaces(containers: container.Containers) -> None:
+    """bubblewrap cannot forbid them there: the control of what `confined` shows."""
+    options = container.options_of_compose("namespaces")
+    without = ("user_namespaces_in_namespaces", "namespaces_as_in_a_container")
+    invoker = containers.start(isolation="namespaces", options=options, without=without)
+    assert container.isolation_of(invoker) == "namespaces"
+    assert "a container permits" in invoker.log.read_text()
+    made = makes_user_namespaces(invoker)
+    assert made["has_a_user_namespace"] == "escaped"
+    assert made["clones_into_a_user_namespace"] == "escaped" or "not implemented" in str(made), "Docker's own profile"
+
+
 def test_with_dockers_own_profile_the_request_is_refused(start_reaching: Callable[..., Invoker], site: Site) -> None:
-    invoker = start_reaching("names_of_a_test", options=container.with_dockers_own_profile())
+    invoker = start_reaching("names_of_a_test", options=container.with_dockers_own_profile(), isolation="landlock")
     with invoker.client() as api:
         lacks = api.get("/readyz").json()["checks"]["egress_lacks"]
         assert "in a user namespace: Operation not permitted" in lacks
@@ -143,15 +170,18 @@ def test_hidden_memory_is_seen_where_the_invoker_may_look_into_runs(
     containers: container.Containers, strength: str, looks: bool
 ) -> None:
     """Which is why SECURITY.md says that as shipped it is the container's own limit that holds."""
-    options = [*container.options_of_compose(), *(["--cap-add=SYS_PTRACE"] if looks else [])]
+    options = [*container.options_of_compose(strength), *(["--cap-add=SYS_PTRACE"] if looks else [])]
     with containers.start(isolation=strength, options=options, memory_limit=GB).client() as api:
         answer = taken(api, TAKES["files_without_a_name"], control=not looks)
         over(answer, "memory", "INVOKER_MEMORY_LIMIT") if looks else unstopped(answer)
 
 
-def test_what_the_compose_file_says_is_what_is_tried() -> None:
+def test_what_the_compose_file_says_is_what_is_tried(strength: str) -> None:
     for service in ("invoker", "worker"):
-        options = container.options_of_compose(service)
+        options = container.options_of_compose(strength, service)
         assert {"--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges:true", "--init"} <= set(options)
         assert not any("SYS_ADMIN" in option or "privileged=" in option for option in options)
-        assert len(container.with_dockers_own_profile()) == len(options) - 1
+        assert not any("systempaths" in option for option in options)
+        asked = container.service_of_compose(service, strength)["environment"]["INVOKER_ISOLATION"]
+        assert asked == strength
+    assert len(container.with_dockers_own_profile()) == len(container.options_of_compose()) - 1

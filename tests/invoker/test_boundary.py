@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from pydantic import ValidationError
 
 from claude_contract.claims import UNCLAMPED, Clamp
 from claude_contract.destinations import Destination
+from claude_invoker.cli import rehearsal
 from claude_invoker.cli.binary import programs_of, reachable_binary
+from claude_invoker.cli.pool import Launcher
 from claude_invoker.cli.rehearsal import judged
 from claude_invoker.cli.tree import Tree
-from claude_invoker.isolation import confine, domains, filters, namespaces, shell, trial
+from claude_invoker.isolation import again, confine, domains, filters, namespaces, shell, trial
 from claude_invoker.isolation.strength import Boundary, Property, Strength, TooWeak, admit, computed
 from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import plan
@@ -93,7 +96,7 @@ def test_without_libseccomp_there_is_no_box(tmp_path: Path, monkeypatch: pytest.
 BWRAPS = {
     "not installed": (None, "it is not installed"),
     "refused": ('echo "bwrap: No permissions to create new namespace" >&2; exit 1', "No permissions to create new nam"),
-    "too old": ('echo "bwrap: Unknown option --disable-userns" >&2; exit 1', "Unknown option --disable-userns"),
+    "too old": ('echo "bwrap: Unknown option --info-fd" >&2; exit 1', "Unknown option --info-fd"),
     "one that does nothing": (
         'while [ "$1" != -- ]; do shift; done; shift; exec "$@"',
         "is among the machine's processes",
@@ -142,10 +145,110 @@ def test_what_of_the_namespaces_is_not_there_is_found_out(
         return words
 
     monkeypatch.setattr(namespaces, "arguments", fewer)
+    monkeypatch.setattr(trial, "_OWN_PROC", (True,))  # else a domain around the CLI makes up for some of it
     found, properties = trial.boxes(programs_of(tmp_path), Path("/bin/true"), None)
     assert Strength.NAMESPACES not in [box.strength for box in found]
     (missing,) = (tried.obstacle for tried in properties if tried.obstacle is not None)
     assert missing.startswith(said), missing
+
+
+CONTAINERS = {
+    "settings that cannot be written": ("--disable-userns", ()),
+    "hidden parts of /proc": ("--proc", ()),
+    "and no filter": ("--proc", ("makes a user namespace",)),
+    "and an open domain": ("--proc", ("sees the machine's processes",)),
+}
+
+
+@with_landlock
+@pytest.mark.skipif(namespaces.program() is None, reason="bubblewrap is not installed")
+@pytest.mark.parametrize("case", CONTAINERS)
+def test_what_a_container_does_not_permit_is_made_up_for(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a domain around the CLI and by the filter; that these hold is tried, too."""
+    refused, without = CONTAINERS[case]
+    bwrap = namespaces.program()
+    program = tmp_path / "bwrap"
+    program.write_text(  # which is told by a descriptor
+        f"""#!/usr/bin/python3
+import os, sys
+told = int(sys.argv[sys.argv.index("--args") + 1])
+if "{refused}" in os.pread(told, 65536, 0).decode().split(chr(0)): sys.exit("bwrap: {refused}: not permitted")
+os.execv("{bwrap}", sys.argv)
+"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(namespaces, "program", lambda: str(program))
+    if "makes a user namespace" in without:
+        monkeypatch.setattr(filters, "_no_namespaces", lambda seccomp: iter(()))
+    if "sees the machine's processes" in without:
+        monkeypatch.setattr(shell, "text_for_the_cli", lambda python, rules: '#!/bin/sh\nshift\nexec "$@"\n')
+    made, properties = trial.boxes(programs_of(tmp_path), Path("/bin/true"), None)
+    obstacles = " ".join(found.obstacle for found in properties if found.obstacle is not None)
+    if without:
+        assert Strength.NAMESPACES not in [box.strength for box in made]
+        assert f"{refused}: not permitted" in obstacles and f"as in containers: {without[0]}" in obstacles
+    else:
+        box = made[0]
+        assert box.strength == Strength.NAMESPACES and not obstacles
+        assert box.less is not None and "a container permits" in box.less
+        assert box.intact
+        assert isinstance(box, namespaces.Namespaces) and box.confined is not None
+        box.confined.chmod(0o777)
+        assert not box.intact, "others could change what every CLI begins with"
+
+
+class TooBusy:
+    """Is too late so many times."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def late(self) -> bool:
+        self.left -= 1
+        return self.left >= 0
+
+
+@with_landlock
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_loaded_machine_is_not_taken_for_a_weaker_one(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its programs miss a deadline once; only what misses it twice is not found out, and then that is the reason."""
+    busy, runs = TooBusy(times), trial._run
+
+    def late(*given: Any) -> subprocess.CompletedProcess[bytes]:
+        if busy.late():
+            raise subprocess.TimeoutExpired(["python3"], again.WITHIN_S)
+        return runs(*given)
+
+    monkeypatch.setattr(namespaces, "program", lambda: None)
+    monkeypatch.setattr(trial, "_run", late)
+    made, properties = trial.boxes(programs_of(tmp_path), Path("/bin/true"), None)
+    assert "a process within landlock: no end within 60 s, it is tried once more" in caplog.text
+    found = {tried.name: tried.obstacle for tried in properties}["a process within landlock"]
+    assert (found is None and len(made) == 1) if times == 1 else str(found).startswith("not found out: twice")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_nor_is_it_by_the_real_cli(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    busy = TooBusy(times)
+
+    async def late(launcher: Launcher) -> None:
+        if busy.late():
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(rehearsal, "_WITHIN_S", 0.05)
+    monkeypatch.setattr(rehearsal, "_run", late)
+    monkeypatch.setattr(rehearsal, "judged", lambda said: None)
+    monkeypatch.setattr(rehearsal, "replace", lambda launcher, **more: launcher)
+    outcome = await rehearsal.rehearse(None, tmp_path)  # type: ignore[arg-type]  # nothing of it is asked
+    assert "a command of the real CLI: no end within 0.05 s, it is tried once more" in caplog.text
+    assert outcome is None if times == 1 else str(outcome).startswith("not found out: twice")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_has_a_tmp_of_its_own_only_where_nothing_else_is_below_it() -> None:

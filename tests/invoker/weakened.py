@@ -29,8 +29,8 @@ from claude_invoker.caller import DEVELOPER
 from claude_invoker.cli import kill, killer, messages, process, tree, users, walk
 from claude_invoker.cli.command import Shape, command
 from claude_invoker.draws import Answer, Draws
-from claude_invoker.egress import filters
-from claude_invoker.isolation import box, confine, namespaces, network, shell, trial
+from claude_invoker.egress import filters as egress
+from claude_invoker.isolation import box, confine, filters, namespaces, network, shell, trial
 from claude_invoker.isolation.domain import Domain
 from claude_invoker.metering import __main__ as metering
 from claude_invoker.metering import control
@@ -52,6 +52,17 @@ def a_kernel_without_landlock() -> None:
 def a_machine_without_bubblewrap() -> None:
     """No defence less than `landlock` has: what that holds by itself is attacked."""
     put(namespaces, "program", lambda: None)
+
+
+def namespaces_as_in_a_container() -> None:
+    """No defence less than a container has: the namespaces that can be made there are attacked by themselves."""
+    put(trial, "_OWN_PROC", (False,))
+
+
+def user_namespaces_in_namespaces() -> None:
+    """The filter around a run leaves all namespaces to it, and the start does not find that out."""
+    put(filters, "_no_namespaces", lambda seccomp: iter(()))
+    put(trial, "_escapes", lambda *given: None)
 
 
 def a_readable_cli() -> None:
@@ -84,7 +95,7 @@ def a_shell_that_confines_nothing() -> None:
 def names_of_a_test(mode: str = "strict") -> None:
     """No defence, but another internet (see `names`), whose certificate authority is in each run's $HOME, and which the
     developer's runs may reach."""
-    put(filters, "_PROGRAM", (str(Path(__file__).with_name("names.py")), mode))
+    put(egress, "_PROGRAM", (str(Path(__file__).with_name("names.py")), mode))
     from claude_invoker.cli.command import environment
 
     def trusting(*arguments: Any, **more: Any) -> dict[str, str]:
@@ -340,6 +351,8 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
     for found in (
         a_kernel_without_landlock,
         a_machine_without_bubblewrap,
+        namespaces_as_in_a_container,
+        user_namespaces_in_namespaces,
         a_readable_cli,
         namespaces_for_everybody,
         a_shell_that_is_not_looked_at,

@@ -43,6 +43,8 @@ async def establish(
         launcher.way_out = None if network is None else WayOut(network, filters)
     boundary = admit(properties, least, commands_below=commands_below, egress_obstacle=egress)
     _log.info("the boundary around a run: %s", boundary.strength.label)
+    if launcher.box is not None and launcher.box.less is not None:
+        _log.info("%s %s", boundary.strength.label, launcher.box.less)
     for missing in boundary.missing:
         _log.warning("for `%s` is missing: %s: %s", missing.needed_for.label, missing.name, missing.obstacle)
     if egress is not None:

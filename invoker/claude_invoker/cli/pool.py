@@ -81,6 +81,7 @@ class Launcher:
     """What surrounds every process; None where there is no such thing here."""
     way_out: WayOut | None = None
     """None where no run can be kept to the hosts that its tier opens: none is started that has some."""
+    ready_within_s: float = _READY_WITHIN_S
     ending: dict[Ready, asyncio.Task[None] | None] = field(default_factory=dict)
     """Every process that is there, with the task that ends it."""
     starting: set[asyncio.Task[Ready]] = field(default_factory=set)
@@ -149,10 +150,10 @@ class Launcher:
             if way_out is not None and process.listener is not None:
                 process.passage = await way_out.filters.open(process.listener, shape.egress)
             try:
-                async with asyncio.timeout(_READY_WITHIN_S):
+                async with asyncio.timeout(self.ready_within_s):
                     await process.ready()
             except TimeoutError as error:
-                raise CliError(f"the CLI was not ready within {_READY_WITHIN_S:.0f} s") from error
+                raise CliError(f"the CLI was not ready within {self.ready_within_s:.0f} s") from error
         except Exception as error:  # also that there is no thread to be had, which is a RuntimeError
             await self._leave_nothing(process, tree, uid, token, keep=keep)
             if isinstance(error, CliError):

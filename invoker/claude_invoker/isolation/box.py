@@ -57,6 +57,11 @@ class Box(ABC):
     def strength(self) -> Strength: ...
 
     @property
+    def less(self) -> str | None:
+        """In what it is less than the best of its strength, though it keeps what that promises; None: in nothing."""
+        return None
+
+    @property
     def counts_processes(self) -> bool:
         """Whether the kernel counts a run's processes by themselves, also where its user has others (RLIMIT_NPROC)."""
         return False

@@ -69,9 +69,14 @@ def enter(domain: int, program: bytes) -> None:
 
     Raises OSError.
     """
+    restrict(domain)
+    filtered(program)
+
+
+def restrict(domain: int) -> None:
+    """Into the domain alone. Raises OSError."""
     _checked(_libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0))
     _checked(_libc.syscall(_RESTRICT, domain, 0))
-    filtered(program)
 
 
 def filtered(program: bytes) -> None:

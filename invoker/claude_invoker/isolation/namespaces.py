@@ -17,13 +17,18 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from claude_invoker.isolation import shell
 from claude_invoker.isolation.box import Box, Entry, Kind
 from claude_invoker.isolation.domains import DEVICES, ETC, TOP_LEVEL
 from claude_invoker.isolation.strength import Strength
 
 _SHARED = ("/tmp", "/dev/shm")  # noqa: S108 -- the run's own
-_WITHIN_MS = 10_000
-"""How long making the namespaces may take; it takes some 10 ms."""
+_WITHIN_MS = 30_000
+"""How long making the namespaces may take; it takes some 10 ms: so long only where it hangs."""
+_LESS = (
+    "as a container permits: the filter of system calls alone keeps a run from user namespaces, and a command learns "
+    "which process numbers are in use"
+)
 
 
 def program() -> str | None:
@@ -34,6 +39,18 @@ def program() -> str | None:
 @dataclass(frozen=True)
 class Namespaces(Box):
     bwrap: str
+    confined: Path | None = None
+    """As a container lets them be made, which hides parts of /proc and has its settings read-only: then the kernel
+    permits no /proc of the run's own, and bubblewrap cannot forbid further user namespaces. The run has the container's
+    /proc, and for it a domain in which that is closed, as without namespaces: this program enters it."""
+
+    @property
+    def less(self) -> str | None:
+        return None if self.confined is None else _LESS
+
+    @property
+    def intact(self) -> bool:
+        return super().intact and (self.confined is None or shell.intact(self.confined))
 
     @property
     def strength(self) -> Strength:
@@ -46,7 +63,7 @@ class Namespaces(Box):
     @contextmanager
     def around(self, tree: Path, kind: Kind, api: Path) -> Iterator[Entry]:
         readable = (*self.programs, api)
-        asked = arguments(tree, readable, network=kind is self.open)
+        asked = arguments(tree, readable, network=kind is self.open, own_proc=self.confined is None)
         with ExitStack() as held:
 
             def lent(content: bytes) -> int:
@@ -67,24 +84,31 @@ class Namespaces(Box):
                 to_tell.close()
                 return _said(info, started)
 
+            options = ("--args", str(words), "--seccomp", str(filter), "--info-fd", str(to_tell.fileno()), "--")
+            confined = () if self.confined is None else (str(self.confined), str(kind.port))
             yield Entry(
-                (self.bwrap, "--args", str(words), "--seccomp", str(filter), "--info-fd", str(to_tell.fileno()), "--"),
+                (self.bwrap, *options, *confined),
                 (words, filter, to_tell.fileno()),
                 first=first,
             )
 
 
-def arguments(tree: Path, readable: tuple[Path, ...], *, network: bool) -> Iterator[str]:
+def arguments(tree: Path, readable: tuple[Path, ...], *, network: bool, own_proc: bool = True) -> Iterator[str]:
     """What is made around a CLI in this tree (bwrap(1)), in this order. `readable`: besides the system's programs.
     `network`: the one that it is started in, which has to be its own (see `network`); else an empty one.
 
-    The CLI finds no file without a /proc; commands have none. The run's `tmp` is also what it has in the place of /tmp
+    `own_proc`: see `Namespaces.confined`.
+
+    The CLI finds no file without a /proc, and starts no program of its own where /proc/self is another's; commands have
+    none. The run's `tmp` is also what it has in the place of /tmp
     and /dev/shm: so that is bounded, and goes, with the tree. (A tmpfs is bounded in bytes and not in files.) Where one
     of the other paths is below that, there is no such place: commands may write to `tmp` and to whatever is below it,
     and a mount is.
     """
     yield from ("--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
-    yield from ("--hostname", "run", "--unshare-user", "--disable-userns")
+    yield from ("--hostname", "run", "--unshare-user")
+    if own_proc:
+        yield "--disable-userns"
     if not network:
         yield "--unshare-net"
     yield from ("--ro-bind", "/usr", "/usr")
@@ -95,7 +119,7 @@ def arguments(tree: Path, readable: tuple[Path, ...], *, network: bool) -> Itera
             yield from ("--ro-bind-try", path, path)
     for path in ETC:
         yield from ("--ro-bind-try", path, path)
-    yield from ("--proc", "/proc")
+    yield from ("--proc", "/proc") if own_proc else ("--ro-bind", "/proc", "/proc")
     for path in DEVICES:
         yield from ("--dev-bind", path, path)
     for shared in _SHARED:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from claude_invoker.isolation import confine
+from claude_invoker.isolation.again import WITHIN_S, again
 from claude_invoker.isolation.domains import Rule
 
 TREE = "CLAUDE_INVOKER_TREE"
@@ -30,6 +31,14 @@ unignore()
 os.environ["SHELL"] = "/bin/bash"  # what a command starts is in the domain already
 os.execv("/bin/bash", ["bash", *sys.argv[1:]])
 """
+_MAIN_OF_THE_CLI = """
+import sys
+
+tree = os.path.dirname(os.getcwd())
+restrict(ruleset([(os.path.join(tree, path), rights) for path, rights in {rules!r}], int(sys.argv[1])))
+unignore()
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class NoInterpreter(Exception):
@@ -40,6 +49,11 @@ def text(interpreter: str, rules: tuple[Rule, ...], program: bytes, port: int = 
     """The script: -I and -S, so that nothing of the run's environment or directories is read by the interpreter."""
     source = Path(confine.__file__).read_text()
     return f"#!{interpreter} -ISB\n{source}{_MAIN.format(tree=TREE, rules=rules, program=program.hex(), port=port)}"
+
+
+def text_for_the_cli(interpreter: str, rules: tuple[Rule, ...]) -> str:
+    """The same for a CLI that starts in a domain where it cannot be put into it before: PORT PROGRAM ARGUMENT…"""
+    return f"#!{interpreter} -ISB\n{Path(confine.__file__).read_text()}{_MAIN_OF_THE_CLI.format(rules=rules)}"
 
 
 def as_user(uid: int | None) -> dict[str, Any]:
@@ -53,8 +67,14 @@ def interpreter(uid: int | None) -> str:
         if not candidate.startswith("/usr/") or not Path(candidate).is_file():
             continue
         command = [candidate, "-ISB", "-c", "import ctypes, sys; sys.exit(sys.version_info < (3, 9))"]
+
+        def attempt(command: list[str] = command) -> object:
+            return subprocess.run(command, check=True, env={}, capture_output=True, timeout=WITHIN_S, **as_user(uid))
+
         try:
-            subprocess.run(command, check=True, env={}, capture_output=True, timeout=30, **as_user(uid))
+            again(candidate, attempt)
+        except TimeoutError as error:
+            raise NoInterpreter(f"{candidate}: {error}") from error
         except (OSError, subprocess.SubprocessError):
             continue
         return candidate

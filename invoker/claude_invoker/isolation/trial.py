@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from claude_invoker.isolation import confine, domains, filters, namespaces, network, shell
+from claude_invoker.isolation.again import WITHIN_S, again
 from claude_invoker.isolation.box import Box, Entry, Kind
 from claude_invoker.isolation.domain import Domain
 from claude_invoker.isolation.namespaces import Namespaces
@@ -21,6 +22,8 @@ from claude_invoker.isolation.strength import Property, Strength
 
 _ABI = 6
 """The first Landlock that keeps signals and abstract sockets inside (Linux 6.12)."""
+_OWN_PROC = (True, False)
+"""The ways to make namespaces, the better one first (see `Namespaces.confined`)."""
 
 
 def boxes(programs: Path, cli: Path, uid: int | None) -> tuple[list[Box], list[Property]]:
@@ -54,31 +57,54 @@ def boxes(programs: Path, cli: Path, uid: int | None) -> tuple[list[Box], list[P
         closed, reaching = (_kind(programs, cli, python, tcp=tcp, shared=shared) for tcp in (False, True))
         return closed, reaching
 
-    made: list[Box] = [] if bwrap is None else [Namespaces((programs, cli), *kinds(shared=False), bwrap=bwrap)]
-    made.append(Domain((programs, cli), *kinds(shared=uid is None), shared=uid is None))
+    ways: list[list[Box]] = []
+    """Of each strength, the better one first."""
+    if bwrap is not None:
+        confined = _installed(programs, "cli", shell.text_for_the_cli(python, domains.of_cli(Path(), (programs, cli))))
+        own = kinds(shared=False)
+        ways.append(
+            [Namespaces((programs, cli), *own, bwrap, None if own_proc else confined) for own_proc in _OWN_PROC]
+        )
+    ways.append([Domain((programs, cli), *kinds(shared=uid is None), shared=uid is None)])
     held = []
-    for box in made:
-        obstacle = _escapes(box, python, uid)
-        tried.append(Property(f"a process within {box.strength.label}", box.strength, obstacle))
-        if obstacle is None:
+    for way in ways:
+        box, obstacle = _best(way, python, uid)
+        tried.append(Property(f"a process within {way[0].strength.label}", way[0].strength, obstacle))
+        if box is not None:
             held.append(box)
     return held, tried
+
+
+def _best(way: list[Box], python: str, uid: int | None) -> tuple[Box | None, str | None]:
+    """The first that holds; or None, and why none does."""
+    obstacles: dict[str, None] = {}
+    for box in way:
+        if (obstacle := _escapes(box, python, uid)) is None:
+            return box, None
+        obstacles[obstacle] = None
+    return None, "; as in containers: ".join(obstacles)
 
 
 def _kind(programs: Path, cli: Path, python: str, *, tcp: bool, shared: bool) -> Kind:
     port = network.PORT if tcp else 0
     of_shells = filters.of_shells(tcp=tcp, shared=shared)
     content = shell.text(python, domains.of_shells((cli,)), of_shells, port)
-    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
-    return Kind(shell.install(programs, f"bash-{digest}", content), filters.of_cli(tcp=tcp), port)
+    return Kind(_installed(programs, "bash", content), filters.of_cli(tcp=tcp), port)
+
+
+def _installed(programs: Path, name: str, content: str) -> Path:
+    return shell.install(programs, f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}", content)
 
 
 _TRIES = """
-import os, socket, sys
+import ctypes, os, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
 def tried(name, *arguments):
     try: arguments[0](*arguments[1:])
     except OSError: return
     print(name)
+def system(call, *arguments):
+    if call(*arguments) < 0: raise OSError(ctypes.get_errno(), "refused")
 strength, invoker, abstract = sys.argv[1:]
 tried("reads /etc/passwd", open, "/etc/passwd")
 tried("writes beside its tree", open, "/left", "w")
@@ -93,7 +119,11 @@ else:
     tried("sees what the machine has", os.stat, "/etc/passwd")
     tried("sees devices of the machine", os.stat, "/dev/tty")
     if os.getpid() > 9: print("is among the machine's processes")
+    try: processes = [name for name in os.listdir("/proc") if name.isdigit()]
+    except OSError: processes = []
+    if len(processes) > 2: print("sees the machine's processes")
     if os.uname().nodename != "run": print("has the machine's name")
+tried("makes a user namespace", system, libc.unshare, 0x10000000)
 print("tried")
 """
 
@@ -127,7 +157,7 @@ def _run(
         env={},
         cwd="/",
         capture_output=True,
-        timeout=30,
+        timeout=WITHIN_S,
         pass_fds=entry.pass_fds,
         preexec_fn=enter,
         start_new_session=True,
@@ -139,11 +169,17 @@ def _escapes(box: Box, python: str, uid: int | None) -> str | None:
     """Runs a program in it. What it could do and should not; None where there is nothing."""
     name = f"claude-invoker-{os.urandom(8).hex()}"
     command = [python, "-ISB", "-c", _TRIES, box.strength.label, str(os.getpid()), name]
-    try:
+
+    def attempt() -> subprocess.CompletedProcess[bytes]:
         with _entry(box, box.closed, uid) as entry, socket.socket(socket.AF_UNIX) as service:
             service.bind(f"\0{name}")
             service.listen()
-            return _judged(_run(entry, command, uid))
+            return _run(entry, command, uid)
+
+    try:
+        return _judged(again(f"a process within {box.strength.label}", attempt))
+    except TimeoutError as error:
+        return str(error)
     except (OSError, subprocess.SubprocessError) as error:
         return f"cannot be started: {error}"
 
@@ -192,11 +228,16 @@ def network_of_its_own(box: Box, uid: int | None) -> tuple[Way | None, str | Non
 def _escapes_network(box: Box, way: Way, uid: int | None) -> str | None:
     """The same for a program that reaches a filter."""
     source = _TRIES_INSIDE.format(host=network.HOST, port=network.PORT)
-    try:
+
+    def attempt() -> subprocess.CompletedProcess[bytes]:
         with _entry(box, box.open, uid) as entry, socket.create_server((network.HOST, 0)) as service:
             command = [shell.interpreter(uid), "-ISB", "-c", source, str(service.getsockname()[1])]
             said, listener = network.started(way, lambda go_inside: _run(entry, command, uid, go_inside))
             listener.close()
+            return said
+
+    try:
+        said = again(f"a network {way.value}", attempt)
     except OSError as error:
         return error.strerror or str(error)
     except (subprocess.SubprocessError, shell.NoInterpreter) as error:
