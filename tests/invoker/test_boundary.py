@@ -199,6 +199,32 @@ os.execv("{bwrap}", sys.argv)
         assert not box.intact, "others could change what every CLI begins with"
 
 
+MODES = """
+cd {folder}; echo text > a
+chmod 755 a && [ -x a ] && echo chmod changes
+install -m 755 a b && [ -x b ] && echo install changes
+git init -q r && git -C r add . && tar -cf r.tar r && mkdir t &&
+tar --no-same-owner --no-same-permissions -xf r.tar -C t &&
+python3 -c 'import os; os.chmod("a", 0o755)' && echo others go on
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="chmod(3) is the call that chmod(1) makes, too")
+@pytest.mark.parametrize("shared", [False, True], ids=["own_user", "one_user"])
+def test_who_asks_for_a_mode_is_told_that_it_does_not_change(shared: bool, tmp_path: Path) -> None:
+    """Where runs have one user, and nothing but Landlock between them: modes did not change, and 0 came back."""
+
+    def enter() -> None:
+        confine.filtered(filters.of_shells(shared=shared))
+
+    command = ["bash", "-c", MODES.format(folder=tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, preexec_fn=enter)
+    told = "chmod: changing permissions of 'a': Operation not permitted" in done.stderr
+    assert told is shared and ("chmod changes" in done.stdout) is not shared
+    assert ("install: cannot change permissions of 'b'" in done.stderr) is shared
+    assert done.stdout.endswith("others go on\n"), done.stderr
+
+
 class TooBusy:
     """Is too late so many times."""
 

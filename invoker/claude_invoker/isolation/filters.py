@@ -35,9 +35,8 @@ REFUSED = tuple(" ".join((_OTHERS, _KERNEL, _MACHINE, _LEFTOVERS)).split())
 REFUSED_NUMBERS = (457, 458, 467, 470)
 """statmount, listmount, open_tree_attr, listns: they tell the machine's mounts and namespaces, and Landlock does not
 close them. Newer than libseccomp's names; the same numbers on every architecture."""
-_MODES = "chmod fchmod fchmodat utime utimes futimesat"
-_MODES_NUMBERS = (452,)
-"""fchmodat2."""
+_MODES = "chmod fchmod utime utimes futimesat"
+_FCHMODAT2 = 452
 _OWNERS = "chown lchown fchownat inotify_add_watch"
 _OWNERS_NUMBERS = (468, 469)
 """file_getattr, file_setattr."""
@@ -156,11 +155,16 @@ def _of_other_files(seccomp: Any) -> Iterator[tuple[Any, ...]]:
     """What Landlock does not close (landlock(7)) and the owner of a file may: a run with a user of its own owns its
     tree and nothing else, one without owns whatever its user has.
 
-    Modes and times are not changed, and it is said that they were: git, tar, pip and linkers give up otherwise.
+    Modes are not changed. `chmod` and `install` are told so; git, pip and linkers, which give up then, are told that
+    they were, since they ask by another call, where an architecture has it (on others libc's chmod(3) is fchmodat). Nor
+    are times by a path, which tar gives up for.
     """
-    nothing_done = seccomp.ERRNO(0)
-    for call in (*_MODES.split(), *_MODES_NUMBERS):
-        yield nothing_done, call
+    nothing_done, refuse = seccomp.ERRNO(0), seccomp.ERRNO(errno.EPERM)
+    for name in _MODES.split():
+        yield nothing_done, name
+    has_chmod = seccomp.resolve_syscall(seccomp.system_arch(), "chmod") >= 0
+    yield (refuse if has_chmod else nothing_done), "fchmodat"
+    yield refuse, _FCHMODAT2
     yield nothing_done, "utimensat", seccomp.Arg(1, seccomp.NE, 0)  # else it is about a descriptor
     for call in (*_OWNERS.split(), *_OWNERS_NUMBERS):
         yield seccomp.ERRNO(errno.EPERM), call
