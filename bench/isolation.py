@@ -7,8 +7,10 @@ One after the other in each round, so that a busy machine is busy for each.
 | `strength` | the strongest here: 0 none, 1 user, 2 landlock, 3 namespaces |
 | `start_ms_p50_0` … `_3` | until a started CLI is ready: with our user; with its own, and in the box of that strength |
 | `start_ms_p50_2_shared`, `_3_shared` | in that box with our user, as where the invoker is not root's |
+| `start_ms_p50_3_container` | in that box as a container permits it |
 | `start_overhead_ms_p50_1` … | against `_0` |
 | `start_landlock_vs_user`, `start_namespaces_vs_user` | `_2` and `_3` against `_1`: median of the rounds' ratios |
+| `start_container_vs_user` | `_3_container` against `_1`: likewise |
 | `start_ms_p50_egress` | in the strongest box and in a network of its own (0 where there is none) |
 | `start_egress_vs_closed` | that against the same box without: likewise |
 | `command_ms_p50_1`, `_2` | `bash -c :` as a run of that strength starts it; `_3` has the wrapper of `_2` |
@@ -28,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from bench.machine import machine
@@ -40,6 +43,7 @@ from claude_invoker.cli.tree import Tree
 from claude_invoker.cli.walk import delete
 from claude_invoker.isolation import shell, trial
 from claude_invoker.isolation.box import Box, Entry
+from claude_invoker.isolation.namespaces import Namespaces
 from claude_invoker.isolation.network import Way
 from claude_invoker.isolation.strength import Strength, computed
 
@@ -106,6 +110,9 @@ async def ways_in(folder: Path, cli: Path) -> tuple[Strength, list[Way_in]]:
     boxes, properties = await asyncio.to_thread(trial.boxes, folder, cli, UID)
     for box in boxes:
         found.append((f"{box.strength:d}", UID + 1, box, None))
+        if isinstance(box, Namespaces):
+            confined = next(folder.glob("cli-*"))  # which the trial has written
+            found.append((f"{box.strength:d}_container", UID + 1, replace(box, confined=confined), None))
     for box in (await asyncio.to_thread(trial.boxes, folder, cli, None))[0]:
         found.append((f"{box.strength:d}_shared", None, box, None))
     if boxes and (way := trial.network_of_its_own(boxes[0], UID)[0]) is not None:
@@ -144,7 +151,7 @@ async def measure(rounds: int) -> dict[str, float]:
         if name not in ("0", "egress"):
             over = statistics.median(values) - statistics.median(starts["0"])
             figures[f"start_overhead_ms_p50_{name}"] = round(over, 1)
-    for name, of in (("landlock", "2"), ("namespaces", "3")):
+    for name, of in (("landlock", "2"), ("namespaces", "3"), ("container", "3_container")):
         if of in starts:
             figures[f"start_{name}_vs_user"] = ratio(starts[of], starts["1"])
     if "egress" in starts:
