@@ -122,7 +122,7 @@ cat secret-{mark}; ls; echo undisturbed
             found[:] = invoker.state.glob(f"trees/engines/*/*/work/secret-{mark}")
             return bool(found) and found[0].stat().st_size > 0
 
-        wait_for(at_work, 60, what="the neighbour")
+        wait_for(at_work, 180, what="the neighbour")
         (file,) = found
         pid = process_at_work(file.parents[1] / "home")
         at = services | around(invoker) | {"neighbour": seen_by(invoker, pid), "neighbour_file": str(file)}

@@ -182,7 +182,7 @@ class Containers:
             self.logs.append(subprocess.Popen(follow, stdout=file, stderr=subprocess.STDOUT))
         base = chosen["uid_base"]
         invoker = Invoker(f"http://127.0.0.1:{port}", int(shown.stdout), folder / "state", log, base, self.cli)
-        wait_for(lambda: invoker.ready() or not psutil.pid_exists(invoker.pid), 60, what="readiness")
+        wait_for(lambda: invoker.ready() or not psutil.pid_exists(invoker.pid), 180, what="readiness")
         assert invoker.ready(), log.read_text()
         return invoker
 

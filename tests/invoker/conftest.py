@@ -214,7 +214,7 @@ def start_invoker(
             f"http://127.0.0.1:{port}", process.pid, Path(chosen["state_dir"]), log, chosen["uid_base"], cli_path
         )
         if wait:
-            wait_for(lambda: invoker.ready() or process.poll() is not None, what="readiness")
+            wait_for(lambda: invoker.ready() or process.poll() is not None, 180, what="readiness")
             assert process.poll() is None, log.read_text()
         return invoker
 

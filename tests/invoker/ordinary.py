@@ -97,7 +97,7 @@ def started(
     url = f"http://127.0.0.1:{port}"
     invoker = Invoker(url, process.pid, chosen["state_dir"], log, 0, Path(chosen["cli_path"]))
     try:
-        wait_for(lambda: invoker.ready() or process.poll() is not None, 60, what="readiness")
+        wait_for(lambda: invoker.ready() or process.poll() is not None, 180, what="readiness")
         assert process.poll() is None, log.read_text()
         yield invoker
     finally:
