@@ -101,7 +101,7 @@ def around(invoker: Invoker) -> dict[str, Any]:
         "proxy": seen_by(invoker, proxies[0]),
         "state": str(invoker.state),
         "directories": directories,
-        "programs": [str(invoker.cli), *map(str, invoker.state.glob("trees/bin/bash-*"))],
+        "programs": [str(invoker.cli), *map(str, invoker.state.glob("trees/bin/*-*"))],
     }
 
 

@@ -24,12 +24,18 @@ pytestmark = [
 with_bubblewrap = pytest.mark.skipif(namespaces.program() is None, reason="bubblewrap is not installed")
 WITHOUT = {
     "namespaces": (),
+    "namespaces, as in a container": ("namespaces_as_in_a_container",),
     "landlock": ("a_machine_without_bubblewrap",),
-    "none": ("a_kernel_without_landlock",),
+    "none": ("a_kernel_without_landlock", "namespaces_for_everybody"),
 }
 HELD = [
     *(("landlock", attack) for attack in (*attacks.ATTACKS, *attacks.OF_ONE_USER)),
     *(pytest.param("namespaces", attack, marks=with_bubblewrap) for attack in attacks.ALL),
+    *(
+        pytest.param("namespaces, as in a container", attack, marks=with_bubblewrap)
+        for attack in attacks.ALL
+        if attack not in attacks.LEFT_BY_A_CONTAINER
+    ),
 ]
 
 
@@ -45,7 +51,7 @@ def raids(stand_in: StandInProcess, services: dict[str, Any], cli: Path) -> dict
 
     class Raids(dict[str, Raid]):
         def __missing__(self, strength: str) -> Raid:
-            settings = {"isolation": strength, "pool_size": 0, "idle_s": 60, "cli_path": cli}
+            settings = {"isolation": strength.split(",")[0], "pool_size": 0, "idle_s": 60, "cli_path": cli}
             below = {"allow_commands_below": 1} if strength == "none" else {}
             # Not below /tmp: then a run has a /tmp of its own.
             with (
