@@ -88,7 +88,7 @@ class Signer:
         """A fresh one for a request that carries none yet. `path` is raw, without the query."""
         issued = int(time.time() if now is None else now)
         binding = Binding(self.issuer, self.audience, method, path_claim(path), route, request_id)
-        return Attestation(binding, issued, issued + self.ttl, secrets.token_urlsafe(12))
+        return Attestation(binding, issued, issued + self.ttl, _b64(secrets.token_bytes(12)).decode())
 
     def sign(self, attestation: Attestation) -> str:
         """The header's value. Raises AttestationError where it is larger than MAX_HEADER."""

@@ -95,8 +95,16 @@ class Clamp:
     max_usd: float | None = None
     egress: tuple[Destination, ...] = ()  # what a run may reach: unlike the others, nothing where nothing is said
     model: str | None = None  # that of the run, whichever of `models` is asked for: the budget is used up
+    _claims: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
-    def to_claims(self) -> dict[str, Any]:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_claims", self._made())
+
+    def to_claims(self) -> Mapping[str, Any]:
+        """Made once: a tier's clamp is attested with each of its requests."""
+        return self._claims
+
+    def _made(self) -> dict[str, Any]:
         given: dict[str, Any] = {}
         if self.models is not None:
             given["models"] = list(self.models)
@@ -160,14 +168,18 @@ class Additions:
     append: str = ""
     context: Mapping[str, str | None] = field(default_factory=dict)  # of the body's `context`; None takes it away
     drop: tuple[str, ...] = ()  # top-level members that the caller may not set
+    _claims: Mapping[str, Any] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        given = {"prepend": self.prepend, "append": self.append, "context": self.context, "drop": list(self.drop)}
+        object.__setattr__(self, "_claims", {name: value for name, value in given.items() if value})
 
     def __bool__(self) -> bool:
-        return bool(self.prepend or self.append or self.context or self.drop)
+        return bool(self._claims)
 
-    def to_claims(self) -> dict[str, Any]:
-        """Empty members are left out."""
-        given = {"prepend": self.prepend, "append": self.append, "context": self.context, "drop": list(self.drop)}
-        return {name: value for name, value in given.items() if value}
+    def to_claims(self) -> Mapping[str, Any]:
+        """Empty members are left out. Made once: the same additions are attested again and again."""
+        return self._claims
 
     @classmethod
     def take(cls, claims: Members) -> Additions:

@@ -10,6 +10,7 @@ Where the server has several generations (`kong reload`), a request may begin in
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ class Attested(NamedTuple):
     team: str
 
 
-_entries: dict[str, Attested] = {}
+_entries: OrderedDict[str, Attested] = OrderedDict()  # a dict looks for its oldest through all that were taken out
 _watchers: set[object] = set()
 
 
@@ -56,7 +57,7 @@ def begin(attestation: Attestation) -> None:
     if len(_entries) >= MAX_ENTRIES:
         return
     while not _watchers and len(_entries) >= MAX_UNWATCHED:
-        del _entries[next(iter(_entries))]  # the oldest
+        _entries.popitem(last=False)
     _entries[attestation.id] = _attested(attestation.identity, attestation.tier or "")
 
 

@@ -142,17 +142,17 @@ class Pipeline:
         """What earlier plugins found and what the stages of this one did."""
         before = request.attestation
         assert before is not None
-        body, checks = request.body_seen, set(before.checks)
+        body, checks = request.body_seen, before.checks
         for stage, decision in zip(self.stages, passed, strict=True):
             body = body if decision.body is None else decision.body
             if decision.checked:
-                checks.add(stage.check)
+                checks = (*checks, stage.check)
         return Attestation(
             before.binding,
             before.issued_at,
             before.expires_at,
             before.id,
-            tuple(sorted(checks)),
+            tuple(sorted(set(checks))) if before.checks else tuple(sorted(checks)),
             request.attested_identity,
             request.limits or before.limits,
             request.additions or before.additions,
@@ -166,7 +166,8 @@ class Pipeline:
         response: dict[str, str] = {}
         body: bytes | None = None
         for decision in passed:
-            upstream.update({n: REMOVE if v is None else v for n, v in decision.upstream_headers.items()})
+            for name, value in decision.upstream_headers.items():
+                upstream[name] = REMOVE if value is None else value
             response.update(decision.response_headers)
             body = decision.body if decision.body is not None else body
             if decision.consumer is not None:
@@ -197,7 +198,7 @@ class Pipeline:
         """For the shared context: what the one stage leaves; fused, what each leaves under its key, in one call."""
         if not self.fused:
             return dict(passed[0].shared)
-        return {s.shared_key: dict(d.shared) for s, d in zip(self.stages, passed, strict=True) if d.shared}
+        return {s.shared_key: d.shared for s, d in zip(self.stages, passed, strict=True) if d.shared}
 
     def close(self) -> None:
         """Ends what the stages hold (connections, threads)."""

@@ -112,6 +112,8 @@ class Request:
     def _folded(self) -> dict[str, list[str]]:
         """The names that the client wrote with an underscore."""
         folded: dict[str, list[str]] = {}
+        if "_" not in "".join(self.headers):
+            return folded
         for name in self.headers:
             if "_" in name:
                 folded.setdefault(name.replace("_", "-"), []).append(name)

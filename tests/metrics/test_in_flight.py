@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import OrderedDict
 from collections.abc import Iterator
 
 import pytest
@@ -17,7 +18,7 @@ from kong_claude import in_flight
 @pytest.fixture(autouse=True)
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     """Begins with none in flight, whatever other tests of this process have let through."""
-    monkeypatch.setattr(in_flight, "_entries", {})
+    monkeypatch.setattr(in_flight, "_entries", OrderedDict())
     watcher = object()
     in_flight.watch(watcher)
     yield watcher
@@ -89,7 +90,7 @@ def test_one_generation_ends_what_another_has_begun(monkeypatch: pytest.MonkeyPa
     in_flight.begin(ATTESTED)
     ((_, *ada),) = in_flight._entries.values()
     left = generations.bequests[in_flight.INHERITED]()
-    monkeypatch.setattr(in_flight, "_entries", {})
+    monkeypatch.setattr(in_flight, "_entries", OrderedDict())
     monkeypatch.setattr(generations, "_others", [lambda question, jti: iter([[0.0, *ada]] if jti == "abc" else [])])
     asked = in_flight.end(header(CLAIMS))
     assert asked is not None

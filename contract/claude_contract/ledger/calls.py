@@ -262,16 +262,21 @@ def _keys(of: Admit | Peek | Lease, one_node: bool = False) -> tuple[str, ...]:
     """See `money.lua`. Without `one_node` all have one tag; what was changed of subjects by themselves has the
     deployment's."""
     if not of.shared.tag:
-        head = f"{of.namespace}:{{{of.subject_key}}}:"
-        changes = limits_key(of.namespace) if one_node else head + "limits"
-        # Not `held`: of the subject `jobs` that would be the key in which the job store counts what it holds.
-        names = ("amounts", "w", "spent", "usd:day", "usd:month")
-        return (head + "leases", head + "settled", changes, *[head + name for name in names])
+        return _keys_alone(of.namespace, of.subject_key, one_node)
     head = f"{of.namespace}:{{{of.shared.tag}}}:"
     keys = [head + "leases", f"{head}{of.subject_key}:settled", head + "limits", head + "held"]
     for account in (of.subject_key, *of.shared.pools):
         keys += (f"{head}{account}:w", f"{head}{account}:spent")
     return tuple(keys)
+
+
+@lru_cache(maxsize=4096)  # who calls calls again
+def _keys_alone(namespace: str, subject_key: str, one_node: bool) -> tuple[str, ...]:
+    head = f"{namespace}:{{{subject_key}}}:"
+    changes = limits_key(namespace) if one_node else head + "limits"
+    # Not `held`: of the subject `jobs` that would be the key in which the job store counts what it holds.
+    names = ("amounts", "w", "spent", "usd:day", "usd:month")
+    return (head + "leases", head + "settled", changes, *[head + name for name in names])
 
 
 def booked_key(lease: Lease) -> str:

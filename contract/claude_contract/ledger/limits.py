@@ -161,6 +161,7 @@ class Slot:
     own: Terms = field(init=False, repr=False, compare=False)
     bound: Terms = field(init=False, repr=False, compare=False)
     """`own`, where it is more than 100 %."""
+    _claim: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         short = ((self.day_micro_usd, "day"), (self.month_micro_usd, "month"))
@@ -171,13 +172,17 @@ class Slot:
             bound = Terms(self.concurrent, tuple(more))
         object.__setattr__(self, "own", own)
         object.__setattr__(self, "bound", bound)
+        object.__setattr__(self, "_claim", self._made())
 
     @property
     def has_budget(self) -> bool:
         return any(terms.budgets for terms in (self.own, *self.pools))
 
-    def claim(self) -> dict[str, Any]:
-        """As it travels in the attestation and in job records (`slot`)."""
+    def claim(self) -> Mapping[str, Any]:
+        """As it travels in the attestation and in job records (`slot`). Made once."""
+        return self._claim
+
+    def _made(self) -> dict[str, Any]:
         given: dict[str, Any] = {
             "concurrent": self.concurrent,
             "usd": self.run_micro_usd or None,

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from claude_contract.identity import Identity
-from kong_claude.decision import Refuse
+from kong_claude.decision import Pass, Refuse
 from kong_claude.jwt_claims.issuers import Issuer
 from kong_claude.jwt_claims.rules import lookup, values
 from kong_claude.jwt_claims.token import InvalidToken
@@ -25,13 +25,15 @@ class Caller:
     identity: Identity
     claims: Mapping[str, Any]
     headers: Mapping[str, str | None]
+    passed: Pass  # for a request that has nothing of its own to add
     denial: Refuse | None = None  # verified, but not allowed here
 
 
 def caller(identity: Identity, claims: Mapping[str, Any], denial: Refuse | None) -> Caller:
     """A Caller with what its identity becomes upstream, made once per token."""
     headers = {SUBJECT: header_text(identity.subject), TIER: identity.tier}
-    return Caller(identity, claims, headers, denial)
+    passed = Pass(upstream_headers=headers, claims=identity, shared=identity.to_claims())
+    return Caller(identity, claims, headers, passed, denial)
 
 
 def header_text(value: str) -> str:

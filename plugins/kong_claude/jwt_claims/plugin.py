@@ -241,7 +241,10 @@ class JwtClaims(Stage[JwtClaimsConfig]):
             self._revocation.close()
 
     def _pass(self, request: Request, caller: Caller) -> Decision:
-        identity, headers, consumer = caller.identity, {**own_headers(request), **caller.headers}, None
+        removed = own_headers(request)
+        if not removed and not self._consumer_claim:
+            return caller.passed
+        identity, headers, consumer = caller.identity, {**removed, **caller.headers}, None
         if self._consumer_claim:
             name = lookup(caller.claims, self._consumer_claim)
             found = load_consumer(request.kong, name)

@@ -23,7 +23,8 @@ def reset(quota: Quota) -> int:
 def tightest(quotas: Sequence[Quota]) -> int:
     """The place of the window with the least left; of equals that of the longer one, as Kong chooses."""
     found, least = 0, quotas[0]
-    for at, quota in enumerate(quotas):
+    for at in range(1, len(quotas)):
+        quota = quotas[at]
         if quota.remaining < least.remaining or (
             quota.remaining == least.remaining and quota.window.seconds > least.window.seconds
         ):

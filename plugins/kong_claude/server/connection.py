@@ -204,11 +204,16 @@ class Connection:
         """Any other frame, whole, in pieces, or several at once; and garbage."""
         if self.decoder is None:
             try:
-                self.backlog.append(unpack(data))
+                frame = unpack(data)
             except Exception:
                 self.decoder = wire.Decoder()
                 self.since = time.monotonic()
                 self.server.unfinished.add(self)
+            else:
+                if not self.backlog and not self.busy and not self.closed:  # nearly always
+                    self.server.dispatch(self, frame)
+                    return
+                self.backlog.append(frame)
         if self.decoder is not None:
             try:
                 self.backlog.extend(self.decoder.feed(data))
