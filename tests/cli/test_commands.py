@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from kong_claude.cli.main import main
-from kong_claude.guard import KEYS, LUA_PLUGINS
+from kong_claude.guard import LUA_PLUGINS, PAIRED
 from kong_claude_local.token import claims, seconds
 
 
@@ -121,7 +121,7 @@ def test_the_path_of_the_pair_holds_each_plugins_half(capsys: pytest.CaptureFixt
     assert main(["guard", "--pair"]) == 0
     pair, guards, *rest = capsys.readouterr().out.strip().split(";")
     assert rest == ["", ""]
-    for name in (*KEYS, "claude-pair"):
+    for name in (*PAIRED, "claude-pair"):
         part = "partner" if name == "claude-pair" else "handler"
         assert Path(pair.replace("?", f"kong/plugins/{name}/{part}")).is_file()
     assert Path(guards.replace("?", "kong/plugins/claude-guard/handler")).is_file()

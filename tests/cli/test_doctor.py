@@ -21,7 +21,7 @@ from kong_claude import PLUGINS
 from kong_claude.cli.main import main
 from kong_claude.doctor import probe, rules, view
 from kong_claude.doctor.opening import Opening
-from kong_claude.guard import KEYS, LUA_PATH, PAIR_PATH, lua, named
+from kong_claude.guard import LUA_PATH, PAIR_PATH, PAIRED, lua, named
 from kong_claude.problem import Problem
 from kong_claude_local import stack
 
@@ -759,7 +759,7 @@ def test_a_handler_in_our_plugins_place_must_be_ours(tmp_path: Path) -> None:
     partner.write_text(partner.read_text().replace("local PROTOCOL = 1", "local PROTOCOL = 0"))  # an older release's
     assert found(f"{PAIR_PATH};{copied}/?.lua") == []  # the first one counts
     older = found(f"{copied}/?.lua;{PAIR_PATH}")
-    assert len(older) == len(KEYS)
+    assert len(older) == len(PAIRED)
     assert str(partner) in older[0]
     handler = copied / "kong/plugins/claude-gateway/handler.lua"
     handler.write_text("return { PRIORITY = 1440, VERSION = '1.0.0', access = function() end }")

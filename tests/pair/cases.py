@@ -208,3 +208,10 @@ REQUESTS: dict[str, bytes] = {
 }
 PIPELINED = ask(b"X-Repo: org/app") + ask(bearer=None) + ask()
 BRIEF = ("good", "again", "no token", "forbidden", "forged", "get", "head", "query", "token in the query", "capture")
+# Of a form that HTTP/2 has, too.
+HTTP2 = (
+    *BRIEF,
+    *("no token, problem", "expired", "two tokens", "locked", "not json", "form", "gzip", "empty", "no body", "delete"),
+    *("longer than is read beforehand", "60 KB", "repeated", "repeated, other names", "empty values", "underscores"),
+    *("not UTF-8 in a header", "not UTF-8 in the body", "request id", "long header", "explain", "model outside"),
+)

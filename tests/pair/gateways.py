@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 import socketserver
+import subprocess
 import tempfile
 import threading
 import urllib.request
@@ -27,14 +28,15 @@ import jwt
 from kong_claude import PLUGINS
 from kong_claude.guard import LUA_PATH, PAIR_PATH
 from kong_claude_local import stack as parts
-from kong_claude_local.supervise import Supervisor
+from kong_claude_local.supervise import PartFailed, Supervisor
 from tests.chaos.stack import free_ports
 from tests.gateway.runners import SECRET
 
 ADDRESS = "127.0.0.1"
+UNCOUNTED = "uncounted"  # user agent of requests of which there may be more at one gateway than at the other
+CURL_STREAM = 92
 # What is another one for every request, or tells the time.
 NEW = re.compile(r"^(date|via|server|x-kong-.*|x-request-id|kong-request-id|x-forwarded-port|host)$", re.IGNORECASE)
-CALLS = re.compile(r'pluginserver_event_calls_total\{(?=.*plugin="claude-gateway")(?=.*phase="access")')
 TIMES = re.compile(r"\bt=\d+")
 CHANGING = ("request_id", "reset_s", "retry_after")
 CLAIMS_NEW = ("jti", "iat", "exp", "rid", "lease", "rte")
@@ -96,6 +98,7 @@ class Gateway:
     """One of the two."""
 
     port: int
+    http2_port: int  # of a real Kong; minikong has no HTTP/2
     metrics_port: int
     upstream: Upstream
     log: Path
@@ -128,15 +131,52 @@ class Gateway:
                 # A document that tells the time may be a digit longer.
                 shown = [h for h in headers(head) if not (isinstance(body, dict) and h[0] == "Content-Length")]
                 found.append({"status": status, "headers": shown, "body": body})
-        reached = self.upstream.seen.pop(own, None)
-        found.append({"upstream": None if reached is None else came(*reached)})
+        found.append({"upstream": self.reached(own)})
         return found
 
-    def calls(self) -> int:
-        """How many calls claude-gateway's access phase has made since the start."""
+    def send_http2(self, case: str, raw: bytes, length: bool = True) -> list[dict[str, Any]] | None:
+        """As `send`, the same request in HTTP/2 without TLS; `length`: with Content-Length, which a body need not have
+        there. None: the answer came while curl was still sending, so that it dropped it."""
+        self.answered += 1
+        own = f"{case}-{self.answered}"
+        head, _, body = raw.replace(b"@CASE@", own.encode()).partition(b"\r\n\r\n")
+        (method, target, _), *given = (head.split(b"\r\n")[0].split(b" "), *head.split(b"\r\n")[1:])
+        command = [b"curl", b"-sS", b"-i", b"--http2-prior-knowledge", b"--path-as-is", b"-A", UNCOUNTED.encode()]
+        command += [b"--head"] if method == b"HEAD" else [b"-X", method]
+        for line in given:
+            name, _, value = line.partition(b":")
+            if name != b"Content-Length":
+                command += [b"-H", line if value.strip() else name + b";"]
+        if b"\r\nContent-Length:" in head:
+            command += [b"--data-binary", b"@-", *([] if length else [b"-H", b"Content-Length:"])]
+        url = f"http://{ADDRESS}:{self.http2_port}".encode() + target
+        done = subprocess.run([*command, url], input=body, capture_output=True, timeout=90)
+        if done.returncode == CURL_STREAM:
+            return None
+        assert done.returncode == 0, done.stderr
+        answer, _, content = done.stdout.partition(b"\r\n\r\n")
+        version, status, *_ = answer.split()
+        assert version == b"HTTP/2", answer
+        shown = [h for h in headers(answer) if h[0] != "content-length"]
+        return [
+            {"status": int(status), "headers": shown, "body": body_of(content)},
+            {"upstream": self.reached(own)},
+        ]
+
+    def reached(self, case: str) -> dict[str, Any] | None:
+        """What of it came to the upstream."""
+        seen = self.upstream.seen.pop(case, None)
+        return None if seen is None else came(*seen)
+
+    def events(self, plugin: str, phase: str) -> tuple[int, int]:
+        """How many events of the plugin in that phase there were since the start, and how many calls they made."""
         with urllib.request.urlopen(f"http://{ADDRESS}:{self.metrics_port}/metrics", timeout=30) as answer:
             text = answer.read().decode()
-        return int(sum(float(line.split()[-1]) for line in text.splitlines() if CALLS.match(line)))
+        labels = f'{{phase="{phase}",plugin="{plugin}"}}'
+        found = {f"{line.split()[0]}": float(line.split()[1]) for line in text.splitlines() if labels in line}
+        names = ("pluginserver_event_seconds_count", "pluginserver_event_calls_total")
+        events, calls = [int(found[name + labels]) for name in names]
+        return events, calls
 
 
 def headers(head: bytes) -> list[tuple[str, str]]:
@@ -182,7 +222,7 @@ def came(head: bytes, body: bytes) -> dict[str, Any]:
 @contextmanager
 def gateway(config: dict[str, Any], upstream: Upstream, lua_path: str, access_log: Path) -> Iterator[Gateway]:
     directory = Path(tempfile.mkdtemp(prefix="kc-pair-"))
-    proxy, metrics, admin = free_ports(3)
+    proxy, http2, metrics, admin = free_ports(4)
     layout = parts.Layout(
         config=directory / "kong.json",
         plugins=PLUGINS,
@@ -197,10 +237,16 @@ def gateway(config: dict[str, Any], upstream: Upstream, lua_path: str, access_lo
     part = parts.gateway(layout)
     # One worker: each learns by itself what a plugin asks.
     environment = {**part.environment, "KONG_LUA_PACKAGE_PATH": lua_path, "KONG_NGINX_WORKER_PROCESSES": "1"}
+    if layout.kong:
+        environment["KONG_PROXY_LISTEN"] = f"{ADDRESS}:{proxy}, {ADDRESS}:{http2} http2"
     supervisor = Supervisor(directory / "log", io.StringIO())
     try:
-        supervisor.start(replace(part, environment=environment))
-        yield Gateway(proxy, metrics, upstream, access_log, supervisor, directory)
+        try:
+            supervisor.start(replace(part, environment=environment))
+        except PartFailed as failure:
+            failure.add_note(failure.last)
+            raise
+        yield Gateway(proxy, http2, metrics, upstream, access_log, supervisor, directory)
     finally:
         supervisor.stop()
         shutil.rmtree(directory, ignore_errors=True)

@@ -201,3 +201,70 @@ def test_the_log_phase_is_sent_where_something_is_to_be_ended(left: Any, source:
     kong.set.source = source
     kong.handler.log(kong.handler, kong.conf)
     assert (kong.set.logged or 0) == events
+
+
+TIMER = """
+local make, notified = ...
+local serialized = 0
+local metrics = { PRIORITY = 11, VERSION = "0.1.0", phases = { "log" }, rpc_notifications = {}, exposed_api = {
+  ["kong.log.serialize"] = function() serialized = serialized + 1; return "{}" end,
+} }
+local events = {}
+metrics.rpc = { handle_event = function(_, conf, event)
+  events[#events + 1] = event
+  metrics.rpc_notifications["claude-pair"](nil, { notified or event[3], { 7, { "kong.log.serialize" } } })
+end }
+metrics.log = function(_, conf)  -- as Kong: in a timer, by a name that is looked up then
+  coroutine.wrap(function() metrics.rpc:handle_event(conf, "log") end)()
+end
+package.loaded["kong.runloop.plugin_servers"].load_plugin = function() return true, metrics end
+local handler, conf = make("claude-metrics"), {}
+kong.ctx = setmetatable({}, { __index = function(_, key) end })  -- of no plugin
+handler:log(conf)
+handler:log(conf)
+return events[1], events[2], serialized
+"""
+
+
+def test_the_log_phase_brings_what_kong_has_serialized() -> None:
+    """In its timer, where kong.ctx.plugin is nobody's: what is told there finds its event by the coroutine."""
+    kong = Kong()
+    first, second, serialized = kong.lua.execute(TIMER, kong.make)
+    assert (first[1], first[2], first[4]) == ("log", 1, 0)
+    assert (second[1], second[4], second[5]) == ("log", 7, "{}")
+    assert serialized == 1
+
+
+def test_what_is_told_for_another_log_phase_is_not_done() -> None:
+    """The control is the test above."""
+    kong = Kong()
+    _, second, serialized = kong.lua.execute(TIMER, kong.make, 99)
+    assert (second[4], second[5], serialized) == (0, None, 0)
+
+
+REUSED = """
+local make, set, shared = ...
+local gateway = plugin
+local metrics = { PRIORITY = 11, VERSION = "0.1.0", phases = { "log" }, rpc_notifications = {}, exposed_api = {} }
+metrics.rpc = { handle_event = function() error("no instance") end }
+metrics.log = function(_, conf) metrics.rpc:handle_event(conf, "log") end
+package.loaded["kong.runloop.plugin_servers"].load_plugin = function(name)
+  return true, name == "claude-metrics" and metrics or gateway
+end
+gateway.rpc.handle_event = function(_, _, event)
+  gateway.rpc_notifications["claude-pair"](nil, { event[3], false, { "kong.ctx.shared.set", { "k", "told" } } })
+end
+local log, access = make("claude-metrics"), make("claude-gateway")
+return coroutine.wrap(function()
+  local done, problem = pcall(log.log, log, {})
+  access:access({})
+  return done, problem, shared.k
+end)()
+"""
+
+
+def test_a_log_phase_that_fails_leaves_its_coroutine_to_the_next_request() -> None:
+    kong = Kong()
+    done, problem, told = kong.lua.execute(REUSED, kong.make, kong.set, kong.shared)
+    assert (done, told) == (False, "told")
+    assert "no instance" in problem

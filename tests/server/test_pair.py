@@ -41,6 +41,22 @@ def test_what_was_asked_once_comes_with_every_later_event() -> None:
     assert second.flush() == b""
 
 
+@pytest.mark.parametrize(
+    ("phase", "asked", "learned"),
+    [
+        ("log", ("kong.log.serialize",), True),
+        ("log", ("kong.request.get_method",), False),
+        ("access", ("kong.log.serialize",), False),
+        ("access", ("kong.request.get_method",), True),
+    ],
+)
+def test_in_the_log_phase_kong_answers_one_thing_beforehand(phase: str, asked: tuple[str, ...], learned: bool) -> None:
+    """There is no request in it any more; and serializing for nothing would cost every request."""
+    questions = Questions(0)
+    Pair(questions, Given(phase, 7, 0, [])).ask(asked)
+    assert (asked in questions.current) is learned
+
+
 @pytest.mark.parametrize("questions", [0, 100, 102, 999])
 def test_answers_to_questions_that_are_not_ours_count_for_nothing(questions: int) -> None:
     """An earlier process's, or another instance's."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kong_claude.doctor.opening import Opening
 from kong_claude.doctor.view import View
-from kong_claude.guard import KEYS, PAIR_PATH
+from kong_claude.guard import PAIR_PATH, PAIRED
 
 PARTNER = "kong/plugins/claude-pair/partner"
 PATH = "KONG_LUA_PACKAGE_PATH"
@@ -16,7 +16,7 @@ PATH = "KONG_LUA_PACKAGE_PATH"
 def handlers(view: View) -> Iterator[Opening]:
     """Kong takes a plugin's handler from its Lua path before it asks a plugin server: whatever has our plugin's name
     there runs in its place, with nothing but the guard behind it."""
-    for plugin in KEYS:
+    for plugin in PAIRED:
         for module in (f"kong/plugins/{plugin}/handler", PARTNER):
             found = first(view.environment.get(PATH, ""), module)
             if found is None:

@@ -29,9 +29,11 @@ LUA_PLUGINS = tuple(dict.fromkeys(PLUGIN.values()))
 LUA = Path(__file__).parent / "lua"
 LUA_PATH = f"{LUA}/?.lua"
 """What Kong's lua_package_path must hold to find them."""
+PAIRED = (*KEYS, "claude-metrics")
+"""The plugins that have a half in Lua there."""
 PAIR = Path(__file__).parent / "pair"
 PAIR_PATH = f"{PAIR}/?.lua"
-"""The same for Kong's Lua half of the enforcing plugins: fewer calls (docs/gateway.md)."""
+"""The same for Kong's Lua half of our plugins: fewer calls (docs/gateway.md)."""
 
 _LUA = """\
 return function()

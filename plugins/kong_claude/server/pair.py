@@ -19,6 +19,7 @@ LABEL = "claude-pair"
 NOTIFICATION = b"\x93\x02" + pack(LABEL)  # then what is told
 FALSE = b"\xc2"  # no new questions; not nil, which would leave a hole in Lua's table
 MAX_QUESTIONS = 12
+SERIALIZE = "kong.log.serialize"  # asked beforehand in the log phase, as nothing else is
 SET_BODY = "kong.service.request.set_raw_body"
 MIN_SPLICE = 64  # bytes that a splice has to save
 
@@ -28,6 +29,7 @@ ASKED = frozenset(
         "kong.client.get_credential",
         "kong.client.get_forwarded_ip",
         "kong.ctx.shared.get",
+        SERIALIZE,
         "kong.nginx.get_var",
         "kong.request.get_headers",
         "kong.request.get_method",
@@ -102,11 +104,12 @@ def given(name: Any) -> Given | None:
 class Pair:
     """The state of one event."""
 
-    __slots__ = ("_answers", "_body", "_later", "_number", "_questions", "_told_id")
+    __slots__ = ("_answers", "_body", "_later", "_logs", "_number", "_questions", "_told_id")
 
     def __init__(self, questions: Questions, event: Given) -> None:
         self._questions = questions
         self._told_id = event.questions
+        self._logs = event.phase == "log"
         self._number = pack(event.number)
         self._answers = questions.answered(event.questions, event.answers)
         self._later: list[bytes] = []
@@ -117,14 +120,15 @@ class Pair:
         try:
             answer = self._answers[question]
         except KeyError:
-            self._questions.learn(question)
+            if (question[0] == SERIALIZE) is self._logs:
+                self._questions.learn(question)
             return False, None
         except TypeError:  # no hashable arguments: nothing that can be asked beforehand
             return False, None
         name = question[0]
         if name == "kong.request.get_headers":
             # As Kong sends them when it is asked: lists of values.
-            fixed = {k: [v] if type(v) is str else [] if v is True else v for k, v in dict(answer).items()}
+            fixed = {k: [v] if type(v) is str else [] if v is True else v for k, v in answer.items()} if answer else {}
             return True, fixed
         if name == "kong.request.get_raw_body":
             if answer is False:  # too large to be read beforehand

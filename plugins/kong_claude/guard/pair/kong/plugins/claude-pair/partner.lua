@@ -7,6 +7,7 @@
 local servers = require "kong.runloop.plugin_servers"
 
 local pairs, type, unpack, error, select, tonumber = pairs, type, unpack, error, select, tonumber
+local running, pcall = coroutine.running, pcall
 local sub, lower, null = string.sub, string.lower, ngx.null
 local set_header, get_body_data = ngx.req.set_header, ngx.req.get_body_data
 
@@ -83,11 +84,12 @@ local TELL = {
 }
 
 local questions = setmetatable({}, { __mode = "k" })  -- configuration -> { id, { name, argument }, ... }
+local timers = setmetatable({}, { __mode = "k" })  -- coroutine of a log phase -> what kong.ctx.plugin is for a request
 local number = 0
 
 local function told(_, message)
-  local own = kong.ctx.plugin
-  if not own.event or message[1] ~= own.event then
+  local own = timers[running()] or kong.ctx.plugin
+  if not own or not own.event or message[1] ~= own.event then
     return  -- for a request that is over
   end
   if message[2] then
@@ -124,18 +126,39 @@ return function(name)
   end
   plugin.rpc_notifications[LABEL] = told
 
-  function handler:access(conf)
+  -- `own`: a table of this request's
+  local function send(phase, conf, own, answers)
     number = number + 1
     local asked = questions[conf]
-    local event = { "access", PROTOCOL, number, asked and asked[1] or 0 }
+    local event = { phase, PROTOCOL, number, asked and asked[1] or 0 }
     for i = 2, asked and #asked or 1 do
-      local answer = ASK[asked[i][1]](select(2, unpack(asked[i])))
+      local answer = answers[asked[i][1]](select(2, unpack(asked[i])))
       event[3 + i] = answer == nil and null or answer
     end
-    local own = kong.ctx.plugin
     own.event, own.conf = number, conf
     rpc:handle_event(conf, event)
     own.event = nil
+  end
+
+  if handler.access then
+    function handler:access(conf)
+      send("access", conf, kong.ctx.plugin, ASK)
+    end
+  elseif handler.log then
+    -- Kong's own log phase keeps what it has serialized and starts the event in a timer, where no request is: there
+    -- plugins are answered by `exposed_api`, and kong.ctx.plugin is whose log phase was the last.
+    plugin.rpc = setmetatable({
+      handle_event = function(_, conf, phase)
+        local own, timer = {}, running()
+        timers[timer] = own
+        -- Of these answers the plugin server asks for `kong.log.serialize` alone.
+        local sent, problem = pcall(send, phase, conf, own, plugin.exposed_api)
+        timers[timer] = nil  -- in any case: nginx uses coroutines again, for requests
+        if not sent then
+          error(problem, 0)
+        end
+      end,
+    }, { __index = rpc })
   end
 
   if handler.log and key then

@@ -1,0 +1,1 @@
+return require("kong.plugins.claude-pair.partner")("claude-metrics")
