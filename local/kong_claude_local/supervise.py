@@ -141,7 +141,7 @@ class Supervisor:
         for line in process.stdout:
             line = line.rstrip("\n")
             tail.append(line)
-            del tail[:-40]
+            del tail[:-400]  # a real Kong's errors are long
             if part.quiet:
                 with self._lock:
                     if not self.log.closed:

@@ -142,6 +142,9 @@ def check(layout: stack.Layout) -> None:
         raise Problem("\n".join(found))
 
 
+KONG_REFUSES = "init_by_lua error: "
+
+
 def serve(layout: stack.Layout, out: object) -> int:
     """Runs the stack until a signal. Exit code 0 after Ctrl-C, 2 where a part did not start."""
     supervisor = Supervisor(layout.state / "stack.log", out)  # type: ignore[arg-type]
@@ -174,7 +177,11 @@ def serve(layout: stack.Layout, out: object) -> int:
 
 
 def complaint(failure: PartFailed) -> str:
-    """What the part said about its end: where it refused its input (exit code 2), without its log lines."""
+    """What the part said about its end: where it refused its input (exit code 2), without its log lines. A real Kong
+    says it twice, each time with the place in its code behind it, and an anchor's error once for each of its uses."""
+    if KONG_REFUSES in failure.last:
+        said = failure.last.rpartition(KONG_REFUSES)[2].partition("\nstack traceback:")[0]
+        return "\n".join(said.splitlines()[:20])
     lines = failure.last.splitlines()
     if failure.code == 2:
         lines = [line for line in lines if not LOG_LINE.match(line)] or lines

@@ -18,6 +18,7 @@ from tests.chaos.stack import CHATTING, LEASE_TTL, STALE, Stack
 
 SETTLE = 1.0  # seconds without a refused valid request: recovered
 GIVE_UP = 30.0
+LEAST = 50  # requests of one fault: a busy machine needs longer for them
 
 
 def requests_for(stack: Stack) -> Any:
@@ -65,6 +66,12 @@ async def recovered(load: Load, since: float, works: Callable[[Outcome], bool] =
     return GIVE_UP
 
 
+async def enough(load: Load) -> None:
+    """Waits for LEAST requests; for ever does a test's own bound not."""
+    while len(load.outcomes) <= LEAST:
+        await asyncio.sleep(0.1)
+
+
 async def run_fault(stack: Stack, name: str, rounds: int) -> dict[str, float]:
     """One fault, `rounds` times at random moments under load."""
     seen = stack.upstream.seen = type(stack.upstream.seen)()
@@ -78,6 +85,7 @@ async def run_fault(stack: Stack, name: str, rounds: int) -> dict[str, float]:
         started = time.monotonic()
         await FAULTS[name](stack)
         times.append(await recovered(load, started))
+    await enough(load)
     until.set()
     await running
     return {
@@ -125,6 +133,7 @@ async def run_guarded(stack: Stack, name: str, rounds: int, place: str = "guarde
         started = time.monotonic()
         await GUARDED[name][turn % len(GUARDED[name])](stack)
         times.append(await recovered(load, started))
+    await enough(load)
     until.set()
     await running
     return {

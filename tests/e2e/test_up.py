@@ -40,7 +40,7 @@ def belonging_to(home: Path) -> list[str]:
 
 
 def assert_nothing_left(home: Path) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60  # ends in order: on a busy machine that takes its time
     while left := belonging_to(home):
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
@@ -67,7 +67,7 @@ def press_ctrl_c(process: subprocess.Popen[str]) -> int:
     for _ in range(3):
         os.killpg(process.pid, signal.SIGINT)  # the whole foreground process group gets it
         try:
-            return process.wait(20)
+            return process.wait(60)
         except subprocess.TimeoutExpired:
             continue
     raise AssertionError("Ctrl-C does not end the stack")
@@ -190,12 +190,9 @@ def test_an_error_in_kong_yml_is_named_with_its_line(
     config.write_text(text)
     failed = up(home, free_port(), config=config)
     assert failed.returncode == 2, failed.stdout + failed.stderr
-    if gateway_option():  # a real Kong names neither line nor, for a long way down, the file
-        assert failed.stderr
-        return
     assert "broken.yml" in failed.stderr
     assert field in failed.stderr
-    if line:
+    if line and not gateway_option():  # a real Kong knows no lines
         number = next(i for i, found in enumerate(text.splitlines(), 1) if line in found)
         # An error in an entity may be reported at the entity's first line.
         assert any(f":{n}" in failed.stderr for n in range(max(1, number - 40), number + 1)), failed.stderr
