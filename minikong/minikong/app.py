@@ -42,6 +42,10 @@ class Generations:
         gateway: Gateway = ctx.gateway or self.current
         gateway.header_filter(ctx)
 
+    def body_filter(self, ctx: Context, chunk: bytes, *, is_last: bool) -> bytes | None:
+        gateway: Gateway = ctx.gateway or self.current
+        return gateway.body_filter(ctx, chunk, is_last=is_last)
+
     async def certificate(self, sni: str | None, client: tuple[str, int], server: tuple[str, int]) -> bool:
         return await self.current.certificate(sni, client, server)
 

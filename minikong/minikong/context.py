@@ -129,6 +129,9 @@ class Context:
     response: Response | None = None
     phase: str = "rewrite"
     plugin: PluginEntity | None = None  # the plugin whose handler runs now
+    chunk: bytes | None = None  # ngx.arg of body_filter: a piece of the answer's body
+    is_last: bool = False
+    connected: bool = False  # to the service, whatever came of it
     uri_captures: dict[str | int, str] = field(default_factory=dict)
     shared: dict[Any, Any] = field(default_factory=dict)  # kong.ctx.shared (may hold lupa objects)
     nginx_ctx: dict[Any, Any] = field(default_factory=dict)  # kong.nginx.get_ctx/set_ctx

@@ -299,8 +299,30 @@ class Gateway:
                 ctx.plugin = None
         ctx.phase = phase
 
+    def body_filter(self, ctx: Context, chunk: bytes, *, is_last: bool) -> bytes | None:
+        """Runs the plugins that have a body_filter on a piece (seam.Gateway)."""
+        filters = [
+            (entity, handler)
+            for entity, handler in self._downstream(ctx, self.state)
+            if "body_filter" in handler.phases and hasattr(handler, "body_filter")
+        ]
+        if not filters:
+            return chunk
+        phase, ctx.phase = ctx.phase, "body_filter"
+        ctx.chunk, ctx.is_last = chunk, is_last
+        try:
+            for entity, handler in filters:
+                ctx.plugin = entity
+                handler.body_filter(entity, ctx)
+            return ctx.chunk or b""
+        except (LuaError, Exit) as error:  # nginx then ends the connection
+            self.log("err", f"failed to run body_filter_by_lua*: {error}")
+            return None
+        finally:
+            ctx.plugin, ctx.phase = None, phase
+
     def _downstream(self, ctx: Context, state: State) -> list[tuple[PluginEntity, Any]]:
-        """The plugins of header_filter and log: those the access phase collected, else the global ones."""
+        """The plugins of header_filter, body_filter and log: those the access phase collected, else the global ones."""
         if ctx.collected is not None:
             return ctx.collected
         return [(entity, handler) for handler, entity in state.globals]

@@ -50,6 +50,9 @@ class PlainGateway:
     def header_filter(self, ctx: Context) -> None:
         pass
 
+    def body_filter(self, ctx: Context, chunk: bytes, *, is_last: bool) -> bytes | None:
+        return chunk
+
     async def certificate(self, sni: str | None, client: tuple[str, int], server: tuple[str, int]) -> bool:
         return True
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from minikong.declarative import DeclarativeError
@@ -108,7 +111,7 @@ def test_it_is_enabled_and_found_or_the_start_fails(house: House) -> None:
 @pytest.mark.parametrize(
     ("part", "old", "new", "said"),
     [
-        ("handler", "handler:access", "handler:header_filter", "minikong does not run the phase header_filter"),
+        ("handler", "handler:access", "handler:response", "minikong does not run the phase response"),
         ("handler", '"1.2.3"', '"one"', "VERSION"),
         ("handler", "PRIORITY = 50", "PRIORITY = nil", "PRIORITY"),
         ("handler", "return handler", "return handler +", "house"),
@@ -132,3 +135,71 @@ def test_the_sandbox_of_pre_function_does_not_see_more_for_it(house: House) -> N
     settings = {"plugins": "bundled,house", "lua_package_path": f"{house.folder}/?.lua;;"}
     house.running.append(MiniKong(json.dumps(document), [], settings))
     assert ask(house.running[-1]) == (200, {"package": "nil", "io": "nil"})
+
+
+FILTERS = """
+local handler = { VERSION = "1.0.0", PRIORITY = 50 }
+function handler:header_filter(conf)
+  if kong.request.get_query_arg("broken") then error("on purpose") end
+  kong.response.set_header("X-Source", kong.response.get_source())
+  kong.response.clear_header("Content-Length")
+  kong.ctx.plugin.mine = true
+end
+function handler:body_filter(conf)
+  assert(kong.ctx.plugin.mine)
+  if kong.request.get_query_arg("late") then error("on purpose") end
+  if kong.request.get_query_arg("pieces") then
+    ngx.arg[1] = ngx.arg[1]:upper()
+    return
+  end
+  local body = kong.response.get_raw_body()
+  if body then kong.response.set_raw_body("(" .. body .. ")") end
+end
+return handler
+"""
+
+
+def test_what_is_answered_can_be_changed_on_its_way_out(house: House) -> None:
+    """Of a service piece by piece, or whole at its end; and Kong's own errors."""
+    house.write("handler", FILTERS)
+    with HTTPServer(("127.0.0.1", 0), _Pieces) as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{service.server_port}"
+        route = {"name": "r", "paths": ["/of-service"], "strip_path": False}
+        document = {
+            "_format_version": "3.0",
+            "plugins": [{"name": "house"}],
+            "services": [{"url": url, "routes": [route]}],
+        }
+        made = {"plugins": "bundled,house", "lua_package_path": f"{house.folder}/?.lua;;", "log_level": "emerg"}
+        house.running.append(kong := MiniKong(json.dumps(document), [], made))
+        with httpx.Client(base_url=kong.base_url, timeout=30) as client:
+            whole = client.get("/of-service")
+            assert (whole.text, whole.headers["x-source"]) == ("(one two)", "service")
+            assert client.get("/of-service?pieces=1").text == "ONE TWO"
+            own = client.get("/nowhere")
+            assert (own.status_code, own.headers["x-source"]) == (404, "exit")
+            assert own.text.startswith("({") and "no Route matched" in own.text and own.text.endswith("})")
+            head = client.head("/nowhere")
+            assert (head.status_code, head.text, head.headers["x-source"]) == (404, "", "exit")
+            for broken in ("/nowhere?broken=1", "/nowhere?late=1", "/of-service?late=1"):
+                with pytest.raises(httpx.RemoteProtocolError):
+                    client.get(broken)
+        service.shutdown()
+
+
+class _Pieces(BaseHTTPRequestHandler):
+    """An answer of two chunks."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for piece in (b"one ", b"two", b""):
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            self.wfile.flush()
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from minikong.context import Context, Headers, Response
@@ -186,6 +187,13 @@ class ClientExchange:
             self._end()
             return
         body = response.body if response.body is not None else b""
+        if filtered and not _has_no_body(ctx, response.status):
+            changed = self._edge.gateway.body_filter(ctx, body, is_last=True)
+            if changed is None:
+                self._connection.abort_gently()
+                self._end()
+                return
+            body = changed
         sized = response.headers.get(b"content-length") is not None or response.content_length is not None
         version = ctx.request.http_version
         no_body = _has_no_body(ctx, response.status)
@@ -332,7 +340,7 @@ class ClientExchange:
             self._write(ctx, start)
             start = b""
         try:
-            async for piece in proxy.relay(attempt, ctx.upstream.read_timeout, buffering=buffering):
+            async for piece in self._pieces(ctx, attempt, buffering=buffering):
                 if zipper is not None:
                     piece = zipper.feed(piece)
                     if not piece:
@@ -358,6 +366,22 @@ class ClientExchange:
             self._write(ctx, start + end)
         await connection.drain(conf.send_timeout)
         return head.keep_alive
+
+    async def _pieces(self, ctx: Context, attempt: Try, *, buffering: bool) -> AsyncIterator[bytes]:
+        """The service's body as the plugins leave it. Raises Cut."""
+        assert ctx.upstream is not None
+        gateway = self._edge.gateway
+        async for piece in proxy.relay(attempt, ctx.upstream.read_timeout, buffering=buffering):
+            changed = gateway.body_filter(ctx, piece, is_last=False)
+            if changed is None:
+                raise proxy.Cut("body_filter failed")
+            if changed:
+                yield changed
+        last = gateway.body_filter(ctx, b"", is_last=True)
+        if last is None:
+            raise proxy.Cut("body_filter failed")
+        if last:
+            yield last
 
     # small things
 

@@ -108,6 +108,7 @@ async def send_request(
         try:
             if connection is None:
                 connection = await pool.connect(key, upstream.connect_timeout)
+            ctx.connected = True
             attempt = Try(pool, key, connection)
             client.on_eof = connection.abort
             connection.requests += 1

@@ -48,6 +48,10 @@ class Gateway(Protocol):
     def header_filter(self, ctx: Context) -> None:
         """Runs the plugins' header_filter handlers on `ctx.response.headers`; must not raise."""
 
+    def body_filter(self, ctx: Context, chunk: bytes, *, is_last: bool) -> bytes | None:
+        """Runs the plugins' body_filter handlers on a piece of the body, after `header_filter`; what is to be sent in
+        its place, or None where the answer must be broken off."""
+
     async def certificate(self, sni: str | None, client: tuple[str, int], server: tuple[str, int]) -> bool:
         """The certificate phase; False aborts the TLS handshake (internal_error alert)."""
 

@@ -95,6 +95,8 @@ class Runtime:
             b"get_status": lambda: status_out(self._context),
             b"set_status": self._set_status,
             b"log": self._log,
+            b"get_arg": lambda number: {1: self._context.chunk, 2: self._context.is_last}.get(number),
+            b"set_arg": self._set_arg,
             b"print": self.printed.append,
             b"exit": self._exit,
             b"served": self._served,
@@ -209,6 +211,12 @@ class Runtime:
         if ctx.response is not None:
             ctx.response.status = int(status)
 
+    def _set_arg(self, number: Any, value: Any) -> None:
+        if number == 1:
+            self._context.chunk = value if isinstance(value, bytes) else None
+        elif number == 2:
+            self._context.is_last = bool(value)
+
     def _log(self, level: Any, text: bytes) -> None:
         name = _LEVELS[level] if isinstance(level, int) and 0 <= level < len(_LEVELS) else "notice"
         self.gateway.log(name, text.decode("utf-8", "replace"))
@@ -272,9 +280,21 @@ class Runtime:
                 return
 
     def run_now(self, function: Any, ctx: Context) -> None:
-        """The same where nothing can be awaited (header_filter): the body cannot be read."""
+        """The same where nothing can be awaited (header_filter, body_filter): the body cannot be read."""
         if self._resume(self._coroutine(function, ctx), ctx) == b"read_body":
-            raise LuaError("API disabled in the context of header_filter_by_lua*")
+            raise LuaError(f"API disabled in the context of {ctx.phase}_by_lua*")
+
+    def filter_head(self, function: Any, ctx: Context) -> None:
+        """Runs a header_filter, whose exit stands in the place of the answer. Raises LuaError."""
+        try:
+            self.run_now(function, ctx)
+        except Exit as exit_:
+            before = ctx.response
+            send(ctx, exit_)
+            made = ctx.response
+            assert before is not None and made is not None
+            _replace(before, made)
+            ctx.response = before
 
     def _coroutine(self, function: Any, ctx: Context) -> Any:
         """What lupa makes during a callback belongs to the running coroutine's state and must not outlive it: so the
@@ -354,17 +374,8 @@ class Functions:
     def header_filter(self, entity: PluginEntity, ctx: Context) -> None:
         """Raises LuaError: nginx then closes the connection without an answer."""
         function = self._function("header_filter", entity)
-        if function is None:
-            return
-        try:
-            self.gateway.lua.run_now(function, ctx)
-        except Exit as exit_:
-            before = ctx.response
-            send(ctx, exit_)
-            made = ctx.response
-            assert before is not None and made is not None
-            _replace(before, made)
-            ctx.response = before
+        if function is not None:
+            self.gateway.lua.filter_head(function, ctx)
 
 
 def _replace(response: Response, made: Response) -> None:

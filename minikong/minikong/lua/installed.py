@@ -20,9 +20,9 @@ from minikong.schema import typedefs
 if TYPE_CHECKING:
     from minikong.gateway import Gateway
 
-PHASES = ("rewrite", "access", "log")
+PHASES = ("rewrite", "access", "header_filter", "body_filter", "log")
 """What minikong runs of them; a handler with another phase is refused."""
-_OTHERS = ("init_worker", "configure", "certificate", "header_filter", "body_filter", "response")
+_OTHERS = ("init_worker", "configure", "certificate", "response")
 
 
 def is_installed(name: str, package_path: str) -> bool:
@@ -59,13 +59,24 @@ class Installed:
 
     async def run(self, phase: str, entity: PluginEntity, ctx: Context) -> None:
         """Raises LuaError and Exit."""
+        await self.gateway.lua.run(self._function(phase, entity), ctx)
+
+    def header_filter(self, entity: PluginEntity, ctx: Context) -> None:
+        """Raises LuaError: nginx then closes the connection without an answer."""
+        self.gateway.lua.filter_head(self._function("header_filter", entity), ctx)
+
+    def body_filter(self, entity: PluginEntity, ctx: Context) -> None:
+        """Changes `ctx.chunk` and `ctx.is_last`. Raises LuaError: nginx then closes the connection."""
+        self.gateway.lua.run_now(self._function("body_filter", entity), ctx)
+
+    def _function(self, phase: str, entity: PluginEntity) -> Any:
         lua = self.gateway.lua
         config = self._configs.get(entity.seq)
         if config is None:
             if len(self._configs) > 1000:
                 self._configs.clear()
             config = self._configs[entity.seq] = lua.to_lua(entity.config)
-        await lua.run(lua.method(self._handler, phase.encode(), config), ctx)
+        return lua.method(self._handler, phase.encode(), config)
 
 
 def _schema(value: Any) -> Any:

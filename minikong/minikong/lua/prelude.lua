@@ -83,6 +83,10 @@ local ngx = {
     __index = function(_, k) return host.get_ctx(k) end,
     __newindex = function(_, k, v) host.set_ctx(k, v) end,
   }),
+  arg = setmetatable({}, {
+    __index = function(_, k) return host.get_arg(k) end,
+    __newindex = function(_, k, v) host.set_arg(k, v) end,
+  }),
   header = setmetatable({}, {
     __index = function(_, k) return host.get_header(k) end,
     __newindex = function(_, k, v) host.set_header(k, v) end,

@@ -134,6 +134,7 @@ _VARIABLES: dict[str, Any] = {
     "kong_proxy_mode": lambda c: b"http",
     "upstream_host": lambda c: c.upstream_host,
     "upstream_scheme": lambda c: _text(c.upstream.scheme) if c.upstream else b"",
+    "upstream_connect_time": lambda c: (b"0.000" if c.connected else b"-") if c.tries else None,
     "upstream_uri": _upstream_uri,
     "upstream_te": lambda c: b"trailers" if c.proxied and wants_trailers(c.request) else b"",
     "upstream_via": lambda c: via(c.request) if c.route else b"",

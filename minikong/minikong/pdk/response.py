@@ -178,15 +178,22 @@ def set_headers(ctx: Context, headers: Any = None) -> None:
 
 @function("kong.response.get_raw_body", BODY_FILTER)
 def get_raw_body(ctx: Context) -> bytes | None:
-    return ctx.response.body if ctx.response else None
+    """The whole body with its last piece, before that nothing: so no piece is sent before."""
+    kept: list[bytes] = ctx.nginx_ctx.setdefault((b"ctx", b"body_buffer"), [])
+    kept.append(ctx.chunk or b"")
+    ctx.chunk = None
+    if not ctx.is_last:
+        return None
+    ctx.chunk = b"".join(kept)
+    kept.clear()
+    return ctx.chunk
 
 
 @function("kong.response.set_raw_body", BODY_FILTER)
 def set_raw_body(ctx: Context, body: Any = None) -> None:
     if not isinstance(body, bytes):
         raise LuaError("body must be a string")
-    if ctx.response is not None:
-        ctx.response.body = body or b"\n"
+    ctx.chunk, ctx.is_last = body or b"\n", True
 
 
 @function("kong.response.exit", REWRITE_ACCESS_HEADER)
