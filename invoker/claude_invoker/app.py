@@ -9,10 +9,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 
 from claude_invoker import __version__, trust
-from claude_invoker.api import health, invoke, openapi, problems, runs
+from claude_invoker.api import catalogue, health, invoke, openapi, problems, runs
 from claude_invoker.api import jobs as jobs_api
+from claude_invoker.api.anthropic import routes as anthropic
 from claude_invoker.api.compress import Compression
 from claude_invoker.api.limit import BodyLimit
+from claude_invoker.api.openai import routes as openai
 from claude_invoker.audit import runs as audit_of
 from claude_invoker.audit.writer import open_audit
 from claude_invoker.dashboard import routes as dashboard
@@ -29,7 +31,15 @@ from claude_invoker.services import Jobs, Services
 from claude_invoker.settings import Settings
 from claude_invoker.tracing import Tracing
 
-ROUTERS = (invoke.router, runs.router, jobs_api.router, dashboard.router)
+ROUTERS = (
+    invoke.router,
+    runs.router,
+    jobs_api.router,
+    anthropic.router,
+    openai.router,
+    catalogue.router,
+    dashboard.router,
+)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -84,9 +94,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router)
         if settings.prefix:
             app.include_router(router, prefix=settings.prefix, include_in_schema=False)
-    problems.install(app)
+    problems.install(app, settings.prefix)
     openapi.install(app)
     app.add_middleware(Compression)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(BodyLimit, max_body=settings.max_body, body_s=settings.request_body_s)
+    app.add_middleware(BodyLimit, max_body=settings.max_body, body_s=settings.request_body_s, prefix=settings.prefix)
     return app

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
 
 from claude_invoker.additions import with_additions
-from claude_invoker.api.border import json_object
-from claude_invoker.api.problems import invalid
+from claude_invoker.api import border
+from claude_invoker.api.problems import Place, invalid
 from claude_invoker.caller import Caller
 from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import Plan, plan
+from claude_invoker.problem import Problem
 from claude_invoker.runs.engine import Engine
+from claude_invoker.runs.run import Run
 from claude_invoker.services import services
 
 Wanted = TypeVar("Wanted", bound=InvokeRequest)
@@ -21,14 +24,46 @@ Wanted = TypeVar("Wanted", bound=InvokeRequest)
 
 async def invocation_of(request: Request, caller: Caller, model: type[Wanted]) -> Wanted:
     """The body with what the gateway adds to it. Raises Problem 400 (not JSON) or 422 (not an invocation)."""
-    document = json_object(await request.body())
+    return validated(border.json_object(await request.body()), caller, model)
+
+
+def validated(
+    document: Mapping[str, Any], caller: Caller, model: type[Wanted], place: Callable[[Place], Place] = lambda at: at
+) -> Wanted:
+    """An invocation with what the gateway adds to it. `place`: where the caller has what is said of a field. Raises
+    Problem 422."""
     try:
-        return model.model_validate(with_additions(document, caller.additions))
+        return model.model_validate(with_additions(dict(document), caller.additions))
     except ValidationError as error:
-        raise invalid(error.errors(include_input=False, include_context=False, include_url=False)) from error
+        errors = error.errors(include_input=False, include_context=False, include_url=False)
+        for item in errors:
+            item["loc"] = place(item["loc"])
+        raise invalid(errors) from error
 
 
 def decided(request: Request, invoke: InvokeRequest, caller: Caller) -> Plan:
     """The plan of an invocation. Raises Problem 403."""
     engine: Engine = services(request).engine
     return plan(invoke, caller.clamp, engine.settings, engine.boundary)
+
+
+async def submitted(request: Request, invoke: InvokeRequest, caller: Caller) -> Run:
+    """The run of an invocation, begun (for a request whose caller is `attested_run`). Raises Problem 403, 404, 409,
+    429, 503, 507."""
+    engine: Engine = services(request).engine
+    chosen = decided(request, invoke, caller)
+    if engine.ledger is not None:
+        await engine.ledger.confirm(caller)
+    run = engine.submit(chosen, caller)
+    run.traceparent = border.traceparent(request)
+    request.state.started = True
+    return run
+
+
+async def begun(request: Request, document: Mapping[str, Any], caller: Caller, place: Callable[[Place], Place]) -> Run:
+    """The run of a request to a vendor's API, in the fields of an invocation. Raises what `validated` and `submitted`
+    do, and Problem 503 where the gateway let the request in to wait: a client of such an API cannot come back."""
+    invoke = validated(document, caller, InvokeRequest, place)
+    if caller.queued:
+        raise Problem(503, "busy", "all places of your tier are taken", {"Retry-After": "5"})
+    return await submitted(request, invoke, caller)

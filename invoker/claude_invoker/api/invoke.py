@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
-from claude_invoker.api import border, jobs
-from claude_invoker.api.invocation import decided, invocation_of
+from claude_invoker.api import jobs
+from claude_invoker.api.invocation import invocation_of, submitted
 from claude_invoker.api.links import base, with_links
 from claude_invoker.api.negotiation import EVENT_STREAM, JSON, preferred, takes_json
 from claude_invoker.api.openapi import request_body
 from claude_invoker.api.problems import RESPONSES
 from claude_invoker.api.stream import event_stream
+from claude_invoker.api.waiting import NOT_AGAIN, while_connected
 from claude_invoker.caller import Caller
 from claude_invoker.model import Artifact, InvokeRequest, RunResult, Usage
 from claude_invoker.problem import Problem
@@ -27,7 +27,6 @@ from claude_invoker.trust import attested_run
 router = APIRouter(tags=["invoke"])
 
 _BODY = request_body(InvokeRequest)
-NOT_AGAIN = {"X-Should-Retry": "false"}
 
 
 async def invocation(request: Request, caller: Annotated[Caller, Depends(attested_run)]) -> InvokeRequest:
@@ -47,12 +46,7 @@ async def invoke(
     engine: Engine = services(request).engine
     if jobs.answers_later(request, caller) and services(request).jobs is not None:
         return await jobs.enqueue(request, caller)
-    chosen = decided(request, wanted, caller)
-    if engine.ledger is not None:
-        await engine.ledger.confirm(caller)
-    run = engine.submit(chosen, caller)
-    run.traceparent = border.traceparent(request)
-    request.state.started = True
+    run = await submitted(request, wanted, caller)
     wanted_type = preferred(request.headers.get("accept"))
     if wanted_type == EVENT_STREAM:
         return event_stream(
@@ -62,7 +56,7 @@ async def invoke(
             grace_s=engine.settings.detach_grace_s,
             headers={"X-Claude-Run": run.id, "Location": f"{base(request)}/runs/{run.id}"},
         )
-    result = await _while_connected(request, run)
+    result = await while_connected(request, run)
     headers = result_headers(run, time.monotonic() - began)
     fitting = [] if wanted_type == JSON else artifacts_of_type(run, wanted_type)
     if len(fitting) == 1:
@@ -98,31 +92,3 @@ def artifacts_of_type(run: Run, wanted: str) -> list[Artifact]:
 def artifact_itself(run: Run, artifact: Artifact, headers: dict[str, str]) -> Response:
     headers |= {"ETag": f'"{artifact.sha256}"', "X-Content-Type-Options": "nosniff"}
     return FileResponse(run.files / artifact.path, media_type=artifact.type, headers=headers)
-
-
-async def _while_connected(request: Request, run: Run) -> RunResult:
-    """The run's result; the run is cancelled when the client goes away. Raises Problem."""
-    run.watchers += 1
-    finished = asyncio.create_task(run.done.wait())
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait((finished, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not run.done.is_set():
-            run.cancel("the client went away")
-        try:
-            return await run.wait()
-        except Problem as problem:
-            problem.headers |= {"X-Claude-Run": run.id, "X-Claude-Cost-USD": f"{run.cost_usd:.6f}"}
-            # The vendors' SDKs send again what failed with 408, 409, 429 or 5xx: one call would pay for three runs.
-            if problem.status != 503 or run.cost_usd:
-                problem.headers |= NOT_AGAIN
-            raise
-    finally:
-        run.watchers -= 1
-        finished.cancel()
-        gone.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -15,10 +15,11 @@ class BodyLimit:
     """ASGI middleware: 413 by Content-Length, or once the bytes of a body without one exceed the limit; 408 where it is
     not there within `body_s`."""
 
-    def __init__(self, app: ASGIApp, max_body: int, body_s: float) -> None:
+    def __init__(self, app: ASGIApp, max_body: int, body_s: float, prefix: str = "") -> None:
         self._app = app
         self._max_body = max_body
         self._body_s = body_s
+        self._prefix = prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -34,7 +35,7 @@ class BodyLimit:
             if content_length(dict(scope["headers"]).get(b"content-length")) > self._max_body:
                 raise too_large
         except Problem as problem:
-            await answer(problem)(scope, receive, send)
+            await answer(problem, scope, self._prefix)(scope, receive, send)
             return
         taken = 0
         missing = True

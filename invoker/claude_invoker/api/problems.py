@@ -10,12 +10,16 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from claude_contract.versions import UnknownVersion
+from claude_invoker.api.languages import PROBLEM, language_of, request_id, said
 from claude_invoker.problem import Problem
 
-MEDIA_TYPE = "application/problem+json"
+Place = tuple[int | str, ...]
+"""Of a value in a body: the names and numbers that lead to it."""
 
 
 class ProblemDocument(BaseModel):
@@ -28,9 +32,9 @@ class ProblemDocument(BaseModel):
     api_status: int | None = None
 
 
-_CONTENT = {"model": ProblemDocument, "content": {MEDIA_TYPE: {}}}
+_CONTENT = {"model": ProblemDocument, "content": {PROBLEM: {}}}
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "content": {MEDIA_TYPE: {"schema": ProblemDocument.model_json_schema()}}}
+    status: {"description": text, "content": {PROBLEM: {"schema": ProblemDocument.model_json_schema()}}}
     for status, text in (
         (400, "Not JSON"),
         (401, "No valid attestation of the gateway"),
@@ -51,13 +55,24 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def answer(problem: Problem) -> JSONResponse:
-    return JSONResponse(problem.document(), status_code=problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
+def answer(problem: Problem, scope: Scope, prefix: str) -> JSONResponse:
+    """The problem in the language of the path that was asked. `scope`: of the request; `prefix`: the public one."""
+    headers = Headers(scope=scope)
+    language = language_of(scope["path"], headers, prefix)
+    told = said(problem, language, request_id(headers))
+    return JSONResponse(
+        told.body, status_code=told.status, headers={**problem.headers, **told.headers}, media_type=told.media_type
+    )
 
 
 def invalid(errors: Sequence[Any]) -> Problem:
     """422 with the places and kinds of the errors, never with the input itself."""
-    listed = [in_callers_words(error) for error in errors[:20]]
+    return wrong([in_callers_words(error) for error in errors])
+
+
+def wrong(errors: Sequence[dict[str, str]]) -> Problem:
+    """422 with these errors, one at least, each with its place (`at`, empty for the whole) and a sentence (`error`)."""
+    listed = list(errors[:20])
     first = " ".join(filter(None, listed[0].values()))
     more = f" (and {len(errors) - 1} more, see errors)" if len(errors) > 1 else ""
     return Problem(422, "invalid", first + more, extra={"errors": listed})
@@ -81,26 +96,26 @@ _FIXED = {"missing": "is missing", "extra_forbidden": "is not known here"}
 _SUBJECT = re.compile(r"^(?:[A-Z][a-z]+) should ")
 
 
-def install(app: FastAPI) -> None:
-    """Every error of the application is a problem document."""
+def install(app: FastAPI, prefix: str = "") -> None:
+    """Every error of the application is a problem, in the language of its path."""
 
     @app.exception_handler(Problem)
     async def _problem(request: Request, problem: Problem) -> JSONResponse:
-        return answer(problem)
+        return answer(problem, request.scope, prefix)
 
     @app.exception_handler(UnknownVersion)
     async def _unknown_version(request: Request, error: UnknownVersion) -> JSONResponse:
-        return answer(Problem(503, "other-release", str(error)))
+        return answer(Problem(503, "other-release", str(error)), request.scope, prefix)
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return answer(invalid(error.errors()))
+        return answer(invalid(error.errors()), request.scope, prefix)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         kind = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "bad-request")
-        return answer(Problem(error.status_code, kind, headers=dict(error.headers or {})))
+        return answer(Problem(error.status_code, kind, headers=dict(error.headers or {})), request.scope, prefix)
 
     @app.exception_handler(Exception)
     async def _internal(request: Request, error: Exception) -> JSONResponse:
-        return answer(Problem(500, "internal"))
+        return answer(Problem(500, "internal"), request.scope, prefix)

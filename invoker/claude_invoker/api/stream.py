@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
@@ -39,43 +39,61 @@ def event_stream(
     """The answer that follows a run. When the last client of a run has been gone for `grace_s` the run is
     cancelled (None: never)."""
     return StreamingResponse(
-        _follow(run, last_id, heartbeat_s, grace_s, begin),
+        _encoded(run, last_id, heartbeat_s, grace_s, begin),
         media_type="text/event-stream",
         headers=HEADERS | headers,
     )
 
 
-async def _follow(
+async def _encoded(
     run: Run, last_id: int, heartbeat_s: float, grace_s: float | None, begin: bytes
 ) -> AsyncIterator[bytes]:
+    async with followed(run, last_id, heartbeat_s, grace_s) as events:
+        if begin:
+            yield begin
+        async for event in events:
+            yield b": heartbeat\n\n" if event is None else encode(event)
+
+
+@asynccontextmanager
+async def followed(
+    run: Run, last_id: int, heartbeat_s: float, grace_s: float | None
+) -> AsyncIterator[AsyncIterator[Event | None]]:
+    """A run's events for one client, None after each `heartbeat_s` without one. See `event_stream` for `grace_s`."""
     run.watchers += 1
+    try:
+        async with aclosing(_with_heartbeats(run, last_id, heartbeat_s)) as events:
+            yield events
+    finally:
+        run.watchers -= 1
+        if grace_s is not None and run.watchers == 0 and not run.done.is_set():
+            asyncio.get_running_loop().call_later(grace_s, cancel_if_alone, run)
+
+
+async def _with_heartbeats(run: Run, last_id: int, heartbeat_s: float) -> AsyncGenerator[Event | None, None]:
     events = run.events.follow(last_id)
     upcoming: asyncio.Future[Event] | None = None
     try:
-        if begin:
-            yield begin
         while True:
             upcoming = upcoming or asyncio.ensure_future(anext(events))
             done, _ = await asyncio.wait((upcoming,), timeout=heartbeat_s)
             if not done:
-                yield b": heartbeat\n\n"
+                yield None
                 continue
             try:
                 event = upcoming.result()
             except StopAsyncIteration:
                 return
             upcoming = None
-            yield encode(event)
+            yield event
     finally:
-        run.watchers -= 1
         if upcoming is not None:
             upcoming.cancel()
             with suppress(asyncio.CancelledError, StopAsyncIteration):
                 await upcoming
-        if grace_s is not None and run.watchers == 0 and not run.done.is_set():
-            asyncio.get_running_loop().call_later(grace_s, _cancel_if_alone, run)
 
 
-def _cancel_if_alone(run: Run) -> None:
+def cancel_if_alone(run: Run) -> None:
+    """Cancels a run that no client is attached to."""
     if run.watchers == 0:
         run.cancel("the client went away")

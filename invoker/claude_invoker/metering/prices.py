@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Literal
 
 from genai_prices import data_snapshot
-from genai_prices.types import ModelPrice, TieredPrices
+from genai_prices.types import ModelPrice, Provider, TieredPrices
 
 from claude_invoker.metering.ownprice import LARGEST_CONTEXT, OwnPrice
 from claude_invoker.metering.usage import Used
@@ -93,7 +93,7 @@ class Prices:
     def __init__(self, own: Mapping[str, OwnPrice], unknown: Literal["refuse", "dearest"]) -> None:
         self._own = {name: _own_price(price) for name, price in own.items()}
         self._unknown = unknown
-        (self._public,) = (found for found in data_snapshot.get_snapshot().providers if found.id == "anthropic")
+        self._public = _anthropics()
 
     def price(self, model: str, at: datetime | None = None) -> Price:
         """Raises UnknownPrice."""
@@ -108,6 +108,17 @@ class Prices:
             raise UnknownPrice(f"no price is known for model {model[:200]}: set one in INVOKER_PRICES")
         public = (_public_price(each.get_prices(at), each.context_window) for each in self._public.models)
         return max((*self._own.values(), *public), key=lambda price: price.steps[-1][1].output)
+
+
+def full_name(model: str) -> str:
+    """The API knows no families: of `sonnet` the latest of its models that has a public price."""
+    named = [each.id for each in _anthropics().models if model.isalpha() and model in each.id.split("-")]
+    return max(named, key=lambda name: [int(number) for number in _parts(name)[1]], default=model)
+
+
+def _anthropics() -> Provider:
+    (found,) = (found for found in data_snapshot.get_snapshot().providers if found.id == "anthropic")
+    return found
 
 
 def _is_named(model: str, name: str) -> bool:

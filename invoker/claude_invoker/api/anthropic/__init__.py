@@ -1,0 +1,1 @@
+"""Anthropic's Messages API, as far as runs can be had by it."""

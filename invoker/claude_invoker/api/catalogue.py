@@ -1,0 +1,48 @@
+"""`/v1/models`: the names under which runs are had, for the clients of either vendor."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+
+from claude_invoker.api import models
+from claude_invoker.api.anthropic import models as anthropic
+from claude_invoker.api.languages import identified, language_of
+from claude_invoker.api.openai import models as openai
+from claude_invoker.caller import Caller
+from claude_invoker.problem import Problem
+from claude_invoker.services import services
+from claude_invoker.trust import attested
+
+router = APIRouter(prefix="/v1", tags=["models"])
+
+
+def _is_anthropic(request: Request) -> bool:
+    return language_of(request.scope["path"], request.headers, services(request).settings.prefix) == "anthropic"
+
+
+@router.get("/models", response_model=None)
+async def listed(
+    request: Request,
+    _: Annotated[Caller, Depends(attested)],
+    limit: str | None = None,
+    after_id: str | None = None,
+    before_id: str | None = None,
+) -> Response:
+    """As Anthropic's where `anthropic-version` is sent, else as OpenAI's."""
+    names = models.shown(services(request).settings)
+    if not _is_anthropic(request):
+        return JSONResponse(openai.listed(names))
+    return JSONResponse(anthropic.page(names, limit, after_id, before_id), headers=identified(request.headers))
+
+
+@router.get("/models/{name}", response_model=None)
+async def one(name: str, request: Request, _: Annotated[Caller, Depends(attested)]) -> Response:
+    """One of them."""
+    if name not in models.shown(services(request).settings):
+        raise Problem(404, "not-found", f"there is no model {name[:100]} here: GET /v1/models lists them")
+    if not _is_anthropic(request):
+        return JSONResponse(openai.model(name))
+    return JSONResponse(anthropic.model(name), headers=identified(request.headers))
