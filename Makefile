@@ -80,7 +80,8 @@ version: ## the version of all five distributions and of the images in deploy/: 
 	@sed -E -i -e 's|(registry.example.com/kong-claude/[a-z]+):[^ ]+|\1:$(VERSION)|' \
 	  -e 's|(registry.example.com/kong-claude/[a-z]+, tag:) "[^"]*"|\1 "$(VERSION)"|' \
 	  deploy/kubernetes/invoker.yaml deploy/kubernetes/worker.yaml deploy/kubernetes/kong-values.yaml
-	@sed -E -i 's/(VERSION = )"[^"]*"/\1"$(VERSION)"/' plugins/kong_claude/guard/lua/kong/plugins/claude-guard/compare.lua
+	@sed -E -i 's/(VERSION = )"[^"]*"/\1"$(VERSION)"/' plugins/kong_claude/guard/lua/kong/plugins/claude-guard/compare.lua \
+	  plugins/kong_claude/guard/lua/kong/plugins/claude-errors/handler.lua
 	@echo "now $(VERSION); the heading Unreleased of CHANGELOG.md becomes it, too"
 
 clean: ## removes what was built; keeps .venv
@@ -118,7 +119,11 @@ test-docker: setup ## compose with real Kong (MINIKONG=1: minikong), escapes fro
 
 test-kong: setup ## the scenarios and the chaos suite on a real Kong: KONG=/path/to/kong make test-kong
 	@test -x "$(KONG)" || { echo "which Kong? KONG=/path/to/kong make test-kong" >&2; exit 2; }
-	KONG="$(KONG)" $(BIN)/python -m pytest tests/e2e tests/chaos tests/pair tests/cli/test_real_kong.py -q --timeout=300
+	KONG="$(KONG)" $(BIN)/python -m pytest tests/e2e tests/chaos tests/pair tests/clients/test_errors.py tests/cli/test_real_kong.py -q \
+	  --timeout=300
+
+test-clients: setup ## the vendors' SDKs, Python and JavaScript (node and npm), at the invoker and through the gateway
+	$(BIN)/python -m pytest tests/clients tests/e2e/test_clients.py -q
 
 doctor: setup ## 1,000 generated files, what the doctor says and what passes (FILES=50 KONG=/path/to/kong for a real Kong); 4 minutes
 	$(BIN)/python -m tests.doctor --files $(or $(FILES),1000)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kong_claude.guard import LUA_PLUGINS
 from kong_claude_local.stack import redis_binary
 
 
@@ -82,7 +83,7 @@ def kong(
 ) -> Iterator[tuple[int, int]]:
     """(port, worker's pid) of a Kong with `servers`: plugin → (socket, directory of its file)."""
     port, prefix = free_port(), folder / name
-    bundled = "bundled,claude-guard,claude-guard-tiers,claude-guard-context"
+    bundled = ",".join(("bundled", *LUA_PLUGINS))
     settings = {
         "PREFIX": str(prefix),
         "DATABASE": "off",

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kong_claude.guard import LUA_PATH, PLUGIN
+from kong_claude.guard import ERRORS, LUA_PATH, PLUGIN
 from kong_claude.problem import Problem
 
 PLUGINS = ("claude-gateway", "claude-jwt-claims", "claude-rate-tiers", "claude-prompt-context", "claude-metrics")
@@ -60,9 +60,11 @@ def environment(plugins: Sequence[str], server: Server, present: Mapping[str, st
         if path != shlex.quote(path):
             raise Problem(f"{path} stands in a command line that Kong hands to a shell: use a path of plain characters")
     before = present or {}
-    guards = tuple(dict.fromkeys(PLUGIN[plugin] for plugin in plugins if plugin in PLUGIN))
+    in_lua = tuple(dict.fromkeys(PLUGIN[plugin] for plugin in plugins if plugin in PLUGIN))
+    if "claude-gateway" in plugins:  # as kong.yml has them
+        in_lua += (ERRORS,)
     made = {
-        "KONG_PLUGINS": joined(before.get("KONG_PLUGINS", "bundled"), *plugins, *guards),
+        "KONG_PLUGINS": joined(before.get("KONG_PLUGINS", "bundled"), *plugins, *in_lua),
         "KONG_LUA_PACKAGE_PATH": _lua_path(
             [path for path in (server.pair_path, server.lua_path) if path], before.get("KONG_LUA_PACKAGE_PATH", ";;")
         ),

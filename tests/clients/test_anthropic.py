@@ -184,3 +184,15 @@ def test_tokens_are_counted_by_the_api_without_a_run(
     assert asked["model"].startswith("claude-haiku-") and asked["system"] == "Be brief."
     with pytest.raises(anthropic.BadRequestError):
         client.messages.count_tokens(model="claude-code", messages=ask("hi"), tool_choice={"type": "any"})
+
+
+def test_a_client_that_leaves_before_the_stream_begins_ends_the_run(invoker: Invoker) -> None:
+    def cancelled() -> float:
+        lines = httpx.get(f"{invoker.url}/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if 'runs_total{outcome="cancelled"}' in line)
+
+    before = cancelled()
+    asked = {"model": "claude-code", "max_tokens": 9, "stream": True, "messages": ask("[[hang]]")}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{invoker.url}/v1/messages", json=asked, timeout=1)
+    wait_for(lambda: cancelled() == before + 1, what="the run's end")

@@ -54,7 +54,7 @@ def test_the_local_stacks_admin_api_as_the_document_asks_it(gateway: Gateway, tm
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/admin-api.md").read_text(), re.DOTALL)
     script = next(block for block in blocks if "--unix-socket" in block)
     done = run_as_shown(script.replace("kong-claude", COMMAND), gateway, tmp_path)
-    assert "10 routes, 0 openings" in done.stderr
+    assert "15 routes, 0 openings" in done.stderr
     assert "{vault://env/claude-attestation-key}" in done.stdout
 
 

@@ -12,10 +12,15 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
-GUARD = "plugins/kong_claude/guard/lua/kong/plugins/claude-guard/compare.lua"
+VERSION = re.compile(r'VERSION = "(.*?)"')
+LUA = [
+    str(path.relative_to(ROOT))
+    for path in sorted((ROOT / "plugins" / "kong_claude" / "guard" / "lua").rglob("*.lua"))
+    if VERSION.search(path.read_text())
+]
 PARTS = ("contract", "plugins", "invoker", "minikong", "local")
 FILES = [
-    GUARD,
+    *LUA,
     *(f"{part}/pyproject.toml" for part in PARTS),
     *(str(path.relative_to(ROOT)) for path in (ROOT / "deploy" / "kubernetes").glob("*.yaml")),
 ]
@@ -32,7 +37,9 @@ def versions(root: Path) -> set[str]:
         for requirement in map(Requirement, chain(*lists)):
             if requirement.name in ours:
                 found.add(str(requirement.specifier).removeprefix("=="))
-    found.update(re.findall(r'VERSION = "(.*?)"', (root / GUARD).read_text()))
+    assert len(LUA) == 2
+    for name in LUA:
+        found.update(VERSION.findall((root / name).read_text()))
     images = [IMAGE.findall(path.read_text()) for path in (root / "deploy" / "kubernetes").glob("*.yaml")]
     assert sum(map(len, images)) >= 3
     return found.union(*images)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from kong_claude.doctor.opening import Opening
 from kong_claude.doctor.reach import AUTHENTICATING, KONGS, anonymous, authenticates, protected
 from kong_claude.doctor.view import Entity, RouteView, View, label, of_consumer, runs
-from kong_claude.guard import BYS, KEYS, PLUGIN, By, lua, named
+from kong_claude.guard import BYS, ERRORS, KEYS, PLUGIN, By, lua, named
 
 ENFORCING = tuple(KEYS)
 # The tag of a route that is open on purpose, such as a login page; it still needs one guarded plugin.
@@ -35,7 +35,7 @@ ANSWERING = {
     "request-termination": 2,
 }
 # Those that only refuse, change or log.
-SILENT = {*KEYS, *PLUGIN.values(), "claude-metrics", "post-function"}.union(
+SILENT = {*KEYS, *PLUGIN.values(), ERRORS, "claude-metrics", "post-function"}.union(
     """
     acl ai-prompt-decorator ai-prompt-guard ai-prompt-template basic-auth bot-detection correlation-id datadog file-log
     hmac-auth http-log ip-restriction jwt key-auth ldap-auth loggly opentelemetry prometheus rate-limiting

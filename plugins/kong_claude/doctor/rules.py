@@ -12,12 +12,13 @@ from kong_claude.doctor.guards import ENFORCING, phase_code
 from kong_claude.doctor.opening import Opening
 from kong_claude.doctor.reach import AUTHENTICATING, asks, host_of, protected
 from kong_claude.doctor.view import Entity, RouteView, View, label, of_consumer, runs
+from kong_claude.guard import GUARDS as LUA_GUARDS
 from kong_claude.guard import LUA_PLUGINS
 
 SUITE = (*ENFORCING, "claude-metrics")
 PLUGIN_SERVER = "kong-claude-pluginserver"
 DEVELOPMENT = "kong-claude-dev"  # the issuer of `kong-claude token`
-GUARDS = (*LUA_PLUGINS, "post-function")
+GUARDS = (*LUA_GUARDS, "post-function")
 MAX_READ_TIMEOUT = 10.0  # seconds a silent plugin server may hold a request
 EVENT_TIMEOUT = 25.0  # seconds, the plugin server's default
 MIN_BODY_BUFFER = 64 << 10  # bytes

@@ -1,4 +1,4 @@
-"""The fail-closed guard: Kong plugins in Lua, and the same as text for Kong's post-function."""
+"""What Kong runs itself: the fail-closed guard, as plugins in Lua and as text for its post-function, and its errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ PLUGIN = {
     "claude-prompt-context": "claude-guard-context",
 }
 """The Lua plugin that runs right after each of them: a plugin has one priority, so each place has a name."""
-LUA_PLUGINS = tuple(dict.fromkeys(PLUGIN.values()))
+GUARDS = tuple(dict.fromkeys(PLUGIN.values()))
+ERRORS = "claude-errors"
+"""The Lua plugin that says Kong's errors as the vendors' clients read them (docs/clients.md)."""
+LUA_PLUGINS = (*GUARDS, ERRORS)
+"""All of this suite's that Kong runs itself."""
 
 LUA = Path(__file__).parent / "lua"
 LUA_PATH = f"{LUA}/?.lua"

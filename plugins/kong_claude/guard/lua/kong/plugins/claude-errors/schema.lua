@@ -1,0 +1,13 @@
+local typedefs = require "kong.db.schema.typedefs"
+
+return {
+  name = "claude-errors",
+  fields = {
+    { consumer = typedefs.no_consumer },
+    { protocols = typedefs.protocols_http },
+    { config = { type = "record", fields = {
+      { prefix = { type = "string", required = true, default = "/claude/v1",
+                   description = "The path under which clients of Anthropic's and OpenAI's APIs ask." } },
+    } } },
+  },
+}

@@ -1,0 +1,188 @@
+"""One table of errors for both sides: what the invoker says, and what the gateway's `claude-errors` says for what never
+comes that far. On minikong, or with KONG=… on a real Kong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socketserver
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from claude_invoker.api.languages import Language, anthropic_type, language_of, openai_type, said
+from claude_invoker.problem import Problem
+from kong_claude.guard import LUA_PATH, LUA_PLUGINS
+from minikong.pytest_plugin import MiniKong
+from tests.pair.gateways import Upstream, gateway
+
+STATUSES = (400, 401, 402, 403, 404, 405, 409, 413, 415, 422, 429, 431, 500, 501, 502, 503, 504, 507, 529)
+ANTHROPIC, OPENAI = "/claude/v1/messages", "/claude/v1/chat/completions"
+
+
+class _Breaks(socketserver.StreamRequestHandler):
+    """Takes a request and says nothing, or (for `/own`) answers with an error of its own."""
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):
+            asked = self.rfile.readline()
+            while self.rfile.readline() not in (b"\r\n", b""):
+                pass
+            if b"own" in asked:
+                body = b'{"own": 1}'
+                self.wfile.write(b"HTTP/1.1 429 No\r\nContent-Length: %d\r\nX-Own: 1\r\n\r\n%b" % (len(body), body))
+
+
+def _route(name: str, path: str, *plugins: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "paths": [path], "strip_path": False, "plugins": [*plugins]}
+
+
+def _ends(status: int) -> dict[str, Any]:
+    return {"name": "request-termination", "config": {"status_code": status, "message": f"because of {status}"}}
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Breaks)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    ending = [_route(f"e{s}", f"~/claude/v1/(messages|chat/completions)/{s}$", _ends(s)) for s in STATUSES]
+    config: dict[str, Any] = {
+        "_format_version": "3.0",
+        "plugins": [
+            {"name": "correlation-id", "config": {"header_name": "X-Request-Id", "echo_downstream": True}},
+            {"name": "claude-errors"},
+        ],
+        "services": [
+            {
+                "name": "breaks",
+                "url": f"http://127.0.0.1:{server.server_address[1]}",
+                "retries": 0,
+                "routes": [
+                    *ending,
+                    _route("broken", "~/claude/v1/(messages|chat/completions)/(broken|own)$"),
+                    _route("other", "~/claude/other$", _ends(403)),
+                    {**_route("unguarded", "~/claude/v1/messages/unguarded$", {"name": "claude-guard"})},
+                ],
+            },
+            {
+                "name": "away",
+                "url": "http://127.0.0.1:9",
+                "retries": 0,
+                "routes": [_route("away", "~/claude/v1/(messages|chat/completions)/away$")],
+            },
+        ],
+    }
+    with _kong(config, tmp_path_factory.mktemp("errors")) as url, httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+    server.shutdown()
+    server.server_close()
+
+
+@contextlib.contextmanager
+def _kong(config: dict[str, Any], directory: Path) -> Iterator[str]:
+    """Its URL."""
+    if os.environ.get("KONG"):
+        with gateway(config, Upstream(), f"{LUA_PATH};;", directory / "log") as running:
+            yield f"http://127.0.0.1:{running.port}"
+        return
+    installed = {"plugins": ",".join(("bundled", *LUA_PLUGINS)), "lua_package_path": f"{LUA_PATH};;"}
+    made = MiniKong(json.dumps(config), [], installed)
+    yield made.base_url
+    made.stop()
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_gateway_and_invoker_say_the_same(api: httpx.Client, status: int) -> None:
+    problem = Problem(status, "internal", f"because of {status}")
+    got = api.post(f"{ANTHROPIC}/{status}")
+    told = said(problem, "anthropic", got.headers["x-request-id"])
+    assert got.status_code == told.status
+    expected = dict(told.body)
+    expected["error"] = {"type": anthropic_type(told.status), "message": f"because of {status}"}
+    assert got.json() == expected
+    assert got.headers["request-id"] == got.headers["x-request-id"] == got.json()["request_id"]
+    assert got.headers["content-type"] == "application/json"
+    got = api.post(f"{OPENAI}/{status}")
+    told = said(problem, "openai", "")
+    assert got.status_code == told.status
+    assert got.json() == {
+        "error": {"message": f"because of {status}", "type": openai_type(told.status), "param": None, "code": None}
+    }
+    # What the invoker has beside it is the cause's name, and in OpenAI's shape the field's.
+    assert told.body["error"] == got.json()["error"] | {"code": "internal"}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "language"),
+    [
+        ("/claude/v1/messages", {}, "anthropic"),
+        ("/claude/v1/messages/count_tokens", {}, "anthropic"),
+        ("/claude/v1/models", {}, "openai"),
+        ("/claude/v1/models", {"anthropic-version": "2023-06-01"}, "anthropic"),
+        ("/claude/v1/messages.txt", {}, "openai"),
+        ("/claude/v1/nothing", {"anthropic-version": "2023-06-01"}, "anthropic"),
+        ("/claude/v1", {"anthropic-version": "2023-06-01"}, "problem"),
+        ("/claude/v1beta/x", {}, "problem"),
+        ("/claude/repos/v1/messages/invoke", {}, "problem"),
+        ("/elsewhere", {"anthropic-version": "2023-06-01"}, "problem"),
+    ],
+)
+def test_who_is_spoken_to_is_found_alike(
+    api: httpx.Client, path: str, headers: dict[str, str], language: Language
+) -> None:
+    assert language_of(path, headers, "/claude") == language
+    got = api.get(f"{path}?q=/claude/v1/messages", headers=headers)
+    assert got.status_code == 404
+    body = got.json()
+    found = "anthropic" if body.get("type") == "error" else "openai" if "error" in body else "problem"
+    assert (found, "message" in body) == (language, language == "problem")
+
+
+def test_a_prefix_is_not_needed_at_the_invoker() -> None:
+    assert language_of("/v1/messages", {}, "/claude") == language_of("/v1/messages", {}, "") == "anthropic"
+    assert language_of("/repos/v1/messages/invoke", {}, "") == "problem"
+
+
+def test_kongs_own_errors_are_in_the_language_too(api: httpx.Client) -> None:
+    away = api.post(f"{ANTHROPIC}/away")
+    assert away.status_code == 502
+    assert away.json()["error"]["type"] == "api_error"
+    # Nobody had this request: it may be sent again.
+    assert "x-should-retry" not in away.headers
+    for path, kind in ((ANTHROPIC, "api_error"), (OPENAI, "server_error")):
+        broken = api.post(f"{path}/broken")
+        assert broken.status_code == 502
+        assert broken.json()["error"]["type"] == kind
+        # Somebody had it, and a run may have begun.
+        assert broken.headers["x-should-retry"] == "false"
+    html = api.post(f"{OPENAI}/away", headers={"Accept": "text/html"})
+    assert html.json()["error"]["message"] == "the request failed with status 502"
+    assert api.head(f"{ANTHROPIC}/away").headers["request-id"]
+
+
+def test_the_guards_refusal_is_in_the_language_too(api: httpx.Client) -> None:
+    refused = api.post(f"{ANTHROPIC}/unguarded")
+    assert (refused.status_code, refused.json()["error"]["type"]) == (503, "overloaded_error")
+    assert refused.headers["retry-after"] == "1"
+
+
+def test_what_a_service_says_is_left_alone_and_what_is_elsewhere(api: httpx.Client) -> None:
+    own = api.post(f"{ANTHROPIC}/own")
+    assert (own.status_code, own.content, own.headers["x-own"]) == (429, b'{"own": 1}', "1")
+    other = api.get("/claude/other")
+    assert (other.status_code, other.json()) == (403, {"message": "because of 403"})
+
+
+def test_one_plugin_is_nowhere_else_in_the_way(api: httpx.Client, tmp_path: Path) -> None:
+    """The control: without it the same errors are Kong's."""
+    config = {"_format_version": "3.0", "services": [], "plugins": []}
+    with _kong(config, tmp_path) as url:
+        got = httpx.get(f"{url}{ANTHROPIC}", timeout=60)
+    assert got.status_code == 404
+    assert set(got.json()) == {"message", "request_id"}
