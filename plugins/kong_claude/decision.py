@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from claude_contract.claims import Additions, Limits
 from claude_contract.identity import Identity
@@ -18,8 +19,9 @@ class Refuse(Struct, frozen=True):
     """The request ends here with an error.
 
     `message` tells the caller what to fix and never holds key material or the token. `reason` is a stable
-    word for logs, metrics and problem types (`no_token`, `rate_limited`). `detail` joins the body. `check` names
-    who refused: the pipeline fills in the stage's, and names its own where it refuses by itself.
+    word for logs, metrics and problem types (`no_token`, `rate_limited`). `detail` joins the body. `claims`: what the
+    stage has found all the same, for the log. `check` names who refused: the pipeline fills in the stage's, and names
+    its own where it refuses by itself.
     """
 
     status: int
@@ -27,11 +29,16 @@ class Refuse(Struct, frozen=True):
     reason: str
     headers: Headers = field(default_factory=dict)
     detail: Mapping[str, Any] = field(default_factory=dict)
+    claims: Claims | None = None
     check: str = ""
 
     def by(self, check: str) -> Refuse:
         """The same, made by `check`."""
-        return Refuse(self.status, self.message, self.reason, self.headers, self.detail, check)
+        return replace(self, check=check)
+
+    def of(self, claims: Claims) -> Refuse:
+        """The same, of a caller about whom `claims` is known."""
+        return replace(self, claims=claims)
 
 
 class Answer(Struct, frozen=True):

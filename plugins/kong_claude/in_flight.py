@@ -68,8 +68,8 @@ def _attested(identity: Identity | None, tier: str) -> Attested:
 
 
 def answered(kong: Any, identity: Identity | None, tier: str) -> None:
-    """A plugin answers the request itself. Nothing goes upstream that the log phase could find it by: so Kong is told
-    who it was, for the log alone. One call."""
+    """A plugin answers or refuses the request itself. Nothing goes upstream that the log phase could find it by: so
+    Kong is told who it was, for the log alone. One call."""
     found = _attested(identity, tier)
     kong.log.set_serialize_value(ANSWERED, {"subject": found.subject, "tier": found.tier, "team": found.team})
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
@@ -67,10 +68,7 @@ class Pipeline:
             if isinstance(last, Refuse):
                 refuse(request, last)
             elif isinstance(last, Answer):
-                request.learn(last.claims)
-                identity, limits = request.attested_identity, request.limits
-                if identity is not None:
-                    in_flight.answered(kong, identity, (limits or identity).tier or "")
+                tell_caller(request)
                 # As text: in what Kong makes JSON of, an empty list becomes {}, and what is None is left out.
                 body = json.dumps(last.body, separators=(",", ":"))
                 kong.response.exit(last.status, body, {"Content-Type": JSON, **last.headers})
@@ -79,6 +77,8 @@ class Pipeline:
         except Exception:
             # Kong lets a request pass when a plugin fails; so the failure itself must be an answer.
             kong.log.err(f"refused, internal error: {traceback.format_exc()}")
+            with suppress(Exception):
+                tell_caller(request)
             kong.response.exit(503, UNAVAILABLE, {"Retry-After": "1", "X-Claude-Refusal": "pipeline/internal_error"})
 
     def decide(self, request: Request) -> list[Decision]:
@@ -97,12 +97,12 @@ class Pipeline:
                 undo(self.stages, decisions)
                 raise
             decisions.append(decision.by(stage.check) if isinstance(decision, Refuse) else decision)
+            request.learn(decision.claims)
             if not isinstance(decision, Pass):
                 undo(self.stages, decisions)
                 break
             if stage is not self.stages[-1]:
                 request.follow(decision)
-            request.learn(decision.claims)
         return decisions
 
     def open_or_resume(self, request: Request) -> Attestation:
@@ -154,7 +154,7 @@ class Pipeline:
             before.id,
             tuple(sorted(set(checks))) if before.checks else tuple(sorted(checks)),
             request.attested_identity,
-            request.limits or before.limits,
+            request.known_limits,
             request.additions or before.additions,
             before.body_hash if body is None else body_hash(body),
         )
@@ -224,13 +224,23 @@ def undo(stages: Sequence[Stage[Any]], decisions: list[Decision]) -> None:
 
 
 def refuse(request: Request, refusal: Refuse) -> None:
-    """Ends the request: one call, plus one for the request id where no header carries it.
+    """Ends the request: one call, plus one for the request id where no header carries it, plus one where it is known
+    who is calling.
 
     `X-Claude-Refusal` tells the log phase who refused and why, without a call of its own.
     """
+    tell_caller(request)
     body, headers = render(refusal, request_id=request.id, accept=request.header("accept"))
     headers["X-Claude-Refusal"] = f"{refusal.check}/{refusal.reason}"
     request.kong.response.exit(refusal.status, body, headers)
+
+
+def tell_caller(request: Request) -> None:
+    """The request ends here: Kong's log learns who called and in which tier, as far as that is known. One call."""
+    identity, limits = request.known_identity, request.known_limits
+    tier = limits.tier if limits else identity.tier if identity else None
+    if identity is not None or tier:
+        in_flight.answered(request.kong, identity, tier or "")
 
 
 def static_line(value: str | None) -> RequestLine | None:

@@ -212,6 +212,16 @@ class Request:
         return self._identity
 
     @property
+    def known_identity(self) -> Identity | None:
+        """As `identity`, as far as it is known without a call."""
+        return self.attested_identity or self.__dict__.get("_shared_identity")
+
+    @property
+    def known_limits(self) -> Limits | None:
+        """The caller's tier with its bounds, as a stage found it or the attestation says."""
+        return self.limits or (self.attestation.limits if self.attestation else None)
+
+    @property
     def identity(self) -> Identity | None:
         """Who is calling, as an earlier stage or plugin established it, in the tier that applies; None if nobody did.
 

@@ -46,14 +46,17 @@ class Arrangement:
     kong: Driver
     instances: list[tuple[Any, str]]  # (instance, key in kong.ctx.shared), in order of priority
     calls: list[str] = field(default_factory=list)
+    logged: Any = None  # what Kong's log was told of who called
 
     def send(self, request: Request) -> Outcome:
         request = copy.deepcopy(request)
-        self.calls = []
+        self.calls, self.logged = [], None
         exited: Event | None = None
         for instance, _ in self.instances:
             event = self.kong.handle(instance, "access", request)
             self.calls += event.methods
+            told = [args for method, args in event.calls if method == "kong.log.set_serialize_value"]
+            self.logged = next((value for name, value in told if name == "claude"), self.logged)
             if event.exit:
                 exited = event
                 break

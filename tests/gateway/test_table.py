@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from tests.gateway.runners import SECRET, apart, fused
-from tests.gateway.table import ALL, Row, ask, prompt, rows
-from tests.support.kong_driver import Driver, RPCError
+from tests.gateway.table import ALL, Row, ask, prompt, rows, token
+from tests.support.kong_driver import Driver, Request, RPCError
 
 ROWS = rows()
 SIGNING: dict[str, dict[str, Any]] = {
@@ -30,6 +30,32 @@ def test_one_event_does_what_three_do(kong: Driver, row: Row, signing: str) -> N
         if status is None and signing != "unsigned":
             assert outcome_one.claims is not None
             assert len(outcome_one.claims["chk"]) == len(row.sections)
+
+
+ADA, FREE = ("ada", "pro"), ("ada", "free")
+REFUSED: dict[str, tuple[list[Request], int, tuple[str, str] | None]] = {
+    "no token": ([ask(bearer=None)], 401, None),
+    "a forged token": ([ask(bearer=token()[:-6] + "AAAAAA")], 401, None),
+    "no role": ([ask(bearer=token(roles=["other"]))], 403, ADA),
+    "over the limit": ([ask(bearer=token(tier="free"))] * 3, 429, FREE),
+    "denied by a pattern": ([ask({"prompt": "forbidden"})], 400, ADA),
+    "not JSON": ([ask(b"not json")], 400, ADA),
+}
+
+
+@pytest.mark.parametrize("signing", ["signed", "fixed"])
+@pytest.mark.parametrize("arrange", [apart, fused])
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refusal_of_a_known_caller_tells_the_log_who_and_in_which_tier(
+    kong: Driver, case: str, arrange: Any, signing: str
+) -> None:
+    """429s had neither subject nor tier in the access log. Who is not known yet is not named either."""
+    requests, status, who = REFUSED[case]
+    one = arrange(kong, ALL, {"mark": "m", **SIGNING[signing]})
+    outcomes = [one.send(request) for request in requests]
+    assert [outcome.status for outcome in outcomes] == [None] * (len(requests) - 1) + [status]
+    assert one.logged == (who and {"subject": who[0], "tier": who[1], "team": ""})
+    assert one.calls.count("kong.log.set_serialize_value") == (who is not None)
 
 
 @pytest.mark.parametrize("apply", ["body", "attested"])

@@ -91,12 +91,20 @@ def test_every_request_is_counted_once(stack: Stack) -> None:
         assert samples["claude_request_duration_seconds_count", labels] == number
     assert samples["claude_active_connections", frozenset()] == 0
     refused = {
-        (dict(labels)["plugin"], dict(labels)["reason"]): value
+        tuple(dict(labels)[n] for n in ("plugin", "reason", "tier")): value
         for (name, labels), value in samples.items()
         if name == "claude_refusals_total" and dict(labels)["route"] == "invoke"
     }
-    assert refused[("jwt-claims", "no_token")] == counted["401", "POST", "invoke"]
-    assert refused[("rate-tiers", "rate_limited")] == counted["429", "POST", "invoke"]
+    assert refused[("jwt-claims", "no_token", "none")] == counted["401", "POST", "invoke"]
+    assert refused[("rate-tiers", "rate_limited", "free")] == counted["429", "POST", "invoke"]
+    assert sum(value for (*_, tier), value in refused.items() if tier == "pro") == counted["403", "POST", "invoke"]
+    lines = [json.loads(line) for line in stack.log.read_text().splitlines()]
+    who = Counter((line["status"], line["subject"], line["tier"]) for line in lines if line["route"] == "invoke")
+    assert {found: number for found, number in who.items() if found[0] in (401, 403, 429)} == {
+        (401, "", ""): counted["401", "POST", "invoke"],
+        (403, "bob", "pro"): counted["403", "POST", "invoke"],
+        (429, "greedy", "free"): counted["429", "POST", "invoke"],
+    }
     assert sum(refused.values()) == sum(counted[s, "POST", "invoke"] for s in ("401", "403", "429"))
     # What the service said of its runs: JSON answers of the pro tier and of the free tier before its limit.
     runs = {tier: samples.get(("claude_cost_usd_total", frozenset({"model": "haiku", "tier": tier}.items())), 0) / 0.25
@@ -169,10 +177,15 @@ def test_promtool_finds_nothing_to_say(stack: Stack) -> None:
 
 def test_what_is_refused_before_any_plugin_ran_is_not_counted_as_one_of_theirs(stack: Stack) -> None:
     """A method that no attestation has room for was counted as refused by jwt-claims, which never saw it."""
-    before = stack.value("claude_refusals_total", plugin="jwt-claims", reason="unknown_method", route="invoke")
+    before = stack.value(
+        "claude_refusals_total", plugin="jwt-claims", reason="unknown_method", route="invoke", tier="none"
+    )
     answered = httpx.request("X" * 40, stack.url + "/invoke", headers={"User-Agent": "forty"})
     assert (answered.status_code, answered.headers["x-claude-refusal"]) == (501, "request/unknown_method")
-    stack.until("claude_refusals_total", 1, plugin="request", reason="unknown_method", route="invoke")
-    assert stack.value("claude_refusals_total", plugin="jwt-claims", reason="unknown_method", route="invoke") == before
+    stack.until("claude_refusals_total", 1, plugin="request", reason="unknown_method", route="invoke", tier="none")
+    assert (
+        stack.value("claude_refusals_total", plugin="jwt-claims", reason="unknown_method", route="invoke", tier="none")
+        == before
+    )
     lines = [json.loads(line) for line in stack.log.read_text().splitlines()]
     assert [line["refusal"] for line in lines if line["http_user_agent"] == "forty"] == ["request/unknown_method"]

@@ -181,7 +181,7 @@ def test_refusals_name_the_limit(kong: Driver, start: Start, subject: str, case:
     assert least <= int(event.exit.headers["Retry-After"]) == body["retry_after"] <= most
     # The first to meet the end of a budget logs it.
     logs = ["log.warn"] if case.startswith("usd_") else []
-    assert calls(event) == ["request.get_headers", *logs, "response.exit"]
+    assert calls(event) == ["request.get_headers", *logs, "log.set_serialize_value", "response.exit"]
     assert not request.upstream_headers and not request.shared
 
 

@@ -119,7 +119,7 @@ class JwtClaims(Stage[JwtClaimsConfig]):
             assert refused is not None
             return self._become_anonymous(request) if self._anonymous else refused
         refused = known.denial or self._repository_problem(request, known) or self._revocation_problem(kong, known)
-        return refused or self._pass(request, known)
+        return refused.of(known.identity) if refused else self._pass(request, known)
 
     def _take_from_query(self, kong: Any) -> list[str]:
         """The tokens in the query, which neither upstream nor log plugins get to see: so not left to the decision.
@@ -208,6 +208,7 @@ class JwtClaims(Stage[JwtClaimsConfig]):
             f"the caller's identity takes {taken} bytes, at most {IDENTITY_ROOM} can be attested: "
             "the token has too many roles, permissions or forwarded claims, or they are too long",
             "identity_too_large",
+            claims=identity,
         )
 
     def _repository_problem(self, request: Request, caller: Caller) -> Refuse | None:

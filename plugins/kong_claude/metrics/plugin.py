@@ -42,10 +42,10 @@ def count(found: Entry) -> None:
     labels = (str(found.status) if found.status else "other", found.method, route)
     registry.REQUESTS.labels(*labels).inc()
     registry.DURATION.labels(*labels).observe(found.seconds)
+    tier = registry.TIER(found.tier or "none")
     if found.refusal:
         plugin, reason = found.refusal
-        registry.REFUSALS.labels(registry.PLUGIN(plugin), registry.REASON(reason), route).inc()
-    tier = registry.TIER(found.tier or "none")
+        registry.REFUSALS.labels(registry.PLUGIN(plugin), registry.REASON(reason), route, tier).inc()
     if found.tier:
         registry.TIER_REQUESTS.labels(tier, route).inc()
     if found.model:

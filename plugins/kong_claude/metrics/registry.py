@@ -14,10 +14,10 @@ REQUESTS = Counter("claude_requests_total", "Requests that Kong has answered.", 
 DURATION = Histogram("claude_request_duration_seconds", "Seconds from request to end.", LABELS, buckets=BUCKETS)
 ACTIVE = Gauge("claude_active_connections", "Requests let through to the invoker that are not over.")
 ACTIVE.set_function(in_flight.count)
-REFUSALS = Counter("claude_refusals_total", "Requests refused by the gateway.", ("plugin", "reason", "route"))
+REFUSALS = Counter("claude_refusals_total", "Requests refused by the gateway.", ("plugin", "reason", "route", "tier"))
 TOKENS = Counter("claude_tokens_total", "Tokens of runs answered at once (not streamed).", ("model", "tier", "kind"))
 COST = Counter("claude_cost_usd_total", "Cost of runs answered at once (not streamed).", ("model", "tier"))
-TIER_REQUESTS = Counter("claude_tier_requests_total", "Requests let through, by the caller's tier.", ("tier", "route"))
+TIER_REQUESTS = Counter("claude_tier_requests_total", "Requests of callers whose tier is known.", ("tier", "route"))
 LOG_DROPPED = Counter("claude_access_log_dropped_total", "Access log lines given up.", ("sink",))
 
 MAX_VALUES = 100

@@ -105,6 +105,10 @@ class RateTiers(Stage[RateTiersConfig]):
         tier, unknown = self.choice.choose(request)
         if unknown is not None:
             self._log_unknown(request, unknown)
+        decision = self._in_tier(request, subject_key, tier)
+        return decision.of(Limits(tier.name, tier.clamp)) if isinstance(decision, Refuse) else decision
+
+    def _in_tier(self, request: Request, subject_key: str, tier: Tier) -> Decision:
         shared_by = self.sharing.shared(request, tier.pools)
         if isinstance(shared_by, Refuse):
             return shared_by

@@ -120,8 +120,8 @@ class Summary:
             counts[0] += 1
             counts[1] += bool(refusal)
             counts[2] += cost
-        self._peak(str(line.get("subject") or ""), names["tier"], int(at // 60))
-        if not refusal:
+        if not refusal:  # what a limit has refused is no use of it
+            self._peak(str(line.get("subject") or ""), names["tier"], int(at // 60))
             self._keep_slow(seconds, line)
 
     def _group(self, name: str, value: str) -> Group:
