@@ -42,6 +42,7 @@ _UNIQUE = frozenset(
 )
 _DIGITS = re.compile(rb"[0-9]+$")
 MAX_OFFSET = 2**63 - 1
+MAX_HEADERS = 1000  # header lines, without those whose name nginx does not know as one
 
 
 @dataclass(slots=True)
@@ -280,6 +281,8 @@ def _header_line(head: Head, line: bytes, lines: list[tuple[bytes, bytes]], seen
     name, value = match[1], (match[2] or b"").rstrip(b" ")
     if _PLAIN_NAME.match(name) is None:
         return  # ignore_invalid_headers on
+    if len(lines) == MAX_HEADERS:
+        raise BadHead(494)
     lines.append((name, value))
     low = name.lower()
     if low == b"host":
