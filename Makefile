@@ -99,6 +99,9 @@ conformance: setup ## recorded answers of a real Kong against minikong (DATA=ano
 fuzz: setup ## ten minutes of broken requests at minikong's listener (FUZZ_SECONDS=600)
 	MINIKONG_FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(BIN)/python -m pytest tests/minikong/test_fuzz.py -q
 
+mutants: setup ## changes the decision code in small ways: which does no test notice? 15 minutes (MUTANTS='--only trust.py')
+	$(BIN)/python -m tests.mutants $(MUTANTS)
+
 soak: setup ## 100,000 mixed events through the plugin server: nothing may be left; build/soak.json
 	$(BIN)/python -m tests.server.soak
 

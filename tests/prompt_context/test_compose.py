@@ -64,6 +64,58 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str, dict[str, Any]]] = [
         {"messages": [{"role": "developer", "content": "PSA", "name": "n"}, {"role": "user", "content": "hi"}]},
     ),
     (
+        "chat with only append",
+        {"messages": [{"role": "user", "content": "hi"}]},
+        {"append": "A"},
+        "chat",
+        {"messages": [{"role": "system", "content": "A"}, {"role": "user", "content": "hi"}]},
+    ),
+    (
+        "chat with only append to blocks",
+        {"messages": [{"role": "system", "content": [BLOCK]}]},
+        {"append": "A"},
+        "chat",
+        {"messages": [{"role": "system", "content": [BLOCK, {"type": "text", "text": "A"}]}]},
+    ),
+    (
+        "chat with only prepend to nothing",
+        {"messages": []},
+        {"prepend": "P"},
+        "chat",
+        {"messages": [{"role": "system", "content": "P"}]},
+    ),
+    (
+        "chat where a later message is the system's",
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "system", "content": "S"}]},
+        {"append": "A"},
+        "chat",
+        {
+            "messages": [
+                {"role": "system", "content": "A"},
+                {"role": "user", "content": "hi"},
+                {"role": "system", "content": "S"},
+            ]
+        },
+    ),
+    (
+        "chat drops and adds",
+        {"messages": [{"role": "system", "content": "S"}, {"role": "developer", "content": "D"}], "system": 1},
+        {"drop": ["system"], "append": "A"},
+        "chat",
+        {"messages": [{"role": "system", "content": "A"}]},
+    ),
+    ("no context for chat", {"messages": []}, {"context": {"r": "x"}}, "chat", {"messages": []}),
+    ("chat without additions is not looked at", {"messages": 5}, {"drop": ["tools"]}, "chat", {"messages": 5}),
+    ("empty string around", {"system": "S"}, {"append": ""}, "invoke", {"system": "S"}),
+    (
+        "only prepend to blocks",
+        {"system": [BLOCK]},
+        {"prepend": "P"},
+        "messages",
+        {"system": [{"type": "text", "text": "P"}, BLOCK]},
+    ),
+    ("only append to nothing", {}, {"append": "A"}, "messages", {"system": "A"}),
+    (
         "chat drops every system message",
         {"messages": [{"role": "user", "content": "hi"}, {"role": "system", "content": "S"}]},
         {"drop": ["system"]},
@@ -92,6 +144,10 @@ def test_apply(document: dict[str, Any], additions: dict[str, Any], shape: str, 
         ({}, "chat"),
         ({"messages": "hi"}, "chat"),
         ({"messages": ["hi"]}, "chat"),
+        ({"messages": [{"role": "user", "content": "hi"}, "hi"]}, "chat"),
+        ({"system": [BLOCK, {"type": "text", "text": 5}]}, "messages"),
+        ({"system": [BLOCK, {"type": "text"}]}, "messages"),
+        ({"system": [{"type": "image", "text": "x"}]}, "messages"),
         ({"messages": [{"role": "system", "content": 1}]}, "chat"),
     ],
 )
@@ -112,7 +168,35 @@ def test_everything_not_named_stays(document: dict[str, Any], text: str, value: 
     assert composed.keys() == given_body.keys()
 
 
+@pytest.mark.parametrize(
+    ("document", "text"),
+    [
+        ({"system": 5}, "system must be a string or a list of text blocks"),
+        ({"context": 5}, "context must be an object"),
+        ({"messages": 5}, "messages must be a list of objects"),
+    ],
+)
+def test_a_wrong_shape_is_named(document: dict[str, Any], text: str) -> None:
+    with pytest.raises(ShapeError, match=text):
+        apply(document, OURS, "chat" if "messages" in document else "invoke")
+
+
+def test_a_shape_is_checked_whatever_the_additions_hold() -> None:
+    for shape in ("invoke", "messages"):
+        check_shape({"system": "S"}, shape)
+        check_shape({"system": 5}, shape, drop=["system"])
+        with pytest.raises(ShapeError):
+            check_shape({"system": 5}, shape)
+    check_shape({"messages": [{"role": "system", "content": 5}]}, "chat", drop=["system"])
+
+
 def test_a_chat_sets_system_by_a_message() -> None:
+    assert sets({"messages": [{"role": "user"}, {"role": "system"}]}, "system", "chat")
+    assert sets({"messages": [], "system": "x"}, "system", "chat")
+    assert not sets({"messages": ["system"]}, "system", "chat")
+    assert sets({"system": "x", "messages": 5}, "system", "chat") and not sets({"messages": 5}, "system", "chat")
+    assert sets({"messages": 5}, "messages", "chat") and not sets({}, "tools", "chat")
+    assert not sets({"messages": [{"role": "system"}]}, "system", "messages")
     assert sets({"messages": [{"role": "developer", "content": "x"}]}, "system", "chat")
     assert not sets({"messages": [{"role": "user", "content": "x"}]}, "system", "chat")
     assert sets({"system": None}, "system", "invoke")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from claude_contract.errors import ConfigError
-from kong_claude.prompt_context.guards import Guards, compile_pattern, texts
+from kong_claude.prompt_context.guards import MAX_PATTERN_MEMORY, Guards, compile_pattern, compile_patterns, texts
 
 
 def guards(max_bytes: int | None = None, deny: tuple[str, ...] = (), allow: tuple[str, ...] = ()) -> Guards:
@@ -34,6 +34,10 @@ WHERE_TEXT_HIDES = {
     "document of blocks": user(
         [{"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "password"}]}}]
     ),
+    "refusal": {"messages": [{"role": "assistant", "content": [{"type": "refusal", "refusal": "password"}]}]},
+    "refusal of a message": {"messages": [{"role": "assistant", "refusal": "password", "content": None}]},
+    "thinking": {"messages": [{"role": "assistant", "content": [{"type": "thinking", "thinking": "password"}]}]},
+    "document context": user([{"type": "document", "context": "password", "source": {"type": "base64", "data": ""}}]),
     "document title": user([{"type": "document", "title": "password", "source": {"type": "base64", "data": ""}}]),
     "tool": {"prompt": "x", "tools": [{"name": "t", "description": "password"}]},
     "function": {"messages": [], "tools": [{"type": "function", "function": {"name": "t", "description": "password"}}]},
@@ -94,6 +98,38 @@ def test_size_counts_bytes_of_all_texts() -> None:
     assert guards(max_bytes=23).check(document) is None
     refusal = guards(max_bytes=22).check(document)
     assert refusal is not None and refusal.status == 413
+
+
+@pytest.mark.parametrize("one", [guards(5), guards(deny=("x",)), guards(allow=("x",)), guards()])
+def test_any_guard_alone_is_one(one: Guards) -> None:
+    """Where none is, the plugin does not look at the body at all: so the size by itself was no limit."""
+    assert bool(one) is (one != guards())
+
+
+def test_the_size_alone_is_a_limit() -> None:
+    refusal = guards(5).check({"prompt": "123456"})
+    assert refusal is not None
+    assert (refusal.status, refusal.reason) == (413, "prompt_too_large")
+    assert "5 bytes" in refusal.message
+    assert guards(5).check({"prompt": "password"[:5]}) is None
+    assert guards().check({"prompt": "x" * 10_000}) is None
+
+
+def test_a_single_text_must_be_allowed_as_well_as_not_denied() -> None:
+    both = guards(deny=("secret",), allow=("[a-z ]+",))
+    assert both.check({"prompt": "a plain text"}) is None
+    for text, reason in (("a secret text", "prompt_denied"), ("A TEXT", "prompt_not_allowed")):
+        refusal = both.check({"prompt": text})
+        assert refusal is not None
+        assert (refusal.status, refusal.reason) == (400, reason)
+    assert guards(allow=("abc",)).check({"prompt": "ａｂｃ"}) is None, "as a reader sees it"
+
+
+def test_a_pattern_is_named_by_its_place_and_bounded_in_memory() -> None:
+    with pytest.raises(ConfigError, match=r"deny_patterns\[2\]") as refused:
+        compile_patterns(["a", "("], "deny_patterns")
+    assert "RE2 cannot match this pattern in linear time: missing )" in str(refused.value)
+    assert compile_pattern("a{1000}", "deny").options.max_mem == MAX_PATTERN_MEMORY == 8 * 1024 * 1024
 
 
 def test_every_text_is_seen_once() -> None:

@@ -105,6 +105,38 @@ def test_any_text_made_of_delimiters(value: str) -> None:
     check(value)
 
 
+INVISIBLE = [
+    # Each by itself, and what stands beside each range: they have categories of letters, marks and symbols.
+    *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, 0x180B, 0x180C, 0x180D, 0x180E, 0x180F),
+    *(0xFE00, 0xFE01, 0xFE0F, 0xE0000, 0xE0001, 0xE0100, 0xE01EF, 0xE0FFF),
+    *(0x0000, 0x007F, 0x0085, 0x00AD, 0x200B, 0x2028, 0x2029, 0x202E, 0x00A0, 0xE000, 0x10FFFF, 0xD800, 0x0378),
+]
+VISIBLE = [0x034E, 0x0350, 0x17B3, 0x17B6, 0x2801, 0x180A, 0x1810, 0xFE10, 0x00E9, 0x65E5]
+
+
+@pytest.mark.parametrize("code", [*INVISIBLE, *map(ord, '"<>{}\\`&')], ids=hex)
+def test_each_invisible_or_structural_character_is_written_out(code: int) -> None:
+    """Compatibility forms become the characters that they stand for first."""
+    escaped = [
+        f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in unicodedata.normalize("NFKC", chr(code))
+    ]
+    shown = inert(f"a{chr(code)}b")
+    if unicodedata.normalize("NFKC", chr(code)) == " ":
+        assert shown == "a b"
+    else:
+        assert shown == f"a{''.join(escaped)}b"
+
+
+@pytest.mark.parametrize("code", VISIBLE, ids=hex)
+def test_what_can_be_seen_stays(code: int) -> None:
+    assert inert(f"a{chr(code)}b") == unicodedata.normalize("NFKC", f"a{chr(code)}b")
+
+
+def test_where_an_escape_becomes_a_long_one() -> None:
+    assert inert("\uffff\U00010000") == "\\uffff\U00010000"
+    assert inert("\U000f0000") == "\\U000f0000"
+
+
 @pytest.mark.parametrize("value", ["org/app", "main", "feature/x-1.2_b", "日本語", "é", "it's (v2) [x] 50% a=b, c;d!"])
 def test_ordinary_values_stay_readable(value: str) -> None:
     assert inert(value) == value

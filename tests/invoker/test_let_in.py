@@ -1,0 +1,207 @@
+"""What becomes of a request that the gateway attests, without a CLI: its lease, its additions, its one use."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import pytest
+from fastapi import Depends, Request
+from msgspec.structs import replace
+
+from claude_contract import ledger
+from claude_contract.attestation import HEADER, Signer
+from claude_contract.claims import Additions, Attestation, Binding, body_hash
+from claude_contract.identity import Identity
+from claude_invoker.additions import with_additions
+from claude_invoker.app import create_app
+from claude_invoker.caller import DEVELOPER, Caller, caller_in
+from claude_invoker.problem import Problem
+from claude_invoker.replay import SKEW_S, SeenOnce
+from claude_invoker.settings import Settings
+from claude_invoker.trust import attested_run, keys
+from kong_claude.rate_tiers.redis_ledger import RedisLedger
+from kong_claude.rate_tiers.redis_ledger import Settings as RedisAddress
+from tests.rate_tiers.servers import RedisProcess
+from tests.support.attest import signed
+
+SECRET = secrets.token_hex(32)
+SIGNER = Signer("1", SECRET.encode(), {"1": SECRET.encode()})
+ALL = ["jwt-claims", "prompt-context", "rate-tiers"]
+
+
+def attestation(path: str, body: bytes, **claims: Any) -> dict[str, str]:
+    given = {"sub": "alice", "chk": ALL, "bsh": body_hash(body)} | claims
+    return {HEADER: signed(SIGNER, "POST", path, **given)}
+
+
+@asynccontextmanager
+async def application(tmp_path: Path, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """The application, with one more route: it starts something if it is told to."""
+    chosen: dict[str, Any] = {"attestation_key": SECRET, "state_dir": tmp_path, "pool_size": 0} | settings
+    app = create_app(Settings(**chosen))
+
+    @app.post("/starts")
+    async def starts(request: Request, caller: Annotated[Caller, Depends(attested_run)]) -> dict[str, Any]:
+        before = request.state.started
+        request.state.started = request.headers["x-starts"] == "yes"
+        return {"before": before, "subject": caller.subject}
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://invoker") as client:
+        yield client
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_the_lease_is_given_back_where_nothing_was_started_and_only_there(
+    tmp_path: Path, redis_server: RedisProcess, started: bool
+) -> None:
+    """By a lease that does not lapse meanwhile: that one is gone would otherwise say nothing."""
+    store = RedisLedger(RedisAddress(redis_server.url, timeout=10))
+    slot = ledger.Slot(concurrent=1, run_micro_usd=5, ttl_ms=3_600_000)
+    lease = ledger.Lease.new(ledger.NAMESPACE, "ada", 5)
+    assert store.acquire(lease, slot).admitted
+    headers = attestation("/starts", b"", lease=str(lease), slot=slot.claim()) | {
+        "X-Starts": "yes" if started else "no"
+    }
+    async with application(tmp_path, redis_url=redis_server.url) as client:
+        answered = await client.post("/starts", headers=headers)
+        assert answered.json() == {"before": False, "subject": "alice"}
+    assert store.peek(ledger.Peek(ledger.NAMESPACE, "ada")).running == int(started)
+    store.close()
+
+
+@pytest.mark.parametrize("body", [b"not json", b"{}", b'{"prompt": "x", "tools": ["Nope"]}'])
+async def test_a_request_that_is_refused_gives_its_lease_back(
+    tmp_path: Path, redis_server: RedisProcess, body: bytes
+) -> None:
+    store = RedisLedger(RedisAddress(redis_server.url, timeout=10))
+    slot = ledger.Slot(concurrent=1, run_micro_usd=5, ttl_ms=3_600_000)
+    lease = ledger.Lease.new(ledger.NAMESPACE, "ada", 5)
+    assert store.acquire(lease, slot).admitted
+    headers = attestation("/invoke", body, lease=str(lease), slot=slot.claim())
+    async with application(tmp_path, redis_url=redis_server.url) as client:
+        assert (await client.post("/invoke", content=body, headers=headers)).status_code in (400, 403, 422)
+    assert store.peek(ledger.Peek(ledger.NAMESPACE, "ada")).running == 0
+    store.close()
+
+
+async def test_without_redis_there_is_no_lease_to_give_back(tmp_path: Path) -> None:
+    headers = attestation("/starts", b"", lease=str(ledger.Lease.new(ledger.NAMESPACE, "ada", 5)))
+    async with application(tmp_path) as client:
+        assert (await client.post("/starts", headers=headers | {"X-Starts": "no"})).status_code == 200
+
+
+async def test_an_open_invoker_has_one_caller_who_may_everything(tmp_path: Path) -> None:
+    async with application(tmp_path, trust="open", attestation_key=None) as client:
+        answered = await client.post("/starts", headers={"X-Starts": "no"})
+        assert answered.json()["subject"] == "developer"
+    assert (DEVELOPER.subject, DEVELOPER.roles, DEVELOPER.route) == ("developer", ("admin",), "open")
+
+
+@pytest.mark.parametrize("trust", ["attested", "open"])
+async def test_who_looks_at_the_login_page_came_through_the_limits(tmp_path: Path, trust: str) -> None:
+    """`attested_visitor` needs no caller, but an attestation of claude-rate-tiers, and each once."""
+    key = {"attestation_key": SECRET if trust == "attested" else None}
+    async with application(tmp_path, trust=trust, **key) as client:
+        path = "/dashboard/login"
+        without = (await client.get(path)).status_code
+        assert (without == 401) is (trust == "attested")
+        if trust == "attested":
+            header = {HEADER: signed(SIGNER, "GET", path, chk=["rate-tiers"])}
+            assert [(await client.get(path, headers=header)).status_code for _ in range(2)] == [200, 401]
+            assert (await client.get(path, headers={HEADER: signed(SIGNER, "GET", path, chk=[])})).status_code == 401
+
+
+def test_without_a_key_only_an_open_invoker_starts() -> None:
+    with pytest.raises(ValueError, match="INVOKER_ATTESTATION_KEY is not set"):
+        keys(Settings(trust="attested", attestation_key=None))
+    assert keys(Settings(trust="open", attestation_key=None)) == {}
+
+
+def test_a_caller_is_what_the_attestation_says() -> None:
+    bound = Attestation(Binding("i", "a", "POST", "/x", "route-1", "req-1"), 0, 30, "j", identity=Identity("ada"))
+    found = caller_in(bound)
+    assert (found.subject, found.route, found.request_id) == ("ada", "route-1", "req-1")
+    bare = caller_in(replace(bound, binding=Binding("i", "a", "POST", "/x", "", "")))
+    assert (bare.route, bare.request_id) == (None, None)
+
+
+# The gateway's additions
+
+ADDED = Additions("Before. ", " After.", {"repo": "org/app"}, ("tools",))
+
+
+def test_what_the_gateway_adds_is_around_what_the_caller_wrote() -> None:
+    document = {"prompt": "hi", "system": "Be brief.", "tools": ["Bash"], "context": {"repo": "mine", "a": "b"}}
+    assert with_additions(document, ADDED) == {
+        "prompt": "hi",
+        "system": "Before. Be brief. After.",
+        "context": {"a": "b", "repo": "org/app"},
+    }
+    assert with_additions(document, Additions()) is document
+
+
+@pytest.mark.parametrize("broken", [{"system": 5}, {"system": [5]}, {"context": "org/app"}, {"context": ["org/app"]}])
+async def test_what_the_additions_do_not_fit_into_is_422_with_the_reason(
+    tmp_path: Path, broken: dict[str, Any]
+) -> None:
+    with pytest.raises(Problem) as refused:
+        with_additions({"prompt": "hi", **broken}, ADDED)
+    (name,) = broken
+    assert (refused.value.status, refused.value.kind) == (422, "invalid")
+    assert (refused.value.detail or "").startswith(f"{name} must be ")
+    async with application(tmp_path) as client:
+        request = client.build_request("POST", "/invoke", json={"prompt": "hi", **broken})
+        request.headers.update(
+            attestation("/invoke", request.read(), add={"prepend": "Before.", "context": {"a": "b"}})
+        )
+        answered = await client.send(request)
+    assert (answered.status_code, answered.json()["detail"]) == (422, refused.value.detail)
+
+
+# One use of each attestation
+
+
+async def test_a_use_is_remembered_for_as_long_as_the_attestation_lives(redis_server: RedisProcess) -> None:
+    """And not for ever, in Redis or in memory. By Redis's own clock."""
+    client: Any = redis_server.client()
+    seen = SeenOnce(redis_server.url)
+    now = time.time()
+    assert [await seen.first("a", now + 300) for _ in range(2)] == [True, False]
+    assert 300 + SKEW_S - 30 < client.ttl("claude:jti:a") <= 300 + SKEW_S + 1
+    assert await seen.first("over", now - 3600)
+    assert 0 < client.pttl("claude:jti:over") <= 1000
+    assert await seen.reachable()
+    await seen.close()
+
+
+async def test_memory_forgets_only_what_can_be_used_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = SeenOnce(None)
+    clock = [1_000_000.0]
+    monkeypatch.setattr("claude_invoker.replay.time.time", lambda: clock[0])
+    assert [await seen.first("long", clock[0] + 500) for _ in range(2)] == [True, False]
+    for number in range(10_001):
+        assert await seen.first(str(number), clock[0] + 10)
+    clock[0] += 10 + SKEW_S  # the last moment at which one could be used
+    assert not await seen.first("0", clock[0])
+    clock[0] += 2
+    assert not await seen.first("long", clock[0])
+    assert await seen.first("another", clock[0] + 10)
+    assert set(seen._seen) == {"long", "another"}
+    assert not await seen.first("long", clock[0])
+    assert await seen.reachable()
+    await seen.close()
+
+
+async def test_a_redis_that_does_not_answer_is_known(tmp_path: Path) -> None:
+    seen = SeenOnce(f"unix://{tmp_path}/nobody.sock")
+    assert await seen.reachable() is False
+    with pytest.raises(Problem) as refused:
+        await seen.first("a", time.time() + 30)
+    assert (refused.value.status, refused.value.kind, refused.value.headers["Retry-After"]) == (503, "busy", "2")
+    await seen.close()

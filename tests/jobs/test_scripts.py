@@ -1,0 +1,331 @@
+"""What each script leaves in Redis, exactly, and for how long: a job that is claimed twice, passed over for ever or forgotten
+shows in a key that nobody would think of asking for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from claude_contract.versions import UnknownVersion
+from claude_invoker.jobs.record import Job
+from claude_invoker.jobs.store import BLOCKED, CANCELLED, IDEMPOTENCY_TTL, PREFIX, TOMBSTONE_TTL, Store, now_ms
+from tests.jobs.conftest import job
+from tests.jobs.test_store import accepted, claims
+
+RECORD, EVENT = 2048, 128  # bytes, as `held.lua` counts what a record and an event take beside their texts
+BODY = '{"prompt":"-"}'
+SLACK = 60  # seconds that a test may take beside a busy compiler
+
+
+async def stored(store: Store) -> dict[str, Any]:
+    """All that is there about jobs but their records and events: key without prefix → value, lists in their order."""
+    found: dict[str, Any] = {}
+    for key in await store.redis.keys(PREFIX + "*"):
+        name, kind = key.removeprefix(PREFIX), await store.redis.type(key)
+        if name.startswith(("job:", "events:")):
+            continue
+        read = {
+            "hash": store.redis.hgetall,
+            "string": store.redis.get,
+            "list": lambda key: store.redis.lrange(key, 0, -1),
+            "zset": lambda key: store.redis.zrange(key, 0, -1),
+        }[kind]
+        found[name] = await read(key)
+    return found
+
+
+async def record(store: Store, one: Job) -> dict[str, str]:
+    return await store.redis.hgetall(PREFIX + f"job:{one.id}")  # type: ignore[no-any-return]
+
+
+async def lives(store: Store, one: Job) -> tuple[int, int, int]:
+    """Seconds until the job, its events and its tombstone are forgotten; -1: never, -2: there is none."""
+    names = (f"job:{one.id}", f"events:{one.id}", f"gone:{one.id}")
+    return tuple([await store.redis.ttl(PREFIX + name) for name in names])
+
+
+def bytes_of(fields: dict[str, Any]) -> int:
+    return RECORD + sum(len(name) + len(str(value)) for name, value in fields.items())
+
+
+async def test_what_waits(store: Store) -> None:
+    first, second, other = job("ada", "pro", created_at=1000.5), job("ada", "pro", created_at=1001.0), job("bob", "odd")
+    await accepted(store, first, second, other)
+    held = {one.id: str(bytes_of(one.fields())) for one in (first, second, other)}
+    of_ada = int(held[first.id]) + int(held[second.id])
+    assert await stored(store) == {
+        "wait:pro:ada": [first.id, second.id],
+        "wait::bob": [other.id],
+        "ring:pro": ["ada"],
+        "ring:": ["bob"],
+        "of:ada": [first.id, second.id],
+        "of:bob": [other.id],
+        "all": [first.id, second.id, other.id],
+        "waiting": {"pro": "2", "": "1"},
+        "sizes": held,
+        "held": {"all": str(of_ada + int(held[other.id])), "of:ada": str(of_ada), "of:bob": held[other.id]},
+    }
+    assert await store.redis.zscore(PREFIX + "all", first.id) == 1000.5
+    assert await lives(store, first) == (-1, -2, -2), "what waits is never forgotten"
+
+
+async def test_an_idempotency_key_lives_a_day_and_ends_with_its_job(store: Store) -> None:
+    one = job("ada")
+    assert await store.add(one, ("k", "f")) == ("accepted", one.id)
+    key = PREFIX + "idem:ada:k"
+    assert await store.redis.hgetall(key) == {"id": one.id, "fingerprint": "f"}
+    assert IDEMPOTENCY_TTL - SLACK < await store.redis.ttl(key) <= IDEMPOTENCY_TTL
+    without = await stored(store)
+    assert await store.add(job("ada"), ("k", "f")) == ("known", one.id)
+    assert await store.add(job("ada"), ("k", "g")) == ("conflict", "")
+    assert await stored(store) == without
+
+
+async def test_what_is_claimed(store: Store) -> None:
+    one = job("ada", "pro")
+    await accepted(store, one)
+    before = now_ms()
+    assert await store.claim("t", "w1") is not None
+    found = await stored(store)
+    assert {name: found[name] for name in ("tickets", "running", "waiting")} == {
+        "tickets": {"t": one.id},
+        "running": [one.id],
+        "waiting": {"pro": "0"},
+    }
+    assert not {"wait:pro:ada", "ring:pro", "blocked"} & found.keys()
+    held = await record(store, one)
+    assert (held["state"], held["worker"], held["ticket"], held["attempt"]) == ("running", "w1", "t", "1")
+    assert before <= int(held["beat"]) == await store.redis.zscore(PREFIX + "running", one.id)
+    assert float(held["started_at"]) == pytest.approx(int(held["beat"]) / 1000)
+    assert await lives(store, one) == (-1, -2, -2), "what runs is never forgotten"
+
+
+async def test_a_job_that_has_ended_is_never_claimed_again(store: Store) -> None:
+    """Also where its id still stands in a list, and where its ticket comes back."""
+    ended, waits = job("ada"), job("ada")
+    await accepted(store, ended)
+    (held,) = await claims(store, 1)
+    assert await store.finish(held, "done", 600)
+    await store.redis.rpush(PREFIX + "wait::ada", ended.id)  # as a lost answer could leave it
+    await store.redis.rpush(PREFIX + "ring:", "ada")
+    await store.redis.hincrby(PREFIX + "waiting", "", 1)
+    assert await store.claim("t9", "w") is None
+    assert (await record(store, ended))["state"] == "done"
+    assert await store.running() == []
+    assert await store.waiting() == {"": 0}
+    await store.redis.hset(PREFIX + "tickets", "t9", ended.id)
+    await accepted(store, waits)
+    claimed = await store.claim("t9", "w")
+    assert claimed is not None
+    assert (claimed[0].id, claimed[1]) == (waits.id, False)
+
+
+async def test_a_subject_without_a_place_keeps_nobody_waiting_behind_it(store: Store) -> None:
+    """Whatever stands in front of whom, and however often it is passed over."""
+    full = [job("full", "pro") for _ in range(2)]
+    free = [job(subject, "pro") for subject in ("ada", "bob", "full2")]
+    await accepted(store, *full, *free)
+    (held,) = await claims(store, 1)
+    assert held.id == full[0].id
+    assert await store.requeue(held, blocked_for=600) == "requeued"
+    until = (await stored(store))["blocked"]
+    assert until.keys() == {"pro:full"} and 540_000 < int(until["pro:full"]) - now_ms() <= 600_000
+    found = await claims(store, 3)
+    assert [one.id for one in found] == [one.id for one in free]
+    for number in range(3):
+        assert await store.claim(f"x{number}", "w") is None
+    left = await stored(store)
+    assert (left["ring:pro"], left["wait:pro:full"]) == (["full"], [one.id for one in full])
+    assert left["waiting"] == {"pro": "2"}
+    await store.redis.hset(BLOCKED, "pro:full", now_ms() - 1)
+    back = await claims(store, 1)
+    assert [one.id for one in back] == [full[0].id], "the one that was put back goes first"
+    assert "blocked" not in await stored(store)
+
+
+async def test_a_ticket_that_comes_back_finds_its_own_attempt_only(store: Store) -> None:
+    one, other = job("ada"), job("ada")
+    await accepted(store, one)
+    first = await store.claim("t", "w")
+    assert first is not None
+    assert await store.requeue(first[0]) == "requeued"
+    await store.claim("t2", "w2")
+    await store.redis.hset(PREFIX + "tickets", "t", one.id)  # an old ticket of what another one holds now
+    await accepted(store, other)
+    again = await store.claim("t", "w")
+    assert again is not None
+    assert (again[0].id, again[1]) == (other.id, False)
+
+
+async def test_a_job_of_another_release_stands_in_nobodys_way(store: Store) -> None:
+    theirs, ours = job("ada"), job("bob")
+    await accepted(store, theirs, ours)
+    await store.redis.hset(PREFIX + f"job:{theirs.id}", "v", 9)
+    assert [one.id for one in await claims(store, 1)] == [ours.id]
+    for number in range(2):
+        with pytest.raises(UnknownVersion, match=f"job {theirs.id} is of version 9"):
+            await store.claim(f"t{number}", "w")
+    left = await stored(store)
+    assert (left["wait::ada"], left["ring:"], left["waiting"]) == ([theirs.id], ["ada"], {"": "1"})
+
+
+@pytest.mark.parametrize("retention", [60, 86_400])
+async def test_an_end_is_kept_as_long_as_was_asked_for(store: Store, retention: int) -> None:
+    """Answers were never deleted, by a change that no test noticed."""
+    one, other = job("ada", "pro", callback_url="https://example.org/hook"), job("ada", "pro")
+    await accepted(store, one, other)
+    (held,) = await claims(store, 1)
+    await store.append(held, [(1, "a", b"{}")])
+    await store.redis.hset(BLOCKED, "pro:ada", now_ms() + 600_000)
+    before = now_ms()
+    assert await store.finish(held, "done", retention, result="r" * 50)
+    found = await stored(store)
+    callbacks = found.pop("callbacks", [])
+    assert callbacks == ([one.id] if "callback" in await record(store, one) else [])
+    assert "blocked" not in found and "tickets" not in found and "running" not in found
+    assert (found["ended"], found["ended:ada"], found["all"]) == ([one.id], [one.id], [one.id, other.id])
+    assert before <= await store.redis.zscore(PREFIX + "ended", one.id) <= now_ms()
+    assert found[f"gone:{one.id}"] == "ada"
+    assert (found["wait:pro:ada"], found["ring:pro"], found["waiting"]) == ([other.id], ["ada"], {"pro": "1"})
+    wanted = (retention, retention, retention + TOMBSTONE_TTL)
+    assert all(ms - SLACK < has <= ms for has, ms in zip(await lives(store, one), wanted, strict=True))
+    assert await lives(store, other) == (-1, -2, -2)
+    fields = await record(store, one)
+    assert (fields["state"], fields["request"], fields["result"]) == ("done", BODY, "r" * 50)
+    assert float(fields["expires_at"]) - float(fields["finished_at"]) == pytest.approx(retention)
+    events = await store.redis.xrange(PREFIX + f"events:{one.id}")
+    assert events[-1] == ("1-999999999", {"event": "job.done", "data": f'{{"id":"{one.id}","state":"done"}}'})
+
+
+async def test_a_waiting_job_ends_without_having_run(store: Store) -> None:
+    first, second = job("ada", "pro"), job("ada", "pro")
+    await accepted(store, first, second)
+    await store.redis.hset(BLOCKED, "pro:ada", now_ms() + 600_000)
+    assert await store.cancel(first, 60) is True
+    found = await stored(store)
+    assert (found["wait:pro:ada"], found["ring:pro"], found["waiting"]) == ([second.id], ["ada"], {"pro": "1"})
+    assert found["blocked"].keys() == {"pro:ada"}, "the other one still has no place"
+    assert await store.cancel(second, 60) is True
+    found = await stored(store)
+    assert not {"wait:pro:ada", "ring:pro", "blocked"} & found.keys()
+    assert found["waiting"] == {"pro": "0"}
+    events = await store.redis.xrange(PREFIX + f"events:{first.id}")
+    assert [(number, entry["event"]) for number, entry in events] == [("1-999999999", "job.cancelled")]
+    assert not await store.finish(first, "failed", 60, waiting=True)
+    assert (await record(store, first))["state"] == "cancelled"
+
+
+async def test_a_cancelled_job_carries_the_mark_until_it_ends(store: Store) -> None:
+    """Whoever claims a waiting one between the two scripts of `cancel` finds it."""
+    heard = store.redis.pubsub()
+    await heard.subscribe(CANCELLED)
+    await heard.get_message(timeout=5)
+    for state in ("queued", "running"):
+        one = job("ada")
+        await accepted(store, one)
+        if state == "running":
+            (one,) = await claims(store, 1)
+        key = PREFIX + f"job:{one.id}"
+        assert await store._run("cancel", [key], [one.id, CANCELLED]) == state
+        assert (await record(store, one))["cancel"] == "1"
+        message = await heard.get_message(ignore_subscribe_messages=True, timeout=5)
+        assert message is not None
+        assert message["data"] == one.id
+        if state == "queued":
+            (one,) = await claims(store, 1)
+        assert await store.update(one, model="m") == 1
+        assert await store.requeue(one, blocked_for=60) == "cancelled"
+        assert (await record(store, one))["state"] == "running"
+        assert await store.finish(one, "cancelled", 60)
+        assert await store._run("cancel", [key], [one.id, CANCELLED]) == "cancelled"
+    assert await heard.get_message(ignore_subscribe_messages=True, timeout=0.1) is None
+    assert await store._run("cancel", [PREFIX + "job:none"], ["none", CANCELLED]) is None
+    assert not await store.redis.exists(PREFIX + "job:none")
+    await heard.aclose()
+
+
+async def test_who_does_not_hold_a_record_changes_nothing_of_it(store: Store) -> None:
+    """An old holder changed a record that had ended, or was another's by then."""
+    one = job("ada")
+    await accepted(store, one)
+    assert await store.update(one, model="too early") == -1, "it waits"
+    (old,) = await claims(store, 1)
+    assert await store.update(old, model="m") == 0
+    assert await store.requeue(old) == "requeued"
+    assert await store.update(old, model="late") == -1
+    (new,) = await claims(store, 1)
+    assert await store.update(old, model="late") == -1
+    assert await store.update(new, held=False, delivery="x") == 0
+    assert await store.finish(new, "done", 60)
+    for late in (old, new):
+        assert await store.update(late, model="late") == -1
+        assert not await store.finish(late, "failed", 60)
+        assert await store.requeue(late) == "not ours"
+    found = await record(store, one)
+    assert (found["state"], found["model"], found["delivery"]) == ("done", "m", "x")
+    assert await store.update(one, held=False, delivery="y") == 0
+    await store.redis.delete(PREFIX + f"job:{one.id}")
+    assert await store.update(one, held=False, delivery="z") == -1
+    assert not await store.redis.exists(PREFIX + f"job:{one.id}"), "an expired record does not come back, for ever"
+
+
+async def test_what_is_put_back(store: Store) -> None:
+    first, second = job("ada", "pro"), job("ada", "pro")
+    await accepted(store, first, second)
+    (held,) = await claims(store, 1)
+    await store.update(held, work="w")
+    assert await store.requeue(held, cost_usd="0.5") == "requeued"
+    found = await stored(store)
+    assert (found["wait:pro:ada"], found["ring:pro"]) == ([first.id, second.id], ["ada"])
+    assert found["waiting"] == {"pro": "2"}
+    assert not {"tickets", "running", "blocked"} & found.keys()
+    fields = await record(store, first)
+    assert (fields["state"], fields["attempt"], fields["cost_usd"]) == ("queued", "1", "0.5")
+    assert not {"worker", "ticket", "nonce", "beat", "started_at", "work"} & fields.keys()
+    events = await store.redis.xrange(PREFIX + f"events:{first.id}")
+    assert [(number, entry["event"]) for number, entry in events] == [("1-999999999", "job.requeued")]
+    assert await store.requeue(held) == "not ours"
+    assert await lives(store, first) == (-1, -1, -2)
+
+
+async def test_events_are_counted_and_the_oldest_go(store: Store) -> None:
+    one = job("ada")
+    await accepted(store, one)
+    (held,) = await claims(store, 1)
+    before = int((await stored(store))["held"]["all"])
+    await store.append(held, [(1, "a", b"12345"), (2, "b", b"123")])
+    await store.append(held, [(2, "b", b"123"), (3, "c", b"")])
+    found = await stored(store)
+    added = 8 + 3 * EVENT
+    assert found["held"] == {"all": str(before + added), "of:ada": str(before + added)}
+    assert found["sizes"] == {one.id: str(before + added)}
+    gone = job("bob")
+    await store.append(gone, [(1, "a", b"x")])  # no such job
+    assert await stored(store) == found
+    assert await store.finish(held, "done", 60)
+    await store.append(held, [(4, "late", b"x")])
+    assert [event[1] for event in await store.transcript(one.id)] == ["a", "b", "c", "job.done"]
+
+
+async def test_nothing_is_left_of_what_has_expired(store: Store) -> None:
+    one, other = job("ada"), job("bob")
+    await accepted(store, one, other)
+    (held,) = await claims(store, 1)
+    assert await store.finish(held, "done", 60)
+    for name in ("job:", "events:"):
+        await store.redis.delete(PREFIX + f"{name}{one.id}")
+    assert await store.forget("-inf") == (1, "-inf")
+    found = await stored(store)
+    found.pop(f"gone:{one.id}")
+    size_of_other = str(bytes_of(other.fields()))
+    assert found == {
+        "wait::bob": [other.id],
+        "ring:": ["bob"],
+        "of:bob": [other.id],
+        "all": [other.id],
+        "waiting": {"": "1"},
+        "sizes": {other.id: size_of_other},
+        "held": {"all": size_of_other, "of:bob": size_of_other},
+    }
+    assert await store.expired(one.id) and not await store.expired(other.id)

@@ -1,0 +1,1 @@
+"""Mutation testing of the decision code: `python -m tests.mutants` (make mutants)."""
