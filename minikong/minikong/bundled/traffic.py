@@ -81,7 +81,10 @@ class RequestTermination:
                 "raw_body": get_raw_body(ctx),
                 "method": request.method,
                 "path": get_path(ctx),
-                "uri_captures": captures(ctx),
+                # Kong's table of them is an array of no elements.
+                "uri_captures": {
+                    name: found or ([] if name == b"unnamed" else {}) for name, found in captures(ctx).items()
+                },
             },
             "matched_route": entity_table(ctx.route),
             "matched_service": entity_table(ctx.service),

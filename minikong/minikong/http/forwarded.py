@@ -183,10 +183,10 @@ def forwarded(ctx: Context, conf: KongConf) -> list[tuple[bytes, bytes | None]]:
         path = request.target if at < 0 else request.target[:at]
     if prefix is None:
         prefix = ctx.forwarded_prefix
-    chain = b", ".join(headers.all(b"x-forwarded-for"))
+    chain = headers.get(b"x-forwarded-for")  # of several headers Kong hands on the first
     return [
         (b"Via", via(request)),
-        (b"X-Forwarded-For", chain + b", " + peer.encode() if chain else request.remote_addr[0].encode()),
+        (b"X-Forwarded-For", request.remote_addr[0].encode() if chain is None else chain + b", " + peer.encode()),
         (b"X-Forwarded-Proto", proto),
         (b"X-Forwarded-Host", host),
         (b"X-Forwarded-Port", port),

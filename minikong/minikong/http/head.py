@@ -165,7 +165,7 @@ def build(
     if date and not has_date:
         out.append(b"Date: %b\r\n" % http_date())
     if content_type is not None:
-        plain = conf.charset != "off" and not (response.nginx_page and 300 <= response.status < 400)
+        plain = conf.charset != "off" and not (response.nginx_page and response.status in (301, 302))
         if plain and content_type.lower() in _CHARSET_TYPES:
             content_type = b"%b; charset=%b" % (content_type, conf.charset.encode())
             response.headers.set(b"Content-Type", content_type)  # the log phase sees what was sent
