@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from claude_contract.versions import UnknownVersion
+from claude_invoker.holding import Bounds
 from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import BLOCKED, CANCELLED, IDEMPOTENCY_TTL, PREFIX, TOMBSTONE_TTL, Store, now_ms
+from claude_invoker.problem import Problem
 from tests.jobs.conftest import job
 from tests.jobs.test_store import accepted, claims
 
@@ -178,9 +180,13 @@ async def test_an_end_is_kept_as_long_as_was_asked_for(store: Store, retention: 
     (held,) = await claims(store, 1)
     await store.append(held, [(1, "a", b"{}")])
     await store.redis.hset(BLOCKED, "pro:ada", now_ms() + 600_000)
+    sizes, request = int((await stored(store))["sizes"][one.id]), len((await record(store, one))["request"])
     before = now_ms()
     assert await store.finish(held, "done", retention, result="r" * 50)
     found = await stored(store)
+    written = {name: (await record(store, one))[name] for name in ("finished_at", "expires_at", "result")}
+    added = sum(len(name) + len(value) for name, value in written.items()) + len(BODY) - request
+    assert int(found["sizes"][one.id]) == sizes + added
     callbacks = found.pop("callbacks", [])
     assert callbacks == ([one.id] if "callback" in await record(store, one) else [])
     assert "blocked" not in found and "tickets" not in found and "running" not in found
@@ -329,3 +335,73 @@ async def test_nothing_is_left_of_what_has_expired(store: Store) -> None:
         "held": {"all": size_of_other, "of:bob": size_of_other},
     }
     assert await store.expired(one.id) and not await store.expired(other.id)
+
+
+def bounded(store: Store, per_run: int = 10**9, per_subject: int = 10**9, in_all: int = 10**9) -> Store:
+    return Store(store.redis, (), Bounds(per_run, per_subject, in_all))
+
+
+async def test_a_bound_is_what_may_be_held_and_not_a_byte_more(store: Store) -> None:
+    one, same, other = job("ada"), job("ada"), job("bob")
+    most = bytes_of(one.fields())
+    with pytest.raises(Problem) as refused:
+        await bounded(store, per_subject=most - 1).add(one)
+    assert refused.value.status == 429
+    with pytest.raises(Problem) as refused:
+        await bounded(store, in_all=most - 1).add(one)
+    assert refused.value.status == 507
+    assert await stored(store) == {}, "what is refused leaves nothing"
+    exactly = bounded(store, per_subject=most, in_all=2 * most)
+    await accepted(exactly, one)
+    with pytest.raises(Problem):
+        await exactly.add(same)
+    await accepted(exactly, other)
+    with pytest.raises(Problem) as refused:
+        await exactly.add(job("cyd"))
+    assert refused.value.status == 507
+
+
+@pytest.mark.parametrize("bound", ["per_run", "per_subject", "in_all"])
+async def test_events_may_fill_each_bound_and_go_beyond_none(store: Store, bound: str) -> None:
+    """The oldest go, the newest stays; and none of what the record itself holds."""
+    one = job("ada")
+    await accepted(store, one)
+    (held,) = await claims(store, 1)
+    before = int((await stored(store))["sizes"][one.id])
+    of_bound = bounded(store, **{bound: before + 2 * (EVENT + 5)})
+    await of_bound.append(held, [(1, "a", b"12345"), (2, "b", b"12345")])
+    assert [event[1] for event in await store.transcript(one.id)] == ["a", "b"]
+    await of_bound.append(held, [(3, "c", b"12345")])
+    assert [event[1] for event in await store.transcript(one.id)] == ["c"]
+    assert (await stored(store))["sizes"] == {one.id: str(before + EVENT + 5)}
+    await of_bound.append(held, [(4, "d", b"x" * 9000)])
+    assert [event[1] for event in await store.transcript(one.id)] == ["d"], "larger than the bound by itself"
+
+
+async def test_a_job_has_so_many_events_at_most(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("claude_invoker.jobs.store.MAX_EVENTS", 3)
+    one = job("ada")
+    await accepted(store, one)
+    (held,) = await claims(store, 1)
+    await store.append(held, [(number, str(number), b"") for number in range(1, 4)])
+    assert len(await store.transcript(one.id, 10)) == 3
+    await store.append(held, [(4, "4", b"")])
+    assert [event[1] for event in await store.transcript(one.id, 10)] == ["4"]
+
+
+async def test_what_is_over_makes_room_the_oldest_first(store: Store) -> None:
+    jobs = [job("ada") for _ in range(3)]
+    await accepted(store, *jobs)
+    for held in await claims(store, 3):
+        assert await store.finish(held, "done", 600)
+    holds = int((await stored(store))["held"]["of:ada"])
+    newest = job("ada")
+    # Room for one more where the two oldest are gone.
+    need = bytes_of(newest.fields())
+    sizes = {name: int(size) for name, size in (await stored(store))["sizes"].items()}
+    await accepted(bounded(store, per_subject=holds - sizes[jobs[0].id] - sizes[jobs[1].id] + need), newest)
+    left = await stored(store)
+    assert left["ended:ada"] == left["ended"] == [jobs[2].id]
+    assert left["all"] == left["of:ada"] == [jobs[2].id, newest.id]
+    assert left["sizes"].keys() == {jobs[2].id, newest.id}
+    assert await lives(store, jobs[0]) == (-2, -2, await store.redis.ttl(PREFIX + f"gone:{jobs[0].id}"))

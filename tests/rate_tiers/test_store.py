@@ -101,6 +101,9 @@ ONE = Slot(concurrent=1, run_micro_usd=2_000_000)
 WARNING = BudgetWarning("claude", "", SUBJECT, False, Figures(Budget(5, "day"), 4, 0, 0, 86_400_000, 3_600_000), 80)
 SHORT = Slot(concurrent=1, run_micro_usd=2_000_000, ttl_ms=1)
 
+MONTHLY = Slot(run_micro_usd=2_000_000, month_micro_usd=5_000_000)
+ROLLING = Slot(run_micro_usd=2_000_000, budgets=(Budget(5_000_000, "week", rolling=True),))
+WEEK_MS = 7 * 86_400_000
 LOWERED = Slot(concurrent=2, run_micro_usd=2_000_000, day_micro_usd=1_000_000, month_micro_usd=50_000_000)
 
 Step = tuple[Callable[[Ledger], Any], Any]
@@ -224,6 +227,39 @@ CASES = [
                 lambda s: s.acquire(B, Slot(run_micro_usd=2_000_000, month_micro_usd=5_000_000)).exceeded,
                 "usd_per_month",
             ),
+        ),
+    ),
+    Case(
+        "what is reserved counts in a month's budget as in a day's, until it is given back",
+        (
+            (lambda s: [s.acquire(each, MONTHLY).admitted for each in (A, B)], [True, True]),
+            (lambda s: (s.acquire(C, MONTHLY).exceeded, s.acquire(C, MONTHLY).wait_ms), ("usd_per_month", 0)),
+            (lambda s: s.release(A), True),
+            (lambda s: s.acquire(C, MONTHLY).admitted, True),
+            (lambda s: s.settle(B, 3_000_000), True),
+            (lambda s: [s.release(C), s.acquire(A, MONTHLY).admitted], [True, True]),  # to the last micro-dollar
+            (lambda s: s.acquire(B.again(), MONTHLY).exceeded, "usd_per_month"),
+        ),
+    ),
+    Case(
+        "so it does in a rolling one, in which room comes back when what was spent leaves",
+        (
+            (lambda s: [s.acquire(each, ROLLING).admitted for each in (A, B)], [True, True]),
+            (lambda s: (s.acquire(C, ROLLING).exceeded, s.acquire(C, ROLLING).wait_ms), ("usd_per_rolling_week", 0)),
+            (lambda s: [s.settle(A, 4_000_000), s.release(B)], [True, True]),
+            (lambda s: s.acquire(C, ROLLING).exceeded, "usd_per_rolling_week"),
+            (lambda s: WEEK_MS - 60_000 < s.acquire(C, ROLLING).wait_ms <= WEEK_MS + 900_000, True),
+        ),
+    ),
+    Case(
+        "a lapsed lease leaves its place, its money and what it had drawn to others",
+        (
+            (lambda s: s.acquire(A, SHORT).admitted, True),
+            (lambda s: s.draw(A, SHORT, Draw(0, 0, 0, 1)).verdict, Verdict.DRAWN),
+            (lapse, None),
+            (lambda s: [s.acquire(each, ONE).admitted for each in (B, C)], [True, False]),
+            (lambda s: s.acquire(C, ONE).exceeded, "concurrent"),
+            (usage, (1, 2_000_000, 0, 0)),
         ),
     ),
     Case(
