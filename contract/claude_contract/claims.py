@@ -32,7 +32,7 @@ from claude_contract.versions import UnknownVersion
 VERSION = 1
 """Written as `v`. A reader takes this and the one before; 0 is release 0.1.0, which wrote none."""
 
-MAX_HEADER = 7 << 10  # bytes of the signed header: nginx takes 8 KiB for a line
+MAX_HEADER = 15 << 9  # bytes of the signed header: nginx takes 8 KiB for a line
 IDENTITY_ROOM = 1024  # bytes of JSON, as all rooms: sub, roles and who
 CLAMP_ROOM = 640
 ADDITIONS_ROOM = 1536
@@ -41,6 +41,7 @@ METHOD_ROOM = 32
 NAMESPACE_ROOM = 32  # of the limits' keys
 POOLS_ROOM = 960  # budgets and pools of a place; see `pools_size`
 POOL_NAME_ROOM = 32
+REPOSITORY_ROOM = 128  # a repository's name, and as much its ref
 # In any other path a character may take several bytes.
 _READABLE_PATH = re.compile(r"[!#-\[\]-~]{1,128}")
 
@@ -194,6 +195,23 @@ class Additions:
 NOTHING_ADDED = Additions()
 
 
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """What a run works on: a repository that the caller's token names, and the ref of it that was asked for."""
+
+    name: str
+    ref: str | None = None  # None: the repository's own default
+
+    def to_claims(self) -> dict[str, str]:
+        return {"name": self.name} | ({} if self.ref is None else {"ref": self.ref})
+
+    @classmethod
+    def take(cls, claims: Members) -> Repository:
+        found = cls(claims.text("name"), claims.text("ref") if "ref" in claims else None)
+        claims.done()
+        return found
+
+
 class Attestation(Struct, frozen=True):
     """Everything that the gateway vouches for. Times are Unix seconds.
 
@@ -210,6 +228,7 @@ class Attestation(Struct, frozen=True):
     limits: Limits | None = None
     additions: Additions = NOTHING_ADDED
     body_hash: str | None = None  # where a plugin saw the body
+    repository: Repository | None = None  # only one that the caller's token allows
 
     @property
     def tier(self) -> str | None:
@@ -259,6 +278,8 @@ class Attestation(Struct, frozen=True):
             claims["add"] = self.additions.to_claims()
         if self.body_hash is not None:
             claims["bsh"] = self.body_hash
+        if self.repository is not None:
+            claims["repo"] = self.repository.to_claims()
         return claims
 
     @classmethod
@@ -289,6 +310,7 @@ class Attestation(Struct, frozen=True):
             limits=Limits(claims.get("tier"), clamp, place) if limited else None,
             additions=Additions.take(left.inside("add")),
             body_hash=left.text("bsh", None),
+            repository=Repository.take(left.inside("repo")) if "repo" in left else None,
         )
         left.done()
         return found

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from claude_contract.claims import Additions, Limits
+from claude_contract.claims import Additions, Limits, Repository
 from claude_contract.identity import Identity
 
 Claims = Identity | Limits | Additions
@@ -62,6 +62,7 @@ class Pass(Struct, frozen=True):
     `raw_query`: the new query string without `?`; None leaves it.
     `consumer`: (consumer, credential) as Kong's `client.authenticate` takes them.
     `claims`: what this stage adds to the attestation (and shows to later stages).
+    `repository`: the one that the run works on, where the caller may have it.
     `shared`: what goes into the shared context, for Lua and the log phase (JSON values, small).
     `checked`: False where the stage let the request pass unexamined; then the attestation does not name its check.
     """
@@ -72,6 +73,7 @@ class Pass(Struct, frozen=True):
     raw_query: str | None = None
     consumer: tuple[Mapping[str, Any], Mapping[str, Any] | None] | None = None
     claims: Claims | None = None
+    repository: Repository | None = None
     shared: Mapping[str, Any] = field(default_factory=dict)
     checked: bool = True
 

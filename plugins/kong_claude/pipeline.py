@@ -142,9 +142,10 @@ class Pipeline:
         """What earlier plugins found and what the stages of this one did."""
         before = request.attestation
         assert before is not None
-        body, checks = request.body_seen, before.checks
+        body, checks, repository = request.body_seen, before.checks, before.repository
         for stage, decision in zip(self.stages, passed, strict=True):
             body = body if decision.body is None else decision.body
+            repository = decision.repository or repository
             if decision.checked:
                 checks = (*checks, stage.check)
         return Attestation(
@@ -157,6 +158,7 @@ class Pipeline:
             request.known_limits,
             request.additions or before.additions,
             before.body_hash if body is None else body_hash(body),
+            repository,
         )
 
     def apply(self, request: Request, passed: list[Pass], attestation: str | None) -> None:

@@ -26,6 +26,7 @@ from claude_contract.claims import (
     NAME_ROOM,
     NAMESPACE_ROOM,
     POOLS_ROOM,
+    REPOSITORY_ROOM,
     VERSION,
     Additions,
     Attestation,
@@ -33,6 +34,7 @@ from claude_contract.claims import (
     Clamp,
     Limits,
     Place,
+    Repository,
     body_hash,
     encode,
     path_claim,
@@ -116,6 +118,7 @@ FULL = Attestation(
     ),
     padded(Additions("P ", " A", {"repository": "org/app", "branch": None}, ("model",)), "prepend", ADDITIONS_ROOM),
     body_hash(b""),
+    Repository("o/" + "r" * (REPOSITORY_ROOM - 2), "b" * REPOSITORY_ROOM),
 )
 # What release 0.1.0 writes for a request that jwt-claims, rate-tiers and prompt-context have seen.
 OLD: dict[str, Any] = {
@@ -277,7 +280,10 @@ def test_a_missing_claim(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"repo": "org/app"}, "claim repo is not known here"),
+        ({"repository": "org/app"}, "claim repository is not known here"),
+        ({"repo": "org/app"}, "claim repo is not an object"),
+        ({"repo": {"ref": "main"}}, "claim repo.name is missing"),
+        ({"repo": {"name": "org/app", "depth": 1}}, "claim repo.depth is not known here"),
         ({"clamp": {"max_usdd": 1}}, "claim clamp.max_usdd is not known here"),
         ({"clamp": {"max_turns": "3"}}, "claim clamp.max_turns is not of its type"),
         ({"clamp": {"max_turns": True}}, "claim clamp.max_turns is not of its type"),
@@ -423,7 +429,7 @@ def test_the_claim_of_a_path_is_short_and_its_own(one: str, other: str) -> None:
 def test_the_table_in_the_documents_names_every_claim() -> None:
     written = set()
     for name, value in FULL.to_claims().items():
-        written |= {f"{name}.{inner}" for inner in value} if name in ("who", "clamp", "slot", "add") else {name}
+        written |= {f"{name}.{inner}" for inner in value} if name in ("who", "clamp", "slot", "add", "repo") else {name}
     section = DOCUMENT.read_text().partition("| claim |")[2].partition("\n\n")[0]
     documented = {name for row in section.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1:2][0])}
     assert documented == written

@@ -333,3 +333,32 @@ def test_problem_details(send: Send) -> None:
         "detail": "a bearer token is needed",
         "request_id": "r-1",
     }
+
+
+@pytest.mark.parametrize(
+    ("headers", "capture", "expected"),
+    [
+        ({"x-repo": "acme/app", "x-branch": "main"}, None, {"name": "acme/app", "ref": "main"}),
+        ({"x-repo": "acme/app"}, None, {"name": "acme/app"}),
+        ({"x-branch": "main"}, "acme/app", {"name": "acme/app", "ref": "main"}),
+        ({"x-repo": "acme/app"}, "acme/app", {"name": "acme/app"}),
+        ({"x-branch": "main"}, None, None),
+        ({"x-repo": ["acme/app", "acme/other"]}, None, None),
+        ({"x-repo": "acme/app", "x-branch": ["main", "other"]}, None, None),
+    ],
+)
+def test_the_one_repository_that_is_named_is_attested(
+    send: Send, headers: dict[str, Any], capture: str | None, expected: dict[str, str] | None
+) -> None:
+    settings = config(repo_claim="repos", repo_capture="repo")
+    captures = {"kong.request.get_uri_captures": {"named": {"repo": capture} if capture else {}, "unnamed": []}}
+    event, _ = send(settings, bearer(token(repos=["acme/*"]), **headers), answers=captures)
+    assert event.exit is None
+    assert attested(event).get("repo") == expected
+
+
+@pytest.mark.parametrize("headers", [{"x-repo": "acme/" + "a" * 200}, {"x-repo": "acme/app", "x-branch": "b" * 300}])
+def test_a_name_that_does_not_fit_is_refused_by_itself(send: Send, headers: dict[str, Any]) -> None:
+    settings = config(repo_claim="repos")
+    event, _ = send(settings, bearer(token(repos=["acme/*"]), **headers))
+    assert event.ended.status == 400 and "128 characters at most" in event.ended.body["message"]

@@ -93,6 +93,7 @@ FULL = {
     "email_domains": ["example.com", "x.example.co.uk"],
     "repo_claim": "repos",
     "repo_capture": "repo",
+    "ref_header": "x-ref",
     "consumer_claim": "sub",
     "anonymous": "guest",
     "run_on_preflight": False,

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 from msgspec.structs import replace
 
-from claude_contract.claims import IDENTITY_ROOM, size
+from claude_contract.claims import IDENTITY_ROOM, REPOSITORY_ROOM, Repository, size
 from claude_contract.errors import ConfigError
 from claude_contract.identity import Identity
 from claude_contract.keys import joined
@@ -80,6 +80,7 @@ class JwtClaims(Stage[JwtClaimsConfig]):
         self._repo_claim = config.repo_claim
         self._repo_header = config.repo_header.lower()
         self._repo_capture = config.repo_capture
+        self._ref_header = config.ref_header.lower()
         self._consumer_claim = config.consumer_claim
         self._anonymous = config.anonymous
         self._run_on_preflight = config.run_on_preflight
@@ -118,8 +119,13 @@ class JwtClaims(Stage[JwtClaimsConfig]):
         if known is None:
             assert refused is not None
             return self._become_anonymous(request) if self._anonymous else refused
-        refused = known.denial or self._repository_problem(request, known) or self._revocation_problem(kong, known)
-        return refused.of(known.identity) if refused else self._pass(request, known)
+        if known.denial:
+            return known.denial.of(known.identity)
+        repository = self._repository(request, known)
+        if isinstance(repository, Refuse):
+            return repository.of(known.identity)
+        refused = self._revocation_problem(kong, known)
+        return refused.of(known.identity) if refused else self._pass(request, known, repository)
 
     def _take_from_query(self, kong: Any) -> list[str]:
         """The tokens in the query, which neither upstream nor log plugins get to see: so not left to the decision.
@@ -211,8 +217,9 @@ class JwtClaims(Stage[JwtClaimsConfig]):
             claims=identity,
         )
 
-    def _repository_problem(self, request: Request, caller: Caller) -> Refuse | None:
-        """Every repository that the request names must be one that the token allows."""
+    def _repository(self, request: Request, caller: Caller) -> Repository | Refuse | None:
+        """What the run works on. Every repository that the request names must be one that the token allows; attested is
+        the only one that is named, by header or by path."""
         if not self._repo_claim:
             return None
         named = request.sent(self._repo_header)
@@ -220,9 +227,23 @@ class JwtClaims(Stage[JwtClaimsConfig]):
             captured = request.captures.get(self._repo_capture)
             named = [*named, captured] if captured else named
         globs = values(caller.claims, self._repo_claim)
-        if all(repository_allowed(name, globs) for name in named):
-            return None
-        return self._challenge.insufficient_scope("the token does not allow this repository")
+        if not all(repository_allowed(name, globs) for name in named):
+            return self._challenge.insufficient_scope("the token does not allow this repository")
+        refs = set(request.sent(self._ref_header))
+        if not self._signed or len(set(named)) != 1 or len(refs) > 1:
+            return None  # nothing that could be told to anybody, or not which
+        found = Repository(named[0], next(iter(refs), None) or None)
+        for what, header, value in (
+            ("repository", self._repo_header, found.name),
+            ("branch", self._ref_header, found.ref or ""),
+        ):
+            if not (value.isascii() and value.isprintable()) or size(value) - 2 > REPOSITORY_ROOM:
+                return Refuse(
+                    400,
+                    f"{header}: the name of a {what} has {REPOSITORY_ROOM} characters at most, all of printable ASCII",
+                    "unreadable_repository",
+                )
+        return found
 
     def _revocation_problem(self, kong: Any, known: Caller) -> Refuse | None:
         if self._revocation is None:
@@ -241,9 +262,9 @@ class JwtClaims(Stage[JwtClaimsConfig]):
         if self._revocation is not None:
             self._revocation.close()
 
-    def _pass(self, request: Request, caller: Caller) -> Decision:
+    def _pass(self, request: Request, caller: Caller, repository: Repository | None) -> Decision:
         removed = own_headers(request)
-        if not removed and not self._consumer_claim:
+        if not removed and not self._consumer_claim and repository is None:
             return caller.passed
         identity, headers, consumer = caller.identity, {**removed, **caller.headers}, None
         if self._consumer_claim:
@@ -258,7 +279,13 @@ class JwtClaims(Stage[JwtClaimsConfig]):
                 refused = self._no_room(identity)
                 if refused:
                     return refused
-        return Pass(upstream_headers=headers, consumer=consumer, claims=identity, shared=identity.to_claims())
+        return Pass(
+            upstream_headers=headers,
+            consumer=consumer,
+            claims=identity,
+            repository=repository,
+            shared=identity.to_claims(),
+        )
 
     def _become_anonymous(self, request: Request) -> Decision:
         found = load_consumer(request.kong, self._anonymous)

@@ -124,6 +124,9 @@ class JwtClaimsConfig:
     repo_claim: str | None = string("The claim with globs of the repositories the caller may name in X-Repo.")
     repo_header: str = string("The header that names the repository.", default="x-repo", match=HEADER_TOKEN)
     repo_capture: str | None = string("The named capture of the route's regex that names the repository.")
+    ref_header: str = string(
+        "The header that names the branch, tag or commit of that repository.", default="x-branch", match=HEADER_TOKEN
+    )
     consumer_claim: str | None = string("The claim that holds the username or the id of a Kong consumer.")
     anonymous: str | None = string("Username or id of the consumer that callers without a valid token become.")
     run_on_preflight: bool = boolean("Whether OPTIONS requests need a token too.", default=True)
