@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from claude_contract.claims import NOTHING_ADDED, UNCLAMPED, Additions, Attestation, Clamp
+from claude_contract.claims import NOTHING_ADDED, UNCLAMPED, Additions, Attestation, Clamp, Repository
 from claude_contract.ledger import Slot
 
 
@@ -22,6 +22,8 @@ class Caller:
     queued: bool = False
     """The gateway has let the run in to wait: its lease is not taken yet."""
     additions: Additions = NOTHING_ADDED
+    repository: Repository | None = None
+    """What the run works on, which the caller's token allows."""
     route: str | None = None
     request_id: str | None = None
 
@@ -42,6 +44,7 @@ def caller_in(attestation: Attestation) -> Caller:
         slot=place.slot if place else None,
         queued=place is not None and place.queued,
         additions=attestation.additions,
+        repository=attestation.repository,
         route=attestation.binding.route or None,
         request_id=attestation.binding.request_id or None,
     )

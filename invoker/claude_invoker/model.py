@@ -168,6 +168,23 @@ class LeftOut(BaseModel):
     reason: str
 
 
+class RepositoryAt(BaseModel):
+    """What a run works on."""
+
+    name: str
+    ref: str | None = Field(default=None, description="The branch or tag that was asked for, or the default branch")
+    commit: str = Field(description="The commit's full id")
+
+
+class Change(BaseModel):
+    """What a run has done to one file of its repository."""
+
+    path: str
+    status: Literal["added", "modified", "deleted", "type"]
+    added: int | None = Field(default=None, description="Lines; null: not text")
+    removed: int | None = None
+
+
 class PermissionDenial(BaseModel):
     tool: str
     input: dict[str, Any] = Field(default_factory=dict)
@@ -197,6 +214,10 @@ class RunResult(BaseModel):
     )
     isolation: str = ""
     egress: list[str] = Field(default=[], description="Hosts that it was led to besides the API, as host:port")
+    repository: RepositoryAt | None = Field(default=None, description="What it worked on; null: it began with no files")
+    changes: list[Change] = Field(
+        default=[], description="What it has done to the repository's files, the first 1,000; changes.patch has all"
+    )
 
 
 State = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
@@ -216,3 +237,5 @@ class RunView(BaseModel):
     left_out: list[LeftOut] = []
     isolation: str = ""
     egress: list[str] = []
+    repository: RepositoryAt | None = None
+    changes: list[Change] = []

@@ -15,6 +15,7 @@ from claude_invoker.metering.models import permits
 from claude_invoker.model import Block, InvokeRequest, Message, TextBlock
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
+from claude_invoker.workspace.repository import Wanted
 
 _T = TypeVar("_T", int, float)
 
@@ -38,6 +39,8 @@ class Plan:
     """Hosts that the run reaches."""
     instead_of: str | None = None
     """The model that it would have, were its budget not used up."""
+    repository: Wanted | None = None
+    """What it works on; None: it begins in an empty directory."""
 
     @property
     def size(self) -> int:
@@ -50,13 +53,17 @@ class Plan:
         return replace(self, content=(), system=None, output_schema=None)
 
 
-def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, boundary: Boundary) -> Plan:
-    """Decides a run.
+def plan(
+    request: InvokeRequest, clamp: Clamp, settings: Settings, boundary: Boundary, repository: Wanted | None = None
+) -> Plan:
+    """Decides a run. `repository`: what the gateway has attested that it works on, as it is known here.
 
-    Raises Problem 403 for a model or tool that is not allowed, and for a tool that the run would have and that the
-    boundary around runs does not allow here, hosts that a tool could reach included; numbers are lowered silently to
-    their bounds.
+    Raises Problem 422 for a session on a repository; 403 for a model or tool that is not allowed, and for a tool that
+    the run would have and that the boundary around runs does not allow here, hosts that a tool could reach included.
+    Numbers are lowered silently to their bounds.
     """
+    if repository is not None and request.session is not None:
+        raise Problem(422, "invalid", "session: a run on a repository belongs to no session; leave one of the two out")
     allowed = _models(settings.models or None, clamp.models)
     model = request.model or settings.model
     if not permits(allowed, model):
@@ -109,6 +116,7 @@ def plan(request: InvokeRequest, clamp: Clamp, settings: Settings, boundary: Bou
         total_s=_least(request.timeout_s, settings.total_s),
         egress=egress,
         instead_of=instead_of,
+        repository=repository,
     )
 
 

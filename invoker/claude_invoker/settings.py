@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     allow_commands_below: bool = False
     """Start, and allow tools that run commands, also where the boundary is weaker than that."""
 
+    repositories: Path | None = None
+    """A YAML file that says which repositories runs may work on, and where they come from (docs/workspace.md)."""
+
     otlp_endpoint: str | None = None
     """Base URL of an OTLP receiver (HTTP), such as http://collector:4318; unset: nothing is traced."""
 

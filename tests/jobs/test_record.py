@@ -22,6 +22,7 @@ CALLER = Caller(
     Slot(1, 250_000, 10**9, None, 10_000),
     True,
     Additions("P", "", {"branch": None, "repository": "org/app"}, ("model",)),
+    None,
     "r",
     "q",
 )

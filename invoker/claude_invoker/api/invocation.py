@@ -42,9 +42,9 @@ def validated(
 
 
 def decided(request: Request, invoke: InvokeRequest, caller: Caller) -> Plan:
-    """The plan of an invocation. Raises Problem 403."""
+    """The plan of an invocation. Raises Problem 403, 404, 422."""
     engine: Engine = services(request).engine
-    return plan(invoke, caller.clamp, engine.settings, engine.boundary)
+    return plan(invoke, caller.clamp, engine.settings, engine.boundary, engine.repository(caller))
 
 
 async def submitted(request: Request, invoke: InvokeRequest, caller: Caller) -> Run:

@@ -20,6 +20,7 @@ def ended(run: Run) -> Entry:
         "seconds": round((run.finished_at or run.created_at) - run.created_at, 3),
         "end": "succeeded" if run.problem is None else run.problem.kind,
         "egress": run.egress,
+        "commit": None if run.checkout is None else run.checkout.commit,
     }
     return Entry("run.end", run.subject, run.subject, details)
 
@@ -32,4 +33,5 @@ def _known(run: Run) -> dict[str, object]:
         "tools": list(run.plan.tools),
         "isolation": run.isolation,
         "job": run.is_job,
+        "repository": None if run.plan.repository is None else run.plan.repository.name,
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from claude_contract.destinations import Destination
-from claude_invoker.cli.tree import Tree
+from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.isolation import network
 from claude_invoker.isolation.shell import TREE
 
@@ -39,6 +39,8 @@ class Shape:
     """Whether the tree is a session's, and whether it has a transcript to go on with."""
     egress: tuple[Destination, ...] = ()
     """Hosts that the run reaches besides the API."""
+    checkout: Checkout | None = None
+    """What it works on; None: it begins in an empty directory."""
 
 
 @dataclass(frozen=True)

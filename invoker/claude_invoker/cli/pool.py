@@ -9,7 +9,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,7 @@ from claude_invoker.cli.child import Limits
 from claude_invoker.cli.command import Deadlines, Shape
 from claude_invoker.cli.kill import Killer, StillAlive
 from claude_invoker.cli.process import KILL_S, CliError, CliProcess
-from claude_invoker.cli.tree import Discarded, Tree
+from claude_invoker.cli.tree import Checkout, Discarded, Tree
 from claude_invoker.cli.usage import strays
 from claude_invoker.cli.users import NoUserFree, Users
 from claude_invoker.cli.walk import TooMuch, delete
@@ -64,6 +64,14 @@ class WayOut:
     filters: Filters
 
 
+Furnish = Callable[[Tree, int | None, Checkout], Awaitable[dict[str, tuple[int, int, int]]]]
+"""Fills a new tree of a user's, and says which files are in it (as `runs.artifacts` does). Raises CannotFurnish."""
+
+
+class CannotFurnish(CliError):
+    """What the run is to work on cannot be put into its tree; that says nothing about the CLI."""
+
+
 @dataclass
 class Launcher:
     """All that a start needs besides its shape."""
@@ -82,6 +90,8 @@ class Launcher:
     way_out: WayOut | None = None
     """None where no run can be kept to the hosts that its tier opens: none is started that has some."""
     ready_within_s: float = _READY_WITHIN_S
+    furnish: Furnish | None = None
+    """None where no repositories are known."""
     ending: dict[Ready, asyncio.Task[None] | None] = field(default_factory=dict)
     """Every process that is there, with the task that ends it."""
     starting: set[asyncio.Task[Ready]] = field(default_factory=set)
@@ -133,6 +143,10 @@ class Launcher:
         process: CliProcess | None = None
         try:
             await asyncio.to_thread(tree.create, uid)
+            before = None
+            if shape.checkout is not None:
+                assert self.furnish is not None
+                before = await self.furnish(tree, uid, shape.checkout)
             process = await CliProcess.spawn(
                 self.cli,
                 shape,
@@ -160,7 +174,7 @@ class Launcher:
                 raise
             said = error.strerror if isinstance(error, OSError) else error
             raise CliError(f"the CLI cannot be started: {said}") from error
-        ready = Ready(process, token, keep, time.monotonic())
+        ready = Ready(process, token, keep, time.monotonic(), before)
         self.ending[ready] = None
         return ready
 
@@ -275,6 +289,8 @@ class Ready:
     token: str
     keep_tree: bool
     since: float
+    before: dict[str, tuple[int, int, int]] | None = None
+    """The files that its tree was furnished with; None: nobody has looked."""
 
     @property
     def usable(self) -> bool:
@@ -342,9 +358,9 @@ class Pool:
         try:
             async with self._starts:
                 ready = await self._launcher.launch(shape, tree)
-        except CliError:
-            # A session's directory can be the reason, which is its own matter.
-            self.proven = self.proven and tree is not None
+        except CliError as error:
+            # A session's directory or a repository can be the reason, which is its own matter.
+            self.proven = self.proven and (tree is not None or isinstance(error, CannotFurnish))
             raise
         finally:
             self._wake.set()
@@ -382,6 +398,9 @@ class Pool:
             async with self._starts:
                 self._busy_since = time.monotonic()
                 ready = await self._launcher.launch(shape)
+        except CannotFurnish:
+            self._asked = [(at, asked) for at, asked in self._asked if asked != shape]  # until it is asked for again
+            raise
         except CliError:
             self.proven = False
             raise
@@ -423,9 +442,9 @@ class Pool:
         for shape, count in demand.most_common(size):
             share = max(1, size * count // max(1, len(self._asked)))
             wanted[shape] += min(share, size - wanted.total())
-        if wanted:
-            # What was asked for most stays warm through a quiet hour.
-            self._default = wanted.most_common(1)[0][0]
+        if plain := [shape for shape, _ in wanted.most_common() if shape.checkout is None]:
+            # What was asked for most stays warm through a quiet hour; a repository's head moves meanwhile.
+            self._default = plain[0]
         if self._default is not None and (missing := size - wanted.total()):
             wanted[self._default] += missing
         return dict(wanted)

@@ -25,6 +25,21 @@ KEPT = walk.Bounds(depth=256, entries=200_000, bytes=4 * 1024**3)
 
 
 @dataclass(frozen=True)
+class Checkout:
+    """A repository at a commit: what a tree's `work` holds when its run begins.
+
+    `name` and `ref` are as they were asked for, `branch` is the branch of that name (empty: it is a tag or a commit's
+    own id), `store` the directory that the objects are taken from.
+    """
+
+    name: str
+    ref: str | None
+    commit: str
+    branch: str
+    store: Path
+
+
+@dataclass(frozen=True)
 class Tree:
     """Everything a CLI process may write. It belongs to the run's user while the run lasts, and to nobody after it:
     discarded, or taken back until its session goes on."""

@@ -15,7 +15,7 @@ from typing import IO
 from claude_invoker.cli.kill import owners
 
 SPAN = 4096
-_RESERVED = 2
+_RESERVED = 3
 MACHINE_LOCKS = Path("/run/claude-invoker")
 """Where the invokers of one machine see each other's locks, whatever their state directories."""
 
@@ -25,10 +25,13 @@ class NoUserFree(RuntimeError):
 
 
 class Users:
-    """Hands out the user ids `base + 2` to `base + SPAN - 1`; none (None: our own user) where we are not root.
+    """Hands out the user ids `base + 3` to `base + SPAN - 1`; none (None: our own user) where we are not root.
 
-    `base` itself is the killer's and `base + 1` the metering proxy's: neither is ever a run's. Ending a run kills every
-    process of its user and its trees belong to that user, so no two invokers that share a machine or a state directory
+    `base` itself is the killer's, `base + 1` the metering proxy's, `base + 2` that of git, which fetches repositories:
+    none is ever a run's.
+
+    Ending a run kills every process of its user and its trees belong to that user, so no two invokers
+    that share a machine or a state directory
     may use an id at once: each id in use is a locked file (flock(2)) in `locks` and in `MACHINE_LOCKS`, which only root
     can enter. The kernel releases the locks however their holder ends.
     """
@@ -37,7 +40,8 @@ class Users:
         self.isolated = os.geteuid() == 0
         self.killer = base
         self.meter = base + 1
-        self._first = base + 2
+        self.fetcher = base + 2
+        self._first = base + _RESERVED
         # Ids are not the same again after a restart: what a run has left outside of its tree finds no heir soon.
         self._next = random.SystemRandom().randrange(SPAN - _RESERVED)
         self._directories = [locks]
@@ -89,22 +93,22 @@ class Users:
         del self.quarantined[uid]
         self.give_back(uid)
 
-    def share_meter(self) -> bool:
-        """Keeps the metering proxy's id from invokers of a release that gave it to runs; others use it as well. True
+    def share(self, uid: int, whose: str) -> bool:
+        """Keeps an id that is no run's from invokers of a release that gave it to runs; others use it as well. True
         where none does: what lives under it is left over. Raises NoUserFree where a run has it."""
         if not self.isolated:
             return False
         with ExitStack() as held:
             alone = True
             for directory in self._directories:
-                file = held.enter_context((directory / str(self.meter)).open("wb"))
+                file = held.enter_context((directory / str(uid)).open("wb"))
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     alone = False
                 if not _shared(file):
-                    raise NoUserFree(f"user {self.meter} is a run's, of an older release: stop that first")
-            self._locks[self.meter] = held.pop_all()
+                    raise NoUserFree(f"user {uid} is {whose}, and a run of an older release has it: stop that first")
+            self._locks[uid] = held.pop_all()
         return alone
 
     def orphaned(self) -> list[int]:

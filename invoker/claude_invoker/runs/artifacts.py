@@ -83,15 +83,17 @@ class Collected:
     """New and changed files that are not kept, each with the reason: the first `_MOST_NAMED`, then how many more."""
 
 
-def collect(work: Path, before: Seen, into: Path, bounds: Bounds) -> Collected:
-    """Copies new and changed regular files to `into`. A tree that is too large or deep is left where it becomes so.
-    Never raises."""
+def collect(work: Path, before: Seen, into: Path, bounds: Bounds, taken: frozenset[str] = frozenset()) -> Collected:
+    """Copies new and changed regular files to `into`, where the names `taken` are. A tree that is too large or deep is
+    left where it becomes so. Never raises."""
     left_out = _LeftOut()
     new = _new_files(work, before, left_out)
     chosen: set[str] = set()
     total = 0
     for path, size in sorted(new):
-        if len(chosen) >= bounds.max_count:
+        if path in taken or any(path.startswith(f"{name}/") for name in taken):
+            left_out.add(path, "another file of the answer has that name; the patch has this one")
+        elif len(chosen) >= bounds.max_count:
             left_out.add(path, f"there are more than {bounds.max_count} files (INVOKER_ARTIFACT_MAX_COUNT)")
         elif total + size > bounds.max_bytes:
             left_out.add(path, f"all files together may have {bounds.max_bytes} bytes (INVOKER_ARTIFACT_MAX_BYTES)")

@@ -23,9 +23,9 @@ from claude_invoker.cli.boundary import establish
 from claude_invoker.cli.child import Limits
 from claude_invoker.cli.command import Deadlines, Shape
 from claude_invoker.cli.kill import Killer, StillAlive, owners
-from claude_invoker.cli.pool import Launcher, Pool
+from claude_invoker.cli.pool import CannotFurnish, Launcher, Pool
 from claude_invoker.cli.process import KILL_S, CliError
-from claude_invoker.cli.tree import Discarded, Workplace, dismantle, prepare, tree_root
+from claude_invoker.cli.tree import Checkout, Discarded, Tree, Workplace, dismantle, prepare, tree_root
 from claude_invoker.cli.users import Users
 from claude_invoker.cli.walk import delete
 from claude_invoker.egress.filters import Filters
@@ -45,6 +45,9 @@ from claude_invoker.runs.shelf import Shelf
 from claude_invoker.runs.sweeper import Sweeper
 from claude_invoker.runs.watch import Bounds, Watch
 from claude_invoker.settings import Settings
+from claude_invoker.workspace.checkout import cannot_be_ready
+from claude_invoker.workspace.repository import Wanted
+from claude_invoker.workspace.workspaces import Workspaces
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +97,12 @@ class Engine:
             Deadlines(settings.api_timeout_s, settings.api_retries),
             Limits(settings.memory_limit, settings.file_size_limit, settings.process_limit),
         )
+        self.workspaces: Workspaces | None = None
+        """None where no repositories are configured."""
+        if settings.repositories is not None:
+            fetcher = self.users.fetcher if self.users.isolated else None
+            self.workspaces = Workspaces(settings, self._launcher, fetcher)
+            self._launcher.furnish = self._furnish
         self.filters = Filters(self._launcher.free_user, self.users.give_back, settings.egress_max_bytes)
         self.pool = Pool(
             self._launcher,
@@ -103,7 +112,7 @@ class Engine:
         )
         shared = Bounds(settings.memory_limit, settings.process_limit, settings.tree_limit, settings.tree_entries_limit)
         self.watch = Watch(shared, lambda: self._launcher.box is None)
-        self._executor = Executor(settings, self.pool, self._launcher, self.metering, self.watch)
+        self._executor = Executor(settings, self.pool, self._launcher, self.metering, self.watch, self.workspaces)
         self._sweeper = Sweeper(
             {
                 "deleting the answers of old runs": self._forget_runs,
@@ -112,6 +121,7 @@ class Engine:
                 "deleting the trees of ended runs": lambda: asyncio.to_thread(self._discarded.empty),
                 "booking what runs have spent": self._book_leftovers,
                 "ending what is left of runs": self._launcher.end_leftovers,
+                "deleting old checkouts": self._forget_checkouts,
             },
             _SWEEP_S,
         )
@@ -132,12 +142,15 @@ class Engine:
             return
         prepare(self._state, self._trees)
         self.users.open()
-        if self.users.share_meter() and owners((self.users.meter,)):
-            assert self._killer is not None
-            try:
-                await self._killer.end(self.users.meter, KILL_S)  # of an invoker that died: its journal has all
-            except StillAlive as error:
-                raise RuntimeError(f"user {self.users.meter} is the metering proxy's: {error}") from error
+        if self.workspaces is not None:
+            await asyncio.to_thread(self.workspaces.open)
+        for uid, whose in ((self.users.meter, "the metering proxy's"), (self.users.fetcher, "git's")):
+            if self.users.share(uid, whose) and owners((uid,)):
+                assert self._killer is not None
+                try:
+                    await self._killer.end(uid, KILL_S)  # of an invoker that died: the proxy's journal has all
+                except StillAlive as error:
+                    raise RuntimeError(f"user {uid} is {whose}: {error}") from error
         self._workplace.open()
         await self.metering.start(self._workplace.api / "sock")
         for uid in self.users.orphaned():
@@ -168,6 +181,11 @@ class Engine:
                 Strength[self.settings.isolation.upper()],
                 commands_below=self.settings.allow_commands_below,
             )
+            if self.workspaces is not None and self.boundary.strength == Strength.NONE:
+                raise TooWeak(
+                    "INVOKER_REPOSITORIES: runs would read all repositories, since nothing keeps them from this user's "
+                    "files here: start the invoker as root, or where bubblewrap or Landlock work"
+                )
         except TooWeak:
             await self.__aexit__()
             raise
@@ -186,6 +204,8 @@ class Engine:
         await asyncio.gather(*self._settling, return_exceptions=True)
         await self._sweeper.stop()
         await self.pool.stop()
+        if self.workspaces is not None:
+            await self.workspaces.close()
         await self.filters.stop()
         if self._watching is not None:
             await ended(self._watching)
@@ -273,6 +293,19 @@ class Engine:
         run.task = asyncio.create_task(self._execute(run, caller, wait_s))
         return run
 
+    def repository(self, caller: Caller) -> Wanted | None:
+        """What a run of the caller's works on; None: nothing. Raises Problem 403, 404, 422."""
+        return None if self.workspaces is None else self.workspaces.wanted(caller)
+
+    async def _furnish(self, tree: Tree, uid: int | None, checkout: Checkout) -> artifacts.Seen:
+        assert self.workspaces is not None
+        await self.workspaces.check_out(tree, uid, checkout)
+        return await asyncio.to_thread(artifacts.survey, tree.work)
+
+    async def _forget_checkouts(self) -> None:
+        if self.workspaces is not None:
+            await self.workspaces.sweep()
+
     def find(self, run_id: str, caller: Caller) -> Run:
         """A run of the caller's. Raises Problem 404, also for the runs of others."""
         run = self.runs.get(run_id)
@@ -287,6 +320,9 @@ class Engine:
             await self._in_place(run, wait_s)
         except Problem as problem:
             run.problem = problem
+        except CannotFurnish as error:
+            _log.error("run %s: %s", run.id, error)
+            run.problem = cannot_be_ready("" if run.checkout is None else run.checkout.name)
         except CliError as error:
             _log.error("run %s: %s", run.id, error)
             run.problem = Problem(502, "cli-failed", "the Claude CLI ended without a result")
@@ -358,6 +394,9 @@ class Engine:
             _log.exception("run %s: its end was not recorded", run.id)
 
     async def _in_place(self, run: Run, wait_s: float | None) -> None:
+        if run.plan.repository is not None:
+            assert self.workspaces is not None
+            run.checkout = await self.workspaces.ready(run.plan.repository)  # which may take long: nobody waits for it
         try:
             async with asyncio.timeout(wait_s):
                 await self._places.acquire()

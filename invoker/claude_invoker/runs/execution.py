@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from decimal import Decimal
-from typing import Literal
+from typing import Any, Literal
 
 from claude_invoker.cli import outcome
 from claude_invoker.cli.command import Shape
@@ -18,7 +18,7 @@ from claude_invoker.cli.messages import Result, Started
 from claude_invoker.cli.pool import Launcher, Pool, Ready, unbroken
 from claude_invoker.cli.process import CliError, CliProcess, Disobeyed
 from claude_invoker.metering.control import Metering, NoProxy, Terms
-from claude_invoker.model import RunResult
+from claude_invoker.model import Artifact, LeftOut, RunResult
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
@@ -27,6 +27,9 @@ from claude_invoker.runs.sessions import Session
 from claude_invoker.runs.translate import Translator
 from claude_invoker.runs.watch import Watch
 from claude_invoker.settings import Settings
+from claude_invoker.workspace.checkout import instructions
+from claude_invoker.workspace.difference import PATCH, NoDifference, difference
+from claude_invoker.workspace.workspaces import Workspaces
 
 _log = logging.getLogger(__name__)
 
@@ -39,12 +42,21 @@ _REQUESTS_PER_TURN = 8
 
 
 class Executor:
-    def __init__(self, settings: Settings, pool: Pool, launcher: Launcher, metering: Metering, watch: Watch) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        pool: Pool,
+        launcher: Launcher,
+        metering: Metering,
+        watch: Watch,
+        workspaces: Workspaces | None,
+    ) -> None:
         self._settings = settings
         self._pool = pool
         self._launcher = launcher
         self._metering = metering
         self._watch = watch
+        self._workspaces = workspaces
         self._ending: set[asyncio.Task[None]] = set()
 
     async def execute(self, run: Run, session: Session | None) -> None:
@@ -52,12 +64,14 @@ class Executor:
         Sets `run.result`. Raises Problem, CliError."""
         run.state = "running"
         begun = session is not None and await asyncio.to_thread(lambda: session.begun)
-        shape = _shape(run.plan, None if session is None else "begun" if begun else "new")
+        shape = _shape(run, None if session is None else "begun" if begun else "new")
         ready = await self._pool.take(shape, session.tree if session else None)
         process = ready.process
         run.work = process.tree.work
         try:
-            before = await asyncio.to_thread(artifacts.survey, process.tree.work)
+            before = ready.before
+            if before is None:
+                before = await asyncio.to_thread(artifacts.survey, process.tree.work)
             began = time.monotonic()
             with self._watch.over(process, functools.partial(self._stop, run, process)):
                 try:
@@ -88,6 +102,8 @@ class Executor:
             left_out=run.left_out,
             isolation=run.isolation,
             egress=run.egress,
+            repository=run.repository,
+            changes=run.changes,
         )
 
     async def _converse(self, run: Run, ready: Ready) -> Result:
@@ -104,7 +120,8 @@ class Executor:
         result: Result | None = None
         try:
             async with asyncio.timeout_at(min(end, begun + self._settings.first_output_s)) as timer:
-                await process.begin(plan.model, plan.system, plan.output_schema, plan.content)
+                content = await asyncio.to_thread(_shown, run)
+                await process.begin(plan.model, plan.system, plan.output_schema, content)
                 async for message in process.messages():
                     if isinstance(message, Started):
                         _check_schema(plan, message)
@@ -190,16 +207,45 @@ class Executor:
 
     async def _collect(self, run: Run, process: CliProcess, before: artifacts.Seen) -> None:
         bounds = artifacts.Bounds(self._settings.artifact_max_bytes, self._settings.artifact_max_count)
-        collected = await asyncio.to_thread(artifacts.collect, process.tree.work, before, run.files, bounds)
-        run.artifacts, run.left_out = collected.kept, collected.left_out
+        patch = await self._compare(run, process)
+        taken = frozenset() if patch is None else frozenset((patch.path,))
+        collected = await asyncio.to_thread(artifacts.collect, process.tree.work, before, run.files, bounds, taken)
+        run.artifacts, run.left_out = collected.kept, [*run.left_out, *collected.left_out]
+        if patch is not None:
+            run.artifacts.insert(0, patch)
         for artifact in run.artifacts:
             run.events.append("artifact", artifact.model_dump(mode="json"))
         if collected.left_out:
             _log.warning("run %s: files were left out: %s", run.id, collected.left_out[0].reason)
 
+    async def _compare(self, run: Run, process: CliProcess) -> Artifact | None:
+        """What the run has changed of its repository; the patch, where there is one."""
+        if run.checkout is None or self._workspaces is None:
+            return None
+        most = self._settings.artifact_max_bytes
+        confined, tree = self._workspaces.confined, process.tree
+        try:
+            found = await difference(confined, tree, process.uid, run.checkout, run.files, most)
+        except NoDifference as error:
+            _log.error("run %s: what it has changed cannot be told: %s", run.id, error)
+            run.left_out = [LeftOut(path=PATCH, reason=f"it cannot be told what has changed: {error}")]
+            return None
+        run.changes = found.changes
+        return found.patch
 
-def _shape(plan: Plan, session: Literal["begun", "new"] | None) -> Shape:
-    return Shape(plan.tools, plan.max_turns, plan.max_budget_usd, session, plan.egress)
+
+def _shape(run: Run, session: Literal["begun", "new"] | None) -> Shape:
+    plan = run.plan
+    return Shape(plan.tools, plan.max_turns, plan.max_budget_usd, session, plan.egress, run.checkout)
+
+
+def _shown(run: Run) -> tuple[dict[str, Any], ...]:
+    """The message for the model: what the repository tells it, where that is the operator's wish, and the caller's."""
+    said = None if run.checkout is None else instructions(run.checkout.store)
+    if not said:
+        return run.plan.content
+    text = f'<repository-instructions path="CLAUDE.md">\n{said}\n</repository-instructions>'
+    return ({"type": "text", "text": text}, *run.plan.content)
 
 
 def _check_schema(plan: Plan, message: Started) -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from claude_contract.ledger import Slot
+from claude_invoker.cli.tree import Checkout
 from claude_invoker.egress.wire import Moved, Visit
 from claude_invoker.metering.figures import Figures
-from claude_invoker.model import Artifact, LeftOut, RunResult, RunView, State
+from claude_invoker.model import Artifact, Change, LeftOut, RepositoryAt, RunResult, RunView, State
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs.events import EventLog
@@ -62,6 +63,9 @@ class Run:
     """What the CLI says it has cost, which is never billed: a tool of the run can make it say anything."""
     artifacts: list[Artifact] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    checkout: Checkout | None = None
+    """What it works on, once that is known."""
+    changes: list[Change] = field(default_factory=list)
     result: RunResult | None = None
     problem: Problem | None = None
     events: EventLog = field(default_factory=EventLog)
@@ -91,6 +95,11 @@ class Run:
             raise self.problem
         assert self.result is not None
         return self.result
+
+    @property
+    def repository(self) -> RepositoryAt | None:
+        found = self.checkout
+        return None if found is None else RepositoryAt(name=found.name, ref=found.ref, commit=found.commit)
 
     def went_out(self, said: Visit | Moved) -> None:
         """Keeps and logs where the run goes."""
@@ -125,4 +134,6 @@ class Run:
             left_out=self.left_out,
             isolation=self.isolation,
             egress=self.egress,
+            repository=self.repository,
+            changes=self.changes,
         )

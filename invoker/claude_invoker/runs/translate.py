@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from claude_invoker.cli.messages import Heard, Message, ModelEvent, Said, Started
 from claude_invoker.runs.run import Run
 
@@ -36,10 +38,15 @@ class Translator:
     def _started(self, message: Started) -> None:
         run = self._run
         run.model = message.model or run.model
-        run.events.append(
-            "run.started",
-            {"id": run.id, "model": run.model, "session": run.session, "tools": list(run.plan.tools)},
-        )
+        started: dict[str, Any] = {
+            "id": run.id,
+            "model": run.model,
+            "session": run.session,
+            "tools": list(run.plan.tools),
+        }
+        if run.repository is not None:
+            started["repository"] = run.repository.model_dump(mode="json")
+        run.events.append("run.started", started)
 
     def _calls(self, message: Said) -> None:
         for call in message.calls:

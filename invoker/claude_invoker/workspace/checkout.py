@@ -1,0 +1,265 @@
+"""From a commit to the directory that a run works in.
+
+Of each commit that runs work on a store is made, which holds what can be reached from it within `depth`, and nothing
+else; its content is checked once. A run's tree gets that store as its `.git`, and git, as the run's user and within the
+boundary around runs, writes the files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from claude_invoker.cli import walk
+from claude_invoker.cli.pool import Launcher
+from claude_invoker.cli.tree import Checkout, Tree
+from claude_invoker.ending import ended
+from claude_invoker.problem import Problem
+from claude_invoker.workspace import content, git
+from claude_invoker.workspace.content import Unacceptable
+from claude_invoker.workspace.git import Bounds, GitFailed
+from claude_invoker.workspace.mirror import Mirror
+from claude_invoker.workspace.repository import Wanted
+
+_log = logging.getLogger(__name__)
+_WALK = walk.Bounds(depth=8, entries=10_000)
+_LISTING = 256 << 20
+_INSTRUCTIONS = 64 << 10
+_CONFIG = """[core]
+\trepositoryformatversion = 0
+\tfilemode = true
+\tbare = false
+\thooksPath = /dev/null
+[gc]
+\tauto = 0
+"""
+ATTRIBUTES = (
+    "* !text !eol !filter !ident !working-tree-encoding !diff !merge !export-ignore !export-subst !crlf !whitespace\n"
+)
+"""What stands over all `.gitattributes` of a tree (gitattributes(5)): files have the bytes of their blobs."""
+
+
+class Stores:
+    """One for each commit, in a directory that only we can enter. Each is made once, by user `uid` of git's (None: by
+    us), and is ours from then on."""
+
+    def __init__(self, directory: Path, uid: int | None, bounds: content.Bounds) -> None:
+        self._directory = directory
+        self._uid = uid
+        self._bounds = bounds
+        self._making: dict[Path, asyncio.Task[None]] = {}
+
+    async def of(self, mirror: Mirror, wanted: Wanted, commit: str) -> Path:
+        """Where it is. Raises Problem 422 for a commit that is not checked out, 503 where no store can be made."""
+        shown = ".shown" if wanted.source.instructions else ""
+        path = self._directory / f"{mirror.path.stem}.{commit}.{wanted.source.depth}{shown}"
+        if path.exists():
+            os.utime(path)
+            return path
+        if path not in self._making:
+            task = self._making[path] = asyncio.create_task(self._make(mirror, wanted, commit, path))
+            task.add_done_callback(lambda done: self._made(path, done))
+        try:
+            await asyncio.shield(self._making[path])
+        except Unacceptable as error:
+            raise Problem(422, "repository", f"{wanted.name} at {commit} cannot be worked on: {error}") from error
+        except (GitFailed, OSError, walk.TooMuch) as error:
+            said = error.strerror if isinstance(error, OSError) else error
+            _log.warning("%s at %s cannot be made ready: %s", wanted.name, commit, said)
+            raise cannot_be_ready(wanted.name) from error
+        return path
+
+    def _made(self, path: Path, task: asyncio.Task[None]) -> None:
+        del self._making[path]
+        if not task.cancelled():
+            task.exception()
+
+    async def _make(self, mirror: Mirror, wanted: Wanted, commit: str, path: Path) -> None:
+        making = self._directory / f".making-{secrets.token_hex(8)}"
+        making.mkdir(mode=0o700)
+        try:
+            if self._uid is not None:
+                os.chown(making, self._uid, self._uid)
+            shown = await self._fill(mirror, wanted, commit, making)
+            if self._uid is not None:
+                await asyncio.to_thread(walk.take_back, making, self._uid, _WALK)
+            if shown is not None:
+                with (making / "instructions").open("xb") as file:  # not before: it was not ours
+                    file.write(shown)
+            with contextlib.suppress(OSError):  # another invoker was faster
+                making.rename(path)
+        finally:
+            await asyncio.to_thread(walk.delete, making)
+
+    async def _fill(self, mirror: Mirror, wanted: Wanted, commit: str, making: Path) -> bytes | None:
+        """Brings the objects and looks at them; what is shown of the repository's CLAUDE.md."""
+        env = git.environment(GIT_DIR=str(making))
+
+        async def do(*arguments: str, stdin: bytes = b"", output: int = _LISTING) -> bytes:
+            return await git.run(
+                arguments,
+                cwd=making,
+                uid=self._uid,
+                env=env,
+                # The objects were checked when they came into the mirror.
+                configuration={"protocol.file.allow": "always", "fetch.fsckObjects": "false"},
+                bounds=Bounds(wanted.source.timeout_s, wanted.source.max_bytes, output),
+                stdin=stdin,
+            )
+
+        await do("init", "--quiet", "--bare", "--template=")
+        deep = [f"--depth={wanted.source.depth}"] if wanted.source.depth else []
+        options = ("--quiet", "--no-tags", "--no-write-fetch-head", *deep)
+        await do("fetch", *options, "--", f"file://{mirror.path}", commit)
+        try:
+            listing = await do("ls-tree", "-r", "-t", "-l", "-z", "--full-tree", commit)
+        except GitFailed as error:
+            raise Unacceptable(f"it cannot be listed: {error}") from error
+        links = await asyncio.to_thread(content.check, listing, self._bounds)
+        if links:
+            asked = "".join(f"{link.blob}\n" for link in links).encode()
+            said = await do("cat-file", "--batch", stdin=asked)
+            content.check_links(dict(zip((link.path for link in links), _blobs(said), strict=True)))
+        if wanted.source.instructions and b"\tCLAUDE.md\0" in listing:
+            with contextlib.suppress(GitFailed):  # a directory, or larger than what is shown
+                return await do("cat-file", "blob", f"{commit}:CLAUDE.md", output=_INSTRUCTIONS)
+        return None
+
+    async def close(self) -> None:
+        """Breaks off what is being made."""
+        await asyncio.gather(*map(ended, self._making.values()))
+
+    def sweep(self, unused_s: float) -> None:
+        """Deletes those that nobody has asked for so long."""
+        for path in list(self._directory.iterdir()):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime + unused_s < time.time():
+                    walk.delete(path)
+
+
+def cannot_be_ready(name: str) -> Problem:
+    return Problem(
+        503,
+        "repository-unavailable",
+        f"{name} cannot be checked out here now; the invoker's log says why",
+        {"Retry-After": "10"},
+    )
+
+
+def instructions(store: Path) -> str | None:
+    """What the repository's CLAUDE.md says, where it is to be shown."""
+    try:
+        return (store / "instructions").read_text("utf-8", "replace")
+    except FileNotFoundError:
+        return None
+
+
+def copy(store: Path, into: Path, uid: int | None, head: str, refs: str = "") -> None:
+    """A git directory with a store's objects, user `uid`'s (None: ours), with this HEAD and these packed refs.
+
+    Packs are shared where the run has another user than we, who could neither change them nor let others: else copied.
+    Raises OSError, walk.TooMuch.
+    """
+    made = [into, into / "objects", into / "objects" / "pack", into / "objects" / "info", into / "refs", into / "info"]
+    for path in made:
+        path.mkdir(mode=0o700)
+    files = {"HEAD": head, "config": _CONFIG, "info/attributes": ATTRIBUTES} | ({"packed-refs": refs} if refs else {})
+    for name, text in files.items():
+        (into / name).write_text(text)
+    for entry in walk.walk(store, _WALK):
+        if not entry.is_regular or not (entry.path == "shallow" or entry.path.startswith("objects/pack/")):
+            continue
+        target = into / entry.path
+        if entry.path != "shallow" and uid is not None and _linked(entry, target):
+            continue
+        source = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=entry.directory)
+        with open(source, "rb") as reader, target.open("xb") as writer:
+            shutil.copyfileobj(reader, writer, 1 << 20)
+        files[entry.path] = ""
+    if uid is not None:
+        for path in (*made, *(into / name for name in files)):
+            os.chown(path, uid, uid, follow_symlinks=False)
+
+
+def _linked(entry: walk.Entry, target: Path) -> bool:
+    if stat.S_IMODE(entry.status.st_mode) & 0o044 != 0o044:
+        os.chmod(entry.name, 0o444, dir_fd=entry.directory)
+    try:
+        os.link(entry.name, target, src_dir_fd=entry.directory, follow_symlinks=False)
+    except OSError:  # another file system
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Confined:
+    """git in a run's tree: as the run's user, within the boundary around runs. Only while nothing of the run is alive,
+    and never twice at once in a tree."""
+
+    launcher: Launcher
+    limits: Bounds
+
+    async def git(
+        self,
+        tree: Tree,
+        uid: int | None,
+        directory: Path,
+        *arguments: str,
+        stdin: bytes = b"",
+        output: int = 64 << 20,
+        seconds: float = 0.0,
+        into: Path | None = None,
+    ) -> bytes:
+        """On `tree.work`, with `directory` as git's own. Raises GitFailed, OSError, StillAlive."""
+        launcher, box = self.launcher, self.launcher.box
+        killer = launcher.killer
+
+        async def nobody_is_left() -> None:
+            if killer is not None and uid is not None:
+                await killer.end(uid, 5.0)
+
+        bounds = Bounds(seconds or self.limits.seconds, self.limits.file_size, output, self.limits.memory)
+        with contextlib.ExitStack() as inside:
+            entry = None
+            if box is not None:
+                api = launcher.proxy.socket.parent
+                entry = inside.enter_context(box.around(tree.root, box.closed, api))
+            return await git.run(
+                arguments,
+                cwd=tree.work,
+                uid=uid,
+                env=git.environment(GIT_DIR=str(directory), GIT_WORK_TREE=str(tree.work), HOME=str(tree.home)),
+                bounds=bounds,
+                stdin=stdin,
+                entry=entry,
+                ended=nobody_is_left,
+                into=into,
+            )
+
+    async def check_out(self, tree: Tree, uid: int | None, checkout: Checkout) -> None:
+        """Fills a new tree. Raises GitFailed, OSError, walk.TooMuch."""
+        head, refs = f"{checkout.commit}\n", ""
+        if checkout.branch:
+            head, refs = f"ref: refs/heads/{checkout.branch}\n", f"{checkout.commit} refs/heads/{checkout.branch}\n"
+        directory = tree.work / ".git"
+        await asyncio.to_thread(copy, checkout.store, directory, uid, head, refs)
+        await self.git(tree, uid, directory, "reset", "--hard", "--quiet")
+
+
+def _blobs(said: bytes) -> Iterator[str]:
+    """The contents in what `git cat-file --batch` prints."""
+    at = 0
+    while at < len(said):
+        end = said.index(b"\n", at)
+        size = int(said[at:end].split()[2])
+        yield said[end + 1 : end + 1 + size].decode("utf-8", "surrogateescape")
+        at = end + 1 + size + 1

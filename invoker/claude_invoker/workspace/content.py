@@ -1,0 +1,115 @@
+"""Whether what a commit holds may be written to a disk: pure."""
+
+from __future__ import annotations
+
+import posixpath
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+# What HFS+ leaves out of names (git's `core.protectHFS`).
+_IGNORED = dict.fromkeys((*range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x206A, 0x2070), 0xFEFF), None)
+_LONGEST, _LONGEST_NAME, _DEEPEST = 3000, 255, 100
+_LINK, _MODULE = "120000", "160000"
+_HOPS = 40
+
+
+class Unacceptable(Exception):
+    """A commit that is not checked out, and why."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Of all that a commit holds; 0: any number."""
+
+    entries: int = 0
+    bytes: int = 0
+    file_size: int = 0
+
+
+@dataclass(frozen=True)
+class Link:
+    path: str
+    blob: str
+
+
+def check(listing: bytes, bounds: Bounds) -> list[Link]:
+    """The symbolic links in what `git ls-tree -r -t -l -z` prints. Raises Unacceptable."""
+    links: list[Link] = []
+    seen: dict[str, str] = {}
+    total = 0
+    for entries, (mode, blob, size, path) in enumerate(_entries(listing), 1):
+        total += size
+        if bounds.entries and entries > bounds.entries:
+            raise Unacceptable(f"more than {bounds.entries:,} files and directories (INVOKER_TREE_ENTRIES_LIMIT)")
+        if bounds.bytes and total > bounds.bytes:
+            raise Unacceptable(f"more than {bounds.bytes:,} bytes (INVOKER_TREE_LIMIT)")
+        if bounds.file_size and size > bounds.file_size:
+            raise Unacceptable(f"{_shown(path)} has more than {bounds.file_size:,} bytes (INVOKER_FILE_SIZE_LIMIT)")
+        _check_path(path)
+        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold())
+        if folded in seen:
+            raise Unacceptable(f"{_shown(seen[folded])} and {_shown(path)} are one name on some systems")
+        seen[folded] = path
+        if mode == _LINK:
+            links.append(Link(path, blob))
+    return links
+
+
+def check_links(targets: Mapping[str, str]) -> None:
+    """`targets`: path → what the link there says. Raises Unacceptable for one that leads out of the tree, by whatever
+    other links."""
+    for path in targets:
+        left = path.split("/")[::-1]
+        at: list[str] = []
+        hops = 0
+        while left:
+            part = left.pop()
+            if part in ("", "."):
+                continue
+            if part == "..":
+                if not at:
+                    raise Unacceptable(f"the symbolic link {_shown(path)} leads out of the repository")
+                at.pop()
+                continue
+            at.append(part)
+            target = targets.get("/".join(at))
+            if target is None:
+                continue
+            hops += 1
+            if hops > _HOPS:  # a circle: it leads nowhere
+                break
+            if posixpath.isabs(target):
+                raise Unacceptable(f"the symbolic link {_shown(path)} leads out of the repository")
+            at.pop()
+            left += target.split("/")[::-1]
+
+
+def is_git(name: str) -> bool:
+    """Whether some file system takes a name for `.git`."""
+    plain = name.translate(_IGNORED).casefold().partition(":")[0].rstrip(". ")
+    return plain in (".git", "git~1")
+
+
+def _check_path(path: str) -> None:
+    parts = path.split("/")
+    if len(path) > _LONGEST or len(parts) > _DEEPEST:
+        raise Unacceptable(f"{_shown(path)} is too long or too deep")
+    for name in parts:
+        if name in ("", ".", "..") or is_git(name):
+            raise Unacceptable(f"{_shown(path)} is not a path that a repository may have")
+        if len(name.encode("utf-8", "surrogateescape")) > _LONGEST_NAME:
+            raise Unacceptable(f"{_shown(path)} is too long")
+
+
+def _entries(listing: bytes) -> Iterator[tuple[str, str, int, str]]:
+    """(mode, object, bytes, path) of each."""
+    for line in listing.split(b"\0"):
+        if line:
+            said, _, path = line.partition(b"\t")
+            mode, _, blob, size = said.decode().split()
+            yield mode, blob, int(size) if size.isdigit() else 0, path.decode("utf-8", "surrogateescape")
+
+
+def _shown(path: str) -> str:
+    return ascii(path)[1:-1][:200]

@@ -1,0 +1,238 @@
+"""What a repository's server has, kept bare and by a user of its own: asked for anew when it is old, once for all who
+ask at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from claude_contract.secret_file import SecretFileError
+from claude_invoker.cli import walk
+from claude_invoker.ending import ended
+from claude_invoker.problem import Problem
+from claude_invoker.workspace import git
+from claude_invoker.workspace.git import Bounds, GitFailed
+from claude_invoker.workspace.repository import Wanted, refused
+
+_log = logging.getLogger(__name__)
+_LOCK_S = 0.05
+_WALK = walk.Bounds(depth=64, entries=10_000_000)
+_NOWHERE = "refs/nowhere/default"
+"""What HEAD names where the server has no default branch: nothing that is fetched is called so."""
+_REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
+
+
+class Mirror:
+    """One repository. `path` is git's, and belongs to user `uid` (None: to us); beside it lie a lock, which several
+    invokers share, and the time of the last fetch, where nobody but us can write."""
+
+    def __init__(self, path: Path, uid: int | None) -> None:
+        self.path = path
+        self.uid = uid
+        self._stamp = path.with_suffix(".fetched")
+        self._lock = path.with_suffix(".lock")
+        self._fetching: asyncio.Task[None] | None = None
+        self._known: dict[str | None, tuple[str, str]] = {}
+        self._known_at = 0.0
+        self._failed_at = 0.0
+        self.fetches = 0
+
+    async def find(self, wanted: Wanted) -> tuple[str, str]:
+        """(full name of the ref, or empty for a commit's own id; commit). Asks the server where what is here is older
+        than `refresh_s`, or does not have it.
+
+        Raises Problem 404 for what the server has not, 403 for a commit that is on no allowed branch, 422 for malformed
+        objects, 503 where it cannot be asked.
+        """
+        asked = time.time()
+        found = None
+        if self.fetched_at + wanted.source.refresh_s > asked:
+            found = await self._look(wanted)
+        if found is None:
+            try:
+                found = await self._fetched(wanted, asked)
+            except Problem as problem:
+                if problem.status != 503 or not wanted.source.stale or not self.fetched_at:
+                    raise
+                found = await self._look(wanted)
+                if found is None:
+                    raise
+                _log.warning("%s is worked on as it was %.0f s ago", wanted.name, asked - self.fetched_at)
+        name, _ = found
+        if name and not wanted.allows(name.split("/", 2)[2]):
+            raise refused(wanted, name.split("/", 2)[2])
+        return found
+
+    async def _fetched(self, wanted: Wanted, asked: float) -> tuple[str, str]:
+        if self._failed_at + wanted.source.refresh_s > asked and wanted.source.stale:
+            raise _unavailable(wanted)  # it was asked a moment ago
+        while True:
+            if self._fetching is None or self._fetching.done():
+                self._fetching = asyncio.create_task(self._fetch(wanted, asked))
+                self._fetching.add_done_callback(lambda task: task.cancelled() or task.exception())
+            await asyncio.shield(self._fetching)
+            found = await self._look(wanted)
+            if found is not None:
+                return found
+            if self.fetched_at >= asked:
+                break
+            # What was under way had begun before we asked, and may have seen what was there before.
+        if wanted.ref is None:
+            raise Problem(404, "no-ref", f"{wanted.name} has no default branch: it is empty, or name one (X-Branch)")
+        what = "commit" if wanted.is_commit else "branch or tag"
+        raise Problem(404, "no-ref", f"{wanted.name} has no {what} {wanted.ref}")
+
+    async def close(self) -> None:
+        """Breaks off what is being fetched."""
+        if self._fetching is not None:
+            await ended(self._fetching)
+
+    @property
+    def fetched_at(self) -> float:
+        """When the last fetch began that succeeded; 0: there was none."""
+        try:
+            return self._stamp.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    async def _look(self, wanted: Wanted) -> tuple[str, str] | None:
+        """What is here of it. Raises Problem 403 for a commit that is on no allowed branch."""
+        at = self.fetched_at
+        if not at:
+            return None
+        if self._known_at != at:
+            self._known, self._known_at = {}, at
+        if wanted.ref not in self._known:
+            found = await (self._commit(wanted) if wanted.is_commit else self._ref(wanted.ref))
+            if found is None:
+                return None
+            if wanted.is_commit:  # whether it is allowed is the source's matter: asked each time
+                return found
+            self._known[wanted.ref] = found
+        return self._known[wanted.ref]
+
+    async def _ref(self, ref: str | None) -> tuple[str, str] | None:
+        if ref is None:
+            try:
+                names = [(await self.git("symbolic-ref", "--quiet", "HEAD")).decode().strip()]
+            except GitFailed:
+                return None
+        else:
+            names = [f"refs/heads/{ref}", f"refs/tags/{ref}"]
+        asked = "".join(f"{name}^{{commit}}\n" for name in names).encode()
+        answers = (await self.git("cat-file", "--batch-check=%(objectname) %(objecttype)", stdin=asked)).decode()
+        for name, answer in zip(names, answers.splitlines(), strict=True):
+            commit, _, kind = answer.rpartition(" ")
+            if kind == "commit" and len(commit) == 40:
+                return name, commit
+        return None
+
+    async def _commit(self, wanted: Wanted) -> tuple[str, str] | None:
+        assert wanted.ref is not None
+        try:
+            said = await self.git(
+                "for-each-ref", f"--contains={wanted.ref}", "--format=%(refname)", "refs/heads", "refs/tags"
+            )
+        except GitFailed:
+            return None
+        names = said.decode("utf-8", "replace").split()
+        if names and not any(wanted.allows(name.split("/", 2)[2]) for name in names):
+            raise refused(wanted, wanted.ref)
+        return ("", wanted.ref) if names else None
+
+    async def git(self, *arguments: str, stdin: bytes = b"", output: int = 64 << 20) -> bytes:
+        """git on what is here. Raises GitFailed, OSError."""
+        env = git.environment(GIT_DIR=str(self.path))
+        bounds = Bounds(output=output)
+        return await git.run(arguments, cwd=self.path, uid=self.uid, env=env, stdin=stdin, bounds=bounds)
+
+    async def _fetch(self, wanted: Wanted, asked: float) -> None:
+        async with self._alone():
+            if self.fetched_at >= asked:
+                return  # by another invoker
+            began = time.time()
+            try:
+                await self._fetch_now(wanted)
+            except (GitFailed, SecretFileError, OSError) as error:
+                self._failed_at = time.time()
+                await asyncio.to_thread(self._tidy)
+                _log.warning("%s cannot be fetched: %s", wanted.name, error)
+                if "not found" in str(error):
+                    raise Problem(404, "no-repository", f"the server has no repository {wanted.name}") from error
+                if "error: object " in str(error):  # what fsck says
+                    detail = f"{wanted.name} has objects that git's checks refuse; the invoker's log says which"
+                    raise Problem(422, "repository", detail) from error
+                raise _unavailable(wanted) from error
+            self._stamp.touch(0o600)
+            os.utime(self._stamp, (began, began))
+
+    async def _fetch_now(self, wanted: Wanted) -> None:
+        self.fetches += 1
+        if not self.fetched_at:
+            await self._make()
+        bounds = Bounds(wanted.source.timeout_s, wanted.source.max_bytes)
+        options = ("--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-show-forced-updates")
+        with git.access(wanted.source) as access:
+
+            async def ask(*arguments: str) -> bytes:
+                return await git.run(
+                    arguments,
+                    cwd=self.path,
+                    uid=self.uid,
+                    env={**access.env, "GIT_DIR": str(self.path)},
+                    configuration=access.configuration,
+                    pass_fds=access.pass_fds,
+                    bounds=bounds,
+                )
+
+            # One after the other: where the first fails, the second is not left alone.
+            await ask("fetch", *options, "--", wanted.url, *_REFSPECS)
+            said = (await ask("ls-remote", "--symref", "--", wanted.url, "HEAD")).decode("utf-8", "replace")
+        head = next((line for line in said.splitlines() if line.startswith("ref: refs/heads/")), f"ref: {_NOWHERE}")
+        await self.git("symbolic-ref", "HEAD", head.removeprefix("ref: ").partition("\t")[0])
+
+    async def _make(self) -> None:
+        await asyncio.to_thread(walk.delete, self.path)  # of a first fetch that was broken off
+        self.path.mkdir(mode=0o700)
+        if self.uid is not None:
+            os.chown(self.path, self.uid, self.uid)
+        await self.git("init", "--quiet", "--bare", "--template=")
+        # Stores are made by commit; `checkout` asks for those that `find` has found.
+        await self.git("config", "uploadpack.allowAnySHA1InWant", "true")
+
+    def _tidy(self) -> None:
+        """Leaves nothing of a fetch that failed."""
+        if not self.fetched_at:
+            walk.delete(self.path)
+            return
+        with contextlib.suppress(OSError, walk.TooMuch):
+            for entry in walk.walk(self.path, _WALK):
+                if not entry.is_directory and entry.name.startswith(("tmp_", ".tmp-")):
+                    os.unlink(entry.name, dir_fd=entry.directory)
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """One fetch at a time, of all invokers that share the directory."""
+        with self._lock.open("wb") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(_LOCK_S)
+            yield
+
+
+def _unavailable(wanted: Wanted) -> Problem:
+    return Problem(
+        503,
+        "repository-unavailable",
+        f"the repository {wanted.name} cannot be fetched from its server now; the invoker's log says why",
+        {"Retry-After": "10"},
+    )

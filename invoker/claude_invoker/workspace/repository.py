@@ -1,0 +1,182 @@
+"""Which repositories runs may work on, and where they come from: `INVOKER_REPOSITORIES`. Pure but for reading files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+from claude_contract.claims import Repository
+from claude_invoker.egress.addresses import is_loopback
+from claude_invoker.problem import Problem
+
+_NAME = re.compile(
+    r"(?!\.{1,2}(?:/|$))[A-Za-z0-9_.][A-Za-z0-9._-]*(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.][A-Za-z0-9._-]*)*"
+)
+_REF = re.compile(r"(?![-/.])(?!.*(?:\.\.|//|@\{|/\.|\.lock(?:/|$)|[./]$))[!-~]{1,200}")
+_NOT_IN_REFS = frozenset('~^:?*[\\"')
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PLACE = "{repository}"
+
+
+class Source(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the repositories of one pattern come from, and what runs may have of them."""
+
+    url: str
+    """To clone from, with `{repository}` in the place of the name: https, or http to loopback."""
+    token_file: Path | None = None
+    """A file with the token that is the password at an https server."""
+    username: str = "x-access-token"
+    refs: tuple[str, ...] = ("**",)
+    """Branches and tags that may be asked for: globs, in which `*` stays within a part of the name."""
+    depth: Annotated[int, Meta(ge=0)] = 1
+    """Commits of history that a run has; 0: all of it."""
+    refresh_s: Annotated[float, Meta(ge=0)] = 30.0
+    """How long a branch is taken to be where it was last seen."""
+    stale: bool = False
+    """Whether what was fetched before is worked on while the server does not answer."""
+    instructions: bool = False
+    """Whether the repository's CLAUDE.md is shown to the model."""
+    timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 120.0
+    """How long one fetch may take."""
+    max_bytes: Annotated[int, Meta(ge=1 << 20)] = 2 << 30
+    """What one fetch may bring."""
+
+    def problem(self) -> tuple[str, str] | None:
+        """The field that is wrong, and why; None where all is well."""
+        parts = urlsplit(self.url.replace(_PLACE, "x"))
+        if parts.scheme not in ("https", "http") or not parts.hostname or not parts.path.strip("/"):
+            return "url", "must be https://host/…"
+        if parts.scheme == "http" and not is_loopback(parts.hostname):
+            return "url", "http is for servers on this machine, others can read it on its way: use https"
+        if parts.username is not None or parts.password is not None:
+            return "url", "must hold no credentials: name a token_file"
+        if "\n" in self.username or not self.username:
+            return "username", "must be one line of text"
+        return None
+
+    @property
+    def host(self) -> str:
+        """scheme://host[:port], to which alone the credential is said."""
+        parts = urlsplit(self.url.replace(_PLACE, "x"))
+        return f"{parts.scheme}://{parts.netloc}"
+
+
+class Wanted(Struct, frozen=True):
+    """A repository that a run is to work on, with all that decides how; `ref` None: the server's default branch."""
+
+    name: str
+    ref: str | None
+    source: Source
+
+    @property
+    def url(self) -> str:
+        return self.source.url.replace(_PLACE, self.name)
+
+    def allows(self, ref: str) -> bool:
+        """Whether a branch or tag may be worked on."""
+        return any(_glob(pattern).fullmatch(ref) for pattern in self.source.refs)
+
+    @property
+    def is_commit(self) -> bool:
+        return self.ref is not None and _COMMIT.fullmatch(self.ref) is not None
+
+
+class Repositories:
+    """The file, read: pattern → `Source`, of which the first that fits a name counts."""
+
+    def __init__(self, sources: Mapping[str, Source]) -> None:
+        self._sources = [(_glob(pattern), source) for pattern, source in sources.items()]
+
+    def find(self, asked: Repository) -> Wanted:
+        """Raises Problem 404 for a repository that no pattern fits, 422 for names that are none, 403 for a branch or
+        tag that is not allowed."""
+        source = None
+        if _NAME.fullmatch(asked.name) and not asked.name.endswith(".git"):
+            source = next((source for pattern, source in self._sources if pattern.fullmatch(asked.name)), None)
+        if source is None:
+            raise Problem(
+                404, "no-repository", f"no repository {asked.name:.200} is known here (INVOKER_REPOSITORIES lists them)"
+            )
+        wanted = Wanted(asked.name, asked.ref, source)
+        if asked.ref is None or wanted.is_commit:
+            return wanted
+        if not _REF.fullmatch(asked.ref) or _NOT_IN_REFS.intersection(asked.ref):
+            raise Problem(422, "invalid", f"{asked.ref[:200]!r} is no name of a branch or tag, and no full commit id")
+        if not wanted.allows(asked.ref):
+            raise refused(wanted, asked.ref)
+        return wanted
+
+
+def refused(wanted: Wanted, ref: str) -> Problem:
+    """That a branch, tag or commit may not be worked on."""
+    allowed = ", ".join(wanted.source.refs) or "nothing"
+    return Problem(403, "forbidden", f"{ref} of {wanted.name} may not be worked on here; allowed: {allowed}")
+
+
+def load(path: Path) -> Repositories:
+    """Reads the file. Raises ValueError, which names file, line and field."""
+    try:
+        text = path.read_text("utf-8")
+        node = yaml.compose(text, yaml.SafeLoader)
+        document = yaml.safe_load(text)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(f"{path}:{line}: {error.problem}") from error
+    sources: dict[str, Source] = {}
+    if not isinstance(document, dict) or not document:
+        raise ValueError(f"{path}:1: must map patterns of repositories, such as org/*, to where they come from")
+    for pattern, entry in document.items():
+        if not isinstance(pattern, str) or not re.fullmatch(r"[A-Za-z0-9._*?/-]+", pattern):
+            raise ValueError(f"{path}:{_line(node, [])}: {pattern!r} is no pattern of repositories, such as org/*")
+        try:
+            source = msgspec.convert(entry, Source, dec_hook=_path)
+        except msgspec.ValidationError as error:
+            problem, _, place = str(error).partition(" - at `$")
+            fields = [part for part in re.split(r"[.\[\]]", place.rstrip("`")) if part and not part.isdigit()]
+            unknown = re.search(r"unknown field `([^`]*)`", problem)
+            fields += [unknown[1]] if unknown else []
+            raise ValueError(_said(path, node, [pattern, *fields], problem)) from error
+        if found := source.problem():
+            raise ValueError(_said(path, node, [pattern, found[0]], found[1]))
+        sources[pattern] = source
+    return Repositories(sources)
+
+
+def _path(kind: type, value: Any) -> Path:
+    if kind is not Path or not isinstance(value, str):
+        raise ValueError("must be the path of a file")
+    return Path(value)
+
+
+def _said(path: Path, node: Any, keys: list[str], problem: str) -> str:
+    return f"{path}:{_line(node, keys)}: {'.'.join(keys)}: {problem}"
+
+
+def _line(node: Any, keys: Iterable[str]) -> int:
+    """Where a member stands, or what is nearest to it of what holds it; from 1."""
+    line = int(node.start_mark.line) + 1
+    for key in keys:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = next(((name, value) for name, value in pairs if name.value == key), None)
+        if found is None:
+            break
+        line, node = int(found[0].start_mark.line) + 1, found[1]
+    return line
+
+
+def _glob(pattern: str) -> re.Pattern[str]:
+    """`*` and `?` stay within a part of a path, `**` does not."""
+    parts = re.split(r"(\*\*|\*|\?)", pattern)
+    known = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return re.compile("".join(known.get(part, re.escape(part)) for part in parts))

@@ -1,0 +1,117 @@
+"""The repositories of one invoker: from what a caller may work on to a tree that holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import time
+
+from claude_invoker.caller import Caller
+from claude_invoker.cli import walk
+from claude_invoker.cli.kill import StillAlive
+from claude_invoker.cli.pool import CannotFurnish, Launcher
+from claude_invoker.cli.tree import Checkout, Tree
+from claude_invoker.problem import Problem
+from claude_invoker.settings import Settings
+from claude_invoker.workspace import content, git
+from claude_invoker.workspace.checkout import Confined, Stores
+from claude_invoker.workspace.git import Bounds, GitFailed
+from claude_invoker.workspace.mirror import Mirror
+from claude_invoker.workspace.repository import Repositories, Wanted, load
+
+_log = logging.getLogger(__name__)
+_STORE_S = 3600.0
+"""How long a commit's store is kept after it was last asked for."""
+_MIRROR_S = 14 * 86_400.0
+"""And a mirror after its last fetch."""
+_CHECKOUT_S = 60.0
+
+
+class Workspaces:
+    """Knows what `INVOKER_REPOSITORIES` names. Mirrors and stores lie in the state directory, which several invokers
+    may share; runs come to neither."""
+
+    def __init__(self, settings: Settings, launcher: Launcher, uid: int | None) -> None:
+        """`uid`: git's own user, where it asks servers; None: ours. Raises ValueError."""
+        assert settings.repositories is not None
+        if git.program() is None:
+            raise ValueError("INVOKER_REPOSITORIES needs git: install it, or leave the setting out")
+        self.known: Repositories = load(settings.repositories)
+        self._directory = settings.state_dir / "repositories"
+        self._stores_in = self._directory / "stores"
+        self._uid = uid
+        bounds = content.Bounds(settings.tree_entries_limit, settings.tree_limit, settings.file_size_limit)
+        self._stores = Stores(self._stores_in, uid, bounds)
+        self.confined = Confined(launcher, Bounds(_CHECKOUT_S, settings.file_size_limit))
+        self._mirrors: dict[str, Mirror] = {}
+
+    def open(self) -> None:
+        """Makes the directories. Raises OSError."""
+        for path, mode in ((self._directory, 0o711), (self._stores_in, 0o711)):
+            path.mkdir(mode=mode, exist_ok=True)
+            path.chmod(mode)
+        owner = os.geteuid() if self._uid is None else self._uid
+        for path in self._directory.glob("*.git"):
+            if path.lstat().st_uid != owner:  # INVOKER_UID_BASE was another
+                path.with_suffix(".fetched").unlink(missing_ok=True)
+                walk.delete(path)
+
+    def wanted(self, caller: Caller) -> Wanted | None:
+        """What a caller's run works on; None: nothing. Raises Problem 403, 404, 422."""
+        if caller.repository is not None:
+            return self.known.find(caller.repository)
+        if caller.additions.context.get("repository"):
+            raise Problem(
+                403,
+                "forbidden",
+                "the request names a repository, and the gateway has not verified that your token allows one: name one "
+                "only, with a token whose claim lists it (the gateway's jwt_claims must have repo_claim)",
+            )
+        return None
+
+    def _mirror(self, url: str) -> Mirror:
+        name = hashlib.sha256(url.encode()).hexdigest()[:32]
+        if name not in self._mirrors:
+            self._mirrors[name] = Mirror(self._directory / f"{name}.git", self._uid)
+        return self._mirrors[name]
+
+    async def ready(self, wanted: Wanted) -> Checkout:
+        """The commit that a run works on, with all of it here. Raises Problem 403, 404, 422, 503."""
+        mirror = self._mirror(wanted.url)
+        name, commit = await mirror.find(wanted)
+        store = await self._stores.of(mirror, wanted, commit)
+        branch = name.removeprefix("refs/heads/") if name.startswith("refs/heads/") else ""
+        ref = wanted.ref if wanted.ref is not None else branch
+        return Checkout(wanted.name, ref, commit, branch, store)
+
+    async def check_out(self, tree: Tree, uid: int | None, checkout: Checkout) -> None:
+        """Fills a new tree. Raises CannotFurnish."""
+        try:
+            await self.confined.check_out(tree, uid, checkout)
+        except (GitFailed, OSError, walk.TooMuch, StillAlive) as error:
+            said = error.strerror if isinstance(error, OSError) else error
+            raise CannotFurnish(f"{checkout.name} at {checkout.commit} cannot be checked out: {said}") from error
+
+    async def close(self) -> None:
+        """Leaves nothing under way."""
+        await asyncio.gather(self._stores.close(), *(mirror.close() for mirror in self._mirrors.values()))
+
+    @property
+    def fetches(self) -> int:
+        """How often a server was asked."""
+        return sum(mirror.fetches for mirror in self._mirrors.values())
+
+    async def sweep(self) -> None:
+        """Deletes what nobody has asked for in a while."""
+        await asyncio.to_thread(self._stores.sweep, _STORE_S)
+        await asyncio.to_thread(self._sweep_mirrors)
+
+    def _sweep_mirrors(self) -> None:
+        for stamp in self._directory.glob("*.fetched"):
+            with contextlib.suppress(FileNotFoundError):
+                if stamp.stat().st_mtime + _MIRROR_S < time.time():
+                    stamp.unlink()
+                    walk.delete(stamp.with_suffix(".git"))

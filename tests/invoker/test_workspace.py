@@ -1,0 +1,186 @@
+"""Runs that work on a repository: the real CLI, real git over HTTP, within the boundary that the machine has."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from claude_contract.attestation import Signer
+from claude_contract.claims import body_hash
+from tests.invoker.conftest import Invoker, StandInProcess, tool, wait_for
+from tests.support.attest import signed
+from tests.support.git_server import GitServer, git, serving
+
+SECRET = "s" * 32
+SIGNER = Signer("1", SECRET.encode(), {})
+TOKEN = "ghs_planted_token_of_the_tests"
+
+
+@dataclass
+class Desk:
+    """An invoker that knows repositories, and the server that they come from."""
+
+    invoker: Invoker
+    server: GitServer
+    client: httpx.Client
+
+    def post(self, repository: str | None, ref: str | None, document: dict[str, Any], **claims: Any) -> httpx.Response:
+        body = json.dumps(document).encode()
+        named = {} if repository is None else {"repo": {"name": repository} | ({} if ref is None else {"ref": ref})}
+        checks = ["jwt-claims", "rate-tiers"]
+        given = {"sub": "alice", "chk": checks, "bsh": body_hash(body)} | named | claims
+        headers = {
+            "X-Claude-Attestation": signed(SIGNER, "POST", "/invoke", **given),
+            "Content-Type": "application/json",
+        }
+        return self.client.post("/invoke", content=body, headers=headers)
+
+    def bash(self, repository: str, ref: str | None, command: str) -> httpx.Response:
+        return self.post(repository, ref, {"prompt": tool("Bash", command=command), "tools": ["Bash"]})
+
+    def get(self, path: str) -> httpx.Response:
+        attestation = signed(SIGNER, "GET", path, sub="alice", chk=["jwt-claims", "rate-tiers"])
+        return self.client.get(path, headers={"X-Claude-Attestation": attestation})
+
+    def events(self, run: str) -> list[dict[str, Any]]:
+        lines = self.get(f"/runs/{run}/events").text.splitlines()
+        return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+
+    def said(self, answer: httpx.Response) -> str:
+        """What the run's commands have printed."""
+        assert answer.status_code == 200, answer.text
+        return "\n".join(str(event.get("content", "")) for event in self.events(answer.json()["id"]))
+
+
+@pytest.fixture(scope="module")
+def desk(start_invoker: Callable[..., Invoker], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    folder = tmp_path_factory.mktemp("workspace")
+    token = folder / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o400)
+    with serving(folder / "served", TOKEN) as server:
+        file = folder / "repositories.yaml"
+        file.write_text(
+            f"org/told:\n  url: {server.url}/{{repository}}.git\n  token_file: {token}\n  instructions: true\n"
+            f"org/*:\n  url: {server.url}/{{repository}}.git\n  token_file: {token}\n"
+            "  refs: [main, release/*, v*]\n  refresh_s: 0\n"
+        )
+        invoker = start_invoker(
+            wait=False,
+            trust="attested",
+            attestation_key=SECRET,
+            repositories=file,
+            isolation="user",
+            pool_size=0,
+            pool_max=0,
+            first_output_s=90,
+            idle_s=90,
+            api_timeout_s=60,
+        )
+        wait_for(invoker.ready, within_s=90, what="readiness")
+        with invoker.client() as client:
+            client.timeout = 180
+            yield Desk(invoker, server, client)
+        invoker.stop()
+
+
+def test_a_run_works_on_the_commit_that_its_answer_names(desk: Desk) -> None:
+    desk.server.create("org/app")
+    first = desk.server.commit("org/app", {"a.txt": "one\n", "src/b.txt": "two\n"})
+    answer = desk.bash("org/app", "main", "cat a.txt src/b.txt; git status --short --branch; git rev-parse HEAD")
+    assert (said := desk.said(answer))
+    assert "one\\ntwo" in said.replace("\n", "\\n") and "## main" in said and first in said
+    assert answer.json()["repository"] == {"name": "org/app", "ref": "main", "commit": first}
+    second = desk.server.commit("org/app", {"a.txt": "three\n"})
+    answer = desk.bash("org/app", None, "cat a.txt")
+    assert answer.json()["repository"] == {"name": "org/app", "ref": "main", "commit": second}
+    assert "three" in desk.said(answer)
+
+
+def test_what_may_not_be_worked_on_is_refused_before_it_costs(desk: Desk, stand_in: StandInProcess) -> None:
+    desk.server.create("org/little")
+    desk.server.commit("org/little", {"a": "x"})
+    asked = len(stand_in.lines())
+    for repository, ref, status, kind in (
+        ("other/app", "main", 404, "no-repository"),
+        ("org/missing", "main", 404, "no-repository"),
+        ("org/little", "release/9", 404, "no-ref"),
+        ("org/little", "private", 403, "forbidden"),
+    ):
+        answer = desk.post(repository, ref, {"prompt": "hi"})
+        assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (status, kind), (repository, ref)
+    unverified = desk.post(None, None, {"prompt": "hi"}, add={"context": {"repository": "org/little"}})
+    assert unverified.status_code == 403 and "repo_claim" in unverified.json()["detail"]
+    session = desk.post("org/little", "main", {"prompt": "hi", "session": "new"})
+    assert session.status_code == 422 and "session" in session.json()["detail"]
+    in_the_body = desk.post(None, None, {"prompt": "hi", "context": {"repository": "org/little"}})
+    assert in_the_body.status_code == 200 and in_the_body.json()["repository"] is None
+    assert len(stand_in.lines()) == asked + 1, "the control: one did run"
+
+
+def test_the_repository_tells_the_model_what_the_operator_lets_it(desk: Desk, stand_in: StandInProcess) -> None:
+    for name in ("org/told", "org/untold"):
+        desk.server.create(name)
+        desk.server.commit(name, {"CLAUDE.md": f"Words of {name}.\n", "a": "x"})
+        assert desk.post(name, "main", {"prompt": "hi"}).status_code == 200
+    sent = stand_in.record.read_text()
+    assert "Words of org/told." in sent and "Words of org/untold." not in sent
+
+
+def test_the_credential_is_nowhere_that_a_run_or_a_reader_comes_to(desk: Desk, stand_in: StandInProcess) -> None:
+    """With the control: where it has been planted, the same search finds it."""
+    pieces = TOKEN[:12], TOKEN[12:]  # so that the search itself does not hold it
+    search = (
+        f"needle={pieces[0]}; needle=${{needle}}{pieces[1]}; (command grep -rlF $needle . ~ $TMPDIR; env | command grep $needle; "
+        "cat /proc/*/environ /proc/*/cmdline | command grep -a $needle; git config --list | command grep $needle; "
+        "git remote -v) 2>/dev/null | head -c 300; echo searched"
+    )
+    desk.server.create("org/clean")
+    desk.server.commit("org/clean", {"a": "x"})
+    said = desk.said(desk.bash("org/clean", "main", search))
+    assert "searched" in said and "planted" not in said and "./" not in said
+    desk.server.create("org/dirty")
+    desk.server.commit("org/dirty", {"planted": TOKEN})
+    assert "./planted" in desk.said(desk.bash("org/dirty", "main", search)), "the control"
+    encoded = base64.b64encode(f"x-access-token:{TOKEN}".encode()).decode()
+    assert any(encoded in given for given in desk.server.authorizations), "the control: it was used"
+    for needle in (TOKEN, encoded):
+        assert needle not in desk.invoker.log.read_text() and needle not in stand_in.record.read_text()
+        found = subprocess.run(["grep", "-rl", needle, str(desk.invoker.state)], capture_output=True, text=True)
+        assert not found.stdout
+
+
+def test_what_a_run_has_changed_is_in_its_answer(desk: Desk) -> None:
+    """Edited by a tool of the real CLI; what the run leaves in its own .git is not believed, and runs nothing."""
+    desk.server.create("org/edited")
+    commit = desk.server.commit("org/edited", {"a.txt": "one\ntwo\n", "b.txt": "x\n"})
+    command = (
+        "sed -i s/two/three/ a.txt; rm b.txt; printf '#!/bin/sh\\ntouch /tmp/ran\\n' > evil; chmod +x evil; "
+        "git config core.fsmonitor $PWD/evil; git update-index --assume-unchanged a.txt"
+    )
+    answer = desk.bash("org/edited", "main", command)
+    assert answer.status_code == 200, answer.text
+    assert [(change["path"], change["status"]) for change in answer.json()["changes"]] == [
+        ("a.txt", "modified"),
+        ("b.txt", "deleted"),
+        ("evil", "added"),
+    ]
+    artifacts = {artifact["path"]: artifact for artifact in answer.json()["artifacts"]}
+    assert set(artifacts) == {"changes.patch", "a.txt", "evil"}
+    patch = desk.get(f"/runs/{answer.json()['id']}/artifacts/changes.patch")
+    assert patch.status_code == 200 and "-two\n+three\n" in patch.text
+    with tempfile.TemporaryDirectory() as name:
+        git(Path(name), "clone", "--quiet", str(desk.server.root / "org/edited.git"), "clone")
+        clone = Path(name) / "clone"
+        git(clone, "checkout", "--quiet", commit)
+        git(clone, "apply", "-", stdin=patch.content)
+        assert (clone / "a.txt").read_text() == "one\nthree\n" and not (clone / "b.txt").exists()

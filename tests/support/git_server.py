@@ -1,0 +1,172 @@
+"""A real git server on loopback: git's own http-backend, with a password where one is wanted."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {
+    "PATH": os.environ["PATH"],
+    "HOME": "/nonexistent",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    **{f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER")
+       for what, value in (("NAME", "Ada"), ("EMAIL", "ada@example.com"))},
+}  # fmt: skip
+
+
+def git(folder: Path, *arguments: str, stdin: bytes | None = None) -> str:
+    done = subprocess.run(
+        ["git", "-c", "protocol.file.allow=always", *arguments],
+        cwd=folder, env=ENVIRONMENT, input=stdin, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode("utf-8", "replace").strip()
+
+
+class GitServer:
+    """Serves the bare repositories in `root`, which are made by `create` and filled by `commit`."""
+
+    def __init__(self, root: Path, password: str | None) -> None:
+        self.root = root
+        self.password = password
+        self.requests: list[tuple[str, str]] = []
+        self.down = False
+        self.redirect: str | None = None
+        self.authorizations: list[str] = []
+        served = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                served._serve(self)
+
+            do_POST = do_GET
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def fetches(self) -> int:
+        """How often objects or refs were asked for, each fetch once: its first request."""
+        return sum(method == "POST" and path.endswith("/git-upload-pack") for method, path in self.requests)
+
+    def create(self, name: str) -> Path:
+        path = self.root / f"{name}.git"
+        path.mkdir(parents=True)
+        git(path, "init", "--quiet", "--bare", "--initial-branch=main")
+        return path
+
+    def commit(
+        self, name: str, files: Mapping[str, str | bytes | None], branch: str = "main", message: str = "x"
+    ) -> str:
+        """A commit on a branch that adds, changes and (None) removes files; (content, mode) by plumbing, so that any path
+        can be in it. Its id."""
+        path = self.root / f"{name}.git"
+        parent = subprocess.run(
+            ["git", "rev-parse", "--verify", "-q", f"refs/heads/{branch}"], cwd=path, capture_output=True, text=True
+        ).stdout.strip()
+        lines = []
+        for file, held in files.items():
+            if held is None:
+                lines.append(f"0 {'0' * 40}\t{file}")
+                continue
+            mode, _, text = held.partition(":link:") if isinstance(held, str) else ("", "", "")
+            raw = text.encode() if text else held.encode() if isinstance(held, str) else held
+            blob = git(path, "hash-object", "-w", "--stdin", stdin=raw)
+            lines.append(f"{'120000' if text else '100644'} {blob}\t{file}")
+            del mode
+        index = {"GIT_INDEX_FILE": str(path / "index.tmp")}
+        (path / "index.tmp").unlink(missing_ok=True)
+
+        def with_index(*arguments: str, stdin: bytes = b"") -> str:
+            return subprocess.run(
+                ["git", "-c", "core.protectNTFS=false", "-c", "core.protectHFS=false", *arguments],
+                cwd=path, env=ENVIRONMENT | index, input=stdin, capture_output=True, check=True,
+            ).stdout.decode().strip()  # fmt: skip
+
+        if parent:
+            with_index("read-tree", parent)
+        with_index("update-index", "--index-info", stdin="".join(f"{line}\n" for line in lines).encode())
+        tree = with_index("write-tree")
+        made = git(path, "commit-tree", tree, "-m", message, *(["-p", parent] if parent else []))
+        git(path, "update-ref", f"refs/heads/{branch}", made)
+        return made
+
+    def _serve(self, request: BaseHTTPRequestHandler) -> None:
+        path, _, query = request.path.partition("?")
+        self.requests.append((request.command, path))
+        given = request.headers.get("Authorization")
+        if given is not None:
+            self.authorizations.append(given)
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        if request.headers.get("Transfer-Encoding") == "chunked":
+            body = self._chunks(request)
+        if self.down:
+            request.send_error(503)
+            return
+        if self.redirect is not None:
+            request.send_response(302)
+            request.send_header("Location", self.redirect + request.path)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        if self.password is not None:
+            wanted = "Basic " + base64.b64encode(f"x-access-token:{self.password}".encode()).decode()
+            if given != wanted:
+                request.send_response(401)
+                request.send_header("WWW-Authenticate", 'Basic realm="git"')
+                request.send_header("Content-Length", "0")
+                request.end_headers()
+                return
+        environment = ENVIRONMENT | {
+            "GIT_PROJECT_ROOT": str(self.root),
+            "GIT_HTTP_EXPORT_ALL": "1",
+            "PATH_INFO": path,
+            "QUERY_STRING": query,
+            "REQUEST_METHOD": request.command,
+            "CONTENT_TYPE": request.headers.get("Content-Type", ""),
+            "CONTENT_LENGTH": str(len(body)),
+            "HTTP_CONTENT_ENCODING": request.headers.get("Content-Encoding", ""),
+            "GIT_PROTOCOL": request.headers.get("Git-Protocol", ""),
+        }
+        said = subprocess.run(["git", "http-backend"], env=environment, input=body, capture_output=True).stdout
+        head, _, content = said.partition(b"\r\n\r\n")
+        fields = dict(line.split(": ", 1) for line in head.decode().split("\r\n") if ": " in line)
+        request.send_response(int(fields.pop("Status", "200").split()[0]))
+        for name, value in fields.items():
+            request.send_header(name, value)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content)
+
+    @staticmethod
+    def _chunks(request: BaseHTTPRequestHandler) -> bytes:
+        body = b""
+        while size := int(request.rfile.readline().split(b";")[0], 16):
+            body += request.rfile.read(size)
+            request.rfile.readline()
+        request.rfile.readline()
+        return body
+
+
+@contextmanager
+def serving(root: Path, password: str | None = None) -> Iterator[GitServer]:
+    server = GitServer(root, password)
+    thread = threading.Thread(target=server._server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield server
+    server._server.shutdown()
+    server._server.server_close()
+    thread.join(10)
