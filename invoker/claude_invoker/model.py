@@ -110,6 +110,21 @@ class Message(BaseModel):
         return not "".join(texts).strip()
 
 
+class InputFile(BaseModel):
+    """A file that is there when the run begins."""
+
+    model_config = ConfigDict(extra="forbid")
+    path: Annotated[str, Field(min_length=1, max_length=1024)] = Field(description="Relative to the run's directory")
+    content: str | None = Field(default=None, description="Its text")
+    content_base64: str | None = Field(default=None, description="Or its bytes")
+
+    @model_validator(mode="after")
+    def _one_content(self) -> InputFile:
+        if (self.content is None) == (self.content_base64 is None):
+            raise ValueError("exactly one of content and content_base64 is needed")
+        return self
+
+
 class InvokeRequest(BaseModel):
     """A prompt, or a conversation whose last message is the user's, and the wishes about how to run it.
 
@@ -136,6 +151,9 @@ class InvokeRequest(BaseModel):
     )
     output_schema: dict[str, Any] | None = Field(default=None, description="JSON Schema the result must follow")
     timeout_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
+    files: Annotated[list[InputFile], Field(max_length=1000)] = Field(
+        default=[], description="Files to work on; in the place of the repository's or session's where it has them"
+    )
 
     @model_validator(mode="after")
     def _one_of_prompt_and_messages(self) -> InvokeRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,9 +13,10 @@ from claude_contract.claims import Clamp
 from claude_contract.destinations import Destination, within_both
 from claude_invoker.isolation.strength import USE_EGRESS, Boundary
 from claude_invoker.metering.models import permits
-from claude_invoker.model import Block, InvokeRequest, Message, TextBlock
+from claude_invoker.model import Block, InputFile, InvokeRequest, Message, TextBlock
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
+from claude_invoker.workspace import files
 from claude_invoker.workspace.repository import Wanted
 
 _T = TypeVar("_T", int, float)
@@ -41,16 +43,19 @@ class Plan:
     """The model that it would have, were its budget not used up."""
     repository: Wanted | None = None
     """What it works on; None: it begins in an empty directory."""
+    files: tuple[tuple[str, bytes], ...] = ()
+    """(path, content) of what its caller has sent along."""
 
     @property
     def size(self) -> int:
         """Bytes that its input takes in memory."""
         texts = [block["text"] if block["type"] == "text" else block["source"]["data"] for block in self.content]
-        return sum(map(sys.getsizeof, (*texts, self.system or "", json.dumps(self.output_schema))))
+        contents = [content for _, content in self.files]
+        return sum(map(sys.getsizeof, (*texts, *contents, self.system or "", json.dumps(self.output_schema))))
 
     def without_input(self) -> Plan:
         """What is still asked for when the run is over."""
-        return replace(self, content=(), system=None, output_schema=None)
+        return replace(self, content=(), system=None, output_schema=None, files=())
 
 
 def plan(
@@ -58,9 +63,9 @@ def plan(
 ) -> Plan:
     """Decides a run. `repository`: what the gateway has attested that it works on, as it is known here.
 
-    Raises Problem 422 for a session on a repository; 403 for a model or tool that is not allowed, and for a tool that
-    the run would have and that the boundary around runs does not allow here, hosts that a tool could reach included.
-    Numbers are lowered silently to their bounds.
+    Raises Problem 422 for a session on a repository and for files that cannot be; 403 for a model or tool that is not
+    allowed, and for a tool that the run would have and that the boundary around runs does not allow here, hosts that a
+    tool could reach included. Numbers are lowered silently to their bounds.
     """
     if repository is not None and request.session is not None:
         raise Problem(422, "invalid", "session: a run on a repository belongs to no session; leave one of the two out")
@@ -117,7 +122,30 @@ def plan(
         egress=egress,
         instead_of=instead_of,
         repository=repository,
+        files=tuple(_files(request.files)),
     )
+
+
+def _files(sent: Sequence[InputFile]) -> Iterable[tuple[str, bytes]]:
+    """Raises Problem 422."""
+    seen: set[str] = set()
+    for number, file in enumerate(sent):
+        problem = files.problem_of(file.path)
+        if problem is None and file.path in seen:
+            problem = "is there twice"
+        if problem is not None:
+            raise Problem(422, "invalid", f"files[{number}].path {problem}")
+        seen.add(file.path)
+        try:
+            content = (file.content or "").encode() if file.content_base64 is None else _decoded(file.content_base64)
+        except ValueError as error:  # half a surrogate pair, too
+            name = "content" if file.content_base64 is None else "content_base64"
+            raise Problem(422, "invalid", f"files[{number}].{name} cannot be read") from error
+        yield file.path, content
+
+
+def _decoded(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
 
 
 def _refusers(ours: bool, theirs: bool, setting: str) -> str:

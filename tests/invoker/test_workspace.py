@@ -184,3 +184,15 @@ def test_what_a_run_has_changed_is_in_its_answer(desk: Desk) -> None:
         git(clone, "checkout", "--quiet", commit)
         git(clone, "apply", "-", stdin=patch.content)
         assert (clone / "a.txt").read_text() == "one\nthree\n" and not (clone / "b.txt").exists()
+
+
+def test_files_that_are_sent_are_there_when_the_run_begins(desk: Desk) -> None:
+    desk.server.create("org/with")
+    desk.server.commit("org/with", {"a": "from the repository\n"})
+    sent = [{"path": "a", "content": "from the caller\n"}, {"path": "new/b", "content_base64": "AAEC"}]
+    prompt = tool("Bash", command="cat a; wc -c new/b; id -u > made")
+    answer = desk.post("org/with", "main", {"prompt": prompt, "tools": ["Bash"], "files": sent})
+    said = desk.said(answer)
+    assert "from the caller" in said and "3 new/b" in said
+    assert [change["path"] for change in answer.json()["changes"]] == ["a", "made", "new/b"]
+    assert {artifact["path"] for artifact in answer.json()["artifacts"]} == {"changes.patch", "made"}

@@ -24,7 +24,7 @@ ENVIRONMENT = {
 
 def git(folder: Path, *arguments: str, stdin: bytes | None = None) -> str:
     done = subprocess.run(
-        ["git", "-c", "protocol.file.allow=always", *arguments],
+        ["git", "-c", "protocol.file.allow=always", "-c", "gc.auto=0", "-c", "maintenance.auto=false", *arguments],
         cwd=folder, env=ENVIRONMENT, input=stdin, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()

@@ -27,6 +27,7 @@ from claude_invoker.runs.sessions import Session
 from claude_invoker.runs.translate import Translator
 from claude_invoker.runs.watch import Watch
 from claude_invoker.settings import Settings
+from claude_invoker.workspace import files
 from claude_invoker.workspace.checkout import instructions
 from claude_invoker.workspace.difference import PATCH, NoDifference, difference
 from claude_invoker.workspace.workspaces import Workspaces
@@ -70,6 +71,9 @@ class Executor:
         run.work = process.tree.work
         try:
             before = ready.before
+            if run.plan.files:
+                await self._put(run, process)
+                before = None
             if before is None:
                 before = await asyncio.to_thread(artifacts.survey, process.tree.work)
             began = time.monotonic()
@@ -105,6 +109,16 @@ class Executor:
             repository=run.repository,
             changes=run.changes,
         )
+
+    async def _put(self, run: Run, process: CliProcess) -> None:
+        """Gives the run what its caller has sent along. Raises Problem 422, 503."""
+        try:
+            await asyncio.to_thread(files.put, process.tree.work, run.plan.files, process.uid)
+        except files.NoPlace as error:
+            raise Problem(422, "invalid", f"files: {error}") from error
+        except OSError as error:
+            _log.error("run %s: its files cannot be put into its directory: %s", run.id, error.strerror)
+            raise Problem(503, "busy", "the files cannot be stored now", {"Retry-After": "10"}) from error
 
     async def _converse(self, run: Run, ready: Ready) -> Result:
         """Sends the plan and translates what comes back. The result message. Raises Problem, CliError."""
