@@ -176,7 +176,7 @@ async def test_a_use_is_remembered_for_as_long_as_the_attestation_lives(redis_se
     assert 300 + SKEW_S - 30 < client.ttl("claude:jti:a") <= 300 + SKEW_S + 1
     assert await seen.first("over", now - 3600)
     assert 0 < client.pttl("claude:jti:over") <= 1000
-    assert await seen.reachable()
+    assert await seen.obstacle() is None
     await seen.close()
 
 
@@ -194,13 +194,13 @@ async def test_memory_forgets_only_what_can_be_used_no_more(monkeypatch: pytest.
     assert await seen.first("another", clock[0] + 10)
     assert set(seen._seen) == {"long", "another"}
     assert not await seen.first("long", clock[0])
-    assert await seen.reachable()
+    assert await seen.obstacle() is None
     await seen.close()
 
 
 async def test_a_redis_that_does_not_answer_is_known(tmp_path: Path) -> None:
     seen = SeenOnce(f"unix://{tmp_path}/nobody.sock")
-    assert await seen.reachable() is False
+    assert "nobody.sock cannot be used" in (await seen.obstacle() or "")
     with pytest.raises(Problem) as refused:
         await seen.first("a", time.time() + 30)
     assert (refused.value.status, refused.value.kind, refused.value.headers["Retry-After"]) == (503, "busy", "2")
