@@ -90,6 +90,10 @@ class Signer:
         binding = Binding(self.issuer, self.audience, method, path_claim(path), route, request_id)
         return Attestation(binding, issued, issued + self.ttl, _b64(secrets.token_bytes(12)).decode())
 
+    def is_of(self, header: str) -> bool:
+        """Whether it says that it is signed with this key; `verify` tells whether it is."""
+        return header.startswith(_protected(_algorithm(self.key), self.kid))
+
     def sign(self, attestation: Attestation) -> str:
         """The header's value. Raises AttestationError where it is larger than MAX_HEADER."""
         header = self.sign_claims(attestation.to_claims())

@@ -25,9 +25,12 @@ from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
 from claude_invoker.metrics import Metrics
 from claude_invoker.replay import SeenOnce
+from claude_invoker.replicas.address import address
+from claude_invoker.replicas.forwarding import Forwarder
+from claude_invoker.replicas.register import Register
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
-from claude_invoker.services import Jobs, Services
+from claude_invoker.services import Jobs, Replicas, Services
 from claude_invoker.settings import Settings
 from claude_invoker.tracing import Tracing
 
@@ -51,13 +54,23 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     tracing = Tracing(settings.otlp_endpoint)
 
     audit = open_audit(settings)
+    replicas = None
+    if settings.runs_redis_url:
+        replicas = Replicas(Register(settings.runs_redis_url, address(settings)), Forwarder())
+
+    def began(run: Run) -> None:
+        audit.note(audit_of.began(run))
+        if replicas is not None:
+            replicas.register.began(run)
 
     def finished(run: Run) -> None:
         audit.note(audit_of.ended(run))
         metrics.observe(run)
         tracing.record(run)
+        if replicas is not None:
+            replicas.register.finished(run)
 
-    engine.on_start = lambda run: audit.note(audit_of.began(run))
+    engine.on_start = began
     engine.on_finish = finished
     if ledger is not None:
         ledger.on_warning = metrics.warned
@@ -67,12 +80,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         store = Store.open(settings.redis_url, settings.tier_priority, settings.held)
         jobs = Jobs(store, open_queues(settings.redis_url))
     seen = SeenOnce(settings.redis_url)
-    parts = Services(settings, engine, metrics, trust.keys(settings), seen, ledger, jobs)
+    parts = Services(settings, engine, metrics, trust.keys(settings), seen, ledger, jobs, replicas)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(audit)
+            if replicas is not None:
+                await stack.enter_async_context(replicas.register)
             if jobs is not None and settings.worker == "embedded":
                 await stack.enter_async_context(serving(settings, engine, jobs.store, jobs.queues))
             else:
@@ -80,6 +95,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             yield
         if jobs is not None:
             await jobs.close()
+        if replicas is not None:
+            await replicas.forwarder.close()
         await seen.close()
         await asyncio.to_thread(tracing.close)
         if ledger is not None:

@@ -27,6 +27,10 @@ class Caller:
     route: str | None = None
     request_id: str | None = None
 
+    def may_see(self, subject: str) -> bool:
+        """Whether what belongs to that subject is shown to this caller."""
+        return subject == self.subject or "admin" in self.roles
+
 
 DEVELOPER = Caller("developer", roles=("admin",), route="open", request_id=None)
 

@@ -13,6 +13,8 @@ from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
 from claude_invoker.metrics import Metrics
 from claude_invoker.replay import SeenOnce
+from claude_invoker.replicas.forwarding import Forwarder
+from claude_invoker.replicas.register import Register
 from claude_invoker.runs.engine import Engine
 from claude_invoker.settings import Settings
 
@@ -30,8 +32,16 @@ class Jobs:
 
 
 @dataclass(frozen=True)
+class Replicas:
+    """What this one knows of the others."""
+
+    register: Register
+    forwarder: Forwarder
+
+
+@dataclass(frozen=True)
 class Services:
-    """`ledger` and `jobs` are None where no Redis is configured."""
+    """`ledger` and `jobs` are None where no Redis is configured, `replicas` where none is for them."""
 
     settings: Settings
     engine: Engine
@@ -40,6 +50,7 @@ class Services:
     seen: SeenOnce
     ledger: Ledger | None
     jobs: Jobs | None
+    replicas: Replicas | None
 
 
 def services(request: Request) -> Services:

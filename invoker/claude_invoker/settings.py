@@ -78,6 +78,11 @@ class Settings(BaseSettings):
     required_checks_run: Names = ("jwt-claims", "rate-tiers")
     """The same for starting a run."""
     redis_url: str | None = None
+    runs_redis_url: str | None = None
+    """A Redis for the records of runs, so that any of several invokers answers for any run, and for those that are over
+    after a restart. Another than that of the limits, which must never be full (docs/invoker.md)."""
+    replica_url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
+    """Where the other invokers reach this one; unset: `INVOKER_HOST`, or this machine's address, and `INVOKER_PORT`."""
 
     anthropic_base_url: str = Field(
         default="https://api.anthropic.com",

@@ -76,7 +76,7 @@ async def _attestation(request: Request, checks: tuple[str, ...]) -> Attestation
         raise _unauthenticated("there is no attestation: ask through the gateway")
     path = request.scope.get("raw_path", b"").decode("latin-1").partition("?")[0]
     try:
-        attestation = verify(
+        attestation = _of_a_replica(request, header) or verify(
             header,
             services(request).attestation_keys,
             issuer=settings.attestation_issuer,
@@ -87,6 +87,17 @@ async def _attestation(request: Request, checks: tuple[str, ...]) -> Attestation
     except AttestationError as error:
         raise _unauthenticated(str(error), error.reason) from error
     return attestation
+
+
+def _of_a_replica(request: Request, header: str) -> Attestation | None:
+    """What another invoker says of the caller whom the gateway has attested to it. None where it is of no invoker.
+    Raises AttestationError."""
+    replicas = services(request).replicas
+    signer = replicas.register.signer(replicas.register.name) if replicas is not None else None
+    if signer is None or not signer.is_of(header):
+        return None
+    request.state.forwarded = True
+    return verify(header, signer.keys, issuer=signer.issuer, audience=signer.audience, skew=SKEW_S)
 
 
 async def _first_use(request: Request, attestation: Attestation) -> None:

@@ -57,6 +57,8 @@ async def submitted(request: Request, invoke: InvokeRequest, caller: Caller) -> 
     run = engine.submit(chosen, caller)
     run.traceparent = border.traceparent(request)
     request.state.started = True
+    if (replicas := services(request).replicas) is not None:
+        await replicas.register.written(run)  # the answer may name it at once
     return run
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -17,6 +17,7 @@ from starlette.types import Scope
 from claude_contract.versions import UnknownVersion
 from claude_invoker.api.languages import PROBLEM, language_of, request_id, said
 from claude_invoker.problem import Problem
+from claude_invoker.replicas.forwarding import Elsewhere
 
 Place = tuple[int | str, ...]
 """Of a value in a body: the names and numbers that lead to it."""
@@ -102,6 +103,10 @@ def install(app: FastAPI, prefix: str = "") -> None:
     @app.exception_handler(Problem)
     async def _problem(request: Request, problem: Problem) -> JSONResponse:
         return answer(problem, request.scope, prefix)
+
+    @app.exception_handler(Elsewhere)
+    async def _elsewhere(request: Request, found: Elsewhere) -> Response:
+        return found.answer
 
     @app.exception_handler(UnknownVersion)
     async def _unknown_version(request: Request, error: UnknownVersion) -> JSONResponse:

@@ -11,12 +11,13 @@ from claude_invoker.api.border import last_event_id
 from claude_invoker.api.files import file_answer
 from claude_invoker.api.links import linked, view_with_links
 from claude_invoker.api.problems import RESPONSES
+from claude_invoker.api.replicas import files_of, run_of
 from claude_invoker.api.stream import RETRY, event_stream, without_events
 from claude_invoker.api.zip import zipped
 from claude_invoker.caller import Caller
 from claude_invoker.model import Artifact, RunView
 from claude_invoker.problem import Problem
-from claude_invoker.runs.engine import Engine
+from claude_invoker.replicas.record import PastRun
 from claude_invoker.runs.run import Run
 from claude_invoker.services import services
 from claude_invoker.trust import attested
@@ -24,12 +25,12 @@ from claude_invoker.trust import attested
 router = APIRouter(tags=["runs"], responses={status: RESPONSES[status] for status in (401, 404)})
 
 
-async def own_run(run_id: str, request: Request, caller: Annotated[Caller, Depends(attested)]) -> Run:
-    engine: Engine = services(request).engine
-    return engine.find(run_id, caller)
+async def own_run(run_id: str, request: Request, caller: Annotated[Caller, Depends(attested)]) -> Run | PastRun:
+    """The run, whichever replica runs it. Raises Problem 404, also for the runs of others; Elsewhere."""
+    return await run_of(request, run_id, caller)
 
 
-OwnRun = Annotated[Run, Depends(own_run)]
+OwnRun = Annotated[Run | PastRun, Depends(own_run)]
 
 
 @router.get("/runs/{run_id}", response_model=RunView)
@@ -70,10 +71,12 @@ async def events(
     response_model=list[Artifact],
     responses={200: {"description": "The list; with `?format=zip` all files", "content": {"application/zip": {}}}},
 )
-async def artifacts(request: Request, run: OwnRun, format: str | None = None) -> Response:
+async def artifacts(
+    request: Request, run: OwnRun, caller: Annotated[Caller, Depends(attested)], format: str | None = None
+) -> Response:
     """What the run left, as a list or (`?format=zip`) as one archive."""
     if format == "zip":
-        return zipped(run.id, run.files, run.artifacts)
+        return zipped(run.id, await files_of(request, run, caller), run.artifacts)
     return JSONResponse([artifact.model_dump(mode="json") for artifact in linked(request, run.id, run.artifacts)])
 
 
@@ -87,9 +90,9 @@ async def artifacts(request: Request, run: OwnRun, format: str | None = None) ->
         416: {"description": "No such range"},
     },
 )
-async def artifact(request: Request, run: OwnRun, path: str) -> Response:
+async def artifact(request: Request, run: OwnRun, caller: Annotated[Caller, Depends(attested)], path: str) -> Response:
     """One file: its type by content, its SHA-256 as ETag, ranges."""
     found = next((artifact for artifact in run.artifacts if artifact.path == path), None)
     if found is None:
         raise Problem(404, "not-found", "the run left no such file")
-    return file_answer(request, run.files, found)
+    return file_answer(request, await files_of(request, run, caller), found)

@@ -10,6 +10,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from claude_invoker.head import asked_method
+from claude_invoker.replicas.record import PastRun
 from claude_invoker.runs.events import Event
 from claude_invoker.runs.run import Run
 
@@ -34,7 +35,13 @@ def without_events(request: Request, *, nothing_left: bool, headers: dict[str, s
 
 
 def event_stream(
-    run: Run, last_id: int, *, heartbeat_s: float, grace_s: float | None, headers: dict[str, str], begin: bytes = b""
+    run: Run | PastRun,
+    last_id: int,
+    *,
+    heartbeat_s: float,
+    grace_s: float | None,
+    headers: dict[str, str],
+    begin: bytes = b"",
 ) -> StreamingResponse:
     """The answer that follows a run. When the last client of a run has been gone for `grace_s` the run is
     cancelled (None: never)."""
@@ -46,7 +53,7 @@ def event_stream(
 
 
 async def _encoded(
-    run: Run, last_id: int, heartbeat_s: float, grace_s: float | None, begin: bytes
+    run: Run | PastRun, last_id: int, heartbeat_s: float, grace_s: float | None, begin: bytes
 ) -> AsyncIterator[bytes]:
     async with followed(run, last_id, heartbeat_s, grace_s) as events:
         if begin:
@@ -57,7 +64,7 @@ async def _encoded(
 
 @asynccontextmanager
 async def followed(
-    run: Run, last_id: int, heartbeat_s: float, grace_s: float | None
+    run: Run | PastRun, last_id: int, heartbeat_s: float, grace_s: float | None
 ) -> AsyncIterator[AsyncIterator[Event | None]]:
     """A run's events for one client, None after each `heartbeat_s` without one. See `event_stream` for `grace_s`."""
     run.watchers += 1
@@ -66,11 +73,11 @@ async def followed(
             yield events
     finally:
         run.watchers -= 1
-        if grace_s is not None and run.watchers == 0 and not run.done.is_set():
+        if grace_s is not None and run.watchers == 0 and not run.is_over:
             asyncio.get_running_loop().call_later(grace_s, cancel_if_alone, run)
 
 
-async def _with_heartbeats(run: Run, last_id: int, heartbeat_s: float) -> AsyncGenerator[Event | None, None]:
+async def _with_heartbeats(run: Run | PastRun, last_id: int, heartbeat_s: float) -> AsyncGenerator[Event | None, None]:
     events = run.events.follow(last_id)
     upcoming: asyncio.Future[Event] | None = None
     try:
@@ -93,7 +100,7 @@ async def _with_heartbeats(run: Run, last_id: int, heartbeat_s: float) -> AsyncG
                 await upcoming
 
 
-def cancel_if_alone(run: Run) -> None:
+def cancel_if_alone(run: Run | PastRun) -> None:
     """Cancels a run that no client is attached to."""
     if run.watchers == 0:
         run.cancel("the client went away")

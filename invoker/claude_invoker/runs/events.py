@@ -47,6 +47,15 @@ class EventLog:
         self._changed = asyncio.Event()
         self.closed = False
 
+    @classmethod
+    def of(cls, events: list[Event]) -> EventLog:
+        """One that is closed already, of events in order."""
+        log = cls()
+        log._events.extend(events)
+        log._last = events[-1].id if events else 0
+        log.closed = True
+        return log
+
     @property
     def last_id(self) -> int:
         return self._last

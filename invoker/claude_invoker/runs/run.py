@@ -80,6 +80,10 @@ class Run:
     """Clients that are attached to the run now (see `api.stream`)."""
 
     @property
+    def is_over(self) -> bool:
+        return self.done.is_set()
+
+    @property
     def leased(self) -> bool:
         return self.lease is not None
 

@@ -1,0 +1,63 @@
+"""Which replica answers for a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import Request
+
+from claude_invoker.caller import Caller
+from claude_invoker.problem import Problem
+from claude_invoker.replicas.forwarding import Elsewhere
+from claude_invoker.replicas.record import PastRun, past
+from claude_invoker.runs import artifacts
+from claude_invoker.runs.run import Run
+from claude_invoker.services import services
+
+_NONE = Problem(404, "not-found", "there is no such run")
+
+
+async def run_of(request: Request, run_id: str, caller: Caller) -> Run | PastRun:
+    """A run of the caller's: one of this process, or one that is over from its record. Raises Elsewhere with the answer
+    of the replica that runs it, Problem 404 (also for the runs of others) and 503."""
+    parts = services(request)
+    if parts.replicas is None or run_id in parts.engine.runs or was_forwarded(request):
+        return parts.engine.find(run_id, caller)
+    register = parts.replicas.register
+    known = await register.find(run_id)
+    if known is None or not caller.may_see(known.subject):
+        raise _NONE
+    if not known.is_over:
+        await _forward(request, caller, known.owner)
+        known = await register.give_up(known)
+        if not known.is_over:  # said by its replica meanwhile, which is there after all
+            raise Problem(503, "busy", "the invoker that runs it does not answer", {"Retry-After": "1"})
+    return past(known)
+
+
+async def files_of(request: Request, run: Run | PastRun, caller: Caller) -> Path:
+    """The directory of the run's artifacts. Raises Elsewhere where only the replica that ran it has them, Problem 404
+    where that is gone."""
+    if isinstance(run, Run):
+        return run.files
+    directory = artifacts.directory(services(request).settings, run.id)
+    if run.artifacts and not directory.is_dir():
+        await _forward(request, caller, run.owner)
+        raise Problem(404, "not-found", "the files are gone with the invoker that had them")
+    return directory
+
+
+def was_forwarded(request: Request) -> bool:
+    """Whether another replica asks, which does not ask again."""
+    return bool(getattr(request.state, "forwarded", False))
+
+
+async def _forward(request: Request, caller: Caller, owner: str) -> None:
+    """Raises Elsewhere, unless the owner is gone."""
+    parts = services(request)
+    assert parts.replicas is not None
+    address, signer = await parts.replicas.register.address_of(owner), parts.replicas.register.signer(owner)
+    if address is None or signer is None:
+        return
+    checks = parts.settings.required_checks
+    raise Elsewhere(await parts.replicas.forwarder.forward(request, caller, address, signer, checks))

@@ -1,0 +1,65 @@
+"""A caller's request about a run, handed on to the replica that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+import httpx
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from msgspec.structs import replace
+
+from claude_contract.attestation import HEADER, Signer
+from claude_contract.identity import Identity
+from claude_invoker.caller import Caller
+from claude_invoker.head import asked_method
+from claude_invoker.problem import Problem
+
+_ON = ("accept", "if-none-match", "if-range", "last-event-id", "range", "x-request-id")
+_HOP_BY_HOP = frozenset(("connection", "keep-alive", "transfer-encoding", "date", "server"))
+_TIMEOUTS = httpx.Timeout(10.0, connect=2.0, read=90.0)  # streams have heartbeats
+
+
+class Elsewhere(Exception):
+    """The answer is another replica's."""
+
+    def __init__(self, answer: Response) -> None:
+        self.answer = answer
+
+
+class Forwarder:
+    """One pool of connections to the other replicas."""
+
+    def __init__(self) -> None:
+        self._client = httpx.AsyncClient(timeout=_TIMEOUTS, trust_env=False, follow_redirects=False)
+
+    async def forward(
+        self, request: Request, caller: Caller, address: str, signer: Signer, checks: Sequence[str]
+    ) -> Response:
+        """The other's answer, passed on as it comes. Raises Problem 503 where it cannot be reached."""
+        method, path = asked_method(request), request.scope["raw_path"].decode("latin-1").partition("?")[0]
+        headers = [(name, request.headers[name]) for name in _ON if name in request.headers]
+        headers.append(("accept-encoding", "identity"))  # what is compressed is compressed here
+        fresh = signer.open(method=method, path=path, route=caller.route or "", request_id=caller.request_id or "")
+        known = Identity(caller.subject, tier=caller.tier, roles=caller.roles)
+        headers.append((HEADER, signer.sign(replace(fresh, identity=known, checks=tuple(sorted(checks))))))
+        query = request.scope["query_string"].decode("latin-1")
+        url = httpx.URL(address).copy_with(raw_path=(path + (f"?{query}" if query else "")).encode("latin-1"))
+        try:
+            answer = await self._client.send(self._client.build_request(method, url, headers=headers), stream=True)
+        except httpx.TransportError as error:
+            gone = "the invoker that runs it does not answer"
+            raise Problem(503, "busy", gone, {"Retry-After": "1"}) from error
+        kept = {name: value for name, value in answer.headers.items() if name not in _HOP_BY_HOP}
+        return StreamingResponse(_pieces(answer), status_code=answer.status_code, headers=kept)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+async def _pieces(answer: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for piece in answer.aiter_raw():
+            yield piece
+    finally:
+        await answer.aclose()

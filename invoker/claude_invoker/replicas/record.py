@@ -1,0 +1,129 @@
+"""What is known of a run outside of the process that runs it, and what that means to who asks."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+import orjson
+
+from claude_contract.versions import check
+from claude_invoker.model import Artifact, LeftOut, RunView, State
+from claude_invoker.problem import Problem
+from claude_invoker.runs.events import Event, EventLog
+
+VERSION = 1
+OVER: tuple[State, ...] = ("succeeded", "failed", "cancelled")
+MAX_EVENTS = 1 << 20
+"""Bytes that a run's events may take in its record, compressed; beyond it only the last one is kept."""
+LOST = Problem(503, "worker-lost", "the invoker that ran it is gone; the run may have had effects")
+
+
+class RunRecord(msgspec.Struct, frozen=True):
+    """A run's record. `view` (a RunView as JSON), `events` (see `pack`) and `last_event` are those of its end."""
+
+    id: str
+    subject: str
+    owner: str
+    """The replica that runs it."""
+    state: State
+    created_at: float
+    view: bytes = b""
+    events: bytes = b""
+    last_event: int = 0
+    v: int = VERSION
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in OVER
+
+
+_ENCODE = msgspec.msgpack.Encoder().encode
+_DECODE = msgspec.msgpack.Decoder(RunRecord).decode
+
+
+class _Version(msgspec.Struct):
+    v: int = 0
+
+
+def encode(record: RunRecord) -> bytes:
+    return _ENCODE(record)
+
+
+def decode(stored: bytes) -> RunRecord:
+    """Raises UnknownVersion for the record of another release."""
+    check("a run's record", msgspec.msgpack.decode(stored, type=_Version).v, VERSION)
+    return _DECODE(stored)
+
+
+def pack(events: Iterable[Event]) -> bytes:
+    """Numbers, names and data, compressed. Empty where that is more than MAX_EVENTS."""
+    packed = zlib.compress(msgspec.msgpack.encode([(event.id, event.name, event.data) for event in events]), 1)
+    return packed if len(packed) <= MAX_EVENTS else b""
+
+
+def unpack(packed: bytes) -> list[Event]:
+    """The inverse; of nothing nothing."""
+    if not packed:
+        return []
+    raw = msgspec.msgpack.decode(zlib.decompress(packed), type=list[tuple[int, str, bytes]])
+    return [Event(*event) for event in raw]
+
+
+@dataclass
+class PastRun:
+    """A run that is over, from its record: as far as its answer, its events and its artifacts go like a `Run`."""
+
+    id: str
+    subject: str
+    owner: str
+    shown: RunView
+    events: EventLog
+    watchers: int = field(default=0, init=False)
+
+    @property
+    def is_over(self) -> bool:
+        return True
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        return self.shown.artifacts
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        return self.shown.left_out
+
+    def view(self) -> RunView:
+        return self.shown
+
+    def cancel(self, reason: str) -> None:
+        """Does nothing, as to any run that is over."""
+
+
+def past(record: RunRecord) -> PastRun:
+    """The run of a record that says how it ended."""
+    shown = RunView.model_validate_json(record.view)
+    known = unpack(record.events) or [_last_of(shown, record.last_event)]
+    return PastRun(record.id, record.subject, record.owner, shown, EventLog.of(known))
+
+
+def lost(record: RunRecord) -> RunRecord:
+    """What becomes of the record of a run whose replica is gone."""
+    error = LOST.document()
+    view = RunView(id=record.id, state="failed", created_at=record.created_at, error=error)
+    return msgspec.structs.replace(
+        record,
+        state="failed",
+        view=view.model_dump_json().encode(),
+        # Nobody knows how many there were; who comes back has seen fewer.
+        last_event=1 << 40,
+    )
+
+
+def _last_of(shown: RunView, number: int) -> Event:
+    if shown.result is not None:
+        return Event(number, "run.finished", orjson.dumps(shown.result.model_dump(mode="json")))
+    document = (shown.error or {}) | {"run": shown.id, "cost_usd": shown.cost_usd}
+    return Event(number, "error", orjson.dumps(document))

@@ -1,0 +1,176 @@
+"""The runs of all replicas, in a Redis of their own: it may be full or away, and runs go on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from claude_contract.attestation import Signer
+from claude_invoker import redis_clients
+from claude_invoker.ending import ended
+from claude_invoker.problem import Problem
+from claude_invoker.replicas import record
+from claude_invoker.replicas.record import RunRecord
+from claude_invoker.runs.run import Run
+
+_log = logging.getLogger(__name__)
+_PREFIX = "claude:{runs}:"
+_KEY = _PREFIX + "key"
+_KID = "claude-invoker replica"
+LEASE_S = 10.0
+_BEAT_S = 3.0
+_TIMEOUT_S = 2.0
+_WRITE_S = 1.0
+"""How long an answer waits for its run's record at most."""
+_LONGEST_RUN_S = 2 * 86_400
+"""For which the record of a run that does not end is kept."""
+_SAY_S = 10.0
+_GIVE_UP = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
+  return 1
+end
+return 0
+"""
+
+
+class Register:
+    """Use as an async context manager. `address` is where other replicas reach this one, e.g. `http://10.0.0.7:8100`."""
+
+    def __init__(self, redis_url: str, address: str) -> None:
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._address = address
+        self._redis: Any = redis_clients.client(redis_url, socket_timeout=_TIMEOUT_S)
+        self._writing: dict[str, asyncio.Task[None]] = {}
+        self._beating: asyncio.Task[None] | None = None
+        self._key: bytes | None = None
+        self._said = -_SAY_S
+        self.unwritten = 0
+        """Records that could not be written, since the start."""
+
+    async def __aenter__(self) -> Register:
+        with contextlib.suppress(RedisError, OSError):  # the next beat tries again
+            await self._beat()
+        self._beating = asyncio.create_task(self._keep())
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        assert self._beating is not None
+        await ended(self._beating)
+        await asyncio.gather(*self._writing.values())
+        with contextlib.suppress(RedisError, OSError):
+            await self._redis.delete(_replica(self.name))
+        await self._redis.aclose()
+
+    def began(self, run: Run) -> None:
+        """Writes the run's record, beside what goes on. (A job has its own, see `jobs.store`.)"""
+        if not run.is_job:
+            first = RunRecord(run.id, run.subject, self.name, "running", run.created_at)
+            self._write(run.id, self._put(first, _LONGEST_RUN_S))
+
+    def finished(self, run: Run) -> None:
+        """The same of its end: its answer, and its events as far as there is room."""
+        if not run.is_job:
+            self._write(run.id, self._put_end(run))
+
+    async def written(self, run: Run) -> None:
+        """Returns once what was said of the run is written, or cannot be soon."""
+        if writing := self._writing.get(run.id):
+            await asyncio.wait((writing,), timeout=_WRITE_S)
+
+    async def find(self, run_id: str) -> RunRecord | None:
+        """Raises Problem 503 where Redis does not answer, UnknownVersion."""
+        try:
+            stored = await self._redis.get(_run(run_id))
+        except (RedisError, OSError) as error:
+            raise _away() from error
+        return None if stored is None else record.decode(stored)
+
+    async def address_of(self, owner: str) -> str | None:
+        """Where a replica is reached; None where it is gone. Raises Problem 503."""
+        try:
+            address = await self._redis.get(_replica(owner))
+        except (RedisError, OSError) as error:
+            raise _away() from error
+        return None if address is None else str(address.decode())
+
+    async def give_up(self, known: RunRecord) -> RunRecord:
+        """Says that a run has ended with its replica, unless somebody has said something else meanwhile. What holds
+        then. Raises Problem 503."""
+        lost = record.lost(known)
+        try:
+            await self._redis.eval(_GIVE_UP, 1, _run(known.id), record.encode(known), record.encode(lost))
+        except (RedisError, OSError) as error:
+            raise _away() from error
+        return await self.find(known.id) or lost
+
+    def signer(self, audience: str) -> Signer | None:
+        """Of what replicas ask each other in a caller's name. None while Redis has not told the key."""
+        if self._key is None:
+            return None
+        return Signer(_KID, self._key, {_KID: self._key}, issuer="claude-invoker", audience=audience)
+
+    def _write(self, run_id: str, work: Coroutine[Any, Any, None]) -> None:
+        before = self._writing.get(run_id)
+        task = asyncio.create_task(self._written(before, work))
+        self._writing[run_id] = task
+        task.add_done_callback(lambda done: self._writing.pop(run_id) if self._writing.get(run_id) is done else None)
+
+    async def _written(self, before: asyncio.Task[None] | None, work: Coroutine[Any, Any, None]) -> None:
+        if before is not None:
+            await asyncio.wait((before,))
+        try:
+            await work
+        except (RedisError, OSError) as error:
+            self.unwritten += 1
+            if time.monotonic() - self._said >= _SAY_S:
+                self._said = time.monotonic()
+                _log.warning("records of runs are not written, other replicas do not know them: %s", error)
+
+    async def _put(self, known: RunRecord, keep_s: float) -> None:
+        await self._redis.set(_run(known.id), record.encode(known), ex=max(1, int(keep_s)))
+
+    async def _put_end(self, run: Run) -> None:
+        view = run.view().model_dump_json().encode()
+        events = await asyncio.to_thread(record.pack, run.events.since(0))
+        end = RunRecord(
+            run.id, run.subject, self.name, run.state, run.created_at, view, events, run.events.last_id
+        )  # fmt: skip
+        await self._put(end, run.retention_s)
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(_BEAT_S)
+            try:
+                await self._beat()
+            except (RedisError, OSError) as error:
+                _log.warning("this replica cannot be found by the others: %s", error)
+
+    async def _beat(self) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(_replica(self.name), self._address, px=int(LEASE_S * 1000))
+            pipe.set(_KEY, secrets.token_bytes(32), nx=True)
+            pipe.get(_KEY)
+            self._key = (await pipe.execute())[-1]
+
+
+def _run(run_id: str) -> str:
+    return f"{_PREFIX}run:{run_id}"
+
+
+def _replica(name: str) -> str:
+    return f"{_PREFIX}replica:{name}"
+
+
+def _away() -> Problem:
+    return Problem(503, "busy", "the Redis of the runs does not answer", {"Retry-After": "2"})

@@ -1,0 +1,221 @@
+"""Two invokers as processes of their own: whichever is asked, the answer is that of the run."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from claude_contract.attestation import HEADER, Signer
+from claude_invoker.replicas.register import LEASE_S
+from tests.invoker.conftest import Invoker, as_root, tool, wait_for
+from tests.rate_tiers.servers import RedisProcess
+from tests.support.attest import signed
+
+pytestmark = [as_root, pytest.mark.timeout(180)]
+SECRET = "a secret of thirty-two bytes at least"
+SIGNER = Signer("1", SECRET.encode(), {"1": SECRET.encode()})
+ALL = ["jwt-claims", "prompt-context", "rate-tiers"]
+SLOW = "[[delay 500]] [[say one two three four five six]]"
+FILE = tool("Write", file_path="a b.md", content="# A")
+
+
+class As(httpx.Auth):
+    """The gateway in front of an invoker."""
+
+    def __init__(self, subject: str = "alice", **claims: Any) -> None:
+        self.claims = {"sub": subject, "chk": ALL} | claims
+
+    requires_request_body = True
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response]:
+        path = request.url.raw_path.decode().partition("?")[0]
+        request.headers[HEADER] = signed(SIGNER, request.method, path, **self.claims)
+        yield request
+
+
+def client(of: Invoker, subject: str = "alice", **claims: Any) -> httpx.Client:
+    return httpx.Client(base_url=of.url, auth=As(subject, **claims), timeout=60)
+
+
+Pair = tuple[Invoker, Invoker]
+
+
+@pytest.fixture(scope="module")
+def start(start_invoker: Callable[..., Invoker], shared_redis: RedisProcess) -> Callable[..., Invoker]:
+    def started(**more: Any) -> Invoker:
+        url = shared_redis.url
+        shared = {"redis_url": url, "runs_redis_url": url, "attestation_key": SECRET, "trust": "attested"}
+        return start_invoker(pool_size=0, idle_s=60, **(shared | more))
+
+    return started
+
+
+@pytest.fixture(scope="module")
+def pair(start: Callable[..., Invoker]) -> Pair:
+    return start(), start()
+
+
+def ids(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"^id: (\d+)$", text, re.MULTILINE)]
+
+
+def test_any_replica_answers_for_a_run_that_is_over(pair: Pair) -> None:
+    one, other = pair
+    with client(one) as here, client(other) as there:
+        ran = here.post("/claude/invoke", json={"prompt": FILE, "tools": ["Write"]})
+        assert ran.status_code == 200, ran.text
+        run = f"/claude/runs/{ran.json()['id']}"
+        wait_for(lambda: there.get(run).json()["state"] == "succeeded", what="its record")
+        assert there.get(run).json() == here.get(run).json()
+        assert there.get(f"{run}/artifacts").json() == here.get(f"{run}/artifacts").json() == ran.json()["artifacts"]
+        # It has no files of the other, which has.
+        file = there.get(ran.json()["artifacts"][0]["href"])
+        assert (file.status_code, file.text) == (200, "# A")
+        part = there.get(ran.json()["artifacts"][0]["href"], headers={"Range": "bytes=2-"})
+        assert (part.status_code, part.text) == (206, "A")
+        assert there.head(ran.json()["artifacts"][0]["href"]).headers["etag"] == file.headers["etag"]
+        assert there.get(f"{run}/artifacts", params={"format": "zip"}).content[:2] == b"PK"
+        assert there.get(f"{run}/events").text == here.get(f"{run}/events").text
+        assert there.get(f"{run}/events", headers={"Last-Event-ID": "9999"}).status_code == 204
+        assert there.delete(run).status_code == 202
+
+
+def test_a_run_that_goes_on_is_followed_and_cancelled_by_way_of_another(pair: Pair) -> None:
+    one, other = pair
+    streamed = {"Accept": "text/event-stream"}
+    with client(one) as here, client(other) as there:
+        with here.stream("POST", "/claude/invoke", json={"prompt": SLOW}, headers=streamed) as stream:
+            run = stream.headers["location"]
+            assert there.get(run).json()["state"] in ("waiting", "running")
+            followed = there.get(f"{run}/events").text
+            own = stream.read().decode()
+        assert ids(followed) == ids(own) and "event: run.finished" in followed
+        with here.stream("POST", "/claude/invoke", json={"prompt": SLOW}, headers=streamed) as stream:
+            assert there.delete(stream.headers["location"]).status_code == 202
+            assert "cancelled by its caller" in stream.read().decode()
+
+
+def test_a_run_is_nobody_elses_at_any_replica(pair: Pair) -> None:
+    one, other = pair
+    with client(one) as here:
+        run = "/claude/runs/" + here.post("/claude/invoke", json={"prompt": FILE, "tools": ["Write"]}).json()["id"]
+    asked = [
+        ("GET", run), ("GET", f"{run}/events"), ("DELETE", run), ("GET", f"{run}/artifacts"),
+        ("GET", f"{run}/artifacts/a%20b.md"), ("GET", "/claude/runs/run_of_nobody"),
+    ]  # fmt: skip
+    with client(other, "mallory") as stranger, client(other, "root", roles=["admin"]) as admin:
+        unknown = stranger.get("/claude/runs/run_0").json()
+        for method, path in asked:
+            refused = stranger.request(method, path)
+            assert (refused.status_code, refused.json()) == (404, unknown), path  # as one that does not exist
+        assert admin.get(run).status_code == 200
+
+
+def test_what_replicas_say_to_each_other_nobody_else_can_say(pair: Pair, shared_redis: RedisProcess) -> None:
+    """The header that a replica believes of another: only with the key, for that replica, that request, once."""
+    one, _ = pair
+    with client(one) as here:
+        run = "/claude/runs/" + here.post("/claude/invoke", json={"prompt": "hi"}).json()["id"]
+    with redis.Redis.from_url(shared_redis.url) as known:
+        key = known.get("claude:{runs}:key")
+        names = [name.decode().removeprefix("claude:{runs}:replica:") for name in known.keys("claude:{runs}:replica:*")]
+    assert isinstance(key, bytes) and len(key) == 32
+    (name,) = [name for name in names if f":{one.pid}:" in name]
+    kid = "claude-invoker replica"
+    claims: dict[str, Any] = {"sub": "alice", "chk": ALL}
+
+    def ask(secret: bytes, audience: str, path: str = run) -> int:
+        signer = Signer(kid, secret, {kid: secret}, issuer="claude-invoker", audience=audience)
+        header = signed(signer, "GET", path, **claims)
+        answers = [httpx.get(f"{one.url}{run}", headers={HEADER: header}).status_code for _ in range(2)]
+        assert answers[1] == 401  # once
+        return answers[0]
+
+    assert ask(key, name) == 200  # the control
+    assert ask(key, "another:1:ff") == 401
+    assert ask(b"x" * 32, name) == 401
+    assert ask(SECRET.encode(), name) == 401
+    assert ask(key, name, "/claude/runs/run_other") == 401
+
+
+def test_a_run_whose_replica_is_killed_ends_as_an_error_and_one_that_was_over_is_kept(
+    start: Callable[..., Invoker], pair: Pair
+) -> None:
+    victim, other = start(), pair[1]
+    with client(victim) as here, client(other) as there:
+        done = "/claude/runs/" + here.post("/claude/invoke", json={"prompt": "hi"}).json()["id"]
+        wait_for(lambda: there.get(done).json()["state"] == "succeeded", what="its record")
+        with here.stream(
+            "POST",
+            "/claude/invoke",
+            json={"prompt": SLOW.replace("500", "9000")},
+            headers={"Accept": "text/event-stream"},
+        ) as stream:
+            run = stream.headers["location"]
+            assert there.get(run).status_code == 200
+            os.kill(victim.pid, signal.SIGKILL)
+            with pytest.raises(httpx.TransportError):
+                stream.read()
+        killed = time.monotonic()
+        assert there.get(run).status_code == 503  # it may come back
+        wait_for(lambda: there.get(run).status_code == 200, what="that it is given up", within_s=LEASE_S * 4)
+        assert time.monotonic() - killed < LEASE_S * 4
+        view = there.get(run).json()
+        assert (view["state"], view["error"]["type"][-11:]) == ("failed", "worker-lost")
+        assert "event: error" in there.get(f"{run}/events", headers={"Last-Event-ID": "3"}).text
+        assert there.get(done).json()["result"]["result"]
+
+
+def test_a_full_or_dead_redis_of_runs_stops_no_run(start: Callable[..., Invoker], own_redis: RedisProcess) -> None:
+    runs = own_redis
+    invoker = start(runs_redis_url=runs.url)
+    with redis.Redis.from_url(runs.url) as full, client(invoker) as api:
+        full.config_set("maxmemory", "1")
+        full.config_set("maxmemory-policy", "noeviction")
+        run = api.post("/claude/invoke", json={"prompt": "hi"})
+        assert run.status_code == 200
+        assert api.get(f"/claude/runs/{run.json()['id']}").status_code == 200
+        assert api.get("/claude/runs/run_0").status_code == 404
+        runs.kill()
+        again = api.post("/claude/invoke", json={"prompt": "hi"})
+        assert again.status_code == 200
+        assert api.get(f"/claude/runs/{again.json()['id']}").status_code == 200
+        assert api.get("/claude/runs/run_0").status_code == 503  # who knows
+    assert invoker.ready()
+    assert "records of runs are not written" in invoker.log.read_text()
+
+
+def test_many_at_once(pair: Pair) -> None:
+    """Each request goes to either: nothing is lost, and nothing answered wrongly."""
+    wrong: list[str] = []
+
+    def one(number: int) -> None:
+        clients = [client(invoker, f"user{number}") for invoker in pair]
+        for turn in range(3):
+            body = {"prompt": f"[[say {number}-{turn}]]"}
+            made = clients[(number + turn) % 2].post("/claude/invoke", json=body)
+            if made.status_code != 200:
+                wrong.append(made.text)
+                continue
+            for asked in clients:
+                seen = asked.get(f"/claude/runs/{made.json()['id']}").json()
+                if seen.get("result", {}).get("result") != made.json()["result"]:
+                    wrong.append(str(seen))
+        for opened in clients:
+            opened.close()
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
