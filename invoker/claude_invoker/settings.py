@@ -232,7 +232,7 @@ class Settings(BaseSettings):
     def _destinations(cls, value: Any) -> Any:
         return tuple(map(destinations.parse, cls._split(value))) if isinstance(value, str) else value
 
-    @field_validator("redis_url")
+    @field_validator("redis_url", "runs_redis_url")
     @classmethod
     def _redis_can_be_asked(cls, url: str | None) -> str | None:
         if url is not None:

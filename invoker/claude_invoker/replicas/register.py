@@ -50,7 +50,7 @@ class Register:
     def __init__(self, redis_url: str, address: str) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._address = address
-        self._redis: Any = redis_clients.client(redis_url, socket_timeout=_TIMEOUT_S)
+        self._redis: Any = redis_clients.client_of(redis_url, _KEY, socket_timeout=_TIMEOUT_S)
         self._writing: dict[str, asyncio.Task[None]] = {}
         self._beating: asyncio.Task[None] | None = None
         self._key: bytes | None = None
