@@ -28,6 +28,7 @@ from claude_invoker.plan import plan
 from claude_invoker.problem import TITLES, Problem
 from claude_invoker.settings import Settings
 from kong_claude_local.standin.script import reply_to
+from kong_claude_local.standin.server import _input_tokens
 
 CLI = Path("/opt/claude")
 SHAPE = Shape(("Read", "Write"), 7, 0.5)
@@ -349,3 +350,11 @@ def test_the_stand_ins_script() -> None:
 def test_the_stand_in_answers_anything(messages: Any) -> None:
     reply_to({"messages": messages if isinstance(messages, list) else [messages]})
     reply_to({"messages": [user(json.dumps(messages))]})
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.booleans())
+def test_the_stand_in_counts_no_less_than_it_charges(fresh: int, cached: int, scripted: bool) -> None:
+    """As the API, whose count is a bound of what a request is billed: a script of 5,000 tokens was counted as 2,300."""
+    usage = {"input_tokens": fresh, "cache_read_input_tokens": cached}
+    body = {"messages": [{"role": "user", "content": f"[[usage {json.dumps(usage)}]]" if scripted else "hi"}]}
+    assert _input_tokens(body, 400) == (max(1, fresh + cached) if scripted else 100)

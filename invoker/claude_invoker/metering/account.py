@@ -11,7 +11,7 @@ from claude_invoker.metering.prices import Price, Prices
 from claude_invoker.metering.request import Asked
 from claude_invoker.metering.usage import Used
 
-_ENOUGH_TOKENS = 8192
+ENOUGH_TOKENS = 8192
 """An answer that may be as long as this is rarely cut off: it is not worth a better bound, or waiting for others."""
 
 
@@ -48,6 +48,11 @@ class Account:
         return self.cap_usd - self.spent_usd - self.reserved_usd - self.unknown_usd
 
     @property
+    def has_drawn(self) -> bool:
+        """Whether one of them holds what the ledger has taken for it."""
+        return any(each.is_drawn for each in self._open)
+
+    @property
     def drawn_usd(self) -> Decimal:
         """What the ledger has taken for requests under way, with what others may have cost."""
         return sum((each.usd for each in self._open if each.is_drawn), self.unknown_usd)
@@ -80,7 +85,7 @@ class Account:
     ) -> bool:
         """Whether the answer may be as long as it asks for, or long enough."""
         fits = self.fits(asked, price, input_tokens, searches, within_usd)
-        return fits >= min(asked.max_tokens, _ENOUGH_TOKENS)
+        return fits >= min(asked.max_tokens, ENOUGH_TOKENS)
 
     async def others_settled(self) -> bool:
         """Waits for one of the requests under way: what it has not used of its reservation is there for others. False

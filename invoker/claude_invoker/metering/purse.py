@@ -6,7 +6,7 @@ import asyncio
 from decimal import Decimal
 from typing import Protocol
 
-from claude_invoker.metering.account import Account, Exhausted
+from claude_invoker.metering.account import ENOUGH_TOKENS, Account, Exhausted
 from claude_invoker.metering.bill import Bill, Reservation
 from claude_invoker.metering.figures import in_micro_usd
 from claude_invoker.metering.prices import Price
@@ -35,40 +35,57 @@ class Purse:
         self._account = account
         self._teller = teller
         self._turn = asyncio.Lock()
+        self._less = asyncio.Event()
+        """Set when less is under way than now."""
 
     async def reserve(self, asked: Asked, price: Price, tokens: int) -> Reservation:
-        """Of the run's own budget, then of all others: the answer may be shorter for it. `tokens`: a bound of its
-        input. Raises Exhausted, CannotDraw."""
+        """Of the run's own budget, then of all others: the answer may be shorter for it; after others of the run, where
+        what they have drawn is not there for this one. `tokens`: a bound of its input. Raises Exhausted, CannotDraw."""
+        while True:
+            async with self._turn:
+                less, others = self._less, self._account.has_drawn
+                found = await self._draw(asked, price, tokens, ENOUGH_TOKENS if others else 0)
+            if isinstance(found, Reservation):
+                return found
+            if not others:
+                self._account.exhausted, self._account.budget = True, found
+                raise Exhausted
+            await less.wait()
+
+    async def _draw(self, asked: Asked, price: Price, tokens: int, enough: int) -> Reservation | str:
+        """`enough`: how long the answer must be allowed to be, if it asks for as much. Why nothing is drawn, where
+        nothing is. Raises Exhausted, CannotDraw."""
         account = self._account
-        async with self._turn:
-            reservation = account.reserve(asked, price, tokens)
-            try:
-                under_way = account.drawn_usd
-                least = min(asked.least_usd(price, tokens), reservation.usd)
-                drawn = await self._teller.ask(
-                    self._run,
-                    in_micro_usd(account.spent_usd),
-                    in_micro_usd(under_way),
-                    in_micro_usd(under_way + least),
-                    in_micro_usd(under_way + reservation.usd),
-                )
-                if drawn.held is not None:
-                    raise CannotDraw(drawn.held)
-                if drawn.refused is not None:
-                    account.exhausted, account.budget = True, drawn.refused
-                    raise Exhausted
-                left = Decimal(drawn.micro_usd) / 1_000_000 - under_way
-                if left < reservation.usd:
-                    account.settle(reservation, Bill())
-                    reservation = account.reserve(asked, price, tokens, left)
-            except BaseException:
+        reservation = account.reserve(asked, price, tokens)
+        try:
+            under_way = account.drawn_usd
+            least = min(asked.least_usd(price, tokens, enough), reservation.usd)
+            drawn = await self._teller.ask(
+                self._run,
+                in_micro_usd(account.spent_usd),
+                in_micro_usd(under_way),
+                in_micro_usd(under_way + least),
+                in_micro_usd(under_way + reservation.usd),
+            )
+            if drawn.held is not None:
+                raise CannotDraw(drawn.held)
+            if drawn.refused is not None:
                 account.settle(reservation, Bill())
-                raise
-            reservation.is_drawn = True
-            return reservation
+                return drawn.refused
+            left = Decimal(drawn.micro_usd) / 1_000_000 - under_way
+            if left < reservation.usd:
+                account.settle(reservation, Bill())
+                reservation = account.reserve(asked, price, tokens, left)
+        except BaseException:
+            account.settle(reservation, Bill())
+            raise
+        reservation.is_drawn = True
+        return reservation
 
     async def settled(self) -> None:
         """Something of the account has changed: it has cost more, less is under way."""
         async with self._turn:
             under_way = in_micro_usd(self._account.drawn_usd)
             self._teller.say(self._run, in_micro_usd(self._account.spent_usd), under_way)
+            self._less.set()
+            self._less = asyncio.Event()

@@ -107,10 +107,12 @@ class Asked:
         thoughts = 0 if self.thinking is None else _FEWEST_THOUGHTS + 1
         return min(self.max_tokens, max(_FEWEST_TOKENS, thoughts))
 
-    def least_usd(self, price: Price, tokens: int) -> Decimal:
-        """The most that it can cost if it is lowered as far as it may be, where it has `tokens` of its own."""
+    def least_usd(self, price: Price, tokens: int, enough: int = 0) -> Decimal:
+        """The most that it can cost if it is lowered as far as it may be, where it has `tokens` of its own; its answer
+        not below `enough`, if it asks for as much."""
         searches = min(self.uses.searches, 1)
-        output = self.fewest_tokens * self.output_usd_bound(price, tokens, searches)
+        fewest = max(self.fewest_tokens, min(enough, self.max_tokens))
+        output = fewest * self.output_usd_bound(price, tokens, searches)
         return self.input_usd_bound(price, tokens, searches) + output
 
     def input_bound(self, price: Price) -> int:

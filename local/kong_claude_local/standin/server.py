@@ -19,6 +19,7 @@ from kong_claude_local.standin.script import Reply, reply_to
 
 _MAX_BODY = 64 * 1024 * 1024
 _COUNTER = itertools.count(1)
+_INPUT = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 
 
 class StandIn:
@@ -140,7 +141,7 @@ class StandIn:
             await send.json(401, _error("authentication_error", "invalid x-api-key"))
             return
         if path.endswith("/count_tokens"):
-            await send.json(200, {"input_tokens": max(1, len(body) // 4)})
+            await send.json(200, {"input_tokens": _input_tokens(document, len(body))})
             return
         reply = _shortened(reply_to(document), document.get("max_tokens"))
         if reply.hang:
@@ -305,6 +306,13 @@ def _shortened(reply: Reply, max_tokens: Any) -> Reply:
 
 def _output_tokens(reply: Reply) -> int:
     return int(reply.usage.get("output_tokens", 1 + len(reply.text) // 4))
+
+
+def _input_tokens(document: dict[str, Any], size: int) -> int:
+    """What the API would count: as many as the answer will say, where a script says it."""
+    usage = reply_to(document).usage
+    said = [usage[name] for name in _INPUT if isinstance(usage.get(name), int)]
+    return max(1, sum(said) if said else size // 4)
 
 
 def _chunks(text: str) -> Iterator[str]:
