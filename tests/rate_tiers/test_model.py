@@ -57,6 +57,9 @@ local real, redis = redis, setmetatable({}, {__index = redis})
 function redis.call(command, ...)
   if command == 'TIME' then
     return real.call('LRANGE', 'clock', 0, 1)
+  elseif command == 'PSETEX' then
+    local key, _, value = ...
+    return real.call('SET', key, value)
   elseif command == 'SET' then
     local key, value, only_new = ...
     if only_new == 'NX' then

@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
+import msgpack
 import pytest
 
 from claude_contract.errors import ConfigError
@@ -30,6 +31,7 @@ from claude_contract.ledger import (
     pool_key,
 )
 from claude_contract.ledger.calls import OutOfPeriod
+from claude_contract.ledger.limits import NO_WINDOWS
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.rate_tiers.local_ledger import LocalLedger
 from kong_claude.rate_tiers.plugin import RateTiers
@@ -271,6 +273,59 @@ def test_a_book_of_years_stays_short_and_right(clocked: ClockedRedis) -> None:
     month, day = Budget(1, "month", rolling=True), Budget(1, "day", "Asia/Kathmandu")
     assert spent(clocked, month, now) == 30 * 96 * 1000
     assert spent(clocked, day, now) == 23 * 1000  # since 18:15
+
+
+def counted(clocked: ClockedRedis, now: int) -> int:
+    """What the team has spent in Berlin's month, as an admission finds it."""
+    hour = (Windows((Window("hour", 100),)), NO_WINDOWS)
+    slot = Slot(pools=(Terms(None, (Budget(100 * DOLLAR, "month", "Europe/Berlin"),)), Terms()))
+    lease = Lease.new("claude", "ada", 0, TEAM)
+    admission = clocked.admit(Admit("claude", "ada", NO_WINDOWS, lease, slot, "reject", TEAM, hour), now)
+    assert admission.admitted
+    return admission.pools[0].spent[0].micro_usd
+
+
+@pytest.mark.parametrize("weakened", [False, True])
+def test_what_was_booked_before_a_month_is_remembered_no_longer_than_its_book(
+    clocked: ClockedRedis, weakened: bool
+) -> None:
+    """A book ends 33 days after the last booking, and the next one begins at nothing: what is remembered of the first
+    must not be taken off the second. The control remembers it for ever."""
+    book(clocked, 5, at("2026-10-25T12:00"))
+    assert [counted(clocked, at(f"2026-11-02T12:0{minute}")) for minute in (0, 1)] == [0, 0]
+    windows = "claude:{*}:pool.team:claim:red:w"
+    kept = msgpack.unpackb(cast(bytes, clocked.client.get(windows)), strict_map_key=False)
+    assert kept["b"] == [at("2026-11-26T12:00") // 1000, at("2026-10-31T23:00") // 1000, 5 * DOLLAR]
+    if weakened:
+        kept["b"][0] *= 2
+        clocked.client.set(windows, msgpack.packb(kept))
+    clocked.client.delete("claude:{*}:pool.team:claim:red:spent")
+    book(clocked, 6, at("2026-11-28T12:00"))
+    assert counted(clocked, at("2026-11-28T12:30")) == (1 if weakened else 6) * DOLLAR
+
+
+def test_a_book_that_is_gone_is_nothing_spent(clocked: ClockedRedis) -> None:
+    """Also where somebody has deleted it before its time, and begun it anew with less."""
+    book(clocked, 5, at("2026-10-31T12:00"))
+    book(clocked, 7, at("2026-11-01T12:00"))
+    now = at("2026-11-02T12:00")
+    assert [counted(clocked, now) for _ in range(2)] == [7 * DOLLAR] * 2
+    clocked.client.delete("claude:{*}:pool.team:claim:red:spent")
+    assert counted(clocked, now) == 0
+    book(clocked, 1, now)
+    assert counted(clocked, now) == DOLLAR
+
+
+def test_a_book_is_searched_once_in_a_month(clocked: ClockedRedis) -> None:
+    now, stats = at("2026-11-02T12:00"), []
+    book(clocked, 5, at("2026-10-25T12:00"))
+    for later in range(4):
+        book(clocked, 1, now + later * HOUR)
+        clocked.client.config_resetstat()
+        assert counted(clocked, now + later * HOUR) == (1 + later) * DOLLAR
+        found: Any = clocked.client.info("commandstats")
+        stats.append((found["cmdstat_getrange"]["calls"], "cmdstat_strlen" in found))
+    assert stats == [(3, True), (1, False), (1, False), (1, False)]
 
 
 NEWER: dict[str, Callable[[Any], Any]] = {

@@ -45,7 +45,7 @@ for n = 1, accounts do
   if lease ~= '' then
     a.terms = all_terms[n]
     a.running, a.reserved = found.each[n][1], found.each[n][2]
-    a.spent, a.left, a.book = read_spent(n, a.terms)
+    a.spent, a.left, a.book = read_spent(n, a.terms, windows)
   end
   if unreadable then
     return unreadable

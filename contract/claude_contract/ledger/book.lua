@@ -3,8 +3,7 @@
 -- What is said of a run is always what it has cost in all so far. `BOOKED` has how much of that is booked,
 -- "<micro-USD>:<version>", until the run is settled for good: so it is booked once, however often it is said and by whom.
 
-local BOOK_MS = 33 * DAY       -- longer than any period
-local LONG = RECORD * 4096     -- bytes, a month and a half of quarters: then what is older than BOOK_MS goes
+local LONG = RECORD * 4096  -- bytes, a month and a half of quarters: then what is older than BOOK_MS goes
 
 -- Micro-USD, nil for a run of which nothing is known.
 local function read_booked()

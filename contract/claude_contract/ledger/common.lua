@@ -119,7 +119,7 @@ end
 
 local function write_windows(key, windows)
   windows.v = VERSION
-  redis.call('SET', key, cmsgpack.pack(windows), 'PX', windows[0] - now_ms + 1)
+  redis.call('PSETEX', key, windows[0] - now_ms + 1, cmsgpack.pack(windows))
 end
 
 -- What is left of a window, and milliseconds until a place comes back (0: all are there).

@@ -79,16 +79,16 @@ local function add_held(held, lease, amounts, sign)
 end
 
 local function write_held(held)
-  local values = {}
+  local values, n = {}, 0
   for name, has in pairs(held) do
     if has[1] > 0 then
-      local n = #values
       values[n + 1], values[n + 2] = name, string.format('%d:%.0f:%.0f:%d', has[1], has[2], has[3], VERSION)
+      n = n + 2
     else
       redis.call('HDEL', HELD, name)
     end
   end
-  if #values > 0 then
+  if n > 0 then
     redis.call('HSET', HELD, unpack(values))
   end
 end
@@ -220,23 +220,31 @@ end
 -- period is changed nothing is forgotten and nothing counts twice. The clocks of all zones differ by whole quarters; a
 -- quarter that a moment cuts counts whole.
 local RECORD = 13  -- bytes
+local BOOK_MS = 33 * DAY  -- how long a book is kept after the last booking: longer than any period
 
 local function pack_record(quarter, total)
   return struct.pack('<I4dB', quarter, total, VERSION)
 end
 
+-- The quarter and the total of a book's last record, false where it has none.
+local function last_record(key)
+  local tail = redis.call('GETRANGE', key, '-13', '-1')
+  if tail == '' then
+    return false
+  end
+  check_version(string.byte(tail, RECORD) or VERSION + 1)
+  if #tail < RECORD then
+    return 0, 0
+  end
+  return struct.unpack('<I4d', tail)
+end
+
 -- A book of `n` records, the quarter and the total of the last. The others are read where they are needed.
 local function open_book(key)
-  local size = redis.call('STRLEN', key)
-  local book = {key = key, n = size / RECORD, last = 0, total = 0}
-  if size > 0 then
-    local tail = redis.call('GETRANGE', key, -RECORD, -1)
-    check_version(size % RECORD == 0 and string.byte(tail, RECORD) or VERSION + 1)
-    if size >= RECORD then
-      book.last, book.total = struct.unpack('<I4d', tail)
-    end
-  end
-  return book
+  local last, total = last_record(key)
+  local size = last and redis.call('STRLEN', key) or 0
+  check_version(size % RECORD == 0 and VERSION or VERSION + 1)
+  return {key = key, n = size / RECORD, last = last or 0, total = total or 0}
 end
 
 -- Records from the `first` on, up to the `last`.
@@ -288,44 +296,94 @@ local function read_terms(packed)
   return terms
 end
 
+-- What was booked before a calendar's period began changes no more. An account's windows remember it, so that its book need
+-- not be searched: `b`, until when (ms) the book lives for sure, then beginning (ms) and amount of each. Who has no windows
+-- at hand searches.
+local function remember(windows, book, starts)
+  local b = {math.min(book.last * QUARTER, now_ms) + BOOK_MS - DAY}
+  for start, amount in pairs(starts) do
+    local n = #b
+    b[n + 1], b[n + 2] = start, amount
+  end
+  windows.b = b
+end
+
+local function remembered(b, start)
+  for n = 2, #b, 2 do
+    if b[n] == start then
+      return b[n + 1]
+    end
+  end
+end
+
 -- What each budget in the terms has spent, and the ms until its period ends (rolling: until some of it leaves); and the
--- book. Sets `outside` where this moment is in none of the periods that the caller has computed.
+-- book, where it was opened. Sets `outside` where this moment is in none of the periods that the caller has computed.
 local outside = false
 
-local function read_spent(account, terms)
-  local booked = false
+local function read_spent(account, terms, windows)
+  local b = windows and windows.b
+  if b and now_ms >= b[1] then
+    b = nil
+  end
+  local spent, left, booked, searched, largest = {}, {}, false, false, 0
   for at = 2, #terms, 4 do
-    local start, ends = terms[at + 1], terms[at + 2]
+    local start, ends, n = terms[at + 1], terms[at + 2], (at + 2) / 4
     if ends == 0 then
-      terms[at + 1] = now_ms - start
+      terms[at + 1], left[n] = now_ms - start, 0
     elseif now_ms < start or now_ms >= ends then
       outside = true
       return {}, {}
+    else
+      left[n] = ends - now_ms
     end
-    booked = booked or terms[at + 3] % 4 == 0
+    if terms[at + 3] % 4 == 0 then
+      booked = true
+      local before = b and ends > 0 and remembered(b, start)
+      if not before then
+        searched = true
+      elseif before > largest then
+        largest = before
+      end
+      spent[n] = before
+    end
   end
-  local spent, left, book = {}, {}, booked and open_book(spent_of(account))
+  local book, total, _ = false, false, nil
+  if booked and not searched then
+    _, total = last_record(spent_of(account))
+    searched = not total or total < largest
+  end
+  if searched then
+    book = open_book(spent_of(account))
+    total = book.total
+  end
   if unreadable then
     return spent, left
   end
+  local starts = searched and {}
   for at = 2, #terms, 4 do
-    local start, ends, kept, n = terms[at + 1], terms[at + 2], terms[at + 3] % 4, #spent + 1
-    left[n] = ends > 0 and ends - now_ms or 0
+    local start, ends, kept, n = terms[at + 1], terms[at + 2], terms[at + 3] % 4, (at + 2) / 4
     if kept == 1 then
       spent[n] = read_kept(usd_day, today)
     elseif kept == 2 then
       spent[n] = read_kept(usd_month, month_of(today))
+    elseif not searched then
+      spent[n] = total - spent[n]
     elseif book.n == 0 and usd_day then
       -- Booked by a release that had no books: when is known no better.
       local day = start >= today * DAY
       spent[n] = read_kept(day and usd_day or usd_month, day and today or month_of(today))
     else
       local _, before, next_quarter = ended_by(book, start)
-      spent[n] = book.total - before
-      if ends == 0 and next_quarter then
+      spent[n] = total - before
+      if ends > 0 then
+        starts[start] = before
+      elseif next_quarter then
         left[n] = (next_quarter + 1) * QUARTER - start
       end
     end
+  end
+  if searched and windows and book.n > 0 then
+    remember(windows, book, starts)
   end
   return spent, left, book
 end

@@ -13,8 +13,8 @@ apply_changes(all_rules, all_terms, ARGV[1])
 local reply, holds = {1, #changed}, read_leases('').each
 local at = append(reply, changed)
 for n = 1, accounts do
-  local spent, left = read_spent(n, all_terms[n])
   local windows, rules = read_windows(redis.call('GET', w_of(n))), all_rules[n]
+  local spent, left = read_spent(n, all_terms[n], windows)
   if unreadable then
     return unreadable
   end
