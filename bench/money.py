@@ -1,5 +1,5 @@
 """Whether what runs are charged is what is booked, whoever is killed, and whether a pool is a wall:
-`python -m bench.money [--runs N] [--pool-runs N] [--seed N]`.
+`python -m bench.money [--runs N] [--pool-runs N] [--seed N]`. Ctrl-C: no more of them, and those are judged.
 
 Mixed runs of the real CLI in a real invoker, each with a subject and a lease of its own in a real Redis, against the
 stand-in of the Messages API, which writes down what it would charge; its prices stand in `tests/invoker/money.py` as
@@ -29,6 +29,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,7 +44,7 @@ from bench.machine import machine
 from claude_contract import ledger
 from tests.invoker.conftest import Invoker, clean_environment, closed_cli, free_port
 from tests.invoker.money import SONNET, Billed, Charges, Till, charging, clis_of, price, proxy_of
-from tests.rate_tiers.servers import RedisProcess
+from tests.rate_tiers.servers import RedisProcess, wait_for
 
 UID_BASE = 290_000  # not the default: no invoker of this machine shall meet that of the bench
 AT_ONCE = 3
@@ -145,6 +146,7 @@ def forget_the_last_second(redis: RedisProcess) -> None:
     redis.kill()
     os.truncate(log, safe)
     redis.start()
+    wait_for(redis.client().ping)  # it has read its log
 
 
 def pool_lowered(stage: Stage, count: int) -> dict[str, Any]:
@@ -211,10 +213,14 @@ def measure(options: argparse.Namespace, folder: Path, redis: RedisProcess, char
     chance.shuffle(kinds)
     runs: list[Billed] = []
     waiting = list(enumerate(kinds))
+    signal.signal(signal.SIGINT, lambda *_: waiting.clear())
 
     def work() -> None:
-        while waiting:
-            number, kind = waiting.pop(0)
+        while True:
+            try:
+                number, kind = waiting.pop(0)
+            except IndexError:
+                return
             try:
                 runs.append(one(stage, kind, number, chance))
             except (httpx.HTTPError, IndexError) as error:
