@@ -401,3 +401,52 @@ def test_a_damaged_change_is_named_and_can_be_reset(site: Site) -> None:
     assert refused(site.send("GET")).status == 503
     assert isinstance(site.send("DELETE", sub="alice"), Answer)
     assert isinstance(site.run("alice"), Pass)
+
+
+# On a Cluster
+
+
+@pytest.mark.parametrize(
+    ("config", "starts"),
+    [
+        ({}, False),
+        ({"pools": POOLS[:1], "organisation_claim": "org"}, False),
+        ({"pools": POOLS}, True),
+        ({"pools": POOLS[:1], "admin": False, "organisation_claim": "org"}, True),
+        ({"admin": False}, True),
+    ],
+)
+def test_a_route_that_could_not_change_limits_on_a_cluster_does_not_start(config: dict[str, Any], starts: bool) -> None:
+    tiers = [{**tier, "pools": []} for tier in TIERS]
+    made = {"policy": "redis", "redis_url": "redis+cluster://127.0.0.1:7", "tiers": tiers, "default_tier": "free"}
+    if starts:
+        stage_of(RateTiers, made | {"admin": True} | config)
+        return
+    with pytest.raises(ConfigError, match="needs all keys on one node where Redis is a Cluster: define a pool"):
+        stage_of(RateTiers, made | {"admin": True} | config)
+
+
+def test_limits_are_changed_on_a_cluster_of_three_nodes(cluster: list[RedisProcess]) -> None:
+    """By one pool of the deployment, of which nobody reaches the limit: each admission sees each change."""
+    nodes = ",".join(f"127.0.0.1:{node.port}" for node in cluster)
+    tiers = [{**tier, "pools": []} if tier["name"] == "free" else tier for tier in TIERS]
+    site = Site(
+        cluster[0],
+        redis_url=f"redis+cluster://{nodes}",
+        namespace="one-tag",
+        tiers=tiers,
+        pools=[{"name": "everybody", "by": "deployment", "concurrent": 10_000}],
+    )
+    people = [f"user{number}" for number in range(12)]
+    assert all(isinstance(site.run(who), Pass) for who in people)
+    site.put(tier="pro", limits={"minute": 2}, for_s=60)
+    site.put(sub="user3", limits={"blocked": True}, for_s=60)
+    site.put(sub="free3", limits={"minute": 1}, for_s=60)
+    assert [isinstance(site.run(who), Pass) for who in people] == [who != "user3" for who in people]
+    assert not any(isinstance(site.run(who), Pass) for who in people)
+    assert [isinstance(site.run("free3", "free"), Pass) for _ in range(2)] == [True, False], "also without the pool"
+    site.put(pool="everybody", limits={"concurrent": 1}, for_s=60)
+    refused = site.run("newcomer")
+    assert isinstance(refused, Refuse) and "everybody" in str(refused)
+    assert len(site.get()["changes"]) == 4
+    assert sum(1 for node in cluster if node.client().keys("one-tag:*")) == 1

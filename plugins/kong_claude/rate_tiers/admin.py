@@ -93,13 +93,6 @@ class Admin:
                 501,
                 "needs_redis",
             )
-        if not self.redis.one_node and (not self.pools or self.configured.organisation_claim):
-            raise Wrong(
-                "on a Redis Cluster limits can be changed where all keys lie on one node: with pools, and without "
-                "organisation_claim",
-                501,
-                "needs_redis",
-            )
         return self.redis
 
     def _put(self, request: Request, identity: Identity, store: RedisLedger) -> Decision:

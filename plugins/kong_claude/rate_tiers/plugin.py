@@ -87,6 +87,8 @@ class RateTiers(Stage[RateTiersConfig]):
         organisation_claim = (config.organisation_claim or "") if config.pools else ""
         configured = Configured(self.namespace, tiers, default, config.limit_by, organisation_claim)
         self.admin = Admin(configured, self.redis, pools=bool(config.pools)) if config.admin else None
+        if self.admin is not None and self.redis is not None and not self.redis.one_node:
+            _check_one_tag(config)
         self.teller = telling.Teller()
         for tier in tiers.values():
             telling.expect("", tier.slot.own.budgets)
@@ -344,6 +346,17 @@ def _models(body: bytes) -> list[Any] | None:
     except (ValueError, RecursionError):
         return None
     return [value for name, value in pairs if name == "model"] if isinstance(pairs, _Pairs) else None
+
+
+def _check_one_tag(config: RateTiersConfig) -> None:
+    """On a Cluster a script that decides reads what was changed on its own node: so all keys need one hash tag. Raises
+    ConfigError."""
+    if not config.pools or config.organisation_claim:
+        raise ConfigError(
+            "admin",
+            "needs all keys on one node where Redis is a Cluster: define a pool (one `by: deployment` with a limit "
+            "that nobody reaches is enough), and no organisation_claim",
+        )
 
 
 class _Pairs(list[tuple[str, Any]]):
