@@ -342,6 +342,7 @@ def heard(*events: dict[str, Any]) -> Meter:
 
 RESERVED = Reservation(  # 1,000 in, 100 out
     PRICES.price("house"),
+    PRICES,
     Decimal("0.0120"),
     Decimal("0.0100"),
     request.read(b'{"model": "house", "max_tokens": 100}'),

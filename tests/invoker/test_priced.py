@@ -456,7 +456,7 @@ def test_a_usage_is_read_field_by_field(usage: Any, used: Used, stream: bool) ->
     else:
         answer = json.dumps({"model": None, "usage": usage}).encode()
     meter = metered(answer, stream=stream, end=True)
-    assert (meter.used, meter.seen) == (used, True)
+    assert (sum(meter.beside.values(), meter.used), meter.seen) == (used, True)
 
 
 def test_a_usage_that_cannot_be_read_is_logged_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
@@ -479,8 +479,36 @@ def test_every_iteration_is_counted(stream: bool, caplog: pytest.LogCaptureFixtu
     usage = {"input_tokens": 10, "output_tokens": 5, "iterations": ITERATIONS}
     end = {"type": "message_delta", "usage": usage}
     answer = events(start(input_tokens=10), end, end) if stream else json.dumps({"usage": usage}).encode()
-    assert metered(answer, stream=stream, end=True).used == Used(280_010, 12_505)
+    meter = metered(answer, stream=stream, end=True)
+    assert meter.used == Used(10, 5)
+    assert meter.beside == {"": Used(180_000, 3500), "claude-fable-5": Used(100_000, 9000)}
     assert "'advisor_message' of 'claude-fable-5'" in caplog.text
+    reservation = Account(PRICES, Decimal(9)).reserve(read(BODY), PRICES.price(OPUS), 5000)
+    final = bill(reservation, meter, "complete", 200, stream=stream)
+    # Of Opus 5.5 4 and 20 dollars a million, of Fable 5 10 and 50.
+    own, compaction, advice = "0.00014", "0.79", "1.45"
+    assert final.usd == final.most_usd == Decimal(own) + Decimal(compaction) + Decimal(advice)
+    assert (final.used, final.beside) == (meter.used, meter.beside)
+
+
+def test_a_model_that_nobody_asked_for_and_nobody_knows_is_billed_as_the_dearest() -> None:
+    """It has been used: to refuse it is too late."""
+    advice = {"type": "advisor_message", "model": "claude-next-9", "input_tokens": 0, "output_tokens": 1000}
+    answer = json.dumps({"usage": {"input_tokens": 0, "output_tokens": 0, "iterations": [advice]}}).encode()
+    reservation = Account(PRICES, Decimal(9)).reserve(read(BODY), PRICES.price(OPUS), 5000)
+    dearest = Prices({}, "dearest").price("claude-next-9").cost(Used(output=1000))
+    assert bill(reservation, metered(answer, stream=False, end=True), "complete", 200, stream=False).usd == dearest
+    assert dearest > PRICES.price(OPUS).cost(Used(output=1000))
+
+
+def test_what_others_have_used_makes_no_request_long() -> None:
+    """Beyond 200,000 tokens of input a request is dearer; an advisor's are not its own."""
+    advice = {"type": "advisor_message", "model": "claude-sonnet-4-5", "input_tokens": 150_000, "output_tokens": 0}
+    usage = {"input_tokens": 150_000, "output_tokens": 0, "iterations": [advice]}
+    sonnet = PRICES.price("claude-sonnet-4-5")
+    reservation = Account(PRICES, Decimal(9)).reserve(read(BODY | {"model": "claude-sonnet-4-5"}), sonnet, 150_000)
+    meter = metered(json.dumps({"usage": usage}).encode(), stream=False, end=True)
+    assert bill(reservation, meter, "complete", 200, stream=False).usd == Decimal("0.90")
 
 
 def test_iterations_of_the_message_are_not_counted_twice() -> None:

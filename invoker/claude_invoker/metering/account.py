@@ -110,7 +110,7 @@ class Account:
         usd = input_usd + max_tokens * sent.output_usd_bound(price, input_tokens)
         again = (searches + asked.uses.fetches) * max_tokens
         bound = Used(sent.read_tokens(price, input_tokens) + again, max_tokens, web_searches=searches)
-        reservation = Reservation(price, usd, input_usd, sent, bound)
+        reservation = Reservation(price, self.prices, usd, input_usd, sent, bound)
         self.reserved_usd += usd
         self._open.add(reservation)
         return reservation

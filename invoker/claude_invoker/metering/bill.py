@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
 
-from claude_invoker.metering.prices import Price
+from claude_invoker.metering.prices import Price, Prices
 from claude_invoker.metering.request import Asked
-from claude_invoker.metering.usage import Meter, Used
+from claude_invoker.metering.usage import ByModel, Meter, Used
 
 Ending = Literal["complete", "not sent", "failed", "left"]
 """`failed`: the API broke off, or could not be asked. `left`: we did, since the run has gone, or the proxy ends."""
@@ -23,6 +23,7 @@ class Reservation:
     of that is for its input."""
 
     price: Price
+    prices: Prices
     usd: Decimal
     input_usd: Decimal
     asked: Asked
@@ -44,6 +45,8 @@ class Bill:
     usd: Decimal = Decimal(0)
     most_usd: Decimal = Decimal(0)
     used: Used = NOTHING
+    beside: ByModel = field(default_factory=dict)
+    """What other models have used for it, each at its own price."""
 
 
 def unheard(reservation: Reservation, *, stream: bool) -> Bill:
@@ -55,11 +58,17 @@ def unheard(reservation: Reservation, *, stream: bool) -> Bill:
 def bill(reservation: Reservation, meter: Meter, ending: Ending, status: int | None, *, stream: bool) -> Bill:
     """`status`: the API's, None where it has not answered; `stream`: whether a stream was asked for."""
     if meter.seen:
-        price, used = reservation.price, meter.used
+        price, used, beside = reservation.price, meter.used, meter.beside
+        others = sum((_price(reservation, model).cost(each) for model, each in beside.items()), Decimal(0))
         cost = price.cost(used)
-        return Bill(cost, max(cost, price.cost(meter.most)), used)
+        return Bill(cost + others, max(cost, price.cost(meter.most)) + others, used, beside)
     if ending == "not sent" or (status is not None and status != 200):
         return Bill()
     if ending == "failed":
         return Bill(most_usd=reservation.usd)  # the API bills no answer that it has not begun
     return unheard(reservation, stream=stream)
+
+
+def _price(reservation: Reservation, model: str) -> Price:
+    """Of one that nobody has asked for: where its price is not known the dearest."""
+    return reservation.prices.price_of_any(model) if model else reservation.price

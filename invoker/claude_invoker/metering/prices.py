@@ -98,14 +98,26 @@ class Prices:
     def price(self, model: str, at: datetime | None = None) -> Price:
         """Raises UnknownPrice."""
         at = at or datetime.now(UTC)
+        known = self._known(model, at)
+        if known is None and self._unknown == "refuse":
+            raise UnknownPrice(f"no price is known for model {model[:200]}: set one in INVOKER_PRICES")
+        return known or self._dearest(at)
+
+    def price_of_any(self, model: str, at: datetime | None = None) -> Price:
+        """Of a model that has been used already: where its price is not known the dearest."""
+        at = at or datetime.now(UTC)
+        return self._known(model, at) or self._dearest(at)
+
+    def _known(self, model: str, at: datetime) -> Price | None:
         own = self._own.get(model) or self._own.get(_DATE.sub("", model))
         if own is not None:
             return own
         found = self._public.find_model(model)
         if found is not None and _is_named(model, found.id):
             return _public_price(found.get_prices(at), found.context_window)
-        if self._unknown == "refuse":
-            raise UnknownPrice(f"no price is known for model {model[:200]}: set one in INVOKER_PRICES")
+        return None
+
+    def _dearest(self, at: datetime) -> Price:
         public = (_public_price(each.get_prices(at), each.context_window) for each in self._public.models)
         return max((*self._own.values(), *public), key=lambda price: price.steps[-1][1].output)
 

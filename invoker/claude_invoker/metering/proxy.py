@@ -224,7 +224,10 @@ class KeyProxy:
             grant.notes.note(grant.run, sent.number, final.usd)
             grant.account.settle(reservation, final)
             grant.settled()
-            grant.changed(sent.meter.model or asked.model, final.used)
+            model = sent.meter.model or asked.model
+            grant.changed(model, final.used)
+            for other, used in final.beside.items():
+                grant.changed(other or model, used)
 
     async def _reserve(self, exchange: Exchange, price: Price) -> Reservation:
         """By the request's size, or by the API's own count where that is too much; after others of the run, where what

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -19,7 +20,8 @@ _SHOWN = ("text", "tool_use", "server_tool_use")
 """Blocks of which all that the model has put out is streamed. Thoughts may be left out, shortened or encrypted."""
 _NOT_PUT_OUT = ("type", "id", "tool_use_id")
 _INCLUDED = ("message", "fallback_message")
-"""Iterations whose tokens are in the totals of `usage`. Those of others (`compaction`, `advisor_message`) are not."""
+"""Iterations whose tokens are in the totals of `usage`. Those of others (`compaction`, `advisor_message`) are not, and
+are billed at their own model's price: https://platform.claude.com/docs/en/agents-and-tools/tool-use/advisor-tool."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Used:
 
 
 _NOTHING = Used()
+ByModel = Mapping[str, Used]
+"""What models have used, by name; "": of an iteration that names none, the request's own."""
 
 
 class _Message(msgspec.Struct):
@@ -83,12 +87,25 @@ class _Usage:
 
     def used(self, before: Used) -> Used:
         """The totals, where before they were `before`; without the iterations that are not in them."""
-        return before | self._totals(before) | self._iterations(included=True)
+        inside = (
+            _Usage(each, self._bound).used(_NOTHING) for kind, each in self._each_iteration() if kind in _INCLUDED
+        )
+        return before | self._totals(before) | sum(inside, _NOTHING)
 
     @property
-    def beside(self) -> Used:
-        """What the API's other models have used."""
-        return self._iterations(included=False)
+    def beside(self) -> ByModel:
+        """What iterations have used that are not in the totals."""
+        found: dict[str, Used] = {}
+        for kind, each in self._each_iteration():
+            if kind not in _INCLUDED:
+                name = each.get("model") if isinstance(each, dict) else None
+                model = name if isinstance(name, str) else ""
+                _log.warning("the API has used a model beside the request's: %.50r of %.100r", kind, name)
+                found[model] = found.get(model, _NOTHING) + _Usage(each, self._bound).used(_NOTHING)
+        if not isinstance(self._values.get("iterations"), list | None):
+            _log.warning("the API's usage has iterations that cannot be read: counted at their bound")
+            found[""] = replace(self._bound, web_searches=0)
+        return found
 
     @property
     def has_output(self) -> bool:
@@ -128,20 +145,11 @@ class _Usage:
         _log.warning("the API's usage has a %s that cannot be read: counted at its bound", name)
         return None
 
-    def _iterations(self, *, included: bool) -> Used:
+    def _each_iteration(self) -> Iterator[tuple[object, object]]:
+        """Its kind, and what it has used."""
         found = self._values.get("iterations")
-        total = _NOTHING
         for each in found if isinstance(found, list) else []:
-            kind = each.get("type") if isinstance(each, dict) else None
-            if (kind in _INCLUDED) == included:
-                total += _Usage(each, self._bound).used(_NOTHING)
-                if not included:
-                    model = each.get("model") if isinstance(each, dict) else None
-                    _log.warning("the API has used a model beside the request's: %.50r of %.100r", kind, model)
-        if found is not None and not isinstance(found, list) and not included:
-            _log.warning("the API's usage has iterations that cannot be read: counted at their bound")
-            total += replace(self._bound, web_searches=0)
-        return total
+            yield (each.get("type") if isinstance(each, dict) else None), each
 
 
 def _number(values: dict[str, Any], name: str, bound: int) -> int | None:
@@ -159,8 +167,8 @@ class Meter:
     """Reads the body of one answer as it passes, piece by piece.
 
     `used` is what it has used so far, however the answer ends, to the best of our knowledge; `most` what it may have
-    used; `model` the model that answered, empty while unknown. Never raises: what cannot be read of a usage counts at
-    its bound.
+    used; `beside` what is in neither; `model` the model that answered, empty while unknown. Never raises: what cannot
+    be read of a usage counts at its bound.
     """
 
     def __init__(self, *, stream: bool, bound: Used = Used(output=1 << 20)) -> None:
@@ -170,7 +178,7 @@ class Meter:
         self._rest = bytearray()
         self._overlong = False
         self._counted = Used()
-        self._beside = Used()
+        self._beside: dict[str, Used] = {}
         self._thirds = 0
         """Of a token, put out."""
         self._bytes = 0
@@ -185,19 +193,24 @@ class Meter:
         self.model = ""
 
     @property
+    def beside(self) -> ByModel:
+        """What it has used beside `used`, by other models, or before the model had the request."""
+        return self._beside
+
+    @property
     def used(self) -> Used:
         if self._is_counted or not self.seen:
-            return self._counted + self._beside
+            return self._counted
         output = min(-(-self._thirds // _BYTES_PER_TOKEN), self._bound.output)
         searches = min(self._searches, self._bound.web_searches)
-        return (self._counted | Used(output=output, web_searches=searches)) + self._beside
+        return self._counted | Used(output=output, web_searches=searches)
 
     @property
     def most(self) -> Used:
         """Of an answer that is cut off: a token for each byte, or all that it may have where some of it may not have
         been shown, be it only because nothing was shown yet."""
         if self._is_counted or not self.seen:
-            return self._counted + self._beside
+            return self._counted
         shown = self._is_shown and not self._was_hidden
         most = Used(output=min(self._bytes, self._bound.output) if shown else self._bound.output)
         if self._bound.web_searches:
@@ -285,7 +298,8 @@ class Meter:
             return
         usage = _Usage(value, self._bound)
         self._counted = usage.used(self._counted)
-        self._beside |= usage.beside
+        for name, used in usage.beside.items():
+            self._beside[name] = self._beside.get(name, _NOTHING) | used
         self.seen = True
         self._is_counted = final and usage.has_output
 
