@@ -272,32 +272,60 @@ def test_a_long_context_is_bounded_at_its_price(model: str, usd: str) -> None:
 
 def test_the_input_is_read_again_after_each_search() -> None:
     account, house = Account(PRICES, Decimal(100)), PRICES.price("house")
-    asked = read(BODY | {"max_tokens": 1000, "tools": [SEARCH]}, "web_search")
-    # 1,000 of its own, nine times, and 20,000 for each search that was made before: 9,000 + 20,000 * 36.
-    assert asked.read_tokens(house, 1000) == 729_000
+    asked = read(BODY | {"max_tokens": 1000, "tools": [SEARCH], "stream": True}, "web_search")
+    # 1,000 of its own, ten times, and 20,000 for each search that was made before: 10,000 + 20,000 * (36 + 8): after a
+    # ninth, which the API refuses, the model is asked once more.
+    assert asked.read_tokens(house, 1000) == 890_000
     reservation = account.reserve(asked, house, 1000)
-    # 729,000 * 10 / 1e6, 8 searches of 0.01, and 1,000 tokens at 20 that are read eight times at 10.
-    assert reservation.usd == Decimal("7.29") + Decimal("0.08") + Decimal("0.1")
-    assert reservation.bound == Used(737_000, 1000, web_searches=8)
+    # 890,000 * 10 / 1e6, 8 searches of 0.01, and 1,000 tokens at 20 that are read nine times at 10.
+    assert reservation.usd == Decimal("8.90") + Decimal("0.08") + Decimal("0.11")
+    assert reservation.bound == Used(899_000, 1000, web_searches=8)
     assert house.cost(reservation.bound) == reservation.usd
 
 
+def test_an_answer_in_one_piece_may_be_asked_for_again_as_often_as_the_api_does() -> None:
+    """Nobody sees how often the model tries to search more than it may."""
+    asked = read(BODY | {"tools": [SEARCH | {"max_uses": 2}]}, "web_search")
+    # Eleven times 1,000, and the results of one search once, of two nine times.
+    assert asked.read_tokens(PRICES.price("house"), 1000) == 11_000 + 20_000 + 9 * 40_000
+    assert read(BODY | {"tools": [SEARCH | {"max_uses": 30}]}, "web_search").again() == 31
+    assert read(BODY).again() == 0
+
+
+FOUND = block(type="web_search_tool_result", tool_use_id="srvtoolu_01", content=[])
+LOOK = block(type="server_tool_use", name="web_search")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "again"),
+    [
+        ((LOOK, STOP, FOUND, STOP, block(type="text"), STOP), 1),
+        ((LOOK, STOP, LOOK, STOP, FOUND, STOP, FOUND, STOP, block(type="text")), 1),  # two at once
+        ((LOOK, STOP, FOUND, STOP, LOOK, STOP, FOUND, STOP, LOOK), 2),
+        ((LOOK, STOP, FOUND, STOP, block(type="thinking"), STOP, LOOK, STOP, FOUND), 1),
+        ((block(type="text"), STOP, block(type="tool_use", name="x"), STOP), 0),
+    ],
+)
+def test_how_often_the_model_was_asked_again_is_seen_in_its_stream(blocks: tuple[Any, ...], again: int) -> None:
+    assert metered(events(start(), *blocks)).again == again
+
+
 def test_searches_are_lowered_to_what_is_left() -> None:
-    account, house = Account(PRICES, Decimal(1)), PRICES.price("house")
-    asked = read(BODY | {"max_tokens": 1000, "tools": [{"name": "x"}, SEARCH]}, "web_search")
+    account, house = Account(PRICES, Decimal("1.5")), PRICES.price("house")
+    asked = read(BODY | {"max_tokens": 1000, "tools": [{"name": "x"}, SEARCH], "stream": True}, "web_search")
     reservation = account.reserve(asked, house, 1000)
-    # Three searches read 4,000 + 120,000 tokens: 1.24. Two read 3,000 + 60,000.
+    # Three searches read 5,000 + 180,000 tokens: 1.85. Two read 4,000 + 100,000.
     assert json.loads(reservation.asked.body())["tools"] == [{"name": "x"}, SEARCH | {"max_uses": 2}]
-    assert reservation.usd == Decimal("0.63") + Decimal("0.02") + Decimal("0.04")
+    assert reservation.usd == Decimal("1.04") + Decimal("0.02") + Decimal("0.05")
     with pytest.raises(Exhausted):
-        Account(PRICES, Decimal("0.2")).reserve(asked, house, 1000)
+        Account(PRICES, Decimal("0.4")).reserve(asked, house, 1000)
 
 
 def test_a_fetch_is_bounded_by_the_window() -> None:
     fetch = {"type": "web_fetch_20250910", "name": "web_fetch", "max_uses": 2}
-    asked = read(BODY | {"tools": [fetch]}, "web_fetch")
+    asked = read(BODY | {"tools": [fetch], "stream": True}, "web_fetch")
     assert asked.uses == allowed.Uses(fetches=2, described=1)
-    assert asked.read_tokens(PRICES.price("claude-haiku-4-5"), 1000) == 1000 + 2 * 200_000
+    assert asked.read_tokens(PRICES.price("claude-haiku-4-5"), 1000) == 1000 + 3 * 200_000
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ class Account:
         sent = asked.lowered(max_tokens, searches)
         input_usd = sent.input_usd_bound(price, input_tokens)
         usd = input_usd + max_tokens * sent.output_usd_bound(price, input_tokens)
-        again = (searches + asked.uses.fetches) * max_tokens
+        again = sent.again() * max_tokens
         bound = Used(sent.read_tokens(price, input_tokens) + again, max_tokens, web_searches=searches)
         reservation = Reservation(price, self.prices, usd, input_usd, sent, bound)
         self.reserved_usd += usd

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -30,6 +31,7 @@ from claude_invoker.metering.purse import CannotDraw
 from claude_invoker.metering.request import Asked, Refused
 from claude_invoker.metering.usage import Meter, Used
 
+_log = logging.getLogger(__name__)
 _MAX_BODY = 32 * 1024 * 1024
 """Of one request: the API itself takes no more."""
 _MAX_HELD = 2 * _MAX_BODY
@@ -294,6 +296,11 @@ class KeyProxy:
                 if sent is not None:
                     sent.ending = "failed"
                 raise
+            except _TooOften:
+                _log.warning(
+                    "run %s: an answer used the API's tools more often than it may, and was broken off", grant.run
+                )
+                raise
             if sent is not None:
                 sent.meter.end()
                 sent.ending = "complete"
@@ -308,6 +315,12 @@ class KeyProxy:
         if sent.meter.seen:
             sent.heard.set()
             grant.notes.note(grant.run, sent.number, sent.bill.usd)
+        if sent.meter.again > sent.reservation.asked.again():
+            raise _TooOften
+
+
+class _TooOften(Exception):
+    """The API has read a request more often than it was reserved for."""
 
 
 async def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:

@@ -36,6 +36,9 @@ _TOOLS_TOKENS = 1_000
 https://platform.claude.com/docs/en/about-claude/pricing#tool-use-pricing."""
 _SEARCH_TOKENS = 20_000
 """What the results of one web search add to the input."""
+_ROUNDS = 10
+"""How often the API asks the model again for one request before it pauses the turn (`pause_turn`), where it may use its
+tools less often than that: https://platform.claude.com/docs/en/build-with-claude/handling-stop-reasons."""
 _FEWEST_TOKENS = 16
 """An answer that may not be longer is no answer."""
 _FEWEST_THOUGHTS = 1024
@@ -130,7 +133,18 @@ class Asked:
         API reads all of it again, with what was found so far. `searches`: if they were so many."""
         uses = (self.uses.searches if searches is None else searches) + self.uses.fetches
         found = price.context_window if self.uses.fetches else _SEARCH_TOKENS
-        return sum(max(tokens, min(tokens + number * found, price.context_window)) for number in range(uses + 1))
+        return sum(
+            max(tokens, min(tokens + min(number, uses) * found, price.context_window))
+            for number in range(self.again(searches) + 1)
+        )
+
+    def again(self, searches: int | None = None) -> int:
+        """How often the API may read it again: after each use of its tools, and where the model tries to use them more
+        often, which the API refuses, and asks it again. Of a stream that is once: then it is broken off."""
+        uses = (self.uses.searches if searches is None else searches) + self.uses.fetches
+        if not uses:
+            return 0
+        return uses + 1 if self.stream else max(uses + 1, _ROUNDS)
 
     def input_usd_bound(self, price: Price, tokens: int, searches: int | None = None) -> Decimal:
         """The most that its input can cost, with its searches, where it has `tokens` of its own. US dollars."""
@@ -143,7 +157,7 @@ class Asked:
         """The most that a token of the answer can cost: it is read again too. US dollars."""
         searches = self.uses.searches if searches is None else searches
         rates = price.rates(self.read_tokens(price, tokens, searches))
-        return rates.output + (searches + self.uses.fetches) * self._input_rate(rates)
+        return rates.output + self.again(searches) * self._input_rate(rates)
 
     def _input_rate(self, rates: Rates) -> Decimal:
         writes = {"none": rates.input, "5m": rates.cache_write_5m, "1h": rates.cache_write_1h}

@@ -183,6 +183,10 @@ class Meter:
         """Of a token, put out."""
         self._bytes = 0
         self._searches = 0
+        self._has_found = False
+        """Whether what one of the API's tools has found came last."""
+        self.again = 0
+        """How often the model was asked again after that."""
         self._is_shown = False
         """Whether a block is being put out of which all is streamed, as all before it was."""
         self._was_hidden = False
@@ -273,7 +277,10 @@ class Meter:
     def _begin(self, block: object) -> None:
         kind = block.get("type") if isinstance(block, dict) else None
         self._is_shown = kind in _SHOWN
-        self._was_hidden |= not self._is_shown and not str(kind).endswith("_tool_result")
+        has_found = str(kind).endswith("_tool_result")
+        self.again += self._has_found and not has_found
+        self._has_found = has_found
+        self._was_hidden |= not self._is_shown and not has_found
         self._searches += isinstance(block, dict) and kind == "server_tool_use" and block.get("name") == "web_search"
         self._strings(block)
 
