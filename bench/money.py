@@ -250,12 +250,13 @@ def judged(stage: Stage, runs: list[Billed]) -> dict[str, Any]:
     overshoot = 0
     for run in runs:
         found = charges.of(run.mark)
+        booked, (least, most) = max(0, till.spent(run)), charges.bounds(run.mark, run.model)
         charged = sum(
             (price(each["model"], each["usage"], each["usage"]["output_tokens"]) for each in found),
             charges.asked_first(run.model),
         )
-        charged_micro = int(charged * 1_000_000)
-        booked, (least, most) = max(0, till.spent(run)), charges.bounds(run.mark, run.model)
+        # Who was killed before it asked anything else may have asked about its model, or not.
+        charged_micro = int(charged * 1_000_000) if found else min(booked, most)
         is_complete = all(each["complete"] for each in found)
         cut += not is_complete
         sums[is_complete][0] += booked

@@ -76,9 +76,11 @@ class Charges:
     def bounds(self, mark: str, model: str = OPUS) -> tuple[int, int]:
         """The least and the most micro-USD that may be booked for all requests with that mark: the same where every
         answer was complete. Of one that was cut off the proxy may have read one chunk less, and counts a token for
-        three letters where the stand-in counts one for four."""
-        least = most = self.asked_first(model)
-        for charge in self.of(mark):
+        three letters where the stand-in counts one for four. A run that ended before it asked anything else may have asked
+        about its model, or not."""
+        most, charges = self.asked_first(model), self.of(mark)
+        least = most if charges else Decimal(0)
+        for charge in charges:
             model, usage, streamed = charge["model"], charge["usage"], charge["streamed"]
             if charge["complete"]:
                 low = high = usage["output_tokens"]
