@@ -16,13 +16,13 @@ def test_it_is_short() -> None:
 
 
 def test_each_setting_stands_once() -> None:
-    for setting in ("issuer: ", "audience: &audience", "{name: pro", "claude-attestation-key}", "claude-redis-url}"):
+    for setting in ("issuer: ", "audience: ", "{name: pro", "claude-attestation-key}", "claude-redis-url}"):
         assert sum(setting in line for line in LINES if not line.startswith("#")) == 1, setting
 
 
 def test_what_to_change_is_on_the_first_screen() -> None:
     screen = "\n".join(LINES[:48])
-    for setting in ("issuers: &issuers", "audience: &audience", "rules:", "tiers:"):
+    for setting in ("jwt_claims: &caller", "issuers:", "audience:", "rules:", "tiers:"):
         assert setting in screen
 
 

@@ -166,7 +166,7 @@ def test_what_users_write_stays_text(page: Page, gateway: Gateway) -> None:
         tools=["Write"],
         context={"repository": EVIL, "branch": EVIL},
     )
-    log_in(page, gateway.token("root", "--role", "admin"))
+    log_in(page, gateway.token("root", "--role", "claude:invoke", "--role", "admin"))
     expect(page.locator(f"#job-{job}")).to_contain_text("<script>")
     page.locator(f"#job-{job}").click()
     expect(page.locator("#state")).to_have_text("done", timeout=60_000)
@@ -188,7 +188,7 @@ def test_admins_see_all_and_others_their_own(page: Page, gateway: Gateway) -> No
     page.get_by_role("button", name="Log out").click()
     page.wait_for_url("**/login")
     assert page.request.get("/claude/dashboard").status == 401
-    log_in(page, gateway.token("root", "--role", "admin"))
+    log_in(page, gateway.token("root", "--role", "claude:invoke", "--role", "admin"))
     expect(page.locator(f"#job-{job}")).to_be_visible()
     with gateway.client("root", "--tier", "pro") as client:
         around = client.post("/claude/invoke", json={"prompt": "hi"}).json()["isolation"]
