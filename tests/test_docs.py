@@ -14,7 +14,7 @@ from kong_claude.rate_tiers.tiers import tiers_from_config
 from kong_claude.schema import read
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *(ROOT / "docs").rglob("*.md")])
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
 # In running text only between backquotes, so that "make sure" is no target.
