@@ -101,7 +101,9 @@ class Engine:
         """None where no repositories are configured."""
         if settings.repositories is not None:
             fetcher = self.users.fetcher if self.users.isolated else None
-            self.workspaces = Workspaces(settings, self._launcher, fetcher)
+            # Where git's own user gets to: what is above the state directory may be closed to it, as to those of runs.
+            above = self._state if self._trees.is_relative_to(self._state.absolute()) else self._trees
+            self.workspaces = Workspaces(settings, self._launcher, above / "repositories", fetcher)
             self._launcher.furnish = self._furnish
         self.filters = Filters(self._launcher.free_user, self.users.give_back, settings.egress_max_bytes)
         self.pool = Pool(

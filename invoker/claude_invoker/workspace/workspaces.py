@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import time
+from pathlib import Path
 
 from claude_invoker.caller import Caller
 from claude_invoker.cli import walk
@@ -31,16 +32,16 @@ _CHECKOUT_S = 60.0
 
 
 class Workspaces:
-    """Knows what `INVOKER_REPOSITORIES` names. Mirrors and stores lie in the state directory, which several invokers
-    may share; runs come to neither."""
+    """Knows what `INVOKER_REPOSITORIES` names. Mirrors and stores lie in `directory`, which several invokers may share
+    and git's own user can pass to; runs come to neither."""
 
-    def __init__(self, settings: Settings, launcher: Launcher, uid: int | None) -> None:
+    def __init__(self, settings: Settings, launcher: Launcher, directory: Path, uid: int | None) -> None:
         """`uid`: git's own user, where it asks servers; None: ours. Raises ValueError."""
         assert settings.repositories is not None
         if git.program() is None:
             raise ValueError("INVOKER_REPOSITORIES needs git: install it, or leave the setting out")
         self.known: Repositories = load(settings.repositories)
-        self._directory = settings.state_dir / "repositories"
+        self._directory = directory
         self._stores_in = self._directory / "stores"
         self._uid = uid
         bounds = content.Bounds(settings.tree_entries_limit, settings.tree_limit, settings.file_size_limit)

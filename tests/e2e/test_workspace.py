@@ -1,0 +1,116 @@
+"""A repository that a token allows, through the whole stack: checked out, worked on, and its patch back to git."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import COMMAND, ROOT, Gateway, free_port, gateway_option, own_environment
+from tests.support.git_server import GitServer, git, serving
+
+pytestmark = [
+    pytest.mark.xdist_group("e2e"),
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(os.geteuid() != 0, reason="which users runs have is tested as root"),
+]
+PASSWORD = "s3cret-of-the-git-server"
+CALLER = ("--tier", "team", "--claim", 'repos=["org/*"]')
+WORK = """[[tool Bash {"command": "git log --format=%s && sed -i s/two/zwei/ a.txt && echo new > b.txt"}]]"""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitServer]:
+    with serving(tmp_path_factory.mktemp("git"), PASSWORD) as server:
+        server.create("org/app")
+        server.create("other/app")
+        server.commit("other/app", {"a.txt": "x"})
+        yield server
+
+
+@pytest.fixture(scope="module")
+def stack(served: GitServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """As kong.yml and docs/workspace.md say it: the claim at the gateway, the file at the invoker."""
+    home = tmp_path_factory.mktemp("stack")
+    text = (ROOT / "kong.yml").read_text()
+    rules = "      rules: [{claim: roles, any_of: ["
+    assert text.count(rules) == 1
+    (home / "kong.yml").write_text(text.replace(rules, "      repo_claim: repos\n" + rules))
+    (home / "token").write_text(PASSWORD)
+    (home / "token").chmod(0o400)
+    (home / "repositories.yml").write_text(
+        f'"**":\n  url: "{served.url}/{{repository}}.git"\n  token_file: {home}/token\n  refs: [main, "feature/*"]\n'
+        "  refresh_s: 0\n"
+    )
+    environment = own_environment(home) | {"INVOKER_REPOSITORIES": str(home / "repositories.yml")}
+    command = [COMMAND, "up", "--detach", "--port", str(free_port()), "--config", str(home / "kong.yml")]
+    started = subprocess.run(
+        [*command, *gateway_option()], env=environment, capture_output=True, text=True, timeout=110
+    )
+    assert started.returncode == 0, started.stdout + started.stderr
+    running = json.loads((home / "stack.json").read_text())
+    yield Gateway(running["proxy"], running["invoker"], home, running["pid"])
+    subprocess.run([COMMAND, "down"], env=own_environment(home), check=True, timeout=60)
+
+
+def test_from_a_token_to_a_patch_that_applies(stack: Gateway, served: GitServer, tmp_path: Path) -> None:
+    commit = served.commit("org/app", {"a.txt": "one\ntwo\n"}, message="the first")
+    asked = {"prompt": WORK, "tools": ["Bash"]}
+    headers = {"X-Repo": "org/app", "X-Branch": "main"}
+    with stack.client("ada", *CALLER) as client:
+        direct = client.post("/claude/invoke", json=asked, headers=headers)
+        assert direct.status_code == 200, direct.text
+        job = client.post("/claude/jobs", json=asked, headers=headers)
+        assert job.status_code == 202, job.text
+        while (seen := client.get(job.headers["location"]).json())["state"] not in ("done", "failed"):
+            time.sleep(0.1)
+        assert seen["state"] == "done", seen
+        for answer in (direct.json(), seen["result"]):
+            assert answer["repository"] == {"name": "org/app", "ref": "main", "commit": commit}
+            assert {change["path"]: change["status"] for change in answer["changes"]} == {
+                "a.txt": "modified",
+                "b.txt": "added",
+            }
+            (patch,) = [file["href"] for file in answer["artifacts"] if file["path"] == "changes.patch"]
+            clone = tmp_path / answer["id"]
+            git(tmp_path, "clone", "-q", str(served.root / "org/app.git"), str(clone))
+            git(clone, "checkout", "-q", commit)
+            git(clone, "apply", stdin=client.get(patch).content)
+            assert (clone / "a.txt").read_text() == "one\nzwei\n" and (clone / "b.txt").read_text() == "new\n"
+            shutil.rmtree(clone)
+
+
+@pytest.mark.parametrize(
+    ("repository", "branch", "status"),
+    [
+        ("other/app", "main", 403),  # the gateway: not of this token
+        ("org/app", "secret", 403),  # the invoker: no ref that may be asked for
+        ("org/none", "main", 404),
+        ("org/app", "feature/none", 404),
+        ("org/../other/app", "main", 403),
+    ],
+)
+def test_what_is_not_allowed_is_not_fetched(
+    stack: Gateway, served: GitServer, repository: str, branch: str, status: int
+) -> None:
+    spent = len(stack.record())
+    with stack.client("eve", *CALLER) as client:
+        answer = client.post(
+            "/claude/invoke", json={"prompt": "hi"}, headers={"X-Repo": repository, "X-Branch": branch}
+        )
+    assert answer.status_code == status, answer.text
+    assert "other" not in json.dumps(served.requests)
+    assert len(stack.record()) == spent  # and has cost nothing
+
+
+def test_who_names_no_repository_has_an_empty_directory(stack: Gateway) -> None:
+    with stack.client("bob", *CALLER) as client:
+        answer = client.post("/claude/invoke", json={"prompt": '[[tool Bash {"command": "ls -A"}]]', "tools": ["Bash"]})
+    assert answer.status_code == 200
+    assert answer.json().get("repository") is None
