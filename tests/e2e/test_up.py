@@ -233,15 +233,15 @@ def test_a_full_disk_is_one_line(
 
 
 CHANGES = {
-    "a plugin refuses it": ("default_tier: free", "default_tier: fre", "kong.yml:33: plugin claude-gateway on route claude-invoke, "
+    "a plugin refuses it": ("default_tier: free", "default_tier: fre", "kong.yml:32: plugin claude-gateway on route claude-invoke, "
         "config.rate_tiers.default_tier: must name one of the tiers: free, pro, team"),
     "of another kind, by an anchor": ("{name: free, minute: 10,", "{name: free, minute: ten,",
-        "kong.yml:35: plugins[1].config.rate_tiers.tiers[1].minute (plugin claude-gateway): expected an integer"),
+        "kong.yml:34: plugins[1].config.rate_tiers.tiers[1].minute (plugin claude-gateway): expected an integer"),
     "an unknown field": ("methods: [POST]", "methos: [POST]",
         "kong.yml:77: services[1].routes[1].methos (route claude-invoke): unknown field"),
-    "a guard's": ("by: route}", "by: rout}", "kong.yml:71: services[1].plugins[1].config.by (plugin claude-guard of service "
+    "a guard's": ("by: route}", "by: rout}", "kong.yml:70: services[1].plugins[1].config.by (plugin claude-guard of service "
         "claude-code-service): expected one of: route, service"),
-    "no YAML": ("url: http://invoker:8100", "url: [", "kong.yml:62: did not find expected ',' or ']'"),
+    "no YAML": ("url: http://invoker:8100", "url: [", "kong.yml:61: did not find expected ',' or ']'"),
 }  # fmt: skip
 
 
@@ -274,4 +274,4 @@ def test_a_mistake_is_said_before_anything_is_started(home: Path) -> None:
     assert failed.returncode == 2
     assert failed.stdout == ""
     assert len(failed.stderr.strip().splitlines()) == 1
-    assert "kong.yml:33: " in failed.stderr
+    assert "kong.yml:32: " in failed.stderr

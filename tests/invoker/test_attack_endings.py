@@ -360,7 +360,9 @@ def test_a_tree_of_any_depth_goes(start_invoker: Callable[..., Invoker], without
     invoker = start_invoker(without=without, pool_size=0, idle_s=60)
     with invoker.client() as api:
         for depth in (3_000, 20_000) if not without else (3_000,):
-            assert "deep" in answer(bash(api, program(DEEP.format(depth))))
+            made = bash(api, program(DEEP.format(depth)))
+            assert made.status_code == 200, invoker.log.read_text()[-3000:]
+            assert "deep" in answer(made)
         if without:
             time.sleep(1)
             assert left(invoker), "the tree stayed"

@@ -225,12 +225,13 @@ HIDDEN = {
 def test_memory_that_is_in_no_processs_tables_is_seen(how: str) -> None:
     """`tests/escape/test_taking.py` has the same by a command of the CLI, with the controls."""
     source = f"import mmap, os, time\n{HIDDEN[how]}\nprint('held', flush=True)\ntime.sleep(60)"
-    environment = os.environ | {"CLAUDE_INVOKER_PROCESS": "d4"}
+    mark = f"CLAUDE_INVOKER_PROCESS=d{os.getpid()}"  # not that of the same test beside this one
+    environment = os.environ | {"CLAUDE_INVOKER_PROCESS": f"d{os.getpid()}"}
     with subprocess.Popen([sys.executable, "-c", source], env=environment, stdout=subprocess.PIPE) as child:
         try:
             assert child.stdout is not None
             child.stdout.readline()
-            found = usage.marked(["CLAUDE_INVOKER_PROCESS=d4"])["CLAUDE_INVOKER_PROCESS=d4"]
+            found = usage.marked([mark])[mark]
             on_disk, in_memory = usage.nameless(found.pids)
             once = usage.memory_of(found, in_memory)
         finally:

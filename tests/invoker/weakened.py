@@ -168,7 +168,7 @@ def trees_by_recursion() -> None:
     put(walk, "delete", delete)
     put(tree.Discarded, "delete", discard)
     put(artifacts, "survey", lambda work: {})
-    put(artifacts, "collect", lambda work, before, into, bounds: artifacts.Collected([], []))
+    put(artifacts, "collect", lambda work, before, into, bounds, taken=(): artifacts.Collected([], []))
 
 
 def trees_that_stay_the_runs() -> None:

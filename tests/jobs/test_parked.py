@@ -68,7 +68,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def used_up(redis_server: RedisProcess, subject: str) -> None:
     """A run of a thousand dollars, which is the day's budget."""
-    store = FromAsyncio(redis_server.socket_path)
+    store = FromAsyncio(redis_server.url)
     assert store.settle(ledger.Lease.new(ledger.NAMESPACE, subject, 250_000), 10**9)
     store.close()
 

@@ -184,7 +184,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "discovery of what is no URL": (one(issuer="idp", discovery=True), "must be an https URL"),
     "a rule without a demand": (config(rules=[{"claim": "roles"}]), "rules[1]: needs any_of"),
     "an unresolved Redis reference": (config(revocation_redis_url=""), "revocation_redis_url: is empty"),
-    "a Redis URL that is none": (config(revocation_redis_url="http://:hunter2@x"), "revocation_redis_url: is not"),
+    "a Redis URL that is none": (
+        config(revocation_redis_url="http://:hunter2@x"),
+        "revocation_redis_url: must begin with redis://",
+    ),
     "a short attestation secret": (config(attestation={"secret": "x"}), "attestation.secret: must be at least 32"),
 }
 

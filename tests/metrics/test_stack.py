@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import subprocess
 import threading
 import time
@@ -66,7 +67,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, otlp: Receiver) -> Iterator[
     config = home / "kong.yml"
     text = (ROOT / "kong.yml").read_text()
     logged = f"- name: claude-metrics\n  config: {{access_log: {{stdout: true, file: {home}/access.jsonl}}}}\n"
-    config.write_text(text.replace("- name: claude-metrics\n", logged, 1))
+    text, replaced = re.subn(r"^- name: claude-metrics(?!-).*\n", logged, text, count=1, flags=re.MULTILINE)
+    assert replaced
+    config.write_text(text)
     environment = own_environment(home) | {"INVOKER_OTLP_ENDPOINT": otlp.url}
     command = [COMMAND, "up", "--detach", "--port", str(free_port()), "--config", str(config)]
     command += ["--plugins-directory", str(PLUGINS)]
@@ -141,7 +144,6 @@ def test_nothing_planted_is_seen_anywhere(whole: Gateway, otlp: Receiver) -> Non
             headers={
                 b"X-Repo": b"org/app",
                 b"Cookie": f"claude_token={planted('cookie')}".encode(),
-                b"X-Api-Key": planted("key").encode(),
                 b"Referer": f"https://example.org/?code={planted('referer')}".encode(),
                 b"User-Agent": b'evil" sk-ant-api03-' + CANARY.encode() + b" \xff agent",
                 b"X-Claude-Attestation": planted("attestation").encode(),
@@ -153,8 +155,9 @@ def test_nothing_planted_is_seen_anywhere(whole: Gateway, otlp: Receiver) -> Non
         client.post(f"/claude/{'nowhere'}?{planted('404')}")
     with whole.client() as nobody:
         nobody.post("/claude/invoke", headers={"Authorization": f"Bearer {planted('bearer')}"}, json={})
+        nobody.post("/claude/invoke", headers={"X-Api-Key": planted("key")}, json={})
         nobody.get("/claude/runs/x", headers={"Authorization": f"Basic {planted('basic')}"})
-    lines = logged(whole.home, before + 5)
+    lines = logged(whole.home, before + 6)
     evil = next(e for e in lines if e["subject"] == "eve" and e["status"] == 200)
     assert evil["tier"] == "pro"
     assert evil["repository"] == "org/app"
