@@ -6,10 +6,7 @@ minikong, or with KONG=… a real Kong.
 from __future__ import annotations
 
 import http.client
-import io
 import json
-import os
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -17,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -25,10 +22,9 @@ import jwt
 
 from kong_claude import PLUGINS
 from kong_claude_local import stack
-from kong_claude_local.supervise import Supervisor
-from tests.chaos.stack import free_ports
 from tests.doctor.cases import TOKEN_SECRET, Case, secrets
 from tests.doctor.forms import AUDIENCE, ISSUER
+from tests.support.gateway import gateway_alone
 
 LUA = Path(__file__).parent / "lua"
 # The plugin takes its configuration and starts; its events never come to anything, which Kong takes for a pass.
@@ -129,32 +125,12 @@ def queries(directory: Path) -> dict[str, str]:
 
 @contextmanager
 def gateway(plugins: Path, own: Mapping[str, str]) -> Iterator[Gateway]:
-    directory = Path(tempfile.mkdtemp(prefix="kc-doctor-"))
-    proxy, metrics, admin = free_ports(3)
-    layout = stack.Layout(
-        config=directory / "kong.json",
-        plugins=plugins,
-        state=directory,
-        run=directory,
-        port=proxy,
-        metrics_port=metrics,
-        admin_port=admin,
-        kong=os.environ.get("KONG") or None,
-    )
-    layout.config.write_text('{"_format_version": "3.0"}')
-    part = stack.gateway(layout)
-    more = {
-        "KONG_PLUGINS": part.environment["KONG_PLUGINS"] + ",house-answer",
-        "KONG_LUA_PACKAGE_PATH": f"{LUA}/?.lua;" + part.environment["KONG_LUA_PACKAGE_PATH"],
-        "KONG_NGINX_WORKER_PROCESSES": "1",
-    }
-    supervisor = Supervisor(directory / "log", io.StringIO())
-    try:
-        supervisor.start(replace(part, environment={**part.environment, **own, **more, **secrets()}))
-        yield Gateway(proxy, directory / "admin.sock")
-    finally:
-        supervisor.stop()
-        shutil.rmtree(directory, ignore_errors=True)
+    def more(given: Mapping[str, str], proxy: int, spare: int) -> dict[str, str]:
+        lua = {"KONG_LUA_PACKAGE_PATH": f"{LUA}/?.lua;" + given["KONG_LUA_PACKAGE_PATH"]}
+        return {**own, "KONG_PLUGINS": given["KONG_PLUGINS"] + ",house-answer", **lua, **secrets()}
+
+    with gateway_alone('{"_format_version": "3.0"}', more, plugins) as alone:
+        yield Gateway(alone.proxy, alone.directory / "admin.sock")
 
 
 @dataclass

@@ -105,16 +105,27 @@ def gateway_option() -> list[str]:
     return ["--kong", os.environ["KONG"]] if os.environ.get("KONG") else []
 
 
-def up(home: Path, port: int, *options: str, config: Path = ROOT / "kong.yml") -> subprocess.CompletedProcess[str]:
+def up(
+    home: Path, port: int, *options: str, config: Path = ROOT / "kong.yml", **environment: str
+) -> subprocess.CompletedProcess[str]:
     command = [COMMAND, "up", "--detach", "--port", str(port), "--config", str(config), *gateway_option(), *options]
-    return subprocess.run(command, env=own_environment(home), capture_output=True, text=True, timeout=110, check=False)
+    own = own_environment(home) | environment
+    return subprocess.run(command, env=own, capture_output=True, text=True, timeout=110, check=False)
+
+
+@contextmanager
+def standing(home: Path, *options: str, config: Path = ROOT / "kong.yml", **environment: str) -> Iterator[Gateway]:
+    """A stack of its own, as long as the block runs."""
+    started = up(home, free_port(), *options, config=config, **environment)
+    try:
+        assert started.returncode == 0, started.stdout + started.stderr
+        running = json.loads((home / "stack.json").read_text())
+        yield Gateway(running["proxy"], running["invoker"], home, running["pid"])
+    finally:
+        subprocess.run([COMMAND, "down"], env=own_environment(home), check=True, timeout=60)
 
 
 @pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    home = tmp_path_factory.mktemp("stack")
-    started = up(home, free_port())
-    assert started.returncode == 0, started.stdout + started.stderr
-    running = json.loads((home / "stack.json").read_text())
-    yield Gateway(running["proxy"], running["invoker"], home, running["pid"])
-    subprocess.run([COMMAND, "down"], env=own_environment(home), check=True, timeout=60)
+    with standing(tmp_path_factory.mktemp("stack")) as found:
+        yield found

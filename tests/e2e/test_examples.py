@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from kong_claude import PLUGINS
 from kong_claude.doctor import probe, rules, view
-from tests.e2e.conftest import COMMAND, ROOT, Gateway, free_port, own_environment, up
+from tests.e2e.conftest import ROOT, standing
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yml"))
 PROMPT = {"prompt": "hi", "system": "Be brief."}
@@ -23,11 +22,7 @@ def test_an_example_has_no_opening(path: Path) -> None:
 
 
 def test_the_plugins_apart_give_the_same_answers(tmp_path: Path) -> None:
-    started = up(tmp_path, free_port(), config=ROOT / "examples" / "apart.yml")
-    try:
-        assert started.returncode == 0, started.stdout + started.stderr
-        running = json.loads((tmp_path / "stack.json").read_text())
-        gateway = Gateway(running["proxy"], running["invoker"], tmp_path, running["pid"])
+    with standing(tmp_path, config=ROOT / "examples" / "apart.yml") as gateway:
         with gateway.client("apart", "--tier", "pro") as client:
             answer = client.post("/claude/invoke", json=PROMPT, headers={"X-Repo": "org/app"})
         assert answer.status_code == 200, answer.text
@@ -35,5 +30,3 @@ def test_the_plugins_apart_give_the_same_answers(tmp_path: Path) -> None:
         assert any("You are a code review assistant. Be brief." in json.dumps(e) for e in gateway.record())
         with gateway.client() as nobody:
             assert nobody.post("/claude/invoke", json=PROMPT).status_code == 401
-    finally:
-        subprocess.run([COMMAND, "down"], env=own_environment(tmp_path), check=True, timeout=60)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -16,8 +14,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kong_claude_local.stack import METRICS_PORT
-from tests.e2e.conftest import COMMAND, ROOT, Gateway, free_port, own_environment, up
+from tests.e2e.conftest import ROOT, Gateway, standing
 
+pytestmark = pytest.mark.xdist_group("pools")
 PROMPT = {"prompt": "hi", "system": "Be brief."}
 FIGURES = {"max_usd_per_run: 2": "max_usd_per_run: 1", "usd: 500,": "usd: 1,", "concurrent: 20": "concurrent: 1"}
 # A dollar a day, which the first run takes; and what is done then.
@@ -46,13 +45,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         text = text.replace(given, small)
     text = text.replace("          pools:\n", MORE_TIERS + "          pools:\n", 1) + DASHBOARD
     (home / "kong.yml").write_text(text)
-    started = up(home, free_port(), config=home / "kong.yml")
-    try:
-        assert started.returncode == 0, started.stdout + started.stderr
-        running = json.loads((home / "stack.json").read_text())
-        yield Gateway(running["proxy"], running["invoker"], home, running["pid"])
-    finally:
-        subprocess.run([COMMAND, "down"], env=own_environment(home), check=True, timeout=60)
+    with standing(home, config=home / "kong.yml") as found:
+        yield found
 
 
 def pools_of(stack: Gateway, subject: str, team: str) -> dict[str, Any]:

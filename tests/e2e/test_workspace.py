@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import COMMAND, ROOT, Gateway, free_port, gateway_option, own_environment
+from tests.e2e.conftest import ROOT, Gateway, standing
 from tests.support.git_server import GitServer, git, serving
 
 pytestmark = [
@@ -48,15 +47,9 @@ def stack(served: GitServer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         f'"**":\n  url: "{served.url}/{{repository}}.git"\n  token_file: {home}/token\n  refs: [main, "feature/*"]\n'
         "  refresh_s: 0\n"
     )
-    environment = own_environment(home) | {"INVOKER_REPOSITORIES": str(home / "repositories.yml")}
-    command = [COMMAND, "up", "--detach", "--port", str(free_port()), "--config", str(home / "kong.yml")]
-    started = subprocess.run(
-        [*command, *gateway_option()], env=environment, capture_output=True, text=True, timeout=110
-    )
-    assert started.returncode == 0, started.stdout + started.stderr
-    running = json.loads((home / "stack.json").read_text())
-    yield Gateway(running["proxy"], running["invoker"], home, running["pid"])
-    subprocess.run([COMMAND, "down"], env=own_environment(home), check=True, timeout=60)
+    known = {"INVOKER_REPOSITORIES": str(home / "repositories.yml")}
+    with standing(home, config=home / "kong.yml", **known) as found:
+        yield found
 
 
 def test_from_a_token_to_a_patch_that_applies(stack: Gateway, served: GitServer, tmp_path: Path) -> None:

@@ -56,16 +56,24 @@ async def application(tmp_path: Path, **settings: Any) -> AsyncIterator[httpx.As
         yield client
 
 
+SLOT = ledger.Slot(concurrent=1, run_micro_usd=5, ttl_ms=3_600_000)
+"""Of a lease that does not lapse meanwhile: that one is gone would otherwise say nothing."""
+
+
+def taken(redis_server: RedisProcess) -> tuple[RedisLedger, ledger.Lease]:
+    """A ledger in which there is a lease, which ada has."""
+    store = RedisLedger(RedisAddress(redis_server.url, timeout=10))
+    lease = ledger.Lease.new(ledger.NAMESPACE, "ada", 5)
+    assert store.acquire(lease, SLOT).admitted
+    return store, lease
+
+
 @pytest.mark.parametrize("started", [False, True])
 async def test_the_lease_is_given_back_where_nothing_was_started_and_only_there(
     tmp_path: Path, redis_server: RedisProcess, started: bool
 ) -> None:
-    """By a lease that does not lapse meanwhile: that one is gone would otherwise say nothing."""
-    store = RedisLedger(RedisAddress(redis_server.url, timeout=10))
-    slot = ledger.Slot(concurrent=1, run_micro_usd=5, ttl_ms=3_600_000)
-    lease = ledger.Lease.new(ledger.NAMESPACE, "ada", 5)
-    assert store.acquire(lease, slot).admitted
-    headers = attestation("/starts", b"", lease=str(lease), slot=slot.claim()) | {
+    store, lease = taken(redis_server)
+    headers = attestation("/starts", b"", lease=str(lease), slot=SLOT.claim()) | {
         "X-Starts": "yes" if started else "no"
     }
     async with application(tmp_path, redis_url=redis_server.url) as client:
@@ -79,11 +87,8 @@ async def test_the_lease_is_given_back_where_nothing_was_started_and_only_there(
 async def test_a_request_that_is_refused_gives_its_lease_back(
     tmp_path: Path, redis_server: RedisProcess, body: bytes
 ) -> None:
-    store = RedisLedger(RedisAddress(redis_server.url, timeout=10))
-    slot = ledger.Slot(concurrent=1, run_micro_usd=5, ttl_ms=3_600_000)
-    lease = ledger.Lease.new(ledger.NAMESPACE, "ada", 5)
-    assert store.acquire(lease, slot).admitted
-    headers = attestation("/invoke", body, lease=str(lease), slot=slot.claim())
+    store, lease = taken(redis_server)
+    headers = attestation("/invoke", body, lease=str(lease), slot=SLOT.claim())
     async with application(tmp_path, redis_url=redis_server.url) as client:
         assert (await client.post("/invoke", content=body, headers=headers)).status_code in (400, 403, 422)
     assert store.peek(ledger.Peek(ledger.NAMESPACE, "ada")).running == 0

@@ -33,6 +33,7 @@ from tests.support.attest import signed
 
 Found = TypeVar("Found")
 SECRET = secrets.token_hex(32)
+CHECKS = ["jwt-claims", "rate-tiers"]
 SIGNER = Signer("1", SECRET.encode(), {"1": SECRET.encode()})
 OVER = ("done", "failed", "cancelled")
 _uid_bases = user_ids()
@@ -101,7 +102,7 @@ def raw_path(request: httpx.Request) -> str:
 
 
 def attestation(method: str, path: str, subject: str | None, body: bytes = b"", **more: Any) -> str:
-    claims = {"sub": subject, "chk": ["jwt-claims", "rate-tiers"], "bsh": body_hash(body)} | more
+    claims = {"sub": subject, "chk": CHECKS, "bsh": body_hash(body)} | more
     return signed(SIGNER, method, path, **claims)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import json
 import re
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from kong_claude import PLUGINS
-from tests.e2e.conftest import COMMAND, ROOT, Gateway, free_port, own_environment
+from tests.e2e.conftest import ROOT, Gateway, standing
 
 pytestmark = [pytest.mark.xdist_group("metrics-stack"), pytest.mark.timeout(240)]
 CANARY = "canary-7f3a91"
@@ -70,14 +69,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, otlp: Receiver) -> Iterator[
     text, replaced = re.subn(r"^- name: claude-metrics(?!-).*\n", logged, text, count=1, flags=re.MULTILINE)
     assert replaced
     config.write_text(text)
-    environment = own_environment(home) | {"INVOKER_OTLP_ENDPOINT": otlp.url}
-    command = [COMMAND, "up", "--detach", "--port", str(free_port()), "--config", str(config)]
-    command += ["--plugins-directory", str(PLUGINS)]
-    started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
-    assert started.returncode == 0, started.stdout + started.stderr
-    running = json.loads((home / "stack.json").read_text())
-    yield Gateway(running["proxy"], running["invoker"], home, running["pid"])
-    subprocess.run([COMMAND, "down"], env=environment, check=True, timeout=60)
+    with standing(home, "--plugins-directory", str(PLUGINS), config=config, INVOKER_OTLP_ENDPOINT=otlp.url) as found:
+        yield found
 
 
 def logged(home: Path, number: int) -> list[dict[str, Any]]:

@@ -10,27 +10,23 @@ import io
 import json
 import os
 import re
-import shutil
 import socket
 import socketserver
 import subprocess
-import tempfile
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import jwt
 
-from kong_claude import PLUGINS
 from kong_claude.guard import LUA_PATH, PAIR_PATH
-from kong_claude_local import stack as parts
-from kong_claude_local.supervise import PartFailed, Supervisor
-from tests.chaos.stack import free_ports
+from kong_claude_local.supervise import Supervisor
 from tests.gateway.runners import SECRET
+from tests.support.gateway import gateway_alone
 
 ADDRESS = "127.0.0.1"
 UNCOUNTED = "uncounted"  # user agent of requests of which there may be more at one gateway than at the other
@@ -221,35 +217,14 @@ def came(head: bytes, body: bytes) -> dict[str, Any]:
 
 @contextmanager
 def gateway(config: dict[str, Any], upstream: Upstream, lua_path: str, access_log: Path) -> Iterator[Gateway]:
-    directory = Path(tempfile.mkdtemp(prefix="kc-pair-"))
-    proxy, http2, metrics, admin = free_ports(4)
-    layout = parts.Layout(
-        config=directory / "kong.json",
-        plugins=PLUGINS,
-        state=directory,
-        run=directory,
-        port=proxy,
-        metrics_port=metrics,
-        admin_port=admin,
-        kong=os.environ.get("KONG") or None,
-    )
-    layout.config.write_text(json.dumps(config).replace("@LOG@", str(access_log)))
-    part = parts.gateway(layout)
-    # One worker: each learns by itself what a plugin asks.
-    environment = {**part.environment, "KONG_LUA_PACKAGE_PATH": lua_path, "KONG_NGINX_WORKER_PROCESSES": "1"}
-    if layout.kong:
-        environment["KONG_PROXY_LISTEN"] = f"{ADDRESS}:{proxy}, {ADDRESS}:{http2} http2"
-    supervisor = Supervisor(directory / "log", io.StringIO())
-    try:
-        try:
-            supervisor.start(replace(part, environment=environment))
-        except PartFailed as failure:
-            failure.add_note(failure.last)
-            raise
-        yield Gateway(proxy, http2, metrics, upstream, access_log, supervisor, directory)
-    finally:
-        supervisor.stop()
-        shutil.rmtree(directory, ignore_errors=True)
+    def more(given: Mapping[str, str], proxy: int, spare: int) -> dict[str, str]:
+        # One worker: each learns by itself what a plugin asks.
+        http2 = {"KONG_PROXY_LISTEN": f"{ADDRESS}:{proxy}, {ADDRESS}:{spare} http2"} if os.environ.get("KONG") else {}
+        return {"KONG_LUA_PACKAGE_PATH": lua_path, **http2}
+
+    with gateway_alone(json.dumps(config).replace("@LOG@", str(access_log)), more) as alone:
+        ports = alone.proxy, alone.spare, alone.metrics
+        yield Gateway(*ports, upstream, access_log, alone.supervisor, alone.directory)
 
 
 @contextmanager

@@ -17,13 +17,11 @@ import redis
 from claude_contract.attestation import HEADER, Signer
 from claude_invoker.replicas.register import LEASE_S
 from tests.invoker.conftest import Invoker, as_root, tool, wait_for
+from tests.jobs.conftest import CHECKS, SECRET, attestation, raw_path
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.attest import signed
 
-pytestmark = [as_root, pytest.mark.timeout(180)]
-SECRET = "a secret of thirty-two bytes at least"
-SIGNER = Signer("1", SECRET.encode(), {"1": SECRET.encode()})
-ALL = ["jwt-claims", "prompt-context", "rate-tiers"]
+pytestmark = [as_root, pytest.mark.xdist_group("replicas"), pytest.mark.timeout(180)]
 SLOW = "[[delay 500]] [[say one two three four five six]]"
 FILE = tool("Write", file_path="a b.md", content="# A")
 
@@ -31,14 +29,14 @@ FILE = tool("Write", file_path="a b.md", content="# A")
 class As(httpx.Auth):
     """The gateway in front of an invoker."""
 
-    def __init__(self, subject: str = "alice", **claims: Any) -> None:
-        self.claims = {"sub": subject, "chk": ALL} | claims
-
     requires_request_body = True
 
+    def __init__(self, subject: str = "alice", **claims: Any) -> None:
+        self.subject, self.claims = subject, claims
+
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response]:
-        path = request.url.raw_path.decode().partition("?")[0]
-        request.headers[HEADER] = signed(SIGNER, request.method, path, **self.claims)
+        path = raw_path(request)
+        request.headers[HEADER] = attestation(request.method, path, self.subject, request.content, **self.claims)
         yield request
 
 
@@ -131,7 +129,7 @@ def test_what_replicas_say_to_each_other_nobody_else_can_say(pair: Pair, shared_
     assert isinstance(key, bytes) and len(key) == 32
     (name,) = [name for name in names if f":{one.pid}:" in name]
     kid = "claude-invoker replica"
-    claims: dict[str, Any] = {"sub": "alice", "chk": ALL}
+    claims: dict[str, Any] = {"sub": "alice", "chk": CHECKS}
 
     def ask(secret: bytes, audience: str, path: str = run) -> int:
         signer = Signer(kid, secret, {kid: secret}, issuer="claude-invoker", audience=audience)
