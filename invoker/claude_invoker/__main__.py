@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from claude_invoker.settings import Settings
 
 
-LAST_ANSWERS_S = 5
-"""For what is still being sent to clients when the server closes."""
 _M_MMAP_THRESHOLD = -3  # <malloc.h>
 
 
@@ -115,7 +113,7 @@ def _serve(settings: Settings) -> int:
 
     from claude_invoker.api.heads import heads_within
     from claude_invoker.app import create_app
-    from claude_invoker.draining import DrainingServer
+    from claude_invoker.draining import LAST_ANSWERS_S, DrainingServer
 
     app = create_app(settings)
     if settings.trust == "open":

@@ -12,8 +12,8 @@ import uvicorn
 from claude_invoker.runs.engine import Engine
 
 _log = logging.getLogger(__name__)
-_TAIL_S = 5.0
-"""For answers of runs that have been ended."""
+LAST_ANSWERS_S = 5
+"""For the answers of runs that have been ended, and what else is still being sent when the server closes."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -25,6 +25,7 @@ class DrainingServer(uvicorn.Server):
         self._engine = engine
         self._grace_s = grace_s
         self._until: float | None = None
+        self._cut_off = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGTERM and self.started and self._until is None:
@@ -41,8 +42,9 @@ class DrainingServer(uvicorn.Server):
     def _drain(self, left_s: float) -> None:
         engine = self._engine
         running = engine.running + engine.waiting
-        if running and left_s <= 0 and not engine.stopping:
+        if running and left_s <= 0 and not self._cut_off:
             _log.warning("%d runs have not ended within INVOKER_STOP_GRACE_S (%g s)", running, self._grace_s)
+            self._cut_off = True
             engine.stop_runs()
-        elif not running or left_s <= -_TAIL_S:
+        elif not running or left_s <= -LAST_ANSWERS_S:
             super().handle_exit(signal.SIGTERM, None)

@@ -13,8 +13,9 @@ from claude_invoker.api.anthropic.stream import Stream as Message
 from claude_invoker.api.fields import CANNOT, UNKNOWN, refused
 from claude_invoker.api.narration import MAX_ARGUMENT, Narration
 from claude_invoker.api.openai import chat
-from claude_invoker.api.openai.stream import DONE, IDLE
+from claude_invoker.api.openai.stream import DONE
 from claude_invoker.api.openai.stream import Stream as Completion
+from claude_invoker.api.stream import HEARTBEAT
 from claude_invoker.model import RunResult, Usage
 from claude_invoker.problem import Problem
 from claude_invoker.runs.events import Event
@@ -115,7 +116,7 @@ def test_a_failure_within_a_stream_is_the_error_of_an_answer() -> None:
 
 def test_a_completion_says_length_where_the_run_was_cut_off() -> None:
     stream = Completion(chat.wanted({"model": "claude-code", "messages": []}), "run_1", 7.9)
-    assert list(stream.take(None)) == [IDLE]
+    assert list(stream.take(None)) == [HEARTBEAT]
     *_, last, done = stream.end(RESULT)
     assert done == DONE
     chunk = json.loads(last.removeprefix(b"data: "))

@@ -21,7 +21,7 @@ from claude_invoker.api.invocation import decided, invocation_of
 from claude_invoker.api.links import base, linked, with_links
 from claude_invoker.api.openapi import request_body
 from claude_invoker.api.problems import RESPONSES
-from claude_invoker.api.stream import HEADERS, RETRY, without_events
+from claude_invoker.api.stream import HEADERS, HEARTBEAT, RETRY, without_events
 from claude_invoker.api.zip import zipped
 from claude_invoker.caller import Caller
 from claude_invoker.jobs import webhook
@@ -191,10 +191,10 @@ async def events(
     )
 
 
-async def _encoded(store: Store, job_id: str, last: str, heartbeat: float) -> AsyncIterator[str]:
-    yield RETRY.decode()
+async def _encoded(store: Store, job_id: str, last: str, heartbeat: float) -> AsyncIterator[bytes]:
+    yield RETRY
     async for event in store.follow(job_id, last, heartbeat):
-        yield ": heartbeat\n\n" if event is None else "id: {}\nevent: {}\ndata: {}\n\n".format(*event)
+        yield HEARTBEAT if event is None else "id: {}\nevent: {}\ndata: {}\n\n".format(*event).encode()
 
 
 def artifacts_of(job: Job) -> list[Artifact]:

@@ -8,13 +8,12 @@ from fastapi import Request
 
 from claude_invoker.caller import Caller
 from claude_invoker.problem import Problem
-from claude_invoker.replicas.forwarding import Elsewhere
+from claude_invoker.replicas.forwarding import Elsewhere, unanswered
 from claude_invoker.replicas.record import PastRun, past
 from claude_invoker.runs import artifacts
+from claude_invoker.runs.engine import no_such_run
 from claude_invoker.runs.run import Run
 from claude_invoker.services import services
-
-_NONE = Problem(404, "not-found", "there is no such run")
 
 
 async def run_of(request: Request, run_id: str, caller: Caller) -> Run | PastRun:
@@ -26,12 +25,12 @@ async def run_of(request: Request, run_id: str, caller: Caller) -> Run | PastRun
     register = parts.replicas.register
     known = await register.find(run_id)
     if known is None or not caller.may_see(known.subject):
-        raise _NONE
+        raise no_such_run()
     if not known.is_over:
         await _forward(request, caller, known.owner)
         known = await register.give_up(known)
         if not known.is_over:  # said by its replica meanwhile, which is there after all
-            raise Problem(503, "busy", "the invoker that runs it does not answer", {"Retry-After": "1"})
+            raise unanswered()
     return past(known)
 
 

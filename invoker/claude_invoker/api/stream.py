@@ -15,6 +15,7 @@ from claude_invoker.runs.events import Event
 from claude_invoker.runs.run import Run
 
 HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+HEARTBEAT = b": heartbeat\n\n"
 RETRY = b"retry: 1000\n\n"
 """Begins a stream that a client may come back to: after so many milliseconds it does."""
 
@@ -59,7 +60,7 @@ async def _encoded(
         if begin:
             yield begin
         async for event in events:
-            yield b": heartbeat\n\n" if event is None else encode(event)
+            yield HEARTBEAT if event is None else encode(event)
 
 
 @asynccontextmanager

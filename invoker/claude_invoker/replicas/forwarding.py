@@ -27,6 +27,11 @@ class Elsewhere(Exception):
         self.answer = answer
 
 
+def unanswered() -> Problem:
+    """The replica that runs it cannot be reached, and has not been gone for long enough to be given up."""
+    return Problem(503, "busy", "the invoker that runs it does not answer", {"Retry-After": "1"})
+
+
 class Forwarder:
     """One pool of connections to the other replicas."""
 
@@ -48,8 +53,7 @@ class Forwarder:
         try:
             answer = await self._client.send(self._client.build_request(method, url, headers=headers), stream=True)
         except httpx.TransportError as error:
-            gone = "the invoker that runs it does not answer"
-            raise Problem(503, "busy", gone, {"Retry-After": "1"}) from error
+            raise unanswered() from error
         kept = {name: value for name, value in answer.headers.items() if name not in _HOP_BY_HOP}
         return StreamingResponse(_pieces(answer), status_code=answer.status_code, headers=kept)
 

@@ -132,7 +132,6 @@ class Engine:
         self._reclaimed = False
         self.draining = False
         """Whether no more runs begin, because the process is to stop."""
-        self.stopping = False
 
     async def reclaim(self) -> None:
         """Ends what runs of invokers that died have left alive. What they left in files can be looked at after it, and
@@ -221,7 +220,6 @@ class Engine:
 
     def stop_runs(self) -> None:
         """Cancels what runs. (Its worker decides whether a job begins again.)"""
-        self.stopping = True
         for run in list(self.runs.values()):
             run.cancel("the invoker is stopping")
 
@@ -312,7 +310,7 @@ class Engine:
         """A run of the caller's. Raises Problem 404, also for the runs of others."""
         run = self.runs.get(run_id)
         if run is None or not caller.may_see(run.subject):
-            raise Problem(404, "not-found", "there is no such run")
+            raise no_such_run()
         return run
 
     async def _execute(self, run: Run, caller: Caller, wait_s: float | None) -> None:
@@ -427,3 +425,8 @@ class Engine:
         for path in artifacts.root(self.settings).iterdir():
             if path.name not in self.runs and path.stat().st_mtime + longest < time.time():
                 delete(path)
+
+
+def no_such_run() -> Problem:
+    """What is said of a run that does not exist, and of another's."""
+    return Problem(404, "not-found", "there is no such run")

@@ -28,7 +28,7 @@ from claude_invoker.workspace import content, git
 from claude_invoker.workspace.content import Unacceptable
 from claude_invoker.workspace.git import Bounds, GitFailed
 from claude_invoker.workspace.mirror import Mirror
-from claude_invoker.workspace.repository import Wanted
+from claude_invoker.workspace.repository import Wanted, unavailable
 
 _log = logging.getLogger(__name__)
 _WALK = walk.Bounds(depth=8, entries=10_000)
@@ -147,12 +147,7 @@ class Stores:
 
 
 def cannot_be_ready(name: str) -> Problem:
-    return Problem(
-        503,
-        "repository-unavailable",
-        f"{name} cannot be checked out here now; the invoker's log says why",
-        {"Retry-After": "10"},
-    )
+    return unavailable(f"{name} cannot be checked out here now")
 
 
 def instructions(store: Path) -> str | None:

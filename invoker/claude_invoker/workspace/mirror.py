@@ -18,7 +18,7 @@ from claude_invoker.ending import ended
 from claude_invoker.problem import Problem
 from claude_invoker.workspace import git
 from claude_invoker.workspace.git import Bounds, GitFailed
-from claude_invoker.workspace.repository import Wanted, refused
+from claude_invoker.workspace.repository import Wanted, refused, unavailable
 
 _log = logging.getLogger(__name__)
 _LOCK_S = 0.05
@@ -230,9 +230,4 @@ class Mirror:
 
 
 def _unavailable(wanted: Wanted) -> Problem:
-    return Problem(
-        503,
-        "repository-unavailable",
-        f"the repository {wanted.name} cannot be fetched from its server now; the invoker's log says why",
-        {"Retry-After": "10"},
-    )
+    return unavailable(f"the repository {wanted.name} cannot be fetched from its server now")

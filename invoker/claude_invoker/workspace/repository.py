@@ -120,6 +120,12 @@ def refused(wanted: Wanted, ref: str) -> Problem:
     return Problem(403, "forbidden", f"{ref} of {wanted.name} may not be worked on here; allowed: {allowed}")
 
 
+def unavailable(what: str) -> Problem:
+    """That a repository cannot be had now."""
+    detail = f"{what}; the invoker's log says why"
+    return Problem(503, "repository-unavailable", detail, {"Retry-After": "10"})
+
+
 def load(path: Path) -> Repositories:
     """Reads the file. Raises ValueError, which names file, line and field."""
     try:

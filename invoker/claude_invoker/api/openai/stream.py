@@ -11,12 +11,12 @@ from claude_invoker.api.fields import answer_of
 from claude_invoker.api.languages import said
 from claude_invoker.api.narration import Narration
 from claude_invoker.api.openai.chat import Wanted, finish_reason, opening, usage
+from claude_invoker.api.stream import HEARTBEAT
 from claude_invoker.model import RunResult
 from claude_invoker.problem import Problem
 from claude_invoker.runs.events import Event
 
 DONE = b"data: [DONE]\n\n"
-IDLE = b": heartbeat\n\n"
 
 
 def _data(document: dict[str, Any]) -> bytes:
@@ -37,7 +37,7 @@ class Stream:
 
     def take(self, of_run: Event | None) -> Iterator[bytes]:
         if of_run is None:
-            yield IDLE
+            yield HEARTBEAT
             return
         for spoken in self._narration.take(of_run):
             yield self._chunk({"content": spoken.text})
