@@ -83,6 +83,8 @@ UNKNOWN_KID = Signer("9", SECRET.encode(), {})
         attestation("GET", PATH, clamp={"egress": ["*"]}),
         attestation("GET", PATH, lease="nonsense"),
     ],
+    # Made anew in each process: a name has to be the same for all of them.
+    ids=lambda header: f"{len(header or '')} characters",
 )
 async def test_refused(tmp_path: Path, header: str | None) -> None:
     async with application(tmp_path) as client:
