@@ -51,7 +51,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], object], within_s: float = 30.0, what: str = "the condition") -> None:
+def wait_for(condition: Callable[[], object], within_s: float = 90.0, what: str = "the condition") -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come true within {within_s} s"

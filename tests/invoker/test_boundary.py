@@ -22,6 +22,7 @@ from claude_invoker.cli.binary import programs_of, reachable_binary
 from claude_invoker.cli.pool import Launcher
 from claude_invoker.cli.rehearsal import judged
 from claude_invoker.cli.tree import Tree
+from claude_invoker.cli.users import SPAN
 from claude_invoker.isolation import again, confine, domains, filters, namespaces, shell, trial
 from claude_invoker.isolation.strength import Boundary, Property, Strength, TooWeak, admit, computed
 from claude_invoker.model import InvokeRequest
@@ -407,6 +408,33 @@ def test_an_invoker_with_less_than_the_least_accepted_does_not_start(start_invok
         assert api.get(f"/runs/{answer.json()['id']}").json()["isolation"] == label
         assert api.get("/readyz").json()["checks"]["isolation"] == label
         assert "claude_invoker_isolation 1.0" in api.get("/metrics").text
+
+
+STRIKES = """
+import sys
+from claude_invoker.cli.killer import strike
+while True: strike(int(sys.argv[1]), int(sys.argv[1]))
+"""
+
+
+@as_root
+@with_landlock
+@pytest.mark.parametrize("without", [(), ("trials_by_the_killers_user",)])
+def test_who_starts_while_others_end_runs_has_no_weaker_boundary(
+    start_invoker: Callable[..., Invoker], without: tuple[str, ...]
+) -> None:
+    """All invokers of a machine end runs by one user id, and whatever has that id is struck as well."""
+    base = 500_000 + os.getpid() % 100 * SPAN
+    others = subprocess.Popen([sys.executable, "-c", STRIKES, str(base)])
+    try:
+        invoker = start_invoker(uid_base=base, pool_size=0, without=without)
+        with invoker.client() as api:
+            checks = api.get("/readyz").json()["checks"]
+    finally:
+        others.kill()
+        others.wait()
+    best = "namespaces" if HAS_BUBBLEWRAP else "landlock"
+    assert (checks["isolation"] == best) != bool(without), checks
 
 
 @as_root

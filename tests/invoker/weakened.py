@@ -26,7 +26,7 @@ from claude_contract.ledger import Draw, Drawn, Slot, Verdict, micro_usd
 from claude_invoker import __main__ as program
 from claude_invoker import trust
 from claude_invoker.caller import DEVELOPER
-from claude_invoker.cli import kill, killer, messages, process, tree, users, walk
+from claude_invoker.cli import boundary, kill, killer, messages, process, tree, users, walk
 from claude_invoker.cli.command import Shape, command
 from claude_invoker.draws import Answer, Draws
 from claude_invoker.egress import filters as egress
@@ -196,6 +196,12 @@ def a_zombie_is_dead() -> None:
 def ends_that_are_broken_off() -> None:
     """Who is cancelled while it ends does not wait for that end."""
     put(execution, "unbroken", asyncio.shield)
+
+
+def trials_by_the_killers_user() -> None:
+    """What is tried at the start has the id by which every invoker of a machine ends runs."""
+    real = vars(boundary)["_established"]
+    put(boundary, "_established", lambda launcher, *rest: real(launcher, *rest[:-2], launcher.users.killer, rest[-1]))
 
 
 def two_user_ids() -> None:
@@ -371,6 +377,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         sessions_keep_all_that_the_cli_reads,
         a_zombie_is_dead,
         ends_that_are_broken_off,
+        trials_by_the_killers_user,
         two_user_ids,
         sessions_in_argv,
         settings_are_obeyed,

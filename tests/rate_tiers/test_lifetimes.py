@@ -22,12 +22,27 @@ from claude_contract.ledger import (
 )
 from claude_contract.ledger.model import SETTLED_MS
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
+from tests.interop.deployments import started
 from tests.rate_tiers.servers import RedisProcess
 
 MINUTE, HOUR = 60_000, 3_600_000
 DAY = 24 * HOUR
 SLACK = 30_000  # ms that a test may take beside a busy compiler
 TEAM = Shared(DEPLOYMENT, ("pool.red",))
+
+
+@pytest.fixture(scope="module")
+def quiet_redis() -> Iterator[RedisProcess]:
+    """Nobody else's: what another test has left running would write into the shared one."""
+    server = started()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis_server(quiet_redis: RedisProcess) -> RedisProcess:
+    quiet_redis.client().flushall()
+    return quiet_redis
 
 
 @pytest.fixture

@@ -22,10 +22,27 @@ async def establish(
     """The strongest that works, from now on around everything that `launcher` starts; and `filters` for runs that reach
     hosts, where runs can be kept to them.
 
-    `programs`: a directory of ours that runs can pass through. Raises TooWeak, OSError.
+    `programs`: a directory of ours that runs can pass through. Raises TooWeak, NoUserFree, OSError.
     """
+    # One of the runs' own: whatever has the killer's is struck by every invoker of this machine that ends a run.
+    uid = launcher.users.take()
+    try:
+        return await _established(launcher, filters, programs, workplace, least, uid, commands_below)
+    finally:
+        if uid is not None:
+            await launcher.retire_user(uid)
+
+
+async def _established(
+    launcher: Launcher,
+    filters: Filters,
+    programs: Path,
+    workplace: Path,
+    least: Strength,
+    uid: int | None,
+    commands_below: bool,
+) -> Boundary:
     egress = Boundary(Strength.NONE).egress_obstacle
-    uid = launcher.users.killer if launcher.users.isolated else None
     properties = [await asyncio.to_thread(trial.own_users, uid)]
     boxes: list[Box] = []
     if uid is None or computed(properties) >= Strength.USER:

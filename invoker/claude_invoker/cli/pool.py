@@ -192,6 +192,17 @@ class Launcher:
             else:
                 return uid
 
+    async def retire_user(self, uid: int) -> None:
+        """Of one that was taken and has no tree: whatever it still does is ended. Raises nothing."""
+        assert self.killer is not None
+        try:
+            await self.killer.end(uid, KILL_S)
+        except StillAlive as error:
+            _log.error("user %d is not used until it has ended: %s", uid, error)
+            self.users.quarantine(uid)
+        else:
+            self.users.give_back(uid)
+
     async def dispose(self, ready: Ready) -> None:
         """Ends the process and everything it started, then deletes its tree, or takes it back where it is a session's.
 

@@ -64,6 +64,11 @@ class Boundary:
         """As records show it."""
         return self.strength.label + (" (commands allowed below the least accepted)" if self.commands_below else "")
 
+    @property
+    def why(self) -> str:
+        """What a stronger one would need."""
+        return "; ".join(f"{missing.name}: {missing.obstacle}" for missing in self.missing)
+
     def refuses(self, tool: str, *, egress: bool = False) -> str | None:
         """Why a run may not have this tool; None where it may. `egress`: the run reaches some hosts."""
         if tool in COMMAND_TOOLS and self.strength < Strength.USER and not self.commands_below:
@@ -94,10 +99,9 @@ def admit(
     missing = tuple(p for p in found if p.obstacle is not None)
     boundary = Boundary(computed(found), missing, commands_below, egress_obstacle)
     if boundary.strength < least and not commands_below:
-        reasons = "; ".join(f"{missing.name}: {missing.obstacle}" for missing in boundary.missing)
         raise TooWeak(
             f"the boundary around a run is only `{boundary.strength.label}` here, INVOKER_ISOLATION={least.label} is "
-            f"the least accepted. Missing: {reasons}. Provide that, accept less (INVOKER_ISOLATION="
+            f"the least accepted. Missing: {boundary.why}. Provide that, accept less (INVOKER_ISOLATION="
             f"{boundary.strength.label}), or run commands all the same (INVOKER_ALLOW_COMMANDS_BELOW=1)"
         )
     return boundary

@@ -166,6 +166,14 @@ class Engine:
 
     async def __aenter__(self) -> Engine:
         await self.reclaim()
+        try:
+            await self._open()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def _open(self) -> None:
         for path in self._workplace.abandoned():
             with contextlib.suppress(OSError):  # another invoker starts as well, and was faster
                 self._discarded.take(path)
@@ -173,29 +181,25 @@ class Engine:
         self.version = await cli_version(self.cli)
         programs = programs_of(self._trees)
         self._launcher.cli = await asyncio.to_thread(reachable_binary, self.cli, programs, isolated=self.users.isolated)
-        try:
-            self.boundary = await establish(
-                self._launcher,
-                self.filters,
-                programs,
-                self._workplace.path,
-                Strength[self.settings.isolation.upper()],
-                commands_below=self.settings.allow_commands_below,
+        self.boundary = await establish(
+            self._launcher,
+            self.filters,
+            programs,
+            self._workplace.path,
+            Strength[self.settings.isolation.upper()],
+            commands_below=self.settings.allow_commands_below,
+        )
+        if self.workspaces is not None and self.boundary.strength == Strength.NONE:
+            raise TooWeak(
+                "INVOKER_REPOSITORIES: runs would read all repositories, since nothing keeps them from this user's "
+                "files here: start the invoker as root, or where bubblewrap or Landlock work. Missing: "
+                + self.boundary.why
             )
-            if self.workspaces is not None and self.boundary.strength == Strength.NONE:
-                raise TooWeak(
-                    "INVOKER_REPOSITORIES: runs would read all repositories, since nothing keeps them from this user's "
-                    "files here: start the invoker as root, or where bubblewrap or Landlock work"
-                )
-        except TooWeak:
-            await self.__aexit__()
-            raise
         await self.metering.ready()
         if self.ledger is not None:
             self._watching = asyncio.create_task(self.ledger.watch(self.settings.ledger_grace, self.metering.hold))
         await self.pool.start(self._default_shape())
         self._sweeper.start()
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         """Cancels what runs and leaves no process behind."""
