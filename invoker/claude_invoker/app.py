@@ -76,9 +76,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ledger.on_warning = metrics.warned
 
     jobs = None
-    if settings.redis_url:
-        store = Store.open(settings.redis_url, settings.tier_priority, settings.held)
-        jobs = Jobs(store, open_queues(settings.redis_url))
+    if settings.redis_url and settings.jobs_redis_url:
+        store = Store.open(settings.jobs_redis_url, settings.redis_url, settings.tier_priority, settings.held)
+        jobs = Jobs(store, open_queues(settings.jobs_redis_url))
     seen = SeenOnce(settings.redis_url)
     parts = Services(settings, engine, metrics, trust.keys(settings), seen, ledger, jobs, replicas)
 

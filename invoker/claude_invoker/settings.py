@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     redis_url: str | None = None
     runs_redis_url: str | None = None
     """A Redis for the records of runs, so that any of several invokers answers for any run, and for those that are over
-    after a restart. Another than that of the limits, which must never be full (docs/invoker.md)."""
+    after a restart; and for jobs. Another than that of the limits, which must never be full (docs/invoker.md)."""
     replica_url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
     """Where the other invokers reach this one; unset: `INVOKER_HOST`, or this machine's address, and `INVOKER_PORT`."""
 
@@ -192,6 +192,11 @@ class Settings(BaseSettings):
     @property
     def audit_directory(self) -> Path:
         return self.audit_dir or self.state_dir / "audit"
+
+    @property
+    def jobs_redis_url(self) -> str | None:
+        """Where jobs wait: with the records of runs, where those have a Redis of their own."""
+        return self.runs_redis_url or self.redis_url
 
     @property
     def held(self) -> Bounds:

@@ -20,7 +20,7 @@ from claude_invoker.tracing import Tracing
 
 async def serve(settings: Settings) -> None:
     """Takes jobs until SIGTERM or SIGINT; those that run then may go on for `worker_drain_s`, or until a second one."""
-    assert settings.redis_url is not None
+    assert settings.redis_url is not None and settings.jobs_redis_url is not None
     stop, stop_now = asyncio.Event(), asyncio.Event()
 
     def stopped() -> None:
@@ -29,7 +29,7 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped)
     ledger = Ledger(settings.redis_url)
-    queues = open_queues(settings.redis_url)
+    queues = open_queues(settings.jobs_redis_url)
     engine = Engine(settings, ledger)
     tracing = Tracing(settings.otlp_endpoint)
     audit = open_audit(settings)
@@ -40,7 +40,7 @@ async def serve(settings: Settings) -> None:
 
     engine.on_start = lambda run: audit.note(audit_of.began(run))
     engine.on_finish = finished
-    store = Store.open(settings.redis_url, settings.tier_priority, settings.held)
+    store = Store.open(settings.jobs_redis_url, settings.redis_url, settings.tier_priority, settings.held)
     async with audit, serving(settings, engine, store, queues) as worker:
         logging.getLogger(__name__).info("worker ready, %d runs at once", settings.worker_concurrency)
         await stop.wait()

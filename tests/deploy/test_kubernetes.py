@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +126,33 @@ def test_names_are_asked_of_the_clusters_own_service_only() -> None:
     assert not any(port.get("port") == 53 for rule in others for port in rule["ports"])
 
 
-def test_nobody_asks_a_worker_and_no_pod_of_runs_asks_another() -> None:
+def test_nobody_asks_a_worker_and_of_the_pods_of_runs_only_an_invoker_asks_an_invoker() -> None:
     worker = policy("worker")
     assert worker["policyTypes"] == ["Ingress"] and "ingress" not in worker
     (redis,) = [rule for rule in policy("runs")["egress"] if {"port": 6379} in rule["ports"]]
     (expression,) = redis["to"][0]["podSelector"]["matchExpressions"]
     assert expression == {"key": "app", "operator": "NotIn", "values": ["invoker", "worker"]}
+    replicas, invoker = policy("replicas"), policy("invoker")
+    others = {"podSelector": {"matchLabels": {"app": "invoker"}}}
+    assert {"podSelector": replicas["podSelector"]} == others
+    assert replicas["egress"] == [{"to": [others], "ports": [{"port": 8100}]}]
+    (asked,) = invoker["ingress"]
+    assert [peer for peer in asked["from"] if "podSelector" in peer] == [others]
+
+
+def test_the_urls_of_the_documents_name_what_the_operator_makes() -> None:
+    """A Sentinel's service is NAME-sentinel, and what it watches is `masterGroupName` (`myMaster` where none is said):
+    redis-operator, k8sutils/redis-sentinel.go and api/common_types.go."""
+    written = re.findall(
+        r"redis\+sentinel://:%s@(\S+?)\.kong-claude:26379/(\S+?)/0", (ROOT / "docs/deploy.md").read_text()
+    )
+    sentinels = [resource for _, resource in ALL if resource["kind"] == "RedisSentinel"]
+    made = [
+        (f"{s['metadata']['name']}-sentinel", s["spec"]["redisSentinelConfig"]["masterGroupName"]) for s in sentinels
+    ]
+    assert written == made and len(made) == 2
+    watched = [sentinel["spec"]["redisSentinelConfig"]["redisReplicationName"] for sentinel in sentinels]
+    assert watched == [r["metadata"]["name"] for _, r in ALL if r["kind"] == "RedisReplication"]
 
 
 def merged(value: Any, patch: Any) -> Any:

@@ -28,8 +28,9 @@ WITH_SECRETS = ROOT / "deploy" / "docker" / "with-secrets.sh"
 TABLE: dict[str, tuple[str | None, set[str]]] = {
     "kong": ("secrets-kong", {"edge", "invoker", "redis", "metrics"}),
     "redis": ("secrets-redis", {"redis"}),
-    "invoker": ("secrets-invoker", {"invoker", "redis", "api"}),
-    "worker": ("secrets-invoker", {"redis", "api"}),
+    "redis-runs": ("secrets-redis-runs", {"redis-runs"}),
+    "invoker": ("secrets-invoker", {"invoker", "redis", "redis-runs", "api"}),
+    "worker": ("secrets-invoker", {"redis", "redis-runs", "api"}),
     "standin": (None, {"api"}),
     "tools": ("secrets-tools", {"edge"}),
     "edge": (None, {"edge"}),
@@ -40,7 +41,8 @@ TABLE: dict[str, tuple[str | None, set[str]]] = {
 FILES = {
     "kong": {"jwt-secret", "attestation-key", "redis-url"},
     "redis": {"redis-password", "redis.conf"},
-    "invoker": {"attestation-public-key", "webhook-secret", "redis-url"},
+    "redis-runs": {"redis-password", "redis.conf"},
+    "invoker": {"attestation-public-key", "webhook-secret", "redis-url", "runs-redis-url"},
     "tools": {"jwt-secret"},
 }
 WHERE_TOOLS_RUN = ("invoker", "worker")
@@ -73,7 +75,7 @@ def test_the_maker_of_secrets_fills_each_volume_and_talks_to_nobody() -> None:
 def test_where_tools_run_only_these_are_reached(service: str) -> None:
     mine = TABLE[service][1]
     peers = {other for other, (_, networks) in TABLE.items() if networks & mine} - {*WHERE_TOOLS_RUN}
-    assert peers == {"redis", "standin", "kong"} | ({"prometheus"} if service == "invoker" else set())
+    assert peers == {"redis", "redis-runs", "standin", "kong"} | ({"prometheus"} if service == "invoker" else set())
     # Of these, who listens on a shared network: Kong's proxy, and neither its Admin API, nor the metrics, nor Prometheus.
     kong = SERVICES["kong"]["environment"]
     assert kong["KONG_ADMIN_LISTEN"] == "127.0.0.1:8001"
@@ -145,6 +147,7 @@ def test_each_file_is_of_the_one_user_that_needs_it(made: Path) -> None:
     for reader, (owner, group, mode) in {
         "kong": (0, kong_group, 0o440),
         "redis": (redis_user, None, 0o400),
+        "redis-runs": (redis_user, None, 0o400),
         "invoker": (0, 0, 0o400),
         "tools": (0, 0, 0o400),
     }.items():
@@ -171,9 +174,13 @@ def test_the_parts_agree_and_a_second_start_changes_nothing(made: Path) -> None:
     password = first["redis/redis-password"].strip()
     assert first["kong/redis-url"] == first["invoker/redis-url"] == f"redis://:{password}@redis:6379/0"
     assert f"requirepass {password}\n" in first["redis/redis.conf"]
+    others = first["redis-runs/redis-password"].strip()
+    assert first["invoker/runs-redis-url"] == f"redis://:{others}@redis-runs:6379/0"
+    assert f"requirepass {others}\n" in first["redis-runs/redis.conf"] and others not in first["redis/redis.conf"]
     assert first["tools/jwt-secret"] == first["kong/jwt-secret"]
     secrets = [first["kong/jwt-secret"], first["invoker/webhook-secret"], first["redis/redis-password"]]
-    assert len({*secrets}) == 3 and all(len(secret.strip()) >= 64 for secret in secrets)
+    secrets.append(first["redis-runs/redis-password"])
+    assert len({*secrets}) == 4 and all(len(secret.strip()) >= 64 for secret in secrets)
     make(made)
     assert content(made) == first
 

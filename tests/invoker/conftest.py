@@ -222,7 +222,7 @@ def start_invoker(
     for process in invoker_processes:
         process.terminate()
     for process in invoker_processes:
-        process.wait(20)
+        process.wait(120)
     # Not shutil's: a run of a test that has failed may have left a tree of any depth.
     subprocess.run(["rm", "-rf", *folders], check=False)
 

@@ -183,6 +183,9 @@ def test_a_full_or_dead_redis_of_runs_stops_no_run(start: Callable[..., Invoker]
         assert run.status_code == 200
         assert api.get(f"/claude/runs/{run.json()['id']}").status_code == 200
         assert api.get("/claude/runs/run_0").status_code == 404
+        job = api.post("/claude/jobs", json={"prompt": "hi"})
+        assert (job.status_code, "their Redis is full" in job.text) == (503, True), job.text
+        assert int(job.headers["retry-after"]) > 0
         runs.kill()
         again = api.post("/claude/invoke", json={"prompt": "hi"})
         assert again.status_code == 200
@@ -190,6 +193,25 @@ def test_a_full_or_dead_redis_of_runs_stops_no_run(start: Callable[..., Invoker]
         assert api.get("/claude/runs/run_0").status_code == 503  # who knows
     assert invoker.ready()
     assert "records of runs are not written" in invoker.log.read_text()
+
+
+def test_jobs_are_where_runs_are_and_money_where_limits_are(
+    start: Callable[..., Invoker], own_redis: RedisProcess, shared_redis: RedisProcess
+) -> None:
+    """What jobs hold never fills the Redis by which the gateway lets requests in."""
+    invoker = start(runs_redis_url=own_redis.url, worker="embedded")
+    with client(invoker) as api:
+        made = api.post("/claude/jobs", json={"prompt": "[[say fine]]"})
+        assert made.status_code == 202, made.text
+        wait_for(lambda: api.get(made.headers["location"]).json()["state"] == "done", what="the job")
+    job = made.json()["id"]
+
+    def keys(server: RedisProcess) -> list[bytes]:
+        return list(server.client().scan_iter("*"))
+
+    assert [key for key in keys(own_redis) if job.encode() in key]
+    assert not [key for key in keys(shared_redis) if job.encode() in key]
+    assert not [key for key in keys(own_redis) if b"budget" in key or b"leases" in key]
 
 
 def test_many_at_once(pair: Pair) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from redis.exceptions import OutOfMemoryError, RedisError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
@@ -19,6 +21,7 @@ from claude_invoker.api.languages import PROBLEM, language_of, request_id, said
 from claude_invoker.problem import Problem
 from claude_invoker.replicas.forwarding import Elsewhere
 
+_log = logging.getLogger(__name__)
 Place = tuple[int | str, ...]
 """Of a value in a body: the names and numbers that lead to it."""
 
@@ -111,6 +114,15 @@ def install(app: FastAPI, prefix: str = "") -> None:
     @app.exception_handler(UnknownVersion)
     async def _unknown_version(request: Request, error: UnknownVersion) -> JSONResponse:
         return answer(Problem(503, "other-release", str(error)), request.scope, prefix)
+
+    @app.exception_handler(RedisError)
+    async def _redis(request: Request, error: RedisError) -> JSONResponse:
+        _log.warning("jobs cannot be had: %s", error)
+        # A script of Redis 6.2 says it within a text of its own.
+        full = isinstance(error, OutOfMemoryError) or "OOM" in str(error)
+        why = "is full" if full else "cannot be asked"
+        problem = Problem(503, "busy", f"jobs cannot be had now, their Redis {why}", {"Retry-After": "5"})
+        return answer(problem, request.scope, prefix)
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -75,7 +75,7 @@ def _script(name: str) -> tuple[str, str]:
 
 class Store:
     """`tiers`: names in order of priority; jobs of other tiers come last. `warned`: a client for what budgets are owed,
-    where that is on another node of a Cluster than jobs are."""
+    where that is in another Redis than jobs are, or on another node of their Cluster."""
 
     def __init__(
         self,
@@ -93,9 +93,9 @@ class Store:
         self._claims = 0
 
     @classmethod
-    def open(cls, url: str, tiers: Sequence[str], bounds: Bounds) -> Store:
+    def open(cls, url: str, ledger_url: str, tiers: Sequence[str], bounds: Bounds) -> Store:
         """Raises BadPlace."""
-        return cls(connect(url), tiers, bounds, connect(url, OWED))
+        return cls(connect(url), tiers, bounds, connect(ledger_url, OWED))
 
     async def close(self) -> None:
         await self.redis.aclose()
