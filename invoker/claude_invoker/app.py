@@ -19,6 +19,7 @@ from claude_invoker.audit import runs as audit_of
 from claude_invoker.audit.writer import open_audit
 from claude_invoker.dashboard import routes as dashboard
 from claude_invoker.head import HeadAsGet
+from claude_invoker.idempotency import Claims
 from claude_invoker.jobs.queue import open_queues
 from claude_invoker.jobs.serving import serving
 from claude_invoker.jobs.store import Store
@@ -80,7 +81,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         store = Store.open(settings.jobs_redis_url, settings.redis_url, settings.tier_priority, settings.held)
         jobs = Jobs(store, open_queues(settings.jobs_redis_url))
     seen = SeenOnce(settings.redis_url)
-    parts = Services(settings, engine, metrics, trust.keys(settings), seen, ledger, jobs, replicas)
+    claims = Claims(settings.runs_redis_url)
+    parts = Services(settings, engine, metrics, trust.keys(settings), seen, ledger, jobs, replicas, claims)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -98,6 +100,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if replicas is not None:
             await replicas.forwarder.close()
         await seen.close()
+        await claims.close()
         await asyncio.to_thread(tracing.close)
         if ledger is not None:
             await ledger.close()

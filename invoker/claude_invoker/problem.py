@@ -69,5 +69,18 @@ class Problem(Exception):
             document["api_status"] = self.api_status
         return document | self.extra
 
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> Problem:
+        """The inverse of `document`, without headers."""
+        known = ("type", "title", "status", "detail", "api_status")
+        kind = str(document.get("type", "")).removeprefix(PREFIX)
+        return cls(
+            int(document.get("status", 500)),
+            kind if kind in TITLES else "internal",
+            document.get("detail", ""),
+            api_status=document.get("api_status"),
+            extra={name: value for name, value in document.items() if name not in known},
+        )
+
     def __str__(self) -> str:
         return f"{self.status} {self.kind}: {self.detail or TITLES[self.kind]}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from claude_contract.attestation import Key
+from claude_invoker.idempotency import Claims
 from claude_invoker.jobs.queue import Queues
 from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
@@ -51,6 +52,7 @@ class Services:
     ledger: Ledger | None
     jobs: Jobs | None
     replicas: Replicas | None
+    claims: Claims
 
 
 def services(request: Request) -> Services:

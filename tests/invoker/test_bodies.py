@@ -9,11 +9,11 @@ import httpx
 import pytest
 
 from claude_contract.claims import NOTHING_ADDED, UNCLAMPED, Clamp
-from claude_invoker.api.jobs import fingerprint_of
 from claude_invoker.api.negotiation import takes_json
 from claude_invoker.caller import Caller
 from claude_invoker.cli.messages import Result
 from claude_invoker.cli.outcome import stop_reason, unmet_schema
+from claude_invoker.idempotency import fingerprint_of
 from claude_invoker.isolation.strength import Boundary, Strength
 from claude_invoker.jobs.record import JobRequest
 from claude_invoker.metering.figures import Figures

@@ -10,11 +10,13 @@ from pydantic import ValidationError
 
 from claude_invoker.additions import with_additions
 from claude_invoker.api import border
+from claude_invoker.api.once import once
 from claude_invoker.api.problems import Place, invalid
 from claude_invoker.caller import Caller
 from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import Plan, plan
 from claude_invoker.problem import Problem
+from claude_invoker.replicas.record import PastRun
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.services import services
@@ -47,22 +49,31 @@ def decided(request: Request, invoke: InvokeRequest, caller: Caller) -> Plan:
     return plan(invoke, caller.clamp, engine.settings, engine.boundary, engine.repository(caller))
 
 
-async def submitted(request: Request, invoke: InvokeRequest, caller: Caller) -> Run:
-    """The run of an invocation, begun (for a request whose caller is `attested_run`). Raises Problem 403, 404, 409,
-    429, 503, 507."""
+async def submitted(request: Request, invoke: InvokeRequest, caller: Caller, *, live: bool = False) -> Run | PastRun:
+    """The run of an invocation, begun (for a request whose caller is `attested_run`); or, by an `Idempotency-Key` that
+    was used before, the one that has begun then (see `once`). Raises Problem 400, 403, 404, 409, 422, 429, 503, 507,
+    Elsewhere."""
     engine: Engine = services(request).engine
+    key = border.idempotency_key(request)
     chosen = decided(request, invoke, caller)
-    if engine.ledger is not None:
-        await engine.ledger.confirm(caller)
-    run = engine.submit(chosen, caller)
-    run.traceparent = border.traceparent(request)
-    request.state.started = True
-    if (replicas := services(request).replicas) is not None:
-        await replicas.register.written(run)  # the answer may name it at once
-    return run
+
+    async def begin(run_id: str | None = None) -> Run:
+        if engine.ledger is not None:
+            await engine.ledger.confirm(caller)
+        run = engine.submit(chosen, caller, run_id=run_id)
+        run.traceparent = border.traceparent(request)
+        run.grace_s = engine.settings.detach_grace_s if key is not None else 0.0
+        request.state.started = True
+        if (replicas := services(request).replicas) is not None:
+            await replicas.register.written(run)  # the answer may name it at once
+        return run
+
+    return await begin() if key is None else await once(request, key, invoke, caller, begin, live=live)
 
 
-async def begun(request: Request, document: Mapping[str, Any], caller: Caller, place: Callable[[Place], Place]) -> Run:
+async def begun(
+    request: Request, document: Mapping[str, Any], caller: Caller, place: Callable[[Place], Place]
+) -> Run | PastRun:
     """The run of a request to a vendor's API, in the fields of an invocation. Raises what `validated` and `submitted`
     do, and Problem 503 where the gateway let the request in to wait: a client of such an API cannot come back."""
     invoke = validated(document, caller, InvokeRequest, place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -14,11 +15,13 @@ from claude_invoker.api.links import base, with_links
 from claude_invoker.api.negotiation import EVENT_STREAM, JSON, preferred, takes_json
 from claude_invoker.api.openapi import request_body
 from claude_invoker.api.problems import RESPONSES
+from claude_invoker.api.replicas import files_of
 from claude_invoker.api.stream import event_stream
-from claude_invoker.api.waiting import NOT_AGAIN, while_connected
+from claude_invoker.api.waiting import NOT_AGAIN, cost_headers, replayed, while_connected
 from claude_invoker.caller import Caller
 from claude_invoker.model import Artifact, InvokeRequest, RunResult, Usage
 from claude_invoker.problem import Problem
+from claude_invoker.replicas.record import PastRun
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.services import services
@@ -46,21 +49,21 @@ async def invoke(
     engine: Engine = services(request).engine
     if jobs.answers_later(request, caller) and services(request).jobs is not None:
         return await jobs.enqueue(request, caller)
-    run = await submitted(request, wanted, caller)
     wanted_type = preferred(request.headers.get("accept"))
+    run = await submitted(request, wanted, caller, live=wanted_type == EVENT_STREAM)
     if wanted_type == EVENT_STREAM:
         return event_stream(
             run,
             0,
             heartbeat_s=engine.settings.heartbeat_s,
             grace_s=engine.settings.detach_grace_s,
-            headers={"X-Claude-Run": run.id, "Location": f"{base(request)}/runs/{run.id}"},
+            headers={"X-Claude-Run": run.id, "Location": f"{base(request)}/runs/{run.id}", **replayed(request)},
         )
     result = await while_connected(request, run)
-    headers = result_headers(run, time.monotonic() - began)
+    headers = result_headers(request, run, time.monotonic() - began)
     fitting = [] if wanted_type == JSON else artifacts_of_type(run, wanted_type)
     if len(fitting) == 1:
-        return artifact_itself(run, fitting[0], headers)
+        return artifact_itself(await files_of(request, run, caller), fitting[0], headers)
     linked = with_links(request, result).model_dump(mode="json")
     if wanted_type == JSON or takes_json(request.headers.get("accept")):
         return JSONResponse(linked, headers=headers)
@@ -70,25 +73,26 @@ async def invoke(
     raise Problem(406, "not-acceptable", detail, headers | NOT_AGAIN, extra=extra)
 
 
-def result_headers(run: Run, seconds: float) -> dict[str, str]:
+def result_headers(request: Request, run: Run | PastRun, seconds: float) -> dict[str, str]:
+    """What a run has taken; of who has repeated a request nothing is asked."""
     used = run.result.usage if run.result else Usage()
     cached = used.cache_creation_input_tokens + used.cache_read_input_tokens
     return {
         "X-Claude-Run": run.id,
         "X-Claude-Model": run.model,
-        "X-Claude-Cost-USD": f"{run.cost_usd:.6f}",
+        **cost_headers(request, run),
         "X-Claude-Input-Tokens": str(used.input_tokens + cached),
         "X-Claude-Output-Tokens": str(used.output_tokens),
         "X-Response-Time": f"{seconds:.3f}",
     }
 
 
-def artifacts_of_type(run: Run, wanted: str) -> list[Artifact]:
+def artifacts_of_type(run: Run | PastRun, wanted: str) -> list[Artifact]:
     """Those of a media type or of a range such as `image/*`."""
     stem = wanted.removesuffix("*")
     return [a for a in run.artifacts if a.type == wanted or (stem != wanted and a.type.startswith(stem))]
 
 
-def artifact_itself(run: Run, artifact: Artifact, headers: dict[str, str]) -> Response:
+def artifact_itself(directory: Path, artifact: Artifact, headers: dict[str, str]) -> Response:
     headers |= {"ETag": f'"{artifact.sha256}"', "X-Content-Type-Options": "nosniff"}
-    return FileResponse(run.files / artifact.path, media_type=artifact.type, headers=headers)
+    return FileResponse(directory / artifact.path, media_type=artifact.type, headers=headers)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import time
 from collections.abc import AsyncIterator
@@ -14,7 +12,6 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from claude_contract.keys import joined
 from claude_invoker.api import border
 from claude_invoker.api.files import file_answer
 from claude_invoker.api.invocation import decided, invocation_of
@@ -24,6 +21,7 @@ from claude_invoker.api.problems import RESPONSES
 from claude_invoker.api.stream import HEADERS, HEARTBEAT, RETRY, without_events
 from claude_invoker.api.zip import zipped
 from claude_invoker.caller import Caller
+from claude_invoker.idempotency import fingerprint_of
 from claude_invoker.jobs import webhook
 from claude_invoker.jobs.queue import enqueue_delivery, enqueue_ticket
 from claude_invoker.jobs.record import OVER, Job, JobList, JobRequest, JobView, retention
@@ -89,15 +87,6 @@ async def enqueue(request: Request, caller: Caller) -> Response:
     view = stored.view(base(request), await store.position(stored) if stored.state == "queued" else None)
     headers = {"Location": view.links["self"], "Retry-After": "1", "Preference-Applied": "respond-async"}
     return JSONResponse(view.model_dump(mode="json", exclude_none=True), status_code=202, headers=headers)
-
-
-def fingerprint_of(path: str, wanted: JobRequest, caller: Caller) -> str:
-    """Of what is asked for, whatever bytes it is said in: with what the gateway adds from headers (`X-Repo`), without
-    the id of the request, which is another each time. `path` as it was routed: that of a URL ends at an escaped `?`."""
-    context = {name: value for name, value in (wanted.context or {}).items() if value != caller.request_id}
-    meaning = wanted.model_copy(update={"context": context or None}).model_dump(mode="json", exclude_defaults=True)
-    written = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(joined("\0", path, written).encode()).hexdigest()
 
 
 async def own_job(job_id: str, request: Request, caller: Annotated[Caller, Depends(attested)]) -> Job:

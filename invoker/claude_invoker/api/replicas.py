@@ -8,7 +8,7 @@ from fastapi import Request
 
 from claude_invoker.caller import Caller
 from claude_invoker.problem import Problem
-from claude_invoker.replicas.forwarding import Elsewhere, unanswered
+from claude_invoker.replicas.forwarding import Elsewhere, Peer, drained, passed_on, unanswered
 from claude_invoker.replicas.record import PastRun, past
 from claude_invoker.runs import artifacts
 from claude_invoker.runs.engine import no_such_run
@@ -51,12 +51,39 @@ def was_forwarded(request: Request) -> bool:
     return bool(getattr(request.state, "forwarded", False))
 
 
+async def attached(request: Request, run_id: str, caller: Caller, *, live: bool) -> PastRun | None:
+    """A run of the caller's that another replica has, once it is over; the caller counts there as one who follows it
+    until then. None where it is kept no more. Raises Elsewhere (`live`) with its events, Problem 503."""
+    parts = services(request)
+    assert parts.replicas is not None
+    register = parts.replicas.register
+    known = await register.find(run_id)
+    if known is None or known.subject != caller.subject:
+        return None
+    if not known.is_over and (peer := await _peer(request, known.owner)) is not None:
+        answer = await parts.replicas.forwarder.follow(run_id, caller, peer)
+        if live:
+            raise Elsewhere(passed_on(answer))
+        await drained(answer)
+        known = await register.ended(run_id) or known
+    if not known.is_over:
+        known = await register.give_up(known)
+        if not known.is_over:
+            raise unanswered()
+    return past(known)
+
+
 async def _forward(request: Request, caller: Caller, owner: str) -> None:
     """Raises Elsewhere, unless the owner is gone."""
+    replicas = services(request).replicas
+    assert replicas is not None
+    if (peer := await _peer(request, owner)) is not None:
+        raise Elsewhere(passed_on(await replicas.forwarder.forward(request, caller, peer)))
+
+
+async def _peer(request: Request, owner: str) -> Peer | None:
+    """None where it is gone. Raises Problem 503."""
     parts = services(request)
     assert parts.replicas is not None
     address, signer = await parts.replicas.register.address_of(owner), parts.replicas.register.signer(owner)
-    if address is None or signer is None:
-        return
-    checks = parts.settings.required_checks
-    raise Elsewhere(await parts.replicas.forwarder.forward(request, caller, address, signer, checks))
+    return None if address is None or signer is None else Peer(address, signer, parts.settings.required_checks)

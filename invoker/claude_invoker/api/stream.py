@@ -15,6 +15,7 @@ from claude_invoker.runs.events import Event
 from claude_invoker.runs.run import Run
 
 HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+GONE = "the client went away"
 HEARTBEAT = b": heartbeat\n\n"
 RETRY = b"retry: 1000\n\n"
 """Begins a stream that a client may come back to: after so many milliseconds it does."""
@@ -104,4 +105,4 @@ async def _with_heartbeats(run: Run | PastRun, last_id: int, heartbeat_s: float)
 def cancel_if_alone(run: Run | PastRun) -> None:
     """Cancels a run that no client is attached to."""
     if run.watchers == 0:
-        run.cancel("the client went away")
+        run.cancel(GONE)

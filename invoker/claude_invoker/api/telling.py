@@ -11,9 +11,10 @@ from fastapi.responses import StreamingResponse
 
 from claude_invoker.api.languages import request_id
 from claude_invoker.api.stream import HEADERS, cancel_if_alone, followed
-from claude_invoker.api.waiting import until_heard
+from claude_invoker.api.waiting import replayed, until_heard
 from claude_invoker.model import RunResult
 from claude_invoker.problem import Problem
+from claude_invoker.replicas.record import PastRun
 from claude_invoker.runs.events import Event
 from claude_invoker.runs.run import Run
 from claude_invoker.services import services
@@ -31,7 +32,7 @@ class Stream(Protocol):
     def fail(self, problem: Problem, request_id: str) -> bytes: ...
 
 
-async def told(request: Request, run: Run, stream: Stream, headers: Mapping[str, str]) -> StreamingResponse:
+async def told(request: Request, run: Run | PastRun, stream: Stream, headers: Mapping[str, str]) -> StreamingResponse:
     """The answer, once the model is heard. Raises Problem where the run failed before."""
     heartbeat_s = services(request).settings.heartbeat_s
     await until_heard(request, run, heartbeat_s)
@@ -40,13 +41,13 @@ async def told(request: Request, run: Run, stream: Stream, headers: Mapping[str,
     return StreamingResponse(
         _pieces(run, stream, heartbeat_s, request_id(request.headers)),
         media_type="text/event-stream",
-        headers={**HEADERS, "X-Claude-Run": run.id, **headers},
+        headers={**HEADERS, "X-Claude-Run": run.id, **replayed(request), **headers},
     )
 
 
-async def _pieces(run: Run, stream: Stream, heartbeat_s: float, request_id: str) -> AsyncIterator[bytes]:
-    # A client that leaves does not come back: its run ends at once.
-    async with followed(run, 0, heartbeat_s, 0) as events:
+async def _pieces(run: Run | PastRun, stream: Stream, heartbeat_s: float, request_id: str) -> AsyncIterator[bytes]:
+    # A client that leaves and has no Idempotency-Key does not come back: its run ends at once.
+    async with followed(run, 0, heartbeat_s, run.grace_s) as events:
         yield stream.begin()
         async for event in events:
             for piece in stream.take(event):

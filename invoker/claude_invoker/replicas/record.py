@@ -10,7 +10,7 @@ import msgspec
 import orjson
 
 from claude_contract.versions import check
-from claude_invoker.model import Artifact, LeftOut, RunView, State
+from claude_invoker.model import Artifact, LeftOut, RunResult, RunView, State
 from claude_invoker.problem import Problem
 from claude_invoker.runs.events import Event, EventLog
 
@@ -82,10 +82,37 @@ class PastRun:
     shown: RunView
     events: EventLog
     watchers: int = field(default=0, init=False)
+    grace_s: float = field(default=0.0, init=False)
 
     @property
     def is_over(self) -> bool:
         return True
+
+    @property
+    def created_at(self) -> float:
+        return self.shown.created_at
+
+    @property
+    def result(self) -> RunResult | None:
+        return self.shown.result
+
+    @property
+    def problem(self) -> Problem | None:
+        return None if self.shown.error is None else Problem.of(self.shown.error)
+
+    @property
+    def model(self) -> str:
+        return "" if self.result is None else self.result.model
+
+    @property
+    def cost_usd(self) -> float:
+        return self.shown.cost_usd
+
+    async def wait(self) -> RunResult:
+        """As a `Run` does. Raises Problem."""
+        if self.result is None:
+            raise self.problem or Problem(500, "internal")
+        return self.result
 
     @property
     def artifacts(self) -> list[Artifact]:

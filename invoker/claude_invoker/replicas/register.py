@@ -96,6 +96,16 @@ class Register:
             raise _away() from error
         return None if stored is None else record.decode(stored)
 
+    async def ended(self, run_id: str) -> RunRecord | None:
+        """The record of a run whose events are over, as soon as its replica has written that; as it is where that does
+        not come soon. Raises Problem 503."""
+        until = time.monotonic() + _WRITE_S
+        while True:
+            known = await self.find(run_id)
+            if known is None or known.is_over or time.monotonic() > until:
+                return known
+            await asyncio.sleep(0.02)
+
     async def address_of(self, owner: str) -> str | None:
         """Where a replica is reached; None where it is gone. Raises Problem 503."""
         try:

@@ -275,13 +275,14 @@ class Engine:
     def waiting(self) -> int:
         return sum(run.state == "waiting" for run in self.runs.values())
 
-    def submit(self, plan: Plan, caller: Caller, job_id: str | None = None) -> Run:
+    def submit(self, plan: Plan, caller: Caller, job_id: str | None = None, *, run_id: str | None = None) -> Run:
         """Begins a run; it waits up to `queue_wait_s` for a place, a job's as long as it takes. Returns at once.
+        `run_id`: the id it has; None: a new one.
 
         Raises Problem 429 or 507 where runs hold too much memory, 503 where the invoker is stopping."""
         if self.draining and job_id is None:
             raise Problem(503, "busy", "the invoker is stopping", {"Retry-After": "1"})
-        run_id = job_id or new_id()
+        run_id = job_id or run_id or new_id()
         retention_s = self.settings.tier_retention_s.get(caller.tier or "", self.settings.retention_s)
         run = Run(run_id, caller.subject, plan, artifacts.directory(self.settings, run_id), retention_s)
         run.tier = caller.tier or ""

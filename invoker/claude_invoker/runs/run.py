@@ -78,6 +78,8 @@ class Run:
     """Where the run works, once it has a process."""
     watchers: int = 0
     """Clients that are attached to the run now (see `api.stream`)."""
+    grace_s: float = 0.0
+    """How long it goes on when its client is gone, and can come back by an Idempotency-Key."""
 
     @property
     def is_over(self) -> bool:

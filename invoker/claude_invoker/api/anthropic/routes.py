@@ -34,7 +34,7 @@ async def create(request: Request, caller: Annotated[Caller, Depends(attested_ru
     if wanted.stream:
         return await told(request, run, Stream(wanted, run.id), identified(request.headers))
     result = await while_connected(request, run)
-    headers = result_headers(run, time.monotonic() - began) | identified(request.headers)
+    headers = result_headers(request, run, time.monotonic() - began) | identified(request.headers)
     return JSONResponse(messages.message(wanted, result), headers=headers)
 
 

@@ -33,4 +33,4 @@ async def create(request: Request, caller: Annotated[Caller, Depends(attested_ru
     result = await while_connected(request, run)
     answer = answer_of(result, by_schema="output_schema" in wanted.invocation)
     document = chat.completion(wanted, run.id, run.created_at, answer, result)
-    return JSONResponse(document, headers=result_headers(run, time.monotonic() - began))
+    return JSONResponse(document, headers=result_headers(request, run, time.monotonic() - began))

@@ -1,0 +1,62 @@
+"""`Idempotency-Key` on what starts a run: whoever repeats the request is led to the run of the first."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from fastapi import Request
+
+from claude_invoker.api.replicas import attached
+from claude_invoker.caller import Caller
+from claude_invoker.idempotency import BEGINNING_S, Claim, begins_anew, claim_of
+from claude_invoker.model import InvokeRequest
+from claude_invoker.problem import Problem
+from claude_invoker.replicas.record import PastRun
+from claude_invoker.runs.run import Run, new_id
+from claude_invoker.services import services
+
+
+async def once(
+    request: Request,
+    key: str,
+    wanted: InvokeRequest,
+    caller: Caller,
+    begin: Callable[[str], Awaitable[Run]],
+    *,
+    live: bool = False,
+) -> Run | PastRun:
+    """The run that `begin` makes with the id it is given, or that of an earlier request with this key and meaning.
+    `live`: the answer is the run's own event stream, so that another replica's goes on as it is.
+
+    Raises what `begin` does, Problem 422 for a key of another request, 503, Elsewhere."""
+    claims, subject = services(request).claims, caller.subject
+    mine = claim_of(request.scope["path"], wanted, caller, new_id())
+    held = await claims.claim(subject, key, mine)
+    while held != mine:
+        if held.fingerprint != mine.fingerprint:
+            raise Problem(422, "invalid", "this Idempotency-Key was used with another request")
+        run = await _run_of(request, held, caller, live=live)
+        if run is not None and not (run.is_over and begins_anew(run.view())):
+            return run
+        if await claims.replace(subject, key, held, mine):
+            break
+        held = await claims.claim(subject, key, mine)
+    try:
+        return await begin(mine.run)
+    except BaseException:
+        await asyncio.shield(claims.replace(subject, key, mine, None))
+        raise
+
+
+async def _run_of(request: Request, held: Claim, caller: Caller, *, live: bool) -> Run | PastRun | None:
+    """None where it is kept no more. Raises Problem 503 where it may not be there yet, Elsewhere."""
+    parts = services(request)
+    if held.run in parts.engine.runs:
+        return parts.engine.find(held.run, caller)
+    run = None if parts.replicas is None else await attached(request, held.run, caller, live=live)
+    if run is None and time.time() - held.at < BEGINNING_S:
+        detail = "the first request with this Idempotency-Key is being taken in"
+        raise Problem(503, "busy", detail, {"Retry-After": "1"})
+    return run
