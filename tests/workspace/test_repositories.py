@@ -36,6 +36,8 @@ from tests.workspace.conftest import TOKEN, USER, Place
         ("org/*:\n  url: file:///etc", ":2: org/*.url: must be https"),
         ("org/*:\n  url: http://example.com/x", ":2: org/*.url: http is for servers on this machine"),
         ("org/*:\n  url: https://me:secret@h/x", ":2: org/*.url: must hold no credentials"),
+        ("org/*:\n  url: https://h/x", ":2: org/*.url: must have {repository} in its path"),
+        ("org/x:\n  url: https://{repository}.h/x", ":2: org/x.url: may have {repository} in its path only"),
         ("'a b':\n  url: https://h/x", ":1: 'a b' is no pattern"),
     ],
 )

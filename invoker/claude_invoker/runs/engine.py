@@ -309,7 +309,8 @@ class Engine:
 
     async def _forget_checkouts(self) -> None:
         if self.workspaces is not None:
-            await self.workspaces.sweep()
+            going_on = (run for run in self.runs.values() if run.finished_at is None)
+            await self.workspaces.sweep([run.checkout.store for run in going_on if run.checkout is not None])
 
     def find(self, run_id: str, caller: Caller) -> Run:
         """A run of the caller's. Raises Problem 404, also for the runs of others."""

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,7 @@ class Stores:
         """Where it is. Raises Problem 422 for a commit that is not checked out, 503 where no store can be made."""
         shown = ".shown" if wanted.source.instructions else ""
         path = self._directory / f"{mirror.path.stem}.{commit}.{wanted.source.depth}{shown}"
-        if path.exists():
+        with contextlib.suppress(FileNotFoundError):
             os.utime(path)
             return path
         if path not in self._making:
@@ -122,13 +122,13 @@ class Stores:
         await do("fetch", *options, "--", f"file://{mirror.path}", commit)
         try:
             listing = await do("ls-tree", "-r", "-t", "-l", "-z", "--full-tree", commit)
+            links = await asyncio.to_thread(content.check, listing, self._bounds)
+            asked = "".join(f"{link.blob}\n" for link in links).encode()
+            said = await do("cat-file", "--batch", stdin=asked) if links else b""
         except GitFailed as error:
             raise Unacceptable(f"it cannot be listed: {error}") from error
-        links = await asyncio.to_thread(content.check, listing, self._bounds)
-        if links:
-            asked = "".join(f"{link.blob}\n" for link in links).encode()
-            said = await do("cat-file", "--batch", stdin=asked)
-            content.check_links(dict(zip((link.path for link in links), _blobs(said), strict=True)))
+        targets = dict(zip((link.path for link in links), _blobs(said), strict=True))
+        await asyncio.to_thread(content.check_links, targets)
         if wanted.source.instructions and b"\tCLAUDE.md\0" in listing:
             with contextlib.suppress(GitFailed):  # a directory, or larger than what is shown
                 return await do("cat-file", "blob", f"{commit}:CLAUDE.md", output=_INSTRUCTIONS)
@@ -138,12 +138,18 @@ class Stores:
         """Breaks off what is being made."""
         await asyncio.gather(*map(ended, self._making.values()))
 
-    def sweep(self, unused_s: float) -> None:
-        """Deletes those that nobody has asked for so long."""
+    def sweep(self, unused_s: float, in_use: Iterable[Path]) -> None:
+        """Deletes those that nobody has asked for so long, and that are not `in_use`: what a run has changed is
+        compared with its store when it is over. Other invokers see by its time that one is."""
+        for path in in_use:
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(path)
         for path in list(self._directory.iterdir()):
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime + unused_s < time.time():
-                    walk.delete(path)
+                    # At once: nobody may find half of it.
+                    gone = path.rename(self._directory / f".making-{secrets.token_hex(8)}")
+                    walk.delete(gone)
 
 
 def cannot_be_ready(name: str) -> Problem:

@@ -12,6 +12,10 @@ _IGNORED = dict.fromkeys((*range(0x200C, 0x2010), *range(0x202A, 0x202F), *range
 _LONGEST, _LONGEST_NAME, _DEEPEST = 3000, 255, 100
 _LINK, _MODULE = "120000", "160000"
 _HOPS = 40
+_TARGET = 4095
+"""Bytes that a symbolic link can say on Linux."""
+_STEPS = 5_000_000
+"""Parts of paths that all links of a commit may lead through: ordinary ones take some hundred thousand at most."""
 
 
 class Unacceptable(Exception):
@@ -52,19 +56,25 @@ def check(listing: bytes, bounds: Bounds) -> list[Link]:
             raise Unacceptable(f"{_shown(seen[folded])} and {_shown(path)} are one name on some systems")
         seen[folded] = path
         if mode == _LINK:
+            if size > _TARGET:
+                raise Unacceptable(f"the symbolic link {_shown(path)} is longer than a link can be")
             links.append(Link(path, blob))
     return links
 
 
 def check_links(targets: Mapping[str, str]) -> None:
     """`targets`: path → what the link there says. Raises Unacceptable for one that leads out of the tree, by whatever
-    other links."""
+    other links, and for more of them than can be followed."""
+    steps = 0
     for path in targets:
         left = path.split("/")[::-1]
         at: list[str] = []
         hops = 0
         while left:
             part = left.pop()
+            steps += 1
+            if steps > _STEPS:
+                raise Unacceptable("its symbolic links lead through each other too often")
             if part in ("", "."):
                 continue
             if part == "..":
@@ -104,11 +114,12 @@ def _check_path(path: str) -> None:
 
 def _entries(listing: bytes) -> Iterator[tuple[str, str, int, str]]:
     """(mode, object, bytes, path) of each."""
-    for line in listing.split(b"\0"):
-        if line:
-            said, _, path = line.partition(b"\t")
-            mode, _, blob, size = said.decode().split()
-            yield mode, blob, int(size) if size.isdigit() else 0, path.decode("utf-8", "surrogateescape")
+    at = 0
+    while (end := listing.find(b"\0", at)) >= 0:  # not all at once: there may be millions, of which some are looked at
+        said, _, path = listing[at:end].partition(b"\t")
+        mode, _, blob, size = said.decode().split()
+        yield mode, blob, int(size) if size.isdigit() else 0, path.decode("utf-8", "surrogateescape")
+        at = end + 1
 
 
 def _shown(path: str) -> str:

@@ -78,12 +78,30 @@ def _move(tree: Tree, beside: Tree, uid: int | None) -> None:
     if uid is not None:
         os.chown(beside.root, os.geteuid(), os.getegid())
     tree.work.rename(beside.work)
-    found = [entry.path for entry in walk.walk(beside.work, _WALK) if entry.name == ".git"]
+    beside.work.chmod(0o700)
+    found: list[str] = []
+    for entry in walk.walk(beside.work, _WALK):
+        if entry.name == ".git":
+            found.append(entry.path)
+        else:
+            _make_readable(entry)
     for path in found:
         # By a path, which is of directories only: nothing of the run is alive to put a link there.
         walk.delete(beside.work / path)
     if uid is not None:
         os.chown(beside.root, uid, uid)
+
+
+def _make_readable(entry: walk.Entry) -> None:
+    """So that git sees all that it can keep: it passes over what it may not read, and over pipes and sockets in the
+    place of files; and it waits for ever for what a pipe called `.gitignore` says."""
+    mode = stat.S_IMODE(entry.status.st_mode)
+    if entry.is_directory or entry.is_regular:
+        needed = 0o700 if entry.is_directory else 0o400
+        if mode & needed != needed:
+            os.chmod(entry.name, mode | needed, dir_fd=entry.directory)
+    elif not stat.S_ISLNK(entry.status.st_mode):
+        os.unlink(entry.name, dir_fd=entry.directory)
 
 
 async def _compared(

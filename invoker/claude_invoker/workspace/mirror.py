@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from claude_contract.secret_file import SecretFileError
@@ -26,6 +27,34 @@ _WALK = walk.Bounds(depth=64, entries=10_000_000)
 _NOWHERE = "refs/nowhere/default"
 """What HEAD names where the server has no default branch: nothing that is fetched is called so."""
 _REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
+_LISTING = 32 << 20
+"""Bytes that all branches and tags of a repository may take in a list: some 400,000."""
+_WHOLE = ("--depth=2147483647",)
+"""All of it; but a depth is asked for, which servers of plain files do not have ("dumb http"): what git takes from such
+a one it does not check, and no bound on a file's size is one on their number."""
+_PACKS = 50
+_PACKING_S = 600.0
+
+
+@dataclass(frozen=True)
+class Offered:
+    """Branches and tags, and which branch is the default one (None: none is)."""
+
+    refs: dict[str, str]
+    head: str | None = None
+
+
+def offered(listing: bytes) -> Offered:
+    """What `git ls-remote --symref` prints, as far as we want to have it."""
+    refs: dict[str, str] = {}
+    head = None
+    for line in listing.decode("utf-8", "surrogateescape").split("\n"):
+        said, _, name = line.partition("\t")
+        if name.startswith(("refs/heads/", "refs/tags/")) and not name.endswith("^{}") and not said.startswith("ref: "):
+            refs[name] = said
+        elif name == "HEAD" and said.startswith("ref: refs/heads/"):
+            head = said.removeprefix("ref: ")
+    return Offered(refs, head)
 
 
 class Mirror:
@@ -41,6 +70,8 @@ class Mirror:
         self._known: dict[str | None, tuple[str, str]] = {}
         self._known_at = 0.0
         self._failed_at = 0.0
+        self._packing: asyncio.Task[None] | None = None
+        self._packs = 0
         self.fetches = 0
 
     async def find(self, wanted: Wanted) -> tuple[str, str]:
@@ -89,9 +120,26 @@ class Mirror:
         raise Problem(404, "no-ref", f"{wanted.name} has no {what} {wanted.ref}")
 
     async def close(self) -> None:
-        """Breaks off what is being fetched."""
-        if self._fetching is not None:
-            await ended(self._fetching)
+        """Breaks off what is being fetched or packed."""
+        for task in (self._fetching, self._packing):
+            if task is not None:
+                await ended(task)
+
+    def pack(self) -> None:
+        """Begins to make one pack of many, where there are: each fetch leaves one, and git slows down by them. What no
+        branch has any more goes a day later."""
+        packs = sum(1 for _ in self.path.glob("objects/pack/*.pack"))
+        if packs >= self._packs + _PACKS and (self._packing is None or self._packing.done()):
+            self._packing = asyncio.create_task(self._pack())
+
+    async def _pack(self) -> None:
+        async with self._alone():
+            try:
+                await self.git("gc", "--quiet", "--force", "--prune=1.day.ago", seconds=_PACKING_S)
+            except (GitFailed, OSError) as error:
+                _log.warning("%s cannot be packed: %s", self.path.name, error)
+        # Where it cannot be done, it is tried again after as many fetches.
+        self._packs = sum(1 for _ in self.path.glob("objects/pack/*.pack"))
 
     @property
     def fetched_at(self) -> float:
@@ -108,14 +156,15 @@ class Mirror:
             return None
         if self._known_at != at:
             self._known, self._known_at = {}, at
-        if wanted.ref not in self._known:
+        known = self._known  # another fetch may end meanwhile: what is found now is of no later one
+        if wanted.ref not in known:
             found = await (self._commit(wanted) if wanted.is_commit else self._ref(wanted.ref))
             if found is None:
                 return None
             if wanted.is_commit:  # whether it is allowed is the source's matter: asked each time
                 return found
-            self._known[wanted.ref] = found
-        return self._known[wanted.ref]
+            known[wanted.ref] = found
+        return known[wanted.ref]
 
     async def _ref(self, ref: str | None) -> tuple[str, str] | None:
         if ref is None:
@@ -146,10 +195,10 @@ class Mirror:
             raise refused(wanted, wanted.ref)
         return ("", wanted.ref) if names else None
 
-    async def git(self, *arguments: str, stdin: bytes = b"", output: int = 64 << 20) -> bytes:
+    async def git(self, *arguments: str, stdin: bytes = b"", seconds: float = 60.0) -> bytes:
         """git on what is here. Raises GitFailed, OSError."""
         env = git.environment(GIT_DIR=str(self.path))
-        bounds = Bounds(output=output)
+        bounds = Bounds(seconds)
         return await git.run(arguments, cwd=self.path, uid=self.uid, env=env, stdin=stdin, bounds=bounds)
 
     async def _fetch(self, wanted: Wanted, asked: float) -> None:
@@ -176,8 +225,8 @@ class Mirror:
         self.fetches += 1
         if not self.fetched_at:
             await self._make()
-        bounds = Bounds(wanted.source.timeout_s, wanted.source.max_bytes)
-        options = ("--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-show-forced-updates")
+        bounds = Bounds(wanted.source.timeout_s, wanted.source.max_bytes, _LISTING)
+        options = (*_WHOLE, "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-show-forced-updates")
         with git.access(wanted.source) as access:
 
             async def ask(*arguments: str) -> bytes:
@@ -191,11 +240,20 @@ class Mirror:
                     bounds=bounds,
                 )
 
-            # One after the other: where the first fails, the second is not left alone.
-            await ask("fetch", *options, "--", wanted.url, *_REFSPECS)
-            said = (await ask("ls-remote", "--symref", "--", wanted.url, "HEAD")).decode("utf-8", "replace")
-        head = next((line for line in said.splitlines() if line.startswith("ref: refs/heads/")), f"ref: {_NOWHERE}")
-        await self.git("symbolic-ref", "HEAD", head.removeprefix("ref: ").partition("\t")[0])
+            # What there is, before any of it is brought: mostly it is here.
+            asked = ("HEAD", "refs/heads/*", "refs/tags/*")
+            theirs = offered(await ask("ls-remote", "--symref", "--", wanted.url, *asked))
+            ours = await self._refs()
+            if theirs.refs and theirs.refs != ours:
+                await ask("fetch", *options, "--", wanted.url, *_REFSPECS)
+        if not theirs.refs and ours:
+            gone = "".join(f"delete {name}\n" for name in ours)
+            await self.git("update-ref", "--stdin", stdin=gone.encode("utf-8", "surrogateescape"))
+        await self.git("symbolic-ref", "HEAD", theirs.head or _NOWHERE)
+
+    async def _refs(self) -> dict[str, str]:
+        listing = await self.git("for-each-ref", "--format=%(objectname)%09%(refname)", "refs/heads", "refs/tags")
+        return offered(listing).refs
 
     async def _make(self) -> None:
         await asyncio.to_thread(walk.delete, self.path)  # of a first fetch that was broken off

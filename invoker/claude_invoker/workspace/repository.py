@@ -57,6 +57,8 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
             return "url", "http is for servers on this machine, others can read it on its way: use https"
         if parts.username is not None or parts.password is not None:
             return "url", "must hold no credentials: name a token_file"
+        if self.host != f"{parts.scheme}://{urlsplit(self.url.replace(_PLACE, 'y')).netloc}":
+            return "url", "may have {repository} in its path only: else a caller would name the server"
         if "\n" in self.username or not self.username:
             return "username", "must be one line of text"
         return None
@@ -153,7 +155,10 @@ def load(path: Path) -> Repositories:
             unknown = re.search(r"unknown field `([^`]*)`", problem)
             fields += [unknown[1]] if unknown else []
             raise ValueError(_said(path, node, [pattern, *fields], problem)) from error
-        if found := source.problem():
+        found = source.problem()
+        if found is None and re.search(r"[*?]", pattern) and _PLACE not in source.url:
+            found = "url", "must have {repository} in its path: the pattern fits several repositories"
+        if found is not None:
             raise ValueError(_said(path, node, [pattern, found[0]], found[1]))
         sources[pattern] = source
     return Repositories(sources)

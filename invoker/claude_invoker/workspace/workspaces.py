@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from claude_invoker.caller import Caller
@@ -105,10 +106,13 @@ class Workspaces:
         """How often a server was asked."""
         return sum(mirror.fetches for mirror in self._mirrors.values())
 
-    async def sweep(self) -> None:
-        """Deletes what nobody has asked for in a while."""
-        await asyncio.to_thread(self._stores.sweep, _STORE_S)
+    async def sweep(self, in_use: Collection[Path]) -> None:
+        """Deletes what nobody has asked for in a while, and packs mirrors that were fetched often. `in_use`: stores of
+        runs that are not over."""
+        await asyncio.to_thread(self._stores.sweep, _STORE_S, in_use)
         await asyncio.to_thread(self._sweep_mirrors)
+        for mirror in self._mirrors.values():
+            mirror.pack()
 
     def _sweep_mirrors(self) -> None:
         for stamp in self._directory.glob("*.fetched"):
