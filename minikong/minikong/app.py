@@ -59,7 +59,7 @@ class App:
         self._farewells: set[asyncio.Task[None]] = set()
         self.edge = Edge(conf, self._generations)
         gateway.edge = self.edge
-        self.admin = Admin(gateway.schema, gateway.config, gateway.set_config, gateway.environ)
+        self.admin = Admin(gateway.schema, gateway.config, gateway.set_config, gateway.environ, conf.settings)
         self.proxy_addresses: list[tuple[str, int]] = []  # as bound, in the order of `proxy_listen`
         self.admin_addresses: list[tuple[str, int]] = []
 
@@ -81,7 +81,7 @@ class App:
         fresh.load()
         fresh.edge = self.edge
         fresh.start_servers()
-        self.admin = Admin(fresh.schema, fresh.config, fresh.set_config, fresh.environ)
+        self.admin = Admin(fresh.schema, fresh.config, fresh.set_config, fresh.environ, fresh.conf.settings)
         before, self._generations.leaving = self._generations.leaving, old
         self._generations.current = fresh
         if before is not None:

@@ -199,6 +199,7 @@ class KongConf:
     declarative_config: str | None
     declarative_config_string: str | None
     warnings: tuple[str, ...] = field(default=(), compare=False)  # what Kong would print while starting
+    settings: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # all by name, as text
 
 
 def load(
@@ -292,6 +293,7 @@ class _Reader:
             declarative_config=self._text("declarative_config") or None,
             declarative_config_string=self._text("declarative_config_string") or None,
             warnings=(*warnings, *self._http2_warnings()),
+            settings={**_DEFAULTS, **{key: value.strip() for key, (value, _) in self._given.items()}},
         )
 
     def _refuse_unknown(self, servers: set[str]) -> None:

@@ -221,6 +221,8 @@ class Config:
     consumers: dict[str, Consumer] = field(default_factory=dict)
     credentials: list[Credential] = field(default_factory=list)
     upstreams: dict[str, Upstream] = field(default_factory=dict)  # keyed by name
+    stored: dict[str, list[dict[str, Any]]] = field(default_factory=dict, repr=False)
+    """Everything by collection as Kong stores it: all fields, references not resolved. What the Admin API exports."""
 
     def consumer_by_username(self, username: str) -> Consumer | None:
         return next((c for c in self.consumers.values() if c.username == username), None)

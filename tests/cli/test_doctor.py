@@ -19,8 +19,9 @@ import yaml
 from claude_contract.attestation import new_private_key
 from kong_claude import PLUGINS
 from kong_claude.cli.main import main
-from kong_claude.doctor import probe, rules, view
+from kong_claude.doctor import admin, probe, rules, view
 from kong_claude.doctor.opening import Opening
+from kong_claude.doctor.settings import Settings
 from kong_claude.guard import LUA_PATH, PAIR_PATH, PAIRED, lua, named
 from kong_claude.problem import Problem
 from kong_claude_local import stack
@@ -530,9 +531,10 @@ def test_what_is_not_visible_is_not_called_wrong(
     for name, value in stray.items():
         monkeypatch.setenv(name, value)
     assert main(["doctor", str(ROOT / "kong.yml")]) == 0
-    assert "not examined, for they are not visible here: Kong's settings" in capsys.readouterr().err
+    hidden = ["Kong's settings", "Kong's Lua path", "secrets"]
+    assert f"not examined, for they are not visible here: {', '.join(hidden)} (--env-file)" in capsys.readouterr().err
     assert main(["doctor", str(ROOT / "kong.yml"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["settings_examined"] is False
+    assert json.loads(capsys.readouterr().out)["not_visible"] == hidden
     (tmp_path / "kong.env").write_text(
         "".join(f"{name}={value}\n" for name, value in stray.items()) + "KONG_PLUGINS=bundled\n"
     )
@@ -603,11 +605,13 @@ def test_a_running_gateway_is_examined_by_its_socket(
         assert code == bool(found)
         return found
 
-    assert openings(tmp_path / "sound") == []
+    # The fixture serves plugins with kong-pdk's own server and Kong's defaults, and the doctor sees it.
+    settings = ["unbounded-timeout", "wrong-dump", "stock-pluginserver"]
+    assert openings(tmp_path / "sound") == settings
     config["services"][0]["routes"][0]["plugins"][0]["config"]["issuers"][0]["secret"] = SECRET
-    assert openings(tmp_path / "in-clear") == ["secret-in-clear"]
+    assert openings(tmp_path / "in-clear") == ["secret-in-clear", *settings]
     with pytest.raises(Problem, match=r"unix:/nowhere/admin\.sock does not answer like Kong's Admin API"):
-        view.from_admin("unix:/nowhere/admin.sock", {})
+        admin.from_admin("unix:/nowhere/admin.sock", Settings())
 
 
 def test_a_value_of_another_kind_is_named(tmp_path: Path) -> None:
@@ -655,7 +659,7 @@ def test_routes_that_nothing_protects_are_said_to_be_not_examined(
     assert "not examined, for no plugin of this suite protects their services: shop\n" in capsys.readouterr().err
     path.write_text(yaml.safe_dump(SOUND))
     main(["doctor", str(path), "--env-file", str(env)])
-    assert "not examined" not in capsys.readouterr().err
+    assert "protects their services" not in capsys.readouterr().err
 
 
 def test_the_block_for_a_kong_in_the_readme_has_no_opening(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kong_claude.doctor import guards, reach, rules, view
+from kong_claude.doctor import guards, kong, reach, rules, view
 from kong_claude.doctor.opening import Opening
 
 Change = Callable[[pytest.MonkeyPatch], None]
@@ -56,7 +56,7 @@ WORDS = """
     """.split()  # noqa: SIM905 -- a word list reads better
 
 BUILD = view.build
-EVERYWHERE = (view, guards, rules)
+EVERYWHERE = (view, guards, kong, rules)
 KNOWLEDGE: dict[str, Change] = {
     "a plugin that is switched off runs": put(always(True), "runs", *EVERYWHERE),
     "only the switch counts, not the protocols": put(lambda p: p.get("enabled", True), "runs", *EVERYWHERE),
@@ -66,12 +66,12 @@ KNOWLEDGE: dict[str, Change] = {
     "nothing displaces anything": put(list, "effective", view),
     "names have no ids": put(lambda kind, name: f"{kind}/{name}", "derived_id", view),
     "_plugin_configs is empty": put(always({}), "from_deck", view),
-    "a consumer's plugin is everybody's": put(always(False), "of_consumer", *EVERYWHERE),
+    "a consumer's plugin is everybody's": put(always(False), "of_consumer", view, guards, rules),
     "an upstream has no targets": put(lambda seen, route: (reach.host_of(route.service),), "hosts_of", reach),
     "one service is one host": put(lambda service: str(service.get("name")), "host_of", reach),
     "anonymous is no concern": put(always(None), "anonymous", reach, guards),
     "Kong's own plugins ask nobody": put((), "KONGS", reach, guards),
-    "what asks is not looked at": put(always({"": ""}), "asks", reach, rules),
+    "what asks is not looked at": put(always({"": ""}), "asks", reach, kong),
     "the tag public means nothing": put("", "PUBLIC", guards),
     "a termination does not shut a route": put(always(False), "shuts", guards),
     "any text is a guard": put(always("by route"), "compared", guards),
@@ -84,8 +84,8 @@ KNOWLEDGE: dict[str, Change] = {
     "functions of routes run in rewrite": put(always(True), "unscoped", rules),
     "what is answered before a guard is no concern": put(nothing, "answers_before", guards),
     "unknown plugins are silent": put({*guards.SILENT, "house-answer"}, "SILENT", guards),
-    "every address is this machine's": put(always(True), "own_machine", rules),
-    "no address is this machine's": put(always(False), "own_machine", rules),
+    "every address is this machine's": put(always(True), "own_machine", kong),
+    "no address is this machine's": put(always(False), "own_machine", kong),
     "a service that is switched off is served": put(
         lambda flat, environment: BUILD({**flat, "services": [_on(s) for s in flat["services"]]}, environment),
         "build",

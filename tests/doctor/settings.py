@@ -98,7 +98,8 @@ def dumped_together(world: World) -> Planted:
 
 
 def stock_server(world: World) -> Planted:
-    name = variable(used(world), "START_CMD")
+    """Of a plugin's own process, or of the one that all share."""
+    name = variable(used(world) if world.chance.random() < 0.5 else PLUGINS[0], "START_CMD")
     world.environment[name] = "/usr/local/bin/kong-python-pluginserver -d /opt/plugins"
     return Planted((("stock-pluginserver", name),))
 

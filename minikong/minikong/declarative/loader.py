@@ -108,7 +108,10 @@ def _config(flat: dict[str, dict[str, Tree]], schema: Schema, resolve: Callable[
         entries = flat.get(name, {})
         return [schema.stored[name].process(entries[i], "select", resolve) for i in sorted(entries)]
 
-    config = Config()
+    def kept(name: str) -> list[Tree]:
+        return [schema.stored[name].process(entry, "select") for _, entry in sorted(flat[name].items())]
+
+    config = Config(stored={name: kept(name) for name in schema.stored if name in flat})
     for entry in stored("services"):
         config.services[entry["id"]] = Service(**{"name": None, **_known(entry, Service)})
     for entry in stored("routes"):
@@ -116,11 +119,11 @@ def _config(flat: dict[str, dict[str, Tree]], schema: Schema, resolve: Callable[
         config.routes[entry["id"]] = Route(**known)
     for entry in stored("consumers"):
         config.consumers[entry["id"]] = Consumer(**_known(entry, Consumer))
+    # Kong resolves references only for the plugin itself (kong/db/schema/init.lua, process_auto_fields).
+    unresolved = {entry["id"]: entry.get("config", {}) for entry in config.stored.get("plugins", ())}
     for entry in stored("plugins"):
         owners = {f"{name}_id": _reference(entry, name) for name in ("route", "service", "consumer")}
-        # Kong resolves references only for the plugin itself (kong/db/schema/init.lua, process_auto_fields).
-        shown = schema.stored["plugins"].process(flat["plugins"][entry["id"]], "select").get("config", {})
-        known = {"config": {}, **_known(entry, PluginEntity), **owners, "shown": shown}
+        known = {"config": {}, **_known(entry, PluginEntity), **owners, "shown": unresolved[entry["id"]]}
         config.plugins.append(PluginEntity(**known))
     for collection in ("keyauth_credentials", "jwt_secrets", "acls"):
         for entry in stored(collection):

@@ -14,6 +14,12 @@ from kong_claude.problem import Problem
 
 KONGS = {"KONG_PLUGINS", "KONG_PLUGINSERVER_NAMES"}
 """Of these one is in the environment of every Kong that runs plugins of ours."""
+SETTINGS = {
+    "Kong's settings": ("KONG_PLUGINS", "KONG_PLUGINSERVER_NAMES", "KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT"),
+    "Kong's Lua path": ("KONG_LUA_PACKAGE_PATH",),
+    "secrets": ("CLAUDE_JWT_SECRET",),
+}
+"""What may be out of sight, with variables that stand for it."""
 HELP = "name the openings in a Kong configuration; exit code 1 where there is one"
 
 
@@ -32,16 +38,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from kong_claude.doctor import probe, reach, rules, view
+    from kong_claude.doctor import admin, probe, reach, rules, view
+    from kong_claude.doctor.settings import of_environment
 
     # KONG_CLAUDE_* are settings of this command, not of Kong.
     own = {name: value for name, value in os.environ.items() if not name.startswith("KONG_CLAUDE_")}
-    visible = bool(options.env_file) or bool(KONGS.intersection(own))
-    if not visible:  # a stray KONG_ADMIN_LISTEN of this shell does not say how Kong was started
+    if not options.env_file and not KONGS.intersection(
+        own
+    ):  # a stray KONG_ADMIN_LISTEN of this shell does not say how Kong was started
         own = {name: value for name, value in own.items() if not name.startswith("KONG_")}
     environment = read_environment(options.env_file) if options.env_file else own
     seen = (
-        view.from_admin(options.admin_url, environment)
+        admin.from_admin(options.admin_url, of_environment(environment))
         if options.admin_url
         else view.from_file(options.config, environment)
     )
@@ -50,9 +58,10 @@ def run(options: argparse.Namespace) -> int:
     if options.invoker_url:
         openings += probe.invoker(options.invoker_url)
     elsewhere = [route.name for route in reach.elsewhere(seen)]
+    unseen = [what for what, names in SETTINGS.items() if not seen.settings.shows(*names)]
     if options.json:
         found = {"openings": [asdict(opening) for opening in openings], "routes": len(seen.routes)}
-        print(json.dumps(found | {"not_examined": elsewhere, "settings_examined": visible}))
+        print(json.dumps(found | {"not_examined": elsewhere, "not_visible": unseen}))
     else:
         for opening in openings:
             place = f"{options.config}:{opening.line}: " if opening.line else ""
@@ -62,8 +71,8 @@ def run(options: argparse.Namespace) -> int:
                 f"not examined, for no plugin of this suite protects their services: {', '.join(elsewhere)}",
                 file=sys.stderr,
             )
-        if not visible:
-            print("not examined, for they are not visible here: Kong's settings (--env-file)", file=sys.stderr)
+        if unseen:
+            print(f"not examined, for they are not visible here: {', '.join(unseen)} (--env-file)", file=sys.stderr)
         print(f"{len(seen.routes)} routes, {len(openings)} openings", file=sys.stderr)
     return 1 if openings else 0
 

@@ -9,8 +9,11 @@ from kong_claude.doctor.opening import Opening
 from kong_claude.doctor.reach import AUTHENTICATING, KONGS, anonymous, authenticates, protected
 from kong_claude.doctor.view import Entity, RouteView, View, label, of_consumer, runs
 from kong_claude.guard import BYS, ERRORS, KEYS, PLUGIN, By, lua, named
+from kong_claude.guard import GUARDS as LUA_GUARDS
 
 ENFORCING = tuple(KEYS)
+SUITE = (*ENFORCING, "claude-metrics")
+GUARDS = (*LUA_GUARDS, "post-function")
 # The tag of a route that is open on purpose, such as a login page; it still needs one guarded plugin.
 PUBLIC = "public"
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kong_claude.doctor.opening import Opening
+from kong_claude.doctor.settings import LUA_PATH
 from kong_claude.doctor.view import View
 from kong_claude.guard import PAIR_PATH, PAIRED
 
 PARTNER = "kong/plugins/claude-pair/partner"
-PATH = "KONG_LUA_PACKAGE_PATH"
 
 
 def handlers(view: View) -> Iterator[Opening]:
@@ -18,15 +18,15 @@ def handlers(view: View) -> Iterator[Opening]:
     there runs in its place, with nothing but the guard behind it."""
     for plugin in PAIRED:
         for module in (f"kong/plugins/{plugin}/handler", PARTNER):
-            found = first(view.environment.get(PATH, ""), module)
+            found = first(view.settings.get(LUA_PATH) or "", module)
             if found is None:
                 break  # no handler, so that nobody asks for the partner either; or a partner that is not there
             if found.read_text(errors="replace") != own(module).read_text():
                 yield Opening(
                     "foreign-handler",
-                    PATH,
+                    LUA_PATH,
                     f"{found} runs in the place of {plugin}, and is not this release's",
-                    f'{PATH}="$(kong-claude guard --pair)", or --lua-path for single calls',
+                    f'{LUA_PATH}="$(kong-claude guard --pair)", or --lua-path for single calls',
                 )
                 break
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from claude_contract.attestation import new_private_key
 from claude_contract.errors import ConfigError
+from kong_claude.doctor.guards import SUITE
 from kong_claude.doctor.opening import Opening
-from kong_claude.doctor.rules import SUITE, vault_variable
+from kong_claude.doctor.rules import vault_variable
 from kong_claude.doctor.view import View, label
 
 # Stand for a secret or key whose reference cannot be resolved here.
@@ -44,7 +45,7 @@ def configurations(view: View, directory: Path) -> Iterator[Opening]:
             )
             continue
         try:
-            config = with_defaults({"fields": module.Schema}, resolve(entity.get("config") or {}, view.environment))
+            config = with_defaults({"fields": module.Schema}, resolve(entity.get("config") or {}, view.settings.values))
             # Kong tells an instance what it is bound to; of one that is bound to nothing the rules say so.
             plugin = module.Plugin({**config, "route_id": "doctor"})
         except ConfigError as error:

@@ -7,24 +7,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from kong_claude.doctor import guards, pair
-from kong_claude.doctor.guards import ENFORCING, phase_code
+from kong_claude.doctor import guards, kong, pair
+from kong_claude.doctor.guards import ENFORCING, GUARDS, SUITE, phase_code
 from kong_claude.doctor.opening import Opening
-from kong_claude.doctor.reach import AUTHENTICATING, asks, host_of, protected
+from kong_claude.doctor.reach import host_of, protected
 from kong_claude.doctor.view import Entity, RouteView, View, label, of_consumer, runs
-from kong_claude.guard import GUARDS as LUA_GUARDS
-from kong_claude.guard import LUA_PLUGINS
 
-SUITE = (*ENFORCING, "claude-metrics")
-PLUGIN_SERVER = "kong-claude-pluginserver"
-DEVELOPMENT = "kong-claude-dev"  # the issuer of `kong-claude token`
-GUARDS = (*LUA_GUARDS, "post-function")
-MAX_READ_TIMEOUT = 10.0  # seconds a silent plugin server may hold a request
-EVENT_TIMEOUT = 25.0  # seconds, the plugin server's default
-MIN_BODY_BUFFER = 64 << 10  # bytes
 WEAK = re.compile(r"change.?me|secret|password|example|test|dev|1234", re.IGNORECASE)
 SECRET_FIELDS = re.compile(r"(^|_)(secret|private_key|password|redis_url|revocation_redis_url)$")
-BODY_READERS = ("claude-gateway", "claude-rate-tiers", "claude-prompt-context")
 BEFORE_ROUTING = ("certificate", "rewrite")  # phases in which only plugins without any scope run
 WRITES = re.compile(r"\bctx\b.{0,9}\bshared\b", re.DOTALL)
 # Plugins that change the body after claude-prompt-context (769) or claude-gateway (1440) have hashed it.
@@ -160,8 +150,8 @@ def secret_values(view: View) -> Iterator[Opening]:
             continue
         for path, reference in secrets_in(plugin.get("config") or {}):
             variable = vault_variable(reference)
-            value = view.environment.get(variable or "")
-            if variable and value is None and any(name.startswith("KONG_") for name in view.environment):
+            value = view.settings.get(variable or "")
+            if variable and value is None and view.settings.shows(variable):
                 yield Opening(
                     "unset-secret", variable, "is not in Kong's environment, so the secret is empty", "set it"
                 )
@@ -185,108 +175,6 @@ def secret_values(view: View) -> Iterator[Opening]:
 
 def guessable(value: str) -> bool:
     return len(set(value)) < 8 or bool(WEAK.search(value) and len(set(value)) < 16)
-
-
-def kong_settings(view: View) -> Iterator[Opening]:
-    """What Kong's own environment must bound."""
-    env = view.environment
-    if not any(name.startswith("KONG_") for name in env):
-        return
-    timeout = seconds(env.get("KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT") or "60s")
-    if timeout is None or timeout > MAX_READ_TIMEOUT:
-        yield Opening(
-            "unbounded-timeout",
-            "KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT",
-            f"a silent plugin server holds each request for {timeout or '?'} s",
-            "set it to 5s",
-        )
-    for name, command in env.items():
-        if re.fullmatch(r"KONG_PLUGINSERVER_\w+_START_CMD", name) and PLUGIN_SERVER in command:
-            event = re.search(r"--event-timeout[ =](\d+(?:\.\d+)?)", command)
-            if timeout is not None and float(event[1] if event else EVENT_TIMEOUT) * 2 >= timeout:
-                yield Opening(
-                    "late-event-timeout",
-                    name,
-                    "an event may end after Kong has stopped waiting for it",
-                    "--event-timeout below half of KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT",
-                )
-    size = env.get("KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE") or env.get("KONG_CLIENT_BODY_BUFFER_SIZE") or "8k"
-    if (size_in_bytes(size) or 0) < MIN_BODY_BUFFER and any(p.get("name") in BODY_READERS for p in view.plugins):
-        yield Opening(
-            "small-body-buffer",
-            "KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE",
-            f"prompts over {size} go to disk before a plugin reads them",
-            "set it to 1m",
-        )
-    used = {p["name"] for p in view.plugins if p.get("name") in SUITE}
-    served = {name.strip() for name in (env.get("KONG_PLUGINSERVER_NAMES") or "").split(",")}
-    for plugin in sorted(used):
-        key = f"KONG_PLUGINSERVER_{plugin.upper().replace('-', '_')}_QUERY_CMD"
-        if plugin not in served:
-            yield Opening(
-                "no-pluginserver", plugin, "has no entry in KONG_PLUGINSERVER_NAMES", "one entry per plugin (Kong 3.9)"
-            )
-        elif f"--dump {plugin}" not in env.get(key, ""):
-            yield Opening("wrong-dump", key, "Kong reads only the first plugin of a dump", f"… --dump {plugin}")
-        start = env.get(key.replace("_QUERY_CMD", "_START_CMD"))
-        if start and PLUGIN_SERVER not in start:
-            yield Opening(
-                "stock-pluginserver",
-                key.replace("_QUERY_CMD", "_START_CMD"),
-                f"starts a server that is not {PLUGIN_SERVER}: an exception in it lets the request pass",
-                f"kong-claude env --plugin {plugin}",
-            )
-    enabled = {name.strip() for name in (env.get("KONG_PLUGINS") or "bundled").split(",")}
-    ours = {*SUITE, *LUA_PLUGINS}
-    for plugin in sorted({str(p.get("name")) for p in view.plugins} - enabled):  # one that is switched off, too
-        if plugin in ours or "bundled" not in enabled:
-            word = plugin if plugin in ours else f"bundled, and so not {plugin}"
-            yield Opening("not-enabled", "KONG_PLUGINS", f"does not name {word}", f"bundled,{','.join(sorted(used))}")
-    guarding = {p["name"] for p in view.plugins if p.get("name") in GUARDS and runs(p)}
-    if "post-function" in guarding and env.get("KONG_UNTRUSTED_LUA") == "off":
-        yield Opening(
-            "untrusted-lua",
-            "KONG_UNTRUSTED_LUA",
-            "is off, so that no post-function runs and no guard with it",
-            "leave it at sandbox, or use the plugin claude-guard: kong-claude guard --lua-plugin",
-        )
-
-
-def development(view: View) -> Iterator[Opening]:
-    """The issuer of `kong-claude token` is for one machine."""
-    env = view.environment
-    if not any(name.startswith("KONG_") for name in env):
-        return
-    # A container listens on all its addresses; who started it says where its port was published.
-    published = env.get("CLAUDE_PUBLISHED_ON")
-    listens = f"{published}:8000" if published else env.get("KONG_PROXY_LISTEN") or "0.0.0.0:8000"  # Kong's default
-    if all(map(own_machine, listens.split(","))):
-        return
-    trusting = [
-        route.name
-        for route in view.served
-        for plugin in route.active(*AUTHENTICATING)
-        if any(issuer.get("issuer") == DEVELOPMENT for issuer in (asks(plugin) or {}).get("issuers") or ())
-    ]
-    if trusting:
-        yield Opening(
-            "development-issuer",
-            f"issuer {DEVELOPMENT}",
-            f"who has its secret is anybody on {', '.join(trusting)}, and others reach Kong ({listens})",
-            "name your identity provider instead (docs/identity), or listen on 127.0.0.1",
-        )
-
-
-def own_machine(listen: str) -> bool:
-    """Whether only this machine reaches an entry of proxy_listen."""
-    address = (listen.split() or ["off"])[0]
-    host = address.rpartition(":")[0].strip("[]")
-    if address == "off" or address.startswith("unix:") or host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def consumer_tags(view: View) -> Iterator[Opening]:
@@ -320,7 +208,7 @@ def exposure(view: View) -> Iterator[Opening]:
             continue
         if address.is_global:
             yield Opening("public-invoker", name, "the invoker has a public address", "put it on a private network")
-    if view.environment.get("INVOKER_TRUST") == "open":
+    if view.settings.get("INVOKER_TRUST") == "open":
         yield Opening("open-invoker", "INVOKER_TRUST", "the invoker trusts everybody", "unset it")
 
 
@@ -332,9 +220,8 @@ RULES: tuple[Callable[[View], Iterator[Opening]], ...] = (
     admin_limits,
     clear_secrets,
     secret_values,
-    kong_settings,
+    *kong.RULES,
     pair.handlers,
-    development,
     consumer_tags,
     exposure,
 )
@@ -364,13 +251,3 @@ def vault_variable(reference: str) -> str | None:
     """`{vault://env/claude-jwt-secret}` → `CLAUDE_JWT_SECRET`."""
     match = re.fullmatch(r"\{vault://env/([^/}?]+)[^}]*\}", reference)
     return match[1].upper().replace("-", "_") if match else None
-
-
-def seconds(text: str) -> float | None:
-    match = re.fullmatch(r"(\d+)(ms|s|m|h)?", text.strip())
-    return int(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600, None: 1}[match[2]] if match else None
-
-
-def size_in_bytes(text: str) -> int | None:
-    match = re.fullmatch(r"(\d+)([kKmMgG])?", text.strip())
-    return int(match[1]) << {"k": 10, "m": 20, "g": 30}.get((match[2] or "").lower(), 0) if match else None

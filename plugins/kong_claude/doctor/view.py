@@ -1,4 +1,4 @@
-"""What the rules look at: routes with the plugins that run on them, from a declarative file or an Admin API."""
+"""What the rules look at: routes with the plugins that run on them, of a declarative file or of flat lists."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from kong_claude import ask
+from kong_claude.doctor.settings import Settings, of_environment
 from kong_claude.problem import Problem
 
 Entity = Mapping[str, Any]
@@ -56,11 +56,11 @@ class RouteView:
 
 @dataclass(frozen=True)
 class View:
-    """A whole configuration with the environment that Kong runs in."""
+    """A whole configuration with the settings that Kong runs by."""
 
     routes: tuple[RouteView, ...]
     plugins: tuple[Entity, ...]
-    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    settings: Settings = field(default_factory=Settings)
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of each upstream, as host:port
     consumers: tuple[Entity, ...] = ()
     consumer_groups: tuple[Entity, ...] = ()
@@ -117,7 +117,8 @@ def from_file(path: Path, environment: Mapping[str, str]) -> View:
     if not isinstance(document, dict) or "_format_version" not in document:
         raise Problem(f"{path}: is not a declarative Kong configuration (no _format_version)")
     try:
-        return replace(build(flatten(document), environment), lines=lines_of(text) if path.suffix != ".json" else {})
+        read = build(flatten(document), of_environment(environment))
+        return replace(read, lines=lines_of(text) if path.suffix != ".json" else {})
     except (AttributeError, TypeError, ValueError) as error:
         raise Problem(f"{path}: services, routes, plugins … must be lists of mappings ({error})") from error
 
@@ -177,34 +178,7 @@ def from_deck(shared: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return shared[name] or {}
 
 
-def from_admin(url: str, environment: Mapping[str, str]) -> View:
-    """Asks a running Kong's Admin API, which shows vault references, not what they resolve to. Raises Problem."""
-    return build(everything(url), environment)
-
-
-def everything(url: str) -> dict[str, list[dict[str, Any]]]:
-    found = {kind: fetch(url, kind) for kind in ("services", "routes", "plugins", "upstreams", "consumers")}
-    targets = [t for upstream in found["upstreams"] for t in fetch(url, f"upstreams/{upstream['id']}/targets")]
-    return {**found, "targets": targets}
-
-
-def fetch(url: str, kind: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    page: str | None = f"/{kind}?size=1000"
-    while page:
-        try:
-            status, body = ask.get(url, page, timeout=10)
-            if status != 200:
-                raise ValueError(f"{page}: status {status}")
-            answer = json.loads(body)
-        except (OSError, ValueError) as error:
-            raise Problem(f"{url} does not answer like Kong's Admin API ({error})") from error
-        found += answer.get("data") or []
-        page = answer.get("next")
-    return found
-
-
-def build(flat: Mapping[str, list[dict[str, Any]]], environment: Mapping[str, str]) -> View:
+def build(flat: Mapping[str, list[dict[str, Any]]], settings: Settings) -> View:
     """Joins flat entities into one view per route. Raises Problem for a reference to nothing, as Kong refuses it."""
     services, known = Index("services", flat["services"]), Index("routes", flat["routes"])
     plugins = [(p, known.find(p.get("route")), services.find(p.get("service"))) for p in flat["plugins"]]
@@ -226,7 +200,7 @@ def build(flat: Mapping[str, list[dict[str, Any]]], environment: Mapping[str, st
         for upstream in flat.get("upstreams", [])
     }
     consumers, groups = (tuple(flat.get(kind, ())) for kind in ("consumers", "consumer_groups"))
-    return View(tuple(routes), tuple(flat["plugins"]), environment, pools, consumers, groups)
+    return View(tuple(routes), tuple(flat["plugins"]), settings, pools, consumers, groups)
 
 
 def address(target: str) -> str:
