@@ -88,6 +88,7 @@ class Admin:
         try:
             config = self._configuration(given, text)
         except declarative.DeclarativeError as error:
+            error.kong_text()  # Kong prints it first, and fails where it cannot
             raise _Refused(400, error.body()) from None
         self.config = config
         self._on_config(config)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from minikong.entities import Consumer, PluginEntity, Route, Service
 
 
@@ -133,6 +135,7 @@ class Context:
     is_last: bool = False
     connected: bool = False  # to the service, whatever came of it
     uri_captures: dict[str | int, str] = field(default_factory=dict)
+    matched_by: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)  # see `router.Match.by`
     shared: dict[Any, Any] = field(default_factory=dict)  # kong.ctx.shared (may hold lupa objects)
     nginx_ctx: dict[Any, Any] = field(default_factory=dict)  # kong.nginx.get_ctx/set_ctx
     added_response_headers: Headers = field(default_factory=Headers)  # set before the upstream answered

@@ -206,7 +206,9 @@ class ExternalPlugin:
             method = _field(data, b"Method", "Data")
             arguments = _field(data, b"Args", "Data")
             result = await pdk.call(ctx, method, arguments, self.log)
-            step_method = STEP_BY_METHOD.get(method, b"plugin.Step") if isinstance(method, bytes) else b"plugin.Step"
+            if not isinstance(method, bytes):  # answered with nil, as an unknown one
+                method = b""
+            step_method = STEP_BY_METHOD.get(method, b"plugin.Step")
             if isinstance(result, dict) and b"_method" in result:
                 step_method = result[b"_method"]
             try:

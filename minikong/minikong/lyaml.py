@@ -51,7 +51,10 @@ def load(text: str) -> tuple[Any, Lines]:
     except yaml.YAMLError as problem:
         raise YamlError(_describe(text, problem)) from None
     lines: Lines = {}
-    return (None if node is None else _value(node, (), lines)), lines
+    if node is None:
+        return None, lines
+    found = _value(node, (), lines)
+    return ({} if found is None else found), lines  # lyaml.null is a table
 
 
 def load_json(text: str) -> Any:

@@ -12,7 +12,8 @@ from minikong.context import Context
 from minikong.entities import Config, PluginEntity
 from minikong.external import ExternalPlugin, PluginInfo
 from minikong.lua.installed import Installed, is_installed
-from minikong.pluginserver import StartError, check_plugin
+from minikong.luavalue import falsy
+from minikong.pluginserver import StartError, check_plugin, not_installed
 from minikong.router import Router
 from minikong.rpc import Pool
 
@@ -77,15 +78,14 @@ def load_handlers(gateway: Gateway, found: Found) -> dict[str, Handler]:
         if is_installed(name, gateway.conf.lua_package_path):
             handlers[name] = Installed(name, gateway)
         else:
-            raise StartError(
-                f"error loading plugin schemas: on plugin '{name}': {name} plugin is enabled but not installed;"
-                "\nno plugin found"
-            )
+            raise not_installed(name)
     if "bundled" in wanted:
         wanted = wanted | BUNDLED.keys()
     conf = gateway.conf
     for name, (server, info) in external.items():
         if name in wanted:
+            if falsy(info.priority):
+                raise not_installed(name)
             check_plugin(info)
             pool = gateway.pools.setdefault(
                 server.socket, Pool(server.socket, connect_timeout=conf.lua_socket_connect_timeout)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ from typing import Any
 from minikong import cjson
 from minikong.conf import PluginServer
 from minikong.external import PluginInfo
+from minikong.luavalue import lua_type, tostring
 
 Log = Callable[[str, str], None]
 RESPAWN_PAUSE = 1.0  # seconds from one start to the next
@@ -58,13 +60,12 @@ def query(server: PluginServer) -> PluginInfo:
 
 
 def _info(info: Any, protocol: str) -> PluginInfo:
-    if not isinstance(info, dict) or not isinstance(info.get("Name"), str):
+    if not isinstance(info, dict) or info.get("Name") is None:
         raise StartError("table index is nil")
-    name = info["Name"]
+    name = _shown(info["Name"])  # one that is no text is nobody's
     phases = info.get("Phases")
     if not isinstance(phases, list | dict):
-        kind = "nil" if phases is None else type(phases).__name__
-        raise StartError(f"bad argument #1 to 'ipairs' (table expected, got {kind})")
+        raise StartError(f"bad argument #1 to 'ipairs' (table expected, got {lua_type(phases)})")
     return PluginInfo(
         name=name,
         phases=tuple(phases) if isinstance(phases, list) else (),
@@ -77,18 +78,35 @@ def _info(info: Any, protocol: str) -> PluginInfo:
 
 def check_plugin(info: PluginInfo) -> None:
     """kong/db/dao/plugins.lua's checks of a plugin's VERSION and PRIORITY. Raises StartError."""
-    parts = info.version.split(".") if isinstance(info.version, str) else []
-    if len(parts) not in (2, 3) or not all(part[:1].isdigit() for part in parts):
-        shown = "nil" if info.version is None else str(info.version)
-        raise StartError(
-            f"error loading plugin schemas: on plugin '{info.name}': Plugin \"{info.name}\" cannot be loaded because "
-            f'its VERSION field does not follow the "x.y.z" format, got: "{shown}".'
-        )
     if isinstance(info.priority, bool) or not isinstance(info.priority, int):
         raise StartError(
             f"error loading plugin schemas: on plugin '{info.name}': Plugin \"{info.name}\" cannot be loaded because "
-            f'its PRIORITY field is not a valid integer number, got: "{info.priority}".'
+            f'its PRIORITY field is not a valid integer number, got: "{_shown(info.priority)}".'
         )
+    if not isinstance(info.version, str) or not _is_version(info.version):
+        raise StartError(
+            f"error loading plugin schemas: on plugin '{info.name}': Plugin \"{info.name}\" cannot be loaded because "
+            f'its VERSION field does not follow the "x.y.z" format, got: "{_shown(info.version)}".'
+        )
+
+
+def not_installed(name: str) -> StartError:
+    return StartError(
+        f"error loading plugin schemas: on plugin '{name}': {name} plugin is enabled but not installed;"
+        "\nno plugin found"
+    )
+
+
+def _is_version(text: str) -> bool:
+    """lua-version's parser takes the first digits and dots of a text: "1", "v2.1 beta"."""
+    found = re.search(r"\d[\d.]*", text)
+    parts = found[0].removesuffix(".").split(".") if found else []
+    return 0 < len(parts) < 4 and "" not in parts
+
+
+def _shown(value: Any) -> str:
+    """Lua's `tostring`; ngx.null is a userdata."""
+    return value if isinstance(value, str) else tostring(value).decode("utf-8", "replace")
 
 
 def _text(value: Any) -> Any:

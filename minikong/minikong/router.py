@@ -33,6 +33,7 @@ class Match:
     upstream_host: str | None  # set where preserve_host is on: the request's own Host
     prefix: str | None  # what strip_path took off
     captures: Captures  # 0 is the whole match; groups that took no part are absent
+    by: Mapping[str, str | Mapping[str, str]]  # what of the route matched: uri, host, method, sni, headers
 
 
 @dataclass(slots=True)
@@ -102,6 +103,7 @@ class _Found:
     prefix: str | None = None
     postfix: str | None = None
     captures: Captures = field(default_factory=dict)
+    by: dict[str, str | Mapping[str, str]] = field(default_factory=dict)
 
 
 def request_path(target: bytes) -> str:
@@ -343,30 +345,49 @@ def _reduce(category: _Category, bits: int, request: _Request) -> list[_Entry]:
 
 
 def _matches(entry: _Entry, request: _Request, found: _Found) -> bool:
-    return (
-        (not entry.rules & HOST or _host_matches(entry, request))
-        and all(_header_matches(h, request.headers.get(h.name, ())) for h in entry.headers)
-        and (entry.path is None or _path_matches(entry.path, request, found))
-        and (not entry.rules & METHOD or request.method in entry.methods)
-        and (not entry.rules & SNI or request.scheme == "http" or request.sni in entry.snis)
-    )
+    if entry.rules & HOST:
+        host = _matching_host(entry, request)
+        if host is None:
+            return False
+        found.by["host"] = host
+    if entry.headers:
+        values = {
+            header.name: _matching_value(header, request.headers.get(header.name, ())) for header in entry.headers
+        }
+        if None in values.values():
+            return False
+        found.by["headers"] = {name: value for name, value in values.items() if value is not None}
+    if entry.path is not None:
+        if not _path_matches(entry.path, request, found):
+            return False
+        found.by["uri"] = entry.path.value
+    if entry.rules & METHOD:
+        if request.method not in entry.methods:
+            return False
+        found.by["method"] = request.method
+    if entry.rules & SNI and request.scheme != "http":
+        if request.sni not in entry.snis:
+            return False
+        found.by["sni"] = request.sni
+    return True
 
 
-def _host_matches(entry: _Entry, request: _Request) -> bool:
+def _matching_host(entry: _Entry, request: _Request) -> str | None:
     host = request.hit_host or request.host or ""
-    if host in entry.plain_hosts or request.host_no_port in entry.plain_hosts:
-        return True
+    for plain in (host, request.host_no_port):
+        if plain in entry.plain_hosts:
+            return plain
     if any(w.value == host for w in entry.wildcard_hosts):
-        return True
-    return any(w.regex.match(request.host_with_port) for w in entry.wildcard_hosts)
+        return host
+    return next((w.value for w in entry.wildcard_hosts if w.regex.match(request.host_with_port)), None)
 
 
-def _header_matches(header: _Header, values: Sequence[str]) -> bool:
+def _matching_value(header: _Header, values: Sequence[str]) -> str | None:
     for value in values:
         low = value.lower()
         if low in header.values or (header.pattern and header.pattern.search(low)):
-            return True
-    return False
+            return low
+    return None
 
 
 def _path_matches(path: _Path, request: _Request, found: _Found) -> bool:
@@ -413,7 +434,7 @@ def _match(entry: _Entry, request: _Request, found: _Found) -> Match:
             upstream_host = request.host
     if route.preserve_host and upstream_host is None:
         upstream_host = request.sni
-    return Match(route, service, upstream_path, upstream_host, prefix, found.captures)
+    return Match(route, service, upstream_path, upstream_host, prefix, found.captures, found.by)
 
 
 def _upstream_path(route: Route, base: str, postfix: str, uri: str) -> str:

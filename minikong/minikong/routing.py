@@ -74,7 +74,7 @@ def _take_route(gateway: Gateway, ctx: Context, match: Match) -> None:
     if "https" in protocols and "http" not in protocols and get_forwarded_scheme(ctx) != b"https":
         _redirect_to_https(ctx, route.https_redirect_status_code, get_forwarded_host(ctx), request_uri(ctx))
     ctx.route, ctx.service = route, service
-    ctx.uri_captures = match.captures
+    ctx.uri_captures, ctx.matched_by = match.captures, match.by
     ctx.forwarded_prefix = forwarded_prefix
     ctx.forwarded = forwarded(ctx, gateway.conf)  # before plugins change what they are made of
     if match.upstream_host:

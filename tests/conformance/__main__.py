@@ -31,10 +31,10 @@ def _cases(path: Path, prefixes: list[str]) -> list[dict[str, Any]]:
     return [row for row in rows if not prefixes or any(row["id"].startswith(p) for p in prefixes)]
 
 
-async def _run(name: str, cases: list[dict[str, Any]], data: Path, report: Callable[[str, str | None], None]) -> None:
+async def _run(name: str, cases: list[dict[str, Any]], report: Callable[[str, str | None], None]) -> None:
     if name == "schema-validation":
         for case in cases:
-            report(case["id"], _guarded(partial(schema_cases.replay, case, data)))
+            report(case["id"], _guarded(partial(schema_cases.replay, case)))
         return
     from tests.conformance import http_cases, lifecycle_cases, pdk_cases
     from tests.conformance.stage import Stage
@@ -45,7 +45,7 @@ async def _run(name: str, cases: list[dict[str, Any]], data: Path, report: Calla
         "pdk-phase-matrix": pdk_cases.replay_matrix,
         "lifecycle": lifecycle_cases.replay,
     }
-    async with Stage(data) as stage:
+    async with Stage() as stage:
         for case in cases:
             try:
                 async with asyncio.timeout(60):
@@ -100,7 +100,7 @@ def _file(name: str, cases: list[dict[str, Any]], options: argparse.Namespace) -
         if options.verbose:
             print(f"FAILED {name} {case_id}\n    {problem}", flush=True)
 
-    uvloop.run(_run(name, cases, options.data.resolve(), report))  # as the minikong command does
+    uvloop.run(_run(name, cases, report))  # as the minikong command does
     print(f"{name}: {passed.total()}/{total.total()} in {time.monotonic() - started:.1f} s")
     for category in total:
         print(f"    {category}: {passed[category]}/{total[category]}")

@@ -59,6 +59,8 @@ async def _dump(case: dict[str, Any], stage: Stage) -> str | None:
     }
     if case["id"].endswith("not-in-plugins"):
         settings["plugins"] = "bundled"
+    if case["id"].endswith("not-in-pluginserver_names"):
+        settings = {k: v for k, v in settings.items() if not k.startswith("pluginserver_")}
     if case["id"].endswith("missing-binary"):
         settings["pluginserver_dp_start_cmd"] = "/nonexistent/server"
     if case["id"].endswith("name-with-capitals"):

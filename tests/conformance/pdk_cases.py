@@ -10,7 +10,7 @@ from tests.conformance import http_cases
 from tests.conformance.http_replay import DEFAULT
 from tests.conformance.match import difference, expand
 from tests.conformance.plugin_server import is_plain
-from tests.conformance.stage import LogLines, Stage
+from tests.conformance.stage import CONFIGS, LogLines, Stage
 
 # Which config, plugin and path the recording used for each phase of the matrix.
 _MATRIX = {
@@ -38,8 +38,8 @@ def _types(value: Any) -> Any:
     return {"$volatile": value} if isinstance(value, int | float) else value
 
 
-def _config(stage: Stage, name: str | None) -> str:
-    return (stage.data / "configs" / f"{name or 'base'}.yml").read_text()
+def _config(name: str | None) -> str:
+    return (CONFIGS / f"{name or 'base'}.yml").read_text()
 
 
 def _any_latencies(answer: Any) -> Any:
@@ -62,7 +62,7 @@ def _any_latencies(answer: Any) -> Any:
 async def replay(case: dict[str, Any], stage: Stage) -> str | None:
     """What differs from the recording, or None."""
     settings = stage.settings(case.get("conf"), case.get("kong_conf"))
-    status, body = await stage.prepare(settings, case.get("kong_yml") or _config(stage, case.get("config")))
+    status, body = await stage.prepare(settings, case.get("kong_yml") or _config(case.get("config")))
     if status != 201:
         return f"POST /config: {status} {body}"
     if "patterns" in case:

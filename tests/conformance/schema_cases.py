@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from minikong import admin, cjson, declarative
@@ -12,6 +11,7 @@ from minikong.precedence import Precedence
 from minikong.schema import bundled
 from minikong.schema.metaschema import BadSchema
 from tests.conformance.match import difference
+from tests.conformance.stage import CONFIGS
 
 _ENVIRON = {"MY_SECRET": "from-env"}  # what the recording's Kong had
 _SEQ = {"__seq__": {"$volatile": 1}}  # counts over the life of a Kong that ran all cases
@@ -23,18 +23,18 @@ def _schema(sets: str) -> declarative.Schema:
     return declarative.Schema({**bundled.schemas(), **plugins})
 
 
-def _set(data: Path, name: str) -> str:
-    return json.dumps(json.loads((data / "configs" / "schemas.json").read_text())[name])
+def _set(name: str) -> str:
+    return json.dumps(json.loads((CONFIGS / "schemas.json").read_text())[name])
 
 
-def replay(case: dict[str, Any], data: Path) -> str | None:
+def replay(case: dict[str, Any]) -> str | None:
     """What differs from the recording, or None."""
     kind = case["id"].partition("/")[0]
     if kind == "badschema":
         return _bad_schema(case)
     if kind == "startup":
-        return _startup(case, _schema(_set(data, case["schema_set"])))
-    return _post(case, _schema(_set(data, case["schema_set"])), case)
+        return _startup(case, _schema(_set(case["schema_set"])))
+    return _post(case, _schema(_set(case["schema_set"])), case)
 
 
 def _post(case: dict[str, Any], schema: declarative.Schema, want: dict[str, Any]) -> str | None:

@@ -18,6 +18,7 @@ from minikong import app, conf
 from tests.conformance.http_replay import Service
 from tests.conformance.plugin_server import PluginServer
 
+CONFIGS = Path(__file__).with_name("data") / "configs"
 PROBES = ("probe", "probe-a", "probe-b", "probe-resp", "probe-cert")
 # What the recording's Kong ran with, beside the settings that a case names.
 CONFS: dict[str, dict[str, str]] = {
@@ -45,8 +46,7 @@ class LogLines(logging.Handler):
 class Stage:
     """Everything on the recorded ports: 8000 and 8443 the gateway, 9000 and 9001 the services."""
 
-    def __init__(self, data: Path) -> None:
-        self.data = data
+    def __init__(self) -> None:
         self.dir = Path(tempfile.mkdtemp(prefix="mk-"))
         self.server = PluginServer(self.dir / "p.sock")
         self.services = {9000: Service(), 9001: Service()}
@@ -80,7 +80,7 @@ class Stage:
         for probe in PROBES:
             keys = f"pluginserver_{probe.replace('-', '_')}"
             made[f"{keys}_socket"] = str(self.server.path)
-            made[f"{keys}_query_cmd"] = f"cat {self.data / 'configs' / f'query-{probe}.json'}"
+            made[f"{keys}_query_cmd"] = f"cat {CONFIGS / f'query-{probe}.json'}"
         return made | CONFS.get(name or "", {}) | (own or {})
 
     async def prepare(self, settings: dict[str, str], kong_yml: str, *, fresh: bool = False) -> Any:

@@ -32,7 +32,7 @@ class DeclarativeError(Exception):
         }
 
     def kong_text(self) -> str:
-        """What `kong start` prints (pretty_print_error)."""
+        """What `kong start` prints (pretty_print_error). Raises InternalError where Kong cannot."""
         return pretty_print(self.errors)
 
     def located(self, filename: str) -> list[str]:
@@ -56,6 +56,12 @@ class DeclarativeError(Exception):
         return list(found.values())
 
 
+class Unnamed(str):
+    """The id of an entry that could have a name and has none: Kong has its null there, which it cannot print."""
+
+    __slots__ = ()
+
+
 class InternalError(Exception):
     """What makes Kong itself fail with a Lua error (500 from the Admin API)."""
 
@@ -77,6 +83,8 @@ def pretty_print(errors: dict[Any, Error] | list[Error], item: str = "", indent:
             if not item:
                 raise InternalError("attempt to concatenate local 'item' (a nil value)")
             head = f"{indent}- in entry {key} of '{item}'"
+        elif isinstance(key, Unnamed):
+            raise InternalError("attempt to concatenate local 'k' (a userdata value)")
         else:
             head = f"{indent}in '{key}'"
         if is_table(error):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from minikong.declarative.errors import DeclarativeError, Errors
+from minikong.declarative.errors import DeclarativeError, Errors, Unnamed
 from minikong.declarative.schema import Schema
 from minikong.entities import derived_id
 from minikong.schema import core
@@ -246,7 +246,8 @@ def _populate(
                 ids[item["id"]] = item
             for field_name, reference in entity.foreign.items():
                 if item.get(field_name) is not None:
-                    expected.append(_Expected(name, reference, field_name, item[field_name], key or item["id"] or at))
+                    own = Unnamed(item["id"]) if unique and key is None else key or item["id"] or at
+                    expected.append(_Expected(name, reference, field_name, item[field_name], own))
             if child_key:
                 item[child_key] = {"id": tree["id"]}
 

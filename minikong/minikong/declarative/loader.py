@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from minikong import lyaml
-from minikong.declarative.errors import DeclarativeError, pretty_print
+from minikong.declarative.errors import DeclarativeError
 from minikong.declarative.flatten import Flattener, Tree
 from minikong.declarative.schema import Schema
 from minikong.entities import Config, Consumer, Credential, PluginEntity, Route, Service, Target, Upstream
@@ -30,7 +30,6 @@ def load(text: str, schema: Schema, filename: str | None = None, environ: Mappin
 
     Raises:
         DeclarativeError: Kong would refuse it.
-        InternalError: Kong would fail over it.
     """
     tree, lines = _parse(text, filename)
     return load_tree(tree, schema, lines, environ)
@@ -43,7 +42,6 @@ def load_tree(
     try:
         flat = Flattener(schema).flatten(tree)
     except DeclarativeError as error:
-        pretty_print(error.errors)  # Kong prints first, and fails where it cannot
         raise DeclarativeError(error.errors, lines, tree) from None
     return _config(flat, schema, lambda reference: resolve_env(reference, environ))
 

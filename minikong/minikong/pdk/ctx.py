@@ -9,7 +9,8 @@ from minikong.entities import WORKSPACE_ID
 from minikong.luavalue import LuaError, falsy
 from minikong.pdk.client import entity_table
 from minikong.pdk.registry import PHASE_BITS, TABLES, function
-from minikong.pdk.request import captures, request_uri
+from minikong.pdk.request import request_uri
+from minikong.schema import hosts
 
 TABLES.update(("kong.ctx", "kong.ctx.shared", "kong.ctx.core"))
 ALL = tuple(PHASE_BITS)
@@ -75,8 +76,49 @@ def _kong_ctx(ctx: Context, key: Any) -> Any:
         case b"KONG_LOG":  # its functions would be called while it is packed, kong.log.serialize among them
             raise LuaError(f"function cannot be called in {ctx.phase} phase (only in: log)")
         case b"router_matches":
-            return {b"uri_captures": captures(ctx)} if ctx.uri_captures else {}
+            return _router_matches(ctx)
+        case b"balancer_data":
+            return _balancer_data(ctx)
     return None
+
+
+def _text(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _router_matches(ctx: Context) -> dict[bytes, Any]:
+    """Captures are one table here, by number and by name."""
+    made: dict[bytes, Any] = {}
+    for kind, found in ctx.matched_by.items():
+        made[_text(kind)] = _text(found) if isinstance(found, str) else {_text(n): _text(v) for n, v in found.items()}
+    if ctx.uri_captures:
+        made[b"uri_captures"] = {n if isinstance(n, int) else _text(n): _text(v) for n, v in ctx.uri_captures.items()}
+    return made
+
+
+def _balancer_data(ctx: Context) -> dict[bytes, Any] | None:
+    """Where the request goes. Once it has gone there by an upstream the table holds the upstream's own tables, which
+    cannot be packed."""
+    upstream = ctx.upstream
+    if upstream is None:
+        return None
+    named = ctx.service.host if ctx.service is not None and ctx.tries else upstream.host
+    if ctx.tries and named in ctx.gateway.config.upstreams:
+        raise LuaError("pack 'function' is unimplemented")
+    made: dict[bytes, Any] = {
+        b"type": hosts.kind(named).encode(),
+        b"connect_timeout": round(upstream.connect_timeout * 1000),
+        b"send_timeout": round(upstream.send_timeout * 1000),
+        b"read_timeout": round(upstream.read_timeout * 1000),
+        b"retries": upstream.retries,
+        b"tries": [{_text(name): value for name, value in one.items()} for one in ctx.tries],
+        b"try_count": len(ctx.tries),
+    }
+    if ctx.service is not None:
+        made |= {b"scheme": _text(upstream.scheme), b"host": _text(named), b"port": upstream.port}
+    if ctx.tries:
+        made |= {b"ip": _text(upstream.host), b"hostname": _text(named)}
+    return made
 
 
 @function("kong.nginx.get_ctx", ALL, exposed=True)

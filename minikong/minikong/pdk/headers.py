@@ -91,6 +91,8 @@ def set_response_header(headers: Headers, name: bytes, value: Any, *, add: bool 
 
     Raises LuaError for a Content-Length that is no number.
     """
+    if not name:  # nginx keeps no such line; a request's has one (`: v`)
+        return
     name = escape(name.replace(b"_", b"-"), _ESCAPE_NAME)
     low = name.lower()
     if value is None or value == []:

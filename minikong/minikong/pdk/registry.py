@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from minikong.context import Context
-from minikong.luavalue import Holey, LuaError, lua_type
+from minikong.luavalue import Holey, LuaError, tostring
 
 PHASE_BITS = {
     "init_worker": 0x1,
@@ -140,11 +140,12 @@ async def call(ctx: Context, method: Any, arguments: Any, log: Callable[[str, st
     """
     if method is None:
         raise LuaError("table index is nil")
-    if not isinstance(method, bytes):
-        raise LuaError(f"bad argument #1 to 'gmatch' (string expected, got {lua_type(method)})")
-    found = _find(method.decode("latin-1"))
+    if isinstance(method, float) and method != method:
+        raise LuaError("table index is NaN")
+    # Anything else is taken as its text, in which there is no method's name.
+    found = _find(method.decode("latin-1")) if isinstance(method, bytes) else None
     if found is None:
-        log("err", f"could not find pdk method: {method.decode('utf-8', 'replace')}")
+        log("err", f"could not find pdk method: {tostring(method).decode('utf-8', 'replace')}")
         return None
     if isinstance(found, str):
         raise LuaError(f"attempt to call local 'method' (a {found} value)")

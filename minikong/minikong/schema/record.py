@@ -135,7 +135,7 @@ class Field:
                 return None
             case "json":
                 return "expected a json"
-        return f"invalid type: {self.type}"
+        return f"invalid type: {self.type or 'nil'}"
 
     def _validate_elements(self, value: Any) -> Error | None:
         elements = sequence(value)
