@@ -13,7 +13,6 @@ from typing import Any
 
 from claude_contract.claims import Additions
 
-SHAPES = ("invoke", "messages", "chat")
 SYSTEM_ROLES = ("system", "developer")
 
 

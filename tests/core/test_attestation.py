@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from claude_contract.attestation import (
+    KID_ROOM,
+    MAX_TTL,
     Signer,
     demand,
     new_private_key,
@@ -26,7 +28,7 @@ from claude_contract.attestation import (
     signer_from_config,
     verify,
 )
-from claude_contract.claims import Attestation, body_hash
+from claude_contract.claims import NAME_ROOM, Attestation, body_hash
 from claude_contract.errors import ConfigError
 from claude_contract.members import AttestationError
 from tests.support.attest import signed
@@ -73,13 +75,17 @@ def subject(attestation: Attestation) -> str | None:
 
 
 def b64(value: Any) -> str:
-    data = value if isinstance(value, bytes) else json.dumps(value).encode()
+    data = value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-def hs256(secret: bytes, kid: str, claims: dict[str, Any], alg: str = "HS256") -> str:
-    signing_input = f"{b64({'alg': alg, 'kid': kid, 'typ': 'JWT'})}.{b64(claims)}"
-    return f"{signing_input}.{b64(hmac.digest(secret, signing_input.encode(), 'sha256'))}"
+def forged(key: bytes | Ed25519PrivateKey, kid: Any, claims: Any, alg: str | None = None, **more: Any) -> str:
+    """Signed rightly, whatever is in it; its first part is to the byte what our own signer writes, or a forgery would be
+    refused for its spelling alone (see the positive control)."""
+    algorithm = alg or ("HS256" if isinstance(key, bytes) else "EdDSA")
+    signing_input = f"{b64({'alg': algorithm, 'kid': kid, 'typ': 'JWT', **more})}.{b64(claims)}".encode()
+    signature = hmac.digest(key, signing_input, "sha256") if isinstance(key, bytes) else key.sign(signing_input)
+    return f"{signing_input.decode()}.{b64(signature)}"
 
 
 def edit(part: int, change: Callable[[str], str]) -> str:
@@ -95,62 +101,128 @@ def fresh(**claims: Any) -> dict[str, Any]:
 RAW = PRIVATE.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
-def forgeries() -> dict[str, tuple[Signer, str]]:
-    """Made anew for each test: an attestation that has expired meanwhile would be refused for that alone."""
+def without(name: str) -> dict[str, Any]:
+    return {other: value for other, value in fresh().items() if other != name}
+
+
+def forgeries() -> dict[str, tuple[Signer, str, str]]:
+    """Each with the reason for which it is refused, so that none is refused for another than its own. Made anew for each
+    test: an attestation that has expired meanwhile would be refused for that alone."""
     now = int(time.time())
+    secret, unknown = SECRET.encode(), "unknown_key"
     return {
-        "claims edited": (HS, edit(1, lambda _: b64(fresh(tier="enterprise")))),
-        "signature of another header": (HS, edit(2, lambda _: header(sub="bob").split(".")[2])),
-        "signature empty": (HS, edit(2, lambda _: "")),
-        "signature absent": (HS, header().rsplit(".", 1)[0]),
-        "alg none": (HS, f"{b64({'alg': 'none', 'kid': '1'})}.{b64(fresh())}."),
-        "alg NONE": (HS, f"{b64({'alg': 'NONE', 'kid': '1'})}.{b64(fresh())}.AAAA"),
-        "alg none against EdDSA": (ED, f"{b64({'alg': 'none', 'kid': 'ed'})}.{b64(fresh())}."),
-        "HS256 with the EdDSA public key in PEM": (ED, hs256(PUBLIC_PEM.encode(), "ed", fresh())),
-        "HS256 with the EdDSA public key in PEM, stripped": (ED, hs256(PUBLIC_PEM.strip().encode(), "ed", fresh())),
-        "HS256 with the raw EdDSA public key": (ED, hs256(RAW, "ed", fresh())),
-        "HS384 named, HS256 made": (HS, hs256(SECRET.encode(), "1", fresh(), alg="HS384")),
-        "EdDSA against a shared secret": (HS, jwt.encode(fresh(), PRIVATE, "EdDSA", headers={"kid": "1"})),
-        "another EdDSA key": (ED, jwt.encode(fresh(), Ed25519PrivateKey.generate(), "EdDSA", headers={"kid": "ed"})),
-        "another secret": (HS, hs256(FOREIGN.encode(), "1", fresh())),
-        "kid unknown": (HS, hs256(SECRET.encode(), "2", fresh())),
-        "kid of a path": (HS, hs256(b"", "../../dev/null", fresh())),
-        "kid absent": (HS, jwt.encode(fresh(), SECRET, "HS256")),
-        "kid a list": (HS, f"{b64({'alg': 'HS256', 'kid': ['1']})}.{b64(fresh())}.AAAA"),
-        "kid a map": (HS, f"{b64({'alg': 'HS256', 'kid': {}})}.{b64(fresh())}.AAAA"),
-        "jwk in the header": (
+        "claims edited": (HS, edit(1, lambda _: b64(fresh(tier="enterprise"))), "invalid"),
+        "signature of another header": (HS, edit(2, lambda _: header(sub="bob").split(".")[2]), "invalid"),
+        "signature empty": (HS, edit(2, lambda _: ""), "invalid"),
+        "signature absent": (HS, header().rsplit(".", 1)[0], "invalid"),
+        "alg none": (HS, f"{b64({'alg': 'none', 'kid': '1'})}.{b64(fresh())}.", unknown),
+        "alg NONE": (HS, f"{b64({'alg': 'NONE', 'kid': '1'})}.{b64(fresh())}.AAAA", unknown),
+        "alg none against EdDSA": (ED, f"{b64({'alg': 'none', 'kid': 'ed'})}.{b64(fresh())}.", unknown),
+        "HS256 with the EdDSA public key in PEM": (ED, forged(PUBLIC_PEM.encode(), "ed", fresh()), unknown),
+        "HS256 with the EdDSA public key in PEM, stripped": (
             ED,
-            jwt.encode(fresh(), Ed25519PrivateKey.generate(), "EdDSA", headers={"kid": "ed", "jwk": {"kty": "OKP"}}),
+            forged(PUBLIC_PEM.strip().encode(), "ed", fresh()),
+            unknown,
         ),
-        "crit": (HS, jwt.encode(fresh(), SECRET, "HS256", headers={"kid": "1", "crit": ["x"], "x": 1})),
-        "expired": (HS, header(iat=now - 60, exp=now - 1)),
-        "exp absent": (HS, hs256(SECRET.encode(), "1", {k: v for k, v in fresh().items() if k != "exp"})),
-        "jti absent": (HS, hs256(SECRET.encode(), "1", {k: v for k, v in fresh().items() if k != "jti"})),
-        "lives for an hour": (HS, header(exp=now + 3600)),
-        "issued in the future": (HS, header(iat=now + 600, exp=now + 630)),
-        "exp infinite": (HS, hs256(SECRET.encode(), "1", fresh(exp=float("inf")))),
-        "exp NaN": (HS, hs256(SECRET.encode(), "1", fresh(exp=float("nan")))),
-        "another gateway": (HS, header(iss="another")),
-        "another receiver": (HS, header(aud="another")),
-        "a list of receivers": (HS, header(aud=["claude-invoker", "another"])),
-        "a consumer's own token": (
+        "HS256 with the raw EdDSA public key": (ED, forged(RAW, "ed", fresh()), unknown),
+        "EdDSA named, HS256 with the raw EdDSA public key made": (ED, forged(RAW, "ed", fresh(), "EdDSA"), "invalid"),
+        "HS384 named, HS256 made": (HS, forged(secret, "1", fresh(), "HS384"), unknown),
+        "EdDSA against a shared secret": (HS, forged(PRIVATE, "1", fresh()), unknown),
+        "HS256 named, EdDSA made": (HS, forged(PRIVATE, "1", fresh(), "HS256"), "invalid"),
+        "another EdDSA key": (ED, forged(Ed25519PrivateKey.generate(), "ed", fresh()), "invalid"),
+        "another secret": (HS, forged(FOREIGN.encode(), "1", fresh()), "invalid"),
+        "kid unknown": (HS, forged(secret, "2", fresh()), unknown),
+        "kid of a path": (HS, forged(b"", "../../dev/null", fresh()), unknown),
+        "kid absent": (HS, jwt.encode(fresh(), SECRET, "HS256"), unknown),
+        "kid a list": (HS, forged(secret, ["1"], fresh()), unknown),
+        "kid a map": (HS, forged(secret, {}, fresh()), unknown),
+        "jwk in the header": (ED, forged(Ed25519PrivateKey.generate(), "ed", fresh(), jwk={"kty": "OKP"}), unknown),
+        "crit": (HS, forged(secret, "1", fresh(), crit=["x"], x=1), unknown),
+        "expired": (HS, header(iat=now - 60, exp=now - 1), "expired"),
+        "exp absent": (HS, forged(secret, "1", without("exp")), "malformed"),
+        "jti absent": (HS, forged(secret, "1", without("jti")), "malformed"),
+        "lives for an hour": (HS, header(exp=now + 3600), "invalid"),
+        "issued in the future": (HS, header(iat=now + 600, exp=now + 630), "invalid"),
+        "exp infinite": (HS, forged(secret, "1", fresh(exp=float("inf"))), "invalid"),
+        "exp NaN": (HS, forged(secret, "1", fresh(exp=float("nan"))), "invalid"),
+        "NaN where anything may be": (
             HS,
-            jwt.encode({"sub": "alice", "exp": now + 60}, SECRET, "HS256", headers={"kid": "1"}),
+            forged(secret, "1", fresh(who={"claims": {"team": float("nan")}})),
+            "invalid",
         ),
-        "deeply nested header": (HS, f"{b64(b'[' * 20000)}.e30.AAAA"),
-        "deeply nested claims": (HS, f"{b64({'alg': 'HS256', 'kid': '1'})}.{b64(b'[' * 20000)}.AAAA"),
-        "not ASCII": (HS, "é.é.é"),
-        "half a surrogate pair": (HS, "\udcff.\udcff.\udcff"),
-        "empty": (HS, ""),
-        "two joined by a comma": (HS, f"{header()}, {header()}"),
+        "another gateway": (HS, header(iss="another"), "invalid"),
+        "another receiver": (HS, header(aud="another"), "invalid"),
+        "a list of receivers": (HS, header(aud=["claude-invoker", "another"]), "malformed"),
+        "a consumer's own token": (HS, forged(secret, "1", {"sub": "alice", "exp": now + 60}), "malformed"),
+        "claims that are no object": (HS, forged(secret, "1", [fresh()]), "malformed"),
+        "claims that are no JSON": (HS, forged(secret, "1", b"alice"), "invalid"),
+        "deeply nested header": (HS, f"{b64(b'[' * 20000)}.e30.AAAA", unknown),
+        "deeply nested claims": (HS, forged(secret, "1", b"[" * 20000), "invalid"),
+        "not ASCII": (HS, "é.é.é", unknown),
+        "not ASCII behind what is ours": (HS, edit(1, lambda _: "é"), "invalid"),
+        "half a surrogate pair": (HS, "\udcff.\udcff.\udcff", unknown),
+        "empty": (HS, "", unknown),
+        "two joined by a comma": (HS, f"{header()}, {header()}", "invalid"),
     }
 
 
 @pytest.mark.parametrize("name", forgeries())
 def test_forgeries(name: str) -> None:
-    signer, forged = forgeries()[name]
-    with pytest.raises(AttestationError):
-        check(forged, signer)
+    signer, text, reason = forgeries()[name]
+    with pytest.raises(AttestationError) as refused:
+        check(text, signer)
+    assert refused.value.reason == reason
+
+
+def test_the_forger_signs_as_the_gateway_does() -> None:
+    """The control of the forgeries: with nothing wrong in it, what their tool makes is believed."""
+    assert subject(check(forged(SECRET.encode(), "1", fresh()))) == "mallory"
+    assert subject(check(forged(PRIVATE, "ed", fresh()), ED)) == "mallory"
+
+
+def test_the_first_part_is_the_same_in_every_release() -> None:
+    """A receiver looks for it to the byte: another spelling would be nobody's attestation, at a receiver that is not
+    upgraded yet."""
+    assert header().partition(".")[0] == "eyJhbGciOiJIUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJKV1QifQ"
+    assert header(ED).partition(".")[0] == "eyJhbGciOiJFZERTQSIsImtpZCI6ImVkIiwidHlwIjoiSldUIn0"
+
+
+@pytest.mark.parametrize(("lives", "believed"), [(MAX_TTL, True), (MAX_TTL + 1, False)])
+def test_how_long_it_may_live(lives: int, believed: bool) -> None:
+    now = int(time.time())
+    lasting = header(iat=now, exp=now + lives)
+    if believed:
+        assert check(lasting).expires_at == now + lives
+    else:
+        with pytest.raises(AttestationError, match="lives longer than it may"):
+            check(lasting)
+
+
+@pytest.mark.parametrize(
+    ("moment", "skew", "reason"),
+    [
+        (0, 0, None),
+        (29.9, 0, None),
+        (30, 0, "expired"),
+        (30, 5, None),
+        (34.9, 5, None),
+        (35, 5, "expired"),
+        (-0.1, 0, "invalid"),
+        (-5, 5, None),
+        (-5.1, 5, "invalid"),
+    ],
+)
+def test_when_it_is_good(moment: float, skew: float, reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`moment`: seconds after it was signed, for 30 of which it is good. `skew` forgives on both sides."""
+    signed_at = 1_700_000_000
+    text = header(iat=signed_at, exp=signed_at + 30)
+    monkeypatch.setattr(time, "time", lambda: signed_at + moment)
+    try:
+        verify(text, HS.keys, issuer=HS.issuer, audience=HS.audience, skew=skew)
+        found = None
+    except AttestationError as error:
+        found = error.reason
+    assert found == reason
 
 
 @pytest.mark.parametrize("signer", [HS, ED], ids=["HS256", "EdDSA"])
@@ -287,6 +359,35 @@ def test_what_the_receiver_demands(wish: dict[str, Any], reason: str | None) -> 
 def test_settings_that_cannot_be_honoured(config: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         signer_from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "room"), [("kid", KID_ROOM), ("previous_kid", KID_ROOM), ("issuer", NAME_ROOM), ("audience", NAME_ROOM)]
+)
+def test_names_have_their_room_in_the_attestation(name: str, room: int) -> None:
+    def configured(value: str) -> Signer | None:
+        return signer_from_config({"secret": SECRET, "previous_secret": OLD, name: value})
+
+    assert configured("n" * room)
+    with pytest.raises(ConfigError, match=f"attestation.{name}: takes more than {room} bytes"):
+        configured("n" * (room + 1))
+    with pytest.raises(ConfigError, match=f"attestation.{name}: takes more"):
+        configured("é" * (room // 2))  # as ASCII escapes, since a kid is written so
+
+
+@pytest.mark.parametrize(("ttl", "taken"), [(1, True), (MAX_TTL, True), (MAX_TTL + 1, False), (-1, False)])
+def test_how_long_attestations_may_be_set_to_live(ttl: int, taken: bool) -> None:
+    if taken:
+        assert made(secret=SECRET, ttl=ttl).ttl == ttl
+    else:
+        with pytest.raises(ConfigError, match=r"attestation\.ttl"):
+            made(secret=SECRET, ttl=ttl)
+
+
+def test_a_secret_of_exactly_its_least_length_and_one_byte_less() -> None:
+    assert made(secret="s" * 32).key == b"s" * 32
+    with pytest.raises(ConfigError, match="at least 32 bytes"):
+        made(secret="s" * 31)
 
 
 def test_the_public_half() -> None:

@@ -42,7 +42,7 @@ from claude_contract.claims import (
     size,
 )
 from claude_contract.destinations import Destination
-from claude_contract.identity import Identity
+from claude_contract.identity import Identity, identity_from_shared
 from claude_contract.ledger import Budget, Lease, Shared, Slot, Terms
 from claude_contract.ledger.limits import MAX_PERCENT
 from claude_contract.ledger.periods import PERS
@@ -233,6 +233,49 @@ def test_what_is_written_is_what_is_read(attestation: Attestation) -> None:
 
 def test_what_is_full_too() -> None:
     assert from_wire(FULL.to_claims()) == FULL
+
+
+@given(IDENTITIES)
+def test_an_identity_is_read_whole_from_the_shared_context(identity: Identity) -> None:
+    """What a later plugin finds of an earlier one where nothing is attested: with its tier and roles, or the caller would
+    be somebody else. The mark and others' keys are beside it."""
+    left = json.loads(encode(identity.to_claims() | {"mark": "r1", "claude_admission": {}}))
+    assert identity_from_shared(left) == identity
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        None,
+        "alice",
+        [],
+        {},
+        {"mark": "r1"},
+        {"sub": ""},
+        {"sub": 1},
+        {"sub": None},
+        {"tier": "pro"},
+        {"roles": ["admin"]},
+        {"sub": "alice", "roles": "admin"},
+        {"sub": "alice", "roles": [1]},
+        {"sub": "alice", "tier": 1},
+        {"sub": "alice", "who": {"uid": 0}},
+        {"sub": "alice", "who": []},
+    ],
+)
+def test_no_other_value_in_the_shared_context_is_an_identity(left: Any) -> None:
+    assert identity_from_shared(left) is None
+
+
+def test_pools_and_budgets_take_what_they_add_to_a_place() -> None:
+    """A place without any has the end of its lease's tag alone: a byte more would refuse a tier that has its room."""
+    plain = Place(Lease("claude", "alice", "vX:1"), Slot(1, 1, 1, 1, 1))
+    budgets = (Budget(1, "month", "UTC"),)
+    slot = replace(plain.slot, budgets=budgets)
+    assert pools_size(plain) == 1
+    assert pools_size(replace(plain, slot=slot)) == 1 + size({"budgets": slot.claim()["budgets"]})
+    pooled = replace(plain, lease=replace(plain.lease, shared=Shared("org", ("a", "bc"))))
+    assert pools_size(pooled) == len("org ") + len("a ") + len("bc ")
 
 
 # Junk

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claude_contract.attestation import HEADER, signer_from_config
-from claude_contract.claims import MAX_HEADER, Additions, Limits, body_hash
+from claude_contract.claims import MAX_HEADER, METHOD_ROOM, Additions, Limits, body_hash
 from claude_contract.errors import ConfigError
 from claude_contract.identity import Identity
 from kong_claude.decision import Answer, Decision, Pass, Refuse
+from kong_claude.in_flight import ANSWERED
 from kong_claude.metrics.entry import entry
 from kong_claude.pipeline import Pipeline, plugin
 from kong_claude.request import MAX_HEADERS, Request
@@ -204,35 +205,43 @@ def test_an_exception_in_a_call_is_a_refusal(method: str) -> None:
 
 MANY = {f"x-{n}": "1" for n in range(MAX_HEADERS)}
 NAMED = {
-    "of the first stage": ([Fixed(Refuse(401, "no", "no_token"), "one"), Fixed(Pass(), "two")], {}, "one/no_token"),
+    "of the first stage": (
+        [Fixed(Refuse(401, "no", "no_token"), "one"), Fixed(Pass(), "two")],
+        {},
+        401,
+        "one/no_token",
+    ),
     "of a later stage": (
         [Fixed(Pass(), "one"), Fixed(Refuse(429, "no", "rate_limited"), "two")],
         {},
+        429,
         "two/rate_limited",
     ),
-    "before any stage": ([Fixed(AssertionError("must not run"))], {"headers": MANY}, "request/too_many_headers"),
+    "before any stage": ([Fixed(AssertionError("must not run"))], {"headers": MANY}, 431, "request/too_many_headers"),
     "a method that cannot be attested": (
         [Fixed(AssertionError("must not run"))],
-        {"request": f"{'X' * 40} /claude/invoke"},
+        {"request": f"{'X' * (METHOD_ROOM + 1)} /claude/invoke"},
+        501,
         "request/unknown_method",
     ),
     "behind all stages": (
         [Fixed(Pass(), "one"), Fixed(Pass(claims=Additions("x" * 9000)), "two")],
         {},
+        431,
         "attestation/attestation_too_large",
     ),
-    "a failure": ([Fixed(ValueError("x"))], {}, "pipeline/internal_error"),
+    "a failure": ([Fixed(ValueError("x"))], {}, 503, "pipeline/internal_error"),
 }
 
 
-@pytest.mark.parametrize(("stages", "sent", "name"), NAMED.values(), ids=NAMED)
+@pytest.mark.parametrize(("stages", "sent", "expected", "name"), NAMED.values(), ids=NAMED)
 def test_a_refusal_carries_the_name_of_the_check_that_made_it(
-    stages: list[Fixed], sent: dict[str, Any], name: str
+    stages: list[Fixed], sent: dict[str, Any], expected: int, name: str
 ) -> None:
     attestation = ATTESTATION | ({"request": sent["request"]} if "request" in sent else {})
     kong = run(stages, Kong(sent.get("headers")), attestation=attestation)
     status, _, headers = kong.args("response.exit")
-    assert headers["X-Claude-Refusal"] == name
+    assert (status, headers["X-Claude-Refusal"]) == (expected, name)
     answered = {"status": status, "headers": {"x-claude-refusal": name}}
     found = entry({"source": "exit", "response": answered}, None)
     assert (found.refusal, found.line["refusal"]) == (tuple(name.split("/")), name)  # as metrics and log have it
@@ -354,9 +363,52 @@ def test_each_thing_is_asked_once() -> None:
     assert len(kong.methods) == len(set(kong.methods))
 
 
+@pytest.mark.parametrize(
+    ("accept", "content"), [(None, None), ("*/*", None), ("application/problem+json", "application/problem+json")]
+)
+def test_a_refusal_is_in_the_form_that_was_asked_for(accept: str | None, content: str | None) -> None:
+    kong = run([Fixed(Refuse(403, "no", "why"))], Kong(ID | ({"accept": accept} if accept else {})))
+    _, body, headers = kong.args("response.exit")
+    assert headers.get("Content-Type") == content
+    assert body.get("message", body.get("detail")) == "no"
+
+
+@pytest.mark.parametrize(
+    ("consumer", "told"),
+    [
+        (({"id": "c"}, {"id": "k"}), ({"id": "c"}, {"id": "k"})),
+        (({"id": "c"}, None), ({"id": "c"},)),  # Kong drops what comes behind a nil
+    ],
+)
+def test_kong_is_told_the_consumer_without_what_is_none(consumer: Any, told: tuple[Any, ...]) -> None:
+    assert run([Fixed(Pass(consumer=consumer))], Kong()).args("client.authenticate") == told
+
+
+ENDS = [Answer(200, {}), Refuse(403, "no", "why"), ValueError("x")]
+
+
+@pytest.mark.parametrize("end", ENDS, ids=lambda end: type(end).__name__)
+@pytest.mark.parametrize("known", [True, False])
+def test_the_log_learns_who_called_however_the_request_ends_here(end: Any, known: bool) -> None:
+    """Else nobody's, in the report and in the metrics, is what somebody was answered."""
+    claims = (Identity("ada", tier="pro"),) if known else ()
+    kong = run([Fixed(Pass(claims=claim), "one") for claim in claims] + [Fixed(end, "two")], Kong())
+    told = [args for method, args in kong.calls if method == "log.set_serialize_value"]
+    assert [(name, said["subject"], said["tier"]) for name, said in told] == (
+        [(ANSWERED, "ada", "pro")] if known else []
+    )
+    assert kong.methods[-1] == "response.exit"
+
+
+@pytest.mark.parametrize(("length", "passes"), [(METHOD_ROOM, True), (METHOD_ROOM + 1, False)])
+def test_the_longest_method_that_can_be_attested(length: int, passes: bool) -> None:
+    kong = run([Fixed(Pass())], Kong(), attestation=ATTESTATION | {"request": f"{'M' * length} /claude/invoke"})
+    assert ("ctx.shared.set" in kong.methods) is passes
+
+
 @pytest.mark.parametrize("value", ["POST", "POST claude", "POST  /x", " /x", "/x"])
 def test_a_fixed_request_that_is_none(value: str) -> None:
-    with pytest.raises(ConfigError, match=r"^attestation\.request"):
+    with pytest.raises(ConfigError, match=r"^attestation\.request: must be a method and a path"):
         run([Fixed(Pass())], Kong(), attestation={"secret": "a" * 32, "request": value})
 
 

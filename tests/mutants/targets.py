@@ -53,10 +53,11 @@ _LET_IN = (
     ),
 )
 _ATTESTED = ("tests/core/test_attestation.py", "tests/core/test_claims.py", *_LET_IN)
+_CLAIMS = ("tests/core/test_claims.py", "tests/core/test_attestation.py", *_LET_IN)
 
 TARGETS: dict[str, tuple[str, ...]] = {
     f"{_CONTRACT}/attestation.py": _ATTESTED,
-    f"{_CONTRACT}/claims.py": _ATTESTED,
+    f"{_CONTRACT}/claims.py": _CLAIMS,
     f"{_CONTRACT}/identity.py": (
         "tests/core/test_claims.py",
         "tests/core/test_attestation.py",

@@ -132,6 +132,13 @@ def test_a_pattern_is_named_by_its_place_and_bounded_in_memory() -> None:
     assert compile_pattern("a{1000}", "deny").options.max_mem == MAX_PATTERN_MEMORY == 8 * 1024 * 1024
 
 
+def test_a_pattern_that_is_none_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """RE2 would write it to the server's log as well, past the log's own form."""
+    with pytest.raises(ConfigError):
+        compile_pattern("(", "deny")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_every_text_is_seen_once() -> None:
     assert list(texts({"prompt": "a", "system": "b", **user([{"text": "c"}])})) == ["b", "a", "c"]
 
