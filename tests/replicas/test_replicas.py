@@ -125,7 +125,7 @@ def test_what_replicas_say_to_each_other_nobody_else_can_say(pair: Pair, shared_
         run = "/claude/runs/" + here.post("/claude/invoke", json={"prompt": "hi"}).json()["id"]
     with redis.Redis.from_url(shared_redis.url) as known:
         key = known.get("claude:{runs}:key")
-        names = [name.decode().removeprefix("claude:{runs}:replica:") for name in known.keys("claude:{runs}:replica:*")]
+        names = [name.decode() for name in known.hkeys("claude:{runs}:replicas")]
     assert isinstance(key, bytes) and len(key) == 32
     (name,) = [name for name in names if f":{one.pid}:" in name]
     kid = "claude-invoker replica"

@@ -8,7 +8,7 @@ from fastapi import Request
 
 from claude_invoker.caller import Caller
 from claude_invoker.problem import Problem
-from claude_invoker.replicas.forwarding import Elsewhere, Peer, drained, passed_on, unanswered
+from claude_invoker.replicas.forwarding import Elsewhere, PassedOn, Peer, drained, unanswered
 from claude_invoker.replicas.record import PastRun, past
 from claude_invoker.runs import artifacts
 from claude_invoker.runs.engine import no_such_run
@@ -27,6 +27,8 @@ async def run_of(request: Request, run_id: str, caller: Caller) -> Run | PastRun
     if known is None or not caller.may_see(known.subject):
         raise no_such_run()
     if not known.is_over:
+        if known.owner == register.name:  # its end could not be written, and it is not kept here any more
+            raise no_such_run()
         await _forward(request, caller, known.owner)
         known = await register.give_up(known)
         if not known.is_over:  # said by its replica meanwhile, which is there after all
@@ -58,12 +60,12 @@ async def attached(request: Request, run_id: str, caller: Caller, *, live: bool)
     assert parts.replicas is not None
     register = parts.replicas.register
     known = await register.find(run_id)
-    if known is None or known.subject != caller.subject:
+    if known is None or known.subject != caller.subject or (known.owner == register.name and not known.is_over):
         return None
     if not known.is_over and (peer := await _peer(request, known.owner)) is not None:
         answer = await parts.replicas.forwarder.follow(run_id, caller, peer)
         if live:
-            raise Elsewhere(passed_on(answer))
+            raise Elsewhere(PassedOn(answer))
         await drained(answer)
         known = await register.ended(run_id) or known
     if not known.is_over:
@@ -74,16 +76,18 @@ async def attached(request: Request, run_id: str, caller: Caller, *, live: bool)
 
 
 async def _forward(request: Request, caller: Caller, owner: str) -> None:
-    """Raises Elsewhere, unless the owner is gone."""
+    """Raises Elsewhere, unless the owner is gone or this very replica."""
     replicas = services(request).replicas
     assert replicas is not None
     if (peer := await _peer(request, owner)) is not None:
-        raise Elsewhere(passed_on(await replicas.forwarder.forward(request, caller, peer)))
+        raise Elsewhere(PassedOn(await replicas.forwarder.forward(request, caller, peer)))
 
 
 async def _peer(request: Request, owner: str) -> Peer | None:
-    """None where it is gone. Raises Problem 503."""
+    """None where it is gone, or this very replica. Raises Problem 503."""
     parts = services(request)
     assert parts.replicas is not None
+    if owner == parts.replicas.register.name:
+        return None
     address, signer = await parts.replicas.register.address_of(owner), parts.replicas.register.signer(owner)
     return None if address is None or signer is None else Peer(address, signer, parts.settings.required_checks)

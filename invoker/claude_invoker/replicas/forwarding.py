@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+import asyncio
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from msgspec.structs import replace
+from starlette.types import Receive, Scope, Send
 
 from claude_contract.attestation import HEADER, Signer
 from claude_contract.identity import Identity
@@ -17,9 +19,14 @@ from claude_invoker.caller import Caller
 from claude_invoker.head import asked_method
 from claude_invoker.problem import Problem
 
+_log = logging.getLogger(__name__)
 _ON = ("accept", "if-none-match", "if-range", "last-event-id", "range", "x-request-id")
 _HOP_BY_HOP = frozenset(("connection", "keep-alive", "transfer-encoding", "date", "server"))
-_TIMEOUTS = httpx.Timeout(10.0, connect=2.0, read=90.0)  # streams have heartbeats
+_CONNECT_S = 2.0
+_HEAD_S = 10.0
+"""In which an answer begins: none waits for its run."""
+_SILENCE_S = 90.0
+"""How long an answer may pause at least; streams have heartbeats."""
 
 
 class Elsewhere(Exception):
@@ -44,10 +51,16 @@ class Peer:
 
 
 class Forwarder:
-    """One pool of connections to the other replicas."""
+    """Connections to the other replicas, as many as are asked for: each stream that is followed has one, and who
+    cancels a run waits for none of them."""
 
-    def __init__(self) -> None:
-        self._client = httpx.AsyncClient(timeout=_TIMEOUTS, trust_env=False, follow_redirects=False)
+    def __init__(self, heartbeat_s: float) -> None:
+        self._client = httpx.AsyncClient(
+            timeout=httpx.Timeout(max(_SILENCE_S, 3 * heartbeat_s), connect=_CONNECT_S),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
+            trust_env=False,
+            follow_redirects=False,
+        )
 
     async def forward(self, request: Request, caller: Caller, peer: Peer) -> httpx.Response:
         """The other's answer to what is asked, to be closed. Raises Problem 503 where it cannot be reached."""
@@ -71,9 +84,15 @@ class Forwarder:
         headers |= {"accept-encoding": "identity", HEADER: signed}
         url = httpx.URL(peer.address).copy_with(raw_path=(path + (f"?{query}" if query else "")).encode("latin-1"))
         try:
-            return await self._client.send(self._client.build_request(method, url, headers=headers), stream=True)
-        except httpx.TransportError as error:
+            async with asyncio.timeout(_HEAD_S):
+                answer = await self._client.send(self._client.build_request(method, url, headers=headers), stream=True)
+        except (httpx.TransportError, TimeoutError) as error:
             raise unanswered() from error
+        if answer.status_code == 401:  # that is about us, not about the caller, whose token is good
+            await answer.aclose()
+            _log.error("%s does not believe this replica: do their clocks and Redis of runs agree?", peer.address)
+            raise unanswered()
+        return answer
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -82,22 +101,24 @@ class Forwarder:
 async def drained(answer: httpx.Response) -> None:
     """Returns at its end, whatever ends it."""
     try:
-        async with aclosing(_pieces(answer)) as pieces:
-            async for _ in pieces:
-                pass
+        async for _ in answer.aiter_raw():
+            pass
     except httpx.TransportError:
         return
-
-
-def passed_on(answer: httpx.Response) -> Response:
-    """As it comes."""
-    kept = {name: value for name, value in answer.headers.items() if name not in _HOP_BY_HOP}
-    return StreamingResponse(_pieces(answer), status_code=answer.status_code, headers=kept)
-
-
-async def _pieces(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
-    try:
-        async for piece in answer.aiter_raw():
-            yield piece
     finally:
         await answer.aclose()
+
+
+class PassedOn(StreamingResponse):
+    """Another's answer, which is closed however this one ends: also where its client has left before it began."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        kept = {name: value for name, value in answer.headers.items() if name not in _HOP_BY_HOP}
+        super().__init__(answer.aiter_raw(), status_code=answer.status_code, headers=kept)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._answer.aclose()

@@ -26,15 +26,43 @@ from claude_invoker.runs.run import Run
 _log = logging.getLogger(__name__)
 _PREFIX = "claude:{runs}:"
 _KEY = _PREFIX + "key"
+_REPLICAS = _PREFIX + "replicas"
 _KID = "claude-invoker replica"
 LEASE_S = 10.0
 _BEAT_S = 3.0
 _TIMEOUT_S = 2.0
+_HEARD_S = _BEAT_S + _TIMEOUT_S
+"""In which every replica that lives has said so."""
 _WRITE_S = 1.0
 """How long an answer waits for its run's record at most."""
 _LONGEST_RUN_S = 2 * 86_400
 """For which the record of a run that does not end is kept."""
 _SAY_S = 10.0
+_HERE = """
+local now = redis.call('TIME')
+now = now[1] + now[2] / 1000000
+"""
+# Leases are members of a hash without a lifetime of its own: of keys with one, a Redis that is full takes what has the
+# shortest first (`volatile-ttl`), and a replica that is there would be taken for gone.
+_BEAT = (
+    _HERE
+    + """
+local known = redis.call('HGETALL', KEYS[1])
+for at = 1, #known, 2 do
+  if tonumber(known[at + 1]:match('^%S+')) < now then redis.call('HDEL', KEYS[1], known[at]) end
+end
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%.3f %s', now + ARGV[3], ARGV[2]))
+redis.call('SET', KEYS[2], ARGV[4], 'NX')
+return redis.call('GET', KEYS[2])
+"""
+)
+_ADDRESS = (
+    _HERE
+    + """
+local until_when, address = (redis.call('HGET', KEYS[1], ARGV[1]) or ''):match('^(%S+) (.*)$')
+return address and tonumber(until_when) >= now and address or false
+"""
+)
 _GIVE_UP = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then
   redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
@@ -69,7 +97,7 @@ class Register:
         await ended(self._beating)
         await asyncio.gather(*self._writing.values())
         with contextlib.suppress(RedisError, OSError):
-            await self._redis.delete(_replica(self.name))
+            await self._redis.hdel(_REPLICAS, self.name)
         await self._redis.aclose()
 
     def began(self, run: Run) -> None:
@@ -107,12 +135,20 @@ class Register:
             await asyncio.sleep(0.02)
 
     async def address_of(self, owner: str) -> str | None:
-        """Where a replica is reached; None where it is gone. Raises Problem 503."""
-        try:
-            address = await self._redis.get(_replica(owner))
-        except (RedisError, OSError) as error:
-            raise _away() from error
-        return None if address is None else str(address.decode())
+        """Where a replica is reached; None where it is gone. Raises Problem 503.
+
+        One that is not found is looked for again a beat later: a Redis that was away or full has heard nobody for a
+        while, and a run that goes on would be given up."""
+        for again in (False, True):
+            if again:
+                await asyncio.sleep(_HEARD_S)
+            try:
+                address = await self._redis.eval(_ADDRESS, 1, _REPLICAS, owner)
+            except (RedisError, OSError) as error:
+                raise _away() from error
+            if address is not None:
+                return str(address.decode())
+        return None
 
     async def give_up(self, known: RunRecord) -> RunRecord:
         """Says that a run has ended with its replica, unless somebody has said something else meanwhile. What holds
@@ -167,19 +203,12 @@ class Register:
                 _log.warning("this replica cannot be found by the others: %s", error)
 
     async def _beat(self) -> None:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(_replica(self.name), self._address, px=int(LEASE_S * 1000))
-            pipe.set(_KEY, secrets.token_bytes(32), nx=True)
-            pipe.get(_KEY)
-            self._key = (await pipe.execute())[-1]
+        key = secrets.token_bytes(32)
+        self._key = await self._redis.eval(_BEAT, 2, _REPLICAS, _KEY, self.name, self._address, LEASE_S, key)
 
 
 def _run(run_id: str) -> str:
     return f"{_PREFIX}run:{run_id}"
-
-
-def _replica(name: str) -> str:
-    return f"{_PREFIX}replica:{name}"
 
 
 def _away() -> Problem:
