@@ -92,6 +92,8 @@ class Peer:
     url: str = ""
     answer: bytes | None = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: here\n\n"
     """None: it hangs."""
+    dies: bool = False
+    """After it has answered so far."""
     asked: int = 0
     open: set[asyncio.StreamWriter] = field(default_factory=set)
 
@@ -102,7 +104,8 @@ class Peer:
             self.asked += 1
             if self.answer is not None:
                 writer.write(self.answer)
-            await reader.read()
+            if not self.dies:
+                await reader.read()
         self.open.discard(writer)
         writer.close()
 
@@ -174,6 +177,31 @@ async def test_that_a_replica_does_not_believe_another_is_no_fault_of_the_caller
         await peer.forward(forwarder)
     assert refused.value.status == 503
     assert "does not believe this replica" in caplog.text
+
+
+async def no_more() -> Message:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def test_an_answer_that_breaks_off_is_not_completed(
+    peer: Peer, forwarder: Forwarder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its client sees that it lacks something, and the log has a line about it."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+    for end, whole in ((b"", False), (b"0\r\n\r\n", True)):  # the second is the control
+        peer.answer, peer.dies = head + end, True
+        sent: list[Message] = []
+
+        async def send(message: Message, sent: list[Message] = sent) -> None:
+            sent.append(message)
+
+        answer = await peer.forward(forwarder)
+        await answer({"type": "http", "asgi": {"spec_version": "2.4"}}, no_more, send)
+        assert sent[1]["body"] == b"abc"
+        assert sent[-1].get("more_body", False) is not whole
+        assert ("broke off its answer" in caplog.text) is not whole
+        caplog.clear()
 
 
 async def left(message: Message) -> None:

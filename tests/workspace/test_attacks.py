@@ -105,6 +105,8 @@ def test_only_branches_tags_and_the_default_branch_are_read_of_a_list() -> None:
         b"3\trefs/tags/v1\n4\trefs/tags/v1^{}\n5\trefs/pull/1/head\n6\tx/HEAD\nref: refs/pull/1\tHEAD\n"
     )
     found = offered(listing)
+    assert offered(b"ref: refs/heads/m\xff\tHEAD\n").head is None, "no answer can name it"
+    assert offered("ref: refs/heads/mäin\tHEAD\n".encode()).head == "refs/heads/mäin"
     assert (found.refs, found.head) == ({"refs/heads/m\udcff": "2", "refs/tags/v1": "3"}, "refs/heads/main")
 
 

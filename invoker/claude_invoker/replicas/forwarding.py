@@ -117,6 +117,12 @@ class PassedOn(StreamingResponse):
         super().__init__(answer.aiter_raw(), status_code=answer.status_code, headers=kept)
         self._answer = answer
 
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except httpx.TransportError as error:  # nor is ours completed: its client sees that it lacks something
+            _log.warning("%s broke off its answer: %s", self._answer.url.copy_with(path="/", query=None), error)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)

@@ -245,6 +245,8 @@ class Executor:
             run.left_out = [LeftOut(path=PATCH, reason=f"it cannot be told what has changed: {error}")]
             return None
         run.changes = found.changes
+        if found.without is not None:
+            run.left_out = [LeftOut(path=PATCH, reason=found.without)]
         return found.patch
 
 

@@ -22,7 +22,7 @@ from claude_invoker.cli.kill import StillAlive
 from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.model import Artifact, Change
 from claude_invoker.workspace.checkout import Confined, copy
-from claude_invoker.workspace.git import GitFailed
+from claude_invoker.workspace.git import GitFailed, SaysTooMuch
 
 PATCH = "changes.patch"
 _MOST_CHANGES = 1000
@@ -45,7 +45,8 @@ class Difference:
     changes: list[Change]
     """The first `_MOST_CHANGES`, by path."""
     patch: Artifact | None
-    """None: nothing has changed."""
+    """None: nothing has changed, or `without` says why there is none."""
+    without: str | None = None
 
 
 async def difference(
@@ -128,6 +129,10 @@ async def _compared(
         await confined.git(
             tree, uid, directory, *compare, *options, checkout.commit, output=max_bytes, seconds=120, into=path
         )
+    except GitFailed as error:
+        path.unlink(missing_ok=True)
+        large = f"it has more than {max_bytes:,} bytes (INVOKER_ARTIFACT_MAX_BYTES)"
+        return Difference(changes[:_MOST_CHANGES], None, large if isinstance(error, SaysTooMuch) else str(error))
     except BaseException:
         path.unlink(missing_ok=True)
         raise

@@ -69,6 +69,10 @@ class GitFailed(Exception):
         self.code = code
 
 
+class SaysTooMuch(GitFailed):
+    """git has printed more than it may, and was ended."""
+
+
 @dataclass(frozen=True)
 class Bounds:
     """Of one process: seconds; bytes of one file that it writes (0: any number) and of what it prints."""
@@ -177,7 +181,7 @@ async def _output(child: Child, most: int, into: Path | None) -> bytes:
         while chunk := await child.stdout.read(1 << 16):
             size += len(chunk)
             if size > most:
-                raise GitFailed(f"git has more to say than {most:,} bytes")
+                raise SaysTooMuch(f"git has more to say than {most:,} bytes")
             if file is None:
                 kept += chunk
             else:

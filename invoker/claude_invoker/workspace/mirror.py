@@ -52,7 +52,7 @@ def offered(listing: bytes) -> Offered:
         said, _, name = line.partition("\t")
         if name.startswith(("refs/heads/", "refs/tags/")) and not name.endswith("^{}") and not said.startswith("ref: "):
             refs[name] = said
-        elif name == "HEAD" and said.startswith("ref: refs/heads/"):
+        elif name == "HEAD" and said.startswith("ref: refs/heads/") and said.isprintable():  # an answer names it
             head = said.removeprefix("ref: ")
     return Offered(refs, head)
 

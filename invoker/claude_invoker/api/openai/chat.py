@@ -99,7 +99,8 @@ def wanted(document: Mapping[str, Any]) -> Wanted:
     model = of_run(document.get("model"))
     invocation: dict[str, Any] = {"messages": said[instructions:]}
     if instructions:
-        invocation["system"] = "\n\n".join(_text(message["content"]) for message in said[:instructions])
+        texts = (_text(message["content"], n) for n, message in enumerate(said[:instructions]))
+        invocation["system"] = "\n\n".join(texts)
     if model is not None:
         invocation["model"] = model
     if schema is not None:
@@ -169,11 +170,11 @@ def _data(
     return {"type": "base64", "media_type": found[1], "data": found[2]}
 
 
-def _text(content: Any) -> str:
+def _text(content: Any, number: int) -> str:
     if isinstance(content, list):
         return "\n\n".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise wrong([{"at": "messages[0].content", "error": "must be text"}])
+        raise wrong([{"at": f"messages[{number}].content", "error": "must be text"}])
     return content
 
 
