@@ -175,6 +175,8 @@ class Settings(BaseSettings):
     worker: Literal["none", "embedded"] = "none"
     """Whether the server runs queued jobs itself; else `claude-invoker worker` does."""
     worker_concurrency: int = Field(default=4, ge=1)
+    health_path: Path | None = None
+    """Where `claude-invoker worker` writes every 5 s that it is ready, or why it is not (docs/jobs.md)."""
     on_worker_loss: Literal["fail", "retry"] = "fail"
     """A job whose worker died: its run may have had effects, so it is not repeated unless asked for."""
     worker_drain_s: float = Field(default=20.0, ge=0)

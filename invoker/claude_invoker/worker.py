@@ -12,6 +12,7 @@ from claude_invoker.jobs.queue import open_queues
 from claude_invoker.jobs.serving import serving
 from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
+from claude_invoker.pulse import pulse
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.settings import Settings
@@ -41,7 +42,7 @@ async def serve(settings: Settings) -> None:
     engine.on_start = lambda run: audit.note(audit_of.began(run))
     engine.on_finish = finished
     store = Store.open(settings.jobs_redis_url, settings.redis_url, settings.tier_priority, settings.held)
-    async with audit, serving(settings, engine, store, queues) as worker:
+    async with audit, serving(settings, engine, store, queues) as worker, pulse(settings.health_path, worker):
         logging.getLogger(__name__).info("worker ready, %d runs at once", settings.worker_concurrency)
         await stop.wait()
         draining, stopping = asyncio.create_task(worker.drain()), asyncio.create_task(stop_now.wait())

@@ -145,11 +145,14 @@ async def test_a_cancelled_job_of_a_dead_worker_is_cancelled(scene: Scene) -> No
 
 
 async def test_a_worker_that_shall_stop_lets_its_runs_end_and_takes_no_more(scene: Scene) -> None:
-    job, worker = await running(scene, "job=last sleep=2", worker_concurrency=1)
+    health = scene.stage.folder / "health"
+    job, worker = await running(scene, "job=last sleep=2", worker_concurrency=1, health_path=health)
+    assert health.is_file()
     waiting = await scene.submit("job=next")
     worker.send_signal(signal.SIGTERM)
     assert (await scene.ended(job)).state == "done"
     assert await asyncio.to_thread(worker.wait, 20) == 0
+    assert list(scene.stage.folder.glob("health*")) == []
     assert await scene.state(waiting) == "queued"
     scene.stage.worker()
     assert (await scene.ended(waiting)).state == "done"

@@ -36,6 +36,7 @@ async def serving(settings: Settings, engine: Engine, store: Store, queues: Queu
     async with engine:
         tasks = [asyncio.create_task(taker.start()) for taker in takers]
         tasks += [asyncio.create_task(worker.listen_for_cancels()), asyncio.create_task(reconciler.reconcile())]
+        worker.tasks = tasks
         try:
             yield worker
         finally:

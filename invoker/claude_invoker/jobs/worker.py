@@ -40,6 +40,7 @@ FULL_S = 1.0  # a subject whose places are all taken is passed over for so long
 PARKED_S = 900.0  # one whose budget is used up until its period turns, at most: an admin may raise it meanwhile
 RECONCILE_S = 5.0
 DELIVERIES = 8  # at once
+_PING_S = 3.0
 _ASKED = "cancelled by its caller"
 _FENCED = "another worker has taken over"
 _STOPPING = "the worker is stopping"
@@ -63,6 +64,8 @@ class Worker:
         self.ends = ends
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.current: dict[str, Run] = {}
+        self.tasks: list[asyncio.Task[None]] = []
+        """All that goes on for jobs in this process, none of which ends before it."""
         self._stopping = False
         self._said = ""
 
@@ -77,6 +80,22 @@ class Worker:
         for run in list(self.current.values()):
             run.cancel(_STOPPING)
         await self._idle(15.0)
+
+    @property
+    def whole(self) -> bool:
+        """Else only a new start helps."""
+        return not any(task.done() for task in self.tasks)
+
+    async def obstacle(self) -> str | None:
+        """What keeps it from running jobs at the moment."""
+        if self._no_more:
+            return _STOPPING
+        try:
+            async with asyncio.timeout(_PING_S):
+                await self.store.redis.ping()
+        except (RedisError, OSError, TimeoutError) as error:
+            return f"Redis cannot be used: {error or type(error).__name__}"
+        return self.engine.obstacle
 
     @property
     def _no_more(self) -> bool:
