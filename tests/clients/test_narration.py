@@ -56,6 +56,8 @@ def narrated(*events: Event, answer: str = "", silent: bool = False) -> list[str
         # What the stream did not have, such as an answer that came in one piece.
         ([], "Whole.", ["Whole."]),
         ([*text("half of"), calls("Bash", command="ls")], "Whole.", ["half of", "\n\n[Bash ls]\n\n", "Whole."]),
+        # A short answer is not taken for said because it is a part of something else.
+        ([*text("The token is bad.")], "is", ["The token is bad.", "\n\nis"]),
         # Thoughts are not told, and nothing of unexpected form ends a stream.
         ([Event(0, "content_block_delta", b'{"delta": {"type": "thinking_delta", "thinking": "?"}}')], "A", ["A"]),
         ([Event(0, "content_block_delta", b'{"delta": {"type": "text_delta", "text": 3}}')], "A", ["A"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import shutil
 import stat
 import threading
 import time
@@ -22,10 +23,12 @@ from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.cli.walk import delete
 from claude_invoker.problem import Problem
 from claude_invoker.runs.engine import Engine
+from claude_invoker.settings import Settings
 from claude_invoker.workspace import content, difference, mirror
 from claude_invoker.workspace.content import Unacceptable
-from claude_invoker.workspace.mirror import offered
+from claude_invoker.workspace.mirror import Mirror, offered
 from claude_invoker.workspace.repository import Repositories, Source
+from claude_invoker.workspace.workspaces import Workspaces
 from tests.support.git_server import git as served
 from tests.workspace.conftest import USER, Place
 from tests.workspace.test_difference import CONFINED, compared
@@ -186,6 +189,76 @@ async def test_the_store_of_a_run_that_goes_on_is_kept_however_long_it_takes(pla
     with pytest.raises(difference.NoDifference):
         await compared(place, tree, found)
     assert (await place.ready("org/long")).store.exists(), "it is made anew"
+
+
+async def test_stores_leave_room_on_the_disk(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller may name each commit of a long history, one after the other: the least recently used go first."""
+    names = ["first", "second", "third", "in-use", "new"]
+    for age, name in enumerate(reversed(names)):
+        (place.folder / "stores" / name).mkdir()
+        then = time.time() - age * 100
+        os.utime(place.folder / "stores" / name, (then, then))
+
+    def left() -> set[str]:
+        return {path.name for path in (place.folder / "stores").iterdir()}
+
+    place.stores.sweep(3600, [])
+    assert left() == set(names), "the control: there is room"
+    with monkeypatch.context() as full:
+        # There is room again as soon as two of them are gone.
+        full.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=100, free=29 - 5 * len(left())))
+        place.stores.sweep(3600, [place.folder / "stores" / "first"])
+        assert left() == {"first", "in-use", "new"}
+        full.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=100, free=1))
+        place.stores.sweep(3600, [place.folder / "stores" / "in-use"])
+        assert left() == {"first", "in-use", "new"}, "what is used or new is kept"
+
+
+async def test_repositories_that_are_not_there_leave_nothing(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "repositories.yaml"
+    file.write_text(f"org/*: {{url: '{place.server.url}/{{repository}}.git', token_file: {place.token}}}")
+    folder = place.folder / "all"
+    launcher: Any = None
+    found = Workspaces(Settings(repositories=file, trust="open", host="127.0.0.1"), launcher, folder, USER)
+    found.open()
+    place.server.create("org/there")
+    commit = place.server.commit("org/there", {"a": "x"})
+    there = found.known.find(Repository("org/there", "main"))
+    assert (await found.ready(there)).commit == commit
+    for number in range(3):
+        with pytest.raises(Problem):
+            await found.ready(found.known.find(Repository(f"org/none-{number}", "main")))
+    assert (len(list(folder.glob("*.lock"))), len(found._mirrors), found.fetches) == (4, 4, 4)
+    await found.sweep([])
+    assert (len(list(folder.glob("*.lock"))), len(found._mirrors), found.fetches) == (1, 1, 4)
+    assert (await found.ready(there)).commit == commit
+
+
+async def test_a_lock_that_was_deleted_keeps_nobody_out_and_lets_no_two_in(place: Place) -> None:
+    one, other = (Mirror(place.folder / "x.git", USER) for _ in range(2))
+    inside: list[str] = []
+
+    async def enter(who: Mirror, name: str, hold: asyncio.Event) -> None:
+        async with who._alone():
+            inside.append(name)
+            await hold.wait()
+            inside.remove(name)
+
+    first, second = asyncio.Event(), asyncio.Event()
+    holding = asyncio.create_task(enter(one, "one", first))
+    waiting = asyncio.create_task(enter(other, "other", second))
+    await asyncio.sleep(0.2)
+    assert inside == ["one"]
+    assert not Mirror(one.path, USER).forget(), "somebody is at it"
+    first.set()
+    await holding
+    await asyncio.sleep(0.2)
+    assert inside == ["other"]
+    second.set()
+    await waiting
+    assert Mirror(one.path, USER).forget() and not list(place.folder.glob("*.lock"))
 
 
 async def test_the_engine_names_the_stores_of_the_runs_that_go_on() -> None:

@@ -55,7 +55,7 @@ class Narration:
 
     def end(self, answer: str) -> Iterator[Spoken]:
         """What is still to be said of the run's answer: all of it, where the stream did not have it."""
-        if _bare(answer) not in _bare(self._since_tool):
+        if not _bare(self._since_tool).endswith(_bare(answer)):
             self._fresh = True
             yield self._say(answer)
 

@@ -34,6 +34,9 @@ _log = logging.getLogger(__name__)
 _WALK = walk.Bounds(depth=8, entries=10_000)
 _LISTING = 256 << 20
 _INSTRUCTIONS = 64 << 10
+_FREE = 0.1
+"""The part of the disk that stores leave to others, but for those of the last `_RECENT_S`."""
+_RECENT_S = 60.0
 _CONFIG = """[core]
 \trepositoryformatversion = 0
 \tfilemode = true
@@ -139,17 +142,26 @@ class Stores:
         await asyncio.gather(*map(ended, self._making.values()))
 
     def sweep(self, unused_s: float, in_use: Iterable[Path]) -> None:
-        """Deletes those that nobody has asked for so long, and that are not `in_use`: what a run has changed is
-        compared with its store when it is over. Other invokers see by its time that one is."""
+        """Deletes those that nobody has asked for so long, and earlier ones where the disk fills: a caller may name any
+        commit of a history. Not those `in_use`: what a run has changed is compared with its store when it is over.
+        Other invokers see by its time that one is."""
         for path in in_use:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(path)
-        for path in list(self._directory.iterdir()):
+        now = time.time()
+        found: list[tuple[float, Path]] = []
+        for path in self._directory.iterdir():
             with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime + unused_s < time.time():
+                found.append((path.stat().st_mtime, path))
+        for used_at, path in sorted(found):
+            if used_at + unused_s < now or (used_at + _RECENT_S < now and self._disk_is_full()):
+                with contextlib.suppress(FileNotFoundError):
                     # At once: nobody may find half of it.
-                    gone = path.rename(self._directory / f".making-{secrets.token_hex(8)}")
-                    walk.delete(gone)
+                    walk.delete(path.rename(self._directory / f".making-{secrets.token_hex(8)}"))
+
+    def _disk_is_full(self) -> bool:
+        space = shutil.disk_usage(self._directory)
+        return space.free < space.total * _FREE
 
 
 def cannot_be_ready(name: str) -> Problem:

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from claude_contract.secret_file import SecretFileError
 from claude_invoker.cli import walk
@@ -277,14 +278,39 @@ class Mirror:
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
         """One fetch at a time, of all invokers that share the directory."""
-        with self._lock.open("wb") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    await asyncio.sleep(_LOCK_S)
-            yield
+        while True:
+            with self._lock.open("wb") as lock:
+                if _locked(lock) and _is_still(lock, self._lock):
+                    yield
+                    return
+            await asyncio.sleep(_LOCK_S)
+
+    def forget(self) -> bool:
+        """Leaves nothing of a repository that was never fetched, or no longer is; False where there is something."""
+        if self.fetched_at or (self._fetching is not None and not self._fetching.done()):
+            return False
+        with contextlib.suppress(FileNotFoundError), self._lock.open("r+b") as lock:
+            if not _locked(lock):
+                return False
+            if _is_still(lock, self._lock):
+                self._lock.unlink()
+        return True
+
+
+def _locked(lock: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_still(lock: IO[bytes], path: Path) -> bool:
+    """Whether this is the file that others find there."""
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _unavailable(wanted: Wanted) -> Problem:

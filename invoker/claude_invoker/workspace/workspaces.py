@@ -49,6 +49,8 @@ class Workspaces:
         self._stores = Stores(self._stores_in, uid, bounds)
         self.confined = Confined(launcher, Bounds(_CHECKOUT_S, settings.file_size_limit))
         self._mirrors: dict[str, Mirror] = {}
+        self._asked = 0
+        """How often the servers of mirrors that are forgotten were asked."""
 
     def open(self) -> None:
         """Makes the directories. Raises OSError."""
@@ -77,8 +79,11 @@ class Workspaces:
     def _mirror(self, url: str) -> Mirror:
         name = hashlib.sha256(url.encode()).hexdigest()[:32]
         if name not in self._mirrors:
-            self._mirrors[name] = Mirror(self._directory / f"{name}.git", self._uid)
+            self._mirrors[name] = self._at(name)
         return self._mirrors[name]
+
+    def _at(self, name: str) -> Mirror:
+        return Mirror(self._directory / f"{name}.git", self._uid)
 
     async def ready(self, wanted: Wanted) -> Checkout:
         """The commit that a run works on, with all of it here. Raises Problem 403, 404, 422, 503."""
@@ -104,7 +109,7 @@ class Workspaces:
     @property
     def fetches(self) -> int:
         """How often a server was asked."""
-        return sum(mirror.fetches for mirror in self._mirrors.values())
+        return self._asked + sum(mirror.fetches for mirror in self._mirrors.values())
 
     async def sweep(self, in_use: Collection[Path]) -> None:
         """Deletes what nobody has asked for in a while, and packs mirrors that were fetched often. `in_use`: stores of
@@ -113,6 +118,12 @@ class Workspaces:
         await asyncio.to_thread(self._sweep_mirrors)
         for mirror in self._mirrors.values():
             mirror.pack()
+        # A caller may name any number of those that there are not.
+        for name in {path.stem for path in self._directory.glob("*.lock")} | self._mirrors.keys():
+            mirror = self._mirrors.get(name) or self._at(name)
+            if mirror.forget():
+                self._asked += mirror.fetches
+                self._mirrors.pop(name, None)
 
     def _sweep_mirrors(self) -> None:
         for stamp in self._directory.glob("*.fetched"):
