@@ -25,6 +25,7 @@ from msgspec import Struct
 from claude_contract import destinations
 from claude_contract.destinations import Destination
 from claude_contract.identity import Identity
+from claude_contract.kinds import Kind
 from claude_contract.ledger import Lease, Slot
 from claude_contract.members import AttestationError, Members, malformed
 from claude_contract.versions import UnknownVersion
@@ -159,6 +160,7 @@ class Limits(Struct, frozen=True):
     tier: str | None
     clamp: Clamp = UNCLAMPED
     place: Place | None = None
+    message: bool = False  # it was counted as a message of a model itself, not as a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +243,11 @@ class Attestation(Struct, frozen=True):
         return self.limits.clamp if self.limits is not None else UNCLAMPED
 
     @property
+    def kind(self) -> Kind:
+        """As what it was counted: it is good for nothing else."""
+        return "message" if self.limits is not None and self.limits.message else "run"
+
+    @property
     def place(self) -> Place | None:
         return self.limits.place if self.limits is not None else None
 
@@ -268,6 +275,8 @@ class Attestation(Struct, frozen=True):
             if limits.tier is not None:
                 claims["tier"] = limits.tier
             claims["clamp"] = limits.clamp.to_claims()
+            if limits.message:
+                claims["msg"] = True
             place = limits.place
             if place is not None:
                 claims["lease"] = str(place.lease)
@@ -293,6 +302,9 @@ class Attestation(Struct, frozen=True):
         limited = "clamp" in left or "lease" in left
         clamp = Clamp.take(left.inside("clamp"))
         place = _place(left)
+        message = left.truth("msg", False)
+        if place is not None and place.lease.is_message != message:
+            raise malformed("lease", "is of another kind than the request")
         found = cls(
             binding=Binding(
                 left.text("iss"),
@@ -307,7 +319,7 @@ class Attestation(Struct, frozen=True):
             id=left.text("jti"),
             checks=left.texts("chk", ()),
             identity=identity,
-            limits=Limits(claims.get("tier"), clamp, place) if limited else None,
+            limits=Limits(claims.get("tier"), clamp, place, message) if limited else None,
             additions=Additions.take(left.inside("add")),
             body_hash=left.text("bsh", None),
             repository=Repository.take(left.inside("repo")) if "repo" in left else None,

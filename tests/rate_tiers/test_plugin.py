@@ -496,6 +496,40 @@ def test_with_an_attestation_the_body_is_not_read(kong: Driver, start: Start, su
     assert claims_of(request)["clamp"]["models"] == ["claude-haiku"]
 
 
+MESSAGES = [{**TIERS[0], "messages": {"minute": 2, "concurrent": 2}}, *TIERS[1:]]
+
+
+def test_the_model_in_the_body_decides_by_which_limits_a_request_is_counted(
+    kong: Driver, start: Start, subject: str
+) -> None:
+    instance = start(attestation=ATTESTATION, by_model=True, tiers=MESSAGES, default_tier="free")
+
+    def asked(body: bytes, tier: str = "free") -> tuple[Request, Event]:
+        request = attested(subject, tier, body=body)
+        return request, kong.handle(instance, "access", request)
+
+    for _ in range(2):
+        request, event = asked(b'{"model": "claude-haiku"}')
+        assert event.exit is None
+        claims = claims_of(request)
+        lease = Lease.parse(claims["lease"])
+        assert claims["msg"] is True and lease.is_message and lease.micro_usd == 0
+        assert claims["clamp"]["models"] == ["claude-haiku"] and claims["bsh"]
+        assert claims["slot"] == {"concurrent": 2, "usd_day": 2_000_000, "ttl_ms": 60_000}
+        assert request.response_headers["x-ratelimit-limit-minute"] == "2"
+    _, event = asked(b'{"model": "claude-haiku"}')
+    assert event.ended.status == 429
+    assert (event.ended.body["limit"], event.ended.body["of"]) == ("minute", "messages")
+    # Runs have theirs, and what is neither counts as one.
+    request, event = asked(b'{"model": "claude-haiku", "model": "claude-code"}')
+    assert event.exit is None and "msg" not in claims_of(request)
+    assert not Lease.parse(claims_of(request)["lease"]).is_message
+    for body in (b"{", b"[]", b'{"model": 1}', b'{"model": "claude-code-opus"}'):
+        assert asked(body)[1].ended.body["limit"] == "concurrent"
+    _, event = asked(b'{"model": "claude-haiku"}', "pro")
+    assert event.ended.status == 403 and "claude-code" in event.ended.body["message"]
+
+
 def test_report(kong: Driver, start: Start, subject: str) -> None:
     instance = start(attestation=ATTESTATION)
     request = attested(subject)

@@ -71,6 +71,7 @@ def test_the_seed_example_gets_the_defaults() -> None:
         "error_message": "API rate limit exceeded",
         "report": False,
         "admin": False,
+        "by_model": False,
     }
     stage_of(RateTiers, made)
 

@@ -6,8 +6,8 @@
 -- ARGV  1 lease, or "" for none
 --       2 lease's time to live, ms
 --       3 busy: "reject", "queue" (where all slots are taken go on without a lease) or "later" (take no lease now)
---       4 the subject's tier
---       5... per account: rules, "" for none; terms
+--       4 the subject's tier   5 "1": it is a message, which takes windows and places of its own
+--       6... per account: rules, "" for none; terms
 -- Reply 1 verdict: 0 refused, 1 admitted, 2 admitted without its lease (to be taken when the job starts),
 --         -1: this moment, 2 in ms, is in another period than the caller has computed
 --       2 of which account the exceeded limit is, from 1    3 which: 0 none, n the nth window, -1 concurrency, -1 - n the
@@ -18,6 +18,8 @@
 
 local lease, ttl_ms, busy = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local amount = lease ~= '' and reserved_by(lease) or 0
+of_messages = ARGV[5] == '1'
+local PLACE = of_messages and MESSAGES or RUNNING
 
 local exceeded, who, wait = 0, 1, 0
 local function refuse_for(account, limit, us)
@@ -34,7 +36,7 @@ if lease ~= '' then
 end
 local all_rules, all_terms = {}, {}
 for n = 1, accounts do
-  all_rules[n], all_terms[n] = read_rules(ARGV[2 * n + 3]), lease ~= '' and read_terms(ARGV[2 * n + 4]) or {}
+  all_rules[n], all_terms[n] = read_rules(ARGV[2 * n + 4]), lease ~= '' and read_terms(ARGV[2 * n + 5]) or {}
 end
 apply_changes(all_rules, all_terms, ARGV[4])
 for n = 1, accounts do
@@ -44,7 +46,7 @@ for n = 1, accounts do
   each[n] = a
   if lease ~= '' then
     a.terms = all_terms[n]
-    a.running, a.reserved = found.each[n][1], found.each[n][2]
+    a.running, a.reserved = found.each[n][PLACE], found.each[n][2]
     a.spent, a.left, a.book = read_spent(n, a.terms, windows)
   end
   if unreadable then

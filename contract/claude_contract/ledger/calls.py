@@ -15,6 +15,8 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from msgspec.structs import replace
+
 from claude_contract import versions
 from claude_contract.ledger import warnings
 from claude_contract.ledger.limits import NO_WINDOWS, UTC_DAY, UTC_MONTH, Slot, Terms, Windows
@@ -119,6 +121,7 @@ def admit(request: Admit, now_ms: int | None = None, *, one_node: bool = True) -
             request.ttl_ms,
             request.busy,
             request.tier,
+            int(request.message),
             *_packed(limits, moment, not request.shared.tag),
         ),
         lambda reply: _admission(reply, limits, moment if lease is not None else None),
@@ -127,7 +130,8 @@ def admit(request: Admit, now_ms: int | None = None, *, one_node: bool = True) -
 
 def to_acquire(lease: Lease, slot: Slot, tier: str = "") -> Admit:
     """What takes a lease, and counts nothing."""
-    return Admit(lease.namespace, lease.subject_key, lease=lease, slot=slot, shared=lease.shared, tier=tier)
+    found = Admit(lease.namespace, lease.subject_key, lease=lease, slot=slot, shared=lease.shared, tier=tier)
+    return replace(found, message=True) if lease.is_message else found
 
 
 def acquire(lease: Lease, slot: Slot, now_ms: int | None = None) -> Call[Admission]:
@@ -168,7 +172,7 @@ def peek(request: Peek, now_ms: int | None = None, *, one_node: bool = True) -> 
     return Call(
         script("peek"),
         _keys(request, one_node),
-        (request.tier, *_packed(limits, moment, not request.shared.tag)),
+        (request.tier, int(request.message), *_packed(limits, moment, not request.shared.tag)),
         lambda reply: _usage(reply, limits, moment),
     )
 

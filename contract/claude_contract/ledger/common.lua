@@ -17,6 +17,14 @@ local function check_version(version)
   end
 end
 
+-- Messages (requests to a model itself) have windows and places of their own, and money in common with runs. Whether the
+-- script is about one: its windows are kept beside those of runs, under "m<length>".
+local of_messages = false
+
+local function kept_as(length)
+  return of_messages and 'm' .. length or length
+end
+
 -- Rules, as a flat list: per window its length (s), limit, bucket width (ms) and burst (-1: sliding), packed little-endian.
 local function read_rules(packed)
   local rules = {struct.unpack('<' .. string.rep('I4I4I4i4', #packed / 16), packed)}
@@ -26,7 +34,7 @@ end
 
 -- All windows of a subject are one value: a MessagePack map from a window's length in seconds to its state (minus the
 -- length for a paced one); under 0 the millisecond at which all of them are empty. Other configurations' windows in it
--- stay as they are. `v` is the version.
+-- stay as they are. `v` is the version; `kept_as` says under which keys those of messages are.
 local function read_windows(value)
   local windows = value and cmsgpack.unpack(value) or {[0] = 0, v = VERSION}
   check_version(windows.v or 0)
@@ -104,11 +112,11 @@ local function count_in(windows, rules, states)
     local length, empty = rules[at], nil
     if rules[at + 3] >= 0 then
       states[n] = math.ceil(states[n] + length * 1000000 / rules[at + 1])
-      windows[-length] = states[n]
+      windows[kept_as(-length)] = states[n]
       empty = math.ceil(states[n] / 1000)
     else
       states[n] = count_one(states[n], rules[at + 2])
-      windows[length] = states[n]
+      windows[kept_as(length)] = states[n]
       empty = states[n][2] + length * 1000
     end
     if empty > windows[0] then
@@ -140,7 +148,11 @@ local function states_of(windows, rules)
   local states = {}
   for at = 1, #rules, 4 do
     local length = rules[at]
-    states[#states + 1] = rules[at + 3] >= 0 and empty_at(windows[-length]) or live(windows[length], length * 1000)
+    if rules[at + 3] >= 0 then
+      states[#states + 1] = empty_at(windows[kept_as(-length)])
+    else
+      states[#states + 1] = live(windows[kept_as(length)], length * 1000)
+    end
   end
   return states
 end

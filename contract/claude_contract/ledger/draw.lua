@@ -14,6 +14,9 @@
 local lease, ttl_ms, cost = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local under_way, least, most = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 
+-- A message holds nothing from its admission on: what it draws must not be held by a run, which was promised it.
+of_messages = is_message(lease)
+local BESIDE = of_messages and 2 or 3
 local settled = tonumber(redis.call('ZSCORE', SETTLED, lease) or 0) > now_ms
 local booked = read_booked()
 if settled and not booked then
@@ -37,7 +40,7 @@ for n = 1, accounts do
   end
   books[n] = book or nil
   for i = 1, #spent do
-    local has = terms[4 * i - 2] - spent[i] - more - found.each[n][3]
+    local has = terms[4 * i - 2] - spent[i] - more - found.each[n][BESIDE]
     if has < room then
       room, who, which, left = has, n, i, ends[i]
     end

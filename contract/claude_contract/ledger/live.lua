@@ -54,6 +54,9 @@ local function apply_changes(rules, terms, tier)
       return
     end
     local length = lengths[name]
+    if of_messages and (length or name == 'concurrent') then
+      return  -- those are of runs
+    end
     local which = length and change_window(rules[n], length, value) or change_terms(terms[n], name, value)
     if which then
       local last = #changed

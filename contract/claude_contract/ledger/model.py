@@ -41,6 +41,7 @@ class UnreadableLedger(LedgerUnavailable):
     """The store answers, but what it holds of this subject cannot be read: another version's, or damaged."""
 
 
+_MESSAGE = "m."
 _MEMBER = re.compile(r"(?:v([0-9]+)\.)?[^ ]*:([0-9]+)")
 
 
@@ -72,8 +73,11 @@ class Lease(Struct, frozen=True):
     shared: Shared = ALONE
 
     @classmethod
-    def new(cls, namespace: str, subject_key: str, micro_usd: int = 0, shared: Shared = ALONE) -> Lease:
-        return cls(namespace, subject_key, f"v{VERSION}.{secrets.token_urlsafe(12)}:{micro_usd}", shared)
+    def new(
+        cls, namespace: str, subject_key: str, micro_usd: int = 0, shared: Shared = ALONE, *, message: bool = False
+    ) -> Lease:
+        name = f"{_MESSAGE if message else ''}{secrets.token_urlsafe(12)}"
+        return cls(namespace, subject_key, f"v{VERSION}.{name}:{micro_usd}", shared)
 
     @classmethod
     def parse(cls, text: str) -> Lease:
@@ -97,7 +101,17 @@ class Lease(Struct, frozen=True):
 
     def again(self) -> Lease:
         """Another one for the same."""
-        return Lease.new(self.namespace, self.subject_key, self.micro_usd, self.shared)
+        return Lease.new(self.namespace, self.subject_key, self.micro_usd, self.shared, message=self.is_message)
+
+    @property
+    def is_message(self) -> bool:
+        """Whether it is a message's, which takes a place of those for messages."""
+        return is_message(self.member)
+
+
+def is_message(member: str) -> bool:
+    """By a lease's member. No other has a second dot in front of its id."""
+    return member.partition(".")[2].startswith(_MESSAGE)
 
 
 def reserved_by(member: str) -> int:
@@ -122,6 +136,9 @@ class Admit(Struct, frozen=True):
     tier: str = ""  # whose limits an admin may have changed
     confirm_ms: int | None = None
     """How long the lease is held unless its holder confirms it (`acquire`); None: as long as the slot says."""
+    message: bool = False
+    """It is a request to a model itself: `windows` and `slot.concurrent` are those of messages, which are counted by
+    themselves."""
 
     @property
     def ttl_ms(self) -> int:
@@ -139,6 +156,8 @@ class Peek(Struct, frozen=True):
     shared: Shared = ALONE
     pool_windows: tuple[Windows, ...] = ()
     tier: str = ""
+    message: bool = False
+    """As in `Admit`."""
 
 
 class Draw(Struct, frozen=True):

@@ -25,7 +25,7 @@ end
 
 -- Running executions: a sorted set of leases by the millisecond at which each lapses. A subject by itself has one of its
 -- own, as release 0.1.0 has it, and adds them up. Where many share a tag they share the set, and `held` has for each account
--- "<running>:<held>:<drawn>:<version>" of those in it: so that a pool's admission costs the same however many run in it. What
+-- "<running>:<held>:<drawn>:<version>" of those in it, and behind that ":<messages>" where there are messages among them: so that a pool's admission costs the same however many run in it. What
 -- has lapsed is taken off there when something is written.
 --
 -- Two amounts of a run: what it holds is what its admission has taken and it has not spent yet, what it has drawn is of that
@@ -37,21 +37,38 @@ local function reserved_by(lease)
   return tonumber(string.match(lease, '^[^ ]*:(%d+)') or 0)
 end
 
+-- A message's lease says so: "v<version>.m.<id>:…". It takes a place of those for messages.
+local function is_message(lease)
+  return string.find(lease, '^v%d+%.m%.') ~= nil
+end
+
+local RUNNING, MESSAGES = 1, 4  -- in what an account has: {running, held, drawn, messages}
+
+local function place_of(lease)
+  return is_message(lease) and MESSAGES or RUNNING
+end
+
 local function name_of(account)
   return string.sub(w_of(account), #LEASES - 5, -3)
 end
 
-local function numbers_in(value, pattern)
-  local first, second, third, version = string.match(value, pattern)
-  check_version(tonumber(version or third) or VERSION + 1)
-  return tonumber(first) or 0, tonumber(second) or 0, tonumber(third) or 0
+local function of_account(value)
+  local running, held, drawn, version, messages = string.match(value, '^(%d+):(%d+):(%d+):(%d+):?(%d*)$')
+  check_version(tonumber(version) or VERSION + 1)
+  return {tonumber(running) or 0, tonumber(held) or 0, tonumber(drawn) or 0, tonumber(messages) or 0}
 end
 
--- {running, held, drawn} of the accounts of these names.
+local function of_lease(value)
+  local held, drawn, version = string.match(value, '^(%d+):(%d+):(%d+)$')
+  check_version(tonumber(version) or VERSION + 1)
+  return {tonumber(held) or 0, tonumber(drawn) or 0}
+end
+
+-- {running, held, drawn, messages} of the accounts of these names.
 local function read_held(held, names)
   local values = redis.call('HMGET', HELD, unpack(names))
   for i = 1, #names do
-    held[names[i]] = values[i] and {numbers_in(values[i], '^(%d+):(%d+):(%d+):(%d+)$')} or {0, 0, 0}
+    held[names[i]] = values[i] and of_account(values[i]) or {0, 0, 0, 0}
   end
 end
 
@@ -62,7 +79,7 @@ local function amounts_of(leases)
     local values = redis.call('HMGET', HELD, unpack(leases, first, math.min(first + AT_ONCE - 1, #leases)))
     for i, value in ipairs(values) do
       local amount = reserved_by(leases[first + i - 1])
-      all[first + i - 1] = value and {numbers_in(value, '^(%d+):(%d+):(%d+)$')} or {amount, 0}
+      all[first + i - 1] = value and of_lease(value) or {amount, 0}
     end
   end
   return all
@@ -73,16 +90,17 @@ local function add_held(held, lease, amounts, sign)
     if not held[name] then
       read_held(held, {name})
     end
-    local has = held[name]
-    has[1], has[2], has[3] = has[1] + sign, has[2] + sign * amounts[1], has[3] + sign * amounts[2]
+    local has, place = held[name], place_of(lease)
+    has[place], has[2], has[3] = has[place] + sign, has[2] + sign * amounts[1], has[3] + sign * amounts[2]
   end
 end
 
 local function write_held(held)
   local values, n = {}, 0
   for name, has in pairs(held) do
-    if has[1] > 0 then
-      values[n + 1], values[n + 2] = name, string.format('%d:%.0f:%.0f:%d', has[1], has[2], has[3], VERSION)
+    if has[RUNNING] > 0 or has[MESSAGES] > 0 then
+      local value = string.format('%d:%.0f:%.0f:%d', has[RUNNING], has[2], has[3], VERSION)
+      values[n + 1], values[n + 2] = name, has[MESSAGES] > 0 and value .. ':' .. has[MESSAGES] or value
       n = n + 2
     else
       redis.call('HDEL', HELD, name)
@@ -93,18 +111,19 @@ local function write_held(held)
   end
 end
 
--- What is held as a script has found it. `each`: of every account {running, held, drawn}, without the script's own lease;
+-- What is held as a script has found it. `each`: of every account {running, held, drawn, messages}, without the script's own lease;
 -- `own`: {held, drawn} of that one, false where it is not alive; `lapsed`: leases that are to be taken off.
 local function read_leases(own)
   local off = redis.call('ZRANGEBYSCORE', LEASES, '-inf', now_ms)
   local found = {each = {}, own = false, lapsed = off}
   if not shared then
-    local live, has = redis.call('ZRANGEBYSCORE', LEASES, '(' .. now_ms, '+inf'), {0, 0, 0}
+    local live, has = redis.call('ZRANGEBYSCORE', LEASES, '(' .. now_ms, '+inf'), {0, 0, 0, 0}
     for i, amounts in ipairs(amounts_of(live)) do
       if live[i] == own then
         found.own = amounts
       else
-        has[1], has[2], has[3] = has[1] + 1, has[2] + amounts[1], has[3] + amounts[2]
+        local place = place_of(live[i])
+        has[place], has[2], has[3] = has[place] + 1, has[2] + amounts[1], has[3] + amounts[2]
       end
     end
     found.each[1] = has

@@ -36,7 +36,7 @@ from claude_contract.ledger import (
     heads,
 )
 from claude_contract.ledger.calls import booked_key, known_to_all, limits_of, to_acquire
-from claude_contract.ledger.model import SETTLED_MS, reserved_by
+from claude_contract.ledger.model import SETTLED_MS, is_message, reserved_by
 from claude_contract.ledger.periods import ROLLING_MS
 from claude_contract.ledger.warnings import BudgetWarning
 
@@ -55,7 +55,8 @@ class _Account:
     head: str  # of its keys
     limits: Windows
     terms: Terms
-    windows: dict[int, Any]  # as they are kept
+    kind: str  # of what its windows are kept, "" or "m"
+    windows: dict[str, Any]  # as they are kept, by kind and length
     states: list[Any]  # those of `limits`
     running: int = 0
     reserved: int = 0
@@ -139,9 +140,11 @@ class LocalLedger(Ledger):
             for a in accounts:
                 for n, w in enumerate(a.limits.each):
                     if w.burst >= 0:
-                        a.windows[-w.seconds] = a.states[n] = ceil(a.states[n] + w.seconds * 1_000_000 / w.limit)
+                        a.windows[_kept_as(w, a.kind)] = a.states[n] = ceil(
+                            a.states[n] + w.seconds * 1_000_000 / w.limit
+                        )
                     else:
-                        a.windows[w.seconds] = self._count_one(a.states[n], w)
+                        a.windows[_kept_as(w, a.kind)] = self._count_one(a.states[n], w)
                 if a.states:
                     self._write_windows(a.head + "w", a.windows)
                 if lease is not None and not queued:
@@ -169,9 +172,10 @@ class LocalLedger(Ledger):
                 return Drawn(Verdict.SETTLED, 0)
             more = max(draw.cost_micro_usd - (booked or 0), 0)
             room, at, narrowest = math.inf, 0, None
+            of_message = lease.is_message
             for n, a in enumerate(self._accounts(to_acquire(lease, slot), slot.own, lease.member)):
                 for spent in a.spent:
-                    left = spent.budget.micro_usd - spent.micro_usd - more - a.drawn
+                    left = spent.budget.micro_usd - spent.micro_usd - more - (a.reserved if of_message else a.drawn)
                     if left < room:
                         room, at, narrowest = left, n, spent
             verdict, drawn = Verdict.DRAWN, int(min(draw.most_micro_usd, room))
@@ -239,12 +243,13 @@ class LocalLedger(Ledger):
     def _accounts(self, request: Admit | Peek, own: Terms, lease: str) -> list[_Account]:
         """Each with its state. Without a lease to be taken nothing is asked about runs and money."""
         asked = isinstance(request, Peek) or request.lease is not None
+        kind = "m" if request.message else ""
         found = []
         for head, (limits, terms) in zip(_heads(request), limits_of(request, own), strict=True):
             windows = self._values.get(head + "w", {})
-            a = _Account(head, limits, terms, windows, [self._state(windows, w) for w in limits.each])
+            a = _Account(head, limits, terms, kind, windows, [self._state(windows, w, kind) for w in limits.each])
             if asked:
-                self._read_leases(a, lease)
+                self._read_leases(a, lease, request.message)
                 a.spent = tuple([self._spent(head + "spent", budget) for budget in terms.budgets])
             found.append(a)
         return found
@@ -253,12 +258,12 @@ class LocalLedger(Ledger):
         quotas = tuple([self._quota(w, state) for w, state in zip(a.limits.each, a.states, strict=True)])
         return Standing(a.running, a.reserved, a.spent, quotas)
 
-    def _state(self, windows: dict[int, Any], window: Window) -> Any:
+    def _state(self, windows: dict[str, Any], window: Window, kind: str) -> Any:
         """A paced window's time of being empty, or a sliding one's live buckets."""
         if window.burst >= 0:
-            return max(windows.get(-window.seconds, 0), self._now)
+            return max(windows.get(_kept_as(window, kind), 0), self._now)
         length_ms = window.seconds * 1000
-        return [b for b in windows.get(window.seconds, ()) if (b[0] + length_ms) * 1000 > self._now]
+        return [b for b in windows.get(_kept_as(window, kind), ()) if (b[0] + length_ms) * 1000 > self._now]
 
     def _count_one(self, buckets: Buckets, window: Window) -> Buckets:
         """The same list, with one more."""
@@ -288,13 +293,14 @@ class LocalLedger(Ledger):
         used = sum(count for _, count in state)
         return Quota(window, max(limit - used, 0), _ms((state[0][0] + length * 1000) * 1000 - self._now))
 
-    def _write_windows(self, key: str, windows: dict[int, Any]) -> None:
-        def ends(length: int, state: Any) -> int:
+    def _write_windows(self, key: str, windows: dict[str, Any]) -> None:
+        def ends(kept_as: str, state: Any) -> int:
+            length = int(kept_as.removeprefix("m"))
             return int(state if length < 0 else (state[-1][0] + length * 1000) * 1000)
 
-        live = {length: state for length, state in windows.items() if ends(length, state) > self._now}
+        live = {kept_as: state for kept_as, state in windows.items() if ends(kept_as, state) > self._now}
         self._values[key] = live
-        self._lapse[key] = max(ends(length, state) for length, state in live.items())
+        self._lapse[key] = max(ends(kept_as, state) for kept_as, state in live.items())
 
     def _spent(self, key: str, budget: Budget) -> Spent:
         now, book = self._now // 1000, self._values.get(key, ())
@@ -335,7 +341,7 @@ class LocalLedger(Ledger):
         found: tuple[int, int] = self._values.get(_DRAWN + member, (reserved_by(member), 0))
         return found
 
-    def _read_leases(self, a: _Account, own: str) -> None:
+    def _read_leases(self, a: _Account, own: str, of_messages: bool) -> None:
         for member, until in self._values.get(a.head + "leases", {}).items():
             if until <= self._now // 1000:
                 continue
@@ -343,7 +349,8 @@ class LocalLedger(Ledger):
                 a.held = True
                 continue
             holds, drawn = self._amounts(member)
-            a.running, a.reserved, a.drawn = a.running + 1, a.reserved + holds, a.drawn + drawn
+            a.running += is_message(member) == of_messages
+            a.reserved, a.drawn = a.reserved + holds, a.drawn + drawn
 
     def _write_lease(self, head: str, lease: str, ttl_ms: int) -> None:
         """Also of one that has lapsed: then it holds what stands in it, and has drawn nothing."""
@@ -359,6 +366,10 @@ class LocalLedger(Ledger):
 
 def _heads(of: Admit | Peek | Lease) -> tuple[str, ...]:
     return heads(of.namespace, of.subject_key, of.shared)
+
+
+def _kept_as(window: Window, kind: str) -> str:
+    return f"{kind}{window.seconds if window.burst < 0 else -window.seconds}"
 
 
 def _ms(us: float) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
@@ -29,7 +28,7 @@ from claude_contract.ledger.live import BLOCKED
 from claude_contract.ledger.warnings import warnings_of
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.pipeline import plugin
-from kong_claude.rate_tiers import gauges, local_ledger, redis_ledger, report, telling
+from kong_claude.rate_tiers import gauges, local_ledger, named, redis_ledger, report, telling
 from kong_claude.rate_tiers.admin import Admin
 from kong_claude.rate_tiers.headers import LimitHeaders
 from kong_claude.rate_tiers.kongs import folded
@@ -41,7 +40,6 @@ from kong_claude.rate_tiers.wishes import Configured
 from kong_claude.request import Request, answer, text
 from kong_claude.stage import Shared, Stage
 
-MAX_MODEL_BODY = 1 << 20  # bytes read to see which model a body names
 COST_HEADER = "X-Claude-Cost-USD"
 CONFIRM_MS = 5000  # until the invoker has to have the request: a client that leaves while it sends it leaves no lease
 ON_BUDGET_HEADER = "X-Claude-On-Budget"
@@ -70,15 +68,19 @@ class RateTiers(Stage[RateTiersConfig]):
         self.invoker_settles = self.signed and self.redis is not None
         ttl = config.lease_ttl if self.invoker_settles else UNRENEWED_TTL
         tiers, default = tiers_from_config(config, ttl, signed=self.signed)
-        self.settles = any(tier.takes_lease for tier in tiers.values())
+        kinds = [*tiers.values(), *[tier.messages for tier in tiers.values() if tier.messages is not None]]
+        self.settles = any(tier.takes_lease for tier in kinds)
+        self.by_model = config.by_model
+        if self.by_model and not self.signed:
+            raise ConfigError("by_model", "needs attestation, by which the invoker learns as what it was counted")
         self.choice = TierChoice(tiers, default, (config.tier_header or "").lower(), config.consumer_tier or "")
         self.subjects = Subjects.from_config(config, shared)
         self.sharing = Sharing(bool(config.pools), config.organisation_claim or "", config.on_missing_identity)
         self.busy: Busy = "queue" if config.on_busy == "queue" else "reject"
         self.shadow = config.mode == "shadow"
         self.header_style = config.header_style
-        shown = {} if config.hide_client_headers else tiers
-        self.headers = {tier.name: self._headers(tier) for tier in shown.values()}
+        shown = [] if config.hide_client_headers else kinds
+        self.headers = {(tier.name, tier.kind): self._headers(tier) for tier in shown}
         self.error_code = config.error_code
         self.error_message = config.error_message
         self.report = config.report
@@ -107,7 +109,8 @@ class RateTiers(Stage[RateTiersConfig]):
         tier, unknown = self.choice.choose(request)
         if unknown is not None:
             self._log_unknown(request, unknown)
-        decision = self._in_tier(request, subject_key, tier)
+        chosen = named.of_its_kind(request, tier) if self.by_model else tier
+        decision = chosen if isinstance(chosen, Refuse) else self._in_tier(request, subject_key, chosen)
         return decision.of(Limits(tier.name, tier.clamp)) if isinstance(decision, Refuse) else decision
 
     def _in_tier(self, request: Request, subject_key: str, tier: Tier) -> Decision:
@@ -118,16 +121,23 @@ class RateTiers(Stage[RateTiersConfig]):
         if self.report:
             asked = Peek(self.namespace, subject_key, tier.windows, tier.slot, shared_by, tier.pool_windows, tier.name)
             return self._report(request, tier, asked)
-        refusal = self._model_refusal(request, tier)
+        # Where an attestation carries the clamp the invoker refuses a model outside the tier. So the body is read only
+        # where nobody else would enforce the tier, or where it costs nothing.
+        seen = not self.signed or (request.body_seen is not None and not self.by_model)
+        refusal = named.model_refusal(request, tier) if seen and _may_start(request) else None
         if refusal and not self.shadow:
             return refusal
 
         # With an attestation the method is known; without one the log phase ends every lease, so none is left over.
         needs_lease = tier.takes_lease and (not self.signed or _may_start(request))
-        lease = None
+        lease, message = None, tier.kind == "message"
         if needs_lease:
-            lease = Lease.new(self.namespace, subject_key, tier.slot.run_micro_usd, shared_by)
-        busy: Busy = "later" if _prefers_async(request) else self.busy
+            lease = Lease.new(self.namespace, subject_key, tier.slot.run_micro_usd, shared_by, message=message)
+        busy: Busy = self.busy
+        if message:
+            busy = "reject"
+        elif _prefers_async(request):
+            busy = "later"
         wanted = Admit(
             self.namespace,
             subject_key,
@@ -138,6 +148,7 @@ class RateTiers(Stage[RateTiersConfig]):
             shared_by,
             tier.pool_windows,
             tier.name,
+            message=message,
         )
         shared: dict[str, Any] = {"subject": subject_key, "tier": tier.name}
         try:
@@ -148,7 +159,7 @@ class RateTiers(Stage[RateTiersConfig]):
         tier = tier.now(admission.changed)
         headers = {}
         if self.headers:
-            headers = (self._headers(tier) if admission.changed else self.headers[tier.name]).of(admission)
+            headers = (self._headers(tier) if admission.changed else self.headers[tier.name, tier.kind]).of(admission)
         if found.seen:
             self.teller.tell(found.seen, self._keeper(local), request.kong.log.warn)
             if self.headers:
@@ -171,7 +182,7 @@ class RateTiers(Stage[RateTiersConfig]):
             if local or not self.invoker_settles:
                 shared["settles"] = True  # read by the Lua half: the log phase has work even where a service answered
         clamp = lowered(found.asked.clamp, admission.changed)
-        return Pass(response_headers=headers, claims=Limits(tier.name, clamp, place), shared=shared)
+        return Pass(response_headers=headers, claims=Limits(tier.name, clamp, place, message), shared=shared)
 
     def _admit(self, request: Request, tier: Tier, wanted: Admit) -> _Found:
         """What the store says; of a budget that refuses, what the tier has instead. Raises LedgerUnavailable."""
@@ -243,7 +254,8 @@ class RateTiers(Stage[RateTiersConfig]):
 
     def _without_ledger(self, tier: Tier, shared: dict[str, Any]) -> Decision:
         if self.on_error == "allow" or self.shadow:
-            return Pass(claims=Limits(tier.name, tier.clamp), shared={**shared, "uncounted": True})
+            claims = Limits(tier.name, tier.clamp, message=tier.kind == "message")
+            return Pass(claims=claims, shared={**shared, "uncounted": True})
         return Refuse(503, "rate limits cannot be checked now", "limits_unavailable", {"Retry-After": "1"})
 
     def _headers(self, tier: Tier) -> LimitHeaders:
@@ -258,35 +270,19 @@ class RateTiers(Stage[RateTiersConfig]):
         wait = str(detail["retry_after"])
         return Refuse(self.error_code, self.error_message, "rate_limited", {**headers, "Retry-After": wait}, detail)
 
-    def _model_refusal(self, request: Request, tier: Tier) -> Refuse | None:
-        """A body that names a model outside the tier. Where an attestation carries the clamp the invoker refuses it.
-
-        So the body is read only where nobody else would enforce the tier, or where it costs nothing.
-        """
-        if not tier.clamp.models or (self.signed and request.body_seen is None) or not _may_start(request):
-            return None
-        body = request.body(MAX_MODEL_BODY)
-        if body is None:
-            return Refuse(413, "the body is too large to see which model it names", "body_too_large")
-        models = _models(body) if body else []
-        if models is None:
-            return Refuse(400, "the body must be a JSON object", "bad_body")
-        if all(model is None or model in tier.clamp.models for model in models):
-            return None
-        return Refuse(
-            403,
-            "this model is not in your tier",
-            "model_not_allowed",
-            detail={"tier": tier.name, "allowed_models": list(tier.clamp.models)},
-        )
-
     def _report(self, request: Request, tier: Tier, asked: Peek) -> Decision:
+        messages = None
         try:
             usage, _ = self._ask(request, lambda store: store.peek(asked))
+            if tier.messages is not None:
+                of_messages = replace(asked, windows=tier.messages.windows, slot=tier.messages.slot, message=True)
+                messages, _ = self._ask(request, lambda store: store.peek(of_messages))
         except LedgerUnavailable:
             return Refuse(503, "limits cannot be read now", "limits_unavailable", {"Retry-After": "1"})
         tier = tier.now(usage.changed)
-        return Answer(200, report.limits(usage, tier), {"Cache-Control": "no-store"}, Limits(tier.name, tier.clamp))
+        return Answer(
+            200, report.limits(usage, tier, messages), {"Cache-Control": "no-store"}, Limits(tier.name, tier.clamp)
+        )
 
     def _log_unknown(self, request: Request, name: str) -> None:
         if name not in self._named and len(self._named) < MAX_NAMED:
@@ -336,18 +332,6 @@ def _may_start(request: Request) -> bool:
     return request.line.method not in ("GET", "HEAD", "OPTIONS", "DELETE")
 
 
-def _models(body: bytes) -> list[Any] | None:
-    """The models that a JSON body names: several where the key is repeated, since parsers differ in which one counts.
-
-    None for what is not a JSON object, or nested too deeply to be read.
-    """
-    try:
-        pairs = json.loads(body, object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError):
-        return None
-    return [value for name, value in pairs if name == "model"] if isinstance(pairs, _Pairs) else None
-
-
 def _check_one_tag(config: RateTiersConfig) -> None:
     """On a Cluster a script that decides reads what was changed on its own node: so all keys need one hash tag. Raises
     ConfigError."""
@@ -357,10 +341,6 @@ def _check_one_tag(config: RateTiersConfig) -> None:
             "needs all keys on one node where Redis is a Cluster: define a pool (one `by: deployment` with a limit "
             "that nobody reaches is enough), and no organisation_claim",
         )
-
-
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object with its repetitions."""
 
 
 def _cost(value: Any) -> float:

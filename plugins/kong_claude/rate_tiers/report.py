@@ -14,6 +14,8 @@ from kong_claude.rate_tiers.tiers import Tier
 def refusal(admission: Admission, tier: Tier) -> dict[str, Any]:
     """Which limit is in the way, of which pool where it is one's, and for how long."""
     detail: dict[str, Any] = {"limit": admission.exceeded, "tier": tier.name, "retry_after": retry_after(admission)}
+    if tier.kind == "message":
+        detail["of"] = "messages"
     standing, terms = admission.own, tier.slot.own
     if admission.at:
         pool = tier.pools[admission.at - 1]
@@ -43,8 +45,8 @@ def exceeded(admission: Admission, tier: Tier) -> str:
     return f"pool {tier.pools[admission.at - 1].name}: {admission.exceeded}" if admission.at else admission.exceeded
 
 
-def limits(usage: Usage, tier: Tier) -> dict[str, Any]:
-    """What `GET /claude/limits` answers."""
+def limits(usage: Usage, tier: Tier, messages: Usage | None = None) -> dict[str, Any]:
+    """What `GET /claude/limits` answers. `messages`: what is used of the tier's limits for them, where it has some."""
     day, month, *_ = usage.own.spent
     own = figures_of(usage.own)
     money: dict[str, Any] = {
@@ -59,6 +61,11 @@ def limits(usage: Usage, tier: Tier) -> dict[str, Any]:
         "usd": money,
         **tier.clamp.to_claims(),
     }
+    if tier.messages is not None and messages is not None:
+        body["messages"] = {
+            "windows": [_window(q) for q in messages.own.quotas],
+            "concurrent": {"limit": tier.messages.slot.concurrent, "running": messages.running},
+        }
     if tier.slot.budgets:
         money["budgets"] = [found.document() for found in own if found.budget in tier.slot.budgets]
     if tier.pools:

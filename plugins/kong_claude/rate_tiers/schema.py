@@ -99,6 +99,11 @@ class _Named:
     name: str | None = string("The name that a claim gives.", required=True, len_min=1, len_max=NAME_ROOM)
 
 
+@dataclass(frozen=True)
+class MessagesConfig(Limits):
+    """The limits of requests to models themselves."""
+
+
 ON_BUDGET = ("refuse", "queue", "model")
 
 
@@ -130,6 +135,9 @@ class TierConfig(Money, Limits, _Named):
     tools: tuple[str, ...] | None = strings("The tools that a run may use; binds the invoker.", absent=None)
     egress: tuple[str, ...] = strings(
         "Hosts that a run may reach by https, as host, *.host or host:port; none without it. Binds the invoker."
+    )
+    messages: MessagesConfig | None = record(
+        "Limits of requests to models themselves, counted apart from runs; without it there are none.", MessagesConfig
     )
     on_budget: str = choice(
         "Where a budget is used up: refuse, let jobs wait until it is not, or run a cheaper model.",
@@ -262,6 +270,10 @@ class RateTiersConfig(RedisConfig, _Counting, Limits, _Tiers):
     hide_client_headers: bool = boolean("Leave out all rate limit headers.", default=False)
     error_code: int = integer("Status of a refusal.", default=429, between=[400, 599])
     error_message: str = string("Message of a refusal.", default="API rate limit exceeded")
+    by_model: bool = boolean(
+        "Tell runs from requests to models themselves by the model that the body names, and count each by its limits.",
+        default=False,
+    )
     report: bool = boolean(
         "Answer with the caller's limits and use instead of counting (a route of its own).", default=False
     )

@@ -10,6 +10,7 @@ from claude_contract import destinations
 from claude_contract.claims import CLAMP_ROOM, NAME_ROOM, POOLS_ROOM, Clamp, Place, pools_size, size
 from claude_contract.destinations import Destination
 from claude_contract.errors import ConfigError
+from claude_contract.kinds import Kind
 from claude_contract.ledger import (
     MAX_POOLS,
     PERIODS,
@@ -26,11 +27,11 @@ from claude_contract.ledger import (
     periods,
     usd,
 )
-from claude_contract.ledger.limits import BUDGETS, MAX_BUDGETS, MAX_PERCENT
+from claude_contract.ledger.limits import BUDGETS, MAX_BUDGETS, MAX_PERCENT, NO_WINDOWS
 from claude_contract.ledger.live import with_changes
 from claude_contract.ledger.periods import PERS, Per
 from kong_claude.rate_tiers.pools import WIDEST, Pool
-from kong_claude.rate_tiers.schema import Limits, Money, RateTiersConfig, TierConfig
+from kong_claude.rate_tiers.schema import Limits, MessagesConfig, Money, RateTiersConfig, TierConfig
 
 # A lease that nobody renews (no attestation carries it to the invoker, or the ledger is this process) must outlive
 # the longest run; the log phase ends it.
@@ -60,6 +61,8 @@ class Tier:
     pools: tuple[Pool, ...] = ()  # in the order of the slot's
     on_budget: str = "refuse"  # or "queue", "model": one of schema.ON_BUDGET
     cheaper: Cheaper | None = None  # with "model"
+    messages: Tier | None = None  # the same for requests to models themselves; None: there are to be none
+    kind: Kind = "run"
 
     @property
     def takes_lease(self) -> bool:
@@ -197,7 +200,7 @@ def _tier(section: TierConfig, path: str, ttl: float, pools: Mapping[str, Pool])
     if section.on_budget != "refuse" and not slot.has_budget:
         raise ConfigError(f"{prefix}on_budget", "is for tiers with a budget, of their own or of a pool")
     clamp = _clamp(section, prefix)
-    return Tier(
+    found = Tier(
         name=section.name,
         windows=_windows(section, prefix),
         slot=slot if slot.has_budget else replace(slot, run_micro_usd=0),
@@ -206,6 +209,22 @@ def _tier(section: TierConfig, path: str, ttl: float, pools: Mapping[str, Pool])
         on_budget=section.on_budget,
         cheaper=_cheaper(section, prefix, slot, clamp),
     )
+    if section.messages is None:
+        return found
+    return replace(found, messages=_of_messages(found, section.messages, f"{prefix}messages."))
+
+
+def _of_messages(tier: Tier, section: MessagesConfig, prefix: str) -> Tier:
+    """Windows and places of their own; budgets, pools' budgets and models in common with runs. A message holds no money
+    before it is sent: then what it may cost is known, and drawn."""
+    terms = [replace(pool.terms, concurrent=None) for pool in tier.pools]
+    pools = tuple([replace(pool, windows=NO_WINDOWS, terms=own) for pool, own in zip(tier.pools, terms, strict=True)])
+    concurrent = _whole(section.concurrent, f"{prefix}concurrent")
+    slot = replace(tier.slot, concurrent=concurrent, run_micro_usd=0, pools=tuple(terms))
+    windows = _windows(section, prefix)
+    if not windows.each and concurrent is None:
+        raise ConfigError(prefix.removesuffix("."), "has no limits: give it minute, concurrent or another")
+    return Tier(tier.name, windows, slot, tier.clamp, pools, kind="message")
 
 
 def _cheaper(section: TierConfig, prefix: str, slot: Slot, clamp: Clamp) -> Cheaper | None:
