@@ -132,7 +132,8 @@ def _serve(settings: Settings) -> int:
         lifespan="off",
         timeout_graceful_shutdown=min(settings.stop_grace_s, LAST_ANSWERS_S),
     )
-    server = DrainingServer(config, app.state.services.engine, settings.stop_grace_s)
+    parts = app.state.services
+    server = DrainingServer(config, parts.engine, parts.desk, settings.stop_grace_s)
     with _bound(settings.host, settings.port) as listener:
         try:
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:

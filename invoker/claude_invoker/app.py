@@ -25,6 +25,8 @@ from claude_invoker.jobs.serving import serving
 from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
 from claude_invoker.metrics import Metrics
+from claude_invoker.passthrough.desk import Desk
+from claude_invoker.passthrough.message import Message
 from claude_invoker.replay import SeenOnce
 from claude_invoker.replicas.address import address
 from claude_invoker.replicas.forwarding import Forwarder
@@ -71,6 +73,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if replicas is not None:
             replicas.register.finished(run)
 
+    def answered(message: Message) -> None:
+        audit.note(audit_of.answered(message))
+        metrics.answered(message)
+
+    desk = Desk(engine)
+    desk.on_end = answered
     engine.on_start = began
     engine.on_finish = finished
     if ledger is not None:
@@ -82,7 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         jobs = Jobs(store, open_queues(settings.jobs_redis_url))
     seen = SeenOnce(settings.redis_url)
     claims = Claims(settings.runs_redis_url)
-    parts = Services(settings, engine, metrics, trust.keys(settings), seen, ledger, jobs, replicas, claims)
+    parts = Services(settings, engine, metrics, trust.keys(settings), seen, ledger, jobs, replicas, claims, desk)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -95,6 +103,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             else:
                 await stack.enter_async_context(engine)
             yield
+        await desk.close()
         if jobs is not None:
             await jobs.close()
         if replicas is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from claude_contract.claims import NOTHING_ADDED, UNCLAMPED, Additions, Attestation, Clamp, Repository
+from claude_contract.kinds import Kind
 from claude_contract.ledger import Slot
 
 
@@ -26,13 +27,15 @@ class Caller:
     """What the run works on, which the caller's token allows."""
     route: str | None = None
     request_id: str | None = None
+    kind: Kind | None = "run"
+    """As what the gateway has counted the request; None: as nothing, it may be either."""
 
     def may_see(self, subject: str) -> bool:
         """Whether what belongs to that subject is shown to this caller."""
         return subject == self.subject or "admin" in self.roles
 
 
-DEVELOPER = Caller("developer", roles=("admin",), route="open", request_id=None)
+DEVELOPER = Caller("developer", roles=("admin",), route="open", request_id=None, kind=None)
 
 
 def caller_in(attestation: Attestation) -> Caller:
@@ -51,4 +54,5 @@ def caller_in(attestation: Attestation) -> Caller:
         repository=attestation.repository,
         route=attestation.binding.route or None,
         request_id=attestation.binding.request_id or None,
+        kind=attestation.kind,
     )

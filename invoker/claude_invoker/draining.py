@@ -9,6 +9,7 @@ from types import FrameType
 
 import uvicorn
 
+from claude_invoker.passthrough.desk import Desk
 from claude_invoker.runs.engine import Engine
 
 _log = logging.getLogger(__name__)
@@ -20,9 +21,10 @@ class DrainingServer(uvicorn.Server):
     """On SIGTERM it is not ready and starts no run, but answers everything else until no run is left or `grace_s` have
     passed, which ends those that are. Another signal, or SIGINT, stops it at once."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, grace_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Engine, desk: Desk, grace_s: float) -> None:
         super().__init__(config)
         self._engine = engine
+        self._desk = desk
         self._grace_s = grace_s
         self._until: float | None = None
         self._cut_off = False
@@ -41,9 +43,11 @@ class DrainingServer(uvicorn.Server):
 
     def _drain(self, left_s: float) -> None:
         engine = self._engine
-        running = engine.running + engine.waiting
+        running = engine.running + engine.waiting + self._desk.under_way
         if running and left_s <= 0 and not self._cut_off:
-            _log.warning("%d runs have not ended within INVOKER_STOP_GRACE_S (%g s)", running, self._grace_s)
+            _log.warning(
+                "%d runs and messages have not ended within INVOKER_STOP_GRACE_S (%g s)", running, self._grace_s
+            )
             self._cut_off = True
             engine.stop_runs()
         elif not running or left_s <= -LAST_ANSWERS_S:

@@ -12,6 +12,7 @@ from claude_contract.ledger import BudgetWarning, Standing
 from claude_contract.ledger.figures import PERIOD_LABELS, POOL_LABELS, pool_gauges
 from claude_invoker.cli.outcome import usage
 from claude_invoker.isolation.strength import Strength
+from claude_invoker.passthrough.message import Message
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.runs.watch import Kind
@@ -32,6 +33,12 @@ class Metrics:
     def __init__(self, engine: Engine) -> None:
         self._registry = CollectorRegistry()
         self._runs = Counter("claude_invoker_runs_total", "Runs by outcome", ["outcome"], registry=self._registry)
+        self._messages = Counter(
+            "claude_invoker_messages_total",
+            "Requests to models themselves by outcome",
+            ["outcome", "tier"],
+            registry=self._registry,
+        )
         self._cost = Counter("claude_invoker_cost_usd_total", "Money spent", ["model", "tier"], registry=self._registry)
         self._cli_cost = Counter(
             "claude_invoker_cli_cost_usd_total", "What the CLIs said it was", ["model", "tier"], registry=self._registry
@@ -123,6 +130,15 @@ class Metrics:
             for field, tokens in usage(run.account.total).model_dump().items():
                 self._tokens.labels(model, tier, field.removesuffix("_tokens")).inc(tokens)
         self._duration.observe((run.finished_at or run.created_at) - run.created_at)
+
+    def answered(self, message: Message) -> None:
+        """A request to a model itself is over, and its cost is known."""
+        tier = message.caller.tier or "none"
+        self._messages.labels(message.outcome, tier).inc()
+        for model, used in message.figures.used.items():
+            for field, tokens in usage(used).model_dump().items():
+                self._tokens.labels(model or "none", tier, field.removesuffix("_tokens")).inc(tokens)
+        self._cost.labels(next(iter(message.figures.used), "") or "none", tier).inc(message.cost_usd)
 
     def queue(self, waiting: Mapping[str, int], oldest_s: float | None, held: int) -> None:
         """Jobs that wait, by queue, as Redis counts them now, how long the oldest has waited, what all jobs hold."""

@@ -69,7 +69,7 @@ def plan(
     """
     if repository is not None and request.session is not None:
         raise Problem(422, "invalid", "session: a run on a repository belongs to no session; leave one of the two out")
-    allowed = _models(settings.models or None, clamp.models)
+    allowed = allowed_models(settings.models or None, clamp.models)
     model = request.model or settings.model
     if not permits(allowed, model):
         if request.model is not None or not allowed:
@@ -162,7 +162,7 @@ def _listed(allowed: Sequence[str]) -> str:
     return f"allowed: {', '.join(allowed)}" if allowed else "nothing is"
 
 
-def _models(ours: Sequence[str] | None, theirs: Sequence[str] | None) -> tuple[str, ...] | None:
+def allowed_models(ours: Sequence[str] | None, theirs: Sequence[str] | None) -> tuple[str, ...] | None:
     """What both allow; the narrower name of two stands."""
     if ours is None or theirs is None:
         either = theirs if ours is None else ours

@@ -13,6 +13,7 @@ from claude_invoker.jobs.queue import Queues
 from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
 from claude_invoker.metrics import Metrics
+from claude_invoker.passthrough.desk import Desk
 from claude_invoker.replay import SeenOnce
 from claude_invoker.replicas.forwarding import Forwarder
 from claude_invoker.replicas.register import Register
@@ -53,6 +54,7 @@ class Services:
     jobs: Jobs | None
     replicas: Replicas | None
     claims: Claims
+    desk: Desk
 
 
 def services(request: Request) -> Services:

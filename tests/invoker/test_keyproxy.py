@@ -146,8 +146,8 @@ async def test_what_a_run_sends_at_once_is_bounded(proxy: Proxy, monkeypatch: py
 @pytest.mark.parametrize(
     ("body", "refused"),
     [
-        (MODEL.replace(b"haiku", b"opus"), "this run may not use model claude-opus-4-5"),
-        (b'{"model":"' + b"a" * 100_000 + b'"}', "this run may not use model " + "a" * 200),
+        (MODEL.replace(b"haiku", b"opus"), "model claude-opus-4-5 is not allowed here"),
+        (b'{"model":"' + b"a" * 100_000 + b'"}', "model " + "a" * 200 + " is not allowed here"),
         (b'{"model":null}', "not a JSON object with a model"),
         (b'{"model":["claude-haiku-4-5"]}', "not a JSON object with a model"),
         (b"[" * 1_000_000, "not a JSON object with a model"),
@@ -403,7 +403,7 @@ async def test_betas_and_other_purses(proxy: Proxy) -> None:
     async with client_of(proxy) as client:
         more = {"anthropic-beta": "claude-code-20250219,fast-mode-2026-02-01"}
         answer = await client.post("http://proxy/v1/messages", content=MODEL, headers=headers | more)
-        assert (answer.status_code, grant.refused) == (403, "a run may not use the beta fast-mode-2026-02-01")
+        assert (answer.status_code, grant.refused) == (403, "the request may not use the beta fast-mode-2026-02-01")
     async with answering(THINKING) as (other, asked), client_of(other) as client:
         _, headers = granted(other, 1)
         purses = {"Anthropic-Workspace-Id": "wrkspc_x", "anthropic-user-profile-id": "x"}

@@ -1,4 +1,4 @@
-"""`/v1/models`: the names under which runs are had, for the clients of either vendor."""
+"""`/v1/models`: the names of runs, for the clients of either vendor, and those of models, for Anthropic's."""
 
 from __future__ import annotations
 
@@ -32,17 +32,19 @@ async def listed(
     before_id: str | None = None,
 ) -> Response:
     """As Anthropic's where `anthropic-version` is sent, else as OpenAI's."""
-    names = models.shown(services(request).settings)
+    settings = services(request).settings
     if not _is_anthropic(request):
-        return JSONResponse(openai.listed(names))
+        return JSONResponse(openai.listed(models.runs(settings)))
+    names = models.all_names(settings)
     return JSONResponse(anthropic.page(names, limit, after_id, before_id), headers=identified(request.headers))
 
 
 @router.get("/models/{name}", response_model=None)
 async def one(name: str, request: Request, _: Annotated[Caller, Depends(attested)]) -> Response:
     """One of them."""
-    if name not in models.shown(services(request).settings):
+    settings, is_anthropic = services(request).settings, _is_anthropic(request)
+    if name not in (models.all_names(settings) if is_anthropic else models.runs(settings)):
         raise Problem(404, "not-found", f"there is no model {name[:100]} here: GET /v1/models lists them")
-    if not _is_anthropic(request):
+    if not is_anthropic:
         return JSONResponse(openai.model(name))
     return JSONResponse(anthropic.model(name), headers=identified(request.headers))

@@ -1,8 +1,11 @@
-"""What the audit log says of runs. No I/O; no prompt and no answer."""
+"""What the audit log says of runs, and of requests to models themselves. No I/O; no prompt and no answer."""
 
 from __future__ import annotations
 
+import dataclasses
+
 from claude_invoker.audit.line import Entry
+from claude_invoker.passthrough.message import Message
 from claude_invoker.runs.run import Run
 
 
@@ -23,6 +26,26 @@ def ended(run: Run) -> Entry:
         "commit": None if run.checkout is None else run.checkout.commit,
     }
     return Entry("run.end", run.subject, run.subject, details)
+
+
+def answered(message: Message) -> Entry:
+    """`session`, `agent` and `parent_agent` are what Claude Code has said; `answered_by` the models that were paid."""
+    caller, session = message.caller, message.session
+    details = {
+        "message": message.key,
+        "request_id": caller.request_id,
+        "tier": caller.tier,
+        "model": message.model[:200],
+        "answered_by": sorted(message.figures.used),
+        "session": session.id,
+        "agent": session.agent,
+        "parent_agent": session.parent_agent,
+        "cost_usd": message.cost_usd,
+        "tokens": dataclasses.asdict(message.figures.total),
+        "seconds": round(message.seconds, 3),
+        "end": message.outcome,
+    }
+    return Entry("message.end", caller.subject, caller.subject, details)
 
 
 def _known(run: Run) -> dict[str, object]:

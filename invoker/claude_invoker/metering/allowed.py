@@ -70,20 +70,20 @@ def check_members(members: Mapping[str, bytes]) -> None:
     """Raises Refused, ValueError, RecursionError."""
     for name in _PRICED_MEMBERS:
         if members.get(name, b"null") != b"null":
-            raise Refused(f"a run may not send {name}")
+            raise Refused(f"the request may not have {name}")
     for name in ("service_tier", "context_management", "thinking"):
         if len(members.get(name, b"")) > _MAX_SETTING:
             raise Refused(f"the request has too large a {name}")
     if once(members.get("service_tier", b"null")) not in _TIERS:
-        raise Refused("a run may not ask for a service tier")
+        raise Refused("the request may not ask for a service tier")
     management = once(members.get("context_management", b"null"))
     edits = management.get("edits") if isinstance(management, dict) else management
     for edit in edits or [] if isinstance(edits, list | None) else [edits]:
         kind = edit.get("type") if isinstance(edit, dict) else edit
         if not isinstance(kind, str) or not _EDIT.fullmatch(kind):
-            raise Refused(f"a run may not ask for the edit {_shown(kind)} of its context")
+            raise Refused(f"the request may not ask for the edit {_shown(kind)} of its context")
     if any(_INLINE_TOOL.search(members.get(name, b"")) for name in ("messages", "system")):
-        raise Refused("a run may define tools only in tools, not in its messages")
+        raise Refused("the request may define tools only in tools, not in its messages")
 
 
 def check_betas(betas: Iterable[str]) -> bool:
@@ -92,7 +92,7 @@ def check_betas(betas: Iterable[str]) -> bool:
     names = [name.strip().lower() for value in betas for name in value.split(",")]
     for name in names:
         if name.startswith(_PRICED_BETAS):
-            raise Refused(f"a run may not use the beta {name[:100]}")
+            raise Refused(f"the request may not use the beta {name[:100]}")
     return any(name.startswith(_LONG_CONTEXT) for name in names)
 
 
@@ -112,7 +112,7 @@ def check_tools(tools: object, allowed: Collection[str]) -> Uses:
             continue
         found = _SERVER_TOOL.fullmatch(kind) if isinstance(kind, str) else None
         if found is None or found[1] not in allowed:
-            raise Refused(f"this run may not use the API's own tool {_shown(kind)}")
+            raise Refused(f"the request may not use the API's own tool {_shown(kind)}")
         if uses[found[1]]:
             raise Refused(f"the request has the tool {found[1]} twice")
         uses[found[1]] = _max_uses(tool, found[0])

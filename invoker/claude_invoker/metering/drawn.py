@@ -14,7 +14,7 @@ from claude_invoker.metering import wire
 def answered(message: wire.Draw, drawn: Drawn | LedgerUnavailable, lease: str) -> wire.Drawn:
     """Where the ledger is away the run's own budget is the only one; for how long, `hold` says."""
     if isinstance(drawn, UnreadableLedger):
-        return wire.Drawn(message.id, message.under_way_micro_usd, held="the budgets of this run cannot be checked now")
+        return wire.Drawn(message.id, message.under_way_micro_usd, held="the budgets cannot be checked now")
     if isinstance(drawn, LedgerUnavailable):
         return wire.Drawn(message.id, message.most_micro_usd)
     refused = None if drawn.verdict is Verdict.DRAWN else used_up(drawn, lease, time.time())

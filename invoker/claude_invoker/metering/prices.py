@@ -122,6 +122,11 @@ class Prices:
         return max((*self._own.values(), *public), key=lambda price: price.steps[-1][1].output)
 
 
+def public_names() -> list[str]:
+    """The API's models that have a public price."""
+    return [each.id for each in _anthropics().models]
+
+
 def full_name(model: str) -> str:
     """The API knows no families: of `sonnet` the latest of its models that has a public price."""
     named = [each.id for each in _anthropics().models if model.isalpha() and model in each.id.split("-")]

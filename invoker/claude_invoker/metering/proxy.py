@@ -37,7 +37,7 @@ _MAX_BODY = 32 * 1024 * 1024
 _MAX_HELD = 2 * _MAX_BODY
 """Of all requests of a run at once: none of them is given up before it is answered, and all of them are in memory."""
 _DROPPED = frozenset(
-    (b"host", b"authorization", b"x-api-key", b"content-length", b"connection", b"transfer-encoding",
+    (b"host", b"authorization", b"x-api-key", b"cookie", b"content-length", b"connection", b"transfer-encoding",
      b"accept-encoding", b"proxy-authorization", b"anthropic-workspace-id", b"anthropic-user-profile-id")
 )  # fmt: skip
 _HOP = frozenset((b"connection", b"transfer-encoding", b"keep-alive", b"content-encoding", b"content-length"))
@@ -186,7 +186,7 @@ class KeyProxy:
         except Exhausted:
             # Not `refused`: the run ends as one that has used up its turns.
             grant.changed("", Used())
-            reason = grant.account.budget or "the budget of this run is used up"
+            reason = grant.account.budget or "the request may cost more than is left of its budget"
             await _respond(exchange.send, 403, _error("permission_error", reason))
             return
         except CannotDraw as error:
@@ -198,7 +198,7 @@ class KeyProxy:
         except CannotWrite:
             grant.account.settle(reservation, Bill())
             grant.settled()
-            await _hold_back(exchange.send, grant, "what this run costs cannot be written down: the disk is full?")
+            await _hold_back(exchange.send, grant, "what it costs cannot be written down: the disk is full?")
             return
         sent = Sent(reservation, number, asked.stream, Meter(stream=asked.stream, bound=reservation.bound))
         grant.changed("", Used())
@@ -259,7 +259,8 @@ class KeyProxy:
 
     def _request(self, exchange: Exchange, path: str, body: bytes) -> httpx.Request:
         headers = [(name, value) for name, value in exchange.scope["headers"] if name not in _DROPPED]
-        headers.append((b"x-api-key", self._api_key.encode()))
+        # What is compressed comes in other pieces, and later, than it was sent in.
+        headers += ((b"accept-encoding", b"identity"), (b"x-api-key", self._api_key.encode()))
         query = exchange.scope["query_string"].decode("latin-1")
         url = self._base_url + path + (f"?{query}" if query else "")
         return self._client.build_request("POST", url, headers=headers, content=body)
@@ -369,7 +370,7 @@ def _read(body: bytes, scope: dict[str, Any], grant: Grant) -> tuple[Asked, Pric
     betas = [value.decode("latin-1") for name, value in scope["headers"] if name == b"anthropic-beta"]
     asked = request.read(body, grant.server_tools, betas)
     if not grant.permits(asked.model):
-        raise Refused(f"this run may not use model {asked.model[:200]}")
+        raise Refused(f"model {asked.model[:200]} is not allowed here")
     price = grant.account.prices.price(asked.model)
     return asked, price.long_context() if asked.long_context else price
 

@@ -341,7 +341,7 @@ class Engine:
             if run.problem is not None:
                 run.problem = run.exceeded or run.problem
             if keeper is not None:
-                self._go_on(ended(keeper))
+                self.go_on(ended(keeper))
                 await self._settle(run, caller.lease)
             self._finish(run)
 
@@ -349,7 +349,7 @@ class Engine:
         """Books the cost. Never raises; goes on by itself where the run is cancelled meanwhile."""
         if lease is None:
             return
-        task = self._go_on(self._book(run, lease))
+        task = self.go_on(self._book(run, lease))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -357,7 +357,7 @@ class Engine:
         except Exception:
             _log.exception("run %s: its cost of %r USD was not booked", run.id, run.cost_usd)
 
-    def _go_on(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def go_on(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """It is done when the engine stops, at the latest."""
         task = asyncio.create_task(work)
         self._settling.add(task)

@@ -1,0 +1,1 @@
+"""Requests to a model itself, passed on to the API by the metering proxy."""

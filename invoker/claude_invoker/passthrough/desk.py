@@ -1,0 +1,135 @@
+"""Opens an account at the metering proxy for each request to a model itself, hands the request to it, books the cost.
+
+The proxy is the only one that has the API's key; it reads, bounds, prices and writes down such a request as a run's.
+An account is one request's: it has the bounds of the caller's tier, and draws on his budgets and his pools'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from decimal import Decimal
+
+import httpx
+
+from claude_invoker.caller import Caller
+from claude_invoker.ending import ended
+from claude_invoker.ledger import Booking
+from claude_invoker.metering.control import NoProxy, Terms
+from claude_invoker.passthrough.heads import Headers, Session
+from claude_invoker.passthrough.message import Message
+from claude_invoker.plan import allowed_models
+from claude_invoker.problem import Problem
+from claude_invoker.runs.engine import Engine
+
+_log = logging.getLogger(__name__)
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+_NEVER = httpx.Timeout(None)
+"""A model may think for as long as its client waits."""
+_LAST_WORD_S = 65.0
+"""How long the API may take to say what a request has cost whose client has left (`metering.proxy`)."""
+_AGAIN_S = 2.0
+COUNTING = Terms(None, Decimal(0), None, 1)
+"""Counting tokens costs nothing."""
+
+
+class Desk:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._client: httpx.AsyncClient | None = None
+        self.on_end: Callable[[Message], None] = lambda message: None
+        """Told of each message when its cost is known."""
+        self._under_way: dict[Message, asyncio.Task[None] | None] = {}
+        """Whose answers are not over, and what keeps their leases."""
+
+    @property
+    def under_way(self) -> int:
+        """How many answers are not over."""
+        return len(self._under_way)
+
+    def terms(self, caller: Caller) -> Terms:
+        """What a message of this caller's may have. Raises Problem 403, 503."""
+        settings, clamp = self._engine.settings, caller.clamp
+        if self._engine.draining:
+            raise Problem(503, "busy", "the invoker is stopping", {"Retry-After": "1"})
+        models = allowed_models(settings.models or None, clamp.models)
+        if clamp.model is not None:  # the gateway has decided: a budget is used up
+            models = allowed_models(models, (clamp.model,))
+        bounds = [bound for bound in (clamp.max_usd, settings.max_budget_usd) if bound is not None]
+        searches = "WebSearch" in settings.tools_allowed and (clamp.tools is None or "WebSearch" in clamp.tools)
+        tools = ("web_search",) if searches else ()
+        lease = caller.lease if self._engine.ledger is not None else None
+        slot = caller.slot if lease is not None else None
+        return Terms(lease, Decimal(str(min(bounds))), models, 1, tools, slot, caller.tier or "")
+
+    async def begin(self, caller: Caller, model: str, session: Session, terms: Terms) -> Message:
+        """Opens its account. Raises Problem 503."""
+        metering = self._engine.metering
+        message = Message(f"msg_{secrets.token_hex(12)}", caller, model, session, terms, metering.issue())
+        try:
+            await metering.open(message.key, message.token, terms, message.figures)
+        except NoProxy as error:
+            raise Problem(503, "busy", str(error), {"Retry-After": "5"}) from error
+        ledger = self._engine.ledger
+        keeper = None
+        if ledger is not None and terms.lease is not None:
+            keeper = asyncio.create_task(ledger.hold(caller))
+        self._under_way[message] = keeper
+        return message
+
+    async def ask(self, message: Message, target: str, headers: Headers, body: bytes) -> httpx.Response:
+        """The API's answer, of which the head is there; the caller reads and closes it. `target`: path and query.
+        Raises Problem 502."""
+        if self._client is None:
+            transport = httpx.AsyncHTTPTransport(uds=str(self._engine.metering.socket), limits=_LIMITS)
+            self._client = httpx.AsyncClient(transport=transport, timeout=_NEVER, trust_env=False)
+        sent = [*headers, (b"x-api-key", message.token.encode())]
+        request = httpx.Request("POST", f"http://api{target}", headers=[(b"host", b"api"), *sent], content=body)
+        try:
+            return await self._client.send(request, stream=True)
+        except httpx.HTTPError as error:
+            message.end = "broken"
+            raise Problem(502, "api-error", "the metering proxy has broken off") from error
+
+    def finish(self, message: Message) -> None:
+        """Its answer is over, or its client has left. Does not wait: what it has cost is booked when it is known."""
+        message.seconds = time.monotonic() - message.began
+        self._engine.go_on(self._settle(message, self._under_way.pop(message)))
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def _settle(self, message: Message, keeper: asyncio.Task[None] | None) -> None:
+        try:
+            final = await self._closed(message)
+        finally:
+            if keeper is not None:
+                await ended(keeper)
+        await self._book(message, final)
+        if message.terms is not COUNTING:
+            with contextlib.suppress(Exception):
+                self.on_end(message)
+
+    async def _closed(self, message: Message) -> bool:
+        """Whether its cost is final. What a client has left under way goes on until the API has said what it costs."""
+        until = time.monotonic() + _LAST_WORD_S
+        while not await self._engine.metering.close(message.key, _AGAIN_S):
+            if self._engine.draining or self._engine.metering.obstacle or time.monotonic() > until:
+                return False
+        return True
+
+    async def _book(self, message: Message, final: bool) -> None:
+        """What is not final is booked when it is, from the proxy's journal."""
+        lease, ledger, figures = message.terms.lease, self._engine.ledger, message.figures
+        if lease is None or ledger is None:
+            return
+        booking = await ledger.book(
+            lease, figures.micro_usd, final=final, slot=message.terms.slot, tier=message.terms.tier
+        )
+        if booking is not None and final:
+            self._engine.metering.booked(message.key, booking is Booking.NOW)

@@ -1,0 +1,73 @@
+"""Which headers go on to the API, and which come back: pure.
+
+What is not known here passes, as Claude Code's gateway protocol has it. What is of this gateway, of a client's identity
+or of one connection does not. The metering proxy takes out once more what names a caller to the API.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+Headers = list[tuple[bytes, bytes]]
+
+_OF_A_CONNECTION = frozenset(
+    (b"connection", b"content-length", b"expect", b"host", b"keep-alive", b"proxy-authenticate", b"proxy-authorization",
+     b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
+)  # fmt: skip
+_OF_THE_CALLER = frozenset(
+    (b"accept-encoding", b"authorization", b"cookie", b"forwarded", b"via", b"x-api-key", b"x-real-ip", b"x-request-id")
+)
+_OF_THE_GATEWAY = (
+    b"x-claude-", b"x-forwarded-", b"x-kong-", b"kong-", b"x-consumer-", b"x-credential-", b"x-anonymous-consumer",
+    b"x-authenticated-",
+)  # fmt: skip
+_OF_CLAUDE_CODE = b"x-claude-code-"
+_OF_THE_API = frozenset((b"alt-svc", b"date", b"server", b"set-cookie", b"strict-transport-security"))
+_ID = re.compile(rb"[!-~]{1,128}")
+
+
+@dataclass(frozen=True)
+class Session:
+    """Of Claude Code, as it says itself; None where it says none. Nothing is decided by it."""
+
+    id: str | None = None
+    agent: str | None = None
+    parent_agent: str | None = None
+
+
+def to_api(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """A client's headers, names in lower case, as they go on."""
+    given = list(headers)
+    hops = _named(given)
+    return [(name, value) for name, value in given if _goes_on(name.replace(b"_", b"-"), hops)]
+
+
+def _goes_on(name: bytes, hops: frozenset[bytes]) -> bool:
+    if name in _OF_A_CONNECTION or name in _OF_THE_CALLER or name in hops:
+        return False
+    return name.startswith(_OF_CLAUDE_CODE) or not name.startswith(_OF_THE_GATEWAY)
+
+
+def to_client(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """The API's headers as they come back, names in lower case; the length with them, since the body is the same."""
+    given = [(name.lower(), value) for name, value in headers]
+    dropped = (_OF_A_CONNECTION | _OF_THE_API | _named(given)) - {b"content-length"}
+    return [(name, value) for name, value in given if name not in dropped]
+
+
+def session_of(headers: Mapping[bytes, bytes]) -> Session:
+    return Session(
+        *[_id(headers.get(_OF_CLAUDE_CODE + name)) for name in (b"session-id", b"agent-id", b"parent-agent-id")]
+    )
+
+
+def _named(headers: Headers) -> frozenset[bytes]:
+    """What `Connection` names is of one connection, too."""
+    values = [value for name, value in headers if name == b"connection"]
+    return frozenset(part.strip().lower() for value in values for part in value.split(b","))
+
+
+def _id(value: bytes | None) -> str | None:
+    return value.decode() if value is not None and _ID.fullmatch(value) else None

@@ -1,0 +1,44 @@
+"""One request to a model itself, from its admission to its cost."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from claude_invoker.caller import Caller
+from claude_invoker.metering.control import Terms
+from claude_invoker.metering.figures import Figures
+from claude_invoker.passthrough.heads import Session
+
+End = Literal["complete", "left", "broken"]
+"""`left`: the client has, before the answer was; `broken`: the answer was broken off, or there was none."""
+
+
+@dataclass(eq=False)
+class Message:
+    """`model` is the one that was asked for; `key` names its account at the metering proxy."""
+
+    key: str
+    caller: Caller
+    model: str
+    session: Session
+    terms: Terms
+    token: str
+    figures: Figures = field(default_factory=Figures)
+    began: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
+    """Until its answer was over."""
+    end: End = "left"
+
+    @property
+    def cost_usd(self) -> float:
+        return float(self.figures.spent_usd)
+
+    @property
+    def outcome(self) -> str:
+        """`refused` (by the metering proxy), `api_429`, … where the API has not answered 200, else how it ended."""
+        if self.figures.refused or self.figures.exhausted or self.figures.held:
+            return "refused"
+        status = self.figures.api_status
+        return f"api_{status}" if status is not None and status != 200 else self.end
