@@ -303,6 +303,8 @@ class Attestation(Struct, frozen=True):
         clamp = Clamp.take(left.inside("clamp"))
         place = _place(left)
         message = left.truth("msg", False)
+        if message and not limited:
+            raise malformed("msg", "is of no limits")
         if place is not None and place.lease.is_message != message:
             raise malformed("lease", "is of another kind than the request")
         found = cls(

@@ -67,7 +67,7 @@ def padded(value: Any, member: str, room: int) -> Any:
 def place_of(shared: Shared) -> Place:
     budget = Budget(10**15, "month", "America/Argentina/ComodRivadavia")
     return Place(
-        Lease("n" * NAMESPACE_ROOM, "credential:" + "x" * 96, f"{secrets.token_urlsafe(12)}:{10**15}", shared),
+        Lease("n" * NAMESPACE_ROOM, "credential:" + "x" * 96, f"v1.m.{secrets.token_urlsafe(12)}:{10**15}", shared),
         Slot(
             2**31 - 1,
             10**15,
@@ -115,6 +115,7 @@ FULL = Attestation(
         "t" * NAME_ROOM,
         padded(Clamp(("haiku",), ("Read",), 2**31 - 1, 999_999_999.123456, HOSTS, "haiku"), "tools", CLAMP_ROOM),
         largest_place(),
+        message=True,
     ),
     padded(Additions("P ", " A", {"repository": "org/app", "branch": None}, ("model",)), "prepend", ADDITIONS_ROOM),
     body_hash(b""),
@@ -343,6 +344,9 @@ def test_a_missing_claim(name: str) -> None:
         ({"slot": {"concurrent": "1"}}, "claim slot.concurrent is not of its type"),
         ({"lease": "nonsense"}, "claim lease is not a lease"),
         ({"queue": 1}, "claim queue is not of its type"),
+        ({"msg": 1}, "claim msg is not of its type"),
+        ({"msg": True}, "claim lease is of another kind than the request"),
+        ({"lease": "claude alice v1.m.abc:0"}, "claim lease is of another kind than the request"),
         ({"add": {"replace": "x"}}, "claim add.replace is not known here"),
         ({"add": {"context": {"a": 1}}}, "claim add.context is not of its type"),
         ({"exp": "tomorrow"}, "claim exp is not of its type"),
@@ -361,6 +365,14 @@ def test_what_belongs_to_something_does_not_stand_alone(without: str) -> None:
     """A slot without its lease would be bound by nothing, roles without a subject are nobody's."""
     with pytest.raises(AttestationError):
         Attestation.from_claims({name: value for name, value in OLD.items() if name != without})
+
+
+def test_a_kind_does_not_stand_without_limits() -> None:
+    alone = {name: value for name, value in OLD.items() if name not in ("clamp", "lease", "slot", "tier")}
+    assert Attestation.from_claims(alone).kind == "run"
+    assert Attestation.from_claims(alone | {"clamp": {}, "msg": True}).kind == "message"
+    with pytest.raises(AttestationError, match="claim msg"):
+        Attestation.from_claims(alone | {"msg": True})
 
 
 # Versions

@@ -1,0 +1,160 @@
+"""People's own Claude Code and SDKs through the whole stack, with models themselves: `docs/clients.md`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx
+import pytest
+
+from claude_invoker.cli.binary import find_cli
+from tests.clients.test_anthropic import ask
+from tests.e2e.conftest import ROOT, Gateway
+from tests.invoker.conftest import tool, wait_for
+
+pytestmark = pytest.mark.xdist_group("e2e")
+HAIKU = "claude-haiku-4-5"
+DOCUMENT = ROOT / "docs" / "clients.md"
+
+
+def limits_of(gateway: Gateway, token: str) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(
+        f"{gateway.url}/claude/limits", headers={"authorization": f"Bearer {token}"}, timeout=60
+    ).json()
+    return found
+
+
+def noted(gateway: Gateway, subject: str) -> list[dict[str, Any]]:
+    """What the audit log says of a caller's messages."""
+    folder = gateway.home / "runs" / "audit"
+    lines = [json.loads(line) for path in folder.glob("audit-*") for line in path.read_text().splitlines()]
+    details = [json.loads(line) for path in folder.glob("details-*") for line in path.read_text().splitlines()]
+    mine = {line["seq"] for line in lines if (line["kind"], line["subject"]) == ("message.end", subject)}
+    return [line["details"] for line in details if line["seq"] in mine]
+
+
+def settled(gateway: Gateway, token: str) -> dict[str, Any]:
+    """A caller's limits, when nothing of his is under way."""
+    wait_for(lambda: limits_of(gateway, token)["messages"]["concurrent"]["running"] == 0, what="the last booking")
+    return limits_of(gateway, token)
+
+
+def claude(gateway: Gateway, token: str, home: Path, prompt: str) -> dict[str, Any]:
+    """What somebody's own Claude Code says at its end, started as the document shows it."""
+    for folder in ("bin", "config", "work"):
+        (home / folder).mkdir()
+    (home / "bin" / "claude").symlink_to(find_cli(None))
+    (shown,) = re.findall(r"^ANTHROPIC_BASE_URL=.* claude .*$", DOCUMENT.read_text(), re.MULTILINE)
+    assert HAIKU in shown
+    environment = {
+        "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
+        "HOME": str(home),
+        "CLAUDE_CONFIG_DIR": str(home / "config"),
+        "GATEWAY": gateway.url,
+        "TOKEN": token,
+        "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
+        "CLAUDE_CODE_MAX_RETRIES": "0",
+        "IS_SANDBOX": "1",
+    }
+    command = f"{shown} -p --output-format json --dangerously-skip-permissions {shlex.quote(prompt)}"
+    done = subprocess.run(
+        ["sh", "-c", command],
+        env=environment,
+        cwd=home / "work",
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_claude_code_with_its_tools_and_two_subagents_in_tier_free(gateway: Gateway, tmp_path: Path) -> None:
+    before = len(gateway.record())
+    agents = [
+        tool("Task", description=name, prompt=f"[[say {name}]]", subagent_type="general-purpose")
+        for name in ("one", "two")
+    ]
+    token = gateway.token("coder", "--tier", "free")
+    told = claude(gateway, token, tmp_path, " ".join([*agents, "[[say Both.]]"]))
+    assert (told["subtype"], told["result"], told["subagent_stats"]["completed"]) == ("success", "Both.", 2)
+    # It is not told to try again: each request that it made was answered, and is a line of its session.
+    spent = settled(gateway, token)["usd"]["day"]["spent"]
+    asked = [line for line in gateway.record()[before:] if line["path"] == "/v1/messages"]
+    wait_for(lambda: len(noted(gateway, "coder")) == len(asked), what="the lines of the audit log")
+    lines = noted(gateway, "coder")
+    assert {line["end"] for line in lines} == {"complete"} and len(asked) >= 5
+    assert any(line["tools"] for line in asked)
+    assert {line["session"] for line in lines} == {told["session_id"]}
+    assert len({line["agent"] for line in lines} - {None}) == 2
+    assert sum(line["cost_usd"] for line in lines) == pytest.approx(spent) == pytest.approx(told["total_cost_usd"])
+
+
+@pytest.mark.slow  # it has a run in it; the ledger's own tests are quick
+def test_messages_have_windows_and_places_of_their_own(gateway: Gateway) -> None:
+    """Tier free has 10 runs in a minute, one at a time."""
+    token = gateway.token("busy", "--tier", "free")
+    with anthropic.Anthropic(base_url=f"{gateway.url}/claude", api_key=token, max_retries=0, timeout=60) as client:
+        with client.messages.stream(model=HAIKU, max_tokens=99, messages=ask("[[stall 1]] [[say a b]]")) as stalled:
+            next(iter(stalled.text_stream))
+            for _ in range(11):
+                client.messages.create(model=HAIKU, max_tokens=9, messages=ask("[[say Well.]]"))
+            assert client.messages.create(model="claude-code", max_tokens=9, messages=ask("hi")).model == "claude-code"
+    after = settled(gateway, token)
+    assert after["windows"][0]["remaining"] == 9 and after["messages"]["windows"][0]["remaining"] == 108
+
+
+def test_anthropics_sdk_with_a_model_itself(gateway: Gateway) -> None:
+    client = anthropic.Anthropic(
+        base_url=f"{gateway.url}/claude", api_key=gateway.token("sdk-2", "--tier", "free"), max_retries=0, timeout=60
+    )
+    answer = client.messages.create(
+        model=HAIKU, max_tokens=50, messages=ask("[[say Well.]]"), extra_body={"temperature": 0.2}
+    )
+    assert (answer.content[0].type, answer.model) == ("text", HAIKU) and answer._request_id
+    # The gateway's words are those of runs.
+    assert gateway.record()[-1]["system"] is None
+    with client.messages.stream(model=HAIKU, max_tokens=50, messages=ask("[[say One two.]]")) as stream:
+        assert stream.get_final_text() == "One two."
+    assert client.messages.count_tokens(model="claude-opus-5-5", messages=ask("hi")).input_tokens > 0
+    assert client.models.retrieve(HAIKU).id == HAIKU
+    with pytest.raises(anthropic.PermissionDeniedError) as refused:
+        client.messages.create(model="claude-opus-5-5", max_tokens=50, messages=ask("hi"))
+    assert refused.value.type == "permission_error" and refused.value.request_id
+    with pytest.raises(anthropic.RateLimitError) as limited:
+        client.messages.create(model=HAIKU, max_tokens=50, messages=ask("[[status 429]]"))
+    assert limited.value.type == "rate_limit_error" and limited.value.response.headers["retry-after"] == "1"
+
+
+def test_no_header_of_a_client_names_another_payer(gateway: Gateway) -> None:
+    body = {"model": HAIKU, "max_tokens": 9, "messages": ask("[[say Well.]]")}
+    victim, thief = (gateway.token(name, "--tier", "free") for name in ("victim", "thief"))
+    forged = {
+        "X-Claude-Attestation": "e30.e30.x",
+        "X-Consumer-Username": "victim",
+        "X-Authenticated-Userid": "victim",
+        "X-Claude-Subject": "victim",
+        "X-Claude-Code-Session-Id": "of-the-victim",
+    }
+
+    def asked(headers: dict[str, str]) -> int:
+        url = f"{gateway.url}/claude/v1/messages"
+        return httpx.post(url, json=body, headers=headers, timeout=60).status_code
+
+    assert asked(forged | {"authorization": f"Bearer {thief}"}) == 200
+    # Two tokens are none: nobody pays by another's beside his own.
+    assert asked({"authorization": f"Bearer {thief}", "x-api-key": victim}) == 401
+    assert settled(gateway, thief)["usd"]["day"]["spent"] > 0
+    assert settled(gateway, victim)["usd"]["day"]["spent"] == 0
+    # The control: who has the token is who pays.
+    assert asked({"x-api-key": victim}) == 200
+    assert settled(gateway, victim)["usd"]["day"]["spent"] > 0
