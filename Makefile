@@ -115,7 +115,7 @@ test-invoker-long: setup ## 200 mixed and 200 hostile runs of the real CLI, sche
 	INVOKER_LONG=1 $(BIN)/python -m pytest tests/invoker -q
 
 test-start: setup ## the wheels in environments of their own, `up` interrupted at every moment (4 minutes)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/packaging tests/e2e tests/invoker/test_start.py -m slow -q
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/packaging tests/e2e tests/invoker/test_start.py tests/invoker/test_checks.py -m slow -q
 
 test-docker: setup ## compose with real Kong (MINIKONG=1: minikong), escapes from its containers; fails where it cannot run
 	KONG_CLAUDE_DOCKER=required $(BIN)/python -m pytest tests/docker tests/escape -m docker -q

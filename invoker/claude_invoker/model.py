@@ -154,6 +154,15 @@ class InvokeRequest(BaseModel):
     files: Annotated[list[InputFile], Field(max_length=1000)] = Field(
         default=[], description="Files to work on; in the place of the repository's or session's where it has them"
     )
+    check: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        default=None, description="A command of Bash that is run in the directory when the model is done"
+    )
+    max_repairs: Annotated[int, Field(ge=0, le=10)] = Field(
+        default=0, description="How often a check that has failed is handed back to the model"
+    )
+    junit: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
+        default=None, description="Where the check leaves its report, relative to the directory"
+    )
 
     @model_validator(mode="after")
     def _one_of_prompt_and_messages(self) -> InvokeRequest:
@@ -163,6 +172,8 @@ class InvokeRequest(BaseModel):
             raise ValueError("the last message must be the user's")
         if self.messages[-1].is_blank if self.messages else not self.prompt.strip():
             raise ValueError(f"{'the last message' if self.messages else 'prompt'} has nothing but blanks")
+        if self.check is None and (self.max_repairs or self.junit is not None):
+            raise ValueError("max_repairs and junit are of a check: say what is to be run (check)")
         return self
 
 
@@ -203,6 +214,22 @@ class Change(BaseModel):
     removed: int | None = None
 
 
+class Check(BaseModel):
+    """How the command has ended that was to be run when the model was done."""
+
+    command: str
+    passed: bool = Field(description="Whether it has ended by itself, with exit code 0")
+    exit_code: int | None = Field(default=None, description="null: it was ended")
+    ended_for: Literal["", "timeout", "output"] = Field(
+        default="", description="What it was ended for: the run's time, or more than 64 MiB printed"
+    )
+    output: str = Field(description="The last 20,000 characters of what it has printed")
+    truncated: bool = Field(default=False, description="Whether it has printed more than that")
+    duration_ms: int
+    repairs: int = Field(description="How often a failure was handed back to the model before this")
+    junit: str | None = Field(default=None, description="Its report, where it has left one: a path among the artifacts")
+
+
 class PermissionDenial(BaseModel):
     tool: str
     input: dict[str, Any] = Field(default_factory=dict)
@@ -236,6 +263,7 @@ class RunResult(BaseModel):
     changes: list[Change] = Field(
         default=[], description="What it has done to the repository's files, the first 1,000; changes.patch has all"
     )
+    check: Check | None = Field(default=None, description="The last of its checks; null: none was asked for")
 
 
 State = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
@@ -257,3 +285,4 @@ class RunView(BaseModel):
     egress: list[str] = []
     repository: RepositoryAt | None = None
     changes: list[Change] = []
+    check: Check | None = None

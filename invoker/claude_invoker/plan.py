@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from claude_contract.claims import Clamp
 from claude_contract.destinations import Destination, within_both
-from claude_invoker.isolation.strength import USE_EGRESS, Boundary
+from claude_invoker.isolation.strength import COMMAND_TOOLS, USE_EGRESS, Boundary
 from claude_invoker.metering.models import permits
 from claude_invoker.model import Block, InputFile, InvokeRequest, Message, TextBlock
 from claude_invoker.problem import Problem
@@ -20,6 +20,15 @@ from claude_invoker.workspace import files
 from claude_invoker.workspace.repository import Wanted
 
 _T = TypeVar("_T", int, float)
+
+
+@dataclass(frozen=True)
+class Checking:
+    """A command of Bash, how often its failure goes back to the model, and the path of the report that it leaves."""
+
+    command: str
+    max_repairs: int = 0
+    junit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,8 @@ class Plan:
     """What it works on; None: it begins in an empty directory."""
     files: tuple[tuple[str, bytes], ...] = ()
     """(path, content) of what its caller has sent along."""
+    check: Checking | None = None
+    """What is run when the model is done."""
 
     @property
     def size(self) -> int:
@@ -64,8 +75,9 @@ def plan(
     """Decides a run. `repository`: what the gateway has attested that it works on, as it is known here.
 
     Raises Problem 422 for a session on a repository and for files that cannot be; 403 for a model or tool that is not
-    allowed, and for a tool that the run would have and that the boundary around runs does not allow here, hosts that a
-    tool could reach included. Numbers are lowered silently to their bounds.
+    allowed (for a check: a tool that runs commands), and for a tool that the run would have and that the boundary
+    around runs does not allow here, hosts that a tool could reach included. Numbers are lowered silently
+    to their bounds.
     """
     if repository is not None and request.session is not None:
         raise Problem(422, "invalid", "session: a run on a repository belongs to no session; leave one of the two out")
@@ -96,7 +108,8 @@ def plan(
         raise Problem(403, "forbidden", f"tools not allowed by {who}: {', '.join(refused)}; {_listed(ceiling)}")
     else:
         tools = tuple(sorted(set(request.tools)))
-    users = sorted(USE_EGRESS.intersection(tools))
+    check = _checking(request, ceiling, boundary)
+    users = sorted(USE_EGRESS.intersection(tools if check is None else (*tools, *COMMAND_TOOLS)))
     egress = _egress(clamp, settings) if users else ()
     if egress and boundary.egress_obstacle is not None:
         raise Problem(
@@ -123,7 +136,22 @@ def plan(
         instead_of=instead_of,
         repository=repository,
         files=tuple(_files(request.files)),
+        check=check,
     )
+
+
+def _checking(request: InvokeRequest, allowed: Sequence[str], boundary: Boundary) -> Checking | None:
+    """Raises Problem 403 where no run of the caller's may run commands, 422 for a report that cannot be."""
+    if request.check is None:
+        return None
+    for tool in COMMAND_TOOLS:
+        if tool not in allowed:
+            raise Problem(403, "forbidden", f"check: it is a command, and {tool} is not allowed; {_listed(allowed)}")
+        if reason := boundary.refuses(tool):
+            raise Problem(403, "forbidden", f"check: no run of this invoker may have {tool}: {reason}")
+    if request.junit is not None and (problem := files.problem_of(request.junit)):
+        raise Problem(422, "invalid", f"junit {problem}")
+    return Checking(request.check, request.max_repairs, request.junit)
 
 
 def _files(sent: Sequence[InputFile]) -> Iterable[tuple[str, bytes]]:

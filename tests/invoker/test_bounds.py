@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from claude_invoker.cli import usage
-from claude_invoker.cli.process import CliProcess
+from claude_invoker.cli.contained import Contained
 from claude_invoker.cli.tree import Tree
 from claude_invoker.cli.usage import Files
 from claude_invoker.problem import Problem
@@ -259,7 +259,7 @@ async def test_a_look_that_fails_is_repeated_and_each_run_is_looked_at(
     watching = watch.Watch(watch.Bounds(tree=1000), lambda: False)
     for _ in range(3):
         process = cast(
-            "CliProcess", SimpleNamespace(uid=None, hold=None, mark="CLAUDE_INVOKER_PROCESS=none", tree=Tree(tmp_path))
+            "Contained", SimpleNamespace(uid=None, hold=None, mark="CLAUDE_INVOKER_PROCESS=none", tree=Tree(tmp_path))
         )
         ended: asyncio.Queue[Problem] = asyncio.Queue()
         with watching.over(process, ended.put_nowait):

@@ -12,8 +12,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from claude_contract.ledger import Draw, Drawn, Slot, Verdict, micro_usd
 from claude_invoker import __main__ as program
 from claude_invoker import trust
 from claude_invoker.caller import DEVELOPER
-from claude_invoker.cli import boundary, kill, killer, messages, process, tree, users, walk
+from claude_invoker.cli import aside, boundary, contained, kill, killer, messages, process, tree, users, walk
 from claude_invoker.cli.command import Shape, command
 from claude_invoker.draws import Answer, Draws
 from claude_invoker.egress import filters as egress
@@ -80,7 +80,7 @@ def a_readable_cli() -> None:
 
 def namespaces_for_everybody() -> None:
     """Without a domain there is no filter of system calls either."""
-    put(process, "least", lambda: None)
+    put(contained, "least", lambda: None)
 
 
 def a_shell_that_is_not_looked_at() -> None:
@@ -90,6 +90,16 @@ def a_shell_that_is_not_looked_at() -> None:
 
 def a_shell_that_confines_nothing() -> None:
     put(shell, "text", lambda *given: '#!/bin/sh\nexec /bin/bash "$@"\n')
+
+
+def checks_outside_of_the_boundary() -> None:
+    """A check is run as the run's user, and that is all."""
+
+    @contextmanager
+    def outside(*given: object) -> Iterator[tuple[None, box.Entry]]:
+        yield None, box.Entry()
+
+    put(aside, "inside", outside)
 
 
 def names_of_a_test(mode: str = "strict") -> None:
@@ -168,7 +178,7 @@ def trees_by_recursion() -> None:
     put(walk, "delete", delete)
     put(tree.Discarded, "delete", discard)
     put(artifacts, "survey", lambda work: {})
-    put(artifacts, "collect", lambda work, before, into, bounds, taken=(): artifacts.Collected([], []))
+    put(artifacts, "collect", lambda *given: artifacts.Collected([], []))
 
 
 def trees_that_stay_the_runs() -> None:
@@ -363,6 +373,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         namespaces_for_everybody,
         a_shell_that_is_not_looked_at,
         a_shell_that_confines_nothing,
+        checks_outside_of_the_boundary,
         names_of_a_test,
         hosts_that_nobody_named,
         a_filter_without_bounds,

@@ -93,18 +93,11 @@ def environment(
     `api`: the socket by which the API is reached. `shell`: what it starts for commands; None: the system's. `egress`:
     there is a filter that leads to hosts (see `isolation.network`).
     """
-    boundary = {} if shell is None else {"CLAUDE_CODE_SHELL": str(shell), TREE: str(tree.root), **_WITHOUT_ETC}
-    if egress:
-        boundary |= _PROXY
-    return boundary | {
-        "PATH": PATH,
-        "LANG": "C.UTF-8",
-        "TZ": "UTC",
-        "HOME": str(tree.home),
+    named = {} if shell is None else {"CLAUDE_CODE_SHELL": str(shell)}
+    return environment_of_commands(tree, run, shell, egress=egress) | {
+        **named,
         "CLAUDE_CONFIG_DIR": str(tree.config),
-        "TMPDIR": str(tree.temp),
         "CLAUDE_CODE_TMPDIR": str(tree.temp),
-        "CLAUDE_INVOKER_PROCESS": run,
         "ANTHROPIC_UNIX_SOCKET": str(api),
         # What the CLI would ask if it did not know the socket: nobody listens there.
         "ANTHROPIC_BASE_URL": "http://127.0.0.1:1",
@@ -118,4 +111,19 @@ def environment(
         "DISABLE_AUTOUPDATER": "1",
         "DISABLE_TELEMETRY": "1",
         "DISABLE_ERROR_REPORTING": "1",
+    }
+
+
+def environment_of_commands(tree: Tree, run: str, shell: Path | None, *, egress: bool) -> dict[str, str]:
+    """What every command of a run has, also one that the CLI does not start; as `environment` says."""
+    boundary = {} if shell is None else {TREE: str(tree.root), **_WITHOUT_ETC}
+    if egress:
+        boundary |= _PROXY
+    return boundary | {
+        "PATH": PATH,
+        "LANG": "C.UTF-8",
+        "TZ": "UTC",
+        "HOME": str(tree.home),
+        "TMPDIR": str(tree.temp),
+        "CLAUDE_INVOKER_PROCESS": run,
     }

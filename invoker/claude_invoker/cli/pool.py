@@ -9,15 +9,16 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from claude_invoker.cli.child import Limits
 from claude_invoker.cli.command import Deadlines, Shape
+from claude_invoker.cli.contained import KILL_S, Contained
 from claude_invoker.cli.kill import Killer, StillAlive
-from claude_invoker.cli.process import KILL_S, CliError, CliProcess
+from claude_invoker.cli.process import CliError, CliProcess
 from claude_invoker.cli.tree import Checkout, Discarded, Tree
 from claude_invoker.cli.usage import strays
 from claude_invoker.cli.users import NoUserFree, Users
@@ -129,11 +130,7 @@ class Launcher:
     async def _launch(self, shape: Shape, tree: Tree | None) -> Ready:
         name = secrets.token_hex(8)
         keep = tree is not None
-        if not self.surrounded:
-            raise CliError("the shell's wrapper has been changed, commands would run without their boundary: restart")
-        way_out = self.way_out if shape.egress else None
-        if shape.egress and way_out is None:
-            raise CliError("runs cannot be kept to the hosts that their tier opens")
+        self.refuse_unsurrounded(shape)
         tree = tree or Tree(self.trees / name)
         try:
             uid = await self.free_user()
@@ -147,29 +144,10 @@ class Launcher:
             if shape.checkout is not None:
                 assert self.furnish is not None
                 before = await self.furnish(tree, uid, shape.checkout)
-            process = await CliProcess.spawn(
-                self.cli,
-                shape,
-                tree,
-                name=name,
-                uid=uid,
-                api=self.proxy.socket,
-                key=token,
-                deadlines=self.deadlines,
-                limits=self.limits,
-                killer=self.killer,
-                box=self.box,
-                network=None if way_out is None else way_out.network,
-            )
-            if way_out is not None and process.listener is not None:
-                process.passage = await way_out.filters.open(process.listener, shape.egress)
-            try:
-                async with asyncio.timeout(self.ready_within_s):
-                    await process.ready()
-            except TimeoutError as error:
-                raise CliError(f"the CLI was not ready within {self.ready_within_s:.0f} s") from error
+            process = await self.spawn(shape, tree, uid, name, token)
+            await self.get_ready(process)
         except Exception as error:  # also that there is no thread to be had, which is a RuntimeError
-            await self._leave_nothing(process, tree, uid, token, keep=keep)
+            await self._leave_nothing(() if process is None else (process,), tree, uid, token, keep=keep)
             if isinstance(error, CliError):
                 raise
             said = error.strerror if isinstance(error, OSError) else error
@@ -177,6 +155,48 @@ class Launcher:
         ready = Ready(process, token, keep, time.monotonic(), before)
         self.ending[ready] = None
         return ready
+
+    def refuse_unsurrounded(self, shape: Shape) -> None:
+        """Raises CliError where what is started would not have the boundary that was found to hold."""
+        if not self.surrounded:
+            raise CliError("the shell's wrapper has been changed, commands would run without their boundary: restart")
+        if shape.egress and self.way_out is None:
+            raise CliError("runs cannot be kept to the hosts that their tier opens")
+
+    def network(self, shape: Shape) -> Way | None:
+        """What is started for a run that reaches hosts has a network of its own."""
+        return self.way_out.network if shape.egress and self.way_out is not None else None
+
+    async def spawn(self, shape: Shape, tree: Tree, uid: int | None, name: str, token: str) -> CliProcess:
+        """Raises OSError."""
+        return await CliProcess.spawn(
+            self.cli,
+            shape,
+            tree,
+            name=name,
+            uid=uid,
+            api=self.proxy.socket,
+            key=token,
+            deadlines=self.deadlines,
+            limits=self.limits,
+            killer=self.killer,
+            box=self.box,
+            network=self.network(shape),
+        )
+
+    async def open_passage(self, process: Contained, shape: Shape) -> None:
+        """Gives it its way out, where it has one. Raises OSError."""
+        if self.way_out is not None and process.listener is not None:
+            process.passage = await self.way_out.filters.open(process.listener, shape.egress)
+
+    async def get_ready(self, process: CliProcess) -> None:
+        """Waits until it serves. Raises CliError, OSError."""
+        await self.open_passage(process, process.shape)
+        try:
+            async with asyncio.timeout(self.ready_within_s):
+                await process.ready()
+        except TimeoutError as error:
+            raise CliError(f"the CLI was not ready within {self.ready_within_s:.0f} s") from error
 
     async def free_user(self) -> int | None:
         """A user id of which nothing is alive. Raises NoUserFree, OSError."""
@@ -226,20 +246,22 @@ class Launcher:
     async def _dispose(self, ready: Ready) -> None:
         process = ready.process
         try:
-            await self._leave_nothing(process, process.tree, process.uid, ready.token, keep=ready.keep_tree)
+            started = (process,) if ready.aside is None else (process, ready.aside)
+            await self._leave_nothing(started, process.tree, process.uid, ready.token, keep=ready.keep_tree)
         finally:
             del self.ending[ready]
 
     async def _leave_nothing(
-        self, process: CliProcess | None, tree: Tree, uid: int | None, token: str, *, keep: bool
+        self, started: Sequence[Contained], tree: Tree, uid: int | None, token: str, *, keep: bool
     ) -> None:
         """Gives everything back that a run had. What cannot be ended or moved keeps its user id, so that no other run
         comes to it by having the same."""
         self.proxy.revoke(token)
-        if process is not None and process.passage is not None:
-            process.passage.close()
+        for process in started:
+            if process.passage is not None:
+                process.passage.close()
         try:
-            if process is not None:
+            for process in started:
                 await process.end()
             if uid is not None and self.box is None:
                 await asyncio.to_thread(_tidy, uid)
@@ -302,6 +324,8 @@ class Ready:
     since: float
     before: dict[str, tuple[int, int, int]] | None = None
     """The files that its tree was furnished with; None: nobody has looked."""
+    aside: Contained | None = None
+    """The last command that was started beside it (`cli.rounds`)."""
 
     @property
     def usable(self) -> bool:

@@ -6,9 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import os
-import signal
-import socket
-import time
 from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,16 +15,13 @@ import orjson
 
 from claude_invoker.cli.child import Child, Limits
 from claude_invoker.cli.command import Deadlines, Shape, command, environment
-from claude_invoker.cli.hold import Hold
-from claude_invoker.cli.kill import Killer, StillAlive, kill_marked
+from claude_invoker.cli.contained import Contained, inside
+from claude_invoker.cli.kill import Killer
 from claude_invoker.cli.messages import MAX_LINE, ControlAnswer, Malformed, Message, Result, parse
 from claude_invoker.cli.tree import Tree
-from claude_invoker.egress.filters import Passage
-from claude_invoker.isolation.box import Box, Entry, least
+from claude_invoker.isolation.box import Box
 from claude_invoker.isolation.network import Way
 
-KILL_S = 5.0
-"""How long the end of everything may take; with 200 hostile processes it takes a hundredth of that."""
 _FIRST_MODEL = "sonnet"
 """An alias that the CLI knows by itself: a full name that it does not know costs a request to the API."""
 
@@ -45,7 +39,7 @@ class Disobeyed(Exception):
         self.code = code
 
 
-class CliProcess:
+class CliProcess(Contained):
     """A single-use process. `spawn` → `ready` → one `begin` → `messages` → `end`."""
 
     def __init__(
@@ -59,22 +53,15 @@ class CliProcess:
         processes: int,
     ) -> None:
         """`processes`: how many the kernel lets it have, where it does not yet (0)."""
-        self.name = name
+        super().__init__(name, tree, uid, child, killer)
         self.shape = shape
-        self.tree = tree
-        self.uid = uid
-        self._child = child
-        self._killer = killer
         self._processes = processes
         self._ids = itertools.count(1)
         self._model: str | None = None
-        self._ended = False
         self.finished = False
         """Whether the result message has been read."""
         self._stderr: deque[bytes] = deque(maxlen=40)
         self._drain = asyncio.create_task(self._drain_stderr())
-        self.passage: Passage | None = None
-        """Its way out, where it has one."""
 
     @classmethod
     async def spawn(
@@ -104,13 +91,7 @@ class CliProcess:
         try:
             os.write(write_end, key.encode())
             os.close(write_end)
-            with contextlib.ExitStack() as inside:
-                kind = None
-                if box is None:
-                    entry = Entry(enter=least())
-                else:
-                    kind = box.closed if network is None else box.open
-                    entry = inside.enter_context(box.around(tree.root, kind, api.parent))
+            with inside(box, tree, api, network) as (kind, entry):
                 child = await Child.start(
                     command(cli, shape),
                     env=environment(
@@ -134,28 +115,6 @@ class CliProcess:
             os.close(read_end)
         counted = box is not None and box.counts_processes and uid is None
         return cls(name, shape, tree, uid, child, killer, limits.processes if counted else 0)
-
-    @property
-    def hold(self) -> Hold | None:
-        """What holds all of the run where its user does not."""
-        return self._child.hold
-
-    @property
-    def listener(self) -> socket.socket | None:
-        return self._child.listener
-
-    @property
-    def pid(self) -> int:
-        return self._child.pid
-
-    @property
-    def mark(self) -> str:
-        """The variable in the environment of all that it starts, unless that takes it out."""
-        return f"CLAUDE_INVOKER_PROCESS={self.name}"
-
-    @property
-    def returncode(self) -> int | None:
-        return self._child.returncode
 
     @property
     def stderr(self) -> str:
@@ -245,61 +204,13 @@ class CliProcess:
         """Asks the CLI to stop what it does; tools it runs are ended by it."""
         self._send_control("interrupt")
 
-    def close_input(self) -> None:
-        """No further message: the CLI exits once its run is over."""
-        self._child.stdin.close()
-
-    async def exited(self, within_s: float) -> bool:
-        """Waits for the process itself. False where it is still there after `within_s`."""
-        try:
-            async with asyncio.timeout(within_s):
-                await self._child.exited.wait()
-        except TimeoutError:
-            return False
-        return True
-
     async def terminated(self, within_s: float) -> None:
         """SIGTERM to the CLI, and up to `within_s` for it to end by itself."""
         self._child.terminate()
         await self.exited(within_s)
 
-    async def end(self) -> None:
-        """Leaves no process of all that the CLI started: SIGKILL. Called again it does nothing.
-
-        Raises StillAlive where some are left after `KILL_S`.
-        """
-        if self._ended:
-            return
-        self.close_input()
-        if self.hold is not None:
-            self.hold.strike()
-            try:
-                async with asyncio.timeout(KILL_S):
-                    await self.hold.over.wait()
-            except TimeoutError as error:
-                raise StillAlive(f"process {self.hold.pid} and what it holds do not end") from error
-        if self._killer is not None and self.uid is not None:
-            await self._killer.end(self.uid, KILL_S)
-        elif self.hold is None:
-            await self._kill_marked()
-        if not await self.exited(KILL_S):
-            raise StillAlive(f"the CLI's process {self.pid} does not end")
-        if self.hold is not None and not self.hold.has_held(self.returncode):
-            raise StillAlive("the process that holds the run was killed, and the run may be left")
+    async def _is_over(self) -> None:
         self._drain.cancel()
-        self._child.close()
-        self._ended = True
-
-    async def _kill_marked(self) -> None:
-        if self.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-        marker = self.mark.encode()
-        until = time.monotonic() + KILL_S
-        while left := await asyncio.to_thread(kill_marked, marker):
-            if time.monotonic() > until:
-                raise StillAlive(f"{left} processes are left after {KILL_S:g} s")
-            await asyncio.sleep(0.005)
 
     def _send_control(self, subtype: str, **fields: Any) -> tuple[str, str]:
         """(subtype, id) of a control request that was sent."""

@@ -22,6 +22,13 @@ def line_of(name: str, document: dict[str, Any]) -> str | None:
             return _short(f"{'failed: ' if document.get('is_error') else '→ '}{document.get('content')}")
         case "artifact":
             return f"left {document.get('path')}"
+        case "check" if document.get("state") == "started":
+            return _short(f"check: {document.get('command')}")
+        case "check":
+            how = "passed" if document.get("passed") else f"failed ({document.get('exit_code')})"
+            return _short(f"check {how}: {document.get('output')}")
+        case "repair":
+            return f"repair {document.get('number')} of {document.get('of')}"
         case "run.finished":
             return f"finished, turns: {document.get('num_turns')}"
         case "error":

@@ -83,14 +83,21 @@ class Collected:
     """New and changed files that are not kept, each with the reason: the first `_MOST_NAMED`, then how many more."""
 
 
-def collect(work: Path, before: Seen, into: Path, bounds: Bounds, taken: frozenset[str] = frozenset()) -> Collected:
-    """Copies new and changed regular files to `into`, where the names `taken` are. A tree that is too large or deep is
-    left where it becomes so. Never raises."""
+def collect(
+    work: Path,
+    before: Seen,
+    into: Path,
+    bounds: Bounds,
+    taken: frozenset[str] = frozenset(),
+    first: str | None = None,
+) -> Collected:
+    """Copies new and changed regular files to `into`, where the names `taken` are, before all others the one that is to
+    be `first`. A tree that is too large or deep is left where it becomes so. Never raises."""
     left_out = _LeftOut()
     new = _new_files(work, before, left_out)
     chosen: set[str] = set()
     total = 0
-    for path, size in sorted(new):
+    for path, size in sorted(new, key=lambda file: (file[0] != first, file)):
         if path in taken or any(path.startswith(f"{name}/") for name in taken):
             left_out.add(path, "another file of the answer has that name; the patch has this one")
         elif len(chosen) >= bounds.max_count:

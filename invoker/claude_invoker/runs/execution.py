@@ -8,20 +8,24 @@ import functools
 import logging
 import secrets
 import time
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Literal
 
 from claude_invoker.cli import outcome
 from claude_invoker.cli.command import Shape
+from claude_invoker.cli.contained import Contained
 from claude_invoker.cli.kill import StillAlive
 from claude_invoker.cli.messages import Result, Started
 from claude_invoker.cli.pool import Launcher, Pool, Ready, unbroken
 from claude_invoker.cli.process import CliError, CliProcess, Disobeyed
+from claude_invoker.cli.rounds import aside, go_on
 from claude_invoker.metering.control import Metering, NoProxy, Terms
-from claude_invoker.model import Artifact, LeftOut, RunResult
-from claude_invoker.plan import Plan
+from claude_invoker.model import Artifact, Check, LeftOut, RunResult
+from claude_invoker.plan import Checking, Plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
+from claude_invoker.runs.checks import judged, of_failure
 from claude_invoker.runs.run import Run
 from claude_invoker.runs.sessions import Session
 from claude_invoker.runs.translate import Translator
@@ -77,17 +81,17 @@ class Executor:
             if before is None:
                 before = await asyncio.to_thread(artifacts.survey, process.tree.work)
             began = time.monotonic()
-            with self._watch.over(process, functools.partial(self._stop, run, process)):
-                try:
-                    result = await self._converse(run, ready)
-                finally:
-                    await unbroken(self._leave(run, process, before, gently=session is not None))
+            try:
+                said = await self._rounds(run, ready)
+            finally:
+                await unbroken(self._leave(run, ready, before, gently=session is not None))
         finally:
             disposing = self._launcher.dispose_soon(ready)
             if session is not None and disposing is not None:
                 await unbroken(disposing)  # the next turn may begin when this one is over
         if session is not None and not session.tree.root.exists():
             run.session = None  # what it has left there was too much to keep
+        result = said[-1]
         run.result = RunResult(
             id=run.id,
             result="" if outcome.is_cut_off(result, run.account) else result.result or "",
@@ -98,16 +102,17 @@ class Executor:
             usage=outcome.usage(run.account.total),
             cost_usd=run.cost_usd,
             duration_ms=round((time.monotonic() - began) * 1000),
-            num_turns=result.num_turns,
+            num_turns=sum(each.num_turns for each in said),
             stop_reason=outcome.stop_reason(result, run.account),
             budget=run.account.budget,
-            permission_denials=outcome.denials(result),
+            permission_denials=[denial for each in said for denial in outcome.denials(each)],
             artifacts=run.artifacts,
             left_out=run.left_out,
             isolation=run.isolation,
             egress=run.egress,
             repository=run.repository,
             changes=run.changes,
+            check=run.check,
         )
 
     async def _put(self, run: Run, process: CliProcess) -> None:
@@ -120,21 +125,73 @@ class Executor:
             _log.error("run %s: its files cannot be put into its directory: %s", run.id, error.strerror)
             raise Problem(503, "busy", "the files cannot be stored now", {"Retry-After": "10"}) from error
 
-    async def _converse(self, run: Run, ready: Ready) -> Result:
-        """Sends the plan and translates what comes back. The result message. Raises Problem, CliError."""
-        plan, process = run.plan, ready.process
+    async def _rounds(self, run: Run, ready: Ready) -> list[Result]:
+        """The plan's conversation; where there is a check, that, and the model again while it fails and there are
+        repairs, turns, money and time left. What the CLI has said at the end of each. Raises Problem, CliError."""
+        plan = run.plan
+        end = asyncio.get_running_loop().time() + plan.total_s
         await self._open_account(run, ready.token)
+        said = [await self._converse(run, ready, await asyncio.to_thread(_shown, run), end)]
+        while plan.check is not None:
+            await self._wind_down(run, ready, gently=True)
+            check = run.check = await self._check(run, ready, plan.check, end, len(said) - 1)
+            turns = plan.max_turns - sum(each.num_turns for each in said)
+            usd = plan.max_budget_usd - run.cost_usd
+            is_over = check.ended_for == "timeout" or min(turns, usd) <= 0 or run.account.exhausted
+            if check.passed or is_over or len(said) > plan.check.max_repairs:
+                break
+            begun: Literal["begun", "new"] = "begun" if ready.process.tree.has_transcript else "new"
+            shape = replace(ready.process.shape, session=begun, max_turns=turns, max_budget_usd=usd)
+            run.events.append("repair", {"number": len(said), "of": plan.check.max_repairs})
+            await go_on(self._launcher, ready, shape)
+            content = ({"type": "text", "text": of_failure(check)},)
+            said.append(await self._converse(run, ready, content, end, goes_on=True))
+        return said
+
+    async def _check(self, run: Run, ready: Ready, checking: Checking, end: float, repairs: int) -> Check:
+        """Runs it, till the loop's time `end` at most, and says how it went. Raises CliError."""
+        process = ready.process
+        if process.passage is not None:
+            process.passage.close()
+        run.events.append("check", {"state": "started", "command": checking.command, "repairs": repairs})
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            command = await aside(self._launcher, ready, checking.command)
+            if command.passage is not None:
+                command.passage.begin(run.went_out)
+            with self._watch.over(command, functools.partial(self._stop, run, command)):
+                said = await command.said(max(0.0, end - began))
+            if said.is_outside:
+                raise CliError("a check cannot enter the boundary around runs")
+        except StillAlive as error:
+            raise CliError(f"a check does not end: {error}") from error
+        if command.passage is not None:
+            command.passage.close()
+        check = judged(said, checking.command, round((loop.time() - began) * 1000), repairs)
+        run.events.append("check", {"state": "finished", **check.model_dump(mode="json", exclude={"junit"})})
+        return check
+
+    async def _converse(
+        self, run: Run, ready: Ready, content: tuple[dict[str, Any], ...], end: float, *, goes_on: bool = False
+    ) -> Result:
+        """Sends the plan with this content, and translates what comes back until the loop's time `end`. The result
+        message. Raises Problem, CliError."""
+        process = ready.process
+        with self._watch.over(process, functools.partial(self._stop, run, process)):
+            return await self._conversed(run, process, content, end, Translator(run, goes_on=goes_on))
+
+    async def _conversed(
+        self, run: Run, process: CliProcess, content: tuple[dict[str, Any], ...], end: float, translator: Translator
+    ) -> Result:
+        plan = run.plan
         if process.passage is not None:
             process.passage.begin(run.went_out)
-        translator = Translator(run)
         loop = asyncio.get_running_loop()
-        begun = loop.time()
-        end = begun + plan.total_s
         phase = "first_output"
         result: Result | None = None
         try:
-            async with asyncio.timeout_at(min(end, begun + self._settings.first_output_s)) as timer:
-                content = await asyncio.to_thread(_shown, run)
+            async with asyncio.timeout_at(min(end, loop.time() + self._settings.first_output_s)) as timer:
                 await process.begin(plan.model, plan.system, plan.output_schema, content)
                 async for message in process.messages():
                     if isinstance(message, Started):
@@ -161,14 +218,14 @@ class Executor:
             raise problem
         return result
 
-    def _stop(self, run: Run, process: CliProcess, problem: Problem) -> None:
+    def _stop(self, run: Run, process: Contained, problem: Problem) -> None:
         """Ends a run that takes more of the machine than it may: at once, whatever it is doing."""
         run.exceed(problem)
         task = asyncio.create_task(self._end_now(process))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    async def _end_now(self, process: CliProcess) -> None:
+    async def _end_now(self, process: Contained) -> None:
         with contextlib.suppress(StillAlive):  # whoever winds the run down finds that out, too
             await process.end()
 
@@ -191,16 +248,18 @@ class Executor:
             raise Problem(503, "busy", str(error), {"Retry-After": "5"}) from error
         run.account_key, run.is_counted = key, False
 
-    async def _leave(self, run: Run, process: CliProcess, before: artifacts.Seen, *, gently: bool) -> None:
+    async def _leave(self, run: Run, ready: Ready, before: artifacts.Seen, *, gently: bool) -> None:
         """What the run owes at its end: its cost, and its files."""
-        await self._wind_down(run, process, gently=gently)
+        process = ready.process
+        await self._wind_down(run, ready, gently=gently)
         if run.account_key:
             run.is_counted = await self._metering.close(run.account_key, _LAST_ANSWER_S)
         await self._collect(run, process, before)
 
-    async def _wind_down(self, run: Run, process: CliProcess, *, gently: bool) -> None:
+    async def _wind_down(self, run: Run, ready: Ready, *, gently: bool) -> None:
         """Ends the process and all it started: at once after a result (a session's CLI writes its transcript
         first), else by an interrupt, which also yields the cost so far; where that is not heard, by SIGTERM."""
+        process = ready.process
         if not process.finished and process.returncode is None and run.exceeded is None:
             process.interrupt()
             with contextlib.suppress(TimeoutError, CliError):
@@ -216,6 +275,8 @@ class Executor:
             await process.exited(TERM_S)
         try:
             await process.end()
+            if ready.aside is not None:
+                await ready.aside.end()
         except StillAlive as error:
             raise CliError(f"the run does not end: {error}") from error
 
@@ -223,10 +284,15 @@ class Executor:
         bounds = artifacts.Bounds(self._settings.artifact_max_bytes, self._settings.artifact_max_count)
         patch = await self._compare(run, process)
         taken = frozenset() if patch is None else frozenset((patch.path,))
-        collected = await asyncio.to_thread(artifacts.collect, process.tree.work, before, run.files, bounds, taken)
+        report = None if run.check is None or run.plan.check is None else run.plan.check.junit
+        collected = await asyncio.to_thread(
+            artifacts.collect, process.tree.work, before, run.files, bounds, taken, report
+        )
         run.artifacts, run.left_out = collected.kept, [*run.left_out, *collected.left_out]
         if patch is not None:
             run.artifacts.insert(0, patch)
+        if run.check is not None and any(artifact.path == report for artifact in run.artifacts):
+            run.check.junit = report
         for artifact in run.artifacts:
             run.events.append("artifact", artifact.model_dump(mode="json"))
         if collected.left_out:
@@ -252,6 +318,8 @@ class Executor:
 
 def _shape(run: Run, session: Literal["begun", "new"] | None) -> Shape:
     plan = run.plan
+    if session is None and plan.check is not None and plan.check.max_repairs:
+        session = "new"  # the next process goes on with its transcript
     return Shape(plan.tools, plan.max_turns, plan.max_budget_usd, session, plan.egress, run.checkout)
 
 

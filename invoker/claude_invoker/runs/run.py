@@ -13,7 +13,7 @@ from claude_contract.ledger import Slot
 from claude_invoker.cli.tree import Checkout
 from claude_invoker.egress.wire import Moved, Visit
 from claude_invoker.metering.figures import Figures
-from claude_invoker.model import Artifact, Change, LeftOut, RepositoryAt, RunResult, RunView, State
+from claude_invoker.model import Artifact, Change, Check, LeftOut, RepositoryAt, RunResult, RunView, State
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs.events import EventLog
@@ -66,6 +66,8 @@ class Run:
     checkout: Checkout | None = None
     """What it works on, once that is known."""
     changes: list[Change] = field(default_factory=list)
+    check: Check | None = None
+    """The last that has ended."""
     result: RunResult | None = None
     problem: Problem | None = None
     events: EventLog = field(default_factory=EventLog)
@@ -142,4 +144,5 @@ class Run:
             egress=self.egress,
             repository=self.repository,
             changes=self.changes,
+            check=self.check,
         )

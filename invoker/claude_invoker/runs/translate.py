@@ -1,5 +1,5 @@
 """From the CLI's messages to the run's public events: Anthropic's event names for the model's stream, and
-`run.started`, `tool`. (`artifact`, `run.finished` and `error` are the engine's.)"""
+`run.started`, `tool`. (`artifact`, `check`, `run.finished` and `error` are the engine's.)"""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ _MAX_OPEN = 1000
 
 
 class Translator:
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, *, goes_on: bool = False) -> None:
+        """`goes_on`: the run has begun before, by another process."""
         self._run = run
+        self._goes_on = goes_on
         self._run.model = run.plan.model
         self.open_tools: set[str] = set()
         """Tool calls without a result yet: while one runs, the model's silence says nothing."""
@@ -38,6 +40,8 @@ class Translator:
     def _started(self, message: Started) -> None:
         run = self._run
         run.model = message.model or run.model
+        if self._goes_on:
+            return
         started: dict[str, Any] = {
             "id": run.id,
             "model": run.model,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from claude_invoker.cli import usage
-from claude_invoker.cli.process import CliProcess
+from claude_invoker.cli.contained import Contained
 from claude_invoker.problem import Problem
 
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def problem_of(kind: Kind, allowed: int) -> Problem:
 
 @dataclass
 class _Watched:
-    process: CliProcess
+    process: Contained
     exceeded: Callable[[Problem], None]
     uses: dict[Kind, int] = field(default_factory=dict)
     unnamed: int = 0
@@ -78,7 +78,7 @@ class Watch:
         self._tasks: list[asyncio.Task[None]] = []
 
     @contextmanager
-    def over(self, process: CliProcess, exceeded: Callable[[Problem], None]) -> Iterator[None]:
+    def over(self, process: Contained, exceeded: Callable[[Problem], None]) -> Iterator[None]:
         """Calls `exceeded` once if the process, and all that it starts, use more than they may while the block runs."""
         watched = _Watched(process, exceeded)
         self._watched.append(watched)
@@ -133,7 +133,7 @@ class Watch:
             self._judge(watched)
         return max(_FILES_S, _SHARE * (time.monotonic() - began))
 
-    def _look(self, process: CliProcess) -> tuple[usage.Files, int]:
+    def _look(self, process: Contained) -> tuple[usage.Files, int]:
         enough = usage.Files(self.bounds.tree or 1 << 63, self.bounds.tree_entries or 1 << 63)
         found = usage.files(process.tree.root, enough)
         if process.uid is not None and self._strays():
@@ -157,14 +157,14 @@ def _uses(watched: list[_Watched], memory: int) -> list[tuple[_Watched, usage.Pr
     return list(zip(watched, found, strict=True))
 
 
-def _of(processes: list[CliProcess]) -> list[usage.Processes]:
+def _of(processes: list[Contained]) -> list[usage.Processes]:
     by_user = usage.of_users([process.uid for process in processes if process.uid is not None])
     held = [process.hold.pid for process in processes if process.uid is None and process.hold is not None]
     by_descent = usage.descended(held) if held else {}
     marks = [process.mark for process in processes if process.uid is None and process.hold is None]
     by_mark = usage.marked(marks) if marks else {}
 
-    def of(process: CliProcess) -> usage.Processes:
+    def of(process: Contained) -> usage.Processes:
         if process.uid is not None:
             return by_user[process.uid]
         return by_mark[process.mark] if process.hold is None else by_descent[process.hold.pid]
