@@ -74,6 +74,18 @@ def test_an_address_may_be_written_in_any_form(gateway: Gateway) -> None:
         )
 
 
+def test_a_repeated_request_is_one_run_and_is_paid_once(gateway: Gateway) -> None:
+    """By the key in the request, though the gateway attests each one anew."""
+    key = {"Idempotency-Key": secrets.token_hex(8)}
+    with gateway.client("repeater", "--tier", "pro") as client:
+        first, again = (client.post("/claude/invoke", json=PROMPT, headers=key) for _ in range(2))
+        assert (first.status_code, again.status_code) == (200, 200), again.text
+        assert again.json() == first.json()
+        assert "idempotent-replayed" not in first.headers and again.headers["idempotent-replayed"] == "true"
+        other = client.post("/claude/invoke", json={"prompt": "another"}, headers=key)
+        assert other.status_code == 422, other.text
+
+
 def test_refusals(gateway: Gateway) -> None:
     with gateway.client() as nobody, gateway.client("bob", "--no-role") as roleless, gateway.client("eve") as eve:
         missing = nobody.post("/claude/invoke", json=PROMPT)

@@ -59,6 +59,7 @@ def test_a_repetition_has_the_answer_of_the_first(places: Pair, stand_in: StandI
             assert again.status_code == 200, again.text
             assert again.json() == first.json()
             assert again.headers["idempotent-replayed"] == "true"
+            assert again.headers["x-claude-input-tokens"] == again.headers["x-claude-output-tokens"] == "0"
             assert float(again.headers["x-claude-cost-usd"]) == 0 < float(first.headers["x-claude-cost-usd"])
         stream = there.post("/claude/invoke", json=body, headers=keyed("k1") | STREAM)
         assert "event: run.finished" in stream.text and stream.headers["x-claude-run"] == first.json()["id"]

@@ -74,8 +74,9 @@ async def invoke(
 
 
 def result_headers(request: Request, run: Run | PastRun, seconds: float) -> dict[str, str]:
-    """What a run has taken; of who has repeated a request nothing is asked."""
-    used = run.result.usage if run.result else Usage()
+    """What a request has taken: one that was led to the run of an earlier one nothing, or the gateway would count it
+    twice."""
+    used = run.result.usage if run.result and not replayed(request) else Usage()
     cached = used.cache_creation_input_tokens + used.cache_read_input_tokens
     return {
         "X-Claude-Run": run.id,
