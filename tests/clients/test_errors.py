@@ -42,8 +42,16 @@ def _route(name: str, path: str, *plugins: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "paths": [path], "strip_path": False, "plugins": [*plugins]}
 
 
+TOO_MANY = {"message": "too many", "limit": "concurrent", "allowed": 4}
+
+
 def _ends(status: int) -> dict[str, Any]:
     return {"name": "request-termination", "config": {"status_code": status, "message": f"because of {status}"}}
+
+
+def _says(status: int, body: dict[str, Any]) -> dict[str, Any]:
+    config = {"status_code": status, "content_type": "application/json", "body": json.dumps(body)}
+    return {"name": "request-termination", "config": config}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +74,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
                 "routes": [
                     *ending,
                     _route("broken", "~/claude/v1/(messages|chat/completions)/(broken|own)$"),
+                    _route("busy", "~/claude/v1/(messages|chat/completions)/busy$", _says(429, TOO_MANY)),
                     _route("other", "~/claude/other$", _ends(403)),
                     {**_route("unguarded", "~/claude/v1/messages/unguarded$", {"name": "claude-guard"})},
                 ],
@@ -116,6 +125,14 @@ def test_gateway_and_invoker_say_the_same(api: httpx.Client, status: int) -> Non
     }
     # What the invoker has beside it is the cause's name, and in OpenAI's shape the field's.
     assert told.body["error"] == got.json()["error"] | {"code": "internal"}
+
+
+def test_both_clients_are_told_which_limit_it_was(api: httpx.Client) -> None:
+    for path, language in ((ANTHROPIC, "anthropic"), (OPENAI, "openai")):
+        told = said(Problem(429, "busy", "too many", extra={"limit": "concurrent", "allowed": 4}), language, "")  # type: ignore[arg-type]
+        for error in (api.post(f"{path}/busy").json()["error"], told.body["error"]):
+            assert (error["message"], error["type"]) == ("too many", "rate_limit_error")
+            assert error["details"].items() >= {"limit": "concurrent", "allowed": 4}.items()
 
 
 @pytest.mark.parametrize(

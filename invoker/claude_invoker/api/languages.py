@@ -84,10 +84,10 @@ def said(problem: Problem, language: Language, request_id: str) -> Said:
             body["request_id"] = request_id
         return Said(status, body, JSON, {"request-id": request_id} if request_id else {})
     places = problem.extra.get("errors") or [{}]
-    param = places[0].get("at") or None
-    return Said(
-        status, {"error": {"message": message, "type": openai_type(status), "param": param, "code": code}}, JSON, {}
-    )
+    error = {"message": message, "type": openai_type(status), "param": places[0].get("at") or None, "code": code}
+    if problem.extra:
+        error["details"] = problem.extra
+    return Said(status, {"error": error}, JSON, {})
 
 
 def anthropic_type(status: int) -> str:

@@ -48,25 +48,33 @@ function errors:header_filter(conf)
   kong.ctx.plugin.told = { spoken = spoken, status = status, id = id, code = refusal and refusal:match("([^/]+)$") }
 end
 
-local function anthropic(told, message, body)
-  local details
+-- What else there is to know of it, such as which limit: nil where there is nothing.
+local function details(body)
+  local found
   for name, value in pairs(body) do
     if not PLACED[name] then
-      details = details or {}
-      details[name] = value
+      found = found or {}
+      found[name] = value
     end
   end
-  if told.code then
-    details = details or {}
-    details.error_code = told.code
-  end
-  local kind = ANTHROPIC[told.status] or (told.status < 500 and "invalid_request_error" or "api_error")
-  return { type = "error", error = { type = kind, message = message, details = details }, request_id = told.id }
+  return found
 end
 
-local function openai(told, message)
+local function anthropic(told, message, body)
+  local more = details(body)
+  if told.code then
+    more = more or {}
+    more.error_code = told.code
+  end
+  local kind = ANTHROPIC[told.status] or (told.status < 500 and "invalid_request_error" or "api_error")
+  return { type = "error", error = { type = kind, message = message, details = more }, request_id = told.id }
+end
+
+local function openai(told, message, body)
   local kind = OPENAI[told.status] or (told.status < 500 and "invalid_request_error" or "server_error")
-  return { error = { message = message, type = kind, param = cjson.null, code = told.code or cjson.null } }
+  local said = { message = message, type = kind, param = cjson.null, code = told.code or cjson.null }
+  said.details = details(body)
+  return { error = said }
 end
 
 function errors:body_filter()
