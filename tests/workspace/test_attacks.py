@@ -24,7 +24,7 @@ from claude_invoker.cli.walk import delete
 from claude_invoker.problem import Problem
 from claude_invoker.runs.engine import Engine
 from claude_invoker.settings import Settings
-from claude_invoker.workspace import content, difference, mirror
+from claude_invoker.workspace import content, difference, git, mirror
 from claude_invoker.workspace.content import Unacceptable
 from claude_invoker.workspace.mirror import Mirror, offered
 from claude_invoker.workspace.repository import Repositories, Source
@@ -76,6 +76,24 @@ async def test_a_server_of_plain_files_is_not_fetched_from(
         await place.mirror("plain").find(wanted)  # the control: malformed, and larger than what was allowed
         size = sum(path.stat().st_size for path in place.mirror("plain").path.glob("objects/*/*"))
         assert size > 1 << 20
+
+
+async def test_an_old_history_comes_in_with_the_slips_of_its_time(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a time zone of five digits: a repository that has been served for years was not to be had."""
+    bare = place.server.create("org/old")
+    tree = served(bare, "rev-parse", place.server.commit("org/old", {"a": "x"}) + "^{tree}")
+    slip = f"tree {tree}\nauthor A <a@b> 1300000000 -051800\ncommitter A <a@b>1300000000 +0000\n\nx\n"
+    commit = served(bare, "hash-object", "-t", "commit", "-w", "--literally", "--stdin", stdin=slip.encode())
+    served(bare, "update-ref", "refs/heads/main", commit)
+    with monkeypatch.context() as strict:
+        plain = {name: value for name, value in git.CONFIGURATION.items() if not name.startswith("fetch.fsck.")}
+        strict.setattr(git, "CONFIGURATION", plain)
+        with pytest.raises(Problem) as refused:
+            await place.ready("org/old")
+        assert refused.value.status == 422  # the control
+    assert (await place.ready("org/old")).commit == commit
 
 
 async def test_branches_that_turn_into_folders_go_and_come_back(place: Place) -> None:

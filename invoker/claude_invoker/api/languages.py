@@ -84,10 +84,11 @@ def said(problem: Problem, language: Language, request_id: str) -> Said:
             body["request_id"] = request_id
         return Said(status, body, JSON, {"request-id": request_id} if request_id else {})
     places = problem.extra.get("errors") or [{}]
-    error = {"message": message, "type": openai_type(status), "param": places[0].get("at") or None, "code": code}
+    param = places[0].get("at") or None
+    body = {"message": message, "type": openai_type(status), "param": param, "code": code}
     if problem.extra:
-        error["details"] = problem.extra
-    return Said(status, {"error": error}, JSON, {})
+        body["details"] = problem.extra
+    return Said(status, {"error": body}, JSON, {})
 
 
 def anthropic_type(status: int) -> str:

@@ -45,6 +45,10 @@ CONFIGURATION = {
     "core.protectNTFS": "true",
     "transfer.fsckObjects": "true",
     "fetch.fsckObjects": "true",
+    # Slips that old histories are full of, by programs that are long gone: they lead nowhere.
+    "fetch.fsck.badTimezone": "ignore",
+    "fetch.fsck.missingSpaceBeforeDate": "ignore",
+    "fetch.fsck.zeroPaddedFilemode": "ignore",
     # One pack for each transfer: the bound on a file's size is then one on what is brought.
     "transfer.unpackLimit": "1",
     "fetch.unpackLimit": "1",
