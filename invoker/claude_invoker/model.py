@@ -125,17 +125,24 @@ class InputFile(BaseModel):
         return self
 
 
+def _or_null(schema: dict[str, Any]) -> None:
+    """Says of fields that have no null here that a caller may write it for what is not set; and that one of prompt and
+    messages has to be."""
+    for name in ("prompt", "messages", "files"):
+        schema["properties"][name] = {"anyOf": [schema["properties"][name], {"type": "null"}]}
+    kinds = {"prompt": "string", "messages": "array"}
+    schema["oneOf"] = [{"required": [name], "properties": {name: {"type": kind}}} for name, kind in kinds.items()]
+
+
 class InvokeRequest(BaseModel):
     """A prompt, or a conversation whose last message is the user's, and the wishes about how to run it.
 
     Wishes only narrow: the gateway's clamps and the operator's settings bind whatever is asked for here.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]}
-    )
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_or_null)
 
-    # One of the two, and never null.
+    # One of the two.
     prompt: Annotated[str, Field(min_length=1)] = ""
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)] = []
     system: str | None = Field(default=None, description="System prompt; without it the CLI's own")
@@ -163,6 +170,14 @@ class InvokeRequest(BaseModel):
     junit: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
         default=None, description="Where the check leaves its report, relative to the directory"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, given: Any) -> Any:
+        """As clients in Go, Java and C# write what is not set."""
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None or name not in cls.model_fields}
 
     @model_validator(mode="after")
     def _one_of_prompt_and_messages(self) -> InvokeRequest:

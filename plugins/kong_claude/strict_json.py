@@ -43,12 +43,22 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return document
 
 
+_NOT_JSON = "the body is not valid JSON"
+
+
 def _problem(parser_says: str) -> str:
     if parser_says.startswith("Detected duplicate key"):
         return "the body has duplicate keys"
     if parser_says.startswith("recursion limit"):
         return f"the body {TOO_DEEP}"
-    return "the body is not valid JSON"
+    if parser_says.startswith("invalid unicode"):
+        return "the body is not UTF-8"
+    if "hex escape" in parser_says:
+        return "a text in the body has half of a surrogate pair, as of an emoji that was cut"
+    if parser_says.startswith("EOF while parsing a value at line 1 column 0"):
+        return "the body is empty"
+    place = re.search(r"line \d+ column \d+$", parser_says)
+    return f"the body is not valid JSON ({place[0].replace(' column', ', column')})" if place else _NOT_JSON
 
 
 def rewrite(raw: bytes, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bytes:

@@ -15,6 +15,7 @@ from fastapi import Request
 from claude_contract.nesting import TOO_DEEP, too_deep
 from claude_invoker.problem import Problem
 
+_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 MAX_FIELDS = 10  # of a form
 BEFORE_ALL = "0-0"
 """The id of a job's event that comes before all of them."""
@@ -43,12 +44,27 @@ def json_object(body: bytes) -> dict[str, Any]:
         # Not request.json(): it takes UTF-16 and half surrogate pairs, which the CLI cannot be sent.
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise deep if "depth" in error.msg else Problem(400, "bad-request", "the body is not JSON") from error
+        raise deep if "depth" in error.msg else Problem(400, "bad-request", _not_json(body, error)) from error
     if not isinstance(document, dict):
         raise Problem(422, "invalid", "the body is not a JSON object")
     if too_deep(document):
         raise deep
     return document
+
+
+def _not_json(body: bytes, error: orjson.JSONDecodeError) -> str:
+    """Quotes nothing of the body."""
+    if body.startswith(_MARKS):
+        return "the body begins with a byte order mark: send it as UTF-8 without one"
+    if not body.strip():
+        return "the body is empty"
+    try:
+        body.decode()
+    except UnicodeDecodeError as problem:
+        return f"the body is not UTF-8 (byte {problem.start})"
+    if "surrogate" in error.msg:
+        return "a text in the body has half of a surrogate pair, as of an emoji that was cut"
+    return f"the body is not JSON (line {error.lineno}, column {error.colno})"
 
 
 def form(body: bytes) -> dict[str, str]:
