@@ -152,6 +152,83 @@ def test_times_at_their_edges(claims: dict[str, Any], reason: str | None) -> Non
     assert found == reason
 
 
+AUDIENCES: dict[str, tuple[dict[str, Any], tuple[str, ...], bool]] = {
+    "its own": ({"aud": AUDIENCE}, ("aud",), True),
+    "among others": ({"aud": ["x", AUDIENCE]}, ("aud",), True),
+    "another": ({"aud": "x"}, ("aud",), False),
+    "others": ({"aud": ["x", "y"]}, ("aud",), False),
+    "a part of it": ({"aud": AUDIENCE[:-1]}, ("aud",), False),
+    "none": ({}, ("aud",), False),
+    "null": ({"aud": None}, ("aud",), False),
+    "an empty list": ({"aud": []}, ("aud",), False),
+    "a name of an object's member": ({"aud": {AUDIENCE: 1}}, ("aud",), False),
+    "beside a number": ({"aud": [AUDIENCE, 5]}, ("aud",), False),
+    "in a list of lists": ({"aud": [[AUDIENCE]]}, ("aud",), False),
+    "a number": ({"aud": 5}, ("aud",), False),
+    "true": ({"aud": True}, ("aud",), False),
+    "by another claim": ({"client_id": AUDIENCE}, ("aud", "client_id"), True),
+    "by a claim that is not asked for": ({"client_id": AUDIENCE}, ("aud",), False),
+    "by another claim, beside null": ({"aud": None, "client_id": AUDIENCE}, ("aud", "client_id"), True),
+    "by another claim, beside an empty list": ({"aud": [], "client_id": AUDIENCE}, ("aud", "client_id"), True),
+    "another, whatever the next claim says": ({"aud": "x", "client_id": AUDIENCE}, ("aud", "client_id"), False),
+    "no text, whatever the next claim says": ({"aud": 0, "client_id": AUDIENCE}, ("aud", "client_id"), False),
+    "an empty text, whatever the next claim says": ({"aud": "", "client_id": AUDIENCE}, ("aud", "client_id"), False),
+}
+
+
+@pytest.mark.parametrize(("claims", "asked", "meant"), AUDIENCES.values(), ids=AUDIENCES)
+def test_whom_a_token_is_meant_for(claims: dict[str, Any], asked: tuple[str, ...], meant: bool) -> None:
+    checks = Checks(frozenset({AUDIENCE}), asked, leeway=0, maximum_expiration=0)
+    if meant:
+        assert checks.check({"exp": 200, **claims}, now=100.0) == 200
+    else:
+        with pytest.raises(InvalidToken) as refused:
+            checks.check({"exp": 200, **claims}, now=100.0)
+        assert refused.value.reason == "audience"
+
+
+HEADER = {"alg": "HS256"}
+UNREADABLE: dict[str, tuple[str, str]] = {
+    "two parts": ("e30.e30", "malformed"),
+    "four parts": (f"{sign(HEADER, '{}')}.e30", "malformed"),
+    "padding": (sign(HEADER, "{}").replace(".", "=.", 1), "malformed"),
+    "a line break behind it": (f"{sign(HEADER, '{}')}\n", "malformed"),
+    "a part of impossible length": ("e30a1.e30.AAAA", "malformed"),
+    "bits that base64 does not need": (f"{b64(b'{}')[:-1]}1.e30.AAAA", "malformed"),
+    "crit": (sign({**HEADER, "crit": []}, "{}"), "unsupported"),
+    "b64": (sign({**HEADER, "b64": True}, "{}"), "unsupported"),
+    "crit and b64": (sign({**HEADER, "crit": ["b64"], "b64": False}, "{}"), "unsupported"),
+    "no algorithm": (sign({}, "{}"), "malformed"),
+    "an algorithm that is no text": (sign({"alg": ["HS256"]}, "{}"), "malformed"),
+    "a kid that is no text": (sign({**HEADER, "kid": 1}, "{}"), "malformed"),
+    "a typ that is no text": (sign({**HEADER, "typ": None}, "{}"), "malformed"),
+    "a header that is no object": (f"{b64(b'[]')}.e30.AAAA", "malformed"),
+    "claims that are no object": (sign(HEADER, "[]"), "malformed"),
+    "claims that are no JSON": (sign(HEADER, "{"), "malformed"),
+    "claims that are no UTF-8": (f"{b64(json.dumps(HEADER).encode())}.{b64(bytes([0xFF]))}.AAAA", "malformed"),
+    "a name twice": (sign(HEADER, '{"sub": "a", "sub": "b"}'), "malformed"),
+    "a name twice, deep": (sign(HEADER, '{"a": [{"b": 1, "b": 1}]}'), "malformed"),
+    "half a surrogate pair": (sign(HEADER, '{"sub": "\\ud800"}'), "malformed"),
+}
+
+
+@pytest.mark.parametrize(("compact", "reason"), UNREADABLE.values(), ids=UNREADABLE)
+def test_each_token_that_cannot_be_read_has_its_reason(compact: str, reason: str) -> None:
+    with pytest.raises(InvalidToken) as refused:
+        parse(compact)
+    assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [("JWT", "jwt"), ("at+jwt", "at+jwt"), ("application/at+JWT", "at+jwt"), ("application/", ""), ("x/jwt", "x/jwt")],
+)
+def test_a_type_is_read_with_and_without_its_prefix(given: str, found: str) -> None:
+    """RFC 7515, 4.1.9."""
+    assert parse(sign({**HEADER, "typ": given}, "{}")).typ == found
+    assert parse(sign(HEADER, "{}")).typ == "jwt"
+
+
 def test_exp_is_handed_back_as_it_is() -> None:
     """A token is remembered until then."""
     checks = Checks(frozenset({AUDIENCE}), ("aud",), leeway=0, maximum_expiration=0)

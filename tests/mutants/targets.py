@@ -16,9 +16,7 @@ _STORE = (
     "tests/jobs/test_held.py::test_one_whose_webhook_is_owed_is_not_dropped",
 )
 # What runs long there is left out: any junk by hypothesis, and what goes through the plugin server.
-_TOKENS = (
-    *(f"tests/jwt_claims/{name}.py" for name in ("test_key_sets", "test_config", "test_authorization")),
-    *(f"tests/jwt_claims/{name}.py" for name in ("test_identity", "test_token")),
+_LONG_TOKENS = (
     "--deselect=tests/jwt_claims/test_key_sets.py::test_any_valid_key_among_any_junk_verifies_and_nothing_else_does",
     *(
         f"--deselect=tests/jwt_claims/test_token.py::test_{name}"
@@ -31,6 +29,14 @@ _TOKENS = (
         )
     ),
 )
+
+
+def _tokens(own: str) -> tuple[str, ...]:
+    """All tests of tokens, the file's own first."""
+    others = [name for name in ("key_sets", "config", "authorization", "identity", "token") if name != own]
+    return (*(f"tests/jwt_claims/test_{name}.py" for name in (own, *others)), *_LONG_TOKENS)
+
+
 _PROMPTS = tuple(
     f"tests/prompt_context/{name}.py" for name in ("test_guards", "test_inert", "test_compose", "test_plugin")
 )
@@ -70,12 +76,12 @@ TARGETS: dict[str, tuple[str, ...]] = {
         for name in ("common", "money", "admit", "settle", "draw", "renew", "release", "live")
     },
     f"{_GATEWAY}/pipeline.py": ("tests/core/test_pipeline.py", "tests/gateway/test_table.py"),
-    f"{_GATEWAY}/jwt_claims/keys.py": _TOKENS,
-    f"{_GATEWAY}/jwt_claims/jwks.py": _TOKENS,
-    f"{_GATEWAY}/jwt_claims/algorithms.py": _TOKENS,
-    f"{_GATEWAY}/jwt_claims/token.py": _TOKENS,
-    f"{_GATEWAY}/jwt_claims/caller.py": _TOKENS,
-    f"{_GATEWAY}/jwt_claims/rules.py": _TOKENS,
+    f"{_GATEWAY}/jwt_claims/keys.py": _tokens("key_sets"),
+    f"{_GATEWAY}/jwt_claims/jwks.py": _tokens("key_sets"),
+    f"{_GATEWAY}/jwt_claims/algorithms.py": _tokens("key_sets"),
+    f"{_GATEWAY}/jwt_claims/token.py": _tokens("token"),
+    f"{_GATEWAY}/jwt_claims/caller.py": _tokens("identity"),
+    f"{_GATEWAY}/jwt_claims/rules.py": _tokens("authorization"),
     f"{_GATEWAY}/rate_tiers/local_ledger.py": _LEDGER,
     f"{_GATEWAY}/prompt_context/guards.py": _PROMPTS,
     f"{_GATEWAY}/prompt_context/inert.py": _PROMPTS,
