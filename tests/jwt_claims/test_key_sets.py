@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from claude_contract.errors import ConfigError
 from kong_claude.jwt_claims.algorithms import MIN_SECRET, accepted, algorithms_of
 from kong_claude.jwt_claims.jwks import key_from_jwk, keys_from_issuer, keys_from_text, summary
-from kong_claude.jwt_claims.keys import Key, KeySet, from_base64, key_from_pem, key_from_secret
+from kong_claude.jwt_claims.keys import Key, KeySet, StaticKeys, from_base64, key_from_pem, key_from_secret
 from kong_claude.jwt_claims.token import parse, signed_by
 from tests.interop.tokens import certificate, ed448_jwk, ed448_key, shortest
 from tests.jwt_claims.support import b64, jwk, pem, private_key, sign
@@ -329,6 +329,24 @@ def test_base64_of_either_alphabet_and_nothing_else() -> None:
     for bad in ("=_w", "-_8*", "\u0661\u0661", "A", None, 7, ["AA"]):
         with pytest.raises((ValueError, AttributeError)):
             from_base64(bad)
+
+
+@given(st.binary(max_size=40), st.sampled_from([base64.b64encode, base64.urlsafe_b64encode]), st.booleans())
+@example(bytes([0, 0, 0x17]), base64.b64encode, True)  # "AAAX"
+@example(b"\xff" * 3, base64.urlsafe_b64encode, False)
+def test_a_secret_in_base64_is_its_bytes_whatever_they_are(
+    data: bytes, encode: Callable[[bytes], bytes], padded: bool
+) -> None:
+    """A letter that is lost at an end would be another secret, and a shorter one."""
+    text = encode(data).decode()
+    assert from_base64(text if padded else text.rstrip("=")) == data
+
+
+def test_configured_keys_are_the_same_whenever_they_are_looked_for() -> None:
+    """A token of an unknown kid makes the plugin look for newer ones; None would be a 503."""
+    keys = KeySet((key_from_secret("s" * 32, frozenset({"HS256"}), "secret"),))
+    source = StaticKeys(keys)
+    assert source.current() is keys and source.refreshed(keys) is keys
 
 
 @pytest.mark.parametrize(
