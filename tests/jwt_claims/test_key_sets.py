@@ -342,6 +342,24 @@ def test_a_secret_in_base64_is_its_bytes_whatever_they_are(
     assert from_base64(text if padded else text.rstrip("=")) == data
 
 
+def test_a_set_is_the_same_with_the_same_keys_only() -> None:
+    """Taken for the same, it would not be taken over: a key that was withdrawn would go on letting in."""
+
+    def published(*entries: Any) -> KeySet:
+        return keys_from_issuer({"keys": list(entries)}, ALL)
+
+    first, second = jwk("ES256", "one"), jwk("EdDSA", "two")
+    keys = published(first, second)
+    assert keys.same(published(first, second)) and keys.same(published(second, first))
+    for other in (
+        published(first),
+        published(first, second, jwk("ES384", "three")),
+        published(first, {**second, "kid": "three"}),
+        published({**second, "kid": "one"}, {**first, "kid": "two"}),
+    ):
+        assert not keys.same(other) and not other.same(keys)
+
+
 def test_configured_keys_are_the_same_whenever_they_are_looked_for() -> None:
     """A token of an unknown kid makes the plugin look for newer ones; None would be a 503."""
     keys = KeySet((key_from_secret("s" * 32, frozenset({"HS256"}), "secret"),))

@@ -89,7 +89,13 @@ class RequestTermination:
             "matched_route": entity_table(ctx.route),
             "matched_service": entity_table(ctx.service),
         }
-        return {key: value for key, value in content.items() if value is not None}
+        content["request"] = _without_nil(content["request"])
+        return _without_nil(content)
+
+
+def _without_nil(table: dict[str, Any]) -> dict[str, Any]:
+    """As a table in Lua is: what is nil is not there."""
+    return {key: value for key, value in table.items() if value is not None}
 
 
 class RequestSizeLimiting:
