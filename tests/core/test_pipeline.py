@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from claude_contract.identity import Identity
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.in_flight import ANSWERED
 from kong_claude.metrics.entry import entry
-from kong_claude.pipeline import Pipeline, plugin
+from kong_claude.pipeline import Pipeline, plugin, sectioned
 from kong_claude.request import MAX_HEADERS, Request
 from kong_claude.schema import read
 from kong_claude.stage import Shared, Stage
@@ -435,11 +436,45 @@ def test_the_plugin_class_closes_its_stages_and_logs_only_where_it_must() -> Non
     assert not hasattr(quiet, "log")
     quiet({"route_id": "r"}).close()
     assert len(closed) == 1
+    kong = Kong()
+    quiet({"route_id": "r"}).access(kong)
+    assert kong.args("ctx.shared.set") == ("claude_quiet", {"mark": "r"})
+    for kinds in ((Quiet, Logging), (Logging, Quiet)):  # one that has a lease to settle is enough
+        assert hasattr(plugin(*kinds, sections=Sections), "log")
     logging({"route_id": "r"}).log(Kong(**{"ctx.shared.get": {"lease": 1}}))
     assert logged == [{"lease": 1}]
     kong = Kong()
     settled({"route_id": "r"}).log(kong)
     assert (logged, kong.methods) == ([{"lease": 1}], [])
+
+
+@dataclass(frozen=True, slots=True)
+class Sections:
+    one: Any = None
+    two: Any = None
+    three: Any = None
+
+
+class Sectioned(Fixed):
+    def __init__(self, config: Any, shared: Shared) -> None:
+        if config == "wrong":
+            raise ConfigError("field", "is wrong")
+        super().__init__(Pass(), shared_key=config)
+
+
+@pytest.mark.parametrize("there", [c for n in (1, 2, 3) for c in combinations(("one", "two", "three"), n)])
+def test_each_section_that_is_there_is_a_stage_whatever_else_is_missing(there: tuple[str, ...]) -> None:
+    shared = read(Shared, {"route_id": "r"})
+    made = sectioned(Sections(**{name: name for name in there}), [Sectioned] * 3, shared)
+    assert tuple(stage.shared_key for stage in made) == there
+
+
+def test_sections_that_check_nothing_or_are_wrong_do_not_start() -> None:
+    shared = read(Shared, {"route_id": "r"})
+    with pytest.raises(ConfigError, match=r"^one: no section is configured"):
+        sectioned(Sections(), [Sectioned] * 3, shared)
+    with pytest.raises(ConfigError, match=r"^two\.field: is wrong"):
+        sectioned(Sections(one="one", two="wrong"), [Sectioned] * 3, shared)
 
 
 NAMES = st.text(alphabet="aBx-_", min_size=1, max_size=6)
