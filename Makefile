@@ -64,7 +64,7 @@ format: setup ## formats and sorts imports
 
 bench: setup ## every benchmark, one JSON line each, into build/bench.jsonl
 	@mkdir -p build && : > build/bench.jsonl
-	@for name in pluginserver chain jwt rate prompt invoker isolation jobs metrics minikong kong money; do \
+	@for name in pluginserver chain jwt rate prompt invoker isolation jobs metrics minikong kong money passthrough; do \
 	  echo "bench.$$name" >&2; $(BIN)/python -m bench.$$name | tail -n 1 | tee -a build/bench.jsonl; done
 
 wheels: setup ## the five wheels, into build/wheels

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import queue
+import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
@@ -262,6 +263,41 @@ def test_a_client_that_leaves_ends_the_request_at_the_api_and_pays_for_what_was_
     (noted,) = caller.noted()
     assert (noted["end"], noted["session"], noted["agent"], noted["parent_agent"]) == ("left", "s-1", "a-1", None)
     assert round(noted["cost_usd"] * 1_000_000) == booked
+
+
+@pytest.mark.slow  # an invoker of its own
+def test_an_invoker_that_stops_books_what_was_streamed(
+    api: Upstream, redis_server: RedisProcess, start_invoker: Callable[..., Invoker]
+) -> None:
+    invoker = start_invoker(
+        trust="attested",
+        attestation_key=SECRET,
+        redis_url=redis_server.url,
+        anthropic_base_url=api.url,
+        pool_size=0,
+    )
+    caller = Asking(invoker, redis_server)
+
+    def slowly() -> Iterator[bytes]:
+        for piece in events(itertools.repeat("abc")):
+            time.sleep(0.02)
+            yield piece
+
+    api.answer = as_stream(slowly)
+    content = body_of(stream=True, max_tokens=50_000)
+    with httpx.stream(
+        "POST", f"{invoker.url}{PATH}", content=content, headers=caller.head(content), timeout=60
+    ) as answer:
+        pieces = answer.iter_raw()
+        for _ in range(12):
+            next(pieces)
+        invoker.stop()  # after its grace, for it waits for an answer as it waits for a run
+        with pytest.raises(httpx.HTTPError):
+            for _ in pieces:
+                pass
+    assert api.messages[0].left.wait(60)
+    assert caller.booked() >= in_micro_usd(10)
+    assert caller.noted()[0]["end"] == "left"
 
 
 def test_a_request_that_the_budget_has_no_room_for_is_refused_and_holds_nothing(

@@ -7,7 +7,6 @@ An account is one request's: it has the bounds of the caller's tier, and draws o
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import time
@@ -27,7 +26,9 @@ from claude_invoker.problem import Problem
 from claude_invoker.runs.engine import Engine
 
 _log = logging.getLogger(__name__)
-_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+"""A connection for each: the proxy may close one that is kept in the very moment in which it is used again, and a
+request that may be paid for is not sent twice."""
 _NEVER = httpx.Timeout(None)
 """A model may think for as long as its client waits."""
 _LAST_WORD_S = 65.0
@@ -68,13 +69,14 @@ class Desk:
 
     async def begin(self, caller: Caller, model: str, session: Session, terms: Terms) -> Message:
         """Opens its account. Raises Problem 503."""
-        metering = self._engine.metering
+        metering, ledger = self._engine.metering, self._engine.ledger
         message = Message(f"msg_{secrets.token_hex(12)}", caller, model, session, terms, metering.issue())
         try:
             await metering.open(message.key, message.token, terms, message.figures)
         except NoProxy as error:
+            if ledger is not None and terms.lease is not None:
+                self._engine.go_on(ledger.release(caller))
             raise Problem(503, "busy", str(error), {"Retry-After": "5"}) from error
-        ledger = self._engine.ledger
         keeper = None
         if ledger is not None and terms.lease is not None:
             keeper = asyncio.create_task(ledger.hold(caller))
@@ -112,8 +114,10 @@ class Desk:
                 await ended(keeper)
         await self._book(message, final)
         if message.terms is not COUNTING:
-            with contextlib.suppress(Exception):
+            try:
                 self.on_end(message)
+            except Exception:
+                _log.exception("message %s: its end was not recorded", message.key)
 
     async def _closed(self, message: Message) -> bool:
         """Whether its cost is final. What a client has left under way goes on until the API has said what it costs."""

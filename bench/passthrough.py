@@ -1,0 +1,336 @@
+"""What stands between a client and the API for a request to a model itself: `python -m bench.passthrough [--rounds N]`.
+
+Each round asks the same upstream once directly and once by the way that is measured, so that a busy machine is busy for
+both. The body is as large as Claude Code's (48 KB); time is from sending it to the first byte of the answer's body.
+
+| key | meaning |
+|---|---|
+| `direct_ms_p50` | the upstream asked directly |
+| `added_ms_p50`, `added_ms_p99` | by the invoker and its metering proxy, with attestation, ledger and journal |
+| `added_gateway_ms_p50`, `added_gateway_ms_p99` | by the whole stack: minikong (`KONG=…`: a Kong), plugins, invoker |
+| `streams_200_merged_chunks` | pieces that did not come one by one, of 200 streams that are open at the same time |
+| `kb_per_stream` | memory of invoker and proxy with these open, less that with none, for each |
+| `cpu_ms_per_request` | CPU time of both for a request with a short answer |
+| `cpu_ms_per_mb` | CPU time of both for a megabyte that is streamed, in pieces of 480 bytes |
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import psutil
+import uvloop
+
+from bench.machine import machine
+from claude_contract import ledger
+from claude_contract.attestation import HEADER, Signer
+from tests.e2e.conftest import Gateway, standing
+from tests.invoker.conftest import KEY, clean_environment, free_port, wait_for
+from tests.rate_tiers.servers import RedisProcess
+from tests.support.attest import signed
+
+STREAMS = 200
+PIECES, PIECE = 100, 400  # of a stream, and bytes of a piece's text
+MODEL = "claude-haiku-4-5"
+PATH = "/v1/messages"
+SECRET = "s" * 32
+SIGNER = Signer("1", SECRET.encode(), {"1": SECRET.encode()})
+SLOT = ledger.Slot(concurrent=100_000, day_micro_usd=10**12, ttl_ms=60_000)
+CHECKS = ["jwt-claims", "prompt-context", "rate-tiers"]
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def body(size: int = 48_000) -> bytes:
+    prompt = "[[say " + "word " * 8 + "]]"
+    message = [{"role": "user", "content": prompt}]
+    given = {"model": MODEL, "max_tokens": 1000, "stream": True, "system": "x" * size, "messages": message}
+    return json.dumps(given).encode()
+
+
+class Upstream(asyncio.Protocol):
+    """Streams a message: at once, or with `?slow` a piece every 100 ms; with `?short` it has one piece of text."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._rest += data
+        head, found, content = self._rest.partition(b"\r\n\r\n")
+        if not found:
+            return
+        length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0])
+        if len(content) < length:
+            return
+        self._rest = content[length:]
+        target = head.partition(b"\r\n")[0]
+        self._transport.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        pieces = _pieces(1 if b"?short" in target else PIECES)
+        if b"?slow" in target:
+            self._next(pieces)
+        else:
+            for piece in pieces:
+                self._transport.write(piece)
+
+    def _next(self, pieces: Iterator[bytes]) -> None:
+        piece = next(pieces, None)
+        if piece is not None:
+            self._transport.write(piece)
+            asyncio.get_running_loop().call_later(0.1, self._next, pieces)
+
+
+def _pieces(count: int) -> Iterator[bytes]:
+    """Each as a chunk of HTTP, the last one the end."""
+
+    def chunk(name: str, **members: Any) -> bytes:
+        event = b"event: %s\ndata: %s\n\n" % (name.encode(), json.dumps({"type": name, **members}).encode())
+        return b"%x\r\n%s\r\n" % (len(event), event)
+
+    usage = {"input_tokens": 12, "output_tokens": 1}
+    yield chunk("message_start", message={"id": "msg_1", "model": MODEL, "role": "assistant", "usage": usage})
+    yield chunk("content_block_start", index=0, content_block={"type": "text", "text": ""})
+    for _ in range(count):
+        yield chunk("content_block_delta", index=0, delta={"type": "text_delta", "text": "a" * PIECE})
+    yield chunk("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": count})
+    yield chunk("message_stop")
+    yield b"0\r\n\r\n"
+
+
+async def upstream(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(Upstream, "127.0.0.1", port, backlog=1024)
+    await server.serve_forever()
+
+
+class Client:
+    """One connection that is kept: what httpx would take is no part of the measurement."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._place = (parts.hostname or "", parts.port or 80)
+        self._path = parts.path
+        self._reader: asyncio.StreamReader | None = None
+
+    async def open(self) -> None:
+        self._reader, self._writer = await asyncio.open_connection(*self._place, limit=1 << 20)
+
+    async def ask(self, content: bytes, headers: Mapping[str, str], query: str = "") -> AsyncIterator[bytes]:
+        """The chunks of the answer, as they are on the wire."""
+        if self._reader is None:
+            await self.open()
+        reader = self._reader
+        assert reader is not None
+        given = {"host": "api", "content-type": "application/json", "content-length": str(len(content)), **headers}
+        head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
+        self._writer.write(f"POST {self._path}{query} HTTP/1.1\r\n{head}\r\n".encode() + content)
+        answered = await reader.readuntil(b"\r\n\r\n")
+        if b" 200 " not in answered.partition(b"\r\n")[0]:
+            raise RuntimeError(answered.decode() + (await reader.read(2000)).decode())
+        while size := int(await reader.readline(), 16):
+            chunk = await reader.readexactly(size + 2)
+            yield chunk[:-2]
+        await reader.readexactly(2)
+
+    async def first_ms(self, content: bytes, headers: Mapping[str, str]) -> float:
+        began, first = time.perf_counter(), 0.0
+        async for _ in self.ask(content, headers):
+            first = first or time.perf_counter()
+        return 1000 * (first - began)
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._writer.close()
+
+
+class Attesting:
+    """As the gateway lets a message in: each with an attestation and a lease of its own."""
+
+    def head(self, content: bytes, number: int) -> dict[str, str]:
+        lease = ledger.Lease.new(ledger.NAMESPACE, f"sub-{number % 50}", message=True)
+        claims: dict[str, Any] = {
+            "sub": "sub",
+            "chk": CHECKS,
+            "tier": "team",
+            "msg": True,
+            "lease": str(lease),
+            "slot": SLOT.claim(),
+        }
+        clamp = {"models": ["haiku"], "max_usd": 5}
+        return {HEADER: signed(SIGNER, "POST", f"/claude{PATH}", clamp=clamp, **claims)}
+
+
+@contextmanager
+def started(command: list[str], environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, env=dict(environment), stdout=log.open("wb"), stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def both(invoker: int) -> list[psutil.Process]:
+    """The invoker, and its metering proxy."""
+    found = psutil.Process(invoker)
+    return [found, *(child for child in found.children() if "claude_invoker.metering" in child.cmdline())]
+
+
+def memory(processes: list[psutil.Process]) -> int:
+    return sum(process.memory_full_info().uss for process in processes)
+
+
+def cpu_s(processes: list[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+async def added(rounds: int, direct: Client, by: Client, heads: Iterator[dict[str, str]]) -> tuple[list[float], ...]:
+    """Milliseconds of each round: directly, and what the other way adds to it."""
+    content, plain, more = body(), [], []
+    for number in range(rounds + 20):
+        alone = await direct.first_ms(content, {"x-api-key": KEY})
+        passed = await by.first_ms(content, next(heads))
+        if number >= 20:  # libraries load what they need at first
+            plain.append(alone)
+            more.append(passed - alone)
+    return plain, more
+
+
+async def streams(url: str, attesting: Attesting, processes: list[psutil.Process]) -> dict[str, float]:
+    """Slow streams, all open at once; then the same content as fast as it comes."""
+    content, sent = body(2_000), PIECES + 4
+    begun, open_now = 0, asyncio.Event()
+
+    async def one(number: int) -> int:
+        nonlocal begun
+        await asyncio.sleep(number * 0.03)
+        client, chunks = Client(url), 0
+        async for _ in client.ask(content, attesting.head(content, number), "?slow"):
+            begun += chunks == 0
+            chunks += 1
+            if begun == STREAMS:
+                open_now.set()
+        client.close()
+        return chunks
+
+    for _ in range(2):  # what stays of the first time (pools of connections to Redis) is not a stream's
+        before, begun = memory(processes), 0
+        open_now.clear()
+        tasks = [asyncio.create_task(one(number)) for number in range(STREAMS)]
+        all_open = asyncio.create_task(open_now.wait())
+        await asyncio.wait({all_open, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        peak = memory(processes)
+        chunks = await asyncio.gather(*tasks)
+        all_open.cancel()
+    client, sizes, used = Client(url), [0, 0], [0.0, 0.0]
+    for number in range(200):
+        at = number % 2
+        began = cpu_s(processes)
+        async for chunk in client.ask(content, attesting.head(content, number), ("?short", "")[at]):
+            sizes[at] += len(chunk)
+        await asyncio.sleep(0.02)  # what follows the answer is part of it
+        used[at] += cpu_s(processes) - began
+    client.close()
+    return {
+        "streams_200_merged_chunks": sum(max(sent - each, 0) for each in chunks),
+        "kb_per_stream": round((peak - before) / 1024 / STREAMS, 1),
+        "cpu_ms_per_request": round(1000 * used[0] / 100, 1),
+        "cpu_ms_per_mb": round(1000 * (used[1] - used[0]) / ((sizes[1] - sizes[0]) / 1e6), 1),
+    }
+
+
+def percentiles(name: str, values: list[float]) -> dict[str, float]:
+    cuts = statistics.quantiles(values, n=100)
+    return {f"{name}_p50": round(statistics.median(values), 2), f"{name}_p99": round(cuts[98], 2)}
+
+
+async def by_the_invoker(rounds: int, folder: Path) -> dict[str, float]:
+    redis, port, invoker_port = RedisProcess(), free_port(), free_port()
+    settings = {
+        "PORT": invoker_port,
+        "ATTESTATION_KEY": SECRET,
+        "REDIS_URL": redis.url,
+        "ANTHROPIC_API_KEY": KEY,
+        "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{port}",
+        "STATE_DIR": folder / "state",
+        "ISOLATION": "none",
+        "POOL_SIZE": 0,
+    }
+    environment = clean_environment() | {f"INVOKER_{name}": str(value) for name, value in settings.items()}
+    api = [sys.executable, "-m", "bench.passthrough", "--upstream", str(port)]
+    service = [sys.executable, "-m", "claude_invoker"]
+    url = f"http://127.0.0.1:{invoker_port}"
+    try:
+        with (
+            started(api, os.environ, folder / "upstream.log"),
+            started(service, environment, folder / "invoker.log") as invoker,
+        ):
+            wait_for(lambda: _answers(invoker_port) and _answers(port), 120, what="invoker and upstream")
+            attesting = Attesting()
+            direct, by = Client(f"http://127.0.0.1:{port}{PATH}"), Client(f"{url}/claude{PATH}")
+            content = body()
+            heads = (attesting.head(content, number) for number in range(10**9))
+            plain, more = await added(rounds, direct, by, heads)
+            processes = both(invoker.pid)
+            figures = await streams(f"{url}/claude{PATH}", attesting, processes)
+    finally:
+        redis.close()
+    return {"direct_ms_p50": round(statistics.median(plain), 2), **percentiles("added_ms", more), **figures}
+
+
+async def by_the_gateway(rounds: int, gateway: Gateway) -> dict[str, float]:
+    standin = json.loads((gateway.home / "stack.json").read_text())["standin"]
+    token = gateway.token("bench", "--tier", "team")
+    direct, by = Client(f"{standin}{PATH}"), Client(f"{gateway.url}/claude{PATH}")
+    heads = ({"authorization": f"Bearer {token}"} for _ in range(10**9))
+    _, more = await added(rounds, direct, by, heads)
+    return percentiles("added_gateway_ms", more)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.passthrough", description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--upstream", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.upstream:
+        uvloop.run(upstream(options.upstream))
+        return 0
+    with tempfile.TemporaryDirectory(prefix="bench-passthrough-") as name:
+        folder = Path(name)
+        say("by the invoker and its metering proxy …")
+        figures: dict[str, Any] = uvloop.run(by_the_invoker(options.rounds, folder))
+        say(json.dumps(figures))
+        say("by the whole stack …")
+        (folder / "stack").mkdir()
+        with standing(folder / "stack") as gateway:
+            figures |= uvloop.run(by_the_gateway(options.rounds, gateway))
+    print(json.dumps({**figures, "machine": machine()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
