@@ -426,3 +426,15 @@ def test_what_hinders_a_network_is_said(boxed: Box, monkeypatch: pytest.MonkeyPa
     assert obstacle == (
         "with CAP_SYS_ADMIN and CAP_NET_ADMIN: Operation not permitted; in a user namespace: Operation not permitted"
     )
+
+
+def test_a_check_reaches_what_a_command_of_the_model_reaches(reaching: Invoker, site: Site) -> None:
+    """Also the one after a repair; each has a way of its own to the filter."""
+    curl = "curl -sk --max-time 20 -o /dev/null -w '%{http_connect} '"
+    check = f"{curl} https://site.example.test:{site.port}/page.html; {curl} https://example.org; exit 1"
+    with reaching.client() as api:
+        answer = api.post("/invoke", json={"prompt": "hi", "tools": [], "check": check, "max_repairs": 1}, timeout=120)
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        assert found["check"]["repairs"] == 1 and found["check"]["output"] == "200 403 ", found
+        assert found["egress"] == [f"site.example.test:{site.port}"]

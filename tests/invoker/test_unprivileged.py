@@ -127,6 +127,7 @@ def test_runs_of_one_user_are_kept_apart_and_end_whatever_they_do(
         begun = api.post("/invoke", json=of_a_session("new", "echo one > a"))
         again = api.post("/invoke", json=of_a_session(begun.json()["session"], "cat a"))
         assert "one" in again.json()["result"], again.text
+        checked(api, begun.json()["session"], seconds)
 
         with ThreadPoolExecutor(1) as pool:
             cut_off = pool.submit(bash, api, f"{flees(seconds)}; sleep 60")
@@ -134,6 +135,20 @@ def test_runs_of_one_user_are_kept_apart_and_end_whatever_they_do(
             os.kill(invoker.pid, signal.SIGKILL)
             assert cut_off.exception() is not None
         wait_for(lambda: not left(seconds), what="the end of the run with its invoker")
+
+
+def checked(api: httpx.Client, session: str, seconds: str) -> None:
+    """What a check starts ends with it, as what the model starts does, and its session goes on."""
+    check = f"{flees(seconds)}; echo y >> checks; cat a; ulimit -u; [ $(grep -c y checks) = 2 ]"
+    answer = api.post("/invoke", json={**of_a_session(session, "cat a"), "check": check, "max_repairs": 2})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()["check"]
+    assert found["passed"] and found["repairs"] == 1 and answer.json()["session"] == session, found
+    assert found["output"].split()[0] == "one"
+    if answer.json()["isolation"] == "namespaces":
+        assert found["output"].split()[1] == "200", "the kernel counts its processes as it does those of the model"
+    assert not left(seconds)
+    assert "y" in api.post("/invoke", json=of_a_session(session, "cat checks")).json()["result"]
 
 
 def has_directories_of_its_own(api: httpx.Client) -> None:
