@@ -16,6 +16,7 @@ would spend $0.90.
 | `overshoot_max_usd` | the most that a run was booked above what it was charged |
 | `pool_wrong` | of these the runs of which something else was booked than charged |
 | `lost`, `doubled` | runs booked below what they were charged, or above the bound |
+| `held`, `held_usd` | runs whose proxy was killed between writing a request down and sending it: billed the most of it |
 | `runs`, `cut_runs`, `cli_kills`, `proxy_kills`, `invoker_kills`, `redis_kills` | how many there were |
 | `pool_runs`, `pool_booked_usd` | those of the pool, and what all of them have cost |
 | `pool_overshoot_usd` | how much of that is above the dollar that was left |
@@ -39,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from bench.machine import machine
 from claude_contract import ledger
@@ -82,6 +84,10 @@ POOLED = ledger.Slot(run_micro_usd=LEFT, ttl_ms=600_000, pools=(ledger.Terms(Non
 TURN = {"input_tokens": 5_000, "output_tokens": 6_500}  # 15 cents by the list; a token of input is a byte at least
 
 
+LEFT_S = 90.0
+"""For so long a run may go on whose client has left."""
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -96,6 +102,8 @@ class Stage:
         self.lock = threading.Lock()
         self.process, self.invoker = self._start()
         self.kills = {"cli": 0, "proxy": 0, "invoker": 0, "redis": 0}
+        self.proxies_killed: list[float] = []
+        """When; a proxy ends with its invoker."""
 
     def _start(self) -> tuple[subprocess.Popen[bytes], Invoker]:
         port, state, log = free_port(), self.folder / "state", self.folder / "log"
@@ -121,6 +129,8 @@ class Stage:
     def kill(self, what: str) -> None:
         with self.lock:
             self.kills[what] += 1
+            if what in ("proxy", "invoker"):
+                self.proxies_killed.append(time.monotonic())
             if what == "invoker":
                 self.process.kill()
                 self.process.wait()
@@ -129,9 +139,25 @@ class Stage:
             if what == "redis":
                 forget_the_last_second(self.till.redis)
                 return
-            found = clis_of(self.invoker) if what == "cli" else [proxy_of(self.invoker)]
+            found = clis_of(self.invoker) if what == "cli" else [self._proxy()]
             for process in found:
                 process.kill()
+
+    def _proxy(self) -> psutil.Process:
+        """Also one that is just being started again."""
+        until = time.monotonic() + 30
+        while True:
+            try:
+                return proxy_of(self.invoker)
+            except IndexError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
+
+    def struck(self, run: Billed) -> bool:
+        """Whether a proxy was killed while the run, or what its client has left of it, went on."""
+        until = float("inf") if run.ended is None else run.ended + LEFT_S
+        return any(run.began <= at <= until for at in self.proxies_killed)
 
     def stop(self) -> None:
         self.process.terminate()
@@ -246,11 +272,12 @@ def measure(options: argparse.Namespace, folder: Path, redis: RedisProcess, char
 def judged(stage: Stage, runs: list[Billed]) -> dict[str, Any]:
     till, charges = stage.till, stage.till.charges
     sums = {True: [0, 0], False: [0, 0]}
-    lost = doubled = cut = 0
+    lost = doubled = cut = held = held_micro = 0
     overshoot = 0
     for run in runs:
         found = charges.of(run.mark)
-        booked, (least, most) = max(0, till.spent(run)), charges.bounds(run.mark, run.model)
+        struck = stage.struck(run)
+        booked, (least, most) = max(0, till.spent(run)), charges.bounds(run.mark, run.model, struck=struck)
         charged = sum(
             (price(each["model"], each["usage"], each["usage"]["output_tokens"]) for each in found),
             charges.asked_first(run.model),
@@ -258,6 +285,11 @@ def judged(stage: Stage, runs: list[Billed]) -> dict[str, Any]:
         # Who was killed before it asked anything else may have asked about its model, or not.
         charged_micro = int(charged * 1_000_000) if found else min(booked, most)
         is_complete = all(each["complete"] for each in found)
+        if struck and booked > most:
+            held, held_micro = held + 1, held_micro + booked - charged_micro
+            most = booked
+        if struck and booked != charged_micro:
+            is_complete = False
         cut += not is_complete
         sums[is_complete][0] += booked
         sums[is_complete][1] += charged_micro
@@ -276,6 +308,8 @@ def judged(stage: Stage, runs: list[Billed]) -> dict[str, Any]:
         "lost": lost,
         "doubled": doubled,
         "runs": len(runs),
+        "held": held,
+        "held_usd": held_micro / 1_000_000,
         "cut_runs": cut,
         **{f"{name}_kills": count for name, count in stage.kills.items()},
     }

@@ -35,6 +35,8 @@ LIST = {
 SEARCH = Decimal("0.01")
 CHUNK = 16
 """Letters of a chunk that the stand-in has sent and nobody has read when somebody is killed, at most."""
+UNREAD = 32
+"""Tokens that are billed for what may have been sent and not read by a proxy that was killed."""
 
 
 def price(model: str, usage: dict[str, Any], output: int) -> Decimal:
@@ -73,11 +75,12 @@ class Charges:
         asked = [charge for charge in self.of('"text": "Hi"') if charge["model"] == model]
         return price(model, asked[0]["usage"], asked[0]["usage"]["output_tokens"]) if asked else Decimal(0)
 
-    def bounds(self, mark: str, model: str = OPUS) -> tuple[int, int]:
+    def bounds(self, mark: str, model: str = OPUS, *, struck: bool = False) -> tuple[int, int]:
         """The least and the most micro-USD that may be booked for all requests with that mark: the same where every
         answer was complete. Of one that was cut off the proxy may have read one chunk less, and counts a token for
-        three letters where the stand-in counts one for four. A run that ended before it asked anything else may have asked
-        about its model, or not."""
+        three letters where the stand-in counts one for four; one that was killed is billed for what it may not have read.
+        A run that ended before it asked anything else may have asked about its model, or not. `struck`: a proxy was
+        killed meanwhile, which may have read less of what was complete."""
         most, charges = self.asked_first(model), self.of(mark)
         least = most if charges else Decimal(0)
         for charge in charges:
@@ -86,6 +89,9 @@ class Charges:
                 low = high = usage["output_tokens"]
             else:
                 low, high = (max(1, -(-letters // 3)) for letters in (streamed - CHUNK, streamed))
+                high += UNREAD
+            if struck:
+                high = max(high, -(-streamed // 3) + UNREAD)
             least += price(model, usage, low)
             most += price(model, usage, high)
         return micro(least), micro(most)
@@ -114,6 +120,9 @@ class Billed:
     thread: threading.Thread
     model: str
     answer: list[httpx.Response] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+    """When its client had its answer, or left."""
 
 
 SLOT = ledger.Slot(concurrent=2, run_micro_usd=1_000_000, ttl_ms=120_000)
@@ -167,6 +176,7 @@ class Till:
                 )
             except httpx.HTTPError:
                 pass  # the invoker was killed
+            run.ended = time.monotonic()
 
         run.thread.start()
         self.runs.append(run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Protocol
 
@@ -13,6 +13,9 @@ from claude_invoker.metering.bill import Bill, Ending, Reservation, bill
 from claude_invoker.metering.purse import Purse
 from claude_invoker.metering.request import Asked
 from claude_invoker.metering.usage import Meter, Used
+
+UNREAD_TOKENS = 32
+"""What an API that streams puts out in the tenths of a second in which nobody reads."""
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -83,3 +86,13 @@ class Sent:
     @property
     def bill(self) -> Bill:
         return bill(self.reservation, self.meter, self.ending, self.status, stream=self.stream)
+
+    @property
+    def cut_off_usd(self) -> Decimal:
+        """What is billed where this process ends before it reads on: with what may lie unread before it."""
+        known = self.bill
+        if self.meter.is_counted:
+            return known.usd
+        price, used = self.reservation.price, known.used
+        output = max(used.output, min(used.output + UNREAD_TOKENS, self.reservation.bound.output))
+        return known.usd + price.cost(replace(used, output=output)) - price.cost(used)

@@ -315,7 +315,7 @@ class KeyProxy:
         sent.meter.feed(chunk)
         if sent.meter.seen:
             sent.heard.set()
-            grant.notes.note(grant.run, sent.number, sent.bill.usd)
+            grant.notes.note(grant.run, sent.number, sent.cut_off_usd)
         if sent.meter.again > sent.reservation.asked.again():
             raise _TooOften
 

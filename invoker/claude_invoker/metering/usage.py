@@ -202,6 +202,11 @@ class Meter:
         return self._beside
 
     @property
+    def is_counted(self) -> bool:
+        """Whether the API has said how much it has put out."""
+        return self._is_counted
+
+    @property
     def used(self) -> Used:
         if self._is_counted or not self.seen:
             return self._counted
