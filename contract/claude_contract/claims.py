@@ -203,13 +203,19 @@ class Repository:
 
     name: str
     ref: str | None = None  # None: the repository's own default
+    push: bool = False  # whether the token allows to push branches to it
 
-    def to_claims(self) -> dict[str, str]:
-        return {"name": self.name} | ({} if self.ref is None else {"ref": self.ref})
+    def to_claims(self) -> dict[str, Any]:
+        given: dict[str, Any] = {"name": self.name}
+        if self.ref is not None:
+            given["ref"] = self.ref
+        if self.push:
+            given["push"] = True
+        return given
 
     @classmethod
     def take(cls, claims: Members) -> Repository:
-        found = cls(claims.text("name"), claims.text("ref") if "ref" in claims else None)
+        found = cls(claims.text("name"), claims.text("ref") if "ref" in claims else None, claims.truth("push", False))
         claims.done()
         return found
 

@@ -29,6 +29,16 @@ class Caller:
     request_id: str | None = None
     kind: Kind | None = "run"
     """As what the gateway has counted the request; None: as nothing, it may be either."""
+    email: str | None = None
+
+    @property
+    def as_author(self) -> str:
+        """As commits name people. What could pose as another line, or as another address, is left out."""
+        plain = str.maketrans(dict.fromkeys("<>"))
+        name, address = (
+            "".join(filter(str.isprintable, text)).translate(plain) for text in (self.subject, self.email or "")
+        )
+        return f"{name} <{address}>"
 
     def may_see(self, subject: str) -> bool:
         """Whether what belongs to that subject is shown to this caller."""
@@ -55,4 +65,5 @@ def caller_in(attestation: Attestation) -> Caller:
         route=attestation.binding.route or None,
         request_id=attestation.binding.request_id or None,
         kind=attestation.kind,
+        email=identity.email,
     )

@@ -134,6 +134,18 @@ def _or_null(schema: dict[str, Any]) -> None:
     schema["oneOf"] = [{"required": [name], "properties": {name: {"type": kind}}} for name, kind in kinds.items()]
 
 
+class Wish(BaseModel):
+    """What is to become of what a run has changed of its repository."""
+
+    model_config = ConfigDict(extra="forbid")
+    push: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        description="A branch to push to; {run} in it stands for the run's id"
+    )
+    message: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = Field(
+        default=None, description="The first line of the commit's message"
+    )
+
+
 class InvokeRequest(BaseModel):
     """A prompt, or a conversation whose last message is the user's, and the wishes about how to run it.
 
@@ -170,6 +182,7 @@ class InvokeRequest(BaseModel):
     junit: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
         default=None, description="Where the check leaves its report, relative to the directory"
     )
+    result: Wish | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -245,6 +258,14 @@ class Check(BaseModel):
     junit: str | None = Field(default=None, description="Its report, where it has left one: a path among the artifacts")
 
 
+class Pushed(BaseModel):
+    """The branch that was asked for."""
+
+    branch: str
+    commit: str | None = Field(default=None, description="What it is at now; null: it was not pushed")
+    problem: str | None = Field(default=None, description="Why it was not")
+
+
 class PermissionDenial(BaseModel):
     tool: str
     input: dict[str, Any] = Field(default_factory=dict)
@@ -279,6 +300,7 @@ class RunResult(BaseModel):
         default=[], description="What it has done to the repository's files, the first 1,000; changes.patch has all"
     )
     check: Check | None = Field(default=None, description="The last of its checks; null: none was asked for")
+    pushed: Pushed | None = Field(default=None, description="null: no branch was asked for")
 
 
 State = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
@@ -301,3 +323,4 @@ class RunView(BaseModel):
     repository: RepositoryAt | None = None
     changes: list[Change] = []
     check: Check | None = None
+    pushed: Pushed | None = None

@@ -32,6 +32,14 @@ class Checking:
 
 
 @dataclass(frozen=True)
+class Pushing:
+    """A branch, in which `{run}` stands for the run's id, and the first line of the commit's message."""
+
+    branch: str
+    message: str | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """One run, decided: nothing that follows looks at the request again."""
 
@@ -56,6 +64,8 @@ class Plan:
     """(path, content) of what its caller has sent along."""
     check: Checking | None = None
     """What is run when the model is done."""
+    push: Pushing | None = None
+    """Where what it has changed goes besides."""
 
     @property
     def size(self) -> int:
@@ -74,10 +84,10 @@ def plan(
 ) -> Plan:
     """Decides a run. `repository`: what the gateway has attested that it works on, as it is known here.
 
-    Raises Problem 422 for a session on a repository and for files that cannot be; 403 for a model or tool that is not
-    allowed (for a check: a tool that runs commands), and for a tool that the run would have and that the boundary
-    around runs does not allow here, hosts that a tool could reach included. Numbers are lowered silently
-    to their bounds.
+    Raises Problem 422 for a session on a repository and for files or a branch that cannot be; 403 for a branch, model
+    or tool that is not allowed (for a check: a tool that runs commands), and for a tool that the run would have and
+    that the boundary around runs does not allow here, hosts that a tool could reach included. Numbers are lowered
+    silently to their bounds.
     """
     if repository is not None and request.session is not None:
         raise Problem(422, "invalid", "session: a run on a repository belongs to no session; leave one of the two out")
@@ -137,7 +147,18 @@ def plan(
         repository=repository,
         files=tuple(_files(request.files)),
         check=check,
+        push=_pushing(request, repository),
     )
+
+
+def _pushing(request: InvokeRequest, repository: Wanted | None) -> Pushing | None:
+    """Raises Problem 403, 422."""
+    if request.result is None:
+        return None
+    if repository is None:
+        raise Problem(422, "invalid", "result.push: the run works on no repository; name one (X-Repo)")
+    repository.refuse_branch(request.result.push.replace("{run}", "run"))
+    return Pushing(request.result.push, request.result.message)
 
 
 def _checking(request: InvokeRequest, allowed: Sequence[str], boundary: Boundary) -> Checking | None:

@@ -40,12 +40,12 @@ def stack(served: GitServer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     text = (ROOT / "kong.yml").read_text()
     rules = "      rules: [{claim: roles, any_of: ["
     assert text.count(rules) == 1
-    (home / "kong.yml").write_text(text.replace(rules, "      repo_claim: repos\n" + rules))
+    (home / "kong.yml").write_text(text.replace(rules, "      repo_claim: repos\n      push_claim: pushes\n" + rules))
     (home / "token").write_text(PASSWORD)
     (home / "token").chmod(0o400)
     (home / "repositories.yml").write_text(
         f'"**":\n  url: "{served.url}/{{repository}}.git"\n  token_file: {home}/token\n  refs: [main, "feature/*"]\n'
-        "  refresh_s: 0\n"
+        "  refresh_s: 0\n  push: {branches: claude/*, author: Claude <claude@example.com>}\n"
     )
     known = {"INVOKER_REPOSITORIES": str(home / "repositories.yml")}
     with standing(home, config=home / "kong.yml", **known) as found:
@@ -77,6 +77,58 @@ def test_from_a_token_to_a_patch_that_applies(stack: Gateway, served: GitServer,
             git(clone, "apply", stdin=client.get(patch).content)
             assert (clone / "a.txt").read_text() == "one\nzwei\n" and (clone / "b.txt").read_text() == "new\n"
             shutil.rmtree(clone)
+
+
+# Says to the stand-in what it is to do about it.
+TESTS = """grep -q drei a.txt && exit 0
+echo 'a.txt has no drei: [[tool Bash {"command": "echo drei >> a.txt"}]]'
+exit 1
+"""
+
+
+def test_a_job_edits_is_tested_and_leaves_a_branch(stack: Gateway, served: GitServer, tmp_path: Path) -> None:
+    """From a token to a branch at the server, by way of tests that fail at first."""
+    served.create("org/tested")
+    commit = served.commit("org/tested", {"a.txt": "one\ntwo\n", "tests.sh": TESTS})
+    asked = {
+        "prompt": """[[tool Bash {"command": "sed -i s/two/zwei/ a.txt"}]]""",
+        "tools": ["Bash"],
+        "check": "sh tests.sh",
+        "max_repairs": 2,
+        "result": {"push": "claude/{run}", "message": "Count in German"},
+    }
+    headers = {"X-Repo": "org/tested", "X-Branch": "main"}
+    with stack.client("ada", *CALLER) as client:
+        refused = client.post("/claude/jobs", json=asked, headers=headers)
+        assert refused.status_code == 403 and "push_claim" in refused.text, "what may be worked on may not be pushed to"
+    with stack.client("ada", *CALLER, "--claim", 'pushes=["org/tested"]', "--claim", "email=ada@example.com") as client:
+        job = client.post("/claude/jobs", json=asked, headers=headers)
+        assert job.status_code == 202, job.text
+        while (seen := client.get(job.headers["location"]).json())["state"] not in ("done", "failed"):
+            time.sleep(0.1)
+        assert seen["state"] == "done", seen
+        answer = seen["result"]
+        assert answer["repository"]["commit"] == commit
+        assert answer["check"]["passed"] and answer["check"]["repairs"] == 1
+        events = client.get(job.headers["location"] + "/events").text
+        told = [line[7:] for line in events.splitlines() if line in ("event: check", "event: repair", "event: pushed")]
+        assert told == ["check", "check", "repair", "check", "check", "pushed"]
+        (patch,) = [file["href"] for file in answer["artifacts"] if file["path"] == "changes.patch"]
+        branch, pushed = answer["pushed"]["branch"], answer["pushed"]["commit"]
+        assert branch == f"claude/{answer['id']}"
+        git(tmp_path, "clone", "-q", str(served.root / "org/tested.git"), "clone")
+        clone = tmp_path / "clone"
+        git(clone, "checkout", "-q", commit)
+        git(clone, "apply", "--index", stdin=client.get(patch).content)
+        assert (clone / "a.txt").read_text() == "one\nzwei\ndrei\n"
+        assert git(clone, "write-tree") == git(clone, "rev-parse", f"origin/{branch}^{{tree}}")
+        assert git(clone, "rev-parse", f"origin/{branch}", f"origin/{branch}^").split() == [pushed, commit]
+        said = git(clone, "log", "-1", "--format=%an: %B", pushed)
+        assert said == f"Claude: Count in German\n\nRun: {answer['id']}\nCo-authored-by: ada <ada@example.com>"
+        again = client.post("/claude/jobs", json=asked | {"result": {"push": branch}}, headers=headers)
+        while (seen := client.get(again.headers["location"]).json())["state"] not in ("done", "failed"):
+            time.sleep(0.1)
+        assert seen["state"] == "failed" and seen["error"]["status"] == 409, seen
 
 
 @pytest.mark.parametrize(

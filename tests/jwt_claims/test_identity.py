@@ -11,6 +11,7 @@ from claude_contract.attestation import HEADER, signer_from_config
 from claude_contract.errors import ConfigError
 from kong_claude.jwt_claims.caller import ClaimNames
 from kong_claude.jwt_claims.issuers import issuers_from_config
+from kong_claude.jwt_claims.plugin import JwtClaims
 from kong_claude.jwt_claims.schema import JwtClaimsConfig
 from kong_claude.jwt_claims.token import InvalidToken
 from kong_claude.schema import read
@@ -18,6 +19,7 @@ from tests.jwt_claims.conftest import Send
 from tests.jwt_claims.support import ATTESTATION, ISSUER, bearer, config, issuer, token
 from tests.support.attest import claims_in
 from tests.support.kong_driver import Event
+from tests.support.stages import stage_of
 
 ALICE = {"id": "b32379d9-3d28-5683-a79c-72139be6e34f", "username": "alice", "custom_id": "alice-custom", "tags": []}
 GUEST = {"id": "11111111-2222-4333-8444-555555555555", "username": "guest"}
@@ -362,3 +364,37 @@ def test_a_name_that_does_not_fit_is_refused_by_itself(send: Send, headers: dict
     settings = config(repo_claim="repos")
     event, _ = send(settings, bearer(token(repos=["acme/*"]), **headers))
     assert event.ended.status == 400 and "128 characters at most" in event.ended.body["message"]
+
+
+@pytest.mark.parametrize(
+    ("push_claim", "pushes", "may"),
+    [
+        ("pushes", ["acme/*"], True),
+        ("pushes", "acme/app", True),
+        ("pushes", ["acme/other", "acme"], False),
+        ("pushes", [], False),
+        ("pushes", None, False),
+        ("pushes", [True, {"acme/app": 1}], False),
+        (None, ["acme/*"], False),
+    ],
+)
+def test_who_may_push_is_said_by_a_claim_of_its_own(send: Send, push_claim: str | None, pushes: Any, may: bool) -> None:
+    """To work on a repository does not allow to push to it."""
+    settings = config(repo_claim="repos", **({} if push_claim is None else {"push_claim": push_claim}))
+    claims = {"repos": ["acme/*"]} | ({} if pushes is None else {"pushes": pushes})
+    event, _ = send(settings, bearer(token(**claims), **{"x-repo": "acme/app"}))
+    assert event.exit is None
+    assert attested(event)["repo"] == {"name": "acme/app"} | ({"push": True} if may else {})
+
+
+def test_what_may_be_pushed_to_may_still_not_be_worked_on(send: Send) -> None:
+    event, _ = send(
+        config(repo_claim="repos", push_claim="pushes"),
+        bearer(token(repos=[], pushes=["acme/*"]), **{"x-repo": "acme/app"}),
+    )
+    assert event.ended.status == 403
+
+
+def test_a_claim_for_pushing_needs_one_for_repositories() -> None:
+    with pytest.raises(ConfigError, match="allows nothing without repo_claim"):
+        stage_of(JwtClaims, config(push_claim="pushes"))

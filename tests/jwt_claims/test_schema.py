@@ -93,6 +93,7 @@ FULL = {
     "email_domains": ["example.com", "x.example.co.uk"],
     "repo_claim": "repos",
     "repo_capture": "repo",
+    "push_claim": "pushes",
     "ref_header": "x-ref",
     "consumer_claim": "sub",
     "anonymous": "guest",

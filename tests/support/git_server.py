@@ -66,6 +66,7 @@ class GitServer:
         path = self.root / f"{name}.git"
         path.mkdir(parents=True)
         git(path, "init", "--quiet", "--bare", "--initial-branch=main")
+        git(path, "config", "http.receivepack", "true")
         return path
 
     def commit(

@@ -24,6 +24,7 @@ def ended(run: Run) -> Entry:
         "end": "succeeded" if run.problem is None else run.problem.kind,
         "egress": run.egress,
         "commit": None if run.checkout is None else run.checkout.commit,
+        "pushed": None if run.pushed is None or run.pushed.commit is None else run.pushed.branch,
     }
     return Entry("run.end", run.subject, run.subject, details)
 

@@ -289,6 +289,7 @@ class Engine:
         run.tier = caller.tier or ""
         run.isolation = self.boundary.label
         run.is_job = job_id is not None
+        run.co_author = caller.as_author
         if self.ledger is not None:
             run.lease, run.slot = caller.lease, caller.slot
             self.ledger.note(caller)
@@ -403,7 +404,8 @@ class Engine:
     async def _in_place(self, run: Run, wait_s: float | None) -> None:
         if run.plan.repository is not None:
             assert self.workspaces is not None
-            run.checkout = await self.workspaces.ready(run.plan.repository)  # which may take long: nobody waits for it
+            # Which may take long: nobody waits for it.
+            run.checkout = await self.workspaces.ready(run.plan.repository, run.branch)
         try:
             async with asyncio.timeout(wait_s):
                 await self._places.acquire()

@@ -21,7 +21,7 @@ from claude_invoker.cli.pool import Launcher, Pool, Ready, unbroken
 from claude_invoker.cli.process import CliError, CliProcess, Disobeyed
 from claude_invoker.cli.rounds import aside, go_on
 from claude_invoker.metering.control import Metering, NoProxy, Terms
-from claude_invoker.model import Artifact, Check, LeftOut, RunResult
+from claude_invoker.model import Artifact, Check, LeftOut, Pushed, RunResult
 from claude_invoker.plan import Checking, Plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
@@ -34,6 +34,7 @@ from claude_invoker.settings import Settings
 from claude_invoker.workspace import files
 from claude_invoker.workspace.checkout import instructions
 from claude_invoker.workspace.difference import PATCH, NoDifference, difference
+from claude_invoker.workspace.push import NotPushed
 from claude_invoker.workspace.workspaces import Workspaces
 
 _log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Executor:
         if session is not None and not session.tree.root.exists():
             run.session = None  # what it has left there was too much to keep
         result = said[-1]
+        run.pushed = await self._push(run)
         run.result = RunResult(
             id=run.id,
             result="" if outcome.is_cut_off(result, run.account) else result.result or "",
@@ -113,6 +115,7 @@ class Executor:
             repository=run.repository,
             changes=run.changes,
             check=run.check,
+            pushed=run.pushed,
         )
 
     async def _put(self, run: Run, process: CliProcess) -> None:
@@ -313,7 +316,29 @@ class Executor:
         run.changes = found.changes
         if found.without is not None:
             run.left_out = [LeftOut(path=PATCH, reason=found.without)]
+        run.patch = None if found.patch is None else run.files / found.patch.path
         return found.patch
+
+    async def _push(self, run: Run) -> Pushed | None:
+        """Leaves what the run has changed at the repository's server, where that was asked for. That it cannot be is a
+        part of the answer."""
+        plan, branch = run.plan, run.branch
+        if branch is None or plan.push is None or plan.repository is None or run.checkout is None:
+            return None
+        assert self._workspaces is not None
+        pushed = Pushed(branch=branch)
+        if run.check is not None and not run.check.passed:
+            pushed.problem = "its check has failed"
+        elif run.patch is None:
+            pushed.problem = "it cannot be told what has changed" if run.left_out else "nothing has changed"
+        else:
+            message = f"{plan.push.message or f'Work of {run.id}'}\n\nRun: {run.id}\nCo-authored-by: {run.co_author}\n"
+            try:
+                pushed.commit = await self._workspaces.push(plan.repository, run.checkout, branch, run.patch, message)
+            except NotPushed as error:
+                pushed.problem = str(error)
+        run.events.append("pushed", pushed.model_dump(mode="json"))
+        return pushed
 
 
 def _shape(run: Run, session: Literal["begun", "new"] | None) -> Shape:

@@ -13,7 +13,7 @@ from claude_contract.ledger import Slot
 from claude_invoker.cli.tree import Checkout
 from claude_invoker.egress.wire import Moved, Visit
 from claude_invoker.metering.figures import Figures
-from claude_invoker.model import Artifact, Change, Check, LeftOut, RepositoryAt, RunResult, RunView, State
+from claude_invoker.model import Artifact, Change, Check, LeftOut, Pushed, RepositoryAt, RunResult, RunView, State
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs.events import EventLog
@@ -68,6 +68,11 @@ class Run:
     changes: list[Change] = field(default_factory=list)
     check: Check | None = None
     """The last that has ended."""
+    patch: Path | None = None
+    """Of all that it has changed, by a git of ours; None: nothing, or it cannot be told."""
+    co_author: str = ""
+    """Its caller, as commits name people."""
+    pushed: Pushed | None = None
     result: RunResult | None = None
     problem: Problem | None = None
     events: EventLog = field(default_factory=EventLog)
@@ -86,6 +91,11 @@ class Run:
     @property
     def is_over(self) -> bool:
         return self.done.is_set()
+
+    @property
+    def branch(self) -> str | None:
+        """What is to be pushed."""
+        return None if self.plan.push is None else self.plan.push.branch.replace("{run}", self.id)
 
     @property
     def leased(self) -> bool:
@@ -145,4 +155,5 @@ class Run:
             repository=self.repository,
             changes=self.changes,
             check=self.check,
+            pushed=self.pushed,
         )

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from claude_invoker.cli import walk
 from claude_invoker.cli.pool import Launcher
@@ -123,15 +124,7 @@ class Stores:
         deep = [f"--depth={wanted.source.depth}"] if wanted.source.depth else []
         options = ("--quiet", "--no-tags", "--no-write-fetch-head", *deep)
         await do("fetch", *options, "--", f"file://{mirror.path}", commit)
-        try:
-            listing = await do("ls-tree", "-r", "-t", "-l", "-z", "--full-tree", commit)
-            links = await asyncio.to_thread(content.check, listing, self._bounds)
-            asked = "".join(f"{link.blob}\n" for link in links).encode()
-            said = await do("cat-file", "--batch", stdin=asked) if links else b""
-        except GitFailed as error:
-            raise Unacceptable(f"it cannot be listed: {error}") from error
-        targets = dict(zip((link.path for link in links), _blobs(said), strict=True))
-        await asyncio.to_thread(content.check_links, targets)
+        listing = await checked(do, commit, self._bounds)
         if wanted.source.instructions and b"\tCLAUDE.md\0" in listing:
             with contextlib.suppress(GitFailed):  # a directory, or larger than what is shown
                 return await do("cat-file", "blob", f"{commit}:CLAUDE.md", output=_INSTRUCTIONS)
@@ -162,6 +155,27 @@ class Stores:
     def _disk_is_full(self) -> bool:
         space = shutil.disk_usage(self._directory)
         return space.free < space.total * _FREE
+
+
+class Git(Protocol):
+    """git on some directory. Raises GitFailed, OSError."""
+
+    async def __call__(self, *arguments: str, stdin: bytes = b"", output: int = ...) -> bytes: ...
+
+
+async def checked(do: Git, tree: str, bounds: content.Bounds) -> bytes:
+    """What a commit or tree holds, as `git ls-tree` lists it. Raises Unacceptable where that may not be written to a
+    disk, GitFailed, OSError."""
+    try:
+        listing = await do("ls-tree", "-r", "-t", "-l", "-z", "--full-tree", tree)
+        links = await asyncio.to_thread(content.check, listing, bounds)
+        asked = "".join(f"{link.blob}\n" for link in links).encode()
+        said = await do("cat-file", "--batch", stdin=asked) if links else b""
+    except GitFailed as error:
+        raise Unacceptable(f"it cannot be listed: {error}") from error
+    targets = dict(zip((link.path for link in links), _blobs(said), strict=True))
+    await asyncio.to_thread(content.check_links, targets)
+    return listing
 
 
 def cannot_be_ready(name: str) -> Problem:

@@ -196,6 +196,14 @@ class Mirror:
             raise refused(wanted, wanted.ref)
         return ("", wanted.ref) if names else None
 
+    async def has_branch(self, name: str) -> bool:
+        """Whether it was at the server when that was last asked. Raises GitFailed, OSError."""
+        return bool(await self.git("for-each-ref", "--format=x", f"refs/heads/{name}"))
+
+    async def default_branch(self) -> str:
+        """The server's; empty where it has none. Raises GitFailed, OSError."""
+        return (await self.git("symbolic-ref", "--quiet", "HEAD")).decode().strip().removeprefix("refs/heads/")
+
     async def git(self, *arguments: str, stdin: bytes = b"", seconds: float = 60.0) -> bytes:
         """git on what is here. Raises GitFailed, OSError."""
         env = git.environment(GIT_DIR=str(self.path))

@@ -22,7 +22,23 @@ _NAME = re.compile(
 _REF = re.compile(r"(?![-/.])(?!.*(?:\.\.|//|@\{|/\.|\.lock(?:/|$)|[./]$))[!-~]{1,200}")
 _NOT_IN_REFS = frozenset('~^:?*[\\"')
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_AUTHOR = re.compile(r"[^<>\s][^<>\x00-\x1f]* <[^<>\s@]+@[^<>\s@]+>")
 _PLACE = "{repository}"
+
+
+class Push(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which branches runs may leave at the server, and as whom."""
+
+    branches: str
+    """A glob, as in `refs`. The server's default branch is none of them, whatever this says."""
+    author: str
+    """Of the commits: `Name <name@host>`."""
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Name and address."""
+        name, _, address = self.author.partition(" <")
+        return name, address.rstrip(">")
 
 
 class Source(Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,6 +63,8 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     """How long one fetch may take."""
     max_bytes: Annotated[int, Meta(ge=1 << 20)] = 2 << 30
     """What one fetch may bring."""
+    push: Push | None = None
+    """None: nothing is pushed."""
 
     def problem(self) -> tuple[str, str] | None:
         """The field that is wrong, and why; None where all is well."""
@@ -61,6 +79,10 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
             return "url", "may have {repository} in its path only: else a caller would name the server"
         if "\n" in self.username or not self.username:
             return "username", "must be one line of text"
+        if self.push is not None and not _AUTHOR.fullmatch(self.push.author):
+            return "push", "author must be a name and an address, such as Claude <claude@example.com>"
+        if self.push is not None and not self.push.branches:
+            return "push", "branches must be a pattern, such as claude/*"
         return None
 
     @property
@@ -76,6 +98,8 @@ class Wanted(Struct, frozen=True):
     name: str
     ref: str | None
     source: Source
+    may_push: bool = False
+    """Whether the caller's token allows that."""
 
     @property
     def url(self) -> str:
@@ -84,6 +108,17 @@ class Wanted(Struct, frozen=True):
     def allows(self, ref: str) -> bool:
         """Whether a branch or tag may be worked on."""
         return any(_glob(pattern).fullmatch(ref) for pattern in self.source.refs)
+
+    def refuse_branch(self, branch: str) -> None:
+        """Raises Problem 422 for what is no name of a branch, 403 for one that may not be pushed."""
+        push = self.source.push
+        if push is None or not self.may_push:
+            who = "a run (push in INVOKER_REPOSITORIES)" if push is None else "your token (push_claim at the gateway)"
+            raise Problem(403, "forbidden", f"result.push: {who} may push nothing to {self.name}")
+        if not is_ref(branch) or branch == "HEAD" or branch.startswith("refs/") or _COMMIT.fullmatch(branch):
+            raise Problem(422, "invalid", f"result.push: {branch[:200]!r} is no name of a branch")
+        if not _glob(push.branches).fullmatch(branch):
+            raise Problem(403, "forbidden", f"result.push: {branch} may not be pushed; allowed: {push.branches}")
 
     @property
     def is_commit(self) -> bool:
@@ -106,14 +141,19 @@ class Repositories:
             raise Problem(
                 404, "no-repository", f"no repository {asked.name:.200} is known here (INVOKER_REPOSITORIES lists them)"
             )
-        wanted = Wanted(asked.name, asked.ref, source)
+        wanted = Wanted(asked.name, asked.ref, source, asked.push)
         if asked.ref is None or wanted.is_commit:
             return wanted
-        if not _REF.fullmatch(asked.ref) or _NOT_IN_REFS.intersection(asked.ref):
+        if not is_ref(asked.ref):
             raise Problem(422, "invalid", f"{asked.ref[:200]!r} is no name of a branch or tag, and no full commit id")
         if not wanted.allows(asked.ref):
             raise refused(wanted, asked.ref)
         return wanted
+
+
+def is_ref(name: str) -> bool:
+    """Whether a branch or tag can be called so (git-check-ref-format(1)), in ASCII and 200 characters."""
+    return _REF.fullmatch(name) is not None and not _NOT_IN_REFS.intersection(name)
 
 
 def refused(wanted: Wanted, ref: str) -> Problem:

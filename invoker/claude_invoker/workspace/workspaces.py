@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import secrets
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -18,7 +19,7 @@ from claude_invoker.cli.pool import CannotFurnish, Launcher
 from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
-from claude_invoker.workspace import content, git
+from claude_invoker.workspace import content, git, push
 from claude_invoker.workspace.checkout import Confined, Stores
 from claude_invoker.workspace.git import Bounds, GitFailed
 from claude_invoker.workspace.mirror import Mirror
@@ -30,6 +31,8 @@ _STORE_S = 3600.0
 _MIRROR_S = 14 * 86_400.0
 """And a mirror after its last fetch."""
 _CHECKOUT_S = 60.0
+_PUSHES = 2
+"""At once: each copies a store."""
 
 
 class Workspaces:
@@ -45,8 +48,9 @@ class Workspaces:
         self._directory = directory
         self._stores_in = self._directory / "stores"
         self._uid = uid
-        bounds = content.Bounds(settings.tree_entries_limit, settings.tree_limit, settings.file_size_limit)
-        self._stores = Stores(self._stores_in, uid, bounds)
+        self._bounds = content.Bounds(settings.tree_entries_limit, settings.tree_limit, settings.file_size_limit)
+        self._stores = Stores(self._stores_in, uid, self._bounds)
+        self._pushes = asyncio.Semaphore(_PUSHES)
         self.confined = Confined(launcher, Bounds(_CHECKOUT_S, settings.file_size_limit))
         self._mirrors: dict[str, Mirror] = {}
         self._asked = 0
@@ -85,14 +89,31 @@ class Workspaces:
     def _at(self, name: str) -> Mirror:
         return Mirror(self._directory / f"{name}.git", self._uid)
 
-    async def ready(self, wanted: Wanted) -> Checkout:
-        """The commit that a run works on, with all of it here. Raises Problem 403, 404, 422, 503."""
+    async def ready(self, wanted: Wanted, new: str | None = None) -> Checkout:
+        """The commit that a run works on, with all of it here. `new`: a branch that is to be pushed.
+
+        Raises Problem 403, 404, 409, 422, 503.
+        """
+        if new is not None:
+            wanted.refuse_branch(new)
         mirror = self._mirror(wanted.url)
         name, commit = await mirror.find(wanted)
+        if new is not None:
+            await push.refuse_taken(mirror, wanted, new)
         store = await self._stores.of(mirror, wanted, commit)
         branch = name.removeprefix("refs/heads/") if name.startswith("refs/heads/") else ""
         ref = wanted.ref if wanted.ref is not None else branch
         return Checkout(wanted.name, ref, commit, branch, store)
+
+    async def push(self, wanted: Wanted, checkout: Checkout, branch: str, patch: Path, message: str) -> str:
+        """Leaves `patch`, of what a run has changed of the checkout, as a new branch at the server. The commit's id.
+        Raises NotPushed."""
+        room = self._stores_in / f".pushing-{secrets.token_hex(8)}"  # swept as a store is, where we die meanwhile
+        try:
+            async with self._pushes:
+                return await push.push(wanted, checkout, branch, patch, message, room, self._uid, self._bounds)
+        finally:
+            await asyncio.to_thread(walk.delete, room)
 
     async def check_out(self, tree: Tree, uid: int | None, checkout: Checkout) -> None:
         """Fills a new tree. Raises CannotFurnish."""

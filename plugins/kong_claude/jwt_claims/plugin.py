@@ -78,6 +78,11 @@ class JwtClaims(Stage[JwtClaimsConfig]):
         self._rules = rules_from_config(config.rules)
         self._domains = frozenset(domain.lower() for domain in config.email_domains)
         self._repo_claim = config.repo_claim
+        self._push_claim = config.push_claim
+        if self._push_claim and not self._repo_claim:
+            raise ConfigError(
+                "push_claim", "allows nothing without repo_claim: only a verified repository is pushed to"
+            )
         self._repo_header = config.repo_header.lower()
         self._repo_capture = config.repo_capture
         self._ref_header = config.ref_header.lower()
@@ -232,7 +237,8 @@ class JwtClaims(Stage[JwtClaimsConfig]):
         refs = set(request.sent(self._ref_header))
         if not self._signed or len(set(named)) != 1 or len(refs) > 1:
             return None  # nothing that could be told to anybody, or not which
-        found = Repository(named[0], next(iter(refs), None) or None)
+        pushable = values(caller.claims, self._push_claim) if self._push_claim else ()
+        found = Repository(named[0], next(iter(refs), None) or None, repository_allowed(named[0], pushable))
         for what, header, value in (
             ("repository", self._repo_header, found.name),
             ("branch", self._ref_header, found.ref or ""),

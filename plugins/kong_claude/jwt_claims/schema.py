@@ -127,6 +127,9 @@ class JwtClaimsConfig:
     ref_header: str = string(
         "The header that names the branch, tag or commit of that repository.", default="x-branch", match=HEADER_TOKEN
     )
+    push_claim: str | None = string(
+        "The claim with globs of the repositories the caller may push branches to; without it nobody may."
+    )
     consumer_claim: str | None = string("The claim that holds the username or the id of a Kong consumer.")
     anonymous: str | None = string("Username or id of the consumer that callers without a valid token become.")
     run_on_preflight: bool = boolean("Whether OPTIONS requests need a token too.", default=True)
