@@ -128,22 +128,29 @@ class InputFile(BaseModel):
 def _or_null(schema: dict[str, Any]) -> None:
     """Says of fields that have no null here that a caller may write it for what is not set; and that one of prompt and
     messages has to be."""
-    for name in ("prompt", "messages", "files"):
+    for name in ("prompt", "messages", "files", "max_repairs"):
         schema["properties"][name] = {"anyOf": [schema["properties"][name], {"type": "null"}]}
     kinds = {"prompt": "string", "messages": "array"}
     schema["oneOf"] = [{"required": [name], "properties": {name: {"type": kind}}} for name, kind in kinds.items()]
 
 
 class Wish(BaseModel):
-    """What is to become of what a run has changed of its repository."""
+    """What is to become of what a run has done."""
 
     model_config = ConfigDict(extra="forbid")
-    push: Annotated[str, Field(min_length=1, max_length=200)] = Field(
-        description="A branch to push to; {run} in it stands for the run's id"
+    push: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        default=None, description="A branch to push to; {run} in it stands for the run's id"
     )
     message: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = Field(
         default=None, description="The first line of the commit's message"
     )
+    archive: bool = Field(default=False, description="Whether the whole directory is among the artifacts, tree.tar.gz")
+
+    @model_validator(mode="after")
+    def _something(self) -> Wish:
+        if self.push is None and (self.message is not None or not self.archive):
+            raise ValueError("push or archive is needed, and a message is that of a push")
+        return self
 
 
 class InvokeRequest(BaseModel):
@@ -172,6 +179,9 @@ class InvokeRequest(BaseModel):
     timeout_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
     files: Annotated[list[InputFile], Field(max_length=1000)] = Field(
         default=[], description="Files to work on; in the place of the repository's or session's where it has them"
+    )
+    archive: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="A .zip or .tar.gz in base64, which is unpacked before files are put there"
     )
     check: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
         default=None, description="A command of Bash that is run in the directory when the model is done"

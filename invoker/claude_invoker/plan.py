@@ -62,21 +62,25 @@ class Plan:
     """What it works on; None: it begins in an empty directory."""
     files: tuple[tuple[str, bytes], ...] = ()
     """(path, content) of what its caller has sent along."""
+    archive: bytes | None = None
+    """The same, to be unpacked."""
     check: Checking | None = None
     """What is run when the model is done."""
     push: Pushing | None = None
     """Where what it has changed goes besides."""
+    packs: bool = False
+    """Whether all that it leaves is an artifact."""
 
     @property
     def size(self) -> int:
         """Bytes that its input takes in memory."""
         texts = [block["text"] if block["type"] == "text" else block["source"]["data"] for block in self.content]
-        contents = [content for _, content in self.files]
+        contents = [content for _, content in self.files] + ([] if self.archive is None else [self.archive])
         return sum(map(sys.getsizeof, (*texts, *contents, self.system or "", json.dumps(self.output_schema))))
 
     def without_input(self) -> Plan:
         """What is still asked for when the run is over."""
-        return replace(self, content=(), system=None, output_schema=None, files=())
+        return replace(self, content=(), system=None, output_schema=None, files=(), archive=None)
 
 
 def plan(
@@ -148,12 +152,24 @@ def plan(
         files=tuple(_files(request.files)),
         check=check,
         push=_pushing(request, repository),
+        archive=_archive(request),
+        packs=request.result is not None and request.result.archive,
     )
+
+
+def _archive(request: InvokeRequest) -> bytes | None:
+    """Raises Problem 422."""
+    if request.archive is None:
+        return None
+    try:
+        return _decoded(request.archive)
+    except ValueError as error:
+        raise Problem(422, "invalid", "archive is not base64") from error
 
 
 def _pushing(request: InvokeRequest, repository: Wanted | None) -> Pushing | None:
     """Raises Problem 403, 422."""
-    if request.result is None:
+    if request.result is None or request.result.push is None:
         return None
     if repository is None:
         raise Problem(422, "invalid", "result.push: the run works on no repository; name one (X-Repo)")

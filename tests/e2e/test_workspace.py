@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,3 +161,13 @@ def test_who_names_no_repository_has_an_empty_directory(stack: Gateway) -> None:
         answer = client.post("/claude/invoke", json={"prompt": '[[tool Bash {"command": "ls -A"}]]', "tools": ["Bash"]})
     assert answer.status_code == 200
     assert answer.json().get("repository") is None
+
+
+def test_the_shown_command_sends_an_archive(stack: Gateway, tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a").write_text("x")
+    (tmp_path / "Makefile").write_text("all:\n")
+    (shown,) = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/workspace.md").read_text(), re.DOTALL)
+    environment = os.environ | {"GATEWAY": stack.url, "TOKEN": stack.token("ada", *CALLER)}
+    done = subprocess.run(["bash", "-c", shown], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "Which files are there?" in json.loads(done.stdout)["result"], done

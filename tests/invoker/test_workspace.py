@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from claude_contract.claims import body_hash
 from tests.invoker.conftest import Invoker, StandInProcess, tool, wait_for
 from tests.support.attest import signed
 from tests.support.git_server import GitServer, git, serving
+from tests.workspace.test_archive import tarred
 
 SECRET = "s" * 32
 SIGNER = Signer("1", SECRET.encode(), {})
@@ -201,3 +204,24 @@ def test_files_that_are_sent_are_there_when_the_run_begins(desk: Desk) -> None:
     assert "from the caller" in said and "3 new/b" in said
     assert [change["path"] for change in answer.json()["changes"]] == ["a", "made", "new/b"]
     assert {artifact["path"] for artifact in answer.json()["artifacts"]} == {"changes.patch", "made"}
+
+
+def test_an_archive_goes_in_and_the_whole_directory_comes_out(desk: Desk) -> None:
+    desk.server.create("org/packed")
+    desk.server.commit("org/packed", {"a": "from the repository\n", ".gitignore": "built\n"})
+    members = ("a", b"from the archive\n"), ("bin/run", b"#!/bin/sh\necho ran > built\n")
+    sent = base64.b64encode(tarred(*members, mode=0o755)).decode()
+    asked = {"prompt": tool("Bash", command="sh bin/run; cat a"), "tools": ["Bash"], "archive": sent}
+    answer = desk.post("org/packed", "main", asked | {"result": {"archive": True}})
+    assert "from the archive" in desk.said(answer)
+    assert [change["path"] for change in answer.json()["changes"]] == ["a", "bin/run"]
+    artifacts = [artifact["path"] for artifact in answer.json()["artifacts"]]
+    assert artifacts == ["changes.patch", "tree.tar.gz", "built"]
+    packed = desk.get(f"/runs/{answer.json()['id']}/artifacts/tree.tar.gz")
+    assert packed.headers["Content-Type"] == "application/gzip"
+    with tarfile.open(fileobj=io.BytesIO(packed.content)) as opened:
+        assert {name for name in opened.getnames() if "/" not in name} == {".gitignore", "a", "bin", "built"}
+    hostile = base64.b64encode(tarred(("../x", b"x"))).decode()
+    for no_archive, said in ((hostile, "must be relative"), ("%", "not base64"), ("", "archive"), ("eA==", "neither")):
+        refused = desk.post("org/packed", "main", asked | {"archive": no_archive})
+        assert refused.status_code == 422 and said in refused.text and "archive" in refused.text, refused.text

@@ -242,6 +242,14 @@ def test_a_message_is_one_line(message: str) -> None:
         InvokeRequest.model_validate({"prompt": "x", "result": {"push": "a", "message": message}})
 
 
+@pytest.mark.parametrize(
+    "wish", [{}, {"archive": False}, {"archive": True, "message": "x"}, {"push": None}, {"pull": "x"}]
+)
+def test_a_wish_that_says_nothing_is_refused(wish: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="result"):
+        InvokeRequest.model_validate({"prompt": "x", "result": wish})
+
+
 def test_nobody_poses_as_another_author() -> None:
     assert Caller("ada", email="ada@example.com").as_author == "ada <ada@example.com>"
     posing = Caller("ada <x>\nCo-authored-by: eve", email="a@b>\n\nx <").as_author

@@ -99,7 +99,7 @@ def collect(
     total = 0
     for path, size in sorted(new, key=lambda file: (file[0] != first, file)):
         if path in taken or any(path.startswith(f"{name}/") for name in taken):
-            left_out.add(path, "another file of the answer has that name; the patch has this one")
+            left_out.add(path, "another file of the answer has that name")
         elif len(chosen) >= bounds.max_count:
             left_out.add(path, f"there are more than {bounds.max_count} files (INVOKER_ARTIFACT_MAX_COUNT)")
         elif total + size > bounds.max_bytes:

@@ -20,6 +20,7 @@ from claude_invoker.cli.messages import Result, Started
 from claude_invoker.cli.pool import Launcher, Pool, Ready, unbroken
 from claude_invoker.cli.process import CliError, CliProcess, Disobeyed
 from claude_invoker.cli.rounds import aside, go_on
+from claude_invoker.cli.walk import TooMuch
 from claude_invoker.metering.control import Metering, NoProxy, Terms
 from claude_invoker.model import Artifact, Check, LeftOut, Pushed, RunResult
 from claude_invoker.plan import Checking, Plan
@@ -31,7 +32,7 @@ from claude_invoker.runs.sessions import Session
 from claude_invoker.runs.translate import Translator
 from claude_invoker.runs.watch import Watch
 from claude_invoker.settings import Settings
-from claude_invoker.workspace import files
+from claude_invoker.workspace import archive, files
 from claude_invoker.workspace.checkout import instructions
 from claude_invoker.workspace.difference import PATCH, NoDifference, difference
 from claude_invoker.workspace.push import NotPushed
@@ -76,7 +77,7 @@ class Executor:
         run.work = process.tree.work
         try:
             before = ready.before
-            if run.plan.files:
+            if run.plan.files or run.plan.archive is not None:
                 await self._put(run, process)
                 before = None
             if before is None:
@@ -120,10 +121,14 @@ class Executor:
 
     async def _put(self, run: Run, process: CliProcess) -> None:
         """Gives the run what its caller has sent along. Raises Problem 422, 503."""
+        plan, work, what = run.plan, process.tree.work, "archive"
         try:
-            await asyncio.to_thread(files.put, process.tree.work, run.plan.files, process.uid)
+            if plan.archive is not None:
+                await asyncio.to_thread(archive.unpack, work, plan.archive, process.uid, archive.Bounds())
+            what = "files"
+            await asyncio.to_thread(files.put, work, plan.files, process.uid)
         except files.NoPlace as error:
-            raise Problem(422, "invalid", f"files: {error}") from error
+            raise Problem(422, "invalid", f"{what}: {error}") from error
         except OSError as error:
             _log.error("run %s: its files cannot be put into its directory: %s", run.id, error.strerror)
             raise Problem(503, "busy", "the files cannot be stored now", {"Retry-After": "10"}) from error
@@ -286,20 +291,34 @@ class Executor:
     async def _collect(self, run: Run, process: CliProcess, before: artifacts.Seen) -> None:
         bounds = artifacts.Bounds(self._settings.artifact_max_bytes, self._settings.artifact_max_count)
         patch = await self._compare(run, process)
-        taken = frozenset() if patch is None else frozenset((patch.path,))
+        packed = await self._pack(run, process)
+        ours = [artifact for artifact in (patch, packed) if artifact is not None]
+        taken = frozenset(artifact.path for artifact in ours)
         report = None if run.check is None or run.plan.check is None else run.plan.check.junit
         collected = await asyncio.to_thread(
             artifacts.collect, process.tree.work, before, run.files, bounds, taken, report
         )
         run.artifacts, run.left_out = collected.kept, [*run.left_out, *collected.left_out]
-        if patch is not None:
-            run.artifacts.insert(0, patch)
+        run.artifacts = [*ours, *run.artifacts]
         if run.check is not None and any(artifact.path == report for artifact in run.artifacts):
             run.check.junit = report
         for artifact in run.artifacts:
             run.events.append("artifact", artifact.model_dump(mode="json"))
         if collected.left_out:
             _log.warning("run %s: files were left out: %s", run.id, collected.left_out[0].reason)
+
+    async def _pack(self, run: Run, process: CliProcess) -> Artifact | None:
+        """All that the run has left in one file, where that was asked for and is possible."""
+        if not run.plan.packs:
+            return None
+        try:
+            return await asyncio.to_thread(
+                archive.pack, process.tree.work, run.files, self._settings.artifact_max_bytes
+            )
+        except (archive.TooLarge, TooMuch, OSError) as error:
+            said = error.strerror if isinstance(error, OSError) else error
+            run.left_out = [*run.left_out, LeftOut(path=archive.NAME, reason=f"it cannot be made: {said}")]
+            return None
 
     async def _compare(self, run: Run, process: CliProcess) -> Artifact | None:
         """What the run has changed of its repository; the patch, where there is one."""
@@ -330,7 +349,8 @@ class Executor:
         if run.check is not None and not run.check.passed:
             pushed.problem = "its check has failed"
         elif run.patch is None:
-            pushed.problem = "it cannot be told what has changed" if run.left_out else "nothing has changed"
+            untold = any(left.path == PATCH for left in run.left_out)
+            pushed.problem = "it cannot be told what has changed" if untold else "nothing has changed"
         else:
             message = f"{plan.push.message or f'Work of {run.id}'}\n\nRun: {run.id}\nCo-authored-by: {run.co_author}\n"
             try:

@@ -30,24 +30,29 @@ def put(work: Path, files: Iterable[tuple[str, bytes]], uid: int | None) -> None
     """Writes each, in the place of a file that is there; nothing is written by way of a link. Only before the run of
     this tree has begun. Raises NoPlace, OSError."""
     for path, content in files:
-        *parents, name = path.split("/")
-        at = os.open(work, walk.DIRECTORY)
+        write(work, path, content, uid)
+
+
+def write(work: Path, path: str, content: bytes, uid: int | None, mode: int = 0o600) -> None:
+    """One of them."""
+    *parents, name = path.split("/")
+    at = os.open(work, walk.DIRECTORY)
+    try:
+        for parent in parents:
+            at = _below(at, parent, path, uid)
         try:
-            for parent in parents:
-                at = _below(at, parent, path, uid)
-            try:
-                os.unlink(name, dir_fd=at)
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                raise NoPlace(f"{path}: there is a directory of that name") from error
-            made = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=at)
-            with open(made, "wb") as file:
-                file.write(content)
-                if uid is not None:
-                    os.fchown(made, uid, uid)
-        finally:
-            os.close(at)
+            os.unlink(name, dir_fd=at)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise NoPlace(f"{path}: there is a directory of that name") from error
+        made = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=at)
+        with open(made, "wb") as file:
+            file.write(content)
+            if uid is not None:
+                os.fchown(made, uid, uid)
+    finally:
+        os.close(at)
 
 
 def _below(at: int, name: str, path: str, uid: int | None) -> int:
