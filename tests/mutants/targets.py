@@ -9,7 +9,10 @@ _RATES = "tests/rate_tiers"
 
 _LEDGER = tuple(
     f"{_RATES}/{name}.py"
-    for name in ("test_lifetimes", "test_store", "test_draw", "test_pools", "test_live", "test_periods", "test_model")
+    for name in (
+        *("test_lifetimes", "test_store", "test_draw", "test_messages", "test_pools", "test_live", "test_periods"),
+        "test_model",
+    )
 )
 _STORE = (
     *("tests/jobs/test_scripts.py", "tests/jobs/test_store.py", "tests/jobs/test_record.py"),
@@ -64,6 +67,7 @@ _CLAIMS = ("tests/core/test_claims.py", "tests/core/test_attestation.py", *_LET_
 TARGETS: dict[str, tuple[str, ...]] = {
     f"{_CONTRACT}/attestation.py": _ATTESTED,
     f"{_CONTRACT}/claims.py": _CLAIMS,
+    f"{_CONTRACT}/kinds.py": ("tests/core/test_kinds.py",),
     f"{_CONTRACT}/identity.py": (
         "tests/core/test_claims.py",
         "tests/core/test_attestation.py",
