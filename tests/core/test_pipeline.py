@@ -299,6 +299,52 @@ def test_who_establishes_the_identity_starts_afresh() -> None:
     assert "tier" not in found
 
 
+def test_a_stage_sees_what_the_ones_before_have_made_of_the_request() -> None:
+    """As the plugins apart see it of each other: a token that was taken off is not read again, nor sent on."""
+    seen: list[Any] = []
+
+    def looking(request: Request) -> Decision:
+        seen.append((request.header("x-token"), request.header("x-who"), request.raw_query, request.body(100)))
+        return Pass()
+
+    first = Pass(
+        upstream_headers={"X-Token": None, "X-Who": "ada"},
+        body=b"new",
+        raw_query="a=b",
+        consumer=({"id": "c"}, None),
+    )
+    kong = run([Fixed(first, "one", "k1"), Fixed(looking, "two", "k2")], Kong({**ID, "x-token": "secret"}))
+    assert seen == [(None, "ada", "a=b", b"new")]
+    assert kong.args("service.request.set_raw_query") == ("a=b",)
+    assert kong.args("service.request.set_raw_body") == (b"new",)
+    assert kong.methods[-1] == "ctx.shared.set"
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_one_stage_that_establishes_the_identity_is_enough_to_start_afresh(position: int) -> None:
+    """The control: without one, what an earlier plugin attested goes on."""
+    stages = [Fixed(Pass(), "one", "k1"), Fixed(Pass(), "two", "k2")]
+    sent = {**ID, HEADER.lower(): attest(sub="alice", tier="enterprise", chk=["jwt-claims"])}
+    continued = attested(run(stages, Kong(sent), attestation=ATTESTATION))
+    assert (continued["sub"], continued["chk"]) == ("alice", ["jwt-claims", "one", "two"])
+    stages[position].establishes_identity = True
+    found = attested(run(stages, Kong(sent), attestation=ATTESTATION))
+    assert not {"sub", "tier"} & found.keys()
+    assert found["chk"] == ["one", "two"]
+
+
+def test_a_check_that_was_made_before_is_attested_once() -> None:
+    kong = run(
+        [Fixed(Pass())], Kong({**ID, HEADER.lower(): attest(sub="alice", chk=["one", "zero"])}), attestation=ATTESTATION
+    )
+    assert attested(kong)["chk"] == ["one", "zero"]
+
+
+def test_a_stage_that_leaves_nothing_is_not_in_the_shared_context() -> None:
+    kong = run([Fixed(Pass(shared={"a": 1}), "one", "k1"), Fixed(Pass(), "two", "k2")], Kong())
+    assert kong.args("ctx.shared.set") == ("claude_gateway", {"k1": {"a": 1}, "mark": "m"})
+
+
 def made(value: Any) -> Any:
     """Claims are signed when the test runs: made with the table, they could have expired."""
     if isinstance(value, list):
@@ -383,6 +429,16 @@ def test_a_refusal_is_in_the_form_that_was_asked_for(accept: str | None, content
 )
 def test_kong_is_told_the_consumer_without_what_is_none(consumer: Any, told: tuple[Any, ...]) -> None:
     assert run([Fixed(Pass(consumer=consumer))], Kong()).args("client.authenticate") == told
+
+
+@pytest.mark.parametrize(
+    ("claims", "told"),
+    [(Identity("ada"), ("ada", "")), (Limits("pro"), ("", "pro")), (Identity("ada", tier="pro"), ("ada", "pro"))],
+)
+def test_the_log_learns_what_is_known_of_a_caller_who_is_refused(claims: Any, told: tuple[str, str]) -> None:
+    kong = run([Fixed(Pass(claims=claims), "one"), Fixed(Refuse(403, "no", "why"), "two")], Kong())
+    name, said = kong.args("log.set_serialize_value")
+    assert (name, said["subject"], said["tier"]) == (ANSWERED, *told)
 
 
 ENDS = [Answer(200, {}), Refuse(403, "no", "why"), ValueError("x")]
