@@ -10,6 +10,7 @@ import pytest
 
 from claude_contract.versions import UnknownVersion
 from claude_invoker.holding import Bounds
+from claude_invoker.jobs.record import VERSION as JOB_VERSION
 from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import BLOCKED, CANCELLED, IDEMPOTENCY_TTL, PREFIX, TOMBSTONE_TTL, Store, now_ms
 from claude_invoker.problem import Problem
@@ -171,6 +172,20 @@ async def test_a_job_of_another_release_stands_in_nobodys_way(store: Store) -> N
             await store.claim(f"t{number}", "w")
     left = await stored(store)
     assert (left["wait::ada"], left["ring:"], left["waiting"]) == ([theirs.id], ["ada"], {"": "1"})
+
+
+@pytest.mark.parametrize(("behind", "taken"), [(-1, False), (0, True), (1, True), (2, False)])
+async def test_a_job_of_the_release_before_is_run_and_no_other(store: Store, behind: int, taken: bool) -> None:
+    """`behind`: how many versions of records its own is older than ours."""
+    waits = job("ada")
+    await accepted(store, waits)
+    await store.redis.hset(PREFIX + f"job:{waits.id}", "v", JOB_VERSION - behind)
+    if taken:
+        assert [one.id for one in await claims(store, 1)] == [waits.id]
+    else:
+        with pytest.raises(UnknownVersion):
+            await store.claim("t", "w")
+        assert (await stored(store))["wait::ada"] == [waits.id], "it waits for a worker that can read it"
 
 
 @pytest.mark.parametrize("retention", [60, 86_400])

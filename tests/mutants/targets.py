@@ -77,8 +77,10 @@ TARGETS: dict[str, tuple[str, ...]] = {
     f"{_CONTRACT}/compose.py": ("tests/prompt_context/test_compose.py", "tests/prompt_context/test_plugin.py"),
     **{
         f"{_CONTRACT}/ledger/{name}.lua": _LEDGER
-        for name in ("common", "money", "admit", "settle", "draw", "renew", "release", "live")
+        for name in ("common", "money", "admit", "settle", "book", "draw", "renew", "release", "live")
     },
+    f"{_CONTRACT}/ledger/change.lua": (f"{_RATES}/test_live.py",),
+    f"{_GATEWAY}/guard/lua/kong/plugins/claude-guard/compare.lua": ("tests/guard/test_guard.py",),
     f"{_GATEWAY}/pipeline.py": ("tests/core/test_pipeline.py", "tests/gateway/test_table.py"),
     f"{_GATEWAY}/jwt_claims/keys.py": _tokens("key_sets"),
     f"{_GATEWAY}/jwt_claims/jwks.py": _tokens("key_sets"),
@@ -98,6 +100,6 @@ TARGETS: dict[str, tuple[str, ...]] = {
     f"{_INVOKER}/cli/outcome.py": _PURE,
     **{
         f"{_INVOKER}/jobs/{name}.lua": _STORE
-        for name in ("add", "append", "cancel", "claim", "finish", "held", "requeue", "update")
+        for name in ("add", "append", "cancel", "claim", "finish", "forget", "held", "requeue", "update")
     },
 }
