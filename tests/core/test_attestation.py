@@ -8,10 +8,12 @@ import hmac
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from hypothesis import given
@@ -22,13 +24,14 @@ from claude_contract.attestation import (
     KID_ROOM,
     MAX_TTL,
     Signer,
+    claimed_id,
     demand,
     new_private_key,
     public_key_of,
     signer_from_config,
     verify,
 )
-from claude_contract.claims import NAME_ROOM, Attestation, body_hash
+from claude_contract.claims import MAX_HEADER, NAME_ROOM, Attestation, body_hash
 from claude_contract.errors import ConfigError
 from claude_contract.members import AttestationError
 from tests.support.attest import signed
@@ -373,6 +376,63 @@ def test_names_have_their_room_in_the_attestation(name: str, room: int) -> None:
         configured("n" * (room + 1))
     with pytest.raises(ConfigError, match=f"attestation.{name}: takes more"):
         configured("é" * (room // 2))  # as ASCII escapes, since a kid is written so
+
+
+def test_a_key_of_another_kind_is_none() -> None:
+    """An RSA key would be loaded, and nothing that it signs would be believed."""
+    rsa_key = rsa.generate_private_key(65537, 2048)
+    private = rsa_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    public = rsa_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    for config in (
+        {"private_key": private},
+        {"secret": SECRET, "previous_kid": "0", "previous_private_key": public},
+    ):
+        with pytest.raises(ConfigError, match="must be an Ed25519 key"):
+            signer_from_config(config)
+
+
+@pytest.mark.parametrize(("text", "signer"), [(PRIVATE_PEM, ED), (SECRET, HS)], ids=["key", "secret"])
+def test_a_key_or_a_secret_in_a_file(tmp_path: Path, text: str, signer: Signer) -> None:
+    file = tmp_path / "key"
+    file.write_text(text)
+    file.chmod(0o600)
+    assert subject(check(header(made(secret_file=str(file), kid=signer.kid)), signer)) == "alice"
+
+
+def test_what_is_no_text_in_utf8_comes_back_as_it_was_signed() -> None:
+    assert subject(check(header(sub="a\udcffb"))) == "a\udcffb"
+
+
+def test_gateway_and_receiver_are_those_of_the_configuration() -> None:
+    own = made(secret=SECRET, issuer="this-gateway", audience="that-invoker")
+    binding = opened(own).binding
+    assert (binding.issuer, binding.audience) == ("this-gateway", "that-invoker")
+    text = signed(own, "POST", "/claude/invoke")
+    assert verify(text, own.keys, issuer="this-gateway", audience="that-invoker").binding == replace(
+        binding, route="r", request_id="q"
+    )
+    for issuer, audience in (("kong-claude", "that-invoker"), ("this-gateway", "claude-invoker")):
+        with pytest.raises(AttestationError, match="of another gateway or for another receiver"):
+            verify(text, own.keys, issuer=issuer, audience=audience)
+
+
+def test_the_largest_header_that_is_sent() -> None:
+    """base64 has no text of some lengths: with a `kid` of two letters the bound is met to the byte."""
+    signer, sent = made(secret=SECRET, kid="12"), 0
+    with pytest.raises(AttestationError) as refused:
+        for length in range(MAX_HEADER // 2, MAX_HEADER):
+            sent = len(signer.sign(replace(opened(signer), checks=("c" * length,))))
+    assert (refused.value.reason, sent) == ("too_large", MAX_HEADER)
+
+
+@given(st.text("abc_-", min_size=1, max_size=30))
+def test_ones_own_is_found_again_by_its_id(jti: str) -> None:
+    assert claimed_id(header(jti=jti)) == jti
+
+
+@pytest.mark.parametrize("text", ["", "x", "a.b.c", "..", "é.é.é", f"e30.{b64({'jti': 1})}.x", f"e30.{b64({})}.x"])
+def test_what_has_no_id_is_nobodys(text: str) -> None:
+    assert claimed_id(text) is None
 
 
 @pytest.mark.parametrize(("ttl", "taken"), [(1, True), (MAX_TTL, True), (MAX_TTL + 1, False), (-1, False)])
