@@ -56,7 +56,7 @@ def _problem(parser_says: str) -> str:
     if "hex escape" in parser_says:
         return "a text in the body has half of a surrogate pair, as of an emoji that was cut"
     if parser_says.startswith("EOF while parsing a value at line 1 column 0"):
-        return "the body is empty"
+        return "the body is empty: it must be a JSON object"
     place = re.search(r"line \d+ column \d+$", parser_says)
     return f"the body is not valid JSON ({place[0].replace(' column', ', column')})" if place else _NOT_JSON
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,11 +149,7 @@ def cluster_of_three(binary: str = BINARY) -> list[RedisProcess]:
     """Masters on loopback that serve every slot."""
     nodes: list[RedisProcess] = []
     try:
-        for _ in range(3):
-            while (port := free_port()) > 55_000:  # the port of its bus is 10,000 higher
-                pass
-            options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
-            nodes.append(RedisProcess(*options, port=port, binary=binary))
+        nodes += [_node(binary) for _ in range(3)]
         for number, node in enumerate(nodes):
             first, last = 16384 * number // 3, 16384 * (number + 1) // 3
             node.client().execute_command("CLUSTER", "ADDSLOTS", *range(first, last))
@@ -168,8 +165,36 @@ def cluster_of_three(binary: str = BINARY) -> list[RedisProcess]:
     return nodes
 
 
+def _node(binary: str) -> RedisProcess:
+    """The port of its bus is 10,000 higher than its own, and may be somebody's."""
+    for _ in range(20):
+        port = free_port()
+        if port > 55_000:
+            continue
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+        return RedisProcess("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", port=port, binary=binary)
+    raise RuntimeError("no two free ports that are 10,000 apart")
+
+
 def cluster_url(nodes: list[RedisProcess]) -> str:
     return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+
+
+class _Whole(RedisCluster):
+    """Asked by tests as they ask a server: what is set is set on each node, keys are those of all."""
+
+    def keys(self, pattern: Any = "*", **options: Any) -> Any:
+        return list(self.scan_iter(pattern))
+
+    def acl_setuser(self, *args: Any, **options: Any) -> Any:
+        return super().acl_setuser(*args, **options, target_nodes=self.ALL_NODES)
+
+    def config_set(self, *args: Any, **options: Any) -> Any:
+        return super().config_set(*args, **options, target_nodes=self.ALL_NODES)
 
 
 class ClusterRedis(RedisProcess):
@@ -188,7 +213,7 @@ class ClusterRedis(RedisProcess):
             node.start()
 
     def client(self, **options: Any) -> Any:
-        return RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", int(n.port or 0)) for n in self.nodes], **options)
+        return _Whole(startup_nodes=[ClusterNode("127.0.0.1", int(n.port or 0)) for n in self.nodes], **options)
 
     def info(self, section: str) -> dict[str, Any]:
         return self.nodes[0].info(section)

@@ -21,6 +21,7 @@ from bench.jobs import FAST_CLI
 from claude_contract import ledger
 from claude_contract.attestation import HEADER, Signer
 from claude_contract.claims import body_hash
+from claude_invoker import redis_clients
 from claude_invoker.app import create_app
 from claude_invoker.caller import Caller
 from claude_invoker.jobs.record import Job, JobRequest
@@ -67,6 +68,7 @@ class Gateway:
 
     client: httpx.AsyncClient
     app: FastAPI
+    redis_url: str = ""
 
     async def ask(
         self,
@@ -134,7 +136,17 @@ async def serving(redis_server: RedisProcess, state: Path, **settings: Any) -> A
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://invoker", timeout=60) as client:
-                yield Gateway(client, app)
+                yield Gateway(client, app, redis_server.url)
+
+
+@asynccontextmanager
+async def limits_on(redis_url: str) -> AsyncIterator[ledger.AsyncLedger]:
+    """The ledger wherever its keys are: on a Cluster that is another node than the jobs'."""
+    client = redis_clients.client(redis_url)
+    try:
+        yield ledger.AsyncLedger(client)
+    finally:
+        await client.aclose()
 
 
 def terms(concurrent: int = 1, **more: Any) -> ledger.Slot:

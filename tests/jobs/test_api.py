@@ -14,13 +14,14 @@ from claude_contract import ledger
 from claude_invoker.cli.binary import find_cli
 from claude_invoker.jobs.store import PREFIX
 from kong_claude_local.standin import StandIn
-from tests.jobs.conftest import Gateway, lease, serving, slot, until
+from tests.jobs.conftest import Gateway, lease, limits_on, serving, slot, until
 from tests.rate_tiers.servers import RedisProcess
 
 
 async def leases(gateway: Gateway, subject: str) -> ledger.Usage:
     asked = ledger.Peek(ledger.NAMESPACE, ledger.subject_key("subject", subject))
-    return await ledger.AsyncLedger(gateway.app.state.services.jobs.store.redis).peek(asked)
+    async with limits_on(gateway.redis_url) as limits:
+        return await limits.peek(asked)
 
 
 async def test_a_job_runs_and_leaves_what_it_made(redis_server: RedisProcess, state: Path) -> None:
@@ -135,7 +136,8 @@ async def test_a_lease_from_the_gateway_is_given_back_while_a_job_waits(
     async with serving(redis_server, state, worker="none") as gateway:
         held = ledger.Lease.new(ledger.NAMESPACE, "alice", 250_000)
         terms = ledger.Slot(concurrent=1, run_micro_usd=250_000)
-        await ledger.AsyncLedger(gateway.app.state.services.jobs.store.redis).acquire(held, terms)
+        async with limits_on(gateway.redis_url) as limits:
+            await limits.acquire(held, terms)
         claims = {"lease": str(held), "slot": terms.claim()}
         answer = await gateway.ask("POST", "/claude/jobs", json={"prompt": "hi"}, claims=claims)
         assert answer.status_code == 202

@@ -18,7 +18,7 @@ from claude_invoker.jobs import record
 from claude_invoker.jobs import store as store_module
 from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import PREFIX, RUNNING, Store
-from tests.jobs.conftest import OVER, Gateway, job, serving, until
+from tests.jobs.conftest import OVER, Gateway, job, limits_on, serving, until
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.recorded import recorded, restore
 
@@ -49,11 +49,11 @@ async def test_a_queue_of_release_0_1_0_is_served(redis_server: RedisProcess, st
         assert not any((await store.waiting()).values())
         assert await store.running() == []
         # What it took of the limits is given back, under the keys that the old leases name.
-        limits = ledger.AsyncLedger(store.redis)
-        for job_id in (*OLD["waiting"], OLD["orphaned"]):
-            lease = ledger.Lease.parse(json.loads(old_job(job_id)["caller"])["lease"])
-            usage = await limits.peek(ledger.Peek(lease.namespace, lease.subject_key))
-            assert (usage.running, usage.reserved_micro_usd) == (0, 0)
+        async with limits_on(redis_server.url) as limits:
+            for job_id in (*OLD["waiting"], OLD["orphaned"]):
+                lease = ledger.Lease.parse(json.loads(old_job(job_id)["caller"])["lease"])
+                usage = await limits.peek(ledger.Peek(lease.namespace, lease.subject_key))
+                assert (usage.running, usage.reserved_micro_usd) == (0, 0)
         # What was over is still to be seen.
         first = OLD["over"][0]
         seen = (await gateway.ask("GET", f"/claude/jobs/{first}")).json()

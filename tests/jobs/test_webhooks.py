@@ -23,10 +23,10 @@ from claude_invoker.jobs import queue, reconciler, webhook
 from claude_invoker.jobs.delivery import is_final
 from claude_invoker.jobs.ends import Ends
 from claude_invoker.jobs.record import OVER, Job
-from claude_invoker.jobs.store import Store, connect
+from claude_invoker.jobs.store import Store
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
-from tests.jobs.conftest import job, serving, until
+from tests.jobs.conftest import job, limits_on, serving, until
 from tests.rate_tiers.servers import RedisProcess
 
 KEY = "a secret of the operator's"
@@ -272,13 +272,12 @@ async def test_the_operator_is_told_of_each_once(
     """Signed, tried again until it is taken; a receiver that is gone gets no more, nor one that another worker told."""
     monkeypatch.setattr(queue, "DELIVERY_DELAY_S", 0.1)
     monkeypatch.setattr(reconciler, "EVERY_S", 0.2)
-    store = ledger.AsyncLedger(connect(redis_server.url))
-    async with Receiver([500, 204, 204, 410, 204]).listening() as receiver:
+    async with limits_on(redis_server.url) as store, Receiver([500, 204, 204, 410, 204]).listening() as receiver:
         hook = {"budget_webhook": f"http://127.0.0.1:{receiver.port}/budget", "webhook_secret": KEY}
         for account, percent in (("pool.team:claim:red", 80), ("pool.team:claim:red", 95), ("pool.all:*", 80)):
             assert [await store.tell(a_warning(account, percent)) for _ in range(2)] == [True, False]
             await asyncio.sleep(0.002)
-        owed = await store.redis.zrange(OWED, 0, -1)
+        owed = [notice.decode() for notice in await store.redis.zrange(OWED, 0, -1)]
         async with serving(redis_server, state, **hook) as gateway:
 
             async def all_told() -> bool:
@@ -294,7 +293,6 @@ async def test_the_operator_is_told_of_each_once(
                 return bool(await queues.deliveries.count("incomplete") == 0)
 
             await until(all_done, "no delivery is left")
-    await store.redis.aclose()
     events: list[Any] = []
     for headers, body in receiver.requests:
         events.append(Webhook(base64.b64encode(KEY.encode()).decode()).verify(body, headers))
@@ -310,18 +308,21 @@ async def test_the_operator_is_told_of_each_once(
     assert found["start"] < time.time() < found["end"]
 
 
-async def test_without_a_webhook_nothing_is_kept_for_the_operator(store: Store) -> None:
+async def test_without_a_webhook_nothing_is_kept_for_the_operator(redis_server: RedisProcess) -> None:
     """The control: with one it is."""
-    queues = queue.open_queues(f"unix://{store.redis.connection_pool.connection_kwargs['path']}")
+    queues = queue.open_queues(redis_server.url)
+    store = Store.open(redis_server.url, redis_server.url, (), settings().held)
 
     async def look(**more: Any) -> int:
         ends = Ends(settings(redis_url="redis://127.0.0.1:1", **more), None, cast(Any, None), store, queues)
         await reconciler.Reconciler(ends, store, queues, Path("/nonexistent"), ())._tell_operator()
-        return int(await store.redis.zcard(OWED))
+        return int(await limits.redis.zcard(OWED))
 
-    assert await ledger.AsyncLedger(store.redis).tell(a_warning("pool.all:*"))
-    assert [await look(budget_webhook="https://alerts.example.com/"), await look()] == [1, 0]
+    async with limits_on(redis_server.url) as limits:
+        assert await limits.tell(a_warning("pool.all:*"))
+        assert [await look(budget_webhook="https://alerts.example.com/"), await look()] == [1, 0]
     await queues.close()
+    await store.close()
 
 
 @pytest.mark.parametrize(

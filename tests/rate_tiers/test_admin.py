@@ -17,7 +17,7 @@ from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.rate_tiers.plugin import RateTiers
 from kong_claude.rate_tiers.wishes import MAX_BODY
 from kong_claude.request import Request, RequestLine
-from tests.rate_tiers.servers import RedisProcess
+from tests.rate_tiers.servers import RedisProcess, one_server
 from tests.rate_tiers.test_faults import Kong, ask
 from tests.support.stages import stage_of
 
@@ -112,6 +112,7 @@ class Site:
 
 @pytest.fixture
 def site(redis_server: RedisProcess) -> Site:
+    one_server("limits can be changed with a pool only (`pooled`)")
     return Site(redis_server)
 
 
@@ -362,6 +363,7 @@ def test_what_an_explanation_needs_it_says(pooled: Site) -> None:
 
 
 def test_each_organisation_has_changes_of_its_own(redis_server: RedisProcess) -> None:
+    one_server("an organisation is a tag of its own there")
     site = Site(redis_server, pools=POOLS[:1], tiers=plain(TIERS), organisation_claim="org")
     site.put(organisation="acme", sub="alice", limits={"minute": 1}, for_s=60)
     assert len(site.get(organisation="acme")["changes"]) == 1 and site.get(organisation="evil")["changes"] == []
@@ -384,6 +386,7 @@ def test_limits_that_each_process_counts_alone_cannot_be_changed_and_it_says_wha
 
 
 def test_without_redis_nothing_is_changed_and_it_says_so(own_redis: RedisProcess) -> None:
+    one_server("limits can be changed with a pool only (`pooled`)")
     site = Site(own_redis, tiers=plain(TIERS), timeout_ms=200)
     own_redis.kill()
     assert refused(site.send("PUT", GOOD)).status == refused(site.send("GET")).status == 503

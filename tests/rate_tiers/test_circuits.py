@@ -22,7 +22,7 @@ from kong_claude.rate_tiers.redis_circuit import COOL_DOWN, FAILURES, QUIET, Cir
 from kong_claude.rate_tiers.redis_ledger import Settings
 from kong_claude.rate_tiers.schema import RedisConfig
 from kong_claude.request import Request
-from tests.rate_tiers.servers import BINARY, RedisProcess, free_port, wait_for
+from tests.rate_tiers.servers import BINARY, RedisProcess, free_port, one_server, wait_for
 from tests.rate_tiers.test_faults import Kong, ask, both, stage, until_it_counts
 from tests.rate_tiers.test_faults import is_away as refused_as_away
 from tests.support.stages import stage_of
@@ -94,6 +94,7 @@ def test_allow_lets_only_those_through_whose_ledger_cannot_be_had(guarded: Redis
 def test_control_counted_as_an_outage_it_refuses_everybody(
     guarded: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    one_server("a circuit is of one node, and others are on another")
     monkeypatch.setattr(redis_ledger, "is_away", lambda error: True)
     made = kong_on(guarded)
     for _ in range(FAILURES):

@@ -45,7 +45,7 @@ from kong_claude.rate_tiers.redis_circuit import COOL_DOWN, FAILURES
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from kong_claude.rate_tiers.schema import RedisConfig
 from kong_claude.request import Request
-from tests.rate_tiers.servers import BINARY, RedisProcess, free_port, wait_for
+from tests.rate_tiers.servers import BINARY, RedisProcess, free_port, one_server, wait_for
 from tests.support.stages import stage_of
 
 TIMEOUT_MS = 250
@@ -117,7 +117,7 @@ def test_deny_refuses_and_comes_back(own_redis: RedisProcess, fault: str) -> Non
         own_redis.start()
     else:
         own_redis.signal(signal.SIGCONT)
-    until_it_counts(made, "bob")
+    until_it_counts(made)  # whom its node counts: on a Cluster others may be on another
 
 
 @both
@@ -263,6 +263,7 @@ def test_a_damaged_value_is_its_subjects_matter_alone(redis_server: RedisProcess
 def test_control_taken_for_a_failure_of_redis_it_refuses_everybody(
     redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    one_server("a circuit is of one node, and others are on another")
     monkeypatch.setattr(calls, "_DAMAGED", re.compile("$never"))
     monkeypatch.setattr(redis_ledger, "is_away", lambda error: True)
     DAMAGED["windows that are no map"](redis_server.client())
@@ -301,9 +302,7 @@ def test_password_and_user(redis_server: RedisProcess) -> None:
         assert request.kong.log.lines and "wr0ng" not in "".join(request.kong.log.lines)
         assert "s3cret" not in repr(Settings.from_config(RedisConfig(redis_url="redis://:s3cret@h/0")))
     finally:
-        redis.Redis(unix_socket_path=redis_server.socket_path, username="kong", password="s3cret").acl_setuser(
-            "default", enabled=True
-        )
+        redis_server.client(username="kong", password="s3cret").acl_setuser("default", enabled=True)
 
 
 def test_tls(tmp_path: Path) -> None:

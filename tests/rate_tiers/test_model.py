@@ -43,7 +43,7 @@ from claude_contract.ledger.calls import Call
 from claude_contract.ledger.model import SETTLED_MS
 from claude_contract.ledger.periods import PERS, ROLLING_MS
 from kong_claude.rate_tiers.local_ledger import LocalLedger
-from tests.rate_tiers.servers import RedisProcess
+from tests.rate_tiers.servers import RedisProcess, one_server
 
 SUBJECTS = ["ada", "bob"]
 SUBJECT = st.sampled_from(SUBJECTS)
@@ -77,6 +77,7 @@ class ClockedRedis:
     """The scripts as they are, except that their clock is a list in Redis; nothing ends by Redis's own."""
 
     def __init__(self, server: RedisProcess) -> None:
+        one_server("its clock is a key of its own, which scripts read")
         self.client = server.client()
 
     def ask(self, call: Call[R], now: int) -> R:

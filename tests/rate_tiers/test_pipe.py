@@ -17,7 +17,7 @@ from claude_contract.ledger import Admission, Admit, LedgerUnavailable, Window, 
 from kong_claude.rate_tiers import redis_ledger
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from kong_claude.rate_tiers.redis_pipe import Pipe, Shared
-from tests.rate_tiers.servers import RedisProcess
+from tests.rate_tiers.servers import RedisProcess, one_server
 
 HANG = 20.0  # seconds
 LATE = 0.25
@@ -25,6 +25,7 @@ LATE = 0.25
 
 @pytest.fixture(autouse=True)
 def greenlets(monkeypatch: pytest.MonkeyPatch) -> None:
+    one_server("what is tried is the one connection to a server")
     monkeypatch.setattr(redis_ledger, "in_greenlets", lambda: True)
 
 

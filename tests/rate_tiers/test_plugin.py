@@ -19,7 +19,7 @@ from claude_contract.identity import Identity
 from claude_contract.ledger import Lease, Quota, Window
 from kong_claude import PLUGINS
 from kong_claude.rate_tiers import headers
-from tests.rate_tiers.servers import RedisProcess
+from tests.rate_tiers.servers import RedisProcess, one_server
 from tests.support.attest import claims_in, signed
 from tests.support.kong_driver import Driver, Event, Request, RPCError, Server, plugin_server
 
@@ -135,6 +135,7 @@ def test_calls_without_headers_for_the_client(kong: Driver, start: Start, subjec
 
 def test_exactly_one_round_trip(kong: Driver, start: Start, subject: str, redis_server: RedisProcess) -> None:
     """Windows, lease and budgets: one EVALSHA. What a script does inside Redis is no round trip."""
+    one_server("MONITOR shows what one of its nodes is asked")
     instance = start(attestation=ATTESTATION, tiers=[{**TIERS[0], "concurrent": 100, "usd_per_day": 100}])
     kong.handle(instance, "access", attested(subject))
     client = redis_server.client()

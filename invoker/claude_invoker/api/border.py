@@ -57,7 +57,7 @@ def _not_json(body: bytes, error: orjson.JSONDecodeError) -> str:
     if body.startswith(_MARKS):
         return "the body begins with a byte order mark: send it as UTF-8 without one"
     if not body.strip():
-        return "the body is empty"
+        return "the body is empty: it must be a JSON object"
     try:
         body.decode()
     except UnicodeDecodeError as problem:
