@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 import redis
 from redis.cluster import ClusterNode, RedisCluster
 from redis.connection import URL_QUERY_ARGUMENT_PARSERS, parse_url
+from redis.exceptions import RedisClusterException
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 _OF_SENTINEL = ("sentinel_username", "sentinel_password")
@@ -109,11 +110,24 @@ def pool(place: Place, of: type[redis.ConnectionPool] = redis.ConnectionPool, **
     return of(connection_class=connection, host=host, port=port, **bounds, **options)
 
 
+class _Cluster(RedisCluster):
+    """Says that it cannot be reached as other clients do: RedisClusterException is no RedisError."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except RedisClusterException as error:
+            raise redis.ConnectionError(str(error)) from error
+
+
 def client(place: Place) -> Any:
     """A client of redis-py, for threads. Raises RedisError for a Cluster, which is asked for its nodes at once."""
     if place.kind is Kind.CLUSTER:
         nodes = [ClusterNode(host, port) for host, port in place.nodes]
-        return RedisCluster(startup_nodes=nodes, ssl=place.tls, **place.options)
+        try:
+            return _Cluster(startup_nodes=nodes, ssl=place.tls, **place.options)
+        except RedisClusterException as error:
+            raise redis.ConnectionError(str(error)) from error
     return redis.Redis.from_pool(pool(place))
 
 

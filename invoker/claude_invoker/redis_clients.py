@@ -20,7 +20,15 @@ from redis.asyncio.sentinel import (
     SentinelManagedSSLConnection,
 )
 from redis.crc import key_slot
-from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, RedisError, ResponseError, TryAgainError
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from claude_contract.redis_place import Kind, Place
@@ -35,8 +43,19 @@ def client(url: str, **options: Any) -> Any:
     place = _place(url, options)
     if place.kind is Kind.CLUSTER:
         nodes = [ClusterNode(host, port) for host, port in place.nodes]
-        return RedisCluster(startup_nodes=nodes, ssl=place.tls, **place.options)
+        return _Cluster(startup_nodes=nodes, ssl=place.tls, **place.options)
     return Redis.from_pool(_pool(place))
+
+
+class _Cluster(RedisCluster):
+    """Says that it cannot be reached as other clients do: RedisClusterException is no RedisError, so that whoever waits
+    for a server that is away would fail over a Cluster that is."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().execute_command(*args, **options)
+        except RedisClusterException as error:
+            raise RedisConnectionError(str(error)) from error
 
 
 def client_of(url: str, key: str, **options: Any) -> Redis:

@@ -211,6 +211,8 @@ class ClusterRedis(RedisProcess):
     def start(self) -> None:
         for node in self.nodes:
             node.start()
+        for node in self.nodes:
+            wait_for(lambda node=node: node.client().cluster("info")["cluster_state"] == "ok")
 
     def client(self, **options: Any) -> Any:
         return _Whole(startup_nodes=[ClusterNode("127.0.0.1", int(n.port or 0)) for n in self.nodes], **options)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from claude_contract import ledger
 from claude_contract.errors import ConfigError
@@ -24,7 +25,7 @@ from kong_claude.jwt_claims.revocation import Revocation
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.interop.deployments import Authority, available, running
 from tests.jobs.conftest import lease, serving, slot, state, terms, until
-from tests.rate_tiers.servers import SERVERS
+from tests.rate_tiers.servers import SERVERS, free_port
 
 __all__ = ["state"]  # a fixture
 
@@ -168,3 +169,23 @@ def test_a_url_that_cannot_be_used_is_told_where_it_is_written(url: str, why: st
     assert error["loc"] == ("redis_url",)
     said.append(error["msg"])
     assert all(why in text and "s3cret" not in text for text in said), said
+
+
+async def test_a_cluster_that_is_away_is_away_as_a_server_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """redis-py tells it by an exception that is no RedisError; the control has its own client."""
+    url = f"redis+cluster://127.0.0.1:{free_port()}"
+
+    async def ask() -> None:
+        client = redis_clients.client(url)
+        try:
+            await ledger.AsyncLedger(client).peek(ledger.Peek("claude", "alice"))
+        finally:
+            await client.aclose()
+
+    with pytest.raises(ledger.LedgerUnavailable):
+        await ask()
+    with pytest.raises(Unreachable):
+        RedisAnchor(url).heads()
+    monkeypatch.setattr(redis_clients, "_Cluster", RedisCluster)
+    with pytest.raises(RedisClusterException):
+        await ask()

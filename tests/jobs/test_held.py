@@ -15,7 +15,7 @@ from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import ALL, CALLBACKS, HELD, PREFIX, Store, connect
 from claude_invoker.problem import Problem
 from tests.jobs.conftest import job, serving, until
-from tests.rate_tiers.servers import RedisProcess
+from tests.rate_tiers.servers import RedisProcess, one_server
 
 BODY = "x" * 900_000
 
@@ -208,6 +208,7 @@ async def test_a_refusal_by_http_says_what_to_do(redis_server: RedisProcess, sta
 
 async def test_many_followers_share_a_connection(redis_server: RedisProcess) -> None:
     """One follower had one connection."""
+    one_server("CLIENT LIST shows the connections of one of its nodes")
     async with bounded(redis_server) as store:
         jobs = []
         for n in range(20):

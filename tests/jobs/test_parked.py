@@ -16,7 +16,7 @@ from claude_invoker.jobs import reconciler
 from claude_invoker.jobs.store import BLOCKED, Store, now_ms
 from claude_invoker.jobs.worker import PARKED_S
 from tests.jobs.conftest import Gateway, job, serving, terms, until
-from tests.rate_tiers.servers import RedisProcess
+from tests.rate_tiers.servers import RedisProcess, one_server
 from tests.rate_tiers.test_model import CLOCK
 from tests.rate_tiers.test_pools import at
 from tests.rate_tiers.test_store import FromAsyncio
@@ -28,6 +28,7 @@ class Clock:
     """That of the ledger, in Redis and here, which the test moves; jobs have the machine's."""
 
     def __init__(self, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+        one_server("its clock is a key of its own, which scripts read")
         self.redis, self.now_ms = redis_server.client(), 0
         real = calls.script
 
