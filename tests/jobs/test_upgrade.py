@@ -197,6 +197,8 @@ async def test_a_new_record_is_what_release_0_1_0_would_have_stored(redis_server
         "instead_of": type(None),
         "repository": type(None),
         "changes": list,
+        "check": type(None),
+        "pushed": type(None),
     }
     assert shape(done["progress"]) == shape(then["progress"])
     # `work` is told by a heartbeat, which a short run may do without.
