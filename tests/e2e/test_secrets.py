@@ -182,8 +182,11 @@ SECRETS = (
     "kong/redis-url",
     "redis/redis-password",
     "redis/redis.conf",
+    "redis-runs/redis-password",
+    "redis-runs/redis.conf",
     "invoker/webhook-secret",
     "invoker/redis-url",
+    "invoker/runs-redis-url",
     "invoker/attestation-public-key",
     "tools/jwt-secret",
 )

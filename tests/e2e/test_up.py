@@ -238,10 +238,10 @@ CHANGES = {
     "of another kind, by an anchor": ("{name: free, minute: 10,", "{name: free, minute: ten,",
         "kong.yml:34: plugins[1].config.rate_tiers.tiers[1].minute (plugin claude-gateway): expected an integer"),
     "an unknown field": ("methods: [POST]", "methos: [POST]",
-        "kong.yml:77: services[1].routes[1].methos (route claude-invoke): unknown field"),
-    "a guard's": ("by: route}", "by: rout}", "kong.yml:70: services[1].plugins[1].config.by (plugin claude-guard of service "
+        "kong.yml:78: services[1].routes[1].methos (route claude-invoke): unknown field"),
+    "a guard's": ("by: route}", "by: rout}", "kong.yml:71: services[1].plugins[1].config.by (plugin claude-guard of service "
         "claude-code-service): expected one of: route, service"),
-    "no YAML": ("url: http://invoker:8100", "url: [", "kong.yml:61: did not find expected ',' or ']'"),
+    "no YAML": ("url: http://invoker:8100", "url: [", "kong.yml:62: did not find expected ',' or ']'"),
 }  # fmt: skip
 
 

@@ -216,7 +216,7 @@ def trials_by_the_killers_user() -> None:
 
 def two_user_ids() -> None:
     """No defence, but a small machine: the next run but one always gets the id that a run had."""
-    put(users, "SPAN", 4)  # the first two are the killer's and the metering proxy's
+    put(users, "SPAN", 5)  # the first three are the killer's, the metering proxy's and git's
 
 
 def sessions_in_argv() -> None:
