@@ -27,8 +27,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--branch", help="X-Branch header")
     parser.add_argument("--model", help="model name")
     parser.add_argument("--url", help="gateway (default: the stack of this directory)")
-    parser.add_argument("--sub", default="local", help="subject of the development token (default: %(default)s)")
-    parser.add_argument("--tier", default="pro", help="tier of the development token (default: %(default)s)")
+    parser.add_argument("--sub", help="subject of the development token (default: local), where CLAUDE_TOKEN has none")
+    parser.add_argument("--tier", help="tier of the development token (default: pro), the same")
     parser.add_argument("--json", action="store_true", help="print the whole JSON answer")
 
 
@@ -39,12 +39,15 @@ def run(options: argparse.Namespace) -> int:
         raise Problem(
             f"no stack of {place()} is running; start one with: kong-claude up --detach, or name one with --url"
         )
+    token = os.environ.get("CLAUDE_TOKEN")
+    if token and (options.sub or options.tier):
+        raise Problem("CLAUDE_TOKEN is set, whose subject and tier count: unset it, or leave out --sub and --tier")
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     body = {"prompt": prompt, "system": options.system, "model": options.model}
     headers = {
         # A token for another gateway comes from the environment: an argument would show in the process list.
         "Authorization": "Bearer "
-        + (os.environ.get("CLAUDE_TOKEN") or make(options.sub, options.tier, ["claude:invoke"], 600)),
+        + (token or make(options.sub or "local", options.tier or "pro", ["claude:invoke"], 600)),
         "Content-Type": "application/json",
         "Accept": "text/event-stream" if options.stream else "application/json",
     }

@@ -677,7 +677,7 @@ def test_the_block_for_a_kong_in_the_readme_has_no_opening(tmp_path: Path, capsy
         said = capsys.readouterr()
         return code, said.out + said.err
 
-    assert examined() == (0, "1 routes, 0 openings\n")
+    assert examined() == (0, "1 route, 0 openings\n")
     routes["routes"][0]["plugins"].pop()
     code, said = examined()
     assert code == 1 and "no-guard: route reports" in said

@@ -117,6 +117,7 @@ def test_gateway_and_invoker_say_the_same(api: httpx.Client, status: int) -> Non
     assert got.json() == expected
     assert got.headers["request-id"] == got.headers["x-request-id"] == got.json()["request_id"]
     assert got.headers["content-type"] == "application/json"
+    assert got.headers.get("x-should-retry") == ("false" if status == 401 else None)
     got = api.post(f"{OPENAI}/{status}")
     told = said(problem, "openai", "")
     assert got.status_code == told.status

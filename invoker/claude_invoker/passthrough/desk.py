@@ -19,6 +19,7 @@ from claude_invoker.caller import Caller
 from claude_invoker.ending import ended
 from claude_invoker.ledger import Booking
 from claude_invoker.metering.control import NoProxy, Terms
+from claude_invoker.metering.models import permits
 from claude_invoker.passthrough.heads import Headers, Session
 from claude_invoker.passthrough.message import Message
 from claude_invoker.plan import allowed_models
@@ -52,7 +53,7 @@ class Desk:
         """How many answers are not over."""
         return len(self._under_way)
 
-    def terms(self, caller: Caller) -> Terms:
+    def terms(self, caller: Caller, model: str) -> Terms:
         """What a message of this caller's may have. Raises Problem 403, 503."""
         settings, clamp = self._engine.settings, caller.clamp
         if self._engine.draining:
@@ -60,6 +61,10 @@ class Desk:
         models = allowed_models(settings.models or None, clamp.models)
         if clamp.model is not None:  # the gateway has decided: a budget is used up
             models = allowed_models(models, (clamp.model,))
+        if not permits(models, model):
+            raise Problem(
+                403, "forbidden", f"model {model[:200]} is not allowed here; allowed: {', '.join(models or ())}"
+            )
         bounds = [bound for bound in (clamp.max_usd, settings.max_budget_usd) if bound is not None]
         searches = "WebSearch" in settings.tools_allowed and (clamp.tools is None or "WebSearch" in clamp.tools)
         tools = ("web_search",) if searches else ()

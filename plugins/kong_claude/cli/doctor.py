@@ -73,8 +73,12 @@ def run(options: argparse.Namespace) -> int:
             )
         if unseen:
             print(f"not examined, for they are not visible here: {', '.join(unseen)} (--env-file)", file=sys.stderr)
-        print(f"{len(seen.routes)} routes, {len(openings)} openings", file=sys.stderr)
+        print(f"{_counted(len(seen.routes), 'route')}, {_counted(len(openings), 'opening')}", file=sys.stderr)
     return 1 if openings else 0
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def read_environment(path: Path) -> dict[str, str]:

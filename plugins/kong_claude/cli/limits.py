@@ -139,7 +139,10 @@ def ask(
     except urllib.error.HTTPError as error:
         raise Problem(f"{error.code}: {_message(error.read(10_000), error.reason)}") from None
     except (urllib.error.URLError, OSError, ValueError) as error:
-        raise Problem(f"{base} does not answer as a gateway: {getattr(error, 'reason', error)}") from None
+        why = getattr(error, "reason", error)
+        raise Problem(
+            f"{base} does not answer as a gateway: {why}; --url or CLAUDE_GATEWAY_URL names another"
+        ) from None
     if not isinstance(found, dict):
         raise Problem(f"{base} does not answer as a gateway")
     return found

@@ -46,7 +46,7 @@ async def create(request: Request, caller: Annotated[Caller, Depends(attested_ru
         raise Problem(403, "forbidden", f"{_NAMED[kind]} is not what the gateway has let in here")
     if kind == "message":
         desk = services(request).desk
-        terms = desk.terms(caller)
+        terms = desk.terms(caller, model)
         request.state.started = True  # from here on the desk ends its lease
         return Passed(desk, request, caller, model, terms, "/v1/messages")
     wanted = messages.wanted(json_object(body))

@@ -39,8 +39,11 @@ function errors:header_filter(conf)
     kong.response.set_header("X-Request-Id", id)
   end
   if spoken == "anthropic" then kong.response.set_header("request-id", id) end
-  -- The service had the request before it failed: a run may have begun, and must not be paid for again.
-  if (ngx.var.upstream_connect_time or ""):find("%d") then kong.response.set_header("X-Should-Retry", "false") end
+  -- The service had the request before it failed: a run may have begun, and must not be paid for again. And a token that
+  -- is refused will be refused: Claude Code would try it for minutes before it says so.
+  if status == 401 or (ngx.var.upstream_connect_time or ""):find("%d") then
+    kong.response.set_header("X-Should-Retry", "false")
+  end
   kong.response.set_status(status)
   kong.response.set_header("Content-Type", "application/json")
   kong.response.clear_header("Content-Length")
