@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
@@ -22,6 +22,8 @@ from claude_invoker.problem import Problem
 from claude_invoker.replicas.forwarding import Elsewhere
 
 _log = logging.getLogger(__name__)
+_NOT_NOW = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "UNKILLABLE", "BUSY")
+"""Beginnings of what Redis says of itself and redis-py has no class for."""
 Place = tuple[int | str, ...]
 """Of a value in a body: the names and numbers that lead to it."""
 
@@ -117,9 +119,11 @@ def install(app: FastAPI, prefix: str = "") -> None:
 
     @app.exception_handler(RedisError)
     async def _redis(request: Request, error: RedisError) -> JSONResponse:
-        _log.warning("jobs cannot be had: %s", error)
         # A script of Redis 6.2 says it within a text of its own.
         full = isinstance(error, OutOfMemoryError) or "OOM" in str(error)
+        if type(error) is ResponseError and not full and not str(error).startswith(_NOT_NOW):
+            raise error  # what we have asked was wrong
+        _log.warning("jobs cannot be had: %s", error)
         why = "is full" if full else "cannot be asked"
         problem = Problem(503, "busy", f"jobs cannot be had now, their Redis {why}", {"Retry-After": "5"})
         return answer(problem, request.scope, prefix)
