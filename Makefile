@@ -6,7 +6,7 @@ JOBS   ?= 3
 DATA   ?= tests/conformance/data
 BASE_URL ?=
 
-.PHONY: redis-servers test-redis help setup up down test test-ledger lint format bench conformance chaos soak clean fuzz version doctor
+.PHONY: test-alone redis-servers test-redis help setup up down test test-ledger lint format bench conformance chaos soak clean fuzz version doctor
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -48,6 +48,10 @@ test-redis: setup redis-servers ## the suites of ledger and jobs on other server
 
 test: setup ## every test that needs no Docker engine
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not docker and not slow" -q
+
+test-alone: setup ## what failed in `make test`, one after the other: a test that fails beside others only is short of time
+	@sed -i -E 's/@[a-z0-9_-]+": true/": true/' .pytest_cache/v/cache/lastfailed  # the group that pytest-xdist adds to a name
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not docker and not slow" -q
 
 lint: setup ## ruff, mypy, YAML; the compose file and Dockerfiles where docker compose and hadolint are there
 	$(BIN)/ruff check .
