@@ -36,6 +36,9 @@ def model_of(body: bytes) -> str | None:
 
 
 def kind_of(body: bytes) -> Kind:
-    """A run where nothing else is said: its limits are the narrower ones."""
-    model = model_of(body)
+    return kind_named(model_of(body))
+
+
+def kind_named(model: str | None) -> Kind:
+    """By what `model_of` says. A run where nothing else is said: its limits are the narrower ones."""
     return "run" if model is None or names_run(model) else "message"

@@ -12,6 +12,7 @@ from starlette.types import Message as Sent
 from starlette.types import Receive, Scope, Send
 
 from claude_invoker.api.languages import identified
+from claude_invoker.api.waiting import left
 from claude_invoker.caller import Caller
 from claude_invoker.ending import ended
 from claude_invoker.metering.control import Terms
@@ -42,7 +43,7 @@ class Passed(Response):
         message = await desk.begin(self._caller, self._model, session_of(dict(headers)), self._terms)
         try:
             relaying = asyncio.create_task(self._relay(message, send))
-            leaving = asyncio.create_task(_left(receive))
+            leaving = asyncio.create_task(left(receive))
             try:
                 await asyncio.wait((relaying, leaving), return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -75,8 +76,3 @@ def _head(answer: httpx.Response, identified: dict[str, str]) -> Sent:
     if "request-id" not in answer.headers:
         headers += [(name.encode(), value.encode()) for name, value in identified.items()]
     return {"type": "http.response.start", "status": answer.status_code, "headers": headers}
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -9,7 +9,8 @@ from fastapi import Request
 from claude_invoker.caller import Caller
 from claude_invoker.problem import Problem
 from claude_invoker.replicas.forwarding import Elsewhere, PassedOn, Peer, drained, unanswered
-from claude_invoker.replicas.record import PastRun, past
+from claude_invoker.replicas.record import PastRun, RunRecord, past
+from claude_invoker.replicas.register import Register
 from claude_invoker.runs import artifacts
 from claude_invoker.runs.engine import no_such_run
 from claude_invoker.runs.run import Run
@@ -30,10 +31,7 @@ async def run_of(request: Request, run_id: str, caller: Caller) -> Run | PastRun
         if known.owner == register.name:  # its end could not be written, and it is not kept here any more
             raise no_such_run()
         await _forward(request, caller, known.owner)
-        known = await register.give_up(known)
-        if not known.is_over:  # said by its replica meanwhile, which is there after all
-            raise unanswered()
-    return past(known)
+    return await _over(register, known)
 
 
 async def files_of(request: Request, run: Run | PastRun, caller: Caller) -> Path:
@@ -68,9 +66,14 @@ async def attached(request: Request, run_id: str, caller: Caller, *, live: bool)
             raise Elsewhere(PassedOn(answer))
         await drained(answer)
         known = await register.ended(run_id) or known
+    return await _over(register, known)
+
+
+async def _over(register: Register, known: RunRecord) -> PastRun:
+    """The run of a record, given up where its replica is gone. Raises Problem 503."""
     if not known.is_over:
         known = await register.give_up(known)
-        if not known.is_over:
+        if not known.is_over:  # said by its replica meanwhile, which is there after all
             raise unanswered()
     return past(known)
 

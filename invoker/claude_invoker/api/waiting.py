@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
+from starlette.types import Receive
 
 from claude_invoker.api.stream import GONE, cancel_if_alone
 from claude_invoker.cli.messages import MODEL_EVENTS
@@ -24,7 +25,7 @@ async def while_connected(request: Request, run: Run | PastRun) -> RunResult:
     """The run's result; the run is cancelled when its last client goes away. Raises Problem."""
     if isinstance(run, PastRun):
         return await _outcome(request, run)
-    async with _watched(run, run.done.wait(), _left(request)) as (finished, gone):
+    async with _watched(run, run.done.wait(), left(request.receive)) as (finished, gone):
         await asyncio.wait((finished, gone), return_when=asyncio.FIRST_COMPLETED)
         if not run.done.is_set():
             _leave(run)
@@ -38,7 +39,7 @@ async def until_heard(request: Request, run: Run | PastRun, within_s: float) -> 
     if isinstance(run, PastRun):
         await _outcome(request, run)
         return
-    async with _watched(run, _first_of_model(run), _left(request)) as (heard, gone):
+    async with _watched(run, _first_of_model(run), left(request.receive)) as (heard, gone):
         await asyncio.wait((heard, gone), timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
         if gone.done() and not run.done.is_set():
             _leave(run)
@@ -99,6 +100,7 @@ async def _first_of_model(run: Run) -> None:
             return
 
 
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def left(receive: Receive) -> None:
+    """Returns when the client has."""
+    while (await receive())["type"] != "http.disconnect":
         pass

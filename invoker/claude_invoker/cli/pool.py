@@ -202,26 +202,24 @@ class Launcher:
         """A user id of which nothing is alive. Raises NoUserFree, OSError."""
         while True:
             uid = self.users.take()
-            if uid is None or self.killer is None:
-                return uid
-            try:
-                await self.killer.end(uid, KILL_S)
-            except StillAlive as error:
-                _log.error("user %d cannot be used: %s", uid, error)
-                self.users.quarantine(uid)
-            else:
+            if uid is None or await self._nothing_lives(uid):
                 return uid
 
     async def retire_user(self, uid: int) -> None:
         """Of one that was taken and has no tree: whatever it still does is ended. Raises nothing."""
+        if await self._nothing_lives(uid):
+            self.users.give_back(uid)
+
+    async def _nothing_lives(self, uid: int) -> bool:
+        """Ends what a user has; where that does not end the id is not used until it has."""
         assert self.killer is not None
         try:
             await self.killer.end(uid, KILL_S)
         except StillAlive as error:
-            _log.error("user %d is not used until it has ended: %s", uid, error)
+            _log.error("user %d cannot be used: %s", uid, error)
             self.users.quarantine(uid)
-        else:
-            self.users.give_back(uid)
+            return False
+        return True
 
     async def dispose(self, ready: Ready) -> None:
         """Ends the process and everything it started, then deletes its tree, or takes it back where it is a session's.

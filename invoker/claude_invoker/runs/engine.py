@@ -156,13 +156,7 @@ class Engine:
         self._workplace.open()
         await self.metering.start(self._workplace.api / "sock")
         for uid in self.users.orphaned():
-            assert self._killer is not None
-            try:
-                await self._killer.end(uid, KILL_S)
-                self.users.give_back(uid)
-            except StillAlive as error:
-                _log.error("user %d cannot be used: %s", uid, error)
-                self.users.quarantine(uid)
+            await self._launcher.retire_user(uid)
         self._reclaimed = True
 
     async def __aenter__(self) -> Engine:

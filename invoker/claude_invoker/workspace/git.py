@@ -215,6 +215,18 @@ class Access:
     env: Mapping[str, str]
     pass_fds: tuple[int, ...] = ()
 
+    async def ask(self, directory: Path, uid: int | None, bounds: Bounds, *arguments: str) -> bytes:
+        """What git prints that asks that server, of a directory of git's own. Raises GitFailed, OSError."""
+        return await run(
+            arguments,
+            cwd=directory,
+            uid=uid,
+            env={**self.env, "GIT_DIR": str(directory)},
+            configuration=self.configuration,
+            pass_fds=self.pass_fds,
+            bounds=bounds,
+        )
+
 
 @contextlib.contextmanager
 def access(source: Source) -> Iterator[Access]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import time
@@ -237,18 +238,7 @@ class Mirror:
         bounds = Bounds(wanted.source.timeout_s, wanted.source.max_bytes, _LISTING)
         options = (*_WHOLE, "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-show-forced-updates")
         with git.access(wanted.source) as access:
-
-            async def ask(*arguments: str) -> bytes:
-                return await git.run(
-                    arguments,
-                    cwd=self.path,
-                    uid=self.uid,
-                    env={**access.env, "GIT_DIR": str(self.path)},
-                    configuration=access.configuration,
-                    pass_fds=access.pass_fds,
-                    bounds=bounds,
-                )
-
+            ask = functools.partial(access.ask, self.path, self.uid, bounds)
             # What there is, before any of it is brought: mostly it is here.
             asked = ("HEAD", "refs/heads/*", "refs/tags/*")
             theirs = offered(await ask("ls-remote", "--symref", "--", wanted.url, *asked))

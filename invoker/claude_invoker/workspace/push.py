@@ -8,6 +8,7 @@ one that is there stays as it is, whoever was faster.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import shutil
@@ -108,18 +109,7 @@ async def _pushed(
     commit = await one("commit-tree", tree, "-p", checkout.commit, stdin=message.encode("utf-8", "replace"))
     await do(*_FSCK, commit)
     with git.access(source) as access:
-
-        async def ask(*arguments: str) -> bytes:
-            return await git.run(
-                arguments,
-                cwd=room,
-                uid=uid,
-                env={**access.env, "GIT_DIR": str(room)},
-                configuration=access.configuration,
-                pass_fds=access.pass_fds,
-                bounds=Bounds(source.timeout_s, source.max_bytes),
-            )
-
+        ask = functools.partial(access.ask, room, uid, Bounds(source.timeout_s, source.max_bytes))
         ref = f"refs/heads/{branch}"
         try:
             # The lease is on nothing: the branch is made, or left alone, and nothing is forced.

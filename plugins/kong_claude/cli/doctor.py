@@ -43,9 +43,8 @@ def run(options: argparse.Namespace) -> int:
 
     # KONG_CLAUDE_* are settings of this command, not of Kong.
     own = {name: value for name, value in os.environ.items() if not name.startswith("KONG_CLAUDE_")}
-    if not options.env_file and not KONGS.intersection(
-        own
-    ):  # a stray KONG_ADMIN_LISTEN of this shell does not say how Kong was started
+    # A stray KONG_ADMIN_LISTEN of this shell does not say how Kong was started.
+    if not options.env_file and KONGS.isdisjoint(own):
         own = {name: value for name, value in own.items() if not name.startswith("KONG_")}
     environment = read_environment(options.env_file) if options.env_file else own
     seen = (

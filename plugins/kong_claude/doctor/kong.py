@@ -36,8 +36,8 @@ def timeouts(view: View) -> Iterator[Opening]:
             f"a silent plugin server holds each request for {timeout or '?'} s",
             "set it to 5s",
         )
-    for name, command in view.settings.values.items():
-        if START.fullmatch(name) and PLUGIN_SERVER in command:
+    for name, command in starts(view):
+        if PLUGIN_SERVER in command:
             event = re.search(r"--event-timeout[ =](\d+(?:\.\d+)?)", command)
             if timeout is not None and float(event[1] if event else EVENT_TIMEOUT) * 2 >= timeout:
                 yield Opening(
@@ -72,8 +72,8 @@ def plugin_servers(view: View) -> Iterator[Opening]:
             yield Opening("no-pluginserver", plugin, f"has no entry in {NAMES}", "one entry per plugin (Kong 3.9)")
         elif f"--dump {plugin}" not in (view.settings.get(key) or ""):
             yield Opening("wrong-dump", key, "Kong reads only the first plugin of a dump", f"… --dump {plugin}")
-    for name, command in view.settings.values.items():
-        if START.fullmatch(name) and PLUGIN_SERVER not in command and not serves(view, name).isdisjoint(used(view)):
+    for name, command in starts(view):
+        if PLUGIN_SERVER not in command and not serves(view, name).isdisjoint(used(view)):
             yield Opening(
                 "stock-pluginserver",
                 name,
@@ -141,6 +141,11 @@ RULES: tuple[Callable[[View], Iterator[Opening]], ...] = (
 def used(view: View) -> list[str]:
     """The plugins of this suite that stand in the configuration."""
     return sorted({p["name"] for p in view.plugins if p.get("name") in SUITE})
+
+
+def starts(view: View) -> Iterator[tuple[str, str]]:
+    """How plugin servers are started: names and commands."""
+    return ((name, command) for name, command in view.settings.values.items() if START.fullmatch(name))
 
 
 def variable(plugin: str, of: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from claude_contract.kinds import RUN, kind_of
@@ -32,23 +33,21 @@ def of_its_kind(request: Request, tier: Tier) -> Tier | Refuse:
     return tier.messages
 
 
-def model_refusal(request: Request, tier: Tier) -> Refuse | None:
+def model_refusal(request: Request, tier: str, allowed: Sequence[str]) -> Refuse | None:
     """A body that names a model outside the tier."""
-    if not tier.clamp.models:
-        return None
     body = request.body(MAX_MODEL_BODY)
     if body is None:
         return Refuse(413, "the body is too large to see which model it names", "body_too_large")
     models = _models(body) if body else []
     if models is None:
         return Refuse(400, "the body must be a JSON object", "bad_body")
-    if all(model is None or model in tier.clamp.models for model in models):
+    if all(model is None or model in allowed for model in models):
         return None
     return Refuse(
         403,
         "this model is not in your tier",
         "model_not_allowed",
-        detail={"tier": tier.name, "allowed_models": list(tier.clamp.models)},
+        detail={"tier": tier, "allowed_models": list(allowed)},
     )
 
 

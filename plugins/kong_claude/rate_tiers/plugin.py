@@ -124,8 +124,8 @@ class RateTiers(Stage[RateTiersConfig]):
         # Where an attestation carries the clamp the invoker refuses a model outside the tier. So the body is read only
         # where nobody else would enforce the tier, or where it costs nothing.
         seen = not self.signed or (request.body_seen is not None and not self.by_model)
-        named_here = seen and bool(tier.clamp.models) and _may_start(request)
-        refusal = named.model_refusal(request, tier) if named_here else None
+        models = tier.clamp.models
+        refusal = named.model_refusal(request, tier.name, models) if seen and models and _may_start(request) else None
         if refusal and not self.shadow:
             return refusal
 

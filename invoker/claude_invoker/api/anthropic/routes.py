@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from claude_contract.kinds import kind_of, model_of
+from claude_contract.kinds import kind_named, model_of
 from claude_invoker.api.anthropic import messages
 from claude_invoker.api.anthropic.stream import Stream
 from claude_invoker.api.border import json_object
@@ -39,12 +39,12 @@ async def create(request: Request, caller: Annotated[Caller, Depends(attested_ru
     message of a model itself is passed on."""
     began = time.monotonic()
     body = await request.body()
-    model = model_of(body) or ""
-    kind = kind_of(body)
+    model = model_of(body)
+    kind = kind_named(model)
     if caller.kind not in (kind, None):
         # The gateway has counted it by other limits than it would be worth.
         raise Problem(403, "forbidden", f"{_NAMED[kind]} is not what the gateway has let in here")
-    if kind == "message":
+    if model is not None and kind == "message":
         desk = services(request).desk
         terms = desk.terms(caller, model)
         request.state.started = True  # from here on the desk ends its lease
@@ -62,8 +62,9 @@ async def create(request: Request, caller: Annotated[Caller, Depends(attested_ru
 async def count_tokens(request: Request, caller: Annotated[Caller, Depends(attested)]) -> Response:
     """How many tokens of input a message has. A run has those of the CLI's own words and tools beside them."""
     body = await request.body()
-    if kind_of(body) == "message":
-        return Passed(services(request).desk, request, caller, model_of(body) or "", COUNTING, _COUNT)
+    model = model_of(body)
+    if model is not None and kind_named(model) == "message":
+        return Passed(services(request).desk, request, caller, model, COUNTING, _COUNT)
     wanted = messages.wanted(json_object(body))
     chosen = decided(request, validated(wanted.invocation, caller, InvokeRequest, messages.place), caller)
     metering = services(request).engine.metering
