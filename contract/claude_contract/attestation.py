@@ -69,6 +69,13 @@ def _protected(algorithm: str, kid: str) -> str:
     return _b64(text.encode()).decode() + "."
 
 
+def _material(key: Key) -> bytes:
+    """What tells a key from others: a secret, or the public half."""
+    if isinstance(key, bytes):
+        return key
+    return (key.public_key() if isinstance(key, Ed25519PrivateKey) else key).public_bytes_raw()
+
+
 def _algorithm(key: Key) -> str:
     return "HS256" if isinstance(key, bytes) else "EdDSA"
 
@@ -84,10 +91,17 @@ class Signer:
     audience: str = "claude-invoker"
     ttl: int = 30  # seconds
 
+    def binding(self, *, method: str, path: str, route: str, request_id: str) -> Binding:
+        """To one request, whose path is raw, without the query."""
+        return Binding(self.issuer, self.audience, method, path_claim(path), route, request_id)
+
     def open(self, *, method: str, path: str, route: str, request_id: str, now: float | None = None) -> Attestation:
-        """A fresh one for a request that carries none yet. `path` is raw, without the query."""
+        """A fresh one for a request that carries none yet."""
+        return self.open_for(self.binding(method=method, path=path, route=route, request_id=request_id), now)
+
+    def open_for(self, binding: Binding, now: float | None = None) -> Attestation:
+        """The same, for a request that is bound already."""
         issued = int(time.time() if now is None else now)
-        binding = Binding(self.issuer, self.audience, method, path_claim(path), route, request_id)
         return Attestation(binding, issued, issued + self.ttl, _b64(secrets.token_bytes(12)).decode())
 
     def is_of(self, header: str) -> bool:
@@ -130,12 +144,29 @@ class Signer:
         sign = SigningKey(key.private_bytes_raw()).sign
         return lambda data: sign(data).signature
 
-    def resume(self, header: str, fresh: Attestation) -> Attestation:
-        """What an earlier plugin of the same request signed. Raises AttestationError if it is not that."""
-        earlier = verify(header, self.keys, issuer=self.issuer, audience=self.audience)
-        if earlier.binding != fresh.binding:
+    def resume(self, header: str, binding: Binding, earlier: Attestation | None = None) -> Attestation:
+        """What an earlier plugin of the same request signed. Raises AttestationError if it is not that.
+
+        `earlier`: what the header says, where that is known without verifying it.
+        """
+        if earlier is None:
+            earlier = Attestation.from_claims(_verified(header, self.keys))
+        in_force(earlier, issuer=self.issuer, audience=self.audience)
+        if earlier.binding != binding:
             raise AttestationError("mismatch", "the attestation belongs to another request")
         return earlier
+
+    def trusts(self, other: Signer) -> bool:
+        """Whether this one verifies what the other signs."""
+        return other._signs_with in self._verifies_with
+
+    @cached_property
+    def _signs_with(self) -> tuple[str, str, bytes]:
+        return self.kid, _algorithm(self.key), _material(self.key)
+
+    @cached_property
+    def _verifies_with(self) -> frozenset[tuple[str, str, bytes]]:
+        return frozenset((kid, _algorithm(key), _material(key)) for kid, key in self.keys.items())
 
 
 def _no_number(name: str) -> None:
@@ -151,8 +182,13 @@ def verify(header: str, keys: Mapping[str, Key], *, issuer: str, audience: str, 
 
     `skew`: seconds of clock difference to forgive. Raises AttestationError.
     """
-    claims = _verified(header, keys)
-    found = Attestation.from_claims(claims)
+    found = Attestation.from_claims(_verified(header, keys))
+    in_force(found, issuer=issuer, audience=audience, skew=skew)
+    return found
+
+
+def in_force(found: Attestation, *, issuer: str, audience: str, skew: float = 0.0) -> None:
+    """Whether what is signed is for `audience`, of `issuer`, and in time. Raises AttestationError."""
     now = time.time()
     if found.binding.issuer != issuer or found.binding.audience != audience:
         raise AttestationError("invalid", "the attestation is of another gateway or for another receiver")
@@ -162,7 +198,6 @@ def verify(header: str, keys: Mapping[str, Key], *, issuer: str, audience: str, 
         raise AttestationError("invalid", "the attestation is of the future: compare the clocks")
     if found.expires_at - found.issued_at > MAX_TTL:
         raise AttestationError("invalid", "the attestation lives longer than it may")
-    return found
 
 
 def _verified(header: str, keys: Mapping[str, Key]) -> Any:

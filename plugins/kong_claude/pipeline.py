@@ -24,6 +24,7 @@ from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.errors import render
 from kong_claude.request import Request, RequestLine, answer
 from kong_claude.schema import read
+from kong_claude.signed import Signed
 from kong_claude.stage import Shared, Stage
 
 _HEADER = HEADER.lower()
@@ -31,6 +32,7 @@ JSON = "application/json; charset=utf-8"  # as Kong has it
 UNAVAILABLE = {"message": "service temporarily unavailable"}
 # Kong drops a header whose value is an empty table: removal costs no call of its own.
 REMOVE: dict[str, str] = {}
+SIGNED = Signed()
 REQUEST = "request"  # the check that is made before any stage: whether the request can be looked at
 
 
@@ -109,19 +111,19 @@ class Pipeline:
         """The attestation of an earlier plugin of this request, else a fresh one. A forged header counts as none."""
         assert self.signer is not None
         line = request.line
-        fresh = self.signer.open(
+        binding = self.signer.binding(
             method=line.method, path=request.upstream_path, route=self.route, request_id=request.id
         )
-        if self.fresh:
-            return fresh  # what came before knew nobody; anything of another identity must not linger
+        if self.fresh:  # what came before knew nobody; anything of another identity must not linger
+            return self.signer.open_for(binding)
         given = request.headers.get(_HEADER, [])
         if len(given) == 1:
             try:
-                return self.signer.resume(given[0], fresh)
+                return self.signer.resume(given[0], binding, SIGNED.take(given[0], self.signer))
             except AttestationError as error:
                 said = error if error.reason == "version" else error.reason  # an admin's to repair, not a client's
                 request.kong.log.warn(f"ignored a client's {HEADER}: {said}")
-        return fresh
+        return self.signer.open_for(binding)
 
     def let_pass(self, request: Request, passed: list[Pass]) -> None:
         """Every stage lets the request pass: so it does, unless what they found cannot be attested."""
@@ -134,6 +136,8 @@ class Pipeline:
                 undo(self.stages, [*passed])
                 refuse(request, Refuse(431, str(error), "attestation_too_large", check="attestation"))
                 return
+            if not self.fused:  # else no other plugin follows
+                SIGNED.keep(header, self.signer, attestation)
         self.apply(request, passed, header)
         if attestation is not None:
             in_flight.begin(attestation)

@@ -300,14 +300,14 @@ def test_rotation() -> None:
 )
 def test_an_attestation_of_another_request_is_not_continued(other: dict[str, str]) -> None:
     with pytest.raises(AttestationError) as refused:
-        HS.resume(header(), opened(**other))
+        HS.resume(header(), opened(**other).binding)
     assert refused.value.reason == "mismatch"
 
 
 def test_a_continued_attestation_keeps_its_jti_and_is_not_prolonged() -> None:
     now = int(time.time())
     first = header(iat=now - 20, exp=now + 10)
-    continued = HS.resume(first, opened())
+    continued = HS.resume(first, opened().binding)
     again = check(HS.sign(replace(continued, checks=("jwt-claims", "rate-tiers"))))
     assert (again.id, again.expires_at) == (check(first).id, now + 10)
 
@@ -315,7 +315,7 @@ def test_a_continued_attestation_keeps_its_jti_and_is_not_prolonged() -> None:
 def test_another_gateway_of_the_same_secret_is_not_continued() -> None:
     other = dataclasses.replace(HS, issuer="another")
     with pytest.raises(AttestationError):
-        other.resume(header(), opened(other))
+        other.resume(header(), opened(other).binding)
 
 
 @pytest.mark.parametrize(

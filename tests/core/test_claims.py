@@ -198,7 +198,9 @@ PLACES = st.builds(
     SLOTS,
     st.booleans(),
 )
-LIMITS = st.builds(Limits, maybe(NAME), CLAMPS, or_full(maybe(PLACES), FULL.place))
+LIMITS = st.builds(Limits, maybe(NAME), CLAMPS, or_full(maybe(PLACES), FULL.place)).map(
+    lambda found: structs.replace(found, message=found.place is not None and found.place.lease.is_message)
+)
 ADDITIONS = st.builds(Additions, TEXT, TEXT, st.dictionaries(TEXT, maybe(TEXT), max_size=3), NAMES)
 BINDINGS = st.builds(Binding, NAME, NAME, NAME, NAME, TEXT, TEXT)
 
