@@ -243,6 +243,40 @@ async def test_what_is_left_before_anything_was_heard_is_billed(
     assert grant.account.spent_usd == bound
 
 
+@pytest.mark.parametrize("reads", [False, True])
+async def test_what_has_not_left_whole_is_billed_to_nobody(monkeypatch: pytest.MonkeyPatch, reads: bool) -> None:
+    """A proxy that is killed before the last byte of a request has left has asked for nothing: its journal must not say so.
+    The API that reads all of it and says nothing is the control."""
+    monkeypatch.setattr(keyproxy, "_LAST_WORD_S", 0.3)
+    came, ends = asyncio.Event(), asyncio.Event()
+
+    async def api(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        came.set()
+        if reads:
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+        await ends.wait()
+        writer.transport.abort()
+
+    async with await asyncio.start_server(api, "127.0.0.1", 0, limit=1 << 10) as server:
+        async with started(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as proxy:
+            grant, headers = granted(proxy, 10, "1000")
+            # More than the sockets' buffers hold.
+            writer = await ask(proxy, headers, body_of("x" * (24 << 20), stream=True))
+            await asyncio.wait_for(came.wait(), 30)
+            if reads:
+                await until(lambda: notes_of(grant))
+            else:
+                await asyncio.sleep(0.3)
+                assert grant.account.under_way == 1
+                assert not notes_of(grant)
+            writer.close()
+            await until(lambda: grant.account.under_way == 0)
+            assert (grant.account.spent_usd > 0) is reads
+            assert bool(notes_of(grant)) is reads
+            ends.set()
+
+
 async def test_a_run_that_leaves_is_billed_what_the_api_says_later(proxy: Proxy) -> None:
     """An answer in one piece is there only at its end: it is waited for."""
     grant, headers = granted(proxy, 10)

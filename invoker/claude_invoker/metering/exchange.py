@@ -58,6 +58,11 @@ class Grant:
     unreachable: bool = False
     retry_after: str | None = None
 
+    def note(self, sent: Sent, usd: Decimal) -> None:
+        """What a request has cost so far."""
+        if sent.number:
+            self.notes.note(self.run, sent.number, usd)
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -76,16 +81,18 @@ class Sent:
     """A request that is under way, and what its answer has said so far."""
 
     reservation: Reservation
-    number: int
     stream: bool
     meter: Meter
+    number: int = 0
+    """By which its line is known; 0 before it is written, and the API has the request."""
     status: int | None = None
     ending: Ending = "left"
     heard: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def bill(self) -> Bill:
-        return bill(self.reservation, self.meter, self.ending, self.status, stream=self.stream)
+        ending = self.ending if self.number else "not sent"
+        return bill(self.reservation, self.meter, ending, self.status, stream=self.stream)
 
     @property
     def cut_off_usd(self) -> Decimal:

@@ -193,14 +193,7 @@ class KeyProxy:
             grant.settled()
             await _hold_back(exchange.send, grant, str(error))
             return
-        try:
-            number = grant.notes.send(grant.run, unheard(reservation, stream=asked.stream).usd)
-        except CannotWrite:
-            grant.account.settle(reservation, Bill())
-            grant.settled()
-            await _hold_back(exchange.send, grant, "what it costs cannot be written down: the disk is full?")
-            return
-        sent = Sent(reservation, number, asked.stream, Meter(stream=asked.stream, bound=reservation.bound))
+        sent = Sent(reservation, asked.stream, Meter(stream=asked.stream, bound=reservation.bound))
         grant.changed("", Used())
         forwarding = asyncio.create_task(self._forward(exchange, sent))
         self._forwarding.add(forwarding)
@@ -210,11 +203,11 @@ class KeyProxy:
     async def _forward(self, exchange: Exchange, sent: Sent) -> None:
         """Carries the answer over, and settles the request, whatever ends it."""
         asked, grant, reservation = exchange.asked, exchange.grant, sent.reservation
-        sending = self._request(exchange, "/v1/messages", reservation.asked.body())
+        sending = self._request(exchange, "/v1/messages", reservation.asked.body(), sent)
         relaying = asyncio.create_task(self._relay(sending, exchange, sent))
         try:
             await asyncio.wait((relaying, exchange.gone), return_when=asyncio.FIRST_COMPLETED)
-            if not relaying.done():
+            if not relaying.done() and sent.number:
                 # The run has left. What it is billed for is what the API bills us for, which the API says first.
                 heard = asyncio.create_task(sent.heard.wait())
                 await asyncio.wait((relaying, heard), timeout=_LAST_WORD_S, return_when=asyncio.FIRST_COMPLETED)
@@ -223,7 +216,7 @@ class KeyProxy:
             relaying.cancel()
             await asyncio.gather(relaying, return_exceptions=True)
             final = sent.bill
-            grant.notes.note(grant.run, sent.number, final.usd)
+            grant.note(sent, final.usd)
             grant.account.settle(reservation, final)
             grant.settled()
             model = sent.meter.model or asked.model
@@ -257,23 +250,29 @@ class KeyProxy:
             return None
         return int(tokens * _COUNT_MARGIN[0]) + _COUNT_MARGIN[1]
 
-    def _request(self, exchange: Exchange, path: str, body: bytes) -> httpx.Request:
+    def _request(self, exchange: Exchange, path: str, body: bytes, sent: Sent | None = None) -> httpx.Request:
+        """`sent`: of what costs something, which is written down on its way."""
         headers = [(name, value) for name, value in exchange.scope["headers"] if name not in _DROPPED]
         # What is compressed comes in other pieces, and later, than it was sent in.
         headers += ((b"accept-encoding", b"identity"), (b"x-api-key", self._api_key.encode()))
         query = exchange.scope["query_string"].decode("latin-1")
         url = self._base_url + path + (f"?{query}" if query else "")
-        return self._client.build_request("POST", url, headers=headers, content=body)
+        if sent is None:
+            return self._client.build_request("POST", url, headers=headers, content=body)
+        headers.append((b"content-length", str(len(body)).encode()))
+        return self._client.build_request("POST", url, headers=headers, content=_written_down(body, exchange, sent))
 
     async def _relay(self, sending: httpx.Request, exchange: Exchange, sent: Sent | None) -> None:
         """`sent`: None for what costs nothing."""
         grant, send = exchange.grant, exchange.send
         try:
             response = await self._client.send(sending, stream=True)
-        except httpx.HTTPError as error:
+        except CannotWrite:
+            await _hold_back(send, grant, "what it costs cannot be written down: the disk is full?")
+            return
+        except httpx.HTTPError:
             if sent is not None:
-                never = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-                sent.ending = "not sent" if never else "failed"
+                sent.ending = "failed"
             grant.api_status, grant.unreachable = None, True
             grant.changed("", Used())
             await _respond(send, 502, _error("api_error", "the API cannot be reached"))
@@ -305,7 +304,7 @@ class KeyProxy:
             if sent is not None:
                 sent.meter.end()
                 sent.ending = "complete"
-                grant.notes.note(grant.run, sent.number, sent.bill.usd)
+                grant.note(sent, sent.bill.usd)
             await send({"type": "http.response.body"})
         finally:
             await response.aclose()
@@ -315,13 +314,22 @@ class KeyProxy:
         sent.meter.feed(chunk)
         if sent.meter.seen:
             sent.heard.set()
-            grant.notes.note(grant.run, sent.number, sent.cut_off_usd)
+            grant.note(sent, sent.cut_off_usd)
         if sent.meter.again > sent.reservation.asked.again():
             raise _TooOften
 
 
 class _TooOften(Exception):
     """The API has read a request more often than it was reserved for."""
+
+
+async def _written_down(body: bytes, exchange: Exchange, sent: Sent) -> AsyncIterator[bytes]:
+    """A request's body, and in front of its last byte the line that it is sent: without that byte the API has no
+    request. Any earlier it would bill what a proxy that is killed meanwhile has not sent. Raises CannotWrite."""
+    grant = exchange.grant
+    yield body[:-1]
+    sent.number = grant.notes.send(grant.run, unheard(sent.reservation, stream=sent.stream).usd)
+    yield body[-1:]
 
 
 async def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
