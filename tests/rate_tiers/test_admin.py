@@ -347,6 +347,17 @@ def test_an_explanation_says_which_limit_binds_and_from_where(pooled: Site) -> N
     assert (told["binds"]["limit"], told["binds"]["share_left"]) == ("usd_per_day", 0.5)
     assert told["blocked"] is None
 
+    for _ in range(4):
+        pooled.run("alice", team="red")
+    rows = {(row.get("pool"), row["limit"]): row for row in pooled.get(**asked)["limits"]}
+    pooled.put(sub="alice", limits={"minute": 1, "usd_per_day": 1}, for_s=60)
+    lowered = {(row.get("pool"), row["limit"]): row for row in pooled.get(**asked)["limits"]}
+    assert rows[None, "minute"]["used"] == 2 == lowered[None, "minute"]["used"], (
+        "what was used was, whatever is allowed"
+    )
+    assert (lowered[None, "minute"]["allowed"], lowered[None, "minute"]["left"]) == (1, 0)
+    assert (lowered[None, "usd_per_day"]["reserved"], lowered[None, "usd_per_day"]["left"]) == (4, 0)
+
     pooled.put(tier="pro", limits={"blocked": True}, for_s=60)
     told = pooled.get(**asked)
     assert told["binds"]["limit"] == "blocked" and told["blocked"]["tier"] == "pro"

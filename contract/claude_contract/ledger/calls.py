@@ -307,7 +307,8 @@ def _standings(numbers: Sequence[int], limits: Limits, moment: int | None) -> tu
                 at += 2
         quotas = []
         for window in windows.each:
-            quotas.append(Quota(window, numbers[at], numbers[at + 1]))
+            left, reset_ms = numbers[at], numbers[at + 1]
+            quotas.append(Quota(window, max(left, 0), reset_ms, max(-left, 0)))
             at += 2
         found.append(Standing(running, reserved, tuple(spent), tuple(quotas)))
     return tuple(found)

@@ -130,15 +130,16 @@ local function write_windows(key, windows)
   redis.call('PSETEX', key, windows[0] - now_ms + 1, cmsgpack.pack(windows))
 end
 
--- What is left of a window, and milliseconds until a place comes back (0: all are there).
+-- What is left of a window, and milliseconds until a place comes back (0: all are there). Less than nothing is left where
+-- its limit was lowered meanwhile.
 -- `state` is the live state of a sliding window, the time `empty_at` of a paced one.
 local function quota(burst, limit, length, state)
   if burst >= 0 then
     local step, backlog = length * 1000000 / limit, state - now
-    local remaining = math.max(math.floor(burst + 1 - backlog / step), 0)
+    local remaining = math.floor(burst + 1 - backlog / step)
     return remaining, math.ceil((remaining > 0 and math.min(backlog, step) or backlog - burst * step) / 1000)
   elseif state then
-    return math.max(limit - state[1], 0), math.ceil(first_leaves(state, length * 1000) / 1000)
+    return limit - state[1], math.ceil(first_leaves(state, length * 1000) / 1000)
   end
   return limit, 0
 end

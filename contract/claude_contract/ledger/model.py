@@ -189,11 +189,13 @@ class Drawn(NamedTuple):
 
 
 class Quota(NamedTuple):
-    """One window's state: `reset_ms` until a place comes back."""
+    """One window's state: `reset_ms` until a place comes back; `over`: requests beyond its limit, which was lowered
+    after they had been admitted."""
 
     window: Window
     remaining: int
     reset_ms: int
+    over: int = 0
 
 
 class Spent(NamedTuple):

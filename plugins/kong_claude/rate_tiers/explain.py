@@ -62,7 +62,7 @@ def _rows(windows: Windows, terms: Terms, standing: Standing) -> Iterator[Row]:
         yield {
             "limit": quota.window.name,
             "allowed": quota.window.limit,
-            "used": whole - left,
+            "used": whole - left + quota.over,
             "left": left,
             "share_left": round(left / whole, 4),
             "turns_in_s": reset(quota) if quota.reset_ms else 0,

@@ -286,12 +286,14 @@ class LocalLedger(Ledger):
         length, limit, burst = window.seconds, window.limit, window.burst
         if burst >= 0:
             step, backlog = length * 1_000_000 / limit, state - self._now
-            remaining = max(floor(burst + 1 - backlog / step), 0)
-            return Quota(window, remaining, _ms(min(backlog, step) if remaining else backlog - burst * step))
+            left = floor(burst + 1 - backlog / step)
+            reset = _ms(min(backlog, step) if left > 0 else backlog - burst * step)
+            return Quota(window, max(left, 0), reset, max(-left, 0))
         if not state:
             return Quota(window, limit, 0)
         used = sum(count for _, count in state)
-        return Quota(window, max(limit - used, 0), _ms((state[0][0] + length * 1000) * 1000 - self._now))
+        reset = _ms((state[0][0] + length * 1000) * 1000 - self._now)
+        return Quota(window, max(limit - used, 0), reset, max(used - limit, 0))
 
     def _write_windows(self, key: str, windows: dict[str, Any]) -> None:
         def ends(kept_as: str, state: Any) -> int:
