@@ -14,7 +14,7 @@ from typing import Any
 import jwt
 
 from kong_claude.problem import Problem
-from kong_claude_local.state import place, secret
+from kong_claude_local.state import place, recall, secret
 
 HELP = "print a development JWT (nothing else) on stdout"
 ISSUER = "kong-claude-dev"
@@ -71,6 +71,12 @@ def make(subject: str, tier: str, roles: list[str], ttl: int, more: dict[str, An
         **(more or {}),
     }
     return jwt.encode(payload, secret("jwt-secret"), algorithm="HS256")
+
+
+def of_this_directory(roles: list[str]) -> tuple[str, str] | None:
+    """The gateway of the stack that runs here, and a token of ten minutes for it; None where none runs."""
+    running = recall()
+    return None if running is None else (running.proxy, make("local", "pro", roles, 600))
 
 
 def seconds(text: str) -> int:

@@ -66,6 +66,24 @@ def invoke(gateway: Gateway, subject: str) -> tuple[int, Mapping[str, Any]]:
     return answer.status_code, answer.json()
 
 
+def test_the_stack_of_the_directory_is_found(gateway: Gateway, token: str) -> None:
+    """And asked as its admin; a token that is made for it goes to no other gateway."""
+
+    def here(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        env = own_environment(gateway.home) | more
+        command = [COMMAND, "limits", *arguments]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+
+    done(here("set", "--sub", "here", "minute=7", "--for", "10m", "--why", "a test"))
+    assert "minute=7" in done(here("get", "--sub", "here"))
+    assert "by local: a test" in done(here("get", "--sub", "here"))
+    assert "by local: a test" in done(here("get", "--sub", "here", CLAUDE_TOKEN=token)), "one that is given is taken"
+    done(here("reset", "--sub", "here"))
+    for refused in (here("get", "--url", gateway.url), here("get", CLAUDE_GATEWAY_URL=gateway.url)):
+        assert refused.returncode == 2 and "no token" in refused.stderr
+    assert here("get", CLAUDE_TOKEN="of-nobody").returncode == 2
+
+
 def test_an_admin_changes_explains_and_takes_back_limits_of_a_running_stack(gateway: Gateway, token: str) -> None:
     assert invoke(gateway, "lena")[0] == 200
     said = done(limits(gateway, "set", "--sub", "lena", "minute=1", "--for", "10m", "--why", "a test", token=token))

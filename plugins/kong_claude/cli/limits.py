@@ -9,6 +9,7 @@ import re
 import sys
 import urllib.error
 import urllib.request
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -20,6 +21,9 @@ from kong_claude.problem import Problem
 HELP = "look at limits and change them for a while, as an admin: get, set, reset, explain"
 PATH = "/claude/admin/limits"
 TIMEOUT_S = 30
+STACKS = "kong_claude.stacks"
+"""Entry points of this group know of a gateway by where we are. Each names a function of the roles that a token needs,
+which returns its address and such a token, or None where there is none."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SET = """each limit as NAME=VALUE: second, minute, hour, day, month (requests), concurrent (runs),
 usd_per_hour, usd_per_day, usd_per_week, usd_per_month, usd_per_rolling_… (US dollars), blocked=true.
@@ -55,11 +59,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--claim", action="append", default=[], type=pair, metavar="NAME=VALUE", help="for pools by claim: team=red"
     )
     for each in (get, change, reset, explain):
-        each.add_argument("--url", help="the gateway (default: $CLAUDE_GATEWAY_URL, else http://127.0.0.1:8000)")
+        each.add_argument(
+            "--url",
+            help="the gateway (default: $CLAUDE_GATEWAY_URL, else the local stack of this directory, else "
+            "http://127.0.0.1:8000)",
+        )
         each.add_argument(
             "--token-file",
             type=Path,
-            help="a file with the token of an admin that only you can read (default: $CLAUDE_TOKEN)",
+            help="a file with the token of an admin that only you can read (default: $CLAUDE_TOKEN; the local "
+            "stack of this directory needs none)",
         )
         each.add_argument("--json", action="store_true", help="print the answer as it is")
 
@@ -123,14 +132,14 @@ def ask(
     options: argparse.Namespace, method: str, query: dict[str, str] | None = None, body: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """The gateway's answer. Raises Problem."""
-    base = options.url or os.environ.get("CLAUDE_GATEWAY_URL") or "http://127.0.0.1:8000"
+    base, bearer = _whom(options)
     if not base.startswith(("http://", "https://")):
         raise Problem(f"--url {base}: must begin with http:// or https://")
     address = f"{base.rstrip('/')}{PATH}{'?' + urlencode(query) if query else ''}"
     request = urllib.request.Request(
         address,
         json.dumps(body).encode() if body is not None else None,
-        {"Authorization": f"Bearer {token(options.token_file)}", "Content-Type": "application/json"},
+        {"Authorization": f"Bearer {bearer}", "Content-Type": "application/json"},
         method=method,
     )
     try:
@@ -146,6 +155,25 @@ def ask(
     if not isinstance(found, dict):
         raise Problem(f"{base} does not answer as a gateway")
     return found
+
+
+def _whom(options: argparse.Namespace) -> tuple[str, str]:
+    """The gateway, and a token for it. One that a stack makes is for that stack alone. Raises Problem."""
+    named = options.url or os.environ.get("CLAUDE_GATEWAY_URL")
+    stack = None if named else _stack()
+    if stack is None:
+        return named or "http://127.0.0.1:8000", token(options.token_file)
+    given = options.token_file or os.environ.get("CLAUDE_TOKEN")
+    return stack[0], token(options.token_file) if given else stack[1]
+
+
+def _stack() -> tuple[str, str] | None:
+    """Raises Problem."""
+    for entry in entry_points(group=STACKS):
+        found: tuple[str, str] | None = entry.load()(["claude:invoke", "admin"])
+        if found is not None:
+            return found
+    return None
 
 
 class _Refuse(urllib.request.HTTPRedirectHandler):
