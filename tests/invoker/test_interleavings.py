@@ -18,22 +18,25 @@ from claude_contract import ledger
 from claude_contract.ledger import Draw, Drawn, Lease, LedgerUnavailable, Slot
 from claude_invoker import draws
 from claude_invoker.draws import Draws
-from claude_invoker.metering import wire
+from claude_invoker.metering import purse, wire
 from claude_invoker.metering.account import Account, Exhausted
 from claude_invoker.metering.bill import Bill, Reservation
 from claude_invoker.metering.drawn import answered
 from claude_invoker.metering.figures import in_micro_usd
 from claude_invoker.metering.purse import Purse
+from kong_claude.rate_tiers import local_ledger
 from kong_claude.rate_tiers.local_ledger import LocalLedger
 from tests.invoker.test_wall import ASKED, DOLLAR, PRICE, PRICES, TEAM
 
 RUNS = 3
 TTL_MS = 60_000
+WHAT = (
+    *("send", "send", "send", "answer", "answer", "begin", "end", "leave", "late answer"),
+    *("proxy killed", "invoker killed", "lower"),
+)
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(
-            ("send", "send", "send", "answer", "answer", "begin", "end", "proxy killed", "invoker killed", "lower")
-        ),
+        st.sampled_from(WHAT),
         st.integers(0, RUNS - 1),
         st.integers(0, 100),
     ),
@@ -109,11 +112,14 @@ class Run:
         await self.purse.settled()
 
     async def left(self) -> None:
+        await self.asks_no_more()
+        self.flying.clear()
+
+    async def asks_no_more(self) -> None:
         for task in self.sending:
             task.cancel()
         await asyncio.gather(*self.sending, return_exceptions=True)
         self.sending.clear()
-        self.flying.clear()
 
     @property
     def cost(self) -> int:
@@ -127,6 +133,8 @@ class World:
     now: int = 1_790_000_000_000_000
     runs: list[Run] = field(default_factory=list)
     dead: list[Run] = field(default_factory=list)
+    gone: list[Run] = field(default_factory=list)
+    """Those that have ended and have requests at the API."""
     heard: dict[Lease, int] = field(default_factory=dict)
     """What the ledger may have been told that a run has cost."""
 
@@ -153,9 +161,9 @@ class World:
         living = sum(
             in_micro_usd(run.account.spent_usd + sum((each.usd for each in run.flying), Decimal(0)))
             for run in self.runs
-            if run.lives
+            if run.lives or run in self.gone
         )
-        ended = sum(run.cost for run in self.runs if not run.lives and run not in self.dead)
+        ended = sum(run.cost for run in self.runs if not run.lives and run not in self.dead + self.gone)
         known = {run.lease: self.ledger_has(run) for run in self.dead}
         return living + ended + sum(known.values())
 
@@ -202,7 +210,17 @@ class World:
             await self.begin()
             return
         run = living[which % len(living)]
-        if what == "send":
+        if what == "late answer":
+            if self.gone:
+                await self.late_answer(self.gone[which % len(self.gone)], value)
+        elif what == "leave":
+            await run.asks_no_more()
+            await self.still()
+            run.lives = False
+            self.draws.forget(str(run.lease))
+            self.ledger.settle(run.lease, in_micro_usd(run.account.spent_usd), final=False)
+            self.gone.append(run)
+        elif what == "send":
             run.sending.add(asyncio.create_task(run.send()))
         elif what == "answer":
             await run.answered(value)
@@ -223,6 +241,14 @@ class World:
         if value % 2:  # else the next step comes before the ledger has answered
             await self.still()
 
+    async def late_answer(self, run: Run, percent: int) -> None:
+        """What it has cost is booked for good with the last one."""
+        await run.answered(percent)
+        if not run.flying:
+            await self.still()
+            self.ledger.settle(run.lease, run.cost)
+            self.gone.remove(run)
+
     def ledger_cost(self, run: Run) -> int:
         """As its journal says it."""
         return run.cost
@@ -232,6 +258,9 @@ class World:
             if run.lives:
                 await run.left()
         await self.still()
+        for run in list(self.gone):
+            while run in self.gone:
+                await self.late_answer(run, 50)
         self.now += 2 * TTL_MS * 1000
         for run in self.runs:
             if run.lives or run in self.dead:  # also twice, by whoever finds the journal
@@ -246,6 +275,12 @@ def plays(examples: int, *phases: Phase) -> None:
         asyncio.run(played(World(RUNS * DOLLAR, list(unheard)), limit, steps))
 
     play()
+
+
+@pytest.fixture(autouse=True)
+def nobody_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for others is tried elsewhere (`test_wall.py`): here time stands still."""
+    monkeypatch.setattr(purse, "_PATIENCE_S", 0.0)
 
 
 async def played(world: World, limit: int, steps: list[tuple[str, int, int]]) -> None:
@@ -283,7 +318,11 @@ def held_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Account, "drawn_usd", Decimal(0))
 
 
-@pytest.mark.parametrize("weaken", [asked_once, held_is_not_drawn, forgotten_journal])
+def dropped_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_ledger, "REST_MS", 0)
+
+
+@pytest.mark.parametrize("weaken", [asked_once, held_is_not_drawn, forgotten_journal, dropped_at_its_end])
 def test_each_defence_is_needed(weaken: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     weaken(monkeypatch)
     with pytest.raises(AssertionError):

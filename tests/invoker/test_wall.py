@@ -15,7 +15,7 @@ from claude_contract import ledger
 from claude_contract.ledger import Draw, Drawn, LedgerUnavailable, Slot, UnreadableLedger, Verdict, calls
 from claude_invoker.draws import Draws
 from claude_invoker.ledger import Ledger
-from claude_invoker.metering import request, wire
+from claude_invoker.metering import purse, request, wire
 from claude_invoker.metering.account import Account, Exhausted
 from claude_invoker.metering.bill import Bill
 from claude_invoker.metering.drawn import answered, used_up
@@ -121,7 +121,7 @@ async def test_an_answer_is_as_long_as_the_narrowest_budget_allows() -> None:
     account, purse, shelf = purse_of(300_000)
     reservation = await purse.reserve(ASKED, PRICE, 1000)
     assert 14_000 < reservation.max_tokens < 15_000 and reservation.usd <= Decimal("0.3")
-    assert shelf.said == [(0, 0, shelf.said[0][2], 644_000)] and shelf.said[0][2] < 5000
+    assert shelf.said == [(0, 0, shelf.said[0][2], 644_000)] and 150_000 < shelf.said[0][2] < 300_000
     account.settle(reservation, Bill(Decimal("0.1"), Decimal("0.25")))
     await purse.settled()
     assert shelf.said[-1] == (100_000, 150_000), "what it may have cost beyond that stays taken"
@@ -129,6 +129,48 @@ async def test_an_answer_is_as_long_as_the_narrowest_budget_allows() -> None:
     with pytest.raises(Exhausted):
         await purse.reserve(ASKED, PRICE, 1000)
     assert (account.exhausted, account.budget, account.under_way) == (True, "used up", 0)
+    *_, enough, less = shelf.said
+    assert less[2] < enough[2] - 100_000, "it was asked for less when there was not enough"
+
+
+@pytest.mark.parametrize("patience_s", [30.0, 0.0])
+async def test_a_request_waits_for_what_others_have_drawn_and_do_not_use(
+    purses: Ledger, monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    """Runs of a small pool ended, or had answers of some words, while requests of other runs held what was left of it for
+    a moment. The control: one that has no patience."""
+    monkeypatch.setattr(purse, "_PATIENCE_S", patience_s)
+    slot = Slot(run_micro_usd=DOLLAR, pools=(ledger.Terms(None, (ledger.Budget(700_000, "month"),)),))
+    leases = {str(lease_of(number)): Account(PRICES, Decimal(5)) for number in range(3)}
+
+    class Wire:
+        async def ask(self, run: str, cost: int, under_way: int, least: int, most: int) -> wire.Drawn:
+            message = wire.Draw(1, run, cost, under_way, least, most)
+            drawn = await ask(purses.draws, ledger.Lease.parse(run), Draw(cost, under_way, least, most), slot)
+            return answered(message, drawn, run)
+
+        def say(self, run: str, cost: int, under_way: int) -> None:
+            ask(purses.draws, ledger.Lease.parse(run), Draw(cost, under_way, under_way, under_way), slot)
+
+    first, second, third = [Purse(lease, account, Wire()) for lease, account in leases.items()]
+    accounts = list(leases.values())
+    held = await first.reserve(ASKED, PRICE, 1000)
+    assert held.usd == Decimal("0.644")
+    waiting = asyncio.create_task(second.reserve(ASKED, PRICE, 1000))
+    await asyncio.sleep(0.3)
+    if not patience_s:
+        assert waiting.done() and waiting.result().max_tokens < 3000, "what was left at that moment"
+        return
+    assert not waiting.done() and not accounts[1].exhausted
+    accounts[0].settle(held, Bill(Decimal("0.1"), Decimal("0.1")))
+    await first.settled()
+    assert (await waiting).usd == Decimal("0.6")
+    accounts[1].settle(waiting.result(), Bill(Decimal("0.599"), Decimal("0.599")))
+    await second.settled()
+    with pytest.raises(Exhausted):  # at once: nobody has drawn anything
+        async with asyncio.timeout(patience_s / 2):
+            await third.reserve(ASKED, PRICE, 1000)
+    assert "usd_per_month of the pool team is used up" in accounts[2].budget
 
 
 @pytest.mark.parametrize("weakened", [False, True])

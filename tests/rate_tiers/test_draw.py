@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from claude_contract.ledger import (
+    ALONE,
     DEPLOYMENT,
     Budget,
     Draw,
@@ -23,6 +24,7 @@ from claude_contract.ledger import (
     pool_key,
 )
 from claude_contract.ledger.calls import OutOfPeriod
+from claude_contract.ledger.model import REST_MS
 from kong_claude.rate_tiers.local_ledger import LocalLedger
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.rate_tiers.servers import RedisProcess
@@ -138,6 +140,49 @@ def test_a_dead_run_gives_back_what_it_drew_and_its_journal_books_it_once(store:
     assert store.draw(other, slot, Draw(0, 0, 750_000, 750_000)).verdict is Verdict.DRAWN
     assert [store.settle(dead, 400_000), store.settle(dead, 400_000)] == [True, False]
     assert pool_of(store, slot)[2] == 400_000
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_a_run_that_has_ended_may_still_cost_stays_drawn(store: Store, alone: bool) -> None:
+    """It was dropped, and drawn by others, when the run ended with a request unanswered; then it was booked, beyond the
+    budget. Its place is free at once; a run whose cost is known has nothing left that is drawn."""
+    shared, slot = (ALONE, Slot(1, DOLLAR, day_micro_usd=DOLLAR)) if alone else (TEAM, pooled(DOLLAR))
+    runs = [Lease.new("claude", "one", DOLLAR, shared) for _ in range(3)]
+    asked = Peek("claude", "one", slot=slot, shared=shared)
+
+    def standing() -> tuple[int, int]:
+        found = store.peek(asked)
+        return found.running, (found.own if alone else found.pools[0]).reserved_micro_usd
+
+    assert store.acquire(runs[0], slot).admitted
+    assert store.draw(runs[0], slot, Draw(100_000, 0, 600_000, 600_000)).verdict is Verdict.DRAWN
+    assert store.settle(runs[0], 100_000, final=False)
+    assert standing() == (0, 600_000)
+    assert store.draw(runs[0], slot, Draw(100_000)).verdict is Verdict.SETTLED, "said late it changes nothing"
+    assert not store.settle(runs[0], 100_000, final=False)
+    refused = store.draw(runs[1], slot, Draw(0, 0, 400_000, 400_000))
+    assert refused.verdict is Verdict.REFUSED
+    assert store.draw(runs[1], slot, Draw(0, 0, 300_000, 400_000)).micro_usd == 300_000
+    assert store.settle(runs[1], 0)
+    assert store.settle(runs[0], 150_000), "the API has said what it was"
+    assert standing() == (0, 0)
+    assert store.draw(runs[2], slot, Draw(0, 0, 850_000, 850_000)).verdict is Verdict.DRAWN
+    assert store.settle(runs[2], 0)
+    assert standing() == (0, 0)
+
+
+def test_what_is_left_of_a_run_lapses_where_nobody_comes_back(clocked: ClockedRedis) -> None:
+    slot, now, lease = pooled(DOLLAR), at("2026-11-02T12:00"), lease_of(1)
+    local = LocalLedger(clock=lambda: now)
+    local.draw(lease, slot, Draw(0, 0, DOLLAR, DOLLAR))
+    local.settle(lease, 0, final=False)
+    clocked.ask(calls.draw(lease, slot, Draw(0, 0, DOLLAR, DOLLAR), now // 1000), now)
+    clocked.ask(calls.settle(lease, 0, final=False), now)
+    asked = Peek("claude", "nobody", slot=slot, shared=TEAM)
+    for passed, held in ((REST_MS - 1, DOLLAR), (1, 0)):
+        now += passed * 1000
+        assert local.peek(asked).pools[0].reserved_micro_usd == held
+        assert clocked.peek(asked, now).pools[0].reserved_micro_usd == held
 
 
 def test_a_part_that_was_booked_is_known_after_days(clocked: ClockedRedis) -> None:

@@ -40,7 +40,7 @@ from claude_contract.ledger import (
     micro_usd,
 )
 from claude_contract.ledger.calls import Call
-from claude_contract.ledger.model import SETTLED_MS
+from claude_contract.ledger.model import REST_MS, SETTLED_MS, is_message
 from claude_contract.ledger.periods import PERS, ROLLING_MS
 from kong_claude.rate_tiers.local_ledger import LocalLedger
 from tests.rate_tiers.servers import RedisProcess, one_server
@@ -111,6 +111,10 @@ class Account:
 
     def live(self, now: int) -> dict[str, int]:
         return {m: until for m, until in self.leases.items() if until > now // 1000}
+
+    def running(self, now: int) -> int:
+        """Without what is left of runs that have ended."""
+        return sum(not is_message(member) for member in self.live(now))
 
     def reserved(self, now: int) -> int:
         return sum(self.amounts.get(m, (int(m.rpartition(":")[2]), 0))[0] for m in self.live(now))
@@ -333,7 +337,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 over += account.over(now, lease.micro_usd)
                 over_at_most += [(n, name) for name in account.over(now, lease.micro_usd, QUARTER_US)]
                 most = account.terms.concurrent
-                full += [n] if most is not None and len(account.live(now)) >= most else []
+                full += [n] if most is not None and account.running(now) >= most else []
         if a.admitted:
             assert not blocking and not over
             assert a.queued == (
@@ -403,8 +407,16 @@ class LedgerMachine(RuleBasedStateMachine):
                 if account.spent(now, b, more_us) + account.drawn(now, member) + amount > b.micro_usd
             ]
 
+        assert not drawn.fleeting or drawn.verdict is Verdict.REFUSED
         if drawn.verdict is Verdict.REFUSED:
             assert drawn.micro_usd == under_way and drawn.budget in over(asked.least_micro_usd, QUARTER_US)
+            alone = [
+                account.spent(now, b, more_us) + asked.least_micro_usd <= b.micro_usd
+                for account in self.accounts_of(lease)
+                for b in account.terms.budgets
+                for more_us in (0, QUARTER_US)
+            ]
+            assert all(alone[1::2]) <= drawn.fleeting <= all(alone[::2]), "it may be there when others are answered"
         elif more:
             assert asked.least_micro_usd <= drawn.micro_usd <= asked.most_micro_usd
             assert not over(drawn.micro_usd), "what is booked and drawn is within every limit as it is now"
@@ -430,8 +442,16 @@ class LedgerMachine(RuleBasedStateMachine):
         cost = micro_usd(usd)
         settle = calls.settle(lease, cost, final=final)
         news = self.agreed(self.redis.ask(settle, self.now), self.local.settle(lease, cost, final=final))
-        for account in self.accounts_of(lease):
+        accounts, rest = self.accounts_of(lease), lease.rest.member
+        left = self.amounts.get(lease.member, (0, 0))[1] if lease.member in accounts[0].live(self.now) else 0
+        for account in accounts:
             account.leases.pop(lease.member, None)
+            if final:
+                account.leases.pop(rest, None)
+            elif left:
+                account.take(rest, self.now, REST_MS)
+        if left and not final:
+            self.amounts[rest] = (left, left)
         if not first and before is None:
             assert not news
             return
@@ -493,7 +513,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def reported(self, account: Account, standing: Standing) -> None:
         now = self.now
-        assert standing.running == len(account.live(now))
+        assert standing.running == account.running(now)
         assert standing.reserved_micro_usd == account.reserved(now)
         for spent in standing.spent:
             more = QUARTER_US if spent.budget.rolling else 0

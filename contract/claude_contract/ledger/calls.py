@@ -32,6 +32,7 @@ from claude_contract.ledger.live import (
     with_changes,
 )
 from claude_contract.ledger.model import (
+    REST_MS,
     SETTLED_MS,
     VERSION,
     Admission,
@@ -158,7 +159,8 @@ def draw(lease: Lease, slot: Slot, draw: Draw, now_ms: int | None = None, *, one
 
 def settle(lease: Lease, cost_micro_usd: int, *, final: bool = True) -> Call[bool]:
     keys = (*_keys(lease), booked_key(lease))
-    return Call(script("settle"), keys, (_held(lease), cost_micro_usd, SETTLED_MS, int(final)), bool)
+    args = (_held(lease), cost_micro_usd, SETTLED_MS, int(final), _held(lease.rest), REST_MS)
+    return Call(script("settle"), keys, args, bool)
 
 
 def release(lease: Lease) -> Call[bool]:
@@ -348,9 +350,9 @@ def _changed(limits: Limits, numbers: list[int]) -> tuple[Limits, list[int], tup
 def _drawn(reply: Sequence[int], limits: Limits) -> Drawn:
     if reply[0] < 0:
         raise OutOfPeriod(reply[1])
-    verdict, drawn, who, budget, left_ms = reply
+    verdict, drawn, who, budget, left_ms, fleeting = reply
     name = _name(limits[who - 1], budget if budget == _BLOCKED else -1 - budget) if budget else ""
-    return Drawn(Verdict(verdict), drawn, name, who - 1, left_ms)
+    return Drawn(Verdict(verdict), drawn, name, who - 1, left_ms, bool(fleeting))
 
 
 def _usage(reply: Sequence[int], limits: Limits, moment: int) -> Usage:

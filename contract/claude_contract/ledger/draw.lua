@@ -10,6 +10,7 @@
 --       2 what is drawn now, micro-USD   3 of which account the narrowest budget is, from 1   4 which, 0 for none, -1000: it
 --         is blocked
 --       5 ms until its period ends (rolling: until some of it leaves)
+--       6 1 where it was refused only for what others have drawn, some of which comes back
 
 local lease, ttl_ms, cost = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local under_way, least, most = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -20,10 +21,11 @@ local BESIDE = of_messages and 2 or 3
 local settled = tonumber(redis.call('ZSCORE', SETTLED, lease) or 0) > now_ms
 local booked = read_booked()
 if settled and not booked then
-  return {2, 0, 1, 0, 0}
+  return {2, 0, 1, 0, 0, 0}
 end
 local more = math.max(cost - (booked or 0), 0)
 local found, books, room, who, which, left = read_leases(lease), {}, math.huge, 1, 0, 0
+local room_alone = math.huge  -- if nobody else had drawn anything
 local no_rules, all_terms = {}, {}
 for n = 1, accounts do
   no_rules[n], all_terms[n] = {}, read_terms(ARGV[7 + n])
@@ -40,7 +42,9 @@ for n = 1, accounts do
   end
   books[n] = book or nil
   for i = 1, #spent do
-    local has = terms[4 * i - 2] - spent[i] - more - found.each[n][BESIDE]
+    local has_alone = terms[4 * i - 2] - spent[i] - more
+    local has = has_alone - found.each[n][BESIDE]
+    room_alone = math.min(room_alone, has_alone)
     if has < room then
       room, who, which, left = has, n, i, ends[i]
     end
@@ -48,7 +52,7 @@ for n = 1, accounts do
 end
 for n = 1, accounts do
   if blocked_until[n] then
-    room, who, which, left = -1, n, BLOCKED, blocked_until[n] - now_ms
+    room, room_alone, who, which, left = -1, -1, n, BLOCKED, blocked_until[n] - now_ms
   end
 end
 if more > 0 then
@@ -74,4 +78,4 @@ end
 if more > 0 then
   book_cost(books, more)
 end
-return {verdict, drawn, who, which, left}
+return {verdict, drawn, who, which, left, verdict == 0 and room_alone >= least and 1 or 0}

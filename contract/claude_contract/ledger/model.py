@@ -28,6 +28,9 @@ MAX_POOLS = 4  # of one request
 DEPLOYMENT = "*"
 """The hash tag of the whole deployment: nothing that is escaped looks like it."""
 SETTLED_MS = 24 * 3600 * 1000  # for how long a repeated settlement is recognised
+REST_MS = 90 * 1000
+"""For how long what a run has drawn stays drawn when it has ended before its last requests were answered: longer than
+the API is waited for, and what it has said is booked."""
 
 Busy = Literal["reject", "queue", "later"]
 """Where all places are taken: refuse, or go on without a lease. `later`: take none now in any case."""
@@ -102,6 +105,12 @@ class Lease(Struct, frozen=True):
     def again(self) -> Lease:
         """Another one for the same."""
         return Lease.new(self.namespace, self.subject_key, self.micro_usd, self.shared, message=self.is_message)
+
+    @property
+    def rest(self) -> Lease:
+        """What is left of it where its run has ended before its last requests were answered: they are like messages."""
+        name = self.member.rpartition(":")[0].removeprefix(f"v{VERSION}.").removeprefix(_MESSAGE)
+        return Lease(self.namespace, self.subject_key, f"v{VERSION}.{_MESSAGE}{name}:0", self.shared)
 
     @property
     def is_message(self) -> bool:
@@ -186,6 +195,7 @@ class Drawn(NamedTuple):
     budget: str = ""  # its name, or `blocked`
     at: int = 0  # of whom, as in `Admission`
     reset_ms: int = 0  # until its period ends (rolling: until some of it leaves)
+    fleeting: bool = False  # refused only for what others have drawn, some of which comes back when they are answered
 
 
 class Quota(NamedTuple):

@@ -165,7 +165,7 @@ local function take_off_lapsed(found)
   end
 end
 
--- Takes off a lease, and what has lapsed. Returns whether it was there, and alive.
+-- Takes off a lease, and what has lapsed. Returns what it held and had drawn, false where it was not alive.
 local function take_off(lease)
   local found = read_leases(lease)
   stop_if_unreadable()
@@ -175,7 +175,7 @@ local function take_off(lease)
   if shared then
     write_held(found.held)
   end
-  return found.own and true or false
+  return found.own
 end
 
 -- Takes or extends a lease. `found`: what `read_leases` has said with this lease for its own; `amounts`: what it is to hold

@@ -36,7 +36,8 @@ class Ledger(Protocol):
     def settle(self, lease: Lease, cost_micro_usd: int, *, final: bool = True) -> bool:
         """The run has ended, however, and cost this much in all. True: ended or booked now; False: it was before.
 
-        A cost that is not `final` is what is known so far: the final one, whoever says it, adds the difference."""
+        A cost that is not `final` is what is known so far: the final one, whoever says it, adds the difference, and
+        until then, `REST_MS` at most, what the run has drawn stays drawn."""
 
     def release(self, lease: Lease) -> bool:
         """The run never started, or has to wait: gives back place and reservation. False: there was none."""

@@ -18,7 +18,7 @@ def answered(message: wire.Draw, drawn: Drawn | LedgerUnavailable, lease: str) -
     if isinstance(drawn, LedgerUnavailable):
         return wire.Drawn(message.id, message.most_micro_usd)
     refused = None if drawn.verdict is Verdict.DRAWN else used_up(drawn, lease, time.time())
-    return wire.Drawn(message.id, drawn.micro_usd, refused)
+    return wire.Drawn(message.id, drawn.micro_usd, refused, fleeting=drawn.fleeting)
 
 
 def used_up(drawn: Drawn, lease: str, now: float) -> str:

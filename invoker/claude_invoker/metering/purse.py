@@ -13,6 +13,11 @@ from claude_invoker.metering.prices import Price
 from claude_invoker.metering.request import Asked
 from claude_invoker.metering.wire import Drawn
 
+_PATIENCE_S = 30.0
+"""How long a request waits for what others have drawn of a budget and do not use: less than a run may be silent."""
+_PAUSES_S = (0.25, 2.0)
+"""Between two questions, the first and the longest: whose requests are answered, in which invoker, nobody says."""
+
 
 class CannotDraw(Exception):
     """The ledger cannot say now whether there is budget; the text is for the run."""
@@ -39,20 +44,29 @@ class Purse:
         """Set when less is under way than now."""
 
     async def reserve(self, asked: Asked, price: Price, tokens: int) -> Reservation:
-        """Of the run's own budget, then of all others: the answer may be shorter for it; after others of the run, where
-        what they have drawn is not there for this one. `tokens`: a bound of its input. Raises Exhausted, CannotDraw."""
+        """Of the run's own budget, then of all others: the answer may be shorter for it. Waits for other requests, of
+        the run or not, where what they have drawn is not there for this one. `tokens`: a bound of its input. Raises
+        Exhausted, CannotDraw."""
+        loop = asyncio.get_running_loop()
+        until, (pause_s, longest_s), enough = loop.time() + _PATIENCE_S, _PAUSES_S, ENOUGH_TOKENS
         while True:
             async with self._turn:
                 less, others = self._less, self._account.has_drawn
-                found = await self._draw(asked, price, tokens, ENOUGH_TOKENS if others else 0)
+                found = await self._draw(asked, price, tokens, ENOUGH_TOKENS if others else enough)
             if isinstance(found, Reservation):
                 return found
-            if not others:
-                self._account.exhausted, self._account.budget = True, found
+            if others:
+                await less.wait()
+            elif found.fleeting and loop.time() < until:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, longest_s)
+            elif enough:
+                enough = 0  # what is left, however short the answer is then
+            else:
+                self._account.exhausted, self._account.budget = True, found.refused or ""
                 raise Exhausted
-            await less.wait()
 
-    async def _draw(self, asked: Asked, price: Price, tokens: int, enough: int) -> Reservation | str:
+    async def _draw(self, asked: Asked, price: Price, tokens: int, enough: int) -> Reservation | Drawn:
         """`enough`: how long the answer must be allowed to be, if it asks for as much. Why nothing is drawn, where
         nothing is. Raises Exhausted, CannotDraw."""
         account = self._account
@@ -71,7 +85,7 @@ class Purse:
                 raise CannotDraw(drawn.held)
             if drawn.refused is not None:
                 account.settle(reservation, Bill())
-                return drawn.refused
+                return drawn
             left = Decimal(drawn.micro_usd) / 1_000_000 - under_way
             if left < reservation.usd:
                 account.settle(reservation, Bill())

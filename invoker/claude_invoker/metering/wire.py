@@ -79,12 +79,14 @@ class Ask(msgspec.Struct, tag=True, frozen=True):
 
 class Drawn(msgspec.Struct, tag=True, frozen=True):
     """The answer to `Draw`: what the run's requests may cost now. Otherwise the request must not be sent: a budget is
-    `refused`, or nothing can be said now (`held`)."""
+    `refused`, or nothing can be said now (`held`). `fleeting`: it is refused for what requests of others may cost, of
+    which some comes back when they are answered."""
 
     id: int
     micro_usd: int
     refused: str | None = None
     held: str | None = None
+    fleeting: bool = False
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):

@@ -36,7 +36,7 @@ from claude_contract.ledger import (
     heads,
 )
 from claude_contract.ledger.calls import booked_key, known_to_all, limits_of, to_acquire
-from claude_contract.ledger.model import SETTLED_MS, is_message, reserved_by
+from claude_contract.ledger.model import REST_MS, SETTLED_MS, is_message, reserved_by
 from claude_contract.ledger.periods import ROLLING_MS
 from claude_contract.ledger.warnings import BudgetWarning
 
@@ -171,11 +171,13 @@ class LocalLedger(Ledger):
             if settled and booked is None:
                 return Drawn(Verdict.SETTLED, 0)
             more = max(draw.cost_micro_usd - (booked or 0), 0)
-            room, at, narrowest = math.inf, 0, None
+            room, room_alone, at, narrowest = math.inf, math.inf, 0, None
             of_message = lease.is_message
             for n, a in enumerate(self._accounts(to_acquire(lease, slot), slot.own, lease.member)):
                 for spent in a.spent:
-                    left = spent.budget.micro_usd - spent.micro_usd - more - (a.reserved if of_message else a.drawn)
+                    alone = spent.budget.micro_usd - spent.micro_usd - more
+                    left = alone - (a.reserved if of_message else a.drawn)
+                    room_alone = min(room_alone, alone)
                     if left < room:
                         room, at, narrowest = left, n, spent
             verdict, drawn = Verdict.DRAWN, int(min(draw.most_micro_usd, room))
@@ -195,12 +197,21 @@ class LocalLedger(Ledger):
             self._book(heads, more)
             if narrowest is None:
                 return Drawn(verdict, drawn)
-            return Drawn(verdict, drawn, narrowest.budget.name, at, narrowest.reset_ms)
+            fleeting = verdict is Verdict.REFUSED and room_alone >= draw.least_micro_usd
+            return Drawn(verdict, drawn, narrowest.budget.name, at, narrowest.reset_ms, fleeting)
 
     def settle(self, lease: Lease, cost_micro_usd: int, *, final: bool = True) -> bool:
         with self._moment():
             own, *_ = heads = _heads(lease)
+            rest = lease.rest.member
+            left = self._amounts(lease.member)[1] if self._lives(own, lease.member) else 0
             self._forget(heads, lease.member)
+            if final:
+                self._forget(heads, rest)
+            elif left:
+                for head in heads:
+                    self._write_lease(head, rest, REST_MS)
+                self._set(_DRAWN + rest, (left, left), REST_MS * 1000)
             key = booked_key(lease)
             booked: int | None = self._values.get(key)
             known: dict[str, int] = self._values.get(own + "settled", {})
