@@ -16,7 +16,7 @@ would spend $0.90.
 | `overshoot_max_usd` | the most that a run was booked above what it was charged |
 | `pool_wrong` | of these the runs of which something else was booked than charged |
 | `lost`, `doubled` | runs booked below what they were charged, or above the bound |
-| `held`, `held_usd` | runs whose proxy was killed between a request's last byte and the API's first word: the most is billed |
+| `held`, `held_usd` | runs whose proxy was killed after a request's last byte, before any answer: the most is billed |
 | `runs`, `cut_runs`, `cli_kills`, `proxy_kills`, `invoker_kills`, `redis_kills` | how many there were |
 | `pool_runs`, `pool_booked_usd` | those of the pool, and what all of them have cost |
 | `pool_overshoot_usd` | how much of that is above the dollar that was left |

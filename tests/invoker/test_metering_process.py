@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from claude_contract import ledger
 from claude_invoker.metering.journal import read
 from tests.invoker.conftest import KEY, Invoker, as_root, tool, wait_for
 from tests.invoker.money import Billed, Till, charging, clis_of, eventually, proxy_of
@@ -107,6 +108,21 @@ def test_what_the_ledger_has_lost_again_is_booked_again(start_invoker: Callable[
         booked(till, [run])
     wait_for(lambda: not owed(invoker), what="the journal to forget it")
     assert till.wrong(run) == "", "and once"
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_before_its_last_answer_has_it_drawn(start_invoker: Callable[..., Invoker], till: Till) -> None:
+    """Its client has left, and the API says nothing: the place is free at once, the money is not, until it is known that
+    it was the bound of the input."""
+    invoker = start_invoker(pool_size=0, **till.settings)
+    run = till.begin(invoker, "unanswered", "[[hang]]", patience_s=6)
+    asked = ledger.Peek(ledger.NAMESPACE, run.lease.subject_key)
+    wait_for(lambda: till.store.peek(asked).reserved_micro_usd, what="the run")
+    wait_for(lambda: not till.store.peek(asked).running, what="its end")
+    left = till.store.peek(asked)
+    assert left.spent_day_micro_usd == 0 < left.reserved_micro_usd
+    wait_for(lambda: not till.store.peek(asked).reserved_micro_usd, what="the API's last word", within_s=100)
+    assert 0 < till.spent(run) <= left.reserved_micro_usd
 
 
 @pytest.mark.slow
