@@ -24,6 +24,7 @@ from claude_invoker.metering import request
 from claude_invoker.metering.account import Account
 from claude_invoker.metering.allowed import Uses
 from claude_invoker.metering.exchange import Grant
+from claude_invoker.metering.journal import CannotWrite
 from claude_invoker.metering.prices import Prices
 from claude_invoker.metering.proxy import KeyProxy
 from claude_invoker.metering.purse import Purse
@@ -275,6 +276,29 @@ async def test_what_has_not_left_whole_is_billed_to_nobody(monkeypatch: pytest.M
             assert (grant.account.spent_usd > 0) is reads
             assert bool(notes_of(grant)) is reads
             ends.set()
+
+
+async def test_what_cannot_be_written_down_is_not_asked(proxy: Proxy, stand_in: StandInProcess) -> None:
+    """The disk is full: the API never has the whole of the request."""
+
+    class Full(Notes):
+        def send(self, run: str, bound_usd: Decimal) -> int:
+            raise CannotWrite
+
+    grant, headers = granted(proxy, 10)
+    grant.notes = Full()
+    async with client_of(proxy) as client:
+        answer = await client.post("http://proxy/v1/messages", content=body_of("a full disk"), headers=headers)
+        assert (answer.status_code, answer.headers["x-should-retry"]) == (503, "false")
+        assert "disk is full" in answer.json()["error"]["message"] and "disk is full" in (grant.held_back or "")
+        await until(lambda: grant.account.under_way == 0)
+        assert (grant.account.spent_usd, grant.account.reserved_usd) == (0, 0)
+        grant.notes = Notes()
+        assert (
+            await client.post("http://proxy/v1/messages", content=body_of("room again"), headers=headers)
+        ).is_success
+    asked = str([line["messages"] for line in stand_in.lines()])
+    assert "room again" in asked and "a full disk" not in asked
 
 
 async def test_a_run_that_leaves_is_billed_what_the_api_says_later(proxy: Proxy) -> None:
