@@ -122,6 +122,24 @@ def test_a_request_that_one_budget_refuses_draws_of_none(store: Store) -> None:
     assert store.draw(first, slot, Draw(0, 700_000, DOLLAR, DOLLAR)).micro_usd == DOLLAR, "nothing of it is the other's"
 
 
+def test_only_what_is_drawn_comes_back_soon(store: Store) -> None:
+    """What a run holds for requests that it has not made yet stays held while it goes on: nobody waits for that."""
+    slot = pooled(2 * DOLLAR)
+    runs = [lease_of(1), lease_of(2)]
+    message = Lease.new("claude", "user3", 0, TEAM, message=True)
+    assert all(store.acquire(lease, slot).admitted for lease in runs)
+    assert not store.draw(message, slot, Draw(0, 0, 100_000, 100_000)).fleeting
+    store.draw(runs[0], slot, Draw(0, 0, 1_500_000, 1_500_000))
+    for asked, fleeting in ((100_000, True), (1_100_000, False)):
+        refused = store.draw(message, slot, Draw(0, 0, asked, asked))
+        assert (refused.verdict, refused.fleeting) == (Verdict.REFUSED, fleeting)
+    for asked, fleeting in ((600_000, True), (2_000_000, True), (2_000_001, False)):
+        refused = store.draw(runs[1], slot, Draw(0, 0, asked, asked))
+        assert (refused.verdict, refused.fleeting) == (Verdict.REFUSED, fleeting)
+    store.draw(runs[0], slot, Draw(1_500_000))
+    assert not store.draw(runs[1], slot, Draw(0, 0, 600_000, 600_000)).fleeting, "that is spent"
+
+
 def test_a_refused_request_leaves_those_under_way(store: Store) -> None:
     slot = pooled(DOLLAR)
     one, other = lease_of(1), lease_of(2)

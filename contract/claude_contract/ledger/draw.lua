@@ -25,7 +25,7 @@ if settled and not booked then
 end
 local more = math.max(cost - (booked or 0), 0)
 local found, books, room, who, which, left = read_leases(lease), {}, math.huge, 1, 0, 0
-local room_alone = math.huge  -- if nobody else had drawn anything
+local room_alone = math.huge  -- if nobody else had drawn anything; what runs hold beyond that does not come back soon
 local no_rules, all_terms = {}, {}
 for n = 1, accounts do
   no_rules[n], all_terms[n] = {}, read_terms(ARGV[7 + n])
@@ -42,9 +42,8 @@ for n = 1, accounts do
   end
   books[n] = book or nil
   for i = 1, #spent do
-    local has_alone = terms[4 * i - 2] - spent[i] - more
-    local has = has_alone - found.each[n][BESIDE]
-    room_alone = math.min(room_alone, has_alone)
+    local has = terms[4 * i - 2] - spent[i] - more - found.each[n][BESIDE]
+    room_alone = math.min(room_alone, has + found.each[n][3])
     if has < room then
       room, who, which, left = has, n, i, ends[i]
     end

@@ -175,9 +175,8 @@ class LocalLedger(Ledger):
             of_message = lease.is_message
             for n, a in enumerate(self._accounts(to_acquire(lease, slot), slot.own, lease.member)):
                 for spent in a.spent:
-                    alone = spent.budget.micro_usd - spent.micro_usd - more
-                    left = alone - (a.reserved if of_message else a.drawn)
-                    room_alone = min(room_alone, alone)
+                    left = spent.budget.micro_usd - spent.micro_usd - more - (a.reserved if of_message else a.drawn)
+                    room_alone = min(room_alone, left + a.drawn)
                     if left < room:
                         room, at, narrowest = left, n, spent
             verdict, drawn = Verdict.DRAWN, int(min(draw.most_micro_usd, room))
