@@ -414,8 +414,12 @@ def test_a_hundred_thousand_files_hold_nobody_up(start_invoker: Callable[..., In
 
 
 def test_what_cannot_be_deleted_is_reported_and_tried_again(start_invoker: Callable[..., Invoker]) -> None:
-    """A file system that was mounted in a tree stands for whatever keeps a deletion from succeeding."""
-    invoker = start_invoker(pool_size=0, idle_s=60)
+    """A file system that was mounted in a tree stands for whatever keeps a deletion from succeeding. Only the invoker has
+    it: mounted for the whole machine, it would be left there, and keep the folder from being deleted, if this test is killed."""
+    if subprocess.run(["unshare", "--mount", "true"], stderr=subprocess.DEVNULL, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    invoker = start_invoker(pool_size=0, idle_s=60, without=("mounts_of_its_own",))
+    inside = ["nsenter", f"--mount=/proc/{invoker.pid}/ns/mnt"]
     with invoker.client() as api:
         body = {
             "prompt": f"[[tool Bash {_json('mkdir m; touch up; while [ -e up ]; do sleep 0.1; done')}]]",
@@ -424,15 +428,15 @@ def test_what_cannot_be_deleted_is_reported_and_tried_again(start_invoker: Calla
         with api.stream("POST", "/invoke", json=body, headers={"Accept": "text/event-stream"}) as stream:
             wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/up")), what="the tool")
             (work,) = invoker.state.glob("trees/engines/*/*/work")
-            if subprocess.run(["mount", "-t", "tmpfs", "none", work / "m"], check=False).returncode:
-                pytest.skip("mounting is not allowed here")
+            subprocess.run([*inside, "mount", "-t", "tmpfs", "none", work / "m"], check=True)
+            assert str(work) not in Path("/proc/self/mounts").read_text()
             (work / "up").unlink()
             stream.read()
         wait_for(lambda: "cannot be deleted" in invoker.log.read_text(), what="the report")
         (mounted,) = invoker.state.glob("trees/discarded/*/work/m")
         assert invoker.log.read_text().count("cannot be deleted") == 1
         assert api.post("/invoke", json={"prompt": "[[say fine]]"}).status_code == 200
-        subprocess.run(["umount", mounted], check=True)
+        subprocess.run([*inside, "umount", mounted], check=True)
         wait_for(lambda: not left(invoker), what="the next try")
 
 

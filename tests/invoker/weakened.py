@@ -65,6 +65,12 @@ def user_namespaces_in_namespaces() -> None:
     put(trial, "_escapes", lambda *given: None)
 
 
+def mounts_of_its_own() -> None:
+    """No defence less, but a mount namespace: what a test mounts in it is gone with the invoker, however the test ends."""
+    network._unshare(0x00020000)  # CLONE_NEWNS
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+
+
 def a_readable_cli() -> None:
     """The CLI's program can be read by runs, so its process can be looked into by those of its user."""
 
@@ -369,6 +375,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         a_machine_without_bubblewrap,
         namespaces_as_in_a_container,
         user_namespaces_in_namespaces,
+        mounts_of_its_own,
         a_readable_cli,
         namespaces_for_everybody,
         a_shell_that_is_not_looked_at,
