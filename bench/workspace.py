@@ -36,7 +36,7 @@ import psutil
 from bench.machine import machine
 from claude_contract.claims import Repository
 from claude_invoker.cli.command import Shape
-from claude_invoker.cli.pool import Ready
+from claude_invoker.cli.launcher import Ready
 from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.cli.walk import delete
 from claude_invoker.runs.engine import Engine

@@ -19,7 +19,7 @@ from claude_contract.claims import UNCLAMPED, Clamp
 from claude_contract.destinations import Destination
 from claude_invoker.cli import rehearsal
 from claude_invoker.cli.binary import programs_of, reachable_binary
-from claude_invoker.cli.pool import Launcher
+from claude_invoker.cli.launcher import Launcher
 from claude_invoker.cli.rehearsal import judged
 from claude_invoker.cli.tree import Tree
 from claude_invoker.cli.users import SPAN

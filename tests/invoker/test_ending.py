@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from claude_invoker import ending
-from claude_invoker.cli import pool
+from claude_invoker.cli import launcher
+from claude_invoker.cli.pool import Pool
 from claude_invoker.cli.tree import Tree
 from tests.invoker.conftest import Invoker, as_root, tool, wait_for
 from tests.support.processes import command_line
@@ -281,22 +282,22 @@ async def test_a_session_is_free_when_nothing_of_a_cancelled_start_is_left(
         async def at_once(work: Coroutine[Any, Any, None]) -> None:
             work.close()
 
-        monkeypatch.setattr(pool, "unbroken", at_once)
+        monkeypatch.setattr(launcher, "unbroken", at_once)
     started, goes_on, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
     ready: Any = object()
 
-    class Slow(pool.Launcher):
+    class Slow(launcher.Launcher):
         def __init__(self) -> None:
             self.starting = set()
             self.ending = {}
 
-        async def _launch(self, shape: Any, tree: Any) -> pool.Ready:
+        async def _launch(self, shape: Any, tree: Any) -> launcher.Ready:
             started.set()
             await goes_on.wait()
-            found: pool.Ready = ready
+            found: launcher.Ready = ready
             return found
 
-        async def dispose(self, ready: pool.Ready) -> None:
+        async def dispose(self, ready: launcher.Ready) -> None:
             gone.set()
 
     shape: Any = None
@@ -317,13 +318,13 @@ async def test_stopping_ends_a_pool_that_has_just_been_woken(steps: int) -> None
     """At each step on its way: Python 3.11's `wait_for` loses a cancellation that comes with what it waits for, and the
     invoker then waited for its pool for ever (seen when it was stopped just after a run that could not start)."""
 
-    class Nothing(pool.Launcher):
+    class Nothing(launcher.Launcher):
         def __init__(self) -> None:
             self.starting = set()
             self.ending = {}
 
     shape: Any = None
-    warm = pool.Pool(Nothing(), minimum=0, maximum=0, starts=1)
+    warm = Pool(Nothing(), minimum=0, maximum=0, starts=1)
     warm.proven = True
     await warm.start(shape)
     for _ in range(10):

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from pathlib import Path
 
-from claude_invoker.cli.pool import Launcher, WayOut
+from claude_invoker.cli.launcher import Launcher, WayOut
 from claude_invoker.cli.rehearsal import rehearse
 from claude_invoker.egress.filters import Filters
 from claude_invoker.isolation import trial

@@ -16,8 +16,8 @@ from typing import Any
 import orjson
 
 from claude_invoker.cli.command import Shape
+from claude_invoker.cli.launcher import Launcher
 from claude_invoker.cli.messages import Result
-from claude_invoker.cli.pool import Launcher
 from claude_invoker.cli.process import CliError, Disobeyed
 from claude_invoker.isolation.again import say_once_more, too_late
 

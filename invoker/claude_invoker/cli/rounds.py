@@ -6,8 +6,9 @@ import asyncio
 
 from claude_invoker.cli.aside import Aside
 from claude_invoker.cli.command import Shape
-from claude_invoker.cli.pool import Launcher, Ready, unbroken
+from claude_invoker.cli.launcher import Launcher, Ready
 from claude_invoker.cli.process import CliError
+from claude_invoker.cli.unbroken import unbroken
 from claude_invoker.cli.walk import TooMuch
 
 

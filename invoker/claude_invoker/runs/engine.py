@@ -24,7 +24,8 @@ from claude_invoker.cli.child import Limits
 from claude_invoker.cli.command import Deadlines, Shape
 from claude_invoker.cli.contained import KILL_S
 from claude_invoker.cli.kill import Killer, StillAlive, owners
-from claude_invoker.cli.pool import CannotFurnish, Launcher, Pool
+from claude_invoker.cli.launcher import CannotFurnish, Launcher
+from claude_invoker.cli.pool import Pool
 from claude_invoker.cli.process import CliError
 from claude_invoker.cli.tree import Checkout, Discarded, Tree, Workplace, dismantle, prepare, tree_root
 from claude_invoker.cli.users import Users

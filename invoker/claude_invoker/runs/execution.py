@@ -16,17 +16,20 @@ from claude_invoker.cli import outcome
 from claude_invoker.cli.command import Shape
 from claude_invoker.cli.contained import Contained
 from claude_invoker.cli.kill import StillAlive
-from claude_invoker.cli.messages import Result, Started
-from claude_invoker.cli.pool import Launcher, Pool, Ready, unbroken
-from claude_invoker.cli.process import CliError, CliProcess, Disobeyed
+from claude_invoker.cli.launcher import Launcher, Ready
+from claude_invoker.cli.messages import Result
+from claude_invoker.cli.pool import Pool
+from claude_invoker.cli.process import CliError, CliProcess
 from claude_invoker.cli.rounds import aside, go_on
-from claude_invoker.cli.walk import TooMuch
+from claude_invoker.cli.unbroken import unbroken
 from claude_invoker.metering.control import Metering, NoProxy, Terms
-from claude_invoker.model import Artifact, Check, LeftOut, Pushed, RunResult
-from claude_invoker.plan import Checking, Plan
+from claude_invoker.model import Check, RunResult
+from claude_invoker.plan import Checking
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
 from claude_invoker.runs.checks import judged, of_failure
+from claude_invoker.runs.conversation import Conversation
+from claude_invoker.runs.remains import Remains
 from claude_invoker.runs.run import Run
 from claude_invoker.runs.sessions import Session
 from claude_invoker.runs.translate import Translator
@@ -34,8 +37,6 @@ from claude_invoker.runs.watch import Watch
 from claude_invoker.settings import Settings
 from claude_invoker.workspace import archive, files
 from claude_invoker.workspace.checkout import instructions
-from claude_invoker.workspace.difference import PATCH, NoDifference, difference
-from claude_invoker.workspace.push import NotPushed
 from claude_invoker.workspace.workspaces import Workspaces
 
 _log = logging.getLogger(__name__)
@@ -58,12 +59,12 @@ class Executor:
         watch: Watch,
         workspaces: Workspaces | None,
     ) -> None:
-        self._settings = settings
         self._pool = pool
         self._launcher = launcher
         self._metering = metering
         self._watch = watch
-        self._workspaces = workspaces
+        self._conversation = Conversation(settings.first_output_s, settings.idle_s)
+        self._remains = Remains(artifacts.Bounds(settings.artifact_max_bytes, settings.artifact_max_count), workspaces)
         self._ending: set[asyncio.Task[None]] = set()
 
     async def execute(self, run: Run, session: Session | None) -> None:
@@ -94,7 +95,7 @@ class Executor:
         if session is not None and not session.tree.root.exists():
             run.session = None  # what it has left there was too much to keep
         result = said[-1]
-        run.pushed = await self._push(run)
+        run.pushed = await self._remains.push(run)
         run.result = RunResult(
             id=run.id,
             result="" if outcome.is_cut_off(result, run.account) else result.result or "",
@@ -187,44 +188,7 @@ class Executor:
         message. Raises Problem, CliError."""
         process = ready.process
         with self._watch.over(process, functools.partial(self._stop, run, process)):
-            return await self._conversed(run, process, content, end, Translator(run, goes_on=goes_on))
-
-    async def _conversed(
-        self, run: Run, process: CliProcess, content: tuple[dict[str, Any], ...], end: float, translator: Translator
-    ) -> Result:
-        plan = run.plan
-        if process.passage is not None:
-            process.passage.begin(run.went_out)
-        loop = asyncio.get_running_loop()
-        phase = "first_output"
-        result: Result | None = None
-        try:
-            async with asyncio.timeout_at(min(end, loop.time() + self._settings.first_output_s)) as timer:
-                await process.begin(plan.model, plan.system, plan.output_schema, content)
-                async for message in process.messages():
-                    if isinstance(message, Started):
-                        _check_schema(plan, message)
-                    if translator.take(message):
-                        phase = "idle"
-                    if isinstance(message, Result):
-                        result = message
-                        break
-                    if phase == "idle":
-                        idle = loop.time() + self._settings.idle_s
-                        timer.reschedule(end if translator.open_tools else min(end, idle))
-        except TimeoutError as error:
-            phase = "total" if loop.time() >= end - 0.001 else phase
-            raise Problem(504, "timeout", f"deadline: {phase}", extra={"deadline": phase}) from error
-        except Disobeyed as error:
-            raise outcome.disobeyed(plan.model, error, run.account) from error
-        if result is None:
-            raise _early_end(process)
-        run.cli_cost_usd = result.used.costUSD
-        if problem := outcome.failure(result, run.account):
-            raise problem
-        if plan.output_schema is not None and (problem := outcome.unmet_schema(result, run.account)):
-            raise problem
-        return result
+            return await self._conversation.held(run, process, content, end, Translator(run, goes_on=goes_on))
 
     def _stop(self, run: Run, process: Contained, problem: Problem) -> None:
         """Ends a run that takes more of the machine than it may: at once, whatever it is doing."""
@@ -262,7 +226,7 @@ class Executor:
         await self._wind_down(run, ready, gently=gently)
         if run.account_key:
             run.is_counted = await self._metering.close(run.account_key, _LAST_ANSWER_S)
-        await self._collect(run, process, before)
+        await self._remains.collect(run, process, before)
 
     async def _wind_down(self, run: Run, ready: Ready, *, gently: bool) -> None:
         """Ends the process and all it started: at once after a result (a session's CLI writes its transcript
@@ -288,78 +252,6 @@ class Executor:
         except StillAlive as error:
             raise CliError(f"the run does not end: {error}") from error
 
-    async def _collect(self, run: Run, process: CliProcess, before: artifacts.Seen) -> None:
-        bounds = artifacts.Bounds(self._settings.artifact_max_bytes, self._settings.artifact_max_count)
-        patch = await self._compare(run, process)
-        packed = await self._pack(run, process)
-        ours = [artifact for artifact in (patch, packed) if artifact is not None]
-        taken = frozenset(artifact.path for artifact in ours)
-        report = None if run.check is None or run.plan.check is None else run.plan.check.junit
-        collected = await asyncio.to_thread(
-            artifacts.collect, process.tree.work, before, run.files, bounds, taken, report
-        )
-        run.artifacts, run.left_out = collected.kept, [*run.left_out, *collected.left_out]
-        run.artifacts = [*ours, *run.artifacts]
-        if run.check is not None and any(artifact.path == report for artifact in run.artifacts):
-            run.check.junit = report
-        for artifact in run.artifacts:
-            run.events.append("artifact", artifact.model_dump(mode="json"))
-        if collected.left_out:
-            _log.warning("run %s: files were left out: %s", run.id, collected.left_out[0].reason)
-
-    async def _pack(self, run: Run, process: CliProcess) -> Artifact | None:
-        """All that the run has left in one file, where that was asked for and is possible."""
-        if not run.plan.packs:
-            return None
-        try:
-            return await asyncio.to_thread(
-                archive.pack, process.tree.work, run.files, self._settings.artifact_max_bytes
-            )
-        except (archive.TooLarge, TooMuch, OSError) as error:
-            said = error.strerror if isinstance(error, OSError) else error
-            run.left_out = [*run.left_out, LeftOut(path=archive.NAME, reason=f"it cannot be made: {said}")]
-            return None
-
-    async def _compare(self, run: Run, process: CliProcess) -> Artifact | None:
-        """What the run has changed of its repository; the patch, where there is one."""
-        if run.checkout is None or self._workspaces is None:
-            return None
-        most = self._settings.artifact_max_bytes
-        confined, tree = self._workspaces.confined, process.tree
-        try:
-            found = await difference(confined, tree, process.uid, run.checkout, run.files, most)
-        except NoDifference as error:
-            _log.error("run %s: what it has changed cannot be told: %s", run.id, error)
-            run.left_out = [LeftOut(path=PATCH, reason=f"it cannot be told what has changed: {error}")]
-            return None
-        run.changes = found.changes
-        if found.without is not None:
-            run.left_out = [LeftOut(path=PATCH, reason=found.without)]
-        run.patch = None if found.patch is None else run.files / found.patch.path
-        return found.patch
-
-    async def _push(self, run: Run) -> Pushed | None:
-        """Leaves what the run has changed at the repository's server, where that was asked for. That it cannot be is a
-        part of the answer."""
-        plan, branch = run.plan, run.branch
-        if branch is None or plan.push is None or plan.repository is None or run.checkout is None:
-            return None
-        assert self._workspaces is not None
-        pushed = Pushed(branch=branch)
-        if run.check is not None and not run.check.passed:
-            pushed.problem = "its check has failed"
-        elif run.patch is None:
-            untold = any(left.path == PATCH for left in run.left_out)
-            pushed.problem = "it cannot be told what has changed" if untold else "nothing has changed"
-        else:
-            message = f"{plan.push.message or f'Work of {run.id}'}\n\nRun: {run.id}\nCo-authored-by: {run.co_author}\n"
-            try:
-                pushed.commit = await self._workspaces.push(plan.repository, run.checkout, branch, run.patch, message)
-            except NotPushed as error:
-                pushed.problem = str(error)
-        run.events.append("pushed", pushed.model_dump(mode="json"))
-        return pushed
-
 
 def _shape(run: Run, session: Literal["begun", "new"] | None) -> Shape:
     plan = run.plan
@@ -375,14 +267,3 @@ def _shown(run: Run) -> tuple[dict[str, Any], ...]:
         return run.plan.content
     text = f'<repository-instructions path="CLAUDE.md">\n{said}\n</repository-instructions>'
     return ({"type": "text", "text": text}, *run.plan.content)
-
-
-def _check_schema(plan: Plan, message: Started) -> None:
-    """The CLI passes over a schema that it does not understand. Raises Problem 422."""
-    if plan.output_schema is not None and "StructuredOutput" not in message.tools:
-        raise Problem(422, "invalid", "output_schema is not a JSON Schema that the Claude CLI accepts")
-
-
-def _early_end(process: CliProcess) -> CliError:
-    kinds = [line for line in process.stderr.splitlines() if line.strip()]
-    return CliError(f"no result (exit code {process.returncode}, {len(kinds)} lines on stderr)")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from claude_invoker.cli import walk
-from claude_invoker.cli.pool import Launcher
+from claude_invoker.cli.launcher import Launcher
 from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.ending import ended
 from claude_invoker.problem import Problem

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from claude_contract import secret_file
 from claude_invoker.cli.child import Child, Limits
-from claude_invoker.cli.pool import unbroken
+from claude_invoker.cli.unbroken import unbroken
 from claude_invoker.isolation.box import Entry
 from claude_invoker.workspace.repository import Source
 

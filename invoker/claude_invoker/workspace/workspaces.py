@@ -15,7 +15,7 @@ from pathlib import Path
 from claude_invoker.caller import Caller
 from claude_invoker.cli import walk
 from claude_invoker.cli.kill import StillAlive
-from claude_invoker.cli.pool import CannotFurnish, Launcher
+from claude_invoker.cli.launcher import CannotFurnish, Launcher
 from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings

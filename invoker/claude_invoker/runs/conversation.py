@@ -1,0 +1,73 @@
+"""What a process of the CLI is told, and what it answers until its result."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from claude_invoker.cli import outcome
+from claude_invoker.cli.messages import Result, Started
+from claude_invoker.cli.process import CliError, CliProcess, Disobeyed
+from claude_invoker.plan import Plan
+from claude_invoker.problem import Problem
+from claude_invoker.runs.run import Run
+from claude_invoker.runs.translate import Translator
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Seconds: until the model is heard of, and of its silence while no tool runs."""
+
+    first_output_s: float
+    idle_s: float
+
+    async def held(
+        self, run: Run, process: CliProcess, content: tuple[dict[str, Any], ...], end: float, translator: Translator
+    ) -> Result:
+        """Sends the plan with this content, and translates what comes back until the loop's time `end`. The result
+        message. Raises Problem, CliError."""
+        plan = run.plan
+        if process.passage is not None:
+            process.passage.begin(run.went_out)
+        loop = asyncio.get_running_loop()
+        phase = "first_output"
+        result: Result | None = None
+        try:
+            async with asyncio.timeout_at(min(end, loop.time() + self.first_output_s)) as timer:
+                await process.begin(plan.model, plan.system, plan.output_schema, content)
+                async for message in process.messages():
+                    if isinstance(message, Started):
+                        _check_schema(plan, message)
+                    if translator.take(message):
+                        phase = "idle"
+                    if isinstance(message, Result):
+                        result = message
+                        break
+                    if phase == "idle":
+                        idle = loop.time() + self.idle_s
+                        timer.reschedule(end if translator.open_tools else min(end, idle))
+        except TimeoutError as error:
+            phase = "total" if loop.time() >= end - 0.001 else phase
+            raise Problem(504, "timeout", f"deadline: {phase}", extra={"deadline": phase}) from error
+        except Disobeyed as error:
+            raise outcome.disobeyed(plan.model, error, run.account) from error
+        if result is None:
+            raise _early_end(process)
+        run.cli_cost_usd = result.used.costUSD
+        if problem := outcome.failure(result, run.account):
+            raise problem
+        if plan.output_schema is not None and (problem := outcome.unmet_schema(result, run.account)):
+            raise problem
+        return result
+
+
+def _check_schema(plan: Plan, message: Started) -> None:
+    """The CLI passes over a schema that it does not understand. Raises Problem 422."""
+    if plan.output_schema is not None and "StructuredOutput" not in message.tools:
+        raise Problem(422, "invalid", "output_schema is not a JSON Schema that the Claude CLI accepts")
+
+
+def _early_end(process: CliProcess) -> CliError:
+    kinds = [line for line in process.stderr.splitlines() if line.strip()]
+    return CliError(f"no result (exit code {process.returncode}, {len(kinds)} lines on stderr)")
