@@ -17,11 +17,20 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.invoker.conftest import Invoker, bash, invoker_processes, program, stand_in, start_invoker, wait_for
+from tests.invoker.conftest import (
+    Invoker,
+    bash,
+    invoker_processes,
+    invokers_end_with_their_test,
+    program,
+    stand_in,
+    start_invoker,
+    wait_for,
+)
 from tests.invoker.names import OUTSIDE
 from tests.support.site import Site, serving
 
-__all__ = ["invoker_processes", "stand_in", "start_invoker"]
+__all__ = ["invoker_processes", "invokers_end_with_their_test", "stand_in", "start_invoker"]
 ATTACKS = Path(__file__).with_name("attacks.py").read_text()
 NOTHING_BUT_A_USER = ("a_kernel_without_landlock", "a_readable_cli", "namespaces_for_everybody")
 _names = itertools.count()

@@ -41,5 +41,18 @@ def test_no_command_makes_a_namespace(attack: str, users_only: Raid, unconfined:
     assert "Error" in users_only.outcomes[attack]
 
 
+@pytest.mark.parametrize(
+    "attack",
+    ["leaves_shared_memory", "leaves_a_semaphore", "leaves_a_message_queue", "leaves_a_posix_queue", "leaves_a_key"],
+)
+def test_no_command_leaves_something_that_is_no_file(attack: str, users_only: Raid, unconfined: Raid) -> None:
+    """Whoever gets the run's user id after it would have it, and nobody ends memory that is no process's."""
+    without = unconfined.outcomes[attack]
+    if any(word in without for word in OPTIONAL.get(attack, ())):
+        pytest.skip(f"this machine has no such way out: {without}")
+    assert without == "escaped", "the attack itself does not work"
+    assert "Error" in users_only.outcomes[attack]
+
+
 def test_a_neighbour_is_not_disturbed(users_only: Raid) -> None:
     assert users_only.neighbour.rstrip().endswith("undisturbed")

@@ -26,7 +26,7 @@ from claude_contract.ledger import Draw, Drawn, Slot, Verdict, micro_usd
 from claude_invoker import __main__ as program
 from claude_invoker import trust
 from claude_invoker.caller import DEVELOPER
-from claude_invoker.cli import aside, boundary, contained, kill, killer, messages, process, tree, users, walk
+from claude_invoker.cli import aside, boundary, contained, kill, killer, launcher, messages, process, tree, users, walk
 from claude_invoker.cli.command import Shape, command
 from claude_invoker.draws import Answer, Draws
 from claude_invoker.egress import filters as egress
@@ -185,6 +185,11 @@ def trees_by_recursion() -> None:
     put(tree.Discarded, "delete", discard)
     put(artifacts, "survey", lambda work: {})
     put(artifacts, "collect", lambda *given: artifacts.Collected([], []))
+
+
+def strays_that_stay() -> None:
+    """What a run leaves where every user may is not looked for."""
+    put(launcher, "_tidy", lambda uid: None)
 
 
 def trees_that_stay_the_runs() -> None:
@@ -391,6 +396,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         killer_that_can_be_stopped,
         killer_that_never_answers,
         trees_by_recursion,
+        strays_that_stay,
         trees_that_stay_the_runs,
         sessions_keep_all_that_the_cli_reads,
         a_zombie_is_dead,

@@ -84,7 +84,8 @@ class Box(ABC):
 
 @functools.cache
 def least() -> Callable[[], None] | None:
-    """What a CLI that enters no box calls before exec, where there are filters: its run makes no namespaces."""
+    """What a CLI that enters no box calls before exec, where there are filters: its run makes no namespaces, and
+    leaves nothing in the kernel."""
     try:
         return functools.partial(confine.filtered, filters.of_users())
     except filters.NoSeccomp:

@@ -15,7 +15,7 @@ from typing import Any
 
 _OTHERS = "ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp process_madvise migrate_pages move_pages"
 _KERNEL = (
-    "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register add_key request_key keyctl "
+    "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register "
     "init_module finit_module delete_module kexec_load kexec_file_load fanotify_init lookup_dcookie syslog personality "
     "iopl ioperm modify_ldt"
 )
@@ -29,7 +29,7 @@ _MACHINE = (
 )
 _LEFTOVERS = (  # what would outlive the run, where the next one with its user id would find it
     "shmget shmat shmctl shmdt semget semop semtimedop semctl msgget msgsnd msgrcv msgctl "
-    "mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr"
+    "mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr add_key request_key keyctl"
 )
 REFUSED = tuple(" ".join((_OTHERS, _KERNEL, _MACHINE, _LEFTOVERS)).split())
 REFUSED_NUMBERS = (457, 458, 467, 470)
@@ -108,11 +108,18 @@ def _plain_tcp(seccomp: Any, refuse: Any) -> Iterator[tuple[Any, ...]]:
 
 
 def of_users() -> bytes:
-    """Without a domain: no namespaces, in which a run would be root before parts of the kernel that nobody needs.
+    """Without a domain: no namespaces, in which a run would be root before parts of the kernel that nobody needs; and
+    nothing that outlives it and is no file, since files are looked for at its end.
 
     Raises NoSeccomp."""
     seccomp = _library()
-    return _program(seccomp, _no_namespaces(seccomp))
+
+    def rules() -> Iterator[tuple[Any, ...]]:
+        yield from _no_namespaces(seccomp)
+        for call in _LEFTOVERS.split():
+            yield seccomp.ERRNO(errno.EPERM), call
+
+    return _program(seccomp, rules())
 
 
 def _no_namespaces(seccomp: Any) -> Iterator[tuple[Any, ...]]:
