@@ -59,7 +59,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     audit = open_audit(settings)
     replicas = None
     if settings.runs_redis_url:
-        replicas = Replicas(Register(settings.runs_redis_url, address(settings)), Forwarder(settings.heartbeat_s))
+        replicas = Replicas(
+            Register(settings.runs_redis_url, address(settings), settings.held), Forwarder(settings.heartbeat_s)
+        )
 
     def began(run: Run) -> None:
         audit.note(audit_of.began(run))

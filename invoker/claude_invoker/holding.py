@@ -13,7 +13,7 @@ Full = Literal["subject", "all"]
 @dataclass(frozen=True)
 class Bounds:
     """Bytes: of one run's events, of all that a subject's runs hold, and of all runs. Once for this process's memory,
-    and once for the jobs in Redis."""
+    once for the jobs in Redis, and once for the records there of runs that are over."""
 
     per_run: int = 32 << 20
     per_subject: int = 64 << 20

@@ -10,6 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Coroutine
+from importlib.resources import files
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +19,7 @@ from redis.exceptions import RedisError
 from claude_contract.attestation import Signer
 from claude_invoker import redis_clients
 from claude_invoker.ending import ended
+from claude_invoker.holding import Bounds
 from claude_invoker.problem import Problem
 from claude_invoker.replicas import record
 from claude_invoker.replicas.record import RunRecord
@@ -27,6 +29,8 @@ _log = logging.getLogger(__name__)
 _PREFIX = "claude:{runs}:"
 _KEY = _PREFIX + "key"
 _REPLICAS = _PREFIX + "replicas"
+_RUN = _PREFIX + "run:"
+_SIZES, _HELD, _ENDED = _PREFIX + "sizes", _PREFIX + "held", _PREFIX + "ended"
 _KID = "claude-invoker replica"
 LEASE_S = 10.0
 _BEAT_S = 3.0
@@ -72,12 +76,17 @@ return 0
 """
 
 
-class Register:
-    """Use as an async context manager. `address` is where other replicas reach this one, e.g. `http://10.0.0.7:8100`."""
+_KEEP = files(__package__).joinpath("keep.lua").read_text()
 
-    def __init__(self, redis_url: str, address: str) -> None:
+
+class Register:
+    """Use as an async context manager. `address` is where other replicas reach this one, e.g. `http://10.0.0.7:8100`.
+    `bounds`: what records of runs that are over may take; beyond it the oldest go."""
+
+    def __init__(self, redis_url: str, address: str, bounds: Bounds = Bounds()) -> None:  # noqa: B008 frozen
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._address = address
+        self._bounds = bounds
         self._redis: Any = redis_clients.client_of(redis_url, _KEY, socket_timeout=_TIMEOUT_S)
         self._writing: dict[str, asyncio.Task[None]] = {}
         self._beating: asyncio.Task[None] | None = None
@@ -192,7 +201,10 @@ class Register:
         end = RunRecord(
             run.id, run.subject, self.name, run.state, run.created_at, view, events, run.events.last_id
         )  # fmt: skip
-        await self._put(end, run.retention_s)
+        keys = (_run(run.id), _SIZES, _HELD, _ENDED, f"{_ENDED}:{run.subject}")
+        what = (run.id, run.subject, record.encode(end), max(1, int(run.retention_s)))
+        may = (self._bounds.per_subject, self._bounds.in_all)
+        await self._redis.eval(_KEEP, len(keys), *keys, _RUN, *what, *may)
 
     async def _keep(self) -> None:
         while True:
@@ -208,7 +220,7 @@ class Register:
 
 
 def _run(run_id: str) -> str:
-    return f"{_PREFIX}run:{run_id}"
+    return _RUN + run_id
 
 
 def _away() -> Problem:
