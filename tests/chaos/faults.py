@@ -71,7 +71,9 @@ async def _tampered(stack: Stack, mode: str) -> None:
 
 
 async def socket_removed(stack: Stack) -> None:
+    """And the connections that there are end: as long as they live nobody misses it."""
     stack.relay.target.unlink(missing_ok=True)
+    stack.relay.drop()
 
 
 async def redis_killed(stack: Stack) -> None:

@@ -20,9 +20,13 @@ class Relay:
 
     async def stop(self) -> None:
         self.server.close()
+        self.drop()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    def drop(self) -> None:
+        """Closes all connections: Kong has to make new ones."""
         for task in list(self.tasks):
             task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
 
     async def _serve(self, kong_in: asyncio.StreamReader, kong_out: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from kong_claude.server.listener import Listener
 from tests.server.conftest import PLUGINS
 from tests.server.test_events import wait_for
 from tests.support.kong_driver import Event, Request, Server
@@ -181,6 +182,70 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     done = run("-d", str(PLUGINS), "-p", str(tmp_path), "--socket-name", "s.sock")
     assert done.returncode == 1 and "is not a socket" in done.stderr
     assert (tmp_path / "s.sock").read_text() == "precious"
+
+
+def test_a_socket_file_that_is_removed_comes_back(start: Callable[..., Server]) -> None:
+    """As a tool that empties /tmp does it: Kong could make no new connection, and 500 was for ever what some requests got.
+    What is connected goes on meanwhile."""
+    server = start("--socket-mode", "0660")
+    path = Path(server.socket_path)
+    with server.driver() as before:
+        instance = before.start_instance("battery", {"do": "nothing"})
+        for _ in range(3):
+            path.unlink()
+            assert wait_for(path.exists)
+            assert stat.S_IMODE(path.lstat().st_mode) == 0o660
+            with server.driver() as after:
+                assert after.handle(instance, "access") == Event()
+            assert before.handle(instance, "access") == Event()
+    descriptors = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+    path.unlink()
+    assert wait_for(path.exists)
+    with server.driver():
+        pass
+    assert wait_for(lambda: len(os.listdir(f"/proc/{server.process.pid}/fd")) <= descriptors)
+    assert sorted(os.listdir(path.parent)) == ["log", "s.sock"]
+    assert server.stop() == 0
+    assert not path.exists()
+
+
+def test_a_socket_file_that_cannot_come_back_is_said_once(start: Callable[..., Server]) -> None:
+    server = start()
+    path = Path(server.socket_path)
+    aside = path.parent.with_name(path.parent.name + "-aside")
+    path.parent.rename(aside)
+    log = aside / "log"
+    assert wait_for(lambda: "cannot be there again" in log.read_text())
+    time.sleep(1)
+    assert log.read_text().count("cannot be there again") == 1
+    aside.rename(path.parent)
+    with server.driver() as kong:
+        assert kong.handle(kong.start_instance("battery", {"do": "nothing"}), "access") == Event()
+
+
+def test_a_newer_servers_socket_is_never_taken_back(tmp_path: Path) -> None:
+    """It may come between the look and the doing."""
+    old = Listener(str(tmp_path / "s.sock"), 0o600, 8)
+    with pytest.MonkeyPatch.context() as meanwhile:
+        old.path.unlink()
+        meanwhile.setattr("kong_claude.server.listener.os.path.lexists", lambda path: False)
+        newer = _listening(tmp_path / "s.sock")
+        assert old.restored() is None
+    assert old.superseded
+    assert old.restored() is None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.connect(str(tmp_path / "s.sock"))
+        newer.accept()[0].close()
+    newer.close()
+    old.close()
+    assert os.listdir(tmp_path) == ["s.sock"]
+
+
+def _listening(path: Path) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made.bind(str(path))
+    made.listen()
+    return made
 
 
 def test_killed_and_started_again_on_the_same_path(start: Callable[..., Server]) -> None:

@@ -68,6 +68,7 @@ class Listener:
     def __init__(self, path: str, mode: int, backlog: int, master: Master | None = None) -> None:
         self.path = Path(path)
         self.master = master
+        self._mode, self._backlog = mode, backlog
         self.door: _socket.socket | None = None
         self._door_path: Path | None = None
         _check_free(self.path, master)
@@ -98,6 +99,26 @@ class Listener:
             return []
         found = self.path.parent.glob(f".{self.path.name}.{self.master.pid}.*")
         return sorted(path for path in found if path != self._door_path)
+
+    def restored(self) -> _socket.socket | None:
+        """Listens anew where somebody has removed the file: Kong could make no new connection. Returns the socket that
+        listened before; None where nothing was to be done, or a newer server was quicker. Raises OSError."""
+        if os.path.lexists(self.path):
+            return None
+        fresh = self.path.with_name(f".{os.getpid()}")
+        made = _listen(fresh, self._mode, self._backlog)
+        try:
+            self.path.hardlink_to(fresh)  # unlike a rename never over what a newer server has put there
+        except BaseException as error:
+            made.close()
+            if isinstance(error, FileExistsError):
+                return None
+            raise
+        finally:
+            fresh.unlink(missing_ok=True)
+        before, self.sock = self.sock, made
+        self._inode = self.path.lstat().st_ino
+        return before
 
     @property
     def superseded(self) -> bool:

@@ -11,7 +11,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Any
 
 import gevent
 from gevent.event import Event
@@ -67,9 +66,8 @@ def serve(args: argparse.Namespace, master: Master | None, logs: Logs) -> int:
     gc.collect()
     gc.freeze()  # modules live for ever: no collection needs to look at them
     gc.enable()
-    acceptors = [_accepting(server, listener.sock)]
-    if listener.door is not None:
-        acceptors.append(_accepting(server, listener.door, sibling=True))
+    front = Acceptor(server, listener.sock)
+    side = None if listener.door is None else Acceptor(server, listener.door, sibling=True)
     watchdog.start()
     orphaned = Event()
 
@@ -80,8 +78,14 @@ def serve(args: argparse.Namespace, master: Master | None, logs: Logs) -> int:
     ticks = start_ticks(server, watchdog, parent_gone)
     log.info("serving %s at %s, pid %d", ", ".join(plugins) or "no plugins", path, os.getpid())
 
+    restores = True
     while not (stop.wait(BEAT) or listener.superseded):
-        pass
+        try:
+            front, restores = _restored(server, listener, front), True
+        except OSError as error:
+            if restores:
+                log.error("%s was removed, and cannot be there again: %s", path, error)
+            restores = False
     if master is not None:
         if not listener.superseded:
             _outlive_worker(master, listener)
@@ -89,39 +93,64 @@ def serve(args: argparse.Namespace, master: Master | None, logs: Logs) -> int:
             log.info("another server has taken %s over", path)
             leave_metrics()
             _hand_over(server, siblings, args.event_timeout + 1)
-    acceptors[0].stop()
+    front.stop()
     listener.close()
     if orphaned.is_set() and master is None:
         log.info("Kong has gone, exiting")
     else:
         _drain(server, args.drain_timeout)
-    for acceptor in acceptors[1:]:
-        acceptor.stop()
+    if side is not None:
+        side.stop()
     listener.close_door()
     ticks.stop()
     watchdog.stopped = True
     return 0
 
 
-def _accepting(server: Server, sock: _socket.socket, sibling: bool = False) -> Any:
-    """Accepts what comes on a listening socket; returns the watcher."""
-    acceptor = gevent.get_hub().loop.io(sock.fileno(), READ)
+class Acceptor:
+    """Accepts what comes on a listening socket."""
 
-    def take() -> None:
+    def __init__(self, server: Server, sock: _socket.socket, sibling: bool = False) -> None:
+        self._server, self._sock, self._sibling = server, sock, sibling
+        self._stopped = False
+        self._watcher = gevent.get_hub().loop.io(sock.fileno(), READ)
+        self._watcher.start(self.take)
+
+    def take(self) -> bool:
+        """What waits now, up to 64. Returns whether more may."""
         for _ in range(64):
             try:
-                server.accept(accept(sock), sibling)
+                self._server.accept(accept(self._sock), self._sibling)
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 if error.errno in TRANSIENT:
                     log.error("cannot accept a connection: %s", error.strerror)
-                    acceptor.stop()
-                    gevent.spawn_later(0.1, acceptor.start, take)
-                return
+                    self._watcher.stop()
+                    gevent.spawn_later(0.1, self._again)
+                return False
+        return True
 
-    acceptor.start(take)
-    return acceptor
+    def _again(self) -> None:
+        if not self._stopped:
+            self._watcher.start(self.take)
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._watcher.stop()
+
+
+def _restored(server: Server, listener: Listener, front: Acceptor) -> Acceptor:
+    """`front`, or who accepts in its place since the file of its socket was removed. Raises OSError."""
+    before = listener.restored()
+    if before is None:
+        return front
+    log.warning("%s was removed; listening there again", listener.path)
+    while front.take():
+        pass
+    front.stop()
+    before.close()
+    return Acceptor(server, listener.sock)
 
 
 def _outlive_worker(master: Master, listener: Listener) -> None:
