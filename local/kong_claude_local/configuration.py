@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from kong_claude_local import stack
 
 
 def problems(layout: stack.Layout) -> list[str]:
-    """First what Kong would refuse (a real one is asked by starting it: it knows more plugins than minikong), then what
-    the plugins would. Raises Problem for a file that cannot be read at all."""
-    found = list(refused_by_kong(layout)) if layout.kong is None else []
+    """First what Kong would refuse (a real one, which knows more plugins than minikong, is asked about all but ours by
+    starting it), then what the plugins would. Raises Problem for a file that cannot be read at all."""
+    from kong_claude.environment import PLUGINS
+    from kong_claude.guard import LUA_PLUGINS
+
+    found = list(refused_by_kong(layout))
+    if layout.kong is not None:
+        found = [line for line in found if any(f"(plugin {name}" in line for name in (*PLUGINS, *LUA_PLUGINS))]
     return found or list(refused_by_plugins(layout))
 
 
@@ -21,7 +27,7 @@ def refused_by_kong(layout: stack.Layout) -> Iterator[str]:
     from minikong import conf, declarative, plugins
     from minikong.gateway import Gateway
 
-    environment = dict(stack.gateway(layout).environment)
+    environment = dict(stack.gateway(replace(layout, kong=None)).environment)
     enabled = environment["KONG_PLUGINS"].split(",")
     # Without plugin servers: what they would be asked for is in this process.
     own = {name: value for name, value in environment.items() if not name.startswith("KONG_PLUGINSERVER")}

@@ -245,11 +245,12 @@ CHANGES = {
 }  # fmt: skip
 
 
-def said_of(text: str, home: Path) -> list[str]:
+def said_of(text: str, home: Path, kong: str | None = None) -> list[str]:
     """The problems of a configuration."""
     config = home / "kong.yml"
     config.write_text(text)
-    return configuration.problems(stack.Layout(config, PLUGINS, home, home, secrets=up_module.secrets_for(config)))
+    secrets = up_module.secrets_for(config)
+    return configuration.problems(stack.Layout(config, PLUGINS, home, home, secrets=secrets, kong=kong))
 
 
 @pytest.mark.parametrize(("before", "after", "line"), CHANGES.values(), ids=CHANGES)
@@ -258,6 +259,27 @@ def test_a_mistake_is_said_once_with_file_line_entity_and_field(
 ) -> None:
     monkeypatch.setenv("KONG_CLAUDE_HOME", str(home))
     assert said_of((ROOT / "kong.yml").read_text().replace(before, after, 1), home) == [line]
+
+
+UNKNOWN = "plugins:\n- {name: cors, config: {whatever: 1}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{clame: roles", "rules[1].clame (plugin claude-gateway): unknown field"),  # and not that `claim` is missing
+        ("{claim: roles", None),
+    ],
+    ids=["ours", "a plugin that minikong does not know"],
+)
+def test_of_a_real_kong_only_what_our_own_plugins_are_given_is_said_before_it_starts(
+    text: str, said: str | None, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KONG_CLAUDE_HOME", str(home))
+    config = (ROOT / "kong.yml").read_text().replace("{claim: roles", text, 1).replace("plugins:\n", UNKNOWN, 1)
+    found = said_of(config, home, kong="/usr/local/bin/kong")
+    assert (said in {line.partition("config.jwt_claims.")[2] for line in found}) if said else found == []
+    assert any("(plugin cors)" in line for line in said_of(config, home)), "the control: minikong refuses it"
 
 
 def test_control_our_own_files_have_no_mistake(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
