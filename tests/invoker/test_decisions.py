@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from claude_contract.claims import Clamp
 from claude_contract.destinations import Destination
@@ -18,9 +19,10 @@ from claude_invoker.isolation.strength import Boundary, Strength
 from claude_invoker.metering.figures import Figures
 from claude_invoker.metering.usage import Used
 from claude_invoker.model import InvokeRequest
-from claude_invoker.plan import Plan, plan
+from claude_invoker.plan import Checking, Plan, Pushing, plan
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
+from claude_invoker.workspace.repository import Push, Source, Wanted
 
 OPEN = Boundary(Strength.LANDLOCK, egress_obstacle=None)
 
@@ -28,9 +30,15 @@ OPEN = Boundary(Strength.LANDLOCK, egress_obstacle=None)
 NO_CLAMP = Clamp()
 
 
-def planned(asked: dict[str, Any], clamp: Clamp = NO_CLAMP, boundary: Boundary = OPEN, **operator: Any) -> Plan:
+def planned(
+    asked: dict[str, Any],
+    clamp: Clamp = NO_CLAMP,
+    boundary: Boundary = OPEN,
+    repository: Wanted | None = None,
+    **operator: Any,
+) -> Plan:
     said = {} if "messages" in asked else {"prompt": "x"}
-    return plan(InvokeRequest(**(said | asked)), clamp, Settings(trust="open", **operator), boundary)
+    return plan(InvokeRequest(**(said | asked)), clamp, Settings(trust="open", **operator), boundary, repository)
 
 
 def refused(*args: Any, **operator: Any) -> str:
@@ -225,6 +233,120 @@ def test_a_plan_knows_its_size_and_what_is_left_of_it() -> None:
     left = chosen.without_input()
     assert (left.content, left.system, left.output_schema, left.session) == ((), None, None, "new")
     assert left == dataclasses.replace(chosen, content=(), system=None, output_schema=None)
+
+
+# What comes along, what is checked, and what is left behind
+
+
+def problem(
+    asked: dict[str, Any],
+    clamp: Clamp = NO_CLAMP,
+    boundary: Boundary = OPEN,
+    repository: Wanted | None = None,
+    **operator: Any,
+) -> tuple[int, str]:
+    """Its status, and what is said."""
+    with pytest.raises(Problem) as found:
+        planned(asked, clamp, boundary, repository, **operator)
+    assert found.value.kind == {403: "forbidden", 422: "invalid"}[found.value.status]
+    return found.value.status, found.value.detail
+
+
+def test_files_come_along_as_bytes_each_in_its_place_once() -> None:
+    sent = [
+        {"path": "a/b.txt", "content": "ä"},
+        {"path": "empty", "content": ""},
+        {"path": "c", "content_base64": "AP8="},
+    ]
+    assert planned({"files": sent}).files == (("a/b.txt", "ä".encode()), ("empty", b""), ("c", b"\x00\xff"))
+    for files, said in (
+        ([{"path": "a", "content": ""}, {"path": "../x", "content": ""}], "files[1].path must be relative, "),
+        ([{"path": "a", "content": ""}, {"path": "a", "content": "other"}], "files[1].path is there twice"),
+        ([{"path": "a", "content": "\ud800"}], "files[0].content cannot be read"),
+        ([{"path": "a", "content_base64": "!!!!"}], "files[0].content_base64 cannot be read"),
+        ([{"path": "a", "content_base64": "AP8"}], "files[0].content_base64 cannot be read"),
+    ):
+        status, detail = problem({"files": files})
+        assert (status, detail[: len(said)]) == (422, said)
+
+
+def test_an_archive_is_what_its_base64_says() -> None:
+    assert planned({}).archive is None
+    assert planned({"archive": "AP8="}).archive == b"\x00\xff"
+    assert problem({"archive": "A!8="}) == (422, "archive is not base64")
+    assert planned({"archive": "AP8="}).size == planned({}).size + sys.getsizeof(b"\x00\xff")
+    assert planned({"files": [{"path": "a", "content": "bc"}]}).size == planned({}).size + sys.getsizeof(b"bc")
+    left = planned({"archive": "AP8=", "files": [{"path": "a", "content": "bc"}]}).without_input()
+    assert (left.archive, left.files) == (None, ())
+
+
+SOURCE = Source("https://git.example/{repository}", push=Push("claude/*", "Claude <claude@git.example>"))
+OURS = Wanted("org/app", None, SOURCE, may_push=True)
+
+
+def test_a_branch_is_pushed_where_operator_and_token_allow_it_to_a_repository_that_the_run_works_on() -> None:
+    wish = {"result": {"push": "claude/{run}", "message": "Mend it"}}
+    assert planned(wish, repository=OURS).push == Pushing("claude/{run}", "Mend it")
+    assert planned(wish, repository=OURS).repository is OURS
+    assert planned({}, repository=OURS).push is None
+    assert planned({"result": {"archive": True}}, repository=OURS).push is None
+    nowhere = (422, "result.push: the run works on no repository; name one (X-Repo)")
+    assert problem(wish) == nowhere
+    for repository, said in (
+        (structs.replace(OURS, may_push=False), "result.push: your token (push_claim at the gateway) may push nothing"),
+        (
+            Wanted("org/app", None, structs.replace(SOURCE, push=None), True),
+            "result.push: a run (push in INVOKER_REPOSI",
+        ),
+    ):
+        status, detail = problem(wish, repository=repository)
+        assert (status, detail[: len(said)]) == (403, said)
+    assert problem({"result": {"push": "main"}}, repository=OURS)[0] == 403
+    assert problem({"result": {"push": "claude/a b"}}, repository=OURS)[0] == 422
+
+
+def test_the_whole_directory_is_an_artifact_only_where_that_is_wished() -> None:
+    assert planned({"result": {"archive": True}}).packs is True
+    assert planned({"result": {"push": "claude/x"}}, repository=OURS).packs is False
+    assert planned({}).packs is False
+
+
+def test_a_run_on_a_repository_belongs_to_no_session() -> None:
+    status, detail = problem({"session": "new"}, repository=OURS)
+    assert (status, detail[:9]) == (422, "session: ")
+    assert planned({"session": "new"}).session == "new"
+    assert planned({}, repository=OURS).session is None
+
+
+CHECKED: dict[str, Any] = {"check": "make", "max_repairs": 2, "junit": "out/junit.xml"}
+
+
+def test_a_check_is_a_command_and_needs_the_tools_that_run_commands() -> None:
+    commands: dict[str, Any] = {"tools": (READ,), "tools_allowed": (READ, BASH)}
+    assert planned(CHECKED, **commands).check == Checking("make", 2, "out/junit.xml")
+    assert planned({"check": "make"}, **commands).check == Checking("make", 0, None)
+    assert planned({}, **commands).check is None
+    assert problem(CHECKED, Clamp(tools=(READ,)), **commands) == (
+        403,
+        "check: it is a command, and Bash is not allowed; allowed: Read",
+    )
+    assert problem(CHECKED, Clamp(tools=()), **commands)[1].endswith("; nothing is")
+    status, detail = problem(CHECKED, NO_CLAMP, Boundary(Strength.NONE, egress_obstacle=None), **commands)
+    assert (status, detail[:46]) == (403, "check: no run of this invoker may have Bash: i")
+    assert problem(CHECKED | {"junit": "/tmp/x"}, **commands) == (
+        422,
+        "junit must be relative, without empty parts, . or ..",
+    )
+
+
+def test_a_check_reaches_the_hosts_that_commands_reach() -> None:
+    """Else the boundary would not be asked whether it can hold them."""
+    commands: dict[str, Any] = {"tools": (READ,), "tools_allowed": (READ, BASH)}
+    opened = Clamp(egress=(PYPI,))
+    assert planned({}, opened, **commands).egress == ()
+    assert planned({"check": "make"}, opened, **commands).egress == (PYPI,)
+    closed = Boundary(Strength.LANDLOCK, egress_obstacle="no namespaces here")
+    assert "to Bash, and" in problem({"check": "make"}, opened, closed, **commands)[1]
 
 
 # Outcomes

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import httpx
 import pytest
 from fastapi import Depends, Request
 from msgspec.structs import replace
+from pydantic import SecretStr
 
 from claude_contract import ledger
-from claude_contract.attestation import HEADER, Signer
+from claude_contract.attestation import HEADER, Signer, new_private_key
 from claude_contract.claims import Additions, Attestation, Binding, body_hash
 from claude_contract.identity import Identity
 from claude_invoker.additions import with_additions
+from claude_invoker.api.replicas import was_forwarded
 from claude_invoker.app import create_app
 from claude_invoker.caller import DEVELOPER, Caller, caller_in
 from claude_invoker.problem import Problem
 from claude_invoker.replay import SKEW_S, SeenOnce
+from claude_invoker.replicas.forwarding import Forwarder
+from claude_invoker.services import Replicas
 from claude_invoker.settings import Settings
 from claude_invoker.trust import attested_run, keys
 from kong_claude.rate_tiers.redis_ledger import RedisLedger
@@ -41,16 +47,22 @@ def attestation(path: str, body: bytes, **claims: Any) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def application(tmp_path: Path, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """The application, with one more route: it starts something if it is told to."""
+async def application(
+    tmp_path: Path, replica: Signer | None = None, **settings: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    """The application, with one more route: it starts something if it is told to. `replica`: as whom others sign to it."""
     chosen: dict[str, Any] = {"attestation_key": SECRET, "state_dir": tmp_path, "pool_size": 0} | settings
     app = create_app(Settings(**chosen))
+    if replica is not None:
+        register: Any = SimpleNamespace(name="me", signer=lambda audience: {"me": replica}[audience])
+        others = Replicas(register, Forwarder(1.0))
+        app.state.services = dataclasses.replace(app.state.services, replicas=others)
 
     @app.post("/starts")
     async def starts(request: Request, caller: Annotated[Caller, Depends(attested_run)]) -> dict[str, Any]:
         before = request.state.started
         request.state.started = request.headers["x-starts"] == "yes"
-        return {"before": before, "subject": caller.subject}
+        return {"before": before, "subject": caller.subject, "forwarded": was_forwarded(request)}
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://invoker") as client:
         yield client
@@ -78,7 +90,7 @@ async def test_the_lease_is_given_back_where_nothing_was_started_and_only_there(
     }
     async with application(tmp_path, redis_url=redis_server.url) as client:
         answered = await client.post("/starts", headers=headers)
-        assert answered.json() == {"before": False, "subject": "alice"}
+        assert answered.json() == {"before": False, "subject": "alice", "forwarded": False}
     assert store.peek(ledger.Peek(ledger.NAMESPACE, "ada")).running == int(started)
     store.close()
 
@@ -111,7 +123,7 @@ async def test_an_open_invoker_has_one_caller_who_may_everything(tmp_path: Path)
 @pytest.mark.parametrize("trust", ["attested", "open"])
 async def test_who_looks_at_the_login_page_came_through_the_limits(tmp_path: Path, trust: str) -> None:
     """`attested_visitor` needs no caller, but an attestation of claude-rate-tiers, and each once."""
-    key = {"attestation_key": SECRET if trust == "attested" else None}
+    key: dict[str, Any] = {"attestation_key": SECRET if trust == "attested" else None}
     async with application(tmp_path, trust=trust, **key) as client:
         path = "/dashboard/login"
         without = (await client.get(path)).status_code
@@ -128,12 +140,82 @@ def test_without_a_key_only_an_open_invoker_starts() -> None:
     assert keys(Settings(trust="open", attestation_key=None)) == {}
 
 
+def test_of_an_old_and_a_new_key_either_may_be_missing_and_each_is_named_where_it_is_wrong() -> None:
+    old, new = "o" * 32, "n" * 32
+    both = Settings(
+        attestation_key=SecretStr(new),
+        attestation_kid="n",
+        attestation_previous_key=SecretStr(old),
+        attestation_previous_kid="o",
+    )
+    assert keys(both) == {"n": new.encode(), "o": old.encode()}
+    assert keys(both.model_copy(update={"attestation_key": None})) == {"o": old.encode()}
+    assert keys(both.model_copy(update={"attestation_previous_key": None})) == {"n": new.encode()}
+    for field, name in (
+        ("attestation_key", "INVOKER_ATTESTATION_KEY"),
+        ("attestation_previous_key", "INVOKER_ATTESTATION_PREVIOUS_KEY"),
+    ):
+        for wrong, said in (
+            ("x" * 31, "needs at least 32 bytes"),
+            (new_private_key(), "is a private key: only the gateway signs"),
+            ("-----BEGIN nothing", ""),
+        ):
+            with pytest.raises(ValueError, match=f"^{name} {said}|^{name}: ") as refused:
+                keys(both.model_copy(update={field: SecretStr(wrong)}))
+            assert wrong not in str(refused.value)
+
+
+async def test_why_an_attestation_is_not_believed_is_in_the_challenge(tmp_path: Path) -> None:
+    async with application(tmp_path) as client:
+        header = {HEADER: signed(SIGNER, "POST", "/starts", sub="alice", chk=ALL), "X-Starts": "no"}
+        said = [(await client.post("/starts", headers=sent)) for sent in ({}, header, header)]
+    assert [answer.status_code for answer in said] == [401, 200, 401]
+    reasons = [answer.headers.get("www-authenticate") for answer in said]
+    assert reasons == ['X-Claude-Attestation error="missing"', None, 'X-Claude-Attestation error="replay"']
+
+
+async def test_another_invoker_is_believed_by_its_own_key_and_for_this_one_alone(tmp_path: Path) -> None:
+    """And is known as one, so that a request is not handed on a second time."""
+    key = secrets.token_bytes(32)
+    ours = Signer("replicas", key, {"replicas": key}, issuer="claude-invoker", audience="me")
+    elsewhere = dataclasses.replace(ours, audience="another")
+    forged = dataclasses.replace(ours, key=SECRET.encode())
+    async with application(tmp_path, replica=ours) as client:
+        for signer, expected in ((ours, (200, True)), (SIGNER, (200, False))):
+            header = {HEADER: signed(signer, "POST", "/starts", sub="alice", chk=ALL), "X-Starts": "no"}
+            answered = await client.post("/starts", headers=header)
+            assert (answered.status_code, answered.json()["forwarded"]) == expected
+        for signer in (elsewhere, forged):
+            header = {HEADER: signed(signer, "POST", "/starts", sub="alice", chk=ALL), "X-Starts": "no"}
+            assert (await client.post("/starts", headers=header)).status_code == 401
+
+
 def test_a_caller_is_what_the_attestation_says() -> None:
     bound = Attestation(Binding("i", "a", "POST", "/x", "route-1", "req-1"), 0, 30, "j", identity=Identity("ada"))
     found = caller_in(bound)
     assert (found.subject, found.route, found.request_id) == ("ada", "route-1", "req-1")
     bare = caller_in(replace(bound, binding=Binding("i", "a", "POST", "/x", "", "")))
     assert (bare.route, bare.request_id) == (None, None)
+
+
+def test_what_belongs_to_somebody_else_is_shown_to_an_admin_alone() -> None:
+    ada = Caller("ada", roles=("team", "administrator"))
+    assert ada.may_see("ada")
+    assert not ada.may_see("bob")
+    assert not ada.may_see("")
+    assert Caller("ada", roles=("team", "admin")).may_see("bob")
+    assert Caller("ada", roles=("admin",)).may_see("ada")
+
+
+def test_a_commit_names_its_caller_and_nothing_that_could_pose_as_another_line_or_address() -> None:
+    assert Caller("XX ada", email="ada@example.com").as_author == "XX ada <ada@example.com>"
+    assert Caller("ada").as_author == "ada <>"
+    odd = Caller("ada <root@x>\nparent 0", email="a\0b>\r\n <c@d")
+    assert odd.as_author == "ada root@xparent 0 <ab c@d>"
+
+
+def test_a_caller_is_counted_as_a_run_where_nothing_else_is_said() -> None:
+    assert (Caller("ada").kind, DEVELOPER.kind) == ("run", None)
 
 
 # The gateway's additions
