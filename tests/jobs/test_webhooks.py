@@ -228,9 +228,10 @@ async def test_a_cancelled_jobs_webhook_is_sent_too(redis_server: RedisProcess, 
             created = await gateway.create("job=w", callback_url=f"http://127.0.0.1:{receiver.port}/hook")
             await gateway.ask("DELETE", created["links"]["self"])
             # As if this server had died before it could enqueue the delivery: it is owed all the same.
-            store = gateway.app.state.services.jobs.store
-            await store.redis.delete("saq:claude-webhooks:queued", "saq:claude-webhooks:incomplete")
-            await store.redis.zadd("claude:{jobs}:callbacks", {created["id"]: 1})
+            jobs = gateway.app.state.services.jobs
+            owed = jobs.queues.deliveries
+            await jobs.store.redis.delete(owed.namespace("queued"), owed.namespace("incomplete"))
+            await jobs.store.redis.zadd("claude:{jobs}:callbacks", {created["id"]: 1})
         async with serving(redis_server, state, **local()) as gateway:
 
             async def sent() -> bool:
