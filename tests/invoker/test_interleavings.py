@@ -95,7 +95,7 @@ class Run:
             return
         self.journal[reservation] = reservation.input_usd
         self.flying.append(reservation)
-        assert self.world.at_stake <= self.world.limit, "what is sent fits into the pool as it is now"
+        assert self.world.at_stake <= self.world.asked_under, "what is sent fits into the pool as it is now"
 
     async def answered(self, percent: int) -> None:
         if not self.flying:
@@ -135,10 +135,13 @@ class World:
     dead: list[Run] = field(default_factory=list)
     gone: list[Run] = field(default_factory=list)
     """Those that have ended and have requests at the API."""
+    asked_under: int = field(init=False)
+    """The limit under which the ledger may have said what is heard now: the one before, where it was lowered meanwhile."""
     heard: dict[Lease, int] = field(default_factory=dict)
     """What the ledger may have been told that a run has cost."""
 
     def __post_init__(self) -> None:
+        self.asked_under = self.limit
         self.ledger = LocalLedger(clock=lambda: self.now)
         self.draws = Draws(Store(self.ledger, self.unheard), self._short)  # type: ignore[arg-type]
 
@@ -203,6 +206,7 @@ class World:
             await asyncio.sleep(0)
         for _ in range(20):
             await asyncio.sleep(0)
+        self.asked_under = self.limit
 
     async def step(self, what: str, which: int, value: int) -> None:
         living = [run for run in self.runs if run.lives]
@@ -286,7 +290,7 @@ def nobody_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
 async def played(world: World, limit: int, steps: list[tuple[str, int, int]]) -> None:
     for _ in range(RUNS):
         await world.begin()
-    world.limit = limit
+    world.limit = world.asked_under = limit
     try:
         for step in steps:
             await world.step(*step)
