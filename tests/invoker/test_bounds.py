@@ -57,14 +57,15 @@ MANY_S = 60
 def a_neighbour(invoker: Invoker) -> Iterator[None]:
     """Another tenant's run, from before the block until after it, which must lose nothing."""
     answers: list[httpx.Response] = []
+    mark = f"begun-{os.urandom(4).hex()}"  # the tree of an earlier one may still be there
 
     def run() -> None:
         with invoker.client() as api:
-            answers.append(bash(api, "touch begun; while [ ! -e go ]; do sleep 0.1; done; echo undisturbed"))
+            answers.append(bash(api, f"touch begun {mark}; while [ ! -e go ]; do sleep 0.1; done; echo undisturbed"))
 
     thread = threading.Thread(target=run)
     thread.start()
-    begun = "trees/engines/*/*/work/begun"
+    begun = f"trees/engines/*/*/work/{mark}"
     wait_for(lambda: list(invoker.state.glob(begun)), what="the neighbour")
     try:
         yield
