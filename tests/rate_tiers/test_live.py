@@ -290,6 +290,45 @@ def test_there_are_not_too_many_changes_and_lines(clocked: ClockedRedis) -> None
     assert change(clocked, Target("subject", key="7"), None), "a change is never without its line"
 
 
+def test_what_has_lapsed_goes_with_the_next_change_and_takes_nobodys_place(clocked: ClockedRedis) -> None:
+    key, client = limits_key("claude"), clocked.client
+    lapses = Change({}, {"minute": 1}, SOON, "root", "", 0).encode()
+    client.hset(key, mapping={f"s:{n}": lapses for n in range(MOST_CHANGES)} | {"s:alice": lapses})
+    client.hdel(key, "s:0")
+    later = Change({}, {"minute": 2}, SOON + 60_000, "root", "", 0)
+
+    def ask(now: int, target: Target = SUBJECT) -> bool:
+        return clocked.ask(calls.change(key, target, later, b"{}"), now)
+
+    with pytest.raises(OverflowError):
+        ask(SOON * 1000 - 1, TIER)
+    assert client.hlen(key) == MOST_CHANGES
+    assert ask(SOON * 1000)
+    assert client.hkeys(key) == [b"s:alice"]
+    (line,) = [fields for _, fields in client.xrange(OUTBOX)]  # type: ignore[union-attr]
+    assert line[b"before"] == b"", "what has lapsed was not there any more"
+    assert not clocked.ask(calls.change(key, TIER, None, b"{}"), SOON * 1000)
+
+
+def test_a_change_that_cannot_be_read_is_kept_until_it_is_reset(redis_server: RedisProcess) -> None:
+    """It would go with the others' end, and bind nobody any more."""
+    client: Any = redis_server.client()
+    key, now_ms = limits_key("claude"), time.time_ns() // 1_000_000
+    made = Change({}, {"minute": 1}, now_ms + 3_600_000, "root", "", now_ms)
+
+    def ask(subject: str, limits: Change | None) -> None:
+        call = calls.change(key, Target("subject", key=subject), limits, b"{}")
+        client.eval(call.script.source, len(call.keys), *call.keys, *call.args)
+
+    ask("alice", made)
+    assert 3500 < client.ttl(key) <= 3600
+    client.hset(key, "s:bob", '{"limits":{}}')
+    ask("carol", made)
+    assert client.ttl(key) == -1
+    ask("bob", None)
+    assert 3500 < client.ttl(key) <= 3600
+
+
 @pytest.mark.parametrize("value", ["{", '"text"', '{"v":9,"until":99999999999999,"limits":{"minute":1}}'])
 def test_a_change_that_cannot_be_read_refuses_whom_it_binds_and_nobody_else(clocked: ClockedRedis, value: str) -> None:
     clocked.client.hset(limits_key("claude"), "s:alice", value)
