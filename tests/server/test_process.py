@@ -14,6 +14,8 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -239,6 +241,21 @@ def test_a_newer_servers_socket_is_never_taken_back(tmp_path: Path) -> None:
     newer.close()
     old.close()
     assert os.listdir(tmp_path) == ["s.sock"]
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_server_of_a_dead_kong_leaves_the_path_to_the_next_one(tmp_path: Path, alive: bool) -> None:
+    """Workers outlive a master that was killed, and `kong start` removes the sockets that it finds."""
+    master: Any = SimpleNamespace(pid=1, alive=alive)
+    old = Listener(str(tmp_path / "s.sock"), 0o600, 8, master)
+    old.path.unlink()
+    before = old.restored()
+    assert (before is not None) == old.path.exists() == alive
+    if before is not None:
+        before.close()
+    old.close()
+    old.close_door()
+    assert os.listdir(tmp_path) == []
 
 
 def _listening(path: Path) -> socket.socket:

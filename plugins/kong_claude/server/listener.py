@@ -105,6 +105,8 @@ class Listener:
         listened before; None where nothing was to be done, or a newer server was quicker. Raises OSError."""
         if os.path.lexists(self.path):
             return None
+        if self.master is not None and not self.master.alive:
+            return None  # the next Kong has cleaned up behind ours, and its server needs the path
         fresh = self.path.with_name(f".{os.getpid()}")
         made = _listen(fresh, self._mode, self._backlog)
         try:
