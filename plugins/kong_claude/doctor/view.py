@@ -65,6 +65,7 @@ class View:
     consumers: tuple[Entity, ...] = ()
     consumer_groups: tuple[Entity, ...] = ()
     lines: Mapping[Place, int] = field(default_factory=dict, repr=False)
+    kinds: frozenset[str] = frozenset()  # of entities that the file lists, known here or not
 
     @property
     def served(self) -> tuple[RouteView, ...]:
@@ -118,7 +119,8 @@ def from_file(path: Path, environment: Mapping[str, str]) -> View:
         raise Problem(f"{path}: is not a declarative Kong configuration (no _format_version)")
     try:
         read = build(flatten(document), of_environment(environment))
-        return replace(read, lines=lines_of(text) if path.suffix != ".json" else {})
+        kinds = frozenset(k for k, listed in document.items() if listed and not str(k).startswith("_"))
+        return replace(read, lines=lines_of(text) if path.suffix != ".json" else {}, kinds=kinds)
     except (AttributeError, TypeError, ValueError) as error:
         raise Problem(f"{path}: services, routes, plugins … must be lists of mappings ({error})") from error
 
