@@ -130,7 +130,8 @@ def _serve(settings: Settings) -> int:
         access_log=False,
         server_header=False,
         lifespan="off",
-        timeout_graceful_shutdown=min(settings.stop_grace_s, LAST_ANSWERS_S),
+        # With 0 uvicorn would say, as an error, that nothing had been in time.
+        timeout_graceful_shutdown=max(1, min(settings.stop_grace_s, LAST_ANSWERS_S)),
     )
     parts = app.state.services
     server = DrainingServer(config, parts.engine, parts.desk, settings.stop_grace_s)

@@ -144,6 +144,12 @@ def test_stopping_leaves_nothing(start_invoker: Callable[..., Invoker]) -> None:
     client.close()
 
 
+def test_stopping_an_idle_invoker_without_grace_is_no_error(start_invoker: Callable[..., Invoker]) -> None:
+    invoker = start_invoker(stop_grace_s=0)
+    invoker.stop()
+    assert "shutdown exceeded" not in invoker.log.read_text()
+
+
 def test_who_is_to_stop_lets_runs_end_and_begins_none(start_invoker: Callable[..., Invoker]) -> None:
     """It is not ready from that moment on, yet answers for the runs it has; what has not ended in time is told so."""
     invoker = start_invoker(stop_grace_s=30)
