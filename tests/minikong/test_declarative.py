@@ -154,6 +154,16 @@ def test_what_an_anchor_brings_to_several_is_told_once_at_its_line() -> None:
     assert line.startswith("kong.yml:3: plugins[1].config.key_names (plugin key-auth): ")
 
 
+def test_what_a_url_lacks_is_told_at_its_line_and_once_however_many_have_it() -> None:
+    text = "services:\n- &one\n  name: a\n  url: invoker:8100\n- <<: *one\n  name: b\n"
+    with pytest.raises(declarative.DeclarativeError) as refused:
+        _load(text)
+    told = refused.value.located("kong.yml")
+    assert [line.partition(" (")[0] for line in told] == [
+        f"kong.yml:5: services[1].{field}" for field in ("protocol", "host", "path")
+    ]
+
+
 def test_control_the_same_mistake_written_twice_is_told_twice() -> None:
     plugin = "plugins: [{name: key-auth, config: {key_names: 1}}]"
     text = f"routes:\n- {{name: a, paths: [/a], {plugin}}}\n- {{name: b, paths: [/b], {plugin}}}\n"

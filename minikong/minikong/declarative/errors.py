@@ -45,6 +45,8 @@ class DeclarativeError(Exception):
             if unread := _UNREAD.fullmatch(text):
                 return [f"{filename}:{unread[1]}: {unread[2]}"]
             known = path
+            if path not in self.lines and path[-1] in _OF_URL and (*path[:-1], "url") in self.lines:
+                known = (*path[:-1], "url")
             while known and known not in self.lines:
                 known = known[:-1]
             where = f"{filename}:{self.lines[known]}" if known in self.lines else filename
@@ -54,6 +56,9 @@ class DeclarativeError(Exception):
             once = (where, path[-1], text) if len(known) == len(path) else (told,)
             found.setdefault(once, told)
         return list(found.values())
+
+
+_OF_URL = ("protocol", "host", "port", "path")  # what Kong makes of a service's url
 
 
 class Unnamed(str):
