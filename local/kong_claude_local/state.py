@@ -7,6 +7,7 @@ import os
 import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from claude_contract import secret_file
 from claude_contract.attestation import new_private_key
@@ -87,9 +88,20 @@ def forget() -> None:
 
 
 def recall() -> Running | None:
-    """The stack of this directory if its supervisor still runs."""
+    """The stack of this directory if its supervisor still runs. Never one of another machine: a directory that somebody
+    else has made, such as a clone, would be sent the tokens of whoever asks there."""
     running = _last()
-    return running if running and process_start(running.pid) == running.started else None
+    if running is None or process_start(running.pid) != running.started or not _is_here(running.proxy):
+        return None
+    return running
+
+
+def _is_here(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
+    return (parts.scheme, parts.hostname, parts.username) == ("http", "127.0.0.1", None)
 
 
 def left_over() -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,8 @@ import yaml
 
 from kong_claude.cli.main import main
 from kong_claude.guard import LUA_PLUGINS, PAIRED
+from kong_claude.problem import Problem
+from kong_claude_local.state import Running, process_start, recall, remember
 from kong_claude_local.token import claims, seconds
 
 
@@ -53,6 +56,38 @@ def test_where_nothing_runs_that_is_said_and_nothing_made(
     assert main([command]) == code
     assert f"no stack of {own_home} is running" in capsys.readouterr().out
     assert not own_home.exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "asked"),
+    [
+        ("http://127.0.0.1:1", True),
+        ("http://gateway.example:1", False),
+        ("http://127.0.0.1:1@gateway.example:1", False),
+        ("https://127.0.0.1:1", False),
+        ("http://127.0.0.1.example:1", False),
+        ("http://[", False),
+    ],
+)
+def test_a_directory_that_others_made_names_no_gateway_elsewhere(
+    address: str, asked: bool, own_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who asks in a clone would send his token there. Where nobody is known, it is the machine's own gateway."""
+    monkeypatch.setenv("CLAUDE_TOKEN", "of-an-admin")
+    monkeypatch.delenv("CLAUDE_GATEWAY_URL", raising=False)
+    started = process_start(os.getpid())
+    assert started is not None
+    remember(Running(os.getpid(), started, address, "", "", "", None, None))
+    assert (recall() is not None) is asked
+    sent: list[str] = []
+
+    def gateway(base: str, *_: object, **__: object) -> None:
+        sent.append(base)
+        raise Problem("no more of it")
+
+    monkeypatch.setattr("urllib.request.Request", gateway)
+    assert main(["limits", "get"]) == 2 and "no more of it" in capsys.readouterr().err
+    assert sent == [f"{address if asked else 'http://127.0.0.1:8000'}/claude/admin/limits"]
 
 
 def test_versions_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
