@@ -292,7 +292,7 @@ async def test_what_cannot_be_written_down_is_not_asked(proxy: Proxy, stand_in: 
         assert (answer.status_code, answer.headers["x-should-retry"]) == (503, "false")
         assert "disk is full" in answer.json()["error"]["message"] and "disk is full" in (grant.held_back or "")
         await until(lambda: grant.account.under_way == 0)
-        assert (grant.account.spent_usd, grant.account.reserved_usd) == (0, 0)
+        assert grant.account.spent_usd == grant.account.reserved_usd == 0
         grant.notes = Notes()
         assert (
             await client.post("http://proxy/v1/messages", content=body_of("room again"), headers=headers)
