@@ -18,9 +18,11 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import redis
+from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
 from redis.connection import URL_QUERY_ARGUMENT_PARSERS, parse_url
 from redis.exceptions import RedisClusterException
+from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 _OF_SENTINEL = ("sentinel_username", "sentinel_password")
@@ -99,8 +101,9 @@ def pool(place: Place, of: type[redis.ConnectionPool] = redis.ConnectionPool, **
     """Connections of redis-py, for threads. Not for a Cluster. `of`: the class of a server's, with its `bounds`."""
     options: dict[str, Any] = dict(place.options)
     if place.kind is Kind.SENTINEL:
-        asking = {**place.asking, "ssl": True} if place.tls else dict(place.asking)
-        sentinel = Sentinel(list(place.nodes), sentinel_kwargs=asking)
+        # Of a Sentinel that does not answer the next one is asked, not the same for seconds, as redis-py would.
+        asking: dict[str, Any] = {"retry": Retry(NoBackoff(), 1), **place.asking}
+        sentinel = Sentinel(list(place.nodes), sentinel_kwargs=asking | ({"ssl": True} if place.tls else {}))
         return SentinelConnectionPool(place.service, sentinel, ssl=place.tls, **options)
     if "path" in options:
         return of(connection_class=redis.UnixDomainSocketConnection, **bounds, **options)

@@ -13,12 +13,14 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import (
     Sentinel,
     SentinelConnectionPool,
     SentinelManagedConnection,
     SentinelManagedSSLConnection,
 )
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import (
     AskError,
@@ -76,8 +78,9 @@ def _place(url: str, options: dict[str, Any]) -> Place:
 def _pool(place: Place) -> ConnectionPool:
     options: dict[str, Any] = dict(place.options)
     if place.kind is Kind.SENTINEL:
-        asking = {**place.asking, "ssl": True} if place.tls else dict(place.asking)
-        sentinel = Sentinel(list(place.nodes), sentinel_kwargs=asking)
+        # Of a Sentinel that does not answer the next one is asked, not the same for seconds, as redis-py would.
+        asking: dict[str, Any] = {"retry": Retry(NoBackoff(), 1), **place.asking}
+        sentinel = Sentinel(list(place.nodes), sentinel_kwargs=asking | ({"ssl": True} if place.tls else {}))
         managed = _ManagedSSLConnection if place.tls else _ManagedConnection
         return SentinelConnectionPool(place.service, sentinel, connection_class=managed, **options)
     if "path" in options:
