@@ -20,6 +20,7 @@ from claude_invoker.audit.anchor import FileAnchor, RedisAnchor
 from claude_invoker.audit.line import Entry
 from claude_invoker.audit.log import Head, Log, pairs
 from claude_invoker.audit.verify import Verdict, verify
+from tests.support.waiting import HANG_S
 
 COUNT = 12
 
@@ -290,7 +291,7 @@ def test_several_processes_write_one_log(directory: Path) -> None:
         "for _ in range(15): made.append([Entry('k', 'a', 's')] * 2)"
     )
     each = [subprocess.Popen([sys.executable, "-c", source, directory]) for _ in range(3)]
-    assert [process.wait(60) for process in each] == [0, 0, 0]
+    assert [process.wait(HANG_S) for process in each] == [0, 0, 0]
     again = Log(directory)
     again.open()
     assert again.head.seq == 91 and len(pairs(directory)) > 1

@@ -20,8 +20,7 @@ from claude_invoker.audit.log import Log, locked, pairs
 from claude_invoker.audit.verify import verify
 from claude_invoker.audit.writer import Audit
 from tests.rate_tiers.servers import RedisProcess
-
-HANG = 20.0
+from tests.support.waiting import HANG_S
 
 
 def noted(directory: Path) -> list[dict[str, Any]]:
@@ -35,7 +34,7 @@ def noted(directory: Path) -> list[dict[str, Any]]:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + HANG
+    deadline = time.monotonic() + HANG_S
     while not true():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)

@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Mapping
@@ -31,7 +30,9 @@ from kong_claude_local import stack as parts
 from kong_claude_local.supervise import Supervisor
 from tests.chaos.tamper import Relay
 from tests.chaos.upstream import CHAT, FUNCTION, Upstream
+from tests.support.ports import free_port
 from tests.support.processes import command_line
+from tests.support.waiting import HANG_S
 
 PLUGIN = "claude-gateway"
 LEASE_TTL = 5  # seconds
@@ -61,13 +62,7 @@ ADDRESS = "127.0.0.1"
 
 
 def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind((ADDRESS, 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+    return [free_port() for _ in range(count)]
 
 
 class Stack:
@@ -272,7 +267,7 @@ class Stack:
 
     async def living(self) -> psutil.Process:
         """The plugin server's process, once there is one: after a kill Kong takes a second to start the next."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HANG_S
         while (server := self.server()) is None:
             assert time.monotonic() < deadline, "no plugin server within 30 s"
             await asyncio.sleep(0.05)
@@ -315,7 +310,7 @@ class Stack:
         plugin server starts anew). After 30 s what it is: 500 has a plugin of Kong's that cannot run."""
         headers = {"Authorization": f"Bearer {self.token('b', 's0', 'strict')}", "X-Chaos": "b:good:s0"}
         headers["Content-Type"] = "application/json"
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HANG_S
         async with aiohttp.ClientSession() as session:
             while True:
                 sent = session.post(self.url + path, headers=headers, data=CHATTING, allow_redirects=False)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import Any
 
 import aiohttp
 import pytest
 
 from kong_claude.report.read import parse
 from tests.chaos.reload import Counting, run_reloads
+from tests.support.waiting import until
 
 RELOADS = 20
 pytestmark = [
@@ -23,12 +25,12 @@ async def one_id(stack: Counting) -> None:
     async with aiohttp.ClientSession() as session:
         async with session.post(stack.url + "/a", headers={"X-Chaos": "a:bad:x"}) as answer:
             told = (await answer.json())["request_id"]
-    for _ in range(100):
+
+    async def logged() -> list[dict[str, Any]]:
         lines = [parse(line) for line in stack.access_log.read_bytes().splitlines()]
-        found = [line for line in lines if line and line["request_id"] == told]
-        if found:
-            break
-        await asyncio.sleep(0.1)
+        return [line for line in lines if line and line["request_id"] == told]
+
+    found = await until(logged, "its line in the access log")
     assert [(line["status"], line["refusal"]) for line in found] == [("401", "jwt-claims/no_token")]
 
 

@@ -26,6 +26,7 @@ from minikong.entities import derived_id
 from minikong.precedence import Precedence
 from minikong.pytest_plugin import Start
 from minikong.schema import bundled
+from tests.support.waiting import HANG_S
 
 NAMES = ["key-auth", "request-termination"]
 SCHEMA = Schema(bundled.schemas())
@@ -147,7 +148,7 @@ def guarded(path: str, **naming: str) -> dict[str, Any]:
 
 def status(base_url: str, path: str) -> int:
     try:
-        with urllib.request.urlopen(base_url + path, timeout=30) as answer:
+        with urllib.request.urlopen(base_url + path, timeout=HANG_S) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code

@@ -18,6 +18,7 @@ import pytest
 from kong_claude.problem import Problem
 from kong_claude_local import real_kong
 from tests.e2e.conftest import COMMAND, ROOT, free_port, own_environment, up
+from tests.support.waiting import HANG_S
 
 KONG = os.environ.get("KONG")
 
@@ -49,7 +50,7 @@ def test_only_a_kong_that_the_plugins_run_on(tmp_path: Path, says: str, problem:
 
 def test_a_kong_that_is_not_there_is_named(tmp_path: Path) -> None:
     command = [COMMAND, "up", "--kong", "/nowhere/kong", "--config", str(ROOT / "kong.yml")]
-    said = subprocess.run(command, env=own_environment(tmp_path), capture_output=True, text=True, timeout=60)
+    said = subprocess.run(command, env=own_environment(tmp_path), capture_output=True, text=True, timeout=HANG_S)
     assert said.returncode == 2
     assert "there is no program /nowhere/kong" in said.stderr
     assert "--kong PATH" in said.stderr
@@ -87,7 +88,7 @@ def test_kong_ends_whole(tmp_path: Path, how: str) -> None:
         [sys.executable, "-m", real_kong.__name__, kong], env=environment, start_new_session=True
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG_S
         while not (tmp_path / "pids" / "nginx.pid").exists() or not (tmp_path / "pids" / "nginx.pid").read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -97,9 +98,9 @@ def test_kong_ends_whole(tmp_path: Path, how: str) -> None:
             process.send_signal(signal.SIGTERM)
         else:
             os.kill(int((tmp_path / "pids" / "nginx.pid").read_text()), signal.SIGKILL)
-        process.wait(60)
+        process.wait(HANG_S)
         assert (tmp_path / "ended").exists() == (how == "asked")
-        psutil.wait_procs([worker], timeout=30)
+        psutil.wait_procs([worker], timeout=HANG_S)
         assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
     finally:
         try:
@@ -123,4 +124,4 @@ def test_the_admin_api_of_a_real_kong_is_for_our_own_user(tmp_path: Path) -> Non
         for method, path in (("GET", "/"), ("GET", "/status"), ("POST", "/config"), ("GET", "/%2e/config")):
             assert httpx.request(method, f"http://{host}:8110{path}").status_code == 403
     finally:
-        subprocess.run([COMMAND, "down"], env=own_environment(home), check=True, timeout=60)
+        subprocess.run([COMMAND, "down"], env=own_environment(home), check=True, timeout=HANG_S)

@@ -8,13 +8,13 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from kong_claude_local.supervise import Part, PartFailed, Supervisor
+from tests.support.processes import gone
+from tests.support.waiting import wait_for
 
 
 def part(name: str, code: str, ready: Path | None = None, ready_within: float = 30.0) -> Part:
@@ -29,13 +29,6 @@ def stays(ready: Path) -> str:
 @pytest.fixture
 def out() -> io.StringIO:
     return io.StringIO()
-
-
-def wait_for(condition: object, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_output_is_labelled_and_kept(tmp_path: Path, out: io.StringIO) -> None:
@@ -100,7 +93,7 @@ def test_a_part_that_ignores_sigterm_is_killed_with_its_children(
     wait_for(lambda: (tmp_path / "child").read_text())
     child = int((tmp_path / "child").read_text())
     supervisor.stop()
-    wait_for(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+    wait_for(lambda: gone(child))
 
 
 def test_parts_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
@@ -118,4 +111,4 @@ def test_parts_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     pid = next(int(line) for line in supervisor.stdout if line.strip().isdigit())
     supervisor.send_signal(signal.SIGKILL)
     supervisor.wait()
-    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    wait_for(lambda: gone(pid))

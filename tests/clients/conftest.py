@@ -18,4 +18,4 @@ from tests.invoker.conftest import (  # noqa: F401
 @pytest.fixture(scope="session")
 def invoker(start_invoker: Callable[..., Invoker]) -> Invoker:  # noqa: F811
     """One for all. Within its heartbeat a run may fail before its stream begins: long enough for the CLI to try again."""
-    return start_invoker(heartbeat_s=10)
+    return start_invoker(heartbeat_s=10, api_timeout_s=5, idle_s=5)

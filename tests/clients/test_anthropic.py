@@ -12,15 +12,16 @@ from anthropic.types import MessageParam
 from pydantic import BaseModel
 
 from tests.invoker.conftest import Invoker, StandInProcess, tool, wait_for
+from tests.support.waiting import HANG_S
 
-pytestmark = pytest.mark.slow  # make test-clients
+pytestmark = pytest.mark.slow
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
 @pytest.fixture
 def client(invoker: Invoker) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=invoker.url, api_key="none", max_retries=0, timeout=60) as made:
+    with anthropic.Anthropic(base_url=invoker.url, api_key="none", max_retries=0, timeout=HANG_S) as made:
         yield made
 
 
@@ -151,7 +152,7 @@ def test_an_error_after_a_run_has_begun_is_not_asked_again(invoker: Invoker, sta
     def asked() -> int:
         return sum("[[status 500]] once" in str(line["messages"]) for line in stand_in.lines())
 
-    with anthropic.Anthropic(base_url=invoker.url, api_key="none", max_retries=2, timeout=60) as client:
+    with anthropic.Anthropic(base_url=invoker.url, api_key="none", max_retries=2, timeout=HANG_S) as client:
         with pytest.raises(anthropic.InternalServerError) as failed:
             client.messages.create(model="claude-code", max_tokens=9, messages=ask("[[status 500]] once"))
     assert failed.value.response.headers["x-should-retry"] == "false"

@@ -20,6 +20,7 @@ from claude_invoker.problem import Problem
 from kong_claude.guard import LUA_PATH, LUA_PLUGINS
 from minikong.pytest_plugin import MiniKong
 from tests.pair.gateways import Upstream, gateway
+from tests.support.waiting import HANG_S
 
 STATUSES = (400, 401, 402, 403, 404, 405, 409, 413, 415, 422, 429, 431, 500, 501, 502, 503, 504, 507, 529)
 ANTHROPIC, OPENAI = "/claude/v1/messages", "/claude/v1/chat/completions"
@@ -87,7 +88,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
             },
         ],
     }
-    with _kong(config, tmp_path_factory.mktemp("errors")) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with _kong(config, tmp_path_factory.mktemp("errors")) as url, httpx.Client(base_url=url, timeout=HANG_S) as client:
         yield client
     server.shutdown()
     server.server_close()
@@ -201,6 +202,6 @@ def test_one_plugin_is_nowhere_else_in_the_way(api: httpx.Client, tmp_path: Path
     """The control: without it the same errors are Kong's."""
     config = {"_format_version": "3.0", "services": [], "plugins": []}
     with _kong(config, tmp_path) as url:
-        got = httpx.get(f"{url}{ANTHROPIC}", timeout=60)
+        got = httpx.get(f"{url}{ANTHROPIC}", timeout=HANG_S)
     assert got.status_code == 404
     assert set(got.json()) == {"message", "request_id"}

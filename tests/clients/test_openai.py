@@ -13,13 +13,14 @@ from pydantic import BaseModel
 
 from tests.clients.test_anthropic import PIXEL
 from tests.invoker.conftest import Invoker, StandInProcess, tool, wait_for
+from tests.support.waiting import HANG_S
 
-pytestmark = pytest.mark.slow  # make test-clients
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def client(invoker: Invoker) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{invoker.url}/v1", api_key="none", max_retries=0, timeout=60) as made:
+    with openai.OpenAI(base_url=f"{invoker.url}/v1", api_key="none", max_retries=0, timeout=HANG_S) as made:
         yield made
 
 

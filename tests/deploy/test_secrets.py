@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from claude_contract.attestation import Signer, parse_pem, signer_from_config, verify
+from tests.support.waiting import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -131,7 +132,7 @@ def made(tmp_path: Path) -> Path:
 def make(directory: Path) -> None:
     group = SERVICES["secrets"]["environment"]["SECRETS_GROUP"]
     environment = dict(os.environ) | {"SECRETS_DIR": str(directory), "SECRETS_GROUP": group}
-    subprocess.run(["sh", str(MAKE_SECRETS)], env=environment, check=True, timeout=60)
+    subprocess.run(["sh", str(MAKE_SECRETS)], env=environment, check=True, timeout=HANG_S)
 
 
 def content(directory: Path) -> dict[str, str]:
@@ -200,13 +201,13 @@ def test_ones_own_secrets_stay_and_a_cut_off_start_is_made_good(tmp_path: Path) 
 def with_secrets(directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = ["sh", str(WITH_SECRETS), "sh", "-c", 'printf %s "$CLAUDE_ATTESTATION_KEY"']
     env = {"PATH": os.environ["PATH"], "SECRETS_DIR": str(directory), **environment}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANG_S, check=False)
 
 
 @needs_openssl
 def test_kongs_environment_gets_the_key_whole(tmp_path: Path) -> None:
     key = tmp_path / "attestation-key"
-    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(key)], check=True, timeout=30)
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(key)], check=True, timeout=HANG_S)
     key.chmod(0o440)
     assert with_secrets(tmp_path).stdout == key.read_text().strip()
     assert signer_from_config({"private_key": with_secrets(tmp_path).stdout})
@@ -224,7 +225,7 @@ def blocks(document: str) -> list[str]:
 @needs_openssl
 def test_the_key_pair_of_the_document(tmp_path: Path) -> None:
     (script,) = [block for block in blocks("fail-closed.md") if "genpkey" in block]
-    subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, timeout=30, capture_output=True)
+    subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, timeout=HANG_S, capture_output=True)
     signer = signer_from_config({"private_key": (tmp_path / "attestation-key").read_text()})
     assert signer
     public = parse_pem((tmp_path / "attestation-public-key").read_text(), "x")
@@ -257,7 +258,7 @@ def test_the_secrets_of_the_document_are_those_that_the_pods_name(tmp_path: Path
         "NOTED": str(tmp_path / "noted"),
         "ANTHROPIC_API_KEY": "sk-ant-of-the-test",
     }
-    subprocess.run(["bash", "-euc", script], cwd=tmp_path / "work", env=environment, check=True, timeout=60)
+    subprocess.run(["bash", "-euc", script], cwd=tmp_path / "work", env=environment, check=True, timeout=HANG_S)
     assert [*(tmp_path / "work").iterdir()] == [], "secrets left on the disk"
     noted = [json.loads(line) for line in (tmp_path / "noted").read_text().splitlines()]
     made = {(namespace, name): files for namespace, name, files in noted}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +17,9 @@ import httpx
 import psutil
 import pytest
 
+from tests.support.ports import free_port as free_port
+from tests.support.waiting import HANG_S
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = str(Path(sys.executable).parent / "kong-claude")
 # What must not leak into a stack under test.
@@ -28,15 +29,6 @@ FOREIGN = ("ANTHROPIC_", "CLAUDE", "KONG_", "INVOKER_", "REDIS_URL")
 def own_environment(home: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     return kept | {"KONG_CLAUDE_HOME": str(home)}
-
-
-def free_port() -> int:
-    """A port that is free together with the loopback address the stack derives from it."""
-    while True:
-        port = random.randint(20000, 30000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
 
 
 @dataclass
@@ -97,7 +89,7 @@ def knocking(gateway: Gateway, clients: int = 4) -> Iterator[list[int]]:
     finally:
         stop.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(HANG_S)
 
 
 def gateway_option() -> list[str]:
@@ -122,7 +114,7 @@ def standing(home: Path, *options: str, config: Path = ROOT / "kong.yml", **envi
         running = json.loads((home / "stack.json").read_text())
         yield Gateway(running["proxy"], running["invoker"], home, running["pid"])
     finally:
-        subprocess.run([COMMAND, "down"], env=own_environment(home), check=True, timeout=60)
+        subprocess.run([COMMAND, "down"], env=own_environment(home), check=True, timeout=HANG_S)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from claude_invoker.api.languages import anthropic_type, openai_type
 from tests.clients.test_anthropic import PIXEL, ask
 from tests.e2e.conftest import ROOT, Gateway
 from tests.invoker.conftest import tool, wait_for
+from tests.support.waiting import HANG_S
 
 pytestmark = pytest.mark.xdist_group("e2e")
 JS = ROOT / "tests" / "clients" / "js"
@@ -48,7 +49,7 @@ def state_of(gateway: Gateway, run: str) -> str:
 
 def test_anthropics_python(gateway: Gateway, tokens: dict[str, str]) -> None:
     def made(**key: Any) -> anthropic.Anthropic:
-        return anthropic.Anthropic(base_url=f"{gateway.url}/claude", max_retries=0, timeout=60, **key)
+        return anthropic.Anthropic(base_url=f"{gateway.url}/claude", max_retries=0, timeout=HANG_S, **key)
 
     client = made(api_key=tokens["good"])
     answer = client.messages.create(model="claude-code", max_tokens=10, messages=ask("[[say Well.]]"))
@@ -87,7 +88,7 @@ def test_anthropics_python(gateway: Gateway, tokens: dict[str, str]) -> None:
 
 def test_openais_python(gateway: Gateway, tokens: dict[str, str]) -> None:
     def made(key: str) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{gateway.url}/claude/v1", api_key=key, max_retries=0, timeout=60)
+        return openai.OpenAI(base_url=f"{gateway.url}/claude/v1", api_key=key, max_retries=0, timeout=HANG_S)
 
     client = made(tokens["good"])
     prompt: Any = ask(f"{tool('Write', file_path='a.txt', content='b')} [[say Done.]]")

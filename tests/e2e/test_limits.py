@@ -15,6 +15,7 @@ import pytest
 
 from claude_invoker.audit.log import locked, pairs
 from tests.e2e.conftest import COMMAND, ROOT, Gateway, own_environment
+from tests.support.waiting import HANG_S
 
 SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 PROMPT = {"prompt": "hi", "system": "Be brief."}
@@ -24,7 +25,7 @@ PROMPT = {"prompt": "hi", "system": "Be brief."}
 def token(gateway: Gateway) -> str:
     made = subprocess.run(
         [COMMAND, "token", "--sub", "root", "--role", "claude:invoke", "--role", "admin"],
-        env=own_environment(gateway.home), capture_output=True, text=True, check=True, timeout=60,
+        env=own_environment(gateway.home), capture_output=True, text=True, check=True, timeout=HANG_S,
     )  # fmt: skip
     return made.stdout.strip()
 
@@ -34,7 +35,7 @@ def limits(gateway: Gateway, *arguments: str, token: str = "", **environment: st
     return subprocess.run(
         [COMMAND, "limits", *arguments],
         env=own_environment(gateway.home) | {name: value for name, value in more.items() if value},
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=HANG_S,
     )  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def done(finished: subprocess.CompletedProcess[str]) -> str:
 
 def audit_of(gateway: Gateway, until: tuple[str, str] | None = None) -> list[dict[str, Any]]:
     """The lines with their details; once there is one of that kind about that subject."""
-    directory, deadline = gateway.home / "runs" / "audit", time.monotonic() + 30
+    directory, deadline = gateway.home / "runs" / "audit", time.monotonic() + HANG_S
     while True:
         with locked(directory, shared=True):
             files = [(each.lines.read_bytes(), each.details.read_bytes()) for each in pairs(directory)]
@@ -138,7 +139,7 @@ def test_the_command_says_what_is_missing(gateway: Gateway, token: str, tmp_path
     assert nobody.returncode == 2 and "CLAUDE_TOKEN" in nobody.stderr
     made = subprocess.run(
         [COMMAND, "token", "--sub", "lena"], env=own_environment(gateway.home), capture_output=True, text=True,
-        check=True, timeout=60,
+        check=True, timeout=HANG_S,
     )  # fmt: skip
     other = limits(gateway, "get", token=made.stdout.strip())
     assert other.returncode == 2 and "403: this needs the role admin" in other.stderr

@@ -18,6 +18,7 @@ from claude_invoker.cli.binary import find_cli
 from tests.clients.test_anthropic import ask
 from tests.e2e.conftest import ROOT, Gateway
 from tests.invoker.conftest import tool, wait_for
+from tests.support.waiting import HANG_S
 
 pytestmark = pytest.mark.xdist_group("e2e")
 HAIKU = "claude-haiku-4-5"
@@ -26,7 +27,7 @@ DOCUMENT = ROOT / "docs" / "clients.md"
 
 def limits_of(gateway: Gateway, token: str) -> dict[str, Any]:
     found: dict[str, Any] = httpx.get(
-        f"{gateway.url}/claude/limits", headers={"authorization": f"Bearer {token}"}, timeout=60
+        f"{gateway.url}/claude/limits", headers={"authorization": f"Bearer {token}"}, timeout=HANG_S
     ).json()
     return found
 
@@ -103,7 +104,7 @@ def test_claude_code_with_its_tools_and_two_subagents_in_tier_free(gateway: Gate
 def test_messages_have_windows_and_places_of_their_own(gateway: Gateway) -> None:
     """Tier free has 10 runs in a minute, one at a time."""
     token = gateway.token("busy", "--tier", "free")
-    with anthropic.Anthropic(base_url=f"{gateway.url}/claude", api_key=token, max_retries=0, timeout=60) as client:
+    with anthropic.Anthropic(base_url=f"{gateway.url}/claude", api_key=token, max_retries=0, timeout=HANG_S) as client:
         with client.messages.stream(model=HAIKU, max_tokens=99, messages=ask("[[stall 1]] [[say a b]]")) as stalled:
             next(iter(stalled.text_stream))
             for _ in range(11):
@@ -115,7 +116,10 @@ def test_messages_have_windows_and_places_of_their_own(gateway: Gateway) -> None
 
 def test_anthropics_sdk_with_a_model_itself(gateway: Gateway) -> None:
     client = anthropic.Anthropic(
-        base_url=f"{gateway.url}/claude", api_key=gateway.token("sdk-2", "--tier", "free"), max_retries=0, timeout=60
+        base_url=f"{gateway.url}/claude",
+        api_key=gateway.token("sdk-2", "--tier", "free"),
+        max_retries=0,
+        timeout=HANG_S,
     )
     answer = client.messages.create(
         model=HAIKU, max_tokens=50, messages=ask("[[say Well.]]"), extra_body={"temperature": 0.2}
@@ -148,7 +152,7 @@ def test_no_header_of_a_client_names_another_payer(gateway: Gateway) -> None:
 
     def asked(headers: dict[str, str]) -> int:
         url = f"{gateway.url}/claude/v1/messages"
-        return httpx.post(url, json=body, headers=headers, timeout=60).status_code
+        return httpx.post(url, json=body, headers=headers, timeout=HANG_S).status_code
 
     assert asked(forged | {"authorization": f"Bearer {thief}"}) == 200
     # Two tokens are none: nobody pays by another's beside his own.

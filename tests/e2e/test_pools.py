@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kong_claude_local.stack import METRICS_PORT
 from tests.e2e.conftest import ROOT, Gateway, standing
+from tests.support.waiting import HANG_S
 
 pytestmark = pytest.mark.xdist_group("pools")
 PROMPT = {"prompt": "hi", "system": "Be brief."}
@@ -61,7 +62,7 @@ def spent(stack: Gateway, team: str, pool: str) -> float:
 
 
 def until_booked(stack: Gateway, team: str) -> float:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG_S
     while not (found := spent(stack, team, "team")):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -93,7 +94,7 @@ def test_a_job_takes_its_pools_place_when_it_starts(stack: Gateway) -> None:
     with stack.client("cyd", "--tier", "pro", "--claim", "team=green") as client:
         accepted = client.post("/claude/jobs", json=PROMPT)
         assert accepted.status_code == 202, accepted.text
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG_S
         while (job := client.get(accepted.headers["location"]).json())["state"] not in ("done", "failed"):
             assert time.monotonic() < deadline, job
             time.sleep(0.2)
@@ -125,7 +126,7 @@ def by_limits(stack: Gateway, team: str) -> Figures:
 
 def by_metrics(url: str, prefix: str, team: str) -> Figures:
     values: dict[tuple[str, str], dict[str, int]] = {}
-    for family in text_string_to_metric_families(httpx.get(url, timeout=30).text):
+    for family in text_string_to_metric_families(httpx.get(url, timeout=HANG_S).text):
         if family.name in (f"{prefix}_pool_usd", f"{prefix}_pool_period_timestamp_seconds"):
             for sample in family.samples:
                 labels, factor = sample.labels, 1_000_000 if "kind" in sample.labels else 1
@@ -181,7 +182,7 @@ def test_all_reports_have_the_same_figures(stack: Gateway) -> None:
 
 
 def until_state(client: httpx.Client, accepted: httpx.Response, state: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_S
     while (job := client.get(accepted.headers["location"]).json())["state"] != state:
         assert time.monotonic() < deadline, job
         time.sleep(0.1)
@@ -214,7 +215,7 @@ def test_where_the_budget_is_used_up_jobs_wait(stack: Gateway) -> None:
         accepted = client.post("/claude/jobs", json=PROMPT)
         assert accepted.status_code == 202, accepted.text
         assert accepted.headers["X-Claude-On-Budget"] == "queue"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG_S
         while not (job := client.get(accepted.headers["location"]).json())["waits_for"]:
             assert time.monotonic() < deadline, job
             time.sleep(0.1)
@@ -225,7 +226,7 @@ def test_where_the_budget_is_used_up_jobs_wait(stack: Gateway) -> None:
 
 def until_spent(client: httpx.Client) -> None:
     """Of the caller's own day."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG_S
     while not client.get("/claude/limits").json()["usd"]["day"]["spent"]:
         assert time.monotonic() < deadline
         time.sleep(0.1)

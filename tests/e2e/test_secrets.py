@@ -24,6 +24,7 @@ from minikong.entities import PluginEntity
 from tests.e2e.conftest import COMMAND, ROOT, Gateway, free_port, own_environment, up
 from tests.support.attest import signed
 from tests.support.processes import command_line
+from tests.support.waiting import HANG_S
 
 pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(240)]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="runs have users of their own only where the stack runs as root")
@@ -44,7 +45,7 @@ def as_a_run(command: str) -> str:
     arguments = ["/bin/bash", "-c", command]
     environment = {"PATH": "/usr/bin:/bin"}
     done = subprocess.run(
-        arguments, user=uid, group=uid, extra_groups=(), env=environment, cwd="/", capture_output=True, timeout=60
+        arguments, user=uid, group=uid, extra_groups=(), env=environment, cwd="/", capture_output=True, timeout=HANG_S
     )
     return (done.stdout + done.stderr).decode()
 
@@ -200,7 +201,7 @@ def test_a_tool_reads_none_of_the_secrets_that_the_shipped_script_makes(gateway:
         ["sh", str(ROOT / "deploy/docker/make-secrets.sh")],
         env=dict(os.environ) | {"SECRETS_DIR": str(open_directory)},
         check=True,
-        timeout=60,
+        timeout=HANG_S,
     )
     made = {str(path.relative_to(open_directory)) for path in open_directory.rglob("*") if path.is_file()}
     assert made == set(SECRETS)
@@ -247,7 +248,7 @@ def test_the_invoker_holds_nothing_that_signs(gateway: Gateway) -> None:
         claims: dict[str, Any] = {"sub": "mallory", "chk": ["jwt-claims", "rate-tiers"], "bsh": body_hash(body)}
         header = signed(signer, "POST", "/claude/invoke", **claims)
         headers = {HEADER: header, "Content-Type": "application/json"}
-        return httpx.post(f"{gateway.invoker}/claude/invoke", content=body, headers=headers, timeout=60).status_code
+        return httpx.post(f"{gateway.invoker}/claude/invoke", content=body, headers=headers, timeout=HANG_S).status_code
 
     assert ask(public.encode()) == 401
     assert ask(parse_pem(private, "control")) == 200  # the control: with the gateway's key it is believed
@@ -257,11 +258,11 @@ def test_the_invoker_holds_nothing_that_signs(gateway: Gateway) -> None:
 def home() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="kc-home-"))
     yield path
-    subprocess.run([COMMAND, "down"], env=own_environment(path), check=True, timeout=60)
+    subprocess.run([COMMAND, "down"], env=own_environment(path), check=True, timeout=HANG_S)
     shutil.rmtree(path)
 
 
-@pytest.mark.parametrize("signs_with", ["key", "shared-secret"])
+@pytest.mark.parametrize("signs_with", ["key", pytest.param("shared-secret", marks=pytest.mark.slow)])
 def test_a_state_directory_of_before_still_starts(home: Path, signs_with: str) -> None:
     """With its shared secret lying there: unused by today's kong.yml, used by one of before."""
     (home / "attestation-secret").write_text("q8Zr1xJ0f7VbN3kLw5TgYh2MdC9sEaPu\n")
@@ -280,7 +281,11 @@ def test_a_state_directory_of_before_still_starts(home: Path, signs_with: str) -
     assert started.returncode == 0, started.stdout + started.stderr
     assert ("signs attestations with a secret" in started.stdout) is (signs_with == "shared-secret")
     said = subprocess.run(
-        [COMMAND, "invoke", "[[say believed]]"], env=own_environment(home), capture_output=True, text=True, timeout=60
+        [COMMAND, "invoke", "[[say believed]]"],
+        env=own_environment(home),
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
     )
     assert (said.returncode, said.stdout.strip()) == (0, "believed"), said.stderr
 

@@ -21,6 +21,7 @@ from kong_claude import PLUGINS
 from kong_claude_local import configuration, stack
 from kong_claude_local import up as up_module
 from tests.e2e.conftest import COMMAND, ROOT, Gateway, free_port, gateway_option, own_environment, up
+from tests.support.waiting import HANG_S
 
 pytestmark = [pytest.mark.xdist_group("up"), pytest.mark.timeout(240)]
 
@@ -40,7 +41,7 @@ def belonging_to(home: Path) -> list[str]:
 
 
 def assert_nothing_left(home: Path) -> None:
-    deadline = time.monotonic() + 60  # ends in order: on a busy machine that takes its time
+    deadline = time.monotonic() + HANG_S
     while left := belonging_to(home):
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
@@ -64,10 +65,11 @@ def press_ctrl_c(process: subprocess.Popen[str]) -> int:
     """As a person does: once, and again where nothing happens. A Python that is just starting can lose the first."""
     drain = threading.Thread(target=process.stdout.read, daemon=True)  # type: ignore[union-attr]
     drain.start()
-    for _ in range(3):
+    deadline = time.monotonic() + HANG_S
+    while time.monotonic() < deadline:
         os.killpg(process.pid, signal.SIGINT)  # the whole foreground process group gets it
         try:
-            return process.wait(60)
+            return process.wait(5)
         except subprocess.TimeoutExpired:
             continue
     raise AssertionError("Ctrl-C does not end the stack")
@@ -76,8 +78,8 @@ def press_ctrl_c(process: subprocess.Popen[str]) -> int:
 @pytest.mark.parametrize(
     ("number", "after"),
     [
-        *[(signal.SIGINT, after) for after in (0.05, 2.0, None)],
-        *[pytest.param(signal.SIGINT, after, marks=pytest.mark.slow) for after in (0.4, 1.0, 3.5, 5.0)],
+        *[(signal.SIGINT, after) for after in (0.05, None)],
+        *[pytest.param(signal.SIGINT, after, marks=pytest.mark.slow) for after in (0.4, 1.0, 2.0, 3.5, 5.0)],
         pytest.param(signal.SIGKILL, 2.0, marks=pytest.mark.slow),
         (signal.SIGKILL, None),
     ],
@@ -101,10 +103,13 @@ def test_no_process_is_left_behind(home: Path, number: signal.Signals, after: fl
         time.sleep(after)
     if number == signal.SIGKILL:
         process.kill()
-        code = process.wait(30)
+        code = process.wait(HANG_S)
     else:
         code = press_ctrl_c(process)
-    assert code in ((0, 130, -signal.SIGINT) if number == signal.SIGINT else (-signal.SIGKILL,))
+    if number == signal.SIGKILL:
+        assert code == -signal.SIGKILL
+    else:  # 1 is Python's own, interrupted before it has come to our program
+        assert code in (0, 130, -signal.SIGINT) or (code == 1 and after == 0.05)
     assert_nothing_left(home)
 
 
@@ -118,22 +123,22 @@ def test_up_status_down(home: Path) -> None:
     (boundary,) = [line for line in started.stdout.splitlines() if line.startswith("boundary around a run: ")]
     assert any(f": {strength.label}, tools left out: " in boundary for strength in Strength)
     assert "curl" in started.stdout
-    again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANG_S)
     assert again.returncode == 2
     assert "already running" in again.stderr
-    status = subprocess.run([COMMAND, "status", "--json"], env=env, capture_output=True, text=True, timeout=30)
+    status = subprocess.run([COMMAND, "status", "--json"], env=env, capture_output=True, text=True, timeout=HANG_S)
     assert status.returncode == 0
     assert json.loads(status.stdout)["ready"] == {"gateway": True, "invoker": True}
-    said = subprocess.run([COMMAND, "invoke", "hi"], env=env, capture_output=True, text=True, timeout=60)
+    said = subprocess.run([COMMAND, "invoke", "hi"], env=env, capture_output=True, text=True, timeout=HANG_S)
     assert (said.returncode, said.stderr) == (0, "")
     assert said.stdout.strip()
     streamed = subprocess.run(
-        [COMMAND, "invoke", "hi", "--stream"], env=env, capture_output=True, text=True, timeout=60
+        [COMMAND, "invoke", "hi", "--stream"], env=env, capture_output=True, text=True, timeout=HANG_S
     )
     assert streamed.stdout.strip() == said.stdout.strip()
-    assert subprocess.run([COMMAND, "down"], env=env, timeout=60).returncode == 0
+    assert subprocess.run([COMMAND, "down"], env=env, timeout=HANG_S).returncode == 0
     assert_nothing_left(home)
-    assert subprocess.run([COMMAND, "status"], env=env, capture_output=True, timeout=30).returncode == 1
+    assert subprocess.run([COMMAND, "status"], env=env, capture_output=True, timeout=HANG_S).returncode == 1
 
 
 @pytest.mark.slow  # two starts
@@ -167,7 +172,7 @@ def test_after_a_kill_the_next_start_goes_on_and_leaves_one_run_directory(home: 
             answer = api.post("/claude/invoke", json={"prompt": "again", "session": session})
         assert (answer.status_code, answer.json().get("session")) == (200, session), answer.text
     finally:
-        subprocess.run([COMMAND, "down"], env=environment(home), check=True, timeout=60)
+        subprocess.run([COMMAND, "down"], env=environment(home), check=True, timeout=HANG_S)
     assert list(home.glob("kong-claude-*")) == []
 
 
@@ -215,7 +220,7 @@ def test_a_missing_file_and_a_missing_binary_are_one_line(home: Path) -> None:
     assert "--config" in failed.stderr
     command = [COMMAND, "up", "--detach", "--port", str(free_port()), "--config", str(ROOT / "kong.yml")]
     env = own_environment(home) | {"CLAUDE_CLI_PATH": "/nonexistent/claude"}
-    failed = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    failed = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANG_S)
     assert failed.returncode == 2, failed.stdout + failed.stderr
     assert "/nonexistent/claude" in failed.stderr
 

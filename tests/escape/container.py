@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import yaml
 
@@ -31,6 +30,8 @@ from tests.invoker.conftest import (
     user_ids,
     wait_for,
 )
+from tests.support.processes import gone
+from tests.support.waiting import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]
 # What runs need of the machine, as invoker/Dockerfile installs it, and what tests call.
@@ -182,7 +183,7 @@ class Containers:
             self.logs.append(subprocess.Popen(follow, stdout=file, stderr=subprocess.STDOUT))
         base = chosen["uid_base"]
         invoker = Invoker(f"http://127.0.0.1:{port}", int(shown.stdout), folder / "state", log, base, self.cli)
-        wait_for(lambda: invoker.ready() or not psutil.pid_exists(invoker.pid), 180, what="readiness")
+        wait_for(lambda: invoker.ready() or gone(invoker.pid), 180, what="readiness")
         assert invoker.ready(), log.read_text()
         return invoker
 
@@ -190,7 +191,7 @@ class Containers:
         if self.names:
             subprocess.run(["docker", "rm", "--force", *self.names], capture_output=True, check=False)
         for process in self.logs:
-            process.wait(30)
+            process.wait(HANG_S)
         for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -184,7 +184,7 @@ import os, socket, sys, time
 host = sys.argv[1]
 def connected():
     made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    made.settimeout(20)
+    made.settimeout(60)
     made.connect(("127.0.0.1", 3128))
     return made
 open("flooding", "w").close()
@@ -225,7 +225,7 @@ def test_a_run_that_floods_the_filter_keeps_no_other_from_it(
     with invoker.client() as api, ThreadPoolExecutor(1) as pool:
         api.timeout = httpx.Timeout(200)
         neighbour = pool.submit(bash, api, works)
-        wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/begun")), 60, what="the neighbour")
+        wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/begun")), what="the neighbour")
         try:
             (filter,) = (child for child in invoker.children() if "names.py" in command_line(child))
             before = filter.memory_info().rss
@@ -321,7 +321,7 @@ def test_a_warm_process_is_taken_by_a_run_of_its_hosts_while_its_filter_lives(
         wait_for(one_is_warm, what="a warm process")
         assert hits_after_a_run() == "0.0"
         # Until the shape of the first run is the one that is warm.
-        wait_for(lambda: one_is_warm() and hits_after_a_run() == "1.0", 60, what="a hit")
+        wait_for(lambda: one_is_warm() and hits_after_a_run() == "1.0", what="a hit")
         wait_for(one_is_warm, what="a warm process")
         (filter,) = (child for child in invoker.children() if "names.py" in command_line(child))
         filter.kill()

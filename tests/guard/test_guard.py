@@ -16,6 +16,7 @@ import pytest
 from kong_claude.guard import BYS, KEYS, LUA_PATH, LUA_PLUGINS, PLUGIN, By, lua
 from minikong.declarative import DeclarativeError
 from minikong.pytest_plugin import MiniKong
+from tests.support.waiting import HANG_S
 
 ROUTE, SERVICE, OTHER = (f"00000000-0000-4000-8000-00000000000{n}" for n in range(3))
 FORMS = ("lua-plugin", "post-function")
@@ -56,7 +57,7 @@ def status(start: Start, *on_route: dict[str, Any], on_service: tuple[dict[str, 
     document = {"_format_version": "3.0", "services": [service | {"plugins": [*on_service], "routes": [route]}]}
     started = start(document)
     try:
-        with urllib.request.urlopen(started.base_url + "/", timeout=30) as answer:
+        with urllib.request.urlopen(started.base_url + "/", timeout=HANG_S) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code

@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 from redis.cluster import ClusterNode, RedisCluster
 
 from tests.rate_tiers.servers import BINARY, REACHED_BY, SERVERS, RedisProcess, free_port, wait_for
+from tests.support.waiting import HANG_S
 
 
 def started(reached_by: str = REACHED_BY, binary: str = BINARY) -> RedisProcess:
@@ -141,7 +142,7 @@ class SentinelRedis(RedisProcess):
     def close(self) -> None:
         if self._sentinel is not None:
             self._sentinel.kill()
-            self._sentinel.wait(10)
+            self._sentinel.wait(HANG_S)
         super().close()
 
 

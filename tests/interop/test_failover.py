@@ -20,6 +20,7 @@ from kong_claude.rate_tiers import redis_ledger
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.jobs.conftest import job
 from tests.rate_tiers.servers import RedisProcess, free_port
+from tests.support.waiting import HANG_S
 
 
 class Name:
@@ -74,7 +75,7 @@ async def test_nobody_stays_with_what_was_the_master(stale: str, shared: bool, m
     old, new = (RedisProcess("--replica-serve-stale-data", stale, port=free_port()) for _ in range(2))
     try:
         async with Name(old).open() as name:
-            gateway = RedisLedger(Settings(name.url, timeout=10))
+            gateway = RedisLedger(Settings(name.url, timeout=HANG_S))
             invoker, seen, store = Ledger(name.url), SeenOnce(name.url), Store(connect(name.url))
             naive: Any = Redis.from_url(name.url)
             await naive.set("k", 1)

@@ -26,6 +26,7 @@ from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.interop.deployments import Authority, available, running
 from tests.jobs.conftest import lease, serving, slot, state, terms, until
 from tests.rate_tiers.servers import SERVERS, free_port
+from tests.support.waiting import HANG_S
 
 __all__ = ["state"]  # a fixture
 
@@ -46,7 +47,7 @@ async def test_a_job_is_let_in_run_and_booked(server: str, reached_by: str, stat
     if not available(server):
         pytest.skip(f"{SERVERS[server] or 'redis-server'} is not there (make redis-servers)")
     with running(reached_by, SERVERS[server]) as redis:
-        gateway = RedisLedger(Settings(redis.url, timeout=10))
+        gateway = RedisLedger(Settings(redis.url, timeout=HANG_S))
         async with serving(redis, state) as invoker:
 
             async def ready() -> bool:
@@ -71,7 +72,7 @@ async def said_by_all(url: str) -> list[str]:
     """Why each of those who ask Redis cannot, "" for each that can: the gateway's ledger, the list of revoked tokens,
     the invoker's readiness, its jobs, the audit log's anchor."""
     found = []
-    gateway = RedisLedger(Settings(url, timeout=5))
+    gateway = RedisLedger(Settings(url, timeout=HANG_S))
     revocation, anchor = Revocation(url, "revoked"), RedisAnchor(url)
     for ask in (
         lambda: gateway.peek(ledger.Peek("claude", "alice")),

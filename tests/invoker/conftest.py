@@ -7,11 +7,9 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,10 @@ from claude_invoker.cli.binary import find_cli
 from claude_invoker.cli.users import SPAN
 from claude_invoker.ledger import Ledger
 from tests.rate_tiers.servers import RedisProcess
-from tests.support.processes import command_line
+from tests.support.ports import free_port as free_port
+from tests.support.processes import command_line, gone
+from tests.support.waiting import HANG_S
+from tests.support.waiting import wait_for as wait_for
 
 KEY = "sk-ant-dummy-key-of-the-tests"
 # What must not leak into a process under test.
@@ -43,19 +44,6 @@ def user_ids() -> Iterator[int]:
     ids, those runs are left over from one that died, and are ended."""
     first = 1_000_000 + os.getpid() % 8_000 * 64 * SPAN
     return itertools.cycle(range(first, first + 64 * SPAN, SPAN))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(condition: Callable[[], object], within_s: float = 90.0, what: str = "the condition") -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come true within {within_s} s"
-        time.sleep(0.02)
 
 
 @dataclass
@@ -84,7 +72,7 @@ class Invoker:
         return range(self.uid_base + 2, self.uid_base + SPAN)
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60, **options)
+        return httpx.Client(base_url=self.url, timeout=HANG_S, **options)
 
     def ready(self) -> bool:
         try:
@@ -95,7 +83,7 @@ class Invoker:
     def stop(self) -> None:
         """As an orchestrator stops it."""
         os.kill(self.pid, signal.SIGTERM)
-        wait_for(lambda: psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE, what="the invoker's end")
+        wait_for(lambda: gone(self.pid), what="the invoker's end")
 
     def children(self) -> list[psutil.Process]:
         """The CLI processes it has, and all that they have started."""
@@ -128,7 +116,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInProces
     assert "stand-in" in process.stdout.readline()
     yield StandInProcess(f"http://127.0.0.1:{port}", record)
     process.terminate()
-    assert process.wait(10) == 0
+    assert process.wait(HANG_S) == 0
 
 
 def closed_cli(folder: Path) -> Path:
@@ -187,14 +175,15 @@ def start_invoker(
             "port": port,
             "state_dir": after.state if after else folder / "state",
             "anthropic_base_url": stand_in.url,
-            "api_timeout_s": 2,
+            # Bounds of a run are the product's; here they are the machine's unless a test is about them.
+            "api_timeout_s": HANG_S,
             "api_retries": 1,
-            "first_output_s": 15,
-            "idle_s": 2,
+            "first_output_s": HANG_S,
+            "idle_s": HANG_S,
             "detach_grace_s": 0.2,
             "heartbeat_s": 0.5,
             "stop_grace_s": 1,
-            "pool_size": 1,
+            "pool_size": 0,  # a warm CLI costs as much as the run that may not come
             "pool_max": 2,
             "uid_base": after.uid_base if after else next(bases),
         } | settings
@@ -239,13 +228,25 @@ def without_boundary(start: Callable[..., Invoker]) -> Callable[..., Invoker]:
 @pytest.fixture(scope="session")
 def invoker(start_invoker: Callable[..., Invoker]) -> Invoker:
     """One invoker for all tests that only ask it for runs."""
-    return start_invoker()
+    return start_invoker(pool_size=1)
+
+
+@pytest.fixture(scope="session")
+def unbounded() -> list[Invoker]:
+    """The one without the boundary of all modules whose attacks are on what is below it, once it was started."""
+    return []
 
 
 @pytest.fixture
 def api(invoker: Invoker) -> Iterator[httpx.Client]:
     with invoker.client() as client:
         yield client
+
+
+def defended_and_without(*names: str) -> list[Any]:
+    """Values of `without` for a test of a defence: none, and its positive control, in which the attack succeeds. A control
+    needs an invoker of its own, and shows of the test that it can fail: it is in `make test-long`."""
+    return [(), pytest.param(names, marks=pytest.mark.slow)]
 
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="a user for each run needs an invoker started as root")

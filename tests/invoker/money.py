@@ -24,6 +24,7 @@ from kong_claude.rate_tiers.redis_ledger import Settings as RedisAddress
 from tests.invoker.conftest import Invoker, clean_environment, free_port
 from tests.invoker.test_trust import SECRET, attestation
 from tests.rate_tiers.servers import RedisProcess
+from tests.support.waiting import HANG_S
 
 OPUS, SONNET = "claude-opus-5-5", "claude-sonnet-4-5"
 # US dollars for a million tokens, from Anthropic's price list: input, output, cache read, cache write 5 min, 1 h.
@@ -108,7 +109,7 @@ def charging(folder: Path) -> Iterator[Charges]:
         yield Charges(f"http://127.0.0.1:{port}", charges)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(HANG_S)
 
 
 @dataclass
@@ -203,7 +204,7 @@ class Till:
 
     @property
     def store(self) -> RedisLedger:
-        return RedisLedger(RedisAddress(self.redis.url, timeout=10))
+        return RedisLedger(RedisAddress(self.redis.url, timeout=HANG_S))
 
 
 def proxy_of(invoker: Invoker) -> psutil.Process:
@@ -223,7 +224,7 @@ def _children(invoker: Invoker, word: str) -> list[psutil.Process]:
     return found
 
 
-def eventually(condition: Callable[[], object], what: Callable[[], object], within_s: float = 60.0) -> None:
+def eventually(condition: Callable[[], object], what: Callable[[], object], within_s: float = HANG_S) -> None:
     until = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < until, what()

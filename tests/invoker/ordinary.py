@@ -16,6 +16,7 @@ import pytest
 
 from claude_invoker.cli.binary import find_cli
 from tests.invoker.conftest import KEY, Invoker, StandInProcess, clean_environment, free_port, wait_for
+from tests.support.waiting import HANG_S
 
 NOBODY = 65_534
 AS_NOBODY: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
@@ -102,4 +103,4 @@ def started(
         yield invoker
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(HANG_S)

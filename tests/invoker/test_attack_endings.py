@@ -19,10 +19,11 @@ import pytest
 
 from claude_invoker.cli import kill, killer
 from claude_invoker.cli.kill import Killer, StillAlive, owners
-from tests.invoker.conftest import Invoker, as_root, bash, program, wait_for, without_boundary
+from tests.invoker.conftest import Invoker, as_root, bash, defended_and_without, program, wait_for, without_boundary
 from tests.invoker.ordinary import interpreter
 from tests.invoker.test_attack_sessions import answer
 from tests.support.processes import command_line
+from tests.support.waiting import HANG_S
 
 
 @pytest.fixture(scope="session")
@@ -30,10 +31,11 @@ def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoke
     return without_boundary(start_invoker)
 
 
-@pytest.fixture(scope="module")
-def invoker(start_invoker: Callable[..., Invoker]) -> Invoker:
-    """Ours: the one of all tests may have been started before, with the boundary."""
-    return start_invoker()
+@pytest.fixture(scope="session")
+def invoker(start_invoker: Callable[..., Invoker], unbounded: list[Invoker]) -> Invoker:
+    if not unbounded:
+        unbounded.append(start_invoker(pool_size=1))
+    return unbounded[0]
 
 
 pytestmark = as_root
@@ -71,7 +73,7 @@ def kill_all(uids: range) -> None:
             process.kill()
 
 
-@pytest.mark.parametrize("without", [(), ("killer_that_can_be_stopped",)])
+@pytest.mark.parametrize("without", defended_and_without("killer_that_can_be_stopped"))
 def test_the_killer_cannot_be_stopped(start_invoker: Callable[..., Invoker], without: tuple[str, ...]) -> None:
     invoker = start_invoker(without=without, pool_size=0, max_runs=8, queue_wait_s=5, idle_s=60)
     attackers = []
@@ -93,8 +95,7 @@ def test_the_killer_cannot_be_stopped(start_invoker: Callable[..., Invoker], wit
         stays = invoker.uids
         wait_for(
             lambda: any("kill -9 -1" in command_line(p) and p.status() == "stopped" for p in of_runs(stays)),
-            15,
-            stopped,
+            what=stopped,
         )
         os.kill(invoker.pid, signal.SIGKILL)  # it waits for that one for ever
         kill_all(stays)
@@ -173,7 +174,7 @@ while time.time() < end:
         assert killer.alive(UID) == 0
     finally:
         first.kill()
-        first.wait(10)
+        first.wait(HANG_S)
 
 
 async def test_a_fork_bomb(ending: Killer) -> None:
@@ -192,7 +193,7 @@ while time.time() < end:
         assert killer.alive(UID) == 0
     finally:
         first.kill()
-        first.wait(10)
+        first.wait(HANG_S)
 
 
 @pytest.fixture
@@ -228,7 +229,7 @@ async def test_runs_that_have_all_processes_are_ended(ending: Killer, few_proces
         assert ending._process.returncode is None
     finally:
         first.kill()
-        first.wait(10)
+        first.wait(HANG_S)
         await ending.stop()
 
 
@@ -273,7 +274,7 @@ async def test_another_saved_user_id_does_not_save(ending: Killer) -> None:
     try:
         wait_for(lambda: owners([UID]), what="the process")
         await ending.end(UID, 5)
-        assert process.wait(5) == -signal.SIGKILL
+        assert process.wait(HANG_S) == -signal.SIGKILL
     finally:
         process.kill()
 
@@ -308,7 +309,7 @@ async def test_what_does_not_end_is_said(ending: Killer) -> None:
         await ending.end(UID, 5)
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(HANG_S)
 
 
 @pytest.mark.slow
@@ -355,14 +356,20 @@ def left(invoker: Invoker) -> list[Path]:
     return [path for path in places if path.parent.name not in ("engines", "bin")] + invoker.trees()
 
 
-@pytest.mark.parametrize("without", [(), ("trees_by_recursion",)])
-def test_a_tree_of_any_depth_goes(start_invoker: Callable[..., Invoker], without: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("depth", "without"),
+    [
+        (3_000, ()),
+        pytest.param(20_000, (), marks=pytest.mark.slow),
+        pytest.param(3_000, ("trees_by_recursion",), marks=pytest.mark.slow),
+    ],
+)
+def test_a_tree_of_any_depth_goes(start_invoker: Callable[..., Invoker], depth: int, without: tuple[str, ...]) -> None:
     invoker = start_invoker(without=without, pool_size=0, idle_s=60)
     with invoker.client() as api:
-        for depth in (3_000, 20_000) if not without else (3_000,):
-            made = bash(api, program(DEEP.format(depth)))
-            assert made.status_code == 200, invoker.log.read_text()[-3000:]
-            assert "deep" in answer(made)
+        made = bash(api, program(DEEP.format(depth)))
+        assert made.status_code == 200, invoker.log.read_text()[-3000:]
+        assert "deep" in answer(made)
         if without:
             time.sleep(1)
             assert left(invoker), "the tree stayed"
@@ -372,7 +379,7 @@ def test_a_tree_of_any_depth_goes(start_invoker: Callable[..., Invoker], without
     subprocess.run(["rm", "-rf", invoker.state / "trees"], check=True)
 
 
-@pytest.mark.parametrize("without", [(), ("trees_by_recursion",)])
+@pytest.mark.parametrize("without", defended_and_without("trees_by_recursion"))
 def test_a_start_never_fails_because_of_what_a_run_left(
     start_invoker: Callable[..., Invoker], without: tuple[str, ...]
 ) -> None:
@@ -410,7 +417,7 @@ def test_a_hundred_thousand_files_hold_nobody_up(start_invoker: Callable[..., In
         assert "wide" in answer(response)
         assert len(response.json()["artifacts"]) <= 200
         assert api.post("/invoke", json={"prompt": "[[say fine]]"}).status_code == 200
-        wait_for(lambda: not left(invoker), 60, what="no tree being left")
+        wait_for(lambda: not left(invoker), what="no tree being left")
 
 
 def test_what_cannot_be_deleted_is_reported_and_tried_again(start_invoker: Callable[..., Invoker]) -> None:
@@ -456,7 +463,7 @@ def runs(pid: int) -> bool:
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of a system call")
-@pytest.mark.parametrize("without", [(), ("a_zombie_is_dead",)])
+@pytest.mark.parametrize("without", defended_and_without("a_zombie_is_dead"))
 def test_a_process_without_its_first_thread_is_ended_at_the_next_start(
     start_invoker: Callable[..., Invoker], without: tuple[str, ...]
 ) -> None:

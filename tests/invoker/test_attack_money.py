@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.invoker.conftest import Invoker, StandInProcess, as_root, bash, program, tool, without_boundary
+from tests.invoker.conftest import (
+    Invoker,
+    StandInProcess,
+    as_root,
+    bash,
+    defended_and_without,
+    program,
+    tool,
+    without_boundary,
+)
 
 # US dollars for a token of claude-opus-5-5, from Anthropic's price list.
 INPUT, OUTPUT = Decimal("0.000004"), Decimal("0.000020")
@@ -21,17 +30,18 @@ def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoke
     return without_boundary(start_invoker)
 
 
-@pytest.fixture(scope="module")
-def invoker(start_invoker: Callable[..., Invoker]) -> Invoker:
-    """Ours: the one of all tests may have been started before, with the boundary."""
-    return start_invoker()
+@pytest.fixture(scope="session")
+def invoker(start_invoker: Callable[..., Invoker], unbounded: list[Invoker]) -> Invoker:
+    if not unbounded:
+        unbounded.append(start_invoker(pool_size=1))
+    return unbounded[0]
 
 
 def cost(answer: Any) -> float:
     return float(answer.headers["X-Claude-Cost-USD"])
 
 
-@pytest.mark.parametrize("without", [(), ("the_cli_is_believed",)])
+@pytest.mark.parametrize("without", defended_and_without("the_cli_is_believed"))
 def test_a_run_that_kills_its_cli_is_billed(start_invoker: Callable[..., Invoker], without: tuple[str, ...]) -> None:
     """The CLI says what a run has cost in its last message: a tool that kills it first has that said by nobody."""
     invoker = start_invoker(without=without, pool_size=0, idle_s=30)
@@ -69,7 +79,7 @@ for token in tokens:
         body |= json.loads(sys.argv[3])
         api = http.client.HTTPConnection("api")
         api.sock = socket.socket(socket.AF_UNIX)
-        api.sock.settimeout(20)
+        api.sock.settimeout(60)
         api.sock.connect(os.environ["ANTHROPIC_UNIX_SOCKET"])
         head = {"x-api-key": token.decode(), "content-type": "application/json"}
         api.request("POST", "/v1/messages", json.dumps(body).encode(), head)
@@ -90,7 +100,7 @@ def steal(api: Any, count: int, prompt: str, more: dict[str, Any], budget: float
 
 
 @as_root
-@pytest.mark.parametrize("without", [(), ("budgets_without_a_wall", "the_cli_is_believed")])
+@pytest.mark.parametrize("without", defended_and_without("budgets_without_a_wall", "the_cli_is_believed"))
 def test_a_stolen_token_spends_no_more_than_the_run_may(
     start_invoker: Callable[..., Invoker], without: tuple[str, ...]
 ) -> None:

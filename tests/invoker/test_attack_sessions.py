@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from claude_invoker.cli.kill import owners
-from tests.invoker.conftest import Invoker, as_root, bash, program, wait_for, without_boundary
+from tests.invoker.conftest import Invoker, as_root, bash, defended_and_without, program, wait_for, without_boundary
+from tests.support.waiting import HANG_S
 
 
 @pytest.fixture(scope="session")
@@ -24,10 +25,11 @@ def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoke
     return without_boundary(start_invoker)
 
 
-@pytest.fixture(scope="module")
-def invoker(start_invoker: Callable[..., Invoker]) -> Invoker:
-    """Ours: the one of all tests may have been started before, with the boundary."""
-    return start_invoker()
+@pytest.fixture(scope="session")
+def invoker(start_invoker: Callable[..., Invoker], unbounded: list[Invoker]) -> Invoker:
+    if not unbounded:
+        unbounded.append(start_invoker(pool_size=1))
+    return unbounded[0]
 
 
 pytestmark = as_root
@@ -54,7 +56,7 @@ def answer(response: httpx.Response) -> str:
     return str(response.json()["result"])
 
 
-@pytest.mark.parametrize("without", [(), ("sessions_in_argv",)])
+@pytest.mark.parametrize("without", defended_and_without("sessions_in_argv"))
 def test_a_sessions_id_is_in_nobodys_argv(start_invoker: Callable[..., Invoker], without: tuple[str, ...]) -> None:
     invoker = start_invoker(without=without, pool_size=0, idle_s=20)
     with invoker.client() as alice, invoker.client() as bob:
@@ -69,7 +71,10 @@ def test_a_sessions_id_is_in_nobodys_argv(start_invoker: Callable[..., Invoker],
     assert (session in seen[0]) == bool(without)
 
 
-@pytest.mark.parametrize("without", [("two_user_ids",), ("two_user_ids", "trees_that_stay_the_runs")])
+@pytest.mark.parametrize(
+    "without",
+    [("two_user_ids",), pytest.param(("two_user_ids", "trees_that_stay_the_runs"), marks=pytest.mark.slow)],
+)
 def test_a_session_is_nobodys_who_gets_its_user_id(
     start_invoker: Callable[..., Invoker], without: tuple[str, ...]
 ) -> None:
@@ -118,7 +123,7 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("without", [(), ("locks_that_anybody_can_take",)])
+@pytest.mark.parametrize("without", defended_and_without("locks_that_anybody_can_take"))
 def test_nobody_can_take_all_user_ids(start_invoker: Callable[..., Invoker], without: tuple[str, ...]) -> None:
     invoker = start_invoker(without=without, pool_size=0, idle_s=60)
     with invoker.client() as api:
@@ -127,8 +132,8 @@ def test_nobody_can_take_all_user_ids(start_invoker: Callable[..., Invoker], wit
             f"[[tool Bash {_json(program(SQUATTER.replace('STATE', str(invoker.state)).replace('UID_BASE', str(invoker.uid_base))))}]]"
         )
         with api.stream("POST", "/invoke", json=attack, headers={"Accept": "text/event-stream"}) as stream:
-            wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/ready")), 90, "the squatter")
-            statuses = {bash(httpx.Client(base_url=invoker.url, timeout=60), "id -u").status_code for _ in range(3)}
+            wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/ready")), what="the squatter")
+            statuses = {bash(httpx.Client(base_url=invoker.url, timeout=HANG_S), "id -u").status_code for _ in range(3)}
             api.delete(f"/runs/{stream.headers['x-claude-run']}")
             stream.read()
     assert statuses == ({502} if without else {200})
@@ -208,7 +213,7 @@ print("planted")
 """
 
 
-@pytest.mark.parametrize("without", [(), ("sessions_keep_all_that_the_cli_reads",)])
+@pytest.mark.parametrize("without", defended_and_without("sessions_keep_all_that_the_cli_reads"))
 def test_a_run_sets_nothing_for_the_next_of_its_session(
     start_invoker: Callable[..., Invoker], without: tuple[str, ...]
 ) -> None:
@@ -225,7 +230,7 @@ def test_a_run_sets_nothing_for_the_next_of_its_session(
         assert second.status_code == (502 if without else 200), second.text
 
 
-@pytest.mark.parametrize("without", [(), ("sessions_keep_all_that_the_cli_reads",)])
+@pytest.mark.parametrize("without", defended_and_without("sessions_keep_all_that_the_cli_reads"))
 def test_a_session_leads_nobody_behind_a_closed_door(
     start_invoker: Callable[..., Invoker], without: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from pydantic import ValidationError
 
@@ -29,7 +28,8 @@ from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import plan
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
-from tests.invoker.conftest import Invoker, as_root, bash, tool, wait_for
+from tests.invoker.conftest import Invoker, as_root, bash, defended_and_without, tool, wait_for
+from tests.support.processes import gone
 
 with_landlock = pytest.mark.skipif(confine.abi() < 6, reason="this kernel's Landlock has no scopes")
 HAS_BUBBLEWRAP = namespaces.program() is not None
@@ -397,7 +397,7 @@ def test_an_invoker_with_less_than_the_least_accepted_does_not_start(start_invok
     refused = start_invoker(wait=False, isolation="landlock", without=without)
     wait_for(lambda: "INVOKER_ISOLATION=landlock is the least accepted" in refused.log.read_text(), what="the refusal")
     assert "Landlock with scopes (ABI 6): the kernel has none" in refused.log.read_text()
-    wait_for(lambda: psutil.Process(refused.pid).status() == psutil.STATUS_ZOMBIE, what="its end")
+    wait_for(lambda: gone(refused.pid), what="its end")
     assert not (refused.state / "trees").exists(), "it leaves nothing"
     allowed = start_invoker(isolation="landlock", allow_commands_below=1, without=without)
     with allowed.client() as api:
@@ -419,7 +419,7 @@ while True: strike(int(sys.argv[1]), int(sys.argv[1]))
 
 @as_root
 @with_landlock
-@pytest.mark.parametrize("without", [(), ("trials_by_the_killers_user",)])
+@pytest.mark.parametrize("without", defended_and_without("trials_by_the_killers_user"))
 def test_who_starts_while_others_end_runs_has_no_weaker_boundary(
     start_invoker: Callable[..., Invoker], without: tuple[str, ...]
 ) -> None:
@@ -440,7 +440,7 @@ def test_who_starts_while_others_end_runs_has_no_weaker_boundary(
 @as_root
 @with_landlock
 @pytest.mark.parametrize("warm", [0, 1])
-@pytest.mark.parametrize("without", [(), ("a_shell_that_is_not_looked_at",)])
+@pytest.mark.parametrize("without", defended_and_without("a_shell_that_is_not_looked_at"))
 def test_no_run_starts_without_the_shells_wrapper(
     start_invoker: Callable[..., Invoker], without: tuple[str, ...], warm: int
 ) -> None:

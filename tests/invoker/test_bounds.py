@@ -26,6 +26,7 @@ from claude_invoker.problem import Problem
 from claude_invoker.runs import watch
 from claude_invoker.settings import Settings
 from tests.invoker.conftest import Invoker, as_root, bash, program, wait_for, without_boundary
+from tests.support.waiting import HANG_S
 
 GB = 1 << 30
 HOG = (
@@ -264,7 +265,7 @@ async def test_a_look_that_fails_is_repeated_and_each_run_is_looked_at(
         )
         ended: asyncio.Queue[Problem] = asyncio.Queue()
         with watching.over(process, ended.put_nowait):
-            problem = await asyncio.wait_for(ended.get(), 20)
+            problem = await asyncio.wait_for(ended.get(), HANG_S)
             assert problem.extra["limit"] == "tree"
             assert len([task for task in asyncio.all_tasks() if "_again" in repr(task)]) <= 4
     assert watching.most("tree") == 0
@@ -291,7 +292,7 @@ def test_files_are_counted_at_any_depth(tmp_path: Path) -> None:
     found = usage.files(tmp_path, ANY)
     assert found.entries == 300 + 5
     assert 100_000 <= found.bytes - 301 * 4096 < 200_000
-    assert len(os.listdir("/proc/self/fd")) == held
+    assert len(os.listdir("/proc/self/fd")) <= held
     assert usage.files(tmp_path, Files(1 << 60, 100)).entries == 101
 
 
@@ -315,7 +316,7 @@ def test_directories_that_move_lead_nowhere(tmp_path: Path) -> None:
         until = time.monotonic() + 1
         found = [usage.files(tmp_path, ANY).bytes for _ in range(50) if time.monotonic() < until]
         assert min(found) >= 100_000
-        assert len(os.listdir("/proc/self/fd")) == held
+        assert len(os.listdir("/proc/self/fd")) <= held
     finally:
         stop.set()
         thread.join()

@@ -18,6 +18,7 @@ from claude_invoker.isolation import confine, filters
 from claude_invoker.isolation.box import Kind
 from claude_invoker.isolation.domain import Domain
 from tests.invoker.conftest import as_root
+from tests.support.waiting import HANG_S
 
 
 def descriptors() -> set[tuple[str, str]]:
@@ -48,7 +49,7 @@ def test_each_pipe_is_closed_exactly_once(run: Callable[[Coroutine[Any, Any, Non
         )
         child.stdin.write(b"hello\n")
         assert await child.stdout.readline() == b"hello\n"
-        await asyncio.wait_for(child.exited.wait(), 30)
+        await asyncio.wait_for(child.exited.wait(), HANG_S)
         owned = [t.get_extra_info("pipe").closefd for t in child._transports]
         assert owned == [run is asyncio.run] * 3
         child.close()
@@ -72,7 +73,7 @@ async def test_it_ends_before_us_where_memory_ends(uid: int | None) -> None:
     try:
         ours = int(Path("/proc/self/oom_score_adj").read_text())
         assert int(await child.stdout.readline()) == min(1000, ours + 500)
-        await asyncio.wait_for(child.exited.wait(), 30)
+        await asyncio.wait_for(child.exited.wait(), HANG_S)
     finally:
         child.close()
 
@@ -101,6 +102,6 @@ async def test_what_ends_a_run_of_our_user_outlasts_it_where_memory_ends(uid: in
         )
         assert (holds, held) == (ours, min(1000, ours + 500))
         child.stdin.write(b"\n")
-        await asyncio.wait_for(child.exited.wait(), 30)
+        await asyncio.wait_for(child.exited.wait(), HANG_S)
     finally:
         child.close()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.invoker.conftest import Invoker, StandInProcess, bash, tool, without_boundary
+from tests.invoker.conftest import Invoker, StandInProcess, bash, defended_and_without, tool, without_boundary
 
 
 @pytest.fixture(scope="session")
@@ -16,16 +16,17 @@ def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoke
     return without_boundary(start_invoker)
 
 
-@pytest.fixture(scope="module")
-def invoker(start_invoker: Callable[..., Invoker]) -> Invoker:
-    """Ours: the one of all tests may have been started before, with the boundary."""
-    return start_invoker()
+@pytest.fixture(scope="session")
+def invoker(start_invoker: Callable[..., Invoker], unbounded: list[Invoker]) -> Invoker:
+    if not unbounded:
+        unbounded.append(start_invoker(pool_size=1))
+    return unbounded[0]
 
 
 CODES = {404: (422, "invalid"), 401: (502, "api-auth"), 529: (503, "api-overloaded"), 400: (422, "invalid")}
 
 
-@pytest.mark.parametrize("without", [(), ("answers_that_nobody_reads",)])
+@pytest.mark.parametrize("without", defended_and_without("answers_that_nobody_reads"))
 @pytest.mark.parametrize("code", CODES)
 def test_a_model_that_is_not_taken_is_not_replaced_by_another(
     start_invoker: Callable[..., Invoker], stand_in: StandInProcess, code: int, without: tuple[str, ...]
@@ -62,7 +63,7 @@ def test_a_model_that_the_cli_does_not_know_may_be_asked_for(
         assert answer.json()["model"] == "claude-brand-new-7"
 
 
-@pytest.mark.parametrize("without", [(), ("work_in_the_background",)])
+@pytest.mark.parametrize("without", defended_and_without("work_in_the_background"))
 def test_nothing_goes_on_after_the_answer(start_invoker: Callable[..., Invoker], without: tuple[str, ...]) -> None:
     """Subagents and commands in the background: the model has none, so that its work is over when its answer comes.
     Where it has them the answer comes first, and the work is cut off."""
@@ -79,7 +80,7 @@ def test_nothing_goes_on_after_the_answer(start_invoker: Callable[..., Invoker],
     assert answer.json()["artifacts"] == []
 
 
-@pytest.mark.parametrize("without", [(), ("whole_sessions_are_booked",)])
+@pytest.mark.parametrize("without", defended_and_without("whole_sessions_are_booked"))
 def test_a_sessions_earlier_runs_are_not_booked_again(
     start_invoker: Callable[..., Invoker], without: tuple[str, ...]
 ) -> None:

@@ -23,6 +23,7 @@ from claude_invoker.egress.wire import Moved, Visit
 from tests.invoker.conftest import as_root
 from tests.invoker.names import FEW, INSIDE, OUTSIDE
 from tests.support.processes import command_line
+from tests.support.waiting import HANG_S
 
 pytestmark = as_root
 UID = 275_000  # nobody else's on this machine
@@ -68,7 +69,7 @@ class Run:
         reader, writer = await self.connect()
         writer.write(head.encode() if isinstance(head, str) else head)
         answer = b""
-        while b"200 Connection" not in answer and (chunk := await asyncio.wait_for(reader.read(65536), 30)):
+        while b"200 Connection" not in answer and (chunk := await asyncio.wait_for(reader.read(65536), HANG_S)):
             answer += chunk
         writer.close()
         return answer.decode()
@@ -107,7 +108,7 @@ async def opened(found: Filters, *hosts: str, begin: bool = True) -> Run:
 
 
 async def heard(run: Run, text: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_S):
         while not any(text in str(said) for said in run.said):
             await asyncio.sleep(0.01)
 
@@ -199,7 +200,7 @@ async def test_a_passage_is_worth_something_from_begin_to_close(monkeypatch: pyt
         assert b"hello" in await reader.readuntil(b"hello")
         run.passage.close()
         run.passage.close()
-        assert await asyncio.wait_for(reader.read(), 30) == b"", "what is open breaks"
+        assert await asyncio.wait_for(reader.read(), HANG_S) == b"", "what is open breaks"
         with pytest.raises(OSError):
             await run.connect()
         # A second passage has nothing of the first.
@@ -244,7 +245,7 @@ async def test_bytes_are_bounded_for_all_connections_of_a_run(monkeypatch: pytes
 async def _all(reader: asyncio.StreamReader) -> int:
     total = 0
     with contextlib.suppress(ConnectionError):
-        while chunk := await asyncio.wait_for(reader.read(65536), 30):
+        while chunk := await asyncio.wait_for(reader.read(65536), HANG_S):
             total += len(chunk)
     return total
 
@@ -258,7 +259,7 @@ async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         for _, writer in held:
             writer.close()
         answer = ""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANG_S):
             while "200 Connection" not in answer:
                 answer = await run.go(host)
         other = await opened(found, host)
@@ -315,7 +316,7 @@ async def test_the_filter_has_no_privileges_and_its_end_closes_every_way_out(mon
         assert all(int(status[name], 16) == 0 for name in ("CapPrm", "CapEff", "CapInh", "CapAmb"))
         assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2"
         os.kill(process.pid, signal.SIGKILL)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANG_S):
             while run.passage.alive:
                 await asyncio.sleep(0.01)
         with pytest.raises(OSError):

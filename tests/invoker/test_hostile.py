@@ -1,5 +1,5 @@
-"""Hostile runs of every kind, one after the other and side by side, the invoker killed in between: nothing stays. With
-INVOKER_LONG=1 there are 200 of them."""
+"""Hostile runs, one after the other and side by side, the invoker killed in between: nothing stays. The long form has all
+kinds of them; with INVOKER_LONG=1 there are 200."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 from claude_contract.attestation import HEADER
 from claude_invoker.cli.users import MACHINE_LOCKS
@@ -28,7 +29,7 @@ from tests.jobs.conftest import SECRET, attestation, lease, slot
 from tests.rate_tiers.servers import RedisProcess
 
 LONG = bool(os.environ.get("INVOKER_LONG"))
-RUNS, KILLS = (200, 8) if LONG else (14, 1)
+LENGTHS = [(4, 1), pytest.param(*((200, 8) if LONG else (14, 1)), marks=pytest.mark.slow)]
 BOMB = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
 CLOSED = "import os\nfor n in range(50): os.makedirs(f'{n}/x'); os.chmod(f'{n}/x', 0); os.chmod(f'{n}', 0)"
 LOUD = "import sys\nfor _ in range(300): print('x' * 100_000)"
@@ -80,7 +81,8 @@ def most(runs: list[Future[None]]) -> bool:
 
 
 @as_root
-def test_hostile_runs_leave_nothing(start_invoker: Callable[..., Invoker]) -> None:
+@pytest.mark.parametrize(("count", "kills"), LENGTHS)
+def test_hostile_runs_leave_nothing(start_invoker: Callable[..., Invoker], count: int, kills: int) -> None:
     chance = random.Random(4)
     redis = RedisProcess()
     settings = {
@@ -98,35 +100,35 @@ def test_hostile_runs_leave_nothing(start_invoker: Callable[..., Invoker]) -> No
     }
     try:
         invoker = start_invoker(**settings)
-        share = RUNS // (KILLS + 1)
-        for round_ in range(KILLS + 1):
+        share = count // (kills + 1)
+        for round_ in range(kills + 1):
             numbers = range(round_ * share, (round_ + 1) * share)
             with ThreadPoolExecutor(3) as threads:
                 runs = [threads.submit(one, invoker, number, chance) for number in numbers]
-                if round_ < KILLS:
+                if round_ < kills:
                     wait_for(functools.partial(most, runs), 300, "most of the runs")
                     os.kill(invoker.pid, signal.SIGKILL)
                 for run in runs:
                     run.result()
-            if round_ < KILLS:
+            if round_ < kills:
                 invoker = start_invoker(after=invoker, **settings)
                 if round_ == 0:
                     files = psutil.Process(invoker.pid).num_fds()
         mine = invoker.uids
         jobs: Any = redis.client()
         wait_for(lambda: not jobs.zcard(RUNNING) and not sum(map(int, jobs.hvals(WAITING))), 300, "the end of all jobs")
-        wait_for(lambda: not of_runs(mine), 60, "no process being left")
-        wait_for(lambda: not invoker.trees(), 60, "no tree being left")
+        wait_for(lambda: not of_runs(mine), what="no process being left")
+        wait_for(lambda: not invoker.trees(), what="no tree being left")
         # Sessions whose time is over go with the sweep.
-        wait_for(lambda: not list(invoker.state.glob("trees/[sd]*/*")), 60, "no session being left")
-        wait_for(lambda: not any(jobs.zcard(key) for key in jobs.keys("*:leases")), 60, "no lease being left")
+        wait_for(lambda: not list(invoker.state.glob("trees/[sd]*/*")), what="no session being left")
+        wait_for(lambda: not any(jobs.zcard(key) for key in jobs.keys("*:leases")), what="no lease being left")
         assert locked(invoker.state / "locks" / "users") == []
         assert not set(locked(MACHINE_LOCKS)) & {str(uid) for uid in mine}
-        assert psutil.Process(invoker.pid).num_fds() <= files + 8
+        wait_for(lambda: psutil.Process(invoker.pid).num_fds() <= files + 8, what="the end of what was open for runs")
         ready = httpx.get(f"{invoker.url}/readyz").json()
         assert ready["ready"] and ready["checks"]["lost_users"] == 0, ready
         os.kill(invoker.pid, signal.SIGTERM)
-        wait_for(lambda: not (invoker.state / "trees").exists(), 60, "its end")
+        wait_for(lambda: not (invoker.state / "trees").exists(), what="its end")
         again = start_invoker(after=invoker, **settings)
         assert again.ready()
     finally:

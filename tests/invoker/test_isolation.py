@@ -22,10 +22,11 @@ def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoke
     return without_boundary(start_invoker)
 
 
-@pytest.fixture(scope="module")
-def invoker(start_invoker: Callable[..., Invoker]) -> Invoker:
-    """Ours: the one of all tests may have been started before, with the boundary."""
-    return start_invoker()
+@pytest.fixture(scope="session")
+def invoker(start_invoker: Callable[..., Invoker], unbounded: list[Invoker]) -> Invoker:
+    if not unbounded:
+        unbounded.append(start_invoker(pool_size=1))
+    return unbounded[0]
 
 
 def bash(api: httpx.Client, command: str, **more: Any) -> str:
@@ -117,8 +118,10 @@ PLANTED = {
     ("without", "obeyed"),
     [
         ((), set()),
-        (("settings_are_obeyed",), {"work"}),
-        (("settings_are_obeyed", "sessions_keep_all_that_the_cli_reads"), {"work", "user"}),
+        pytest.param(("settings_are_obeyed",), {"work"}, marks=pytest.mark.slow),
+        pytest.param(
+            ("settings_are_obeyed", "sessions_keep_all_that_the_cli_reads"), {"work", "user"}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_an_untrusted_directory_configures_nothing(

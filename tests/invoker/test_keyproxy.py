@@ -31,6 +31,7 @@ from claude_invoker.metering.purse import Purse
 from claude_invoker.metering.usage import Meter
 from claude_invoker.metering.wire import Drawn
 from tests.invoker.conftest import KEY, StandInProcess
+from tests.support.waiting import HANG_S
 
 MODEL = b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}'
 
@@ -91,7 +92,7 @@ def granted(proxy: Proxy, requests: int, cap_usd: str = "1") -> tuple[Grant, dic
 
 
 def client_of(proxy: Proxy) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(proxy.socket)), timeout=30)
+    return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(proxy.socket)), timeout=HANG_S)
 
 
 async def begin(
@@ -106,7 +107,7 @@ async def begin(
 
 
 async def status(reader: asyncio.StreamReader) -> int:
-    return int((await asyncio.wait_for(reader.readline(), 30)).split()[1])
+    return int((await asyncio.wait_for(reader.readline(), HANG_S)).split()[1])
 
 
 async def test_a_request_counts_before_its_body_is_read(proxy: Proxy) -> None:
@@ -180,7 +181,7 @@ async def ask(proxy: Proxy, headers: dict[str, str], body: bytes) -> asyncio.Str
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_S):
         while not condition():
             await asyncio.sleep(0.01)
 

@@ -27,6 +27,7 @@ from claude_invoker.caller import Caller
 from claude_invoker.ledger import Ledger
 from claude_invoker.problem import Problem
 from tests.rate_tiers.servers import RedisProcess
+from tests.support.waiting import HANG_S
 
 LEASES = {
     "alone": Lease.new("claude", "alice", 5_000_000),
@@ -181,7 +182,7 @@ async def test_a_request_that_a_budget_cuts_short_tells_of_it(ledger: Ledger) ->
     assert await drawn(other, 4) == micro_usd(4)
     assert seen == [], "both got what they asked for"
     assert await drawn(other, 7) == micro_usd(6)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_S):
         while len(seen) < 2:
             await asyncio.sleep(0.01)
     assert seen == [("eng.usd_per_day", 80), ("eng.usd_per_day", 95)]

@@ -35,6 +35,7 @@ from kong_claude.rate_tiers.redis_ledger import RedisLedger
 from kong_claude.rate_tiers.redis_ledger import Settings as RedisAddress
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.attest import signed
+from tests.support.waiting import HANG_S
 
 SECRET = secrets.token_hex(32)
 SIGNER = Signer("1", SECRET.encode(), {"1": SECRET.encode()})
@@ -74,7 +75,7 @@ SLOT = ledger.Slot(concurrent=1, run_micro_usd=5, ttl_ms=3_600_000)
 
 def taken(redis_server: RedisProcess) -> tuple[RedisLedger, ledger.Lease]:
     """A ledger in which there is a lease, which ada has."""
-    store = RedisLedger(RedisAddress(redis_server.url, timeout=10))
+    store = RedisLedger(RedisAddress(redis_server.url, timeout=HANG_S))
     lease = ledger.Lease.new(ledger.NAMESPACE, "ada", 5)
     assert store.acquire(lease, SLOT).admitted
     return store, lease

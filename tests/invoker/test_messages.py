@@ -33,10 +33,11 @@ def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoke
     return without_boundary(start_invoker)
 
 
-@pytest.fixture(scope="module")
-def invoker(start_invoker: Callable[..., Invoker]) -> Invoker:
-    """Ours: the one of all tests may have been started before, with the boundary."""
-    return start_invoker()
+@pytest.fixture(scope="session")
+def invoker(start_invoker: Callable[..., Invoker], unbounded: list[Invoker]) -> Invoker:
+    if not unbounded:
+        unbounded.append(start_invoker(pool_size=1))
+    return unbounded[0]
 
 
 GOOD = {"type": "result", "subtype": "success", "is_error": False, "result": "x", "total_cost_usd": 0.5, "num_turns": 1}

@@ -19,6 +19,8 @@ from claude_invoker.metering.journal import read
 from tests.invoker.conftest import KEY, Invoker, as_root, tool, wait_for
 from tests.invoker.money import Billed, Till, charging, clis_of, eventually, proxy_of
 from tests.rate_tiers.servers import RedisProcess
+from tests.support.processes import gone
+from tests.support.waiting import HANG_S
 
 SLOW = "[[delay 300]] [[say one two three four five six seven eight nine ten eleven twelve thirteen fourteen]]"
 
@@ -65,7 +67,7 @@ def booked(till: Till, runs: list[Billed]) -> None:
 def test_whoever_is_killed_what_was_charged_is_booked(start_invoker: Callable[..., Invoker], till: Till) -> None:
     invoker = start_invoker(pool_size=0, **till.settings)
     plain = till.begin(invoker, "plain", "[[say hello there]]")
-    plain.thread.join(60)
+    plain.thread.join(HANG_S)
     booked(till, [plain])
     least, most = till.charges.bounds("plain")
     assert least == most == till.spent(plain), "to the micro-USD"
@@ -73,14 +75,14 @@ def test_whoever_is_killed_what_was_charged_is_booked(start_invoker: Callable[..
     cli = till.begin(invoker, "cli-killed", SLOW)
     streaming(invoker)
     victims(invoker)["cli"]()
-    cli.thread.join(60)
+    cli.thread.join(HANG_S)
     assert cli.answer[0].status_code == 502
 
     proxy = till.begin(invoker, "proxy-killed", SLOW)
     streaming(invoker)
     before = proxy_of(invoker).pid
     victims(invoker)["proxy"]()
-    proxy.thread.join(60)
+    proxy.thread.join(HANG_S)
     wait_for(invoker.ready, what="the next proxy")
     assert proxy_of(invoker).pid != before
 
@@ -88,7 +90,7 @@ def test_whoever_is_killed_what_was_charged_is_booked(start_invoker: Callable[..
     streaming(invoker)
     proxy_process = proxy_of(invoker)
     victims(invoker)["invoker"]()
-    wait_for(lambda: not psutil.pid_exists(proxy_process.pid), what="the proxy's end by itself")
+    wait_for(lambda: gone(proxy_process.pid), what="the proxy's end by itself")
     start_invoker(after=invoker, pool_size=0, **till.settings)
     booked(till, [plain, cli, proxy, last])
 
@@ -98,7 +100,7 @@ def test_what_the_ledger_has_lost_again_is_booked_again(start_invoker: Callable[
     """As after a fail-over to a replica that did not have it yet; and after the next one."""
     invoker = start_invoker(pool_size=0, **till.settings)
     run = till.begin(invoker, "fail-over", "[[say hello there]]")
-    run.thread.join(60)
+    run.thread.join(HANG_S)
     booked(till, [run])
     client = till.redis.client()
     for _ in range(3):
@@ -160,7 +162,7 @@ def test_without_a_ledger_for_too_long_nothing_is_sent(start_invoker: Callable[.
         redis.signal(signal.SIGSTOP)
         wait_for(lambda: "INVOKER_LEDGER_GRACE" in invoker.log.read_text(), what="the end of the grace")
         (ready(invoker)[0].parent / "go").touch()
-        run.thread.join(60)
+        run.thread.join(HANG_S)
         assert run.answer[0].status_code == 503, run.answer[0].text
         assert run.answer[0].json()["type"].endswith(":not-bookable")
         assert "INVOKER_LEDGER_GRACE (0.5 s)" in run.answer[0].json()["detail"]

@@ -23,6 +23,7 @@ from tests.invoker.conftest import KEY, Invoker, wait_for
 from tests.invoker.test_trust import SECRET, attestation
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.upstream import Upstream, as_json, as_stream, events, message, upstream
+from tests.support.waiting import HANG_S
 
 HAIKU, OPUS = "claude-haiku-4-5", "claude-opus-5-5"
 PATH = "/claude/v1/messages"
@@ -61,7 +62,7 @@ class Asking:
         self.subject = next(NAMES)
         self.invoker = invoker
         self.slot = slot
-        self.store = RedisLedger(RedisAddress(redis.url, timeout=10))
+        self.store = RedisLedger(RedisAddress(redis.url, timeout=HANG_S))
 
     def head(self, body: bytes, path: str = PATH, *, kind: str = "message", **claims: Any) -> dict[str, str]:
         message = kind == "message"
@@ -73,7 +74,7 @@ class Asking:
 
     def post(self, body: bytes, headers: dict[str, str] | None = None, query: str = "", **more: Any) -> httpx.Response:
         asked = self.head(body, **more) | (headers or {})
-        return httpx.post(f"{self.invoker.url}{PATH}{query}", content=body, headers=asked, timeout=60)
+        return httpx.post(f"{self.invoker.url}{PATH}{query}", content=body, headers=asked, timeout=HANG_S)
 
     def usage(self, *, message: bool = True) -> ledger.Usage:
         return self.store.peek(ledger.Peek(ledger.NAMESPACE, self.subject, slot=self.slot, message=message))
@@ -158,14 +159,14 @@ def test_a_stream_comes_chunk_by_chunk_neither_merged_nor_late(api: Upstream, ca
 
     def gated() -> Iterator[bytes]:
         for piece in sent:
-            gate.get(timeout=60)
+            gate.get(timeout=HANG_S)
             yield piece
 
     api.answer = as_stream(gated)
     content, got = body_of(stream=True), []
     gate.put(None)
     with httpx.stream(
-        "POST", f"{caller.invoker.url}{PATH}", content=content, headers=caller.head(content), timeout=60
+        "POST", f"{caller.invoker.url}{PATH}", content=content, headers=caller.head(content), timeout=HANG_S
     ) as answer:
         assert answer.headers["content-type"] == "text/event-stream"
         for chunk in answer.iter_raw():
@@ -251,12 +252,14 @@ def test_a_client_that_leaves_ends_the_request_at_the_api_and_pays_for_what_was_
     api.answer = as_stream(endless)
     content = body_of(stream=True, max_tokens=1000)
     headers = caller.head(content) | {"x-claude-code-session-id": "s-1", "x-claude-code-agent-id": "a-1"}
-    with httpx.stream("POST", f"{caller.invoker.url}{PATH}", content=content, headers=headers, timeout=60) as answer:
+    with httpx.stream(
+        "POST", f"{caller.invoker.url}{PATH}", content=content, headers=headers, timeout=HANG_S
+    ) as answer:
         pieces = answer.iter_raw()
         for _ in range(12):
             next(pieces)
     (asked,) = api.messages
-    assert asked.left.wait(60)
+    assert asked.left.wait(HANG_S)
     booked = caller.booked()
     assert in_micro_usd(10) <= booked <= in_micro_usd(1000)
     wait_for(caller.noted, what="the line of the audit log")
@@ -286,7 +289,7 @@ def test_an_invoker_that_stops_books_what_was_streamed(
     api.answer = as_stream(slowly)
     content = body_of(stream=True, max_tokens=50_000)
     with httpx.stream(
-        "POST", f"{invoker.url}{PATH}", content=content, headers=caller.head(content), timeout=60
+        "POST", f"{invoker.url}{PATH}", content=content, headers=caller.head(content), timeout=HANG_S
     ) as answer:
         pieces = answer.iter_raw()
         for _ in range(12):
@@ -295,7 +298,7 @@ def test_an_invoker_that_stops_books_what_was_streamed(
         with pytest.raises(httpx.HTTPError):
             for _ in pieces:
                 pass
-    assert api.messages[0].left.wait(60)
+    assert api.messages[0].left.wait(HANG_S)
     assert caller.booked() >= in_micro_usd(10)
     assert caller.noted()[0]["end"] == "left"
 
@@ -315,6 +318,6 @@ def test_tokens_are_counted_for_nothing(api: Upstream, caller: Asking) -> None:
     path = f"{PATH}/count_tokens"
     content = body_of(OPUS)
     header = {HEADER: attestation("POST", path, content, sub=caller.subject)}
-    answer = httpx.post(f"{caller.invoker.url}{path}", content=content, headers=header, timeout=60)
+    answer = httpx.post(f"{caller.invoker.url}{path}", content=content, headers=header, timeout=HANG_S)
     assert (answer.status_code, answer.json()) == (200, {"input_tokens": 10})
     assert api.asked[0].headers["x-api-key"] == [KEY] and caller.noted() == []

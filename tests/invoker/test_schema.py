@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.invoker.conftest import Invoker
+from tests.support.waiting import HANG_S
 
 EXAMPLES = 60 if os.environ.get("INVOKER_LONG") else 4
 
@@ -58,7 +59,7 @@ def test_answers_follow_the_schema(schema: Any, operation: str) -> None:
 
 
 def test_answers_about_a_real_run_follow_the_schema(schema: Any, patient_invoker: Invoker) -> None:
-    run = httpx.post(f"{patient_invoker.url}/invoke", json={"prompt": "x"}, timeout=60).json()["id"]
+    run = httpx.post(f"{patient_invoker.url}/invoke", json={"prompt": "x"}, timeout=HANG_S).json()["id"]
     for path in ("/runs/{run_id}", "/runs/{run_id}/artifacts", "/runs/{run_id}/events"):
         case = schema[path]["GET"].Case(path_parameters={"run_id": run})
         case.call_and_validate()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.invoker.conftest import clean_environment
+from tests.support.waiting import HANG_S
 
 SECRET = "k" * 40
 
@@ -35,7 +36,7 @@ def test_a_readable_secret_stops_the_start(command: str, setting: str, tmp_path:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANG_S,
             check=False,
         )
         assert done.returncode != 0

@@ -17,9 +17,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from claude_invoker.api import problems
 from claude_invoker.api.heads import MAX_HEAD, heads_within
 from claude_invoker.api.limit import BodyLimit
+from tests.support.waiting import HANG_S
 
 SHORT, NEVER = 0.2, 600.0
-HANG_S = 20.0
 GOOD = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from claude_invoker.settings import unknown
 from tests.invoker.conftest import as_root, clean_environment
+from tests.support.waiting import HANG_S
 
 KEY = "k" * 40
 
@@ -24,7 +25,7 @@ def start(folder: Path, settings: dict[str, str], *without: str) -> tuple[int, l
         env=clean_environment() | {f"INVOKER_{name}": value for name, value in (defaults | settings).items()},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=HANG_S,
         check=False,
     )
     return done.returncode, [line for line in done.stderr.splitlines() if " INFO " not in line]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from claude_invoker.runs import events, sweeper
 from claude_invoker.runs.events import EventLog
 from claude_invoker.runs.sweeper import Sweeper
+from tests.support.waiting import HANG_S
 
 
 async def test_a_step_that_fails_or_hangs_is_named_and_keeps_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +32,7 @@ async def test_a_step_that_fails_or_hangs_is_named_and_keeps_no_other(monkeypatc
     found = Sweeper({"working": works, "failing": fails, "hanging": hangs}, 0.01)
     assert not found.alive
     found.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG_S
     while not (done > 3 and found.troubled == ["failing", "hanging"]):
         assert time.monotonic() < deadline, (done, found.troubled)
         await asyncio.sleep(0.01)

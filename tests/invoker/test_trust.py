@@ -25,6 +25,7 @@ from kong_claude.rate_tiers.redis_ledger import RedisLedger
 from kong_claude.rate_tiers.redis_ledger import Settings as RedisAddress
 from tests.invoker.conftest import Invoker, StandInProcess, wait_for
 from tests.support.attest import signed
+from tests.support.waiting import HANG_S
 
 SECRET = secrets.token_hex(32)
 SIGNER = Signer("1", SECRET.encode(), {"1": SECRET.encode()})
@@ -213,13 +214,13 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     wait_for(socket.exists, what="Redis")
     yield f"unix://{socket}"
     process.terminate()
-    process.wait(10)
+    process.wait(HANG_S)
 
 
 def test_lease_and_money(start_invoker: Callable[..., Invoker], stand_in: StandInProcess, redis_url: str) -> None:
     """A run's lease lives while it runs and is ended however it ends; its cost is booked once."""
     invoker = start_invoker(trust="attested", attestation_key=SECRET, redis_url=redis_url, pool_size=0)
-    store = RedisLedger(RedisAddress(redis_url, timeout=10))
+    store = RedisLedger(RedisAddress(redis_url, timeout=HANG_S))
     slot = ledger.Slot(concurrent=2, run_micro_usd=1_000_000, day_micro_usd=10_000_000, ttl_ms=2000)
     subject_key = ledger.subject_key("subject", "alice")
 
@@ -232,7 +233,7 @@ def test_lease_and_money(start_invoker: Callable[..., Invoker], stand_in: StandI
             assert store.acquire(lease, slot).admitted
             assert used().running >= 1
         header = attestation("POST", "/claude/invoke", body, lease=str(lease), slot=slot.claim(), **claims)
-        return httpx.post(f"{invoker.url}/claude/invoke", content=body, headers={HEADER: header}, timeout=60)
+        return httpx.post(f"{invoker.url}/claude/invoke", content=body, headers={HEADER: header}, timeout=HANG_S)
 
     answer = post(b'{"prompt": "x"}')
     assert answer.status_code == 200, answer.text
@@ -244,15 +245,15 @@ def test_lease_and_money(start_invoker: Callable[..., Invoker], stand_in: StandI
     assert post(b'{"prompt": "[[delay 700]] [[say a b c d e f]]"}').status_code == 200
     for body, status in ((b"not json", 400), (b"{}", 422), (b'{"prompt": "x", "tools": ["Nope"]}', 403)):
         assert post(body).status_code == status
-        wait_for(lambda: used().running == 0, 5, "the lease's end")
+        wait_for(lambda: used().running == 0, what="the lease's end")
     assert post(b'{"prompt": "[[status 401]]"}').status_code == 502
     assert post(b'{"prompt": "x"}', queue=True).status_code == 202
-    wait_for(lambda: (used().running, used().reserved_micro_usd) == (0, 0), 20, "the lease's end")
+    wait_for(lambda: (used().running, used().reserved_micro_usd) == (0, 0), what="the lease's end")
     assert post(b'{"prompt": "x", "model": "opus"}', clamp={"models": ["haiku"]}).status_code == 403
     clamped = post(b'{"prompt": "x", "max_turns": 50}', clamp={"models": ["haiku"], "tools": [], "max_turns": 1})
     assert clamped.status_code == 200 and "haiku" in clamped.json()["model"]
     assert stand_in.lines()[-1]["tools"] == []
-    wait_for(lambda: used().running == 0, 5, "the lease's end")
+    wait_for(lambda: used().running == 0, what="the lease's end")
 
     # Runs belong to their subject.
     run = clamped.json()["id"]

@@ -21,9 +21,10 @@ from claude_invoker.metering.bill import Bill
 from claude_invoker.metering.drawn import answered, used_up
 from claude_invoker.metering.prices import Prices
 from claude_invoker.metering.purse import CannotDraw, Purse
-from tests.invoker.conftest import Invoker, tool, without_boundary
+from tests.invoker.conftest import Invoker, defended_and_without, tool, without_boundary
 from tests.invoker.money import OPUS, Till, charging, eventually
 from tests.rate_tiers.servers import RedisProcess
+from tests.support.waiting import HANG_S
 
 DOLLAR = 1_000_000
 TEAM = ledger.Shared(ledger.DEPLOYMENT, (ledger.pool_key("team", "claim", "red"),))
@@ -52,7 +53,7 @@ def of_the_pool(till: Till) -> ledger.Standing:
     return till.store.peek(ledger.Peek(ledger.NAMESPACE, "nobody", slot=POOLED, shared=TEAM)).pools[0]
 
 
-@pytest.mark.parametrize("without", [(), ("other_budgets_are_not_asked",)])
+@pytest.mark.parametrize("without", defended_and_without("other_budgets_are_not_asked"))
 def test_runs_that_were_let_in_stop_where_their_pool_is_used_up(
     till: Till, start_invoker: Callable[..., Invoker], without: tuple[str, ...]
 ) -> None:
@@ -341,7 +342,7 @@ async def test_a_lease_that_lapsed_takes_again_what_its_run_has_under_way(
     assert await store.renew(lease, 60_000) is ledger.Renewal.LAPSED
     assert (await store.peek(peek)).pools[0].reserved_micro_usd == DOLLAR
     purses.draws.again(str(lease))
-    until = time.monotonic() + 30
+    until = time.monotonic() + HANG_S
     while (await store.peek(peek)).pools[0].reserved_micro_usd != 2 * DOLLAR:
         assert time.monotonic() < until
         await asyncio.sleep(0.01)

@@ -90,7 +90,7 @@ def desk(start_invoker: Callable[..., Invoker], tmp_path_factory: pytest.TempPat
             idle_s=90,
             api_timeout_s=60,
         )
-        wait_for(invoker.ready, within_s=90, what="readiness")
+        wait_for(invoker.ready, what="readiness")
         with invoker.client() as client:
             client.timeout = 180
             yield Desk(invoker, server, client)

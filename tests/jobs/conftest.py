@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,8 @@ from kong_claude_local.standin import StandIn
 from tests.invoker.conftest import user_ids
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.attest import signed
+from tests.support.waiting import HANG_S
+from tests.support.waiting import until as until
 
 Found = TypeVar("Found")
 SECRET = secrets.token_hex(32)
@@ -108,14 +109,6 @@ def attestation(method: str, path: str, subject: str | None, body: bytes = b"", 
     return signed(SIGNER, method, path, **claims)
 
 
-async def until(condition: Callable[[], Awaitable[Found | None]], what: str, within_s: float = 40.0) -> Found:
-    end = time.monotonic() + within_s
-    while not (found := await condition()):
-        assert time.monotonic() < end, f"{what}: not within {within_s} s"
-        await asyncio.sleep(0.03)
-    return found
-
-
 @asynccontextmanager
 async def serving(redis_server: RedisProcess, state: Path, **settings: Any) -> AsyncIterator[Gateway]:
     """The application as it runs, its worker in it; answers without a socket."""
@@ -135,7 +128,7 @@ async def serving(redis_server: RedisProcess, state: Path, **settings: Any) -> A
         app = create_app(Settings(**(chosen | settings)))
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://invoker", timeout=60) as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://invoker", timeout=HANG_S) as client:
                 yield Gateway(client, app, redis_server.url)
 
 

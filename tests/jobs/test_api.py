@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -100,17 +99,19 @@ async def test_invoke_answers_later_where_that_is_preferred(
 async def test_what_the_gateway_lets_in_to_wait_waits_for_its_place(redis_server: RedisProcess, state: Path) -> None:
     async with serving(redis_server, state) as gateway:
         prompts = {f"p{n}": {"lease": lease("alice"), **slot(1)} for n in range(3)}
+        order = state / "order"
+        order.touch()
+        order.chmod(0o666)  # runs have users of their own
         created = []
         for name, claims in prompts.items():
-            body = {"prompt": f"job={name} sleep=0.4"}
+            body = {"prompt": f"job={name} sleep=0.4 log={order}"}
             answer = await gateway.ask("POST", "/claude/invoke", json=body, claims=claims)
             assert answer.status_code == 202, answer.text
             created.append(answer.json())
         jobs = [await gateway.see(each) for each in created]
         assert [job["state"] for job in jobs] == ["done"] * 3
-        spans = sorted((job["started_at"], job["finished_at"]) for job in jobs)
-        # A place is free when the run is settled, which is before its end is written down.
-        assert all(one[1] <= two[0] + 0.3 for one, two in itertools.pairwise(spans)), spans
+        # By what the runs say: a place is free when a run is settled, which is before its end is written down.
+        assert [line.split()[0] for line in order.read_text().splitlines()] == ["begin", "end"] * 3
         assert [job["attempt"] for job in jobs] == [1, 1, 1]
         usage = await leases(gateway, "alice")
         assert (usage.running, usage.reserved_micro_usd, usage.spent_day_micro_usd) == (0, 0, 30_000)
@@ -194,18 +195,16 @@ async def test_what_cannot_run_is_refused_at_once(
 
 async def test_cancelling(redis_server: RedisProcess, state: Path) -> None:
     async with serving(redis_server, state, worker_concurrency=1) as gateway:
-        running = await gateway.create("job=long sleep=30")
+        running = await gateway.create("job=long sleep=600")
         waiting = await gateway.create("job=next")
         await gateway.see(running, "alice", "running")
         look = (await gateway.ask("GET", waiting["links"]["self"])).json()
         assert (look["state"], look["position"]) == ("queued", 0)
         gone = await gateway.ask("DELETE", waiting["links"]["self"])
         assert (gone.status_code, gone.json()["state"]) == (202, "cancelled")
-        began = time.monotonic()
         assert (await gateway.ask("DELETE", running["links"]["self"])).status_code == 202
         job = await gateway.see(running)
         assert job["state"] == "cancelled"
-        assert time.monotonic() - began < 15
         assert (await gateway.ask("DELETE", running["links"]["self"])).json()["state"] == "cancelled"
         assert (await gateway.see(await gateway.create("job=after")))["state"] == "done"
 
@@ -255,7 +254,7 @@ async def test_expiry_is_410_and_takes_the_files_along(redis_server: RedisProces
         async def deleted() -> bool:
             return not folder.exists()
 
-        await until(deleted, "the files' end", within_s=20)
+        await until(deleted, "the files' end")
         assert (state / "state" / "artifacts" / kept["id"] / "f").exists()
         assert [job["id"] for job in (await gateway.ask("GET", "/claude/jobs")).json()["jobs"]] == [kept["id"]]
 

@@ -16,6 +16,7 @@ from claude_contract.attestation import HEADER
 from tests.invoker.conftest import (
     Invoker,
     as_root,
+    defended_and_without,
     invoker_processes,
     invokers_end_with_their_test,
     program,
@@ -28,6 +29,7 @@ from tests.invoker.conftest import (
 from tests.invoker.test_messages import FORGED, FORGER
 from tests.jobs.conftest import SECRET, attestation, lease, slot
 from tests.rate_tiers.servers import RedisProcess
+from tests.support.waiting import HANG_S
 
 __all__ = ["invoker_processes", "invokers_end_with_their_test", "stand_in", "start_invoker"]  # fixtures
 PLACES = 2
@@ -36,7 +38,7 @@ PLACES = 2
 def ask(invoker: Invoker, method: str, path: str, subject: str, body: Any = None, **claims: Any) -> dict[str, Any]:
     data = b"" if body is None else json.dumps(body).encode()
     headers = {HEADER: attestation(method, path, subject, data, **claims), "Content-Type": "application/json"}
-    answer = httpx.request(method, invoker.url + path, content=data, headers=headers, timeout=30)
+    answer = httpx.request(method, invoker.url + path, content=data, headers=headers, timeout=HANG_S)
     assert answer.status_code in (200, 202), answer.text
     return dict(answer.json())
 
@@ -49,7 +51,7 @@ def create(invoker: Invoker, subject: str, body: dict[str, Any]) -> Callable[[],
 
 
 @as_root
-@pytest.mark.parametrize("without", [(), ("anything_the_cli_says",)])
+@pytest.mark.parametrize("without", defended_and_without("anything_the_cli_says"))
 def test_a_forged_cost_holds_up_nobody(
     start_invoker: Callable[..., Invoker], redis_server: RedisProcess, without: tuple[str, ...]
 ) -> None:
@@ -70,13 +72,13 @@ def test_a_forged_cost_holds_up_nobody(
         forging = {"prompt": tool("Bash", command=program(FORGER, f"<<'SAID'\n{said}\nSAID")), "tools": ["Bash"]}
         jobs = [create(invoker, "mallory", forging) for _ in range(PLACES)]
         if not without:
-            wait_for(lambda: [state() for state in jobs] == ["failed"] * PLACES, 60, "the forger's end")
+            wait_for(lambda: [state() for state in jobs] == ["failed"] * PLACES, what="the forger's end")
         else:
-            wait_for(lambda: [state() for state in jobs] == ["running"] * PLACES, 60, "the runs")
-            wait_for(lambda: not invoker.trees(), 60, "the end of all that they started")
+            wait_for(lambda: [state() for state in jobs] == ["running"] * PLACES, what="the runs")
+            wait_for(lambda: not invoker.trees(), what="the end of all that they started")
         other = create(invoker, "bob", {"prompt": "[[say fine]]"})
         if not without:
-            wait_for(lambda: other() == "done", 60, "another tenant's job")
+            wait_for(lambda: other() == "done", what="another tenant's job")
             redis: Any = redis_server.client()
             assert not any(redis.zcard(key) for key in redis.keys("*:leases")), "every lease was given back"
         else:

@@ -16,6 +16,7 @@ from claude_invoker.jobs.store import ALL, CALLBACKS, HELD, PREFIX, Store, conne
 from claude_invoker.problem import Problem
 from tests.jobs.conftest import job, serving, until
 from tests.rate_tiers.servers import RedisProcess, one_server
+from tests.support.waiting import HANG_S
 
 BODY = "x" * 900_000
 
@@ -238,7 +239,7 @@ async def test_many_followers_share_a_connection(redis_server: RedisProcess) -> 
         assert sum("xread" in client["cmd"] for client in admin.client_list()) == 1
         for each in jobs:
             assert await store.finish(each, "done", 60)
-        await asyncio.wait_for(asyncio.gather(*tasks), 20)
+        await asyncio.wait_for(asyncio.gather(*tasks), HANG_S)
         expected = [f"1-{n}" for n in range(1, 41)] + ["1-999999999"]
         assert all(ids == expected for ids in seen.values()), "none is missing, none comes twice"
         await asyncio.sleep(0.1)

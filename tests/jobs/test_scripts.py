@@ -16,6 +16,7 @@ from claude_invoker.jobs.store import BLOCKED, CANCELLED, IDEMPOTENCY_TTL, PREFI
 from claude_invoker.problem import Problem
 from tests.jobs.conftest import job
 from tests.jobs.test_store import accepted, claims
+from tests.support.waiting import HANG_S
 
 RECORD, EVENT = 2048, 128  # bytes, as `held.lua` counts what a record and an event take beside their texts
 BODY = '{"prompt":"-"}'
@@ -242,7 +243,7 @@ async def test_a_cancelled_job_carries_the_mark_until_it_ends(store: Store) -> N
     """Whoever claims a waiting one between the two scripts of `cancel` finds it."""
     heard = store.redis.pubsub()
     await heard.subscribe(CANCELLED)
-    await heard.get_message(timeout=5)
+    await heard.get_message(timeout=HANG_S)
     for state in ("queued", "running"):
         one = job("ada")
         await accepted(store, one)
@@ -251,7 +252,7 @@ async def test_a_cancelled_job_carries_the_mark_until_it_ends(store: Store) -> N
         key = PREFIX + f"job:{one.id}"
         assert await store._run("cancel", [key], [one.id, CANCELLED]) == state
         assert (await record(store, one))["cancel"] == "1"
-        message = await heard.get_message(ignore_subscribe_messages=True, timeout=5)
+        message = await heard.get_message(ignore_subscribe_messages=True, timeout=HANG_S)
         assert message is not None
         assert message["data"] == one.id
         if state == "queued":

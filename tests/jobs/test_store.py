@@ -18,6 +18,7 @@ from claude_invoker.jobs.record import Delivery, Job
 from claude_invoker.jobs.store import PREFIX, Store, connect, now_ms
 from tests.jobs.conftest import job
 from tests.rate_tiers.servers import RedisProcess
+from tests.support.waiting import HANG_S
 
 
 async def accepted(store: Store, *jobs: Job) -> None:
@@ -363,7 +364,7 @@ async def test_following_ends_with_the_job(store: Store) -> None:
     await asyncio.sleep(0.3)
     await store.append(held, [(1, "a", b"{}")])
     await store.finish(held, "done", 60)
-    await asyncio.wait_for(following, 10)
+    await asyncio.wait_for(following, HANG_S)
     assert "-" in seen
     assert [name for name in seen if name != "-"] == ["a", "job.done"]
     rest = [event async for event in store.follow(lone.id, "1-1", 5)]

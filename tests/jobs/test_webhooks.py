@@ -284,7 +284,7 @@ async def test_the_operator_is_told_of_each_once(
             async def all_told() -> bool:
                 return not await store.redis.exists(OWED)
 
-            await until(all_told, "nothing is owed", 100)
+            await until(all_told, "nothing is owed")
             assert not await store.tell(a_warning("pool.all:*"))
             queues = gateway.app.state.services.jobs.queues
             for notice in owed:  # by a worker that has looked before

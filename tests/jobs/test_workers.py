@@ -20,6 +20,7 @@ from claude_invoker.jobs.queue import Queues, open_queues
 from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import Store, connect
 from tests.jobs.conftest import until
+from tests.support.waiting import HANG_S
 
 CHAOS = int(os.environ.get("JOBS_CHAOS", "24"))
 pytestmark = pytest.mark.timeout(120 + 2 * CHAOS)
@@ -81,7 +82,7 @@ async def running(scene: Scene, prompt: str, **settings: Any) -> tuple[Job, subp
 
 def kill(worker: subprocess.Popen[bytes]) -> None:
     worker.kill()
-    worker.wait(10)
+    worker.wait(HANG_S)
 
 
 async def test_a_killed_workers_job_fails_with_what_it_has_left(scene: Scene) -> None:
@@ -179,7 +180,13 @@ async def test_redis_may_go_and_come_back_while_a_job_runs(scene: Scene) -> None
     assert scene.stage.redis is not None
     scene.stage.redis.kill()
     scene.stage.redis.wait()
-    await asyncio.sleep(3)  # the run ends meanwhile
+    stage = scene.stage
+
+    async def ended() -> bool:
+        return "end patient" in stage.log.read_text()
+
+    await until(ended, "the end of the run")
+    await asyncio.sleep(0.5)  # the worker is told of it, and cannot write it down
     scene.stage.start_redis()
     found = await scene.ended(job)
     assert found.state == "done"
@@ -188,7 +195,8 @@ async def test_redis_may_go_and_come_back_while_a_job_runs(scene: Scene) -> None
     assert names[-1] == "job.done"
 
 
-@pytest.mark.parametrize("policy", ["fail", pytest.param("retry", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["fail", "retry"])
 async def test_chaos(scene: Scene, policy: str) -> None:
     figures = await chaos(
         scene.stage, scene.store, scene.queues, jobs=CHAOS, workers=2, policy=policy, kills=CHAOS // 10, run_s=0.3

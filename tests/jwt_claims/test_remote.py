@@ -28,9 +28,9 @@ from kong_claude.jwt_claims.jwks import keys_from_issuer
 from kong_claude.jwt_claims.keys import KeySet, Unavailable
 from kong_claude.jwt_claims.remote import RemoteKeys, allowed, jwks_uri, remote_keys
 from tests.jwt_claims.support import jwk
+from tests.support.waiting import HANG_S
 
 RS256 = frozenset({"RS256"})
-HANG = 10.0
 
 
 class Issuer:
@@ -47,7 +47,7 @@ class Issuer:
 
     def load(self) -> KeySet:
         self.loads += 1
-        assert self.gate.wait(HANG)
+        assert self.gate.wait(HANG_S)
         if self.away:
             raise FetchError("away")
         try:
@@ -68,7 +68,7 @@ def settle(keys: RemoteKeys) -> None:
     """Waits for the running fetch."""
     flight = keys._flight
     if flight is not None:
-        assert flight.done.wait(HANG)
+        assert flight.done.wait(HANG_S)
 
 
 def test_the_first_use_waits_for_the_keys() -> None:
@@ -87,7 +87,7 @@ def test_many_at_once_are_one_fetch() -> None:
         thread.start()
     issuer.gate.set()
     for thread in threads:
-        thread.join(HANG)
+        thread.join(HANG_S)
     assert len(found) == 20
     assert issuer.loads == 1
 
@@ -293,7 +293,7 @@ def test_instances_share_keys_and_unused_ones_go_away() -> None:
     settle(one)
     before = len(remote._shared)
     del one
-    deadline = time.monotonic() + HANG
+    deadline = time.monotonic() + HANG_S
     while len(remote._shared) >= before and time.monotonic() < deadline:
         gc.collect()  # the errors of its failed fetch refer to themselves
         time.sleep(0.01)
@@ -409,7 +409,7 @@ def test_bad_answers(name: str) -> None:
     start = time.monotonic()
     with serving(BAD_ANSWERS[name]) as url, pytest.raises(FetchError):
         fetch_json(url, timeout=0.5)
-    assert time.monotonic() - start < HANG
+    assert time.monotonic() - start < HANG_S
 
 
 def test_a_good_answer() -> None:

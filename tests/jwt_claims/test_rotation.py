@@ -15,6 +15,7 @@ import pytest
 
 from tests.jwt_claims.support import bearer
 from tests.support.kong_driver import Driver, Event, Request, Server, plugin_server
+from tests.support.waiting import HANG_S
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -22,8 +23,6 @@ with warnings.catch_warnings():
     import oidc_provider_mock
     import werkzeug.serving
     from authlib.jose import JsonWebKey, KeySet
-
-HANG = 20.0
 
 
 class Provider:
@@ -119,12 +118,12 @@ def test_a_new_key_is_picked_up_without_a_failed_request(server: Server, provide
     for kid in ("k2", "k3"):
         time.sleep(1.1)  # the cool-down after the last unknown kid
         provider.rotate(kid)
-        deadline = time.monotonic() + HANG
+        deadline = time.monotonic() + HANG_S
         while kid not in used and time.monotonic() < deadline:
             time.sleep(0.02)
     stop.set()
     for thread in clients:
-        thread.join(HANG)
+        thread.join(HANG_S)
     assert not refused
     assert used == {"k1", "k2", "k3"}
     assert provider.fetches <= 2 * 4  # discovery and keys, at the start and per rotation (with one to spare)
@@ -137,7 +136,7 @@ def test_a_removed_key_stops_serving_even_remembered_tokens(server: Server, prov
         assert ask(kong, instance, old).exit is None
         provider.keys = []
         provider.rotate("k9")
-        deadline = time.monotonic() + HANG
+        deadline = time.monotonic() + HANG_S
         while ask(kong, instance, old).exit is None and time.monotonic() < deadline:
             time.sleep(0.05)
         assert ask(kong, instance, old).ended.status == 401
@@ -168,7 +167,7 @@ def test_the_provider_away_for_the_whole_stale_window(server: Server, provider: 
         away = time.monotonic()
         outcomes: list[tuple[float, int | None]] = []
         refusals = 0
-        while refusals < 20 and time.monotonic() - away < HANG:
+        while refusals < 20 and time.monotonic() - away < HANG_S:
             for compact in (remembered, fresh):
                 event = ask(kong, instance, compact)
                 outcomes.append((time.monotonic() - away, event.exit.status if event.exit else None))
@@ -183,7 +182,7 @@ def test_the_provider_away_for_the_whole_stale_window(server: Server, provider: 
         assert event.ended.headers["Retry-After"]
         assert "WWW-Authenticate" not in event.ended.headers
         provider.start()
-        deadline = time.monotonic() + HANG
+        deadline = time.monotonic() + HANG_S
         while ask(kong, instance, remembered).exit is not None and time.monotonic() < deadline:
             time.sleep(0.05)
         assert ask(kong, instance, remembered).exit is None
@@ -219,7 +218,7 @@ def test_a_waiting_request_does_not_hold_up_others(server: Server, provider: Pro
         for _ in range(20):
             assert ask(quick, ready, support.token()).exit is None
         assert not ended.is_set()
-        thread.join(HANG)
+        thread.join(HANG_S)
         assert ended.is_set()
 
 
@@ -254,7 +253,7 @@ def test_an_empty_set_locks_nobody_out_and_is_said(server: Server, provider: Pro
         assert ask(kong, instance, provider.token()).exit is None
         good, provider.keys = provider.keys, []
         calls: list[str] = []
-        fetches, deadline = provider.fetches, time.monotonic() + HANG
+        fetches, deadline = provider.fetches, time.monotonic() + HANG_S
         while not calls and time.monotonic() < deadline:
             compact = jwt.encode(
                 {"iss": provider.issuer, "aud": "claude-code", "sub": str(provider.fetches), "exp": time.time() + 60},

@@ -8,7 +8,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +23,9 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.ports import free_port as free_port
 from tests.support.processes import command_line
+from tests.support.waiting import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -40,12 +41,6 @@ def token(subject: str, *, role: str = "run", tier: str = "pro") -> str:
     now = int(time.time())
     claims = {"iss": "test", "aud": "claude", "sub": subject, "roles": [role], "tier": tier, "exp": now + 3600}
     return jwt.encode(claims, TOKEN_SECRET, algorithm="HS256")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Upstream(asyncio.Protocol):
@@ -96,7 +91,7 @@ class Stack:
     process: subprocess.Popen[bytes]
 
     def text(self) -> str:
-        return httpx.get(self.metrics_url, timeout=10).text
+        return httpx.get(self.metrics_url, timeout=HANG_S).text
 
     def samples(self) -> dict[Sample, float]:
         return {
@@ -110,7 +105,7 @@ class Stack:
 
     def until(self, name: str, wanted: float, **labels: str) -> None:
         """Log phases come a moment after the answers."""
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + HANG_S
         while (found := self.value(name, **labels)) != wanted:
             assert time.monotonic() < deadline, (name, labels, found, wanted)
             time.sleep(0.05)
@@ -153,7 +148,7 @@ def upstream() -> Iterator[int]:
     thread.start()
     yield server.sockets[0].getsockname()[1]
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
+    thread.join(HANG_S)
 
 
 @contextlib.contextmanager
@@ -188,12 +183,12 @@ def running(folder: Path, collector: str | None = None) -> Iterator[Stack]:
             yield stack
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(20)
+            process.wait(HANG_S)
             output.close()
 
 
 def wait_until_ready(stack: Stack) -> None:
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + HANG_S
     while True:
         with contextlib.suppress(httpx.HTTPError):
             if httpx.get(stack.metrics_url).status_code == 200 and httpx.get(stack.url + "/plain").status_code == 200:

@@ -17,6 +17,7 @@ import yaml
 
 from kong_claude.report.read import parse
 from tests.metrics.conftest import free_port
+from tests.support.waiting import HANG_S
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 PROMTOOL = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (prometheus)")
@@ -85,7 +86,7 @@ def test_nginx_writes_the_same_fields(tmp_path: Path) -> None:
     )
     process = subprocess.Popen([str(binary), "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")])
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + HANG_S
         while True:
             try:
                 httpx.get(f"http://127.0.0.1:{port}/x?token=secret", headers={b"User-Agent": b'a"b\xff'})
@@ -96,7 +97,7 @@ def test_nginx_writes_the_same_fields(tmp_path: Path) -> None:
         time.sleep(0.2)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(HANG_S)
     (line,) = (tmp_path / "access.log").read_bytes().splitlines()
     found = json.loads(line.decode(errors="replace"))
     assert found["request"] == "GET /x"

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.metrics.conftest import Stack, Upstream, token
+from tests.support.waiting import HANG_S
 
 # The long form: make metrics-long
 REQUESTS = int(os.environ.get("METRICS_REQUESTS", "1000"))
@@ -74,7 +75,7 @@ def test_every_request_is_counted_once(stack: Stack) -> None:
     assert sum(counted.values()) == REQUESTS
     assert {status for status, _, _ in counted} == {"200", "401", "403", "429", "404", "499"}
     counted["200", "GET", "plain"] += 1  # the readiness probe
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG_S
     while True:
         samples = stack.samples()
         seen = {
@@ -148,7 +149,7 @@ def test_the_gauge_after_a_kill_of_the_server(stack: Stack) -> None:
     clients = hanging(stack, 3)
     stack.until("claude_active_connections", 3)
     stack.server().kill()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG_S
     while True:
         try:
             if stack.value("claude_active_connections") == 0:

@@ -18,6 +18,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from kong_claude import PLUGINS
 from tests.e2e.conftest import ROOT, Gateway, standing
+from tests.support.waiting import HANG_S
 
 pytestmark = [pytest.mark.xdist_group("metrics-stack"), pytest.mark.timeout(240)]
 CANARY = "canary-7f3a91"
@@ -30,7 +31,7 @@ class Receiver:
     url: str = ""
 
     def wait(self, number: int) -> list[Any]:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANG_S
         while len(self.spans) < number:
             assert time.monotonic() < deadline, self.spans
             time.sleep(0.1)
@@ -75,7 +76,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, otlp: Receiver) -> Iterator[
 
 def logged(home: Path, number: int) -> list[dict[str, Any]]:
     path = home / "access.jsonl"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG_S
     while not path.exists() or path.read_bytes().count(b"\n") < number:
         assert time.monotonic() < deadline, path.read_text() if path.exists() else "no file"
         time.sleep(0.1)
@@ -88,7 +89,7 @@ def test_a_trace_goes_through_gateway_run_and_job(whole: Gateway, otlp: Receiver
     with whole.client("ada", "--tier", "pro") as client:
         assert client.post("/claude/invoke", json=prompt, headers=headers).status_code == 200
         location = client.post("/claude/jobs", json=prompt, headers=headers).headers["location"]
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG_S
         while client.get(location).json()["state"] not in ("done", "failed"):
             assert time.monotonic() < deadline
             time.sleep(0.2)
@@ -113,7 +114,7 @@ def test_the_first_request_and_one_that_a_plugin_answers_have_subject_and_tier(w
     with whole.client("lia", "--tier", "free") as client:
         assert client.get("/claude/limits").status_code == 200
         with whole.client("root", "--role", "admin") as admin:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + HANG_S
             while 'claude_tier_requests_total{route="claude-limits",tier="free"} 1.0' not in (
                 shown := admin.get("/claude/metrics").text
             ):

@@ -21,6 +21,7 @@ from minikong import admin, conf, declarative
 from minikong.entities import PluginEntity, derived_id
 from minikong.http import listener
 from minikong.schema import bundled
+from tests.support.waiting import HANG_S
 
 REFERENCE, SECRET = "{vault://env/the-secret}", "resolved-5f1c0a"
 ENVIRON = {"THE_SECRET": SECRET}
@@ -125,7 +126,7 @@ def test_a_configuration_that_is_shown_resolved_would_be_seen(monkeypatch: pytes
 
 def ask(path: Path, target: str = "/status") -> int:
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(20)
+        client.settimeout(HANG_S)
         client.connect(str(path))
         client.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         return int(client.recv(4096).split()[1])
@@ -160,7 +161,7 @@ def test_a_killed_predecessors_socket_is_no_obstacle_and_a_stop_leaves_none(tmp_
 
     def start() -> subprocess.Popen[bytes]:
         process = subprocess.Popen(command, env=clean, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG_S
         while True:
             try:
                 assert ask(path) == 200
@@ -172,11 +173,11 @@ def test_a_killed_predecessors_socket_is_no_obstacle_and_a_stop_leaves_none(tmp_
 
     killed = start()
     killed.kill()
-    killed.wait(20)
+    killed.wait(HANG_S)
     assert path.exists()
     second = start()
     second.terminate()
-    assert second.wait(20) == 0
+    assert second.wait(HANG_S) == 0
     assert not path.exists()
 
 

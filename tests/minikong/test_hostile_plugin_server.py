@@ -19,6 +19,7 @@ from minikong.context import Context, Headers, Request, Response, Upstream
 from minikong.gateway import Gateway
 from minikong.luavalue import BrokenFrame, LuaError, pack
 from minikong.pdk.registry import PHASE_BITS
+from tests.support.waiting import HANG_S
 
 DUMP = [
     {
@@ -212,7 +213,7 @@ async def test_every_request_is_answered(running: app.App) -> None:
     async def request() -> None:
         reader, writer = await asyncio.open_connection(*running.proxy_addresses[0])
         writer.write(b'POST /x?b=1 HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 7\r\n\r\n{"a":1}')
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG_S):
             answer = await reader.read()
         writer.close()
         status = answer[9:12]

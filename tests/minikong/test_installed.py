@@ -17,6 +17,7 @@ import pytest
 from minikong.declarative import DeclarativeError
 from minikong.pluginserver import StartError
 from minikong.pytest_plugin import MiniKong
+from tests.support.waiting import HANG_S
 
 HANDLER = """
 local words = require "kong.plugins.house.words"
@@ -79,7 +80,7 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 def ask(kong: MiniKong) -> tuple[int, dict[str, Any]]:
     try:
-        with urllib.request.urlopen(kong.base_url + "/", timeout=30) as answer:
+        with urllib.request.urlopen(kong.base_url + "/", timeout=HANG_S) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -173,7 +174,7 @@ def test_what_is_answered_can_be_changed_on_its_way_out(house: House) -> None:
         }
         made = {"plugins": "bundled,house", "lua_package_path": f"{house.folder}/?.lua;;", "log_level": "emerg"}
         house.running.append(kong := MiniKong(json.dumps(document), [], made))
-        with httpx.Client(base_url=kong.base_url, timeout=30) as client:
+        with httpx.Client(base_url=kong.base_url, timeout=HANG_S) as client:
             whole = client.get("/of-service")
             assert (whole.text, whole.headers["x-source"]) == ("(one two)", "service")
             assert client.get("/of-service?pieces=1").text == "ONE TWO"

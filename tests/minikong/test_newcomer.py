@@ -19,6 +19,7 @@ import pytest
 
 from minikong.declarative import DeclarativeError
 from minikong.pytest_plugin import Start
+from tests.support.waiting import HANG_S
 
 # The example of kong-pdk's repository (Apache-2.0), without its last section for dedicated processes.
 PY_HELLO = """
@@ -121,9 +122,9 @@ def test_by_command_line(service: int, plugins: Path, tmp_path: Path) -> None:
         )
         drain = threading.Thread(target=process.stderr.read, daemon=True)
         drain.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG_S
         while time.monotonic() < deadline:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_S)
             connection.request("GET", "/")
             answer = connection.getresponse()
             answer.read()
@@ -134,7 +135,7 @@ def test_by_command_line(service: int, plugins: Path, tmp_path: Path) -> None:
         assert answer.status == 200
         assert answer.headers["x-hello-from-python"] == f"Python says bonjour to 127.0.0.1:{port}"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(HANG_S) == 0
     finally:
         process.kill()
         process.wait()
@@ -168,7 +169,7 @@ def test_a_bad_config_stops_the_start(text: str, said: str, tmp_path: Path) -> N
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=60,
+        timeout=HANG_S,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         check=False,
     )
@@ -182,7 +183,7 @@ def test_an_unknown_setting_stops_the_start(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=60,
+        timeout=HANG_S,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         check=False,
     )

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import HANG_S
+
 CONFIG = """\
 _format_version: "3.0"
 routes: [{{name: all, paths: ["/"]}}]
@@ -36,14 +38,14 @@ class Kong:
         threading.Thread(target=self.lines.extend, args=(self.process.stderr,), daemon=True).start()
 
     def ask(self) -> str:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
         connection.request("GET", "/")
         body = connection.getresponse().read().decode()
         connection.close()
         return body
 
     def wait_for(self, said: str) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANG_S
         while not any(said in line for line in list(self.lines)):
             assert time.monotonic() < deadline, self.lines
             time.sleep(0.02)
@@ -74,7 +76,7 @@ def test_a_reload_takes_the_new_config(kong: Kong, config: Path) -> None:
     assert any("second" in answer for answer in answers)
     assert any("first" in answer for answer in answers)
     kong.process.send_signal(signal.SIGTERM)
-    assert kong.process.wait(20) == 0
+    assert kong.process.wait(HANG_S) == 0
 
 
 def test_a_bad_config_changes_nothing(kong: Kong, config: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from minikong import app, conf
+from tests.support.waiting import HANG_S
 
 
 @contextlib.asynccontextmanager
@@ -45,7 +46,7 @@ async def ask(
     reader, writer = await asyncio.open_connection(*address)
     lines = [f"{method} {path} HTTP/1.1", "Host: x.test", *headers, "Connection: close", "", ""]
     writer.write("\r\n".join(lines).encode())
-    answered = await asyncio.wait_for(reader.read(), 20)
+    answered = await asyncio.wait_for(reader.read(), HANG_S)
     writer.close()
     head, _, body = answered.partition(b"\r\n\r\n")
     status, *fields = head.decode().split("\r\n")

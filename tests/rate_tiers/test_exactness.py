@@ -16,13 +16,14 @@ from claude_contract.redis_place import Place
 from kong_claude.rate_tiers.local_ledger import LocalLedger
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.rate_tiers.servers import RedisProcess
+from tests.support.waiting import HANG_S, wait_for
 
 fresh = multiprocessing.get_context("spawn")
 
 
 def admit_many(url: str, times: int, limit: int, processes: int) -> int:
     """Run in processes of its own: how many were admitted. Starts when all are there."""
-    own = RedisLedger(Settings(url, timeout=10))
+    own = RedisLedger(Settings(url, timeout=HANG_S))
     gate = redis_place.client(Place.parse(url))
     gate.incr("gate")
     while int(gate.get("gate")) < processes:
@@ -43,7 +44,7 @@ def test_eight_processes_share_a_limit(redis_server: RedisProcess, limit: int) -
 def test_parallel_runs_cannot_overspend_a_budget(redis_server: RedisProcess, policy: str) -> None:
     """200 at once, each may cost $1, and the budget is $10."""
     slot = Slot(run_micro_usd=1_000_000, day_micro_usd=10_000_000)
-    store: Ledger = RedisLedger(Settings(redis_server.url, timeout=10)) if policy == "redis" else LocalLedger()
+    store: Ledger = RedisLedger(Settings(redis_server.url, timeout=HANG_S)) if policy == "redis" else LocalLedger()
 
     def one(_: int) -> Lease | None:
         lease = Lease.new("claude", "team", slot.run_micro_usd)
@@ -65,18 +66,18 @@ def test_parallel_runs_cannot_overspend_a_budget(redis_server: RedisProcess, pol
 
 def admit_and_hang(url: str, slot: Slot, told: object) -> None:
     lease = Lease.new("claude", "team", slot.run_micro_usd)
-    RedisLedger(Settings(url, timeout=10)).acquire(lease, slot)
+    RedisLedger(Settings(url, timeout=HANG_S)).acquire(lease, slot)
     told.set()  # type: ignore[attr-defined]
     time.sleep(600)
 
 
 def test_a_crash_between_admission_and_settlement_leaks_nothing(redis_server: RedisProcess) -> None:
     slot = Slot(concurrent=1, run_micro_usd=1_000_000, day_micro_usd=1_000_000, ttl_ms=1500)
-    store = RedisLedger(Settings(redis_server.url, timeout=10))
+    store = RedisLedger(Settings(redis_server.url, timeout=HANG_S))
     told = fresh.Event()
     victim = fresh.Process(target=admit_and_hang, args=(redis_server.url, slot, told))
     victim.start()
-    assert told.wait(30)
+    assert told.wait(HANG_S)
     assert victim.pid is not None
     os.kill(victim.pid, signal.SIGKILL)
     victim.join()
@@ -85,13 +86,12 @@ def test_a_crash_between_admission_and_settlement_leaks_nothing(redis_server: Re
         return store.acquire(Lease.new("claude", "team", slot.run_micro_usd), slot)
 
     assert not attempt().admitted
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG_S
     while not (last := attempt()).admitted:
         assert time.monotonic() < deadline, last
         time.sleep(0.05)
     assert last.own.running == 1
-    time.sleep(2)
-    assert redis_server.client().keys("*team*") == []
+    wait_for(lambda: not redis_server.client().keys("*team*"), what="the end of what has lapsed")
 
 
 def test_the_process_forgets_what_has_lapsed() -> None:

@@ -47,9 +47,9 @@ from kong_claude.rate_tiers.schema import RedisConfig
 from kong_claude.request import Request
 from tests.rate_tiers.servers import BINARY, RedisProcess, free_port, one_server, wait_for
 from tests.support.stages import stage_of
+from tests.support.waiting import HANG_S
 
 TIMEOUT_MS = 250
-HANG = 20.0  # seconds: no bound of ours, only what no correct run comes near
 
 
 class Log:
@@ -91,7 +91,7 @@ def is_away(decision: Decision) -> bool:
 
 def until_it_counts(made: RateTiers, subject: str = "alice") -> None:
     """The circuit closes within a trial or two after Redis is back."""
-    deadline = time.monotonic() + HANG
+    deadline = time.monotonic() + HANG_S
     while is_away(ask(made, subject)) or made.redis.circuits.open:  # type: ignore[union-attr]
         assert time.monotonic() < deadline
         time.sleep(COOL_DOWN / 10)
@@ -166,12 +166,12 @@ def test_a_frozen_redis_costs_few_requests_their_time_out(own_redis: RedisProces
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(HANG)
+        thread.join(HANG_S)
     own_redis.signal(signal.SIGCONT)
     waited = sum(1 for t in took if t > TIMEOUT_MS / 1000 / 2)
     assert len(took) > 1000
     assert waited <= len(took) / 100, "the circuit did not open"
-    assert max(took) < HANG
+    assert max(took) < HANG_S
     until_it_counts(made)
 
 
@@ -191,7 +191,7 @@ def test_one_slow_redis_does_not_delay_another(own_redis: RedisProcess, redis_se
     decisions = [ask(healthy) for _ in range(200)]
     stop.set()
     for thread in threads:
-        thread.join(HANG)
+        thread.join(HANG_S)
     assert all(isinstance(d, Pass) for d in decisions)
     assert not healthy.redis.circuits.open  # type: ignore[union-attr]
 
@@ -410,7 +410,7 @@ def test_sentinel_fails_over() -> None:
             assert usage.running >= 2, "the lease taken before the fail-over still counts"
         finally:
             process.kill()
-            process.wait(10)
+            process.wait(HANG_S)
 
 
 def test_cluster(cluster: list[RedisProcess]) -> None:

@@ -24,6 +24,7 @@ from claude_contract.ledger.model import SETTLED_MS
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.interop.deployments import started
 from tests.rate_tiers.servers import RedisProcess
+from tests.support.waiting import HANG_S
 
 MINUTE, HOUR = 60_000, 3_600_000
 DAY = 24 * HOUR
@@ -47,7 +48,7 @@ def redis_server(quiet_redis: RedisProcess) -> RedisProcess:
 
 @pytest.fixture
 def store(redis_server: RedisProcess) -> Iterator[RedisLedger]:
-    made = RedisLedger(Settings(redis_server.url, timeout=10))
+    made = RedisLedger(Settings(redis_server.url, timeout=HANG_S))
     yield made
     made.close()
 

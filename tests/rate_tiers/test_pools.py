@@ -41,6 +41,7 @@ from tests.rate_tiers.servers import RedisProcess
 from tests.rate_tiers.test_faults import Kong
 from tests.rate_tiers.test_model import DOLLAR, ClockedRedis
 from tests.support.stages import stage_of
+from tests.support.waiting import HANG_S
 
 TEAM = Shared(DEPLOYMENT, (pool_key("team", "claim", "red"), pool_key("all")))
 HOUR = 3600 * 1_000_000  # µs
@@ -122,7 +123,7 @@ POOLED = Slot(None, DOLLAR, pools=(Terms(2, (Budget(3 * DOLLAR, "month"),)), Ter
 
 @pytest.mark.parametrize("kind", ["redis", "local"])
 def test_subjects_spend_what_they_share(redis_server: RedisProcess, kind: str) -> None:
-    store = RedisLedger(Settings(redis_server.url, timeout=10)) if kind == "redis" else LocalLedger()
+    store = RedisLedger(Settings(redis_server.url, timeout=HANG_S)) if kind == "redis" else LocalLedger()
     leases = [Lease.new("claude", subject, DOLLAR, TEAM) for subject in ("ada", "bob", "cyd", "ada", "bob")]
     assert [store.acquire(lease, POOLED).admitted for lease in leases[:3]] == [True, True, False]
     assert store.release(leases[0]) and not store.release(leases[0])
@@ -225,7 +226,7 @@ def test_a_gateway_whose_clock_is_wrong_asks_again_once(
     redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch, days: int
 ) -> None:
     """Redis's clock counts, for its own periods too."""
-    store = RedisLedger(Settings(redis_server.url, timeout=10))
+    store = RedisLedger(Settings(redis_server.url, timeout=HANG_S))
     asked: list[Any] = []
     exchange = store._ask
 
@@ -338,7 +339,7 @@ NEWER: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("kind", NEWER)
 def test_what_a_newer_release_keeps_is_refused(clocked: ClockedRedis, redis_server: RedisProcess, kind: str) -> None:
     NEWER[kind](clocked.client)
-    store = RedisLedger(Settings(redis_server.url, timeout=10))
+    store = RedisLedger(Settings(redis_server.url, timeout=HANG_S))
     before = everything(clocked)
     lease = Lease.new("claude", "ada", DOLLAR, TEAM)
     verbs: list[Callable[[], Any]] = [

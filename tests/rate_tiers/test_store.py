@@ -37,6 +37,7 @@ from claude_invoker import redis_clients
 from kong_claude.rate_tiers.local_ledger import LocalLedger
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.rate_tiers.servers import RedisProcess
+from tests.support.waiting import HANG_S
 
 
 class FromAsyncio(Ledger):
@@ -82,7 +83,7 @@ def store(request: pytest.FixtureRequest, redis_server: RedisProcess) -> Iterato
     if request.param == "local":
         yield LocalLedger()
     elif request.param == "redis":
-        made = RedisLedger(Settings(redis_server.url, timeout=10))
+        made = RedisLedger(Settings(redis_server.url, timeout=HANG_S))
         yield made
         made.close()
     else:

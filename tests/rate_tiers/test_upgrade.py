@@ -37,6 +37,7 @@ from tests.rate_tiers.servers import RedisProcess
 from tests.rate_tiers.test_faults import ask, stage
 from tests.rate_tiers.test_model import ClockedRedis
 from tests.support.recorded import recorded, restore
+from tests.support.waiting import HANG_S
 
 OLD = recorded(Path(__file__).parent / "data" / "release-0.1.0.json")
 AT_US = OLD["at_us"]
@@ -144,7 +145,7 @@ def test_what_a_newer_release_has_counted_is_refused(redis_server: RedisProcess,
     client = redis_server.client()
     NEWER[kind](client)
     before = everything(client)
-    store = RedisLedger(Settings(redis_server.url, timeout=10))
+    store = RedisLedger(Settings(redis_server.url, timeout=HANG_S))
     windows, lease = Windows((Window("minute", 5),)), Lease.new("claude", "alice", 1)
     version = "version 2" if kind == "no money" else "version 3"
     for _ in range(FAILURES + 1):

@@ -44,6 +44,7 @@ from tests.rate_tiers.test_faults import Kong, Log
 from tests.rate_tiers.test_model import DOLLAR, ClockedRedis
 from tests.rate_tiers.test_pools import at
 from tests.support.stages import stage_of
+from tests.support.waiting import HANG_S
 
 TEAM = Shared(DEPLOYMENT, (pool_key("team", "claim", "r:d"), pool_key("all")))
 
@@ -174,7 +175,7 @@ def test_what_is_owed_to_the_operator_is_bounded_and_ends(
     redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(warnings_module, "MOST_OWED", 5)
-    store, client = RedisLedger(Settings(redis_server.url, timeout=10)), redis_server.client()
+    store, client = RedisLedger(Settings(redis_server.url, timeout=HANG_S)), redis_server.client()
     for n in range(9):
         assert store.tell(warning_at(NOON, Budget(DOLLAR, "day"), f"s{n}"))
         time.sleep(0.002)  # they are in the order of milliseconds

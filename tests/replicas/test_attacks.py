@@ -24,6 +24,7 @@ from claude_invoker.replicas.forwarding import Forwarder
 from claude_invoker.replicas.record import RunRecord
 from claude_invoker.replicas.register import Register
 from tests.rate_tiers.servers import RedisProcess
+from tests.support.waiting import HANG_S
 
 ALICE = Caller("alice")
 SIGNER = Signer("k", b"x" * 32, {"k": b"x" * 32}, issuer="claude-invoker", audience="other")
@@ -131,7 +132,7 @@ async def forwarder() -> AsyncIterator[Forwarder]:
 
 
 async def true_soon(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG_S):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -163,7 +164,7 @@ async def test_a_replica_that_hangs_is_not_waited_for(
     with monkeypatch.context() as hurried:
         hurried.setattr(forwarding, "_HEAD_S", 0.3)
         with pytest.raises(Problem) as refused:
-            await asyncio.wait_for(peer.forward(forwarder), 30)
+            await asyncio.wait_for(peer.forward(forwarder), HANG_S)
     assert (refused.value.status, peer.asked) == (503, 1)
     await true_soon(lambda: not peer.open)
 

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import threading
-import time
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -15,11 +14,11 @@ import pytest
 import redis
 
 from claude_contract.attestation import HEADER, Signer
-from claude_invoker.replicas.register import LEASE_S
 from tests.invoker.conftest import Invoker, as_root, tool, wait_for
 from tests.jobs.conftest import CHECKS, SECRET, attestation, raw_path
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.attest import signed
+from tests.support.waiting import HANG_S
 
 pytestmark = [as_root, pytest.mark.xdist_group("replicas"), pytest.mark.timeout(180)]
 SLOW = "[[delay 500]] [[say one two three four five six]]"
@@ -41,7 +40,7 @@ class As(httpx.Auth):
 
 
 def client(of: Invoker, subject: str = "alice", **claims: Any) -> httpx.Client:
-    return httpx.Client(base_url=of.url, auth=As(subject, **claims), timeout=60)
+    return httpx.Client(base_url=of.url, auth=As(subject, **claims), timeout=HANG_S)
 
 
 Pair = tuple[Invoker, Invoker]
@@ -163,10 +162,8 @@ def test_a_run_whose_replica_is_killed_ends_as_an_error_and_one_that_was_over_is
             os.kill(victim.pid, signal.SIGKILL)
             with pytest.raises(httpx.TransportError):
                 stream.read()
-        killed = time.monotonic()
         assert there.get(run).status_code == 503  # it may come back
-        wait_for(lambda: there.get(run).status_code == 200, what="that it is given up", within_s=LEASE_S * 4)
-        assert time.monotonic() - killed < LEASE_S * 4
+        wait_for(lambda: there.get(run).status_code == 200, what="that it is given up")
         view = there.get(run).json()
         assert (view["state"], view["error"]["type"][-11:]) == ("failed", "worker-lost")
         assert "event: error" in there.get(f"{run}/events", headers={"Last-Event-ID": "3"}).text

@@ -21,6 +21,7 @@ from typing import Any
 
 from tests.server.conftest import PLUGINS
 from tests.support.kong_driver import Driver, Request, Server, plugin_server
+from tests.support.waiting import HANG_S
 
 # How often, of 1000. Abandoned and timed-out events live for the event timeout.
 KINDS = {
@@ -90,7 +91,7 @@ def left(server: Server, port: int) -> dict[str, float]:
     """What the server holds, at rest: its own view and the kernel's."""
     time.sleep(EVENT_TIMEOUT + 1)
     pid = server.process.pid
-    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode()
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=HANG_S).read().decode()
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     time.sleep(0.2)
     return {

@@ -198,16 +198,15 @@ def test_a_phase_that_the_plugin_lacks_refuses(server: Server) -> None:
 )
 def test_events_wait_side_by_side(server: Server) -> None:
     with server.driver() as kong:
-        instance = kong.start_instance("battery", {"do": "sleep_100ms"})
+        instance = kong.start_instance("battery", {"do": "how_many_at_once"})
 
     def event(_: int) -> int:
         with server.driver() as kong:
-            return len(kong.handle(instance, "access").calls)
+            (told,) = kong.handle(instance, "access").calls
+            return int(told[1][1])
 
-    start = time.monotonic()
     with ThreadPoolExecutor(64) as pool:
-        assert list(pool.map(event, range(64))) == [1] * 64
-    assert time.monotonic() - start < 4.0  # one after the other: 6.4 s
+        assert max(pool.map(event, range(64))) > 1, "one after the other"
 
 
 @battery()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.kong_driver import Driver, Event, Request, Server
+from tests.support.waiting import wait_for as wait_for
 
 
 def traces(server: Server, kong: Driver) -> dict[str, float]:
@@ -24,13 +25,6 @@ def traces(server: Server, kong: Driver) -> dict[str, float]:
         "threads": len(os.listdir(f"/proc/{pid}/task")),
         "events": status["EventsInFlight"],
     }
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := condition()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return value
 
 
 def at_rest(server: Server, *drivers: Driver) -> dict[str, float]:

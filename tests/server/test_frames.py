@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from kong_claude.server.wire import STEP_METHODS
 from tests.support.kong_driver import Driver, Event, Request, Server
+from tests.support.waiting import HANG_S
 
 
 def connect(server: Server) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(10)
+    sock.settimeout(HANG_S)
     sock.connect(server.socket_path)
     return sock
 

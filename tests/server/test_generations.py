@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import pytest
 from tests.server.conftest import PLUGINS
 from tests.server.test_events import wait_for
 from tests.support.kong_driver import Driver, Event, Request, RPCError
+from tests.support.processes import command_line, gone
+from tests.support.waiting import HANG_S
 
 # nginx as far as a plugin server can tell: a worker ends with SIGTERM to what it has started and SIGKILL at once.
 WORKER = """
@@ -84,7 +87,7 @@ class Kong:
             self._tell("worker")
         before = self.log.count("serving ")
         keeper = int(self._tell(f"start {worker}"))
-        assert wait_for(lambda: self.log.count("serving ") > before or gone(keeper), 60), self.log
+        assert wait_for(lambda: self.log.count("serving ") > before or gone(keeper)), self.log
         (server,) = psutil.Process(keeper).children()
         return server.pid
 
@@ -93,7 +96,7 @@ class Kong:
 
     def events(self) -> float:
         """How many access events of the plugin battery there were, as the metrics say."""
-        text = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30).read().decode()
+        text = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=HANG_S).read().decode()
         wanted = 'pluginserver_event_seconds_count{phase="access",plugin="battery"} '
         return next((float(line[len(wanted) :]) for line in text.splitlines() if line.startswith(wanted)), 0.0)
 
@@ -107,18 +110,7 @@ def kong(tmp_path: Path) -> Iterator[Kong]:
     kong = Kong(tmp_path)
     yield kong
     kong.stop()
-    assert wait_for(lambda: not [p for p in psutil.process_iter() if str(tmp_path) in " ".join(command(p))], 30)
-
-
-def command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert wait_for(lambda: not [p for p in psutil.process_iter() if str(tmp_path) in command_line(p)])
 
 
 def test_a_reload_loses_nothing(kong: Kong) -> None:
@@ -133,7 +125,7 @@ def test_a_reload_loses_nothing(kong: Kong) -> None:
         number = under_way["EventId"]
         assert fresh.call("plugin.Step", {"EventId": number, "Data": "h"})["Data"]["Args"] == ["host", "h"]
         assert fresh.call("plugin.Step", {"EventId": number})["Data"] == "ret"
-        assert wait_for(lambda: gone(old), 30), kong.log
+        assert wait_for(lambda: gone(old)), kong.log
         # The connections that Kong keeps live on; the instance is nobody's, upon which Kong starts it again.
         for driver in (pooled, busy):
             with pytest.raises(RPCError, match="no plugin instance"):
@@ -143,7 +135,7 @@ def test_a_reload_loses_nothing(kong: Kong) -> None:
     kong.end(0)
     assert not gone(new)
     kong.start()
-    assert wait_for(lambda: gone(new), 30), kong.log
+    assert wait_for(lambda: gone(new)), kong.log
     assert kong.events() == 3
 
 
@@ -157,6 +149,7 @@ def test_control_a_step_that_cannot_be_handed_over_is_refused(kong: Kong) -> Non
         path.unlink()
         answer = fresh.call("plugin.Step", {"EventId": event, "Data": "h"})
         assert answer["Data"]["Args"][0] == 503
+    os.kill(old, signal.SIGKILL)  # it would wait for the event that nobody can end
 
 
 def test_somebody_listens_between_an_old_worker_and_the_next_server(kong: Kong) -> None:
@@ -169,7 +162,7 @@ def test_somebody_listens_between_an_old_worker_and_the_next_server(kong: Kong) 
         with Driver(kong.path) as fresh:
             assert fresh.handle(instance, "access") == Event()
         kong.start()
-        assert wait_for(lambda: gone(old), 30), kong.log
+        assert wait_for(lambda: gone(old)), kong.log
         assert pooled.call("plugin.GetStatus", None)["Pid"] != old
         assert kong.events() == 2
 
@@ -177,7 +170,7 @@ def test_somebody_listens_between_an_old_worker_and_the_next_server(kong: Kong) 
 def test_it_ends_with_kong(kong: Kong) -> None:
     server = kong.start()
     kong.stop()
-    assert wait_for(lambda: gone(server), 30), kong.log
+    assert wait_for(lambda: gone(server)), kong.log
     assert not list(kong.path.parent.glob("*.sock*")) and not list(kong.path.parent.glob(".s.sock*"))
 
 
@@ -216,9 +209,9 @@ while True:
             assert process.stdout.readline() == "there\n"
             if uid:
                 with pytest.raises(PermissionError, match="another user's"):
-                    _exchange(path, [0, 0, "siblings.Ask", [["x", None]]], 10)
+                    _exchange(path, [0, 0, "siblings.Ask", [["x", None]]], HANG_S)
             else:
-                assert _exchange(path, [0, 0, "siblings.Ask", [["x", None]]], 10)[1][3] == "mine"
+                assert _exchange(path, [0, 0, "siblings.Ask", [["x", None]]], HANG_S)[1][3] == "mine"
         finally:
             process.kill()
             process.communicate()

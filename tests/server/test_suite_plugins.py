@@ -9,13 +9,16 @@ from typing import Any
 
 from kong_claude import PLUGINS
 from tests.support.kong_driver import Request, RPCError, plugin_server
+from tests.support.waiting import HANG_S
 
 NAMES = sorted(path.stem for path in PLUGINS.glob("claude-*.py"))
 STOCK = "from kong_pdk.cli import start_server; start_server()"
 
 
 def dump(*command: str) -> list[dict[str, Any]]:
-    done = subprocess.run([sys.executable, *command, "-d", str(PLUGINS)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, *command, "-d", str(PLUGINS)], capture_output=True, text=True, timeout=HANG_S
+    )
     return sorted(json.loads(done.stdout), key=lambda info: info["Name"])
 
 

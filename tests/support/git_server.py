@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from tests.support.waiting import HANG_S
+
 ENVIRONMENT = {
     "PATH": os.environ["PATH"],
     "HOME": "/nonexistent",
@@ -170,4 +172,4 @@ def serving(root: Path, password: str | None = None) -> Iterator[GitServer]:
     yield server
     server._server.shutdown()
     server._server.server_close()
-    thread.join(10)
+    thread.join(HANG_S)

@@ -31,6 +31,8 @@ from typing import Any
 
 import msgpack
 
+from tests.support.waiting import HANG_S
+
 TERMINAL = ("kong.response.exit", "kong.response.error")
 STEPS = {
     "kong.request.get_headers": "plugin.StepMultiMap",
@@ -295,7 +297,7 @@ def plugin_server(
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(HANG_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

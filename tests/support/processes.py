@@ -11,3 +11,11 @@ def command_line(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def gone(pid: int) -> bool:
+    """Ended, whether or not its parent has asked for it: between two looks the second may find nobody."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return True

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.support.waiting import HANG_S
+
 
 @dataclass
 class Asked:
@@ -124,5 +126,5 @@ def upstream() -> Iterator[Upstream]:
         yield found
     finally:
         server.shutdown()
-        thread.join(10)
+        thread.join(HANG_S)
         server.server_close()

@@ -30,6 +30,7 @@ from claude_invoker.workspace.mirror import Mirror, offered
 from claude_invoker.workspace.repository import Repositories, Source
 from claude_invoker.workspace.workspaces import Workspaces
 from tests.support.git_server import git as served
+from tests.support.waiting import HANG_S
 from tests.workspace.conftest import USER, Place
 from tests.workspace.test_difference import CONFINED, compared
 
@@ -51,7 +52,7 @@ def files(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     yield f"http://127.0.0.1:{server.server_address[1]}", tmp_path
     server.shutdown()
     server.server_close()
-    thread.join(10)
+    thread.join(HANG_S)
 
 
 async def test_a_server_of_plain_files_is_not_fetched_from(

@@ -40,7 +40,7 @@ def test_nothing_is_written_by_way_of_a_link(tmp_path: Path, path: str) -> None:
     with pytest.raises(NoPlace):
         put(work, [(path, b"x")], None)
     assert not list(outside.iterdir())
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before, "other tests' may go meanwhile"
     (work / "out" / "x").write_text("the control: the link leads there")
     assert list(outside.iterdir())
 

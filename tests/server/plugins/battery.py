@@ -8,6 +8,7 @@ Schema = ({"do": {"type": "string"}},)
 version = "1.0.0"
 priority = 1000
 VARIABLE = ContextVar("v", default="clean")
+here: list[None] = []  # events that are within `how_many_at_once`
 
 
 class Plugin:
@@ -79,6 +80,14 @@ class Plugin:
     def sleep_100ms(self, kong: Any) -> None:
         time.sleep(0.1)
         kong.request.get_header("host")
+
+    def how_many_at_once(self, kong: Any) -> None:
+        """Before its first PDK call, which says how many events were there with it."""
+        here.append(None)
+        time.sleep(0.1)
+        together = len(here)
+        here.pop()
+        kong.ctx.shared.set("together", together)
 
     def sleep_long(self, kong: Any) -> None:
         time.sleep(60)
