@@ -6,7 +6,7 @@ JOBS   ?= 3
 DATA   ?= tests/conformance/data
 BASE_URL ?=
 
-.PHONY: test-alone redis-servers test-redis help setup up down test test-ledger lint format bench conformance chaos soak clean fuzz version doctor
+.PHONY: redis-servers test-redis help setup up down test test-long test-ledger lint format bench conformance chaos soak clean fuzz version doctor
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -49,9 +49,10 @@ test-redis: setup redis-servers ## the suites of ledger and jobs on other server
 test: setup ## every test that needs no Docker engine
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not docker and not slow" -q
 
-test-alone: setup ## what failed in `make test`, one after the other: a test that fails beside others only is short of time
-	@sed -i -E 's/@[a-z0-9_-]+": true/": true/' .pytest_cache/v/cache/lastfailed  # the group that pytest-xdist adds to a name
-	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not docker and not slow" -q
+# Without what fetches packages of npm (test-clients), and what draws other examples every time (test-ledger).
+test-long: setup ## the long forms of what `make test` has a short one of, and all controls (TESTS=tests/packaging for some)
+	$(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist loadgroup -m "slow and not docker" \
+	  -k "not javascript and not model_for_long" --timeout=1200 -q
 
 lint: setup ## ruff, mypy, YAML; the compose file and Dockerfiles where docker compose and hadolint are there
 	$(BIN)/ruff check .
@@ -119,9 +120,6 @@ test-escape: setup ## every way out of a run that we know, within the boundary a
 
 test-invoker-long: setup ## 200 mixed and 200 hostile runs of the real CLI, schemathesis at length (15 minutes)
 	INVOKER_LONG=1 $(BIN)/python -m pytest tests/invoker -q
-
-test-start: setup ## the wheels in environments of their own, `up` interrupted at every moment (4 minutes)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/packaging tests/e2e tests/invoker/test_start.py tests/invoker/test_checks.py -m slow -q
 
 test-docker: setup ## compose with real Kong (MINIKONG=1: minikong), escapes from its containers; fails where it cannot run
 	KONG_CLAUDE_DOCKER=required $(BIN)/python -m pytest tests/docker tests/escape -m docker -q
