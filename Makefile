@@ -49,10 +49,11 @@ test-redis: setup redis-servers ## the suites of ledger and jobs on other server
 test: setup ## every test that needs no Docker engine
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not docker and not slow" -q
 
-# Without what fetches packages of npm (test-clients), and what draws other examples every time (test-ledger).
+# Without what fetches packages of npm (test-clients), what draws other examples every time (test-ledger), and the 450 ways
+# out of a run at every strength (test-escape).
 test-long: setup ## the long forms of what `make test` has a short one of, and all controls (TESTS=tests/packaging for some)
-	$(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist loadgroup -m "slow and not docker" \
-	  -k "not javascript and not model_for_long" --timeout=1200 -q
+	$(BIN)/python -m pytest $(or $(TESTS),tests --ignore tests/escape) -n $(JOBS) --dist loadgroup \
+	  -m "slow and not docker" -k "not javascript and not model_for_long" --timeout=1200 -q
 
 lint: setup ## ruff, mypy, YAML; the compose file and Dockerfiles where docker compose and hadolint are there
 	$(BIN)/ruff check .

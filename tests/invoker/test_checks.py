@@ -29,6 +29,8 @@ from claude_invoker.settings import Settings
 from tests.invoker.conftest import Invoker, StandInProcess, bash, tool, wait_for
 from tests.support.processes import command_line
 
+pytestmark = pytest.mark.xdist_group("checks")  # its invoker is started once
+
 # Says to the stand-in what it is to do about it.
 WANTS = """test -f good && exit 0
 echo 'good is missing: [[tool Write {"file_path": "good", "content": "x"}]]'

@@ -153,6 +153,7 @@ def impatient(start_invoker: Callable[..., Invoker]) -> Invoker:
         ("[[reset 2]] a b c d", 504, "api-unreachable", None),
     ],
 )
+@pytest.mark.xdist_group("impatient")
 def test_faults_of_the_api(impatient: Invoker, fault: str, status: int, kind: str, api_status: int | None) -> None:
     began = time.monotonic()
     with impatient.client() as api:

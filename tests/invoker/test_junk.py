@@ -21,6 +21,8 @@ from tests.jobs.test_attacks import invocation, nested
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.waiting import HANG_S
 
+pytestmark = pytest.mark.xdist_group("junk")  # its invoker is started once
+
 EXAMPLES = 400 if os.environ.get("INVOKER_LONG") else 50  # of each route, in the long form
 
 # Bytes that some parser minds: of URLs, forms, lists, numbers, ranges, quotes, escapes, UTF-8.

@@ -25,6 +25,8 @@ from tests.rate_tiers.servers import RedisProcess
 from tests.support.upstream import Upstream, as_json, as_stream, events, message, upstream
 from tests.support.waiting import HANG_S
 
+pytestmark = pytest.mark.xdist_group("passthrough")  # its invoker is started once
+
 HAIKU, OPUS = "claude-haiku-4-5", "claude-opus-5-5"
 PATH = "/claude/v1/messages"
 SLOT = ledger.Slot(concurrent=4, day_micro_usd=1_000_000, ttl_ms=60_000)

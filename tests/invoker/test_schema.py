@@ -15,6 +15,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tests.invoker.conftest import Invoker
 from tests.support.waiting import HANG_S
 
+pytestmark = pytest.mark.xdist_group("schema")  # its invoker is started once
+
 EXAMPLES = 60 if os.environ.get("INVOKER_LONG") else 4
 
 

@@ -26,6 +26,8 @@ from tests.invoker.money import OPUS, Till, charging, eventually
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.waiting import HANG_S
 
+pytestmark = pytest.mark.xdist_group("wall")  # its invoker is started once
+
 DOLLAR = 1_000_000
 TEAM = ledger.Shared(ledger.DEPLOYMENT, (ledger.pool_key("team", "claim", "red"),))
 POOLED = Slot(

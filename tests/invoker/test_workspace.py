@@ -24,6 +24,8 @@ from tests.support.attest import signed
 from tests.support.git_server import GitServer, git, serving
 from tests.workspace.test_archive import tarred
 
+pytestmark = pytest.mark.xdist_group("workspace")  # its invoker is started once
+
 SECRET = "s" * 32
 SIGNER = Signer("1", SECRET.encode(), {})
 TOKEN = "ghs_planted_token_of_the_tests"

@@ -25,7 +25,12 @@ PROMTOOL = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool
 
 @PROMTOOL
 @pytest.mark.parametrize(
-    "command", ["check config prometheus.yml", "check rules alerts.yml rules.yml", "test rules tests.yml"]
+    "command",
+    [
+        "check config prometheus.yml",
+        "check rules alerts.yml rules.yml",
+        pytest.param("test rules tests.yml", marks=pytest.mark.slow),  # 20 s of promtool
+    ],
 )
 def test_promtool_accepts(command: str) -> None:
     done = subprocess.run(["promtool", *command.split()], cwd=DEPLOY / "prometheus", capture_output=True, text=True)
