@@ -71,7 +71,8 @@ def test_oidc_issuers_become_authorizers(tmp_path: Path, capsys: pytest.CaptureF
     }
     path = tmp_path / "kong.yml"
     path.write_text(yaml.safe_dump(config))
-    _, found = exported(capsys, "--config", str(path), "--vpc-link", "vpc-1")
+    text, found = exported(capsys, "--config", str(path), "--vpc-link", "vpc-1")
+    assert "*id" not in text, "aliases"
     scheme = found["components"]["securitySchemes"]["id-example-com"]["x-amazon-apigateway-authorizer"]
     assert scheme["jwtConfiguration"] == {"issuer": "https://id.example.com", "audience": ["claude"]}
     operation = found["paths"]["/x"]["get"]

@@ -238,5 +238,12 @@ def usage_plans(view: View) -> Iterator[dict[str, Any]]:
                 yield {"name": name} | plan
 
 
+class _Dumper(yaml.SafeDumper):
+    """Nothing as an alias: not every reader of OpenAPI knows them."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def to_yaml(found: Mapping[str, Any]) -> str:
-    return HEADER + yaml.safe_dump(dict(found), sort_keys=False, width=120)
+    return HEADER + yaml.dump(dict(found), Dumper=_Dumper, sort_keys=False, width=120)
