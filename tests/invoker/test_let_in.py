@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import secrets
 import time
@@ -284,6 +285,33 @@ async def test_memory_forgets_only_what_can_be_used_no_more(monkeypatch: pytest.
     assert not await seen.first("long", clock[0])
     assert await seen.obstacle() is None
     await seen.close()
+
+
+async def test_clocks_may_differ_by_five_seconds_and_the_seconds_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an attestation that lives ten seconds more: six beyond them it may be forgotten, and not before."""
+    seen = SeenOnce(None)
+    clock = [1_000_000.0]
+    monkeypatch.setattr("claude_invoker.replay.time.time", lambda: clock[0])
+    until = clock[0] + 10
+    assert await seen.first("a", until)
+    clock[0] = until + 5.99
+    assert not await seen.first("a", until)
+    clock[0] = until + 6
+    assert await seen.first("a", until)
+
+
+async def test_an_end_leaves_no_connection_to_redis(redis_server: RedisProcess) -> None:
+    client: Any = redis_server.client()
+    seen = SeenOnce(redis_server.url)
+    before = {one["id"] for one in client.client_list()}
+    assert await seen.first("mine", time.time() + 30)
+    own = {one["id"] for one in client.client_list()} - before
+    assert own
+    await seen.close()
+    deadline = time.monotonic() + 60
+    while own & {one["id"] for one in client.client_list()}:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
 
 
 async def test_a_redis_that_does_not_answer_is_known(tmp_path: Path) -> None:
