@@ -19,7 +19,7 @@ from claude_invoker.jobs import store as store_module
 from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import PREFIX, RUNNING, Store
 from tests.jobs.conftest import OVER, Gateway, job, limits_on, serving, until
-from tests.rate_tiers.servers import RedisProcess
+from tests.rate_tiers.servers import RedisProcess, one_server
 from tests.support.recorded import recorded, restore
 
 OLD = recorded(Path(__file__).parent / "data" / "release-0.1.0.json")
@@ -156,6 +156,7 @@ def shape(value: Any) -> Any:
 async def test_a_new_record_is_what_release_0_1_0_would_have_stored(redis_server: RedisProcess, state: Path) -> None:
     """The same request, then and now: read by the old reader, the two are the same, while it waits and when it is over.
     So a queue that this release has filled is served after a rollback."""
+    one_server("the queues of release 0.1.0 had names without a tag")
     client = redis_server.client(decode_responses=True)
     before = old_job(OLD["waiting"][0])
     body = {"prompt": "job=waits3", "callback_url": before["callback"]}

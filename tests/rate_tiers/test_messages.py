@@ -24,7 +24,7 @@ from claude_contract.ledger import (
 from claude_contract.ledger.live import limits_key
 from claude_contract.ledger.model import VERSION
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
-from tests.rate_tiers.servers import RedisProcess
+from tests.rate_tiers.servers import RedisProcess, one_server
 from tests.rate_tiers.test_store import store  # noqa: F401
 from tests.support.waiting import HANG_S
 
@@ -90,6 +90,7 @@ def test_a_message_never_draws_what_a_run_holds(store: Ledger, shared: Shared, m
 
 
 def test_what_an_admin_changes_of_runs_is_not_changed_of_messages(redis_server: RedisProcess) -> None:
+    one_server("limits can be changed with a pool only (`pooled`)")
     ledger = RedisLedger(Settings(redis_server.url, timeout=HANG_S))
 
     def change(**limits: int | bool) -> None:
