@@ -179,9 +179,11 @@ def test_the_runs_token_is_not_found(place: Place) -> None:
 
 def test_the_runs_token_is_found_in_a_process_that_commands_look_into(undefended: Invoker) -> None:
     """The control; what it may spend is bounded (`test_a_stolen_token_spends_no_more_than_the_run_may`)."""
+    command = (
+        program(THIEF, "1", "hello", "{}") + "; cat answers.json"
+    )  # without its walk this invoker finds no artifacts
     with undefended.client() as api:
-        said = bash(api, program(THIEF, "1", "hello", "{}"), model="claude-opus-5-5").json()
-        assert api.get(f"/runs/{said['id']}/artifacts/answers.json").json()[0].startswith("200")
+        assert '["200' in answer(bash(api, command, model="claude-opus-5-5"))
 
 
 # What a run leaves
