@@ -11,6 +11,9 @@ each. `ttft` is the time from asking to the first piece of text.
 | `ttft_vs_lean_cold_cli` | against a `claude -p` with the invoker's own flags, which start faster |
 | `overhead_ms_p50` | HTTP and parsing: against the same warm process and metering proxy spoken to directly |
 | `cancel_p50_s`, `cancel_p99_s`, `cancel_tool_p99_s` | DELETE until no process of the run is left |
+| `session_followup_vs_cold` | a session's second turn in the process of the first, against one that resumes it cold |
+| `session_followup_ms_p50`, `session_cold_ms_p50` | those two |
+| `redis_record_added_ms_p50` | what an answer waits for both records of its run, at a real Redis |
 | `left_processes`, `left_dirs`, `left_fds`, `rss_growth_mb` | after `--runs` mixed runs |
 """
 
@@ -36,6 +39,7 @@ import httpx
 import psutil
 
 from bench.machine import machine
+from claude_contract.claims import Clamp
 from claude_invoker.cli.binary import find_cli
 from claude_invoker.cli.child import Limits
 from claude_invoker.cli.command import Deadlines, Shape, command
@@ -45,9 +49,16 @@ from claude_invoker.cli.process import CliProcess
 from claude_invoker.cli.tree import Tree
 from claude_invoker.cli.users import Users
 from claude_invoker.cli.walk import delete
+from claude_invoker.isolation.strength import Boundary, Strength
 from claude_invoker.metering.control import Metering, Settings, Terms
 from claude_invoker.metering.figures import Figures
+from claude_invoker.model import InvokeRequest, RunResult
+from claude_invoker.plan import plan
+from claude_invoker.replicas.register import Register
+from claude_invoker.runs.run import Run, new_id
+from claude_invoker.settings import Settings as InvokerSettings
 from kong_claude_local.standin import StandIn
+from tests.rate_tiers.servers import RedisProcess
 
 PROMPT = "Say hello."
 TOOLS = ("Read", "Write", "Edit", "Glob", "Grep")
@@ -166,8 +177,81 @@ async def bare_process(cli: Path, folder: Path, users: Users, base_url: str) -> 
             await killer.stop()
 
 
+async def turn(client: httpx.AsyncClient, session: str) -> tuple[float, str]:
+    """Seconds to the first piece of text of a session's turn, and the session's id."""
+    began, first, found = time.perf_counter(), None, ""
+    body = {"prompt": PROMPT, "session": session}
+    async with client.stream("POST", "/invoke", json=body, headers={"Accept": "text/event-stream"}) as answer:
+        async for line in answer.aiter_lines():
+            if first is None and "text_delta" in line:
+                first = time.perf_counter() - began
+            if '"session":"' in line:
+                found = line.split('"session":"', 1)[1].split('"', 1)[0]
+    assert first is not None, "the invoker gave no text"
+    return first, found
+
+
+async def sessions(folder: Path, base_url: str, rounds: int) -> dict[str, float]:
+    """Of two invokers, in turns: one keeps a session's process, the other resumes each turn cold."""
+    kept = Invoker(folder / "kept", base_url, UID_BASE + 2 * 4096, SESSION_IDLE_S="600", RETENTION_S="600")
+    cold = Invoker(folder / "resumed", base_url, UID_BASE + 3 * 4096, SESSION_IDLE_S="0", RETENTION_S="600")
+    times: dict[str, list[float]] = {"kept": [], "cold": []}
+    try:
+        for invoker in (kept, cold):
+            await invoker.warm()
+        ids = {name: (await turn(invoker.client, "new"))[1] for name, invoker in (("kept", kept), ("cold", cold))}
+        for number in range(rounds + 1):
+            for name, invoker in (("kept", kept), ("cold", cold)):
+                await asyncio.sleep(0.5)
+                seconds, _ = await turn(invoker.client, ids[name])
+                if number:
+                    times[name].append(seconds)
+    finally:
+        for invoker in (kept, cold):
+            await invoker.stop()
+    middle = {name: statistics.median(found) * 1000 for name, found in times.items()}
+    return {
+        "session_followup_vs_cold": middle["kept"] / middle["cold"],
+        "session_followup_ms_p50": middle["kept"],
+        "session_cold_ms_p50": middle["cold"],
+    }
+
+
+async def _recorded(register: Register, run: Run) -> float:
+    began = time.perf_counter()
+    register.began(run)
+    spent = time.perf_counter() - began
+    for number in range(50):
+        run.events.append("content_block_delta", {"index": 0, "delta": {"text": f"some words {number} "}})
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    run.state = "succeeded"
+    run.result = RunResult(id=run.id, result="x" * 1000, model="m", stop_reason="end_turn", cost_usd=0.01)
+    run.events.close()
+    began = time.perf_counter()
+    register.finished(run)
+    await register.written(run)
+    return spent + time.perf_counter() - began
+
+
+async def records(folder: Path, runs: int) -> float:
+    """Milliseconds that an answer waits for its run's records: one at the start, which nobody waits for, and one at its
+    end, of some 50 events."""
+    decided = plan(InvokeRequest(prompt=PROMPT), Clamp(), InvokerSettings(trust="open"), Boundary(Strength.NONE))
+    times = []
+    redis = RedisProcess(port=_free_port())
+    try:
+        async with Register(redis.url, "http://127.0.0.1:1") as register:
+            for _ in range(runs):
+                times.append(await _recorded(register, Run(new_id(), "bench", decided, folder, 60)))
+    finally:
+        redis.close()
+    return statistics.median(times) * 1000
+
+
 class Invoker:
-    def __init__(self, folder: Path, base_url: str) -> None:
+    def __init__(self, folder: Path, base_url: str, uid_base: int = UID_BASE, **more: str) -> None:
+        folder.mkdir(mode=0o711, exist_ok=True)
         self.state = folder / "state"
         self.port = _free_port()
         settings = {
@@ -183,8 +267,8 @@ class Invoker:
             "QUEUE_WAIT_S": "120",
             "DETACH_GRACE_S": "0",
             "RETENTION_S": "5",
-            "UID_BASE": str(UID_BASE),
-        }
+            "UID_BASE": str(uid_base),
+        } | more
         self.process = subprocess.Popen(
             [sys.executable, "-m", "claude_invoker"],
             env={"PATH": os.environ["PATH"], "HOME": str(folder)} | {f"INVOKER_{k}": v for k, v in settings.items()},
@@ -312,6 +396,9 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             plain = [await cancel(invoker, tool=False) for _ in range(options.cancels)]
             tools = [await cancel(invoker, tool=True) for _ in range(max(1, options.cancels // 2))]
             say(f"cancel: {[round(t, 3) for t in plain]}, with a tool: {[round(t, 3) for t in tools]}")
+            followed = await sessions(folder, stand_in.url, options.rounds)
+            followed["redis_record_added_ms_p50"] = await records(folder, 200)
+            say(f"sessions and records: {followed}")
             left = await leftovers(invoker, options.runs)
         finally:
             await invoker.stop()
@@ -329,6 +416,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "cancel_p50_s": statistics.median(plain),
         "cancel_p99_s": _p99(plain),
         "cancel_tool_p99_s": _p99(tools),
+        **followed,
         **left,
     }
 

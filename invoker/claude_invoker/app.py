@@ -60,7 +60,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     replicas = None
     if settings.runs_redis_url:
         replicas = Replicas(
-            Register(settings.runs_redis_url, address(settings), settings.held), Forwarder(settings.heartbeat_s)
+            Register(settings.runs_redis_url, address(settings), settings.held, engine.keeping.store),
+            Forwarder(settings.heartbeat_s),
         )
 
     def began(run: Run) -> None:

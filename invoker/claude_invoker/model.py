@@ -228,6 +228,7 @@ class Artifact(BaseModel):
     type: str
     sha256: str
     href: str = ""
+    pending: bool = Field(default=False, description="It is not in the store yet; the invoker that ran it has it")
 
 
 class LeftOut(BaseModel):

@@ -30,6 +30,8 @@ from claude_invoker.egress.addresses import is_loopback
 from claude_invoker.holding import Bounds
 from claude_invoker.metering import key
 from claude_invoker.metering.ownprice import OwnPrice
+from claude_invoker.store.place import Key as StoreKey
+from claude_invoker.store.place import Place as StorePlace
 
 Names = Annotated[tuple[str, ...], NoDecode]
 """A tuple of names; in the environment separated by commas."""
@@ -102,6 +104,13 @@ class Settings(BaseSettings):
     allow_commands_below: bool = False
     """Start, and allow tools that run commands, also where the boundary is weaker than that."""
 
+    store: Annotated[StorePlace | None, NoDecode] = None
+    """Where artifacts, large answers and sessions are kept, so that every invoker has them (docs/invoker.md):
+    `s3://bucket/prefix?region=eu-central-1`, with `&endpoint=https://…` for another than Amazon's, or
+    `file:///directory`. Unset: on this machine's disk."""
+    store_key: SecretStr | None = None
+    """`ID:SECRET` of the bucket; unset: what the environment gives (`AWS_…`, a role)."""
+
     repositories: Path | None = None
     """A YAML file that says which repositories runs may work on, and where they come from (docs/workspace.md)."""
 
@@ -159,11 +168,18 @@ class Settings(BaseSettings):
     """How many files and directories a run may have; 0: no bound."""
     artifact_max_bytes: int = Field(default=100_000_000, ge=0)
     artifact_max_count: int = Field(default=200, ge=0)
+    artifacts_in_all: int = Field(default=20 << 30, ge=0)
+    """Bytes that the artifacts of all runs may take on this machine's disk, those included that wait for the store.
+    Beyond it those go first that the store has, then the oldest."""
     retention_s: float = Field(default=3600.0, ge=0)
     """How long a run's answer, events and artifacts are kept."""
     tier_retention_s: Annotated[dict[str, float], NoDecode] = {}
     """The same for callers of a tier, e.g. `{"pro": 86400}`."""
     session_ttl_s: float = Field(default=24 * 3600.0, gt=0)
+    session_idle_s: float = Field(default=60.0, ge=0)
+    """How long the process of a session's turn is kept for the next one (docs/invoker.md says which are); 0: not."""
+    session_idle_memory: int = Field(default=1 << 30, ge=0)
+    """Bytes of memory that the processes which are kept so may have together: beyond it the oldest end."""
     held_per_run: int = Field(default=32 << 20, ge=1 << 16)
     """What a run's events may hold, in memory and (a job's) in Redis; beyond it the oldest are forgotten."""
     held_per_subject: int = Field(default=64 << 20, ge=1 << 16)
@@ -199,6 +215,10 @@ class Settings(BaseSettings):
     def jobs_redis_url(self) -> str | None:
         """Where jobs wait: with the records of runs, where those have a Redis of their own."""
         return self.runs_redis_url or self.redis_url
+
+    @property
+    def key_of_store(self) -> StoreKey | None:
+        return None if self.store_key is None else StoreKey.parse(self.store_key.get_secret_value())
 
     @property
     def held(self) -> Bounds:
@@ -238,6 +258,18 @@ class Settings(BaseSettings):
     @classmethod
     def _destinations(cls, value: Any) -> Any:
         return tuple(map(destinations.parse, cls._split(value))) if isinstance(value, str) else value
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _store_place(cls, value: Any) -> Any:
+        return StorePlace.parse(value) if isinstance(value, str) else value
+
+    @field_validator("store_key")
+    @classmethod
+    def _store_key_has_its_parts(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            StoreKey.parse(value.get_secret_value())
+        return value
 
     @field_validator("redis_url", "runs_redis_url")
     @classmethod

@@ -315,7 +315,9 @@ async def test_without_a_webhook_nothing_is_kept_for_the_operator(redis_server: 
     store = Store.open(redis_server.url, redis_server.url, (), settings().held)
 
     async def look(**more: Any) -> int:
-        ends = Ends(settings(redis_url="redis://127.0.0.1:1", **more), None, cast(Any, None), store, queues)
+        ends = Ends(
+            settings(redis_url="redis://127.0.0.1:1", **more), None, cast(Any, None), store, queues, cast(Any, None)
+        )
         await reconciler.Reconciler(ends, store, queues, Path("/nonexistent"), ())._tell_operator()
         return int(await limits.redis.zcard(OWED))
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from fastapi import Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
 
+from claude_invoker.head import asked_method
 from claude_invoker.model import Artifact
 from claude_invoker.problem import Problem
+from claude_invoker.runs.kept import Files
 
 _RANGE = r"(?:[0-9]{1,18}-[0-9]{0,18}|-[0-9]{1,18})"
 _RANGES = re.compile(rf"bytes=[ \t]*({_RANGE}(?:[ \t]*,[ \t]*{_RANGE}){{0,9}})", re.IGNORECASE)
 
 
-def file_answer(request: Request, directory: Path, found: Artifact) -> Response:
-    """Its type by content, its SHA-256 as ETag, ranges; 304 where the client has it. Raises Problem 416."""
+async def file_answer(request: Request, files: Files, found: Artifact) -> Response:
+    """Its type by content, its SHA-256 as ETag, ranges; 304 where the client has it. Raises Problem 416; 404, 503
+    where it cannot be had."""
     etag = f'"{found.sha256}"'
     headers = {
         "ETag": etag,
@@ -29,6 +31,7 @@ def file_answer(request: Request, directory: Path, found: Artifact) -> Response:
     if etag in matches or "*" in matches:
         return Response(status_code=304, headers=headers)
     wanted = request.headers.get("range")
+    ranges: list[str] | None = None
     if wanted is not None:
         ranges = satisfiable(wanted, found.size)
         if ranges == []:
@@ -38,7 +41,43 @@ def file_answer(request: Request, directory: Path, found: Artifact) -> Response:
         others = [line for line in request.scope["headers"] if line[0] != b"range"]
         new = [(b"range", f"bytes={','.join(ranges)}".encode())] if ranges else []
         request.scope["headers"] = others + new
-    return FileResponse(directory / found.path, media_type=found.type, headers=headers)
+    if (path := files.here(found)) is not None:
+        return FileResponse(path, media_type=found.type, headers=headers)
+    if request.headers.get("if-range", etag) != etag:
+        ranges = None
+    return await _streamed(request, files, found, ranges, headers)
+
+
+async def file_itself(request: Request, files: Files, found: Artifact, headers: dict[str, str]) -> Response:
+    """All of it. Raises Problem 404, 503."""
+    if (path := files.here(found)) is not None:
+        return FileResponse(path, media_type=found.type, headers=headers)
+    return await _streamed(request, files, found, None, headers)
+
+
+async def _streamed(
+    request: Request, files: Files, found: Artifact, ranges: list[str] | None, headers: dict[str, str]
+) -> Response:
+    """From the store, in one piece: of several ranges none is taken, which RFC 9110 leaves to us (14.2)."""
+    start, end = 0, found.size
+    status = 200
+    if ranges is not None and len(ranges) == 1:
+        status = 206
+        start, end = _bounds(ranges[0], found.size)
+        headers = headers | {"Content-Range": f"bytes {start}-{end - 1}/{found.size}"}
+    headers = headers | {"Content-Length": str(end - start), "Accept-Ranges": "bytes"}
+    if asked_method(request) == "HEAD":
+        return Response(status_code=status, media_type=found.type, headers=headers)
+    pieces = await files.read(found, start, end)
+    return StreamingResponse(pieces, status_code=status, media_type=found.type, headers=headers)
+
+
+def _bounds(part: str, size: int) -> tuple[int, int]:
+    """First byte, and the one after the last, of a range that has some."""
+    first, _, last = part.partition("-")
+    if not first:
+        return max(0, size - int(last)), size
+    return int(first), size if not last else min(size, int(last) + 1)
 
 
 def satisfiable(wanted: str, size: int) -> list[str] | None:

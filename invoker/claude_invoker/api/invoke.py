@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 
 from claude_invoker.api import jobs
+from claude_invoker.api.files import file_itself
 from claude_invoker.api.invocation import invocation_of, submitted
 from claude_invoker.api.links import base, with_links
 from claude_invoker.api.negotiation import EVENT_STREAM, JSON, preferred, takes_json
@@ -63,7 +63,8 @@ async def invoke(
     headers = result_headers(request, run, time.monotonic() - began)
     fitting = [] if wanted_type == JSON else artifacts_of_type(run, wanted_type)
     if len(fitting) == 1:
-        return artifact_itself(await files_of(request, run, caller), fitting[0], headers)
+        own = {"ETag": f'"{fitting[0].sha256}"', "X-Content-Type-Options": "nosniff"}
+        return await file_itself(request, await files_of(request, run, caller), fitting[0], headers | own)
     linked = with_links(request, result).model_dump(mode="json")
     if wanted_type == JSON or takes_json(request.headers.get("accept")):
         return JSONResponse(linked, headers=headers)
@@ -92,8 +93,3 @@ def artifacts_of_type(run: Run | PastRun, wanted: str) -> list[Artifact]:
     """Those of a media type or of a range such as `image/*`."""
     stem = wanted.removesuffix("*")
     return [a for a in run.artifacts if a.type == wanted or (stem != wanted and a.type.startswith(stem))]
-
-
-def artifact_itself(directory: Path, artifact: Artifact, headers: dict[str, str]) -> Response:
-    headers |= {"ETag": f'"{artifact.sha256}"', "X-Content-Type-Options": "nosniff"}
-    return FileResponse(directory / artifact.path, media_type=artifact.type, headers=headers)

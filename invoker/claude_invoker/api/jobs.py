@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -28,7 +27,7 @@ from claude_invoker.jobs.record import OVER, Job, JobList, JobRequest, JobView, 
 from claude_invoker.jobs.store import Store
 from claude_invoker.model import Artifact
 from claude_invoker.problem import Problem
-from claude_invoker.runs.artifacts import directory as directory_of
+from claude_invoker.runs.kept import Files
 from claude_invoker.services import Jobs, services
 from claude_invoker.trust import attested, attested_run
 
@@ -108,7 +107,8 @@ async def view_of(request: Request, job: Job) -> JobView:
     position = await store_of(request).position(job) if job.state == "queued" else None
     view = job.view(base(request), position)
     if view.result is not None:
-        view.result = with_links(request, view.result)
+        found = await services(request).engine.keeping.now(job.id, view.result.artifacts)
+        view.result = with_links(request, view.result.model_copy(update={"artifacts": found}))
     return view
 
 
@@ -198,7 +198,8 @@ async def artifacts(request: Request, job: OwnJob, format: str | None = None) ->
     """What the job left, as a list or (`?format=zip`) as one archive."""
     found = artifacts_of(job)
     if format == "zip":
-        return zipped(job.id, files_of(request, job), found)
+        return await zipped(job.id, files_of(request, job), found)
+    found = await services(request).engine.keeping.now(job.id, found)
     listed: list[dict[str, Any]] = [a.model_dump(mode="json") for a in linked(request, job.id, found)]
     return JSONResponse(listed)
 
@@ -207,12 +208,11 @@ async def artifacts(request: Request, job: OwnJob, format: str | None = None) ->
 async def artifact(request: Request, job: OwnJob, path: str) -> Response:
     """One file: its type by content, its SHA-256 as ETag, ranges."""
     found = next((a for a in artifacts_of(job) if a.path == path), None)
-    place = files_of(request, job)
-    if found is None or not (place / found.path).is_file():
+    files = files_of(request, job)
+    if found is None or (files.store is None and files.here(found) is None):
         raise Problem(404, "not-found", "the job left no such file")
-    return file_answer(request, place, found)
+    return await file_answer(request, files, found)
 
 
-def files_of(request: Request, job: Job) -> Path:
-    directory: Path = directory_of(services(request).settings, job.id)
-    return directory
+def files_of(request: Request, job: Job) -> Files:
+    return services(request).engine.keeping.files(job.id)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fastapi import Request
 
 from claude_invoker.caller import Caller
-from claude_invoker.problem import Problem
 from claude_invoker.replicas.forwarding import Elsewhere, PassedOn, Peer, drained, unanswered
 from claude_invoker.replicas.record import PastRun, RunRecord, past
 from claude_invoker.replicas.register import Register
-from claude_invoker.runs import artifacts
 from claude_invoker.runs.engine import no_such_run
+from claude_invoker.runs.kept import Files, gone, pending
 from claude_invoker.runs.run import Run
 from claude_invoker.services import services
 
@@ -34,16 +31,21 @@ async def run_of(request: Request, run_id: str, caller: Caller) -> Run | PastRun
     return await _over(register, known)
 
 
-async def files_of(request: Request, run: Run | PastRun, caller: Caller) -> Path:
-    """The directory of the run's artifacts. Raises Elsewhere where only the replica that ran it has them, Problem 404
-    where that is gone."""
-    if isinstance(run, Run):
-        return run.files
-    directory = artifacts.directory(services(request).settings, run.id)
-    if run.artifacts and not directory.is_dir():
+async def files_of(request: Request, run: Run | PastRun, caller: Caller) -> Files:
+    """The run's artifacts. Raises Elsewhere where only the replica that ran it has them, Problem 404 where that is
+    gone, 503 where it does not answer and the store does not have them yet."""
+    keeping = services(request).engine.keeping
+    files = keeping.files(run.id)
+    if isinstance(run, Run) or not run.artifacts or files.directory.is_dir():
+        return files
+    if files.store is not None:
+        found = await keeping.now(run.id, run.artifacts)
+        if not any(artifact.pending for artifact in found):
+            return files
         await _forward(request, caller, run.owner)
-        raise Problem(404, "not-found", "the files are gone with the invoker that had them")
-    return directory
+        raise pending()
+    await _forward(request, caller, run.owner)
+    raise gone()
 
 
 def was_forwarded(request: Request) -> bool:

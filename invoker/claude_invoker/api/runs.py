@@ -36,7 +36,11 @@ OwnRun = Annotated[Run | PastRun, Depends(own_run)]
 @router.get("/runs/{run_id}", response_model=RunView)
 async def look(request: Request, run: OwnRun) -> RunView:
     """State, cost so far and, once it is over, the result or the error."""
-    return view_with_links(request, run.view())
+    view = run.view()
+    view.artifacts = await services(request).engine.keeping.now(run.id, view.artifacts)
+    if view.result is not None:
+        view.result = view.result.model_copy(update={"artifacts": view.artifacts})
+    return view_with_links(request, view)
 
 
 @router.delete("/runs/{run_id}", status_code=202, response_model=RunView)
@@ -76,8 +80,9 @@ async def artifacts(
 ) -> Response:
     """What the run left, as a list or (`?format=zip`) as one archive."""
     if format == "zip":
-        return zipped(run.id, await files_of(request, run, caller), run.artifacts)
-    return JSONResponse([artifact.model_dump(mode="json") for artifact in linked(request, run.id, run.artifacts)])
+        return await zipped(run.id, await files_of(request, run, caller), run.artifacts)
+    found = await services(request).engine.keeping.now(run.id, run.artifacts)
+    return JSONResponse([artifact.model_dump(mode="json") for artifact in linked(request, run.id, found)])
 
 
 @router.get(
@@ -95,4 +100,4 @@ async def artifact(request: Request, run: OwnRun, caller: Annotated[Caller, Depe
     found = next((artifact for artifact in run.artifacts if artifact.path == path), None)
     if found is None:
         raise Problem(404, "not-found", "the run left no such file")
-    return file_answer(request, await files_of(request, run, caller), found)
+    return await file_answer(request, await files_of(request, run, caller), found)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import zipfile
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import IO, cast
 
 from fastapi.responses import StreamingResponse
 
 from claude_invoker.model import Artifact
-
-_PIECE = 1 << 20
+from claude_invoker.runs.kept import Files
 
 
 class _Buffer:
@@ -33,23 +32,23 @@ class _Buffer:
         return data
 
 
-def zipped(name: str, files: Path, artifacts: list[Artifact]) -> StreamingResponse:
+async def zipped(name: str, files: Files, artifacts: list[Artifact]) -> StreamingResponse:
+    """Raises Problem 404, 503 where the first cannot be had."""
+    first = await files.read(artifacts[0]) if artifacts else None
     return StreamingResponse(
-        _pieces(files, artifacts),
+        _pieces(files, artifacts, first),
         media_type="application/zip",
         headers={"Content-Disposition": f'attachment; filename="{name}.zip"'},
     )
 
 
-def _pieces(files: Path, artifacts: list[Artifact]) -> Iterator[bytes]:
+async def _pieces(files: Files, artifacts: list[Artifact], first: AsyncIterator[bytes] | None) -> AsyncIterator[bytes]:
     buffer = _Buffer()
     with zipfile.ZipFile(cast("IO[bytes]", buffer), "w", zipfile.ZIP_DEFLATED) as archive:
         for artifact in artifacts:
-            with (
-                (files / artifact.path).open("rb") as source,
-                archive.open(zipfile.ZipInfo(artifact.path), "w", force_zip64=True) as entry,
-            ):
-                while piece := source.read(_PIECE):
-                    entry.write(piece)
+            pieces, first = first or await files.read(artifact), None
+            with archive.open(zipfile.ZipInfo(artifact.path), "w", force_zip64=True) as entry:
+                async for piece in pieces:
+                    await asyncio.to_thread(entry.write, piece)
                     yield buffer.taken()
     yield buffer.taken()

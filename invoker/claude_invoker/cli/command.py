@@ -34,7 +34,8 @@ class Shape:
 
     tools: tuple[str, ...]
     max_turns: int
-    max_budget_usd: float
+    max_budget_usd: float | None
+    """Of the process, however many turns it has; None: of each its own, which the metering proxy sees to."""
     session: Literal["begun", "new"] | None = None
     """Whether the tree is a session's, and whether it has a transcript to go on with."""
     egress: tuple[Destination, ...] = ()
@@ -69,8 +70,9 @@ def command(cli: Path, shape: Shape) -> list[str]:
         "--permission-mode=dontAsk",
         f"--tools={tools}",
         f"--max-turns={shape.max_turns}",
-        f"--max-budget-usd={shape.max_budget_usd!r}",
     ]
+    if shape.max_budget_usd is not None:
+        arguments.append(f"--max-budget-usd={shape.max_budget_usd!r}")
     if tools:
         arguments.append(f"--allowedTools={tools}")
     if shape.egress:

@@ -66,6 +66,10 @@ class Ready:
     since: float
     before: dict[str, tuple[int, int, int]] | None = None
     """The files that its tree was furnished with; None: nobody has looked."""
+    at_first: frozenset[int] = frozenset()
+    """Its processes when it got ready, where somebody has looked."""
+    tree_is_gone: bool = False
+    """Whether its tree is another's by now, and left alone."""
     aside: Contained | None = None
     """The last command that was started beside it (`cli.rounds`)."""
 
@@ -247,12 +251,26 @@ class Launcher:
         process = ready.process
         try:
             started = (process,) if ready.aside is None else (process, ready.aside)
-            await self._leave_nothing(started, process.tree, process.uid, ready.token, keep=ready.keep_tree)
+            await self._leave_nothing(
+                started,
+                process.tree,
+                process.uid,
+                ready.token,
+                keep=ready.keep_tree,
+                leave=ready.tree_is_gone,
+            )
         finally:
             del self.ending[ready]
 
     async def _leave_nothing(
-        self, started: Sequence[Contained], tree: Tree, uid: int | None, token: str, *, keep: bool
+        self,
+        started: Sequence[Contained],
+        tree: Tree,
+        uid: int | None,
+        token: str,
+        *,
+        keep: bool,
+        leave: bool = False,
     ) -> None:
         """Gives everything back that a run had. What cannot be ended or moved keeps its user id, so that no other run
         comes to it by having the same."""
@@ -265,7 +283,7 @@ class Launcher:
                 await process.end()
             if uid is not None and self.box is None:
                 await asyncio.to_thread(_tidy, uid)
-            if keep and await self._taken_back(tree, uid):
+            if leave or (keep and await self._taken_back(tree, uid)):
                 self.users.give_back(uid)
                 return
             if tree.root.exists():

@@ -40,7 +40,7 @@ class Disobeyed(Exception):
 
 
 class CliProcess(Contained):
-    """A single-use process. `spawn` → `ready` → one `begin` → `messages` → `end`."""
+    """`spawn` → `ready` → one `begin` → `messages` → (`go_on` → `messages`)… → `end`."""
 
     def __init__(
         self,
@@ -157,6 +157,15 @@ class CliProcess(Contained):
             asked.append(self._send_control("set_model", model=model))
         for request in asked:
             await self._obey(request)
+        await self._tell(content)
+
+    async def go_on(self, content: tuple[dict[str, Any], ...]) -> None:
+        """Sends another turn's message, for which all is as `begin` has said. Raises CliError."""
+        self.finished = False
+        await self._tell(content)
+
+    async def _tell(self, content: tuple[dict[str, Any], ...]) -> None:
+        """Raises CliError."""
         self._send(
             {
                 "type": "user",

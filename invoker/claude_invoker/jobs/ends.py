@@ -19,6 +19,7 @@ from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
 from claude_invoker.metering.control import Metering, NoProxy
 from claude_invoker.problem import Problem
+from claude_invoker.runs.kept import Keeping
 from claude_invoker.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Ends:
     metering: Metering
     store: Store
     queues: Queues
+    keeping: Keeping
 
     async def end(self, job: Job, state: str, **fields: Any) -> bool:
         """Ends the job, however long Redis takes to come back: the run cannot be repeated. False: it is another's."""
@@ -74,7 +76,9 @@ class Ends:
         _log.warning("job %s is orphaned: its worker %s died", job.id, job.worker)
         if await self.again(job):
             return
-        left = await asyncio.to_thread(left_in, job, self.settings)
+        found = await asyncio.to_thread(left_in, job, self.settings)
+        kept = await self.keeping.keep(job.id, found, retention(job, self.settings))
+        left = [artifact.model_dump(mode="json") for artifact in kept]
         problem = Problem(500, "worker-lost", "the worker that ran the job died; the run may have had effects")
         state = "cancelled" if job.cancel else "failed"
         spent = await self._spent(job)

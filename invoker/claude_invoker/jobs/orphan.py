@@ -5,10 +5,10 @@ from __future__ import annotations
 import fcntl
 import logging
 from pathlib import Path
-from typing import Any
 
 from claude_invoker.cli.walk import delete
 from claude_invoker.jobs.record import Job
+from claude_invoker.model import Artifact
 from claude_invoker.runs import artifacts
 from claude_invoker.settings import Settings
 
@@ -28,7 +28,7 @@ def is_orphaned(job: Job) -> bool:
         return False
 
 
-def left_in(job: Job, settings: Settings) -> list[dict[str, Any]]:
+def left_in(job: Job, settings: Settings) -> list[Artifact]:
     """Keeps the files of a dead run as artifacts, where this machine can see them."""
     if not job.work or not Path(job.work).is_dir():
         return []
@@ -36,8 +36,7 @@ def left_in(job: Job, settings: Settings) -> list[dict[str, Any]]:
     into = artifacts.directory(settings, job.id)
     try:
         delete(into)  # of a recovery that died half-way
-        found = artifacts.collect(Path(job.work), {}, into, bounds).kept
+        return artifacts.collect(Path(job.work), {}, into, bounds).kept
     except OSError as error:
         _log.warning("job %s: what it left cannot be read (%s)", job.id, error.strerror)
         return []
-    return [artifact.model_dump(mode="json") for artifact in found]

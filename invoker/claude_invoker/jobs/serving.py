@@ -23,7 +23,7 @@ DELIVERIES = 8  # at once
 @asynccontextmanager
 async def serving(settings: Settings, engine: Engine, store: Store, queues: Queues) -> AsyncIterator[Worker]:
     """Opens the engine and takes tickets while the block runs; what runs at its end counts as orphaned."""
-    ends = Ends(settings, engine.ledger, engine.metering, store, queues)
+    ends = Ends(settings, engine.ledger, engine.metering, store, queues, engine.keeping)
     worker = Worker(settings, engine, store, queues, ends)
     reconciler = Reconciler(ends, store, queues, artifacts.root(settings), worker.current)
     await engine.reclaim()  # nothing of what dead workers ran is alive

@@ -14,10 +14,14 @@ from claude_invoker.model import Artifact, LeftOut, RunResult, RunView, State
 from claude_invoker.problem import Problem
 from claude_invoker.runs.events import Event, EventLog
 
-VERSION = 1
+VERSION = 2
+"""Of records whose answer lies in the store; the others are of version 1."""
 OVER: tuple[State, ...] = ("succeeded", "failed", "cancelled")
 MAX_EVENTS = 1 << 20
 """Bytes that a run's events may take in its record, compressed; beyond it only the last one is kept."""
+MAX_EVENTS_IN_STORE = 32 << 20
+INLINE = 64 << 10
+"""Bytes of answer and events that are kept in the record itself, though there is a store."""
 LOST = Problem(503, "worker-lost", "the invoker that ran it is gone; the run may have had effects")
 
 
@@ -33,7 +37,9 @@ class RunRecord(msgspec.Struct, frozen=True):
     view: bytes = b""
     events: bytes = b""
     last_event: int = 0
-    v: int = VERSION
+    v: int = 1
+    body: str = ""
+    """The name in the store of what has `view` and `events`, where they are not here."""
 
     @property
     def is_over(self) -> bool:
@@ -58,10 +64,40 @@ def decode(stored: bytes) -> RunRecord:
     return _DECODE(stored)
 
 
-def pack(events: Iterable[Event]) -> bytes:
-    """Numbers, names and data, compressed. Empty where that is more than MAX_EVENTS."""
+def pack(events: Iterable[Event], most: int | None = None) -> bytes:
+    """Numbers, names and data, compressed. Empty where that is more than `most`; None: MAX_EVENTS."""
     packed = zlib.compress(msgspec.msgpack.encode([(event.id, event.name, event.data) for event in events]), 1)
-    return packed if len(packed) <= MAX_EVENTS else b""
+    return packed if len(packed) <= (MAX_EVENTS if most is None else most) else b""
+
+
+class Body(msgspec.Struct, frozen=True):
+    """What is in the store of a record. `run` is its id, again: one body is never taken for another's."""
+
+    run: str
+    view: bytes
+    events: bytes
+
+
+_BODY = msgspec.msgpack.Decoder(Body)
+
+
+def apart(known: RunRecord, name: str) -> tuple[RunRecord, bytes]:
+    """The record with its body left out, and the body, which is to be kept by that name."""
+    body = _ENCODE(Body(known.id, known.view, known.events))
+    return msgspec.structs.replace(known, view=b"", events=b"", body=name, v=VERSION), body
+
+
+def together(known: RunRecord, body: bytes) -> RunRecord:
+    """The inverse. Raises ValueError for the body of another."""
+    found = _BODY.decode(body)
+    if found.run != known.id:
+        raise ValueError("the body of another run")
+    return msgspec.structs.replace(known, view=found.view, events=found.events, body="")
+
+
+def small(known: RunRecord) -> RunRecord:
+    """One that has to do without a store."""
+    return known if len(known.events) <= MAX_EVENTS else msgspec.structs.replace(known, events=b"")
 
 
 def unpack(packed: bytes) -> list[Event]:

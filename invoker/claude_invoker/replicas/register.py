@@ -24,6 +24,7 @@ from claude_invoker.problem import Problem
 from claude_invoker.replicas import record
 from claude_invoker.replicas.record import RunRecord
 from claude_invoker.runs.run import Run
+from claude_invoker.store.store import Away, Missing, Store
 
 _log = logging.getLogger(__name__)
 _PREFIX = "claude:{runs}:"
@@ -39,6 +40,7 @@ _HEARD_S = _BEAT_S + _TIMEOUT_S
 """In which every replica that lives has said so."""
 _WRITE_S = 1.0
 """How long an answer waits for its run's record at most."""
+_STORE_S = 5.0
 _LONGEST_RUN_S = 2 * 86_400
 """For which the record of a run that does not end is kept."""
 _SAY_S = 10.0
@@ -81,12 +83,20 @@ _KEEP = files(__package__).joinpath("keep.lua").read_text()
 
 class Register:
     """Use as an async context manager. `address` is where other replicas reach this one, e.g. `http://10.0.0.7:8100`.
-    `bounds`: what records of runs that are over may take; beyond it the oldest go."""
+    `bounds`: what records of runs that are over may take; beyond it the oldest go. `store`: where answers are kept that
+    are large for a Redis."""
 
-    def __init__(self, redis_url: str, address: str, bounds: Bounds = Bounds()) -> None:  # noqa: B008 frozen
+    def __init__(
+        self,
+        redis_url: str,
+        address: str,
+        bounds: Bounds = Bounds(),  # noqa: B008 frozen
+        store: Store | None = None,
+    ) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._address = address
         self._bounds = bounds
+        self._store = store
         self._redis: Any = redis_clients.client_of(redis_url, _KEY, socket_timeout=_TIMEOUT_S)
         self._writing: dict[str, asyncio.Task[None]] = {}
         self._beating: asyncio.Task[None] | None = None
@@ -126,12 +136,24 @@ class Register:
             await asyncio.wait((writing,), timeout=_WRITE_S)
 
     async def find(self, run_id: str) -> RunRecord | None:
-        """Raises Problem 503 where Redis does not answer, UnknownVersion."""
+        """Raises Problem 503 where Redis, or the store of a large answer, does not answer, UnknownVersion."""
         try:
             stored = await self._redis.get(_run(run_id))
         except (RedisError, OSError) as error:
             raise _away() from error
-        return None if stored is None else record.decode(stored)
+        return None if stored is None else await self._whole(record.decode(stored))
+
+    async def _whole(self, known: RunRecord) -> RunRecord | None:
+        if not known.body:
+            return known
+        if self._store is None:
+            raise Problem(503, "not-configured", "its answer is in a store: set INVOKER_STORE as at the other invokers")
+        try:
+            return record.together(known, await self._store.get(known.body))
+        except Missing:
+            return None
+        except Away as error:
+            raise Problem(503, "busy", "the store of the answers does not answer", {"Retry-After": "5"}) from error
 
     async def ended(self, run_id: str) -> RunRecord | None:
         """The record of a run whose events are over, as soon as its replica has written that; as it is where that does
@@ -197,14 +219,27 @@ class Register:
 
     async def _put_end(self, run: Run) -> None:
         view = run.view().model_dump_json().encode()
-        events = await asyncio.to_thread(record.pack, run.events.since(0))
+        most = record.MAX_EVENTS if self._store is None else record.MAX_EVENTS_IN_STORE
+        events = await asyncio.to_thread(record.pack, run.events.since(0), most)
         end = RunRecord(
             run.id, run.subject, self.name, run.state, run.created_at, view, events, run.events.last_id
         )  # fmt: skip
         keys = (_run(run.id), _SIZES, _HELD, _ENDED, f"{_ENDED}:{run.subject}")
-        what = (run.id, run.subject, record.encode(end), max(1, int(run.retention_s)))
+        what = (run.id, run.subject, record.encode(await self._lightened(end)), max(1, int(run.retention_s)))
         may = (self._bounds.per_subject, self._bounds.in_all)
         await self._redis.eval(_KEEP, len(keys), *keys, _RUN, *what, *may)
+
+    async def _lightened(self, end: RunRecord) -> RunRecord:
+        """Without what the store has of it; all of it where that is not to be had now."""
+        if self._store is None or len(end.view) + len(end.events) <= record.INLINE or self._store.seems_away:
+            return record.small(end)
+        light, body = record.apart(end, f"answers/{end.id}")
+        try:
+            async with asyncio.timeout(_STORE_S):
+                await self._store.put(light.body, body)
+        except (Away, TimeoutError):
+            return record.small(end)
+        return light
 
     async def _keep(self) -> None:
         while True:

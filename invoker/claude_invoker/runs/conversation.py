@@ -23,10 +23,17 @@ class Conversation:
     idle_s: float
 
     async def held(
-        self, run: Run, process: CliProcess, content: tuple[dict[str, Any], ...], end: float, translator: Translator
+        self,
+        run: Run,
+        process: CliProcess,
+        content: tuple[dict[str, Any], ...],
+        end: float,
+        translator: Translator,
+        *,
+        same: bool = False,
     ) -> Result:
-        """Sends the plan with this content, and translates what comes back until the loop's time `end`. The result
-        message. Raises Problem, CliError."""
+        """Sends the plan with this content, and translates what comes back until the loop's time `end`. `same`: the
+        process has had a turn of this kind before. The result message. Raises Problem, CliError."""
         plan = run.plan
         if process.passage is not None:
             process.passage.begin(run.went_out)
@@ -35,7 +42,10 @@ class Conversation:
         result: Result | None = None
         try:
             async with asyncio.timeout_at(min(end, loop.time() + self.first_output_s)) as timer:
-                await process.begin(plan.model, plan.system, plan.output_schema, content)
+                if same:
+                    await process.go_on(content)
+                else:
+                    await process.begin(plan.model, plan.system, plan.output_schema, content)
                 async for message in process.messages():
                     if isinstance(message, Started):
                         _check_schema(plan, message)

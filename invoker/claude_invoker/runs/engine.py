@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -28,6 +29,7 @@ from claude_invoker.cli.launcher import CannotFurnish, Launcher
 from claude_invoker.cli.pool import Pool
 from claude_invoker.cli.process import CliError
 from claude_invoker.cli.tree import Checkout, Discarded, Tree, Workplace, dismantle, prepare, tree_root
+from claude_invoker.cli.unbroken import unbroken
 from claude_invoker.cli.users import Users
 from claude_invoker.cli.walk import delete
 from claude_invoker.egress.filters import Filters
@@ -41,12 +43,17 @@ from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
 from claude_invoker.runs.events import EventLog
 from claude_invoker.runs.execution import Executor
+from claude_invoker.runs.idle import Idle
+from claude_invoker.runs.kept import Keeping
+from claude_invoker.runs.moving import Moving, taken
 from claude_invoker.runs.run import Run, new_id
-from claude_invoker.runs.sessions import Sessions
+from claude_invoker.runs.sessions import Sessions, record_name
 from claude_invoker.runs.shelf import Shelf
 from claude_invoker.runs.sweeper import Sweeper
+from claude_invoker.runs.turns import Turns
 from claude_invoker.runs.watch import Bounds, Watch
 from claude_invoker.settings import Settings
+from claude_invoker.store.store import open_store
 from claude_invoker.workspace.checkout import cannot_be_ready
 from claude_invoker.workspace.repository import Wanted
 from claude_invoker.workspace.workspaces import Workspaces
@@ -54,6 +61,8 @@ from claude_invoker.workspace.workspaces import Workspaces
 _log = logging.getLogger(__name__)
 
 _SWEEP_S = 10.0
+_EXPIRE_S = 1800.0
+"""How often the store is searched for what is too old; each invoker does, and it takes a request for 1,000 objects."""
 _DELETE_S = 10.0
 """How long the last trees may take to be deleted when the engine stops."""
 
@@ -75,12 +84,16 @@ class Engine:
         self.on_finish: Callable[[Run], None] = lambda run: None
         self._state = settings.state_dir
         self._trees = tree_root(settings.state_dir, isolated=self.users.isolated)
+        self.keeping = Keeping(settings, open_store(settings.store, settings.key_of_store))
+        """Where the files of runs are, those that are over included."""
         self._workplace = Workplace(self._trees)
         self._discarded = Discarded(self._trees / "discarded")
         self._killer = Killer(self.users.killer) if self.users.isolated else None
         self._sessions = Sessions(
             self._trees / "sessions", settings.state_dir / "sessions", self._discarded, settings.session_ttl_s
         )
+        turns = Turns(settings.runs_redis_url, settings.session_ttl_s) if settings.runs_redis_url else None
+        self._moving = Moving(self._sessions, settings.state_dir / "moved", turns, self.keeping.store)
         self.metering = Metering(
             control.Settings(settings.anthropic_base_url, settings.prices, settings.unknown_price),
             settings.state_dir / "journal",
@@ -107,6 +120,10 @@ class Engine:
             above = self._state if self._trees.is_relative_to(self._state.absolute()) else self._trees
             self.workspaces = Workspaces(settings, self._launcher, above / "repositories", fetcher)
             self._launcher.furnish = self._furnish
+        idle_s = min(settings.session_idle_s, settings.session_ttl_s)
+        self.idle = Idle(self._launcher, self._sessions, idle_s, settings.session_idle_memory)
+        """Processes that wait for their session's next turn."""
+        self._moving.before_restoring = self.idle.forget
         self.filters = Filters(self._launcher.free_user, self.users.give_back, settings.egress_max_bytes)
         self.pool = Pool(
             self._launcher,
@@ -116,12 +133,16 @@ class Engine:
         )
         shared = Bounds(settings.memory_limit, settings.process_limit, settings.tree_limit, settings.tree_entries_limit)
         self.watch = Watch(shared, lambda: self._launcher.box is None)
-        self._executor = Executor(settings, self.pool, self._launcher, self.metering, self.watch, self.workspaces)
+        self._executor = Executor(
+            settings, self.pool, self._launcher, self.metering, self.watch, self.workspaces, self.keeping, self.idle
+        )
         self._sweeper = Sweeper(
             {
                 "deleting the answers of old runs": self._forget_runs,
                 "ending old sessions": lambda: asyncio.to_thread(self._sessions.expire),
-                "deleting old artifacts": lambda: asyncio.to_thread(self._forget_files),
+                "deleting old artifacts": self._forget_files,
+                "sending what other invokers have left": self._adopt_files,
+                "sending sessions": self._moving.send_again,
                 "deleting the trees of ended runs": lambda: asyncio.to_thread(self._discarded.empty),
                 "booking what runs have spent": self._book_leftovers,
                 "ending what is left of runs": self._launcher.end_leftovers,
@@ -132,6 +153,7 @@ class Engine:
         self._watching: asyncio.Task[None] | None = None
         self._settling: set[asyncio.Task[None]] = set()
         self._reclaimed = False
+        self._expired_at = time.monotonic() - random.SystemRandom().uniform(0, _EXPIRE_S)  # not all at once
         self.draining = False
         """Whether no more runs begin, because the process is to stop."""
 
@@ -195,6 +217,8 @@ class Engine:
         if self.ledger is not None:
             self._watching = asyncio.create_task(self.ledger.watch(self.settings.ledger_grace, self.metering.hold))
         await self.pool.start(self._default_shape())
+        if self.keeping.outbox is not None:
+            self.keeping.outbox.start()
         self._sweeper.start()
 
     async def __aexit__(self, *_: object) -> None:
@@ -204,6 +228,9 @@ class Engine:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*self._settling, return_exceptions=True)
         await self._sweeper.stop()
+        await self.idle.stop()
+        if self.keeping.outbox is not None:
+            await self.keeping.outbox.stop()
         await self.pool.stop()
         if self.workspaces is not None:
             await self.workspaces.close()
@@ -211,6 +238,7 @@ class Engine:
         if self._watching is not None:
             await ended(self._watching)
         await self.metering.stop()
+        await self._moving.close()
         if self._killer is not None:
             await self._killer.stop()
         self._workplace.close(self._discarded)
@@ -410,25 +438,50 @@ class Engine:
             if run.plan.session is None:
                 await self._executor.execute(run, None)
             else:
-                with self._sessions.hold(run.subject, run.plan.session) as session:
-                    run.session = session.id
-                    await self._executor.execute(run, session)
+                await self._in_session(run, run.plan.session)
         finally:
             self._places.release()
+
+    async def _in_session(self, run: Run, wish: str) -> None:
+        await self.idle.settled(record_name(run.subject, wish))
+        try:
+            async with self._moving.hold(run.subject, wish, lambda: run.exceed(taken())) as session:
+                run.session = session.id
+                await self._executor.execute(run, session)
+        except BaseException:
+            if run.stays is not None:
+                ready, run.stays = run.stays, None
+                await unbroken(self.idle.drop(ready))
+            raise
+        if run.stays is not None:
+            ready, run.stays = run.stays, None
+            await unbroken(self.idle.keep(session.name, ready, run, self._sessions.mark(session.name)))
 
     async def _forget_runs(self) -> None:
         """Forgets runs whose retention is over."""
         for run in list(self.runs.values()):
             if run.finished_at is not None and run.finished_at + run.retention_s < time.time():
                 self.forget(run.id)
-                await asyncio.to_thread(delete, run.files)
+                await self.keeping.forget(run.id, run.artifacts)
 
-    def _forget_files(self) -> None:
+    async def _forget_files(self) -> None:
         """Deletes artifacts that no engine remembers, once the longest retention is over."""
+        await asyncio.to_thread(self._forget_files_here)
+        await self.keeping.trim({run.id for run in self.runs.values() if not run.is_over})
+        if time.monotonic() - self._expired_at > _EXPIRE_S:
+            self._expired_at = time.monotonic()
+            await self.keeping.expire()
+            await self._moving.expire(self.settings.session_ttl_s)
+
+    def _forget_files_here(self) -> None:
         longest = max([self.settings.retention_s, *self.settings.tier_retention_s.values()])
         for path in artifacts.root(self.settings).iterdir():
             if path.name not in self.runs and path.stat().st_mtime + longest < time.time():
                 delete(path)
+
+    async def _adopt_files(self) -> None:
+        if self.keeping.outbox is not None:
+            await asyncio.to_thread(self.keeping.outbox.adopt)
 
 
 def no_such_run() -> Problem:

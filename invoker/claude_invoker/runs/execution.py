@@ -29,6 +29,8 @@ from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
 from claude_invoker.runs.checks import judged, of_failure
 from claude_invoker.runs.conversation import Conversation
+from claude_invoker.runs.idle import HARMLESS, Idle, alive, is_alone
+from claude_invoker.runs.kept import Keeping
 from claude_invoker.runs.remains import Remains
 from claude_invoker.runs.run import Run
 from claude_invoker.runs.sessions import Session
@@ -58,13 +60,17 @@ class Executor:
         metering: Metering,
         watch: Watch,
         workspaces: Workspaces | None,
+        keeping: Keeping,
+        idle: Idle,
     ) -> None:
         self._pool = pool
         self._launcher = launcher
         self._metering = metering
         self._watch = watch
+        self._idle = idle
         self._conversation = Conversation(settings.first_output_s, settings.idle_s)
-        self._remains = Remains(artifacts.Bounds(settings.artifact_max_bytes, settings.artifact_max_count), workspaces)
+        bounds = artifacts.Bounds(settings.artifact_max_bytes, settings.artifact_max_count)
+        self._remains = Remains(bounds, workspaces, keeping)
         self._ending: set[asyncio.Task[None]] = set()
 
     async def execute(self, run: Run, session: Session | None) -> None:
@@ -72,9 +78,16 @@ class Executor:
         Sets `run.result`. Raises Problem, CliError."""
         run.state = "running"
         begun = session is not None and await asyncio.to_thread(lambda: session.begun)
-        shape = _shape(run, None if session is None else "begun" if begun else "new")
-        ready = await self._pool.take(shape, session.tree if session else None)
+        suits = session is not None and self._idle.suits(run)
+        shape = _shape(run, None if session is None else "begun" if begun else "new", keeps=suits)
+        ready = None if session is None else await self._idle.take(session, run)
+        goes_on = ready is not None
+        if ready is None:
+            ready = await self._pool.take(shape, session.tree if session else None)
+            if suits:
+                ready.at_first = await alive(ready.process)
         process = ready.process
+        stays = False
         run.work = process.tree.work
         try:
             before = ready.before
@@ -85,13 +98,21 @@ class Executor:
                 before = await asyncio.to_thread(artifacts.survey, process.tree.work)
             began = time.monotonic()
             try:
-                said = await self._rounds(run, ready)
+                said = await self._rounds(run, ready, goes_on=goes_on)
+                stays = suits and await self._may_stay(run, ready)
             finally:
-                await unbroken(self._leave(run, ready, before, gently=session is not None))
+                await unbroken(self._leave(run, ready, before, gently=session is not None, stays=stays))
+            stays = stays and run.is_counted
+        except BaseException:
+            stays = False
+            raise
         finally:
-            disposing = self._launcher.dispose_soon(ready)
-            if session is not None and disposing is not None:
-                await unbroken(disposing)  # the next turn may begin when this one is over
+            if not stays:
+                disposing = self._launcher.dispose_soon(ready)
+                if session is not None and disposing is not None:
+                    await unbroken(disposing)  # the next turn may begin when this one is over
+        if stays:
+            run.stays = ready
         if session is not None and not session.tree.root.exists():
             run.session = None  # what it has left there was too much to keep
         result = said[-1]
@@ -134,13 +155,20 @@ class Executor:
             _log.error("run %s: its files cannot be put into its directory: %s", run.id, error.strerror)
             raise Problem(503, "busy", "the files cannot be stored now", {"Retry-After": "10"}) from error
 
-    async def _rounds(self, run: Run, ready: Ready) -> list[Result]:
+    async def _may_stay(self, run: Run, ready: Ready) -> bool:
+        """Whether the process may wait for another turn: nothing can go on in it by itself."""
+        process = ready.process
+        is_whole = process.finished and ready.usable and run.exceeded is None and not run.account.exhausted
+        return is_whole and run.used <= HARMLESS and await is_alone(process, ready.at_first)
+
+    async def _rounds(self, run: Run, ready: Ready, *, goes_on: bool) -> list[Result]:
         """The plan's conversation; where there is a check, that, and the model again while it fails and there are
         repairs, turns, money and time left. What the CLI has said at the end of each. Raises Problem, CliError."""
         plan = run.plan
         end = asyncio.get_running_loop().time() + plan.total_s
         await self._open_account(run, ready.token)
-        said = [await self._converse(run, ready, await asyncio.to_thread(_shown, run), end)]
+        shown = await asyncio.to_thread(_shown, run)
+        said = [await self._converse(run, ready, shown, end, same=goes_on)]
         while plan.check is not None:
             await self._wind_down(run, ready, gently=True)
             check = run.check = await self._check(run, ready, plan.check, end, len(said) - 1)
@@ -182,13 +210,23 @@ class Executor:
         return check
 
     async def _converse(
-        self, run: Run, ready: Ready, content: tuple[dict[str, Any], ...], end: float, *, goes_on: bool = False
+        self,
+        run: Run,
+        ready: Ready,
+        content: tuple[dict[str, Any], ...],
+        end: float,
+        *,
+        goes_on: bool = False,
+        same: bool = False,
     ) -> Result:
-        """Sends the plan with this content, and translates what comes back until the loop's time `end`. The result
-        message. Raises Problem, CliError."""
+        """Sends the plan with this content, and translates what comes back until the loop's time `end`. `goes_on`: the
+        run has begun by another process; `same`: the process has had a turn before. The result message. Raises
+        Problem, CliError."""
         process = ready.process
         with self._watch.over(process, functools.partial(self._stop, run, process)):
-            return await self._conversation.held(run, process, content, end, Translator(run, goes_on=goes_on))
+            return await self._conversation.held(
+                run, process, content, end, Translator(run, goes_on=goes_on), same=same
+            )
 
     def _stop(self, run: Run, process: Contained, problem: Problem) -> None:
         """Ends a run that takes more of the machine than it may: at once, whatever it is doing."""
@@ -220,10 +258,13 @@ class Executor:
             raise Problem(503, "busy", str(error), {"Retry-After": "5"}) from error
         run.account_key, run.is_counted = key, False
 
-    async def _leave(self, run: Run, ready: Ready, before: artifacts.Seen, *, gently: bool) -> None:
-        """What the run owes at its end: its cost, and its files."""
+    async def _leave(
+        self, run: Run, ready: Ready, before: artifacts.Seen, *, gently: bool, stays: bool = False
+    ) -> None:
+        """What the run owes at its end: its cost, and its files. `stays`: its process waits for another turn."""
         process = ready.process
-        await self._wind_down(run, ready, gently=gently)
+        if not stays:
+            await self._wind_down(run, ready, gently=gently)
         if run.account_key:
             run.is_counted = await self._metering.close(run.account_key, _LAST_ANSWER_S)
         await self._remains.collect(run, process, before)
@@ -253,11 +294,12 @@ class Executor:
             raise CliError(f"the run does not end: {error}") from error
 
 
-def _shape(run: Run, session: Literal["begun", "new"] | None) -> Shape:
+def _shape(run: Run, session: Literal["begun", "new"] | None, *, keeps: bool) -> Shape:
     plan = run.plan
     if session is None and plan.check is not None and plan.check.max_repairs:
         session = "new"  # the next process goes on with its transcript
-    return Shape(plan.tools, plan.max_turns, plan.max_budget_usd, session, plan.egress, run.checkout)
+    budget = None if keeps else plan.max_budget_usd
+    return Shape(plan.tools, plan.max_turns, budget, session, plan.egress, run.checkout)
 
 
 def _shown(run: Run) -> tuple[dict[str, Any], ...]:

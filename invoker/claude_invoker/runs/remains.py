@@ -9,6 +9,7 @@ from claude_invoker.cli.process import CliProcess
 from claude_invoker.cli.walk import TooMuch
 from claude_invoker.model import Artifact, LeftOut, Pushed
 from claude_invoker.runs import artifacts
+from claude_invoker.runs.kept import Keeping
 from claude_invoker.runs.run import Run
 from claude_invoker.workspace import archive
 from claude_invoker.workspace.difference import PATCH, NoDifference, difference
@@ -19,10 +20,11 @@ _log = logging.getLogger(__name__)
 
 
 class Remains:
-    """Takes them from the tree of a run of which nothing is alive any more."""
+    """Takes them from the tree of a run that is over: nothing of it is alive, or nothing that could change it."""
 
-    def __init__(self, bounds: artifacts.Bounds, workspaces: Workspaces | None) -> None:
+    def __init__(self, bounds: artifacts.Bounds, workspaces: Workspaces | None, keeping: Keeping) -> None:
         self._bounds = bounds
+        self._keeping = keeping
         self._workspaces = workspaces
 
     async def collect(self, run: Run, process: CliProcess, before: artifacts.Seen) -> None:
@@ -36,7 +38,7 @@ class Remains:
             artifacts.collect, process.tree.work, before, run.files, self._bounds, taken, report
         )
         run.artifacts, run.left_out = collected.kept, [*run.left_out, *collected.left_out]
-        run.artifacts = [*ours, *run.artifacts]
+        run.artifacts = await self._keeping.keep(run.id, [*ours, *run.artifacts], run.retention_s)
         if run.check is not None and any(artifact.path == report for artifact in run.artifacts):
             run.check.junit = report
         for artifact in run.artifacts:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from claude_contract.ledger import Slot
+from claude_invoker.cli.launcher import Ready
 from claude_invoker.cli.tree import Checkout
 from claude_invoker.egress.wire import Moved, Visit
 from claude_invoker.metering.figures import Figures
@@ -79,10 +80,14 @@ class Run:
     done: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     cancel_reason: str | None = None
+    used: set[str] = field(default_factory=set)
+    """Names of the tools that it has called."""
     exceeded: Problem | None = None
     """Which of the machine's bounds it has gone over; it ends then."""
     work: Path | None = None
     """Where the run works, once it has a process."""
+    stays: Ready | None = None
+    """Its process, where that waits for the session's next turn."""
     watchers: int = 0
     """Clients that are attached to the run now (see `api.stream`)."""
     grace_s: float = 0.0

@@ -13,7 +13,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -38,6 +38,12 @@ class Session:
 
     id: str
     tree: Tree
+    name: str = field(default="", compare=False)
+    """Of its record."""
+    mark: int = field(default=0, compare=False)
+    """Another after each use of it on this machine."""
+    is_made: bool = field(default=False, compare=False)
+    """Whether there was nothing of it on this machine."""
 
     @property
     def begun(self) -> bool:
@@ -59,8 +65,9 @@ class Sessions:
         self._ttl_s = ttl_s
 
     @contextlib.contextmanager
-    def hold(self, subject: str, wish: str) -> Iterator[Session]:
-        """The session for one run; `wish` is `new` or an id.
+    def hold(self, subject: str, wish: str, *, make: bool = False, named: str = "") -> Iterator[Session]:
+        """The session for one run; `wish` is `new` or an id. `make`: it is known to be, and gets what it lacks here,
+        a directory of the name `named`.
 
         Raises Problem 404 for one that is not there, expired or another's, 409 while it is in use, and 503 for one that
         another release has stored.
@@ -68,9 +75,11 @@ class Sessions:
         identity = str(uuid.uuid4()) if wish == "new" else wish
         path = self._records / record_name(subject, identity)
         old = None if wish == "new" else self._tree_of_version_0(subject, identity)
+        is_made = wish == "new"
         with contextlib.ExitStack() as stack:
             try:
-                record = stack.enter_context(path.open("x+" if wish == "new" else "r+" if old is None else "a+"))
+                mode = "x+" if wish == "new" else "r+" if old is None and not make else "a+"
+                record = stack.enter_context(path.open(mode))
                 fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except FileNotFoundError as error:
                 raise _no_such_session() from error
@@ -87,16 +96,49 @@ class Sessions:
                     found = self._tree(record)
                 except UnknownVersion as error:
                     raise Problem(503, "other-release", str(error)) from error
-                if found is None or not self._is_alive(record) or not found.root.exists():
+                if make and (found is None or not found.root.exists()):
+                    is_made = True
+                    name = named if _NAME.fullmatch(named) and not (self._trees / named).exists() else ""
+                    found = found or Tree(self._trees / (name or secrets.token_hex(16)))
+                    record.truncate(0)
+                    self._write(record, found)
+                    found.root.mkdir(mode=0o700)
+                if found is None or not (make or self._is_alive(record)) or not found.root.exists():
                     raise _no_such_session()
                 tree = found
             try:
-                yield Session(identity, tree)
+                yield Session(identity, tree, path.name, os.fstat(record.fileno()).st_mtime_ns, is_made)
             finally:
                 if tree.root.exists():
                     os.utime(path)
                 else:  # what the run has left in it was too much to keep
                     path.unlink(missing_ok=True)
+
+    def mark(self, name: str) -> int:
+        """As `Session.mark`, 0 for none."""
+        try:
+            return (self._records / name).stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    def has(self, name: str) -> bool:
+        """Whether there is a record of that name here."""
+        return (self._records / name).is_file()
+
+    @contextlib.contextmanager
+    def at(self, name: str) -> Iterator[Tree | None]:
+        """The tree of that record, which is locked meanwhile; None where there is none, or a run has it."""
+        with contextlib.ExitStack() as stack:
+            tree = None
+            with contextlib.suppress(FileNotFoundError, BlockingIOError, UnknownVersion):
+                record = stack.enter_context((self._records / name).open("r+"))
+                fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                tree = self._tree(record)
+            yield tree if tree is not None and tree.root.exists() else None
+
+    def discard(self, tree: Tree) -> None:
+        """Deletes what was too much to keep. Raises OSError."""
+        self._discarded.delete_soon(self._discarded.take(tree.root))
 
     def expire(self) -> int:
         """Deletes sessions that nobody used for their time to live, and trees that no session has; how many sessions

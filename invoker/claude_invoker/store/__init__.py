@@ -1,0 +1,1 @@
+"""Where files of runs are kept outside of the machine that ran them."""

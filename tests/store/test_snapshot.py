@@ -1,0 +1,179 @@
+"""A session's tree as objects: whatever is in it comes back, only what changed is moved, nothing leads out of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from claude_invoker.cli.tree import Tree
+from claude_invoker.runs import snapshot
+from claude_invoker.runs.snapshot import PIECE, Entry, Manifest, Piece, Unusable
+
+
+class Bucket:
+    """Packs by name, and how much of them was asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.fetched = folder, 0
+
+    def save(self, tree: Tree, before: Manifest | None, name: str) -> Manifest:
+        found = snapshot.save(tree, before, self.folder / name, name)
+        return snapshot.decode(snapshot.encode(found))
+
+    def restore(self, tree: Tree, wanted: Manifest, have: Manifest | None) -> None:
+        for fetch in snapshot.prepare(tree, wanted, have):
+            content = (self.folder / fetch.pack).read_bytes()[fetch.start : fetch.end]
+            self.fetched += len(content)
+            snapshot.place(fetch, content)
+        snapshot.finish(tree, wanted)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Bucket:
+    (tmp_path / "packs").mkdir()
+    return Bucket(tmp_path / "packs")
+
+
+def tree_of(folder: Path, files: dict[str, bytes | str | None] | None = None) -> Tree:
+    """bytes: a file, None: a directory, text: a link."""
+    tree = Tree(folder)
+    for part in snapshot.PARTS:
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for name, content in (files or {}).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            path.mkdir(exist_ok=True)
+        elif isinstance(content, str):
+            path.symlink_to(content)
+        else:
+            path.write_bytes(content)
+    return tree
+
+
+def seen(tree: Tree) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for part in snapshot.PARTS:
+        for path in (tree.root / part).rglob("*"):
+            name = str(path.relative_to(tree.root))
+            if path.is_symlink():
+                found[name] = str(path.readlink())
+            elif path.is_dir():
+                found[name] = None
+            else:
+                found[name] = path.read_bytes(), path.stat().st_mode & 0o777, path.stat().st_mtime_ns
+    return found
+
+
+def test_all_comes_back_and_only_what_changed_is_moved(tmp_path: Path, bucket: Bucket) -> None:
+    large = os.urandom(3 * PIECE + 5)
+    one = tree_of(
+        tmp_path / "one",
+        {
+            "work/a.txt": b"a", "work/deep/er/b.bin": large, "work/empty": b"", "work/dir": None, "work/link": "/etc/passwd",
+            "work/ü\n": b"x", "config/projects/p/t.jsonl": large[:100], "config/settings.json": b"not kept", "home/x": b"nor this",
+        },
+    )  # fmt: skip
+    (one.root / "work" / "a.txt").chmod(0o755)
+    first = bucket.save(one, None, "1")
+    other = tree_of(tmp_path / "other", {"work/old": b"goes", "work/dir": b"a file in its place"})
+    bucket.restore(other, first, None)
+    assert seen(other) == seen(one) and not (other.root / "home").exists()
+    assert bucket.fetched >= len(large)
+    # A turn later: a file that grew, one that is gone, one that became a directory.
+    with (other.root / "work/deep/er/b.bin").open("ab") as grown:
+        grown.write(b"more")
+    (other.root / "work/a.txt").unlink()
+    (other.root / "work/empty").unlink()
+    (other.root / "work/empty").mkdir()
+    second = bucket.save(other, first, "2")
+    assert (bucket.folder / "2").stat().st_size == 9, "the last piece of what grew"
+    bucket.fetched = 0
+    bucket.restore(one, second, first)
+    assert seen(one) == seen(other) and bucket.fetched == 9
+    third = bucket.save(one, second, "3")
+    assert (bucket.folder / "3").stat().st_size == 0 and third.packs == second.packs
+
+
+def test_packs_that_nothing_needs_are_left_out_and_many_are_packed_anew(tmp_path: Path, bucket: Bucket) -> None:
+    tree, now = tree_of(tmp_path / "t"), None
+    for number in range(60):
+        (tree.root / "work" / f"{number % 40}").write_bytes(b"%d" % number * 1000)
+        now = bucket.save(tree, now, f"{number}")
+        assert len(now.packs) <= snapshot._MOST_PACKS
+    assert now is not None
+    other = tree_of(tmp_path / "other")
+    bucket.restore(other, now, None)
+    assert seen(other) == seen(tree)
+    for path in (tree.root / "work").iterdir():
+        path.unlink()
+    assert bucket.save(tree, now, "last").packs == ()
+
+
+NAMES = st.text("ab", min_size=1, max_size=2)
+TREES = st.dictionaries(st.tuples(NAMES, NAMES), st.binary(max_size=20), max_size=6)
+
+
+@given(TREES, TREES, TREES)
+@settings(max_examples=40, deadline=None)
+def test_from_any_tree_to_any_other(
+    tmp_path_factory: pytest.TempPathFactory, a: dict[tuple[str, str], bytes], b: dict[tuple[str, str], bytes], c: dict[tuple[str, str], bytes]
+) -> None:  # fmt: skip
+    folder = tmp_path_factory.mktemp("trees")
+    (folder / "packs").mkdir()
+    bucket = Bucket(folder / "packs")
+    trees = [
+        tree_of(folder / str(number), {f"work/{x}/{y}": content for (x, y), content in files.items()})
+        for number, files in enumerate((a, b, c))
+    ]
+    before: Manifest | None = None
+    at = tree_of(folder / "at")
+    for number, tree in enumerate(trees):
+        manifest = bucket.save(tree, before, str(number))
+        bucket.restore(at, manifest, before)
+        assert seen(at) == seen(tree)
+        before = manifest
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Entry(b"../x", "f", 0o600, 0), Entry(b"work/../../x", "f", 0o600, 0), Entry(b"/etc/x", "f", 0o600, 0),
+        Entry(b"work/a/x", "f", 0o600, 0), Entry(b"home/x", "f", 0o600, 0), Entry(b"work/", "d", 0o700, 0),
+        Entry(b"work/x\0", "f", 0o600, 0), Entry(b"work/x", "p", 0o600, 0), Entry(b"work", "l", 0, 0, target=b"/etc"),
+        Entry(b"work/x", "f", 0o600, 0, 1, (Piece(b"", 3, 0, 1),)), Entry(b"work/x", "f", 0o600, 0, 1, (Piece(b"", 0, -1, 1),)),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_leads_out_of_the_tree_is_refused(tmp_path: Path, entry: Entry) -> None:
+    tree = tree_of(tmp_path / "t")
+    link = Entry(b"work/a", "l", 0o777, 0, target=b"/tmp")
+    with pytest.raises(Unusable):
+        snapshot.prepare(tree, Manifest("/t", (link, entry), (("p", 1),)), None)
+    snapshot.prepare(tree, Manifest("/t", (link,), (("p", 1),)), None)  # the control
+
+
+def test_what_is_no_manifest_is_refused() -> None:
+    for wrong in (b"", b"\xc1", msgspec.msgpack.encode({"v": 1}), msgspec.msgpack.encode([1])):
+        with pytest.raises(Unusable):
+            snapshot.decode(wrong)
+
+
+def test_a_tree_elsewhere_is_one_that_the_cli_finds(tmp_path: Path, bucket: Bucket) -> None:
+    one = tree_of(tmp_path / "one")
+    project = snapshot._project(one.work)
+    assert project == "".join(c if c.isalnum() else "-" for c in str(one.work))
+    (one.transcripts / project).mkdir()
+    (one.transcripts / project / "id.jsonl").write_text(f'{{"cwd": "{one.work}"}}\n')
+    manifest = bucket.save(one, None, "1")
+    other = tree_of(tmp_path / "other")
+    bucket.restore(other, manifest, None)
+    assert snapshot.settle(other, manifest)
+    assert (
+        other.transcripts / snapshot._project(other.work) / "id.jsonl"
+    ).read_text() == f'{{"cwd": "{other.work}"}}\n'
+    assert not snapshot.settle(one, manifest)
