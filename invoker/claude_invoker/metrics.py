@@ -57,6 +57,12 @@ class Metrics:
         )
         allowed = Gauge("claude_invoker_held_allowed_bytes", "What they may hold", ["where"], registry=self._registry)
         self._held.labels("memory").set_function(lambda: engine.held_bytes)
+        kept = Gauge("claude_invoker_sessions_kept", "Processes that wait for a turn", registry=self._registry)
+        kept.set_function(lambda: engine.idle.count)
+        waiting = Gauge(
+            "claude_invoker_store_waiting_runs", "Runs whose files the store does not have yet", registry=self._registry
+        )
+        waiting.set_function(lambda: 0 if engine.keeping.outbox is None else len(engine.keeping.outbox.runs))
         for where in ("memory", "redis"):
             allowed.labels(where).set(engine.settings.held_in_all)
         self._warnings = Counter(

@@ -63,10 +63,15 @@ def test_a_turns_own_budget_binds_in_the_same_process(asked: Callable[..., Any])
     "other",
     [
         {"tools": ["Read"]},
-        {"max_turns": 3},
-        {"system": "Other."},
-        {"model": "haiku"},
-        {"output_schema": {"type": "object"}},
+        *(
+            pytest.param(other, marks=pytest.mark.slow)
+            for other in (
+                {"max_turns": 3},
+                {"system": "Other."},
+                {"model": "haiku"},
+                {"output_schema": {"type": "object"}},
+            )
+        ),
     ],
     ids=lambda other: next(iter(other)),
 )
@@ -80,6 +85,7 @@ def test_another_kind_of_turn_starts_cold(asked: Callable[..., Any], other: dict
     assert len(two - three) == 1 == len(three - two)
 
 
+@pytest.mark.slow  # an invoker of its own
 def test_after_a_command_nothing_is_kept(asked: Callable[..., Any], warm: Invoker) -> None:
     before = {process.pid for process in warm.clis()}
     first, one = asked(prompt=tool("Bash", command="(setsid sleep 300 &) ; echo x"), tools=["Bash", "Read"])
@@ -88,6 +94,7 @@ def test_after_a_command_nothing_is_kept(asked: Callable[..., Any], warm: Invoke
     assert len(two - before) == 1, "a turn without a command leaves its process, though it may have had one"
 
 
+@pytest.mark.slow  # an invoker of its own
 def test_what_is_kept_ends_in_time_and_within_its_memory(start_invoker: Callable[..., Invoker]) -> None:
     invoker = start_invoker(pool_size=0, session_idle_s=1)
     with invoker.client() as api:
@@ -101,6 +108,7 @@ def test_what_is_kept_ends_in_time_and_within_its_memory(start_invoker: Callable
         wait_for(lambda: not small.clis(), what="its end")
 
 
+@pytest.mark.slow  # an invoker of its own
 def test_two_invokers_with_one_directory_do_not_meet_in_a_session(start_invoker: Callable[..., Invoker]) -> None:
     """The second takes the session over while the first has kept its process; the first notices."""
     first = start_invoker(pool_size=0, session_idle_s=60)

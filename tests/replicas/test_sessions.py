@@ -91,6 +91,7 @@ def test_turns_at_two_invokers_one_of_which_is_killed(
     assert session not in str(names)
 
 
+@pytest.mark.slow  # an invoker of its own
 def test_one_turn_at_a_time_over_all_invokers(start: Callable[..., Invoker]) -> None:
     one, other = start(), start()
     statuses: list[int] = []
@@ -109,6 +110,7 @@ def test_one_turn_at_a_time_over_all_invokers(start: Callable[..., Invoker]) -> 
         assert sorted(statuses) == [200, 409]
 
 
+@pytest.mark.slow  # an invoker of its own
 def test_while_the_store_is_away_a_session_goes_on_where_it_is(start: Callable[..., Invoker], s3: S3) -> None:
     one, other = start(), start()
     with client(one) as here, client(other) as there:

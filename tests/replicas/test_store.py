@@ -119,6 +119,7 @@ def test_any_replica_serves_what_one_that_is_gone_has_left(
         assert owner.get(guesses[1]).status_code == 200  # the control
 
 
+@pytest.mark.slow  # an invoker of its own
 def test_while_the_store_is_away_answers_come_and_files_are_sent_when_it_is_back_by_the_next_invoker(
     start: Callable[..., Invoker], s3: S3, prefix: str
 ) -> None:
@@ -149,6 +150,7 @@ def test_while_the_store_is_away_answers_come_and_files_are_sent_when_it_is_back
         assert there.get(artifact["href"]).text == CONTENT
 
 
+@pytest.mark.slow  # an invoker of its own
 def test_what_is_over_goes_from_the_store(start: Callable[..., Invoker], s3: S3, prefix: str) -> None:
     invoker = start(retention_s=1)
     with client(invoker) as api:
@@ -158,6 +160,7 @@ def test_what_is_over_goes_from_the_store(start: Callable[..., Invoker], s3: S3,
         wait_for(lambda: name not in s3.names(prefix), what="its end")
 
 
+@pytest.mark.slow  # an invoker of its own
 def test_jobs_have_their_files_there_too(start: Callable[..., Invoker], s3: S3, prefix: str) -> None:
     worker, other = start(worker="embedded"), start()
     with client(worker) as here, client(other) as there:
