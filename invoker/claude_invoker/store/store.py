@@ -5,7 +5,6 @@ Names are ours: hexadecimal digits and a few words. Nothing that a run or a call
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -24,11 +23,11 @@ from claude_invoker.store.place import Key, Place
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from obstore import GetOptions
     from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Config
 
 _log = logging.getLogger(__name__)
 PIECE = 1 << 20
+_FETCH = 4 << 20
 _PART = 8 << 20
 """Of a large file that is sent in parts, two at a time."""
 _CONNECT_S = 2.0
@@ -78,31 +77,33 @@ class Store:
         with self._asking(is_put=True):
             await obstore.put_async(self._store, name, content, chunk_size=_PART, max_concurrency=2)
 
-    async def read(self, name: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """The bytes from `start` up to `end`. Returns once the store has begun to answer. Raises Missing, Away; the
-        iteration does as well."""
-        if end is not None and end <= start:
-            return _nothing()
-        with self._asking():
-            options: GetOptions = {} if not start else {"range": {"offset": start}}
-            if end is not None:
-                options = {"range": (start, end)}
-            answer = await obstore.get_async(self._store, name, options=options)
-        return self._pieces(answer)
+    async def read(self, name: str, start: int, end: int) -> AsyncIterator[bytes]:
+        """The bytes from `start` up to `end`, which it has. Returns once the store has begun to answer. Raises Missing,
+        Away; the iteration does as well.
 
-    async def _pieces(self, answer: obstore.GetResult) -> AsyncIterator[bytes]:
-        pieces = answer.stream(min_chunk_size=PIECE)
-        while True:
-            with self._asking():
-                try:
-                    piece = await anext(pieces)
-                except StopAsyncIteration:
-                    return
-            yield bytes(piece)
+        Each piece is a request: one for all would be under way for as long as a slow client reads, which no store and
+        no time-out bears."""
+        return self._ranges(name, await self._range(name, start, end), start, end)
+
+    async def _ranges(self, name: str, piece: bytes, start: int, end: int) -> AsyncIterator[bytes]:
+        while piece:
+            yield piece
+            start += len(piece)
+            piece = await self._range(name, start, end)
+
+    async def _range(self, name: str, start: int, end: int) -> bytes:
+        """The next piece; empty at the end."""
+        if start >= end:
+            return b""
+        with self._asking():
+            found = await obstore.get_range_async(self._store, name, start=start, end=min(end, start + _FETCH))
+        return bytes(found)
 
     async def get(self, name: str) -> bytes:
-        """All of a small one. Raises Missing, Away."""
-        return b"".join([piece async for piece in await self.read(name)])
+        """All of one that fits into memory. Raises Missing, Away."""
+        with self._asking():
+            answer = await obstore.get_async(self._store, name)
+            return bytes(await answer.bytes_async())
 
     async def found(self, prefix: str) -> AsyncIterator[Found]:
         """Those whose names begin with the segments of `prefix`. Raises Away."""
@@ -156,11 +157,6 @@ class Store:
                 self._said = time.monotonic()
                 _log.warning("the store cannot be used, what it is to keep waits on the disk: %s", reason)
             raise Away(reason) from None
-
-
-async def _nothing() -> AsyncIterator[bytes]:
-    return
-    yield b""
 
 
 _REASONS = {
@@ -221,10 +217,3 @@ def _bucket(place: Place, key: Key | None) -> S3Store:
 def open_store(place: Place | None, key: Key | None) -> Store | None:
     """None where none is configured."""
     return None if place is None else Store(place, key)
-
-
-async def drained(pieces: AsyncIterator[bytes], into: Path) -> None:
-    """Writes them to a new file. Raises OSError, Away, Missing."""
-    with into.open("xb") as file:
-        async for piece in pieces:
-            await asyncio.to_thread(file.write, piece)
