@@ -238,16 +238,17 @@ def test_a_full_disk_is_one_line(
 
 
 CHANGES = {
-    "a plugin refuses it": ("default_tier: free", "default_tier: fre", "kong.yml:32: plugin claude-gateway on route claude-invoke, "
+    "a plugin refuses it": ("default_tier: free", "default_tier: fre", "{at}: plugin claude-gateway on route claude-invoke, "
         "config.rate_tiers.default_tier: must name one of the tiers: free, pro, team"),
     "of another kind, by an anchor": ("{name: free, minute: 10,", "{name: free, minute: ten,",
-        "kong.yml:34: plugins[1].config.rate_tiers.tiers[1].minute (plugin claude-gateway): expected an integer"),
+        "{at}: plugins[1].config.rate_tiers.tiers[1].minute (plugin claude-gateway): expected an integer"),
     "an unknown field": ("methods: [POST]", "methos: [POST]",
-        "kong.yml:78: services[1].routes[1].methos (route claude-invoke): unknown field"),
-    "a guard's": ("by: route}", "by: rout}", "kong.yml:71: services[1].plugins[1].config.by (plugin claude-guard of service "
+        "{at}: services[1].routes[1].methos (route claude-invoke): unknown field"),
+    "a guard's": ("by: route}", "by: rout}", "{at}: services[1].plugins[1].config.by (plugin claude-guard of service "
         "claude-code-service): expected one of: route, service"),
-    "no YAML": ("url: http://invoker:8100", "url: [", "kong.yml:62: did not find expected ',' or ']'"),
+    "no YAML": ("url: http://invoker:8100", "url: [", "{next but two}: did not find expected ',' or ']'"),
 }  # fmt: skip
+"""{at}: where the change is; {next but two}: three lines further, where the list without an end meets what is no part of it."""
 
 
 def said_of(text: str, home: Path, kong: str | None = None) -> list[str]:
@@ -263,7 +264,10 @@ def test_a_mistake_is_said_once_with_file_line_entity_and_field(
     before: str, after: str, line: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KONG_CLAUDE_HOME", str(home))
-    assert said_of((ROOT / "kong.yml").read_text().replace(before, after, 1), home) == [line]
+    text = (ROOT / "kong.yml").read_text()
+    at = text[: text.index(before)].count("\n") + 1
+    said = line.replace("{at}", f"kong.yml:{at}").replace("{next but two}", f"kong.yml:{at + 3}")
+    assert said_of(text.replace(before, after, 1), home) == [said]
 
 
 UNKNOWN = "plugins:\n- {name: cors, config: {whatever: 1}}\n"
