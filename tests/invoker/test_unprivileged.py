@@ -116,7 +116,9 @@ def test_runs_of_one_user_are_kept_apart_and_end_whatever_they_do(
             neighbour = pool.submit(bash, api, "for i in $(seq 30); do sleep 0.1; done; echo undisturbed")
             grown = bash(api, BOMB)
             if strength == "namespaces":
-                assert grown.status_code == 200, "the kernel counts them by themselves: no more are made"
+                # The kernel counts them by themselves: no more are made. Where none is left for its own CLI either, that
+                # ends, and the run with it.
+                assert grown.status_code in (200, 502), grown.text
             else:
                 assert grown.json()["limit"] == "processes", grown.text
             assert "undisturbed" in neighbour.result().json()["result"]
