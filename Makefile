@@ -6,7 +6,7 @@ JOBS   ?= 3
 DATA   ?= tests/conformance/data
 BASE_URL ?=
 
-.PHONY: redis-servers test-redis help setup up down test test-long test-ledger lint format bench conformance chaos soak clean fuzz version doctor
+.PHONY: test-alone redis-servers test-redis help setup up down test test-long test-ledger lint format bench conformance chaos soak clean fuzz version doctor
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -54,6 +54,10 @@ test: setup ## every test that needs no Docker engine
 test-long: setup ## the long forms of what `make test` has a short one of, and all controls (TESTS=tests/packaging for some)
 	$(BIN)/python -m pytest $(or $(TESTS),tests --ignore tests/escape) -n $(JOBS) --dist loadgroup \
 	  -m "slow and not docker" -k "not javascript and not model_for_long" --timeout=1200 -q
+
+test-alone: setup ## what has failed last, one after the other: what fails beside others only is short of time
+	@sed -i -E 's/@[a-z0-9_-]+": true/": true/' .pytest_cache/v/cache/lastfailed  # the group that pytest-xdist adds to a name
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not docker" -q
 
 lint: setup ## ruff, mypy, YAML; the compose file and Dockerfiles where docker compose and hadolint are there
 	$(BIN)/ruff check .
