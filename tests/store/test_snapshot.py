@@ -177,3 +177,46 @@ def test_a_tree_elsewhere_is_one_that_the_cli_finds(tmp_path: Path, bucket: Buck
         other.transcripts / snapshot._project(other.work) / "id.jsonl"
     ).read_text() == f'{{"cwd": "{other.work}"}}\n'
     assert not snapshot.settle(one, manifest)
+
+
+OUTSIDE = {"projects/p/theirs.jsonl": b"theirs", "theirs": b"theirs"}
+
+
+@pytest.fixture(params=["defended", "control"])
+def defended(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether links in the place of directories are removed. Where not, the attacks below succeed."""
+    if request.param == "control":
+        monkeypatch.setattr(Tree, "straighten", lambda self: None)
+    return bool(request.param == "defended")
+
+
+def with_a_link(folder: Path, part: str) -> tuple[Tree, Path]:
+    """A tree of which a run has replaced a directory by a link to somebody else's."""
+    outside = tree_of(folder / "outside", dict(OUTSIDE)).root
+    tree = tree_of(folder / "tree", {"work/mine": b"mine"})
+    (tree.root / part).rename(folder / "gone")
+    (tree.root / part).symlink_to(outside)
+    return tree, outside
+
+
+def test_a_link_in_the_place_of_a_directory_brings_nobody_elses_files(
+    tmp_path: Path, bucket: Bucket, defended: bool
+) -> None:
+    tree, _ = with_a_link(tmp_path, "config")
+    saved = bucket.save(tree, None, "1")
+    assert any(b"theirs" in entry.path for entry in saved.entries) is not defended
+
+
+@pytest.mark.parametrize("part", ["work", "config"])
+def test_nothing_is_written_where_a_link_leads(tmp_path: Path, bucket: Bucket, defended: bool, part: str) -> None:
+    """Its next turn was elsewhere, and what that has left comes here as root writes it."""
+    tree, outside = with_a_link(tmp_path, part)
+    have = bucket.save(tree, None, "1")
+    kept = seen(Tree(outside))
+    later = tree_of(tmp_path / "later", {"work/new": b"new", "config/projects/q/new.jsonl": b"new"})
+    wanted = bucket.save(later, have, "2")
+    bucket.restore(tree, wanted, have)
+    written = any(path.name.startswith("new") for path in outside.rglob("*"))
+    assert written is not defended
+    if defended:
+        assert (seen(Tree(outside)), seen(tree)) == (kept, seen(later))

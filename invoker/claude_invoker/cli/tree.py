@@ -86,9 +86,7 @@ class Tree:
         """
         walk.delete(self.home)
         walk.delete(self.temp)
-        for path in (self.work, self.config, self.transcripts):
-            if not _is_directory(path):
-                walk.delete(path)
+        self.straighten()
         if self.config.exists():
             for path in list(self.config.iterdir()):
                 if path != self.transcripts:
@@ -97,6 +95,13 @@ class Tree:
             path.mkdir(mode=0o700, exist_ok=True)
         if uid is not None:
             walk.give(self.root, uid, KEPT)
+
+    def straighten(self) -> None:
+        """Removes what is no directory of the tree any more where one has to be: a link in the place of `work` would
+        lead whoever writes or reads there elsewhere. Before any use of the tree by its paths. Raises OSError."""
+        for path in (self.work, self.config, self.transcripts):
+            if not _is_directory(path):
+                walk.delete(path)
 
     def take_back(self, uid: int | None) -> None:
         """Leaves nothing of it to `uid`. Only while nothing of that user is alive. Raises walk.TooMuch, OSError."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -98,6 +97,7 @@ def decode(stored: bytes) -> Manifest:
 def save(tree: Tree, before: Manifest | None, pack: Path, name: str) -> Manifest:
     """What is in the tree now. Its pieces that no pack has are written to the file `pack`, which is to be kept as
     `name`; the file is empty where there are none. Raises walk.TooMuch, OSError."""
+    tree.straighten()
     manifest = _saved(tree, before, pack, name)
     live = sum({piece.digest: piece.length for entry in manifest.entries for piece in entry.pieces}.values())
     if len(manifest.packs) > _MOST_PACKS or sum(size for _, size in manifest.packs) > 2 * live + _SLACK:
@@ -179,6 +179,7 @@ def prepare(tree: Tree, wanted: Manifest, have: Manifest | None) -> list[Fetch]:
     _check(wanted)
     old = {entry.path: entry for entry in (have.entries if have else ())}
     new = {entry.path: entry for entry in wanted.entries}
+    tree.straighten()
     if have is None:
         for part in PARTS:
             walk.delete(tree.root / part)
@@ -287,8 +288,7 @@ def settle(tree: Tree, wanted: Manifest) -> bool:
         return False
     old, new = _project(Path(wanted.root) / "work"), _project(tree.work)
     if (tree.transcripts / old).is_dir():
-        if (tree.transcripts / new).exists():
-            shutil.rmtree(tree.transcripts / new)
+        walk.delete(tree.transcripts / new)
         (tree.transcripts / old).rename(tree.transcripts / new)
     for path in tree.transcripts.rglob("*.jsonl"):
         if path.is_file() and not path.is_symlink():
