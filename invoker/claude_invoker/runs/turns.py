@@ -17,6 +17,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from claude_invoker import redis_clients
+from claude_invoker.ending import ended
 from claude_invoker.problem import Problem
 
 _log = logging.getLogger(__name__)
@@ -138,8 +139,7 @@ class Turn:
 
     async def _rest(self) -> None:
         if self._beating is not None:
-            self._beating.cancel()
-            await asyncio.gather(self._beating, return_exceptions=True)
+            await ended(self._beating)
             self._beating = None
 
 
