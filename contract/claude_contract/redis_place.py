@@ -71,6 +71,11 @@ class Place:
         """With other credentials, time-outs and the like, for Redis and for its Sentinels."""
         return replace(self, options={**self.options, **options}, asking={**self.asking, **asking})
 
+    def of_sentinels(self, once: Any) -> dict[str, Any]:
+        """Keyword arguments of a connection to a Sentinel. `once`: redis-py's retry, of threads or of asyncio, that
+        tries once more and does not wait: where one does not answer the next is asked, not the same for seconds."""
+        return {"retry": once, **self.asking, **({"ssl": True} if self.tls else {})}
+
     def __str__(self) -> str:
         if "path" in self.options:
             return f"Redis at {self.options['path']}"
@@ -101,9 +106,7 @@ def pool(place: Place, of: type[redis.ConnectionPool] = redis.ConnectionPool, **
     """Connections of redis-py, for threads. Not for a Cluster. `of`: the class of a server's, with its `bounds`."""
     options: dict[str, Any] = dict(place.options)
     if place.kind is Kind.SENTINEL:
-        # Of a Sentinel that does not answer the next one is asked, not the same for seconds, as redis-py would.
-        asking: dict[str, Any] = {"retry": Retry(NoBackoff(), 1), **place.asking}
-        sentinel = Sentinel(list(place.nodes), sentinel_kwargs=asking | ({"ssl": True} if place.tls else {}))
+        sentinel = Sentinel(list(place.nodes), sentinel_kwargs=place.of_sentinels(Retry(NoBackoff(), 1)))
         return SentinelConnectionPool(place.service, sentinel, ssl=place.tls, **options)
     if "path" in options:
         return of(connection_class=redis.UnixDomainSocketConnection, **bounds, **options)

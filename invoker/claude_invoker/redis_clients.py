@@ -78,9 +78,7 @@ def _place(url: str, options: dict[str, Any]) -> Place:
 def _pool(place: Place) -> ConnectionPool:
     options: dict[str, Any] = dict(place.options)
     if place.kind is Kind.SENTINEL:
-        # Of a Sentinel that does not answer the next one is asked, not the same for seconds, as redis-py would.
-        asking: dict[str, Any] = {"retry": Retry(NoBackoff(), 1), **place.asking}
-        sentinel = Sentinel(list(place.nodes), sentinel_kwargs=asking | ({"ssl": True} if place.tls else {}))
+        sentinel = Sentinel(list(place.nodes), sentinel_kwargs=place.of_sentinels(Retry(NoBackoff(), 1)))
         managed = _ManagedSSLConnection if place.tls else _ManagedConnection
         return SentinelConnectionPool(place.service, sentinel, connection_class=managed, **options)
     if "path" in options:

@@ -221,6 +221,11 @@ class Settings(BaseSettings):
         return None if self.store_key is None else StoreKey.parse(self.store_key.get_secret_value())
 
     @property
+    def longest_retention_s(self) -> float:
+        """After this nobody asks for anything of a run."""
+        return max([self.retention_s, *self.tier_retention_s.values()])
+
+    @property
     def held(self) -> Bounds:
         return Bounds(self.held_per_run, self.held_per_subject, self.held_in_all)
 

@@ -23,6 +23,7 @@ from claude_invoker.holding import Bounds
 from claude_invoker.problem import Problem
 from claude_invoker.replicas import record
 from claude_invoker.replicas.record import RunRecord
+from claude_invoker.runs.kept import ANSWERS
 from claude_invoker.runs.run import Run
 from claude_invoker.store.store import Away, Missing, Store
 
@@ -233,7 +234,7 @@ class Register:
         """Without what the store has of it; all of it where that is not to be had now."""
         if self._store is None or len(end.view) + len(end.events) <= record.INLINE or self._store.seems_away:
             return record.small(end)
-        light, body = record.apart(end, f"answers/{end.id}")
+        light, body = record.apart(end, f"{ANSWERS}/{end.id}")
         try:
             async with asyncio.timeout(_STORE_S):
                 await self._store.put(light.body, body)

@@ -474,9 +474,9 @@ class Engine:
             await self._moving.expire(self.settings.session_ttl_s)
 
     def _forget_files_here(self) -> None:
-        longest = max([self.settings.retention_s, *self.settings.tier_retention_s.values()])
+        longest_s = self.settings.longest_retention_s
         for path in artifacts.root(self.settings).iterdir():
-            if path.name not in self.runs and path.stat().st_mtime + longest < time.time():
+            if path.name not in self.runs and path.stat().st_mtime + longest_s < time.time():
                 delete(path)
 
     async def _adopt_files(self) -> None:

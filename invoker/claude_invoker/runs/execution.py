@@ -87,7 +87,7 @@ class Executor:
             if suits:
                 ready.at_first = await alive(ready.process)
         process = ready.process
-        stays = False
+        stays = may_stay = False
         run.work = process.tree.work
         try:
             before = ready.before
@@ -99,13 +99,10 @@ class Executor:
             began = time.monotonic()
             try:
                 said = await self._rounds(run, ready, goes_on=goes_on)
-                stays = suits and await self._may_stay(run, ready)
+                may_stay = suits and await self._may_stay(run, ready)
             finally:
-                await unbroken(self._leave(run, ready, before, gently=session is not None, stays=stays))
-            stays = stays and run.is_counted
-        except BaseException:
-            stays = False
-            raise
+                await unbroken(self._leave(run, ready, before, gently=session is not None, stays=may_stay))
+            stays = may_stay and run.is_counted
         finally:
             if not stays:
                 disposing = self._launcher.dispose_soon(ready)

@@ -26,9 +26,13 @@ from claude_invoker.store.store import PIECE, Away, Missing, Store
 
 _log = logging.getLogger(__name__)
 _FOLDER = "artifacts"
+ANSWERS = "answers"
+"""Where the store has those of runs that are over, with their events (`replicas.register`)."""
 _SENT_S = 2.0
 """How long an answer waits at most for its files to be in the store."""
 _LOOK_S = 2.0
+_LATE_S = 3600.0
+"""Clocks of the store and of machines, and how long a run's record may be written after its files."""
 _RUN = re.compile(r"(?:run|job)_[0-9a-f]{24}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -185,10 +189,9 @@ class Keeping:
         """Deletes what no record can name any more."""
         if self.store is None:
             return
-        longest = max([self._settings.retention_s, *self._settings.tier_retention_s.values()])
-        for folder in (_FOLDER, "answers"):
+        for folder in (_FOLDER, ANSWERS):
             try:
-                await self.store.expire(folder, longest + _LATE_S)
+                await self.store.expire(folder, self._settings.longest_retention_s + _LATE_S)
             except Away:
                 return
 
@@ -197,7 +200,3 @@ def _sizes(root: Path) -> list[tuple[Path, float, int]]:
     """Directories of runs, when each was written, bytes on the disk."""
     most = usage.Files(1 << 63, 1 << 63)
     return [(path, path.stat().st_mtime, usage.files(path, most).bytes) for path in root.iterdir()]
-
-
-_LATE_S = 3600.0
-"""Clocks of the store and of machines, and how long a run's record may be written after its files."""
