@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -15,37 +16,15 @@ import pytest
 
 from claude_invoker.runs.turns import LEASE_S
 from tests.invoker.conftest import Invoker, StandInProcess, as_root, tool, wait_for
-from tests.jobs.conftest import SECRET as ATTESTATION
-from tests.rate_tiers.servers import RedisProcess
 from tests.replicas.test_replicas import client
-from tests.support.s3 import ID, S3, SECRET, away
+from tests.support.s3 import S3, away
 
 pytestmark = [as_root, pytest.mark.xdist_group("replicas"), pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    server = S3()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def prefix() -> str:
-    return f"sessions-{secrets.token_hex(4)}"
-
-
-@pytest.fixture(scope="module")
-def start(
-    start_invoker: Callable[..., Invoker], shared_redis: RedisProcess, s3: S3, prefix: str
-) -> Callable[..., Invoker]:
-    def started(**more: Any) -> Invoker:
-        url = shared_redis.url
-        shared = {"redis_url": url, "runs_redis_url": url, "attestation_key": ATTESTATION, "trust": "attested"}
-        kept = {"store": s3.url(prefix), "store_key": f"{ID}:{SECRET}"}
-        return start_invoker(pool_size=0, idle_s=60, total_s=120, **(shared | kept | more))
-
-    return started
+def start(start: Callable[..., Invoker]) -> Callable[..., Invoker]:
+    return functools.partial(start, total_s=120)
 
 
 def turn(api: httpx.Client, prompt: str, session: str = "new", **more: Any) -> dict[str, Any]:

@@ -3,48 +3,20 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.invoker.conftest import Invoker, as_root, tool, wait_for
-from tests.jobs.conftest import SECRET as ATTESTATION
-from tests.rate_tiers.servers import RedisProcess
 from tests.replicas.test_replicas import client
 from tests.support.s3 import ID, S3, SECRET, away
 
 pytestmark = [as_root, pytest.mark.xdist_group("replicas"), pytest.mark.timeout(180)]
 CONTENT = "# A\n" + "line\n" * 2000
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    server = S3()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def prefix() -> str:
-    return f"replicas-{secrets.token_hex(4)}"
-
-
-@pytest.fixture(scope="module")
-def start(
-    start_invoker: Callable[..., Invoker], shared_redis: RedisProcess, s3: S3, prefix: str
-) -> Callable[..., Invoker]:
-    def started(**more: Any) -> Invoker:
-        url = shared_redis.url
-        shared = {"redis_url": url, "runs_redis_url": url, "attestation_key": ATTESTATION, "trust": "attested"}
-        kept = {"store": s3.url(prefix), "store_key": f"{ID}:{SECRET}"}
-        return start_invoker(pool_size=0, idle_s=60, **(shared | kept | more))
-
-    return started
 
 
 def wrote(api: httpx.Client, path: str = "a b.md", content: str = CONTENT, **more: Any) -> dict[str, Any]:
