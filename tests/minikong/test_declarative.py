@@ -154,14 +154,31 @@ def test_what_an_anchor_brings_to_several_is_told_once_at_its_line() -> None:
     assert line.startswith("kong.yml:3: plugins[1].config.key_names (plugin key-auth): ")
 
 
+@pytest.mark.parametrize(
+    ("url", "wrong"),
+    [
+        ("not-a-url", ["host", "path"]),
+        ("http://", ["host"]),
+        ("ftp://invoker:8080", ["protocol"]),
+        ("http://invoker:99999", ["port"]),
+        ("invoker:8080", ["protocol", "host", "path"]),
+        ("null", ["protocol", "host", "path"]),
+    ],
+)
+def test_a_bad_url_is_one_problem_that_says_what_is_wrong_in_it(url: str, wrong: list[str]) -> None:
+    with pytest.raises(declarative.DeclarativeError) as refused:
+        _load(f"services:\n- name: a\n  url: {url}\n")
+    (line,) = refused.value.located("kong.yml")
+    said = line.removeprefix("kong.yml:4: services[1].url (service a): not like http://host:port/path: ")
+    assert [part.partition(":")[0] for part in said.split("; ")] == wrong
+
+
 def test_what_a_url_lacks_is_told_at_its_line_and_once_however_many_have_it() -> None:
     text = "services:\n- &one\n  name: a\n  url: invoker:8100\n- <<: *one\n  name: b\n"
     with pytest.raises(declarative.DeclarativeError) as refused:
         _load(text)
-    told = refused.value.located("kong.yml")
-    assert [line.partition(" (")[0] for line in told] == [
-        f"kong.yml:5: services[1].{field}" for field in ("protocol", "host", "path")
-    ]
+    (line,) = refused.value.located("kong.yml")
+    assert line.startswith("kong.yml:5: services[1].url (service a): ")
 
 
 def test_control_the_same_mistake_written_twice_is_told_twice() -> None:

@@ -41,12 +41,10 @@ class DeclarativeError(Exception):
         What several entities have from one anchor is one problem, told of the first of them.
         """
         found: dict[tuple[Any, ...], str] = {}
-        for path, text in _leaves(self.errors, ()):
+        for path, text in _by_field(_leaves(self.errors, ()), self.lines):
             if unread := _UNREAD.fullmatch(text):
                 return [f"{filename}:{unread[1]}: {unread[2]}"]
             known = path
-            if path not in self.lines and path[-1] in _OF_URL and (*path[:-1], "url") in self.lines:
-                known = (*path[:-1], "url")
             while known and known not in self.lines:
                 known = known[:-1]
             where = f"{filename}:{self.lines[known]}" if known in self.lines else filename
@@ -126,3 +124,16 @@ def _leaves(errors: Any, path: lyaml.Path) -> Iterator[tuple[lyaml.Path, str]]:
             yield from _leaves(error, (*path, key))
         else:
             yield (*path, key), str(error)
+
+
+def _by_field(leaves: Iterator[tuple[lyaml.Path, str]], lines: lyaml.Lines) -> Iterator[tuple[lyaml.Path, str]]:
+    """What Kong says of the fields that it makes of a service's `url` is one problem: the `url`."""
+    of_urls: dict[lyaml.Path, list[str]] = {}
+    for path, text in leaves:
+        url = (*path[:-1], "url")
+        if path not in lines and path[-1] in _OF_URL and url in lines:
+            of_urls.setdefault(url, []).append(f"{path[-1]}: {text}")
+        else:
+            yield path, text
+    for url, texts in of_urls.items():
+        yield url, f"not like http://host:port/path: {'; '.join(texts)}"
