@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 
+from claude_invoker.cli import usage
 from claude_invoker.isolation import confine, namespaces
 from tests.invoker.conftest import StandInProcess, bash, tool, wait_for
-from tests.invoker.ordinary import folder_of_its, started
+from tests.invoker.ordinary import AS_NOBODY, folder_of_its, started
 
 with_landlock = pytest.mark.skipif(confine.abi() < 6, reason="this kernel's Landlock has no scopes")
 with_bubblewrap = pytest.mark.skipif(namespaces.program() is None, reason="bubblewrap is not installed")
@@ -75,6 +78,43 @@ def flees(seconds: str) -> str:
     )
 
 
+RUNS = 8
+"""As many as an invoker has at once by default."""
+
+
+def processes_of_its() -> int:
+    """How many processes and threads the invoker's user has."""
+    uid = AS_NOBODY.get("user", os.geteuid())
+    return usage.of_users([uid])[uid].threads
+
+
+@contextmanager
+def highest(number: Callable[[], int]) -> Iterator[list[int]]:
+    """What it was meanwhile."""
+    seen: list[int] = []
+    over = Event()
+
+    def look() -> None:
+        while not over.wait(0.05):
+            seen.append(number())
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        try:
+            yield seen
+        finally:
+            over.set()
+            looking.result()
+
+
+@with_landlock
+def test_control_without_a_limit_for_all_a_run_may_fill_the_machine(stand_in: StandInProcess, folder: Path) -> None:
+    without = ("a_machine_without_bubblewrap", "processes_without_a_limit_for_all")
+    with started(stand_in, folder, without=without, process_limit=200) as invoker, invoker.client() as api:
+        answer = bash(api, "ulimit -u").json()["result"].split()[-1]
+        assert answer == "unlimited" or int(answer) > processes_of_its() + 200 * (RUNS + 1)
+
+
 BOMB = """
 grow() { (trap '' TERM; grow & grow &) 2>/dev/null; sleep 30; }
 grow & sleep 2; echo grown
@@ -110,18 +150,20 @@ def test_runs_of_one_user_are_kept_apart_and_end_whatever_they_do(
             assert "Operation not permitted" in works.text, "it is not said to have been done"
         assert [artifact["path"] for artifact in works.json()["artifacts"]] == ["kept"]
         assert not left(seconds)
+
+        # Whatever a run does before it is looked at, the machine has processes left.
+        most = int(bash(api, "ulimit -u").json()["result"].split()[-1])
+        assert most <= (200 if strength == "namespaces" else processes_of_its() + 200 * (RUNS + 1))
         if not all_of_it:
             return
 
         with ThreadPoolExecutor(1) as pool:
             neighbour = pool.submit(bash, api, "for i in $(seq 30); do sleep 0.1; done; echo undisturbed")
-            grown = bash(api, BOMB)
-            if strength == "namespaces":
-                # The kernel counts them by themselves: no more are made. Where none is left for its own CLI either, that
-                # ends, and the run with it.
-                assert grown.status_code in (200, 502), grown.text
-            else:
-                assert grown.json()["limit"] == "processes", grown.text
+            with highest(processes_of_its) as seen:
+                grown = bash(api, BOMB)
+            # No more are made. Where none is left for its own CLI either, that ends, and the run with it.
+            assert grown.status_code in (200, 502) or grown.json()["limit"] == "processes", grown.text
+            assert strength == "namespaces" or 200 < max(seen) <= most
             assert "undisturbed" in neighbour.result().json()["result"]
         late = bash(api, f"exec sleep {seconds}", timeout_s=2)
         assert late.status_code == 504, late.text

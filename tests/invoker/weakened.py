@@ -26,7 +26,20 @@ from claude_contract.ledger import Draw, Drawn, Slot, Verdict, micro_usd
 from claude_invoker import __main__ as program
 from claude_invoker import trust
 from claude_invoker.caller import DEVELOPER
-from claude_invoker.cli import aside, boundary, contained, kill, killer, launcher, messages, process, tree, users, walk
+from claude_invoker.cli import (
+    aside,
+    boundary,
+    child,
+    contained,
+    kill,
+    killer,
+    launcher,
+    messages,
+    process,
+    tree,
+    users,
+    walk,
+)
 from claude_invoker.cli.command import Shape, command
 from claude_invoker.draws import Answer, Draws
 from claude_invoker.egress import filters as egress
@@ -52,6 +65,16 @@ def a_kernel_without_landlock() -> None:
 def a_machine_without_bubblewrap() -> None:
     """No defence less than `landlock` has: what that holds by itself is attacked."""
     put(namespaces, "program", lambda: None)
+
+
+def processes_without_a_limit_for_all() -> None:
+    """Of runs that share a user no more is counted than what the look sees."""
+    limits = child.Limits.settings
+    put(
+        child.Limits,
+        "settings",
+        lambda self, *, own_user: limits(self if own_user else replace(self, processes=0), own_user=own_user),
+    )
 
 
 def namespaces_as_in_a_container() -> None:
@@ -378,6 +401,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
     for found in (
         a_kernel_without_landlock,
         a_machine_without_bubblewrap,
+        processes_without_a_limit_for_all,
         namespaces_as_in_a_container,
         user_namespaces_in_namespaces,
         mounts_of_its_own,

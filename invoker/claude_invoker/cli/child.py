@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from claude_invoker.cli import usage
 from claude_invoker.cli.hold import Hold
 from claude_invoker.isolation.box import Entry
 from claude_invoker.isolation.network import Way, started
@@ -37,18 +38,31 @@ invoker, and not before."""
 @dataclass(frozen=True)
 class Limits:
     """Resource limits of each process of a run (0: none), see setrlimit(2). What its processes take together is watched
-    from outside (`runs.watch`)."""
+    from outside (`runs.watch`). `runs`: how many there are at once."""
 
     memory: int = 0
     file_size: int = 0
     processes: int = 0
+    runs: int = 1
 
     def settings(self, *, own_user: bool) -> list[tuple[int, int]]:
-        """(resource, limit); the kernel counts processes by user, so only where the run has its own."""
+        """(resource, limit). The kernel counts processes by user: those of a run where that has its own, else all that
+        our user has, so that the limit is for all runs together. A run that makes more than its share before it is
+        looked at leaves the machine some then."""
         wanted = [(resource.RLIMIT_DATA, self.memory), (resource.RLIMIT_FSIZE, self.file_size)]
-        if own_user:
-            wanted.append((resource.RLIMIT_NPROC, self.processes))
+        if self.processes:
+            most = self.processes if own_user else _ours() + self.processes * self.runs
+            wanted.append((resource.RLIMIT_NPROC, _within(most, resource.getrlimit(resource.RLIMIT_NPROC)[1])))
         return [(resource.RLIMIT_CORE, 0), *((kind, value) for kind, value in wanted if value)]
+
+
+def _ours() -> int:
+    uid = os.getuid()
+    return usage.of_users([uid])[uid].threads
+
+
+def _within(value: int, hard: int) -> int:
+    return value if hard == resource.RLIM_INFINITY else min(value, hard)
 
 
 class Child:

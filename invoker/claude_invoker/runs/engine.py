@@ -110,7 +110,7 @@ class Engine:
             self._killer,
             self.metering,
             Deadlines(settings.api_timeout_s, settings.api_retries),
-            Limits(settings.memory_limit, settings.file_size_limit, settings.process_limit),
+            Limits(settings.memory_limit, settings.file_size_limit, settings.process_limit, settings.max_runs),
         )
         self.workspaces: Workspaces | None = None
         """None where no repositories are configured."""
