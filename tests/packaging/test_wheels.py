@@ -266,14 +266,16 @@ def test_the_kong_block_of_the_readme_as_it_stands(folder: Path, wheels: dict[st
         running = subprocess.Popen(command, cwd=folder, env=settings, stderr=log, stdout=log, start_new_session=True)
     try:
         wait_for(lambda: status(port) == 401, what=f"401 without a token ({folder / 'log'})")
-        (server,) = subprocess.run(
+        servers = subprocess.run(
             ["pgrep", "-f", f"{folder}/bin/kong-claude-pluginserver"], capture_output=True, text=True, check=True
         ).stdout.split()
-        os.kill(int(server), signal.SIGSTOP)
+        for server in servers:
+            os.kill(int(server), signal.SIGSTOP)
         try:
             assert status(port) == 503, "nobody looked at it: the guard"
         finally:
-            os.kill(int(server), signal.SIGKILL)
+            for server in servers:
+                os.kill(int(server), signal.SIGKILL)
     finally:
         os.killpg(running.pid, signal.SIGKILL)
         running.wait(HANG_S)
