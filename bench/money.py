@@ -60,6 +60,7 @@ USAGE = {
     "cache_creation": {"ephemeral_5m_input_tokens": 2_000, "ephemeral_1h_input_tokens": 1_000},
     "server_tool_use": {"web_search_requests": 2},
 }
+ABROAD = {"input_tokens": 900, "output_tokens": 70, "cache_read_input_tokens": 5_000, "inference_geo": "us"}
 LONG = {"input_tokens": 150_000, "cache_read_input_tokens": 60_000, "output_tokens": 200}
 READ = '[[tool Read {"file_path": "x"}]] [[tool Read {"file_path": "y"}]]'
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -69,6 +70,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "session": ("[[say remembered]]", {"session": "new"}),
     "caches": (f"[[usage {json.dumps(USAGE)}]] [[say x]]", {}),
     "long-context": (f"[[usage {json.dumps(LONG)}]] [[say x]]", {"model": SONNET}),
+    "abroad": (f"[[usage {json.dumps(ABROAD)}]] [[say x]]", {}),
     "breaks-off": ("[[reset 3]] [[say one two three four five six]]", {}),
     "overloaded": ("[[status 529]]", {}),
     "client-gone": (SLOW, {}),

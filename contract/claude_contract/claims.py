@@ -22,8 +22,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from claude_contract import destinations
+from claude_contract import destinations, features
 from claude_contract.destinations import Destination
+from claude_contract.features import Feature
 from claude_contract.identity import Identity
 from claude_contract.kinds import Kind
 from claude_contract.ledger import Lease, Slot
@@ -97,6 +98,7 @@ class Clamp:
     max_usd: float | None = None
     egress: tuple[Destination, ...] = ()  # what a run may reach: unlike the others, nothing where nothing is said
     model: str | None = None  # that of the run, whichever of `models` is asked for: the budget is used up
+    features: tuple[Feature, ...] | None = None  # None: what each receiver allows by itself
     _claims: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -120,6 +122,8 @@ class Clamp:
             given["egress"] = [str(host) for host in self.egress]
         if self.model is not None:
             given["model"] = self.model
+        if self.features is not None:
+            given["features"] = list(self.features)
         return given
 
     @classmethod
@@ -131,6 +135,7 @@ class Clamp:
             claims.amount("max_usd", None),
             _destinations(claims.texts("egress", ())),
             claims.text("model") if "model" in claims else None,
+            _features(claims.texts("features")) if "features" in claims else None,
         )
         claims.done()
         return found
@@ -343,6 +348,16 @@ def _destinations(hosts: tuple[str, ...]) -> tuple[Destination, ...]:
         raise malformed("clamp.egress", str(error)) from None
     if tuple(map(str, found)) != hosts:
         raise malformed("clamp.egress", "is not written as the gateway writes it")
+    return found
+
+
+def _features(names: tuple[str, ...]) -> tuple[Feature, ...]:
+    try:
+        found = features.parse(names)
+    except ValueError as error:
+        raise malformed("clamp.features", str(error)) from None
+    if found != names:
+        raise malformed("clamp.features", "is not written as the gateway writes it")
     return found
 
 

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from claude_contract.claims import Clamp
 from claude_contract.destinations import Destination, within_both
+from claude_contract.features import Feature
 from claude_invoker.isolation.strength import COMMAND_TOOLS, USE_EGRESS, Boundary
-from claude_invoker.metering.models import permits
+from claude_invoker.metering.models import LARGE, permits
 from claude_invoker.model import Block, InputFile, InvokeRequest, Message, TextBlock
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
@@ -20,6 +21,8 @@ from claude_invoker.workspace import files
 from claude_invoker.workspace.repository import Wanted
 
 _T = TypeVar("_T", int, float)
+SEARCH = "WebSearch"
+"""The tool of a run that is the API's own `web_search`."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Plan:
     total_s: float
     egress: tuple[Destination, ...] = ()
     """Hosts that the run reaches."""
+    features: tuple[Feature, ...] = ()
+    """What its requests to the API may have beside tokens of its models."""
     instead_of: str | None = None
     """The model that it would have, were its budget not used up."""
     repository: Wanted | None = None
@@ -112,12 +117,15 @@ def plan(
             )
         instead_of = model if model != clamp.model else None
         model, allowed = clamp.model, (clamp.model,)
-    ceiling = _intersection(settings.tools_allowed, clamp.tools) or ()
+    if model.endswith(LARGE) and "context_1m" not in features_of(clamp, searches=False):
+        raise Problem(403, "forbidden", f"model {model} needs context_1m, which is not among your tier's api_features")
+    given = _tools_of(clamp, settings)
+    ceiling = _intersection(settings.tools_allowed, given) or ()
     if request.tools is None:
         tools = tuple(tool for tool in settings.tools if tool in ceiling)
     elif refused := sorted(set(request.tools) - set(ceiling)):
         ours = set(refused) <= set(settings.tools_allowed)
-        theirs = clamp.tools is None or set(refused) <= set(clamp.tools)
+        theirs = given is None or set(refused) <= set(given)
         who = _refusers(ours, theirs, "INVOKER_TOOLS_ALLOWED")
         raise Problem(403, "forbidden", f"tools not allowed by {who}: {', '.join(refused)}; {_listed(ceiling)}")
     else:
@@ -147,6 +155,7 @@ def plan(
         session=request.session,
         total_s=_least(request.timeout_s, settings.total_s),
         egress=egress,
+        features=features_of(clamp, searches=SEARCH in tools),
         instead_of=instead_of,
         repository=repository,
         files=tuple(_files(request.files)),
@@ -242,6 +251,21 @@ def allowed_models(ours: Sequence[str] | None, theirs: Sequence[str] | None) -> 
 def _egress(clamp: Clamp, settings: Settings) -> tuple[Destination, ...]:
     """Unlike the others nothing where the tier says nothing."""
     return tuple(sorted(set(clamp.egress))) if settings.egress is None else within_both(settings.egress, clamp.egress)
+
+
+def features_of(clamp: Clamp, *, searches: bool) -> tuple[Feature, ...]:
+    """What requests to the API may have beside tokens. `searches`: whether the tool `WebSearch` may be used, which is
+    the API's. A tier that says nothing has that, and large contexts."""
+    if clamp.features is None:
+        return ("context_1m", "web_search") if searches else ("context_1m",)
+    return tuple(feature for feature in clamp.features if searches or feature != "web_search")
+
+
+def _tools_of(clamp: Clamp, settings: Settings) -> tuple[str, ...] | None:
+    """What the tier allows; None: any."""
+    if clamp.features is None or "web_search" in clamp.features:
+        return clamp.tools
+    return tuple(tool for tool in (settings.tools_allowed if clamp.tools is None else clamp.tools) if tool != SEARCH)
 
 
 def _intersection(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from claude_contract import claims as contract
+from claude_contract import features
 from claude_contract.attestation import KID_ROOM, Signer, verify
 from claude_contract.claims import (
     ADDITIONS_ROOM,
@@ -113,7 +114,11 @@ FULL = Attestation(
     ),
     Limits(
         "t" * NAME_ROOM,
-        padded(Clamp(("haiku",), ("Read",), 2**31 - 1, 999_999_999.123456, HOSTS, "haiku"), "tools", CLAMP_ROOM),
+        padded(
+            Clamp(("haiku",), ("Read",), 2**31 - 1, 999_999_999.123456, HOSTS, "haiku", features.FEATURES),
+            "tools",
+            CLAMP_ROOM,
+        ),
         largest_place(),
         message=True,
     ),
@@ -167,9 +172,11 @@ IDENTITIES = st.builds(
     Identity, NAME, TEXT, maybe(NAME), NAMES, NAMES, maybe(NAME), maybe(NAME), maybe(NAME), maybe(NAME),
     st.dictionaries(TEXT, JSON, max_size=3),
 )  # fmt: skip
+FEATURES = st.sets(st.sampled_from(features.FEATURES)).map(features.parse)
 EGRESS = st.lists(st.sampled_from([*HOSTS, Destination("a-b.example.org")]), max_size=3).map(tuple)
 CLAMPS = or_full(
-    st.builds(Clamp, maybe(NAMES), maybe(NAMES), maybe(WHOLE), maybe(AMOUNT), EGRESS, maybe(NAME)), FULL.clamp
+    st.builds(Clamp, maybe(NAMES), maybe(NAMES), maybe(WHOLE), maybe(AMOUNT), EGRESS, maybe(NAME), maybe(FEATURES)),
+    FULL.clamp,
 )
 BUDGETS = st.lists(
     st.builds(Budget, WHOLE, st.sampled_from(PERS), st.sampled_from(["UTC", "Europe/Berlin"]))
@@ -337,6 +344,10 @@ def test_a_missing_claim(name: str) -> None:
         ({"clamp": {"max_usd": -1}}, "claim clamp.max_usd is not of its type"),
         ({"clamp": {"models": "haiku"}}, "claim clamp.models is not of its type"),
         ({"clamp": {"tools": None}}, "claim clamp.tools is not of its type"),
+        ({"clamp": {"features": None}}, "claim clamp.features is not of its type"),
+        ({"clamp": {"features": ["code_execution"]}}, "claim clamp.features code_execution is not known"),
+        ({"clamp": {"features": ["web_search", "fast_mode"]}}, "claim clamp.features is not written as the gateway"),
+        ({"clamp": {"features": ["fast_mode", "fast_mode"]}}, "claim clamp.features is not written as the gateway"),
         ({"clamp": None}, "claim clamp is not an object"),
         ({"who": {"uid": 0}}, "claim who.uid is not known here"),
         ({"who": {"claims": []}}, "claim who.claims is not of its type"),

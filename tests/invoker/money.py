@@ -34,6 +34,7 @@ LIST = {
     f"{SONNET} beyond 200,000": ("6", "22.5", "0.6", "7.5", "12"),
 }
 SEARCH = Decimal("0.01")
+IN_US = Decimal("1.1")
 CHUNK = 16
 """Letters of a chunk that the stand-in has sent and nobody has read when somebody is killed, at most."""
 UNREAD = 32
@@ -52,7 +53,10 @@ def price(model: str, usage: dict[str, Any], output: int) -> Decimal:
     tokens = (fresh, output, read, five, hour)
     searches = int((usage.get("server_tool_use") or {}).get("web_search_requests", 0))
     rates = [Decimal(rate) / 1_000_000 for rate in LIST[model]]
-    return SEARCH * searches + sum((count * rate for count, rate in zip(tokens, rates, strict=True)), Decimal(0))
+    factor = IN_US if usage.get("inference_geo") == "us" else 1
+    return SEARCH * searches + factor * sum(
+        (count * rate for count, rate in zip(tokens, rates, strict=True)), Decimal(0)
+    )
 
 
 def micro(usd: Decimal) -> int:

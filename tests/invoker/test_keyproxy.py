@@ -22,7 +22,7 @@ import pytest
 from claude_invoker.metering import proxy as keyproxy
 from claude_invoker.metering import request
 from claude_invoker.metering.account import Account
-from claude_invoker.metering.allowed import Uses
+from claude_invoker.metering.allowed import USUAL, Uses
 from claude_invoker.metering.exchange import Grant
 from claude_invoker.metering.journal import CannotWrite
 from claude_invoker.metering.prices import Prices
@@ -419,7 +419,7 @@ async def test_an_answer_that_searches_more_often_than_it_may_is_broken_off(
     body = json.loads(MODEL) | {"stream": True, "tools": [search]}
     async with answering(THINKING + 50 * ROUND) as (proxy, asked), client_of(proxy) as client:
         grant, headers = granted(proxy, 1)
-        grant.server_tools = frozenset({"web_search"})
+        grant.features = frozenset({"web_search"})
         if weakened:
             monkeypatch.setattr(Meter, "again", property(lambda _: 0, lambda *_: None), raising=False)
         seen = b""
@@ -446,7 +446,7 @@ async def test_nothing_that_is_priced_otherwise_reaches_the_api(
     proxy: Proxy, stand_in: StandInProcess, weakened: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if weakened:
-        monkeypatch.setattr(request, "check_members", lambda members: None)
+        monkeypatch.setattr(request, "check_members", lambda members, features: USUAL)
         monkeypatch.setattr(request, "check_tools", lambda tools, allowed: Uses())
     before = len(stand_in.lines())
     _, headers = granted(proxy, len(OTHERWISE))
@@ -462,9 +462,13 @@ async def test_betas_and_other_purses(proxy: Proxy) -> None:
     async with client_of(proxy) as client:
         more = {"anthropic-beta": "claude-code-20250219,fast-mode-2026-02-01"}
         answer = await client.post("http://proxy/v1/messages", content=MODEL, headers=headers | more)
-        assert (answer.status_code, grant.refused) == (403, "the request may not use the beta fast-mode-2026-02-01")
+        assert (answer.status_code, grant.refused) == (
+            403,
+            "the request may not use the beta fast-mode-2026-02-01: its tier's api_features do not name fast_mode",
+        )
     async with answering(THINKING) as (other, asked), client_of(other) as client:
-        _, headers = granted(other, 1)
+        grant, headers = granted(other, 1)
+        grant.features = frozenset({"context_1m"})
         purses = {"Anthropic-Workspace-Id": "wrkspc_x", "anthropic-user-profile-id": "x"}
         more = purses | {"anthropic-beta": "context-1m-2025-08-07"}
         with pytest.raises(httpx.HTTPError):

@@ -187,11 +187,11 @@ BODY: dict[str, Any] = {"model": "claude-haiku-4-5", "max_tokens": 100, "message
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"speed": "fast"}, "may not have speed"),
-        ({"inference_geo": "us"}, "may not have inference_geo"),
+        ({"speed": "fast"}, "may not use speed: its tier's api_features do not name fast_mode"),
+        ({"inference_geo": "us"}, "may not use inference_geo: "),
         ({"container": {"id": "x"}}, "may not have container"),
         ({"mcp_servers": [{"type": "url"}]}, "may not have mcp_servers"),
-        ({"service_tier": "auto"}, "service tier"),
+        ({"service_tier": "batch"}, "service tier"),
         ({"tools": [{"type": "code_execution_20250825"}]}, "tool code_execution"),
         ({"tools": [{"type": "web_fetch_20250910", "max_uses": 1}]}, "tool web_fetch"),
         ({"tools": [{"type": "web_search_20250305"}]}, "needs max_uses"),

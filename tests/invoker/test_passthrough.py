@@ -48,6 +48,7 @@ def invoker(api: Upstream, shared_redis: RedisProcess, start_invoker: Callable[.
         redis_url=shared_redis.url,
         anthropic_base_url=api.url,
         pool_size=0,
+        prices=json.dumps({f"{HAIKU}-fast": {"input": 6, "output": 30}}),
     )
 
 
@@ -199,7 +200,8 @@ def test_an_error_of_the_api_is_passed_on_as_it_is(api: Upstream, caller: Asking
     [
         ({"model": OPUS}, {}, "claude-opus-5-5 is not allowed here"),
         ({"speed": "fast"}, {}, "speed"),
-        ({"service_tier": "auto"}, {}, "service tier"),
+        ({"service_tier": "batch"}, {}, "service tier"),
+        ({"inference_geo": "us"}, {}, "inference_geo"),
         ({"mcp_servers": [{"type": "url", "url": "https://x.test"}]}, {}, "mcp_servers"),
         ({}, {"anthropic-beta": "a-2026-01-01, fast-mode-2026-02-01"}, "fast-mode"),
         ({"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]}, {}, "code_execution"),
@@ -218,7 +220,44 @@ def test_what_the_tier_allows_is_sent(api: Upstream, caller: Asking) -> None:
     """The control of the one above: the same, where the tier has it, or it costs nothing."""
     assert caller.post(body_of(OPUS), clamp={"models": ["opus"], "max_usd": 1}).status_code == 200
     assert caller.post(body_of(), {"anthropic-beta": "a-2026-01-01"}).status_code == 200
-    assert len(api.messages) == 2
+    assert caller.post(body_of(service_tier="auto")).status_code == 200
+    assert len(api.messages) == 3
+
+
+ALL = FREE | {"features": ["context_1m", "fast_mode", "inference_geo", "web_fetch", "web_search"]}
+SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 1}
+FETCH = {"type": "web_fetch_20250910", "name": "web_fetch", "max_uses": 1}
+
+
+@pytest.mark.parametrize(
+    ("members", "headers", "usage", "micro_usd"),
+    [
+        ({"speed": "fast"}, {"anthropic-beta": "fast-mode-2026-02-01"}, {"speed": "fast"}, 12 * 6 + 3 * 30),
+        ({"speed": "fast"}, {}, {"speed": "standard"}, 12 * 1 + 3 * 5),
+        ({"inference_geo": "us"}, {}, {"inference_geo": "us"}, 30),  # 29.7
+        ({"tools": [SEARCH]}, {}, {"server_tool_use": {"web_search_requests": 1}}, 10_000 + 12 * 1 + 3 * 5),
+        ({"tools": [FETCH]}, {}, {}, 12 * 1 + 3 * 5),
+        ({}, {"anthropic-beta": "context-1m-2025-08-07"}, {}, 12 * 1 + 3 * 5),
+    ],
+)
+def test_what_the_tier_allows_beside_tokens_is_sent_and_costs_what_the_list_says(
+    api: Upstream,
+    caller: Asking,
+    members: dict[str, Any],
+    headers: dict[str, str],
+    usage: dict[str, Any],
+    micro_usd: int,
+) -> None:
+    caller.slot = ledger.Slot(concurrent=4, day_micro_usd=9_000_000, ttl_ms=60_000)  # a fetch may find a whole window
+    none = caller.post(body_of(**members), headers, clamp=FREE | {"features": []})
+    assert (none.status_code, none.json()["error"]["type"]) == (403, "permission_error") and api.messages == []
+    answered = message()
+    api.answer = as_json(answered | {"usage": answered["usage"] | usage})
+    answer = caller.post(body_of(**members), headers, clamp=ALL | {"max_usd": 5})
+    assert answer.status_code == 200, answer.text
+    (asked,) = api.messages
+    assert members.items() <= json.loads(asked.body).items()
+    assert caller.booked() == micro_usd
 
 
 def twice(first: str, last: str) -> bytes:

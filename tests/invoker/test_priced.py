@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from claude_contract.features import FEATURES
 from claude_invoker.metering import allowed, request
 from claude_invoker.metering.account import Account, Exhausted
 from claude_invoker.metering.bill import bill
 from claude_invoker.metering.ownprice import OwnPrice
-from claude_invoker.metering.prices import Prices
+from claude_invoker.metering.prices import Prices, UnknownPrice
 from claude_invoker.metering.request import Asked, Refused
 from claude_invoker.metering.usage import Meter, Used
 
@@ -188,7 +189,7 @@ MEMBERS: list[tuple[str, Any]] = [
     ("speed", "fast"), ("fast_mode", True), ("inference_geo", "us"), ("container", "x"), ("mcp_servers", [{}]),
     ("fallbacks", "default"), ("fallbacks", [{"model": "claude-fable-5"}]), ("fallback_credit_token", "x"),
     ("compaction", {"type": "summarize"}), ("billing_policy", {"bill_to": "user_profile"}),
-    ("thread", {"type": "continue", "previous_message_id": "x"}), ("service_tier", "auto"), ("service_tier", ["auto"]),
+    ("thread", {"type": "continue", "previous_message_id": "x"}), ("service_tier", "batch"), ("service_tier", ["auto"]),
     ("context_management", {"edits": [{"type": "compact_20260112"}]}), ("context_management", {"edits": [{}]}),
     ("context_management", {"edits": {"type": "compact_20260112"}}), ("context_management", "compact_20260112"),
     ("context_management", {"edits": [{"type": "clear_thinking_20251015"}, {"type": "new_20270101"}]}),
@@ -212,6 +213,7 @@ def test_a_member_that_changes_the_price_is_refused(name: str, value: Any) -> No
         {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
         {"context_management": {"edits": None}},
         {"context_management": None, "service_tier": None, "speed": None},
+        {"service_tier": "auto"},  # what it is without the member
     ],
 )
 def test_other_members_pass(members: dict[str, Any]) -> None:
@@ -260,11 +262,117 @@ def test_other_betas_pass() -> None:
 )
 def test_a_long_context_is_bounded_at_its_price(model: str, usd: str) -> None:
     body = BODY | {"model": model, "system": "x" * 2_000_000}
-    asked = read(body, betas=("context-1m-2025-08-07",))
-    assert asked.long_context
+    asked = read(body, "context_1m", betas=("context-1m-2025-08-07",))
+    assert asked.long_context and asked.price(PRICES) == PRICES.price(model).long_context()
     price = PRICES.price(model).long_context()
     assert asked.input_bound(price) == 1_000_000
     assert asked.input_usd_bound(price, 1_000_000) == Decimal(usd)
+
+
+# What a tier may allow
+
+OF_FEATURES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    ("fast_mode", {"speed": "fast"}, ()),
+    ("fast_mode", {"speed": "standard"}, ()),
+    ("fast_mode", {}, ("fast-mode-2026-02-01",)),
+    ("inference_geo", {"inference_geo": "us"}, ()),
+    ("inference_geo", {"inference_geo": "global"}, ()),
+    ("context_1m", {}, ("context-1m-2025-08-07",)),
+    ("context_1m", {}, ("a, Context-1M-2025-08-07",)),
+    ("web_search", {"tools": [SEARCH]}, ()),
+    ("web_fetch", {"tools": [{"type": "web_fetch_20250910", "name": "web_fetch", "max_uses": 2}]}, ()),
+]
+
+
+@pytest.mark.parametrize(("feature", "members", "betas"), OF_FEATURES)
+def test_what_a_feature_allows_needs_that_feature(
+    feature: str, members: dict[str, Any], betas: tuple[str, ...]
+) -> None:
+    others = [name for name in FEATURES if name != feature]
+    with pytest.raises(Refused, match="the request may not"):
+        read(BODY | members, *others, betas=betas)
+    assert json.loads(read(BODY | members, feature, betas=betas).body()) == BODY | members
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"speed": "fastest"}, {"speed": ["fast"]}, {"speed": True}, {"speed": "FAST"}, {"speed": {}},
+        {"inference_geo": "eu"}, {"inference_geo": ["us"]}, {"inference_geo": ""}, {"inference_geo": "US"},
+        {"fast_mode": True}, {"container": "x"}, {"mcp_servers": [{}]}, {"fallbacks": "default"},
+        {"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]},
+    ],
+)  # fmt: skip
+def test_what_has_no_known_price_is_refused_whatever_the_tier_allows(members: dict[str, Any]) -> None:
+    with pytest.raises(Refused):
+        read(BODY | members, *FEATURES)
+
+
+def test_of_a_member_that_is_there_twice_the_one_that_is_sent_decides() -> None:
+    body = json.dumps(BODY)[:-1] + ', "speed": "standard", "speed": "fast", "inference_geo": "us"}'
+    asked = read(body.encode(), *FEATURES)
+    assert asked.otherwise == allowed.Otherwise(fast=True, in_us=True)
+    assert json.loads(asked.body())["speed"] == "fast" and asked.body().count(b'"speed"') == 1
+
+
+# US dollars for a million tokens: Opus 5.5 by Anthropic's list, in fast mode by the operator's own price.
+FAST = Prices({f"{OPUS}-fast": OwnPrice(input=Decimal(8), output=Decimal(40))}, "refuse")
+TOKENS = {"input_tokens": 1_000, "output_tokens": 500, "cache_read_input_tokens": 20_000}
+USUAL_USD = (1_000 * Decimal(4) + 500 * Decimal(20) + 20_000 * Decimal("0.2")) / 1_000_000
+FAST_USD = (1_000 * Decimal(8) + 500 * Decimal(40) + 20_000 * Decimal("0.8")) / 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("members", "said", "usd"),
+    [
+        ({}, {}, USUAL_USD),
+        ({}, {"speed": "standard", "inference_geo": "global", "service_tier": "priority"}, USUAL_USD),
+        ({"speed": "fast"}, {"speed": "fast"}, FAST_USD),
+        ({"speed": "fast"}, {}, FAST_USD),  # it does not say: the dearer
+        ({"speed": "fast"}, {"speed": "of tomorrow"}, FAST_USD),
+        ({"speed": "fast"}, {"speed": "standard"}, USUAL_USD),
+        ({"inference_geo": "us"}, {"inference_geo": "us"}, USUAL_USD * Decimal("1.1")),
+        ({"inference_geo": "us"}, {}, USUAL_USD * Decimal("1.1")),
+        ({"inference_geo": "us"}, {"inference_geo": "global"}, USUAL_USD),
+        ({}, {"inference_geo": "us"}, USUAL_USD * Decimal("1.1")),  # as the key's workspace has it
+        ({}, {"inference_geo": "not_available"}, USUAL_USD),
+        ({}, {"inference_geo": 7, "speed": ["fast"]}, USUAL_USD),
+        ({}, {"speed": "fast"}, FAST_USD),
+        ({"speed": "fast", "inference_geo": "us"}, {"speed": "fast", "inference_geo": "us"}, FAST_USD * Decimal("1.1")),
+        ({"speed": "fast", "inference_geo": "us"}, {"speed": "standard"}, USUAL_USD * Decimal("1.1")),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_costs_what_it_says_that_it_was(
+    members: dict[str, Any], said: dict[str, Any], usd: Decimal, stream: bool
+) -> None:
+    asked = read(BODY | {"system": "x" * 30_000} | members, *FEATURES)
+    reservation = Account(FAST, Decimal(10)).reserve(asked, asked.price(FAST), 30_000)
+    usage = TOKENS | said
+    if stream:
+        answer = events(start(**usage), {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 500}})
+    else:
+        answer = json.dumps({"model": OPUS, "usage": usage}).encode()
+    found = bill(reservation, metered(answer, stream=stream, end=True), "complete", 200, stream=stream)
+    assert found.usd == found.most_usd == usd
+    if not set(said).difference(members) or "us" not in said.values():
+        assert found.usd <= reservation.usd
+
+
+def test_fast_mode_has_no_price_but_the_operators_own() -> None:
+    asked = read(BODY | {"speed": "fast"}, "fast_mode")
+    for prices in (PRICES, Prices({}, "dearest")):
+        with pytest.raises(UnknownPrice, match=f"set one for {OPUS}-fast in INVOKER_PRICES"):
+            asked.price(prices)
+    dated = read(BODY | {"model": f"{OPUS}-20260922", "speed": "fast"}, "fast_mode")
+    assert dated.price(FAST).rates(0).output * 1_000_000 == 40
+    # Unasked, and without a price: by the usual one.
+    usual = read(BODY)
+    reservation = Account(PRICES, Decimal(1)).reserve(usual, usual.price(PRICES), 100)
+    answer = json.dumps({"model": OPUS, "usage": {"input_tokens": 10, "output_tokens": 10, "speed": "fast"}}).encode()
+    assert bill(reservation, metered(answer, stream=False, end=True), "complete", 200, stream=False).usd == Decimal(
+        "0.00024"
+    )
 
 
 # One after another

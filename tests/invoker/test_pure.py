@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from claude_contract.claims import Clamp
 from claude_contract.destinations import Destination
+from claude_contract.features import FEATURES
+from claude_contract.features import parse as features_named
 from claude_invoker.api.border import last_event_id
 from claude_invoker.api.negotiation import preferred
 from claude_invoker.cli.command import Deadlines, Shape, command, environment
@@ -116,7 +118,7 @@ def test_a_run_that_reaches_hosts_is_told_of_the_filter_and_of_no_way_around_it(
 
 OPERATOR = Settings(trust="open", models=(), max_turns=25, max_budget_usd=5.0)
 MODELS = st.sampled_from(["haiku", "sonnet", "opus", "claude-haiku-4-5", "claude-sonnet-5-5"])
-TOOLS = st.sampled_from(["Read", "Write", "Edit", "Bash", "Glob", "WebFetch", "Task", "Nope"])
+TOOLS = st.sampled_from(["Read", "Write", "Edit", "Bash", "Glob", "WebFetch", "WebSearch", "Task", "Nope"])
 
 
 @given(
@@ -138,6 +140,7 @@ TOOLS = st.sampled_from(["Read", "Write", "Edit", "Bash", "Glob", "WebFetch", "T
         max_usd=st.none() | st.floats(0.001, 10),
         egress=st.lists(st.sampled_from([Destination("pypi.org"), Destination("*.npmjs.org")]), max_size=2).map(tuple),
         model=st.none() | MODELS,
+        features=st.none() | st.sets(st.sampled_from(FEATURES)).map(features_named),
     ),
     boundary=st.builds(
         Boundary,
@@ -158,6 +161,10 @@ def test_nothing_exceeds_a_clamp(body: dict[str, Any], clamp: Clamp, boundary: B
         clamp.tools if clamp.tools is not None else chosen.tools
     )
     assert not set(chosen.tools) & set(boundary.left_out)
+    if clamp.features is not None:
+        assert set(chosen.features) <= set(clamp.features)
+        assert "WebSearch" not in chosen.tools or "web_search" in clamp.features
+    assert ("web_search" in chosen.features) <= ("WebSearch" in chosen.tools)
     assert set(chosen.egress) <= set(clamp.egress)
     assert not chosen.egress or boundary.egress_obstacle is None
     assert chosen.egress or not clamp.egress or not USE_EGRESS.intersection(chosen.tools)
@@ -171,6 +178,35 @@ def test_nothing_exceeds_a_clamp(body: dict[str, Any], clamp: Clamp, boundary: B
         assert chosen.instead_of in (None, body.get("model", chosen.instead_of)) and chosen.instead_of != chosen.model
     elif "model" in body:
         assert chosen.model == body["model"] and chosen.instead_of is None
+
+
+FEATURED: list[tuple[dict[str, Any], Clamp, tuple[str, ...] | str]] = [
+    # what is asked for, what the tier allows → what the run's requests may have, or why it is 403
+    ({}, Clamp(), ("context_1m",)),
+    ({"tools": ["WebSearch"]}, Clamp(), ("context_1m", "web_search")),
+    ({"tools": ["WebSearch"]}, Clamp(features=("fast_mode", "web_search")), ("fast_mode", "web_search")),
+    ({"tools": ["Read"]}, Clamp(features=("fast_mode", "web_search")), ("fast_mode",)),
+    ({}, Clamp(features=()), ()),
+    (
+        {"tools": ["WebSearch"]},
+        Clamp(features=("fast_mode",)),
+        "tools not allowed by the tier at the gateway: WebSearch",
+    ),
+    ({"model": "sonnet[1m]"}, Clamp(features=("context_1m",)), ("context_1m",)),
+    ({"model": "sonnet[1m]"}, Clamp(features=()), "model sonnet[1m] needs context_1m"),
+]
+
+
+@pytest.mark.parametrize(("body", "clamp", "expected"), FEATURED)
+def test_what_the_runs_requests_may_have(body: dict[str, Any], clamp: Clamp, expected: tuple[str, ...] | str) -> None:
+    operator = Settings(trust="open", models=(), tools_allowed=("Read", "WebSearch"))
+    if isinstance(expected, str):
+        with pytest.raises(Problem) as refused:
+            plan(InvokeRequest(prompt="x", **body), clamp, operator, Boundary(Strength.NAMESPACES))
+        assert refused.value.status == 403 and str(refused.value.detail).startswith(expected)
+    else:
+        chosen = plan(InvokeRequest(prompt="x", **body), clamp, operator, Boundary(Strength.NAMESPACES))
+        assert chosen.features == expected
 
 
 CHEAPER: list[tuple[str | None, tuple[str, ...], str, tuple[str, str | None] | None]] = [

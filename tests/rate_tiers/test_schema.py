@@ -93,6 +93,7 @@ def test_a_whole_configuration_starts() -> None:
         "max_usd_per_run": 2.5,
         "tools": ["Read"],
         "egress": ["pypi.org", "*.npmjs.org:8443"],
+        "api_features": ["context_1m"],
         "on_budget": "model",
         "cheaper": {"model": "opus", "up_to_percent": 120, "max_usd_per_run": 0.5},
     }

@@ -485,6 +485,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         r"tiers\[1\]\.cheaper\.max_usd_per_run: is more than the tier's",
     ),
     "no room": ({**CHEAP, "tools": ["x" * ROOM]}, r"tiers\[1\]\.tools: models, tools and egress take 656 bytes"),
+    "a feature that nobody knows": (
+        {"api_features": ["fast"]}, r"tiers\[1\]\.api_features: fast is not known: there are context_1m, fast_mode, "),
+    "a tool without its feature": (
+        {"tools": ["WebSearch"], "api_features": []}, r"tiers\[1\]\.api_features: needs web_search"),
+    "a model without its feature": (
+        {"models": ["haiku", "sonnet[1m]"], "api_features": []}, r"tiers\[1\]\.api_features: needs context_1m"),
     "only a pool's budget": (
         {**CHEAP, "usd_per_day": None, "pools": [{"name": "all", "by": "deployment", "usd_per_day": 9}]},
         r"tiers\[1\]\.cheaper\.up_to_percent: needs a budget of the tier's own",

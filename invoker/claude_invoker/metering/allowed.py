@@ -13,20 +13,29 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from claude_contract.features import Feature
+
 _PRICED_MEMBERS = (
-    "speed", "fast_mode", "inference_geo", "container", "mcp_servers", "fallbacks", "fallback_credit_token",
-    "compaction", "billing_policy", "thread",
+    "fast_mode", "container", "mcp_servers", "fallbacks", "fallback_credit_token", "compaction", "billing_policy",
+    "thread",
 )  # fmt: skip
 """Members by which a request costs something else than its model's tokens, is billed to somebody else, runs something
-at Anthropic or has input that is kept there. Other members pass."""
-_TIERS = (None, "standard_only")
+at Anthropic or has input that is kept there, without a bound that is known before. Other members pass."""
+_OF_FEATURES: tuple[tuple[str, Feature, tuple[str, ...]], ...] = (
+    ("speed", "fast_mode", ("fast", "standard")),
+    ("inference_geo", "inference_geo", ("us", "global")),
+)
+"""Members that a feature of the tier allows, and the values of which the price is known."""
+_TIERS = (None, "auto", "standard_only")
+"""`auto` is what the API does without the member."""
 _PRICED_BETAS = (
-    "advisor-tool-", "code-execution-", "compact-", "fast-mode-", "inline-tools-", "mcp-client-", "message-threads-",
-    "skills-", "user-profiles-",
+    "advisor-tool-", "code-execution-", "compact-", "inline-tools-", "mcp-client-", "message-threads-", "skills-",
+    "user-profiles-",
 )  # fmt: skip
 """Beginnings of betas by which the same becomes possible. Other betas pass; so do those of fallbacks, which the CLI
 asks for after a refusal, and which do nothing without the members above."""
 _LONG_CONTEXT = "context-1m-"
+_FAST_MODE = "fast-mode-"
 _CLIENT_TOOL = re.compile(r"(?:bash|text_editor|computer|memory)_\d{8}")
 """Tools that the API describes and the caller runs. Each is a type with the date of its version."""
 _SERVER_TOOL = re.compile(r"(web_search|web_fetch)_\d{8}")
@@ -66,11 +75,31 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def check_members(members: Mapping[str, bytes]) -> None:
-    """Raises Refused, ValueError, RecursionError."""
+@dataclass(frozen=True)
+class Otherwise:
+    """By what a request asks for tokens at another price than its model's usual one."""
+
+    fast: bool = False
+    in_us: bool = False
+
+
+USUAL = Otherwise()
+
+
+def check_members(members: Mapping[str, bytes], allowed: Collection[str] = ()) -> Otherwise:
+    """`allowed`: features that the run may use. Raises Refused, ValueError, RecursionError."""
     for name in _PRICED_MEMBERS:
         if members.get(name, b"null") != b"null":
             raise Refused(f"the request may not have {name}")
+    found: dict[str, Any] = {}
+    for name, feature, values in _OF_FEATURES:
+        if members.get(name, b"null") == b"null":
+            continue
+        if feature not in allowed:
+            raise Refused(_needs(name, feature))
+        found[name] = once(members[name])
+        if found[name] not in values:
+            raise Refused(f"the request may have no {name} but {' and '.join(values)}")
     for name in ("service_tier", "context_management", "thinking"):
         if len(members.get(name, b"")) > _MAX_SETTING:
             raise Refused(f"the request has too large a {name}")
@@ -84,20 +113,29 @@ def check_members(members: Mapping[str, bytes]) -> None:
             raise Refused(f"the request may not ask for the edit {_shown(kind)} of its context")
     if any(_INLINE_TOOL.search(members.get(name, b"")) for name in ("messages", "system")):
         raise Refused("the request may define tools only in tools, not in its messages")
+    return Otherwise(found.get("speed") == "fast", found.get("inference_geo") == "us")
 
 
-def check_betas(betas: Iterable[str]) -> bool:
-    """`betas`: the values of `anthropic-beta`, each a list with commas. Whether the request may have a context of a
-    million tokens. Raises Refused."""
+def _needs(what: str, feature: Feature) -> str:
+    return f"the request may not use {what}: its tier's api_features do not name {feature}"
+
+
+def check_betas(betas: Iterable[str], allowed: Collection[str]) -> bool:
+    """`betas`: the values of `anthropic-beta`, each a list with commas. `allowed`: features that the run may use.
+    Whether the request may have a context of a million tokens. Raises Refused."""
     names = [name.strip().lower() for value in betas for name in value.split(",")]
     for name in names:
         if name.startswith(_PRICED_BETAS):
             raise Refused(f"the request may not use the beta {name[:100]}")
+        needed: tuple[tuple[str, Feature], ...] = ((_LONG_CONTEXT, "context_1m"), (_FAST_MODE, "fast_mode"))
+        for beginning, feature in needed:
+            if name.startswith(beginning) and feature not in allowed:
+                raise Refused(_needs(f"the beta {name[:100]}", feature))
     return any(name.startswith(_LONG_CONTEXT) for name in names)
 
 
 def check_tools(tools: object, allowed: Collection[str]) -> Uses:
-    """`allowed`: the API's own tools that the run may use, such as `web_search`. Raises Refused, ValueError."""
+    """`allowed`: features that the run may use, such as `web_search`. Raises Refused, ValueError."""
     if tools is not None and not isinstance(tools, list):
         raise ValueError("tools are no list")
     uses, described = {"web_search": 0, "web_fetch": 0}, 0

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
 
-from claude_invoker.metering.prices import Price, Prices
+from claude_invoker.metering.allowed import Otherwise
+from claude_invoker.metering.prices import Price, Prices, UnknownPrice
 from claude_invoker.metering.request import Asked
 from claude_invoker.metering.usage import ByModel, Meter, Used
+
+_log = logging.getLogger(__name__)
 
 Ending = Literal["complete", "not sent", "failed", "left"]
 """`failed`: the API broke off, or could not be asked. `left`: we did, since the run has gone, or the proxy ends."""
@@ -58,7 +62,7 @@ def unheard(reservation: Reservation, *, stream: bool) -> Bill:
 def bill(reservation: Reservation, meter: Meter, ending: Ending, status: int | None, *, stream: bool) -> Bill:
     """`status`: the API's, None where it has not answered; `stream`: whether a stream was asked for."""
     if meter.seen:
-        price, used, beside = reservation.price, meter.used, meter.beside
+        price, used, beside = _answered(reservation, meter), meter.used, meter.beside
         others = sum((_price(reservation, model).cost(each) for model, each in beside.items()), Decimal(0))
         cost = price.cost(used)
         return Bill(cost + others, max(cost, price.cost(meter.most)) + others, used, beside)
@@ -67,6 +71,23 @@ def bill(reservation: Reservation, meter: Meter, ending: Ending, status: int | N
     if ending == "failed":
         return Bill(most_usd=reservation.usd)  # the API bills no answer that it has not begun
     return unheard(reservation, stream=stream)
+
+
+def _answered(reservation: Reservation, meter: Meter) -> Price:
+    """By what the API says that it has done: it may have been slower than was asked for, or in the geography that the
+    key's workspace has set. Where it does not say, by what was asked for."""
+    asked = reservation.asked.otherwise
+    done = Otherwise(
+        fast=meter.speed == "fast" or (asked.fast and meter.speed != "standard"),
+        in_us=meter.geo == "us" or (asked.in_us and meter.geo != "global"),
+    )
+    if done == asked:
+        return reservation.price
+    try:
+        return reservation.asked.price(reservation.prices, done)
+    except UnknownPrice:
+        _log.error("the API has answered %.100r in fast mode unasked, which has no price here", reservation.asked.model)
+        return reservation.price
 
 
 def _price(reservation: Reservation, model: str) -> Price:

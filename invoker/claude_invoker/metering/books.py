@@ -116,7 +116,7 @@ class Books:
             message.requests,
             account,
             self._journal,
-            frozenset(message.server_tools),
+            frozenset(message.features),
             purse,
         )
         if purse is not None:

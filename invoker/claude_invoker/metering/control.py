@@ -23,6 +23,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from claude_contract.features import Feature
 from claude_contract.ledger import Draw, Drawn, LedgerUnavailable, Slot
 from claude_invoker.metering import wire
 from claude_invoker.metering.drawn import answered
@@ -52,7 +53,7 @@ class Terms:
     cap_usd: Decimal
     models: tuple[str, ...] | None
     requests: int
-    server_tools: tuple[str, ...] = ()
+    features: tuple[Feature, ...] = ()
     slot: Slot | None = None
     """What the lease stands for."""
     tier: str = ""
@@ -386,6 +387,4 @@ class _Link(asyncio.Protocol):
 
 def _opened(number: int, run: str, kept: _Run) -> wire.Open:
     terms = kept.terms
-    return wire.Open(
-        number, run, kept.token, terms.lease, terms.cap_usd, terms.models, terms.requests, terms.server_tools
-    )
+    return wire.Open(number, run, kept.token, terms.lease, terms.cap_usd, terms.models, terms.requests, terms.features)

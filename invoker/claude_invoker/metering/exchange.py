@@ -38,8 +38,8 @@ class Grant:
     requests_left: int
     account: Account
     notes: Notes
-    server_tools: frozenset[str] = frozenset()
-    """The API's own tools that the run may use."""
+    features: frozenset[str] = frozenset()
+    """What the run may use beside tokens of its models, see `claude_contract.features`."""
     purse: Purse | None = None
     """What it draws on in the ledger; None: nobody is billed."""
     changed: Callable[[str, Used], None] = lambda model, used: None

@@ -75,6 +75,13 @@ class Price:
     def cost(self, used: Used) -> Decimal:
         return self.rates(used.all_input).cost(used)
 
+    def times(self, factor: Decimal) -> Price:
+        """Its tokens by this factor; searches cost the same."""
+        return Price(
+            tuple((start, rates.dearer(input=factor, output=factor)) for start, rates in self.steps),
+            self.context_window,
+        )
+
     def long_context(self) -> Price:
         """Of a request that may have a million tokens of input, which is more than the model takes by default: where no
         price is known beyond that, the dearest that the API has had for it."""
@@ -102,6 +109,17 @@ class Prices:
         if known is None and self._unknown == "refuse":
             raise UnknownPrice(f"no price is known for model {model[:200]}: set one in INVOKER_PRICES")
         return known or self._dearest(at)
+
+    def fast(self, model: str) -> Price:
+        """Of the model with `speed: fast`, of which no price is public here: the operator's own, of the name with
+        `-fast`. Raises UnknownPrice."""
+        name = f"{_DATE.sub('', model)}-fast"
+        own = self._own.get(f"{model}-fast") or self._own.get(name)
+        if own is None:
+            raise UnknownPrice(
+                f"no price is known for model {model[:200]} in fast mode: set one for {name[:200]} in INVOKER_PRICES"
+            )
+        return own
 
     def price_of_any(self, model: str, at: datetime | None = None) -> Price:
         """Of a model that has been used already: where its price is not known the dearest."""

@@ -376,11 +376,10 @@ async def _disconnected(receive: Receive) -> None:
 def _read(body: bytes, scope: dict[str, Any], grant: Grant) -> tuple[Asked, Price]:
     """Raises Refused, UnknownPrice."""
     betas = [value.decode("latin-1") for name, value in scope["headers"] if name == b"anthropic-beta"]
-    asked = request.read(body, grant.server_tools, betas)
+    asked = request.read(body, grant.features, betas)
     if not grant.permits(asked.model):
         raise Refused(f"model {asked.model[:200]} is not allowed here")
-    price = grant.account.prices.price(asked.model)
-    return asked, price.long_context() if asked.long_context else price
+    return asked, asked.price(grant.account.prices)
 
 
 async def _refuse(send: Send, grant: Grant, reason: str) -> None:

@@ -12,9 +12,8 @@ from typing import Any, Literal
 import msgspec
 
 from claude_invoker.metering.allowed import (
-    Refused as Refused,
-)
-from claude_invoker.metering.allowed import (
+    USUAL,
+    Otherwise,
     Uses,
     check_betas,
     check_members,
@@ -22,7 +21,10 @@ from claude_invoker.metering.allowed import (
     once,
     with_searches,
 )
-from claude_invoker.metering.prices import Price, Rates
+from claude_invoker.metering.allowed import (
+    Refused as Refused,
+)
+from claude_invoker.metering.prices import Price, Prices, Rates
 from claude_invoker.metering.usage import Used
 
 _MAX_OTHERS = 10_000
@@ -46,6 +48,9 @@ _FEWEST_THOUGHTS = 1024
 _WHITESPACE = b" \t\r\n"
 _SPELLED = re.compile(rb"\\u00(?:3[0-9]|[46][1-9a-fA-F]|[57][0-9aA]|5[fF])")
 """A letter, digit or underscore that is written by its number, which no encoder does: words could not be looked for."""
+_IN_US = Decimal("1.1")
+"""By what tokens are dearer with `inference_geo: us`, cached ones too:
+https://platform.claude.com/docs/en/manage-claude/data-residency."""
 _READ = ("system", "messages", "tools", "tool_choice", "output_config", "output_format")
 _COUNTED = ("model", *_READ, "thinking")
 """What the API's count of tokens takes."""
@@ -80,6 +85,14 @@ class Asked:
     """Whether it may have more input than its model takes by default."""
     stream: bool = False
     """Whether the answer is asked for as a stream."""
+    otherwise: Otherwise = USUAL
+
+    def price(self, prices: Prices, otherwise: Otherwise | None = None) -> Price:
+        """What its tokens cost. `otherwise`: if it had them so. Raises UnknownPrice."""
+        wanted = self.otherwise if otherwise is None else otherwise
+        price = prices.fast(self.model) if wanted.fast else prices.price(self.model)
+        price = price.long_context() if self.long_context else price
+        return price.times(_IN_US) if wanted.in_us else price
 
     def lowered(self, max_tokens: int, searches: int) -> Asked:
         """With a shorter answer and fewer searches. `max_tokens` is `fewest_tokens` at least, `searches` 1 where there
@@ -179,20 +192,20 @@ _LARGE = msgspec.json.Decoder(_Large)
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def read(body: bytes, server_tools: Collection[str] = (), betas: Iterable[str] = ()) -> Asked:
-    """`server_tools`: the tools of the API's own that the run may use, such as `web_search`. `betas`: the values of the
-    header `anthropic-beta`. Raises Refused."""
-    long_context = check_betas(betas)
+def read(body: bytes, features: Collection[str] = (), betas: Iterable[str] = ()) -> Asked:
+    """`features`: what the run may use beside tokens of its models, see `claude_contract.features`. `betas`: the values
+    of the header `anthropic-beta`. Raises Refused."""
+    long_context = check_betas(betas, features)
     # A backslash before a backslash is text. What is left of `\u` is a number.
     if b"\\u00" in body and _SPELLED.search(body.replace(b"\\\\", b"  ")):
         raise Refused("the request writes letters by their numbers (\\u0061)")
     try:
         members = _members(body)
-        check_members(members)
+        otherwise = check_members(members, features)
         model = msgspec.json.decode(members["model"], type=str)
         max_tokens = msgspec.json.decode(members.get("max_tokens", b"null"), type=int | None)
         stream = msgspec.json.decode(members.get("stream", b"null"), type=bool | None)
-        uses = check_tools(once(members.get("tools", b"null")), server_tools)
+        uses = check_tools(once(members.get("tools", b"null")), features)
         thinking = once(members.get("thinking", b"null"))
     except (ValueError, RecursionError, KeyError):
         raise Refused("not a JSON object with a model") from None
@@ -209,6 +222,7 @@ def read(body: bytes, server_tools: Collection[str] = (), betas: Iterable[str] =
         thinking if has_budget else None,
         long_context,
         bool(stream),
+        otherwise,
     )
 
 

@@ -163,6 +163,11 @@ def _number(values: dict[str, Any], name: str, bound: int) -> int | None:
     return bound
 
 
+def _text(values: dict[str, Any], name: str, before: str) -> str:
+    value = values.get(name)
+    return value if isinstance(value, str) else before
+
+
 class Meter:
     """Reads the body of one answer as it passes, piece by piece.
 
@@ -194,6 +199,9 @@ class Meter:
         """Whether the API has said how much it has put out."""
         self.seen = False
         """Whether it has said anything about usage."""
+        self.speed = ""
+        self.geo = ""
+        """How fast and where the API says that it has answered (`speed`, `inference_geo`); empty while it does not."""
         self.model = ""
 
     @property
@@ -312,6 +320,8 @@ class Meter:
         self._counted = usage.used(self._counted)
         for name, used in usage.beside.items():
             self._beside[name] = self._beside.get(name, _NOTHING) | used
+        if isinstance(value, dict):
+            self.speed, self.geo = _text(value, "speed", self.speed), _text(value, "inference_geo", self.geo)
         self.seen = True
         self._is_counted = final and usage.has_output
 

@@ -42,7 +42,7 @@ class Open(msgspec.Struct, tag=True, frozen=True):
     models: tuple[str, ...] | None
     """None: any."""
     requests: int
-    server_tools: tuple[str, ...]
+    features: tuple[str, ...]
 
 
 class Close(msgspec.Struct, tag=True, frozen=True):

@@ -15,6 +15,7 @@ from decimal import Decimal
 
 import httpx
 
+from claude_contract.features import FEATURES
 from claude_invoker.caller import Caller
 from claude_invoker.ending import ended
 from claude_invoker.ledger import Booking
@@ -22,7 +23,7 @@ from claude_invoker.metering.control import NoProxy, Terms
 from claude_invoker.metering.models import permits
 from claude_invoker.passthrough.heads import Headers, Session
 from claude_invoker.passthrough.message import Message
-from claude_invoker.plan import allowed_models
+from claude_invoker.plan import SEARCH, allowed_models, features_of
 from claude_invoker.problem import Problem
 from claude_invoker.runs.engine import Engine
 
@@ -35,8 +36,8 @@ _NEVER = httpx.Timeout(None)
 _LAST_WORD_S = 65.0
 """How long the API may take to say what a request has cost whose client has left (`metering.proxy`)."""
 _AGAIN_S = 2.0
-COUNTING = Terms(None, Decimal(0), None, 1)
-"""Counting tokens costs nothing."""
+COUNTING = Terms(None, Decimal(0), None, 1, FEATURES)
+"""Counting tokens costs nothing, and runs nothing."""
 
 
 class Desk:
@@ -66,11 +67,13 @@ class Desk:
                 403, "forbidden", f"model {model[:200]} is not allowed here; allowed: {', '.join(models or ())}"
             )
         bounds = [bound for bound in (clamp.max_usd, settings.max_budget_usd) if bound is not None]
-        searches = "WebSearch" in settings.tools_allowed and (clamp.tools is None or "WebSearch" in clamp.tools)
-        tools = ("web_search",) if searches else ()
+        searches = SEARCH in settings.tools_allowed
+        if clamp.features is None:
+            searches = searches and (clamp.tools is None or SEARCH in clamp.tools)
+        features = features_of(clamp, searches=searches)
         lease = caller.lease if self._engine.ledger is not None else None
         slot = caller.slot if lease is not None else None
-        return Terms(lease, Decimal(str(min(bounds))), models, 1, tools, slot, caller.tier or "")
+        return Terms(lease, Decimal(str(min(bounds))), models, 1, features, slot, caller.tier or "")
 
     async def begin(self, caller: Caller, model: str, session: Session, terms: Terms) -> Message:
         """Opens its account. Raises Problem 503."""

@@ -244,7 +244,7 @@ class Executor:
             Decimal(str(plan.max_budget_usd)),
             plan.models,
             plan.max_turns * _REQUESTS_PER_TURN,
-            ("web_search",) if "WebSearch" in plan.tools else (),
+            plan.features,
             run.slot,
             run.tier,
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from claude_contract.claims import NAME_ROOM, NAMESPACE_ROOM, POOL_NAME_ROOM
+from claude_contract.features import FEATURES
 from claude_contract.ledger import NAMESPACE
 from claude_contract.ledger.limits import MAX_BUDGETS, MAX_PERCENT
 from claude_contract.ledger.periods import MAX_ZONE, PERS
@@ -135,6 +136,12 @@ class TierConfig(Money, Limits, _Named):
     tools: tuple[str, ...] | None = strings("The tools that a run may use; binds the invoker.", absent=None)
     egress: tuple[str, ...] = strings(
         "Hosts that a run may reach by https, as host, *.host or host:port; none without it. Binds the invoker."
+    )
+    # Absent, what each receiver allows by itself; (), none.
+    api_features: tuple[str, ...] | None = strings(
+        "What requests to the API may have that has a price of its own or runs something at Anthropic: "
+        f"{', '.join(FEATURES)}. Binds the invoker.",
+        absent=None,
     )
     messages: MessagesConfig | None = record(
         "Limits of requests to models themselves, counted apart from runs; without it there are none.", MessagesConfig

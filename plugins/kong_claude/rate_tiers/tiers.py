@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 
-from claude_contract import destinations
+from claude_contract import destinations, features
 from claude_contract.claims import CLAMP_ROOM, NAME_ROOM, POOLS_ROOM, Clamp, Place, pools_size, size
 from claude_contract.destinations import Destination
 from claude_contract.errors import ConfigError
+from claude_contract.features import Feature
 from claude_contract.kinds import Kind
 from claude_contract.ledger import (
     MAX_POOLS,
@@ -310,7 +311,23 @@ def _clamp(section: TierConfig, prefix: str) -> Clamp:
         max_turns=_whole(section.max_turns, f"{prefix}max_turns"),
         max_usd=section.max_usd_per_run,
         egress=_egress(section, prefix),
+        features=_features(section, prefix),
     )
+
+
+def _features(section: TierConfig, prefix: str) -> tuple[Feature, ...] | None:
+    if section.api_features is None:
+        return None
+    at = f"{prefix}api_features"
+    try:
+        found = features.parse(section.api_features)
+    except ValueError as error:
+        raise ConfigError(at, str(error)) from error
+    if "WebSearch" in (section.tools or ()) and "web_search" not in found:
+        raise ConfigError(at, "needs web_search, since the tier's tools have WebSearch, which is that")
+    if "context_1m" not in found and (large := [name for name in section.models if name.endswith("[1m]")]):
+        raise ConfigError(at, f"needs context_1m, since the tier's models have {large[0]}")
+    return found
 
 
 def _egress(section: TierConfig, prefix: str) -> tuple[Destination, ...]:
