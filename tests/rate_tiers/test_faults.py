@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import signal
@@ -11,7 +12,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -327,35 +330,38 @@ def test_tls(tmp_path: Path) -> None:
 
 @contextmanager
 def terminator(context: ssl.SSLContext, path: str) -> Iterator[int]:
-    """TLS in front of a unix socket, since the redis-server at hand has none."""
+    """TLS in front of a unix socket, since the redis-server at hand has none. One thread has all its sockets: where two
+    share one, OpenSSL writes to a number that is another file by now."""
 
-    def pump(source: socket.socket, sink: socket.socket) -> None:
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         try:
-            while data := source.recv(65536):
-                sink.sendall(data)
+            while data := await source.read(65536):
+                sink.write(data)
         except OSError:
             pass
         finally:
             sink.close()
 
-    def serve() -> None:
-        while True:
-            try:
-                plain, _ = listener.accept()
-            except OSError:
-                return
-            try:
-                client = context.wrap_socket(plain, server_side=True)
-            except (ssl.SSLError, OSError):
-                continue
-            server = socket.socket(socket.AF_UNIX)
-            server.connect(path)
-            for pair in ((client, server), (server, client)):
-                threading.Thread(target=pump, args=pair, daemon=True).start()
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_reader, to_writer = await asyncio.open_unix_connection(path)
+        await asyncio.gather(pump(reader, to_writer), pump(to_reader, writer))
 
-    with socket.create_server(("localhost", 0)) as listener:
-        threading.Thread(target=serve, daemon=True).start()
-        yield listener.getsockname()[1]
+    async def served() -> None:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+            over = asyncio.Event()
+            end = partial(asyncio.get_running_loop().call_soon_threadsafe, over.set)
+            listening.set_result((server.sockets[0].getsockname()[1], end))
+            await over.wait()
+
+    listening: Future[tuple[int, Callable[[], object]]] = Future()
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(asyncio.run, served())
+        port, end = listening.result(HANG_S)
+        try:
+            yield port
+        finally:
+            end()
+            done.result(HANG_S)
 
 
 @contextmanager
