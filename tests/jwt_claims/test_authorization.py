@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claude_contract.errors import ConfigError
-from kong_claude.jwt_claims.rules import email_problem, lookup, repository_allowed, rules_from_config, values
+from kong_claude.jwt_claims.rules import email_problem, has, lookup, repository_allowed, rules_from_config, values
 from kong_claude.jwt_claims.schema import RuleConfig
 from kong_claude.schema import read
 from tests.jwt_claims.conftest import Send
@@ -53,6 +53,13 @@ NESTED = {
 def test_lookup(path: str, expected: Any) -> None:
     assert lookup(NESTED, path) == expected
     assert lookup({"": NESTED}, f".{path}") is None
+
+
+@pytest.mark.parametrize("empty", [0, False, "", [], {}])
+def test_a_claim_is_there_unless_it_is_absent_or_null(empty: Any) -> None:
+    assert has({"a": {"b": empty}}, "a.b") is True
+    assert has(NESTED, "none") is False
+    assert has(NESTED, "realm_access.groups") is False
 
 
 def test_the_longest_name_that_leads_somewhere_decides_though_to_null() -> None:

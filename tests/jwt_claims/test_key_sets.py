@@ -257,6 +257,7 @@ def test_nothing_of_a_key_shows() -> None:
     keys = keys_from_text(json.dumps(document), frozenset({"HS256"}), "jwks")
     shown = repr(keys) + repr(keys.keys) + str(keys.candidates(None, "HS256"))
     assert "hunter2" not in shown
+    assert repr(keys) == "KeySet(skipped=())"
     assert "RSAPublicKey" not in repr(keys_from_issuer({"keys": [jwk("RS256")]}, ALL).keys)
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from claude_contract.nesting import MAX_DEPTH
 from kong_claude.jwt_claims.jwks import keys_from_issuer, keys_from_text
 from kong_claude.jwt_claims.token import MAX_TIME, MAX_TOKEN, Checks, InvalidToken, parse
 from tests.jwt_claims.conftest import Send
@@ -209,6 +210,11 @@ UNREADABLE: dict[str, tuple[str, str]] = {
     "a name twice": (sign(HEADER, '{"sub": "a", "sub": "b"}'), "malformed"),
     "a name twice, deep": (sign(HEADER, '{"a": [{"b": 1, "b": 1}]}'), "malformed"),
     "half a surrogate pair": (sign(HEADER, '{"sub": "\\ud800"}'), "malformed"),
+    "a claim that is nested too deeply": (sign(HEADER, f'{{"a": {"[" * MAX_DEPTH}{"]" * MAX_DEPTH}}}'), "malformed"),
+    "a header that is nested too deeply": (
+        sign({**HEADER, "x": json.loads("[" * MAX_DEPTH + "]" * MAX_DEPTH)}, "{}"),
+        "malformed",
+    ),
 }
 
 
@@ -217,6 +223,7 @@ def test_each_token_that_cannot_be_read_has_its_reason(compact: str, reason: str
     with pytest.raises(InvalidToken) as refused:
         parse(compact)
     assert refused.value.reason == reason
+    assert str(refused.value).startswith("the token"), "a sentence for the caller"
 
 
 @pytest.mark.parametrize(
