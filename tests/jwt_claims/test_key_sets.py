@@ -309,6 +309,13 @@ def test_names_decide_before_the_nameless() -> None:
     assert not verifies(keys, signed("RS256", "three", "one"))
 
 
+def test_a_key_that_cannot_be_asked_stands_in_nobodys_way() -> None:
+    """One of another kind than its algorithm never comes out of a set; if one did, the next is asked all the same."""
+    other, good = (Key(None, frozenset({"RS256"}), private_key(kind).public_key()) for kind in ("ES256", "RS256"))
+    assert signed_by(parse(signed("RS256", "one", None)), [other, good]) is good
+    assert signed_by(parse(signed("RS256", "attacker", None)), [other, good]) is None
+
+
 def test_weak_keys_serve_nothing() -> None:
     weak = rsa.generate_private_key(65537, 1024).public_key()
     numbers = weak.public_numbers()
