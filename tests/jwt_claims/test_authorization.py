@@ -64,7 +64,8 @@ def test_a_claim_is_there_unless_it_is_absent_or_null(empty: Any) -> None:
 
 def test_the_longest_name_that_leads_somewhere_decides_though_to_null() -> None:
     assert lookup({"a.b": {"c": None}, "a": {"b.c": "x"}}, "a.b.c") is None
-    assert lookup({"a.b": {"d": 1}, "a": {"b.c": "x"}}, "a.b.c") == "x"
+    for nowhere in ({"d": 1}, {}, "text", ["c"], None, 0):
+        assert lookup({"a.b": nowhere, "a": {"b.c": "x"}}, "a.b.c") == "x"
 
 
 @pytest.mark.parametrize(
