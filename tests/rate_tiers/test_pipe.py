@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gevent
@@ -17,7 +18,7 @@ from claude_contract.ledger import Admission, Admit, LedgerUnavailable, Window, 
 from kong_claude.rate_tiers import redis_ledger
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from kong_claude.rate_tiers.redis_pipe import Pipe, Shared
-from tests.rate_tiers.servers import RedisProcess, one_server
+from tests.rate_tiers.servers import REACHED_BY, RedisProcess, one_server
 from tests.support.waiting import HANG_S
 
 LATE = 0.25
@@ -26,6 +27,8 @@ LATE = 0.25
 @pytest.fixture(autouse=True)
 def greenlets(monkeypatch: pytest.MonkeyPatch) -> None:
     one_server("what is tried is the one connection to a server")
+    if REACHED_BY == "tls":
+        pytest.skip("not over TLS: there each caller has a connection")
     monkeypatch.setattr(redis_ledger, "in_greenlets", lambda: True)
 
 
@@ -65,17 +68,26 @@ def test_everybody_gets_their_own_answer_on_one_connection(own_redis: RedisProce
     ledger.close()
 
 
+@contextmanager
+def frozen(redis: RedisProcess) -> Iterator[None]:
+    """Whatever fails meanwhile: a Redis that stayed so would keep every test behind this one waiting."""
+    redis.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        redis.signal(signal.SIGCONT)
+
+
 def killed_while_it_waits(ledger: RedisLedger, redis: RedisProcess, *, forget: bool) -> int:
     """What bob is told after alice, who asked before him, was ended before her answer came."""
     admit(ledger, "warm")
-    redis.signal(signal.SIGSTOP)
-    alice = gevent.spawn(admit, ledger, "alice", 10)
-    bob = gevent.spawn(admit, ledger, "bob", 500)
-    gevent.sleep(0.05)
-    alice.kill()
-    if forget:
-        pipe_of(ledger)._asked.popleft()
-    redis.signal(signal.SIGCONT)
+    with frozen(redis):
+        alice = gevent.spawn(admit, ledger, "alice", 10)
+        bob = gevent.spawn(admit, ledger, "bob", 500)
+        gevent.sleep(0.05)
+        alice.kill()
+        if forget:
+            pipe_of(ledger)._asked.popleft()
     bob.join(HANG_S)
     assert isinstance(bob.value, Admission)
     return bob.value.own.quotas[0].remaining
@@ -94,12 +106,11 @@ def test_control_were_the_question_forgotten_the_answer_would_be(
 
 def test_a_switch_that_is_no_answer_is_not_taken_for_one(ledger: RedisLedger, redis_server: RedisProcess) -> None:
     admit(ledger, "warm")
-    redis_server.signal(signal.SIGSTOP)
-    waiting = gevent.spawn(admit, ledger, "alice")
-    gevent.sleep(0.05)
-    gevent.get_hub().loop.run_callback(waiting.switch, [0] * 9)
-    gevent.sleep(0.05)
-    redis_server.signal(signal.SIGCONT)
+    with frozen(redis_server):
+        waiting = gevent.spawn(admit, ledger, "alice")
+        gevent.sleep(0.05)
+        gevent.get_hub().loop.run_callback(waiting.switch, [0] * 9)
+        gevent.sleep(0.05)
     waiting.join(HANG_S)
     assert waiting.value.admitted
 
@@ -107,7 +118,7 @@ def test_a_switch_that_is_no_answer_is_not_taken_for_one(ledger: RedisLedger, re
 def test_a_frozen_redis_is_late_for_all_and_forgotten_by_the_next(own_redis: RedisProcess) -> None:
     ledger = RedisLedger(Settings(own_redis.url, timeout=LATE))
     admit(ledger, "warm")
-    frozen = pipe_of(ledger)
+    late = pipe_of(ledger)
     own_redis.signal(signal.SIGSTOP)
 
     def ask(delay: float) -> Any:
@@ -120,7 +131,7 @@ def test_a_frozen_redis_is_late_for_all_and_forgotten_by_the_next(own_redis: Red
     greenlets = [gevent.spawn(ask, delay) for delay in (0.0, 0.0, LATE / 2)]
     gevent.joinall(greenlets, timeout=HANG_S, raise_error=True)
     assert [g.value for g in greenlets] == ["TimeoutError: no answer in time"] * 3
-    assert frozen.retired and frozen._closed
+    assert late.retired and late._closed
     own_redis.signal(signal.SIGCONT)
     deadline = time.monotonic() + HANG_S
     while isinstance(ask(0.05), str):
@@ -166,12 +177,11 @@ def test_who_connects_may_be_ended_and_nobody_waits_for_ever(own_redis: RedisPro
 
 def test_closed_while_somebody_waits_it_still_answers(ledger: RedisLedger, redis_server: RedisProcess) -> None:
     admit(ledger, "warm")
-    redis_server.signal(signal.SIGSTOP)
-    waiting = gevent.spawn(admit, ledger, "alice")
-    gevent.sleep(0.05)
-    pipe = pipe_of(ledger)
-    ledger.close()
-    redis_server.signal(signal.SIGCONT)
+    with frozen(redis_server):
+        waiting = gevent.spawn(admit, ledger, "alice")
+        gevent.sleep(0.05)
+        pipe = pipe_of(ledger)
+        ledger.close()
     waiting.join(HANG_S)
     assert waiting.value.admitted
     gevent.sleep(0)
