@@ -120,6 +120,9 @@ async def test_a_job_that_has_ended_is_never_claimed_again(store: Store) -> None
     assert await store.running() == []
     assert await store.waiting() == {"": 0}
     await store.redis.hset(PREFIX + "tickets", "t9", ended.id)
+    assert await store.claim("t9", "w") is None
+    assert "tickets" not in await stored(store), "what a ticket had is forgotten where it gets nothing"
+    await store.redis.hset(PREFIX + "tickets", "t9", ended.id)
     await accepted(store, waits)
     claimed = await store.claim("t9", "w")
     assert claimed is not None
