@@ -25,6 +25,7 @@ TITLES = {
     "too-large": "The body is too large",
     "invalid": "The request is not valid",
     "too-much-held": "Too much is kept for runs and jobs",
+    "no-room": "There is no room on the disk",
     "limit": "The run took more of the machine than it may",
     "unmet-schema": "The answer does not follow output_schema",
     "prompt-rejected": "The model API does not accept this prompt",

@@ -18,6 +18,8 @@ from claude_invoker.cli.walk import delete
 from claude_invoker.runs import artifacts
 from claude_invoker.runs.artifacts import Bounds, collect, content_type, survey
 from claude_invoker.runs.events import EventLog
+from tests.invoker.conftest import as_root
+from tests.support.disk import disk
 
 PLENTY = Bounds(10_000_000, 100)
 
@@ -68,6 +70,21 @@ def test_bounds(work: Path, tmp_path: Path) -> None:
     small = collect(work, {}, tmp_path / "b", Bounds(250, 100))
     assert (len(small.kept), len(small.left_out)) == (2, 3)
     assert "INVOKER_ARTIFACT_MAX_BYTES" in small.left_out[0].reason
+
+
+@as_root
+def test_what_a_full_disk_does_not_take_is_named(work: Path, tmp_path: Path) -> None:
+    """The file was in no list, and half of it stayed on the disk."""
+    for name, size in (("a", 1000), ("b", 3 << 20), ("c", 1000)):
+        (work / name).write_bytes(os.urandom(size))
+    kept = tmp_path / "kept"
+    with disk(kept, "2m"):
+        collected = collect(work, {}, kept, PLENTY)
+        assert [artifact.path for artifact in collected.kept] == ["a", "c"]
+        assert [(left.path, left.reason) for left in collected.left_out] == [
+            ("b", "it cannot be stored: No space left on device")
+        ]
+        assert sorted(path.name for path in kept.iterdir()) == ["a", "c"]
 
 
 def test_what_is_left_out_is_named_within_bounds(work: Path, tmp_path: Path) -> None:

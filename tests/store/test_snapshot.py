@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -10,9 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from claude_invoker.cli import walk
 from claude_invoker.cli.tree import Tree
 from claude_invoker.runs import snapshot
 from claude_invoker.runs.snapshot import PIECE, Entry, Manifest, Piece, Unusable
+from tests.invoker.conftest import as_root
 
 
 class Bucket:
@@ -220,3 +225,100 @@ def test_nothing_is_written_where_a_link_leads(tmp_path: Path, bucket: Bucket, d
     assert written is not defended
     if defended:
         assert (seen(Tree(outside)), seen(tree)) == (kept, seen(later))
+
+
+def test_holes_come_back_as_holes(tmp_path: Path, bucket: Bucket) -> None:
+    """A file of 64 MiB that takes 4 KiB is one of 64 MiB that takes 4 KiB: else a pack of a megabyte fills a disk."""
+    tree = tree_of(tmp_path / "t")
+    sparse, size = tree.work / "sparse", 64 << 20
+    with sparse.open("wb") as file:
+        file.write(b"begin")
+        file.truncate(size)
+    first = bucket.save(tree, None, "1")
+    other = tree_of(tmp_path / "other")
+    bucket.restore(other, first, None)
+    restored = other.work / "sparse"
+    assert restored.stat().st_size == size and restored.read_bytes() == sparse.read_bytes()
+    assert restored.stat().st_blocks * 512 <= 2 * PIECE < size
+    # What was written and is nothing again is nothing again there, too.
+    with sparse.open("r+b") as file:
+        file.write(bytes(5))
+    second = bucket.save(tree, first, "2")
+    bucket.restore(other, second, first)
+    assert seen(other) == seen(tree)
+
+
+def deep(tree: Tree, levels: int) -> None:
+    """Directories of long names in each other, by descriptor: their path is longer than any call takes."""
+    at = os.open(tree.work, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("d" * 255, dir_fd=at)
+        below = os.open("d" * 255, os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+
+
+def test_a_path_that_nobody_could_make_again_is_too_much(tmp_path: Path, bucket: Bucket) -> None:
+    """It could be saved and never restored: the session was 503 at every other invoker, for ever."""
+    tree, other = tree_of(tmp_path / "t"), tree_of(tmp_path / "other")
+    deep(tree, 11)
+    bucket.restore(other, bucket.save(tree, None, "1"), None)
+    assert seen(other) == seen(tree), "the control: what fits comes back"
+    deeper = tree_of(tmp_path / "deeper")
+    deep(deeper, 17)
+    with pytest.raises(walk.TooMuch):
+        bucket.save(deeper, None, "2")
+    walk.delete(deeper.root)
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"x" * 255, b"new\nline", "ü".encode()])
+def test_any_name_comes_back(tmp_path: Path, bucket: Bucket, name: bytes) -> None:
+    tree, other = tree_of(tmp_path / "t"), tree_of(tmp_path / "other")
+    path = os.fsencode(tree.work) + b"/" + name
+    with open(path, "wb") as file:
+        file.write(b"content")
+    os.mkfifo(tree.work / "fifo")
+    bucket.restore(other, bucket.save(tree, None, "1"), None)
+    assert os.listdir(os.fsencode(other.work)) == [name], "and no FIFO"
+
+
+def test_a_piece_that_is_not_what_was_saved_is_not_written(tmp_path: Path, bucket: Bucket) -> None:
+    tree, other = tree_of(tmp_path / "t", {"work/a": b"as it was"}), tree_of(tmp_path / "other")
+    saved = bucket.save(tree, None, "1")
+    (bucket.folder / "1").write_bytes(b"as it is ")
+    with pytest.raises(Unusable):
+        bucket.restore(other, saved, None)
+    assert b"as it is" not in (other.work / "a").read_bytes()
+
+
+_CLOSED = """
+import os, sys
+from pathlib import Path
+from claude_invoker.cli.tree import Tree
+from claude_invoker.runs import artifacts, snapshot
+os.setuid(65534)
+tree = Tree(Path(sys.argv[1]))
+closed = tree.work / "closed"
+closed.write_bytes(b"content")
+closed.chmod(0)
+saved = snapshot.save(tree, None, tree.root / "pack", "1")
+kept = artifacts.collect(tree.work, {}, tree.root / "kept", artifacts.Bounds(1000, 10))
+print([(entry.mode, entry.size) for entry in saved.entries], [each.size for each in kept.kept], oct(closed.stat().st_mode))
+"""
+
+
+@as_root
+def test_a_file_that_a_run_has_closed_keeps_no_session_from_being_saved(tmp_path: Path) -> None:
+    """An invoker that is not root's may not read it, though it is its own: the turn ended as an internal error."""
+    folder = Path(tempfile.mkdtemp(prefix="closed-"))
+    try:
+        tree_of(folder / "t")
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, 65534, 65534)
+        done = subprocess.run(
+            [sys.executable, "-c", _CLOSED, folder / "t"], capture_output=True, text=True, check=False
+        )
+        assert done.stdout.strip() == "[(0, 7)] [7] 0o100000", done.stderr
+    finally:
+        walk.delete(folder)

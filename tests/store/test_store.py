@@ -108,3 +108,20 @@ async def test_nothing_leaves_the_directory(tmp_path: Path) -> None:
     for name in ("../secret", "a/../../secret"):
         with pytest.raises((Missing, Away)):
             await store.get(name)
+
+
+async def test_a_directory_is_left_as_empty_as_it_was(tmp_path: Path) -> None:
+    """Each run's directory stayed, and what a killed invoker was writing: the library lists neither."""
+    store = Store(Place.parse(f"file://{tmp_path}/store"), None)
+    await store.put("artifacts/run_1/a", b"x")
+    await store.put("artifacts/run_1/b", b"x")
+    await store.delete(["artifacts/run_1/a", "artifacts/run_1/b"])
+    await store.put("sessions/s/1.pack", b"x")
+    old, new = tmp_path / "store/sessions/s/2.pack#1", tmp_path / "store/sessions/s/3.pack#1"
+    for half in (old, new):
+        half.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    await store.tidy()
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["store/sessions/s/1.pack", "store/sessions/s/3.pack#1"], "which may be being written now"
+    assert not (tmp_path / "store/artifacts/run_1").exists()

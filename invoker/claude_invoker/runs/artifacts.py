@@ -113,7 +113,12 @@ def collect(
         for entry in walk.walk(work, _WALK, _IGNORED):
             if entry.path not in chosen:
                 continue
-            artifact = _keep(entry, into, room)
+            try:
+                artifact = _keep(entry, into, room)
+            except OSError as error:
+                _log.error("a file of a run is not kept: %s", error.strerror)
+                left_out.add(entry.path, f"it cannot be stored: {error.strerror}")
+                continue
             if artifact is None:
                 left_out.add(entry.path, "it changed while it was copied")
                 continue
@@ -197,7 +202,7 @@ def _keep(entry: walk.Entry, into: Path, room: int) -> Artifact | None:
     """Copies one file, hashing it on the way. None where it is not what was listed, or grew."""
     path = entry.path
     try:
-        source = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=entry.directory)
+        source = walk.open_file(entry)
     except OSError:
         return None
     with open(source, "rb") as reader:
@@ -206,13 +211,17 @@ def _keep(entry: walk.Entry, into: Path, room: int) -> Artifact | None:
         target = into / path
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         digest, size, head = hashlib.sha256(), 0, b""
-        with target.open("xb") as writer:
-            while chunk := reader.read(1 << 20):
-                head = head or chunk[:_HEAD]
-                size += len(chunk)
-                if size > room:
-                    target.unlink()
-                    return None
-                digest.update(chunk)
-                writer.write(chunk)
+        try:
+            with target.open("xb") as writer:
+                while chunk := reader.read(1 << 20):
+                    head = head or chunk[:_HEAD]
+                    size += len(chunk)
+                    if size > room:
+                        target.unlink()
+                        return None
+                    digest.update(chunk)
+                    writer.write(chunk)
+        except OSError:  # the disk is full
+            target.unlink(missing_ok=True)
+            raise
     return Artifact(path=path, size=size, type=content_type(path, head), sha256=digest.hexdigest())

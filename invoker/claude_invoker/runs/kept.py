@@ -189,6 +189,7 @@ class Keeping:
         """Deletes what no record can name any more."""
         if self.store is None:
             return
+        await self.store.tidy()
         for folder in (_FOLDER, ANSWERS):
             try:
                 await self.store.expire(folder, self._settings.longest_retention_s + _LATE_S)

@@ -35,21 +35,33 @@ from claude_invoker.store.store import Away, Missing, Store
 _log = logging.getLogger(__name__)
 _FOLDER = "sessions"
 _NAME = re.compile(r"[0-9a-f]{64}")
+_HALF_MADE = re.compile(r"([0-9a-f]{64})\.(?:pack|new)")
+_SAVE_S = 30.0
+"""How long an answer waits at most for its session to be in the store."""
 
 
 class Note(msgspec.Struct, frozen=True):
-    """What this machine's tree is. `base`: the version that it is, or began from; `dirty`: a turn has begun since.
-    `manifest`: the last that the store has had of here, that of version `known`; `unsaved`: it does not have `base`."""
+    """What this machine's tree is. `base`: the version that it is, or began from; `dirty`: a turn has begun since;
+    `before`: the version that `base` was made from here. `manifest`: the last that the store has had of here, that of
+    version `known`; `unsaved`: it does not have `base`."""
 
     base: str = ""
+    before: str = ""
     dirty: bool = False
     known: str = ""
     manifest: Manifest | None = None
     unsaved: bool = False
 
 
+class _Unsaved(msgspec.Struct, frozen=True):
+    """What is looked for in every note every few seconds: the rest of one may have some 40 MB."""
+
+    unsaved: bool = False
+
+
 _ENCODE = msgspec.msgpack.Encoder().encode
 _DECODE = msgspec.msgpack.Decoder(Note).decode
+_DECODE_UNSAVED = msgspec.msgpack.Decoder(_Unsaved).decode
 
 
 class Moving:
@@ -60,6 +72,8 @@ class Moving:
         self._notes = notes
         self._turns = turns
         self._store = store
+        self._looked: dict[str, tuple[int, bool]] = {}
+        """Of notes by their names: when they were written, and whether they are of an unsaved version."""
         self.before_restoring: Callable[[Session], Awaitable[None]] | None = None
         """Sees to it that nothing has the session's directory."""
 
@@ -97,6 +111,8 @@ class Moving:
         if turn.head and not session.is_made:
             note = await asyncio.to_thread(self._note, turn.name)
         is_here = note.base == turn.head and (not note.dirty or not turn.saved)
+        if not turn.saved and note.before == turn.head:  # what that became is all that there is of it
+            is_here = True
         if turn.head and not is_here:
             if not turn.saved:
                 raise Problem(
@@ -109,7 +125,10 @@ class Moving:
                 await self.before_restoring(session)
             note = await self._restored(session.tree, turn, note)
         begun = msgspec.structs.replace(note, base=turn.head, dirty=True)
-        await asyncio.to_thread(self._write, turn.name, begun)
+        try:
+            await asyncio.to_thread(self._write, turn.name, begun)
+        except OSError as error:
+            raise _no_room(error) from error
         return begun
 
     async def _restored(self, tree: Tree, turn: Turn, note: Note) -> Note:
@@ -119,7 +138,8 @@ class Moving:
         is_certain = note.known == note.base and not note.dirty and not note.unsaved
         have = note.manifest if is_certain and note.manifest and note.manifest.root == str(tree.root) else None
         try:
-            wanted = snapshot.decode(await self._store.get(_manifest_of(turn.name, turn.head)))
+            stored = await self._store.get(_manifest_of(turn.name, turn.head))
+            wanted = await asyncio.to_thread(snapshot.decode, stored)
             try:
                 fetches = await asyncio.to_thread(snapshot.prepare, tree, wanted, have)
             except OSError:  # such as a directory that its last turn has closed to its owner
@@ -137,7 +157,11 @@ class Moving:
         except Missing as error:
             _log.error("a session cannot be gone on with: the store has lost a part of it")
             raise Problem(404, "not-found", "there is no such session any more: the store has lost it") from error
-        except (snapshot.Unusable, OSError) as error:
+        except snapshot.Unusable as error:
+            _log.error("a session cannot be gone on with: what the store has of it is not what was saved: %s", error)
+            detail = "there is no such session any more: the store has something else in its place"
+            raise Problem(404, "not-found", detail) from error
+        except OSError as error:
             _log.error("a session cannot be restored: %s", error)
             raise Problem(503, "busy", "the session cannot be restored now", {"Retry-After": "10"}) from error
         return Note(turn.head, known=turn.head, manifest=wanted)
@@ -149,37 +173,47 @@ class Moving:
             await asyncio.to_thread(self._forget_note, turn.name)
             return
         try:
-            after = await self._sent(session.tree, turn.name, turn.next, note)
+            after = await self._sent(session.tree, turn.name, turn.next, note, _SAVE_S)
         except TooMuch as error:
             _log.warning("a session ends, since its directory cannot be kept: %s", error)
             await turn.end()
             self._sessions.discard(session.tree)
             return
-        await asyncio.to_thread(self._write, turn.name, after)
+        try:
+            await asyncio.to_thread(self._write, turn.name, after)
+        except OSError as error:
+            if after.unsaved:
+                raise _no_room(error) from error
+            # The store has it: as long as the note is that of the turn's beginning, the tree is fetched from there.
         try:
             await turn.commit(session.tree.root.name, saved=not after.unsaved)
-        except Lost:
-            await self._delete(turn.name, after, Note() if note.manifest is None else note)
+        except Lost as lost:
+            if lost.for_certain:
+                await self._delete(turn.name, after, Note() if note.manifest is None else note)
             await asyncio.to_thread(self._forget_note, turn.name)
             raise taken() from None
         if not after.unsaved:
             await self._delete(turn.name, note, after)
 
-    async def _sent(self, tree: Tree, name: str, version: str, note: Note) -> Note:
-        """The tree as that version, in the store where that is there. Raises TooMuch, OSError."""
+    async def _sent(self, tree: Tree, name: str, version: str, note: Note, within_s: float | None = None) -> Note:
+        """The tree as that version, in the store where that is there and takes it in time. Raises TooMuch."""
         assert self._store is not None
         pack = self._notes / f"{name}.pack"
         try:
             manifest = await asyncio.to_thread(snapshot.save, tree, note.manifest, pack, version)
-            try:
+            async with asyncio.timeout(within_s):
                 if manifest.packs and manifest.packs[-1][0] == version:
                     await self._store.put(_in(name, version), pack)
-                await self._store.put(_manifest_of(name, version), snapshot.encode(manifest))
-            except Away:
-                return Note(version, known=note.known, manifest=note.manifest, unsaved=True)
+                await self._store.put(_manifest_of(name, version), await asyncio.to_thread(snapshot.encode, manifest))
+        except (Away, TimeoutError):
+            pass
+        except OSError as error:  # such as a disk without room for the pack
+            _log.error("a session cannot be sent to the store, that is tried again: %s", error.strerror)
+        else:
+            return Note(version, note.base, known=version, manifest=manifest)
         finally:
             pack.unlink(missing_ok=True)
-        return Note(version, known=version, manifest=manifest)
+        return Note(version, note.base, known=note.known, manifest=note.manifest, unsaved=True)
 
     async def _delete(self, name: str, old: Note, new: Note) -> None:
         """What `old` has in the store and `new` does not need. Raises nothing: what stays goes with the session."""
@@ -195,26 +229,45 @@ class Moving:
         """Sends what the store could not have. Raises RedisError, OSError."""
         if self._turns is None or self._store is None or not self._notes.is_dir():
             return
-        for path in list(self._notes.iterdir()):
-            if not _NAME.fullmatch(path.name):
-                continue
-            if not self._sessions.has(path.name):
-                path.unlink(missing_ok=True)
-            elif self._note(path.name).unsaved and not self._store.seems_away:
+        for name in await asyncio.to_thread(self._tidied):
+            if not self._store.seems_away:
                 with contextlib.suppress(Problem):  # its next turn has begun, or it is over
-                    await self._send_one_again(await self._turns.take(path.name, new=False))
+                    await self._send_one_again(await self._turns.take(name, new=False))
+
+    def _tidied(self) -> list[str]:
+        """Deletes notes of sessions that are over, and what a killed invoker was writing. The names of those that the
+        store does not have. Raises OSError."""
+        unsaved, looked = [], self._looked
+        self._looked = {}
+        for path in list(self._notes.iterdir()):
+            if half := _HALF_MADE.fullmatch(path.name):
+                with self._sessions.at(half[1]) as tree:
+                    if tree is not None or not self._sessions.has(half[1]):
+                        path.unlink(missing_ok=True)
+            elif _NAME.fullmatch(path.name):
+                if not self._sessions.has(path.name):
+                    path.unlink(missing_ok=True)
+                    continue
+                with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
+                    written = path.stat().st_mtime_ns
+                    at, is_unsaved = looked.get(path.name, (0, False))
+                    if at != written:
+                        is_unsaved = _DECODE_UNSAVED(path.read_bytes()).unsaved
+                    self._looked[path.name] = written, is_unsaved
+                    unsaved += [path.name] if is_unsaved else []
+        return unsaved
 
     async def _send_one_again(self, turn: Turn) -> None:
         assert self._turns is not None
         try:
             with self._sessions.at(turn.name) as tree:
-                note = self._note(turn.name)
+                note = await asyncio.to_thread(self._note, turn.name)
                 if tree is None or note.base != turn.head or not note.unsaved or note.dirty:
                     return
                 turn.keep(lambda: None)
                 after = await self._sent(tree, turn.name, turn.head, note)
                 if not after.unsaved:
-                    self._write(turn.name, after)
+                    await asyncio.to_thread(self._write, turn.name, after)
                     await self._turns.saved(turn.name, turn.head)
                     await self._delete(turn.name, note, after)
         except TooMuch:
@@ -252,11 +305,15 @@ class Moving:
         """Raises OSError."""
         self._notes.mkdir(mode=0o700, exist_ok=True)
         made = self._notes / f"{name}.new"
-        with made.open("wb") as file:
-            file.write(_ENCODE(note))
-            file.flush()
-            os.fsync(file.fileno())
-        made.replace(self._notes / name)
+        try:
+            with made.open("wb") as file:
+                file.write(_ENCODE(note))
+                file.flush()
+                os.fsync(file.fileno())
+            made.replace(self._notes / name)
+        except OSError:
+            made.unlink(missing_ok=True)
+            raise
 
     def _forget_note(self, name: str) -> None:
         (self._notes / name).unlink(missing_ok=True)
@@ -267,6 +324,12 @@ def taken() -> Problem:
     return Problem(
         409, "conflict", "another invoker has gone on with this session meanwhile: this turn is no part of it"
     )
+
+
+def _no_room(error: OSError) -> Problem:
+    _log.error("a session cannot be noted on this machine's disk: %s", error.strerror)
+    detail = f"the session cannot be kept, this machine's disk does not take it: {error.strerror}"
+    return Problem(507, "no-room", detail, {"Retry-After": "60"}, extra={"limit": "disk"})
 
 
 def _in(name: str, pack: str) -> str:

@@ -27,6 +27,10 @@ PARTS = ("work", "config/projects")
 _MOST_PACKS = 24
 _SLACK = 8 << 20
 """Bytes of packs that nothing needs any more, beside as many as are needed: then all is packed anew."""
+_LONGEST_PATH = 3000
+"""Bytes below the tree's root: whoever makes it again does so by path, of which Linux takes 4,096."""
+_NOTHING = hashlib.sha256(bytes(PIECE)).digest()
+"""Of a piece that is a hole, as most of a sparse file is."""
 _GAP = 64 << 10
 _RUN = 16 << 20
 """Pieces that lie so near to each other are fetched in one request, up to so many bytes."""
@@ -116,6 +120,8 @@ def _saved(tree: Tree, before: Manifest | None, pack: Path, name: str) -> Manife
                 continue
             for found in walk.walk(tree.root / part, KEPT):
                 path = os.fsencode(f"{part}/{found.path}")
+                if len(path) > _LONGEST_PATH:
+                    raise walk.TooMuch(f"a path of more than {_LONGEST_PATH:,} bytes")
                 mode, mtime = stat.S_IMODE(found.status.st_mode) & 0o777, found.status.st_mtime_ns
                 if found.is_directory:
                     entries.append(Entry(path, "d", mode, mtime))
@@ -141,7 +147,7 @@ def _saved(tree: Tree, before: Manifest | None, pack: Path, name: str) -> Manife
 
 
 def _pieces(found: walk.Entry) -> Iterator[bytes]:
-    source = os.open(found.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=found.directory)
+    source = walk.open_file(found)
     with open(source, "rb", buffering=0) as reader:
         while content := reader.read(PIECE):
             yield content
@@ -165,12 +171,12 @@ def _without_unused(manifest: Manifest, used: set[int]) -> Manifest:
 
 @dataclass(frozen=True)
 class Fetch:
-    """A range of a pack, and where its pieces go: (path, offset there, offset in the range, bytes)."""
+    """A range of a pack, and where its pieces go: (path, offset there, piece, offset in the range)."""
 
     pack: str
     start: int
     end: int
-    into: tuple[tuple[Path, int, int, int], ...]
+    into: tuple[tuple[Path, int, Piece, int], ...]
 
 
 def prepare(tree: Tree, wanted: Manifest, have: Manifest | None) -> list[Fetch]:
@@ -227,7 +233,7 @@ def _file(at: Path, entry: Entry, before: Entry | None) -> Iterator[tuple[Piece,
         file.truncate(entry.size)
     offset = 0
     for number, piece in enumerate(entry.pieces):
-        if number >= len(have) or have[number] != piece.digest:
+        if piece.digest != (_NOTHING if number >= len(have) else have[number]):
             yield piece, at, offset
         offset += piece.length
 
@@ -250,17 +256,22 @@ def _ranges(wanted: Manifest, missing: Iterable[tuple[Piece, Path, int]]) -> Ite
 def _fetch(wanted: Manifest, run: list[tuple[Piece, Path, int]]) -> Fetch:
     start = run[0][0].offset
     end = max(piece.offset + piece.length for piece, _, _ in run)
-    into = tuple((path, offset, piece.offset - start, piece.length) for piece, path, offset in run)
+    into = tuple((path, offset, piece, piece.offset - start) for piece, path, offset in run)
     return Fetch(wanted.packs[run[0][0].pack][0], start, end, into)
 
 
 def place(fetch: Fetch, content: bytes) -> None:
-    """Writes what was fetched to where it goes. Raises OSError, Unusable for too little."""
+    """Writes what was fetched to where it goes. Raises OSError, Unusable for what is not what was saved."""
     if len(content) != fetch.end - fetch.start:
         raise Unusable("a pack is shorter than its manifest says")
-    for path, offset, at, length in fetch.into:
+    checked: set[bytes] = set()
+    for path, offset, piece, at in fetch.into:
+        part = memoryview(content)[at : at + piece.length]
+        if piece.digest not in checked and hashlib.sha256(part).digest() != piece.digest:
+            raise Unusable("a piece has another content")
+        checked.add(piece.digest)
         with path.open("r+b", buffering=0) as file:
-            _write(file, offset, memoryview(content)[at : at + length])
+            _write(file, offset, part)
 
 
 def _write(file: IO[bytes], offset: int, content: memoryview) -> None:

@@ -39,7 +39,7 @@ _TAKE = (
     + """
 if redis.call('EXISTS', KEYS[1]) == 0 and ARGV[3] == '0' then return {'none'} end
 local owner, till = unpack(redis.call('HMGET', KEYS[1], 'owner', 'until'))
-if owner and owner ~= '' and tonumber(till) > now then return {'busy'} end
+if owner and owner ~= '' and owner ~= ARGV[1] and tonumber(till) > now then return {'busy'} end
 local fence = redis.call('HINCRBY', KEYS[1], 'fence', 1)
 redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'until', now + ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
@@ -55,7 +55,9 @@ redis.call('HSET', KEYS[1], 'until', now + ARGV[2])
 return 1
 """
 )
+# Said again by one whose first answer was lost on the way: it holds.
 _COMMIT = """
+if redis.call('HGET', KEYS[1], 'head') == ARGV[2] then return 1 end
 if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'head', ARGV[2], 'saved', ARGV[3], 'tree', ARGV[5], 'owner', '')
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
@@ -79,7 +81,11 @@ return 1
 
 
 class Lost(Exception):
-    """Another has the conversation."""
+    """Another has the conversation. `for_certain`: and has not gone on from this turn's version."""
+
+    def __init__(self, *, for_certain: bool) -> None:
+        super().__init__()
+        self.for_certain = for_certain
 
 
 class Turn:
@@ -114,13 +120,14 @@ class Turn:
         """This turn's version is the conversation's now, in a directory of that name. Raises Lost, Problem 503."""
         await self._rest()
         until = time.monotonic() + _COMMIT_S
-        ttl = self._turns.ttl_ms
+        ttl, is_first = self._turns.ttl_ms, True
         while True:
             try:
                 if not await self._turns.ask(_COMMIT, self.name, self._token, self.next, str(int(saved)), ttl, tree):
-                    raise Lost
+                    raise Lost(for_certain=is_first)
                 return
             except (RedisError, OSError) as error:
+                is_first = False
                 if time.monotonic() > until:
                     raise _away() from error
                 await asyncio.sleep(0.5)

@@ -5,7 +5,10 @@ Names are ours: hexadecimal digits and a few words. Nothing that a run or a call
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import contextmanager
@@ -33,6 +36,8 @@ _PART = 8 << 20
 _CONNECT_S = 2.0
 _SILENCE_S = 30.0
 """What one request may take, a part of a file included."""
+_HALF_WRITTEN = re.compile(r"#\d+$")
+_HALF_WRITTEN_S = 3600.0
 _SAY_S = 30.0
 _REST_S = 5.0
 """For so long after a failure the store counts as away."""
@@ -142,6 +147,11 @@ class Store:
         await self.delete(old)
         return len(old)
 
+    async def tidy(self) -> None:
+        """Deletes what was never written to its end. (A bucket has a lifecycle rule for that.)"""
+        if self.place.kind == "file":
+            await asyncio.to_thread(_delete_half_written, self.place.directory)
+
     @contextmanager
     def _asking(self, *, is_put: bool = False) -> Iterator[None]:
         """What the library raises becomes ours: its texts have the whole answer of the server, and addresses. That
@@ -190,11 +200,20 @@ def _reason(error: Exception) -> str:
     return type(error).__name__
 
 
+def _delete_half_written(directory: Path) -> None:
+    """What whoever was killed while he wrote it has left: the library writes beside and renames, and lists no such
+    file."""
+    for path in directory.rglob("*"):
+        with contextlib.suppress(OSError):
+            if _HALF_WRITTEN.search(path.name) and time.time() - path.lstat().st_mtime > _HALF_WRITTEN_S:
+                path.unlink()
+
+
 def _directory(path: Path) -> LocalStore:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.stat().st_mode & 0o077:
         raise ValueError(f"INVOKER_STORE: {path} is open to other users of this machine, as runs are: chmod 700 {path}")
-    return LocalStore(path)
+    return LocalStore(path, automatic_cleanup=True)
 
 
 def _bucket(place: Place, key: Key | None) -> S3Store:
