@@ -1,4 +1,4 @@
-"""`kong-claude token`: a development JWT that the stack's own kong.yml accepts."""
+"""`kong-claude token --sub NAME`: a development JWT that the stack's own kong.yml accepts."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ import jwt
 from kong_claude.problem import Problem
 from kong_claude_local.state import place, recall, secret
 
-HELP = "print a development JWT (nothing else) on stdout"
 ISSUER = "kong-claude-dev"
 AUDIENCE = "claude-code"
 _TTL = re.compile(r"(\d+)([smhd]?)")
 _UNIT = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sub", required=True, help="subject: who the token is for")
+def arguments(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--sub", help="subject: who the token is for")
     parser.add_argument("--tier", default="free", help="rate tier (default: %(default)s)")
     parser.add_argument(
         "--role",

@@ -194,7 +194,7 @@ def test_nothing_runs_here(capsys: pytest.CaptureFixture[str]) -> None:
     ("command", "said"),
     [
         ("up", "kong-claude-local[stack]"),
-        ("token", "pip install kong-claude-local"),
+        ("invoke", "pip install kong-claude-local"),
         ("worker", "claude-invoker worker"),
     ],
 )

@@ -16,7 +16,7 @@ GROUP = "kong_claude.commands"
 `arguments(parser)` and `run(options) -> exit code`."""
 ELSEWHERE = {
     **dict.fromkeys(("up", "down", "status"), "pip install 'kong-claude-local[stack]'"),
-    **dict.fromkeys(("token", "invoke"), "pip install kong-claude-local"),
+    "invoke": "pip install kong-claude-local",
     "worker": "it is now: claude-invoker worker",
 }
 """Subcommands that are known but not installed here, and what to do about it."""
