@@ -43,7 +43,7 @@ REDIS ?= path 8 valkey path+tls 6.2+sentinel valkey+sentinel 6.2+cluster path+cl
 test-redis: setup redis-servers ## the suites of ledger and jobs on other servers, TLS, Sentinel, Cluster (REDIS="8 path+tls")
 	@for kind in $(REDIS); do echo "$$kind" >&2; TEST_REDIS=$$kind $(BIN)/python -m pytest tests/rate_tiers \
 	  tests/jobs tests/audit tests/jwt_claims/test_revocation.py tests/invoker/test_ledger.py \
-	  --ignore tests/jobs/test_attacks.py -m "not slow" -q || exit 1; done
+	  --ignore tests/jobs/test_attacks.py -m "not slow" -q -n 2 --dist loadgroup || exit 1; done
 	$(BIN)/python -m pytest tests/interop/test_redis.py -q
 
 test: setup ## every test that needs no Docker engine
