@@ -11,7 +11,7 @@ _LEDGER = tuple(
     f"{_RATES}/{name}.py"
     for name in (
         *("test_lifetimes", "test_store", "test_draw", "test_messages", "test_pools", "test_live", "test_periods"),
-        "test_model",
+        *("test_upgrade", "test_model"),
     )
 )
 _STORE = (
