@@ -117,7 +117,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if ledger is not None:
             await ledger.close()
 
-    app = FastAPI(title="Claude invoker", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Claude invoker",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=openapi.operation_id,
+    )
     # A redirect would name the invoker's own address, and be one more request of an attestation that is good for one.
     app.router.redirect_slashes = False
     app.state.services = parts
@@ -127,7 +134,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if settings.prefix:
             app.include_router(router, prefix=settings.prefix, include_in_schema=False)
     problems.install(app, settings.prefix)
-    openapi.install(app)
+    openapi.install(app, settings.prefix)
     app.add_middleware(Compression)
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, max_body=settings.max_body, body_s=settings.request_body_s, prefix=settings.prefix)

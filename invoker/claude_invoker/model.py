@@ -130,8 +130,10 @@ def _or_null(schema: dict[str, Any]) -> None:
     messages has to be."""
     for name in ("prompt", "messages", "files", "max_repairs"):
         schema["properties"][name] = {"anyOf": [schema["properties"][name], {"type": "null"}]}
-    kinds = {"prompt": "string", "messages": "array"}
-    schema["oneOf"] = [{"required": [name], "properties": {name: {"type": kind}}} for name, kind in kinds.items()]
+    # Not oneOf, of which generators of clients make a union of types, and lose all other fields.
+    schema["if"] = {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}}
+    schema["then"] = {"properties": {"messages": {"type": "null"}}}
+    schema["else"] = {"required": ["messages"], "properties": {"messages": {"type": "array"}}}
 
 
 class Wish(BaseModel):

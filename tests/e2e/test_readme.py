@@ -60,13 +60,14 @@ def test_the_local_stacks_admin_api_as_the_document_asks_it(gateway: Gateway, tm
 
 def test_what_a_consumer_is_told_works_as_it_stands(gateway: Gateway, tmp_path: Path) -> None:
     text = (ROOT / "docs/api.md").read_text()
-    setting, calls = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    setting, calls, generating = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     for ours, theirs in (("http://127.0.0.1:8000", gateway.url), (".venv/bin/kong-claude", COMMAND)):
         assert ours in setting
         setting = setting.replace(ours, theirs)
     (tmp_path / "program.py").write_text(program)
-    script = f"{setting}{calls}export GATEWAY TOKEN\n{sys.executable} program.py\n"
+    generating = generating.replace("openapi-python-client", f"{Path(sys.executable).parent}/openapi-python-client")
+    script = f"{setting}{calls}export GATEWAY TOKEN\n{sys.executable} program.py\n{generating}"
     done = run_as_shown(script, gateway, tmp_path)
     second, _, rest = done.stdout.partition("}hello")
     assert "and again" in second and '"session":"' in second
@@ -74,6 +75,7 @@ def test_what_a_consumer_is_told_works_as_it_stands(gateway: Gateway, tmp_path: 
     assert rest.count("canned answer") == 2, rest
     events = (tmp_path / "events").read_text()
     assert "event: error" in events and "run.finished" not in events
+    assert (tmp_path / "claude_client" / "api" / "invoke" / "invoke_invoke.py").is_file()
 
 
 def test_the_consumers_document_has_every_field_and_no_other() -> None:

@@ -93,7 +93,7 @@ def known(target: Invoker) -> dict[str, str]:
 
 def routes() -> list[tuple[str, str]]:
     """Method and path of every route of the application, those outside of the OpenAPI document included."""
-    found = {("GET", "/openapi.json")}
+    found = {("GET", "/openapi.json"), ("GET", "/claude/openapi.json")}
     for router in (health.router, *ROUTERS):
         own = {
             (method, route.path)

@@ -60,6 +60,25 @@ def test_answers_follow_the_schema(schema: Any, operation: str) -> None:
     check()
 
 
+@pytest.mark.parametrize(
+    ("path", "taken"),
+    [
+        ("/invoke", "POST"),
+        ("/claude/runs/run_0", "GET, DELETE, HEAD"),
+        ("/claude/jobs", "GET, POST, HEAD"),
+        ("/jobs/job_0/artifacts/a/b", "GET, HEAD"),
+        ("/claude/v1/messages", "POST"),
+        ("/claude/openapi.json", "GET, HEAD"),
+    ],
+)
+def test_allow_names_all_that_is_taken_at_a_path(patient_invoker: Invoker, path: str, taken: str) -> None:
+    refused = httpx.put(f"{patient_invoker.url}{path}", timeout=HANG_S)
+    assert (refused.status_code, refused.headers["allow"]) == (405, taken)
+    # What it names is taken, whatever becomes of it.
+    for method in taken.split(", "):
+        assert httpx.request(method, f"{patient_invoker.url}{path}", timeout=HANG_S).status_code != 405
+
+
 def test_answers_about_a_real_run_follow_the_schema(schema: Any, patient_invoker: Invoker) -> None:
     run = httpx.post(f"{patient_invoker.url}/invoke", json={"prompt": "x"}, timeout=HANG_S).json()["id"]
     for path in ("/runs/{run_id}", "/runs/{run_id}/artifacts", "/runs/{run_id}/events"):

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from claude_invoker.api import models
+from claude_invoker.api.answers import of_vendor
 from claude_invoker.api.anthropic import models as anthropic
 from claude_invoker.api.languages import identified, language_of
 from claude_invoker.api.openai import models as openai
@@ -17,13 +18,14 @@ from claude_invoker.services import services
 from claude_invoker.trust import attested
 
 router = APIRouter(prefix="/v1", tags=["models"])
+_ANSWERS = of_vendor("the client's vendor")
 
 
 def _is_anthropic(request: Request) -> bool:
     return language_of(request.scope["path"], request.headers, services(request).settings.prefix) == "anthropic"
 
 
-@router.get("/models", response_model=None)
+@router.get("/models", response_model=None, responses=_ANSWERS)
 async def listed(
     request: Request,
     _: Annotated[Caller, Depends(attested)],
@@ -39,7 +41,7 @@ async def listed(
     return JSONResponse(anthropic.page(names, limit, after_id, before_id), headers=identified(request.headers))
 
 
-@router.get("/models/{name}", response_model=None)
+@router.get("/models/{name}", response_model=None, responses=_ANSWERS)
 async def one(name: str, request: Request, _: Annotated[Caller, Depends(attested)]) -> Response:
     """One of them."""
     settings, is_anthropic = services(request).settings, _is_anthropic(request)

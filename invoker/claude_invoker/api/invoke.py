@@ -9,16 +9,17 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from claude_invoker.api import jobs
+from claude_invoker.api.answers import RUNNING, Answers
 from claude_invoker.api.files import file_itself
 from claude_invoker.api.invocation import invocation_of, submitted
 from claude_invoker.api.links import base, with_links
 from claude_invoker.api.negotiation import EVENT_STREAM, JSON, preferred, takes_json
-from claude_invoker.api.openapi import request_body
-from claude_invoker.api.problems import RESPONSES
+from claude_invoker.api.openapi import reference, request_body
 from claude_invoker.api.replicas import files_of
 from claude_invoker.api.stream import event_stream
 from claude_invoker.api.waiting import NOT_AGAIN, cost_headers, replayed, while_connected
 from claude_invoker.caller import Caller
+from claude_invoker.jobs.record import JobView
 from claude_invoker.model import Artifact, InvokeRequest, RunResult, Usage
 from claude_invoker.problem import Problem
 from claude_invoker.replicas.record import PastRun
@@ -30,14 +31,33 @@ from claude_invoker.trust import attested_run
 router = APIRouter(tags=["invoke"])
 
 _BODY = request_body(InvokeRequest)
+_WORD = {"type": "string", "pattern": "^[A-Za-z0-9._-]+$"}
+_REPOSITORY = {"parameters": [{"name": n, "in": "path", "required": True, "schema": _WORD} for n in ("owner", "name")]}
+_ANSWERS: Answers = {
+    200: {
+        "description": "The result; with `Accept: text/event-stream` the events, with another type the artifact of it",
+        "content": {"text/event-stream": {}},
+    },
+    202: {
+        "description": "A job: with `Prefer: respond-async`, or where it waits for a place",
+        "content": {JSON: {"schema": reference(JobView)}},
+    },
+    **RUNNING,
+}
 
 
 async def invocation(request: Request, caller: Annotated[Caller, Depends(attested_run)]) -> InvokeRequest:
     return await invocation_of(request, caller, InvokeRequest)
 
 
-@router.post("/invoke", response_model=RunResult, responses=RESPONSES, openapi_extra=_BODY)
-@router.post("/repos/{owner}/{name}/invoke", response_model=RunResult, responses=RESPONSES, openapi_extra=_BODY)
+@router.post("/invoke", response_model=RunResult, responses=_ANSWERS, openapi_extra=_BODY)
+@router.post(
+    "/repos/{owner}/{name}/invoke",
+    name="in_repository",
+    response_model=RunResult,
+    responses=_ANSWERS,
+    openapi_extra=_BODY | _REPOSITORY,
+)
 async def invoke(
     request: Request,
     caller: Annotated[Caller, Depends(attested_run)],

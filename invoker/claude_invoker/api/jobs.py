@@ -12,11 +12,11 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from claude_invoker.api import border
+from claude_invoker.api.answers import EVENTS, FILE, LOOKING, RUNNING, ZIP, problems
 from claude_invoker.api.files import file_answer
 from claude_invoker.api.invocation import decided, invocation_of
 from claude_invoker.api.links import base, linked, with_links
 from claude_invoker.api.openapi import request_body
-from claude_invoker.api.problems import RESPONSES
 from claude_invoker.api.stream import HEADERS, HEARTBEAT, RETRY, without_events
 from claude_invoker.api.zip import zipped
 from claude_invoker.caller import Caller
@@ -31,7 +31,8 @@ from claude_invoker.runs.kept import Files
 from claude_invoker.services import Jobs, services
 from claude_invoker.trust import attested, attested_run
 
-router = APIRouter(tags=["jobs"], responses={status: RESPONSES[status] for status in (401, 404)})
+router = APIRouter(tags=["jobs"], responses=LOOKING)
+_GONE = problems(410)
 _BODY = request_body(JobRequest)
 PAGES = 20  # looked at for one page of a list
 
@@ -55,7 +56,7 @@ def answers_later(request: Request, caller: Caller) -> bool:
     return caller.queued or "respond-async" in [p.partition(";")[0].strip() for p in preferences.split(",")]
 
 
-@router.post("/jobs", status_code=202, response_model=JobView, responses=RESPONSES, openapi_extra=_BODY)
+@router.post("/jobs", status_code=202, response_model=JobView, responses=RUNNING, openapi_extra=_BODY)
 async def create(
     request: Request,
     caller: Annotated[Caller, Depends(attested_run)],
@@ -138,7 +139,7 @@ async def jobs(
     return JobList(jobs=[job.view(base(request)) for job in shown], next=cursor)
 
 
-@router.get("/jobs/{job_id}", response_model=JobView, responses={410: {"description": "It has expired"}})
+@router.get("/jobs/{job_id}", response_model=JobView, responses=_GONE)
 async def look(request: Request, job: OwnJob, response: Response) -> JobView:
     """State, position in the queue, progress and cost so far, and the result once there is one."""
     if job.state not in OVER:
@@ -146,7 +147,7 @@ async def look(request: Request, job: OwnJob, response: Response) -> JobView:
     return await view_of(request, job)
 
 
-@router.delete("/jobs/{job_id}", status_code=202, response_model=JobView)
+@router.delete("/jobs/{job_id}", status_code=202, response_model=JobView, responses=_GONE)
 async def cancel(request: Request, job: OwnJob) -> JobView:
     """Cancels a job that waits or runs; harmless for one that is over."""
     await end(request, job)
@@ -159,14 +160,7 @@ async def end(request: Request, job: Job) -> None:
         await enqueue_delivery(jobs_of(request).queues, job.id)
 
 
-@router.get(
-    "/jobs/{job_id}/events",
-    response_class=Response,
-    responses={
-        200: {"description": "The events", "content": {"text/event-stream": {}}},
-        204: {"description": "The job is over and `Last-Event-ID` was its last event: do not come back"},
-    },
-)
+@router.get("/jobs/{job_id}/events", response_class=Response, responses=EVENTS | _GONE)
 async def events(
     request: Request, job: OwnJob, last_seen: Annotated[str | None, Header(alias="Last-Event-ID")] = None
 ) -> Response:
@@ -193,7 +187,7 @@ def artifacts_of(job: Job) -> list[Artifact]:
     return [Artifact.model_validate(item) for item in (job.error or {}).get("artifacts", [])]
 
 
-@router.get("/jobs/{job_id}/artifacts", response_model=list[Artifact])
+@router.get("/jobs/{job_id}/artifacts", response_model=list[Artifact], responses=ZIP | _GONE)
 async def artifacts(request: Request, job: OwnJob, format: str | None = None) -> Response:
     """What the job left, as a list or (`?format=zip`) as one archive."""
     found = artifacts_of(job)
@@ -204,7 +198,7 @@ async def artifacts(request: Request, job: OwnJob, format: str | None = None) ->
     return JSONResponse(listed)
 
 
-@router.get("/jobs/{job_id}/artifacts/{path:path}", response_class=Response)
+@router.get("/jobs/{job_id}/artifacts/{path:path}", response_class=Response, responses=FILE | _GONE)
 async def artifact(request: Request, job: OwnJob, path: str) -> Response:
     """One file: its type by content, its SHA-256 as ETag, ranges."""
     found = next((a for a in artifacts_of(job) if a.path == path), None)

@@ -1,4 +1,4 @@
-"""Problems as HTTP answers, and what each route may answer, for OpenAPI."""
+"""Problems as HTTP answers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Scope
 
 from claude_contract.versions import UnknownVersion
-from claude_invoker.api.languages import PROBLEM, language_of, request_id, said
+from claude_invoker.api.languages import language_of, request_id, said
 from claude_invoker.problem import Problem
 from claude_invoker.replicas.forwarding import Elsewhere
 
@@ -26,39 +26,6 @@ _NOT_NOW = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "UNKILLABLE", "BUSY")
 """Beginnings of what Redis says of itself and redis-py has no class for."""
 Place = tuple[int | str, ...]
 """Of a value in a body: the names and numbers that lead to it."""
-
-
-class ProblemDocument(BaseModel):
-    """RFC 9457."""
-
-    type: str
-    title: str
-    status: int
-    detail: str | None = None
-    api_status: int | None = None
-
-
-_CONTENT = {"model": ProblemDocument, "content": {PROBLEM: {}}}
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "content": {PROBLEM: {"schema": ProblemDocument.model_json_schema()}}}
-    for status, text in (
-        (400, "Not JSON"),
-        (401, "No valid attestation of the gateway"),
-        (403, "Not allowed by the gateway's clamps"),
-        (404, "Not there, or another's"),
-        (406, "The run left nothing of the asked type"),
-        (408, "The body did not come in time"),
-        (409, "The session has a run in progress"),
-        (413, "Too large"),
-        (422, "Not valid, or rejected by the model API"),
-        (429, "The caller's runs and jobs hold too much"),
-        (499, "Cancelled"),
-        (502, "The model API or the CLI failed"),
-        (503, "Busy, the model API is overloaded, or another release stored what is asked for"),
-        (504, "A deadline passed"),
-        (507, "The runs and jobs of all callers hold too much"),
-    )
-}
 
 
 def answer(problem: Problem, scope: Scope, prefix: str) -> JSONResponse:
@@ -102,6 +69,19 @@ _FIXED = {"missing": "is missing", "extra_forbidden": "is not known here"}
 _SUBJECT = re.compile(r"^(?:[A-Z][a-z]+) should ")
 
 
+def allowed(app: FastAPI, scope: Scope) -> list[str]:
+    """The methods that are taken at the path of a request. Starlette names those of the first route there alone."""
+    taken = [
+        method
+        for method in _METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.router.routes)
+    ]
+    return [*taken, "HEAD"] if "GET" in taken else taken  # as `HeadAsGet` has it
+
+
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+
 def install(app: FastAPI, prefix: str = "") -> None:
     """Every error of the application is a problem, in the language of its path."""
 
@@ -135,7 +115,10 @@ def install(app: FastAPI, prefix: str = "") -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         kind = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "bad-request")
-        return answer(Problem(error.status_code, kind, headers=dict(error.headers or {})), request.scope, prefix)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers = {"Allow": ", ".join(allowed(app, request.scope))}
+        return answer(Problem(error.status_code, kind, headers=headers), request.scope, prefix)
 
     @app.exception_handler(Exception)
     async def _internal(request: Request, error: Exception) -> JSONResponse:

@@ -7,10 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 
+from claude_invoker.api.answers import EVENTS, FILE, LOOKING, ZIP
 from claude_invoker.api.border import last_event_id
 from claude_invoker.api.files import file_answer
 from claude_invoker.api.links import linked, view_with_links
-from claude_invoker.api.problems import RESPONSES
 from claude_invoker.api.replicas import files_of, run_of
 from claude_invoker.api.stream import RETRY, event_stream, without_events
 from claude_invoker.api.zip import zipped
@@ -22,7 +22,7 @@ from claude_invoker.runs.run import Run
 from claude_invoker.services import services
 from claude_invoker.trust import attested
 
-router = APIRouter(tags=["runs"], responses={status: RESPONSES[status] for status in (401, 404)})
+router = APIRouter(tags=["runs"], responses=LOOKING)
 
 
 async def own_run(run_id: str, request: Request, caller: Annotated[Caller, Depends(attested)]) -> Run | PastRun:
@@ -50,14 +50,7 @@ async def cancel(request: Request, run: OwnRun) -> RunView:
     return view_with_links(request, run.view())
 
 
-@router.get(
-    "/runs/{run_id}/events",
-    response_class=Response,
-    responses={
-        200: {"description": "The events", "content": {"text/event-stream": {}}},
-        204: {"description": "The run is over and `Last-Event-ID` was its last event: do not come back"},
-    },
-)
+@router.get("/runs/{run_id}/events", response_class=Response, responses=EVENTS)
 async def events(
     request: Request, run: OwnRun, last_seen: Annotated[str | None, Header(alias="Last-Event-ID")] = None
 ) -> Response:
@@ -70,11 +63,7 @@ async def events(
     )
 
 
-@router.get(
-    "/runs/{run_id}/artifacts",
-    response_model=list[Artifact],
-    responses={200: {"description": "The list; with `?format=zip` all files", "content": {"application/zip": {}}}},
-)
+@router.get("/runs/{run_id}/artifacts", response_model=list[Artifact], responses=ZIP)
 async def artifacts(
     request: Request, run: OwnRun, caller: Annotated[Caller, Depends(attested)], format: str | None = None
 ) -> Response:
@@ -85,16 +74,7 @@ async def artifacts(
     return JSONResponse([artifact.model_dump(mode="json") for artifact in linked(request, run.id, found)])
 
 
-@router.get(
-    "/runs/{run_id}/artifacts/{path:path}",
-    response_class=Response,
-    responses={
-        200: {"description": "The file", "content": {"*/*": {}}},
-        206: {"description": "A range of it"},
-        304: {"description": "Not modified"},
-        416: {"description": "No such range"},
-    },
-)
+@router.get("/runs/{run_id}/artifacts/{path:path}", response_class=Response, responses=FILE)
 async def artifact(request: Request, run: OwnRun, caller: Annotated[Caller, Depends(attested)], path: str) -> Response:
     """One file: its type by content, its SHA-256 as ETag, ranges."""
     found = next((artifact for artifact in run.artifacts if artifact.path == path), None)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from claude_contract.kinds import kind_named, model_of
+from claude_invoker.api.answers import VENDORS_BODY, of_vendor
 from claude_invoker.api.anthropic import messages
 from claude_invoker.api.anthropic.stream import Stream
 from claude_invoker.api.border import json_object
@@ -30,10 +31,11 @@ from claude_invoker.trust import attested, attested_run
 router = APIRouter(prefix="/v1", tags=["anthropic"])
 
 _COUNT = "/v1/messages/count_tokens"
+_STREAMED, _COUNTED = of_vendor("Anthropic", streams=True), of_vendor("Anthropic")
 _NAMED = {"run": "a run", "message": "a request to a model itself"}
 
 
-@router.post("/messages", response_model=None)
+@router.post("/messages", response_model=None, responses=_STREAMED, openapi_extra=VENDORS_BODY)
 async def create(request: Request, caller: Annotated[Caller, Depends(attested_run)]) -> Response:
     """Runs the Claude CLI once and answers with one message, as JSON or (`stream`) as its events. A request for a
     message of a model itself is passed on."""
@@ -58,7 +60,7 @@ async def create(request: Request, caller: Annotated[Caller, Depends(attested_ru
     return JSONResponse(messages.message(wanted, result), headers=headers)
 
 
-@router.post("/messages/count_tokens", response_model=None)
+@router.post("/messages/count_tokens", response_model=None, responses=_COUNTED, openapi_extra=VENDORS_BODY)
 async def count_tokens(request: Request, caller: Annotated[Caller, Depends(attested)]) -> Response:
     """How many tokens of input a message has. A run has those of the CLI's own words and tools beside them."""
     body = await request.body()

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
+from claude_invoker.api.answers import VENDORS_BODY, of_vendor
 from claude_invoker.api.border import json_object
 from claude_invoker.api.fields import answer_of
 from claude_invoker.api.invocation import begun
@@ -20,9 +21,10 @@ from claude_invoker.caller import Caller
 from claude_invoker.trust import attested_run
 
 router = APIRouter(prefix="/v1", tags=["openai"])
+_STREAMED = of_vendor("OpenAI", streams=True)
 
 
-@router.post("/chat/completions", response_model=None)
+@router.post("/chat/completions", response_model=None, responses=_STREAMED, openapi_extra=VENDORS_BODY)
 async def create(request: Request, caller: Annotated[Caller, Depends(attested_run)]) -> Response:
     """Runs the Claude CLI once and answers with one completion, as JSON or (`stream`) as its chunks."""
     began = time.monotonic()
