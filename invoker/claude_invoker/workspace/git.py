@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pwd
 import shutil
 import signal
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -65,12 +66,40 @@ CONFIGURATION = {
 }
 
 
+SSH_OPTIONS = {
+    # Only the given key, and only to a server that has a given host key.
+    "BatchMode": "yes",
+    "StrictHostKeyChecking": "yes",
+    "GlobalKnownHostsFile": "/dev/null",
+    "KnownHostsCommand": "none",
+    "UpdateHostKeys": "no",
+    "VerifyHostKeyDNS": "no",
+    "CheckHostIP": "no",
+    "IdentitiesOnly": "yes",
+    "IdentityAgent": "none",
+    "AddKeysToAgent": "no",
+    "PreferredAuthentications": "publickey",
+    # No other program, and no way back.
+    "ProxyCommand": "none",
+    "PermitLocalCommand": "no",
+    "ClearAllForwardings": "yes",
+    "ForwardAgent": "no",
+    "ControlMaster": "no",
+    "ControlPath": "none",
+    "ConnectTimeout": "15",
+    "LogLevel": "ERROR",
+}
+_OF_SSH = ("Host key verification failed", "Permission denied (", "Connection ", "Could not resolve", "No user exists")
+"""What ssh says before git does that it "could not read from remote repository"."""
+
+
 class GitFailed(Exception):
     """git has ended with an error, or was ended (`code` None). The text is its own, without a credential."""
 
-    def __init__(self, said: str, code: int | None = None) -> None:
+    def __init__(self, said: str, code: int | None = None, output: bytes = b"") -> None:
         super().__init__(said)
         self.code = code
+        self.output = output
 
 
 class SaysTooMuch(GitFailed):
@@ -90,6 +119,19 @@ class Bounds:
 def program() -> str | None:
     """Where git is; None where it is not installed."""
     return shutil.which("git", path=_PATH)
+
+
+def obstacle_to_ssh(uid: int | None) -> str | None:
+    """Why git, as user `uid` (None: ours), cannot speak ssh here; None where it can."""
+    if shutil.which("ssh", path=_PATH) is None:
+        return "needs ssh: install openssh-client"
+    user = os.geteuid() if uid is None else uid
+    try:
+        pwd.getpwuid(user)
+    except KeyError:
+        line = f"claude-git:x:{user}:{user}::/nonexistent:/usr/sbin/nologin"
+        return f"has ssh started as user {user}, and ssh starts as no user without a name: add {line} to /etc/passwd"
+    return None
 
 
 def words(arguments: Sequence[str], configuration: Mapping[str, str] | None = None) -> list[str]:
@@ -172,9 +214,16 @@ async def run(
     if child.returncode:
         lines = [line.strip() for line in tail.decode("utf-8", "replace").splitlines() if line.strip()]
         # Of several lines the first that says what is fatal; what follows is advice.
-        said = next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[-1] if lines else "")
-        raise GitFailed(f"git ended with {child.returncode}: {said[:300]}", child.returncode)
+        telling = (
+            line for line in lines if line.startswith(("fatal:", "error:")) or any(map(line.__contains__, _OF_SSH))
+        )
+        said = next(telling, lines[-1] if lines else "")
+        raise GitFailed(f"git ended with {child.returncode}: {said[:300]}", child.returncode, output)
     return output
+
+
+def _is_telling(line: str) -> bool:
+    return line.startswith(("fatal:", "error:")) or any(map(line.__contains__, _OF_SSH))
 
 
 async def _output(child: Child, most: int, into: Path | None) -> bytes:
@@ -229,20 +278,45 @@ class Access:
 
 
 @contextlib.contextmanager
-def access(source: Source) -> Iterator[Access]:
-    """How git may ask the server of a source: only by the scheme of its address, and with its credential for that
-    server alone. Raises SecretFileError, OSError."""
-    configuration = {f"protocol.{source.host.partition(':')[0]}.allow": "always"}
+def access(source: Source, uid: int | None) -> Iterator[Access]:
+    """How git, as user `uid`, may ask the server of a source: only by the scheme of its address, and with its
+    credential for that server alone. Raises SecretFileError, OSError."""
+    configuration = {f"protocol.{source.scheme}.allow": "always"}
+    if source.is_ssh:
+        assert source.key_file is not None and source.known_hosts is not None
+        key, hosts = secret_file.read(source.key_file) + "\n", source.known_hosts.read_text("utf-8", "replace")
+        with _lent(key, uid) as key_fd, _lent(hosts, uid) as hosts_fd:
+            env = environment(GIT_SSH_COMMAND=_ssh(key_fd, hosts_fd), GIT_SSH_VARIANT="ssh")
+            yield Access(configuration, env, (key_fd, hosts_fd))
+        return
     env = environment(**_outward())
     if source.token_file is None:
         yield Access(configuration, env)
         return
-    said = f"username={source.username}\npassword={secret_file.read(source.token_file)}\n"
-    with open(os.memfd_create("claude-invoker"), "w+b", 0) as lent:
-        lent.write(said.encode())
-        os.fchmod(lent.fileno(), 0o444)
-        configuration[f"credential.{source.host}.helper"] = f"!f() {{ cat /proc/self/fd/{lent.fileno()}; }}; f"
-        yield Access(configuration, env, (lent.fileno(),))
+    with _lent(f"username={source.username}\npassword={secret_file.read(source.token_file)}\n", uid) as lent:
+        configuration[f"credential.{source.host}.helper"] = f"!f() {{ cat /proc/self/fd/{lent}; }}; f"
+        yield Access(configuration, env, (lent,))
+
+
+@contextlib.contextmanager
+def _lent(text: str, uid: int | None) -> Iterator[int]:
+    """A descriptor of a file that has no name, which is that user's to read."""
+    with open(os.memfd_create("claude-invoker"), "w+b", 0) as file:
+        file.write(text.encode())
+        os.fchmod(file.fileno(), 0o400)
+        if uid is not None:
+            os.fchown(file.fileno(), uid, uid)
+        yield file.fileno()
+
+
+def _ssh(key: int, hosts: int) -> str:
+    """The command line of ssh, for a shell: constant but for two numbers, so that nothing in a name or a path can be
+    taken for a part of it. Of git's own descriptors, since ssh closes those that it is given (`$PPID` is git)."""
+    options = SSH_OPTIONS | {
+        "IdentityFile": f"/proc/$PPID/fd/{key:d}",
+        "UserKnownHostsFile": f"/proc/$PPID/fd/{hosts:d}",
+    }
+    return " ".join(["exec ssh -F none", *(f"-o {name}={value}" for name, value in options.items())])
 
 
 def _outward() -> dict[str, str]:

@@ -34,6 +34,7 @@ _LISTING = 32 << 20
 _WHOLE = ("--depth=2147483647",)
 """All of it; but a depth is asked for, which servers of plain files do not have ("dumb http"): what git takes from such
 a one it does not check, and no bound on a file's size is one on their number."""
+_NOT_THERE = ("not found", "does not appear to be a git repository")
 _PACKS = 50
 _PACKING_S = 600.0
 
@@ -222,7 +223,7 @@ class Mirror:
                 self._failed_at = time.time()
                 await asyncio.to_thread(self._tidy)
                 _log.warning("%s cannot be fetched: %s", wanted.name, error)
-                if "not found" in str(error):
+                if any(map(str(error).__contains__, _NOT_THERE)):
                     raise Problem(404, "no-repository", f"the server has no repository {wanted.name}") from error
                 if "error: object " in str(error):  # what fsck says
                     detail = f"{wanted.name} has objects that git's checks refuse; the invoker's log says which"
@@ -237,7 +238,7 @@ class Mirror:
             await self._make()
         bounds = Bounds(wanted.source.timeout_s, wanted.source.max_bytes, _LISTING)
         options = (*_WHOLE, "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-show-forced-updates")
-        with git.access(wanted.source) as access:
+        with git.access(wanted.source, self.uid) as access:
             ask = functools.partial(access.ask, self.path, self.uid, bounds)
             # What there is, before any of it is brought: mostly it is here.
             asked = ("HEAD", "refs/heads/*", "refs/tags/*")

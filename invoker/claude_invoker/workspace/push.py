@@ -108,7 +108,7 @@ async def _pushed(
     await checked(do, tree, bounds)
     commit = await one("commit-tree", tree, "-p", checkout.commit, stdin=message.encode("utf-8", "replace"))
     await do(*_FSCK, commit)
-    with git.access(source) as access:
+    with git.access(source, uid) as access:
         ask = functools.partial(access.ask, room, uid, Bounds(source.timeout_s, source.max_bytes))
         ref = f"refs/heads/{branch}"
         try:

@@ -24,6 +24,10 @@ _NOT_IN_REFS = frozenset('~^:?*[\\"')
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _AUTHOR = re.compile(r"[^<>\s][^<>\x00-\x1f]* <[^<>\s@]+@[^<>\s@]+>")
 _PLACE = "{repository}"
+# What ssh, a shell or a server could take for anything else has no place in it.
+_USER_AT_HOST = r"[A-Za-z0-9_][A-Za-z0-9._-]*@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?"
+_SSH_PATH = r"(?:\{repository\}|[A-Za-z0-9._~/+-])+"
+_SSH_URL = re.compile(rf"ssh://{_USER_AT_HOST}(?::[0-9]{{1,5}})?/{_SSH_PATH}|{_USER_AT_HOST}:(?!-){_SSH_PATH}")
 
 
 class Push(Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,10 +49,14 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the repositories of one pattern come from, and what runs may have of them."""
 
     url: str
-    """To clone from, with `{repository}` in the place of the name: https, or http to loopback."""
+    """To clone from, with `{repository}` in the place of the name: https, ssh, or http to loopback."""
     token_file: Path | None = None
     """A file with the token that is the password at an https server."""
     username: str = "x-access-token"
+    key_file: Path | None = None
+    """A file with the private key that is let in by ssh."""
+    known_hosts: Path | None = None
+    """A file with the host keys of the server (ssh_known_hosts(5)): no other is spoken to."""
     refs: tuple[str, ...] = ("**",)
     """Branches and tags that may be asked for: globs, in which `*` stays within a part of the name."""
     depth: Annotated[int, Meta(ge=0)] = 1
@@ -68,9 +76,31 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
 
     def problem(self) -> tuple[str, str] | None:
         """The field that is wrong, and why; None where all is well."""
+        found = self._problem_of_ssh() if self.is_ssh else self._problem_of_https()
+        if found is not None:
+            return found
+        if self.push is not None and not _AUTHOR.fullmatch(self.push.author):
+            return "push", "author must be a name and an address, such as Claude <claude@example.com>"
+        if self.push is not None and not self.push.branches:
+            return "push", "branches must be a pattern, such as claude/*"
+        return None
+
+    def _problem_of_ssh(self) -> tuple[str, str] | None:
+        if not _SSH_URL.fullmatch(self.url):
+            said = "must be ssh://user@host/… or user@host:…, {repository} in its path only, of ordinary characters"
+            return "url", said
+        if self.token_file is not None:
+            return "token_file", "is for https: name a key_file"
+        if self.key_file is None:
+            return "key_file", "is needed: the private key that the server knows"
+        if self.known_hosts is None:
+            return "known_hosts", "is needed: a file with the server's host key, as ssh-keyscan prints it"
+        return None
+
+    def _problem_of_https(self) -> tuple[str, str] | None:
         parts = urlsplit(self.url.replace(_PLACE, "x"))
         if parts.scheme not in ("https", "http") or not parts.hostname or not parts.path.strip("/"):
-            return "url", "must be https://host/…"
+            return "url", "must be https://host/…, ssh://user@host/… or user@host:…"
         if parts.scheme == "http" and not is_loopback(parts.hostname):
             return "url", "http is for servers on this machine, others can read it on its way: use https"
         if parts.username is not None or parts.password is not None:
@@ -79,15 +109,23 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
             return "url", "may have {repository} in its path only: else a caller would name the server"
         if "\n" in self.username or not self.username:
             return "username", "must be one line of text"
-        if self.push is not None and not _AUTHOR.fullmatch(self.push.author):
-            return "push", "author must be a name and an address, such as Claude <claude@example.com>"
-        if self.push is not None and not self.push.branches:
-            return "push", "branches must be a pattern, such as claude/*"
+        for field, value in (("key_file", self.key_file), ("known_hosts", self.known_hosts)):
+            if value is not None:
+                return field, "is for ssh: name a token_file"
         return None
 
     @property
+    def is_ssh(self) -> bool:
+        return self.url.startswith("ssh:") or "://" not in self.url
+
+    @property
+    def scheme(self) -> str:
+        """By which git asks the server, and by no other."""
+        return "ssh" if self.is_ssh else urlsplit(self.url).scheme
+
+    @property
     def host(self) -> str:
-        """scheme://host[:port], to which alone the credential is said."""
+        """scheme://host[:port], to which alone a token is said."""
         parts = urlsplit(self.url.replace(_PLACE, "x"))
         return f"{parts.scheme}://{parts.netloc}"
 
@@ -130,6 +168,7 @@ class Repositories:
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
         self._sources = [(_glob(pattern), source) for pattern, source in sources.items()]
+        self.use_ssh = any(source.is_ssh for source in sources.values())
 
     def find(self, asked: Repository) -> Wanted:
         """Raises Problem 404 for a repository that no pattern fits, 422 for names that are none, 403 for a branch or

@@ -45,6 +45,8 @@ class Workspaces:
         if git.program() is None:
             raise ValueError("INVOKER_REPOSITORIES needs git: install it, or leave the setting out")
         self.known: Repositories = load(settings.repositories)
+        if self.known.use_ssh and (obstacle := git.obstacle_to_ssh(uid)):
+            raise ValueError(f"INVOKER_REPOSITORIES: a url by ssh {obstacle}")
         self._directory = directory
         self._stores_in = self._directory / "stores"
         self._uid = uid
