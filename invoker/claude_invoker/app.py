@@ -13,7 +13,7 @@ from claude_invoker.api import catalogue, health, invoke, openapi, problems, run
 from claude_invoker.api import jobs as jobs_api
 from claude_invoker.api.anthropic import routes as anthropic
 from claude_invoker.api.compress import Compression
-from claude_invoker.api.limit import BodyLimit
+from claude_invoker.api.limit import BodyLimit, Limits
 from claude_invoker.api.openai import routes as openai
 from claude_invoker.audit import runs as audit_of
 from claude_invoker.audit.writer import open_audit
@@ -137,5 +137,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     openapi.install(app, settings.prefix)
     app.add_middleware(Compression)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(BodyLimit, max_body=settings.max_body, body_s=settings.request_body_s, prefix=settings.prefix)
+    limits = Limits(settings.max_body, settings.max_upload, invoke.LARGE)
+    app.add_middleware(BodyLimit, limits=limits, body_s=settings.request_body_s, prefix=settings.prefix)
     return app

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from claude_contract.claims import Clamp
@@ -18,6 +19,7 @@ from claude_invoker.model import Block, InputFile, InvokeRequest, Message, TextB
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
 from claude_invoker.workspace import files
+from claude_invoker.workspace.files import Content
 from claude_invoker.workspace.repository import Wanted
 
 _T = TypeVar("_T", int, float)
@@ -65,10 +67,12 @@ class Plan:
     """The model that it would have, were its budget not used up."""
     repository: Wanted | None = None
     """What it works on; None: it begins in an empty directory."""
-    files: tuple[tuple[str, bytes], ...] = ()
+    files: tuple[tuple[str, Content], ...] = ()
     """(path, content) of what its caller has sent along."""
-    archive: bytes | None = None
+    archive: Content | None = None
     """The same, to be unpacked."""
+    spool: Path | None = None
+    """The directory of what of these is on the disk; it goes when the run has them."""
     check: Checking | None = None
     """What is run when the model is done."""
     push: Pushing | None = None
@@ -81,11 +85,12 @@ class Plan:
         """Bytes that its input takes in memory."""
         texts = [block["text"] if block["type"] == "text" else block["source"]["data"] for block in self.content]
         contents = [content for _, content in self.files] + ([] if self.archive is None else [self.archive])
-        return sum(map(sys.getsizeof, (*texts, *contents, self.system or "", json.dumps(self.output_schema))))
+        held = [content for content in contents if isinstance(content, bytes)]
+        return sum(map(sys.getsizeof, (*texts, *held, self.system or "", json.dumps(self.output_schema))))
 
     def without_input(self) -> Plan:
         """What is still asked for when the run is over."""
-        return replace(self, content=(), system=None, output_schema=None, files=(), archive=None)
+        return replace(self, content=(), system=None, output_schema=None, files=(), archive=None, spool=None)
 
 
 def plan(
@@ -202,14 +207,10 @@ def _checking(request: InvokeRequest, allowed: Sequence[str], boundary: Boundary
 
 def _files(sent: Sequence[InputFile]) -> Iterable[tuple[str, bytes]]:
     """Raises Problem 422."""
-    seen: set[str] = set()
+    names = files.Names()
     for number, file in enumerate(sent):
-        problem = files.problem_of(file.path)
-        if problem is None and file.path in seen:
-            problem = "is there twice"
-        if problem is not None:
+        if problem := names.problem_of(file.path):
             raise Problem(422, "invalid", f"files[{number}].path {problem}")
-        seen.add(file.path)
         try:
             content = (file.content or "").encode() if file.content_base64 is None else _decoded(file.content_base64)
         except ValueError as error:  # half a surrogate pair, too

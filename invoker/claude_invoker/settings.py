@@ -63,6 +63,8 @@ class Settings(BaseSettings):
     prefix: str = Field(default="/claude", pattern=r"^(/[A-Za-z0-9_-]+)?$")
     """Where the gateway publishes the API; every route is mounted there as well as at the root."""
     max_body: int = Field(default=10_000_000, ge=1)
+    max_upload: int = Field(default=128 << 20, ge=1)
+    """The same of a form with files, and of a file by itself: they go to the disk as they come."""
     request_head_s: float = Field(default=10.0, gt=0)
     """How long a request's head may take to come; its connection is closed then."""
     request_body_s: float = Field(default=60.0, gt=0)

@@ -52,7 +52,19 @@ async def attested(request: Request) -> Caller:
 async def attested_run(request: Request) -> AsyncIterator[Caller]:
     """The caller of a request that starts something; gives the lease back where nothing was started
     (`request.state.started`). Raises Problem 401."""
-    caller = await _attested(request, services(request).settings.required_checks_run)
+    async for caller in _starting(request, reads_body=True):
+        yield caller
+
+
+async def attested_form(request: Request) -> AsyncIterator[Caller]:
+    """The same, of a request whose body is read later and in pieces. Raises Problem 401, also where the gateway has
+    looked at the body: then it is to be held against what that has seen."""
+    async for caller in _starting(request, reads_body=False):
+        yield caller
+
+
+async def _starting(request: Request, *, reads_body: bool) -> AsyncIterator[Caller]:
+    caller = await _attested(request, services(request).settings.required_checks_run, reads_body=reads_body)
     request.state.started = False
     try:
         yield caller
@@ -68,7 +80,7 @@ async def attested_visitor(request: Request) -> None:
         await _first_use(request, await _attestation(request, ("rate-tiers",)))
 
 
-async def _attestation(request: Request, checks: tuple[str, ...]) -> Attestation:
+async def _attestation(request: Request, checks: tuple[str, ...], *, reads_body: bool = True) -> Attestation:
     """Verifies the signature, the times, method and path, the body's hash and the checks that the gateway made."""
     settings: Settings = services(request).settings
     header = request.headers.get(HEADER)
@@ -83,7 +95,8 @@ async def _attestation(request: Request, checks: tuple[str, ...]) -> Attestation
             audience=settings.attestation_audience,
             skew=SKEW_S,
         )
-        demand(attestation, method=asked_method(request), path=path, checks=checks, body=await request.body())
+        body = await request.body() if reads_body else None
+        demand(attestation, method=asked_method(request), path=path, checks=checks, body=body)
     except AttestationError as error:
         raise _unauthenticated(str(error), error.reason) from error
     return attestation
@@ -105,10 +118,10 @@ async def _first_use(request: Request, attestation: Attestation) -> None:
         raise _unauthenticated("the attestation was used before", "replay")
 
 
-async def _attested(request: Request, checks: tuple[str, ...]) -> Caller:
+async def _attested(request: Request, checks: tuple[str, ...], *, reads_body: bool = True) -> Caller:
     if services(request).settings.trust == "open":
         return DEVELOPER
-    attestation = await _attestation(request, checks)
+    attestation = await _attestation(request, checks, reads_body=reads_body)
     if attestation.identity is None:
         raise _unauthenticated("the attestation names no subject")
     await _first_use(request, attestation)

@@ -27,6 +27,7 @@ PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 INVOKER_PORT = 8100
 STANDIN_PORT = 8101
 METRICS_PORT = 8109
+MOST_BODY = "KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE"
 ADMIN_PORT = 8110  # of a real Kong, which answers nobody there
 
 
@@ -148,7 +149,7 @@ def gateway(layout: Layout) -> Part:
         "KONG_DNS_HOSTSFILE": str(hosts),
         "KONG_PROXY_LISTEN": f"127.0.0.1:{layout.port}",
         "KONG_ADMIN_LISTEN": layout.admin_url,
-        "KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE": "10m",
+        MOST_BODY: os.environ.get(MOST_BODY, "10m"),
         "CLAUDE_REDIS_URL": layout.redis,
     }
     # What kong.yml's other {vault://env/…} references resolve to.

@@ -60,6 +60,7 @@ def test_an_empty_prompt_context_gets_the_defaults() -> None:
         "apply": "auto",
         "rewrite_max_bytes": 65536,
         "max_body_bytes": 8388608,
+        "form": False,
         "explain": False,
         "explain_permission": "claude:explain",
     }

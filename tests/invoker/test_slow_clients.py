@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -16,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from claude_invoker.api import problems
 from claude_invoker.api.heads import MAX_HEAD, heads_within
-from claude_invoker.api.limit import BodyLimit
+from claude_invoker.api.limit import BodyLimit, Limits
 from tests.support.waiting import HANG_S
 
 SHORT, NEVER = 0.2, 600.0
@@ -35,11 +36,14 @@ def ports() -> Iterator[dict[str, int]]:
         yield {"heads": heads, "bodies": bodies, "sizes": sizes, "nothing": nothing}
 
 
+LIMITS = Limits(1_000_000, 2_000_000, re.compile("/large"))
+
+
 @contextlib.contextmanager
 def serving(protocol: type[HttpToolsProtocol], body_s: float = NEVER) -> Iterator[int]:
     app = FastAPI()
     problems.install(app)
-    app.add_middleware(BodyLimit, max_body=1_000_000, body_s=body_s)
+    app.add_middleware(BodyLimit, limits=LIMITS, body_s=body_s)
 
     @app.post("/body")
     async def body(request: Request) -> int:
@@ -155,5 +159,5 @@ async def test_when_the_body_is_there_nothing_is_timed() -> None:
     async def send(message: Any) -> None:
         raise AssertionError(message)
 
-    await BodyLimit(app, 100, SHORT)({"type": "http", "headers": []}, receive, send)
+    await BodyLimit(app, LIMITS, SHORT)({"type": "http", "path": "/", "headers": []}, receive, send)
     assert seen == ["http.request", "http.disconnect"]

@@ -340,6 +340,48 @@ def test_a_body_in_chunks_does_not_pass_the_limit_where_bodies_are_not_read(send
     assert "kong.request.get_raw_body" not in declared.methods
 
 
+FORM = {**GUIDE, "apply": "attested", "attestation": FIXED, "form": True, "max_body_bytes": 128 << 20}
+FORM_DATA = {"content-type": "multipart/form-data; boundary=b"}
+
+
+def form(length: int | None = 100 << 20, **headers: str | None) -> Request:
+    """Whose body is not looked at: it has none that could be."""
+    given = {**FORM_DATA, "content-length": None if length is None else str(length)}
+    return post(b"", REPO | given | {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def test_a_form_passes_unread_and_what_is_added_to_it_is_attested(send: Send) -> None:
+    event, request = send({**FORM, "locked": ["tools"], "on_locked": "replace"}, form())
+    assert event.exit is None and "kong.request.get_raw_body" not in event.methods
+    assert request.upstream_body is None
+    found = claims(request)
+    assert found["add"]["drop"] == ["tools"] and found["add"]["context"]["repository"] == "org/app"
+    assert "bsh" not in found
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (form(content_type="application/json"), 415),
+        (form(content_type="multipart/mixed; boundary=b"), 415),
+        (form(content_encoding="gzip"), 415),
+        (form((128 << 20) + 1), 413),
+        (form(None), 411),  # HTTP/2, too
+        (form(None, transfer_encoding="chunked"), 411),
+        (form(transfer_encoding="chunked"), 411),
+    ],
+)
+def test_forms_that_do_not_pass(send: Send, request_: Request, status: int) -> None:
+    event, _ = send(FORM, request_)
+    refused(event, status)
+    assert "kong.request.get_raw_body" not in event.methods
+
+
+def test_a_form_passes_no_other_route(send: Send) -> None:
+    for apply in ("attested", "auto", "body"):
+        refused(send({**GUIDE, "apply": apply, "attestation": FIXED}, form(100))[0], 415)
+
+
 def test_the_limit_is_passed_to_kong(send: Send) -> None:
     event, _ = send({**GUIDE, "max_body_bytes": 1000}, post(HI))
     assert ("kong.request.get_raw_body", [1000]) in event.calls
@@ -461,6 +503,14 @@ def test_explain(send: Send) -> None:
         ({"prepend": "{{nobody}}"}, "prepend"),
         ({"profiles": {"p": {"append": "{{nobody}}"}}}, "profiles.p.append"),
         ({"prepend": "x" * 9000, "apply": "attested", "attestation": FIXED}, "prepend"),
+        ({"max_body_bytes": (64 << 20) + 1}, "max_body_bytes"),
+        ({"form": True, "attestation": FIXED}, "form"),
+        ({**FORM, "shape": "messages"}, "form"),
+        ({**FORM, "locked": ["tools"]}, "on_locked"),
+        ({**FORM, "deny_patterns": ["x"]}, "no guard"),
+        ({**FORM, "allow_patterns": ["x"]}, "no guard"),
+        ({**FORM, "max_prompt_bytes": 1}, "no guard"),
+        ({**FORM, "explain": True}, "explain"),
     ],
 )
 def test_bad_configurations_do_not_start(kong: Driver, config: dict[str, Any], names: str) -> None:

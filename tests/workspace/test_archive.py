@@ -8,6 +8,7 @@ import io
 import os
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from claude_invoker.isolation.strength import Boundary, Strength
 from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import plan
 from claude_invoker.settings import Settings
-from claude_invoker.workspace import archive, files
+from claude_invoker.workspace import files
 from claude_invoker.workspace.archive import Bounds, TooLarge, pack, unpack
 from claude_invoker.workspace.files import NoPlace
 
@@ -101,7 +102,7 @@ def test_no_path_leads_out_and_nothing_is_written_before_all_was_looked_at(
     assert not list(work.iterdir()) and [found.name for found in tmp_path.iterdir()] == ["work"]
     if path == "../out":
         with monkeypatch.context() as without:
-            without.setattr(archive, "problem_of", lambda path: None)
+            without.setattr(files.Names, "problem_of", lambda self, path: None)
             without.setattr(files, "_below", lambda at, name, path, uid: os.open(name, os.O_DIRECTORY, dir_fd=at))
             unpack(work, hostile, None, SMALL)
         assert (tmp_path / "out").exists(), "the control"
@@ -143,6 +144,10 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "tar-headers": (lambda: headers(bytes(50 << 20)), "more than 100,000 bytes"),
     "zip-entries": (lambda: zipped(*((f"{n}", b"") for n in range(11))), "more than 10 entries"),
     "tar-entries": (lambda: tarred(*((f"{n}", b"") for n in range(11))), "more than 10 entries"),
+    "zip-directories": (lambda: zipped(("/".join("abcdefghijk"), b"x")), "more than 10 files and directories"),
+    "tar-directories": (lambda: tarred(("/".join("abcdefghijk"), b"x")), "more than 10 files and directories"),
+    "zip-one-name": (lambda: zipped(("Docs/a", b"x"), ("docs/b", b"y")), "one name with Docs"),
+    "tar-one-name": (lambda: tarred(("caf\u00e9", b"x"), ("cafe\u0301", b"y")), "one name with"),
     "zip-twice": (lambda: zipped(("a", b"x"), ("a", b"y")), "twice"),
     "tar-twice": (lambda: tarred(("a", b"x"), ("a", b"y")), "twice"),
 }
@@ -155,8 +160,41 @@ def test_what_is_more_than_it_seems_is_refused_and_leaves_nothing(tmp_path: Path
     with pytest.raises(NoPlace, match=said):
         unpack(tmp_path, made(), None, SMALL)
     assert not list(tmp_path.iterdir())
-    if bomb in ("zip", "tar", "zip-entries", "tar-entries"):
+    if bomb in ("zip", "tar", "zip-entries", "tar-entries", "zip-directories", "tar-directories"):
         unpack(tmp_path, made(), None, Bounds())  # the control: it is the bound
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (headers(bytes(50 << 20)), "a header in it is too long"),
+        (zipped(*((f"{n:0>60000}", b"") for n in range(200))), "the list of what is in it is too long"),
+    ],
+)
+def test_what_readers_would_have_in_memory_at_once_is_bounded(tmp_path: Path, made: bytes, said: str) -> None:
+    """Whatever all of it together may have."""
+    sent = tmp_path / "sent"
+    sent.write_bytes(made)
+    tracemalloc.start()
+    try:
+        with pytest.raises(NoPlace, match=said):
+            unpack(tmp_path, sent, None, Bounds(bytes=1 << 30))
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@MAKERS
+def test_a_large_file_in_an_archive_is_never_in_memory(tmp_path: Path, made: Made) -> None:
+    sent = tmp_path / "sent"
+    sent.write_bytes(made(("a", bytes(60 << 20))))
+    tracemalloc.start()
+    try:
+        unpack(tmp_path, sent, None, Bounds())
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "a").stat().st_size == 60 << 20
 
 
 CUT_OFF = [zipped(("a", b"x" * 99))[:-30], tarred(("a", os.urandom(99)))[:-40]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from claude_invoker.additions import with_additions
 from claude_invoker.api import border
+from claude_invoker.api.form import Form
 from claude_invoker.api.once import once
 from claude_invoker.api.problems import Place, invalid
 from claude_invoker.caller import Caller
@@ -49,13 +51,18 @@ def decided(request: Request, invoke: InvokeRequest, caller: Caller) -> Plan:
     return plan(invoke, caller.clamp, engine.settings, engine.boundary, engine.repository(caller))
 
 
-async def submitted(request: Request, invoke: InvokeRequest, caller: Caller, *, live: bool = False) -> Run | PastRun:
+async def submitted(
+    request: Request, invoke: InvokeRequest, caller: Caller, form: Form | None = None, *, live: bool = False
+) -> Run | PastRun:
     """The run of an invocation, begun (for a request whose caller is `attested_run`); or, by an `Idempotency-Key` that
-    was used before, the one that has begun then (see `once`). Raises Problem 400, 403, 404, 409, 422, 429, 503, 507,
+    was used before, the one that has begun then (see `once`). `form`: the files that came with it, which are the run's
+    from then on. Raises Problem 400, 403, 404, 409, 422, 429, 503, 507,
     Elsewhere."""
     engine: Engine = services(request).engine
     key = border.idempotency_key(request)
     chosen = decided(request, invoke, caller)
+    if form is not None:
+        chosen = replace(chosen, files=form.files, archive=form.archive, spool=form.directory)
 
     async def begin(run_id: str | None = None) -> Run:
         if engine.ledger is not None:
@@ -68,7 +75,9 @@ async def submitted(request: Request, invoke: InvokeRequest, caller: Caller, *, 
             await replicas.register.written(run)  # the answer may name it at once
         return run
 
-    return await begin() if key is None else await once(request, key, invoke, caller, begin, live=live)
+    if key is None:
+        return await begin()
+    return await once(request, key, invoke, caller, begin, files="" if form is None else form.digest, live=live)
 
 
 async def begun(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from claude_invoker.api import jobs
+from claude_invoker.api import border, jobs
 from claude_invoker.api.answers import RUNNING, Answers
 from claude_invoker.api.files import file_itself
-from claude_invoker.api.invocation import invocation_of, submitted
+from claude_invoker.api.form import Form, form_of
+from claude_invoker.api.invocation import invocation_of, submitted, validated
 from claude_invoker.api.links import base, with_links
 from claude_invoker.api.negotiation import EVENT_STREAM, JSON, preferred, takes_json
-from claude_invoker.api.openapi import reference, request_body
+from claude_invoker.api.openapi import form_body, reference, request_body
 from claude_invoker.api.replicas import files_of
 from claude_invoker.api.stream import event_stream
 from claude_invoker.api.waiting import NOT_AGAIN, cost_headers, replayed, while_connected
@@ -26,7 +28,7 @@ from claude_invoker.replicas.record import PastRun
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.services import services
-from claude_invoker.trust import attested_run
+from claude_invoker.trust import attested_form, attested_run
 
 router = APIRouter(tags=["invoke"])
 
@@ -44,6 +46,10 @@ _ANSWERS: Answers = {
     },
     **RUNNING,
 }
+_OF_FORM: Answers = {status: answer for status, answer in _ANSWERS.items() if status != 202}
+_FORM = form_body(InvokeRequest)
+LARGE = re.compile(r"/invoke/form")
+"""Paths of bodies that are not held in memory."""
 
 
 async def invocation(request: Request, caller: Annotated[Caller, Depends(attested_run)]) -> InvokeRequest:
@@ -65,12 +71,29 @@ async def invoke(
 ) -> Response:
     """Runs the Claude CLI once. `Accept: text/event-stream` streams; another type asks for the one
     artifact of that type."""
-    began = time.monotonic()
-    engine: Engine = services(request).engine
     if jobs.answers_later(request, caller) and services(request).jobs is not None:
         return await jobs.enqueue(request, caller)
+    return await _answer(request, wanted, caller)
+
+
+@router.post("/invoke/form", response_model=RunResult, responses=_OF_FORM, openapi_extra=_FORM)
+async def invoke_form(request: Request, caller: Annotated[Caller, Depends(attested_form)]) -> Response:
+    """The same for a request that comes with files, which are there when the run begins."""
+    if caller.queued:
+        raise Problem(503, "busy", "all places of your tier are taken", {"Retry-After": "5"})
+    settings, intake = services(request).settings, services(request).engine.intake
+    async with form_of(request, intake, settings.max_body, settings.max_upload) as form:
+        wanted = validated(border.json_object(form.request), caller, InvokeRequest)
+        if wanted.files or wanted.archive is not None:
+            raise Problem(422, "invalid", "request: in a form, files and archive are parts of their own")
+        return await _answer(request, wanted, caller, form)
+
+
+async def _answer(request: Request, wanted: InvokeRequest, caller: Caller, form: Form | None = None) -> Response:
+    began = time.monotonic()
+    engine: Engine = services(request).engine
     wanted_type = preferred(request.headers.get("accept"))
-    run = await submitted(request, wanted, caller, live=wanted_type == EVENT_STREAM)
+    run = await submitted(request, wanted, caller, form, live=wanted_type == EVENT_STREAM)
     if wanted_type == EVENT_STREAM:
         return event_stream(
             run,

@@ -25,14 +25,16 @@ async def once(
     caller: Caller,
     begin: Callable[[str], Awaitable[Run]],
     *,
+    files: str = "",
     live: bool = False,
 ) -> Run | PastRun:
     """The run that `begin` makes with the id it is given, or that of an earlier request with this key and meaning.
-    `live`: the answer is the run's own event stream, so that another replica's goes on as it is.
+    `files`: a digest of those that came with it; `live`: the answer is the run's own event stream, so that another
+    replica's goes on as it is.
 
     Raises what `begin` does, Problem 422 for a key of another request, 503, Elsewhere."""
     claims, subject = services(request).claims, caller.subject
-    mine = claim_of(request.scope["path"], wanted, caller, new_id())
+    mine = claim_of(request.scope["path"] + files, wanted, caller, new_id())
     held = await claims.claim(subject, key, mine)
     while held != mine:
         if held.fingerprint != mine.fingerprint:

@@ -46,6 +46,19 @@ def request_body(model: type[BaseModel]) -> Document:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference(model)}}}}
 
 
+def form_body(model: type[BaseModel]) -> Document:
+    """The same for one whose body is a form: a `model` as its part `request`, an archive, files."""
+    file = {"type": "string", "format": "binary"}
+    schema = {
+        "type": "object",
+        "required": ["request"],
+        "properties": {"request": reference(model), "archive": file, "files": {"type": "array", "items": file}},
+        "additionalProperties": False,
+    }
+    content = {"multipart/form-data": {"schema": schema, "encoding": {"request": {"contentType": "application/json"}}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def operation_id(route: APIRoute) -> str:
     """By which generators name a function: `runs_look`."""
     return f"{route.tags[0]}_{route.name}" if route.tags else route.name

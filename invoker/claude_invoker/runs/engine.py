@@ -55,6 +55,7 @@ from claude_invoker.runs.watch import Bounds, Watch
 from claude_invoker.settings import Settings
 from claude_invoker.store.store import open_store
 from claude_invoker.workspace.checkout import cannot_be_ready
+from claude_invoker.workspace.intake import Intake
 from claude_invoker.workspace.repository import Wanted
 from claude_invoker.workspace.workspaces import Workspaces
 
@@ -121,6 +122,8 @@ class Engine:
             self.workspaces = Workspaces(settings, self._launcher, above / "repositories", fetcher)
             self._launcher.furnish = self._furnish
         idle_s = min(settings.session_idle_s, settings.session_ttl_s)
+        self.intake = Intake(settings.state_dir / "intake")
+        """What callers have sent for runs that have not begun yet."""
         self.idle = Idle(self._launcher, self._sessions, idle_s, settings.session_idle_memory)
         """Processes that wait for their session's next turn."""
         self._moving.before_restoring = self.idle.forget
@@ -147,6 +150,7 @@ class Engine:
                 "booking what runs have spent": self._book_leftovers,
                 "ending what is left of runs": self._launcher.end_leftovers,
                 "deleting old checkouts": self._forget_checkouts,
+                "deleting what came for runs that never began": lambda: asyncio.to_thread(self.intake.sweep),
             },
             _SWEEP_S,
         )
@@ -166,6 +170,7 @@ class Engine:
         if self._reclaimed:
             return
         prepare(self._state, self._trees)
+        self.intake.open()
         self.users.open()
         if self.workspaces is not None:
             await asyncio.to_thread(self.workspaces.open)
@@ -365,6 +370,8 @@ class Engine:
         finally:
             if run.problem is not None:
                 run.problem = run.exceeded or run.problem
+            if run.plan.spool is not None:
+                self.go_on(asyncio.to_thread(delete, run.plan.spool))
             if keeper is not None:
                 self.go_on(ended(keeper))
                 await self._settle(run, caller.lease)

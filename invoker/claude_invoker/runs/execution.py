@@ -12,7 +12,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Literal
 
-from claude_invoker.cli import outcome
+from claude_invoker.cli import outcome, walk
 from claude_invoker.cli.command import Shape
 from claude_invoker.cli.contained import Contained
 from claude_invoker.cli.kill import StillAlive
@@ -143,9 +143,12 @@ class Executor:
         plan, work, what = run.plan, process.tree.work, "archive"
         try:
             if plan.archive is not None:
-                await asyncio.to_thread(archive.unpack, work, plan.archive, process.uid, archive.Bounds())
+                bounds = archive.Bounds() if plan.spool is None else archive.LARGE
+                await asyncio.to_thread(archive.unpack, work, plan.archive, process.uid, bounds)
             what = "files"
             await asyncio.to_thread(files.put, work, plan.files, process.uid)
+            if plan.spool is not None:
+                await asyncio.to_thread(walk.delete, plan.spool)
         except files.NoPlace as error:
             raise Problem(422, "invalid", f"{what}: {error}") from error
         except OSError as error:

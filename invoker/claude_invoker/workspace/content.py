@@ -51,10 +51,10 @@ def check(listing: bytes, bounds: Bounds) -> list[Link]:
         if bounds.file_size and size > bounds.file_size:
             raise Unacceptable(f"{_shown(path)} has more than {bounds.file_size:,} bytes (INVOKER_FILE_SIZE_LIMIT)")
         _check_path(path)
-        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold())
-        if folded in seen:
-            raise Unacceptable(f"{_shown(seen[folded])} and {_shown(path)} are one name on some systems")
-        seen[folded] = path
+        name = folded(path)
+        if name in seen:
+            raise Unacceptable(f"{_shown(seen[name])} and {_shown(path)} are one name on some systems")
+        seen[name] = path
         if mode == _LINK:
             if size > _TARGET:
                 raise Unacceptable(f"the symbolic link {_shown(path)} is longer than a link can be")
@@ -99,6 +99,11 @@ def is_git(name: str) -> bool:
     """Whether some file system takes a name for `.git`."""
     plain = name.translate(_IGNORED).casefold().partition(":")[0].rstrip(". ")
     return plain in (".git", "git~1")
+
+
+def folded(name: str) -> str:
+    """The same for names that are one on some systems: those that know no case, or one form of a letter only."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 def _check_path(path: str) -> None:

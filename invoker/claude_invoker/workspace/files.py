@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from claude_invoker.cli import walk
-from claude_invoker.workspace.content import is_git
+from claude_invoker.workspace.content import folded, is_git
+
+Content = bytes | Path
+"""Of a file: in memory, or where it lies on the disk."""
+MOST_ENTRIES = 20_000
+"""Files, and directories that are made for them, of one request."""
+_BLOCK = 1 << 20
 
 
 class NoPlace(Exception):
@@ -26,14 +33,50 @@ def problem_of(path: str) -> str | None:
     return None
 
 
-def put(work: Path, files: Iterable[tuple[str, bytes]], uid: int | None) -> None:
+class Names:
+    """The paths of one request's files: none twice, no two that are one name on some systems, and so many at most with
+    the directories that they lie in."""
+
+    def __init__(self, most: int = MOST_ENTRIES) -> None:
+        self._left = self._most = most
+        self._root: dict[str, Any] = {}
+        self._files: set[str] = set()
+
+    def problem_of(self, path: str) -> str | None:
+        """Why a file may not have this path beside the others; None where it may."""
+        if problem := problem_of(path):
+            return problem
+        if path in self._files:
+            return "is there twice"
+        self._files.add(path)
+        below = self._root
+        for part in path.split("/"):
+            spelled, below = below.setdefault(folded(part), (part, {}))
+            if spelled != part:
+                return f"has {ascii(part)[1:-1]}, which is one name with {ascii(spelled)[1:-1]} on some systems"
+            if not below:
+                self._left -= 1
+        return None if self._left >= 0 else f"is of more than {self._most:,} files and directories"
+
+
+def put(work: Path, files: Iterable[tuple[str, Content]], uid: int | None) -> None:
     """Writes each, in the place of a file that is there; nothing is written by way of a link. Only before the run of
     this tree has begun. Raises NoPlace, OSError."""
     for path, content in files:
-        write(work, path, content, uid)
+        if isinstance(content, bytes):
+            write(work, path, [content], uid)
+        else:
+            with content.open("rb") as file:
+                write(work, path, blocks(file), uid)
 
 
-def write(work: Path, path: str, content: bytes, uid: int | None, mode: int = 0o600) -> None:
+def blocks(file: IO[bytes]) -> Iterator[bytes]:
+    """What is left of it, piece by piece."""
+    while block := file.read(_BLOCK):
+        yield block
+
+
+def write(work: Path, path: str, content: Iterable[bytes], uid: int | None, mode: int = 0o600) -> None:
     """One of them."""
     *parents, name = path.split("/")
     at = os.open(work, walk.DIRECTORY)
@@ -48,7 +91,7 @@ def write(work: Path, path: str, content: bytes, uid: int | None, mode: int = 0o
             raise NoPlace(f"{path}: there is a directory of that name") from error
         made = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=at)
         with open(made, "wb") as file:
-            file.write(content)
+            file.writelines(content)
             if uid is not None:
                 os.fchown(made, uid, uid)
     finally:

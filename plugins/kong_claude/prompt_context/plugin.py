@@ -27,6 +27,9 @@ _HEADER = HEADER.lower()
 EXPLAIN_HEADER = "x-claude-explain"
 _LENGTH = re.compile(r"[0-9]{1,18}")
 MAX_MADE = 256
+MAX_READ = 64 << 20
+"""Bytes of the largest body that can be set to be read."""
+FORM = "multipart/form-data"
 BODYLESS = frozenset(("GET", "HEAD", "DELETE", "OPTIONS", "TRACE"))
 
 
@@ -74,6 +77,24 @@ class PromptContext(Stage[PromptContextConfig]):
         self.rewrite_max_bytes = config.rewrite_max_bytes
         self.explain = config.explain
         self.explain_permission = config.explain_permission
+        self.form = config.form
+        if self.form:
+            self.check_form()
+        elif self.max_body_bytes > MAX_READ:
+            raise ConfigError("max_body_bytes", f"may be more than {MAX_READ} only where form is set")
+
+    def check_form(self) -> None:
+        """Raises ConfigError for what could only be done by reading a form."""
+        if self.mode != "attested":
+            raise ConfigError("form", "needs apply: attested, since a form is not read here")
+        if self.shape != "invoke":
+            raise ConfigError("form", "needs shape: invoke, no other API takes forms")
+        if self.guards:
+            raise ConfigError("form", "goes with no guard (max_prompt_bytes, deny_patterns, allow_patterns)")
+        if self.locked and not self.replace:
+            raise ConfigError("form", "needs on_locked: replace, since a form is not read here")
+        if self.explain:
+            raise ConfigError("form", "goes without explain, since a form is not read here")
 
     @property
     def drop(self) -> tuple[str, ...]:
@@ -88,12 +109,12 @@ class PromptContext(Stage[PromptContextConfig]):
             return Refuse(400, "Content-Length is not a number", "bad_request")
         if length == "0":
             return self.untouched(request)
-        if length is None and request.header("transfer-encoding") is None:
+        if length is None and not self.form and request.header("transfer-encoding") is None:
             # No body in HTTP/1, but perhaps one in HTTP/2: only reading tells.
             body = request.body(self.max_body_bytes)
             if body == b"":
                 return self.untouched(request)
-        refusal = check_media(request)
+        refusal = check_form(request) if self.form else check_media(request)
         if refusal:
             return refusal
         if length is not None and int(length) > self.max_body_bytes:
@@ -253,7 +274,7 @@ def check_media(request: Request) -> Refuse | None:
     """Only plain JSON in UTF-8: any other body could not be checked."""
     encodings = request.headers.get("content-encoding")
     if encodings and any(encoding.strip().lower() not in ("identity", "") for encoding in encodings):
-        return Refuse(415, "the body must not be compressed", "bad_encoding", headers={"Accept-Encoding": "identity"})
+        return _compressed()
     types = request.headers.get("content-type", ())
     if len(types) != 1 or not is_json(types[0]):
         return _wrong_media("the body must be sent as application/json")
@@ -262,8 +283,25 @@ def check_media(request: Request) -> Refuse | None:
     return None
 
 
-def _wrong_media(message: str) -> Refuse:
-    return Refuse(415, message, "bad_media_type", headers={"Accept": "application/json"})
+def check_form(request: Request) -> Refuse | None:
+    """Only a form of parts, of a length that is said: nobody here counts what comes."""
+    encodings = request.headers.get("content-encoding")
+    if encodings and any(encoding.strip().lower() not in ("identity", "") for encoding in encodings):
+        return _compressed()
+    types = request.headers.get("content-type", ())
+    if len(types) != 1 or types[0].partition(";")[0].strip().lower() != FORM:
+        return _wrong_media(f"the body must be sent as {FORM}", FORM)
+    if request.header("content-length") is None or request.header("transfer-encoding") is not None:
+        return Refuse(411, "the body's length must be said (Content-Length)", "length_required")
+    return None
+
+
+def _compressed() -> Refuse:
+    return Refuse(415, "the body must not be compressed", "bad_encoding", headers={"Accept-Encoding": "identity"})
+
+
+def _wrong_media(message: str, wanted: str = "application/json") -> Refuse:
+    return Refuse(415, message, "bad_media_type", headers={"Accept": wanted})
 
 
 @lru_cache(maxsize=64)

@@ -88,7 +88,15 @@ class PromptContextConfig:
         default=64 << 10,
         between=[0, 262144],
     )
-    max_body_bytes: int = integer("Largest body that is accepted.", default=8 << 20, between=[1, 67108864])
+    max_body_bytes: int = integer(
+        "Largest body that is accepted; more than 64 MiB only where form is set.",
+        default=8 << 20,
+        between=[1, 1073741824],
+    )
+    form: bool = boolean(
+        "Bodies are multipart/form-data, and pass unread: the invoker takes them apart and applies the additions.",
+        default=False,
+    )
     explain: bool = boolean(
         "Answer requests with X-Claude-Explain: 1 by what would be sent, without sending it.", default=False
     )

@@ -1,0 +1,94 @@
+"""Files that come with a run through the gateway, as examples/files-in.yml has it: as large as they may be."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.conftest import ROOT, Gateway, standing
+
+pytestmark = [
+    pytest.mark.xdist_group("e2e"),
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(os.geteuid() != 0, reason="which users runs have is tested as root"),
+]
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    home = tmp_path_factory.mktemp("files-in")
+    with standing(home, config=ROOT / "examples/files-in.yml", KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE="129m") as found:
+        yield found
+
+
+def grown(process: psutil.Process) -> int:
+    """Bytes that it has held at most, beyond what it holds since `watched`."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0) * 1024
+
+
+def test_a_hundred_megabytes_pass_and_are_in_no_process_memory(gateway: Gateway) -> None:
+    """Through the gateway, with the shown configuration: gateway, plugin server, invoker, Redis."""
+    content = os.urandom(1 << 20) * 100
+    with gateway.client("ada", "--tier", "team", timeout=180) as client:
+        asked = {"prompt": "hi", "tools": [], "check": "sha256sum large.bin"}
+
+        def post(sent: bytes) -> httpx.Response:
+            parts: list[tuple[str, Any]] = [("request", (None, json.dumps(asked))), ("files", ("large.bin", sent))]
+            return client.post("/claude/invoke/form", files=parts)
+
+        assert post(b"x").status_code == 200  # what they have in memory anyway
+        everybody = [psutil.Process(gateway.pid), *psutil.Process(gateway.pid).children(recursive=True)]
+        before = {}
+        for process in everybody:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+                before[process] = process.memory_info().rss
+        answer = post(content)
+        assert answer.status_code == 200, answer.text
+        assert hashlib.sha256(content).hexdigest() in answer.json()["check"]["output"]
+        for process, rss in before.items():
+            with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+                assert grown(process) - rss < 50 << 20, process.cmdline()
+
+
+@pytest.mark.parametrize(
+    ("path", "length", "media", "status"),
+    [
+        ("/claude/invoke", 1000, "multipart/form-data; boundary=b", 415),
+        ("/claude/invoke", 11 << 20, "application/json", 413),
+        ("/claude/runs", 11 << 20, "application/json", 413),
+        ("/claude/invoke/form", 1000, "application/json", 415),
+        ("/claude/invoke/form", (128 << 20) + 1, "multipart/form-data; boundary=b", 413),
+        ("/claude/invoke/form", 1000, "multipart/form-data; boundary=b", 400),  # of the invoker
+    ],
+)
+def test_what_is_large_passes_on_its_own_route_only(
+    gateway: Gateway, path: str, length: int, media: str, status: int
+) -> None:
+    with gateway.client("ada", "--tier", "team") as client:
+        method = "DELETE" if path == "/claude/runs" else "POST"
+        answer = client.request(method, path, content=bytes(length), headers={"Content-Type": media})
+    assert answer.status_code == status, answer.text
+
+
+def test_the_shown_command_sends_files(gateway: Gateway, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b\n")
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "main.py").write_text("x")
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/workspace.md").read_text(), re.DOTALL)
+    (shown,) = [block for block in blocks if "invoke/form" in block]
+    environment = os.environ | {"GATEWAY": gateway.url, "TOKEN": gateway.token("ada", "--tier", "team")}
+    done = subprocess.run(["bash", "-c", shown], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "Which files are there?" in json.loads(done.stdout)["result"], done
