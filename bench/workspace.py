@@ -140,7 +140,7 @@ async def without_spare(engine: Engine, checkout: Checkout, folder: Path) -> flo
     tree = Tree(folder / os.urandom(6).hex())
     await asyncio.to_thread(tree.create, uid)
     began = time.perf_counter()
-    await engine.workspaces.check_out(tree, uid, checkout)
+    await engine.workspaces.furnish(tree, uid, checkout)
     took = (time.perf_counter() - began) * 1000
     await asyncio.to_thread(delete, tree.root)
     engine.users.give_back(uid)

@@ -128,7 +128,7 @@ class InputFile(BaseModel):
 def _or_null(schema: dict[str, Any]) -> None:
     """Says of fields that have no null here that a caller may write it for what is not set; and that one of prompt and
     messages has to be."""
-    for name in ("prompt", "messages", "files", "max_repairs"):
+    for name in ("prompt", "messages", "files", "max_repairs", "rebase"):
         schema["properties"][name] = {"anyOf": [schema["properties"][name], {"type": "null"}]}
     # Not oneOf, of which generators of clients make a union of types, and lose all other fields.
     schema["if"] = {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}}
@@ -195,6 +195,9 @@ class InvokeRequest(BaseModel):
         default=None, description="Where the check leaves its report, relative to the directory"
     )
     result: Wish | None = None
+    rebase: bool = Field(
+        default=False, description="Whether a session on a repository goes on at the commit where its branch is now"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -214,6 +217,8 @@ class InvokeRequest(BaseModel):
             raise ValueError(f"{'the last message' if self.messages else 'prompt'} has nothing but blanks")
         if self.check is None and (self.max_repairs or self.junit is not None):
             raise ValueError("max_repairs and junit are of a check: say what is to be run (check)")
+        if self.rebase and self.session in (None, "new"):
+            raise ValueError("rebase is of a session that goes on: say which (session)")
         return self
 
 

@@ -79,6 +79,8 @@ class Plan:
     """Where what it has changed goes besides."""
     packs: bool = False
     """Whether all that it leaves is an artifact."""
+    rebase: bool = False
+    """Whether what its session has changed is brought to where the branch is now, before it begins."""
 
     @property
     def size(self) -> int:
@@ -98,13 +100,13 @@ def plan(
 ) -> Plan:
     """Decides a run. `repository`: what the gateway has attested that it works on, as it is known here.
 
-    Raises Problem 422 for a session on a repository and for files or a branch that cannot be; 403 for a branch, model
+    Raises Problem 422 for files, a branch or a rebase that cannot be; 403 for a branch, model
     or tool that is not allowed (for a check: a tool that runs commands), and for a tool that the run would have and
     that the boundary around runs does not allow here, hosts that a tool could reach included. Numbers are lowered
     silently to their bounds.
     """
-    if repository is not None and request.session is not None:
-        raise Problem(422, "invalid", "session: a run on a repository belongs to no session; leave one of the two out")
+    if request.rebase and repository is None:
+        raise Problem(422, "invalid", "rebase: the session is on no repository; name it (X-Repo)")
     allowed = allowed_models(settings.models or None, clamp.models)
     model = request.model or settings.model
     if not permits(allowed, model):
@@ -168,6 +170,7 @@ def plan(
         push=_pushing(request, repository),
         archive=_archive(request),
         packs=request.result is not None and request.result.archive,
+        rebase=request.rebase,
     )
 
 

@@ -126,8 +126,6 @@ def test_what_may_not_be_worked_on_is_refused_before_it_costs(desk: Desk, stand_
         assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (status, kind), (repository, ref)
     unverified = desk.post(None, None, {"prompt": "hi"}, add={"context": {"repository": "org/little"}})
     assert unverified.status_code == 403 and "repo_claim" in unverified.json()["detail"]
-    session = desk.post("org/little", "main", {"prompt": "hi", "session": "new"})
-    assert session.status_code == 422 and "session" in session.json()["detail"]
     in_the_body = desk.post(None, None, {"prompt": "hi", "context": {"repository": "org/little"}})
     assert in_the_body.status_code == 200 and in_the_body.json()["repository"] is None
     assert len(stand_in.lines()) == asked + 1, "the control: one did run"

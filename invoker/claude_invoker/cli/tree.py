@@ -29,7 +29,8 @@ class Checkout:
     """A repository at a commit: what a tree's `work` holds when its run begins.
 
     `name` and `ref` are as they were asked for, `branch` is the branch of that name (empty: it is a tag or a commit's
-    own id), `store` the directory that the objects are taken from.
+    own id), `store` the directory that the objects are taken from. `is_session`: the tree stays for the next turn.
+    `base`: what a session's tree holds already, with what its turns have changed; None: nothing.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Checkout:
     commit: str
     branch: str
     store: Path
+    is_session: bool = False
+    base: Checkout | None = None
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ import logging
 import random
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
+from claude_contract.keys import joined
 from claude_invoker.caller import Caller
 from claude_invoker.cli.binary import cli_version, find_cli, programs_of, reachable_binary
 from claude_invoker.cli.boundary import establish
@@ -47,7 +49,7 @@ from claude_invoker.runs.idle import Idle
 from claude_invoker.runs.kept import Keeping
 from claude_invoker.runs.moving import Moving, taken
 from claude_invoker.runs.run import Run, new_id
-from claude_invoker.runs.sessions import Sessions, record_name
+from claude_invoker.runs.sessions import Session, Sessions, record_name
 from claude_invoker.runs.shelf import Shelf
 from claude_invoker.runs.sweeper import Sweeper
 from claude_invoker.runs.turns import Turns
@@ -55,6 +57,7 @@ from claude_invoker.runs.watch import Bounds, Watch
 from claude_invoker.settings import Settings
 from claude_invoker.store.store import open_store
 from claude_invoker.workspace.checkout import cannot_be_ready
+from claude_invoker.workspace.continuing import CannotRebase, remembered
 from claude_invoker.workspace.intake import Intake
 from claude_invoker.workspace.repository import Wanted
 from claude_invoker.workspace.workspaces import Workspaces
@@ -334,7 +337,7 @@ class Engine:
 
     async def _furnish(self, tree: Tree, uid: int | None, checkout: Checkout) -> artifacts.Seen:
         assert self.workspaces is not None
-        await self.workspaces.check_out(tree, uid, checkout)
+        await self.workspaces.furnish(tree, uid, checkout)
         return await asyncio.to_thread(artifacts.survey, tree.work)
 
     async def _forget_checkouts(self) -> None:
@@ -356,6 +359,8 @@ class Engine:
             await self._in_place(run, wait_s)
         except Problem as problem:
             run.problem = problem
+        except CannotRebase as error:
+            run.problem = Problem(409, "conflict", f"the session cannot be rebased, and is as it was: {error}")
         except CannotFurnish as error:
             _log.error("run %s: %s", run.id, error)
             run.problem = cannot_be_ready("" if run.checkout is None else run.checkout.name)
@@ -432,7 +437,7 @@ class Engine:
             _log.exception("run %s: its end was not recorded", run.id)
 
     async def _in_place(self, run: Run, wait_s: float | None) -> None:
-        if run.plan.repository is not None:
+        if run.plan.repository is not None and run.plan.session in (None, "new"):
             assert self.workspaces is not None
             # Which may take long: nobody waits for it.
             run.checkout = await self.workspaces.ready(run.plan.repository, run.branch)
@@ -450,10 +455,15 @@ class Engine:
             self._places.release()
 
     async def _in_session(self, run: Run, wish: str) -> None:
-        await self.idle.settled(record_name(run.subject, wish))
+        # A session on a repository is another's to who comes without it, or with another.
+        repository = run.plan.repository
+        owner = run.subject if repository is None else joined("\0", run.subject, repository.name)
+        await self.idle.settled(record_name(owner, wish))
         try:
-            async with self._moving.hold(run.subject, wish, lambda: run.exceed(taken())) as session:
+            async with self._moving.hold(owner, wish, lambda: run.exceed(taken())) as session:
                 run.session = session.id
+                if repository is not None:
+                    run.checkout = await self._of_session(run, repository, session)
                 await self._executor.execute(run, session)
         except BaseException:
             if run.stays is not None:
@@ -463,6 +473,15 @@ class Engine:
         if run.stays is not None:
             ready, run.stays = run.stays, None
             await unbroken(self.idle.keep(session.name, ready, run, self._sessions.mark(session.name)))
+
+    async def _of_session(self, run: Run, wanted: Wanted, session: Session) -> Checkout:
+        """What its turn works on. Raises Problem 403, 404, 409, 422, 503."""
+        assert self.workspaces is not None
+        base = await asyncio.to_thread(remembered, session.tree)
+        if base is not None:
+            return await self.workspaces.gone_on(wanted, base, run.branch, rebase=run.plan.rebase)
+        found = run.checkout or await self.workspaces.ready(wanted, run.branch)
+        return replace(found, is_session=True)
 
     async def _forget_runs(self) -> None:
         """Forgets runs whose retention is over."""

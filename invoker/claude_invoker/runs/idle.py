@@ -84,7 +84,8 @@ class Idle:
     def suits(self, run: Run) -> bool:
         """Whether a run of that plan may leave its process to the next turn, or take one."""
         plan = run.plan
-        return self.enabled and not plan.egress and plan.check is None and plan.session is not None
+        is_plain = not plan.egress and plan.check is None and plan.repository is None
+        return self.enabled and is_plain and plan.session is not None
 
     async def take(self, session: Session, run: Run) -> Ready | None:
         """The process of the session's last turn, where it is one for this turn too: nobody has had the session since,

@@ -202,19 +202,26 @@ def copy(store: Path, into: Path, uid: int | None, head: str, refs: str = "") ->
     files = {"HEAD": head, "config": _CONFIG, "info/attributes": ATTRIBUTES} | ({"packed-refs": refs} if refs else {})
     for name, text in files.items():
         (into / name).write_text(text)
+    if uid is not None:
+        for path in (*made, *(into / name for name in files)):
+            os.chown(path, uid, uid, follow_symlinks=False)
+    add_objects(store, into, uid, "shallow")
+
+
+def add_objects(store: Path, into: Path, uid: int | None, *names: str) -> None:
+    """A store's packs, and its files of these names, beside what a git directory has. Raises OSError, walk.TooMuch."""
     for entry in walk.walk(store, _WALK):
-        if not entry.is_regular or not (entry.path == "shallow" or entry.path.startswith("objects/pack/")):
-            continue
+        is_pack = entry.path.startswith("objects/pack/")
         target = into / entry.path
-        if entry.path != "shallow" and uid is not None and _linked(entry, target):
+        if not entry.is_regular or not (is_pack or entry.path in names) or (is_pack and target.exists()):
+            continue
+        if is_pack and uid is not None and _linked(entry, target):
             continue
         source = os.open(entry.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=entry.directory)
         with open(source, "rb") as reader, target.open("xb") as writer:
             shutil.copyfileobj(reader, writer, 1 << 20)
-        files[entry.path] = ""
-    if uid is not None:
-        for path in (*made, *(into / name for name in files)):
-            os.chown(path, uid, uid, follow_symlinks=False)
+        if uid is not None:
+            os.chown(target, uid, uid, follow_symlinks=False)
 
 
 def _linked(entry: walk.Entry, target: Path) -> bool:
@@ -274,12 +281,17 @@ class Confined:
 
     async def check_out(self, tree: Tree, uid: int | None, checkout: Checkout) -> None:
         """Fills a new tree. Raises GitFailed, OSError, walk.TooMuch."""
-        head, refs = f"{checkout.commit}\n", ""
-        if checkout.branch:
-            head, refs = f"ref: refs/heads/{checkout.branch}\n", f"{checkout.commit} refs/heads/{checkout.branch}\n"
         directory = tree.work / ".git"
-        await asyncio.to_thread(copy, checkout.store, directory, uid, head, refs)
+        await asyncio.to_thread(walk.delete, directory)  # of a session's first turn that came to nothing
+        await asyncio.to_thread(copy, checkout.store, directory, uid, *head_and_refs(checkout))
         await self.git(tree, uid, directory, "reset", "--hard", "--quiet")
+
+
+def head_and_refs(checkout: Checkout) -> tuple[str, str]:
+    """What `copy` is to write, for a `.git` of a run's."""
+    if not checkout.branch:
+        return f"{checkout.commit}\n", ""
+    return f"ref: refs/heads/{checkout.branch}\n", f"{checkout.commit} refs/heads/{checkout.branch}\n"
 
 
 def _blobs(said: bytes) -> Iterator[str]:

@@ -8,11 +8,12 @@ runs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,18 +57,27 @@ async def difference(
 
     Raises NoDifference.
     """
-    beside = Tree(tree.root.parent / f"{tree.root.name}-{secrets.token_hex(4)}")
     try:
-        await asyncio.to_thread(_move, tree, beside, uid)
-        try:
-            return await _compared(confined, beside, uid, checkout, into, max_bytes)
-        finally:
-            await asyncio.to_thread(beside.work.rename, tree.work)
+        async with beside(tree, uid) as place:
+            return await _compared(confined, place, uid, checkout, into, max_bytes)
     except (GitFailed, OSError, walk.TooMuch, StillAlive) as error:
         said = error.strerror if isinstance(error, OSError) else error
         raise NoDifference(str(said)) from error
+
+
+@contextlib.asynccontextmanager
+async def beside(tree: Tree, uid: int | None) -> AsyncIterator[Tree]:
+    """A tree in which nothing has been prepared, with the `work` of that tree, without any `.git`; it goes back in the
+    end. Only while nothing of the tree is alive. Raises OSError, walk.TooMuch."""
+    place = Tree(tree.root.parent / f"{tree.root.name}-{secrets.token_hex(4)}")
+    try:
+        await asyncio.to_thread(_move, tree, place, uid)
+        try:
+            yield place
+        finally:
+            await asyncio.to_thread(place.work.rename, tree.work)
     finally:
-        await asyncio.to_thread(walk.delete, beside.root)
+        await asyncio.to_thread(walk.delete, place.root)
 
 
 def _move(tree: Tree, beside: Tree, uid: int | None) -> None:
@@ -111,12 +121,7 @@ async def _compared(
     directory = tree.home / "git"
     await asyncio.to_thread(copy, checkout.store, directory, uid, f"{checkout.commit}\n")
     await confined.git(tree, uid, directory, "read-tree", checkout.commit)
-    # What git cannot read or may not name (a `.GIT`) is left out, and says so by its exit code.
-    try:
-        await confined.git(tree, uid, directory, "add", "--all", "--ignore-errors", "--", ".")
-    except GitFailed as error:
-        if error.code != 1:
-            raise
+    await add_all(confined, tree, uid, directory)
     compare = ("diff-index", *_OPTIONS)
     said = await confined.git(tree, uid, directory, *compare, "--raw", "--numstat", "-z", checkout.commit)
     changes = list(parse(said))
@@ -139,6 +144,16 @@ async def _compared(
     digest = await asyncio.to_thread(_digest, path)
     patch = Artifact(path=PATCH, size=path.stat().st_size, type="text/x-diff", sha256=digest)
     return Difference(changes[:_MOST_CHANGES], patch)
+
+
+async def add_all(confined: Confined, tree: Tree, uid: int | None, directory: Path) -> None:
+    """Puts into the index what is in `work`. Raises GitFailed, OSError, StillAlive."""
+    # What git cannot read or may not name (a `.GIT`) is left out, and says so by its exit code.
+    try:
+        await confined.git(tree, uid, directory, "add", "--all", "--ignore-errors", "--", ".")
+    except GitFailed as error:
+        if error.code != 1:
+            raise
 
 
 def parse(said: bytes) -> Iterator[Change]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import os
@@ -12,6 +13,8 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+import msgspec
+
 from claude_invoker.caller import Caller
 from claude_invoker.cli import walk
 from claude_invoker.cli.kill import StillAlive
@@ -19,11 +22,12 @@ from claude_invoker.cli.launcher import CannotFurnish, Launcher
 from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
-from claude_invoker.workspace import content, git, push
+from claude_invoker.workspace import content, continuing, git, push
 from claude_invoker.workspace.checkout import Confined, Stores
+from claude_invoker.workspace.continuing import Base
 from claude_invoker.workspace.git import Bounds, GitFailed
 from claude_invoker.workspace.mirror import Mirror
-from claude_invoker.workspace.repository import Repositories, Wanted, load
+from claude_invoker.workspace.repository import Repositories, Wanted, is_ref, load
 
 _log = logging.getLogger(__name__)
 _STORE_S = 3600.0
@@ -107,6 +111,26 @@ class Workspaces:
         ref = wanted.ref if wanted.ref is not None else branch
         return Checkout(wanted.name, ref, commit, branch, store)
 
+    async def gone_on(self, wanted: Wanted, base: Base, new: str | None = None, *, rebase: bool) -> Checkout:
+        """What a session's next turn works on: what the one before did, or where it is to be rebased what is wanted
+        now. `new`: a branch that is to be pushed.
+
+        Raises Problem 403, 404, 409, 422, 503.
+        """
+        if not rebase and wanted.ref not in (None, base.ref, base.commit):
+            raise Problem(
+                422,
+                "invalid",
+                f"the session works on {base.ref or base.commit}: name that, none, or rebase it to another",
+            )
+        ref = wanted.ref if wanted.ref is not None or not rebase else base.ref or None
+        if ref is not None and not is_ref(ref):
+            raise Problem(422, "invalid", "the session has no record of its commit any more")
+        before = await self.ready(msgspec.structs.replace(wanted, ref=base.commit), None if rebase else new)
+        before = dataclasses.replace(before, ref=base.ref, branch=base.branch, is_session=True)
+        now = await self.ready(msgspec.structs.replace(wanted, ref=ref), new) if rebase else before
+        return dataclasses.replace(now, is_session=True, base=before)
+
     async def push(self, wanted: Wanted, checkout: Checkout, branch: str, patch: Path, message: str) -> str:
         """Leaves `patch`, of what a run has changed of the checkout, as a new branch at the server. The commit's id.
         Raises NotPushed."""
@@ -117,10 +141,17 @@ class Workspaces:
         finally:
             await asyncio.to_thread(walk.delete, room)
 
-    async def check_out(self, tree: Tree, uid: int | None, checkout: Checkout) -> None:
-        """Fills a new tree. Raises CannotFurnish."""
+    async def furnish(self, tree: Tree, uid: int | None, checkout: Checkout) -> None:
+        """Fills a new tree, or makes a session's ready for its next turn. Raises CannotFurnish."""
         try:
-            await self.confined.check_out(tree, uid, checkout)
+            if checkout.base is None:
+                await self.confined.check_out(tree, uid, checkout)
+            else:
+                if checkout.base.commit != checkout.commit:
+                    await continuing.rebase(self.confined, tree, uid, checkout.base, checkout)
+                await continuing.go_on(self.confined, tree, uid, checkout)
+            if checkout.is_session:
+                await asyncio.to_thread(continuing.remember, tree, uid, checkout)
         except (GitFailed, OSError, walk.TooMuch, StillAlive) as error:
             said = error.strerror if isinstance(error, OSError) else error
             raise CannotFurnish(f"{checkout.name} at {checkout.commit} cannot be checked out: {said}") from error
