@@ -214,10 +214,7 @@ async def run(
     if child.returncode:
         lines = [line.strip() for line in tail.decode("utf-8", "replace").splitlines() if line.strip()]
         # Of several lines the first that says what is fatal; what follows is advice.
-        telling = (
-            line for line in lines if line.startswith(("fatal:", "error:")) or any(map(line.__contains__, _OF_SSH))
-        )
-        said = next(telling, lines[-1] if lines else "")
+        said = next(filter(_is_telling, lines), lines[-1] if lines else "")
         raise GitFailed(f"git ended with {child.returncode}: {said[:300]}", child.returncode, output)
     return output
 
