@@ -19,7 +19,7 @@ import yaml
 from claude_contract.attestation import new_private_key
 from kong_claude import PLUGINS
 from kong_claude.cli.main import main
-from kong_claude.doctor import admin, probe, rules, view
+from kong_claude.doctor import admin, kong, probe, rules, view
 from kong_claude.doctor.opening import Opening
 from kong_claude.doctor.settings import Settings
 from kong_claude.guard import LUA_PATH, PAIR_PATH, PAIRED, lua, named
@@ -619,6 +619,46 @@ def test_a_value_of_another_kind_is_named(tmp_path: Path) -> None:
     path = tmp_path / "kong.yml"
     path.write_text(yaml.safe_dump(config))
     assert [h.rule for h in probe.configurations(view.from_file(path, {}), PLUGINS)] == ["bad-config"]
+
+
+UNKNOWN = """
+_format_version: "3.0"
+plugins:
+- name: claude-rate-tiers
+  config:
+    on_eror: deny
+    default_tier: free
+    tiers:
+    - {name: free, minute: 5}
+    - name: pro
+      concurent: 4
+      messages: {minut: 9, minute: 9}
+- name: claude-erors
+- name: claude-errors
+- name: whatever
+"""
+
+
+def test_a_name_that_nobody_knows_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "kong.yml"
+    path.write_text(UNKNOWN)
+    seen = probe.configurations(view.from_file(path, {}), PLUGINS)
+    found = [(each.where.partition("config.")[2] or each.where, each.line, each.fix) for each in seen]
+    assert found == [
+        ("on_eror", 6, "correct its name"),
+        ("tiers[2].concurent", 11, "correct its name"),
+        ("tiers[2].messages.minut", 12, "correct its name"),
+        ("plugin claude-erors", 13, "name claude-errors"),
+    ]
+
+
+def test_the_cure_for_plugins_that_are_not_enabled_enables_all_and_disables_none(tmp_path: Path) -> None:
+    path = tmp_path / "kong.yml"
+    names = ["claude-gateway", "claude-guard", "claude-errors", "key-auth"]
+    path.write_text(yaml.safe_dump({"_format_version": "3.0", "plugins": [{"name": name} for name in names]}))
+    seen = list(kong.enabled(view.from_file(path, {"KONG_PLUGINS": "bundled,claude-gateway,mine"})))
+    assert [each.problem for each in seen] == ["does not name claude-errors", "does not name claude-guard"]
+    assert {each.fix for each in seen} == {"bundled,claude-errors,claude-gateway,claude-guard,mine"}
 
 
 def test_exit_codes_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

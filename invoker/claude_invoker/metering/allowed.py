@@ -149,8 +149,11 @@ def check_tools(tools: object, allowed: Collection[str]) -> Uses:
         if isinstance(kind, str) and _CLIENT_TOOL.fullmatch(kind):
             continue
         found = _SERVER_TOOL.fullmatch(kind) if isinstance(kind, str) else None
-        if found is None or found[1] not in allowed:
+        if found is None:
             raise Refused(f"the request may not use the API's own tool {_shown(kind)}")
+        if found[1] not in allowed:
+            needed: Feature = "web_search" if found[1] == "web_search" else "web_fetch"
+            raise Refused(_needs(f"the API's own tool {_shown(kind)}", needed))
         if uses[found[1]]:
             raise Refused(f"the request has the tool {found[1]} twice")
         uses[found[1]] = _max_uses(tool, found[0])

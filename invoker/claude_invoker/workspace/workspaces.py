@@ -82,7 +82,8 @@ class Workspaces:
                 403,
                 "forbidden",
                 "the request names a repository, and the gateway has not verified that your token allows one: name one "
-                "only, with a token whose claim lists it (the gateway's jwt_claims must have repo_claim)",
+                "only, with a token whose claim lists it (the gateway's jwt_claims must have repo_claim, "
+                "and repo_capture where the path has it)",
             )
         return None
 

@@ -87,10 +87,12 @@ def enabled(view: View) -> Iterator[Opening]:
         return
     names = listed(view.settings.get("KONG_PLUGINS") or "bundled")
     ours = {*SUITE, *LUA_PLUGINS}
-    for plugin in sorted({str(p.get("name")) for p in view.plugins} - names):  # one that is switched off, too
+    present = {str(p.get("name")) for p in view.plugins}
+    needed = (present & ours) | (names - {"bundled"})
+    for plugin in sorted(present - names):  # one that is switched off, too
         if plugin in ours or "bundled" not in names:
             word = plugin if plugin in ours else f"bundled, and so not {plugin}"
-            yield Opening("not-enabled", "KONG_PLUGINS", f"does not name {word}", f"bundled,{','.join(used(view))}")
+            yield Opening("not-enabled", "KONG_PLUGINS", f"does not name {word}", f"bundled,{','.join(sorted(needed))}")
 
 
 def untrusted_lua(view: View) -> Iterator[Opening]:

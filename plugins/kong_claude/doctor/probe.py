@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import json
 import urllib.error
@@ -15,7 +16,8 @@ from claude_contract.errors import ConfigError
 from kong_claude.doctor.guards import SUITE
 from kong_claude.doctor.opening import Opening
 from kong_claude.doctor.rules import vault_variable
-from kong_claude.doctor.view import View, label
+from kong_claude.doctor.view import Entity, View, label
+from kong_claude.guard import LUA_PLUGINS
 
 # Stand for a secret or key whose reference cannot be resolved here.
 PLACEHOLDER = "unresolved-reference-" + "0123456789abcdef" * 3
@@ -28,12 +30,23 @@ def configurations(view: View, directory: Path) -> Iterator[Opening]:
     """Starts every plugin with its configuration as Kong would; what it refuses, Kong answers with 500. What several
     have from one anchor is said once."""
     said: set[tuple[int, str, str]] = set()
+
+    def is_new(entity: Entity, field: str, problem: str) -> bool:
+        line = view.line(entity, field)
+        known, before = (line or 0, field, problem), len(said)
+        said.add(known)
+        return line is None or len(said) > before
+
     for entity in view.plugins:
-        name = entity.get("name")
-        if name not in SUITE:
-            continue
+        name = str(entity.get("name"))
         on = next((kind for kind in ("route", "service") if entity.get(kind)), None)
         where = f"plugin {name}" + (f" on {on} {label(entity[on])}" if on else "")
+        if name not in SUITE:
+            if name.startswith("claude-") and name not in LUA_PLUGINS:
+                alike = difflib.get_close_matches(name, (*SUITE, *LUA_PLUGINS), 1)
+                cure = f"name {alike[0]}" if alike else "remove it"
+                yield Opening("bad-config", where, "there is no such plugin", cure, view.line(entity))
+            continue
         try:
             module = load(directory / f"{name}.py")
         except Exception as error:  # whatever keeps it from being tried, it was not tried
@@ -44,17 +57,21 @@ def configurations(view: View, directory: Path) -> Iterator[Opening]:
                 "run the doctor where the plugins are installed, or name their directory with --plugins-directory",
             )
             continue
+        for field in unknown({"fields": module.Schema}, entity.get("config") or {}):
+            if is_new(entity, field, "unknown"):
+                place = f"{where}, config.{field}"
+                yield Opening(
+                    "bad-config", place, "there is no such field", "correct its name", view.line(entity, field)
+                )
         try:
             config = with_defaults({"fields": module.Schema}, resolve(entity.get("config") or {}, view.settings.values))
             # Kong tells an instance what it is bound to; of one that is bound to nothing the rules say so.
             plugin = module.Plugin({**config, "route_id": "doctor"})
         except ConfigError as error:
-            line = view.line(entity, error.field_name)
-            if line is not None and (line, error.field_name, error.problem) in said:
-                continue
-            said.add((line or 0, error.field_name, error.problem))
-            place = f"{where}, config.{error.field_name}"
-            yield Opening("bad-config", place, error.problem, "correct the field", line)
+            if is_new(entity, error.field_name, error.problem):
+                line = view.line(entity, error.field_name)
+                place = f"{where}, config.{error.field_name}"
+                yield Opening("bad-config", place, error.problem, "correct the field", line)
         except (AttributeError, TypeError, ValueError) as error:
             yield Opening("bad-config", where, f"a value is of another kind than its field ({error})", "correct it")
         else:
@@ -85,6 +102,26 @@ def resolve(value: Any, environment: Mapping[str, str], field: str = "") -> Any:
             return PLACEHOLDER_KEY
         return "redis://127.0.0.1:1" if "redis" in value else PLACEHOLDER
     return value
+
+
+def unknown(record: Mapping[str, Any], value: object, path: str = "") -> Iterator[str]:
+    """Fields that a record's schema does not have, such as `tiers[2].concurent` (from 1): Kong refuses the file."""
+    if not isinstance(value, Mapping):
+        return
+    fields = {name: definition for field in record["fields"] for name, definition in field.items()}
+    for name, given in value.items():
+        place = f"{path}.{name}" if path else str(name)
+        definition = fields.get(name)
+        if definition is None:
+            yield place
+        elif definition["type"] == "record":
+            yield from unknown(definition, given, place)
+        elif definition.get("elements", {}).get("type") == "record":
+            for number, each in enumerate(given if isinstance(given, list) else (), 1):
+                yield from unknown(definition["elements"], each, f"{place}[{number}]")
+        elif definition.get("values", {}).get("type") == "record":
+            for key, each in (given if isinstance(given, Mapping) else {}).items():
+                yield from unknown(definition["values"], each, f"{place}.{key}")
 
 
 def with_defaults(record: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
