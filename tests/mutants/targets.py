@@ -88,7 +88,11 @@ TARGETS: dict[str, tuple[str, ...]] = {
     f"{_GATEWAY}/jwt_claims/token.py": _tokens("token"),
     f"{_GATEWAY}/jwt_claims/caller.py": _tokens("identity"),
     f"{_GATEWAY}/jwt_claims/rules.py": _tokens("authorization"),
-    f"{_GATEWAY}/rate_tiers/local_ledger.py": _LEDGER,
+    f"{_GATEWAY}/rate_tiers/local_ledger.py": (
+        f"{_RATES}/test_exactness.py::test_the_process_forgets_what_has_lapsed",
+        f"{_RATES}/test_exactness.py::test_what_still_counts_is_not_forgotten_with_it",
+        *_LEDGER,
+    ),
     f"{_GATEWAY}/prompt_context/guards.py": _PROMPTS,
     f"{_GATEWAY}/prompt_context/inert.py": _PROMPTS,
     f"{_GATEWAY}/prompt_context/template.py": _PROMPTS,

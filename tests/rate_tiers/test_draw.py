@@ -265,7 +265,7 @@ def test_what_cannot_be_read_refuses_and_changes_nothing(redis_server: RedisProc
         client.hset(held, next(name for name in client.hkeys(held) if lease.member.encode() in name), "7:7:3")
     before = {key: client.dump(key) for key in client.scan_iter()}
     for _ in range(2):
-        with pytest.raises(UnreadableLedger, match="version [23]"):
+        with pytest.raises(UnreadableLedger, match=r"version [23]"):
             made.draw(lease, pooled(DOLLAR), Draw(9, 0, 9, 9))
     assert {key: client.dump(key) for key in client.scan_iter()} == before
     assert issubclass(UnreadableLedger, LedgerUnavailable)

@@ -11,7 +11,21 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from claude_contract import redis_place
-from claude_contract.ledger import Admission, Admit, Lease, Ledger, Peek, Slot, Window, Windows
+from claude_contract.ledger import (
+    DEPLOYMENT,
+    Admission,
+    Admit,
+    Budget,
+    Draw,
+    Lease,
+    Ledger,
+    Peek,
+    Shared,
+    Slot,
+    Terms,
+    Window,
+    Windows,
+)
 from claude_contract.redis_place import Place
 from kong_claude.rate_tiers.local_ledger import LocalLedger
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
@@ -103,3 +117,40 @@ def test_the_process_forgets_what_has_lapsed() -> None:
         local.admit(Admit("claude", f"u{n}", windows))
     # A minute holds 600 subjects with two keys each; the sweep runs when the number has doubled.
     assert len(local._values) < 4 * 1200
+
+
+HOUR_MS = 3_600_000
+
+
+@pytest.mark.parametrize("hours", [0, 1, 25, 24 * 9 + 1, 24 * 33 - 1])
+def test_what_still_counts_is_not_forgotten_with_it(hours: int) -> None:
+    """A ledger that has forgotten what it may says what one says that forgets nothing."""
+    now = [1_790_000_000_000_000]
+    tidy, untidy = (LocalLedger(clock=lambda: now[0]) for _ in range(2))
+    team, budgets = Shared(DEPLOYMENT, ("pool.red",)), (Budget(99, "month", rolling=True), Budget(99, "day"))
+    windows = Windows((Window("minute", 9, 9), Window("hour", 9), Window("day", 9), Window("month", 9)))
+    slot = Slot(9, 5, ttl_ms=HOUR_MS, budgets=budgets, pools=(Terms(9, budgets),))
+    leases = [Lease("claude", "ada", f"v1.{n}:5", team) for n in range(5)]
+
+    def begin(local: LocalLedger) -> None:
+        for lease, lives in zip(leases, (1, 2, 26, 24 * 9, 24 * 34), strict=True):
+            assert local.admit(Admit("claude", "ada", windows, lease, slot, "reject", team, (windows,))).admitted
+            local.draw(lease, slot, Draw(1, 0, 3, 3))
+            local.renew(lease, lives * HOUR_MS)
+        assert local.settle(leases[0], 4, final=False) and local.settle(leases[1], 6)
+
+    def says(local: LocalLedger) -> list[object]:
+        asked = Peek("claude", "ada", windows, slot, team, (windows,))
+        found: list[object] = [local.peek(asked), *(local.renew(lease, HOUR_MS) for lease in leases[2:])]
+        found += [local.draw(lease, slot, Draw(7, 0, 1, 1)) for lease in leases]
+        found += [local.settle(lease, 9) for lease in (*leases, *leases)]
+        return [*found, local.peek(asked)]
+
+    for local in (tidy, untidy):
+        begin(local)
+    kept = len(tidy._values)
+    now[0] += hours * HOUR_MS * 1000
+    with tidy._moment():
+        tidy._sweep()
+    assert (len(tidy._values) < kept) is (hours > 0)
+    assert says(tidy) == says(untidy)
