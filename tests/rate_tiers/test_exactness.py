@@ -122,8 +122,8 @@ def test_the_process_forgets_what_has_lapsed() -> None:
 HOUR_MS = 3_600_000
 
 
-@pytest.mark.parametrize("hours", [0, 1, 25, 24 * 9 + 1, 24 * 33 - 1])
-def test_what_still_counts_is_not_forgotten_with_it(hours: int) -> None:
+@pytest.mark.parametrize("hours", [0, 1 / 60, 1, 25, 24 * 9 + 1, 24 * 33 - 1])
+def test_what_still_counts_is_not_forgotten_with_it(hours: float) -> None:
     """A ledger that has forgotten what it may says what one says that forgets nothing."""
     now = [1_790_000_000_000_000]
     tidy, untidy = (LocalLedger(clock=lambda: now[0]) for _ in range(2))
@@ -149,8 +149,8 @@ def test_what_still_counts_is_not_forgotten_with_it(hours: int) -> None:
     for local in (tidy, untidy):
         begin(local)
     kept = len(tidy._values)
-    now[0] += hours * HOUR_MS * 1000
+    now[0] += int(hours * HOUR_MS) * 1000
     with tidy._moment():
         tidy._sweep()
-    assert (len(tidy._values) < kept) is (hours > 0)
+    assert (len(tidy._values) < kept) is (hours >= 1)
     assert says(tidy) == says(untidy)
