@@ -26,6 +26,7 @@ from claude_contract import destinations, secret_file
 from claude_contract.destinations import Destination
 from claude_contract.redis_place import Place
 from claude_contract.secret_file import SecretFileError
+from claude_invoker import disk
 from claude_invoker.egress.addresses import is_loopback
 from claude_invoker.holding import Bounds
 from claude_invoker.metering import key
@@ -170,9 +171,21 @@ class Settings(BaseSettings):
     """How many files and directories a run may have; 0: no bound."""
     artifact_max_bytes: int = Field(default=100_000_000, ge=0)
     artifact_max_count: int = Field(default=200, ge=0)
+    trees_per_subject: int = Field(default=16 << 30, ge=0)
+    """Bytes that the files of a subject's runs may take on this machine's disk together, while they run; 0: any,
+    as for the following ones."""
+    trees_in_all: int = Field(default=32 << 30, ge=0)
+    artifacts_per_subject: int = Field(default=10 << 30, ge=0)
     artifacts_in_all: int = Field(default=20 << 30, ge=0)
     """Bytes that the artifacts of all runs may take on this machine's disk, those included that wait for the store.
     Beyond it those go first that the store has, then the oldest."""
+    sessions_per_subject: int = Field(default=8 << 30, ge=0)
+    sessions_in_all: int = Field(default=32 << 30, ge=0)
+    """The same of the sessions that have no run. Where they move the store has what goes here."""
+    repositories_in_all: int = Field(default=32 << 30, ge=0)
+    """The same of what is kept of repositories."""
+    disk_reserve: int = Field(default=256 << 20, ge=0)
+    """Bytes that have to be free on the disk for a run to begin (507)."""
     retention_s: float = Field(default=3600.0, ge=0)
     """How long a run's answer, events and artifacts are kept."""
     tier_retention_s: Annotated[dict[str, float], NoDecode] = {}
@@ -226,6 +239,15 @@ class Settings(BaseSettings):
     def longest_retention_s(self) -> float:
         """After this nobody asks for anything of a run."""
         return max([self.retention_s, *self.tier_retention_s.values()])
+
+    @property
+    def on_disk(self) -> dict[disk.Kind, disk.Bounds]:
+        return {
+            "trees": disk.Bounds(self.trees_per_subject, self.trees_in_all),
+            "artifacts": disk.Bounds(self.artifacts_per_subject, self.artifacts_in_all),
+            "sessions": disk.Bounds(self.sessions_per_subject, self.sessions_in_all),
+            "repositories": disk.Bounds(0, self.repositories_in_all),
+        }
 
     @property
     def held(self) -> Bounds:

@@ -260,17 +260,21 @@ async def test_sessions_of_many_files_hold_up_nobody_while_notes_are_looked_thro
     here = machine()
     sessions = [await here.begun("x") for _ in range(3)]
     read: list[str] = []
-    whole = moving._DECODE
-    monkeypatch.setattr(moving, "_DECODE", lambda content: (read.append("whole"), whole(content))[1])
-    light = moving._DECODE_UNSAVED
-    monkeypatch.setattr(moving, "_DECODE_UNSAVED", lambda content: (read.append("light"), light(content))[1])
+    for name in ("_DECODE", "_DECODE_UNSAVED"):
+        real = getattr(moving, name)
+
+        def noted(content: bytes, name: str = name, real: Callable[[bytes], Any] = real) -> Any:
+            read.append(name)
+            return real(content)
+
+        monkeypatch.setattr(moving, name, noted)
     for _ in range(5):
         await here.moving.send_again()
-    assert read == ["light"] * 3
+    assert read == ["_DECODE_UNSAVED"] * 3
     await here.turn(sessions[0])
     read.clear()
     await here.moving.send_again()
-    assert read == ["light"], "the one that was written anew"
+    assert read == ["_DECODE_UNSAVED"], "the one that was written anew"
 
 
 @as_root

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from claude_invoker.disk import Bounds, Disk
 from claude_invoker.model import Artifact
 from claude_invoker.problem import Problem
 from claude_invoker.runs.kept import Keeping, name_of
@@ -60,11 +61,11 @@ async def test_what_a_store_that_is_away_should_have_is_pending_until_it_is_back
     assert first.outbox is not None
     first.outbox.start()
     there = left(first, run, "a", b"there")
-    assert [a.pending for a in await first.keep(run, [there], 60)] == [False]
+    assert [a.pending for a in await first.keep(run, "alice", [there], 60)] == [False]
     s3.stop()
     try:
         other = run_id()
-        (waits,) = await first.keep(other, [left(first, other, "b", b"waits")], 60)
+        (waits,) = await first.keep(other, "alice", [left(first, other, "b", b"waits")], 60)
         assert waits.pending
         assert (await first.now(other, [waits]))[0].pending
         assert await content(first, other, waits) == b"waits", "from the disk"
@@ -149,18 +150,16 @@ async def test_what_waits_on_the_disk_has_a_bound(keeping: Callable[[], Keeping]
         os.utime(made.files(run).directory, (1000 - age, 1000 - age))
     for run in runs[:3]:  # which nobody sends: the outbox is not started
         made.outbox.put(Letter(run, ((name_of(run, sizes[run]), "f"),), time.time() + 60))
+    made.goes_on = lambda run: run == runs[0]
 
-    def here() -> list[bool]:
+    async def bounded(most: int) -> list[bool]:
+        await Disk({"artifacts": made}, {"artifacts": Bounds(0, most)}, 0, ()).clear()
         return [made.files(run).here(sizes[run]) is not None for run in runs]
 
-    async def bounded(most: int) -> int:
-        made._settings.artifacts_in_all = most
-        return await made.trim({runs[0]})
-
-    assert (await bounded(1 << 30), here()) == (0, [True, True, True, True])
-    assert (await bounded(250_000), here()) == (0, [True, True, True, False]), "the store has it"
-    assert (await bounded(150_000), here()) == (1, [True, False, True, False]), "the oldest"
-    assert (await bounded(0), here()) == (1, [True, False, False, False])
+    assert await bounded(1 << 30) == [True, True, True, True]
+    assert await bounded(350_000) == [True, True, True, False], "the store has it"
+    assert await bounded(250_000) == [True, False, True, False], "the oldest"
+    assert await bounded(1) == [True, False, False, False]
     assert made.outbox.runs == {runs[0]}
 
 

@@ -40,7 +40,7 @@ _TEXTS = {
     502: "The model API or the CLI failed",
     503: "Busy, the model API is overloaded, or another release stored what is asked for",
     504: "A deadline passed",
-    507: "The runs and jobs of all callers hold too much",
+    507: "The runs and jobs of all callers hold too much, or the disk has no room",
 }
 
 

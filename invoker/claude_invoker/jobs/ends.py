@@ -77,7 +77,7 @@ class Ends:
         if await self.again(job):
             return
         found = await asyncio.to_thread(left_in, job, self.settings)
-        kept = await self.keeping.keep(job.id, found, retention(job, self.settings))
+        kept = await self.keeping.keep(job.id, job.caller.subject, found, retention(job, self.settings))
         left = [artifact.model_dump(mode="json") for artifact in kept]
         problem = Problem(500, "worker-lost", "the worker that ran the job died; the run may have had effects")
         state = "cancelled" if job.cancel else "failed"

@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from claude_contract.keys import joined
+from claude_invoker import disk
 from claude_invoker.caller import Caller
 from claude_invoker.cli.binary import cli_version, find_cli, programs_of, reachable_binary
 from claude_invoker.cli.boundary import establish
@@ -34,6 +35,7 @@ from claude_invoker.cli.tree import Checkout, Discarded, Tree, Workplace, disman
 from claude_invoker.cli.unbroken import unbroken
 from claude_invoker.cli.users import Users
 from claude_invoker.cli.walk import delete
+from claude_invoker.disk import Disk
 from claude_invoker.egress.filters import Filters
 from claude_invoker.ending import ended
 from claude_invoker.isolation.strength import Boundary, Strength, TooWeak
@@ -137,8 +139,14 @@ class Engine:
             maximum=settings.pool_max,
             starts=settings.max_starts,
         )
+        sources: dict[disk.Kind, disk.Source] = {"sessions": self._moving, "artifacts": self.keeping}
+        if self.workspaces is not None:
+            sources["repositories"] = self.workspaces
+        self.keeping.goes_on = lambda run_id: run_id in self.runs and not self.runs[run_id].is_over
+        self.disk = Disk(sources, settings.on_disk, settings.disk_reserve, (self._state, self._trees))
+        """What this machine keeps of runs that are over."""
         shared = Bounds(settings.memory_limit, settings.process_limit, settings.tree_limit, settings.tree_entries_limit)
-        self.watch = Watch(shared, lambda: self._launcher.box is None)
+        self.watch = Watch(shared, lambda: self._launcher.box is None, settings.on_disk["trees"])
         self._executor = Executor(
             settings, self.pool, self._launcher, self.metering, self.watch, self.workspaces, self.keeping, self.idle
         )
@@ -154,6 +162,7 @@ class Engine:
                 "ending what is left of runs": self._launcher.end_leftovers,
                 "deleting old checkouts": self._forget_checkouts,
                 "deleting what came for runs that never began": lambda: asyncio.to_thread(self.intake.sweep),
+                "keeping the disk within its bounds": self.disk.clear,
             },
             _SWEEP_S,
         )
@@ -311,9 +320,12 @@ class Engine:
         """Begins a run; it waits up to `queue_wait_s` for a place, a job's as long as it takes. Returns at once.
         `run_id`: the id it has; None: a new one.
 
-        Raises Problem 429 or 507 where runs hold too much memory, 503 where the invoker is stopping."""
+        Raises Problem 429 or 507 where runs hold too much memory, or the disk has no room, 503 where the invoker is
+        stopping."""
         if self.draining and job_id is None:
             raise Problem(503, "busy", "the invoker is stopping", {"Retry-After": "1"})
+        if job_id is None:
+            self.disk.refuse(caller.subject)
         run_id = job_id or run_id or new_id()
         retention_s = self.settings.tier_retention_s.get(caller.tier or "", self.settings.retention_s)
         run = Run(run_id, caller.subject, plan, artifacts.directory(self.settings, run_id), retention_s)
@@ -437,6 +449,8 @@ class Engine:
             _log.exception("run %s: its end was not recorded", run.id)
 
     async def _in_place(self, run: Run, wait_s: float | None) -> None:
+        if run.is_job:
+            self.disk.refuse(run.subject)
         if run.plan.repository is not None and run.plan.session in (None, "new"):
             assert self.workspaces is not None
             # Which may take long: nobody waits for it.
@@ -493,7 +507,6 @@ class Engine:
     async def _forget_files(self) -> None:
         """Deletes artifacts that no engine remembers, once the longest retention is over."""
         await asyncio.to_thread(self._forget_files_here)
-        await self.keeping.trim({run.id for run in self.runs.values() if not run.is_over})
         if time.monotonic() - self._expired_at > _EXPIRE_S:
             self._expired_at = time.monotonic()
             await self.keeping.expire()

@@ -197,7 +197,7 @@ class Executor:
             command = await aside(self._launcher, ready, checking.command)
             if command.passage is not None:
                 command.passage.begin(run.went_out)
-            with self._watch.over(command, functools.partial(self._stop, run, command)):
+            with self._watch.over(command, functools.partial(self._stop, run, command), run.subject):
                 said = await command.said(max(0.0, end - began))
             if said.is_outside:
                 raise CliError("a check cannot enter the boundary around runs")
@@ -223,7 +223,7 @@ class Executor:
         run has begun by another process; `same`: the process has had a turn before. The result message. Raises
         Problem, CliError."""
         process = ready.process
-        with self._watch.over(process, functools.partial(self._stop, run, process)):
+        with self._watch.over(process, functools.partial(self._stop, run, process), run.subject):
             return await self._conversation.held(
                 run, process, content, end, Translator(run, goes_on=goes_on), same=same
             )

@@ -11,12 +11,13 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Container, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from claude_invoker.cli import usage
 from claude_invoker.cli.walk import delete
+from claude_invoker.disk import Kept, subject_digest
 from claude_invoker.model import Artifact
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
@@ -103,6 +104,10 @@ class Keeping:
     def __init__(self, settings: Settings, store: Store | None) -> None:
         self._settings = settings
         self.store = store
+        self._subjects: dict[str, str] = {}
+        """Digests of those whose runs have left files here, by the runs' ids."""
+        self.goes_on: Callable[[str], bool] = lambda run_id: False
+        """Whether the run is not over."""
         self.outbox: Outbox | None = None
         if store is not None:
             self.outbox = Outbox(
@@ -112,8 +117,10 @@ class Keeping:
     def files(self, run_id: str) -> Files:
         return Files(run_id, artifacts.directory(self._settings, run_id), self.store)
 
-    async def keep(self, run_id: str, found: Sequence[Artifact], for_s: float) -> list[Artifact]:
+    async def keep(self, run_id: str, subject: str, found: Sequence[Artifact], for_s: float) -> list[Artifact]:
         """Sends them to the store, for a moment waited for; the same with `pending` where they are not there yet."""
+        if found:
+            self._subjects[run_id] = subject_digest(subject)
         if self.outbox is None or not found:
             return list(found)
         letter = Letter(
@@ -160,30 +167,33 @@ class Keeping:
             except Away:
                 return
 
-    async def trim(self, going_on: Container[str]) -> int:
-        """Deletes files on this machine until they are within their bound, not those of runs that go on; how many
-        runs lost theirs. Raises OSError."""
+    async def kept(self) -> list[Kept]:
+        """The files of each run that has some on this machine; of whom, as far as this process has run it. Raises
+        OSError."""
+        found = await asyncio.to_thread(_sizes, artifacts.root(self._settings))
+        here = {path.name for path, *_ in found}
+        self._subjects = {run_id: subject for run_id, subject in self._subjects.items() if run_id in here}
         waiting = set() if self.outbox is None else self.outbox.runs
-        found = []
-        for path, age, size in await asyncio.to_thread(_sizes, artifacts.root(self._settings)):
-            if path.name not in going_on:
-                found.append((self.store is None or path.name in waiting, age, path, size))
-        left, lost = sum(size for *_, size in found), 0
-        for is_only_here, _, path, size in sorted(found):
-            if left <= self._settings.artifacts_in_all:
-                break
-            if is_only_here:
-                lost += 1
-                if self.outbox is not None:
-                    self.outbox.drop(path.name)
-            await asyncio.to_thread(delete, path)
-            left -= size
-        if lost:
-            most = self._settings.artifacts_in_all
-            _log.warning(
-                "INVOKER_ARTIFACTS_IN_ALL: files of %d runs are deleted early, all may have %d bytes", lost, most
+        return [
+            Kept(
+                path.name,
+                self._subjects.get(path.name),
+                written_at,
+                size,
+                in_use=self.goes_on(path.name),
+                is_spare=self.store is not None and path.name not in waiting,
             )
-        return lost
+            for path, written_at, size in found
+        ]
+
+    async def drop(self, name: str) -> bool:
+        """Raises OSError."""
+        if self.goes_on(name):
+            return False
+        if self.outbox is not None:
+            self.outbox.drop(name)
+        await asyncio.to_thread(delete, artifacts.root(self._settings) / name)
+        return True
 
     async def expire(self) -> None:
         """Deletes what no record can name any more."""

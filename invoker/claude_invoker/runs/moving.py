@@ -15,6 +15,7 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,7 @@ from claude_contract.versions import UnknownVersion
 from claude_invoker.cli.tree import Tree
 from claude_invoker.cli.unbroken import unbroken
 from claude_invoker.cli.walk import TooMuch
+from claude_invoker.disk import Kept
 from claude_invoker.problem import Problem
 from claude_invoker.runs import snapshot
 from claude_invoker.runs.kept import away
@@ -76,6 +78,10 @@ class Moving:
         """Of notes by their names: when they were written, and whether they are of an unsaved version."""
         self.before_restoring: Callable[[Session], Awaitable[None]] | None = None
         """Sees to it that nothing has the session's directory."""
+
+    @property
+    def _moves(self) -> bool:
+        return self._turns is not None and self._store is not None
 
     @asynccontextmanager
     async def hold(self, subject: str, wish: str, lost: Callable[[], None]) -> AsyncIterator[Session]:
@@ -289,6 +295,24 @@ class Moving:
                     await self._store.delete(each.name for each in found)
         except (Away, RedisError, OSError):
             return
+
+    async def kept(self) -> list[Kept]:
+        """The sessions of this machine. Those that the store has can be had again; those that it does not have, and
+        shall, stay. Raises OSError."""
+        found = await asyncio.to_thread(self._sessions.kept)
+        if not self._moves:
+            return found
+        return [
+            replace(each, is_spare=True, in_use=each.in_use or self._looked.get(each.name, (0, False))[1])
+            for each in found
+        ]
+
+    async def drop(self, name: str) -> bool:
+        """Raises OSError."""
+        return await asyncio.to_thread(self._drop, name)
+
+    def _drop(self, name: str) -> bool:
+        return not (self._moves and self._note(name).unsaved) and self._sessions.drop(name)
 
     async def close(self) -> None:
         if self._turns is not None:

@@ -38,7 +38,7 @@ class Remains:
             artifacts.collect, process.tree.work, before, run.files, self._bounds, taken, report
         )
         run.artifacts, run.left_out = collected.kept, [*run.left_out, *collected.left_out]
-        run.artifacts = await self._keeping.keep(run.id, [*ours, *run.artifacts], run.retention_s)
+        run.artifacts = await self._keeping.keep(run.id, run.subject, [*ours, *run.artifacts], run.retention_s)
         if run.check is not None and any(artifact.path == report for artifact in run.artifacts):
             run.check.junit = report
         for artifact in run.artifacts:

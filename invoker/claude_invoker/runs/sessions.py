@@ -19,8 +19,10 @@ from typing import IO
 
 from claude_contract import versions
 from claude_contract.versions import UnknownVersion
+from claude_invoker.cli import usage
 from claude_invoker.cli.tree import Discarded, Tree
 from claude_invoker.cli.walk import TooMuch
+from claude_invoker.disk import Kept, subject_digest
 from claude_invoker.problem import Problem
 
 _log = logging.getLogger(__name__)
@@ -63,6 +65,8 @@ class Sessions:
         self._records = records
         self._discarded = discarded
         self._ttl_s = ttl_s
+        self._sizes: dict[str, tuple[int, int]] = {}
+        """Of records by their names: their time when the tree was last counted, and its bytes on the disk."""
 
     @contextlib.contextmanager
     def hold(self, subject: str, wish: str, *, make: bool = False, named: str = "") -> Iterator[Session]:
@@ -87,11 +91,11 @@ class Sessions:
                 raise Problem(409, "conflict", "the session has a run in progress") from error
             if wish == "new":
                 tree = Tree(self._trees / secrets.token_hex(16))
-                self._write(record, tree)
+                self._write(record, tree, subject)
                 tree.root.mkdir(mode=0o700)
             else:
                 if old is not None and record.seek(0, os.SEEK_END) == 0:
-                    self._write(record, old)
+                    self._write(record, old, subject)
                 try:
                     found = self._tree(record)
                 except UnknownVersion as error:
@@ -101,7 +105,7 @@ class Sessions:
                     name = named if _NAME.fullmatch(named) and not (self._trees / named).exists() else ""
                     found = found or Tree(self._trees / (name or secrets.token_hex(16)))
                     record.truncate(0)
-                    self._write(record, found)
+                    self._write(record, found, subject)
                     found.root.mkdir(mode=0o700)
                 if found is None or not (make or self._is_alive(record)) or not found.root.exists():
                     raise _no_such_session()
@@ -135,6 +139,39 @@ class Sessions:
                 fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 tree = self._tree(record)
             yield tree if tree is not None and tree.root.exists() else None
+
+    def kept(self) -> list[Kept]:
+        """The sessions that are here; `subject` is its digest. What a run has now is as large as it was. Raises
+        OSError."""
+        found, sizes = [], self._sizes
+        self._sizes = {}
+        for path in list(self._records.iterdir()):
+            try:
+                record = path.open("r+")
+            except FileNotFoundError:
+                continue
+            with record:
+                try:
+                    tree, subject = self._tree(record), _subject_of(record)
+                except UnknownVersion:
+                    continue  # `expire` says so
+                used_at = os.fstat(record.fileno()).st_mtime_ns
+                in_use = tree is None or not _locked(record)
+            at, size = sizes.get(path.name, (0, 0))
+            if tree is not None and (not at or (at != used_at and not in_use)):
+                at, size = used_at, usage.files(tree.root, usage.Files(1 << 63, 1 << 63)).bytes
+            self._sizes[path.name] = at, size
+            found.append(Kept(path.name, subject, used_at / 1e9, size, in_use))
+        return found
+
+    def drop(self, name: str) -> bool:
+        """Deletes what is here of a session that has no run. Whether it is gone. Raises OSError."""
+        with self.at(name) as tree:
+            if tree is None:
+                return False
+            self.discard(tree)
+            (self._records / name).unlink()
+        return True
 
     def discard(self, tree: Tree) -> None:
         """Deletes what was too much to keep. Raises OSError."""
@@ -196,8 +233,8 @@ class Sessions:
             except TooMuch:
                 self._discarded.delete(self._discarded.take(tree.root))
 
-    def _write(self, record: IO[str], tree: Tree) -> None:
-        json.dump({"v": VERSION, "tree": self._name(tree)}, record)
+    def _write(self, record: IO[str], tree: Tree, subject: str) -> None:
+        json.dump({"v": VERSION, "tree": self._name(tree), "of": subject_digest(subject)}, record)
         record.flush()
 
     def _tree(self, record: IO[str]) -> Tree | None:
@@ -242,6 +279,23 @@ def record_name(subject: str, identity: str) -> str:
     """Another for each pair, whatever is in the two."""
     parts = (part.encode("utf-8", "surrogatepass") for part in (subject, identity))
     return hashlib.sha256(b"".join(b"%d:%s" % (len(part), part) for part in parts)).hexdigest()
+
+
+def _subject_of(record: IO[str]) -> str | None:
+    """Its digest; None where the record was made by a release that noted none."""
+    record.seek(0)
+    with contextlib.suppress(ValueError, AttributeError):
+        found = json.load(record).get("of")
+        return found if isinstance(found, str) else None
+    return None
+
+
+def _locked(record: IO[str]) -> bool:
+    try:
+        fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _sessions_of_version_0(path: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from claude_invoker import disk
 from claude_invoker.cli import usage
 from claude_invoker.cli.contained import Contained
 from claude_invoker.problem import Problem
@@ -63,24 +64,28 @@ def problem_of(kind: Kind, allowed: int) -> Problem:
 class _Watched:
     process: Contained
     exceeded: Callable[[Problem], None]
+    subject: str
     uses: dict[Kind, int] = field(default_factory=dict)
     unnamed: int = 0
     """Bytes of memory in files without a name, as of the last look at files."""
 
 
 class Watch:
-    """`strays`: whether runs can leave files outside of their trees."""
+    """`strays`: whether runs can leave files outside of their trees. `trees`: what all that run may have on the disk
+    together."""
 
-    def __init__(self, bounds: Bounds, strays: Callable[[], bool]) -> None:
+    def __init__(self, bounds: Bounds, strays: Callable[[], bool], trees: disk.Bounds = disk.Bounds()) -> None:  # noqa: B008 frozen
         self.bounds = bounds
+        self._trees = trees
         self._strays = strays
         self._watched: list[_Watched] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     @contextmanager
-    def over(self, process: Contained, exceeded: Callable[[Problem], None]) -> Iterator[None]:
-        """Calls `exceeded` once if the process, and all that it starts, use more than they may while the block runs."""
-        watched = _Watched(process, exceeded)
+    def over(self, process: Contained, exceeded: Callable[[Problem], None], subject: str = "") -> Iterator[None]:
+        """Calls `exceeded` once if the process, and all that it starts, use more than they may while the block runs; or
+        all runs of the subject, or of all, where this one has the most."""
+        watched = _Watched(process, exceeded, subject)
         self._watched.append(watched)
         if len(self._watched) == 1:
             self._rest()
@@ -118,6 +123,20 @@ class Watch:
                 _log.warning("a run is ended: %s: %d, %d are allowed", kind, used, allowed)
                 watched.exceeded(problem_of(kind, allowed))
 
+    def _judge_together(self, subject: str) -> None:
+        """Ends the one that has the most, of the subject's or of all, while they are beyond the bound."""
+        for of_all, allowed in ((False, self._trees.per_subject), (True, self._trees.in_all)):
+            group = [each for each in self._watched if of_all or each.subject == subject]
+            group.sort(key=lambda each: each.uses.get("tree", 0))
+            while allowed and sum(each.uses.get("tree", 0) for each in group) > allowed:
+                most = group.pop()
+                self._watched.remove(most)
+                full = disk.refusal("trees", self._trees, of_all=of_all)
+                # It has cost money: no client is to repeat it by itself, as vendors' do after a 507.
+                problem = Problem(422, "limit", full.detail, extra=full.extra)
+                _log.warning("a run is ended: %s", problem.detail)
+                most.exceeded(problem)
+
     async def _processes(self) -> float:
         for watched, uses in await asyncio.to_thread(_uses, list(self._watched), self.bounds.memory):
             watched.uses["memory"] = uses.memory
@@ -131,6 +150,7 @@ class Watch:
             found, watched.unnamed = await asyncio.to_thread(self._look, watched.process)
             watched.uses["tree"], watched.uses["tree_entries"] = found.bytes, found.entries
             self._judge(watched)
+            self._judge_together(watched.subject)
         return max(_FILES_S, _SHARE * (time.monotonic() - began))
 
     def _look(self, process: Contained) -> tuple[usage.Files, int]:

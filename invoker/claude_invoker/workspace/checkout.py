@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from claude_invoker.cli import walk
+from claude_invoker.cli import usage, walk
 from claude_invoker.cli.launcher import Launcher
 from claude_invoker.cli.tree import Checkout, Tree
+from claude_invoker.disk import Kept
 from claude_invoker.ending import ended
 from claude_invoker.problem import Problem
 from claude_invoker.workspace import content, git
@@ -38,6 +39,7 @@ _INSTRUCTIONS = 64 << 10
 _FREE = 0.1
 """The part of the disk that stores leave to others, but for those of the last `_RECENT_S`."""
 _RECENT_S = 60.0
+_ANY = usage.Files(1 << 63, 1 << 63)
 _CONFIG = """[core]
 \trepositoryformatversion = 0
 \tfilemode = true
@@ -151,6 +153,29 @@ class Stores:
                 with contextlib.suppress(FileNotFoundError):
                     # At once: nobody may find half of it.
                     walk.delete(path.rename(self._directory / f".making-{secrets.token_hex(8)}"))
+
+    def kept(self) -> list[Kept]:
+        """What is here, by the names of the directories. Raises OSError."""
+        found = []
+        for path in self._directory.iterdir():
+            if path.name.startswith("."):  # it is being made, or goes
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                used_at = path.stat().st_mtime
+                found.append(
+                    Kept(path.name, None, used_at, usage.files(path, _ANY).bytes, used_at + _RECENT_S > time.time())
+                )
+        return found
+
+    def drop(self, name: str) -> bool:
+        """Whether it is gone: not one that was asked for a moment ago. Raises OSError."""
+        path = self._directory / name
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime + _RECENT_S > time.time():
+                return False
+            # At once: nobody may find half of it.
+            walk.delete(path.rename(self._directory / f".making-{secrets.token_hex(8)}"))
+        return True
 
     def _disk_is_full(self) -> bool:
         space = shutil.disk_usage(self._directory)

@@ -35,6 +35,8 @@ _WHOLE = ("--depth=2147483647",)
 """All of it; but a depth is asked for, which servers of plain files do not have ("dumb http"): what git takes from such
 a one it does not check, and no bound on a file's size is one on their number."""
 _NOT_THERE = ("not found", "does not appear to be a git repository")
+RECENT_S = 300.0
+"""So long after somebody has asked for one, what he wants of it may still be read."""
 _PACKS = 50
 _PACKING_S = 600.0
 
@@ -85,6 +87,8 @@ class Mirror:
         objects, 503 where it cannot be asked.
         """
         asked = time.time()
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._lock)  # for other invokers, too: it is in use
         found = None
         if self.fetched_at + wanted.source.refresh_s > asked:
             found = await self._look(wanted)
@@ -283,6 +287,23 @@ class Mirror:
                     yield
                     return
             await asyncio.sleep(_LOCK_S)
+
+    @property
+    def used_at(self) -> float:
+        """When somebody asked for it last; 0: nobody did."""
+        try:
+            return self._lock.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def drop(self) -> bool:
+        """Deletes what is here, unless it is asked for, fetched or packed now. Whether it is gone. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError), self._lock.open("r+b") as lock:
+            if self.used_at + RECENT_S > time.time() or not _locked(lock):
+                return False
+            self._stamp.unlink(missing_ok=True)
+            walk.delete(self.path)
+        return True
 
     def forget(self) -> bool:
         """Leaves nothing of a repository that was never fetched, or no longer is; False where there is something."""

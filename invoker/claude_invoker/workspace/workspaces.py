@@ -10,23 +10,25 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from claude_invoker.caller import Caller
-from claude_invoker.cli import walk
+from claude_invoker.cli import usage, walk
 from claude_invoker.cli.kill import StillAlive
 from claude_invoker.cli.launcher import CannotFurnish, Launcher
 from claude_invoker.cli.tree import Checkout, Tree
+from claude_invoker.disk import Kept
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
 from claude_invoker.workspace import content, continuing, git, push
 from claude_invoker.workspace.checkout import Confined, Stores
 from claude_invoker.workspace.continuing import Base
 from claude_invoker.workspace.git import Bounds, GitFailed
-from claude_invoker.workspace.mirror import Mirror
+from claude_invoker.workspace.mirror import RECENT_S, Mirror
 from claude_invoker.workspace.repository import Repositories, Wanted, is_ref, load
 
 _log = logging.getLogger(__name__)
@@ -179,6 +181,22 @@ class Workspaces:
             if mirror.forget():
                 self._asked += mirror.fetches
                 self._mirrors.pop(name, None)
+
+    async def kept(self) -> list[Kept]:
+        """Mirrors and stores, which are nobody's. Raises OSError."""
+        return await asyncio.to_thread(lambda: [*self._kept_mirrors(), *self._stores.kept()])
+
+    def _kept_mirrors(self) -> Iterator[Kept]:
+        for path in self._directory.glob("*.git"):
+            mirror = self._at(path.stem)
+            size = usage.files(path, usage.Files(1 << 63, 1 << 63)).bytes
+            yield Kept(path.name, None, mirror.used_at, size, mirror.used_at + RECENT_S > time.time())
+
+    async def drop(self, name: str) -> bool:
+        """Raises OSError."""
+        path = Path(name)
+        drop = self._at(path.stem).drop if path.suffix == ".git" else partial(self._stores.drop, name)
+        return await asyncio.to_thread(drop)
 
     def _sweep_mirrors(self) -> None:
         for stamp in self._directory.glob("*.fetched"):

@@ -1,0 +1,149 @@
+"""How much of this machine's disk runs may take together, of a subject and in all, and what goes first.
+
+One place counts and clears: each kind of things says what it has (`Kept`), and what is beyond a bound goes, the oldest
+first and nothing that is in use. Where that has not been enough, or the disk is nearly full, no run begins: it would
+cost money and leave nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from claude_invoker.problem import Problem
+
+_log = logging.getLogger(__name__)
+Kind = Literal["trees", "sessions", "artifacts", "repositories"]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bytes on the disk, 0: any."""
+
+    per_subject: int = 0
+    in_all: int = 0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Something of a kind. `subject`: its digest, None where it is nobody's, or not known; `used_at`: seconds since the
+    epoch; `is_spare`: there is another of it elsewhere."""
+
+    name: str
+    subject: str | None
+    used_at: float
+    bytes: int
+    in_use: bool = False
+    is_spare: bool = False
+
+
+def subject_digest(subject: str) -> str:
+    """By which a subject is told from others, and from nothing that is on the disk."""
+    return hashlib.sha256(subject.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Source(Protocol):
+    """A kind of things on the disk. Raises OSError."""
+
+    async def kept(self) -> list[Kept]: ...
+
+    async def drop(self, name: str) -> bool:
+        """Whether it is gone: it may be in use by now."""
+        ...
+
+
+def excess(kept: Iterable[Kept], bounds: Bounds) -> list[Kept]:
+    """What has to go so that the rest is within the bounds, as far as that can be: what there is elsewhere before what
+    is only here, then the oldest."""
+    left = {each.name: each for each in kept}
+    gone: list[Kept] = []
+
+    def clear(group: Sequence[Kept], most: int) -> None:
+        size = sum(each.bytes for each in group)
+        for each in sorted(group, key=lambda each: (not each.is_spare, each.used_at)):
+            if not most or size <= most:
+                return
+            if not each.in_use:
+                gone.append(left.pop(each.name))
+                size -= each.bytes
+
+    of: dict[str, list[Kept]] = {}
+    for each in left.values():
+        if each.subject is not None:
+            of.setdefault(each.subject, []).append(each)
+    for group in of.values():
+        clear(group, bounds.per_subject)
+    clear(list(left.values()), bounds.in_all)
+    return gone
+
+
+def refusal(kind: Kind, bounds: Bounds, *, of_all: bool) -> Problem:
+    """What a run is answered for which there is no room."""
+    limit = f"{kind}_{'in_all' if of_all else 'per_subject'}"
+    allowed = bounds.in_all if of_all else bounds.per_subject
+    whose = "all callers" if of_all else "yours"
+    return _full(limit, allowed, f"{kind} of {whose} take more than {allowed} bytes of the disk".capitalize())
+
+
+def _full(limit: str, allowed: int, detail: str) -> Problem:
+    setting = f"INVOKER_{limit.upper()}"
+    extra = {"limit": limit, "allowed": allowed, "setting": setting}
+    return Problem(507, "no-room", f"{detail} ({setting})", {"Retry-After": "30"}, extra=extra)
+
+
+class Disk:
+    """`reserve`: bytes that stay free on the file systems of `paths`, or no run begins."""
+
+    def __init__(
+        self, sources: Mapping[Kind, Source], bounds: Mapping[Kind, Bounds], reserve: int, paths: Sequence[Path]
+    ) -> None:
+        self._sources = sources
+        self._bounds = bounds
+        self._reserve = reserve
+        self._paths = paths
+        self._used: dict[Kind, Counter[str | None]] = {}
+
+    def used(self, kind: Kind) -> int:
+        """Bytes of it, when it was last looked at."""
+        return sum(self._used.get(kind, Counter()).values())
+
+    async def clear(self) -> None:
+        """Deletes what is beyond the bounds. Raises OSError."""
+        for kind, source in self._sources.items():
+            bounds = self._bounds.get(kind, Bounds())
+            found = {each.name: each for each in await source.kept()}
+            gone = lost = 0
+            for each in excess(found.values(), bounds):
+                if await source.drop(each.name):
+                    del found[each.name]
+                    gone, lost = gone + 1, lost + (not each.is_spare)
+            if lost:
+                settings = " and ".join(f"INVOKER_{kind.upper()}_{of}" for of in ("PER_SUBJECT", "IN_ALL"))
+                _log.warning(
+                    "%d of %d %s are deleted early, the oldest: see %s", lost, gone + len(found), kind, settings
+                )
+            used: Counter[str | None] = Counter()
+            for each in found.values():
+                used[each.subject] += each.bytes
+            self._used[kind] = used
+
+    def refuse(self, subject: str) -> None:
+        """Raises Problem 507 where a run of the subject's would have no room."""
+        for kind, used in self._used.items():
+            bounds = self._bounds.get(kind, Bounds())
+            if bounds.per_subject and used[subject_digest(subject)] > bounds.per_subject:
+                raise refusal(kind, bounds, of_all=False)
+            if bounds.in_all and used.total() > bounds.in_all:
+                raise refusal(kind, bounds, of_all=True)
+        for path in self._paths:
+            space = os.statvfs(path)
+            if space.f_bavail * space.f_frsize < self._reserve:
+                raise _full(
+                    "disk_reserve", self._reserve, f"The disk of this invoker has less than {self._reserve} bytes left"
+                )
