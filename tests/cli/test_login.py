@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socketserver
 import stat
 import subprocess
 import sys
@@ -203,7 +204,7 @@ def test_without_a_refresh_token_a_login_ends_with_its_token(issuer: Issuer, log
     assert helper()[0]
     aged(3601)
     told = helper()[1]
-    assert f"kong-claude login --name short --issuer {issuer.url} --client-id {CLIENT}" in told
+    assert f"kong-claude login --name short --issuer {issuer.url} --client-id {CLIENT} --scope 'openid offline" in told
 
 
 def test_an_issuer_that_does_not_rotate_has_its_token_kept(issuer: Issuer, helper: Helper, own_home: Path) -> None:
@@ -358,6 +359,14 @@ def test_several_logins_are_told_apart_by_name(issuer: Issuer, log_in: Log, help
     assert kept.names() == sorted({"other", "work", kept.default_name(issuer.url)})
 
 
+def test_the_command_for_once_more_has_all_that_was_given_and_no_secret() -> None:
+    login = kept.Login("https://i.example/", "c", SECRET, "openid a b", "https://a.example", True, "t", 0, 1, "r")
+    assert kept.command("work", login) == (
+        "kong-claude login --name work --issuer https://i.example/ --client-id c --scope 'openid a b' "
+        "--audience https://a.example --id-token --client-secret-file FILE"
+    )
+
+
 @pytest.mark.parametrize(
     ("issuer_url", "name"),
     [
@@ -480,6 +489,31 @@ def test_whatever_an_issuer_answers(
     assert handler.asked == ["/token"]
 
 
+def test_https_goes_through_the_proxy_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+
+    class Proxy(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            asked.append(self.rfile.readline())
+            self.wfile.write(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Proxy) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        for name in ("https_proxy", "http_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{server.server_address[1]}")
+        for address in ("https://sso.example.invalid/realms/acme", "http://127.0.0.1:9"):
+            with pytest.raises(Unreachable):
+                discover(address)
+        monkeypatch.setenv("no_proxy", "sso.example.invalid")
+        with pytest.raises(Unreachable):
+            discover("https://sso.example.invalid/realms/acme")
+        server.shutdown()
+        thread.join()
+    # The name alone: what is sent goes through it unread.
+    assert [line.split()[:2] for line in asked] == [[b"CONNECT", b"sso.example.invalid:443"]]
+
+
 def test_an_issuer_that_is_not_there() -> None:
     for address in ("http://127.0.0.1:9", "http://127.0.0.1:1"):
         with pytest.raises(Unreachable, match="cannot be asked"):
@@ -561,5 +595,5 @@ def test_what_is_printed_is_one_line_of_letters(text: str) -> None:
 )
 def test_when_a_token_is_due(life_s: int, age_s: float, due: bool) -> None:
     now = 1_800_000_000.0
-    login = kept.Login("i", "c", None, False, "t", now - age_s, life_s, "r")
+    login = kept.Login("i", "c", None, "openid", None, False, "t", now - age_s, life_s, "r")
     assert fresh.due(login, now) is due

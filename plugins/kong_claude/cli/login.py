@@ -63,6 +63,8 @@ def log_in(name: str, options: argparse.Namespace) -> None:
         options.issuer,
         options.client_id,
         secret,
+        options.scope,
+        options.audience,
         options.id_token,
         found.token,
         time.time(),

@@ -40,7 +40,7 @@ def left_s(login: Login, now: float) -> float:
 
 
 def _refreshed(name: str, login: Login) -> Login:
-    again = f"kong-claude login --name {name} --issuer {login.issuer} --client-id {login.client_id}"
+    again = kept.command(name, login)
     try:
         if login.refresh_token is None:
             raise Problem(f"the token has expired, and the issuer gave none to refresh it with: {again}")

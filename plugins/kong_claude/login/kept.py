@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ class Login:
     issuer: str
     client_id: str
     client_secret: str | None
+    scope: str
+    audience: str | None
     id_token: bool
     token: str
     since: float
@@ -37,6 +40,15 @@ class Login:
     def client(self) -> dict[str, str | None]:
         """How the client tells the issuer who it is (RFC 6749 section 2.3.1)."""
         return {"client_id": self.client_id, "client_secret": self.client_secret}
+
+
+def command(name: str, login: Login) -> str:
+    """The command by which one logs in once more, for a person to repeat."""
+    words = ["kong-claude", "login", "--name", name, "--issuer", login.issuer, "--client-id", login.client_id]
+    words += ["--scope", login.scope]
+    words += ["--audience", login.audience] if login.audience else []
+    words += ["--id-token"] if login.id_token else []
+    return shlex.join(words) + (" --client-secret-file FILE" if login.client_secret else "")
 
 
 def default_name(issuer: str) -> str:
