@@ -28,6 +28,8 @@ pytestmark = pytest.mark.xdist_group("e2e")
 def document(gateway: Gateway) -> dict[str, Any]:
     with gateway.client("reader") as client:
         found: dict[str, Any] = client.get("/claude/openapi.json").json()
+        for path in ("/claude/openapi.json", "/claude/v1/models"):
+            assert (client.head(path).status_code, client.head(path).content) == (200, b"")
     return found
 
 
