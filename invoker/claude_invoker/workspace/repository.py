@@ -116,7 +116,7 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def is_ssh(self) -> bool:
-        return self.url.startswith("ssh:") or "://" not in self.url
+        return self.url.startswith("ssh:") or ("@" in self.url and "://" not in self.url)
 
     @property
     def scheme(self) -> str:
