@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from claude_invoker.api import border, jobs
-from claude_invoker.api.answers import RUNNING, Answers
+from claude_invoker.api.answers import RUNNING, Answers, problems
 from claude_invoker.api.files import file_itself
 from claude_invoker.api.form import Form, form_of
 from claude_invoker.api.invocation import invocation_of, submitted, validated
@@ -46,7 +46,7 @@ _ANSWERS: Answers = {
     },
     **RUNNING,
 }
-_OF_FORM: Answers = {status: answer for status, answer in _ANSWERS.items() if status != 202}
+_OF_FORM: Answers = {status: answer for status, answer in _ANSWERS.items() if status != 202} | problems(415)
 _FORM = form_body(InvokeRequest)
 LARGE = re.compile(r"/invoke/form")
 """Paths of bodies that are not held in memory."""
