@@ -21,6 +21,8 @@ from joserfc import jwt
 from joserfc.jwk import ECKey
 from werkzeug.serving import make_server
 
+from tests.support.waiting import HANG_S
+
 CLIENT, CONFIDENTIAL, SECRET = "claude-cli", "with-a-secret", "the-clients-own-secret-0123"
 AUDIENCE = "claude-code"
 METHODS = ("none", "client_secret_post")
@@ -81,8 +83,8 @@ class Issuer:
     refreshes: bool = True
     """Whether it gives refresh tokens."""
     rotates: bool = True
-    slow_s: float = 0
-    """How long a refresh takes."""
+    answers: threading.Event = field(default_factory=threading.Event)
+    """Refreshes wait until it is set, as it is at first."""
     broken: int = 0
     """How many requests of the token endpoint are 503."""
     first_errors: list[str] = field(default_factory=list)
@@ -151,7 +153,7 @@ def _server(issuer: Issuer) -> Flask:
         TOKEN_ENDPOINT_AUTH_METHODS = METHODS
 
         def authenticate_refresh_token(self, token: str) -> Any:
-            time.sleep(issuer.slow_s)
+            issuer.answers.wait(HANG_S)
             kept = issuer.refresh.get(token)
             if kept is None or kept.family in issuer.ended:
                 return None
@@ -245,6 +247,7 @@ def running(**settings: Any) -> Iterator[Issuer]:
     before = os.environ.get("AUTHLIB_INSECURE_TRANSPORT")
     os.environ["AUTHLIB_INSECURE_TRANSPORT"] = "1"  # for http://127.0.0.1
     issuer = Issuer(**settings)
+    issuer.answers.set()
     listening = make_server("127.0.0.1", 0, lambda *asked: app(*asked), threaded=True)
     issuer.url = f"http://127.0.0.1:{listening.server_port}"
     app = _server(issuer)
@@ -253,6 +256,7 @@ def running(**settings: Any) -> Iterator[Issuer]:
     try:
         yield issuer
     finally:
+        issuer.answers.set()
         listening.shutdown()
         thread.join()
         listening.server_close()
