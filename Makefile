@@ -28,7 +28,7 @@ $(VENV)/.ready: pyproject.toml $(PARTS:%=%/pyproject.toml) constraints.txt
 up: setup ## the stack on 127.0.0.1:8000, in the foreground; Ctrl-C stops everything
 	@$(BIN)/kong-claude up
 
-down: setup ## stops a stack that was started with --detach
+down: setup ## stops the stack of this directory, also one that was started with --detach
 	@$(BIN)/kong-claude down
 
 SERVERS := $(VENV)/redis-servers

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from kong_claude.cli.main import main
+from kong_claude.doctor import view
 from kong_claude.environment import FORMS, IMAGE, PLUGINS, Server, environment
 from kong_claude.problem import Problem
 
@@ -28,6 +29,15 @@ def test_the_compose_file_has_what_it_prints() -> None:
     assert {name: COMPOSE.get(name) for name in printed} == printed
     ours = {name for name in COMPOSE if "PLUGIN" in name or "LUA" in name or "BODY_BUFFER" in name}
     assert ours == printed.keys()
+
+
+def test_what_the_documents_print_for_the_shipped_configuration_is_all_that_it_needs() -> None:
+    (line,) = re.findall(r"^kong-claude env (--plugin .*)$", (ROOT / "docs/pluginserver.md").read_text(), re.MULTILINE)
+    named = line.replace("--plugin", "").split()
+    shipped = view.from_file(ROOT / "kong.yml", {})
+    used = {str(plugin["name"]) for plugin in shipped.plugins if str(plugin["name"]).startswith("claude-")}
+    assert set(named) == used & set(PLUGINS)
+    assert used <= set(environment(named, SERVER)["KONG_PLUGINS"].split(","))
 
 
 def as_shell(text: str, folder: Path) -> dict[str, str]:
