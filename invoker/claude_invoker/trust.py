@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import Request
@@ -52,17 +53,18 @@ async def attested(request: Request) -> Caller:
 async def attested_run(request: Request) -> AsyncIterator[Caller]:
     """The caller of a request that starts something; gives the lease back where nothing was started
     (`request.state.started`). Raises Problem 401."""
-    async for caller in _starting(request, reads_body=True):
+    async with _starting(request, reads_body=True) as caller:
         yield caller
 
 
 async def attested_form(request: Request) -> AsyncIterator[Caller]:
     """The same, of a request whose body is read later and in pieces. Raises Problem 401, also where the gateway has
     looked at the body: then it is to be held against what that has seen."""
-    async for caller in _starting(request, reads_body=False):
+    async with _starting(request, reads_body=False) as caller:
         yield caller
 
 
+@asynccontextmanager
 async def _starting(request: Request, *, reads_body: bool) -> AsyncIterator[Caller]:
     caller = await _attested(request, services(request).settings.required_checks_run, reads_body=reads_body)
     request.state.started = False

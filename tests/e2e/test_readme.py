@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,7 @@ def test_the_calls_of_the_readme_answer_what_it_says(gateway: Gateway, tmp_path:
 def test_the_local_stacks_admin_api_as_the_document_asks_it(gateway: Gateway, tmp_path: Path) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/admin-api.md").read_text(), re.DOTALL)
     script = next(block for block in blocks if "--unix-socket" in block)
+    shutil.copy(ROOT / "kong.yml", tmp_path)
     done = run_as_shown(script.replace("kong-claude", COMMAND), gateway, tmp_path)
     assert "15 routes, 0 openings" in done.stderr
     assert "{vault://env/claude-attestation-key}" in done.stdout

@@ -311,11 +311,15 @@ def test_the_whole_directory_is_an_artifact_only_where_that_is_wished() -> None:
     assert planned({}).packs is False
 
 
-def test_a_run_on_a_repository_belongs_to_no_session() -> None:
-    status, detail = problem({"session": "new"}, repository=OURS)
-    assert (status, detail[:9]) == (422, "session: ")
-    assert planned({"session": "new"}).session == "new"
-    assert planned({}, repository=OURS).session is None
+SESSION = "0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f"
+
+
+def test_a_session_on_a_repository_may_be_rebased_and_no_other() -> None:
+    assert planned({"session": "new"}, repository=OURS).session == "new"
+    assert planned({"session": SESSION}, repository=OURS).rebase is False
+    assert planned({"session": SESSION, "rebase": True}, repository=OURS).rebase is True
+    status, detail = problem({"session": SESSION, "rebase": True})
+    assert (status, detail[:8]) == (422, "rebase: ")
 
 
 CHECKED: dict[str, Any] = {"check": "make", "max_repairs": 2, "junit": "out/junit.xml"}
