@@ -56,6 +56,7 @@ test-long: setup ## the long forms of what `make test` has a short one of, and a
 	  -m "slow and not docker" -k "not javascript and not model_for_long" --timeout=1200 -q
 
 test-alone: setup ## what has failed last, one after the other: what fails beside others only is short of time
+	@grep -q '::' .pytest_cache/v/cache/lastfailed 2>/dev/null || { echo "no test has failed by itself: see above" >&2; exit 1; }
 	@sed -i -E 's/@[a-z0-9_-]+": true/": true/' .pytest_cache/v/cache/lastfailed  # the group that pytest-xdist adds to a name
 	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not docker" -q
 
