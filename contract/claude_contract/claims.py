@@ -15,9 +15,9 @@ import hashlib
 import json
 import re
 from base64 import urlsafe_b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -30,6 +30,8 @@ from claude_contract.kinds import Kind
 from claude_contract.ledger import Lease, Slot
 from claude_contract.members import AttestationError, Members, malformed
 from claude_contract.versions import UnknownVersion
+
+_Parsed = TypeVar("_Parsed")
 
 VERSION = 1
 """Written as `v`. A reader takes this and the one before; 0 is release 0.1.0, which wrote none."""
@@ -133,9 +135,9 @@ class Clamp:
             claims.texts("tools", None),
             claims.whole("max_turns", None),
             claims.amount("max_usd", None),
-            _destinations(claims.texts("egress", ())),
+            _as_written("clamp.egress", claims.texts("egress", ()), _destinations),
             claims.text("model") if "model" in claims else None,
-            _features(claims.texts("features")) if "features" in claims else None,
+            _as_written("clamp.features", claims.texts("features"), features.parse) if "features" in claims else None,
         )
         claims.done()
         return found
@@ -341,24 +343,21 @@ class Attestation(Struct, frozen=True):
         return found
 
 
+def _as_written(
+    name: str, given: tuple[str, ...], parse: Callable[[tuple[str, ...]], tuple[_Parsed, ...]]
+) -> tuple[_Parsed, ...]:
+    """What the texts stand for, where they are written as the gateway writes it. Raises AttestationError."""
+    try:
+        found = parse(given)
+    except ValueError as error:
+        raise malformed(name, str(error)) from None
+    if tuple(map(str, found)) != given:
+        raise malformed(name, "is not written as the gateway writes it")
+    return found
+
+
 def _destinations(hosts: tuple[str, ...]) -> tuple[Destination, ...]:
-    try:
-        found = tuple(map(destinations.parse, hosts))
-    except ValueError as error:
-        raise malformed("clamp.egress", str(error)) from None
-    if tuple(map(str, found)) != hosts:
-        raise malformed("clamp.egress", "is not written as the gateway writes it")
-    return found
-
-
-def _features(names: tuple[str, ...]) -> tuple[Feature, ...]:
-    try:
-        found = features.parse(names)
-    except ValueError as error:
-        raise malformed("clamp.features", str(error)) from None
-    if found != names:
-        raise malformed("clamp.features", "is not written as the gateway writes it")
-    return found
+    return tuple(map(destinations.parse, hosts))
 
 
 def _place(claims: Members) -> Place | None:

@@ -202,7 +202,10 @@ class _Level:
     pending: list[str]
 
 
-def files(root: Path, most: Files) -> Files:
+ANY = Files(1 << 63, 1 << 63)
+
+
+def files(root: Path, most: Files = ANY) -> Files:
     """What is at `root`. It stops when it has found more than `most` of either."""
     found = Files()
     linked: set[tuple[int, int]] = set()

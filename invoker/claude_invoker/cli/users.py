@@ -8,11 +8,12 @@ import os
 import random
 import stat
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
 from claude_invoker.cli.kill import owners
+from claude_invoker.locking import locked
 
 SPAN = 4096
 _RESERVED = 3
@@ -102,10 +103,7 @@ class Users:
             alone = True
             for directory in self._directories:
                 file = held.enter_context((directory / str(uid)).open("wb"))
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    alone = False
+                alone = locked(file) and alone
                 if not _shared(file):
                     raise NoUserFree(f"user {uid} is {whose}, and a run of an older release has it: stop that first")
             self._locks[uid] = held.pop_all()
@@ -131,10 +129,8 @@ class Users:
         with ExitStack() as held:
             for directory in self._directories:
                 file = held.enter_context((directory / str(uid)).open("wb"))
-                with suppress(BlockingIOError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    continue
-                return None
+                if not locked(file):
+                    return None
             return held.pop_all()
 
 

@@ -35,7 +35,7 @@ _PRICED_BETAS = (
 """Beginnings of betas by which the same becomes possible. Other betas pass; so do those of fallbacks, which the CLI
 asks for after a refusal, and which do nothing without the members above."""
 _LONG_CONTEXT = "context-1m-"
-_FAST_MODE = "fast-mode-"
+_BETAS_OF_FEATURES: tuple[tuple[str, Feature], ...] = ((_LONG_CONTEXT, "context_1m"), ("fast-mode-", "fast_mode"))
 _CLIENT_TOOL = re.compile(r"(?:bash|text_editor|computer|memory)_\d{8}")
 """Tools that the API describes and the caller runs. Each is a type with the date of its version."""
 _SERVER_TOOL = re.compile(r"(web_search|web_fetch)_\d{8}")
@@ -116,7 +116,7 @@ def check_members(members: Mapping[str, bytes], allowed: Collection[str] = ()) -
     return Otherwise(found.get("speed") == "fast", found.get("inference_geo") == "us")
 
 
-def _needs(what: str, feature: Feature) -> str:
+def _needs(what: str, feature: str) -> str:
     return f"the request may not use {what}: its tier's api_features do not name {feature}"
 
 
@@ -127,8 +127,7 @@ def check_betas(betas: Iterable[str], allowed: Collection[str]) -> bool:
     for name in names:
         if name.startswith(_PRICED_BETAS):
             raise Refused(f"the request may not use the beta {name[:100]}")
-        needed: tuple[tuple[str, Feature], ...] = ((_LONG_CONTEXT, "context_1m"), (_FAST_MODE, "fast_mode"))
-        for beginning, feature in needed:
+        for beginning, feature in _BETAS_OF_FEATURES:
             if name.startswith(beginning) and feature not in allowed:
                 raise Refused(_needs(f"the beta {name[:100]}", feature))
     return any(name.startswith(_LONG_CONTEXT) for name in names)
@@ -152,8 +151,7 @@ def check_tools(tools: object, allowed: Collection[str]) -> Uses:
         if found is None:
             raise Refused(f"the request may not use the API's own tool {_shown(kind)}")
         if found[1] not in allowed:
-            needed: Feature = "web_search" if found[1] == "web_search" else "web_fetch"
-            raise Refused(_needs(f"the API's own tool {_shown(kind)}", needed))
+            raise Refused(_needs(f"the API's own tool {_shown(kind)}", found[1]))
         if uses[found[1]]:
             raise Refused(f"the request has the tool {found[1]} twice")
         uses[found[1]] = _max_uses(tool, found[0])

@@ -13,7 +13,7 @@ import msgspec
 
 from claude_invoker.metering.usage import Used
 
-VERSION = 1
+VERSION = 2
 MAX_LINE = 1 << 20
 
 

@@ -304,8 +304,9 @@ def _shape(run: Run, session: Literal["begun", "new"] | None, *, keeps: bool) ->
 
 def _shown(run: Run) -> tuple[dict[str, Any], ...]:
     """The message for the model: what the repository tells it, where that is the operator's wish, and the caller's."""
-    is_told = run.checkout is None or run.checkout.base is not None  # in a session's first turn
-    said = None if run.checkout is None or is_told else instructions(run.checkout.store)
+    checkout = run.checkout
+    # A session was told in its first turn.
+    said = None if checkout is None or checkout.base is not None else instructions(checkout.store)
     if not said:
         return run.plan.content
     text = f'<repository-instructions path="CLAUDE.md">\n{said}\n</repository-instructions>'

@@ -209,5 +209,4 @@ class Keeping:
 
 def _sizes(root: Path) -> list[tuple[Path, float, int]]:
     """Directories of runs, when each was written, bytes on the disk."""
-    most = usage.Files(1 << 63, 1 << 63)
-    return [(path, path.stat().st_mtime, usage.files(path, most).bytes) for path in root.iterdir()]
+    return [(path, path.stat().st_mtime, usage.files(path).bytes) for path in root.iterdir()]

@@ -23,6 +23,7 @@ from claude_invoker.cli import usage
 from claude_invoker.cli.tree import Discarded, Tree
 from claude_invoker.cli.walk import TooMuch
 from claude_invoker.disk import Kept, subject_digest
+from claude_invoker.locking import locked
 from claude_invoker.problem import Problem
 
 _log = logging.getLogger(__name__)
@@ -156,10 +157,10 @@ class Sessions:
                 except UnknownVersion:
                     continue  # `expire` says so
                 used_at = os.fstat(record.fileno()).st_mtime_ns
-                in_use = tree is None or not _locked(record)
+                in_use = tree is None or not locked(record)
             at, size = sizes.get(path.name, (0, 0))
             if tree is not None and (not at or (at != used_at and not in_use)):
-                at, size = used_at, usage.files(tree.root, usage.Files(1 << 63, 1 << 63)).bytes
+                at, size = used_at, usage.files(tree.root).bytes
             self._sizes[path.name] = at, size
             found.append(Kept(path.name, subject, used_at / 1e9, size, in_use))
         return found
@@ -288,14 +289,6 @@ def _subject_of(record: IO[str]) -> str | None:
         found = json.load(record).get("of")
         return found if isinstance(found, str) else None
     return None
-
-
-def _locked(record: IO[str]) -> bool:
-    try:
-        fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _sessions_of_version_0(path: Path) -> list[Path]:

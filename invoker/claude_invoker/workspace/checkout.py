@@ -39,7 +39,6 @@ _INSTRUCTIONS = 64 << 10
 _FREE = 0.1
 """The part of the disk that stores leave to others, but for those of the last `_RECENT_S`."""
 _RECENT_S = 60.0
-_ANY = usage.Files(1 << 63, 1 << 63)
 _CONFIG = """[core]
 \trepositoryformatversion = 0
 \tfilemode = true
@@ -150,9 +149,7 @@ class Stores:
                 found.append((path.stat().st_mtime, path))
         for used_at, path in sorted(found):
             if used_at + unused_s < now or (used_at + _RECENT_S < now and self._disk_is_full()):
-                with contextlib.suppress(FileNotFoundError):
-                    # At once: nobody may find half of it.
-                    walk.delete(path.rename(self._directory / f".making-{secrets.token_hex(8)}"))
+                self._delete(path)
 
     def kept(self) -> list[Kept]:
         """What is here, by the names of the directories. Raises OSError."""
@@ -162,9 +159,7 @@ class Stores:
                 continue
             with contextlib.suppress(FileNotFoundError):
                 used_at = path.stat().st_mtime
-                found.append(
-                    Kept(path.name, None, used_at, usage.files(path, _ANY).bytes, used_at + _RECENT_S > time.time())
-                )
+                found.append(Kept(path.name, None, used_at, usage.files(path).bytes, used_at + _RECENT_S > time.time()))
         return found
 
     def drop(self, name: str) -> bool:
@@ -173,9 +168,13 @@ class Stores:
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime + _RECENT_S > time.time():
                 return False
-            # At once: nobody may find half of it.
-            walk.delete(path.rename(self._directory / f".making-{secrets.token_hex(8)}"))
+        self._delete(path)
         return True
+
+    def _delete(self, path: Path) -> None:
+        """At once: nobody may find half of it."""
+        with contextlib.suppress(FileNotFoundError):
+            walk.delete(path.rename(self._directory / f".making-{secrets.token_hex(8)}"))
 
     def _disk_is_full(self) -> bool:
         space = shutil.disk_usage(self._directory)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import functools
 import logging
 import os
@@ -18,6 +17,7 @@ from typing import IO
 from claude_contract.secret_file import SecretFileError
 from claude_invoker.cli import walk
 from claude_invoker.ending import ended
+from claude_invoker.locking import locked
 from claude_invoker.problem import Problem
 from claude_invoker.workspace import git
 from claude_invoker.workspace.git import Bounds, GitFailed
@@ -283,7 +283,7 @@ class Mirror:
         """One fetch at a time, of all invokers that share the directory."""
         while True:
             with self._lock.open("wb") as lock:
-                if _locked(lock) and _is_still(lock, self._lock):
+                if locked(lock) and _is_still(lock, self._lock):
                     yield
                     return
             await asyncio.sleep(_LOCK_S)
@@ -299,7 +299,7 @@ class Mirror:
     def drop(self) -> bool:
         """Deletes what is here, unless it is asked for, fetched or packed now. Whether it is gone. Raises OSError."""
         with contextlib.suppress(FileNotFoundError), self._lock.open("r+b") as lock:
-            if self.used_at + RECENT_S > time.time() or not _locked(lock):
+            if self.used_at + RECENT_S > time.time() or not locked(lock):
                 return False
             self._stamp.unlink(missing_ok=True)
             walk.delete(self.path)
@@ -310,19 +310,11 @@ class Mirror:
         if self.fetched_at or (self._fetching is not None and not self._fetching.done()):
             return False
         with contextlib.suppress(FileNotFoundError), self._lock.open("r+b") as lock:
-            if not _locked(lock):
+            if not locked(lock):
                 return False
             if _is_still(lock, self._lock):
                 self._lock.unlink()
         return True
-
-
-def _locked(lock: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _is_still(lock: IO[bytes], path: Path) -> bool:

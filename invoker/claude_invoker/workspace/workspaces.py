@@ -189,7 +189,7 @@ class Workspaces:
     def _kept_mirrors(self) -> Iterator[Kept]:
         for path in self._directory.glob("*.git"):
             mirror = self._at(path.stem)
-            size = usage.files(path, usage.Files(1 << 63, 1 << 63)).bytes
+            size = usage.files(path).bytes
             yield Kept(path.name, None, mirror.used_at, size, mirror.used_at + RECENT_S > time.time())
 
     async def drop(self, name: str) -> bool:

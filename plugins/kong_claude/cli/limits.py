@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 
 from claude_contract import secret_file
 from claude_contract.secret_file import SecretFileError
+from kong_claude.no_redirects import NoRedirects
 from kong_claude.problem import Problem
 
 HELP = "look at limits and change them for a while, as an admin: get, set, reset, explain"
@@ -176,14 +177,7 @@ def _stack() -> tuple[str, str] | None:
     return None
 
 
-class _Refuse(urllib.request.HTTPRedirectHandler):
-    """The token is for this gateway alone."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
-_NO_REDIRECTS = urllib.request.build_opener(_Refuse)
+_NO_REDIRECTS = urllib.request.build_opener(NoRedirects)
 
 
 def token(path: Path | None) -> str:

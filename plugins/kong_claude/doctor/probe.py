@@ -31,11 +31,12 @@ def configurations(view: View, directory: Path) -> Iterator[Opening]:
     have from one anchor is said once."""
     said: set[tuple[int, str, str]] = set()
 
-    def is_new(entity: Entity, field: str, problem: str) -> bool:
+    def wrong(entity: Entity, where: str, field: str, problem: str, fix: str) -> Iterator[Opening]:
         line = view.line(entity, field)
-        known, before = (line or 0, field, problem), len(said)
-        said.add(known)
-        return line is None or len(said) > before
+        if line is None or (line, field, problem) not in said:
+            yield Opening("bad-config", f"{where}, config.{field}", problem, fix, line)
+        if line is not None:
+            said.add((line, field, problem))
 
     for entity in view.plugins:
         name = str(entity.get("name"))
@@ -58,20 +59,13 @@ def configurations(view: View, directory: Path) -> Iterator[Opening]:
             )
             continue
         for field in unknown({"fields": module.Schema}, entity.get("config") or {}):
-            if is_new(entity, field, "unknown"):
-                place = f"{where}, config.{field}"
-                yield Opening(
-                    "bad-config", place, "there is no such field", "correct its name", view.line(entity, field)
-                )
+            yield from wrong(entity, where, field, "there is no such field", "correct its name")
         try:
             config = with_defaults({"fields": module.Schema}, resolve(entity.get("config") or {}, view.settings.values))
             # Kong tells an instance what it is bound to; of one that is bound to nothing the rules say so.
             plugin = module.Plugin({**config, "route_id": "doctor"})
         except ConfigError as error:
-            if is_new(entity, error.field_name, error.problem):
-                line = view.line(entity, error.field_name)
-                place = f"{where}, config.{error.field_name}"
-                yield Opening("bad-config", place, error.problem, "correct the field", line)
+            yield from wrong(entity, where, error.field_name, error.problem, "correct the field")
         except (AttributeError, TypeError, ValueError) as error:
             yield Opening("bad-config", where, f"a value is of another kind than its field ({error})", "correct it")
         else:

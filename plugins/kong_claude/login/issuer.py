@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from kong_claude.no_redirects import NoRedirects
 from kong_claude.problem import Problem
 
 TIMEOUT_S = 30
@@ -95,17 +96,10 @@ def send(endpoint: str, form: Mapping[str, str | None]) -> dict[str, Any]:
     raise Refused(printable(code), "" if told else said)
 
 
-class _Refuse(urllib.request.HTTPRedirectHandler):
-    """What is sent is for this endpoint alone."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
 def _opener() -> urllib.request.OpenerDirector:
     # Through a proxy only what it cannot read.
     proxies = {scheme: proxy for scheme, proxy in urllib.request.getproxies().items() if scheme == "https"}
-    return urllib.request.build_opener(_Refuse, urllib.request.ProxyHandler(proxies))
+    return urllib.request.build_opener(NoRedirects, urllib.request.ProxyHandler(proxies))
 
 
 def _ask(request: urllib.request.Request) -> tuple[int, bytes]:
