@@ -248,8 +248,10 @@ class Metering:
             began = time.monotonic()
             if self._process is not None:
                 starting = asyncio.create_task(self._overdue(self._process))
-                code = await self._process.wait()
-                starting.cancel()
+                try:
+                    code = await self._process.wait()
+                finally:
+                    starting.cancel()
                 self._lost()
                 _log.error(
                     "the metering proxy has ended (%d): requests of runs are refused until the next one is there", code
