@@ -100,6 +100,10 @@ class Settings(BaseSettings):
     audit_anchor: Path | None = None
     """A file to which the log's head is added every minute, best where the invoker can only add: so that lines that are
     cut, or written anew, are found. Redis has it too, where there is one."""
+    audit_store: Annotated[StorePlace | None, NoDecode] = None
+    """Where the log is sent every minute (docs/audit.md): as `store`, best a bucket of its own whose objects stay."""
+    audit_store_key: SecretStr | None = None
+    """As `store_key`."""
     uid_base: int = Field(default=210_000, ge=1000)
     """Started as root, the run in slot n has user id `uid_base + n`, which needs no passwd entry."""
     isolation: Literal["namespaces", "landlock", "user", "none"] = "landlock"
@@ -236,6 +240,10 @@ class Settings(BaseSettings):
         return None if self.store_key is None else StoreKey.parse(self.store_key.get_secret_value())
 
     @property
+    def key_of_audit_store(self) -> StoreKey | None:
+        return None if self.audit_store_key is None else StoreKey.parse(self.audit_store_key.get_secret_value())
+
+    @property
     def longest_retention_s(self) -> float:
         """After this nobody asks for anything of a run."""
         return max([self.retention_s, *self.tier_retention_s.values()])
@@ -288,12 +296,12 @@ class Settings(BaseSettings):
     def _destinations(cls, value: Any) -> Any:
         return tuple(map(destinations.parse, cls._split(value))) if isinstance(value, str) else value
 
-    @field_validator("store", mode="before")
+    @field_validator("store", "audit_store", mode="before")
     @classmethod
     def _store_place(cls, value: Any) -> Any:
         return StorePlace.parse(value) if isinstance(value, str) else value
 
-    @field_validator("store_key")
+    @field_validator("store_key", "audit_store_key")
     @classmethod
     def _store_key_has_its_parts(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:

@@ -1,8 +1,9 @@
-"""`claude-invoker audit verify`: finds what somebody has done to the audit log."""
+"""`claude-invoker audit`: whether the log is whole, what it says of a person, and that deleted."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 from dataclasses import asdict
@@ -10,59 +11,160 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from claude_invoker.settings import Settings
+    from collections.abc import Sequence
 
-REDIS = "redis"
+    from claude_invoker.audit.log import Head
+    from claude_invoker.audit.verify import Verdict
+    from claude_invoker.settings import Settings
+    from claude_invoker.store.store import Store
+
+REDIS, STORE = "redis", "store"
 
 
 def main(argv: list[str]) -> int:
-    """0: nothing was done to it; 1: something was; 2: it cannot be looked at."""
+    """0: nothing was done to the log, or what was asked for is done; 1: something was; 2: it cannot be looked at."""
+    options = _parser().parse_args(argv)
+
+    from pydantic import ValidationError
+
+    from claude_invoker.audit.anchor import Unreachable
+    from claude_invoker.settings import Settings
+    from claude_invoker.store.store import Away
+
+    verbs = {"verify": _verify, "export": _export, "forget": _forget}
+    try:
+        return asyncio.run(verbs[options.verb](options, Settings()))
+    except ValidationError as error:
+        problem = f"the settings cannot be read: {error.errors(include_input=False)[0]['msg']}"
+    except Unreachable as error:
+        problem = f"an anchor cannot be read: {error}"
+    except Away as error:
+        problem = f"the store of the audit log (INVOKER_AUDIT_STORE): {error}"
+    except OSError as error:
+        problem = f"{error.filename}: {error.strerror}"
+    except ValueError as error:
+        problem = f"the log cannot be read ({error}): see claude-invoker audit verify"
+    print(f"claude-invoker: {problem}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="claude-invoker audit", description="The audit log (docs/audit.md).")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="verify")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="verify|export|forget")
     verify = verbs.add_parser(
         "verify",
         help="find lines that were changed, moved, removed or cut",
         description="Finds lines that were changed, moved, removed or cut. What was cut at the end, or written anew, "
         "is found by an anchor only.",
     )
-    verify.add_argument("--dir", type=Path, help="the log (default: INVOKER_AUDIT_DIR)")
     verify.add_argument(
         "--anchor",
         action="append",
-        metavar="FILE|redis",
-        help="where its head is kept; redis is INVOKER_REDIS_URL (default: both that are set)",
+        metavar="FILE|redis|store",
+        help="where its head is kept; redis is INVOKER_REDIS_URL, store INVOKER_AUDIT_STORE (default: all that are "
+        "set)",
     )
     verify.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(argv)
+    export = verbs.add_parser(
+        "export",
+        help="print what is there about a person",
+        description="Prints the lines about a person with their details, one JSON object a line.",
+    )
+    forget = verbs.add_parser(
+        "forget",
+        help="delete the details about a person",
+        description="Deletes the details of the lines about a person, in the directory and in INVOKER_AUDIT_STORE "
+        "where that is set. The lines stay, and with them the name: who did something, when, and of what kind. "
+        "The log is as whole as before (claude-invoker audit verify). It may be written meanwhile.",
+    )
+    for each in (export, forget):
+        each.add_argument("--subject", required=True, help="as the token has it")
+    for each in (verify, export):
+        each.add_argument("--store", action="store_true", help="what INVOKER_AUDIT_STORE has, of all invokers")
+    for each in (verify, export, forget):
+        each.add_argument("--dir", type=Path, help="the log (default: INVOKER_AUDIT_DIR)")
+    return parser
 
-    from pydantic import ValidationError
 
-    from claude_invoker.audit.anchor import Unreachable
-    from claude_invoker.settings import Settings
+async def _export(options: argparse.Namespace, settings: Settings) -> int:
+    """Raises Away, OSError, ValueError."""
+    from claude_invoker.audit import person, shipping
 
-    try:
-        return _verify(options, Settings())
-    except ValidationError as error:
-        print(
-            f"claude-invoker: the settings cannot be read: {error.errors(include_input=False)[0]['msg']}",
-            file=sys.stderr,
-        )
-    except Unreachable as error:
-        print(f"claude-invoker: an anchor cannot be read: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"claude-invoker: {error.filename}: {error.strerror}", file=sys.stderr)
-    return 2
+    if options.store:
+        async with shipping.fetched(_store(settings)) as places:
+            found = [row for each in places.values() for row in person.export(each, options.subject)]
+    else:
+        found = person.export(options.dir or settings.audit_directory, options.subject)
+    for row in sorted(found, key=lambda each: str(each["at"])):
+        print(json.dumps(row))
+    print(f"{len(found)} lines about {options.subject!r}", file=sys.stderr)
+    return 0
 
 
-def _verify(options: argparse.Namespace, settings: Settings) -> int:
-    """Raises Unreachable, OSError."""
-    from claude_invoker.audit import anchor, verify
-    from claude_invoker.audit.log import pairs
+async def _forget(options: argparse.Namespace, settings: Settings) -> int:
+    """Raises Away, OSError, ValueError."""
+    from claude_invoker.audit import person, shipping
+    from claude_invoker.audit.writer import store_of
 
     directory = options.dir or settings.audit_directory
+    print(f"{directory}: details of {person.forget(directory, options.subject)} lines deleted", file=sys.stderr)
+    store = store_of(settings)
+    if store is not None:
+        deleted = await shipping.forget(store, options.subject)
+        print(f"INVOKER_AUDIT_STORE: details of {deleted} lines deleted", file=sys.stderr)
+    return 0
+
+
+async def _verify(options: argparse.Namespace, settings: Settings) -> int:
+    """Raises Unreachable, Away, OSError, ValueError."""
+    from claude_invoker.audit import shipping
+    from claude_invoker.audit.verify import Verdict
+
+    if not options.store:
+        directory = options.dir or settings.audit_directory
+        heads = await _heads(options, settings, directory)
+        return _told(options, _looked(directory, heads), heads)
+    found = Verdict()
+    heads = []
+    async with shipping.fetched(_store(settings)) as places:
+        if not places:
+            found.found("gone", "the store has no log")
+        for directory in places.values():
+            heads += (known := await _heads(options, settings, directory, of_store=True))
+            one = _looked(directory, known)
+            found.findings += one.findings
+            found.heads |= one.heads
+            found.without_details += one.without_details
+    return _told(options, found, heads)
+
+
+def _looked(directory: Path, heads: Sequence[Head]) -> Verdict:
+    """Raises OSError."""
+    from claude_invoker.audit.log import pairs
+    from claude_invoker.audit.verify import verify
+
+    found = verify(directory, heads)
+    if directory.is_dir() and pairs(directory) and not heads:
+        found.found("cut", "no anchor knows this log: whether its end was cut cannot be said")
+    return found
+
+
+async def _heads(
+    options: argparse.Namespace, settings: Settings, directory: Path, *, of_store: bool = False
+) -> list[Head]:
+    """What the anchors know of the directory's logs. `of_store`: the directory has what the store has, which is no
+    anchor of itself. Raises Unreachable, Away, OSError, ValueError."""
+    from claude_invoker.audit import anchor, shipping
+    from claude_invoker.audit.log import pairs
+
+    logs = [each.log for each in pairs(directory)] if directory.is_dir() else []
     anchors: list[anchor.Anchor] = []
+    found: list[Head] = []
     for name in options.anchor if options.anchor is not None else _known(settings):
-        if name != REDIS:
+        if name == STORE:
+            if not of_store:
+                found += [head for head in await shipping.heads_in(_store(settings)) if head.log in logs]
+        elif name != REDIS:
             if not Path(name).exists():
                 raise anchor.Unreachable(f"{name} is not there")
             anchors.append(anchor.FileAnchor(Path(name)))
@@ -70,11 +172,10 @@ def _verify(options: argparse.Namespace, settings: Settings) -> int:
             raise anchor.Unreachable("INVOKER_REDIS_URL is not set")
         else:
             anchors.append(anchor.RedisAnchor(settings.redis_url))
-    logs = [each.log for each in pairs(directory)] if directory.is_dir() else []
-    heads = anchor.relevant(anchors, directory, logs)
-    found = verify.verify(directory, heads)
-    if logs and not heads:
-        found.found("cut", "no anchor knows this log: whether its end was cut cannot be said")
+    return [*found, *await asyncio.to_thread(anchor.relevant, anchors, directory, logs)]
+
+
+def _told(options: argparse.Namespace, found: Verdict, heads: Sequence[Head]) -> int:
     if options.json:
         print(json.dumps(asdict(found)))
     else:
@@ -90,7 +191,18 @@ def _verify(options: argparse.Namespace, settings: Settings) -> int:
     return 1 if found.findings else 0
 
 
+def _store(settings: Settings) -> Store:
+    """Raises ValueError where there is none."""
+    from claude_invoker.audit.writer import store_of
+
+    store = store_of(settings)
+    if store is None:
+        raise ValueError("INVOKER_AUDIT_STORE is not set")
+    return store
+
+
 def _known(settings: Settings) -> list[str]:
     """The anchors that the settings name."""
     file = [str(settings.audit_anchor)] if settings.audit_anchor is not None else []
-    return [*file, *([REDIS] if settings.redis_url is not None else [])]
+    redis = [REDIS] if settings.redis_url is not None else []
+    return [*file, *redis, *([STORE] if settings.audit_store is not None else [])]

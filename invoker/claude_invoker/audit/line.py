@@ -18,7 +18,7 @@ from typing import Any
 
 BEGIN = "0" * 64
 """The chain before the first line."""
-MAX_DETAILS = 64 << 10  # bytes of one entry's
+MAX_DETAILS = 256 << 10  # bytes of one entry's
 _LINE = re.compile(rb'(\{"seq":([1-9][0-9]{0,17}),.*),"chain":"([0-9a-f]{64})"\}', re.DOTALL)
 
 

@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from claude_invoker.audit import line
 from claude_invoker.audit.line import BEGIN, Entry
 
 ROTATE_BYTES = 64 << 20
+LOCKS = ("lock", "shipping")
+"""Who writes, and who sends to a store: files beside the log's."""
 _NAME = re.compile(r"(audit|details)-([0-9a-f]{16})-([0-9]{18})\.jsonl")
 _BLOCK = 1 << 16
 
@@ -51,7 +53,12 @@ def pair(directory: Path, log: str, first: int) -> Pair:
 
 def pairs(directory: Path) -> list[Pair]:
     """Those whose file of lines is there, by what they begin with. Raises OSError."""
-    found = [match for path in directory.iterdir() if (match := _NAME.fullmatch(path.name)) and match[1] == "audit"]
+    return named(directory, [path.name for path in directory.iterdir()])
+
+
+def named(directory: Path, names: Iterable[str]) -> list[Pair]:
+    """The same, of files by their names; others are passed over."""
+    found = [match for name in names if (match := _NAME.fullmatch(name)) and match[1] == "audit"]
     return sorted((pair(directory, match[2], int(match[3])) for match in found), key=lambda each: each.first)
 
 
@@ -59,12 +66,22 @@ def pairs(directory: Path) -> list[Pair]:
 def locked(directory: Path, *, shared: bool = False) -> Iterator[None]:
     """Nobody writes meanwhile, but who has the lock. Raises OSError."""
     flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
-    lock = os.open(directory / "lock", flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    lock = os.open(directory / LOCKS[0], flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
     finally:
         os.close(lock)
+
+
+@contextmanager
+def still(directory: Path) -> Iterator[None]:
+    """While nobody writes; a copy of a log has no lock, and nobody who writes."""
+    if not (directory / LOCKS[0]).exists():
+        yield
+        return
+    with locked(directory, shared=True):
+        yield
 
 
 class Log:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from claude_invoker.audit.line import Entry
+from claude_invoker.model import Artifact
 from claude_invoker.passthrough.message import Message
-from claude_invoker.runs.run import Run
+from claude_invoker.runs.run import Called, Run
+
+MOST_FILES = 50
+_LONGEST_PATH = 200  # characters
 
 
 def began(run: Run) -> Entry:
@@ -25,6 +29,10 @@ def ended(run: Run) -> Entry:
         "egress": run.egress,
         "commit": None if run.checkout is None else run.checkout.commit,
         "pushed": None if run.pushed is None or run.pushed.commit is None else run.pushed.branch,
+        "calls": [_called(call) for call in run.calls],
+        "calls_in_all": run.calls_in_all,
+        "artifacts": [_kept(artifact) for artifact in run.artifacts[:MOST_FILES]],
+        "artifacts_in_all": len(run.artifacts),
     }
     return Entry("run.end", run.subject, run.subject, details)
 
@@ -34,6 +42,7 @@ def answered(message: Message) -> Entry:
     caller, session = message.caller, message.session
     details = {
         "message": message.key,
+        "route": caller.route,
         "request_id": caller.request_id,
         "tier": caller.tier,
         "model": message.model[:200],
@@ -49,9 +58,19 @@ def answered(message: Message) -> Entry:
     return Entry("message.end", caller.subject, caller.subject, details)
 
 
+def _called(call: Called) -> dict[str, str]:
+    return {"tool": call.tool.encode("ascii", "replace").decode()[:64], "input": call.input}
+
+
+def _kept(artifact: Artifact) -> dict[str, object]:
+    return {"path": artifact.path[:_LONGEST_PATH], "size": artifact.size, "sha256": artifact.sha256}
+
+
 def _known(run: Run) -> dict[str, object]:
     return {
         "run": run.id,
+        "route": run.route,
+        "request_id": run.request_id,
         "tier": run.tier,
         "model": run.plan.model,
         "tools": list(run.plan.tools),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from claude_invoker.audit import line
+from claude_invoker.audit import line, person
 from claude_invoker.audit.line import BEGIN, Line
-from claude_invoker.audit.log import Head, Pair, locked, pairs
+from claude_invoker.audit.log import LOCKS, Head, Pair, pairs, still
 
 MOST_FINDINGS = 50
 
@@ -55,7 +54,7 @@ def verify(directory: Path, anchors: Iterable[Head]) -> Verdict:
     if not directory.is_dir():
         verdict.found("gone", f"{directory} is not there")
         return verdict
-    with _still(directory):
+    with still(directory):
         logs: dict[str, list[Pair]] = {}
         for each in pairs(directory):
             logs.setdefault(each.log, []).append(each)
@@ -72,20 +71,11 @@ def verify(directory: Path, anchors: Iterable[Head]) -> Verdict:
     return verdict
 
 
-@contextmanager
-def _still(directory: Path) -> Iterator[None]:
-    """While nobody writes; a copy of a log has no lock, and nobody who writes."""
-    if not (directory / "lock").exists():
-        yield
-        return
-    with locked(directory, shared=True):
-        yield
-
-
 def _names(directory: Path, logs: dict[str, list[Pair]], verdict: Verdict) -> None:
     known = {path.name for files in logs.values() for each in files for path in (each.lines, each.details)}
+    known |= {*LOCKS, *[person.beside(each.details).name for files in logs.values() for each in files]}
     for path in sorted(directory.iterdir()):
-        if path.name not in known and path.name != "lock":
+        if path.name not in known:
             verdict.found("foreign", f"{path.name} is none of the log's files")
 
 

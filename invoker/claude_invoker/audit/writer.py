@@ -20,8 +20,10 @@ from claude_invoker.audit import anchor
 from claude_invoker.audit.anchor import Anchor
 from claude_invoker.audit.line import Entry
 from claude_invoker.audit.log import Log
+from claude_invoker.audit.shipping import OtherLog, Shipping
 from claude_invoker.ending import ended
 from claude_invoker.settings import Settings
+from claude_invoker.store.store import Away, Store, open_store
 
 _log = logging.getLogger(__name__)
 ANCHOR_S = 60.0
@@ -39,9 +41,12 @@ _MOST_WAITING = 10_000
 class Audit:
     """`note` from anywhere in the loop; what waits is written while `async with` lasts, and at its end."""
 
-    def __init__(self, log: Log, anchors: Sequence[Anchor], redis_url: str | None) -> None:
+    def __init__(
+        self, log: Log, anchors: Sequence[Anchor], redis_url: str | None, shipping: Shipping | None = None
+    ) -> None:
         self._files = log
         self._anchors = anchors
+        self._shipping = shipping
         self._redis: Any = None
         if redis_url is not None:
             self._redis = redis_clients.client_of(redis_url, OUTBOX, socket_timeout=10.0)
@@ -79,6 +84,9 @@ class Audit:
         except (OSError, ValueError) as error:
             _log.error("%d entries of the audit log are lost: %s", len(self._waiting), error)
         await self._anchor()
+        if self._shipping is not None:
+            await self._send(self._shipping)
+            self._shipping.close()
         if self._redis is not None:
             await self._redis.aclose()
 
@@ -125,6 +133,16 @@ class Audit:
             if troubles and before:
                 _log.error("the audit log is not anchored: %s", "; ".join(troubles))
             before = troubles
+            if self._shipping is not None:
+                await self._send(self._shipping)
+
+    async def _send(self, shipping: Shipping) -> None:
+        try:
+            await shipping.send()
+        except Away:  # the store says so itself, and what it does not have yet it gets later
+            return
+        except (OtherLog, OSError, ValueError) as error:
+            _log.error("the audit log is not sent to its store: %s", error)
 
     async def _anchor(self) -> list[str]:
         return await asyncio.to_thread(anchor.advance, self._files, self._anchors)
@@ -168,7 +186,14 @@ def open_audit(settings: Settings) -> Audit:
         anchors.append(anchor.FileAnchor(settings.audit_anchor))
     if settings.redis_url is not None:
         anchors.append(anchor.RedisAnchor(settings.redis_url))
-    return Audit(Log(settings.audit_directory), anchors, settings.redis_url)
+    log = Log(settings.audit_directory)
+    store = store_of(settings)
+    return Audit(log, anchors, settings.redis_url, None if store is None else Shipping(log, store))
+
+
+def store_of(settings: Settings) -> Store | None:
+    """Where the log is sent to; None: nowhere."""
+    return open_store(settings.audit_store, settings.key_of_audit_store)
 
 
 def _left(number: str, fields: dict[bytes, bytes]) -> Entry:

@@ -330,6 +330,7 @@ class Engine:
         retention_s = self.settings.tier_retention_s.get(caller.tier or "", self.settings.retention_s)
         run = Run(run_id, caller.subject, plan, artifacts.directory(self.settings, run_id), retention_s)
         run.tier = caller.tier or ""
+        run.route, run.request_id = caller.route or "", caller.request_id or ""
         run.isolation = self.boundary.label
         run.is_job = job_id is not None
         run.co_author = caller.as_author

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import orjson
+
 from claude_contract.ledger import Slot
 from claude_invoker.cli.launcher import Ready
+from claude_invoker.cli.messages import ToolCall
 from claude_invoker.cli.tree import Checkout
 from claude_invoker.egress.wire import Moved, Visit
 from claude_invoker.metering.figures import Figures
@@ -21,10 +25,19 @@ from claude_invoker.runs.events import EventLog
 
 _log = logging.getLogger(__name__)
 MOST_HOSTS = 100
+MOST_CALLS = 250
 
 
 def new_id() -> str:
     return "run_" + secrets.token_hex(12)
+
+
+@dataclass(frozen=True)
+class Called:
+    """A call of a tool: its name, and the SHA-256 of its input as JSON with sorted members and no blanks."""
+
+    tool: str
+    input: str
 
 
 @dataclass
@@ -41,6 +54,9 @@ class Run:
     created_at: float = field(default_factory=time.time)
     finished_at: float | None = None
     tier: str = ""
+    route: str = ""
+    """Kong's id of the route by which the request came."""
+    request_id: str = ""
     isolation: str = ""
     """The boundary around it (`isolation.strength.Boundary.label`)."""
     traceparent: str = ""
@@ -82,6 +98,9 @@ class Run:
     cancel_reason: str | None = None
     used: set[str] = field(default_factory=set)
     """Names of the tools that it has called."""
+    calls: list[Called] = field(default_factory=list)
+    """The first `MOST_CALLS` of them, as the CLI tells it."""
+    calls_in_all: int = 0
     exceeded: Problem | None = None
     """Which of the machine's bounds it has gone over; it ends then."""
     work: Path | None = None
@@ -123,6 +142,14 @@ class Run:
     def repository(self) -> RepositoryAt | None:
         found = self.checkout
         return None if found is None else RepositoryAt(name=found.name, ref=found.ref, commit=found.commit)
+
+    def called(self, call: ToolCall) -> None:
+        """Keeps what it does by which tool, but not the text of it."""
+        self.used.add(call.name[:100])
+        self.calls_in_all += 1
+        if len(self.calls) < MOST_CALLS:
+            written = orjson.dumps(call.input, option=orjson.OPT_SORT_KEYS)
+            self.calls.append(Called(call.name, hashlib.sha256(written).hexdigest()))
 
     def went_out(self, said: Visit | Moved) -> None:
         """Keeps and logs where the run goes."""

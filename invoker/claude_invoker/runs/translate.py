@@ -54,7 +54,7 @@ class Translator:
 
     def _calls(self, message: Said) -> None:
         for call in message.calls:
-            self._run.used.add(call.name[:100])
+            self._run.called(call)
             if len(self.open_tools) < _MAX_OPEN:
                 self.open_tools.add(call.id)
             self._run.events.append("tool", {"id": call.id, "name": call.name, "input": call.input, "state": "started"})
