@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socketserver
@@ -9,6 +10,8 @@ import stat
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,11 +20,12 @@ from typing import Any
 
 import jwt
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kong_claude.cli.main import main
 from kong_claude.login import device, fresh, kept, tokens
+from kong_claude.login import issuer as issuer_module
 from kong_claude.login.issuer import Refused, Unreachable, discover, printable, send
 from kong_claude.problem import Problem
 from tests.support import oauth
@@ -515,6 +519,44 @@ def test_https_goes_through_the_proxy_and_nothing_else(monkeypatch: pytest.Monke
     assert [line.split()[:2] for line in asked] == [[b"CONNECT", b"sso.example.invalid:443"]]
 
 
+class _Drips(socketserver.BaseRequestHandler):
+    """Says a byte of its head or of its body now and then, for ever."""
+
+    begins: bytes
+
+    def handle(self) -> None:
+        self.request.recv(65_536)
+        with contextlib.suppress(OSError):
+            self.request.sendall(self.begins)
+            while True:
+                time.sleep(0.05)
+                self.request.sendall(b"x")
+
+
+@pytest.mark.parametrize("begins", [b"", b"HTTP/1.1 200 OK\r\nX-A: ", b"HTTP/1.1 200 OK\r\n\r\n{"])
+def test_an_issuer_that_answers_byte_by_byte_is_not_waited_for(begins: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its helper would hold the lock of all logins meanwhile, and no signal but SIGKILL would end it."""
+    monkeypatch.setattr(issuer_module, "TIMEOUT_S", 1)
+    _Drips.begins = begins
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Drips) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/token"
+        with pytest.raises(Unreachable, match="has not answered within 1 seconds"):
+            send(address, {"client_id": "cli"})
+        # The control: a socket's own timeout is none here.
+
+        def unbounded() -> None:
+            with contextlib.suppress(Unreachable):
+                issuer_module._answer(urllib.request.Request(address))
+
+        waiting = threading.Thread(target=unbounded, daemon=True)
+        waiting.start()
+        waiting.join(1.5)
+        assert waiting.is_alive()
+        server.shutdown()
+
+
 def test_an_issuer_that_is_not_there() -> None:
     for address in ("http://127.0.0.1:9", "http://127.0.0.1:1"):
         with pytest.raises(Unreachable, match="cannot be asked"):
@@ -564,6 +606,7 @@ json_values = st.recursive(
     json_values,
     json_values,
 )
+@example(answer={}, issued=1.5, expires=10**400)
 def test_no_answer_of_a_token_endpoint_breaks_it(answer: dict[str, Any], issued: Any, expires: Any) -> None:
     with pytest.raises(Problem):
         tokens.read({**answer, "access_token": answer.get("access_token")}, id_token=False)

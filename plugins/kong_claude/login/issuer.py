@@ -9,10 +9,12 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -103,6 +105,27 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _ask(request: urllib.request.Request) -> tuple[int, bytes]:
+    """Status and body, all of it within `TIMEOUT_S`: that of a socket begins anew with each byte, and who waits here
+    may hold the lock of all logins, and signals back. Raises Unreachable."""
+    answered: SimpleQueue[tuple[int, bytes] | Unreachable] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answered.put(_answer(request))
+        except Unreachable as problem:
+            answered.put(problem)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        found = answered.get(timeout=TIMEOUT_S)
+    except Empty:
+        raise Unreachable(f"{request.full_url} has not answered within {TIMEOUT_S} seconds") from None
+    if isinstance(found, Unreachable):
+        raise found
+    return found
+
+
+def _answer(request: urllib.request.Request) -> tuple[int, bytes]:
     try:
         try:
             answer = _opener().open(request, timeout=TIMEOUT_S)

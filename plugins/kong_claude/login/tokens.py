@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,5 +48,6 @@ def _life(claims: dict[str, Any], answer: dict[str, Any]) -> int:
     lives = [seconds(answer.get("expires_in"), 86_400)]
     issued, expires = claims.get("iat"), claims.get("exp")
     if isinstance(issued, int | float) and isinstance(expires, int | float):
-        lives.append(seconds(expires - issued, 86_400))
+        with suppress(OverflowError):  # a number of hundreds of digits less a fraction
+            lives.append(seconds(expires - issued, 86_400))
     return min(lives)
