@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
+import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -105,3 +107,45 @@ async def test_what_ends_a_run_of_our_user_outlasts_it_where_memory_ends(uid: in
         await asyncio.wait_for(child.exited.wait(), HANG_S)
     finally:
         child.close()
+
+
+BOMB = """
+import os, sys, threading
+if os.fork():
+    os._exit(0)  # nobody is its parent then but who adopts orphans
+os.setsid()
+for _ in range(1000):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+print("there", flush=True)
+sys.stdin.read()
+"""
+HOLDS = f"""
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, as what holds a run does
+if not os.fork():
+    os.execv(sys.executable, [sys.executable, "-c", {BOMB!r}])
+while True:
+    try:
+        os.wait()
+    except ChildProcessError:
+        break
+"""
+
+
+@pytest.mark.parametrize("weakened", [False, True])
+def test_what_one_run_has_made_is_no_room_for_the_next(weakened: bool) -> None:
+    """Several that share a user, one started after the other while each makes all that it can: 16,000 processes by the
+    defaults, where 2,048 are for all of them."""
+    with subprocess.Popen([sys.executable, "-c", HOLDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holds:
+        assert holds.stdin is not None and holds.stdout is not None
+
+        def most(held: tuple[int, ...]) -> int:
+            limits = Limits(processes=10, runs=2, held=held).settings(own_user=False)
+            return dict(limits)[resource.RLIMIT_NPROC]
+
+        before = most(())
+        assert holds.stdout.readline() == b"there\n"
+        after = most(() if weakened else (holds.pid,))
+        # Whatever else this user does meanwhile is not a thousand threads.
+        assert (after - before > 500) == weakened
+        holds.stdin.close()

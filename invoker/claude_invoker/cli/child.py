@@ -38,27 +38,28 @@ invoker, and not before."""
 @dataclass(frozen=True)
 class Limits:
     """Resource limits of each process of a run (0: none), see setrlimit(2). What its processes take together is watched
-    from outside (`runs.watch`). `runs`: how many there are at once."""
+    from outside (`runs.watch`). `runs`: how many there are at once; `held`: the first processes of those that there
+    are, from which all of theirs descend."""
 
     memory: int = 0
     file_size: int = 0
     processes: int = 0
     runs: int = 1
+    held: tuple[int, ...] = ()
 
     def settings(self, *, own_user: bool) -> list[tuple[int, int]]:
         """(resource, limit). The kernel counts processes by user: those of a run where that has its own, else all that
         our user has, so that the limit is for all runs together. A run that makes more than its share before it is
-        looked at leaves the machine some then."""
+        looked at leaves the machine some then; and the next one, which is started meanwhile, has no more for it."""
         wanted = [(resource.RLIMIT_DATA, self.memory), (resource.RLIMIT_FSIZE, self.file_size)]
         if self.processes:
-            most = self.processes if own_user else _ours() + self.processes * self.runs
+            most = self.processes if own_user else self._beside() + self.processes * self.runs
             wanted.append((resource.RLIMIT_NPROC, _within(most, resource.getrlimit(resource.RLIMIT_NPROC)[1])))
         return [(resource.RLIMIT_CORE, 0), *((kind, value) for kind, value in wanted if value)]
 
-
-def _ours() -> int:
-    uid = os.getuid()
-    return usage.of_users([uid])[uid].threads
+    def _beside(self) -> int:
+        """How many our user has that are not of runs."""
+        return usage.beside(os.getuid(), self.held).threads
 
 
 def _within(value: int, hard: int) -> int:

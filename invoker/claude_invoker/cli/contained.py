@@ -63,6 +63,11 @@ class Contained:
         return self._child.pid
 
     @property
+    def first(self) -> int:
+        """The process from which all of it descends."""
+        return self.pid if self.hold is None else self.hold.pid
+
+    @property
     def mark(self) -> str:
         """The variable in the environment of all that it starts, unless that takes it out."""
         return f"CLAUDE_INVOKER_PROCESS={self.name}"

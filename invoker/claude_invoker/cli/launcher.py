@@ -9,7 +9,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -104,6 +104,12 @@ class Launcher:
     starting: set[asyncio.Task[Ready]] = field(default_factory=set)
 
     @property
+    def bounds(self) -> Limits:
+        """Of a process that is started now, beside those that are there."""
+        there = [each for ready in self.ending for each in (ready.process, ready.aside) if each is not None]
+        return replace(self.limits, held=tuple(each.first for each in there))
+
+    @property
     def surrounded(self) -> bool:
         """Whether what is started, and what its commands start, has the boundary that was found to hold."""
         return self.box is None or self.box.intact
@@ -184,7 +190,7 @@ class Launcher:
             api=self.proxy.socket,
             key=token,
             deadlines=self.deadlines,
-            limits=self.limits,
+            limits=self.bounds,
             killer=self.killer,
             box=self.box,
             network=self.network(shape),

@@ -29,7 +29,7 @@ async def _aside(launcher: Launcher, ready: Ready, text: str) -> None:
             name=process.name,
             uid=process.uid,
             api=launcher.proxy.socket,
-            limits=launcher.limits,
+            limits=launcher.bounds,
             killer=launcher.killer,
             box=launcher.box,
             network=launcher.network(process.shape),

@@ -12,7 +12,7 @@ import random
 import re
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +90,29 @@ def descended(firsts: Collection[int]) -> dict[int, Processes]:
     """What descends from each of these processes, none of which descends from another."""
     found = {first: Processes() for first in firsts}
     seen = dict(_statuses())
+    above = _above(seen, firsts)
+    for pid, status in seen.items():
+        first = above[pid]
+        if first is not None and first != pid:
+            with suppress(IndexError, ValueError):
+                _count(found[first], pid, status)
+    return found
+
+
+def beside(uid: int, firsts: Collection[int]) -> Processes:
+    """What a user runs that is none of these processes, and descends from none of them."""
+    found = Processes()
+    seen = dict(_statuses())
+    above = _above(seen, firsts)
+    for pid, status in seen.items():
+        with suppress(IndexError, ValueError):
+            if above[pid] is None and _number(status, b"Uid") == uid:
+                _count(found, pid, status)
+    return found
+
+
+def _above(seen: Mapping[int, bytes], firsts: Collection[int]) -> dict[int, int | None]:
+    """Which of `firsts` each process of `seen` is or descends from."""
     parents = {pid: _number(status, b"PPid") for pid, status in seen.items()}
     for pid, parent in list(parents.items()):
         if parent not in parents:  # it has ended meanwhile, and its children have another now
@@ -103,12 +126,7 @@ def descended(firsts: Collection[int]) -> dict[int, Processes]:
             way.append(at)
             at = parents.get(at, 0)
         above.update(dict.fromkeys(way, above[at]))
-    for pid, status in seen.items():
-        first = above[pid]
-        if first is not None and first != pid:
-            with suppress(IndexError, ValueError):
-                _count(found[first], pid, status)
-    return found
+    return above
 
 
 def _statuses() -> Iterable[tuple[int, bytes]]:
