@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from claude_contract.claims import Clamp
 from claude_contract.destinations import Destination, within_both
-from claude_contract.features import Feature
+from claude_contract.features import Feature, of_model
 from claude_invoker.isolation.strength import COMMAND_TOOLS, USE_EGRESS, Boundary
-from claude_invoker.metering.models import LARGE, permits
+from claude_invoker.metering.models import permits
 from claude_invoker.model import Block, InputFile, InvokeRequest, Message, TextBlock
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
@@ -124,8 +124,11 @@ def plan(
             )
         instead_of = model if model != clamp.model else None
         model, allowed = clamp.model, (clamp.model,)
-    if model.endswith(LARGE) and "context_1m" not in features_of(clamp, searches=False):
-        raise Problem(403, "forbidden", f"model {model} needs context_1m, which is not among your tier's api_features")
+    for feature in of_model(model):
+        if feature not in features_of(clamp, searches=False):
+            raise Problem(
+                403, "forbidden", f"model {model} needs {feature}, which is not among your tier's api_features"
+            )
     given = _tools_of(clamp, settings)
     ceiling = _intersection(settings.tools_allowed, given) or ()
     if request.tools is None:

@@ -307,9 +307,9 @@ async def test_a_run_that_leaves_is_billed_what_the_api_says_later(proxy: Proxy)
     grant, headers = granted(proxy, 10)
     usage = '[[delay 300]] [[usage {"input_tokens": 1000, "output_tokens": 50}]]'
     writer = await ask(proxy, headers, body_of(usage, stream=False))
-    await until(lambda: grant.account.under_way)
+    await until(lambda: notes_of(grant))  # before that nothing is sent, and nothing is billed
     writer.close()
-    await until(lambda: notes_of(grant) and grant.account.under_way == 0)
+    await until(lambda: grant.account.under_way == 0)
     assert grant.account.spent_usd == 1000 * INPUT + 50 * OUTPUT
 
 
@@ -475,6 +475,50 @@ async def test_betas_and_other_purses(proxy: Proxy) -> None:
             await client.post("http://proxy/v1/messages", content=MODEL, headers=headers | more)
         assert asked[0][0]["anthropic-beta"] == "context-1m-2025-08-07"
         assert not {name.lower() for name in purses} & set(asked[0][0])
+
+
+@pytest.mark.parametrize("weakened", [False, True])
+async def test_no_header_asks_for_what_the_body_was_not_read_as(
+    weakened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another charset the same bytes are another request; and a name with `_` is one with `-` to some servers."""
+    if weakened:
+        monkeypatch.setattr(keyproxy, "_DROPPED", frozenset((b"x-api-key", b"content-length", b"host")))
+    hidden = "hi+ACI-}],+ACI-speed+ACI-:+ACI-fast+ACI-,+ACI-x+ACI-:[{+ACI-y+ACI-:+ACI-"
+    body = json.loads(MODEL) | {"messages": [{"role": "user", "content": hidden}]}
+    named = {
+        "content-type": "application/json; charset=utf-7",
+        "content-encoding": "x-utf-7",
+        "te": "trailers",
+        "expect": "200-ok",
+        "anthropic_beta": "fast-mode-2026-02-01",
+        "x_api_key": "sk-x",
+        "anthropic_workspace_id": "wrkspc_x",
+    }
+    async with answering(THINKING) as (proxy, asked), client_of(proxy) as client:
+        _, headers = granted(proxy, 1)
+        with pytest.raises(httpx.HTTPError):
+            await client.post("http://proxy/v1/messages", content=json.dumps(body), headers=headers | named)
+    found = asked[0][0]
+    assert not [name for name in found if "_" in name]
+    if weakened:
+        assert found["expect"] == "200-ok"
+    else:
+        assert found["content-type"] == "application/json" and not found.keys() & (named.keys() - {"content-type"})
+
+
+ABROAD = THINKING.replace(b'"output_tokens":1', b'"output_tokens":1,"inference_geo":"us"')
+
+
+async def test_a_key_whose_workspace_keeps_to_the_us_is_reserved_for_as_it_is_billed() -> None:
+    async with answering(ABROAD) as (proxy, asked), client_of(proxy) as client:
+        for geo, length in ((None, 64_000), (None, 58_000), ("global", 64_000)):
+            grant, headers = granted(proxy, 1, "0.32006")
+            grant.features = frozenset({"inference_geo"})
+            more = {"max_tokens": 64_000, "stream": True} | ({} if geo is None else {"inference_geo": geo})
+            with pytest.raises(httpx.HTTPError):
+                await client.post("http://proxy/v1/messages", json=json.loads(MODEL) | more, headers=headers)
+            assert 0 <= asked[-1][1]["max_tokens"] - length < 1000, asked[-1][1]["max_tokens"]
 
 
 async def test_a_lowered_answer_leaves_room_beside_its_thoughts() -> None:

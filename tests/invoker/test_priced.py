@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claude_contract.features import FEATURES
-from claude_invoker.metering import allowed, request
+from claude_invoker.metering import allowed, models, request
 from claude_invoker.metering.account import Account, Exhausted
 from claude_invoker.metering.bill import bill
 from claude_invoker.metering.ownprice import OwnPrice
@@ -373,6 +373,38 @@ def test_fast_mode_has_no_price_but_the_operators_own() -> None:
     assert bill(reservation, metered(answer, stream=False, end=True), "complete", 200, stream=False).usd == Decimal(
         "0.00024"
     )
+    answer = answer.replace(b'"fast"', b'"fast","inference_geo":"us"')
+    assert bill(reservation, metered(answer, stream=False, end=True), "complete", 200, stream=False).usd == Decimal(
+        "0.000264"
+    ), "by all of it that has a price"
+
+
+@pytest.mark.parametrize(
+    "model", [f"{OPUS}-fast", f"{OPUS}-FAST", f"{OPUS}-20260922-fast", f"{OPUS}-fast-20260922", f"{OPUS}-fast-latest"]
+)
+def test_a_feature_is_not_reached_by_the_name_of_a_model(model: str) -> None:
+    """The operator's price of fast mode is there for other tiers, and `opus` allows the whole family."""
+    others = [name for name in FEATURES if name != "fast_mode"]
+    assert models.permits(("opus",), model)
+    with pytest.raises(Refused, match=f"the model {model}: its tier's api_features do not name fast_mode"):
+        read(BODY | {"model": model}, *others)
+    assert read(BODY | {"model": model}, "fast_mode").model == model
+    assert read(BODY | {"model": f"{OPUS}-breakfast"}).model, "it is only the beginning of another name"
+    with pytest.raises(Refused, match="context_1m"):
+        read(BODY | {"model": "claude-sonnet-4-5[1m]"})
+
+
+def test_a_workspace_that_keeps_to_the_us_is_reserved_at_its_price() -> None:
+    """Once it is known: what the API says of itself was always billed, and passed the wall by a tenth."""
+    plain, anywhere = read(BODY), read(BODY | {"inference_geo": "global"}, *FEATURES)
+    price = plain.kept_in_us().price(PRICES)
+    assert price.rates(0).output == PRICES.price(OPUS).rates(0).output * Decimal("1.1")
+    assert anywhere.kept_in_us() == anywhere, "it asks for what it is to have"
+    for said, usd in (({"inference_geo": "us"}, "1.1"), ({}, "1.1"), ({"inference_geo": "not_available"}, "1")):
+        reservation = Account(PRICES, Decimal(1)).reserve(plain.kept_in_us(), price, 1000)
+        answer = json.dumps({"model": OPUS, "usage": TOKENS | said}).encode()
+        found = bill(reservation, metered(answer, stream=False, end=True), "complete", 200, stream=False)
+        assert found.usd == USUAL_USD * Decimal(usd)
 
 
 # One after another
@@ -579,6 +611,10 @@ def test_the_schema_of_the_answer_is_input_too() -> None:
             {"input_tokens": 1, "output_tokens": 5, "server_tool_use": {"web_search_requests": 1.0}},
             Used(1, 5, 0, 0, 0, 1),
         ),
+        # More than any request has: it would be more than a ledger counts in, and a budget of years.
+        ({"input_tokens": 10**25, "output_tokens": 1e300}, Used(5000, 900)),
+        ({"input_tokens": 1_000_000_000, "output_tokens": 1_000_000_001}, Used(1_000_000_000, 900)),
+        ({"input_tokens": 10, "output_tokens": 5, "cache_creation_input_tokens": 2**63}, Used(10, 5, 0, 5000)),
         ([], Used(5000, 900)),
         ("x", Used(5000, 900)),
         ({"input_tokens": 10, "output_tokens": 5, "iterations": 7}, Used(5010, 905)),

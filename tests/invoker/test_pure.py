@@ -194,6 +194,8 @@ FEATURED: list[tuple[dict[str, Any], Clamp, tuple[str, ...] | str]] = [
     ),
     ({"model": "sonnet[1m]"}, Clamp(features=("context_1m",)), ("context_1m",)),
     ({"model": "sonnet[1m]"}, Clamp(features=()), "model sonnet[1m] needs context_1m"),
+    ({"model": "claude-opus-5-5-fast"}, Clamp(features=("fast_mode",)), ("fast_mode",)),
+    ({"model": "claude-opus-5-5-fast"}, Clamp(), "model claude-opus-5-5-fast needs fast_mode"),
 ]
 
 

@@ -491,6 +491,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"tools": ["WebSearch"], "api_features": []}, r"tiers\[1\]\.api_features: needs web_search"),
     "a model without its feature": (
         {"models": ["haiku", "sonnet[1m]"], "api_features": []}, r"tiers\[1\]\.api_features: needs context_1m"),
+    "a fast model without its feature": (
+        {"models": ["claude-opus-5-5-fast"], "api_features": []}, r"tiers\[1\]\.api_features: needs fast_mode"),
+    "a cheaper model without its feature": (
+        {**CHEAP, "models": [], "cheaper": {"model": "haiku[1m]", "up_to_percent": 120}, "api_features": []},
+        r"tiers\[1\]\.api_features: needs context_1m, since the tier's models have haiku\[1m\]"),
     "only a pool's budget": (
         {**CHEAP, "usd_per_day": None, "pools": [{"name": "all", "by": "deployment", "usd_per_day": 9}]},
         r"tiers\[1\]\.cheaper\.up_to_percent: needs a budget of the tier's own",

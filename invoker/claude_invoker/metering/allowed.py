@@ -96,7 +96,7 @@ def check_members(members: Mapping[str, bytes], allowed: Collection[str] = ()) -
         if members.get(name, b"null") == b"null":
             continue
         if feature not in allowed:
-            raise Refused(_needs(name, feature))
+            raise Refused(needs(name, feature))
         found[name] = once(members[name])
         if found[name] not in values:
             raise Refused(f"the request may have no {name} but {' and '.join(values)}")
@@ -116,7 +116,7 @@ def check_members(members: Mapping[str, bytes], allowed: Collection[str] = ()) -
     return Otherwise(found.get("speed") == "fast", found.get("inference_geo") == "us")
 
 
-def _needs(what: str, feature: str) -> str:
+def needs(what: str, feature: str) -> str:
     return f"the request may not use {what}: its tier's api_features do not name {feature}"
 
 
@@ -129,7 +129,7 @@ def check_betas(betas: Iterable[str], allowed: Collection[str]) -> bool:
             raise Refused(f"the request may not use the beta {name[:100]}")
         for beginning, feature in _BETAS_OF_FEATURES:
             if name.startswith(beginning) and feature not in allowed:
-                raise Refused(_needs(f"the beta {name[:100]}", feature))
+                raise Refused(needs(f"the beta {name[:100]}", feature))
     return any(name.startswith(_LONG_CONTEXT) for name in names)
 
 
@@ -151,7 +151,7 @@ def check_tools(tools: object, allowed: Collection[str]) -> Uses:
         if found is None:
             raise Refused(f"the request may not use the API's own tool {_shown(kind)}")
         if found[1] not in allowed:
-            raise Refused(_needs(f"the API's own tool {_shown(kind)}", found[1]))
+            raise Refused(needs(f"the API's own tool {_shown(kind)}", found[1]))
         if uses[found[1]]:
             raise Refused(f"the request has the tool {found[1]} twice")
         uses[found[1]] = _max_uses(tool, found[0])

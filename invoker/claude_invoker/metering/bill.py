@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Literal
 
@@ -79,7 +79,7 @@ def _answered(reservation: Reservation, meter: Meter) -> Price:
     asked = reservation.asked.otherwise
     done = Otherwise(
         fast=meter.speed == "fast" or (asked.fast and meter.speed != "standard"),
-        in_us=meter.geo == "us" or (asked.in_us and meter.geo != "global"),
+        in_us=meter.geo == "us" or (asked.in_us and meter.geo not in ("global", "not_available")),
     )
     if done == asked:
         return reservation.price
@@ -87,7 +87,7 @@ def _answered(reservation: Reservation, meter: Meter) -> Price:
         return reservation.asked.price(reservation.prices, done)
     except UnknownPrice:
         _log.error("the API has answered %.100r in fast mode unasked, which has no price here", reservation.asked.model)
-        return reservation.price
+        return reservation.asked.price(reservation.prices, replace(done, fast=False))
 
 
 def _price(reservation: Reservation, model: str) -> Price:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-LARGE = "[1m]"
-"""How the CLI names a model with a window of a million tokens."""
+from claude_contract.features import LARGE
 
 
 def permits(allowed: Sequence[str] | None, model: str) -> bool:

@@ -37,9 +37,12 @@ _MAX_BODY = 32 * 1024 * 1024
 _MAX_HELD = 2 * _MAX_BODY
 """Of all requests of a run at once: none of them is given up before it is answered, and all of them are in memory."""
 _DROPPED = frozenset(
-    (b"host", b"authorization", b"x-api-key", b"cookie", b"content-length", b"connection", b"transfer-encoding",
-     b"accept-encoding", b"proxy-authorization", b"anthropic-workspace-id", b"anthropic-user-profile-id")
+    (b"host", b"authorization", b"x-api-key", b"cookie", b"content-length", b"content-type", b"content-encoding",
+     b"connection", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"expect", b"keep-alive", b"accept-encoding",
+     b"proxy-authorization", b"proxy-connection", b"anthropic-workspace-id", b"anthropic-user-profile-id")
 )  # fmt: skip
+"""What is sent is JSON, whatever its sender calls it: read in another charset the same bytes could ask for other
+things. A name with `_` is none of the API's, and servers there are that read it as one with `-`."""
 _HOP = frozenset((b"connection", b"transfer-encoding", b"keep-alive", b"content-encoding", b"content-length"))
 _COUNT = "/v1/messages/count_tokens"
 _PATHS = ("/v1/messages", _COUNT)
@@ -69,6 +72,8 @@ class KeyProxy:
         )
         self._server: asyncio.Server | None = None
         self._forwarding: set[asyncio.Task[None]] = set()
+        self._keeps_in_us = False
+        """Whether the API answers in the US what does not say where: so the key's workspace has it."""
         self.hold: str | None = None
         """Why no request of a run that is billed is forwarded now."""
 
@@ -146,7 +151,10 @@ class KeyProxy:
                 await _respond(send, 413, _error("request_too_large", "the request is too large"))
                 return
             try:
-                asked, price = _read(content, scope, grant)
+                asked = _read(content, scope, grant)
+                if self._keeps_in_us:
+                    asked = asked.kept_in_us()
+                price = asked.price(grant.account.prices)
             except (Refused, UnknownPrice) as refusal:
                 await _refuse(send, grant, str(refusal))
                 return
@@ -252,9 +260,11 @@ class KeyProxy:
 
     def _request(self, exchange: Exchange, path: str, body: bytes, sent: Sent | None = None) -> httpx.Request:
         """`sent`: of what costs something, which is written down on its way."""
-        headers = [(name, value) for name, value in exchange.scope["headers"] if name not in _DROPPED]
+        given = exchange.scope["headers"]
+        headers = [(name, value) for name, value in given if name not in _DROPPED and b"_" not in name]
         # What is compressed comes in other pieces, and later, than it was sent in.
         headers += ((b"accept-encoding", b"identity"), (b"x-api-key", self._api_key.encode()))
+        headers.append((b"content-type", b"application/json"))
         query = exchange.scope["query_string"].decode("latin-1")
         url = self._base_url + path + (f"?{query}" if query else "")
         if sent is None:
@@ -303,6 +313,7 @@ class KeyProxy:
                 raise
             if sent is not None:
                 sent.meter.end()
+                self._learn(sent)
                 sent.ending = "complete"
                 grant.note(sent, sent.bill.usd)
             await send({"type": "http.response.body"})
@@ -314,9 +325,15 @@ class KeyProxy:
         sent.meter.feed(chunk)
         if sent.meter.seen:
             sent.heard.set()
+            self._learn(sent)
             grant.note(sent, sent.cut_off_usd)
         if sent.meter.again > sent.reservation.asked.again():
             raise _TooOften
+
+    def _learn(self, sent: Sent) -> None:
+        """Where the key's workspace has the API answer: the next request is reserved at that price."""
+        if sent.meter.geo in ("us", "global") and not sent.reservation.asked.names_geo:
+            self._keeps_in_us = sent.meter.geo == "us"
 
 
 class _TooOften(Exception):
@@ -373,13 +390,13 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def _read(body: bytes, scope: dict[str, Any], grant: Grant) -> tuple[Asked, Price]:
-    """Raises Refused, UnknownPrice."""
+def _read(body: bytes, scope: dict[str, Any], grant: Grant) -> Asked:
+    """Raises Refused."""
     betas = [value.decode("latin-1") for name, value in scope["headers"] if name == b"anthropic-beta"]
     asked = request.read(body, grant.features, betas)
     if not grant.permits(asked.model):
         raise Refused(f"model {asked.model[:200]} is not allowed here")
-    return asked, asked.price(grant.account.prices)
+    return asked
 
 
 async def _refuse(send: Send, grant: Grant, reason: str) -> None:

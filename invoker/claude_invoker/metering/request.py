@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from claude_contract.features import of_model
 from claude_invoker.metering.allowed import (
     USUAL,
     Otherwise,
@@ -18,6 +19,7 @@ from claude_invoker.metering.allowed import (
     check_betas,
     check_members,
     check_tools,
+    needs,
     once,
     with_searches,
 )
@@ -93,6 +95,15 @@ class Asked:
         price = prices.fast(self.model) if wanted.fast else prices.price(self.model)
         price = price.long_context() if self.long_context else price
         return price.times(_IN_US) if wanted.in_us else price
+
+    @property
+    def names_geo(self) -> bool:
+        """Whether it says where it is to be answered, be it anywhere."""
+        return self.members.get("inference_geo", b"null") != b"null"
+
+    def kept_in_us(self) -> Asked:
+        """The same, of a key whose workspace keeps in the US what does not say where."""
+        return self if self.names_geo else replace(self, otherwise=replace(self.otherwise, in_us=True))
 
     def lowered(self, max_tokens: int, searches: int) -> Asked:
         """With a shorter answer and fewer searches. `max_tokens` is `fewest_tokens` at least, `searches` 1 where there
@@ -211,6 +222,9 @@ def read(body: bytes, features: Collection[str] = (), betas: Iterable[str] = ())
         raise Refused("not a JSON object with a model") from None
     if max_tokens is not None and max_tokens < 1:
         raise Refused("max_tokens is not a number of tokens")
+    for feature in of_model(model):
+        if feature not in features:
+            raise Refused(needs(f"the model {model[:100]}", feature))
     has_budget = isinstance(thinking, dict) and type(thinking.get("budget_tokens")) is int
     return Asked(
         members,

@@ -14,6 +14,8 @@ _log = logging.getLogger(__name__)
 _BYTES_PER_TOKEN = 3
 """Of ASCII that was streamed before an answer broke off, which the API has not counted for us: rather too many tokens.
 A byte of any other letter is one."""
+_MOST = 1_000_000_000
+"""Of one figure. No request has as much, and a larger one would be beyond what ledgers count in."""
 _MAX_LINE = 4 * 1024 * 1024
 _MAX_BODY = 64 * 1024 * 1024
 _SHOWN = ("text", "tool_use", "server_tool_use")
@@ -155,11 +157,11 @@ class _Usage:
 def _number(values: dict[str, Any], name: str, bound: int) -> int | None:
     """None where it is not there."""
     value = values.get(name)
-    if value is None or (type(value) is int and value >= 0):
-        return value
-    if isinstance(value, float) and value >= 0 and value.is_integer():
+    if value is None:
+        return None
+    if type(value) in (int, float) and 0 <= value <= _MOST and value == int(value):
         return int(value)
-    _log.warning("the API's usage has %s that are no number: counted as %d", name, bound)
+    _log.warning("the API's usage has %s that are no number, or none that can be: counted as %d", name, bound)
     return bound
 
 

@@ -325,8 +325,11 @@ def _features(section: TierConfig, prefix: str) -> tuple[Feature, ...] | None:
         raise ConfigError(at, str(error)) from error
     if "WebSearch" in (section.tools or ()) and "web_search" not in found:
         raise ConfigError(at, "needs web_search, since the tier's tools have WebSearch, which is that")
-    if "context_1m" not in found and (large := [name for name in section.models if name.endswith("[1m]")]):
-        raise ConfigError(at, f"needs context_1m, since the tier's models have {large[0]}")
+    instead = section.cheaper.model if section.cheaper is not None else None
+    for name in (*section.models, instead or ""):
+        for feature in features.of_model(name):
+            if feature not in found:
+                raise ConfigError(at, f"needs {feature}, since the tier's models have {name}")
     return found
 
 
