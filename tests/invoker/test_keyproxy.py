@@ -491,6 +491,7 @@ async def test_no_header_asks_for_what_the_body_was_not_read_as(
         "content-encoding": "x-utf-7",
         "te": "trailers",
         "expect": "200-ok",
+        "idempotency-key": "one-of-all-runs",
         "anthropic_beta": "fast-mode-2026-02-01",
         "x_api_key": "sk-x",
         "anthropic_workspace_id": "wrkspc_x",

@@ -127,6 +127,7 @@ def test_what_nobody_here_knows_passes_unread_and_what_names_the_caller_does_not
         "authorization": "Bearer of-the-client",
         "x-api-key": "sk-of-the-client",
         "cookie": "c=of-the-client",
+        "idempotency-key": "of-the-client",
         "x-consumer-username": "of-the-client",
         "x-forwarded-for": "192.0.2.1, of-the-client",
     }
@@ -145,7 +146,15 @@ def test_what_nobody_here_knows_passes_unread_and_what_names_the_caller_does_not
 
 def test_a_header_of_the_callers_would_go_on_if_it_were_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the one above."""
-    for name in (b"x-api-key", b"cookie", b"authorization", b"x_api_key", b"x-claude-attestation", b"x-consumer-id"):
+    for name in (
+        b"x-api-key",
+        b"cookie",
+        b"authorization",
+        b"x_api_key",
+        b"idempotency-key",
+        b"x-claude-attestation",
+        b"x-consumer-id",
+    ):
         assert heads.to_api([(name, b"1"), (b"accept", b"*/*")]) == [(b"accept", b"*/*")]
         with monkeypatch.context() as patched:
             patched.setattr(heads, "_OF_THE_CALLER", frozenset())

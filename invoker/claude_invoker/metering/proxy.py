@@ -39,7 +39,8 @@ _MAX_HELD = 2 * _MAX_BODY
 _DROPPED = frozenset(
     (b"host", b"authorization", b"x-api-key", b"cookie", b"content-length", b"content-type", b"content-encoding",
      b"connection", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"expect", b"keep-alive", b"accept-encoding",
-     b"proxy-authorization", b"proxy-connection", b"anthropic-workspace-id", b"anthropic-user-profile-id")
+     b"proxy-authorization", b"proxy-connection", b"idempotency-key", b"x-idempotency-key",
+     b"anthropic-workspace-id", b"anthropic-user-profile-id")
 )  # fmt: skip
 """What is sent is JSON, whatever its sender calls it: read in another charset the same bytes could ask for other
 things. A name with `_` is none of the API's, and servers there are that read it as one with `-`."""

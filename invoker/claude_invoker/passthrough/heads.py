@@ -17,8 +17,11 @@ _OF_A_CONNECTION = frozenset(
      b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )  # fmt: skip
 _OF_THE_CALLER = frozenset(
-    (b"accept-encoding", b"authorization", b"cookie", b"forwarded", b"via", b"x-api-key", b"x-real-ip", b"x-request-id")
-)
+    (b"accept-encoding", b"authorization", b"cookie", b"forwarded", b"idempotency-key", b"via", b"x-api-key",
+     b"x-idempotency-key", b"x-real-ip", b"x-request-id")
+)  # fmt: skip
+"""An idempotency key is one within an API key, which all callers share: of two with the same the second would have the
+first one's answer."""
 _OF_THE_GATEWAY = (
     b"x-claude-", b"x-forwarded-", b"x-kong-", b"kong-", b"x-consumer-", b"x-credential-", b"x-anonymous-consumer",
     b"x-authenticated-",
