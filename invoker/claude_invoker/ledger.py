@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from enum import Enum
 
 from redis.exceptions import RedisError
@@ -32,6 +33,7 @@ from claude_contract.ledger.warnings import Known, warnings_in, warnings_of
 from claude_invoker import redis_clients
 from claude_invoker.caller import Caller
 from claude_invoker.draws import Draws
+from claude_invoker.ending import ended
 from claude_invoker.problem import Problem
 
 _log = logging.getLogger(__name__)
@@ -79,6 +81,17 @@ class Ledger:
             wait_s = -(-admission.wait_ms // 1000) or 5
             detail = f"the gateway's limit {admission.exceeded}{whose} is reached"
             raise Problem(429, "limited", detail, {"Retry-After": str(wait_s)})
+
+    @asynccontextmanager
+    async def held(self, caller: Caller) -> AsyncIterator[None]:
+        """While a body comes that may take longer than those seconds: its sender keeps his place, and whoever sends
+        slowly has no more of them than anybody else. Raises Problem 429."""
+        await self.confirm(caller)
+        keeper = asyncio.create_task(self.hold(caller))
+        try:
+            yield
+        finally:
+            await ended(keeper)
 
     async def acquire(self, caller: Caller) -> Admission | None:
         """Takes the lease of a run that the gateway let in to be queued. None: there is nothing to take.

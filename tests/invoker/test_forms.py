@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,18 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from msgspec.structs import replace
 
+from claude_contract import ledger
 from claude_contract.attestation import Signer
 from claude_contract.claims import body_hash
+from claude_contract.ledger.calls import to_acquire
+from kong_claude.rate_tiers.redis_ledger import RedisLedger
+from kong_claude.rate_tiers.redis_ledger import Settings as RedisAddress
 from tests.invoker.conftest import Invoker, StandInProcess, tool, wait_for
+from tests.rate_tiers.servers import RedisProcess
 from tests.support.attest import signed
+from tests.support.waiting import HANG_S
 from tests.workspace.test_archive import tarred, zipped
 
 SECRET = "s" * 32
@@ -229,3 +238,36 @@ def test_more_than_may_come_does_not_come(attested: Invoker) -> None:
         other = client.post("/invoke", content=bytes(11_000_000), headers=header())
         assert other.status_code == 413 and "INVOKER_MAX_BODY" in other.text
     assert not intake(attested)
+
+
+def test_who_sends_slowly_keeps_his_place_and_has_no_more_than_that(
+    redis_server: RedisProcess, start_invoker: Callable[..., Invoker]
+) -> None:
+    """Room on the disk is kept for what is on its way: by a form a minute, of which nothing comes, it was all taken, and
+    others were refused with 507."""
+    invoker = start_invoker(trust="attested", attestation_key=SECRET, redis_url=redis_server.url, pool_size=0)
+    store = RedisLedger(RedisAddress(redis_server.url, timeout=HANG_S))
+    slot = ledger.Slot(concurrent=1, ttl_ms=60_000)
+
+    def let_in() -> ledger.Lease | None:
+        """As the gateway does it, which waits so long for the invoker to confirm it."""
+        lease = ledger.Lease.new(ledger.NAMESPACE, "slow", 0)
+        return lease if store.admit(replace(to_acquire(lease, slot), confirm_ms=1000)).admitted else None
+
+    def running() -> int:
+        return store.peek(ledger.Peek(ledger.NAMESPACE, "slow", slot=slot)).running
+
+    assert let_in() and running() == 1
+    wait_for(lambda: running() == 0, what="the end of a place that nobody has confirmed")  # the control
+    lease = let_in()
+    attestation = header(sub="slow", lease=str(lease), slot=slot.claim(), clamp={})["X-Claude-Attestation"]
+    head = f"POST /invoke/form HTTP/1.1\r\nHost: x\r\nX-Claude-Attestation: {attestation}\r\n"
+    head += "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000000\r\n\r\n--b\r\n"
+    address = httpx.URL(invoker.url)
+    with socket.create_connection((address.host, address.port or 80)) as client:
+        client.sendall(head.encode())
+        wait_for(lambda: intake(invoker), what="the form")
+        time.sleep(2)
+        assert running() == 1 and let_in() is None
+    wait_for(lambda: running() == 0, what="its place, once it has left")
+    assert not intake(invoker)

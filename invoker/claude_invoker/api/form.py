@@ -44,12 +44,18 @@ class Form:
 
 
 @contextlib.asynccontextmanager
-async def form_of(request: Request, intake: Intake, max_request: int, max_form: int) -> AsyncIterator[Form]:
-    """The form in the body. Its directory is deleted in the end unless something was started with it
-    (`request.state.started`).
+async def form_of(
+    request: Request,
+    intake: Intake,
+    max_request: int,
+    max_form: int,
+    while_coming: contextlib.AbstractAsyncContextManager[None],
+) -> AsyncIterator[Form]:
+    """The form in the body, which is read within `while_coming`. Its directory is deleted in the end unless something
+    was started with it (`request.state.started`).
 
     For a request whose caller is `attested_form`. Raises Problem 400, 413, 415, 422; 503 and 507 where it cannot be
-    stored.
+    stored; what `while_coming` does.
     """
     with understood("Content-Type"):
         media, options = parse_options_header(request.headers.get("content-type"))
@@ -58,10 +64,11 @@ async def form_of(request: Request, intake: Intake, max_request: int, max_form: 
     length = content_length(dict(request.scope["headers"]).get(b"content-length")) or max_form
     directory = None
     try:
-        with intake.room(length), _stored():
-            directory = await asyncio.to_thread(intake.make)
-            parts = _Parts(directory, max_request)
-            await _read(request, parts, options[b"boundary"])
+        async with while_coming:
+            with intake.room(length), _stored():
+                directory = await asyncio.to_thread(intake.make)
+                parts = _Parts(directory, max_request)
+                await _read(request, parts, options[b"boundary"])
         yield parts.form()
     finally:
         if directory is not None and not request.state.started:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import nullcontext
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -81,8 +82,9 @@ async def invoke_form(request: Request, caller: Annotated[Caller, Depends(attest
     """The same for a request that comes with files, which are there when the run begins."""
     if caller.queued:
         raise Problem(503, "busy", "all places of your tier are taken", {"Retry-After": "5"})
-    settings, intake = services(request).settings, services(request).engine.intake
-    async with form_of(request, intake, settings.max_body, settings.max_upload) as form:
+    settings, engine = services(request).settings, services(request).engine
+    held = nullcontext() if engine.ledger is None else engine.ledger.held(caller)
+    async with form_of(request, engine.intake, settings.max_body, settings.max_upload, held) as form:
         wanted = validated(border.json_object(form.request), caller, InvokeRequest)
         if wanted.files or wanted.archive is not None:
             raise Problem(422, "invalid", "request: in a form, files and archive are parts of their own")

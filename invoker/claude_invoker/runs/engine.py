@@ -127,7 +127,7 @@ class Engine:
             self.workspaces = Workspaces(settings, self._launcher, above / "repositories", fetcher)
             self._launcher.furnish = self._furnish
         idle_s = min(settings.session_idle_s, settings.session_ttl_s)
-        self.intake = Intake(settings.state_dir / "intake")
+        self.intake = Intake(settings.state_dir / "intake", settings.disk_reserve)
         """What callers have sent for runs that have not begun yet."""
         self.idle = Idle(self._launcher, self._sessions, idle_s, settings.session_idle_memory)
         """Processes that wait for their session's next turn."""

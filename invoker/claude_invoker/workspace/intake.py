@@ -13,16 +13,18 @@ from claude_invoker.cli import walk
 from claude_invoker.problem import Problem
 
 _FREE = 0.1
-"""The part of the disk that is left to others."""
+"""The part of the disk that is left to others, at least."""
 _LEFT_S = 6 * 3600.0
 """What is older was left by an invoker that died: a run has long begun by then, or is over."""
 
 
 class Intake:
-    """A directory that only we can enter, of several invokers perhaps."""
+    """A directory that only we can enter, of several invokers perhaps. `reserve`: bytes of the disk without which no
+    run begins."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, reserve: int) -> None:
         self._directory = directory
+        self._reserve = reserve
         self._coming = 0
         """Bytes that there is to be room for."""
 
@@ -34,7 +36,7 @@ class Intake:
     def room(self, size: int) -> Iterator[None]:
         """As long as so many bytes are on their way. Raises Problem 507 where the disk would be full by them."""
         space = shutil.disk_usage(self._directory)
-        if space.free - self._coming - size < space.total * _FREE:
+        if space.free - self._coming - size < max(space.total * _FREE, self._reserve):
             raise Problem(507, "too-much-held", "there is no room for what you send now", {"Retry-After": "60"})
         self._coming += size
         try:
