@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
+from kong_claude import PLUGINS
 from kong_claude.cli.main import main
-from kong_claude.doctor import admin, rules
+from kong_claude.doctor import admin, probe, rules
 from kong_claude.doctor.settings import Settings, of_environment
 from kong_claude.problem import Problem
 from tests.support.gateway import gateway_alone
@@ -122,6 +124,20 @@ def test_what_kong_shows_counts_more_than_an_environment_that_may_be_anothers() 
     assert settings.get("CLAUDE_JWT_SECRET") == "y"
     assert settings.shows("CLAUDE_ATTESTATION_KEY", "KONG_LUA_PACKAGE_PATH")
     assert "y" not in repr(settings)
+
+
+def test_a_field_of_another_release_is_none_that_is_mistyped() -> None:
+    """Kong has taken it; and shows all fields that it knows, those that are not given too."""
+    config = {"minute": 10, "limit_by": "ip", "of_tomorrow": None}
+    plugin = {"name": "claude-rate-tiers", "id": "1", "config": config}
+    with api({"/plugins": (200, {"data": [plugin], "next": None})}) as url:
+        running = admin.from_admin(url, Settings())
+    found = list(probe.configurations(running, PLUGINS))
+    assert [each.rule for each in found] == ["unchecked"], found
+    assert "of_tomorrow" in found[0].problem and "another release" in found[0].problem
+    # The control: in a file it is mistyped, null or not, as Kong says itself.
+    written = list(probe.configurations(replace(running, is_running=False), PLUGINS))
+    assert [each.rule for each in written] == ["bad-config"] and "no such field" in written[0].problem
 
 
 def test_every_page_is_read() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from kong_claude import ask
@@ -24,7 +25,7 @@ TIMEOUT = 10.0  # seconds, for one answer
 def from_admin(url: str, environment: Settings) -> View:
     """Asks a running Kong's Admin API, which shows vault references, not what they resolve to. What it shows of Kong's
     settings counts, the rest is as `environment` has it. Raises Problem."""
-    return build(everything(url), settings(url).over(environment))
+    return replace(build(everything(url), settings(url).over(environment)), is_running=True)
 
 
 def everything(url: str) -> dict[str, list[dict[str, Any]]]:

@@ -66,6 +66,7 @@ class View:
     consumer_groups: tuple[Entity, ...] = ()
     lines: Mapping[Place, int] = field(default_factory=dict, repr=False)
     kinds: frozenset[str] = frozenset()  # of entities that the file lists, known here or not
+    is_running: bool = False  # it is what a Kong has taken
 
     @property
     def served(self) -> tuple[RouteView, ...]:
