@@ -47,6 +47,8 @@ POOLS_ROOM = 960  # budgets and pools of a place; see `pools_size`
 POOL_NAME_ROOM = 32
 REPOSITORY_ROOM = 128  # a repository's name, and as much its ref
 # In any other path a character may take several bytes.
+SEARCH = "WebSearch"
+"""The tool of a run that is the API's own `web_search`."""
 _READABLE_PATH = re.compile(r"[!#-\[\]-~]{1,128}")
 
 # No escapes beyond JSON's own: the longest subject in Chinese takes 3 bytes a character, not 6.
@@ -105,6 +107,15 @@ class Clamp:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_claims", self._made())
+
+    @property
+    def api_features(self) -> tuple[Feature, ...]:
+        """What it allows beside tokens, said or not: what says nothing has large contexts, and the API's search where
+        it has the tool that is that. A receiver may allow less."""
+        if self.features is not None:
+            return self.features
+        searches = self.tools is None or SEARCH in self.tools
+        return ("context_1m", "web_search") if searches else ("context_1m",)
 
     def to_claims(self) -> Mapping[str, Any]:
         """Made once: a tier's clamp is attested with each of its requests."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from claude_contract.claims import Clamp
+from claude_contract.claims import SEARCH, Clamp
 from claude_contract.destinations import Destination, within_both
 from claude_contract.features import Feature, of_model
 from claude_invoker.isolation.strength import COMMAND_TOOLS, USE_EGRESS, Boundary
@@ -23,8 +23,6 @@ from claude_invoker.workspace.files import Content
 from claude_invoker.workspace.repository import Wanted
 
 _T = TypeVar("_T", int, float)
-SEARCH = "WebSearch"
-"""The tool of a run that is the API's own `web_search`."""
 
 
 @dataclass(frozen=True)
@@ -262,10 +260,8 @@ def _egress(clamp: Clamp, settings: Settings) -> tuple[Destination, ...]:
 
 def features_of(clamp: Clamp, *, searches: bool) -> tuple[Feature, ...]:
     """What requests to the API may have beside tokens. `searches`: whether the tool `WebSearch` may be used, which is
-    the API's. A tier that says nothing has that, and large contexts."""
-    if clamp.features is None:
-        return ("context_1m", "web_search") if searches else ("context_1m",)
-    return tuple(feature for feature in clamp.features if searches or feature != "web_search")
+    the API's."""
+    return tuple(feature for feature in clamp.api_features if searches or feature != "web_search")
 
 
 def _tools_of(clamp: Clamp, settings: Settings) -> tuple[str, ...] | None:

@@ -19,7 +19,7 @@ import yaml
 from claude_contract.attestation import new_private_key
 from kong_claude import PLUGINS
 from kong_claude.cli.main import main
-from kong_claude.doctor import admin, kong, probe, rules, view
+from kong_claude.doctor import admin, kong, probe, rules, spelling, view
 from kong_claude.doctor.opening import Opening
 from kong_claude.doctor.settings import Settings
 from kong_claude.guard import LUA_PATH, PAIR_PATH, PAIRED, lua, named
@@ -825,3 +825,36 @@ def test_defaults_are_filled_in_as_kong_does() -> None:
         ]
     }
     assert probe.with_defaults(record, {"l": [{}]}) == {"a": "x", "r": {"b": 1}, "l": [{"d": 3}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("sonet", "sonnet"), ("Haiku", "haiku"), ("claude-sonet-4-5", "claude-sonnet-4-5"), ("opuss[1m]", "opus[1m]"),
+        ("cluade-opus-5-5", "claude-opus-5-5"),
+        # What is known, and what is like nothing that is: it may be new.
+        ("sonnet", None), ("opus[1m]", None), ("claude-opus-5-5-20260922", None), ("claude-3-5-haiku-latest", None),
+        ("claude-opus-5-5-fast", None), ("ballad", None), ("claude-epic-6", None), ("house", None), ("", None),
+    ],
+)  # fmt: skip
+def test_the_name_of_a_model_that_is_meant(name: str, meant: str | None) -> None:
+    assert spelling.model(name) == meant
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("bash", "Bash"), ("Reed", "Read"), ("Websearch", "WebSearch"), ("Bash", None), ("mcp__x__y", None), ("Of", None)],
+)
+def test_the_name_of_a_tool_that_is_meant(name: str, meant: str | None) -> None:
+    assert spelling.tool(name) == meant
+
+
+def test_a_name_that_is_most_likely_mistyped_is_no_opening(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is said once, with its line, and the doctor is content: the name may be new."""
+    path = tmp_path / "kong.yml"
+    path.write_text((ROOT / "kong.yml").read_text().replace("models: [haiku]", "models: [hiaku]", 1))
+    assert main(["doctor", str(path)]) == 0
+    line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "hiaku" in text)
+    (said,) = [each for each in capsys.readouterr().err.splitlines() if "hiaku" in each]
+    assert said == f"{path}:{line}: tiers[1].models: hiaku is not known here: haiku?"
+    assert main(["doctor", str(ROOT / "kong.yml")]) == 0 and "known here" not in capsys.readouterr().err

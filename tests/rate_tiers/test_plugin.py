@@ -543,6 +543,7 @@ def test_report(kong: Driver, start: Start, subject: str) -> None:
     assert event.ended.status == 200
     body = event.ended.body
     assert body["tier"] == "free" and body["models"] == ["claude-haiku"] and body["max_turns"] == 5
+    assert body["api_features"] == ["fast_mode", "web_fetch"] and "features" not in body
     assert [(w["name"], w["limit"], w["remaining"]) for w in body["windows"]] == [
         ("minute", 60, 59),
         ("hour", 500, 499),
@@ -635,3 +636,20 @@ def test_a_frozen_redis_holds_up_nobody_else(
         answered += 1
     assert refused == [503] * 4
     assert answered > 20, "the server stood still while one Redis was silent"
+
+
+@pytest.mark.parametrize(
+    ("tier", "features"),
+    [
+        ({}, ["context_1m", "web_search"]),
+        ({"tools": ["Read", "WebSearch"]}, ["context_1m", "web_search"]),
+        ({"tools": ["Read"]}, ["context_1m"]),
+        ({"api_features": []}, []),
+    ],
+)
+def test_what_a_tier_has_that_says_nothing_of_api_features_is_told(
+    kong: Driver, start: Start, subject: str, tier: dict[str, Any], features: list[str]
+) -> None:
+    """By the name of the tier's field, and as the invoker understands it (`plan.features_of`)."""
+    report = start(tiers=[{"name": "free", "minute": 60, **tier}], report=True)
+    assert kong.handle(report, "access", identified(subject)).ended.body["api_features"] == features

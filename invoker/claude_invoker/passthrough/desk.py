@@ -15,6 +15,7 @@ from decimal import Decimal
 
 import httpx
 
+from claude_contract.claims import SEARCH
 from claude_contract.features import FEATURES
 from claude_invoker.caller import Caller
 from claude_invoker.ending import ended
@@ -23,7 +24,7 @@ from claude_invoker.metering.control import NoProxy, Terms
 from claude_invoker.metering.models import permits
 from claude_invoker.passthrough.heads import Headers, Session
 from claude_invoker.passthrough.message import Message
-from claude_invoker.plan import SEARCH, allowed_models, features_of
+from claude_invoker.plan import allowed_models, features_of
 from claude_invoker.problem import Problem
 from claude_invoker.runs.engine import Engine
 
@@ -67,10 +68,7 @@ class Desk:
                 403, "forbidden", f"model {model[:200]} is not allowed here; allowed: {', '.join(models or ())}"
             )
         bounds = [bound for bound in (clamp.max_usd, settings.max_budget_usd) if bound is not None]
-        searches = SEARCH in settings.tools_allowed
-        if clamp.features is None:
-            searches = searches and (clamp.tools is None or SEARCH in clamp.tools)
-        features = features_of(clamp, searches=searches)
+        features = features_of(clamp, searches=SEARCH in settings.tools_allowed)
         lease = caller.lease if self._engine.ledger is not None else None
         slot = caller.slot if lease is not None else None
         return Terms(lease, Decimal(str(min(bounds))), models, 1, features, slot, caller.tier or "")

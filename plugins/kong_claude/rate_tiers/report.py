@@ -59,7 +59,8 @@ def limits(usage: Usage, tier: Tier, messages: Usage | None = None) -> dict[str,
         "windows": [_window(q) for q in usage.own.quotas],
         "concurrent": {"limit": tier.slot.concurrent, "running": usage.running},
         "usd": money,
-        **tier.clamp.to_claims(),
+        **{name: value for name, value in tier.clamp.to_claims().items() if name != "features"},
+        "api_features": list(tier.clamp.api_features),  # as the tier's field is called
     }
     if tier.messages is not None and messages is not None:
         body["messages"] = {

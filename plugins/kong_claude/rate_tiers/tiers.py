@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 
 from claude_contract import destinations, features
-from claude_contract.claims import CLAMP_ROOM, NAME_ROOM, POOLS_ROOM, Clamp, Place, pools_size, size
+from claude_contract.claims import CLAMP_ROOM, NAME_ROOM, POOLS_ROOM, SEARCH, Clamp, Place, pools_size, size
 from claude_contract.destinations import Destination
 from claude_contract.errors import ConfigError
 from claude_contract.features import Feature
@@ -323,8 +323,8 @@ def _features(section: TierConfig, prefix: str) -> tuple[Feature, ...] | None:
         found = features.parse(section.api_features)
     except ValueError as error:
         raise ConfigError(at, str(error)) from error
-    if "WebSearch" in (section.tools or ()) and "web_search" not in found:
-        raise ConfigError(at, "needs web_search, since the tier's tools have WebSearch, which is that")
+    if SEARCH in (section.tools or ()) and "web_search" not in found:
+        raise ConfigError(at, f"needs web_search, since the tier's tools have {SEARCH}, which is that")
     instead = section.cheaper.model if section.cheaper is not None else None
     for name in (*section.models, instead or ""):
         for feature in features.of_model(name):
