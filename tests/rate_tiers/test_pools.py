@@ -269,11 +269,34 @@ def test_a_book_of_years_stays_short_and_right(clocked: ClockedRedis) -> None:
         leased = Lease("claude", "ada", lease.format(n=n), TEAM)
         assert clocked.ask(calls.settle(leased, 1000), now)
         now += quarter
-    length: Any = clocked.client.strlen(key)
-    assert length <= 13 * 4096
+    kept: Any = clocked.client.get(key)
+    assert len(kept) <= 13 * 4096
+    # Trimmed when the 4097th quarter was booked: since then it begins with the last that was over 33 days before.
+    full = at("2026-08-01T00:00") // quarter + 4096
+    assert [struct.unpack_from("<I", kept, place)[0] for place in range(0, len(kept), 13)] == [
+        *range(full - 33 * 96 - 1, now // quarter)
+    ]
     month, day = Budget(1, "month", rolling=True), Budget(1, "day", "Asia/Kathmandu")
     assert spent(clocked, month, now) == 30 * 96 * 1000
     assert spent(clocked, day, now) == 23 * 1000  # since 18:15
+
+
+def test_what_is_booked_in_one_quarter_is_one_record(clocked: ClockedRedis) -> None:
+    now, key = at("2026-11-26T12:00"), "claude:{*}:pool.team:claim:red:spent"
+    for later in (0, 60_000_000, HOUR // 4 - 1):
+        book(clocked, 1, now + later)
+    assert clocked.client.get(key) == struct.pack("<IdB", now // (HOUR // 4), 3 * DOLLAR, 1)
+
+
+def test_what_has_ended_is_known_for_a_day_and_no_longer(clocked: ClockedRedis) -> None:
+    """Else a subject that is never idle for a day would keep the name of every run that it ever had."""
+    now, day = at("2026-11-26T12:00"), 24 * HOUR
+    first, second, third = (Lease.new("claude", "ada", 0, TEAM) for _ in range(3))
+    for lease, later in ((first, 0), (second, day - 1000), (third, day)):
+        assert clocked.ask(calls.settle(lease, DOLLAR), now + later)
+        assert not clocked.ask(calls.settle(lease, DOLLAR), now + later)
+    known: Any = clocked.client.zrange("claude:{*}:ada:settled", 0, -1)
+    assert [held.partition(b" ")[0] for held in known] == [second.member.encode(), third.member.encode()]
 
 
 def counted(clocked: ClockedRedis, now: int) -> int:
