@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,15 @@ def test_named_targets_and_commands_exist(path: Path) -> None:
 
 YAML = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
 GUARD = re.compile(r"kong-claude (guard(?: --[a-z-]+(?: (?!--)[a-z.-]+)?)*)")
+
+
+TOKEN = re.compile(r"kong-claude (token(?: --no-role| --[a-z]+ (?:'[^']*'|[\w.:=@/]+))+)")
+
+
+@pytest.mark.parametrize("command", sorted({c for path in DOCUMENTS for c in TOKEN.findall(code_of(path))}))
+def test_every_token_that_is_shown_is_made(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLAUDE_JWT_SECRET", "of the documents" * 4)
+    assert main(shlex.split(command)) == 0
 
 
 @pytest.mark.parametrize("command", sorted({c for path in DOCUMENTS for c in GUARD.findall(code_of(path))}))

@@ -24,6 +24,7 @@ from tests.chaos.load import Load
 from tests.chaos.stack import PLUGIN, Stack
 from tests.chaos.suite import counts, passed, requests_for, served
 from tests.e2e.conftest import ROOT
+from tests.support.waiting import HANG_S
 
 KONG = os.environ.get("KONG")
 
@@ -100,11 +101,9 @@ async def run_reloads(stack: Counting, times: int) -> dict[str, float]:
     until.set()
     await running
     statuses = Counter(str(o.status) for o in load.outcomes)
-    for _ in range(100):  # the log phases of the last ones
-        counted = await stack.counted()
-        if counted.total() == statuses.total():
-            break
-        await asyncio.sleep(0.1)
+    deadline = time.monotonic() + HANG_S
+    while (counted := await stack.counted()).total() != statuses.total() and time.monotonic() < deadline:
+        await asyncio.sleep(0.1)  # the log phases of the last ones
     refused = [o.at for o in load.outcomes if o.good and not served(o)]
     lasted = [_lasted(began, ends, refused) for began, ends in itertools.pairwise([*recoveries, time.monotonic()])]
     return {
