@@ -190,6 +190,14 @@ def test_what_a_run_that_has_ended_may_still_cost_stays_drawn(store: Store, alon
     assert standing() == (0, 0)
 
 
+def test_a_micro_dollar_stays_drawn_as_well(store: Store) -> None:
+    slot, lease = pooled(DOLLAR), lease_of(1)
+    assert store.acquire(lease, slot).admitted
+    assert store.draw(lease, slot, Draw(0, 0, 1, 1)).micro_usd == 1
+    assert store.settle(lease, 0, final=False)
+    assert pool_of(store, slot) == (0, 1, 0)
+
+
 def test_what_is_left_of_a_run_lapses_where_nobody_comes_back(clocked: ClockedRedis) -> None:
     slot, now, lease = pooled(DOLLAR), at("2026-11-02T12:00"), lease_of(1)
     local = LocalLedger(clock=lambda: now)

@@ -288,6 +288,21 @@ def test_what_is_booked_in_one_quarter_is_one_record(clocked: ClockedRedis) -> N
     assert clocked.client.get(key) == struct.pack("<IdB", now // (HOUR // 4), 3 * DOLLAR, 1)
 
 
+def test_a_book_begins_with_what_there_was_before_books(clocked: ClockedRedis) -> None:
+    """As a release without books has left it: today's, and the month's before today, which is none of any zone's today."""
+    now, key, alone = at("2026-11-26T12:00"), "claude:{ada}:spent", Shared()
+    for dollars, earlier in ((2, 24 * HOUR), (1, HOUR)):
+        book(clocked, dollars, now - earlier, alone)
+    clocked.client.delete(key)
+    book(clocked, 4, now, alone)
+    records = ((at("2026-11-26T00:00") // (HOUR // 4) - 1, 2 * DOLLAR), (now // (HOUR // 4), 7 * DOLLAR))
+    assert clocked.client.get(key) == b"".join(struct.pack("<IdB", *record, 1) for record in records)
+    assert [spent(clocked, Budget(1, "day", zone), now, alone) for zone in ("UTC", "Asia/Kathmandu")] == [
+        5 * DOLLAR,
+        7 * DOLLAR,  # since 18:15: what was before today is not known better than as its last quarter
+    ]
+
+
 def test_what_has_ended_is_known_for_a_day_and_no_longer(clocked: ClockedRedis) -> None:
     """Else a subject that is never idle for a day would keep the name of every run that it ever had."""
     now, day = at("2026-11-26T12:00"), 24 * HOUR
