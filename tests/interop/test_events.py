@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from claude_invoker.api.stream import encode
+from claude_invoker.api.stream import HEARTBEAT, RETRY, encode
 from claude_invoker.runs.events import EventLog
 from tests.interop.events import CLIENTS, Client
 
@@ -23,14 +23,20 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("client", CLIENTS, ids=str)
-def test_every_client_reads_the_same_events(client: Client) -> None:
+def stream(heartbeat: bytes = HEARTBEAT) -> bytes:
+    """The events of all these texts, with silences, and at last one that was cut off."""
     log = EventLog()
     for text in TEXTS:
         log.append("run.text", {"text": text, text: 1})
     log.append_json("run.done", json.dumps({"text": ENDS}, ensure_ascii=False).encode())
-    stream = ": heartbeat\n\n" + "".join(encode(event).decode() for event in log.since(0)) + "id: 99\ndata: cut"
-    read = client.read(stream)
+    return RETRY + heartbeat + b"".join(encode(event) + heartbeat for event in log.since(0)) + b"id: 99\ndata: cut"
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 10_000])
+@pytest.mark.parametrize("client", CLIENTS, ids=str)
+def test_every_client_reads_the_same_events_wherever_they_are_cut(client: Client, size: int) -> None:
+    sent = stream()
+    read = client.read(sent[at : at + size] for at in range(0, len(sent), size))
     assert [(number, name) for number, name, _ in read] == [
         *((str(number), "run.text") for number in range(1, len(TEXTS) + 1)),
         (str(len(TEXTS) + 1), "run.done"),
@@ -38,12 +44,27 @@ def test_every_client_reads_the_same_events(client: Client) -> None:
     assert [json.loads(data)["text"] for _, _, data in read] == [*TEXTS, ENDS]
 
 
-def test_the_control_not_every_client_reads_what_json_alone_makes() -> None:
-    raw = 'id: 1\nevent: run.text\ndata: {"text": "a\u2028b"}\n\n'
-    unread = []
+def test_no_end_of_a_line_can_be_cut_in_two() -> None:
+    """CR LF in two pieces are two ends of lines for some readers (rexxars/eventsource-parser#17, ax-llm/ax#622)."""
+    assert b"\r" not in stream()
+
+
+def unread(sent: bytes) -> list[str]:
+    found = []
     for client in CLIENTS:
         try:
-            json.loads(client.read(raw)[0][2])
+            for _, _, data in client.read([sent]):
+                json.loads(data)
         except ValueError:
-            unread.append(client.who)
-    assert unread == ["httpx, requests: str.splitlines"]
+            found.append(client.who)
+    return found
+
+
+def test_the_control_not_every_client_reads_what_json_alone_makes() -> None:
+    assert unread('id: 1\nevent: run.text\ndata: {"text": "a\u2028b"}\n\n'.encode()) == [
+        "httpx, requests: str.splitlines"
+    ]
+
+
+def test_the_control_an_empty_line_behind_a_heartbeat_is_an_event_for_some() -> None:
+    assert unread(stream(HEARTBEAT + b"\n")) == ["OpenAI's SDK for Python", "Anthropic's SDK for Python"]

@@ -92,7 +92,7 @@ def test_a_client_may_come_back(start_invoker: Callable[..., Invoker]) -> None:
     client.close()
     with invoker.client() as again:
         rest = again.get(f"/runs/{run}/events", headers={"Last-Event-ID": str(seen)}).text
-    assert rest.removeprefix("retry: 1000\n\n").startswith(f"id: {seen + 1}\n")
+    assert rest.removeprefix("retry: 1000\n").startswith(f"id: {seen + 1}\n")
     assert "event: run.finished" in rest
 
 

@@ -15,15 +15,15 @@ import pytest
 
 from claude_contract.nesting import too_deep
 from tests.invoker.conftest import KEY, Invoker, StandInProcess, tool
+from tests.support.event_stream import blocks
 from tests.support.waiting import HANG_S
 
 
 def events_of(answer: httpx.Response) -> list[tuple[int, str, dict[str, object]]]:
     found = []
-    for block in "".join(answer.iter_text()).split("\n\n"):
-        if block.startswith("id: "):
-            fields = dict(line.split(": ", 1) for line in block.split("\n"))
-            found.append((int(fields["id"]), fields["event"], json.loads(fields["data"])))
+    for block in blocks("".join(answer.iter_text())):
+        fields = dict(line.split(": ", 1) for line in block.split("\n"))
+        found.append((int(fields["id"]), fields["event"], json.loads(fields["data"])))
     return found
 
 
@@ -242,7 +242,7 @@ def test_who_has_seen_all_is_told_not_to_come_back(api: httpx.Client) -> None:
     run = api.post("/invoke", json={"prompt": "hi"}).json()["id"]
     with api.stream("GET", f"/runs/{run}/events") as all_of_it:
         text = all_of_it.read().decode()
-    assert text.startswith("retry: 1000\n\n")
+    assert text.startswith("retry: 1000\n")
     last = int(re.findall(r"^id: (\d+)$", text, re.M)[-1])
     for seen, status in ((last, 204), (last + 7, 204), (last - 1, 200), (0, 200), ("x", 200)):
         assert api.get(f"/runs/{run}/events", headers={"Last-Event-ID": str(seen)}).status_code == status, seen

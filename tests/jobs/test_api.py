@@ -15,6 +15,7 @@ from claude_invoker.jobs.store import PREFIX
 from kong_claude_local.standin import StandIn
 from tests.jobs.conftest import Gateway, lease, limits_on, serving, slot, until
 from tests.rate_tiers.servers import RedisProcess
+from tests.support.event_stream import blocks
 
 
 async def leases(gateway: Gateway, subject: str) -> ledger.Usage:
@@ -214,18 +215,17 @@ async def test_events_go_on_where_a_client_left_on_another_server(redis_server: 
         created = await gateway.create("job=told")
         await gateway.see(created)
         whole = (await gateway.ask("GET", created["links"]["events"])).text
-    blocks = [block for block in whole.split("\n\n") if block.startswith("id: ")]
-    names = [block.split("\n")[1].removeprefix("event: ") for block in blocks]
+    told = blocks(whole)
+    names = [block.split("\n")[1].removeprefix("event: ") for block in told]
     assert names[0] == "run.started"
     assert names[-2:] == ["run.finished", "job.done"]
-    ids = [block.split("\n")[0].removeprefix("id: ") for block in blocks]
+    ids = [block.split("\n")[0].removeprefix("id: ") for block in told]
     async with serving(redis_server, state, worker="none") as other:
         for n, last in enumerate(ids):
             headers = {"Last-Event-ID": last}
             answer = await other.ask("GET", created["links"]["events"], headers=headers)
             assert answer.status_code == (204 if last == ids[-1] else 200)
-            rest = [block for block in answer.text.split("\n\n") if block.startswith("id: ")]
-            assert rest == blocks[n + 1 :]
+            assert blocks(answer.text) == told[n + 1 :]
         everything = await other.ask("GET", created["links"]["events"], headers={"Last-Event-ID": "nonsense"})
         assert everything.text == whole and whole.startswith("retry: ")
 

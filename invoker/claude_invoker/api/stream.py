@@ -16,8 +16,9 @@ from claude_invoker.runs.run import Run
 
 HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
 GONE = "the client went away"
-HEARTBEAT = b": heartbeat\n\n"
-RETRY = b"retry: 1000\n\n"
+# Neither has an empty line behind it: that would be an event without data for clients that do not drop those.
+HEARTBEAT = b": heartbeat\n"
+RETRY = b"retry: 1000\n"
 """Begins a stream that a client may come back to: after so many milliseconds it does."""
 
 
