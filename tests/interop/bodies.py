@@ -1,7 +1,7 @@
 """Bodies as clients send them, for claude-prompt-context and the invoker.
 
 `was` says what 0.1.0 made of a case: "good", or what was wrong. `refused` says why one that real clients send is refused,
-on purpose; the answer then holds `says`, so that its sender finds the mistake.
+on purpose; the answer then holds `says`, so that its sender finds the mistake. `source` and `reported`: see the README.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Body:
     """The status that the gateway refuses it with; None: it lets it through."""
     invoker: int | None = 202
     """The status of the invoker; None: it never gets there."""
+    source: str = ""
+    reported: bool = False
 
     def __str__(self) -> str:
         return f"{self.who}: {self.what}"
@@ -65,13 +67,29 @@ CUT = "the model cannot be sent half a letter, and what was meant nobody knows"
 BLANK = "a run would be paid for which nothing was asked"
 
 CHARSETS = [
-    # aws/chalice#306, mozilla/page-metadata-service#45.
-    Body("okhttp, HTTPie, axios", "the charset in its type", headers=typed("application/json; charset=utf-8")),
+    Body(
+        "okhttp, HTTPie, axios",
+        "the charset in its type",
+        headers=typed("application/json; charset=utf-8"),
+        source="aws/chalice#306, mozilla/page-metadata-service#45",
+    ),
     Body("Java's ContentType.APPLICATION_JSON", "in capitals", headers=typed("application/json; charset=UTF-8")),
-    # smithy-lang/smithy-rs#3471, creachadair/jrpc2#111, Sage-Bionetworks/synapse-web-monorepo#1814.
-    Body("hand-written fetch", "utf8", headers=typed("application/json; charset=utf8"), was="415"),
-    # rubrikinc/rubrik-sdk-for-powershell#768.
-    Body(".NET's Encoding.ASCII", "us-ascii", headers=typed("application/json; charset=us-ascii"), was="415"),
+    Body(
+        "hand-written fetch",
+        "utf8",
+        headers=typed("application/json; charset=utf8"),
+        reported=True,
+        was="415",
+        source="smithy-lang/smithy-rs#3471, creachadair/jrpc2#111, Sage-Bionetworks/synapse-web-monorepo#1814",
+    ),
+    Body(
+        ".NET's Encoding.ASCII",
+        "us-ascii",
+        headers=typed("application/json; charset=us-ascii"),
+        reported=True,
+        was="415",
+        source="rubrikinc/rubrik-sdk-for-powershell#768",
+    ),
     Body("a list of parameters joined by a loop", "nothing after the semicolon", headers=typed("application/json;")),
     Body(
         "Apache HttpClient's StringEntity",
@@ -92,7 +110,6 @@ CHARSETS = [
         gateway=415,
         invoker=None,
     ),
-    # PowerShell/PowerShell#10971, itglue/powershellwrapper#12, AtlassianPS/JiraPS#4.
     Body(
         "Windows PowerShell 5.1's Invoke-RestMethod",
         "latin-1 that does not say so",
@@ -102,17 +119,19 @@ CHARSETS = [
         says="is not UTF-8",
         gateway=400,
         invoker=400,
+        source="PowerShell/PowerShell#10971, itglue/powershellwrapper#12, AtlassianPS/JiraPS#4",
     ),
-    # PowerShell/PowerShell#7618.
     Body(
         "PowerShell's -InFile, Notepad",
         "a byte order mark",
         b"\xef\xbb\xbf" + HI,
+        reported=True,
         was="not valid JSON",
         refused=UTF8_ONLY,
         says="byte order mark",
         gateway=400,
         invoker=400,
+        source="PowerShell/PowerShell#7618",
     ),
 ]
 
@@ -135,7 +154,6 @@ KINDS = [
         gateway=415,
         invoker=None,
     ),
-    # googleapis/google-api-java-client#189, google/certificate-transparency#1109.
     Body(
         "google-api-java-client",
         "compressed",
@@ -145,9 +163,14 @@ KINDS = [
         says="must not be compressed",
         gateway=415,
         invoker=None,
+        source="googleapis/google-api-java-client#189, google/certificate-transparency#1109",
     ),
-    # node-fetch/node-fetch#47, spotify/apollo#243, Sophomoresty/gemini-web2api#70.
-    Body("node-fetch, reverse proxies", "in chunks", headers={"content-length": None, "transfer-encoding": "chunked"}),
+    Body(
+        "node-fetch, reverse proxies",
+        "in chunks",
+        headers={"content-length": None, "transfer-encoding": "chunked"},
+        source="node-fetch/node-fetch#47, spotify/apollo#243, Sophomoresty/gemini-web2api#70",
+    ),
     Body("echo, here-documents", "blanks around it", b"\n " + HI + b"\r\n"),
     Body(
         "curl --data-binary of a file that is not there",
@@ -163,7 +186,6 @@ LETTERS = [
     Body("Python's json.dumps", "an emoji as a pair of escapes", b'{"prompt": "\\ud83d\\ude00"}'),
     Body("PHP's json_encode", "escaped slashes", b'{"prompt": "a\\/b"}'),
     Body("Go's encoding/json", "escaped angle brackets", b'{"prompt": "\\u003cb\\u003e \\u2028"}'),
-    # anthropics/claude-code#1939, #3277, #6199, anomalyco/opencode#13985: JSON.stringify of a text cut by length.
     Body(
         "JavaScript",
         "an emoji that was cut",
@@ -173,6 +195,7 @@ LETTERS = [
         says="half of a surrogate pair",
         gateway=400,
         invoker=400,
+        source="anthropics/claude-code#1939, #3277, #6199, anomalyco/opencode#13985",
     ),
     Body(
         "JavaScript",
@@ -184,7 +207,6 @@ LETTERS = [
         gateway=400,
         invoker=400,
     ),
-    # psf/requests#5767, apify/apify-client-python#87, getsentry/sentry#1979.
     Body(
         "requests before 2.26",
         "NaN",
@@ -193,6 +215,7 @@ LETTERS = [
         says="column",
         gateway=400,
         invoker=400,
+        source="psf/requests#5767, apify/apify-client-python#87, getsentry/sentry#1979",
     ),
     Body(
         "templates of JSON by hand",
@@ -231,13 +254,10 @@ FIELDS = [
         says="tools must be",
         invoker=422,
     ),
-    # anthropics/claude-code#23440, stackblitz/bolt.new#4701.
-    Body("chat windows", "a prompt of blanks", b'{"prompt": " \\n"}', was="run", refused=BLANK, says="nothing but blanks", invoker=422),
-    # HKUDS/nanobot#949.
-    Body("agents whose tools found nothing", "an empty block beside another", blocks(text(""), text("hi"))),
+    Body("chat windows", "a prompt of blanks", b'{"prompt": " \\n"}', reported=True, was="run", refused=BLANK, says="nothing but blanks", invoker=422, source="anthropics/claude-code#23440, stackblitz/bolt.new#4701"),
+    Body("agents whose tools found nothing", "an empty block beside another", blocks(text(""), text("hi")), source="HKUDS/nanobot#949"),
     Body("agents whose tools found nothing", "empty blocks alone", blocks(text("")), was="run", refused=BLANK, says="blanks", invoker=422),
-    # anomalyco/opencode#31259.
-    Body("opencode", "blanks as the assistant's message", said(" ")),
+    Body("opencode", "blanks as the assistant's message", said(" "), source="anomalyco/opencode#31259"),
     # OpenAI's conversations have both.
     Body(
         "clients of OpenAI's API",
@@ -247,8 +267,7 @@ FIELDS = [
         says="messages[1].role must be",
         invoker=422,
     ),
-    # apify/tester-mcp-client#44, sinameraji/kimiflare#124.
-    Body("chat windows", "an image of an earlier message", blocks(text("look"), image(PNG), then="again"), was="spelt out as text"),
+    Body("chat windows", "an image of an earlier message", blocks(text("look"), image(PNG), then="again"), reported=True, was="spelt out as text", source="apify/tester-mcp-client#44, sinameraji/kimiflare#124"),
     Body(
         "browsers' FileReader.readAsDataURL",
         "the whole data URL as an image",
