@@ -254,23 +254,31 @@ def test_a_period_that_turns_gives_room(clocked: ClockedRedis) -> None:
     assert clocked.ask(calls.draw(lease, slot, Draw(900_000, 0, DOLLAR, DOLLAR), now // 1000), now).micro_usd == DOLLAR
 
 
-@pytest.mark.parametrize("what", ["booked", "held", "spent", "half a record of what is spent", "a lease's"])
-def test_what_cannot_be_read_refuses_and_changes_nothing(redis_server: RedisProcess, what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [
+        *(("booked", value) for value in ("5:3", "5", "five:1", "")),
+        *(("held", value) for value in ("1:7:7:3", "1:7:7", "x")),
+        *(("a lease's", value) for value in ("7:7:3", "7:7", "x")),
+        ("spent", "of another release"),
+        ("spent", "half a record"),
+    ],
+)
+def test_what_cannot_be_read_refuses_and_changes_nothing(redis_server: RedisProcess, what: str, value: str) -> None:
     made, lease = RedisLedger(Settings(redis_server.url, timeout=HANG_S)), lease_of(1)
     client: Any = redis_server.client()
     made.draw(lease, pooled(DOLLAR), Draw(5, 0, 7, 7))
-    held = "claude:{*}:held"
+    held, book = "claude:{*}:held", f"claude:{{*}}:{TEAM.pools[0]}:spent"
     if what == "booked":
-        client.set(calls.booked_key(lease), "5:3")
+        client.set(calls.booked_key(lease), value)
     elif what == "held":
-        client.hset(held, TEAM.pools[0], "1:7:7:3")
-    elif what == "spent":
-        client.append(f"claude:{{*}}:{TEAM.pools[0]}:spent", b"x" * 12 + b"\3")
-    elif what == "half a record of what is spent":
-        book = f"claude:{{*}}:{TEAM.pools[0]}:spent"
-        client.set(book, b"x" * 6 + client.get(book))
+        client.hset(held, TEAM.pools[0], value)
+    elif what == "a lease's":
+        client.hset(held, next(name for name in client.hkeys(held) if lease.member.encode() in name), value)
+    elif value == "of another release":
+        client.append(book, b"x" * 12 + b"\3")
     else:
-        client.hset(held, next(name for name in client.hkeys(held) if lease.member.encode() in name), "7:7:3")
+        client.set(book, b"x" * 6 + client.get(book))
     before = {key: client.dump(key) for key in client.scan_iter()}
     for _ in range(2):
         with pytest.raises(UnreadableLedger, match=r"version [23]"):

@@ -288,18 +288,21 @@ def test_what_is_booked_in_one_quarter_is_one_record(clocked: ClockedRedis) -> N
     assert clocked.client.get(key) == struct.pack("<IdB", now // (HOUR // 4), 3 * DOLLAR, 1)
 
 
-def test_a_book_begins_with_what_there_was_before_books(clocked: ClockedRedis) -> None:
+@pytest.mark.parametrize(("before", "today"), [(2 * DOLLAR, DOLLAR), (1, 0), (0, 1)])
+def test_a_book_begins_with_what_there_was_before_books(clocked: ClockedRedis, before: int, today: int) -> None:
     """As a release without books has left it: today's, and the month's before today, which is none of any zone's today."""
     now, key, alone = at("2026-11-26T12:00"), "claude:{ada}:spent", Shared()
-    for dollars, earlier in ((2, 24 * HOUR), (1, HOUR)):
-        book(clocked, dollars, now - earlier, alone)
+    for spent_then, earlier in ((before, 24 * HOUR), (today, HOUR)):
+        assert clocked.ask(calls.settle(Lease.new("claude", "ada", 0), spent_then), now - earlier)
     clocked.client.delete(key)
     book(clocked, 4, now, alone)
-    records = ((at("2026-11-26T00:00") // (HOUR // 4) - 1, 2 * DOLLAR), (now // (HOUR // 4), 7 * DOLLAR))
+    records = [(now // (HOUR // 4), before + today + 4 * DOLLAR)]
+    if before:
+        records.insert(0, (at("2026-11-26T00:00") // (HOUR // 4) - 1, before))
     assert clocked.client.get(key) == b"".join(struct.pack("<IdB", *record, 1) for record in records)
     assert [spent(clocked, Budget(1, "day", zone), now, alone) for zone in ("UTC", "Asia/Kathmandu")] == [
-        5 * DOLLAR,
-        7 * DOLLAR,  # since 18:15: what was before today is not known better than as its last quarter
+        today + 4 * DOLLAR,
+        before + today + 4 * DOLLAR,  # since 18:15: of what was before today no more is known
     ]
 
 
