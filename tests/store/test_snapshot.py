@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -185,6 +187,46 @@ def test_a_tree_elsewhere_is_one_that_the_cli_finds(tmp_path: Path, bucket: Buck
 
 
 OUTSIDE = {"projects/p/theirs.jsonl": b"theirs", "theirs": b"theirs"}
+
+
+@as_root
+@pytest.mark.parametrize("defended", [True, False])
+def test_nothing_comes_back_that_gives_rights_or_is_no_file(
+    tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, defended: bool
+) -> None:
+    """As root writes it where the next turn lands."""
+    if not defended:
+        monkeypatch.setattr(snapshot, "_MODES", 0o7777)
+    tree = tree_of(tmp_path / "t", {"work/suid": b"#!", "work/d": None, "work/f": b"1"})
+    (tree.work / "suid").chmod(0o6755)
+    (tree.work / "d").chmod(0o3777)
+    os.link(tree.work / "f", tree.work / "hard")
+    os.mkfifo(tree.work / "pipe")
+    os.mknod(tree.work / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tree.work / "s"))
+    other = tree_of(tmp_path / "other")
+    bucket.restore(other, bucket.save(tree, None, "1"), None)
+    assert {path.name for path in other.work.iterdir()} == {"suid", "d", "f", "hard"}
+    found = {path.name: path.lstat() for path in other.work.iterdir()}
+    special = [name for name, status in found.items() if stat.S_IMODE(status.st_mode) & 0o7000]
+    assert sorted(special) == ([] if defended else ["d", "suid"])
+    assert [found[name].st_nlink for name in ("f", "hard", "suid")] == [1, 1, 1]
+
+
+@given(st.lists(st.sampled_from([b"/old/root", b"/old/roo", b"/old", b"t", b"x" * 5]), max_size=30), st.integers(1, 12))
+@settings(max_examples=80, deadline=None)
+def test_paths_are_renamed_wherever_pieces_end(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[bytes], piece: int
+) -> None:
+    folder, content = tmp_path_factory.mktemp("renamed"), b"".join(parts)
+    (folder / "f").write_bytes(content)
+    (folder / "f").chmod(0o640)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(snapshot, "PIECE", piece)
+        snapshot._rename_within(folder / "f", b"/old/root", b"/new", folder / "made")
+    assert (folder / "f").read_bytes() == content.replace(b"/old/root", b"/new")
+    assert (folder / "f").stat().st_mode & 0o777 == 0o640 and not (folder / "made").exists()
 
 
 @pytest.fixture(params=["defended", "control"])

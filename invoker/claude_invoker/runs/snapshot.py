@@ -27,6 +27,8 @@ PARTS = ("work", "config/projects")
 _MOST_PACKS = 24
 _SLACK = 8 << 20
 """Bytes of packs that nothing needs any more, beside as many as are needed: then all is packed anew."""
+_MODES = 0o777
+"""Of what a run has set: none that gives rights (setuid, setgid), wherever that comes back."""
 _LONGEST_PATH = 3000
 """Bytes below the tree's root: whoever makes it again does so by path, of which Linux takes 4,096."""
 _NOTHING = hashlib.sha256(bytes(PIECE)).digest()
@@ -122,7 +124,7 @@ def _saved(tree: Tree, before: Manifest | None, pack: Path, name: str) -> Manife
                 path = os.fsencode(f"{part}/{found.path}")
                 if len(path) > _LONGEST_PATH:
                     raise walk.TooMuch(f"a path of more than {_LONGEST_PATH:,} bytes")
-                mode, mtime = stat.S_IMODE(found.status.st_mode) & 0o777, found.status.st_mtime_ns
+                mode, mtime = stat.S_IMODE(found.status.st_mode) & _MODES, found.status.st_mtime_ns
                 if found.is_directory:
                     entries.append(Entry(path, "d", mode, mtime))
                 elif stat.S_ISLNK(found.status.st_mode):
@@ -303,10 +305,30 @@ def settle(tree: Tree, wanted: Manifest) -> bool:
         (tree.transcripts / old).rename(tree.transcripts / new)
     for path in tree.transcripts.rglob("*.jsonl"):
         if path.is_file() and not path.is_symlink():
-            times = path.stat()
-            path.write_bytes(path.read_bytes().replace(wanted.root.encode(), str(tree.root).encode()))
-            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            _rename_within(path, os.fsencode(wanted.root), os.fsencode(tree.root), tree.root / ".settling")
     return True
+
+
+def _rename_within(path: Path, old: bytes, new: bytes, made: Path) -> None:
+    """Writes a file anew, by pieces (a run says how long it is), `new` in the place of `old`. Raises OSError."""
+    status, overlap, changed = path.stat(), len(old) - 1, False
+    with path.open("rb") as source, made.open("wb") as into:
+        left = b""
+        while piece := source.read(PIECE):
+            text = left + piece
+            changed |= old in text
+            *before, text = text.split(old)
+            into.writelines(part + new for part in before)
+            cut = max(0, len(text) - overlap)
+            into.write(text[:cut])
+            left = text[cut:]
+        into.write(left)
+    if changed:
+        made.chmod(stat.S_IMODE(status.st_mode))
+        os.utime(made, ns=(status.st_atime_ns, status.st_mtime_ns))
+        made.replace(path)
+    else:
+        made.unlink()
 
 
 def _project(work: Path) -> str:
