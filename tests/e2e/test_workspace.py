@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -15,6 +17,7 @@ import pytest
 
 from tests.e2e.conftest import ROOT, Gateway, standing
 from tests.support.git_server import GitServer, git, serving
+from tests.support.ssh_server import SSHD, SshServer, ssh_serving
 
 pytestmark = [
     pytest.mark.xdist_group("e2e"),
@@ -36,7 +39,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitServer]:
 
 
 @pytest.fixture(scope="module")
-def stack(served: GitServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer | None]:
+    """OpenSSH, for the repositories of the same folder; None where it is not installed."""
+    if not (Path(SSHD).exists() and shutil.which("ssh")):
+        yield None
+        return
+    with ssh_serving(tmp_path_factory.mktemp("ssh") / "server") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def stack(served: GitServer, ssh: SshServer | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """As kong.yml and docs/workspace.md say it: the claim at the gateway, the file at the invoker."""
     home = tmp_path_factory.mktemp("stack")
     text = (ROOT / "kong.yml").read_text()
@@ -45,11 +58,19 @@ def stack(served: GitServer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     (home / "kong.yml").write_text(text.replace(rules, "      repo_claim: repos\n      push_claim: pushes\n" + rules))
     (home / "token").write_text(PASSWORD)
     (home / "token").chmod(0o400)
-    (home / "repositories.yml").write_text(
-        f'"**":\n  url: "{served.url}/{{repository}}.git"\n  token_file: {home}/token\n  refs: [main, "feature/*"]\n'
-        "  refresh_s: 0\n  push: {branches: claude/*, author: Claude <claude@example.com>}\n"
+    policy = (
+        '  refs: [main, "feature/*"]\n  refresh_s: 0\n'
+        "  push: {branches: claude/*, author: Claude <claude@example.com>}\n"
     )
+    by_http = f'"**":\n  url: "{served.url}/{{repository}}.git"\n  token_file: {home}/token\n'
     known = {"INVOKER_REPOSITORIES": str(home / "repositories.yml")}
+    by_ssh = ""
+    if ssh is not None:
+        by_ssh = f'"org/ssh-*":\n  url: "{ssh.url}{served.root}/{{repository}}.git"\n'
+        by_ssh += f"  key_file: {ssh.key}\n  known_hosts: {ssh.known_hosts}\n{policy}"
+        # git's own user, two above: it has to have a name.
+        known["INVOKER_UID_BASE"] = str(pwd.getpwnam("nobody").pw_uid - 2)
+    (home / "repositories.yml").write_text(f"{by_ssh}{by_http}{policy}")
     with standing(home, config=home / "kong.yml", **known) as found:
         yield found
 
@@ -88,10 +109,17 @@ exit 1
 """
 
 
-def test_a_job_edits_is_tested_and_leaves_a_branch(stack: Gateway, served: GitServer, tmp_path: Path) -> None:
-    """From a token to a branch at the server, by way of tests that fail at first."""
-    served.create("org/tested")
-    commit = served.commit("org/tested", {"a.txt": "one\ntwo\n", "tests.sh": TESTS})
+@pytest.mark.parametrize("name", ["org/tested", "org/ssh-tested"])
+def test_a_job_edits_is_tested_and_leaves_a_branch(
+    stack: Gateway, served: GitServer, ssh: SshServer | None, tmp_path: Path, name: str
+) -> None:
+    """From a token to a branch at the server, by way of tests that fail at first; by http and by ssh."""
+    is_by_ssh = name.startswith("org/ssh-")
+    if is_by_ssh and ssh is None:
+        pytest.skip("needs OpenSSH")
+    asked_by_http = len(served.requests)
+    served.create(name)
+    commit = served.commit(name, {"a.txt": "one\ntwo\n", "tests.sh": TESTS})
     asked = {
         "prompt": """[[tool Bash {"command": "sed -i s/two/zwei/ a.txt"}]]""",
         "tools": ["Bash"],
@@ -99,11 +127,11 @@ def test_a_job_edits_is_tested_and_leaves_a_branch(stack: Gateway, served: GitSe
         "max_repairs": 2,
         "result": {"push": "claude/{run}", "message": "Count in German"},
     }
-    headers = {"X-Repo": "org/tested", "X-Branch": "main"}
+    headers = {"X-Repo": name, "X-Branch": "main"}
     with stack.client("ada", *CALLER) as client:
         refused = client.post("/claude/jobs", json=asked, headers=headers)
         assert refused.status_code == 403 and "push_claim" in refused.text, "what may be worked on may not be pushed to"
-    with stack.client("ada", *CALLER, "--claim", 'pushes=["org/tested"]', "--claim", "email=ada@example.com") as client:
+    with stack.client("ada", *CALLER, "--claim", f'pushes=["{name}"]', "--claim", "email=ada@example.com") as client:
         job = client.post("/claude/jobs", json=asked, headers=headers)
         assert job.status_code == 202, job.text
         while (seen := client.get(job.headers["location"]).json())["state"] not in ("done", "failed"):
@@ -118,7 +146,7 @@ def test_a_job_edits_is_tested_and_leaves_a_branch(stack: Gateway, served: GitSe
         (patch,) = [file["href"] for file in answer["artifacts"] if file["path"] == "changes.patch"]
         branch, pushed = answer["pushed"]["branch"], answer["pushed"]["commit"]
         assert branch == f"claude/{answer['id']}"
-        git(tmp_path, "clone", "-q", str(served.root / "org/tested.git"), "clone")
+        git(tmp_path, "clone", "-q", str(served.root / f"{name}.git"), "clone")
         clone = tmp_path / "clone"
         git(clone, "checkout", "-q", commit)
         git(clone, "apply", "--index", stdin=client.get(patch).content)
@@ -131,6 +159,32 @@ def test_a_job_edits_is_tested_and_leaves_a_branch(stack: Gateway, served: GitSe
         while (seen := client.get(again.headers["location"]).json())["state"] not in ("done", "failed"):
             time.sleep(0.1)
         assert seen["state"] == "failed" and seen["error"]["status"] == 409, seen
+    if is_by_ssh:
+        assert ssh is not None and "Accepted publickey" in ssh.log
+    assert (len(served.requests) == asked_by_http) == is_by_ssh
+
+
+def test_the_credential_is_in_no_log_no_tree_and_not_in_redis(stack: Gateway, served: GitServer) -> None:
+    """After a run and a job on a repository; the control is a word of the caller's, which Redis keeps."""
+    served.create("org/clean")
+    served.commit("org/clean", {"a.txt": "one\n"})
+    headers = {"X-Repo": "org/clean", "X-Branch": "main"}
+    with stack.client("ada", *CALLER) as client:
+        job = client.post("/claude/jobs", json={"prompt": "the planted word of a caller"}, headers=headers)
+        while client.get(job.headers["location"]).json()["state"] not in ("done", "failed"):
+            time.sleep(0.1)
+        assert client.post("/claude/invoke", json={"prompt": "hi"}, headers=headers).status_code == 200
+    assert any(PASSWORD in base64.b64decode(given.split()[1]).decode() for given in served.authorizations), (
+        "it was used"
+    )
+
+    def holders(needle: str) -> set[str]:
+        found = subprocess.run(["grep", "-rlaF", needle, str(stack.home)], capture_output=True, text=True).stdout
+        return {str(Path(path).relative_to(stack.home)) for path in found.splitlines()}
+
+    assert any(path.startswith("redis/") for path in holders("the planted word of a caller")), "the control"
+    encoded = base64.b64encode(f"x-access-token:{PASSWORD}".encode()).decode()
+    assert holders(PASSWORD) == {"token"} and holders(encoded) == set()
 
 
 @pytest.mark.parametrize(
