@@ -139,7 +139,7 @@ async def bare_process(cli: Path, folder: Path, users: Users, base_url: str) -> 
     key = os.memfd_create("key")
     os.write(key, KEY.encode())
     uid_of_proxy = users.meter if users.isolated else None
-    proxy = Metering(Settings(base_url), folder / f"{tree.root.name}.journal", uid_of_proxy, key)
+    proxy = Metering(Settings((base_url,)), folder / f"{tree.root.name}.journal", uid_of_proxy, key)
     await proxy.start(folder / f"{tree.root.name}.sock")
     token = proxy.issue()
     await proxy.open("bench", token, Terms(None, Decimal(5), None, 10), Figures())

@@ -89,10 +89,11 @@ class Settings(BaseSettings):
     replica_url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
     """Where the other invokers reach this one; unset: `INVOKER_HOST`, or this machine's address, and `INVOKER_PORT`."""
 
-    anthropic_base_url: str = Field(
-        default="https://api.anthropic.com",
+    anthropic_base_url: Names = Field(
+        default=("https://api.anthropic.com",),
         validation_alias=AliasChoices("INVOKER_ANTHROPIC_BASE_URL", "ANTHROPIC_BASE_URL"),
     )
+    """The API, or what stands before it. Of several, separated by commas, the next is asked where one is away."""
     cli_path: Path | None = Field(default=None, validation_alias=AliasChoices("INVOKER_CLI_PATH", "CLAUDE_CLI_PATH"))
     state_dir: Path = Path(tempfile.gettempdir()) / f"claude-invoker-{os.getuid()}"
     audit_dir: Path | None = None
@@ -264,6 +265,7 @@ class Settings(BaseSettings):
     @field_validator(
         "required_checks",
         "required_checks_run",
+        "anthropic_base_url",
         "models",
         "tools",
         "tools_allowed",
@@ -274,6 +276,17 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("anthropic_base_url")
+    @classmethod
+    def _can_be_asked(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+                raise ValueError("each must be an http or https URL with a host, without credentials or a query")
+        if not urls or len({url.rstrip("/") for url in urls}) < len(urls):
+            raise ValueError("one URL at least, and each of them once")
+        return urls
 
     @field_validator("prices", "tier_retention_s", mode="before")
     @classmethod

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
+from claude_invoker.metering import body as bodies
 from claude_invoker.metering import proxy as keyproxy
 from claude_invoker.metering import request
 from claude_invoker.metering.account import Account
@@ -29,7 +30,7 @@ from claude_invoker.metering.prices import Prices
 from claude_invoker.metering.proxy import KeyProxy
 from claude_invoker.metering.purse import Purse
 from claude_invoker.metering.usage import Meter
-from claude_invoker.metering.wire import Drawn
+from claude_invoker.metering.wire import Drawn, Upstream
 from tests.invoker.conftest import KEY, StandInProcess
 from tests.support.waiting import HANG_S
 
@@ -61,8 +62,8 @@ class Lavish:
 
 
 @asynccontextmanager
-async def started(url: str) -> AsyncIterator[Proxy]:
-    found = KeyProxy(url, KEY)
+async def started(*urls: str) -> AsyncIterator[Proxy]:
+    found = KeyProxy([Upstream(url) for url in urls], KEY)
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
         path = Path(folder, "api.sock")
         listener.bind(str(path))
@@ -124,8 +125,8 @@ async def test_a_request_counts_before_its_body_is_read(proxy: Proxy) -> None:
 
 
 async def test_what_a_run_sends_at_once_is_bounded(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keyproxy, "_MAX_BODY", 40_000)
-    monkeypatch.setattr(keyproxy, "_MAX_HELD", 100_000)
+    monkeypatch.setattr(bodies, "_MAX_BODY", 40_000)
+    monkeypatch.setattr(bodies, "_MAX_HELD", 100_000)
     grant, headers = granted(proxy, 10)
     opened = [await begin(proxy, headers["x-api-key"], 40_000, b"x" * 30_000) for _ in range(3)]
     while grant.held < 90_000:

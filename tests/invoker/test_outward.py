@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
 
+import httpx
 import pytest
 
+from claude_invoker.metering.control import Metering, Settings, Terms
+from claude_invoker.metering.figures import Figures
 from claude_invoker.metering.outward import client, proxy_for
+from claude_invoker.metering.wire import Upstream
+from tests.invoker.conftest import KEY, free_port, wait_for
+from tests.support.site import certificate
+from tests.support.upstream import Asked, upstream
+from tests.support.waiting import HANG_S
 
 API = "https://api.anthropic.com"
 PROXY = "http://proxy.corp:3128"
@@ -63,9 +78,72 @@ async def test_the_proxy_is_asked_for_the_api_and_for_nothing_else(monkeypatch: 
     elsewhere: list[bytes] = []
     async with listening(heard) as proxy, listening(elsewhere) as other:
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-        async with client("http://api.invalid", proxy.replace("//", "//me:secret@")) as found:
+        upstream = Upstream("http://api.invalid", proxy.replace("//", "//me:secret@"))
+        async with client([upstream, Upstream(other)]) as found:
             assert (await found.post("http://api.invalid/v1/messages", content=b"{}")).status_code == 200
             assert (await found.post(f"{other}/x", content=b"{}")).status_code == 200
     assert heard[0].startswith(b"POST http://api.invalid/v1/messages ")
     assert b"proxy-authorization: basic " in heard[0].lower()
     assert elsewhere[0].startswith(b"POST /x ") and len(heard) == 1
+
+
+@asynccontextmanager
+async def forwarding(log: Path) -> AsyncIterator[str]:
+    """A real proxy, with a password."""
+    port = free_port()
+    options = ["--hostname", "127.0.0.1", "--port", str(port), "--basic-auth", "me:secret", "--num-workers", "1"]
+    command = [sys.executable, "-m", "proxy", *options, "--num-acceptors", "1", "--log-file", str(log)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            await asyncio.to_thread(wait_for, lambda: answers(port), what="the proxy")
+            yield f"http://me:secret@127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("by", ["directly", "by a proxy", "by one that is away", "by another authority"])
+async def test_the_metering_proxy_itself_reaches_the_api(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over TLS, by CONNECT: the proxy has no more of it than the API's address, and its password is only its own."""
+    name = socket.gethostname()  # localhost is never asked by a proxy
+    chain, authority = certificate(tmp_path, name)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain)
+    log = tmp_path / "proxy.log"
+    with upstream(context) as api:
+        async with forwarding(log) as proxy:
+            url = api.url.replace("127.0.0.1", name)
+            monkeypatch.setenv("SSL_CERT_FILE", "" if by == "by another authority" else str(authority))
+            if by != "directly":
+                place = f"http://me:secret@127.0.0.1:{free_port()}" if by == "by one that is away" else proxy
+                monkeypatch.setenv("HTTPS_PROXY", place)
+            key = os.memfd_create("key")
+            os.write(key, KEY.encode())
+            metering = Metering(Settings((url,)), tmp_path / "journal", None, key)
+            token = metering.issue()
+            await metering.start(tmp_path / "api.sock")
+            try:
+                await metering.open("run", token, Terms(None, Decimal(1), None, 1), Figures())
+                transport = httpx.AsyncHTTPTransport(uds=str(metering.socket))
+                async with httpx.AsyncClient(transport=transport, timeout=HANG_S) as asking:
+                    body = {
+                        "model": "claude-haiku-4-5",
+                        "max_tokens": 5,
+                        "messages": [{"role": "user", "content": "x"}],
+                    }
+                    answer = await asking.post("http://api/v1/messages", json=body, headers={"x-api-key": token})
+            finally:
+                await metering.stop()
+    reached = by in ("directly", "by a proxy")
+    assert (answer.status_code, len(api.messages)) == ((200, 1) if reached else (502, 0)), answer.text
+    said = log.read_text() if log.exists() else ""
+    assert (f"CONNECT {name}:" in said) == (by in ("by a proxy", "by another authority")), said
+    seen: list[Asked] = api.messages
+    assert all("proxy-authorization" not in each.headers and each.headers["x-api-key"] == [KEY] for each in seen)
+    assert "/v1/messages" not in said and KEY not in said

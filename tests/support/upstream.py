@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -101,8 +102,8 @@ class Upstream:
 
 
 @contextmanager
-def upstream() -> Iterator[Upstream]:
-    """As long as the block runs, on loopback."""
+def upstream(context: ssl.SSLContext | None = None) -> Iterator[Upstream]:
+    """As long as the block runs, on loopback; with `context` over TLS."""
     found = Upstream()
 
     class Handler(BaseHTTPRequestHandler):
@@ -119,9 +120,11 @@ def upstream() -> Iterator[Upstream]:
         request_queue_size = 512
 
     server = Server(("127.0.0.1", 0), Handler)
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
-    found.url = f"http://127.0.0.1:{server.server_port}"
+    found.url = f"http{'' if context is None else 's'}://127.0.0.1:{server.server_port}"
     try:
         yield found
     finally:

@@ -56,7 +56,7 @@ async def serve(control: socket.socket, listener: socket.socket, directory: int,
     if not isinstance(setup, wire.Setup) or setup.version != wire.VERSION:
         raise ValueError("the invoker is of another release")
     prices = Prices({name: OwnPrice(**price) for name, price in setup.prices.items()}, setup.unknown_price)
-    proxy = KeyProxy(setup.base_url, api_key, setup.proxy)
+    proxy = KeyProxy(setup.upstreams, api_key, setup.certificates)
     await proxy.rehearse()
     if uid >= 0:
         become(uid)

@@ -77,7 +77,8 @@ class _Run:
 class Settings:
     """What the proxy is told at its start."""
 
-    base_url: str
+    base_urls: tuple[str, ...]
+    """Of the API, in the order in which they are asked."""
     prices: Mapping[str, OwnPrice] = field(default_factory=dict)
     unknown_price: Literal["refuse", "dearest"] = "refuse"
 
@@ -88,7 +89,7 @@ class Metering:
 
     def __init__(self, settings: Settings, journals: Path, uid: int | None, key: int) -> None:
         self._settings = settings
-        self._proxy = proxy_for(settings.base_url, os.environ)
+        self._upstreams = tuple(wire.Upstream(url, proxy_for(url, os.environ)) for url in settings.base_urls)
         self._journals = journals
         self._uid = uid
         self._key = key
@@ -300,7 +301,9 @@ class Metering:
         loop = asyncio.get_running_loop()
         self._link, _ = await loop.create_unix_connection(lambda: _Link(self), sock=ours)
         prices = {name: price.model_dump(mode="json") for name, price in self._settings.prices.items()}
-        setup = wire.Setup(self._settings.base_url, prices, self._settings.unknown_price, self._proxy)
+        setup = wire.Setup(
+            self._upstreams, prices, self._settings.unknown_price, os.environ.get("SSL_CERT_FILE") or None
+        )
         self._link.write(wire.line(setup))
 
     def _greet(self) -> None:

@@ -1,15 +1,16 @@
 """How the API is reached where a machine gets to the internet by a proxy only, by the variables that all programs read:
-HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, each in small letters too."""
+HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, each in small letters too; and SSL_CERT_FILE, for one that reads along."""
 
 from __future__ import annotations
 
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 import httpx
 
 from claude_invoker.egress.addresses import is_loopback
+from claude_invoker.metering.wire import Upstream
 
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=32)
 _TIMEOUT = httpx.Timeout(None, connect=10.0)
@@ -38,7 +39,15 @@ def proxy_for(base_url: str, environment: Mapping[str, str]) -> str | None:
 _bypass = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]  # as requests asks it
 
 
-def client(base_url: str, proxy: str | None) -> httpx.AsyncClient:
-    """A client that reads no environment, and takes the proxy for the API alone."""
-    by = {} if proxy is None else {base_url: httpx.AsyncHTTPTransport(proxy=proxy, limits=_LIMITS)}
-    return httpx.AsyncClient(timeout=_TIMEOUT, limits=_LIMITS, trust_env=False, mounts=by)
+def client(upstreams: Iterable[Upstream], certificates: str | None = None) -> httpx.AsyncClient:
+    """A client that reads no environment, and takes each proxy for its address alone. `certificates`: a file of
+    authorities that are trusted beside the usual ones. Raises OSError, ssl.SSLError for one that cannot be read."""
+    context = httpx.create_ssl_context(trust_env=False)
+    if certificates is not None:
+        context.load_verify_locations(cafile=certificates)
+    by = {
+        each.base_url: httpx.AsyncHTTPTransport(proxy=each.proxy, verify=context, limits=_LIMITS)
+        for each in upstreams
+        if each.proxy is not None
+    }
+    return httpx.AsyncClient(verify=context, timeout=_TIMEOUT, limits=_LIMITS, trust_env=False, mounts=by)

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx
@@ -24,18 +24,18 @@ from uvicorn.server import ServerState
 from claude_invoker.metering import outward, request
 from claude_invoker.metering.account import Exhausted
 from claude_invoker.metering.bill import Bill, Reservation, unheard
+from claude_invoker.metering.body import Body, disconnected
 from claude_invoker.metering.exchange import Exchange, Grant, Receive, Send, Sent
 from claude_invoker.metering.journal import CannotWrite
 from claude_invoker.metering.prices import Price, UnknownPrice
 from claude_invoker.metering.purse import CannotDraw
+from claude_invoker.metering.replies import error, hold_back, refuse, respond
 from claude_invoker.metering.request import Asked, Refused
+from claude_invoker.metering.upstreams import AWAY, Upstreams
 from claude_invoker.metering.usage import Meter, Used
+from claude_invoker.metering.wire import Upstream
 
 _log = logging.getLogger(__name__)
-_MAX_BODY = 32 * 1024 * 1024
-"""Of one request: the API itself takes no more."""
-_MAX_HELD = 2 * _MAX_BODY
-"""Of all requests of a run at once: none of them is given up before it is answered, and all of them are in memory."""
 _DROPPED = frozenset(
     (b"host", b"authorization", b"x-api-key", b"cookie", b"content-length", b"content-type", b"content-encoding",
      b"connection", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"expect", b"keep-alive", b"accept-encoding",
@@ -57,11 +57,12 @@ _LAST_WORD_S = 60.0
 class KeyProxy:
     """Forwards `POST /v1/messages` with the real key in place of a run's token."""
 
-    def __init__(self, base_url: str, api_key: str, proxy: str | None = None) -> None:
-        self._base_url = base_url.rstrip("/")
+    def __init__(self, upstreams: Sequence[Upstream], api_key: str, certificates: str | None = None) -> None:
+        """`certificates`: see `outward.client`."""
+        self._upstreams = Upstreams([each.base_url for each in upstreams])
         self._api_key = api_key
         self._grants: dict[str, Grant] = {}
-        self._client = outward.client(self._base_url, proxy)
+        self._client = outward.client(upstreams, certificates)
         self._config = uvicorn.Config(
             self._application,
             interface="asgi3",
@@ -72,7 +73,7 @@ class KeyProxy:
             date_header=False,
         )
         self._server: asyncio.Server | None = None
-        self._forwarding: set[asyncio.Task[None]] = set()
+        self._forwarding: set[asyncio.Task[bool]] = set()
         self._keeps_in_us = False
         """Whether the API answers in the US what does not say where: so the key's workspace has it."""
         self.hold: str | None = None
@@ -131,25 +132,25 @@ class KeyProxy:
         if scope["type"] != "http":
             return
         if scope["method"] == "HEAD":
-            await _respond(send, 200, {})
+            await respond(send, 200, {})
             return
         if scope["method"] != "POST" or scope["path"] not in _PATHS:
-            await _respond(send, 404, _error("not_found_error", "not an endpoint that a run needs"))
+            await respond(send, 404, error("not_found_error", "not an endpoint that a run needs"))
             return
         headers = dict(scope["headers"])
         token = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
         grant = self._grants.get(token.decode("latin-1"))
         if grant is None:
-            await _respond(send, 401, _error("authentication_error", "this run's token is not valid (any more)"))
+            await respond(send, 401, error("authentication_error", "this run's token is not valid (any more)"))
             return
         if grant.requests_left <= 0:
-            await _refuse(send, grant, "this run has used up its requests")
+            await refuse(send, grant, "this run has used up its requests")
             return
         grant.requests_left -= 1  # whatever comes of it: to be asked is work too
-        async with _Body(grant) as body:
+        async with Body(grant) as body:
             content = await body.read(receive)
             if content is None:
-                await _respond(send, 413, _error("request_too_large", "the request is too large"))
+                await respond(send, 413, error("request_too_large", "the request is too large"))
                 return
             try:
                 asked = _read(content, scope, grant)
@@ -157,12 +158,12 @@ class KeyProxy:
                     asked = asked.kept_in_us()
                 price = asked.price(grant.account.prices)
             except (Refused, UnknownPrice) as refusal:
-                await _refuse(send, grant, str(refusal))
+                await refuse(send, grant, str(refusal))
                 return
             if self.hold is not None and grant.purse is not None:
-                await _hold_back(send, grant, self.hold)
+                await hold_back(send, grant, self.hold)
                 return
-            gone = asyncio.create_task(_disconnected(receive))
+            gone = asyncio.create_task(disconnected(receive))
             try:
                 exchange = Exchange(scope, asked, grant, send, gone)
                 if scope["path"] == _COUNT:
@@ -174,13 +175,36 @@ class KeyProxy:
 
     async def _unmetered(self, exchange: Exchange, content: bytes) -> None:
         """The API counts for nothing."""
-        relaying = asyncio.create_task(self._relay(self._request(exchange, _COUNT, content), exchange, None))
+
+        async def ask() -> None:
+            for url, last in self._upstreams.in_turn():
+                if await self._relay(url, self._request(url, exchange, _COUNT, content), exchange, None, last=last):
+                    return
+
+        relaying = asyncio.create_task(ask())
         await asyncio.wait((relaying, exchange.gone), return_when=asyncio.FIRST_COMPLETED)
         relaying.cancel()
         await asyncio.gather(relaying, return_exceptions=True)
 
     async def _metered(self, exchange: Exchange, price: Price) -> None:
-        asked, grant = exchange.asked, exchange.grant
+        """Each address that is asked is a request of its own: reserved, written down and settled for itself."""
+        for url, last in self._upstreams.in_turn():
+            reservation = await self._reserved(exchange, price)
+            if reservation is None:
+                return
+            asked, grant = exchange.asked, exchange.grant
+            sent = Sent(reservation, asked.stream, Meter(stream=asked.stream, bound=reservation.bound))
+            grant.changed("", Used())
+            forwarding = asyncio.create_task(self._forward(url, exchange, sent, last=last))
+            self._forwarding.add(forwarding)
+            forwarding.add_done_callback(self._forwarding.discard)
+            await asyncio.wait((forwarding,))
+            if forwarding.cancelled() or forwarding.result():
+                return
+
+    async def _reserved(self, exchange: Exchange, price: Price) -> Reservation | None:
+        """None where the run has left, or has been told why not."""
+        grant = exchange.grant
         reserving = asyncio.create_task(self._reserve(exchange, price))
         await asyncio.wait((reserving, exchange.gone), return_when=asyncio.FIRST_COMPLETED)
         if exchange.gone.done() or grant.revoked:  # it has not waited for its turn: nothing is sent for it
@@ -189,31 +213,25 @@ class KeyProxy:
             if not reserving.cancelled() and reserving.exception() is None:
                 grant.account.settle(reserving.result(), Bill())
             grant.settled()
-            return
+            return None
         try:
-            reservation = reserving.result()
+            return reserving.result()
         except Exhausted:
             # Not `refused`: the run ends as one that has used up its turns.
             grant.changed("", Used())
             reason = grant.account.budget or "the request may cost more than is left of its budget"
-            await _respond(exchange.send, 403, _error("permission_error", reason))
-            return
-        except CannotDraw as error:
+            await respond(exchange.send, 403, error("permission_error", reason))
+        except CannotDraw as held:
             grant.settled()
-            await _hold_back(exchange.send, grant, str(error))
-            return
-        sent = Sent(reservation, asked.stream, Meter(stream=asked.stream, bound=reservation.bound))
-        grant.changed("", Used())
-        forwarding = asyncio.create_task(self._forward(exchange, sent))
-        self._forwarding.add(forwarding)
-        forwarding.add_done_callback(self._forwarding.discard)
-        await asyncio.wait((forwarding,))
+            await hold_back(exchange.send, grant, str(held))
+        return None
 
-    async def _forward(self, exchange: Exchange, sent: Sent) -> None:
-        """Carries the answer over, and settles the request, whatever ends it."""
+    async def _forward(self, url: str, exchange: Exchange, sent: Sent, *, last: bool) -> bool:
+        """Carries the answer over, and settles the request, whatever ends it. False where the next address is to be
+        asked."""
         asked, grant, reservation = exchange.asked, exchange.grant, sent.reservation
-        sending = self._request(exchange, "/v1/messages", reservation.asked.body(), sent)
-        relaying = asyncio.create_task(self._relay(sending, exchange, sent))
+        sending = self._request(url, exchange, "/v1/messages", reservation.asked.body(), sent)
+        relaying = asyncio.create_task(self._relay(url, sending, exchange, sent, last=last))
         try:
             await asyncio.wait((relaying, exchange.gone), return_when=asyncio.FIRST_COMPLETED)
             if not relaying.done() and sent.number:
@@ -232,6 +250,7 @@ class KeyProxy:
             grant.changed(model, final.used)
             for other, used in final.beside.items():
                 grant.changed(other or model, used)
+        return relaying.cancelled() or relaying.exception() is not None or relaying.result()
 
     async def _reserve(self, exchange: Exchange, price: Price) -> Reservation:
         """By the request's size, or by the API's own count where that is too much; after others of the run, where what
@@ -248,7 +267,8 @@ class KeyProxy:
 
     async def _count(self, exchange: Exchange, asked: Asked) -> int | None:
         """The request's input tokens as the API counts them, which costs nothing. None where it does not say."""
-        asking = self._request(exchange, _COUNT, asked.counted())
+        url, _ = next(self._upstreams.in_turn())
+        asking = self._request(url, exchange, _COUNT, asked.counted())
         try:
             async with asyncio.timeout(_COUNT_S):
                 answer = await self._client.send(asking)
@@ -259,7 +279,9 @@ class KeyProxy:
             return None
         return int(tokens * _COUNT_MARGIN[0]) + _COUNT_MARGIN[1]
 
-    def _request(self, exchange: Exchange, path: str, body: bytes, sent: Sent | None = None) -> httpx.Request:
+    def _request(
+        self, base_url: str, exchange: Exchange, path: str, body: bytes, sent: Sent | None = None
+    ) -> httpx.Request:
         """`sent`: of what costs something, which is written down on its way."""
         given = exchange.scope["headers"]
         headers = [(name, value) for name, value in given if name not in _DROPPED and b"_" not in name]
@@ -267,28 +289,44 @@ class KeyProxy:
         headers += ((b"accept-encoding", b"identity"), (b"x-api-key", self._api_key.encode()))
         headers.append((b"content-type", b"application/json"))
         query = exchange.scope["query_string"].decode("latin-1")
-        url = self._base_url + path + (f"?{query}" if query else "")
+        url = base_url + path + (f"?{query}" if query else "")
         if sent is None:
             return self._client.build_request("POST", url, headers=headers, content=body)
         headers.append((b"content-length", str(len(body)).encode()))
         return self._client.build_request("POST", url, headers=headers, content=_written_down(body, exchange, sent))
 
-    async def _relay(self, sending: httpx.Request, exchange: Exchange, sent: Sent | None) -> None:
-        """`sent`: None for what costs nothing."""
+    async def _relay(
+        self, url: str, sending: httpx.Request, exchange: Exchange, sent: Sent | None, *, last: bool
+    ) -> bool:
+        """`sent`: None for what costs nothing. False where nothing was answered, and the next address is to be asked;
+        who may have begun to work on it is billed as one whom the run has left."""
         grant, send = exchange.grant, exchange.send
         try:
             response = await self._client.send(sending, stream=True)
         except CannotWrite:
-            await _hold_back(send, grant, "what it costs cannot be written down: the disk is full?")
-            return
+            await hold_back(send, grant, "what it costs cannot be written down: the disk is full?")
+            return True
         except httpx.HTTPError:
+            self._upstreams.failed(url)
+            if not last:
+                _log.warning("%s cannot be reached: the next address of the API is asked", url)
+                return False
             if sent is not None:
                 sent.ending = "failed"
             grant.api_status, grant.unreachable = None, True
             grant.changed("", Used())
-            await _respond(send, 502, _error("api_error", "the API cannot be reached"))
-            return
+            await respond(send, 502, error("api_error", "the API cannot be reached"))
+            return True
         try:
+            if response.status_code in AWAY:
+                self._upstreams.failed(url)
+                if not last:
+                    _log.warning("%s has answered %d: the next address is asked", url, response.status_code)
+                    if sent is not None:
+                        sent.status = response.status_code
+                    return False
+            else:
+                self._upstreams.answered(url)
             grant.api_status, grant.unreachable = response.status_code, False
             grant.retry_after = response.headers.get("retry-after")
             if sent is not None:
@@ -318,6 +356,7 @@ class KeyProxy:
                 sent.ending = "complete"
                 grant.note(sent, sent.bill.usd)
             await send({"type": "http.response.body"})
+            return True
         finally:
             await response.aclose()
 
@@ -356,41 +395,6 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
         yield chunk
 
 
-class _Body:
-    """A request's body, counted as held by its run until the request is answered."""
-
-    def __init__(self, grant: Grant) -> None:
-        self._grant = grant
-        self._size = 0
-
-    async def __aenter__(self) -> _Body:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._grant.held -= self._size
-
-    async def read(self, receive: Receive) -> bytes | None:
-        """None where it is too large, beside what the run has under way, or breaks off."""
-        parts = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return None
-            part = message.get("body", b"")
-            self._size += len(part)
-            self._grant.held += len(part)
-            if self._size > _MAX_BODY or self._grant.held > _MAX_HELD:
-                return None
-            parts += part
-            if not message.get("more_body"):
-                return bytes(parts)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 def _read(body: bytes, scope: dict[str, Any], grant: Grant) -> Asked:
     """Raises Refused."""
     betas = [value.decode("latin-1") for name, value in scope["headers"] if name == b"anthropic-beta"]
@@ -398,28 +402,3 @@ def _read(body: bytes, scope: dict[str, Any], grant: Grant) -> Asked:
     if not grant.permits(asked.model):
         raise Refused(f"model {asked.model[:200]} is not allowed here")
     return asked
-
-
-async def _refuse(send: Send, grant: Grant, reason: str) -> None:
-    grant.refused = reason
-    grant.changed("", Used())
-    await _respond(send, 403, _error("permission_error", reason))
-
-
-async def _hold_back(send: Send, grant: Grant, reason: str) -> None:
-    grant.held_back = reason
-    grant.changed("", Used())
-    await _respond(send, 503, _error("api_error", reason), ((b"x-should-retry", b"false"),))
-
-
-def _error(kind: str, message: str) -> dict[str, Any]:
-    return {"type": "error", "error": {"type": kind, "message": message}}
-
-
-async def _respond(
-    send: Send, status: int, document: dict[str, Any], more: tuple[tuple[bytes, bytes], ...] = ()
-) -> None:
-    data = orjson.dumps(document) if document else b""
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode()), *more]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": data})

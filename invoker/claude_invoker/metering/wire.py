@@ -13,19 +13,27 @@ import msgspec
 
 from claude_invoker.metering.usage import Used
 
-VERSION = 2
+VERSION = 3
 MAX_LINE = 1 << 20
+
+
+class Upstream(msgspec.Struct, frozen=True):
+    """An address of the API, and the proxy by which it is reached, whose own address may have a password in it."""
+
+    base_url: str
+    proxy: str | None = None
 
 
 class Setup(msgspec.Struct, tag=True, frozen=True):
     """The first thing that the proxy is told."""
 
-    base_url: str
+    upstreams: tuple[Upstream, ...]
+    """In the order in which they are asked."""
     prices: dict[str, dict[str, Any]]
     """The operator's, by model (`OwnPrice`)."""
     unknown_price: Literal["refuse", "dearest"]
-    proxy: str | None = None
-    """By which the API is reached; its address may have a password in it."""
+    certificates: str | None = None
+    """A file of authorities that are trusted beside the usual ones."""
     version: int = VERSION
 
 
