@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,6 +20,7 @@ import msgspec
 from claude_invoker.cli import walk
 from claude_invoker.cli.launcher import CannotFurnish
 from claude_invoker.cli.tree import Checkout, Tree
+from claude_invoker.cli.unbroken import unbroken
 from claude_invoker.workspace.checkout import Confined, add_objects, copy, head_and_refs
 from claude_invoker.workspace.difference import add_all, beside
 from claude_invoker.workspace.git import GitFailed
@@ -101,14 +104,21 @@ async def rebase(confined: Confined, tree: Tree, uid: int | None, base: Checkout
             paths = sorted(set(error.output.decode("utf-8", "replace").split("\0")[1:]) - {""})
             raise CannotRebase(_listed(paths)) from error
         await do("update-ref", "--no-deref", "HEAD", mine)
+        both = await commit(merged.rstrip("\0"), mine)
         try:
-            await do(
-                "checkout", "--quiet", "--detach", "--no-overwrite-ignore", await commit(merged.rstrip("\0"), mine)
-            )
-        except GitFailed as error:
-            if "would be overwritten" not in str(error):
-                raise
-            raise CannotRebase("what .gitignore names would be overwritten") from error
+            await do("checkout", "--quiet", "--detach", "--no-overwrite-ignore", both)
+        except BaseException as error:
+            if isinstance(error, GitFailed) and "would be overwritten" in str(error):  # it looks first, then it writes
+                raise CannotRebase("what .gitignore names would be overwritten") from error
+            await unbroken(_put_back(do, directory, mine, both))
+            raise
+
+
+async def _put_back(do: Callable[..., Awaitable[str]], directory: Path, mine: str, both: str) -> None:
+    """A checkout of `both` over `mine` has been broken off: too large a file, no room, no time, nobody who waits."""
+    (directory / "index.lock").unlink(missing_ok=True)
+    await do("read-tree", both)  # so that what there is only in it goes
+    await do("reset", "--quiet", "--hard", mine)
 
 
 def _listed(paths: list[str]) -> str:
