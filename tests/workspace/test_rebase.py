@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+import signal
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.workspace import continuing
 from claude_invoker.workspace.checkout import Confined
 from claude_invoker.workspace.git import Bounds, GitFailed
@@ -72,3 +75,35 @@ async def test_who_leaves_while_it_is_rebased_breaks_nothing(place: Place, monke
     with pytest.raises(asyncio.CancelledError):
         await continuing.rebase(CONFINED, tree, None, base, onto)
     assert content_of(tree.work) == before
+
+
+def noted(tree: Tree, commit: str) -> None:
+    with continuing.noting(tree, None, Checkout("org/x", "main", commit, "main", Path("none"))):
+        pass
+
+
+def test_what_a_session_works_on_is_noted_whole_or_as_it_was(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its note a session's next turn is taken for the first one: what it had changed was reset."""
+    tree = Tree(place.folder / "noted")
+    tree.create(None)
+    noted(tree, "one")
+    with monkeypatch.context() as full:
+        full.setattr("claude_invoker.workspace.continuing.json.dumps", lambda _: "x" * 200_000)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        was = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # for want of a disk that is full
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                noted(tree, "two")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, was)
+    with pytest.raises(RuntimeError), continuing.noting(tree, None, Checkout("x", None, "three", "", Path("none"))):
+        raise RuntimeError  # what was to be done has failed
+    assert continuing.remembered(tree) == continuing.Base("main", "main", "one")
+    (tree.transcripts / "checkout").unlink()
+    (tree.transcripts / "checkout").mkdir()
+    (tree.transcripts / "checkout.new").symlink_to("/etc/passwd")
+    noted(tree, "four")
+    assert continuing.remembered(tree) == continuing.Base("main", "main", "four")
+    assert [path.name for path in tree.transcripts.iterdir()] == ["checkout"]

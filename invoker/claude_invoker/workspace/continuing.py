@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,26 @@ class CannotRebase(CannotFurnish):
     """What the session has changed does not go with what the branch has changed; nothing has been done."""
 
 
-def remember(tree: Tree, uid: int | None, checkout: Checkout) -> None:
-    """Notes what the session works on. Only while nothing of it is alive. Raises OSError."""
+@contextmanager
+def noting(tree: Tree, uid: int | None, checkout: Checkout) -> Iterator[None]:
+    """The session works on this once the block is over: then nothing is written any more that a full disk would not
+    take, and until then what was noted before holds. Only while nothing of it is alive. Raises OSError."""
     tree.transcripts.mkdir(mode=0o700, exist_ok=True)
-    path = tree.transcripts / _NAME
-    walk.delete(path)
-    with path.open("xb") as file:
-        file.write(json.dumps({"ref": checkout.ref, "branch": checkout.branch, "commit": checkout.commit}).encode())
-    if uid is not None:
-        for made in (tree.transcripts, path):
-            os.chown(made, uid, uid, follow_symlinks=False)
+    path, new = tree.transcripts / _NAME, tree.transcripts / f"{_NAME}.new"
+    walk.delete(new)
+    try:
+        with new.open("xb") as file:
+            said = {"ref": checkout.ref, "branch": checkout.branch, "commit": checkout.commit}
+            file.write(json.dumps(said).encode())
+        if uid is not None:
+            for made in (tree.transcripts, new):
+                os.chown(made, uid, uid, follow_symlinks=False)
+        yield
+        if path.is_dir() and not path.is_symlink():  # which the run has put there
+            walk.delete(path)
+        new.replace(path)
+    finally:
+        walk.delete(new)
 
 
 def remembered(tree: Tree) -> Base | None:

@@ -147,14 +147,13 @@ class Workspaces:
     async def furnish(self, tree: Tree, uid: int | None, checkout: Checkout) -> None:
         """Fills a new tree, or makes a session's ready for its next turn. Raises CannotFurnish."""
         try:
-            if checkout.base is None:
-                await self.confined.check_out(tree, uid, checkout)
-            else:
-                if checkout.base.commit != checkout.commit:
+            with continuing.noting(tree, uid, checkout) if checkout.is_session else contextlib.nullcontext():
+                if checkout.base is None:
+                    await self.confined.check_out(tree, uid, checkout)
+                elif checkout.base.commit != checkout.commit:
                     await continuing.rebase(self.confined, tree, uid, checkout.base, checkout)
+            if checkout.base is not None:
                 await continuing.go_on(self.confined, tree, uid, checkout)
-            if checkout.is_session:
-                await asyncio.to_thread(continuing.remember, tree, uid, checkout)
         except (GitFailed, OSError, walk.TooMuch, StillAlive) as error:
             said = error.strerror if isinstance(error, OSError) else error
             raise CannotFurnish(f"{checkout.name} at {checkout.commit} cannot be checked out: {said}") from error
