@@ -39,6 +39,8 @@ from claude_invoker.problem import Problem
 _log = logging.getLogger(__name__)
 _TRIES = 5
 _WATCH_S = 1.0
+_FIRST_S = 1.0
+"""Less than the gateway waits for a lease to be confirmed."""
 
 
 class Booking(Enum):
@@ -110,12 +112,14 @@ class Ledger:
         return admission
 
     async def hold(self, caller: Caller) -> None:
-        """Renews the lease until cancelled."""
+        """Renews the lease until cancelled; soon for the first time, since nobody confirms that of a message."""
         if caller.lease is None:
             return
         lease, ttl_ms = Lease.parse(caller.lease), slot_of(caller).ttl_ms
+        pause_s = min(_FIRST_S, ttl_ms / 4000)
         while True:
-            await asyncio.sleep(ttl_ms / 4000)
+            await asyncio.sleep(pause_s)
+            pause_s = ttl_ms / 4000
             try:
                 if await self._store.renew(lease, ttl_ms) is Renewal.LAPSED:
                     self.draws.again(caller.lease)

@@ -24,6 +24,7 @@ from claude_contract.ledger import (
 from claude_contract.ledger.calls import to_acquire
 from claude_contract.ledger.warnings import OWED, decode
 from claude_invoker.caller import Caller
+from claude_invoker.ending import ended
 from claude_invoker.ledger import Ledger
 from claude_invoker.problem import Problem
 from tests.rate_tiers.servers import RedisProcess
@@ -79,6 +80,17 @@ async def test_what_is_confirmed_is_held(ledger: Ledger) -> None:
     await ledger.confirm(caller)
     await asyncio.sleep(2)
     assert not await let_in(ledger, caller_of("bob"), 1500)
+
+
+@pytest.mark.parametrize("held", [True, False])
+async def test_what_is_held_needs_no_confirmation(ledger: Ledger, held: bool) -> None:
+    """A message draws before it is sent, but it may be counted for longer than the gateway waits."""
+    caller = caller_of("alice")
+    assert await let_in(ledger, caller, 2500)
+    holding = [asyncio.create_task(ledger.hold(caller))] if held else []
+    await asyncio.sleep(3)
+    assert await let_in(ledger, caller_of("bob"), 1500) != held
+    await ended(*holding)
 
 
 async def test_who_confirms_too_late_has_a_place_if_there_is_one(ledger: Ledger) -> None:
