@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from claude_contract.keys import joined
 from claude_invoker import redis_clients
 from claude_invoker.caller import Caller
+from claude_invoker.jobs.record import JOB
 from claude_invoker.model import InvokeRequest, RunView
 from claude_invoker.problem import PREFIX, Problem
 
@@ -32,11 +33,15 @@ return 1
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """`at`: when it was made, in seconds since the epoch."""
+    """`run`: or the job that the request has become; `at`: when it was made, in seconds since the epoch."""
 
     fingerprint: str
     run: str
     at: float
+
+    @property
+    def is_job(self) -> bool:
+        return self.run.startswith(JOB)
 
 
 _encode = msgspec.json.Encoder().encode
@@ -84,6 +89,18 @@ class Claims:
         except (RedisError, OSError) as error:
             raise _unknown() from error
         raise _unknown()
+
+    async def held(self, subject: str, key: str) -> Claim | None:
+        """What holds now. Raises Problem 503."""
+        name = joined(":", subject, key)
+        if self._redis is None:
+            known = self._known.get(name)
+            return known if known is not None and known.at > time.time() - KEPT_S else None
+        try:
+            held = await self._redis.get(_KEY + name)
+        except (RedisError, OSError) as error:
+            raise _unknown() from error
+        return None if held is None else _decode(held)
 
     async def replace(self, subject: str, key: str, held: Claim, by: Claim | None) -> bool:
         """Whether `held` did hold: now `by` does, or (None) nobody. Raises Problem 503."""

@@ -7,6 +7,7 @@ import itertools
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 
 from claude_contract import ledger
@@ -145,6 +146,32 @@ async def test_a_lease_from_the_gateway_is_given_back_while_a_job_waits(
         answer = await gateway.ask("POST", "/claude/jobs", json={"prompt": "hi"}, claims=claims)
         assert answer.status_code == 202
         assert (await leases(gateway, "alice")).running == 0
+
+
+async def test_a_key_is_one_whether_its_request_waits_or_runs(redis_server: RedisProcess, state: Path) -> None:
+    """The gateway lets one in to wait and the next one to run, as there are places: both were paid for."""
+    async with serving(redis_server, state, worker="none") as gateway:
+
+        async def post(key: str, *, waits: bool, prompt: str = "hi") -> httpx.Response:
+            headers = {"Idempotency-Key": key} | ({"Prefer": "respond-async"} if waits else {})
+            return await gateway.ask("POST", "/claude/invoke", json={"prompt": prompt, "tools": []}, headers=headers)
+
+        job = await post("waits", waits=True)
+        assert job.status_code == 202
+        for waits in (False, True):
+            again = await post("waits", waits=waits)
+            assert (again.status_code, again.json()["id"]) == (202, job.json()["id"])
+            assert (await post("waits", waits=waits, prompt="another")).status_code == 422
+        run = await post("runs", waits=False)
+        assert run.status_code == 200, run.text
+        for waits in (True, False):
+            again = await post("runs", waits=waits)
+            assert (again.status_code, again.json()["id"]) == (200, run.json()["id"]), again.text
+            assert again.headers["Idempotent-Replayed"] == "true"
+        # The control: with a key each they are four.
+        others = [await post(f"own-{waits}", waits=waits) for waits in (True, False)]
+        ids = {each.json()["id"] for each in (job, run, *others)}
+        assert [each.status_code for each in others] == [202, 200] and len(ids) == 4
 
 
 async def test_idempotency(redis_server: RedisProcess, state: Path) -> None:

@@ -72,8 +72,13 @@ async def invoke(
 ) -> Response:
     """Runs the Claude CLI once. `Accept: text/event-stream` streams; another type asks for the one
     artifact of that type."""
-    if jobs.answers_later(request, caller) and services(request).jobs is not None:
-        return await jobs.enqueue(request, caller)
+    if services(request).jobs is not None:
+        key, later = border.idempotency_key(request), jobs.answers_later(request, caller)
+        # What was sent before has become a job or a run, whatever it would become now.
+        if key is not None and (held := await services(request).claims.held(caller.subject, key)) is not None:
+            later = held.is_job
+        if later:
+            return await jobs.enqueue(request, caller, is_run=True)
     return await _answer(request, wanted, caller)
 
 

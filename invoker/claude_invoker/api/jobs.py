@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -16,11 +17,12 @@ from claude_invoker.api.answers import EVENTS, FILE, LOOKING, RUNNING, ZIP, prob
 from claude_invoker.api.files import file_answer
 from claude_invoker.api.invocation import decided, invocation_of
 from claude_invoker.api.links import base, linked, with_links
+from claude_invoker.api.once import another_request, taken_for_job
 from claude_invoker.api.openapi import request_body
 from claude_invoker.api.stream import HEADERS, HEARTBEAT, RETRY, without_events
 from claude_invoker.api.zip import zipped
 from claude_invoker.caller import Caller
-from claude_invoker.idempotency import fingerprint_of
+from claude_invoker.idempotency import Claim, fingerprint_of
 from claude_invoker.jobs import webhook
 from claude_invoker.jobs.queue import enqueue_delivery, enqueue_ticket
 from claude_invoker.jobs.record import OVER, Job, JobList, JobRequest, JobView, retention
@@ -66,8 +68,9 @@ async def create(
     return await enqueue(request, caller)
 
 
-async def enqueue(request: Request, caller: Caller) -> Response:
-    """The answer to whatever becomes a job. Raises Problem 400, 403, 422, 503."""
+async def enqueue(request: Request, caller: Caller, *, is_run: bool = False) -> Response:
+    """The answer to whatever becomes a job. `is_run`: it might as well become a run, so that its key is one of these.
+    Raises Problem 400, 403, 422, 503."""
     store = store_of(request)
     wanted = await invocation_of(request, caller, JobRequest)
     assert isinstance(wanted, JobRequest)
@@ -78,9 +81,11 @@ async def enqueue(request: Request, caller: Caller) -> Response:
     # The lease is taken when the job starts; what the gateway took for now is given back by `attested_run`.
     job = Job.new(wanted, replace(caller, queued=True), time.time(), border.traceparent(request))
     fingerprint = fingerprint_of(request.scope["path"], wanted, caller)
-    happened, job_id = await store.add(job, (key, fingerprint) if key else None)
-    if happened == "conflict":
-        raise Problem(422, "invalid", "this Idempotency-Key was used with another request")
+    mine = Claim(fingerprint, job.id, job.created_at)
+    async with taken_for_job(request, key, caller, mine) if key and is_run else nullcontext():
+        happened, job_id = await store.add(job, (key, fingerprint) if key else None)
+        if happened == "conflict":
+            raise another_request()
     if happened == "accepted":
         await enqueue_ticket(jobs_of(request).queues)
     stored = await store.get(job_id) or job

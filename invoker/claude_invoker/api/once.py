@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from fastapi import Request
 
@@ -38,7 +39,9 @@ async def once(
     held = await claims.claim(subject, key, mine)
     while held != mine:
         if held.fingerprint != mine.fingerprint:
-            raise Problem(422, "invalid", "this Idempotency-Key was used with another request")
+            raise another_request()
+        if held.is_job:  # it became one a moment ago
+            raise being_taken_in()
         run = await _run_of(request, held, caller, live=live)
         if run is not None and not (run.is_over and begins_anew(run.view())):
             return run
@@ -59,6 +62,32 @@ async def _run_of(request: Request, held: Claim, caller: Caller, *, live: bool) 
         return parts.engine.find(held.run, caller)
     run = None if parts.replicas is None else await attached(request, held.run, caller, live=live)
     if run is None and time.time() - held.at < BEGINNING_S:
-        detail = "the first request with this Idempotency-Key is being taken in"
-        raise Problem(503, "busy", detail, {"Retry-After": "1"})
+        raise being_taken_in()
     return run
+
+
+@asynccontextmanager
+async def taken_for_job(request: Request, key: str, caller: Caller, mine: Claim) -> AsyncIterator[None]:
+    """While a request at the path of runs becomes a job: repeated, it is led to that, and to no run. What is raised
+    within gives the key back. Raises Problem 422 for a key of another request, 503."""
+    claims, subject = services(request).claims, caller.subject
+    held = await claims.claim(subject, key, mine)
+    if held.fingerprint != mine.fingerprint:
+        raise another_request()
+    if not held.is_job:
+        raise being_taken_in()
+    try:
+        yield
+    except BaseException:
+        if held == mine:
+            await asyncio.shield(claims.replace(subject, key, mine, None))
+        raise
+
+
+def another_request() -> Problem:
+    return Problem(422, "invalid", "this Idempotency-Key was used with another request")
+
+
+def being_taken_in() -> Problem:
+    detail = "the first request with this Idempotency-Key is being taken in"
+    return Problem(503, "busy", detail, {"Retry-After": "1"})

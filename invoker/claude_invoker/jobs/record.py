@@ -17,6 +17,9 @@ from claude_invoker.caller import Caller
 from claude_invoker.model import InvokeRequest, RunResult, TextBlock
 from claude_invoker.settings import Settings
 
+JOB = "job_"
+"""How the ids of jobs begin, and no run's that is none."""
+
 VERSION = 1
 """Of records. One that does not say its version is of version 0: release 0.1.0 stored it."""
 
@@ -32,7 +35,7 @@ SUMMARY = (
 
 
 def new_id() -> str:
-    return "job_" + secrets.token_hex(12)
+    return JOB + secrets.token_hex(12)
 
 
 class JobRequest(InvokeRequest):
