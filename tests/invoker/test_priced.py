@@ -570,10 +570,22 @@ def test_tools_are_bounded_however_they_are_written(tool: str) -> None:
         read((PLAIN % f'"tools":[{tools}]').encode())
 
 
-@pytest.mark.parametrize("name", ["thinking", "context_management", "service_tier"])
-def test_settings_are_bounded(name: str) -> None:
-    with pytest.raises(Refused, match="too large"):
-        read(BODY | {name: [1] * 30_000})
+@pytest.mark.parametrize("name", ["thinking", "context_management", "service_tier", "speed", "inference_geo"])
+@pytest.mark.parametrize("weakened", [False, True])
+def test_settings_are_bounded(name: str, weakened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken apart, 32 MB of lists are 860 MB and seconds of the process through which all runs ask."""
+    if weakened:
+        monkeypatch.setattr(allowed, "_MAX_SETTING", 1 << 30)
+    body = json.dumps(BODY)[:-1].encode() + b', "%b": [%b1]}' % (name.encode(), b"[]," * 200_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refused, match=None if weakened else "too large a"):
+            read(body, *FEATURES)
+            raise Refused  # of thinking nothing is looked for
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (taken > 10 * len(body)) == weakened, taken
 
 
 def test_the_schema_of_the_answer_is_input_too() -> None:

@@ -88,6 +88,9 @@ USUAL = Otherwise()
 
 def check_members(members: Mapping[str, bytes], allowed: Collection[str] = ()) -> Otherwise:
     """`allowed`: features that the run may use. Raises Refused, ValueError, RecursionError."""
+    for name in ("service_tier", "context_management", "thinking", *(each for each, _, _ in _OF_FEATURES)):
+        if len(members.get(name, b"")) > _MAX_SETTING:
+            raise Refused(f"the request has too large a {name}")
     for name in _PRICED_MEMBERS:
         if members.get(name, b"null") != b"null":
             raise Refused(f"the request may not have {name}")
@@ -100,9 +103,6 @@ def check_members(members: Mapping[str, bytes], allowed: Collection[str] = ()) -
         found[name] = once(members[name])
         if found[name] not in values:
             raise Refused(f"the request may have no {name} but {' and '.join(values)}")
-    for name in ("service_tier", "context_management", "thinking"):
-        if len(members.get(name, b"")) > _MAX_SETTING:
-            raise Refused(f"the request has too large a {name}")
     if once(members.get("service_tier", b"null")) not in _TIERS:
         raise Refused("the request may not ask for a service tier")
     management = once(members.get("context_management", b"null"))
