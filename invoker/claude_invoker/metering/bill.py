@@ -62,15 +62,19 @@ def unheard(reservation: Reservation, *, stream: bool) -> Bill:
 def bill(reservation: Reservation, meter: Meter, ending: Ending, status: int | None, *, stream: bool) -> Bill:
     """`status`: the API's, None where it has not answered; `stream`: whether a stream was asked for."""
     if meter.seen:
-        price, used, beside = _answered(reservation, meter), meter.used, meter.beside
-        others = sum((_price(reservation, model).cost(each) for model, each in beside.items()), Decimal(0))
-        cost = price.cost(used)
-        return Bill(cost + others, max(cost, price.cost(meter.most)) + others, used, beside)
+        used, cost = meter.used, heard(reservation, meter, meter.used)
+        return Bill(cost, max(cost, heard(reservation, meter, meter.most)), used, meter.beside)
     if ending == "not sent" or (status is not None and status != 200):
         return Bill()
     if ending == "failed":
         return Bill(most_usd=reservation.usd)  # the API bills no answer that it has not begun
     return unheard(reservation, stream=stream)
+
+
+def heard(reservation: Reservation, meter: Meter, used: Used) -> Decimal:
+    """US dollars of an answer, if it has used so much, with what other models have used for it."""
+    cost = _answered(reservation, meter).cost(used)
+    return sum((_price(reservation, model).cost(each) for model, each in meter.beside.items()), cost)
 
 
 def _answered(reservation: Reservation, meter: Meter) -> Price:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from claude_invoker.metering.account import Account
-from claude_invoker.metering.bill import Bill, Ending, Reservation, bill
+from claude_invoker.metering.bill import Bill, Ending, Reservation, bill, heard
 from claude_invoker.metering.purse import Purse
 from claude_invoker.metering.request import Asked
 from claude_invoker.metering.usage import Meter, Used
@@ -97,9 +97,8 @@ class Sent:
     @property
     def cut_off_usd(self) -> Decimal:
         """What is billed where this process ends before it reads on: with what may lie unread before it."""
-        known = self.bill
-        if self.meter.is_counted:
-            return known.usd
-        price, used = self.reservation.price, known.used
-        output = max(used.output, min(used.output + UNREAD_TOKENS, self.reservation.bound.output))
-        return known.usd + price.cost(replace(used, output=output)) - price.cost(used)
+        used = self.meter.used
+        if not self.meter.is_counted:
+            output = max(used.output, min(used.output + UNREAD_TOKENS, self.reservation.bound.output))
+            used = replace(used, output=output)
+        return heard(self.reservation, self.meter, used)

@@ -70,7 +70,7 @@ class Price:
 
     def rates(self, all_input: int) -> Rates:
         """What a request of so many input tokens is billed by, cached ones included."""
-        return [rates for start, rates in self.steps if start == 0 or all_input > start][-1]
+        return next(rates for start, rates in reversed(self.steps) if start == 0 or all_input > start)
 
     def cost(self, used: Used) -> Decimal:
         return self.rates(used.all_input).cost(used)

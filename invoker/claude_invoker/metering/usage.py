@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -38,11 +38,25 @@ class Used:
     web_searches: int = 0
 
     def __add__(self, other: Used) -> Used:
-        return Used(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(Used)))
+        return Used(
+            self.input + other.input,
+            self.output + other.output,
+            self.cache_read + other.cache_read,
+            self.cache_write_5m + other.cache_write_5m,
+            self.cache_write_1h + other.cache_write_1h,
+            self.web_searches + other.web_searches,
+        )
 
     def __or__(self, other: Used) -> Used:
         """The larger of each."""
-        return Used(*(max(getattr(self, field.name), getattr(other, field.name)) for field in fields(Used)))
+        return Used(
+            max(self.input, other.input),
+            max(self.output, other.output),
+            max(self.cache_read, other.cache_read),
+            max(self.cache_write_5m, other.cache_write_5m),
+            max(self.cache_write_1h, other.cache_write_1h),
+            max(self.web_searches, other.web_searches),
+        )
 
     @property
     def cache_write(self) -> int:
