@@ -106,7 +106,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             else:
                 await stack.enter_async_context(engine)
             yield
-        await desk.close()
         if jobs is not None:
             await jobs.close()
         if replicas is not None:

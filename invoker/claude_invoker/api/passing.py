@@ -6,7 +6,6 @@ import asyncio
 import logging
 from typing import Any
 
-import httpx
 from fastapi import Request, Response
 from starlette.types import Message as Sent
 from starlette.types import Receive, Scope, Send
@@ -18,6 +17,7 @@ from claude_invoker.ending import ended
 from claude_invoker.metering.control import Terms
 from claude_invoker.passthrough.desk import Desk
 from claude_invoker.passthrough.heads import session_of, to_api, to_client
+from claude_invoker.passthrough.hop import Answer, BrokenOff
 from claude_invoker.passthrough.message import Message
 
 _log = logging.getLogger(__name__)
@@ -58,21 +58,21 @@ class Passed(Response):
         answer = await self._desk.ask(message, self._target, to_api(request.scope["headers"]), await request.body())
         try:
             await send(_head(answer, identified(request.headers)))
-            async for chunk in answer.aiter_raw():
+            async for chunk in answer.pieces():
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             message.end = "complete"
             await send({"type": "http.response.body"})
-        except httpx.HTTPError:
+        except BrokenOff:
             # Without its end the answer is broken off for the client, too: the server closes its connection.
             message.end = "broken"
             _log.warning("message %s: the API has broken off its answer", message.key)
         finally:
-            await answer.aclose()
+            answer.close()
 
 
-def _head(answer: httpx.Response, identified: dict[str, str]) -> Sent:
+def _head(answer: Answer, identified: dict[str, str]) -> Sent:
     """With the API's own name of the request, else the gateway's."""
-    headers: list[tuple[Any, Any]] = to_client(answer.headers.raw)
-    if "request-id" not in answer.headers:
+    headers: list[tuple[Any, Any]] = to_client(answer.headers)
+    if not any(name == b"request-id" for name, _ in answer.headers):
         headers += [(name.encode(), value.encode()) for name, value in identified.items()]
-    return {"type": "http.response.start", "status": answer.status_code, "headers": headers}
+    return {"type": "http.response.start", "status": answer.status, "headers": headers}

@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable
 from decimal import Decimal
 
-import httpx
-
 from claude_contract.claims import SEARCH
 from claude_contract.features import FEATURES
 from claude_invoker.caller import Caller
@@ -22,18 +20,15 @@ from claude_invoker.ending import ended
 from claude_invoker.ledger import Booking
 from claude_invoker.metering.control import NoProxy, Terms
 from claude_invoker.metering.models import permits
+from claude_invoker.passthrough import hop
 from claude_invoker.passthrough.heads import Headers, Session
+from claude_invoker.passthrough.hop import Answer, BrokenOff
 from claude_invoker.passthrough.message import Message
 from claude_invoker.plan import allowed_models, features_of
 from claude_invoker.problem import Problem
 from claude_invoker.runs.engine import Engine
 
 _log = logging.getLogger(__name__)
-_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-"""A connection for each: the proxy may close one that is kept in the very moment in which it is used again, and a
-request that may be paid for is not sent twice."""
-_NEVER = httpx.Timeout(None)
-"""A model may think for as long as its client waits."""
 _LAST_WORD_S = 65.0
 """How long the API may take to say what a request has cost whose client has left (`metering.proxy`)."""
 _AGAIN_S = 2.0
@@ -44,7 +39,6 @@ COUNTING = Terms(None, Decimal(0), None, 1, FEATURES)
 class Desk:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._client: httpx.AsyncClient | None = None
         self.on_end: Callable[[Message], None] = lambda message: None
         """Told of each message when its cost is known."""
         self._under_way: dict[Message, asyncio.Task[None] | None] = {}
@@ -89,17 +83,14 @@ class Desk:
         self._under_way[message] = keeper
         return message
 
-    async def ask(self, message: Message, target: str, headers: Headers, body: bytes) -> httpx.Response:
-        """The API's answer, of which the head is there; the caller reads and closes it. `target`: path and query.
-        Raises Problem 502."""
-        if self._client is None:
-            transport = httpx.AsyncHTTPTransport(uds=str(self._engine.metering.socket), limits=_LIMITS)
-            self._client = httpx.AsyncClient(transport=transport, timeout=_NEVER, trust_env=False)
-        sent = [*headers, (b"x-api-key", message.token.encode())]
-        request = httpx.Request("POST", f"http://api{target}", headers=[(b"host", b"api"), *sent], content=body)
+    async def ask(self, message: Message, target: str, headers: Headers, body: bytes) -> Answer:
+        """The API's answer, of which the head is there; the caller reads and closes it. `target`: path and query. A
+        connection for each: a request that may be paid for is not sent twice. A model may think for as long as its
+        client waits. Raises Problem 502."""
+        sent = [(b"host", b"api"), *headers, (b"x-api-key", message.token.encode())]
         try:
-            return await self._client.send(request, stream=True)
-        except httpx.HTTPError as error:
+            return await hop.ask(self._engine.metering.socket, target, sent, body)
+        except BrokenOff as error:
             message.end = "broken"
             raise Problem(502, "api-error", "the metering proxy has broken off") from error
 
@@ -107,10 +98,6 @@ class Desk:
         """Its answer is over, or its client has left. Does not wait: what it has cost is booked when it is known."""
         message.seconds = time.monotonic() - message.began
         self._engine.go_on(self._settle(message, self._under_way.pop(message)))
-
-    async def close(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
 
     async def _settle(self, message: Message, keeper: asyncio.Task[None] | None) -> None:
         try:
