@@ -103,6 +103,8 @@ class Clamp:
     egress: tuple[Destination, ...] = ()  # what a run may reach: unlike the others, nothing where nothing is said
     model: str | None = None  # that of the run, whichever of `models` is asked for: the budget is used up
     features: tuple[Feature, ...] | None = None  # None: what each receiver allows by itself
+    skills: tuple[str, ...] = ()  # that a run may ask for: as with egress, nothing where nothing is said
+    default_skills: tuple[str, ...] = ()  # those of them that it has where it asks for none
     _claims: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -137,6 +139,10 @@ class Clamp:
             given["model"] = self.model
         if self.features is not None:
             given["features"] = list(self.features)
+        if self.skills:
+            given["skills"] = list(self.skills)
+        if self.default_skills:
+            given["default_skills"] = list(self.default_skills)
         return given
 
     @classmethod
@@ -149,8 +155,12 @@ class Clamp:
             _as_written("clamp.egress", claims.texts("egress", ()), _destinations),
             claims.text("model") if "model" in claims else None,
             _as_written("clamp.features", claims.texts("features"), features.parse) if "features" in claims else None,
+            claims.texts("skills", ()),
+            claims.texts("default_skills", ()),
         )
         claims.done()
+        if not set(found.default_skills) <= set(found.skills):
+            raise malformed("clamp.default_skills", "has some that are not among its skills")
         return found
 
 

@@ -115,7 +115,17 @@ FULL = Attestation(
     Limits(
         "t" * NAME_ROOM,
         padded(
-            Clamp(("haiku",), ("Read",), 2**31 - 1, 999_999_999.123456, HOSTS, "haiku", features.FEATURES),
+            Clamp(
+                ("haiku",),
+                ("Read",),
+                2**31 - 1,
+                999_999_999.123456,
+                HOSTS,
+                "haiku",
+                features.FEATURES,
+                ("pdf",),
+                ("pdf",),
+            ),
             "tools",
             CLAMP_ROOM,
         ),
@@ -174,8 +184,13 @@ IDENTITIES = st.builds(
 )  # fmt: skip
 FEATURES = st.sets(st.sampled_from(features.FEATURES)).map(features.parse)
 EGRESS = st.lists(st.sampled_from([*HOSTS, Destination("a-b.example.org")]), max_size=3).map(tuple)
+SKILLS = st.sampled_from([((), ()), (("pdf",), ()), (("pdf", "docx"), ("docx",)), (("pdf",), ("pdf",))])
 CLAMPS = or_full(
-    st.builds(Clamp, maybe(NAMES), maybe(NAMES), maybe(WHOLE), maybe(AMOUNT), EGRESS, maybe(NAME), maybe(FEATURES)),
+    st.builds(
+        lambda given, skills: Clamp(*given, *skills),
+        st.tuples(maybe(NAMES), maybe(NAMES), maybe(WHOLE), maybe(AMOUNT), EGRESS, maybe(NAME), maybe(FEATURES)),
+        SKILLS,
+    ),
     FULL.clamp,
 )
 BUDGETS = st.lists(
@@ -345,6 +360,12 @@ def test_a_missing_claim(name: str) -> None:
         ({"clamp": {"models": "haiku"}}, "claim clamp.models is not of its type"),
         ({"clamp": {"tools": None}}, "claim clamp.tools is not of its type"),
         ({"clamp": {"features": None}}, "claim clamp.features is not of its type"),
+        ({"clamp": {"skills": None}}, "claim clamp.skills is not of its type"),
+        ({"clamp": {"skills": ["pdf"], "default_skills": "pdf"}}, "claim clamp.default_skills is not of its type"),
+        (
+            {"clamp": {"skills": ["pdf"], "default_skills": ["docx"]}},
+            "claim clamp.default_skills has some that are not",
+        ),
         ({"clamp": {"features": ["code_execution"]}}, "claim clamp.features code_execution is not known"),
         ({"clamp": {"features": ["web_search", "fast_mode"]}}, "claim clamp.features is not written as the gateway"),
         ({"clamp": {"features": ["fast_mode", "fast_mode"]}}, "claim clamp.features is not written as the gateway"),

@@ -39,6 +39,8 @@ TIERS = [
         "tools": ["Read"],
         "egress": ["PyPI.org", "github.com:443", "*.npmjs.org:8443"],
         "api_features": ["web_fetch", "fast_mode"],
+        "skills": ["pdf", "docx", "pdf"],
+        "default_skills": ["docx"],
     },
     {"name": "pro", "minute": 600, "models": ["claude-haiku", "claude-opus"]},
     {"name": "team", "second": 10, "burst": 20},
@@ -111,6 +113,8 @@ def test_what_is_admitted_goes_into_the_attestation(kong: Driver, start: Start, 
         "tools": ["Read"],
         "egress": ["pypi.org", "github.com", "*.npmjs.org:8443"],
         "features": ["fast_mode", "web_fetch"],
+        "skills": ["pdf", "docx"],
+        "default_skills": ["docx"],
     }
     lease = Lease.parse(claims["lease"])
     assert (lease.subject_key, lease.micro_usd) == (subject, 1_000_000) and "reservation" not in claims

@@ -484,7 +484,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {**CHEAP, "cheaper": {"model": "haiku", "up_to_percent": 120, "max_usd_per_run": 2}},
         r"tiers\[1\]\.cheaper\.max_usd_per_run: is more than the tier's",
     ),
-    "no room": ({**CHEAP, "tools": ["x" * ROOM]}, r"tiers\[1\]\.tools: models, tools and egress take 656 bytes"),
+    "no room": ({**CHEAP, "tools": ["x" * ROOM]}, r"tiers\[1\]\.tools: models, tools, egress and skills take 656 bytes"),
     "a feature that nobody knows": (
         {"api_features": ["fast"]}, r"tiers\[1\]\.api_features: fast is not known: there are context_1m, fast_mode, "),
     "a tool without its feature": (
@@ -496,6 +496,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a cheaper model without its feature": (
         {**CHEAP, "models": [], "cheaper": {"model": "haiku[1m]", "up_to_percent": 120}, "api_features": []},
         r"tiers\[1\]\.api_features: needs context_1m, since the tier's models have haiku\[1m\]"),
+    "a default skill that it does not have": (
+        {"skills": ["pdf"], "default_skills": ["pdf", "docx"]}, r"tiers\[1\]\.default_skills: docx is not among the tier's skills"),
     "only a pool's budget": (
         {**CHEAP, "usd_per_day": None, "pools": [{"name": "all", "by": "deployment", "usd_per_day": 9}]},
         r"tiers\[1\]\.cheaper\.up_to_percent: needs a budget of the tier's own",

@@ -105,6 +105,7 @@ class MessagesConfig(Limits):
     """The limits of requests to models themselves."""
 
 
+SKILL_NAME = "^[a-z0-9][a-z0-9-]*$"
 ON_BUDGET = ("refuse", "queue", "model")
 
 
@@ -136,6 +137,14 @@ class TierConfig(Money, Limits, _Named):
     tools: tuple[str, ...] | None = strings("The tools that a run may use; binds the invoker.", absent=None)
     egress: tuple[str, ...] = strings(
         "Hosts that a run may reach by https, as host, *.host or host:port; none without it. Binds the invoker."
+    )
+    skills: tuple[str, ...] = strings(
+        "Skills of the invoker's catalog that a run may ask for; none without it. Binds the invoker.",
+        elements={"match": SKILL_NAME, "len_max": 64},
+    )
+    default_skills: tuple[str, ...] = strings(
+        "Those of skills that a run has which asks for none in particular.",
+        elements={"match": SKILL_NAME, "len_max": 64},
     )
     # Absent, what each receiver allows by itself; (), none.
     api_features: tuple[str, ...] | None = strings(

@@ -312,7 +312,16 @@ def _clamp(section: TierConfig, prefix: str) -> Clamp:
         max_usd=section.max_usd_per_run,
         egress=_egress(section, prefix),
         features=_features(section, prefix),
+        skills=tuple(dict.fromkeys(section.skills)),
+        default_skills=_default_skills(section, prefix),
     )
+
+
+def _default_skills(section: TierConfig, prefix: str) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(section.default_skills))
+    if missing := [name for name in found if name not in section.skills]:
+        raise ConfigError(f"{prefix}default_skills", f"{missing[0]} is not among the tier's skills")
+    return found
 
 
 def _features(section: TierConfig, prefix: str) -> tuple[Feature, ...] | None:
@@ -351,10 +360,10 @@ def check_rooms(tiers: Mapping[str, Tier]) -> None:
         claims = (tier.cheaper or tier).clamp.to_claims()
         taken = size(claims)
         if taken > CLAMP_ROOM:
-            longest = max(("models", "tools", "egress"), key=lambda name: size(claims.get(name)))
+            longest = max(("models", "tools", "egress", "skills"), key=lambda name: size(claims.get(name)))
             raise ConfigError(
                 f"tiers[{number}].{longest}",
-                f"models, tools and egress take {taken} bytes in the attestation, at most {CLAMP_ROOM}: "
+                f"models, tools, egress and skills take {taken} bytes in the attestation, at most {CLAMP_ROOM}: "
                 "name fewer of them",
             )
         taken = pools_size(Place(widest_lease(tier), tier.slot))
