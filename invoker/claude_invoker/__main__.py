@@ -34,9 +34,13 @@ def main(argv: list[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT. 2 for settings that cannot work, and where it cannot start."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["audit"]:
-        from claude_invoker.audit import cli
+        from claude_invoker.audit import cli as audit
 
-        return cli.main(arguments[1:])
+        return audit.main(arguments[1:])
+    if arguments[:1] == ["catalog"]:
+        from claude_invoker.catalog import cli as catalog
+
+        return catalog.main(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="claude-invoker",
         description="Runs the Claude CLI for requests that the gateway has attested. Settings are INVOKER_* variables, "
@@ -48,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         choices=("serve", "worker"),
         default="serve",
         help="serve: answer HTTP requests (default); worker: run queued jobs, as many workers as wanted; "
-        "audit: verify the audit log (claude-invoker audit --help)",
+        "audit: verify the audit log (claude-invoker audit --help); catalog: look at a catalog of skills "
+        "(claude-invoker catalog --help)",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     command = parser.parse_args(arguments).command

@@ -18,6 +18,7 @@ from pydantic import (
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]*$")]
 ToolName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+SkillName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 Scalar = str | int | float | bool | None
 
 
@@ -172,6 +173,9 @@ class InvokeRequest(BaseModel):
     )
     model: Name | None = None
     tools: Annotated[list[ToolName], Field(max_length=64)] | None = None
+    skills: Annotated[list[SkillName], Field(max_length=64)] | None = Field(
+        default=None, description="Of the catalog; without it the tier's default ones, with an empty list none"
+    )
     max_turns: Annotated[int, Field(ge=1, le=1000)] | None = None
     max_budget_usd: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] | None = None
     session: Annotated[str, Field(pattern=r"^(new|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})$")] | None = Field(

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 from claude_contract.claims import SEARCH, Clamp
 from claude_contract.destinations import Destination, within_both
 from claude_contract.features import Feature, of_model
+from claude_invoker.catalog import choosing
+from claude_invoker.catalog.catalog import EMPTY, Catalog
 from claude_invoker.isolation.strength import COMMAND_TOOLS, USE_EGRESS, Boundary
 from claude_invoker.metering.models import permits
 from claude_invoker.model import Block, InputFile, InvokeRequest, Message, TextBlock
@@ -59,6 +61,8 @@ class Plan:
     total_s: float
     egress: tuple[Destination, ...] = ()
     """Hosts that the run reaches."""
+    skills: tuple[str, ...] = ()
+    """Of the catalog."""
     features: tuple[Feature, ...] = ()
     """What its requests to the API may have beside tokens of its models."""
     instead_of: str | None = None
@@ -94,13 +98,19 @@ class Plan:
 
 
 def plan(
-    request: InvokeRequest, clamp: Clamp, settings: Settings, boundary: Boundary, repository: Wanted | None = None
+    request: InvokeRequest,
+    clamp: Clamp,
+    settings: Settings,
+    boundary: Boundary,
+    repository: Wanted | None = None,
+    catalog: Catalog = EMPTY,
 ) -> Plan:
     """Decides a run. `repository`: what the gateway has attested that it works on, as it is known here.
 
-    Raises Problem 422 for files, a branch or a rebase that cannot be; 403 for a branch, model
-    or tool that is not allowed (for a check: a tool that runs commands), and for a tool that the run would have and
-    that the boundary around runs does not allow here, hosts that a tool could reach included. Numbers are lowered
+    Raises Problem 422 for files, a branch or a rebase that cannot be, and for skills without the tools that they need;
+    403 for a branch, model, skill or tool that is not allowed (for a check: a tool that runs commands), for what a
+    skill needs and the run may not have, and for a tool that the run would have and that the boundary around runs does
+    not allow here, hosts that a tool could reach included. Numbers are lowered
     silently to their bounds.
     """
     if request.rebase and repository is None:
@@ -129,8 +139,10 @@ def plan(
             )
     given = _tools_of(clamp, settings)
     ceiling = _intersection(settings.tools_allowed, given) or ()
+    skills = choosing.asked_for(request.skills, request.tools, clamp, catalog)
     if request.tools is None:
-        tools = tuple(tool for tool in settings.tools if tool in ceiling)
+        usual = tuple(tool for tool in settings.tools if tool in ceiling)
+        tools = tuple(dict.fromkeys((*usual, *choosing.tools_of(skills, ceiling))))
     elif refused := sorted(set(request.tools) - set(ceiling)):
         ours = set(refused) <= set(settings.tools_allowed)
         theirs = given is None or set(refused) <= set(given)
@@ -138,6 +150,7 @@ def plan(
         raise Problem(403, "forbidden", f"tools not allowed by {who}: {', '.join(refused)}; {_listed(ceiling)}")
     else:
         tools = tuple(sorted(set(request.tools)))
+    choosing.refuse_without_tools(skills, tools, ceiling)
     check = _checking(request, ceiling, boundary)
     users = sorted(USE_EGRESS.intersection(tools if check is None else (*tools, *COMMAND_TOOLS)))
     egress = _egress(clamp, settings) if users else ()
@@ -148,6 +161,7 @@ def plan(
             f"this tier opens hosts (egress) to {', '.join(users)}, and runs cannot be kept to them here: "
             f"{boundary.egress_obstacle}",
         )
+    choosing.refuse_without_hosts(skills, egress)
     for tool in tools:
         if reason := boundary.refuses(tool, egress=bool(egress)):
             raise Problem(403, "forbidden", f"no run of this invoker may have {tool}: {reason}")
@@ -163,6 +177,7 @@ def plan(
         session=request.session,
         total_s=_least(request.timeout_s, settings.total_s),
         egress=egress,
+        skills=tuple(skill.name for skill in skills),
         features=features_of(clamp, searches=SEARCH in tools),
         instead_of=instead_of,
         repository=repository,

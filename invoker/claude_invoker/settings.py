@@ -119,6 +119,10 @@ class Settings(BaseSettings):
     store_key: SecretStr | None = None
     """`ID:SECRET` of the bucket; unset: what the environment gives (`AWS_…`, a role)."""
 
+    catalog: Path | None = None
+    """A directory, or the archive of one, with skills for runs besides those that come with the invoker
+    (docs/catalog.md)."""
+
     repositories: Path | None = None
     """A YAML file that says which repositories runs may work on, and where they come from (docs/workspace.md)."""
 
@@ -296,6 +300,15 @@ class Settings(BaseSettings):
             return json.loads(value) if isinstance(value, str) else value
         except json.JSONDecodeError as error:
             raise ValueError(f"is not JSON: {error}") from error
+
+    @field_validator("tools", "tools_allowed")
+    @classmethod
+    def _tools_by_name(cls, value: Names) -> Names:
+        if "Skill" in value:
+            raise ValueError(
+                "Skill is no tool by itself: it comes with the skills that a run asks for (INVOKER_CATALOG)"
+            )
+        return value
 
     @field_validator("memory_limit")
     @classmethod

@@ -26,6 +26,8 @@ from claude_contract.ledger import Draw, Drawn, Slot, Verdict, micro_usd
 from claude_invoker import __main__ as program
 from claude_invoker import trust
 from claude_invoker.caller import DEVELOPER
+from claude_invoker.catalog import layout
+from claude_invoker.catalog.catalog import Catalog
 from claude_invoker.cli import (
     aside,
     boundary,
@@ -40,6 +42,7 @@ from claude_invoker.cli import (
     users,
     walk,
 )
+from claude_invoker.cli import command as command_line
 from claude_invoker.cli.command import Shape, command
 from claude_invoker.draws import Answer, Draws
 from claude_invoker.egress import filters as egress
@@ -119,6 +122,23 @@ def a_shell_that_is_not_looked_at() -> None:
 
 def a_shell_that_confines_nothing() -> None:
     put(shell, "text", lambda *given: '#!/bin/sh\nexec /bin/bash "$@"\n')
+
+
+def the_clis_own_skills() -> None:
+    """A run with skills of the catalog is only told which it may use."""
+    put(command_line, "_WITHOUT_OWN_SKILLS", {})
+
+
+def a_catalog_for_everybody() -> None:
+    """What runs have of the catalog is theirs to write, where nothing but its modes keeps them from it."""
+
+    def open_to_all(catalog: Catalog, root: Path) -> Catalog:
+        made = layout.lay_out(catalog, root)
+        for path in (root, *root.rglob("*")):
+            path.chmod(0o777)
+        return made
+
+    put(engine, "lay_out", open_to_all)
 
 
 def checks_outside_of_the_boundary() -> None:
@@ -410,6 +430,8 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         a_shell_that_is_not_looked_at,
         a_shell_that_confines_nothing,
         checks_outside_of_the_boundary,
+        the_clis_own_skills,
+        a_catalog_for_everybody,
         names_of_a_test,
         hosts_that_nobody_named,
         a_filter_without_bounds,

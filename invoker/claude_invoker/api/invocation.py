@@ -48,7 +48,7 @@ def validated(
 def decided(request: Request, invoke: InvokeRequest, caller: Caller) -> Plan:
     """The plan of an invocation. Raises Problem 403, 404, 422."""
     engine: Engine = services(request).engine
-    return plan(invoke, caller.clamp, engine.settings, engine.boundary, engine.repository(caller))
+    return plan(invoke, caller.clamp, engine.settings, engine.boundary, engine.repository(caller), engine.catalog)
 
 
 async def submitted(

@@ -17,17 +17,24 @@ _log = logging.getLogger(__name__)
 
 
 async def establish(
-    launcher: Launcher, filters: Filters, programs: Path, workplace: Path, least: Strength, *, commands_below: bool
+    launcher: Launcher,
+    filters: Filters,
+    programs: Path,
+    catalog: Path,
+    workplace: Path,
+    least: Strength,
+    *,
+    commands_below: bool,
 ) -> Boundary:
     """The strongest that works, from now on around everything that `launcher` starts; and `filters` for runs that reach
     hosts, where runs can be kept to them.
 
-    `programs`: a directory of ours that runs can pass through. Raises TooWeak, NoUserFree, OSError.
+    `programs` and `catalog`: directories of ours that runs can pass through. Raises TooWeak, NoUserFree, OSError.
     """
     # One of the runs' own: whatever has the killer's is struck by every invoker of this machine that ends a run.
     uid = launcher.users.take()
     try:
-        return await _established(launcher, filters, programs, workplace, least, uid, commands_below)
+        return await _established(launcher, filters, programs, catalog, workplace, least, uid, commands_below)
     finally:
         if uid is not None:
             await launcher.retire_user(uid)
@@ -37,6 +44,7 @@ async def _established(
     launcher: Launcher,
     filters: Filters,
     programs: Path,
+    catalog: Path,
     workplace: Path,
     least: Strength,
     uid: int | None,
@@ -46,7 +54,7 @@ async def _established(
     properties = [await asyncio.to_thread(trial.own_users, uid)]
     boxes: list[Box] = []
     if uid is None or computed(properties) >= Strength.USER:
-        boxes, tried = await asyncio.to_thread(trial.boxes, programs, launcher.cli, uid)
+        boxes, tried = await asyncio.to_thread(trial.boxes, programs, launcher.cli, uid, catalog)
         properties += tried
     for box in boxes:
         launcher.box = box

@@ -5,6 +5,7 @@ Facts about the flags were measured on CLI 2.1.330; docs/invoker.md lists them.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,8 @@ from claude_invoker.isolation import network
 from claude_invoker.isolation.shell import TREE
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
+PLUGIN = "catalog"
+"""What the CLI calls all that comes from the catalog: its skill `pdf` is `catalog:pdf`."""
 
 
 _WITHOUT_ETC = {"GIT_CONFIG_NOSYSTEM": "1"}
@@ -26,6 +29,34 @@ _FILTER = f"http://{network.HOST}:{network.PORT}"
 _PROXY = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"), _FILTER) | {
     "NODE_USE_ENV_PROXY": "1"
 }
+
+
+@dataclass(frozen=True)
+class Skills:
+    """What a process has of the catalog. `folders`: a plugin of the CLI each, with one skill of the folder's name;
+    `libraries`: modules for their scripts. It reads both, and writes neither."""
+
+    folders: tuple[Path, ...] = ()
+    libraries: Path | None = None
+
+    @property
+    def readable(self) -> tuple[Path, ...]:
+        return self.folders if self.libraries is None else (*self.folders, self.libraries)
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """What its tool `Skill` may call. The CLI's own skills are called by its model whatever is allowed."""
+        return tuple(f"Skill({PLUGIN}:{folder.name})" for folder in self.folders)
+
+
+WITHOUT_SKILLS = Skills()
+_WITHOUT_OWN_SKILLS = {
+    "disableBundledSkills": True,
+    "skillOverrides": {"doctor": "off", "plugin-authoring": "off"},
+    "enabledPlugins": {f"cc-plugin-{name}@builtin": False for name in ("agents-md", "privacy", "plugin-authoring")},
+}
+"""Settings of a process with skills of ours. Some of its own are called without being allowed, and `plugin-authoring`
+is there even where they are all turned off."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +73,7 @@ class Shape:
     """Hosts that the run reaches besides the API."""
     checkout: Checkout | None = None
     """What it works on; None: it begins in an empty directory."""
+    skills: Skills = WITHOUT_SKILLS
 
 
 @dataclass(frozen=True)
@@ -55,7 +87,9 @@ class Deadlines:
 def command(cli: Path, shape: Shape) -> list[str]:
     """The argument vector. Nothing of a caller's is in it, since every user of the machine can read it: a session is
     gone on with by its directory, which holds one conversation, never by its id."""
-    tools = ",".join(shape.tools)
+    skills = shape.skills
+    tools = ",".join((*shape.tools, "Skill") if skills.folders else shape.tools)
+    allowed = ",".join((*shape.tools, *skills.rules))
     arguments = [
         str(cli),
         "--print",
@@ -66,18 +100,27 @@ def command(cli: Path, shape: Shape) -> list[str]:
         "--restricted",
         "--setting-sources=",
         "--strict-mcp-config",
-        "--disable-slash-commands",
         "--permission-mode=dontAsk",
         f"--tools={tools}",
         f"--max-turns={shape.max_turns}",
     ]
     if shape.max_budget_usd is not None:
         arguments.append(f"--max-budget-usd={shape.max_budget_usd!r}")
-    if tools:
-        arguments.append(f"--allowedTools={tools}")
+    if allowed:
+        arguments.append(f"--allowedTools={allowed}")
+    settings: dict[str, object] = {}
     if shape.egress:
         # It would ask api.anthropic.com about the host first, by a way that there is not.
-        arguments.append('--settings={"skipWebFetchPreflight":true}')
+        settings["skipWebFetchPreflight"] = True
+    if skills.folders:
+        settings |= _WITHOUT_OWN_SKILLS
+        for folder in skills.folders:
+            # The second, so that the file tools read what is beside a SKILL.md.
+            arguments += [f"--plugin-dir={folder}", f"--add-dir={folder}"]
+    else:
+        arguments.append("--disable-slash-commands")
+    if settings:
+        arguments.append(f"--settings={json.dumps(settings, separators=(',', ':'))}")
     if shape.session is None:
         arguments.append("--no-session-persistence")
     else:
@@ -88,15 +131,23 @@ def command(cli: Path, shape: Shape) -> list[str]:
 
 
 def environment(
-    tree: Tree, run: str, api: Path, key_fd: int, deadlines: Deadlines, shell: Path | None, *, egress: bool = False
+    tree: Tree,
+    run: str,
+    api: Path,
+    key_fd: int,
+    deadlines: Deadlines,
+    shell: Path | None,
+    *,
+    egress: bool = False,
+    libraries: Path | None = None,
 ) -> dict[str, str]:
     """Every variable of the process. The key is not among them: it is read once from descriptor `key_fd`.
 
     `api`: the socket by which the API is reached. `shell`: what it starts for commands; None: the system's. `egress`:
-    there is a filter that leads to hosts (see `isolation.network`).
+    there is a filter that leads to hosts (see `isolation.network`). `libraries`: modules for its Python.
     """
     named = {} if shell is None else {"CLAUDE_CODE_SHELL": str(shell)}
-    return environment_of_commands(tree, run, shell, egress=egress) | {
+    return environment_of_commands(tree, run, shell, egress=egress, libraries=libraries) | {
         **named,
         "CLAUDE_CONFIG_DIR": str(tree.config),
         "CLAUDE_CODE_TMPDIR": str(tree.temp),
@@ -116,11 +167,15 @@ def environment(
     }
 
 
-def environment_of_commands(tree: Tree, run: str, shell: Path | None, *, egress: bool) -> dict[str, str]:
+def environment_of_commands(
+    tree: Tree, run: str, shell: Path | None, *, egress: bool, libraries: Path | None = None
+) -> dict[str, str]:
     """What every command of a run has, also one that the CLI does not start; as `environment` says."""
     boundary = {} if shell is None else {TREE: str(tree.root), **_WITHOUT_ETC}
     if egress:
         boundary |= _PROXY
+    if libraries is not None:
+        boundary["PYTHONPATH"] = str(libraries)
     return boundary | {
         "PATH": PATH,
         "LANG": "C.UTF-8",

@@ -24,14 +24,16 @@ KILL_S = 5.0
 
 
 @contextlib.contextmanager
-def inside(box: Box | None, tree: Tree, api: Path, network: Way | None) -> Iterator[tuple[Kind | None, Entry]]:
-    """How a process gets into the boundary around runs, with this tree. `api`: the socket of the key proxy. Raises
-    OSError."""
+def inside(
+    box: Box | None, tree: Tree, api: Path, network: Way | None, readable: tuple[Path, ...] = ()
+) -> Iterator[tuple[Kind | None, Entry]]:
+    """How a process gets into the boundary around runs, with this tree. `api`: the socket of the key proxy; `readable`:
+    what it may read besides. Raises OSError."""
     if box is None:
         yield None, Entry(enter=least())
         return
     kind = box.closed if network is None else box.open
-    with box.around(tree.root, kind, api.parent) as entry:
+    with box.around(tree.root, kind, api.parent, readable) as entry:
         yield kind, entry
 
 

@@ -20,6 +20,8 @@ from claude_invoker.cli import walk
 from claude_invoker.isolation.domains import SNAPSHOTS
 
 _log = logging.getLogger(__name__)
+CATALOGS = "catalog"
+"""In the trees' directory: what each engine offers to its runs, under its workplace's name."""
 KEPT = walk.Bounds(depth=256, entries=200_000, bytes=4 * 1024**3)
 """How much a session's tree may hold: each of its runs hands it over and back entry by entry, and it stays."""
 
@@ -196,7 +198,7 @@ def prepare(state_dir: Path, trees: Path) -> None:
 
     Raises PermissionError where the trees' directory is another user's (it may be in a shared directory).
     """
-    for path in (state_dir, trees, trees / "engines", trees / "sessions"):
+    for path in (state_dir, trees, trees / "engines", trees / "sessions", trees / CATALOGS):
         path.mkdir(mode=0o711, parents=True, exist_ok=True)
         if not _is_ours(path):
             raise PermissionError(f"{path} is not a directory of this user")

@@ -73,8 +73,11 @@ class Box(ABC):
         return (Way.USER_NAMESPACE,)
 
     @abstractmethod
-    def around(self, tree: Path, kind: Kind, api: Path) -> AbstractContextManager[Entry]:
-        """For a CLI in this tree, which reaches the API by a socket in the directory `api`. Raises OSError."""
+    def around(
+        self, tree: Path, kind: Kind, api: Path, readable: tuple[Path, ...] = ()
+    ) -> AbstractContextManager[Entry]:
+        """For a CLI in this tree, which reaches the API by a socket in the directory `api`. `readable`: directories in
+        which it and its commands may read, and run what is there, as in `programs`. Raises OSError."""
 
     @property
     def intact(self) -> bool:

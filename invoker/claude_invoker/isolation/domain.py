@@ -29,8 +29,8 @@ class Domain(Box):
         return super().ways if self.shared else tuple(Way)
 
     @contextmanager
-    def around(self, tree: Path, kind: Kind, api: Path) -> Iterator[Entry]:
-        domain = confine.ruleset(domains.of_cli(tree, self.programs), kind.port)
+    def around(self, tree: Path, kind: Kind, api: Path, readable: tuple[Path, ...] = ()) -> Iterator[Entry]:
+        domain = confine.ruleset(domains.of_cli(tree, (*self.programs, *readable)), kind.port)
         enter = functools.partial(confine.enter, domain, kind.filter)
 
         def enter_watched() -> None:

@@ -61,9 +61,10 @@ class Namespaces(Box):
         return True
 
     @contextmanager
-    def around(self, tree: Path, kind: Kind, api: Path) -> Iterator[Entry]:
-        readable = (*self.programs, api)
-        asked = arguments(tree, readable, network=kind is self.open, own_proc=self.confined is None)
+    def around(self, tree: Path, kind: Kind, api: Path, readable: tuple[Path, ...] = ()) -> Iterator[Entry]:
+        asked = arguments(
+            tree, (*self.programs, api, *readable), network=kind is self.open, own_proc=self.confined is None
+        )
         with ExitStack() as held:
 
             def lent(content: bytes) -> int:

@@ -26,11 +26,13 @@ _OWN_PROC = (True, False)
 """The ways to make namespaces, the better one first (see `Namespaces.confined`)."""
 
 
-def boxes(programs: Path, cli: Path, uid: int | None) -> tuple[list[Box], list[Property]]:
+def boxes(programs: Path, cli: Path, uid: int | None, catalog: Path | None = None) -> tuple[list[Box], list[Property]]:
     """Those that hold, the strongest first, and what was tried. Raises OSError.
 
-    `programs`: a directory of ours for the shell. `uid`: a user id as runs have it, or None for ours.
+    `programs`: a directory of ours for the shell. `uid`: a user id as runs have it, or None for ours. `catalog`: a
+    directory in which commands may read what their CLI may.
     """
+    common = (cli,) if catalog is None else (cli, catalog)
     obstacles: dict[str, str | None] = dict.fromkeys(
         (f"Landlock with scopes (ABI {_ABI})", "system call filters", "an interpreter for the shell's wrapper")
     )
@@ -54,13 +56,14 @@ def boxes(programs: Path, cli: Path, uid: int | None) -> tuple[list[Box], list[P
         return [], tried
 
     def kinds(*, shared: bool) -> tuple[Kind, Kind]:
-        closed, reaching = (_kind(programs, cli, python, tcp=tcp, shared=shared) for tcp in (False, True))
+        closed, reaching = (_kind(programs, common, python, tcp=tcp, shared=shared) for tcp in (False, True))
         return closed, reaching
 
     ways: list[list[Box]] = []
     """Of each strength, the better one first."""
     if bwrap is not None:
-        confined = _installed(programs, "cli", shell.text_for_the_cli(python, domains.of_cli(Path(), (programs, cli))))
+        rules = domains.of_cli(Path(), (programs, *common))
+        confined = _installed(programs, "cli", shell.text_for_the_cli(python, rules))
         own = kinds(shared=False)
         ways.append(
             [Namespaces((programs, cli), *own, bwrap, None if own_proc else confined) for own_proc in _OWN_PROC]
@@ -85,10 +88,10 @@ def _best(way: list[Box], python: str, uid: int | None) -> tuple[Box | None, str
     return None, "; as in containers: ".join(obstacles)
 
 
-def _kind(programs: Path, cli: Path, python: str, *, tcp: bool, shared: bool) -> Kind:
+def _kind(programs: Path, readable: tuple[Path, ...], python: str, *, tcp: bool, shared: bool) -> Kind:
     port = network.PORT if tcp else 0
     of_shells = filters.of_shells(tcp=tcp, shared=shared)
-    content = shell.text(python, domains.of_shells((cli,)), of_shells, port)
+    content = shell.text(python, domains.of_shells(readable), of_shells, port)
     return Kind(_installed(programs, "bash", content), filters.of_cli(tcp=tcp), port)
 
 

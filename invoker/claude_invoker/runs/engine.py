@@ -22,6 +22,8 @@ from typing import Any
 from claude_contract.keys import joined
 from claude_invoker import disk
 from claude_invoker.caller import Caller
+from claude_invoker.catalog.catalog import load
+from claude_invoker.catalog.layout import Layout, lay_out
 from claude_invoker.cli.binary import cli_version, find_cli, programs_of, reachable_binary
 from claude_invoker.cli.boundary import establish
 from claude_invoker.cli.child import Limits
@@ -31,7 +33,7 @@ from claude_invoker.cli.kill import Killer, StillAlive, owners
 from claude_invoker.cli.launcher import CannotFurnish, Launcher
 from claude_invoker.cli.pool import Pool
 from claude_invoker.cli.process import CliError
-from claude_invoker.cli.tree import Checkout, Discarded, Tree, Workplace, dismantle, prepare, tree_root
+from claude_invoker.cli.tree import CATALOGS, Checkout, Discarded, Tree, Workplace, dismantle, prepare, tree_root
 from claude_invoker.cli.unbroken import unbroken
 from claude_invoker.cli.users import Users
 from claude_invoker.cli.walk import delete
@@ -93,6 +95,11 @@ class Engine:
         self.keeping = Keeping(settings, open_store(settings.store, settings.key_of_store))
         """Where the files of runs are, those that are over included."""
         self._workplace = Workplace(self._trees)
+        self.catalog = load(settings.catalog)
+        """What runs may be given; known to work here once the engine has been entered."""
+        for each in self.catalog.refused:
+            _log.warning("INVOKER_CATALOG: left out: %s", each)
+        self._layout = Layout(self._trees / CATALOGS / self._workplace.path.name)
         self._discarded = Discarded(self._trees / "discarded")
         self._killer = Killer(self.users.killer) if self.users.isolated else None
         self._sessions = Sessions(
@@ -148,7 +155,15 @@ class Engine:
         shared = Bounds(settings.memory_limit, settings.process_limit, settings.tree_limit, settings.tree_entries_limit)
         self.watch = Watch(shared, lambda: self._launcher.box is None, settings.on_disk["trees"])
         self._executor = Executor(
-            settings, self.pool, self._launcher, self.metering, self.watch, self.workspaces, self.keeping, self.idle
+            settings,
+            self.pool,
+            self._launcher,
+            self.metering,
+            self.watch,
+            self.workspaces,
+            self.keeping,
+            self.idle,
+            self._layout,
         )
         self._sweeper = Sweeper(
             {
@@ -210,16 +225,19 @@ class Engine:
 
     async def _open(self) -> None:
         for path in self._workplace.abandoned():
-            with contextlib.suppress(OSError):  # another invoker starts as well, and was faster
-                self._discarded.take(path)
+            for left in (self._trees / CATALOGS / path.name, path):
+                with contextlib.suppress(OSError):  # another invoker starts as well, and was faster
+                    self._discarded.take(left)
         await asyncio.to_thread(self._sessions.recover)
         self.version = await cli_version(self.cli)
         programs = programs_of(self._trees)
         self._launcher.cli = await asyncio.to_thread(reachable_binary, self.cli, programs, isolated=self.users.isolated)
+        self.catalog = await asyncio.to_thread(lay_out, self.catalog, self._layout.root)
         self.boundary = await establish(
             self._launcher,
             self.filters,
             programs,
+            self._layout.root.parent,
             self._workplace.path,
             Strength[self.settings.isolation.upper()],
             commands_below=self.settings.allow_commands_below,
@@ -259,6 +277,8 @@ class Engine:
         if self._killer is not None:
             await self._killer.stop()
         self._workplace.close(self._discarded)
+        with contextlib.suppress(OSError):  # it was not laid out
+            self._discarded.take(self._layout.root)
         await asyncio.to_thread(self._discarded.close, _DELETE_S)
         dismantle(self._trees)
         self.users.close()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Literal
 
+from claude_invoker.catalog.layout import Layout
 from claude_invoker.cli import outcome, walk
 from claude_invoker.cli.command import Shape
 from claude_invoker.cli.contained import Contained
@@ -62,12 +63,14 @@ class Executor:
         workspaces: Workspaces | None,
         keeping: Keeping,
         idle: Idle,
+        layout: Layout,
     ) -> None:
         self._pool = pool
         self._launcher = launcher
         self._metering = metering
         self._watch = watch
         self._idle = idle
+        self._layout = layout
         self._conversation = Conversation(settings.first_output_s, settings.idle_s)
         bounds = artifacts.Bounds(settings.artifact_max_bytes, settings.artifact_max_count)
         self._remains = Remains(bounds, workspaces, keeping)
@@ -79,7 +82,7 @@ class Executor:
         run.state = "running"
         begun = session is not None and await asyncio.to_thread(lambda: session.begun)
         suits = session is not None and self._idle.suits(run)
-        shape = _shape(run, None if session is None else "begun" if begun else "new", keeps=suits)
+        shape = self._shape(run, None if session is None else "begun" if begun else "new", keeps=suits)
         ready = None if session is None else await self._idle.take(session, run)
         goes_on = ready is not None
         if ready is None:
@@ -137,6 +140,14 @@ class Executor:
             check=run.check,
             pushed=run.pushed,
         )
+
+    def _shape(self, run: Run, session: Literal["begun", "new"] | None, *, keeps: bool) -> Shape:
+        plan = run.plan
+        if session is None and plan.check is not None and plan.check.max_repairs:
+            session = "new"  # the next process goes on with its transcript
+        budget = None if keeps else plan.max_budget_usd
+        skills = self._layout.of(plan.skills)
+        return Shape(plan.tools, plan.max_turns, budget, session, plan.egress, run.checkout, skills)
 
     async def _put(self, run: Run, process: CliProcess) -> None:
         """Gives the run what its caller has sent along. Raises Problem 422, 503."""
@@ -292,14 +303,6 @@ class Executor:
                 await ready.aside.end()
         except StillAlive as error:
             raise CliError(f"the run does not end: {error}") from error
-
-
-def _shape(run: Run, session: Literal["begun", "new"] | None, *, keeps: bool) -> Shape:
-    plan = run.plan
-    if session is None and plan.check is not None and plan.check.max_repairs:
-        session = "new"  # the next process goes on with its transcript
-    budget = None if keeps else plan.max_budget_usd
-    return Shape(plan.tools, plan.max_turns, budget, session, plan.egress, run.checkout)
 
 
 def _shown(run: Run) -> tuple[dict[str, Any], ...]:

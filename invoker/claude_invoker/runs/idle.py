@@ -33,6 +33,7 @@ class Kind:
 
     tier: str
     tools: tuple[str, ...]
+    skills: tuple[str, ...]
     max_turns: int
     model: str
     models: tuple[str, ...] | None
@@ -43,7 +44,7 @@ class Kind:
     def of(cls, run: Run) -> Kind:
         plan: Plan = run.plan
         schema = "" if plan.output_schema is None else repr(plan.output_schema)
-        return cls(run.tier, plan.tools, plan.max_turns, plan.model, plan.models, plan.system, schema)
+        return cls(run.tier, plan.tools, plan.skills, plan.max_turns, plan.model, plan.models, plan.system, schema)
 
 
 @dataclass

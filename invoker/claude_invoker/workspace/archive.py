@@ -45,7 +45,7 @@ LARGE = Bounds(bytes=512 << 20)
 
 
 @dataclass(frozen=True)
-class _Member:
+class Member:
     path: str
     content: Iterator[bytes]
     """To be read before the next member is asked for."""
@@ -61,12 +61,12 @@ def unpack(work: Path, archive: Content, uid: int | None, bounds: Bounds) -> Non
     written. In memory are the list of what it holds and a piece of one file. Raises NoPlace, OSError."""
     names = Names(bounds.entries)
     with _opened(archive) as file:
-        for member in _members(file, bounds):
+        for member in members(file, bounds):
             if problem := names.problem_of(member.path):
                 raise NoPlace(f"a path in it {problem}: {ascii(member.path)[1:-1][:200]}")
             for _ in member.content:
                 pass
-        for member in _members(file, bounds):
+        for member in members(file, bounds):
             write(work, member.path, member.content, uid, 0o700 if member.is_executable else 0o600)
 
 
@@ -74,8 +74,8 @@ def _opened(archive: Content) -> IO[bytes]:
     return io.BytesIO(archive) if isinstance(archive, bytes) else archive.open("rb")
 
 
-def _members(file: IO[bytes], bounds: Bounds) -> Iterator[_Member]:
-    """Its regular files. Raises NoPlace."""
+def members(file: IO[bytes], bounds: Bounds) -> Iterator[Member]:
+    """The regular files of a .zip or .tar.gz, in its order. Raises NoPlace."""
     file.seek(0)
     magic = file.read(4)
     kind = next((read for mark, read in ((_ZIP, _zip), (_GZIP, _tar)) if magic.startswith(mark)), None)
@@ -91,7 +91,7 @@ def _members(file: IO[bytes], bounds: Bounds) -> Iterator[_Member]:
         if left < 0:
             raise NoPlace(f"it has more than {bounds.bytes:,} bytes")
         if entry.reader is not None:
-            yield _Member(entry.path, _content(entry, entry.reader), entry.is_executable)
+            yield Member(entry.path, _content(entry, entry.reader), entry.is_executable)
         elif problem := problem_of(entry.path.removesuffix("/")):
             raise NoPlace(f"a path in it {problem}: {ascii(entry.path)[1:-1][:200]}")
 

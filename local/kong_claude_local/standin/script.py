@@ -6,6 +6,7 @@ Directives in the newest prompt, anywhere in its text:
 |---|---|
 | `[[say TEXT]]` | the final answer is TEXT |
 | `[[tool NAME {json}]]` | a turn that calls tool NAME with that input; several run one after the other |
+| `[[skill NAME]]` | a turn that calls the skill NAME of the catalog, then one for each block of Bash in its text |
 | `[[large N]]` | the final answer is N characters long |
 | `[[delay MS]]` | pause between two chunks of a stream, or before an answer in one piece |
 | `[[status CODE]]` | an API error of that status (401, 429, 500, 529, …) |
@@ -27,7 +28,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-_OPEN = re.compile(r"\[\[(say|tool|large|delay|status|hang|stall|reset|stop|usage)\b ?")
+_OPEN = re.compile(r"\[\[(say|tool|skill|large|delay|status|hang|stall|reset|stop|usage)\b ?")
 _STATUS_BY_MODEL = re.compile(r"-status-([45]\d\d)$")
 _ERROR_TYPES = {
     400: "invalid_request_error",
@@ -67,6 +68,8 @@ class _Directives:
     tools: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     usage: dict[str, Any] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
+    follows: bool = False
+    """Whether what a skill says is done."""
 
 
 def _directives(text: str) -> _Directives:
@@ -90,6 +93,9 @@ def _directives(text: str) -> _Directives:
         argument = text[start : end if end >= 0 else len(text)]
         if verb == "say":
             found.say = argument
+        elif verb == "skill":
+            found.tools.append(("Skill", {"skill": f"catalog:{argument.strip()}"}))
+            found.follows = True
         else:
             found.values[verb] = argument.strip()
     return found
@@ -122,9 +128,20 @@ def _tool_results(content: Any) -> list[str]:
     return results
 
 
+_SKILL = "Base directory for this skill: "
+_COMMANDS = re.compile(r"^```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def _commands(content: Any) -> list[str]:
+    """What the skills whose text is in a message say that is to be run."""
+    texts = [text for text in _texts(content) if text.startswith(_SKILL)]
+    return [command for text in texts for command in _COMMANDS.findall(text)]
+
+
 def reply_to(body: dict[str, Any]) -> Reply:
     """The scripted answer to a request body; never raises for a body that is a JSON object."""
     prompt, results = "", []
+    commands: list[str] = []
     for message in body.get("messages") or []:
         if not isinstance(message, dict) or message.get("role") != "user":
             continue
@@ -132,9 +149,12 @@ def reply_to(body: dict[str, Any]) -> Reply:
         answered = _tool_results(content)
         if answered:
             results += answered
+            commands += _commands(content)
         elif (texts := _texts(content)) and not texts[0].startswith(_CONTINUATIONS):
-            prompt, results = "\n".join(texts), []
+            prompt, results, commands = "\n".join(texts), [], []
     found = _directives(prompt)
+    if found.follows:
+        found.tools += [("Bash", {"command": command}) for command in commands]
     values = found.values
     if named := _STATUS_BY_MODEL.search(str(body.get("model"))):
         return Reply(f"stand-in: the model is answered with {named[1]}", status=int(named[1]))

@@ -1,0 +1,67 @@
+"""`claude-invoker catalog check|list|pack`: looks at a catalog as the invoker will."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from claude_invoker.catalog.catalog import OURS, version_of
+from claude_invoker.catalog.sources import Read, pack, read
+
+
+def main(argv: list[str]) -> int:
+    """0: all is well; 1: something is left out; 2: it is no catalog."""
+    parser = argparse.ArgumentParser(prog="claude-invoker catalog", description="Skills for runs (docs/catalog.md).")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="check|list|pack")
+    check = verbs.add_parser("check", help="say what of a directory or archive is left out, and why")
+    listing = verbs.add_parser("list", help="list its skills, with what each needs; without a path: ours")
+    packing = verbs.add_parser("pack", help="make an archive of a directory, so that every worker has the same")
+    for verb in (check, packing):
+        verb.add_argument("path", type=Path, help="the catalog: a directory with skills/NAME/SKILL.md, or an archive")
+    listing.add_argument("path", type=Path, nargs="?", default=OURS, help="the catalog")
+    listing.add_argument("--json", action="store_true", help="print one JSON object")
+    packing.add_argument("--into", type=Path, default=Path(), help="the directory for catalog-VERSION.tar.gz (here)")
+    options = parser.parse_args(argv)
+    try:
+        found = read(options.path)
+        for each in found.refused:
+            print(f"claude-invoker: {each}", file=sys.stderr)
+        if options.verb == "pack":
+            return _pack(found, options.into)
+    except ValueError as error:
+        print(f"claude-invoker: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"claude-invoker: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    if options.verb == "list":
+        _list(found, as_json=options.json)
+    else:
+        print(f"{len(found.skills)} skills, version {version_of(found.skills)}")
+    return 1 if found.refused else 0
+
+
+def _pack(found: Read, into: Path) -> int:
+    """An archive of the half of a catalog would go unnoticed: there is none. Raises OSError."""
+    if found.refused:
+        print("claude-invoker: nothing is packed while something would be left out", file=sys.stderr)
+        return 1
+    path = into / f"catalog-{version_of(found.skills)}.tar.gz"
+    pack(found.skills, path)
+    print(path)
+    return 0
+
+
+def _list(found: Read, *, as_json: bool) -> None:
+    if as_json:
+        skills = [
+            {"name": skill.name, "description": skill.description, "needs": skill.needs.to_json()}
+            for skill in found.skills
+        ]
+        print(json.dumps({"version": version_of(found.skills), "skills": skills}, ensure_ascii=False))
+        return
+    for skill in found.skills:
+        needs = "; ".join(f"{name}: {', '.join(each)}" for name, each in skill.needs.to_json().items())
+        print(f"{skill.name}  ({needs or 'needs nothing'})\n  {skill.description}")

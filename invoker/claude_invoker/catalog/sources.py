@@ -1,0 +1,213 @@
+"""Reading a catalog, from a directory or from the archive that `pack` makes of one. What is broken in it is named and
+left out: nobody can be kept from starting, or from having the other entries, by one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import os
+import stat
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, cast
+
+from msgspec import Struct
+
+from claude_invoker.catalog.entry import Broken, File, Skill, is_name, skill_of
+from claude_invoker.cli import walk
+from claude_invoker.workspace import archive, files
+
+SKILLS = "skills"
+MOST_SKILLS = 200
+ENTRY = walk.Bounds(depth=8, entries=500, bytes=16 << 20)
+"""Of one skill. On the disk and in its files."""
+ALL = archive.Bounds(entries=20_000, bytes=128 << 20)
+"""Of a catalog."""
+_LISTED = 2_000
+"""Names that are looked at in the directory of all skills."""
+
+
+class Refused(Struct, frozen=True):
+    """Something that is left out: its place in the catalog, and why."""
+
+    place: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.why}"
+
+
+class Read(Struct, frozen=True):
+    """What a directory or an archive holds; `skills` in the order of their names."""
+
+    skills: tuple[Skill, ...]
+    refused: tuple[Refused, ...] = ()
+
+
+def read(path: Path) -> Read:
+    """Raises ValueError for what is no catalog at all, OSError."""
+    if path.is_dir():
+        return _of_directory(path)
+    if path.is_file():
+        return _of_archive(path)
+    raise ValueError(f"{path} is neither a directory nor an archive of one (claude-invoker catalog pack)")
+
+
+def pack(skills: Iterable[Skill], into: Path) -> None:
+    """Writes an archive, which is the same for the same skills. Raises OSError."""
+    with (
+        into.open("wb") as file,
+        gzip.GzipFile("", "wb", compresslevel=9, fileobj=file, mtime=0) as compressed,
+        tarfile.open(fileobj=cast("IO[bytes]", compressed), mode="w|", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for skill in skills:
+            for each in skill.files:
+                info = tarfile.TarInfo(f"{SKILLS}/{skill.name}/{each.path}")
+                info.size, info.mode = len(each.content), 0o755 if each.is_executable else 0o644
+                tar.addfile(info, io.BytesIO(each.content))
+
+
+def _of_directory(root: Path) -> Read:
+    refused: list[Refused] = []
+    if root.stat().st_mode & stat.S_IWOTH:
+        raise ValueError(f"{root} can be changed by every user of this machine")
+    with os.scandir(root) as listed:
+        strange = sorted(each.name for each in listed if each.is_dir() and each.name != SKILLS)
+    refused += [Refused(_shown(name), f"is no kind of entry: there is {SKILLS}") for name in strange[:10]]
+    try:
+        names = _names(root / SKILLS)
+    except Broken as error:
+        return Read((), (*refused, Refused(SKILLS, str(error))))
+    found: dict[str, list[File] | Broken] = {}
+    left = ALL.bytes
+    for name in names:
+        try:
+            _refuse_name(name)
+            given = _files(root / SKILLS / name)
+            left -= sum(len(file.content) for file in given)
+            if left < 0:
+                raise Broken(f"is beyond the {ALL.bytes >> 20} MiB that a catalog may have")
+            found[name] = given
+        except Broken as error:
+            found[name] = error
+        except OSError as error:
+            found[name] = Broken(f"cannot be read: {error.strerror}")
+    return _judged(found, refused)
+
+
+def _names(directory: Path) -> list[str]:
+    """Sorted. Raises Broken."""
+    names: list[str] = []
+    try:
+        if stat.S_ISLNK(directory.lstat().st_mode):
+            raise Broken("is a link")
+        with os.scandir(directory) as listed:
+            for each in listed:
+                if each.is_dir(follow_symlinks=False) or each.is_symlink():
+                    names.append(each.name)
+                if len(names) > _LISTED:
+                    raise Broken(f"has more than {_LISTED:,} entries: none of them is taken")
+    except FileNotFoundError:
+        raise Broken("is not there") from None
+    except OSError as error:
+        raise Broken(f"cannot be read: {error.strerror}") from error
+    return sorted(names)
+
+
+def _refuse_name(name: str) -> None:
+    if not is_name(name):
+        raise Broken("must be called by lower-case letters, digits and single hyphens, 64 at most")
+
+
+def _files(directory: Path) -> list[File]:
+    """Raises Broken, OSError."""
+    if stat.S_ISLNK(directory.lstat().st_mode):
+        raise Broken("is a link")
+    found: list[File] = []
+    left = ENTRY.bytes
+    names = files.Names(ENTRY.entries)
+    try:
+        for entry in walk.walk(directory, ENTRY):
+            shown = _shown(entry.path)
+            if entry.status.st_mode & stat.S_IWOTH and not stat.S_ISLNK(entry.status.st_mode):
+                raise Broken(f"{shown} can be changed by every user of this machine")
+            if entry.is_directory:
+                continue
+            if not entry.is_regular:
+                raise Broken(f"{shown} is no regular file" + (", but a link" if _is_link(entry) else ""))
+            with _opened(entry) as file:
+                content = file.read(left + 1)
+            left -= len(content)
+            if left < 0:
+                raise Broken(f"has more than {ENTRY.bytes >> 20} MiB")
+            if problem := names.problem_of(entry.path):
+                raise Broken(f"{shown}: its path {problem}")
+            found.append(File(entry.path, content, bool(entry.status.st_mode & 0o100)))
+    except walk.TooMuch as error:
+        raise Broken(f"has {error}") from error
+    return found
+
+
+def _is_link(entry: walk.Entry) -> bool:
+    return stat.S_ISLNK(entry.status.st_mode)
+
+
+@contextlib.contextmanager
+def _opened(entry: walk.Entry) -> Iterator[IO[bytes]]:
+    """Raises Broken where it is another by now, OSError."""
+    with open(walk.open_file(entry), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise Broken(f"{_shown(entry.path)} changes while it is read")
+        yield file
+
+
+def _of_archive(path: Path) -> Read:
+    """Raises ValueError, OSError."""
+    if path.stat().st_mode & stat.S_IWOTH:
+        raise ValueError(f"{path} can be changed by every user of this machine")
+    found: dict[str, list[File]] = {}
+    names = files.Names(ALL.entries)
+    try:
+        with path.open("rb") as file:
+            for member in archive.members(file, ALL):
+                if problem := names.problem_of(member.path):
+                    raise ValueError(f"{path}: a path in it {problem}: {_shown(member.path)}")
+                kind, _, rest = member.path.partition("/")
+                name, _, inner = rest.partition("/")
+                if kind != SKILLS or not inner:
+                    raise ValueError(f"{path}: {_shown(member.path)} is no file of a skill ({SKILLS}/NAME/…)")
+                content = File(inner, b"".join(member.content), member.is_executable)
+                found.setdefault(name, []).append(content)
+    except files.NoPlace as error:
+        raise ValueError(f"{path}: {error}") from error
+    return _judged(found, [])
+
+
+def _judged(found: Mapping[str, list[File] | Broken], refused: list[Refused]) -> Read:
+    skills: list[Skill] = []
+    for name in sorted(found):
+        given = found[name]
+        try:
+            if isinstance(given, Broken):
+                raise given
+            _refuse_name(name)
+            _refuse_size(given)
+            if len(skills) == MOST_SKILLS:
+                raise Broken(f"is one more than the {MOST_SKILLS} that a catalog may have")
+            skills.append(skill_of(name, given))
+        except Broken as error:
+            refused.append(Refused(f"{SKILLS}/{_shown(name)}", str(error)))
+    return Read(tuple(skills), tuple(refused))
+
+
+def _refuse_size(given: list[File]) -> None:
+    """The same bounds for what comes from an archive. Raises Broken."""
+    if len(given) > ENTRY.entries or sum(len(file.content) for file in given) > ENTRY.bytes:
+        raise Broken(f"has more than {ENTRY.entries:,} files or {ENTRY.bytes >> 20} MiB")
+
+
+def _shown(name: str) -> str:
+    """A name that an enemy may have given, for a log."""
+    return ascii(name)[1:-1][:200]

@@ -1,0 +1,29 @@
+"""Catalogs that an operator could have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SKILL = """---
+name: {name}
+description: Says {name}, and nothing else.
+{more}---
+# {name}
+
+Reads `reference.md` and runs:
+
+```bash
+cat ${{CLAUDE_SKILL_DIR}}/reference.md
+```
+"""
+
+
+def write_skill(root: Path, name: str, more: str = "", **files: bytes) -> Path:
+    """A skill `name` in the catalog at `root`; `more`: lines of its head."""
+    folder = root / "skills" / name
+    folder.mkdir(parents=True)
+    (folder / "SKILL.md").write_text(SKILL.format(name=name, more=more))
+    (folder / "reference.md").write_text(f"the reference of {name}\n")
+    for path, content in files.items():
+        (folder / path).write_bytes(content)
+    return folder
