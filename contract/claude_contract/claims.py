@@ -105,6 +105,7 @@ class Clamp:
     features: tuple[Feature, ...] | None = None  # None: what each receiver allows by itself
     skills: tuple[str, ...] = ()  # that a run may ask for: as with egress, nothing where nothing is said
     default_skills: tuple[str, ...] = ()  # those of them that it has where it asks for none
+    agents: tuple[str, ...] = ()  # that a run may ask for, to hand work to
     _claims: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -143,6 +144,8 @@ class Clamp:
             given["skills"] = list(self.skills)
         if self.default_skills:
             given["default_skills"] = list(self.default_skills)
+        if self.agents:
+            given["agents"] = list(self.agents)
         return given
 
     @classmethod
@@ -157,6 +160,7 @@ class Clamp:
             _as_written("clamp.features", claims.texts("features"), features.parse) if "features" in claims else None,
             claims.texts("skills", ()),
             claims.texts("default_skills", ()),
+            claims.texts("agents", ()),
         )
         claims.done()
         if not set(found.default_skills) <= set(found.skills):

@@ -18,7 +18,7 @@ from pydantic import (
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]*$")]
 ToolName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
-SkillName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+EntryName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 Scalar = str | int | float | bool | None
 
 
@@ -173,8 +173,11 @@ class InvokeRequest(BaseModel):
     )
     model: Name | None = None
     tools: Annotated[list[ToolName], Field(max_length=64)] | None = None
-    skills: Annotated[list[SkillName], Field(max_length=64)] | None = Field(
+    skills: Annotated[list[EntryName], Field(max_length=64)] | None = Field(
         default=None, description="Of the catalog; without it the tier's default ones, with an empty list none"
+    )
+    agents: Annotated[list[EntryName], Field(max_length=64)] | None = Field(
+        default=None, description="Of the catalog: whom the model may hand a part of its work to"
     )
     max_turns: Annotated[int, Field(ge=1, le=1000)] | None = None
     max_budget_usd: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] | None = None

@@ -62,7 +62,8 @@ class Plan:
     egress: tuple[Destination, ...] = ()
     """Hosts that the run reaches."""
     skills: tuple[str, ...] = ()
-    """Of the catalog."""
+    """Of the catalog, as the agents."""
+    agents: tuple[str, ...] = ()
     features: tuple[Feature, ...] = ()
     """What its requests to the API may have beside tokens of its models."""
     instead_of: str | None = None
@@ -139,10 +140,13 @@ def plan(
             )
     given = _tools_of(clamp, settings)
     ceiling = _intersection(settings.tools_allowed, given) or ()
-    skills = choosing.asked_for(request.skills, request.tools, clamp, catalog)
+    skills = choosing.skills(request.skills, request.tools, clamp, catalog)
+    agents = choosing.agents(request.agents, clamp, catalog)
+    entries = (*skills, *agents)
+    choosing.refuse_without_models(agents, lambda name: permits(allowed, name))
     if request.tools is None:
         usual = tuple(tool for tool in settings.tools if tool in ceiling)
-        tools = tuple(dict.fromkeys((*usual, *choosing.tools_of(skills, ceiling))))
+        tools = tuple(dict.fromkeys((*usual, *choosing.tools_of(entries, ceiling))))
     elif refused := sorted(set(request.tools) - set(ceiling)):
         ours = set(refused) <= set(settings.tools_allowed)
         theirs = given is None or set(refused) <= set(given)
@@ -150,7 +154,7 @@ def plan(
         raise Problem(403, "forbidden", f"tools not allowed by {who}: {', '.join(refused)}; {_listed(ceiling)}")
     else:
         tools = tuple(sorted(set(request.tools)))
-    choosing.refuse_without_tools(skills, tools, ceiling)
+    choosing.refuse_without_tools(entries, tools, ceiling)
     check = _checking(request, ceiling, boundary)
     users = sorted(USE_EGRESS.intersection(tools if check is None else (*tools, *COMMAND_TOOLS)))
     egress = _egress(clamp, settings) if users else ()
@@ -161,7 +165,7 @@ def plan(
             f"this tier opens hosts (egress) to {', '.join(users)}, and runs cannot be kept to them here: "
             f"{boundary.egress_obstacle}",
         )
-    choosing.refuse_without_hosts(skills, egress)
+    choosing.refuse_without_hosts(entries, egress)
     for tool in tools:
         if reason := boundary.refuses(tool, egress=bool(egress)):
             raise Problem(403, "forbidden", f"no run of this invoker may have {tool}: {reason}")
@@ -177,7 +181,8 @@ def plan(
         session=request.session,
         total_s=_least(request.timeout_s, settings.total_s),
         egress=egress,
-        skills=tuple(skill.name for skill in skills),
+        skills=tuple(entry.name for entry in skills),
+        agents=tuple(entry.name for entry in agents),
         features=features_of(clamp, searches=SEARCH in tools),
         instead_of=instead_of,
         repository=repository,

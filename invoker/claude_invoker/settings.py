@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     """`ID:SECRET` of the bucket; unset: what the environment gives (`AWS_…`, a role)."""
 
     catalog: Path | None = None
-    """A directory, or the archive of one, with skills for runs besides those that come with the invoker
+    """A directory, or the archive of one, with skills and agents for runs besides the skills that come with the invoker
     (docs/catalog.md)."""
 
     repositories: Path | None = None

@@ -123,7 +123,9 @@ async def _first_use(request: Request, attestation: Attestation) -> None:
 
 async def _attested(request: Request, checks: tuple[str, ...], *, reads_body: bool = True) -> Caller:
     if services(request).settings.trust == "open":
-        return replace(DEVELOPER, clamp=replace(DEVELOPER.clamp, skills=tuple(services(request).engine.catalog.skills)))
+        catalog = services(request).engine.catalog
+        clamp = replace(DEVELOPER.clamp, skills=tuple(catalog.of("skill")), agents=tuple(catalog.of("agent")))
+        return replace(DEVELOPER, clamp=clamp)
     attestation = await _attestation(request, checks, reads_body=reads_body)
     if attestation.identity is None:
         raise _unauthenticated("the attestation names no subject")

@@ -27,3 +27,10 @@ def write_skill(root: Path, name: str, more: str = "", **files: bytes) -> Path:
     for path, content in files.items():
         (folder / path).write_bytes(content)
     return folder
+
+
+def write_agent(root: Path, name: str, more: str = "") -> None:
+    """An agent `name` in the catalog at `root`; `more`: lines of its head."""
+    (root / "agents").mkdir(exist_ok=True)
+    text = f"---\nname: {name}\ndescription: Does what {name} does.\n{more}---\nYou are {name}.\n"
+    (root / "agents" / f"{name}.md").write_text(text)

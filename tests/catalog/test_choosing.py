@@ -13,8 +13,8 @@ from pydantic import SecretStr, ValidationError
 from claude_contract.claims import Clamp
 from claude_contract.destinations import parse
 from claude_invoker.catalog.catalog import Catalog
-from claude_invoker.catalog.entry import Needs, Skill
-from claude_invoker.cli.command import WITHOUT_SKILLS, Shape, Skills, command
+from claude_invoker.catalog.entry import Entry, Needs
+from claude_invoker.cli.command import NOTHING, Given, Shape, command
 from claude_invoker.isolation.strength import Boundary, Strength
 from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import Plan, plan
@@ -27,27 +27,30 @@ HOLDS = Boundary(Strength.NAMESPACES, egress_obstacle=None)
 ALL = ("Read", "Write", "Edit", "Glob", "Grep", "Bash")
 
 
-def skill(name: str, *tools: str, hosts: tuple[str, ...] = ()) -> Skill:
-    return Skill(name, name, Needs(tools, tuple(map(parse, hosts))), (), "", name)
+def skill(name: str, *tools: str, hosts: tuple[str, ...] = ()) -> Entry:
+    return Entry("skill", name, name, Needs(tools, tuple(map(parse, hosts))), (), "", name)
+
+
+def agent(name: str, *tools: str, model: str | None = None) -> Entry:
+    return Entry("agent", name, name, Needs(tools, model=model), (), "", name)
 
 
 CATALOG = Catalog(
-    {
-        each.name: each
-        for each in (
-            skill("words"),
-            skill("pdf", "Bash", "Read"),
-            skill("fetch", "Bash", hosts=("pypi.org",)),
-            skill("broken"),
-        )
-    },
-    obstacles={"broken": "it needs the program x, which is not installed"},
+    (
+        skill("words"),
+        skill("pdf", "Bash", "Read"),
+        skill("fetch", "Bash", hosts=("pypi.org",)),
+        skill("broken"),
+        agent("reviewer", "Read", model="haiku"),
+        agent("worker", "Bash"),
+    ),
+    obstacles={("skill", "broken"): "it needs the program x, which is not installed"},
 )
 SKILLS = ("broken", "fetch", "gone", "pdf", "words")
 
 
 def decide(body: dict[str, Any], boundary: Boundary = HOLDS, **clamp: Any) -> Plan:
-    given = {"skills": SKILLS, "tools": ALL} | clamp
+    given = {"skills": SKILLS, "agents": ("gone", "reviewer", "worker"), "tools": ALL} | clamp
     return plan(InvokeRequest(prompt="x", **body), Clamp(**given), SETTINGS, boundary, catalog=CATALOG)
 
 
@@ -101,6 +104,44 @@ def test_what_is_refused_names_the_need(body: dict[str, Any], clamp: dict[str, A
     assert refused.value.status == status and says in str(refused.value.detail)
 
 
+def test_agents_come_with_their_tools_and_models() -> None:
+    assert decide({}).agents == ()
+    found = decide({"agents": ["worker", "reviewer"]})
+    assert (found.agents, found.tools) == (("reviewer", "worker"), (*USUAL, "Bash"))
+    assert decide({"agents": ["reviewer"]}, models=("sonnet", "haiku")).agents == ("reviewer",)
+
+
+@pytest.mark.parametrize(
+    ("body", "clamp", "says"),
+    [
+        (
+            {"agents": ["reviewer"]},
+            {"agents": ()},
+            "agents not allowed by the tier at the gateway: reviewer; allowed: none",
+        ),
+        ({"agents": ["gone"]}, {}, "there is no agent gone in this invoker's catalog"),
+        (
+            {"agents": ["worker"]},
+            {"tools": ("Read",)},
+            "agent worker needs the tool Bash, which is not allowed; allowed: Read",
+        ),
+        (
+            {"agents": ["reviewer"]},
+            {"models": ("sonnet",)},
+            "agent reviewer needs the model haiku, which is not allowed",
+        ),
+        # The budget is used up: there is one model for everything.
+        ({"agents": ["reviewer"]}, {"model": "sonnet"}, "agent reviewer needs the model haiku, which is not allowed"),
+        ({"agents": ["pdf"]}, {}, "agents not allowed by the tier at the gateway: pdf"),
+        ({"skills": ["reviewer"]}, {}, "skills not allowed by the tier at the gateway: reviewer"),
+    ],
+)
+def test_an_agent_that_is_refused_says_why(body: dict[str, Any], clamp: dict[str, Any], says: str) -> None:
+    with pytest.raises(Problem) as refused:
+        decide(body, **clamp)
+    assert refused.value.status == 403 and says in str(refused.value.detail)
+
+
 def test_where_no_run_may_have_commands_a_skill_that_needs_them_is_refused() -> None:
     with pytest.raises(Problem, match="no run of this invoker may have Bash"):
         decide({"skills": ["pdf"]}, Boundary(Strength.NONE))
@@ -128,9 +169,9 @@ def test_no_body_widens_what_its_tier_allows(
     except Problem as problem:
         assert problem.status in (403, 422)
         return
-    assert set(found.skills) <= set(allowed) & set(default if asked is None else asked) & CATALOG.skills.keys()
+    assert set(found.skills) <= set(allowed) & set(default if asked is None else asked) & CATALOG.of("skill").keys()
     assert set(found.tools) <= {"Read", "Bash"}
-    assert all(set(CATALOG.skills[name].needs.tools) <= set(found.tools) for name in found.skills)
+    assert all(set(CATALOG.of("skill")[name].needs.tools) <= set(found.tools) for name in found.skills)
 
 
 def test_the_tool_comes_with_skills_only() -> None:
@@ -142,14 +183,19 @@ def test_the_tool_comes_with_skills_only() -> None:
 
 def test_the_command_line_names_them_and_no_others() -> None:
     folders = (Path("/c/pdf"), Path("/c/words"))
-    arguments = command(Path("/cli"), Shape(("Read",), 1, 1.0, skills=Skills(folders, Path("/c/.libraries"))))
+    arguments = command(Path("/cli"), Shape(("Read",), 1, 1.0, given=Given(folders, (), Path("/c/.libraries"))))
     assert {"--tools=Read,Skill", "--allowedTools=Read,Skill(catalog:pdf),Skill(catalog:words)"} <= set(arguments)
     assert [each for each in arguments if each.startswith(("--plugin-dir", "--add-dir"))] == [
-        *("--plugin-dir=/c/pdf", "--add-dir=/c/pdf"),
-        *("--plugin-dir=/c/words", "--add-dir=/c/words"),
+        *("--plugin-dir=/c/pdf", "--plugin-dir=/c/words"),
+        *("--add-dir=/c/pdf", "--add-dir=/c/words"),
     ]
     assert "--disable-slash-commands" not in arguments
     assert any('"disableBundledSkills":true' in each for each in arguments)
     assert all(each.startswith("--") for each in arguments[1:])
-    plain = command(Path("/cli"), Shape(("Read",), 1, 1.0, skills=WITHOUT_SKILLS))
+    arguments = command(Path("/cli"), Shape(("Read",), 1, 1.0, given=Given((), (Path("/c/.agents/reviewer"),))))
+    assert {"--tools=Read,Agent", "--allowedTools=Read,Agent(catalog:reviewer)", "--disable-slash-commands"} <= set(
+        arguments
+    )
+    assert "--plugin-dir=/c/.agents/reviewer" in arguments and not any("--add-dir" in each for each in arguments)
+    plain = command(Path("/cli"), Shape(("Read",), 1, 1.0, given=NOTHING))
     assert "--disable-slash-commands" in plain and not any("Skill" in each for each in plain)

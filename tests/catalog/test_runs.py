@@ -19,7 +19,7 @@ import pypdf
 import pypdfium2
 import pytest
 
-from tests.catalog.support import write_skill
+from tests.catalog.support import write_agent, write_skill
 from tests.invoker.conftest import Invoker, StandInProcess, as_root, bash, defended_and_without, tool
 
 pytestmark = [pytest.mark.xdist_group("catalog"), as_root]
@@ -46,7 +46,9 @@ def catalog() -> Iterator[Path]:
         write_skill(root, "acme", "allowed-tools: Bash Read\n")
         write_skill(root, "other")
         write_skill(root, "fetching", "metadata: {needs-egress: pypi.org}\n")
-        write_skill(root, "lacking", "metadata: {needs-python: no_such_module, needs-programs: no-such-program}\n")
+        write_skill(root, "lacking", "metadata: {needs-python: no-such-package, needs-programs: no-such-program}\n")
+        write_agent(root, "reviewer", "tools: Read, Bash\nmodel: haiku\n")
+        write_agent(root, "stranger", "model: opus\n")
         write_skill(root, "webby", "allowed-tools: WebFetch\n")
         yield root
 
@@ -182,7 +184,7 @@ def test_a_skill_of_the_operators_is_read_in_its_whole_directory(api: httpx.Clie
             ["lacking"],
             {},
             403,
-            "skill lacking cannot be used here: it needs the Python module no_such_module: it is not ",
+            "skill lacking cannot be used here: it needs the Python package no-such-package: it is not ",
         ),
         (["webby"], {}, 403, "no run of this invoker may have WebFetch: "),
         (["pdf"], {"tools": ["Read"]}, 422, "skill pdf needs the tool Bash: name it among tools, too"),
@@ -227,6 +229,28 @@ def test_a_run_without_skills_has_none(api: httpx.Client, stand_in: StandInProce
     assert "available for use with the Skill tool" not in shown_to_the_model(stand_in, before)
 
 
+def hand_to(agent: str, prompt: str) -> str:
+    return tool("Agent", subagent_type=agent, description="a part", prompt=prompt)
+
+
+def requests(stand_in: StandInProcess, since: int) -> list[dict[str, Any]]:
+    return [line for line in stand_in.lines()[since:] if line["path"] == "/v1/messages"]
+
+
+def test_a_part_of_the_work_goes_to_an_agent(api: httpx.Client, stand_in: StandInProcess) -> None:
+    before = len(stand_in.lines())
+    prompt = hand_to("catalog:reviewer", tool("Bash", command="echo of-the-agent > found.txt"))
+    run = done(api.post("/invoke", json={"prompt": prompt, "agents": ["reviewer"]}))
+    assert artifact(api, run, "found.txt") == b"of-the-agent\n"
+    its = [each for each in requests(stand_in, before) if "You are reviewer" in json.dumps(each["system"])]
+    assert its and all("haiku" in each["model"] for each in its)
+    assert all(sorted(each["tools"]) == ["Bash", "Read"] for each in its), (
+        "neither the run's other tools nor agents of its own"
+    )
+    found = {each["name"]: each for each in api.get("/catalog").json()["agents"]}
+    assert found["reviewer"]["needs"]["model"] == ["haiku"] and found["reviewer"]["obstacle"] is None
+
+
 # --- attacks ---------------------------------------------------------------------------------------------------------
 
 OWN = ("simplify", "plugin-authoring", "doctor", "init", "verify", "security-review", "claude-api")
@@ -254,6 +278,24 @@ def test_other_skills_and_other_names_of_one_are_not_to_be_had(api: httpx.Client
     assert "Launching skill" not in run["result"]
     assert "catalog:acme: Says acme" in shown_to_the_model(stand_in, before)
     assert "Says other" not in shown_to_the_model(stand_in, before)
+
+
+@pytest.mark.parametrize("without", defended_and_without("the_clis_own_agents"))
+def test_the_clis_own_agents_and_those_of_others_are_not_to_be_had(
+    start_invoker: Callable[..., Invoker], catalog: Path, without: tuple[str, ...], stand_in: StandInProcess
+) -> None:
+    invoker = start_invoker(isolation="namespaces", catalog=catalog, without=without)
+    own = ("general-purpose", "claude", "Explore", "Plan", "statusline-setup")
+    others = ("catalog:stranger", "stranger", "CATALOG:REVIEWER", "catalog:*")
+    before = len(stand_in.lines())
+    with invoker.client() as api:
+        calls = " ".join(hand_to(agent, "come in") for agent in (*own, *others))
+        run = done(api.post("/invoke", json={"prompt": calls, "agents": ["reviewer"], "max_turns": 20}))
+        assert run["result"].count("The prompt was: come in") == (len(own) if without else 0), run["result"]
+        # Without agents there is no tool by which they are called.
+        run = done(api.post("/invoke", json={"prompt": hand_to("general-purpose", "come in")}))
+        assert "No such tool available: Agent" in run["result"]
+    assert "You are stranger" not in shown_to_the_model(stand_in, before)
 
 
 def test_a_prompt_is_no_command_of_the_cli(api: httpx.Client, stand_in: StandInProcess) -> None:

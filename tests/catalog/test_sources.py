@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 
 from claude_invoker.catalog import sources
 from claude_invoker.catalog.catalog import OURS, load, version_of
-from claude_invoker.catalog.entry import Broken, File, Skill, skill_of
+from claude_invoker.catalog.entry import Broken, Entry, File, agent_of, skill_of
 from claude_invoker.catalog.layout import Layout, lay_out
 from claude_invoker.catalog.sources import pack, read
 from claude_invoker.workspace import archive
 from tests.catalog.support import SKILL, write_skill
 
 
-def names(skills: tuple[Skill, ...]) -> list[str]:
-    return [skill.name for skill in skills]
+def names(entries: tuple[Entry, ...]) -> list[str]:
+    return [entry.name for entry in entries]
 
 
 def _rename(folder: Path) -> None:
@@ -145,12 +145,13 @@ BROKEN = {
     "a list": (_head("- name: bad"), "SKILL.md: Expected `object`, got `array`"),
     "brackets without end": (_head("x: " + "[" * 20_000), "SKILL.md: its head is not YAML"),
     "a bomb": (_head("name: bad", D, *_BOMB), "SKILL.md: Object contains unknown field"),
+    "a line break in a member": (_head("name: bad", D, r'"a\nb": 1'), "unknown field `a?b`"),
     "hooks": (_head("name: bad", D, "hooks: {PreToolUse: []}"), "unknown field `hooks`"),
     "a model": (_head("name: bad", D, "model: opus"), "unknown field `model`"),
     "a fork": (_head("name: bad", D, "context: fork", "agent: Plan"), "unknown field `context`"),
     "no tool": (_head("name: bad", D, "allowed-tools: Bash; rm"), "allowed-tools: names of tools are needed"),
     "no host": (_head("name: bad", D, "metadata: {needs-egress: 10.0.0.1}"), "metadata.needs-egress: must be a host name"),
-    "no module": (_head("name: bad", D, "metadata: {needs-python: a.b}"), "metadata.needs-python: 'a.b' is none"),
+    "no package": (_head("name: bad", D, "metadata: {needs-python: ../b}"), "metadata.needs-python: '../b' is none"),
     "no program": (_head("name: bad", D, "metadata: {needs-programs: ../sh}"), "metadata.needs-programs: '../sh' is none"),
     "nothing to say": (lambda folder: (folder / "SKILL.md").write_text(f"---\nname: bad\n{D}\n---\n\n"), "says nothing below"),
 }  # fmt: skip
@@ -164,7 +165,7 @@ def test_a_broken_one_is_named_and_left_out(tmp_path: Path, breaks: Callable[[Pa
         pytest.skip("as root")
     breaks(folder)
     found = read(tmp_path)
-    assert names(found.skills) == ["good"]
+    assert names(found.entries) == ["good"]
     assert len([each for each in found.refused if each.place.startswith("skills/")]) == 1
     assert says in str(found.refused[-1])
     assert str(found.refused[-1]).isprintable()
@@ -173,7 +174,7 @@ def test_a_broken_one_is_named_and_left_out(tmp_path: Path, breaks: Callable[[Pa
 def test_a_good_one_says_what_it_needs(tmp_path: Path) -> None:
     more = 'license: MIT\nallowed-tools: Bash(git log:*), Read\nmetadata: {version: 1.0, needs-egress: "pypi.org *.npmjs.org", needs-python: a b, needs-programs: git}\n'
     write_skill(tmp_path, "good", more)
-    [skill] = read(tmp_path).skills
+    [skill] = read(tmp_path).entries
     assert skill.needs.to_json() == {
         "tools": ["Bash", "Read"],
         "egress": ["*.npmjs.org", "pypi.org"],
@@ -189,7 +190,10 @@ def test_a_good_one_says_what_it_needs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("breaks", "says"),
     [
-        (lambda root: (root / "skills").rename(root / "skill"), "skill: is no kind of entry: there is skills"),
+        (
+            lambda root: (root / "skills").rename(root / "skill"),
+            "skill: is no kind of entry: there are skills and agents",
+        ),
         (lambda root: (root / "skills").rename(root / "skill"), "skills: is not there"),
         (
             lambda root: [(root / "skills" / f"s{n}").mkdir() for n in range(2_001)],
@@ -201,14 +205,14 @@ def test_a_catalog_with_nothing_in_it_says_so(tmp_path: Path, breaks: Callable[[
     write_skill(tmp_path, "good")
     breaks(tmp_path)
     found = read(tmp_path)
-    assert found.skills == () and says in "\n".join(map(str, found.refused))
+    assert found.entries == () and says in "\n".join(map(str, found.refused))
 
 
 def test_the_201st_is_left_out(tmp_path: Path) -> None:
     for number in range(202):
         write_skill(tmp_path, f"s{number:03}")
     found = read(tmp_path)
-    assert len(found.skills) == 200 and [each.place for each in found.refused] == ["skills/s200", "skills/s201"]
+    assert len(found.entries) == 200 and [each.place for each in found.refused] == ["skills/s200", "skills/s201"]
 
 
 def test_what_is_no_catalog_is_an_error(tmp_path: Path) -> None:
@@ -247,8 +251,8 @@ GOOD = ("skills/good/SKILL.md", SKILL.format(name="good", more="").encode())
         (("skills/good/link", "/etc/shadow"), "is no regular file"),
         (("skills/good/SKILL.md", b"x"), "a path in it is there twice"),
         (("skills/good/skill.MD", b"x"), "which is one name with"),
-        (("README.md", b"x"), "is no file of a skill"),
-        (("skills/README.md", b"x"), "is no file of a skill"),
+        (("README.md", b"x"), "is no part of an entry"),
+        (("skills/README.md", b"x"), "is no part of an entry"),
     ],
 )  # fmt: skip
 def test_an_archive_that_pack_has_not_made_is_refused(
@@ -256,7 +260,7 @@ def test_an_archive_that_pack_has_not_made_is_refused(
 ) -> None:
     path = tmp_path / "catalog.tar.gz"
     path.write_bytes(_tar([GOOD]))
-    assert names(read(path).skills) == ["good"]
+    assert names(read(path).entries) == ["good"]
     path.write_bytes(_tar([GOOD, member]))
     with pytest.raises(ValueError, match=says):
         read(path)
@@ -270,7 +274,7 @@ def test_an_archive_is_bounded(tmp_path: Path) -> None:
         read(path)
     path.write_bytes(_tar([GOOD, *((f"skills/many/{n}", b"") for n in range(501))]))
     found = read(path)
-    assert names(found.skills) == ["good"] and "has more than 500 files" in str(found.refused[0])
+    assert names(found.entries) == ["good"] and "has more than 500 files" in str(found.refused[0])
 
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=40).filter(
@@ -294,9 +298,9 @@ def test_a_packed_catalog_is_the_same_catalog(
         return
     first, second = folder / "a.tar.gz", folder / "b.tar.gz"
     pack([skill], first)
-    pack(read(first).skills, second)
+    pack(read(first).entries, second)
     assert first.read_bytes() == second.read_bytes()
-    assert read(second).skills == (skill,)
+    assert read(second).entries == (skill,)
 
 
 @settings(max_examples=300, deadline=None)
@@ -330,15 +334,15 @@ def test_what_changes_a_skill_changes_its_version() -> None:
 def test_ours_are_whole_and_one_of_the_operators_stands_in_the_place_of_ours(tmp_path: Path) -> None:
     assert read(OURS).refused == ()
     ours = load(None)
-    assert set(ours.skills) == {"pdf", "docx", "canvas-design", "frontend-design", "tdd"}
+    assert set(ours.of("skill")) == {"pdf", "docx", "canvas-design", "frontend-design", "tdd"}
     write_skill(tmp_path, "pdf")
-    assert load(tmp_path).skills["pdf"].description == "Says pdf, and nothing else."
+    assert load(tmp_path).of("skill")["pdf"].description == "Says pdf, and nothing else."
     assert load(tmp_path).version != ours.version
 
 
 def test_what_runs_get_is_ours_and_closed_to_writers(tmp_path: Path) -> None:
     write_skill(
-        tmp_path / "given", "good", "metadata: {needs-python: json no_such_module, needs-programs: no-such-program}\n"
+        tmp_path / "given", "good", "metadata: {needs-python: pypdf no-such-package, needs-programs: no-such-program}\n"
     )
     (tmp_path / "given/skills/good/run.sh").write_text("#!/bin/sh\n")
     (tmp_path / "given/skills/good/run.sh").chmod(0o700)
@@ -347,12 +351,12 @@ def test_what_runs_get_is_ours_and_closed_to_writers(tmp_path: Path) -> None:
         made = lay_out(load(tmp_path / "given"), tmp_path / "root")
     finally:
         os.umask(old)
-    assert made.obstacles["good"].startswith(
-        "it needs the Python module no_such_module: it is not installed: pip install"
+    assert made.obstacles["skill", "good"].startswith(
+        "it needs the Python package no-such-package: it is not installed: pip install"
     )
     assert (
-        "needs the program no-such-program, which is not installed" in made.obstacles["good"]
-        and "json" not in made.obstacles["good"]
+        "needs the program no-such-program, which is not installed" in made.obstacles["skill", "good"]
+        and "pypdf" not in made.obstacles["skill", "good"]
     )
     folder = tmp_path / "root/good"
     modes = {path.relative_to(folder).as_posix(): oct(path.stat().st_mode & 0o777) for path in folder.rglob("*")}
@@ -366,6 +370,60 @@ def test_what_runs_get_is_ours_and_closed_to_writers(tmp_path: Path) -> None:
     assert Layout(tmp_path / "root").of([]).readable == ()
 
 
+AGENT = "---\nname: reviewer\ndescription: Reviews.\n{more}---\nYou review.\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "tools", "model", "shown"),
+    [
+        ("", ("Read",), None, 'tools: "Read"'),
+        ("tools: Read, Grep\nmodel: haiku\n", ("Read", "Grep"), "haiku", 'tools: "Read, Grep"\nmodel: "haiku"'),
+        ("model: inherit\ntools: [Bash]\n", ("Bash",), None, 'tools: "Bash"'),
+    ],
+)
+def test_an_agent_has_the_tools_that_it_names(more: str, tools: tuple[str, ...], model: str | None, shown: str) -> None:
+    found = agent_of("reviewer", AGENT.format(more=more).encode())
+    assert (found.kind, found.needs.tools, found.needs.model) == ("agent", tools, model)
+    assert found.text == f'---\nname: reviewer\ndescription: "Reviews."\n{shown}\n---\nYou review.\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("reviewer.md", AGENT.format(more="permissionMode: bypassPermissions\n"), "unknown field `permissionMode`"),
+        ("reviewer.md", AGENT.format(more="hooks: {}\n"), "unknown field `hooks`"),
+        ("reviewer.md", AGENT.format(more="mcpServers: [x]\n"), "unknown field `mcpServers`"),
+        ("reviewer.md", AGENT.format(more="model: 'x y'\n"), "reviewer.md: model: 'x y' is none"),
+        ("reviewer.md", "no head", "reviewer.md does not begin with a head"),
+        ("other.md", AGENT.format(more=""), "name is 'reviewer', its file 'other'"),
+        ("reviewer.txt", AGENT.format(more=""), "is no agent: their files end in .md"),
+        ("Reviewer.md", AGENT.format(more=""), "must be called by lower-case letters"),
+        ("reviewer.md", AGENT.format(more="") + "x" * (65 << 10), "has more than 64 KiB"),
+    ],
+)
+def test_a_broken_agent_is_named_and_left_out(tmp_path: Path, name: str, content: str, says: str) -> None:
+    write_skill(tmp_path, "good")
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents/fine.md").write_text(AGENT.format(more="").replace("reviewer", "fine"))
+    (tmp_path / "agents" / name).write_text(content)
+    (tmp_path / "agents/linked.md").symlink_to("/etc/hostname")
+    (tmp_path / "agents/folder.md").mkdir()
+    found = read(tmp_path)
+    assert names(found.entries) == ["good", "fine"]
+    refused = {each.place: each.why for each in found.refused}
+    assert says in refused.pop(f"agents/{name}")
+    assert refused == {"agents/linked.md": "is no regular file", "agents/folder.md": "is no regular file"}
+
+
+def test_agents_are_packed_too(tmp_path: Path) -> None:
+    write_skill(tmp_path / "given", "good")
+    (tmp_path / "given/agents").mkdir()
+    (tmp_path / "given/agents/reviewer.md").write_text(AGENT.format(more=""))
+    found = read(tmp_path / "given")
+    pack(found.entries, tmp_path / "a.tar.gz")
+    assert read(tmp_path / "a.tar.gz") == found and names(found.entries) == ["good", "reviewer"]
+
+
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "claude_invoker", "catalog", *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, check=False)
@@ -375,12 +433,12 @@ def test_the_command(tmp_path: Path) -> None:
     root = tmp_path / "given"
     write_skill(root, "good", "allowed-tools: Bash\n")
     checked = command("check", root)
-    assert checked.returncode == 0 and checked.stdout.startswith("1 skills, version ")
+    assert checked.returncode == 0 and checked.stdout.startswith("1 entries, version ")
     version = checked.stdout.split()[-1]
     packed = command("pack", root, "--into", tmp_path)
     assert packed.stdout.strip() == str(tmp_path / f"catalog-{version}.tar.gz")
     listed = command("list", packed.stdout.strip())
-    assert listed.stdout == "good  (tools: Bash)\n  Says good, and nothing else.\n"
+    assert listed.stdout == "skill good  (tools: Bash)\n  Says good, and nothing else.\n"
     _link_out(write_skill(root, "bad"))
     for verb, code in (("check", 1), ("list", 1), ("pack", 1)):
         said = command(verb, root)
@@ -396,4 +454,4 @@ def test_the_whole_catalog_is_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
     for name in ("a", "b", "c"):
         write_skill(tmp_path, name, big=b"x" * 2_000)
     found = read(tmp_path)
-    assert names(found.skills) == ["a", "b"] and found.refused[0].place == "skills/c"
+    assert names(found.entries) == ["a", "b"] and found.refused[0].place == "skills/c"

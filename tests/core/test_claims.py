@@ -125,6 +125,7 @@ FULL = Attestation(
                 features.FEATURES,
                 ("pdf",),
                 ("pdf",),
+                ("a",),
             ),
             "tools",
             CLAMP_ROOM,
@@ -184,7 +185,7 @@ IDENTITIES = st.builds(
 )  # fmt: skip
 FEATURES = st.sets(st.sampled_from(features.FEATURES)).map(features.parse)
 EGRESS = st.lists(st.sampled_from([*HOSTS, Destination("a-b.example.org")]), max_size=3).map(tuple)
-SKILLS = st.sampled_from([((), ()), (("pdf",), ()), (("pdf", "docx"), ("docx",)), (("pdf",), ("pdf",))])
+SKILLS = st.sampled_from([((), ()), (("pdf",), ()), (("pdf", "docx"), ("docx",), ("a",)), (("pdf",), ("pdf",))])
 CLAMPS = or_full(
     st.builds(
         lambda given, skills: Clamp(*given, *skills),

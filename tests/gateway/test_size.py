@@ -201,7 +201,7 @@ def longer_tools(config: dict[str, Any]) -> None:
     [
         (
             longer_tools,
-            r"rate_tiers\.tiers\[1\]\.tools: models, tools, egress and skills take 641 bytes in the attestation, at most 640",
+            r"rate_tiers\.tiers\[1\]\.tools: models, tools, egress, skills and agents take 641 bytes in the attestation, at most 640",
         ),
         (
             lambda config: config["rate_tiers"].update(pools=pools(1)),

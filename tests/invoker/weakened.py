@@ -126,7 +126,18 @@ def a_shell_that_confines_nothing() -> None:
 
 def the_clis_own_skills() -> None:
     """A run with skills of the catalog is only told which it may use."""
-    put(command_line, "_WITHOUT_OWN_SKILLS", {})
+    put(command_line, "_WITHOUT_ITS_OWN", {})
+
+
+def the_clis_own_agents() -> None:
+    """The same of agents."""
+    environment = command_line.environment
+
+    def with_its_own(*given: Any, **more: Any) -> dict[str, str]:
+        made = environment(*given, **more)
+        return {name: value for name, value in made.items() if "BUILTIN_AGENTS" not in name}
+
+    put(process, "environment", with_its_own)
 
 
 def a_catalog_for_everybody() -> None:
@@ -431,6 +442,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         a_shell_that_confines_nothing,
         checks_outside_of_the_boundary,
         the_clis_own_skills,
+        the_clis_own_agents,
         a_catalog_for_everybody,
         names_of_a_test,
         hosts_that_nobody_named,

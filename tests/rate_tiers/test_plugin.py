@@ -41,6 +41,7 @@ TIERS = [
         "api_features": ["web_fetch", "fast_mode"],
         "skills": ["pdf", "docx", "pdf"],
         "default_skills": ["docx"],
+        "agents": ["reviewer"],
     },
     {"name": "pro", "minute": 600, "models": ["claude-haiku", "claude-opus"]},
     {"name": "team", "second": 10, "burst": 20},
@@ -115,6 +116,7 @@ def test_what_is_admitted_goes_into_the_attestation(kong: Driver, start: Start, 
         "features": ["fast_mode", "web_fetch"],
         "skills": ["pdf", "docx"],
         "default_skills": ["docx"],
+        "agents": ["reviewer"],
     }
     lease = Lease.parse(claims["lease"])
     assert (lease.subject_key, lease.micro_usd) == (subject, 1_000_000) and "reservation" not in claims

@@ -95,6 +95,7 @@ def test_a_whole_configuration_starts() -> None:
         "egress": ["pypi.org", "*.npmjs.org:8443"],
         "skills": ["pdf", "canvas-design"],
         "default_skills": ["pdf"],
+        "agents": ["reviewer"],
         "api_features": ["context_1m"],
         "on_budget": "model",
         "cheaper": {"model": "opus", "up_to_percent": 120, "max_usd_per_run": 0.5},

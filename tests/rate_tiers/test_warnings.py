@@ -484,7 +484,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {**CHEAP, "cheaper": {"model": "haiku", "up_to_percent": 120, "max_usd_per_run": 2}},
         r"tiers\[1\]\.cheaper\.max_usd_per_run: is more than the tier's",
     ),
-    "no room": ({**CHEAP, "tools": ["x" * ROOM]}, r"tiers\[1\]\.tools: models, tools, egress and skills take 656 bytes"),
+    "no room": ({**CHEAP, "tools": ["x" * ROOM]}, r"tiers\[1\]\.tools: models, tools, egress, skills and agents take 656 bytes"),
     "a feature that nobody knows": (
         {"api_features": ["fast"]}, r"tiers\[1\]\.api_features: fast is not known: there are context_1m, fast_mode, "),
     "a tool without its feature": (

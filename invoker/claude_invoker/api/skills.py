@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
 from claude_invoker.api.answers import problems
 from claude_invoker.caller import Caller
-from claude_invoker.catalog.entry import Skill
+from claude_invoker.catalog.entry import Entry
 from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import plan
 from claude_invoker.problem import Problem
@@ -20,51 +20,63 @@ router = APIRouter(tags=["catalog"])
 
 
 class Needs(BaseModel):
-    """What a run has to have for a skill."""
+    """What a run has to have for an entry."""
 
     tools: list[str] = []
     egress: list[str] = []
     python: list[str] = []
     programs: list[str] = []
+    model: list[str] = []
 
 
-class SkillView(BaseModel):
+class AgentView(BaseModel):
     name: str
     description: str
     needs: Needs
-    default: bool = Field(description="Whether a run has it that asks for none in particular")
     obstacle: str | None = Field(default=None, description="Why a run of yours that asks for it is refused")
 
 
+class SkillView(AgentView):
+    default: bool = Field(description="Whether a run has it that asks for none in particular")
+
+
 class CatalogView(BaseModel):
-    version: str = Field(description="The same on every machine that has the same skills")
+    version: str = Field(description="The same on every machine that has the same entries")
     skills: list[SkillView]
+    agents: list[AgentView]
 
 
 @router.get("/catalog", response_model=CatalogView, responses=problems(401, 422))
 async def listed(request: Request, caller: Annotated[Caller, Depends(attested)]) -> CatalogView:
-    """The skills that the caller's tier allows, and why a run that asks for one would be refused."""
-    catalog = services(request).engine.catalog
-    views = [
-        SkillView(
-            name=skill.name,
-            description=skill.description,
-            needs=Needs(**skill.needs.to_json()),
-            default=skill.name in caller.clamp.default_skills,
-            obstacle=_obstacle(request, caller, skill),
-        )
-        for name, skill in catalog.skills.items()
-        if name in caller.clamp.skills
+    """What the caller's tier allows, and why a run that asks for it would be refused."""
+    catalog, clamp = services(request).engine.catalog, caller.clamp
+    skills = [
+        SkillView(**_view(request, caller, entry), default=name in clamp.default_skills)
+        for name, entry in catalog.of("skill").items()
+        if name in clamp.skills
     ]
-    return CatalogView(version=catalog.version, skills=views)
+    agents = [
+        AgentView(**_view(request, caller, entry))
+        for name, entry in catalog.of("agent").items()
+        if name in clamp.agents
+    ]
+    return CatalogView(version=catalog.version, skills=skills, agents=agents)
 
 
-def _obstacle(request: Request, caller: Caller, skill: Skill) -> str | None:
-    """By the decision that a run would have."""
+def _view(request: Request, caller: Caller, entry: Entry) -> dict[str, Any]:
+    """`obstacle`: by the decision that a run would have."""
     engine = services(request).engine
-    asked = InvokeRequest(prompt="which skills?", skills=[skill.name])
+    asked = {"skills": [entry.name]} if entry.kind == "skill" else {"skills": [], "agents": [entry.name]}
+    obstacle = None
     try:
-        plan(asked, caller.clamp, engine.settings, engine.boundary, catalog=engine.catalog)
+        plan(
+            InvokeRequest.model_validate({"prompt": "what is there?", **asked}),
+            caller.clamp,
+            engine.settings,
+            engine.boundary,
+            catalog=engine.catalog,
+        )
     except Problem as problem:
-        return problem.detail
-    return None
+        obstacle = problem.detail
+    needs = Needs.model_validate(entry.needs.to_json())
+    return {"name": entry.name, "description": entry.description, "needs": needs, "obstacle": obstacle}

@@ -1,4 +1,4 @@
-"""The catalog of an invoker: the skills that come with it, and those of its operator."""
+"""The catalog of an invoker: the skills that come with it, and what its operator has."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from claude_invoker.catalog.entry import Skill
+from claude_invoker.catalog.entry import Entry, Kind
 from claude_invoker.catalog.sources import Refused, read
 
 OURS = Path(__file__).parent / "ours"
@@ -15,35 +15,38 @@ OURS = Path(__file__).parent / "ours"
 
 @dataclass(frozen=True)
 class Catalog:
-    """`refused`: what the operator's has besides, left out. `obstacles`: why skills cannot work on this machine, by
-    their names."""
+    """`refused`: what the operator's has besides, left out. `obstacles`: why entries cannot work on this machine, by
+    kind and name."""
 
-    skills: Mapping[str, Skill] = field(default_factory=dict)
+    entries: tuple[Entry, ...] = ()
     refused: tuple[Refused, ...] = ()
-    obstacles: Mapping[str, str] = field(default_factory=dict)
+    obstacles: Mapping[tuple[Kind, str], str] = field(default_factory=dict)
+
+    def of(self, kind: Kind) -> Mapping[str, Entry]:
+        """Those of a kind, by their names."""
+        return {entry.name: entry for entry in self.entries if entry.kind == kind}
 
     @property
     def version(self) -> str:
-        """The same wherever the same skills are: on another machine, from an archive."""
-        return version_of(self.skills.values())
+        """The same wherever the same entries are: on another machine, from an archive."""
+        return version_of(self.entries)
 
 
 EMPTY = Catalog()
 
 
 def load(path: Path | None) -> Catalog:
-    """`path`: the operator's directory or archive. A skill of his stands in the place of ours of that name.
+    """`path`: the operator's directory or archive. An entry of his stands in the place of ours of that name.
 
     Raises ValueError for what is no catalog, OSError.
     """
     ours = read(OURS)
     theirs = None if path is None else read(path)
-    skills = [*ours.skills, *(theirs.skills if theirs else ())]
-    found = {skill.name: skill for skill in skills}
-    return Catalog(dict(sorted(found.items())), theirs.refused if theirs else ())
+    found = {(entry.kind, entry.name): entry for entry in (*ours.entries, *(theirs.entries if theirs else ()))}
+    return Catalog(tuple(found[key] for key in sorted(found)), theirs.refused if theirs else ())
 
 
-def version_of(skills: Iterable[Skill]) -> str:
+def version_of(entries: Iterable[Entry]) -> str:
     """12 hexadecimal digits."""
-    text = "".join(f"{skill.name} {skill.digest}\n" for skill in sorted(skills, key=lambda skill: skill.name))
+    text = "".join(sorted(f"{entry.kind} {entry.name} {entry.digest}\n" for entry in entries))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

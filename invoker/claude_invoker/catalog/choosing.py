@@ -1,63 +1,79 @@
-"""Which skills a run has: those that it asks for, if its caller may use them and it has what they need. Pure."""
+"""What a run has of the catalog: what it asks for, if its caller may use it and it has what that needs. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from claude_contract.claims import Clamp
 from claude_contract.destinations import Destination
 from claude_invoker.catalog.catalog import Catalog
-from claude_invoker.catalog.entry import Skill
+from claude_invoker.catalog.entry import Entry, Kind
 from claude_invoker.problem import Problem
 
 
-def asked_for(
+def skills(
     names: Collection[str] | None, tools: Collection[str] | None, clamp: Clamp, catalog: Catalog
-) -> tuple[Skill, ...]:
+) -> tuple[Entry, ...]:
     """In the order of their names. `names` None: the tier's default ones; those of them that need other tools than a
     caller asks for (`tools`) are left out then. Raises Problem 403."""
-    asked = clamp.default_skills if names is None else names
-    if refused := sorted(set(asked) - set(clamp.skills)):
-        raise _forbidden(
-            f"skills not allowed by the tier at the gateway: {', '.join(refused)}", "allowed", clamp.skills
-        )
+    found = _named("skill", clamp.default_skills if names is None else names, clamp.skills, catalog)
+    if names is None and tools is not None:
+        return tuple(entry for entry in found if set(entry.needs.tools) <= set(tools))
+    return found
+
+
+def agents(names: Collection[str] | None, clamp: Clamp, catalog: Catalog) -> tuple[Entry, ...]:
+    """The same of agents, of which a run has none by default. Raises Problem 403."""
+    return _named("agent", names or (), clamp.agents, catalog)
+
+
+def _named(kind: Kind, asked: Collection[str], allowed: Sequence[str], catalog: Catalog) -> tuple[Entry, ...]:
+    """Raises Problem 403."""
+    if refused := sorted(set(asked) - set(allowed)):
+        raise _forbidden(f"{kind}s not allowed by the tier at the gateway: {', '.join(refused)}", "allowed", allowed)
+    entries = catalog.of(kind)
     found = []
     for name in sorted(set(asked)):
-        skill = catalog.skills.get(name)
-        if skill is None:
-            raise Problem(403, "forbidden", f"there is no skill {name} in this invoker's catalog (INVOKER_CATALOG)")
-        if names is None and tools is not None and not set(skill.needs.tools) <= set(tools):
-            continue
-        if name in catalog.obstacles:
-            raise Problem(403, "forbidden", f"skill {name} cannot be used here: {catalog.obstacles[name]}")
-        found.append(skill)
+        if name not in entries:
+            raise Problem(403, "forbidden", f"there is no {kind} {name} in this invoker's catalog (INVOKER_CATALOG)")
+        if (kind, name) in catalog.obstacles:
+            raise Problem(403, "forbidden", f"{kind} {name} cannot be used here: {catalog.obstacles[kind, name]}")
+        found.append(entries[name])
     return tuple(found)
 
 
-def tools_of(skills: Iterable[Skill], ceiling: Collection[str]) -> tuple[str, ...]:
+def tools_of(entries: Iterable[Entry], ceiling: Collection[str]) -> tuple[str, ...]:
     """What a run with these has besides its usual tools, of those that it may have."""
-    return tuple(dict.fromkeys(tool for skill in skills for tool in skill.needs.tools if tool in ceiling))
+    return tuple(dict.fromkeys(tool for entry in entries for tool in entry.needs.tools if tool in ceiling))
 
 
-def refuse_without_tools(skills: Iterable[Skill], tools: Collection[str], ceiling: Sequence[str]) -> None:
-    """Raises Problem 403 for a skill that needs a tool that the run may not have, 422 for one that it did not ask
+def refuse_without_tools(entries: Iterable[Entry], tools: Collection[str], ceiling: Sequence[str]) -> None:
+    """Raises Problem 403 for an entry that needs a tool that the run may not have, 422 for one that it did not ask
     for."""
-    for skill in skills:
-        for tool in skill.needs.tools:
+    for entry in entries:
+        for tool in entry.needs.tools:
+            what = f"{entry.kind} {entry.name} needs the tool {tool}"
             if tool not in ceiling:
-                raise _forbidden(f"skill {skill.name} needs the tool {tool}, which is not allowed", "allowed", ceiling)
+                raise _forbidden(f"{what}, which is not allowed", "allowed", ceiling)
             if tool not in tools:
-                raise Problem(422, "invalid", f"skill {skill.name} needs the tool {tool}: name it among tools, too")
+                raise Problem(422, "invalid", f"{what}: name it among tools, too")
 
 
-def refuse_without_hosts(skills: Iterable[Skill], egress: Collection[Destination]) -> None:
-    """Raises Problem 403 for a skill that needs a host that the run does not reach."""
-    for skill in skills:
-        for host in skill.needs.egress:
+def refuse_without_hosts(entries: Iterable[Entry], egress: Collection[Destination]) -> None:
+    """Raises Problem 403 for an entry that needs a host that the run does not reach."""
+    for entry in entries:
+        for host in entry.needs.egress:
             if not any(opened.covers(host) for opened in egress):
-                raise _forbidden(
-                    f"skill {skill.name} needs the host {host}, which is not open (egress)", "open", map(str, egress)
-                )
+                what = f"{entry.kind} {entry.name} needs the host {host}, which is not open (egress)"
+                raise _forbidden(what, "open", map(str, egress))
+
+
+def refuse_without_models(entries: Iterable[Entry], permits: Callable[[str], bool]) -> None:
+    """Raises Problem 403 for an agent of a model that the run may not use."""
+    for entry in entries:
+        if entry.needs.model is not None and not permits(entry.needs.model):
+            what = f"{entry.kind} {entry.name} needs the model {entry.needs.model}, which is not allowed"
+            raise Problem(403, "forbidden", what)
 
 
 def _forbidden(why: str, what: str, names: Iterable[str]) -> Problem:

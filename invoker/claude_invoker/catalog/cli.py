@@ -13,13 +13,19 @@ from claude_invoker.catalog.sources import Read, pack, read
 
 def main(argv: list[str]) -> int:
     """0: all is well; 1: something is left out; 2: it is no catalog."""
-    parser = argparse.ArgumentParser(prog="claude-invoker catalog", description="Skills for runs (docs/catalog.md).")
+    parser = argparse.ArgumentParser(
+        prog="claude-invoker catalog", description="Skills and agents for runs (docs/catalog.md)."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="check|list|pack")
     check = verbs.add_parser("check", help="say what of a directory or archive is left out, and why")
-    listing = verbs.add_parser("list", help="list its skills, with what each needs; without a path: ours")
+    listing = verbs.add_parser("list", help="list its entries, with what each needs; without a path: ours")
     packing = verbs.add_parser("pack", help="make an archive of a directory, so that every worker has the same")
     for verb in (check, packing):
-        verb.add_argument("path", type=Path, help="the catalog: a directory with skills/NAME/SKILL.md, or an archive")
+        verb.add_argument(
+            "path",
+            type=Path,
+            help="a directory with skills/NAME/SKILL.md and agents/NAME.md, or its archive",
+        )
     listing.add_argument("path", type=Path, nargs="?", default=OURS, help="the catalog")
     listing.add_argument("--json", action="store_true", help="print one JSON object")
     packing.add_argument("--into", type=Path, default=Path(), help="the directory for catalog-VERSION.tar.gz (here)")
@@ -39,7 +45,7 @@ def main(argv: list[str]) -> int:
     if options.verb == "list":
         _list(found, as_json=options.json)
     else:
-        print(f"{len(found.skills)} skills, version {version_of(found.skills)}")
+        print(f"{len(found.entries)} entries, version {version_of(found.entries)}")
     return 1 if found.refused else 0
 
 
@@ -48,20 +54,20 @@ def _pack(found: Read, into: Path) -> int:
     if found.refused:
         print("claude-invoker: nothing is packed while something would be left out", file=sys.stderr)
         return 1
-    path = into / f"catalog-{version_of(found.skills)}.tar.gz"
-    pack(found.skills, path)
+    path = into / f"catalog-{version_of(found.entries)}.tar.gz"
+    pack(found.entries, path)
     print(path)
     return 0
 
 
 def _list(found: Read, *, as_json: bool) -> None:
     if as_json:
-        skills = [
-            {"name": skill.name, "description": skill.description, "needs": skill.needs.to_json()}
-            for skill in found.skills
+        entries = [
+            {"kind": entry.kind, "name": entry.name, "description": entry.description, "needs": entry.needs.to_json()}
+            for entry in found.entries
         ]
-        print(json.dumps({"version": version_of(found.skills), "skills": skills}, ensure_ascii=False))
+        print(json.dumps({"version": version_of(found.entries), "entries": entries}, ensure_ascii=False))
         return
-    for skill in found.skills:
-        needs = "; ".join(f"{name}: {', '.join(each)}" for name, each in skill.needs.to_json().items())
-        print(f"{skill.name}  ({needs or 'needs nothing'})\n  {skill.description}")
+    for entry in found.entries:
+        needs = "; ".join(f"{name}: {', '.join(each)}" for name, each in entry.needs.to_json().items())
+        print(f"{entry.kind} {entry.name}  ({needs or 'needs nothing'})\n  {entry.description}")

@@ -1,4 +1,5 @@
-"""A skill of the catalog: its files, and what its SKILL.md says (agentskills.io/specification). Pure."""
+"""What a catalog holds: skills (agentskills.io/specification), and agents, to which a model hands parts of its work.
+Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import yaml
@@ -15,6 +16,7 @@ from msgspec import Meta, Struct
 from claude_contract import destinations
 from claude_contract.destinations import Destination
 
+Kind = Literal["skill", "agent"]
 DESCRIPTION_ROOM = 1024
 HEAD_ROOM = 64 << 10
 """Bytes of a SKILL.md."""
@@ -22,8 +24,12 @@ _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _HEAD = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
 _TOOLS = re.compile(r"(?:[\s,]*([A-Za-z][A-Za-z0-9_]{0,63})(?:\([^()]*\))?(?=[\s,]|$))*[\s,]*")
 _TOOL = re.compile(r"([A-Za-z][A-Za-z0-9_]*)(?:\([^()]*\))?")
-_MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_PACKAGE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]{0,127}")
 _PROGRAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+
+
+_H = TypeVar("_H", "_Head", "_AgentHead")
 
 
 class Broken(Exception):
@@ -39,14 +45,16 @@ class File(Struct, frozen=True):
 
 
 class Needs(Struct, frozen=True):
-    """What a run has to have for a skill to work in it."""
+    """What a run has to have for an entry to work in it."""
 
     tools: tuple[str, ...] = ()
     egress: tuple[Destination, ...] = ()
     python: tuple[str, ...] = ()
-    """Modules that its scripts import."""
+    """Packages that its scripts import, by the names that pip has for them."""
     programs: tuple[str, ...] = ()
     """What its commands call, besides Bash and Python."""
+    model: str | None = None
+    """Of an agent, where it is not the run's."""
 
     def to_json(self) -> dict[str, list[str]]:
         """Without what is empty."""
@@ -56,13 +64,15 @@ class Needs(Struct, frozen=True):
             "python": self.python,
             "programs": self.programs,
         }
-        return {name: list(value) for name, value in given.items() if value}
+        found = {name: list(value) for name, value in given.items() if value}
+        return found if self.model is None else found | {"model": [self.model]}
 
 
-class Skill(Struct, frozen=True):
-    """`files`: as they were read, in the order of their paths. `text`: what a run has as its SKILL.md. `digest`: of its
-    name and its files, in hex."""
+class Entry(Struct, frozen=True):
+    """`files`: as they were read, in the order of their paths. `text`: what a run has as its SKILL.md, or as the
+    agent's file. `digest`: of kind, name and files, in hex."""
 
+    kind: Kind
     name: str
     description: str
     needs: Needs
@@ -83,57 +93,98 @@ class _Head(Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     metadata: dict[str, str] = {}
 
 
+class _AgentHead(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of an agent. The CLI knows more here, too: permissions, hooks and servers of its own."""
+
+    name: Annotated[str, Meta(max_length=64)]
+    description: Annotated[str, Meta(min_length=1, max_length=DESCRIPTION_ROOM)]
+    tools: str | tuple[str, ...] = ()
+    model: str | None = None
+    license: str = ""
+
+
 def is_name(text: str) -> bool:
     """Whether an entry can be called so."""
     return len(text) <= 64 and _NAME.fullmatch(text) is not None
 
 
-def skill_of(name: str, files: Iterable[File]) -> Skill:
+def skill_of(name: str, files: Iterable[File]) -> Entry:
     """The skill in the directory of that name. Raises Broken."""
     ordered = tuple(sorted(files, key=lambda file: file.path))
     source = next((file for file in ordered if file.path == "SKILL.md"), None)
     if source is None:
         raise Broken("has no SKILL.md")
-    head, text = _parted(source)
-    if head.name != name:
-        raise Broken(f"SKILL.md: name is {head.name!r}, its directory {name!r}")
-    if not text.strip():
-        raise Broken("SKILL.md says nothing below its head")
-    description = " ".join(head.description.split())
-    if not description.isprintable() or not description:
-        raise Broken("SKILL.md: description must be printable")
+    head, text = _parted(source, _Head)
+    description = _described(source, name, head.name, head.description, text)
     # Nothing but these two: `allowed-tools` would be a permission to the CLI.
-    shown = f"---\nname: {head.name}\ndescription: {json.dumps(description, ensure_ascii=False)}\n---\n{text}"
-    return Skill(name, description, _needs(head), ordered, shown, _digest(name, ordered))
+    shown = f"---\nname: {name}\ndescription: {_quoted(description)}\n---\n{text}"
+    return Entry("skill", name, description, _needs(head), ordered, shown, _digest("skill", name, ordered))
 
 
-def _digest(name: str, files: Iterable[File]) -> str:
+def agent_of(name: str, content: bytes) -> Entry:
+    """The agent in the file of that name, without its `.md`. Raises Broken."""
+    source = File(f"{name}.md", content)
+    head, text = _parted(source, _AgentHead)
+    description = _described(source, name, head.name, head.description, text)
+    if head.model is not None and not _MODEL.fullmatch(head.model):
+        raise Broken(f"{source.path}: model: {head.model[:100]!r} is none")
+    model = None if head.model == "inherit" else head.model
+    tools = _tools(source, "tools", head.tools)
+    # Always there: without it an agent would have all that its run has.
+    lines = [f"name: {name}", f"description: {_quoted(description)}", f"tools: {_quoted(', '.join(tools) or 'Read')}"]
+    if model is not None:
+        lines.append(f"model: {_quoted(model)}")
+    shown = "\n".join(("---", *lines, "---", text))
+    needs = Needs(tools or ("Read",), model=model)
+    return Entry("agent", name, description, needs, (source,), shown, _digest("agent", name, (source,)))
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _described(source: File, name: str, said: str, description: str, text: str) -> str:
+    """Its description on one line. Raises Broken."""
+    if said != name:
+        raise Broken(
+            f"{source.path}: name is {said!r}, its {'directory' if source.path == 'SKILL.md' else 'file'} {name!r}"
+        )
+    if not text.strip():
+        raise Broken(f"{source.path} says nothing below its head")
+    found = " ".join(description.split())
+    if not found.isprintable() or not found:
+        raise Broken(f"{source.path}: description must be printable")
+    return found
+
+
+def _digest(kind: Kind, name: str, files: Iterable[File]) -> str:
     parts = [[file.path, file.is_executable, hashlib.sha256(file.content).hexdigest()] for file in files]
-    return hashlib.sha256(msgspec.json.encode([name, parts])).hexdigest()
+    return hashlib.sha256(msgspec.json.encode([kind, name, parts])).hexdigest()
 
 
-def _parted(source: File) -> tuple[_Head, str]:
-    """The head of a SKILL.md, and what comes below it. Raises Broken."""
+def _parted(source: File, of: type[_H]) -> tuple[_H, str]:
+    """The head of a SKILL.md or of an agent, and what comes below it. Raises Broken."""
+    name = source.path
     if len(source.content) > HEAD_ROOM:
-        raise Broken(f"SKILL.md has more than {HEAD_ROOM >> 10} KiB: put what is seldom needed into files beside it")
+        raise Broken(f"{name} has more than {HEAD_ROOM >> 10} KiB: put what is seldom needed into files beside it")
     try:
         text = source.content.decode()
     except UnicodeDecodeError:
-        raise Broken("SKILL.md is not UTF-8 text") from None
+        raise Broken(f"{name} is not UTF-8 text") from None
     found = _HEAD.match(text)
     if found is None:
-        raise Broken("SKILL.md does not begin with a head between two lines of ---")
+        raise Broken(f"{name} does not begin with a head between two lines of ---")
     try:
-        head = msgspec.convert(_plain(yaml.safe_load(found[1])), _Head)
+        head = msgspec.convert(_plain(yaml.safe_load(found[1])), of)
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$")
         field = place.strip("`.")
-        raise Broken(f"SKILL.md: {f'{field}: ' if field else ''}{problem}") from error
+        raise Broken(f"{name}: {f'{field}: ' if field else ''}{problem}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise Broken(f"SKILL.md:{mark.line + 2 if mark else 1}: {getattr(error, 'problem', 'is not YAML')}") from error
+        raise Broken(f"{name}:{mark.line + 2 if mark else 1}: {getattr(error, 'problem', 'is not YAML')}") from error
     except (RecursionError, ValueError) as error:  # a year 0, say
-        raise Broken("SKILL.md: its head is not YAML") from error
+        raise Broken(f"{name}: its head is not YAML") from error
     return head, text[found.end() :]
 
 
@@ -147,20 +198,26 @@ def _plain(value: Any) -> Any:
 
 def _needs(head: _Head) -> Needs:
     """Raises Broken."""
-    tools = head.allowed_tools if isinstance(head.allowed_tools, str) else " ".join(head.allowed_tools)
-    if not _TOOLS.fullmatch(tools):
-        raise Broken("SKILL.md: allowed-tools: names of tools are needed, separated by blanks")
+    tools = _tools(File("SKILL.md", b""), "allowed-tools", head.allowed_tools)
     hosts = _listed(head, "needs-egress")
     try:
         egress = tuple(sorted(set(map(destinations.parse, hosts))))
     except ValueError as error:
         raise Broken(f"SKILL.md: metadata.needs-egress: {error}") from error
     return Needs(
-        tuple(dict.fromkeys(_TOOL.findall(tools))),
+        tools,
         egress,
-        _each("metadata.needs-python", _MODULE, _listed(head, "needs-python")),
+        _each("metadata.needs-python", _PACKAGE, _listed(head, "needs-python")),
         _each("metadata.needs-programs", _PROGRAM, _listed(head, "needs-programs")),
     )
+
+
+def _tools(source: File, name: str, given: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Without the patterns that may stand behind a tool's name. Raises Broken."""
+    text = given if isinstance(given, str) else " ".join(given)
+    if not _TOOLS.fullmatch(text):
+        raise Broken(f"{source.path}: {name}: names of tools are needed, separated by blanks")
+    return tuple(dict.fromkeys(_TOOL.findall(text)))
 
 
 def _listed(head: _Head, name: str) -> tuple[str, ...]:

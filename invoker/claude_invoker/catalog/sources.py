@@ -15,12 +15,14 @@ from typing import IO, cast
 
 from msgspec import Struct
 
-from claude_invoker.catalog.entry import Broken, File, Skill, is_name, skill_of
+from claude_invoker.catalog.entry import HEAD_ROOM, Broken, Entry, File, agent_of, is_name, skill_of
 from claude_invoker.cli import walk
 from claude_invoker.workspace import archive, files
 
-SKILLS = "skills"
-MOST_SKILLS = 200
+SKILLS, AGENTS = "skills", "agents"
+_KINDS = f"there are {SKILLS} and {AGENTS}"
+MOST = 200
+"""Entries of a kind."""
 ENTRY = walk.Bounds(depth=8, entries=500, bytes=16 << 20)
 """Of one skill. On the disk and in its files."""
 ALL = archive.Bounds(entries=20_000, bytes=128 << 20)
@@ -40,9 +42,9 @@ class Refused(Struct, frozen=True):
 
 
 class Read(Struct, frozen=True):
-    """What a directory or an archive holds; `skills` in the order of their names."""
+    """What a directory or an archive holds; skills, then agents, in the order of their names."""
 
-    skills: tuple[Skill, ...]
+    entries: tuple[Entry, ...]
     refused: tuple[Refused, ...] = ()
 
 
@@ -55,16 +57,17 @@ def read(path: Path) -> Read:
     raise ValueError(f"{path} is neither a directory nor an archive of one (claude-invoker catalog pack)")
 
 
-def pack(skills: Iterable[Skill], into: Path) -> None:
-    """Writes an archive, which is the same for the same skills. Raises OSError."""
+def pack(entries: Iterable[Entry], into: Path) -> None:
+    """Writes an archive, which is the same for the same entries. Raises OSError."""
     with (
         into.open("wb") as file,
         gzip.GzipFile("", "wb", compresslevel=9, fileobj=file, mtime=0) as compressed,
         tarfile.open(fileobj=cast("IO[bytes]", compressed), mode="w|", format=tarfile.PAX_FORMAT) as tar,
     ):
-        for skill in skills:
-            for each in skill.files:
-                info = tarfile.TarInfo(f"{SKILLS}/{skill.name}/{each.path}")
+        for entry in entries:
+            above = f"{SKILLS}/{entry.name}" if entry.kind == "skill" else AGENTS
+            for each in entry.files:
+                info = tarfile.TarInfo(f"{above}/{each.path}")
                 info.size, info.mode = len(each.content), 0o755 if each.is_executable else 0o644
                 tar.addfile(info, io.BytesIO(each.content))
 
@@ -74,43 +77,45 @@ def _of_directory(root: Path) -> Read:
     if root.stat().st_mode & stat.S_IWOTH:
         raise ValueError(f"{root} can be changed by every user of this machine")
     with os.scandir(root) as listed:
-        strange = sorted(each.name for each in listed if each.is_dir() and each.name != SKILLS)
-    refused += [Refused(_shown(name), f"is no kind of entry: there is {SKILLS}") for name in strange[:10]]
-    try:
-        names = _names(root / SKILLS)
-    except Broken as error:
-        return Read((), (*refused, Refused(SKILLS, str(error))))
-    found: dict[str, list[File] | Broken] = {}
+        present = sorted(each.name for each in listed if each.is_dir())
+    strange = [name for name in present if name not in (SKILLS, AGENTS)]
+    refused += [Refused(_shown(name), f"is no kind of entry: {_KINDS}") for name in strange[:10]]
+    if not {SKILLS, AGENTS}.intersection(present):
+        refused.append(Refused(SKILLS, "is not there"))
+    found: dict[tuple[str, str], list[File] | Broken] = {}
     left = ALL.bytes
-    for name in names:
+    for kind in sorted({SKILLS, AGENTS}.intersection(present), reverse=True):
         try:
-            _refuse_name(name)
-            given = _files(root / SKILLS / name)
-            left -= sum(len(file.content) for file in given)
-            if left < 0:
-                raise Broken(f"is beyond the {ALL.bytes >> 20} MiB that a catalog may have")
-            found[name] = given
+            names = _names(root / kind, directories=kind == SKILLS)
         except Broken as error:
-            found[name] = error
-        except OSError as error:
-            found[name] = Broken(f"cannot be read: {error.strerror}")
+            refused.append(Refused(kind, str(error)))
+            continue
+        for name in names:
+            try:
+                given = _files(root / SKILLS / name) if kind == SKILLS else [_file(root / AGENTS / name)]
+                left -= sum(len(file.content) for file in given)
+                if left < 0:
+                    raise Broken(f"is beyond the {ALL.bytes >> 20} MiB that a catalog may have")
+                found[kind, name] = given
+            except Broken as error:
+                found[kind, name] = error
+            except OSError as error:
+                found[kind, name] = Broken(f"cannot be read: {error.strerror}")
     return _judged(found, refused)
 
 
-def _names(directory: Path) -> list[str]:
-    """Sorted. Raises Broken."""
+def _names(directory: Path, *, directories: bool) -> list[str]:
+    """Sorted; of directories only, and of links in their place, or of all that is there. Raises Broken."""
     names: list[str] = []
     try:
         if stat.S_ISLNK(directory.lstat().st_mode):
             raise Broken("is a link")
         with os.scandir(directory) as listed:
             for each in listed:
-                if each.is_dir(follow_symlinks=False) or each.is_symlink():
+                if not directories or each.is_dir(follow_symlinks=False) or each.is_symlink():
                     names.append(each.name)
                 if len(names) > _LISTED:
                     raise Broken(f"has more than {_LISTED:,} entries: none of them is taken")
-    except FileNotFoundError:
-        raise Broken("is not there") from None
     except OSError as error:
         raise Broken(f"cannot be read: {error.strerror}") from error
     return sorted(names)
@@ -119,6 +124,22 @@ def _names(directory: Path) -> list[str]:
 def _refuse_name(name: str) -> None:
     if not is_name(name):
         raise Broken("must be called by lower-case letters, digits and single hyphens, 64 at most")
+
+
+def _file(path: Path) -> File:
+    """Of an agent. Raises Broken, OSError."""
+    descriptor = -1
+    if stat.S_ISREG(path.lstat().st_mode):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if descriptor < 0:
+        raise Broken("is no regular file")
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise Broken("changes while it is read")
+        if status.st_mode & stat.S_IWOTH:
+            raise Broken("can be changed by every user of this machine")
+        return File(path.name, file.read(HEAD_ROOM + 1))
 
 
 def _files(directory: Path) -> list[File]:
@@ -167,7 +188,8 @@ def _of_archive(path: Path) -> Read:
     """Raises ValueError, OSError."""
     if path.stat().st_mode & stat.S_IWOTH:
         raise ValueError(f"{path} can be changed by every user of this machine")
-    found: dict[str, list[File]] = {}
+    found: dict[tuple[str, str], list[File] | Broken] = {}
+    skills: dict[str, list[File]] = {}
     names = files.Names(ALL.entries)
     try:
         with path.open("rb") as file:
@@ -176,36 +198,48 @@ def _of_archive(path: Path) -> Read:
                     raise ValueError(f"{path}: a path in it {problem}: {_shown(member.path)}")
                 kind, _, rest = member.path.partition("/")
                 name, _, inner = rest.partition("/")
-                if kind != SKILLS or not inner:
-                    raise ValueError(f"{path}: {_shown(member.path)} is no file of a skill ({SKILLS}/NAME/…)")
-                content = File(inner, b"".join(member.content), member.is_executable)
-                found.setdefault(name, []).append(content)
+                content = b"".join(member.content)
+                if kind == SKILLS and inner:
+                    skills.setdefault(name, []).append(File(inner, content, member.is_executable))
+                elif kind == AGENTS and name and not inner:
+                    found[kind, name] = [File(name, content)]
+                else:
+                    raise ValueError(f"{path}: {_shown(member.path)} is no part of an entry: {_KINDS}")
     except files.NoPlace as error:
         raise ValueError(f"{path}: {error}") from error
-    return _judged(found, [])
+    return _judged({(SKILLS, name): given for name, given in skills.items()} | found, [])
 
 
-def _judged(found: Mapping[str, list[File] | Broken], refused: list[Refused]) -> Read:
-    skills: list[Skill] = []
-    for name in sorted(found):
-        given = found[name]
+def _judged(found: Mapping[tuple[str, str], list[File] | Broken], refused: list[Refused]) -> Read:
+    entries: list[Entry] = []
+    for kind, name in sorted(found, key=lambda each: (each[0] != SKILLS, each[1])):
+        given = found[kind, name]
         try:
+            plain = name if kind == SKILLS else name.removesuffix(".md")
+            if kind == AGENTS and plain == name:
+                raise Broken("is no agent: their files end in .md")
+            _refuse_name(plain)
             if isinstance(given, Broken):
                 raise given
-            _refuse_name(name)
             _refuse_size(given)
-            if len(skills) == MOST_SKILLS:
-                raise Broken(f"is one more than the {MOST_SKILLS} that a catalog may have")
-            skills.append(skill_of(name, given))
+            made = skill_of(name, given) if kind == SKILLS else agent_of(plain, given[0].content)
+            if sum(each.kind == made.kind for each in entries) == MOST:
+                raise Broken(f"is one more than the {MOST} that a catalog may have")
+            entries.append(made)
         except Broken as error:
-            refused.append(Refused(f"{SKILLS}/{_shown(name)}", str(error)))
-    return Read(tuple(skills), tuple(refused))
+            refused.append(Refused(f"{kind}/{_shown(name)}", _printable(str(error))))
+    return Read(tuple(entries), tuple(refused))
 
 
 def _refuse_size(given: list[File]) -> None:
     """The same bounds for what comes from an archive. Raises Broken."""
     if len(given) > ENTRY.entries or sum(len(file.content) for file in given) > ENTRY.bytes:
         raise Broken(f"has more than {ENTRY.entries:,} files or {ENTRY.bytes >> 20} MiB")
+
+
+def _printable(text: str) -> str:
+    """What libraries say quotes what they have read."""
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _shown(name: str) -> str:

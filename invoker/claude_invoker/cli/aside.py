@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from claude_invoker.cli.child import Child, Limits
-from claude_invoker.cli.command import WITHOUT_SKILLS, Skills, environment_of_commands
+from claude_invoker.cli.command import NOTHING, Given, environment_of_commands
 from claude_invoker.cli.contained import KILL_S, Contained, inside
 from claude_invoker.cli.kill import Killer
 from claude_invoker.cli.tree import Tree
@@ -62,17 +62,17 @@ class Aside(Contained):
         killer: Killer | None,
         box: Box | None,
         network: Way | None,
-        skills: Skills = WITHOUT_SKILLS,
+        given: Given = NOTHING,
     ) -> Aside:
         """Starts `text`, of Bash, in `tree.work` with nothing to read; the rest as of `CliProcess`. Raises OSError."""
         counted = box is not None and box.counts_processes and uid is None and limits.processes
         bound = f"ulimit -u {limits.processes} || exit 126; " if counted else ""
-        with inside(box, tree, api, network, skills.readable) as (kind, entry):
+        with inside(box, tree, api, network, given.readable) as (kind, entry):
             shell = None if kind is None else kind.shell
-            given = environment_of_commands(tree, name, shell, egress=network is not None, libraries=skills.libraries)
+            environment = environment_of_commands(tree, name, shell, egress=network is not None, given=given)
             child = await Child.start(
                 ["/bin/bash" if shell is None else str(shell), "-c", bound + _RUN],
-                env={**given, _TEXT: text},
+                env={**environment, _TEXT: text},
                 cwd=tree.work,
                 uid=uid,
                 limits=limits,

@@ -17,7 +17,7 @@ from claude_invoker.isolation.shell import TREE
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
 PLUGIN = "catalog"
-"""What the CLI calls all that comes from the catalog: its skill `pdf` is `catalog:pdf`."""
+"""What the CLI calls all that comes from the catalog: its skill `pdf` is `catalog:pdf` to it."""
 
 
 _WITHOUT_ETC = {"GIT_CONFIG_NOSYSTEM": "1"}
@@ -32,31 +32,39 @@ _PROXY = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"
 
 
 @dataclass(frozen=True)
-class Skills:
-    """What a process has of the catalog. `folders`: a plugin of the CLI each, with one skill of the folder's name;
-    `libraries`: modules for their scripts. It reads both, and writes neither."""
+class Given:
+    """What a process has of the catalog. `skills` and `agents`: a plugin of the CLI each, with one entry of the
+    folder's name; `libraries`: packages for the scripts of skills. It reads these, and writes none of them."""
 
-    folders: tuple[Path, ...] = ()
+    skills: tuple[Path, ...] = ()
+    agents: tuple[Path, ...] = ()
     libraries: Path | None = None
 
     @property
     def readable(self) -> tuple[Path, ...]:
-        return self.folders if self.libraries is None else (*self.folders, self.libraries)
+        found = (*self.skills, *self.agents)
+        return found if self.libraries is None else (*found, self.libraries)
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """By which a model calls them."""
+        return (*(("Skill",) if self.skills else ()), *(("Agent",) if self.agents else ()))
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """What its tool `Skill` may call. The CLI's own skills are called by its model whatever is allowed."""
-        return tuple(f"Skill({PLUGIN}:{folder.name})" for folder in self.folders)
+        """What these tools may call. (Its own the CLI lets its model call whatever is allowed.)"""
+        given = (("Skill", self.skills), ("Agent", self.agents))
+        return tuple(f"{tool}({PLUGIN}:{folder.name})" for tool, folders in given for folder in folders)
 
 
-WITHOUT_SKILLS = Skills()
-_WITHOUT_OWN_SKILLS = {
+NOTHING = Given()
+_WITHOUT_ITS_OWN = {
     "disableBundledSkills": True,
     "skillOverrides": {"doctor": "off", "plugin-authoring": "off"},
     "enabledPlugins": {f"cc-plugin-{name}@builtin": False for name in ("agents-md", "privacy", "plugin-authoring")},
 }
-"""Settings of a process with skills of ours. Some of its own are called without being allowed, and `plugin-authoring`
-is there even where they are all turned off."""
+"""Settings of a process that has something of ours. Some skills of its own are called without being allowed, and
+`plugin-authoring` is there even where they are all turned off."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class Shape:
     """Hosts that the run reaches besides the API."""
     checkout: Checkout | None = None
     """What it works on; None: it begins in an empty directory."""
-    skills: Skills = WITHOUT_SKILLS
+    given: Given = NOTHING
 
 
 @dataclass(frozen=True)
@@ -87,9 +95,9 @@ class Deadlines:
 def command(cli: Path, shape: Shape) -> list[str]:
     """The argument vector. Nothing of a caller's is in it, since every user of the machine can read it: a session is
     gone on with by its directory, which holds one conversation, never by its id."""
-    skills = shape.skills
-    tools = ",".join((*shape.tools, "Skill") if skills.folders else shape.tools)
-    allowed = ",".join((*shape.tools, *skills.rules))
+    given = shape.given
+    tools = ",".join((*shape.tools, *given.tools))
+    allowed = ",".join((*shape.tools, *given.rules))
     arguments = [
         str(cli),
         "--print",
@@ -112,12 +120,12 @@ def command(cli: Path, shape: Shape) -> list[str]:
     if shape.egress:
         # It would ask api.anthropic.com about the host first, by a way that there is not.
         settings["skipWebFetchPreflight"] = True
-    if skills.folders:
-        settings |= _WITHOUT_OWN_SKILLS
-        for folder in skills.folders:
-            # The second, so that the file tools read what is beside a SKILL.md.
-            arguments += [f"--plugin-dir={folder}", f"--add-dir={folder}"]
-    else:
+    if given != NOTHING:
+        settings |= _WITHOUT_ITS_OWN
+        arguments += [f"--plugin-dir={folder}" for folder in (*given.skills, *given.agents)]
+        # So that the file tools read what is beside a SKILL.md.
+        arguments += [f"--add-dir={folder}" for folder in given.skills]
+    if not given.skills:
         arguments.append("--disable-slash-commands")
     if settings:
         arguments.append(f"--settings={json.dumps(settings, separators=(',', ':'))}")
@@ -139,16 +147,18 @@ def environment(
     shell: Path | None,
     *,
     egress: bool = False,
-    libraries: Path | None = None,
+    given: Given = NOTHING,
 ) -> dict[str, str]:
     """Every variable of the process. The key is not among them: it is read once from descriptor `key_fd`.
 
     `api`: the socket by which the API is reached. `shell`: what it starts for commands; None: the system's. `egress`:
-    there is a filter that leads to hosts (see `isolation.network`). `libraries`: modules for its Python.
+    there is a filter that leads to hosts (see `isolation.network`). `given`: what it has of the catalog.
     """
     named = {} if shell is None else {"CLAUDE_CODE_SHELL": str(shell)}
-    return environment_of_commands(tree, run, shell, egress=egress, libraries=libraries) | {
+    agents = {"CLAUDE_AGENT_SDK_DISABLE_BUILTIN_AGENTS": "1"} if given.agents else {}
+    return environment_of_commands(tree, run, shell, egress=egress, given=given) | {
         **named,
+        **agents,
         "CLAUDE_CONFIG_DIR": str(tree.config),
         "CLAUDE_CODE_TMPDIR": str(tree.temp),
         "ANTHROPIC_UNIX_SOCKET": str(api),
@@ -168,14 +178,14 @@ def environment(
 
 
 def environment_of_commands(
-    tree: Tree, run: str, shell: Path | None, *, egress: bool, libraries: Path | None = None
+    tree: Tree, run: str, shell: Path | None, *, egress: bool, given: Given = NOTHING
 ) -> dict[str, str]:
     """What every command of a run has, also one that the CLI does not start; as `environment` says."""
     boundary = {} if shell is None else {TREE: str(tree.root), **_WITHOUT_ETC}
     if egress:
         boundary |= _PROXY
-    if libraries is not None:
-        boundary["PYTHONPATH"] = str(libraries)
+    if given.libraries is not None:
+        boundary["PYTHONPATH"] = str(given.libraries)
     return boundary | {
         "PATH": PATH,
         "LANG": "C.UTF-8",

@@ -91,7 +91,7 @@ class CliProcess(Contained):
         try:
             os.write(write_end, key.encode())
             os.close(write_end)
-            with inside(box, tree, api, network, shape.skills.readable) as (kind, entry):
+            with inside(box, tree, api, network, shape.given.readable) as (kind, entry):
                 child = await Child.start(
                     command(cli, shape),
                     env=environment(
@@ -102,7 +102,7 @@ class CliProcess(Contained):
                         deadlines,
                         None if kind is None else kind.shell,
                         egress=network is not None,
-                        libraries=shape.skills.libraries,
+                        given=shape.given,
                     ),
                     cwd=tree.work,
                     uid=uid,

@@ -33,7 +33,7 @@ async def _aside(launcher: Launcher, ready: Ready, text: str) -> None:
             killer=launcher.killer,
             box=launcher.box,
             network=launcher.network(process.shape),
-            skills=process.shape.skills,
+            given=process.shape.given,
         )
         await launcher.open_passage(ready.aside, process.shape)
     except (OSError, RuntimeError) as error:

@@ -232,16 +232,19 @@ class Engine:
         self.version = await cli_version(self.cli)
         programs = programs_of(self._trees)
         self._launcher.cli = await asyncio.to_thread(reachable_binary, self.cli, programs, isolated=self.users.isolated)
-        self.catalog = await asyncio.to_thread(lay_out, self.catalog, self._layout.root)
-        self.boundary = await establish(
-            self._launcher,
-            self.filters,
-            programs,
-            self._layout.root.parent,
-            self._workplace.path,
-            Strength[self.settings.isolation.upper()],
-            commands_below=self.settings.allow_commands_below,
-        )
+        laying_out = asyncio.create_task(asyncio.to_thread(lay_out, self.catalog, self._layout.root))
+        try:
+            self.boundary = await establish(
+                self._launcher,
+                self.filters,
+                programs,
+                self._layout.root.parent,
+                self._workplace.path,
+                Strength[self.settings.isolation.upper()],
+                commands_below=self.settings.allow_commands_below,
+            )
+        finally:
+            self.catalog = await laying_out
         if self.workspaces is not None and self.boundary.strength == Strength.NONE:
             raise TooWeak(
                 "INVOKER_REPOSITORIES: runs would read all repositories, since nothing keeps them from this user's "

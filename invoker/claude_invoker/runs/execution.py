@@ -146,8 +146,8 @@ class Executor:
         if session is None and plan.check is not None and plan.check.max_repairs:
             session = "new"  # the next process goes on with its transcript
         budget = None if keeps else plan.max_budget_usd
-        skills = self._layout.of(plan.skills)
-        return Shape(plan.tools, plan.max_turns, budget, session, plan.egress, run.checkout, skills)
+        given = self._layout.of(plan.skills, plan.agents)
+        return Shape(plan.tools, plan.max_turns, budget, session, plan.egress, run.checkout, given)
 
     async def _put(self, run: Run, process: CliProcess) -> None:
         """Gives the run what its caller has sent along. Raises Problem 422, 503."""

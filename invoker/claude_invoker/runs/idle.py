@@ -33,7 +33,7 @@ class Kind:
 
     tier: str
     tools: tuple[str, ...]
-    skills: tuple[str, ...]
+    entries: tuple[tuple[str, ...], tuple[str, ...]]
     max_turns: int
     model: str
     models: tuple[str, ...] | None
@@ -44,7 +44,8 @@ class Kind:
     def of(cls, run: Run) -> Kind:
         plan: Plan = run.plan
         schema = "" if plan.output_schema is None else repr(plan.output_schema)
-        return cls(run.tier, plan.tools, plan.skills, plan.max_turns, plan.model, plan.models, plan.system, schema)
+        entries = (plan.skills, plan.agents)
+        return cls(run.tier, plan.tools, entries, plan.max_turns, plan.model, plan.models, plan.system, schema)
 
 
 @dataclass

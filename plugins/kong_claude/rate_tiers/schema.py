@@ -105,7 +105,7 @@ class MessagesConfig(Limits):
     """The limits of requests to models themselves."""
 
 
-SKILL_NAME = "^[a-z0-9][a-z0-9-]*$"
+ENTRY_NAME = "^[a-z0-9][a-z0-9-]*$"
 ON_BUDGET = ("refuse", "queue", "model")
 
 
@@ -140,11 +140,15 @@ class TierConfig(Money, Limits, _Named):
     )
     skills: tuple[str, ...] = strings(
         "Skills of the invoker's catalog that a run may ask for; none without it. Binds the invoker.",
-        elements={"match": SKILL_NAME, "len_max": 64},
+        elements={"match": ENTRY_NAME, "len_max": 64},
     )
     default_skills: tuple[str, ...] = strings(
         "Those of skills that a run has which asks for none in particular.",
-        elements={"match": SKILL_NAME, "len_max": 64},
+        elements={"match": ENTRY_NAME, "len_max": 64},
+    )
+    agents: tuple[str, ...] = strings(
+        "Agents of the invoker's catalog that a run may ask for; none without it. Binds the invoker.",
+        elements={"match": ENTRY_NAME, "len_max": 64},
     )
     # Absent, what each receiver allows by itself; (), none.
     api_features: tuple[str, ...] | None = strings(

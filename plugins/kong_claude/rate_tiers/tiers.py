@@ -314,6 +314,7 @@ def _clamp(section: TierConfig, prefix: str) -> Clamp:
         features=_features(section, prefix),
         skills=tuple(dict.fromkeys(section.skills)),
         default_skills=_default_skills(section, prefix),
+        agents=tuple(dict.fromkeys(section.agents)),
     )
 
 
@@ -360,11 +361,11 @@ def check_rooms(tiers: Mapping[str, Tier]) -> None:
         claims = (tier.cheaper or tier).clamp.to_claims()
         taken = size(claims)
         if taken > CLAMP_ROOM:
-            longest = max(("models", "tools", "egress", "skills"), key=lambda name: size(claims.get(name)))
+            longest = max(("models", "tools", "egress", "skills", "agents"), key=lambda name: size(claims.get(name)))
             raise ConfigError(
                 f"tiers[{number}].{longest}",
-                f"models, tools, egress and skills take {taken} bytes in the attestation, at most {CLAMP_ROOM}: "
-                "name fewer of them",
+                f"models, tools, egress, skills and agents take {taken} bytes in the attestation, "
+                f"at most {CLAMP_ROOM}: name fewer of them",
             )
         taken = pools_size(Place(widest_lease(tier), tier.slot))
         if taken > POOLS_ROOM:
