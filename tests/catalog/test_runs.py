@@ -103,6 +103,14 @@ def test_a_table_becomes_a_page_that_shows_it(api: httpx.Client) -> None:
     assert (0, 0, 0) in seen and (255, 255, 255) in seen
 
 
+def test_the_document_is_the_answer_where_it_is_asked_for(api: httpx.Client) -> None:
+    body = {"prompt": "[[skill pdf]]", "skills": ["pdf"], "files": sent("report.md", TABLE)}
+    answer = api.post("/invoke", json=body, headers={"Accept": "image/png, application/pdf;q=0.9"})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/pdf"), answer.text
+    assert answer.headers["content-disposition"] == 'attachment; filename="report.pdf"'
+    assert len(pypdf.PdfReader(io.BytesIO(answer.content)).pages) == 1
+
+
 def test_a_word_document(api: httpx.Client) -> None:
     run = follow(api, "docx", files=sent("document.md", TABLE))
     document = docx.Document(io.BytesIO(artifact(api, run, "document.docx")))

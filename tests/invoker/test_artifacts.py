@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import io
 import os
 import re
 import zipfile
@@ -12,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claude_invoker.api.files import satisfiable
+from claude_invoker.api.files import disposition, satisfiable
 from claude_invoker.cli.tree import Discarded, Tree, Workplace, dismantle, prepare
 from claude_invoker.cli.walk import delete
 from claude_invoker.runs import artifacts
-from claude_invoker.runs.artifacts import Bounds, collect, content_type, survey
+from claude_invoker.runs.artifacts import Bounds, collect, survey
 from claude_invoker.runs.events import EventLog
+from claude_invoker.runs.media import HEAD, content_type, essence
 from tests.invoker.conftest import as_root
 from tests.support.disk import disk
 
@@ -95,6 +98,17 @@ def test_what_is_left_out_is_named_within_bounds(work: Path, tmp_path: Path) -> 
     assert len(left_out) == 101 and left_out[-1].reason == "50 more are left out"
 
 
+OFFICE = "application/vnd.openxmlformats-officedocument"
+
+
+def zipped(*names: str, **files: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in (*((name, "<x/>") for name in names), *files.items()):
+            archive.writestr(name, content)
+    return buffer.getvalue()[:HEAD]
+
+
 @pytest.mark.parametrize(
     ("name", "head", "expected"),
     [
@@ -107,10 +121,31 @@ def test_what_is_left_out_is_named_within_bounds(work: Path, tmp_path: Path) -> 
         ("a", b"text", "text/plain"),
         (
             "a.docx",
-            b"PK\x03\x04....word/document.xml",
-            "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+            zipped("[Content_Types].xml", "_rels/.rels", "word/document.xml"),
+            f"{OFFICE}.wordprocessingml.document",
         ),
-        ("a.zip", b"PK\x03\x04....other", "application/zip"),
+        ("a", zipped("xl/workbook.xml", "[Content_Types].xml"), f"{OFFICE}.spreadsheetml.sheet"),
+        ("a.zip", zipped("ppt/presentation.xml", "[Content_Types].xml"), f"{OFFICE}.presentationml.presentation"),
+        ("a.zip", zipped("other"), "application/zip"),
+        ("a.docx", zipped("password/list.txt", "keyword/x"), "application/zip"),
+        ("a.docx", zipped("word/x.txt"), "application/zip"),
+        ("a.docx", zipped(**{"notes.txt": "PK\x03\x04 [Content_Types].xml word/document.xml"}), "application/zip"),
+        ("a.zip", zipped(mimetype="application/epub+zip", content="x"), "application/epub+zip"),
+        ("a", zipped(mimetype="application/vnd.oasis.opendocument.text"), "application/vnd.oasis.opendocument.text"),
+        ("a", zipped(mimetype="text/html"), "application/zip"),
+        ("a", zipped("first", mimetype="application/epub+zip"), "application/zip"),
+        ("a.zip", b"PK\x03\x04", "application/zip"),
+        ("a.ts", b"const a: number = 1", "text/x-typescript"),
+        ("a.tsx", b"<A/>", "text/x-typescript"),
+        ("a.ipynb", b"{}", "application/x-ipynb+json"),
+        ("a.wasm", b"\0asm\1\0\0\0", "application/wasm"),
+        ("a.wasm", b"(module)", "text/plain"),
+        ("a.txt", "h\u00e9".encode("utf-16"), "text/plain; charset=utf-16"),
+        ("a.csv", codecs.BOM_UTF16_BE + "a,b".encode("utf-16-be"), "text/csv; charset=utf-16"),
+        ("a.txt", codecs.BOM_UTF16_LE + "\u4e2d\u6587".encode("utf-16-le"), "text/plain; charset=utf-16"),
+        ("a.json", "{}".encode("utf-16"), "application/json"),
+        ("a.txt", ("x" * 2046 + "\U0001f600" * 9).encode("utf-16"), "text/plain; charset=utf-16"),
+        ("a.txt", codecs.BOM_UTF8 + b"hi", "text/plain"),
         ("a.bin", bytes(range(256)), "application/octet-stream"),
         ("cut.txt", b"x" * 4094 + "é".encode() + b"y", "text/plain"),
         ("empty", b"", "text/plain"),
@@ -118,6 +153,28 @@ def test_what_is_left_out_is_named_within_bounds(work: Path, tmp_path: Path) -> 
 )
 def test_types_by_content(name: str, head: bytes, expected: str) -> None:
     assert content_type(name, head) == expected
+
+
+@given(st.text(max_size=20), st.binary(max_size=400) | st.binary(max_size=200).map(lambda tail: b"PK\x03\x04" + tail))
+def test_any_content_has_a_type(name: str, head: bytes) -> None:
+    assert re.fullmatch(r"[a-z]+/[!-~]+", essence(content_type(name, head)))
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("report.pdf", 'attachment; filename="report.pdf"'),
+        ("out/report 1.pdf", 'attachment; filename="report 1.pdf"'),
+        ("a/Prüfung.docx", "attachment; filename=\"Pr_fung.docx\"; filename*=UTF-8''Pr%C3%BCfung.docx"),
+        (
+            'x"; filename="evil.exe',
+            "attachment; filename=\"x_; filename=_evil.exe\"; filename*=UTF-8''x%22%3B%20filename%3D%22evil.exe",
+        ),
+        ("50%.csv", "attachment; filename=\"50_.csv\"; filename*=UTF-8''50%25.csv"),
+    ],
+)
+def test_a_file_that_is_the_answer_has_a_name(path: str, said: str) -> None:
+    assert disposition(path) == said
 
 
 def test_a_real_archive(work: Path, tmp_path: Path) -> None:

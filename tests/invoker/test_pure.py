@@ -16,7 +16,7 @@ from claude_contract.destinations import Destination
 from claude_contract.features import FEATURES
 from claude_contract.features import parse as features_named
 from claude_invoker.api.border import last_event_id
-from claude_invoker.api.negotiation import preferred
+from claude_invoker.api.negotiation import before_json, preferred
 from claude_invoker.cli.command import Deadlines, Shape, command, environment
 from claude_invoker.cli.messages import Malformed, Result, parse
 from claude_invoker.cli.outcome import denials, failure, stop_reason
@@ -334,6 +334,24 @@ def test_a_strange_result_is_no_crash(document: dict[str, Any]) -> None:
 )
 def test_negotiation(accept: str | None, expected: str) -> None:
     assert preferred(accept) == expected
+
+
+@pytest.mark.parametrize(
+    ("accept", "kinds"),
+    [
+        (None, ()),
+        ("*/*", ()),
+        ("application/json, application/pdf", ()),
+        ("application/json, application/*+json", ()),
+        ("text/html, image/gif, image/jpeg, */*; q=0.2", ("text/html", "image/gif", "image/jpeg")),
+        ("image/png;q=0.5, application/pdf, application/json;q=0.1", ("application/pdf", "image/png")),
+        ("application/pdf;q=0, image/svg+xml", ("image/svg+xml",)),
+        ("application/pdf, */*;q=0.9, image/png;q=0.5", ("application/pdf",)),
+        ("nonsense, ;;, q=1", ()),
+    ],
+)
+def test_what_a_client_likes_more_than_json(accept: str | None, kinds: tuple[str, ...]) -> None:
+    assert before_json(accept) == kinds
 
 
 @given(st.text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import quote
 
 from fastapi import Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
@@ -13,6 +14,8 @@ from claude_invoker.problem import Problem
 from claude_invoker.runs.kept import Files
 
 _RANGE = r"(?:[0-9]{1,18}-[0-9]{0,18}|-[0-9]{1,18})"
+_NAME = "!#$&+^`|"
+"""What else a name may have as it is (RFC 8187, attr-char)."""
 _RANGES = re.compile(rf"bytes=[ \t]*({_RANGE}(?:[ \t]*,[ \t]*{_RANGE}){{0,9}})", re.IGNORECASE)
 
 
@@ -53,6 +56,15 @@ async def file_itself(request: Request, files: Files, found: Artifact, headers: 
     if (path := files.here(found)) is not None:
         return FileResponse(path, media_type=found.type, headers=headers)
     return await _streamed(request, files, found, None, headers)
+
+
+def disposition(path: str) -> str:
+    """To be kept under the file's own name (RFC 6266, RFC 8187): a browser shows nothing of it as a page of this
+    origin."""
+    name = path.rsplit("/", 1)[-1]
+    plain = "".join(each if each.isascii() and each.isprintable() and each not in '"\\%' else "_" for each in name)
+    extended = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe=_NAME)}"
+    return f'attachment; filename="{plain}"{extended}'
 
 
 async def _streamed(

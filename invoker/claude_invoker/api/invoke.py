@@ -12,11 +12,11 @@ from fastapi.responses import JSONResponse
 
 from claude_invoker.api import border, jobs
 from claude_invoker.api.answers import RUNNING, Answers, problems
-from claude_invoker.api.files import file_itself
+from claude_invoker.api.files import disposition, file_itself
 from claude_invoker.api.form import Form, form_of
 from claude_invoker.api.invocation import invocation_of, submitted, validated
 from claude_invoker.api.links import base, with_links
-from claude_invoker.api.negotiation import EVENT_STREAM, JSON, preferred, takes_json
+from claude_invoker.api.negotiation import EVENT_STREAM, JSON, before_json, preferred, takes_json
 from claude_invoker.api.openapi import form_body, reference, request_body
 from claude_invoker.api.replicas import files_of
 from claude_invoker.api.stream import event_stream
@@ -27,6 +27,7 @@ from claude_invoker.model import Artifact, InvokeRequest, RunResult, Usage
 from claude_invoker.problem import Problem
 from claude_invoker.replicas.record import PastRun
 from claude_invoker.runs.engine import Engine
+from claude_invoker.runs.media import essence
 from claude_invoker.runs.run import Run
 from claude_invoker.services import services
 from claude_invoker.trust import attested_form, attested_run
@@ -99,9 +100,10 @@ async def invoke_form(request: Request, caller: Annotated[Caller, Depends(attest
 async def _answer(request: Request, wanted: InvokeRequest, caller: Caller, form: Form | None = None) -> Response:
     began = time.monotonic()
     engine: Engine = services(request).engine
-    wanted_type = preferred(request.headers.get("accept"))
-    run = await submitted(request, wanted, caller, form, live=wanted_type == EVENT_STREAM)
-    if wanted_type == EVENT_STREAM:
+    accept = request.headers.get("accept")
+    streams = preferred(accept) == EVENT_STREAM
+    run = await submitted(request, wanted, caller, form, live=streams)
+    if streams:
         return event_stream(
             run,
             0,
@@ -111,15 +113,20 @@ async def _answer(request: Request, wanted: InvokeRequest, caller: Caller, form:
         )
     result = await while_connected(request, run)
     headers = result_headers(request, run, time.monotonic() - began)
-    fitting = [] if wanted_type == JSON else artifacts_of_type(run, wanted_type)
-    if len(fitting) == 1:
-        own = {"ETag": f'"{fitting[0].sha256}"', "X-Content-Type-Options": "nosniff"}
-        return await file_itself(request, await files_of(request, run, caller), fitting[0], headers | own)
+    kinds = before_json(accept)
+    fitting = [artifacts_of_type(run, kind) for kind in kinds]
+    if (found := next((each[0] for each in fitting if len(each) == 1), None)) is not None:
+        own = {
+            "ETag": f'"{found.sha256}"',
+            "X-Content-Type-Options": "nosniff",
+            "Content-Disposition": disposition(found.path),
+        }
+        return await file_itself(request, await files_of(request, run, caller), found, headers | own)
     linked = with_links(request, result).model_dump(mode="json")
-    if wanted_type == JSON or takes_json(request.headers.get("accept")):
+    if not kinds or takes_json(accept):
         return JSONResponse(linked, headers=headers)
-    count = f"{len(fitting)} artifacts" if fitting else "no artifact"
-    detail = f"the run left {count} of type {wanted_type}"
+    count = f"{len(fitting[0])} artifacts" if fitting[0] else "no artifact"
+    detail = f"the run left {count} of type {kinds[0]}"
     extra = {"artifacts": linked["artifacts"]}
     raise Problem(406, "not-acceptable", detail, headers | NOT_AGAIN, extra=extra)
 
@@ -142,4 +149,4 @@ def result_headers(request: Request, run: Run | PastRun, seconds: float) -> dict
 def artifacts_of_type(run: Run | PastRun, wanted: str) -> list[Artifact]:
     """Those of a media type or of a range such as `image/*`."""
     stem = wanted.removesuffix("*")
-    return [a for a in run.artifacts if a.type == wanted or (stem != wanted and a.type.startswith(stem))]
+    return [a for a in run.artifacts if essence(a.type) == wanted or (stem != wanted and a.type.startswith(stem))]

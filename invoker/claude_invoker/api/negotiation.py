@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
 _ANY = ("*/*", "application/*", "*")  # Java's own client says "*"
@@ -18,15 +20,22 @@ def takes_json(accept: str | None) -> bool:
 
 def preferred(accept: str | None) -> str:
     """The media type to answer with: the one of highest quality that is named first; JSON by default."""
-    best, best_quality = JSON, 0.0
+    return next(iter(_ranked(accept)), JSON)
+
+
+def before_json(accept: str | None) -> tuple[str, ...]:
+    """The media types that a client likes more than JSON, the best first."""
+    return tuple(itertools.takewhile(lambda name: name != JSON, _ranked(accept)))
+
+
+def _ranked(accept: str | None) -> list[str]:
+    """What it takes, the best first; all that JSON goes for is JSON."""
+    found: list[tuple[float, str]] = []
     for part in (accept or "").split(","):
         name, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        if "/" not in name:
-            continue
-        quality = _quality(parameters)
-        if quality > best_quality:
-            best, best_quality = name, quality
-    return JSON if best in (*_ANY, "application/problem+json") else best
+        if "/" in name and (quality := _quality(parameters)) > 0:
+            found.append((quality, JSON if name in (*_ANY, "application/problem+json") else name))
+    return [name for _, name in sorted(found, key=lambda each: -each[0])]
 
 
 def _quality(parameters: list[str]) -> float:

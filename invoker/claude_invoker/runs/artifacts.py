@@ -9,39 +9,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import mimetypes
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-import puremagic
-
 from claude_invoker.cli import walk
 from claude_invoker.model import Artifact, LeftOut
+from claude_invoker.runs.media import HEAD, content_type
 from claude_invoker.settings import Settings
 
 _log = logging.getLogger(__name__)
-_HEAD = 262_144
 _WALK = walk.Bounds(depth=64, entries=100_000)
 _MOST_NAMED = 100
 _MAX_PATH = 1024  # bytes: what is kept lies under a path of ours
-_ZIP_KINDS = (
-    (b"word/", "application/vnd.openxmlformats-officedocument.wordprocessingml.document"),
-    (b"xl/", "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"),
-    (b"ppt/", "application/vnd.openxmlformats-officedocument.presentationml.presentation"),
-)
-_TEXT_TYPES = {
-    ".md": "text/markdown",
-    ".csv": "text/csv",
-    ".json": "application/json",
-    ".html": "text/html",
-    ".htm": "text/html",
-    ".svg": "image/svg+xml",
-    ".xml": "application/xml",
-    ".yaml": "application/yaml",
-    ".yml": "application/yaml",
-}
 _IGNORED = frozenset((".git", ".claude", "node_modules", "__pycache__"))
 
 Seen = dict[str, tuple[int, int, int]]
@@ -165,30 +146,6 @@ def _new_files(work: Path, before: Seen, left_out: _LeftOut) -> list[tuple[str, 
     return new
 
 
-def content_type(path: str, head: bytes) -> str:
-    """The media type by content; names only tell kinds of text apart."""
-    if head.startswith(b"PK\x03\x04"):
-        return next((kind for mark, kind in _ZIP_KINDS if mark in head), "application/zip")
-    if not _is_text(head):
-        try:
-            return str(puremagic.magic_string(head)[0].mime_type or "application/octet-stream")
-        except (puremagic.PureError, IndexError, ValueError):
-            return "application/octet-stream"
-    suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
-    guessed = _TEXT_TYPES.get(suffix) or mimetypes.guess_type(path)[0] or "text/plain"
-    return guessed if guessed.startswith("text/") or suffix in _TEXT_TYPES else "text/plain"
-
-
-def _is_text(head: bytes) -> bool:
-    if b"\0" in head or head.startswith(b"%PDF-"):
-        return False
-    try:
-        head[:4096].decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start > 4096 - 4
-    return True
-
-
 def _is_speakable(path: str) -> bool:
     """Whether the name can be said in JSON and in a URL."""
     return path.isprintable() and "\\" not in path and len(path.encode()) <= _MAX_PATH
@@ -214,7 +171,7 @@ def _keep(entry: walk.Entry, into: Path, room: int) -> Artifact | None:
         try:
             with target.open("xb") as writer:
                 while chunk := reader.read(1 << 20):
-                    head = head or chunk[:_HEAD]
+                    head = head or chunk[:HEAD]
                     size += len(chunk)
                     if size > room:
                         target.unlink()
