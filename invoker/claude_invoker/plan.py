@@ -143,7 +143,8 @@ def plan(
     skills = choosing.skills(request.skills, request.tools, clamp, catalog)
     agents = choosing.agents(request.agents, clamp, catalog)
     entries = (*skills, *agents)
-    choosing.refuse_without_models(agents, lambda name: permits(allowed, name))
+    featured = set(features_of(clamp, searches=False))
+    choosing.refuse_without_models(agents, lambda name: permits(allowed, name) and featured.issuperset(of_model(name)))
     if request.tools is None:
         usual = tuple(tool for tool in settings.tools if tool in ceiling)
         tools = tuple(dict.fromkeys((*usual, *choosing.tools_of(entries, ceiling))))

@@ -43,6 +43,7 @@ CATALOG = Catalog(
         skill("broken"),
         agent("reviewer", "Read", model="haiku"),
         agent("worker", "Bash"),
+        agent("reader", model="sonnet[1m]"),
     ),
     obstacles={("skill", "broken"): "it needs the program x, which is not installed"},
 )
@@ -50,7 +51,7 @@ SKILLS = ("broken", "fetch", "gone", "pdf", "words")
 
 
 def decide(body: dict[str, Any], boundary: Boundary = HOLDS, **clamp: Any) -> Plan:
-    given = {"skills": SKILLS, "agents": ("gone", "reviewer", "worker"), "tools": ALL} | clamp
+    given = {"skills": SKILLS, "agents": ("gone", "reader", "reviewer", "worker"), "tools": ALL} | clamp
     return plan(InvokeRequest(prompt="x", **body), Clamp(**given), SETTINGS, boundary, catalog=CATALOG)
 
 
@@ -132,6 +133,8 @@ def test_agents_come_with_their_tools_and_models() -> None:
         ),
         # The budget is used up: there is one model for everything.
         ({"agents": ["reviewer"]}, {"model": "sonnet"}, "agent reviewer needs the model haiku, which is not allowed"),
+        # A model that costs more than its price is a matter of the tier's features.
+        ({"agents": ["reader"]}, {"features": ()}, "agent reader needs the model sonnet[1m], which is not allowed"),
         ({"agents": ["pdf"]}, {}, "agents not allowed by the tier at the gateway: pdf"),
         ({"skills": ["reviewer"]}, {}, "skills not allowed by the tier at the gateway: reviewer"),
     ],

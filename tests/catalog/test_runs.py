@@ -6,6 +6,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import signal
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ import pypdfium2
 import pytest
 
 from tests.catalog.support import write_agent, write_skill
-from tests.invoker.conftest import Invoker, StandInProcess, as_root, bash, defended_and_without, tool
+from tests.invoker.conftest import Invoker, StandInProcess, as_root, bash, defended_and_without, tool, wait_for
 
 pytestmark = [pytest.mark.xdist_group("catalog"), as_root]
 
@@ -224,6 +226,18 @@ def test_who_asks_sees_what_there_is(api: httpx.Client) -> None:
     assert skills["pdf"]["obstacle"] is None and skills["pdf"]["needs"]["tools"] == ["Bash", "Read", "Write"]
     assert "pypi.org" in skills["fetching"]["obstacle"] and "no-such-program" in skills["lacking"]["obstacle"]
     assert len(found["version"]) == 12 and not any(each["default"] for each in found["skills"])
+
+
+def test_what_was_laid_out_goes_with_its_invoker(start_invoker: Callable[..., Invoker]) -> None:
+    """Also that of one that was killed, when the next one starts there."""
+    first = start_invoker()
+    [old] = (first.state / "trees/catalog").iterdir()
+    os.kill(first.pid, signal.SIGKILL)
+    second = start_invoker(after=first)
+    wait_for(lambda: not old.exists(), what="the end of what a killed invoker has left")
+    assert len(list((second.state / "trees/catalog").iterdir())) == 1
+    second.stop()
+    assert not list(second.state.glob("trees/catalog/*"))
 
 
 def shown_to_the_model(stand_in: StandInProcess, since: int) -> str:
