@@ -157,6 +157,7 @@ def as_told(answer: Any) -> tuple[int, bytes, dict[str, str]]:
         "GET /runs/{run_id}",
         "DELETE /runs/{run_id}",
         "GET /runs/{run_id}/artifacts",
+        "GET /catalog",
         "GET /v1/models",
         "GET /v1/models/{name}",
         "POST /v1/messages/count_tokens",
