@@ -22,13 +22,14 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from claude_contract import destinations, features
+from claude_contract import destinations, features, rules
 from claude_contract.destinations import Destination
 from claude_contract.features import Feature
 from claude_contract.identity import Identity
 from claude_contract.kinds import Kind
 from claude_contract.ledger import Lease, Slot
 from claude_contract.members import AttestationError, Members, malformed
+from claude_contract.rules import NO_RULES, Rules
 from claude_contract.versions import UnknownVersion
 
 _Parsed = TypeVar("_Parsed")
@@ -36,9 +37,9 @@ _Parsed = TypeVar("_Parsed")
 VERSION = 1
 """Written as `v`. A reader takes this and the one before; 0 is release 0.1.0, which wrote none."""
 
-MAX_HEADER = 15 << 9  # bytes of the signed header: nginx takes 8 KiB for a line
+MAX_HEADER = 63 << 7  # bytes of the signed header: nginx takes 8 KiB for a line, its name included
 IDENTITY_ROOM = 1024  # bytes of JSON, as all rooms: sub, roles and who
-CLAMP_ROOM = 640
+CLAMP_ROOM = 1024
 ADDITIONS_ROOM = 1536
 NAME_ROOM = 64  # iss, aud, the name of a tier
 METHOD_ROOM = 32
@@ -106,6 +107,7 @@ class Clamp:
     skills: tuple[str, ...] = ()  # that a run may ask for: as with egress, nothing where nothing is said
     default_skills: tuple[str, ...] = ()  # those of them that it has where it asks for none
     agents: tuple[str, ...] = ()  # that a run may ask for, to hand work to
+    rules: Rules = NO_RULES  # what of its tools is asked about or denied
     _claims: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -146,6 +148,8 @@ class Clamp:
             given["default_skills"] = list(self.default_skills)
         if self.agents:
             given["agents"] = list(self.agents)
+        if self.rules:
+            given["rules"] = _rules_claim(self.rules)
         return given
 
     @classmethod
@@ -161,6 +165,7 @@ class Clamp:
             claims.texts("skills", ()),
             claims.texts("default_skills", ()),
             claims.texts("agents", ()),
+            _rules(claims.inside("rules")) if "rules" in claims else NO_RULES,
         )
         claims.done()
         if not set(found.default_skills) <= set(found.skills):
@@ -378,6 +383,21 @@ def _as_written(
         raise malformed(name, str(error)) from None
     if tuple(map(str, found)) != given:
         raise malformed(name, "is not written as the gateway writes it")
+    return found
+
+
+def _rules_claim(given: Rules) -> dict[str, Any]:
+    lists = {"ask": given.ask, "deny": given.deny, "allow": given.allow}
+    found: dict[str, Any] = {name: [str(each) for each in patterns] for name, patterns in lists.items() if patterns}
+    return found | ({"four_eyes": True} if given.four_eyes else {})
+
+
+def _rules(claims: Members) -> Rules:
+    ask, deny, allow = (
+        _as_written(f"clamp.rules.{name}", claims.texts(name, ()), rules.parse_all) for name in ("ask", "deny", "allow")
+    )
+    found = Rules(ask, deny, allow, claims.truth("four_eyes", False))
+    claims.done()
     return found
 
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 
 from claude_invoker import __version__, trust
-from claude_invoker.api import catalogue, health, invoke, openapi, problems, runs, skills
+from claude_invoker.api import catalogue, health, invoke, openapi, permissions, problems, runs, skills
 from claude_invoker.api import jobs as jobs_api
 from claude_invoker.api.anthropic import routes as anthropic
 from claude_invoker.api.compress import Compression
@@ -41,6 +41,7 @@ ROUTERS = (
     invoke.router,
     runs.router,
     jobs_api.router,
+    permissions.router,
     anthropic.router,
     openai.router,
     catalogue.router,
@@ -85,6 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     desk.on_end = answered
     engine.on_start = began
     engine.on_finish = finished
+    engine.on_decided = lambda run, decision: audit.note(audit_of.decided(run, decision))
     if ledger is not None:
         ledger.on_warning = metrics.warned
 

@@ -8,6 +8,9 @@ from claude_contract.claims import NOTHING_ADDED, UNCLAMPED, Additions, Attestat
 from claude_contract.kinds import Kind
 from claude_contract.ledger import Slot
 
+APPROVE = "claude:approve"
+"""A permission, or a role, by which somebody decides about the runs of others."""
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -30,6 +33,7 @@ class Caller:
     kind: Kind | None = "run"
     """As what the gateway has counted the request; None: as nothing, it may be either."""
     email: str | None = None
+    permissions: tuple[str, ...] = ()
 
     @property
     def as_author(self) -> str:
@@ -43,6 +47,14 @@ class Caller:
     def may_see(self, subject: str) -> bool:
         """Whether what belongs to that subject is shown to this caller."""
         return subject == self.subject or "admin" in self.roles
+
+    def may_decide(self, subject: str) -> bool:
+        """Whether this caller allows and denies what a run of that subject asks about."""
+        return subject == self.subject or APPROVE in (*self.permissions, *self.roles)
+
+    def may_look_on(self, subject: str) -> bool:
+        """Whether this caller sees what such a run asks about."""
+        return self.may_see(subject) or self.may_decide(subject)
 
 
 DEVELOPER = Caller("developer", roles=("admin",), route="open", request_id=None, kind=None)
@@ -66,4 +78,5 @@ def caller_in(attestation: Attestation) -> Caller:
         request_id=attestation.binding.request_id or None,
         kind=attestation.kind,
         email=identity.email,
+        permissions=identity.permissions,
     )

@@ -129,7 +129,7 @@ class InputFile(BaseModel):
 def _or_null(schema: dict[str, Any]) -> None:
     """Says of fields that have no null here that a caller may write it for what is not set; and that one of prompt and
     messages has to be."""
-    for name in ("prompt", "messages", "files", "max_repairs", "rebase"):
+    for name in ("prompt", "messages", "files", "max_repairs", "ask", "rebase"):
         schema["properties"][name] = {"anyOf": [schema["properties"][name], {"type": "null"}]}
     # Not oneOf, of which generators of clients make a union of types, and lose all other fields.
     schema["if"] = {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}}
@@ -202,6 +202,11 @@ class InvokeRequest(BaseModel):
         default=None, description="Where the check leaves its report, relative to the directory"
     )
     result: Wish | None = None
+    ask: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=32)] = Field(
+        default=[],
+        description="Calls of tools that you want to be asked about besides those that your tier asks about, such as "
+        "`Bash` or `Edit(/src/**)`",
+    )
     rebase: bool = Field(
         default=False, description="Whether a session on a repository goes on at the commit where its branch is now"
     )
@@ -296,6 +301,62 @@ class PermissionDenial(BaseModel):
     input: dict[str, Any] = Field(default_factory=dict)
 
 
+class Permission(BaseModel):
+    """A call of a tool that waits for somebody to allow or deny it. Times are seconds since the epoch."""
+
+    id: str
+    tool: str
+    input: dict[str, Any] = Field(description="As it will run")
+    call: str = Field(default="", description="The id of the call, as in the events `tool`")
+    agent: str | None = Field(default=None, description="The kind of subagent that calls it; null: the run itself")
+    why: str = Field(description="Which rule asks")
+    asked_at: float
+    expires_at: float = Field(description="When it is denied, where nobody decides")
+
+
+class PermissionAnswer(BaseModel):
+    """What somebody decides about a call of a tool."""
+
+    model_config = ConfigDict(extra="forbid")
+    decision: Literal["allow", "deny"]
+    message: Annotated[str, Field(min_length=1, max_length=2000)] | None = Field(
+        default=None, description="Of a denial: why, for the model"
+    )
+    input: dict[str, Any] | None = Field(default=None, description="What is to run instead")
+    remember: Literal["once", "run"] = Field(
+        default="once", description="`run`: the same call with the same input is decided so until the run ends"
+    )
+
+    @model_validator(mode="after")
+    def _of_the_decision(self) -> PermissionAnswer:
+        if self.decision == "allow" and self.message is not None:
+            raise ValueError("message is of a denial")
+        if self.decision == "deny" and self.input is not None:
+            raise ValueError("input is of what is allowed")
+        if self.input is not None and self.remember == "run":
+            raise ValueError("remember is of what the model has asked for, and input is another")
+        return self
+
+
+Reason = Literal["answered", "remembered", "timeout", "ended"]
+
+
+class PermissionDecision(BaseModel):
+    """What has become of a call of a tool that was asked about."""
+
+    id: str
+    tool: str
+    decision: Literal["allow", "deny"]
+    reason: Reason = Field(
+        description="answered: by somebody; remembered: as the same before; timeout, ended: nobody has, in time or "
+        "before it was not asked any more"
+    )
+    by: str | None = Field(default=None, description="The subject who has decided")
+    message: str | None = None
+    input: dict[str, Any] | None = Field(default=None, description="What has run instead")
+    decided_at: float
+
+
 class RunResult(BaseModel):
     """What a finished run answers."""
 
@@ -326,6 +387,7 @@ class RunResult(BaseModel):
     )
     check: Check | None = Field(default=None, description="The last of its checks; null: none was asked for")
     pushed: Pushed | None = Field(default=None, description="null: no branch was asked for")
+    decisions: list[PermissionDecision] = Field(default=[], description="About its calls of tools, the first 1,000")
 
 
 State = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
@@ -349,3 +411,5 @@ class RunView(BaseModel):
     changes: list[Change] = []
     check: Check | None = None
     pushed: Pushed | None = None
+    permissions: list[Permission] = Field(default=[], description="Its calls of tools that wait to be allowed")
+    decisions: list[PermissionDecision] = []

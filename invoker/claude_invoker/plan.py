@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from claude_contract.claims import SEARCH, Clamp
 from claude_contract.destinations import Destination, within_both
 from claude_contract.features import Feature, of_model
+from claude_contract.rules import Rules, Verdict, parse
 from claude_invoker.catalog import choosing
 from claude_invoker.catalog.catalog import EMPTY, Catalog
 from claude_invoker.isolation.strength import COMMAND_TOOLS, USE_EGRESS, Boundary
@@ -84,6 +85,15 @@ class Plan:
     """Whether all that it leaves is an artifact."""
     rebase: bool = False
     """Whether what its session has changed is brought to where the branch is now, before it begins."""
+    rules: tuple[Rules, ...] = ()
+    """Which calls of its tools are asked about or denied: the tier's, and what its caller wants to be asked besides."""
+    approval_timeout_s: float = 0.0
+    """How long such a call waits."""
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Those of its tools that the rules name."""
+        return tuple(tool for tool in self.tools if any(rules.names(tool) for rules in self.rules))
 
     @property
     def size(self) -> int:
@@ -156,7 +166,7 @@ def plan(
     else:
         tools = tuple(sorted(set(request.tools)))
     choosing.refuse_without_tools(entries, tools, ceiling)
-    check = _checking(request, ceiling, boundary)
+    check = _checking(request, ceiling, boundary, clamp.rules)
     users = sorted(USE_EGRESS.intersection(tools if check is None else (*tools, *COMMAND_TOOLS)))
     egress = _egress(clamp, settings) if users else ()
     if egress and boundary.egress_obstacle is not None:
@@ -193,7 +203,20 @@ def plan(
         archive=_archive(request),
         packs=request.result is not None and request.result.archive,
         rebase=request.rebase,
+        rules=_rules(request, clamp),
+        approval_timeout_s=settings.approval_timeout_s,
     )
+
+
+def _rules(request: InvokeRequest, clamp: Clamp) -> tuple[Rules, ...]:
+    """The tier's, and more that is asked about: never less. Raises Problem 422."""
+    wanted = []
+    for number, text in enumerate(request.ask):
+        try:
+            wanted.append(parse(text))
+        except ValueError as error:
+            raise Problem(422, "invalid", f"ask[{number}] {error}") from error
+    return tuple(filter(None, (clamp.rules, Rules(ask=tuple(wanted)))))
 
 
 def _archive(request: InvokeRequest) -> bytes | None:
@@ -216,7 +239,7 @@ def _pushing(request: InvokeRequest, repository: Wanted | None) -> Pushing | Non
     return Pushing(request.result.push, request.result.message)
 
 
-def _checking(request: InvokeRequest, allowed: Sequence[str], boundary: Boundary) -> Checking | None:
+def _checking(request: InvokeRequest, allowed: Sequence[str], boundary: Boundary, rules: Rules) -> Checking | None:
     """Raises Problem 403 where no run of the caller's may run commands, 422 for a report that cannot be."""
     if request.check is None:
         return None
@@ -225,9 +248,15 @@ def _checking(request: InvokeRequest, allowed: Sequence[str], boundary: Boundary
             raise Problem(403, "forbidden", f"check: it is a command, and {tool} is not allowed; {_listed(allowed)}")
         if reason := boundary.refuses(tool):
             raise Problem(403, "forbidden", f"check: no run of this invoker may have {tool}: {reason}")
+        if (found := rules.decide(tool, {"command": request.check}, _nowhere)).verdict is not Verdict.ALLOW:
+            raise Problem(403, "forbidden", f"check: it runs unasked, and of your tier's commands {found.why}")
     if request.junit is not None and (problem := files.problem_of(request.junit)):
         raise Problem(422, "invalid", f"junit {problem}")
     return Checking(request.check, request.max_repairs, request.junit)
+
+
+def _nowhere(path: str) -> None:
+    """Of a command no path is asked for."""
 
 
 def _files(sent: Sequence[InputFile]) -> Iterable[tuple[str, bytes]]:

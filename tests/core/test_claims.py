@@ -48,9 +48,11 @@ from claude_contract.ledger import Budget, Lease, Shared, Slot, Terms
 from claude_contract.ledger.limits import MAX_PERCENT
 from claude_contract.ledger.periods import PERS
 from claude_contract.members import LARGEST, AttestationError
+from claude_contract.rules import NO_RULES, Rules, parse_all
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "fail-closed.md"
 UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
+RULES = Rules(parse_all(["Bash", "Edit(/src/**)"]), parse_all(["Bash(rm:*)"]), parse_all(["Read(/a)"]), four_eyes=True)
 HOSTS = (Destination("pypi.org"), Destination("*.npmjs.org", 8443))
 
 
@@ -126,6 +128,7 @@ FULL = Attestation(
                 ("pdf",),
                 ("pdf",),
                 ("a",),
+                RULES,
             ),
             "tools",
             CLAMP_ROOM,
@@ -184,13 +187,18 @@ IDENTITIES = st.builds(
     st.dictionaries(TEXT, JSON, max_size=3),
 )  # fmt: skip
 FEATURES = st.sets(st.sampled_from(features.FEATURES)).map(features.parse)
+PATTERNS = st.lists(st.sampled_from(["Bash", "Bash(git log:*)", "Edit(/src/**)", "mcp__a__*"]), max_size=3).map(
+    parse_all
+)
+RULES_OF_A_TIER = st.builds(Rules, PATTERNS, PATTERNS, PATTERNS, st.booleans()).map(lambda found: found or NO_RULES)
 EGRESS = st.lists(st.sampled_from([*HOSTS, Destination("a-b.example.org")]), max_size=3).map(tuple)
 SKILLS = st.sampled_from([((), ()), (("pdf",), ()), (("pdf", "docx"), ("docx",), ("a",)), (("pdf",), ("pdf",))])
 CLAMPS = or_full(
     st.builds(
-        lambda given, skills: Clamp(*given, *skills),
+        lambda given, skills, rules: replace(Clamp(*given, *skills), rules=rules),
         st.tuples(maybe(NAMES), maybe(NAMES), maybe(WHOLE), maybe(AMOUNT), EGRESS, maybe(NAME), maybe(FEATURES)),
         SKILLS,
+        RULES_OF_A_TIER,
     ),
     FULL.clamp,
 )

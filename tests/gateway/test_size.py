@@ -56,8 +56,10 @@ def largest() -> dict[str, Any]:
         "tools": ["Read"],
         "budgets": [{"usd": DOLLARS, "per": "week", "zone": "America/Argentina/ComodRivadavia"}],
     }
-    taken = size({name: tier[name] for name in ("models", "tools", "max_turns")} | {"max_usd": DOLLARS})
-    tier["tools"] = ["Read" + "x" * (CLAMP_ROOM - taken)]
+    tier["ask"] = ["Read(/src/**)"]
+    rules = {"rules": {"ask": tier["ask"]}}
+    taken = size({name: tier[name] for name in ("models", "tools", "max_turns")} | rules | {"max_usd": DOLLARS})
+    tier["tools"] = ["Read", "x" * (CLAMP_ROOM - taken - 3)]
     context = {"repository": {"source": "header:X-Repo"}, "branch": {"source": "header:X-Branch"}}
     added = {"prepend": "", "context": {"branch": None, "repository": "org/app"}, "drop": ["model", "tools"]}
     return {
@@ -193,7 +195,7 @@ def longer(section: str, name: str) -> Callable[[dict[str, Any]], None]:
 
 
 def longer_tools(config: dict[str, Any]) -> None:
-    config["rate_tiers"]["tiers"][0]["tools"][0] += "x"
+    config["rate_tiers"]["tiers"][0]["tools"][1] += "x"
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ def longer_tools(config: dict[str, Any]) -> None:
     [
         (
             longer_tools,
-            r"rate_tiers\.tiers\[1\]\.tools: models, tools, egress, skills and agents take 641 bytes in the attestation, at most 640",
+            r"rate_tiers\.tiers\[1\]\.tools: models, tools, egress, skills, agents and rules take 1025 bytes in the attestation, at most 1024",
         ),
         (
             lambda config: config["rate_tiers"].update(pools=pools(1)),

@@ -15,6 +15,7 @@ from claude_contract.claims import Clamp
 from claude_contract.destinations import Destination
 from claude_contract.features import FEATURES
 from claude_contract.features import parse as features_named
+from claude_contract.rules import Rules, parse_all
 from claude_invoker.api.border import last_event_id
 from claude_invoker.api.negotiation import before_json, preferred
 from claude_invoker.cli.command import Deadlines, Shape, command, environment
@@ -209,6 +210,46 @@ def test_what_the_runs_requests_may_have(body: dict[str, Any], clamp: Clamp, exp
     else:
         chosen = plan(InvokeRequest(prompt="x", **body), clamp, operator, Boundary(Strength.NAMESPACES))
         assert chosen.features == expected
+
+
+def test_a_run_asks_about_what_its_tier_and_its_caller_want() -> None:
+    tier, wanted = Rules(parse_all(["Bash"]), four_eyes=True), ["Edit(/src/**)"]
+    operator = Settings(trust="open", tools_allowed=("Bash", "Edit", "Read", "Write"), approval_timeout_s=7)
+    body = InvokeRequest(prompt="x", tools=["Bash", "Edit", "Read", "Write"], ask=wanted)
+    chosen = plan(body, Clamp(rules=tier), operator, Boundary(Strength.NAMESPACES))
+    assert chosen.rules == (tier, Rules(ask=parse_all(wanted)))
+    assert chosen.asked == ("Bash", "Edit", "Write") and chosen.approval_timeout_s == 7
+    plain = plan(InvokeRequest(prompt="x"), Clamp(), operator, Boundary(Strength.NAMESPACES))
+    assert plain.rules == () and plain.asked == ()
+
+
+@pytest.mark.parametrize(
+    ("rules", "check", "why"),
+    [
+        (Rules(parse_all(["Bash"])), "make test", "Bash is asked about"),
+        (Rules(deny=parse_all(["Bash(git push:*)"])), "git push", "Bash(git push:*) is denied"),
+        (Rules(parse_all(["Bash(git push:*)"])), "make $TARGET", "it cannot be told that it is not Bash(git push:*)"),
+        (Rules(parse_all(["Bash"]), allow=parse_all(["Bash(make test)"])), "make test", None),
+        (Rules(parse_all(["Edit"])), "make test", None),
+        (Rules(), "make $TARGET", None),
+    ],
+)
+def test_a_check_that_would_be_asked_about(rules: Rules, check: str, why: str | None) -> None:
+    operator = Settings(trust="open", tools_allowed=("Bash", "Read"))
+    body = InvokeRequest(prompt="x", tools=["Read"], check=check)
+    if why is None:
+        assert plan(body, Clamp(rules=rules), operator, Boundary(Strength.NAMESPACES)).check is not None
+        return
+    with pytest.raises(Problem) as refused:
+        plan(body, Clamp(rules=rules), operator, Boundary(Strength.NAMESPACES))
+    assert refused.value.status == 403 and refused.value.detail.endswith(why)
+
+
+def test_what_is_asked_about_is_not_allowed_at_the_start() -> None:
+    words = command(CLI, Shape(("Bash", "Read"), 1, 1.0, asked=("Bash",)))
+    assert "--tools=Bash,Read" in words and "--allowedTools=Read" in words
+    words = command(CLI, Shape(("Bash",), 1, 1.0, asked=("Bash",)))
+    assert not [word for word in words if word.startswith("--allowedTools")]
 
 
 CHEAPER: list[tuple[str | None, tuple[str, ...], str, tuple[str, str | None] | None]] = [

@@ -304,6 +304,32 @@ def sessions_in_argv() -> None:
     put(process, "command", by_id)
 
 
+def asked_tools_are_allowed_at_the_start() -> None:
+    """The CLI is started with what is asked about among what it may do."""
+    put(process, "command", lambda cli, shape: command(cli, replace(shape, asked=())))
+
+
+def answers_that_the_cli_does_not_understand() -> None:
+    """No defence, but a CLI of another version: what is answered before a tool runs makes no sense to it."""
+
+    def answer(self: process.CliProcess, request_id: str, answer: process.HookAnswer) -> None:
+        said = {"hookSpecificOutput": {"hookEventName": "PreToolUse", "permissionDecision": "perhaps"}}
+        told = {"subtype": "success", "request_id": request_id, "response": said}
+        self._send({"type": "control_response", "response": told})
+
+    put(process.CliProcess, "answer", answer)
+
+
+def hooks_that_nobody_registers() -> None:
+    """No defence, but the same: it knows no hooks by this name."""
+    send = process.CliProcess._send_control
+
+    def without(self: process.CliProcess, subtype: str, **fields: Any) -> tuple[str, str]:
+        return send(self, subtype, **{name: value for name, value in fields.items() if name != "hooks"})
+
+    put(process.CliProcess, "_send_control", without)
+
+
 def settings_are_obeyed() -> None:
     """The CLI takes settings, hooks and servers from the directories where it finds them."""
 
@@ -462,6 +488,9 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         trials_by_the_killers_user,
         two_user_ids,
         sessions_in_argv,
+        asked_tools_are_allowed_at_the_start,
+        answers_that_the_cli_does_not_understand,
+        hooks_that_nobody_registers,
         settings_are_obeyed,
         locks_that_anybody_can_take,
         anything_the_cli_says,

@@ -67,6 +67,7 @@ _CLAIMS = ("tests/core/test_claims.py", "tests/core/test_attestation.py", *_LET_
 TARGETS: dict[str, tuple[str, ...]] = {
     f"{_CONTRACT}/attestation.py": _ATTESTED,
     f"{_CONTRACT}/claims.py": _CLAIMS,
+    f"{_CONTRACT}/rules.py": ("tests/core/test_rules.py",),
     f"{_CONTRACT}/kinds.py": ("tests/core/test_kinds.py",),
     f"{_CONTRACT}/identity.py": (
         "tests/core/test_claims.py",

@@ -42,6 +42,10 @@ TIERS = [
         "skills": ["pdf", "docx", "pdf"],
         "default_skills": ["docx"],
         "agents": ["reviewer"],
+        "ask": ["Read(/secret/**)", "Read(/secret/**)"],
+        "deny": ["Read(/keys)"],
+        "allow": ["Read(/secret/a.md)"],
+        "four_eyes": True,
     },
     {"name": "pro", "minute": 600, "models": ["claude-haiku", "claude-opus"]},
     {"name": "team", "second": 10, "burst": 20},
@@ -117,6 +121,12 @@ def test_what_is_admitted_goes_into_the_attestation(kong: Driver, start: Start, 
         "skills": ["pdf", "docx"],
         "default_skills": ["docx"],
         "agents": ["reviewer"],
+        "rules": {
+            "ask": ["Read(/secret/**)"],
+            "deny": ["Read(/keys)"],
+            "allow": ["Read(/secret/a.md)"],
+            "four_eyes": True,
+        },
     }
     lease = Lease.parse(claims["lease"])
     assert (lease.subject_key, lease.micro_usd) == (subject, 1_000_000) and "reservation" not in claims

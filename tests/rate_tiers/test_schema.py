@@ -97,6 +97,10 @@ def test_a_whole_configuration_starts() -> None:
         "default_skills": ["pdf"],
         "agents": ["reviewer"],
         "api_features": ["context_1m"],
+        "ask": ["Read(/keys/**)", "mcp__github__*"],
+        "deny": ["Read(/keys/root)"],
+        "allow": ["mcp__github__get"],
+        "four_eyes": True,
         "on_budget": "model",
         "cheaper": {"model": "opus", "up_to_percent": 120, "max_usd_per_run": 0.5},
     }

@@ -484,7 +484,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {**CHEAP, "cheaper": {"model": "haiku", "up_to_percent": 120, "max_usd_per_run": 2}},
         r"tiers\[1\]\.cheaper\.max_usd_per_run: is more than the tier's",
     ),
-    "no room": ({**CHEAP, "tools": ["x" * ROOM]}, r"tiers\[1\]\.tools: models, tools, egress, skills and agents take 656 bytes"),
+    "no room": ({**CHEAP, "tools": ["x" * ROOM]}, r"tiers\[1\]\.tools: models, tools, egress, skills, agents and rules take 1040 bytes"),
     "a feature that nobody knows": (
         {"api_features": ["fast"]}, r"tiers\[1\]\.api_features: fast is not known: there are context_1m, fast_mode, "),
     "a tool without its feature": (
@@ -498,6 +498,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         r"tiers\[1\]\.api_features: needs context_1m, since the tier's models have haiku\[1m\]"),
     "a default skill that it does not have": (
         {"skills": ["pdf"], "default_skills": ["pdf", "docx"]}, r"tiers\[1\]\.default_skills: docx is not among the tier's skills"),
+    "a rule that matches nothing": (
+        {"ask": ["Bash", "Write(src/**)"]}, r"tiers\[1\]\.ask\[2\]: matches nothing: Edit\(src/\*\*\) governs Write, too"),
+    "a rule about no tool": ({"deny": ["Bsh"]}, r"tiers\[1\]\.deny\[1\]: Bsh is not known"),
+    "a rule about a tool that the tier has not": (
+        {"tools": ["Read"], "ask": ["Edit(/src/**)"]},
+        r"tiers\[1\]\.ask\[1\]: Edit\(/src/\*\*\) is about Edit and Write and MultiEdit and NotebookEdit, which"),
+    "allowed of nothing": ({"allow": ["Bash(ls)"]}, r"tiers\[1\]\.allow: is what passes of that which ask asks about"),
+    "four eyes for nothing": ({"four_eyes": True}, r"tiers\[1\]\.four_eyes: is about what ask asks about"),
+    "rules without room": (
+        {"ask": [f"Bash({letter * 180}:*)" for letter in "abcdef"]},
+        r"tiers\[1\]\.ask: models, tools, egress, skills, agents and rules take \d+ bytes in the attestation, at most 1024"),
     "only a pool's budget": (
         {**CHEAP, "usd_per_day": None, "pools": [{"name": "all", "by": "deployment", "usd_per_day": 9}]},
         r"tiers\[1\]\.cheaper\.up_to_percent: needs a budget of the tier's own",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -96,12 +96,16 @@ async def enqueue(request: Request, caller: Caller, *, is_run: bool = False) -> 
 
 async def own_job(job_id: str, request: Request, caller: Annotated[Caller, Depends(attested)]) -> Job:
     """The caller's job. Raises Problem 404, also for others' jobs, and 410 for one that has expired."""
+    return await known_job(request, job_id, caller, Caller.may_see)
+
+
+async def known_job(request: Request, job_id: str, caller: Caller, may: Callable[[Caller, str], bool]) -> Job:
+    """A job that the caller `may` see; the same otherwise."""
     store = store_of(request)
-    admin = "admin" in caller.roles
     job = await store.get(job_id) if re.fullmatch(r"job_[0-9a-f]{24}", job_id) else None
-    if job is not None and (job.subject == caller.subject or admin):
+    if job is not None and may(caller, job.subject):
         return job
-    if job is None and await store.gone(job_id, None if admin else caller.subject):
+    if job is None and await store.gone(job_id, None if "admin" in caller.roles else caller.subject):
         raise Problem(410, "gone", "the job has expired")
     raise Problem(404, "not-found", "there is no such job")
 

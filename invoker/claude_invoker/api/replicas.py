@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import Request
 
 from claude_invoker.caller import Caller
@@ -14,15 +16,17 @@ from claude_invoker.runs.run import Run
 from claude_invoker.services import services
 
 
-async def run_of(request: Request, run_id: str, caller: Caller) -> Run | PastRun:
-    """A run of the caller's: one of this process, or one that is over from its record. Raises Elsewhere with the answer
-    of the replica that runs it, Problem 404 (also for the runs of others) and 503."""
+async def run_of(
+    request: Request, run_id: str, caller: Caller, may: Callable[[Caller, str], bool] = Caller.may_see
+) -> Run | PastRun:
+    """A run that the caller `may` see: one of this process, or one that is over from its record. Raises Elsewhere with
+    the answer of the replica that runs it, Problem 404 (also for the runs of others) and 503."""
     parts = services(request)
     if parts.replicas is None or run_id in parts.engine.runs or was_forwarded(request):
-        return parts.engine.find(run_id, caller)
+        return parts.engine.find(run_id, caller, may)
     register = parts.replicas.register
     known = await register.find(run_id)
-    if known is None or not caller.may_see(known.subject):
+    if known is None or not may(caller, known.subject):
         raise no_such_run()
     if not known.is_over:
         if known.owner == register.name:  # its end could not be written, and it is not kept here any more

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from claude_invoker.audit.line import Entry
-from claude_invoker.model import Artifact
+from claude_invoker.model import Artifact, PermissionDecision
 from claude_invoker.passthrough.message import Message
 from claude_invoker.runs.run import Called, Run
 
@@ -35,6 +35,20 @@ def ended(run: Run) -> Entry:
         "artifacts_in_all": len(run.artifacts),
     }
     return Entry("run.end", run.subject, run.subject, details)
+
+
+def decided(run: Run, decision: PermissionDecision) -> Entry:
+    """About a call of a tool. Nobody has decided: the actor is whom the run is for."""
+    details = {
+        "run": run.id,
+        "tier": run.tier,
+        "permission": decision.id,
+        "tool": decision.tool,
+        "decision": decision.decision,
+        "reason": decision.reason,
+        "input_changed": decision.input is not None,
+    }
+    return Entry("permission.decided", decision.by or run.subject, run.subject, details)
 
 
 def answered(message: Message) -> Entry:

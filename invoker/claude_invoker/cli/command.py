@@ -82,6 +82,8 @@ class Shape:
     checkout: Checkout | None = None
     """What it works on; None: it begins in an empty directory."""
     given: Given = NOTHING
+    asked: tuple[str, ...] = ()
+    """Those of `tools` that run only where we have said so of the very call."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def command(cli: Path, shape: Shape) -> list[str]:
     gone on with by its directory, which holds one conversation, never by its id."""
     given = shape.given
     tools = ",".join((*shape.tools, *given.tools))
-    allowed = ",".join((*shape.tools, *given.rules))
+    # Not what is asked about: of a hook that fails, or an answer that it does not understand, the CLI takes no notice.
+    allowed = ",".join((*[tool for tool in shape.tools if tool not in shape.asked], *given.rules))
     arguments = [
         str(cli),
         "--print",

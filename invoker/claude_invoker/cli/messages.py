@@ -82,6 +82,25 @@ class Heard:
 
 
 @dataclass(frozen=True)
+class HookCall:
+    """The CLI asks before it runs a tool, and waits: `call` is the id of the tool's call, `agent` the kind of subagent
+    that calls it."""
+
+    request_id: str
+    tool: str
+    input: dict[str, Any]
+    call: str
+    agent: str | None
+
+
+@dataclass(frozen=True)
+class HookOver:
+    """The CLI waits no more for the answer to a `HookCall`."""
+
+    request_id: str
+
+
+@dataclass(frozen=True)
 class ControlAnswer:
     """The answer to a control request; `error` is None where it was obeyed."""
 
@@ -145,7 +164,7 @@ class Result(_Loose):
         )
 
 
-Message = Started | ModelEvent | Said | Heard | ControlAnswer | Result
+Message = Started | ModelEvent | Said | Heard | HookCall | HookOver | ControlAnswer | Result
 
 
 class _Init(_Loose):
@@ -163,6 +182,22 @@ class _Answer(_Loose):
     tool_use_id: Name
     is_error: bool | None = None
     content: str | list[Any] | None = None
+
+
+class _Cancelled(_Loose):
+    request_id: Name
+
+
+class _HookInput(_Loose):
+    tool_name: Name
+    tool_input: dict[str, Any]
+    tool_use_id: Name = ""
+    agent_type: Name | None = None
+
+
+class _HookRequest(_Loose):
+    request_id: Name
+    input: _HookInput
 
 
 class _ControlBody(_Loose):
@@ -190,6 +225,10 @@ def parse(line: bytes) -> Message | None:
             return _result(document)
         if kind == "control_response":
             return _control(document.get("response"))
+        if kind == "control_request":
+            return _hook(document)
+        if kind == "control_cancel_request":
+            return HookOver(_Cancelled.model_validate(document).request_id)
         if kind == "system" and document.get("subtype") == "init":
             init = _Init.model_validate(document)
             return Started(init.model, tuple(init.tools))
@@ -265,6 +304,16 @@ def _result(document: dict[str, Any]) -> Result:
     for denial in result.permission_denials:
         _written(denial.tool_input)
     return result
+
+
+def _hook(document: dict[str, Any]) -> HookCall | None:
+    request = document.get("request")
+    if not isinstance(request, dict) or request.get("subtype") != "hook_callback":
+        return None
+    found = _HookRequest.model_validate({"request_id": document.get("request_id"), "input": request.get("input")})
+    called = found.input
+    _written(called.tool_input)
+    return HookCall(found.request_id, called.tool_name, called.tool_input, called.tool_use_id, called.agent_type)
 
 
 def _control(response: Any) -> ControlAnswer:

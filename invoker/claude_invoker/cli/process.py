@@ -8,6 +8,7 @@ import itertools
 import os
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,32 @@ from claude_invoker.isolation.network import Way
 
 _FIRST_MODEL = "sonnet"
 """An alias that the CLI knows by itself: a full name that it does not know costs a request to the API."""
+
+
+_HOOK_S = 7 * 24 * 3600
+"""How long the CLI waits for an answer before a tool runs: longer than any run. Ours is the one who counts."""
+
+
+@dataclass(frozen=True)
+class Proceed:
+    """What the CLI does of its own: it runs the tool where it was started with it."""
+
+
+@dataclass(frozen=True)
+class Allow:
+    """`input`: in the place of what the model has given; None: that."""
+
+    input: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Deny:
+    """`message` is for the model."""
+
+    message: str
+
+
+HookAnswer = Proceed | Allow | Deny
 
 
 class CliError(Exception):
@@ -151,7 +178,10 @@ class CliProcess(Contained):
         Raises Disobeyed, and CliError if the process is gone. `client_composed` keeps the CLI from reading `@/path` or
         `/command` in the caller's text.
         """
-        wishes = {"systemPrompt": None if system is None else [system], "jsonSchema": output_schema}
+        wishes: dict[str, Any] = {"systemPrompt": None if system is None else [system], "jsonSchema": output_schema}
+        if self.shape.asked:
+            # All tools, not only those: what is asked about is decided in one place.
+            wishes["hooks"] = {"PreToolUse": [{"hookCallbackIds": ["ask"], "timeout": _HOOK_S}]}
         wishes = {name: value for name, value in wishes.items() if value is not None}
         asked = [self._send_control("initialize", **wishes)]
         if model != self._model:
@@ -209,6 +239,18 @@ class CliProcess(Contained):
         await self.exited(1.0)
         # Nothing of a caller's has been sent yet, so its log can be quoted.
         raise CliError(f"the CLI ended at {subtype}, exit code {self.returncode}: {self.stderr.strip()[-500:]}")
+
+    def answer(self, request_id: str, answer: HookAnswer) -> None:
+        """To a `HookCall` of this process."""
+        said: dict[str, Any] = {"hookEventName": "PreToolUse"}
+        match answer:
+            case Allow(given):
+                said |= {"permissionDecision": "allow"} | ({} if given is None else {"updatedInput": given})
+            case Deny(message):
+                said |= {"permissionDecision": "deny", "permissionDecisionReason": message}
+        response = {} if isinstance(answer, Proceed) else {"hookSpecificOutput": said}
+        told = {"subtype": "success", "request_id": request_id, "response": response}
+        self._send({"type": "control_response", "response": told})
 
     def interrupt(self) -> None:
         """Asks the CLI to stop what it does; tools it runs are ended by it."""

@@ -14,6 +14,7 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Stre
 
 from claude_invoker.api import border, jobs
 from claude_invoker.api.links import base
+from claude_invoker.api.permissions import answer_of, decided
 from claude_invoker.api.stream import HEADERS as STREAM
 from claude_invoker.caller import Caller
 from claude_invoker.dashboard.guard import HEADERS, from_our_page
@@ -120,6 +121,15 @@ async def artifact(request: Request, job: jobs.OwnJob, path: str) -> Response:
 @router.post("/jobs/{job_id}/cancel", dependencies=[Depends(from_our_page)])
 async def cancel(request: Request, job: jobs.OwnJob) -> Response:
     await jobs.end(request, job)
+    return RedirectResponse(f"{home(request)}/jobs/{job.id}", 303, HEADERS)
+
+
+@router.post("/jobs/{job_id}/permissions/{permission_id}", dependencies=[Depends(from_our_page)])
+async def decide(request: Request, job: jobs.OwnJob, viewer: Viewer, permission_id: str) -> Response:
+    given = border.form(await request.body())
+    why = given.get("message", "").strip() if given.get("decision") == "deny" else ""
+    answer = answer_of(given | {"message": why or None})
+    await decided(request, job, permission_id, answer, viewer)
     return RedirectResponse(f"{home(request)}/jobs/{job.id}", 303, HEADERS)
 
 

@@ -20,6 +20,11 @@ def line_of(name: str, document: dict[str, Any]) -> str | None:
             return _short(f"{document.get('name')} {json.dumps(document.get('input'), ensure_ascii=False)}")
         case "tool":
             return _short(f"{'failed: ' if document.get('is_error') else '→ '}{document.get('content')}")
+        case "permission.requested":
+            return _short(f"asks: {document.get('tool')} {json.dumps(document.get('input'), ensure_ascii=False)}")
+        case "permission.decided":
+            done = "allowed" if document.get("decision") == "allow" else "denied"
+            return _short(f"{done} by {document.get('by') or document.get('reason')}: {document.get('tool')}")
         case "artifact":
             return f"left {document.get('path')}"
         case "check" if document.get("state") == "started":

@@ -28,11 +28,22 @@ class Deliveries:
         if job is None:
             await self.store.redis.zrem(CALLBACKS, job_id)
             return
-        status, error = await webhook.send(job, job.callback, self.settings)
+        status, error = await webhook.send(webhook.event(job), job.callback, self.settings)
         taken = status is not None and 200 <= status < 300
         final = is_final(status) or context["job"].attempts >= DELIVERY_TRIES
         await self.store.delivered(job, Delivery(at=time.time(), status=status, error=error), final=final)
         if not taken and not is_final(status):
+            raise webhook.NotDelivered(error or f"answered {status}")
+
+    async def ask(self, context: dict[str, Any], *, job_id: str, permission_id: str) -> None:
+        """The same of what the job asks, as long as it waits. Raises NotDelivered where another try may help."""
+        job = await self.store.get(job_id)
+        asked = [permission for permission in job.waiting if permission.id == permission_id] if job is not None else []
+        if job is None or not asked:
+            return
+        status, error = await webhook.send(webhook.asking(job, asked[0]), job.callback, self.settings)
+        await self.store.delivered(job, Delivery(at=time.time(), status=status, error=error), final=False)
+        if not is_final(status):
             raise webhook.NotDelivered(error or f"answered {status}")
 
     async def notify(self, context: dict[str, Any], *, notice: str) -> None:

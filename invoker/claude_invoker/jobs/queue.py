@@ -25,6 +25,7 @@ HEARTBEAT_S = 10  # a ticket without a sign of life for so long has no worker an
 SWEEP_S = 2
 RUN = "run_next"
 DELIVER = "deliver"
+ASK = "ask"
 NOTIFY = "notify"
 DELIVERY_TRIES = 8
 DELIVERY_DELAY_S = 2.0  # doubled from try to try
@@ -104,6 +105,11 @@ async def enqueue_ticket(queues: Queues, *, at: float = 0.0) -> None:
 async def enqueue_delivery(queues: Queues, job_id: str) -> None:
     """A job's webhook: eight tries, backing off from 2 s to 10 min. Harmless where it is enqueued already."""
     await _enqueue_webhook(queues, DELIVER, f"deliver:{job_id}", job_id=job_id)
+
+
+async def enqueue_asking(queues: Queues, job_id: str, permission_id: str) -> None:
+    """The webhook of a job that waits to be allowed a call of a tool, in the same way."""
+    await _enqueue_webhook(queues, ASK, f"ask:{permission_id}", job_id=job_id, permission_id=permission_id)
 
 
 async def enqueue_notice(queues: Queues, notice: str) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from claude_contract import versions
 from claude_contract.ledger import Slot
 from claude_invoker.caller import Caller
-from claude_invoker.model import InvokeRequest, RunResult, TextBlock
+from claude_invoker.model import InvokeRequest, Permission, PermissionDecision, RunResult, TextBlock
 from claude_invoker.settings import Settings
 
 JOB = "job_"
@@ -63,6 +63,13 @@ class Progress(BaseModel):
     tail: str = Field(default="", description="The end of the answer so far")
 
 
+class Asks(BaseModel):
+    """What a job's run has asked about."""
+
+    waiting: list[Permission] = []
+    decided: list[PermissionDecision] = []
+
+
 class WaitsFor(BaseModel):
     """Why a job waits although it is its turn."""
 
@@ -87,6 +94,8 @@ class JobView(BaseModel):
     attempt: int = 0
     model: str = ""
     progress: Progress = Progress()
+    waiting_for_approval: list[Permission] = Field(default=[], description="Calls of tools that wait to be allowed")
+    decisions: list[PermissionDecision] = []
     cost_usd: float = 0.0
     result: RunResult | None = None
     error: dict[str, Any] | None = None
@@ -132,6 +141,7 @@ class Job:
     error: dict[str, Any] | None = None
     deliveries: list[Delivery] = field(default_factory=list)
     traceparent: str = ""
+    asks: Asks = field(default_factory=Asks)
 
     @classmethod
     def new(cls, request: JobRequest, caller: Caller, created_at: float, traceparent: str = "") -> Job:
@@ -202,7 +212,17 @@ class Job:
             error=json.loads(stored["error"]) if stored.get("error") else None,
             deliveries=[Delivery(**d) for d in json.loads(stored.get("deliveries") or "[]")],
             traceparent=stored.get("traceparent", ""),
+            asks=Asks.model_validate_json(stored.get("asks") or "{}"),
         )
+
+    @property
+    def waiting(self) -> list[Permission]:
+        """Calls of tools that wait to be allowed."""
+        return self.asks.waiting if self.state == "running" else []
+
+    @property
+    def decisions(self) -> list[PermissionDecision]:
+        return self.asks.decided if self.result is None else self.result.decisions
 
     def view(self, base: str, position: int | None = None) -> JobView:
         """`base`: the prefix of links."""
@@ -221,6 +241,8 @@ class Job:
             attempt=self.attempt,
             model=self.model,
             progress=self.progress,
+            waiting_for_approval=self.waiting,
+            decisions=self.decisions,
             cost_usd=self.cost_usd,
             result=self.result,
             error=self.error,

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from claude_invoker.ending import ended
+from claude_invoker.jobs.calls import listen
 from claude_invoker.jobs.delivery import Deliveries
 from claude_invoker.jobs.ends import Ends
-from claude_invoker.jobs.queue import DELIVER, NOTIFY, RUN, Queues, ticket_worker
+from claude_invoker.jobs.queue import ASK, DELIVER, NOTIFY, RUN, Queues, ticket_worker
 from claude_invoker.jobs.reconciler import Reconciler
 from claude_invoker.jobs.store import Store
 from claude_invoker.jobs.worker import Worker
@@ -31,11 +32,17 @@ async def serving(settings: Settings, engine: Engine, store: Store, queues: Queu
     deliveries = Deliveries(settings, store)
     takers = [
         ticket_worker(queues.tickets, {RUN: worker.run_next}, settings.worker_concurrency),
-        ticket_worker(queues.deliveries, {DELIVER: deliveries.deliver, NOTIFY: deliveries.notify}, DELIVERIES),
+        ticket_worker(
+            queues.deliveries, {DELIVER: deliveries.deliver, ASK: deliveries.ask, NOTIFY: deliveries.notify}, DELIVERIES
+        ),
     ]
     async with engine:
         tasks = [asyncio.create_task(taker.start()) for taker in takers]
-        tasks += [asyncio.create_task(worker.listen_for_cancels()), asyncio.create_task(reconciler.reconcile())]
+        tasks += [
+            asyncio.create_task(worker.listen_for_cancels()),
+            asyncio.create_task(listen(store, worker.current.get)),
+            asyncio.create_task(reconciler.reconcile()),
+        ]
         worker.tasks = tasks
         try:
             yield worker

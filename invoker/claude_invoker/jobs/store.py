@@ -172,7 +172,7 @@ class Store:
             PREFIX + f"events:{job.id}",
         ]
         until = now_ms() + int(blocked_for * 1000) if blocked_for else 0
-        fields = {"cost_usd": "0.0", "waits": ""} | fields
+        fields = {"cost_usd": "0.0", "waits": "", "asks": ""} | fields
         args = [job.id, job.attempt, job.subject, queue, until, *(part for pair in fields.items() for part in pair)]
         outcomes: tuple[Requeued, ...] = ("not ours", "requeued", "cancelled")
         return outcomes[int(await self._run("requeue", keys, args))]

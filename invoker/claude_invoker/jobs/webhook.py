@@ -18,6 +18,7 @@ from standardwebhooks import Webhook
 from claude_contract.ledger.warnings import Notice
 from claude_invoker.egress.addresses import is_public
 from claude_invoker.jobs.record import Job
+from claude_invoker.model import Permission
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
 
@@ -79,6 +80,22 @@ def event(job: Job) -> dict[str, Any]:
     return body | ({"traceparent": job.traceparent} if job.traceparent else {})
 
 
+def asking(job: Job, permission: Permission) -> dict[str, Any]:
+    """The CloudEvent for a job that waits to be allowed a call of a tool."""
+    asked = datetime.datetime.fromtimestamp(permission.asked_at, datetime.UTC)
+    body: dict[str, Any] = {
+        "specversion": "1.0",
+        "id": f"{job.id}.{permission.id}",
+        "source": "/claude/jobs",
+        "type": "dev.kong-claude.job.waiting_for_approval",
+        "subject": job.id,
+        "time": asked.isoformat().replace("+00:00", "Z"),
+        "datacontenttype": "application/json",
+        "data": {"id": job.id, "title": job.title, "permission": permission.model_dump(mode="json", exclude_none=True)},
+    }
+    return body | ({"traceparent": job.traceparent} if job.traceparent else {})
+
+
 def budget_event(notice: Notice) -> dict[str, Any]:
     """The CloudEvent for a budget that is nearly used up."""
     told = datetime.datetime.fromtimestamp(notice.at, datetime.UTC)
@@ -111,8 +128,8 @@ def signed(document: Mapping[str, Any], secret: str) -> tuple[dict[str, str], by
     return headers | traced, body.encode()
 
 
-async def send(job: Job, url: str, settings: Settings) -> Try:
-    """One try at a URL of the caller's."""
+async def send(document: Mapping[str, Any], url: str, settings: Settings) -> Try:
+    """One try to send an event to a URL of the caller's."""
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     try:
@@ -120,7 +137,7 @@ async def send(job: Job, url: str, settings: Settings) -> Try:
         place = await address(host, port, settings)
     except (NotDelivered, Problem) as error:
         return None, str(error)
-    return await _post(event(job), url, place, settings)
+    return await _post(document, url, place, settings)
 
 
 async def notify(notice: Notice, settings: Settings) -> Try:

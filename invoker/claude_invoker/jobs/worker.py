@@ -22,9 +22,10 @@ from claude_invoker.jobs.ends import Ends
 from claude_invoker.jobs.queue import (
     HEARTBEAT_S,
     Queues,
+    enqueue_asking,
     enqueue_ticket,
 )
-from claude_invoker.jobs.record import Job, WaitsFor
+from claude_invoker.jobs.record import Asks, Job, WaitsFor
 from claude_invoker.jobs.recording import Watch, record
 from claude_invoker.jobs.store import CANCELLED, Store, now_ms
 from claude_invoker.plan import plan
@@ -215,6 +216,8 @@ class Worker:
 
     async def _beat(self, job: Job, run: Run) -> None:
         watch = Watch(run)
+        changed, told_of = asyncio.Event(), set[str]()
+        run.permissions.on_change = changed.set
         while True:
             fields: dict[str, Any] = {
                 "beat": str(now_ms()),
@@ -224,14 +227,24 @@ class Worker:
             }
             if run.work is not None:
                 fields["work"] = str(run.work)
+            asks = Asks(waiting=run.permissions.waiting, decided=list(run.permissions.decided.values()))
+            if run.plan.rules:
+                fields["asks"] = asks.model_dump_json()
+            changed.clear()
             try:
                 told = await self.store.update(job, **fields)
                 if told:
                     run.cancel(_ASKED if told > 0 else _FENCED)
+                for permission in asks.waiting:
+                    if job.callback and permission.id not in told_of:
+                        told_of.add(permission.id)
+                        await enqueue_asking(self.queues, job.id, permission.id)
             except (RedisError, OSError) as error:
                 _log.warning("job %s: its heartbeat is not stored (%s)", job.id, type(error).__name__)
             # Where it works must be known soon, for whoever finds it dead.
-            await asyncio.sleep(BEAT_S if run.work else BEAT_S / 10)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BEAT_S if run.work else BEAT_S / 10):
+                    await changed.wait()
 
     async def listen_for_cancels(self) -> None:
         """Cancels at once; where a message is lost the next beat does it."""

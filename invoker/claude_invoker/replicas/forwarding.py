@@ -14,13 +14,14 @@ from msgspec.structs import replace
 from starlette.types import Receive, Scope, Send
 
 from claude_contract.attestation import HEADER, Signer
+from claude_contract.claims import body_hash
 from claude_contract.identity import Identity
 from claude_invoker.caller import Caller
 from claude_invoker.head import asked_method
 from claude_invoker.problem import Problem
 
 _log = logging.getLogger(__name__)
-_ON = ("accept", "if-none-match", "if-range", "last-event-id", "range", "x-request-id")
+_ON = ("accept", "content-type", "if-none-match", "if-range", "last-event-id", "range", "x-request-id")
 _HOP_BY_HOP = frozenset(("connection", "keep-alive", "transfer-encoding", "date", "server"))
 _CONNECT_S = 2.0
 _HEAD_S = 10.0
@@ -67,25 +68,28 @@ class Forwarder:
         path = request.scope["raw_path"].decode("latin-1").partition("?")[0]
         query = request.scope["query_string"].decode("latin-1")
         headers = {name: request.headers[name] for name in _ON if name in request.headers}
-        return await self._asked(caller, peer, asked_method(request), path, query, headers)
+        return await self._asked(caller, peer, asked_method(request), path, query, headers, await request.body())
 
     async def follow(self, run_id: str, caller: Caller, peer: Peer) -> httpx.Response:
         """A run's events, as the other sends them; the same otherwise."""
         return await self._asked(caller, peer, "GET", f"/runs/{run_id}/events", "", {})
 
     async def _asked(
-        self, caller: Caller, peer: Peer, method: str, path: str, query: str, headers: dict[str, str]
+        self, caller: Caller, peer: Peer, method: str, path: str, query: str, headers: dict[str, str], body: bytes = b""
     ) -> httpx.Response:
         signer = peer.signer
         fresh = signer.open(method=method, path=path, route=caller.route or "", request_id=caller.request_id or "")
-        known = Identity(caller.subject, tier=caller.tier, roles=caller.roles)
-        signed = signer.sign(replace(fresh, identity=known, checks=tuple(sorted(peer.checks))))
+        known = Identity(caller.subject, tier=caller.tier, roles=caller.roles, permissions=caller.permissions)
+        checks = tuple(sorted(peer.checks))
+        signed = signer.sign(replace(fresh, identity=known, checks=checks, body_hash=body_hash(body) if body else None))
         # identity: what is compressed is compressed here.
         headers |= {"accept-encoding": "identity", HEADER: signed}
         url = httpx.URL(peer.address).copy_with(raw_path=(path + (f"?{query}" if query else "")).encode("latin-1"))
         try:
             async with asyncio.timeout(_HEAD_S):
-                answer = await self._client.send(self._client.build_request(method, url, headers=headers), stream=True)
+                answer = await self._client.send(
+                    self._client.build_request(method, url, headers=headers, content=body or None), stream=True
+                )
         except (httpx.TransportError, TimeoutError) as error:
             raise unanswered() from error
         if answer.status_code == 401:  # that is about us, not about the caller, whose token is good

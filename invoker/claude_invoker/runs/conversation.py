@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 from claude_invoker.cli import outcome
-from claude_invoker.cli.messages import Result, Started
+from claude_invoker.cli.messages import HookCall, HookOver, Result, Started
 from claude_invoker.cli.process import CliError, CliProcess, Disobeyed
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
+from claude_invoker.runs.permissions import place_in
 from claude_invoker.runs.run import Run
 from claude_invoker.runs.translate import Translator
 
@@ -49,6 +51,10 @@ class Conversation:
                 async for message in process.messages():
                     if isinstance(message, Started):
                         _check_schema(plan, message)
+                    if isinstance(message, HookCall):
+                        await _ask(run, process, message)
+                    if isinstance(message, HookOver):
+                        run.permissions.withdraw(message.request_id)
                     if translator.take(message):
                         phase = "idle"
                     if isinstance(message, Result):
@@ -56,12 +62,15 @@ class Conversation:
                         break
                     if phase == "idle":
                         idle = loop.time() + self.idle_s
-                        timer.reschedule(end if translator.open_tools else min(end, idle))
+                        is_silent = translator.open_tools or run.permissions.waiting
+                        timer.reschedule(end if is_silent else min(end, idle))
         except TimeoutError as error:
             phase = "total" if loop.time() >= end - 0.001 else phase
             raise Problem(504, "timeout", f"deadline: {phase}", extra={"deadline": phase}) from error
         except Disobeyed as error:
             raise outcome.disobeyed(plan.model, error, run.account) from error
+        finally:
+            run.permissions.end()
         if result is None:
             raise _early_end(process)
         run.cli_cost_usd = result.used.costUSD
@@ -70,6 +79,10 @@ class Conversation:
         if plan.output_schema is not None and (problem := outcome.unmet_schema(result, run.account)):
             raise problem
         return result
+
+
+async def _ask(run: Run, process: CliProcess, call: HookCall) -> None:
+    await run.permissions.take(call, place_in(process.tree.work), functools.partial(process.answer, call.request_id))
 
 
 def _check_schema(plan: Plan, message: Started) -> None:

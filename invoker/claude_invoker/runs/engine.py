@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import random
 import time
@@ -44,6 +45,7 @@ from claude_invoker.isolation.strength import Boundary, Strength, TooWeak
 from claude_invoker.ledger import Booking, Ledger
 from claude_invoker.metering import control, key
 from claude_invoker.metering.control import Metering
+from claude_invoker.model import PermissionDecision
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
@@ -90,6 +92,7 @@ class Engine:
         self.users = Users(settings.uid_base, settings.state_dir / "locks" / "users")
         self.on_start: Callable[[Run], None] = lambda run: None
         self.on_finish: Callable[[Run], None] = lambda run: None
+        self.on_decided: Callable[[Run, PermissionDecision], None] = lambda run, decision: None
         self._state = settings.state_dir
         self._trees = tree_root(settings.state_dir, isolated=self.users.isolated)
         self.keeping = Keeping(settings, open_store(settings.store, settings.key_of_store))
@@ -361,6 +364,7 @@ class Engine:
             run.lease, run.slot = caller.lease, caller.slot
             self.ledger.note(caller)
         run.events = EventLog(self.settings.held_per_run)
+        run.permissions.on_decided = functools.partial(self.on_decided, run)
         self._shelf.put(run)
         self.on_start(run)
         wait_s = None if job_id else self.settings.queue_wait_s
@@ -381,10 +385,10 @@ class Engine:
             going_on = (run for run in self.runs.values() if run.finished_at is None)
             await self.workspaces.sweep([run.checkout.store for run in going_on if run.checkout is not None])
 
-    def find(self, run_id: str, caller: Caller) -> Run:
-        """A run of the caller's. Raises Problem 404, also for the runs of others."""
+    def find(self, run_id: str, caller: Caller, may: Callable[[Caller, str], bool] = Caller.may_see) -> Run:
+        """A run that the caller `may` see. Raises Problem 404, also for the runs of others."""
         run = self.runs.get(run_id)
-        if run is None or not caller.may_see(run.subject):
+        if run is None or not may(caller, run.subject):
             raise no_such_run()
         return run
 

@@ -139,6 +139,7 @@ class Executor:
             changes=run.changes,
             check=run.check,
             pushed=run.pushed,
+            decisions=list(run.permissions.decided.values()),
         )
 
     def _shape(self, run: Run, session: Literal["begun", "new"] | None, *, keeps: bool) -> Shape:
@@ -147,7 +148,7 @@ class Executor:
             session = "new"  # the next process goes on with its transcript
         budget = None if keeps else plan.max_budget_usd
         given = self._layout.of(plan.skills, plan.agents)
-        return Shape(plan.tools, plan.max_turns, budget, session, plan.egress, run.checkout, given)
+        return Shape(plan.tools, plan.max_turns, budget, session, plan.egress, run.checkout, given, plan.asked)
 
     async def _put(self, run: Run, process: CliProcess) -> None:
         """Gives the run what its caller has sent along. Raises Problem 422, 503."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from claude_contract.rules import Rules
 from claude_invoker.cli import usage
 from claude_invoker.cli.contained import Contained
 from claude_invoker.cli.launcher import Launcher, Ready
@@ -39,13 +40,16 @@ class Kind:
     models: tuple[str, ...] | None
     system: str | None
     schema: str
+    rules: tuple[Rules, ...]
 
     @classmethod
     def of(cls, run: Run) -> Kind:
         plan: Plan = run.plan
         schema = "" if plan.output_schema is None else repr(plan.output_schema)
         entries = (plan.skills, plan.agents)
-        return cls(run.tier, plan.tools, entries, plan.max_turns, plan.model, plan.models, plan.system, schema)
+        return cls(
+            run.tier, plan.tools, entries, plan.max_turns, plan.model, plan.models, plan.system, schema, plan.rules
+        )
 
 
 @dataclass

@@ -22,6 +22,7 @@ from claude_invoker.model import Artifact, Change, Check, LeftOut, Pushed, Repos
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs.events import EventLog
+from claude_invoker.runs.permissions import Permissions
 
 _log = logging.getLogger(__name__)
 MOST_HOSTS = 100
@@ -105,12 +106,22 @@ class Run:
     """Which of the machine's bounds it has gone over; it ends then."""
     work: Path | None = None
     """Where the run works, once it has a process."""
+    permissions: Permissions = field(init=False)
+    """Its calls of tools that somebody has to allow first."""
     stays: Ready | None = None
     """Its process, where that waits for the session's next turn."""
     watchers: int = 0
     """Clients that are attached to the run now (see `api.stream`)."""
     grace_s: float = 0.0
     """How long it goes on when its client is gone, and can come back by an Idempotency-Key."""
+
+    def __post_init__(self) -> None:
+        self.permissions = Permissions(
+            self.plan.rules,
+            self.plan.approval_timeout_s,
+            self.subject,
+            lambda name, said: self.events.append(name, said),
+        )
 
     @property
     def is_over(self) -> bool:
@@ -188,4 +199,6 @@ class Run:
             changes=self.changes,
             check=self.check,
             pushed=self.pushed,
+            permissions=self.permissions.waiting,
+            decisions=list(self.permissions.decided.values()),
         )

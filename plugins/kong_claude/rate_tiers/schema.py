@@ -156,6 +156,12 @@ class TierConfig(Money, Limits, _Named):
         f"{', '.join(FEATURES)}. Binds the invoker.",
         absent=None,
     )
+    ask: tuple[str, ...] = strings(
+        "Calls of tools that somebody has to allow first, such as Bash or Edit(/src/**). Binds the invoker."
+    )
+    deny: tuple[str, ...] = strings("Calls of tools that are denied. Binds the invoker.")
+    allow: tuple[str, ...] = strings("What passes unasked of that which is asked about, such as Bash(git log:*).")
+    four_eyes: bool = boolean("Nobody allows calls of a run of their own.", default=False)
     messages: MessagesConfig | None = record(
         "Limits of requests to models themselves, counted apart from runs; without it there are none.", MessagesConfig
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 
-from claude_contract import destinations, features
+from claude_contract import destinations, features, rules
 from claude_contract.claims import CLAMP_ROOM, NAME_ROOM, POOLS_ROOM, SEARCH, Clamp, Place, pools_size, size
 from claude_contract.destinations import Destination
 from claude_contract.errors import ConfigError
@@ -31,6 +31,7 @@ from claude_contract.ledger import (
 from claude_contract.ledger.limits import BUDGETS, MAX_BUDGETS, MAX_PERCENT, NO_WINDOWS
 from claude_contract.ledger.live import with_changes
 from claude_contract.ledger.periods import PERS, Per
+from claude_contract.rules import Pattern, Rules
 from kong_claude.rate_tiers.pools import WIDEST, Pool
 from kong_claude.rate_tiers.schema import Limits, MessagesConfig, Money, RateTiersConfig, TierConfig
 
@@ -315,6 +316,7 @@ def _clamp(section: TierConfig, prefix: str) -> Clamp:
         skills=tuple(dict.fromkeys(section.skills)),
         default_skills=_default_skills(section, prefix),
         agents=tuple(dict.fromkeys(section.agents)),
+        rules=_rules(section, prefix),
     )
 
 
@@ -343,6 +345,33 @@ def _features(section: TierConfig, prefix: str) -> tuple[Feature, ...] | None:
     return found
 
 
+def _rules(section: TierConfig, prefix: str) -> Rules:
+    """A rule about what the tier's runs do not have would be a slip of the pen."""
+    found = {name: _patterns(section, name, f"{prefix}{name}") for name in ("ask", "deny", "allow")}
+    if found["allow"] and not (found["ask"] or found["deny"]):
+        raise ConfigError(f"{prefix}allow", "is what passes of that which ask asks about, and there is no ask")
+    if section.four_eyes and not (found["ask"] or found["deny"]):
+        raise ConfigError(f"{prefix}four_eyes", "is about what ask asks about, and there is no ask")
+    return Rules(found["ask"], found["deny"], found["allow"], section.four_eyes)
+
+
+def _patterns(section: TierConfig, name: str, at: str) -> tuple[Pattern, ...]:
+    patterns = []
+    for number, text in enumerate(getattr(section, name), start=1):
+        try:
+            pattern = rules.parse(text)
+        except ValueError as error:
+            raise ConfigError(f"{at}[{number}]", str(error)) from error
+        is_ours = section.tools is None or pattern.is_of_a_server or set(pattern.governs).intersection(section.tools)
+        if not is_ours:
+            raise ConfigError(
+                f"{at}[{number}]",
+                f"{pattern} is about {' and '.join(pattern.governs)}, which the tier's tools have not",
+            )
+        patterns.append(pattern)
+    return tuple(dict.fromkeys(patterns))
+
+
 def _egress(section: TierConfig, prefix: str) -> tuple[Destination, ...]:
     found = []
     for number, host in enumerate(section.egress, start=1):
@@ -361,10 +390,12 @@ def check_rooms(tiers: Mapping[str, Tier]) -> None:
         claims = (tier.cheaper or tier).clamp.to_claims()
         taken = size(claims)
         if taken > CLAMP_ROOM:
-            longest = max(("models", "tools", "egress", "skills", "agents"), key=lambda name: size(claims.get(name)))
+            parts = claims | claims.get("rules", {})
+            names = ("models", "tools", "egress", "skills", "agents", "ask", "deny", "allow")
+            longest = max(names, key=lambda name: size(parts.get(name)))
             raise ConfigError(
                 f"tiers[{number}].{longest}",
-                f"models, tools, egress, skills and agents take {taken} bytes in the attestation, "
+                f"models, tools, egress, skills, agents and rules take {taken} bytes in the attestation, "
                 f"at most {CLAMP_ROOM}: name fewer of them",
             )
         taken = pools_size(Place(widest_lease(tier), tier.slot))

@@ -1,0 +1,77 @@
+"""What somebody wants of a running job, put to the worker that runs it, and its answer: both through Redis.
+
+The worker alone decides, since its process holds the run: of two who decide at once one is the second, as with a run
+that is no job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+
+import orjson
+from redis.exceptions import RedisError
+
+from claude_invoker.jobs.record import Job
+from claude_invoker.jobs.store import PREFIX, Store
+from claude_invoker.model import PermissionAnswer, PermissionDecision
+from claude_invoker.problem import Problem
+from claude_invoker.runs.run import Run
+
+_log = logging.getLogger(__name__)
+CALLS = PREFIX + "calls"  # channel
+_WITHIN_S = 5.0
+"""In which a worker that lives has answered."""
+_KEPT_S = 60
+"""For which an answer waits for who asked."""
+
+
+async def decide(store: Store, job: Job, permission_id: str, given: PermissionAnswer, by: str) -> PermissionDecision:
+    """What the worker has decided. Raises Problem, 503 where it does not say anything."""
+    reply = f"{PREFIX}reply:{secrets.token_hex(16)}"
+    asked = {
+        "job": job.id,
+        "reply": reply,
+        "permission": permission_id,
+        "by": by,
+        "given": given.model_dump(mode="json"),
+    }
+    await store.redis.publish(CALLS, orjson.dumps(asked))
+    answer = await store.redis.blpop([reply], timeout=_WITHIN_S)
+    if answer is None:
+        raise Problem(503, "busy", "the worker that runs the job does not answer", {"Retry-After": "1"})
+    said = orjson.loads(answer[1])
+    if "problem" in said:
+        raise Problem.of(said["problem"])
+    return PermissionDecision.model_validate(said["decision"])
+
+
+async def listen(store: Store, run_of: Callable[[str], Run | None]) -> None:
+    """Answers what is asked of the runs of this process."""
+    while True:
+        try:
+            async with store.redis.pubsub() as channel:
+                await channel.subscribe(CALLS)
+                async for message in channel.listen():
+                    if message["type"] == "message":
+                        await _answered(store, message["data"], run_of)
+        except (RedisError, OSError):
+            await asyncio.sleep(0.5)
+
+
+async def _answered(store: Store, message: str, run_of: Callable[[str], Run | None]) -> None:
+    asked = orjson.loads(message)
+    run = run_of(asked["job"])
+    if run is None:
+        return
+    try:
+        given = PermissionAnswer.model_validate(asked["given"])
+        said = {"decision": run.permissions.answer(asked["permission"], given, asked["by"]).model_dump(mode="json")}
+    except Problem as problem:
+        said = {"problem": problem.document()}
+    async with store.redis.pipeline(transaction=True) as pipe:
+        pipe.rpush(asked["reply"], orjson.dumps(said))
+        pipe.expire(asked["reply"], _KEPT_S)
+        await pipe.execute()

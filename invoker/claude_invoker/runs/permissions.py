@@ -1,0 +1,244 @@
+"""The calls of tools of one run that somebody has to allow first: what waits, who decides, and what was decided.
+
+The CLI asks about every call before it runs it (its `PreToolUse` hook) and waits. What the rules let pass is answered
+at once; what is asked about waits here until it is decided, by a person or by its time. Whatever ends the run ends what
+waits, and nothing of it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from claude_contract.rules import Decision, Place, Rules, Verdict, strictest
+from claude_invoker.cli.messages import HookCall
+from claude_invoker.cli.process import Allow, Deny, HookAnswer, Proceed
+from claude_invoker.model import Permission, PermissionAnswer, PermissionDecision, Reason
+from claude_invoker.problem import Problem
+
+MAX_WAITING = 16
+"""Of a run at once; the CLI asks about few at a time."""
+MAX_ASKED = 500
+"""Of a run in all: somebody has to read them."""
+MAX_INPUT = 256 << 10
+"""Bytes of JSON; a larger input is denied, since nobody could be shown what runs."""
+
+Reply = Callable[[HookAnswer], None]
+
+
+@dataclass
+class _Held:
+    shown: Permission
+    request_id: str
+    key: bytes
+    place: Place
+    reply: Reply
+    timer: asyncio.TimerHandle
+
+
+class Permissions:
+    """`tell`: adds an event to the run's; `owner`: the subject whose run it is."""
+
+    def __init__(
+        self, rules: Sequence[Rules], timeout_s: float, owner: str, tell: Callable[[str, Any], object]
+    ) -> None:
+        self._rules = tuple(filter(None, rules))
+        self._timeout_s = timeout_s
+        self._owner = owner
+        self._tell = tell
+        self._held: dict[str, _Held] = {}
+        self._remembered: dict[bytes, PermissionDecision] = {}
+        self._asked = 0
+        self.decided: dict[str, PermissionDecision] = {}
+        """By their ids, the first to the last."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Told when something begins to wait, or waits no more."""
+        self.on_decided: Callable[[PermissionDecision], None] = lambda decision: None
+
+    @property
+    def waiting(self) -> list[Permission]:
+        """The oldest first."""
+        return [held.shown for held in self._held.values()]
+
+    async def take(self, call: HookCall, place: Place, reply: Reply) -> None:
+        """Answers a call of a tool, or lets it wait."""
+        found = await asyncio.to_thread(self._decision, call.tool, call.input, place)
+        if found.verdict is Verdict.DENY:
+            reply(Deny(f"The rules of this service do not allow it: {found.why}."))
+        elif found.verdict is Verdict.ALLOW:
+            # What no rule names is the CLI's own business: an answer would open more than the run has.
+            is_named = any(rules.names(call.tool) for rules in self._rules)
+            reply(Allow() if is_named else Proceed())
+        else:
+            self._ask(call, found.why, place, reply)
+
+    def _decision(self, tool: str, given: Mapping[str, Any], place: Place) -> Decision:
+        return strictest([rules.decide(tool, given, place) for rules in self._rules])
+
+    def _ask(self, call: HookCall, why: str, place: Place, reply: Reply) -> None:
+        key = orjson.dumps([call.tool, call.input], option=orjson.OPT_SORT_KEYS)
+        if (before := self._remembered.get(key)) is not None:
+            self._record(before.model_copy(update={"id": _new_id(), "reason": "remembered", "decided_at": time.time()}))
+            reply(_answer_of(before))
+            return
+        if len(key) > MAX_INPUT:
+            reply(
+                Deny(f"It has to be allowed by a person, and more than {MAX_INPUT >> 10} KiB cannot be shown to one.")
+            )
+            return
+        if len(self._held) >= MAX_WAITING or self._asked >= MAX_ASKED:
+            reply(Deny("It has to be allowed by a person, who has been asked too much already."))
+            return
+        self._asked += 1
+        now = time.time()
+        shown = Permission(
+            id=_new_id(),
+            tool=call.tool,
+            input=call.input,
+            call=call.call,
+            agent=call.agent,
+            why=why,
+            asked_at=now,
+            expires_at=now + self._timeout_s,
+        )
+        timer = asyncio.get_running_loop().call_later(self._timeout_s, self._expire, shown.id)
+        self._held[shown.id] = _Held(shown, call.request_id, key, place, reply, timer)
+        self._tell("permission.requested", shown.model_dump(mode="json"))
+        self.on_change()
+
+    def answer(self, permission_id: str, given: PermissionAnswer, by: str) -> PermissionDecision:
+        """Decides, in the name of the subject `by`.
+
+        Raises Problem 404, 409 where it is decided already, 403 for one's own run where four eyes are needed, 422 for
+        an input that the rules deny."""
+        self.refuse_own(by)
+        if permission_id in self.decided:
+            raise Problem(409, "conflict", f"it is decided already: {self.decided[permission_id].decision}")
+        held = self._held.get(permission_id)
+        if held is None:
+            raise Problem(404, "not-found", "there is no such permission")
+        if given.input is not None:
+            if len(orjson.dumps(given.input)) > MAX_INPUT:
+                raise Problem(422, "invalid", f"input has more than {MAX_INPUT >> 10} KiB")
+            found = self._decision(held.shown.tool, given.input, held.place)
+            if found.verdict is Verdict.DENY:
+                raise Problem(422, "invalid", f"input: {found.why}")
+        decision = PermissionDecision(
+            id=permission_id,
+            tool=held.shown.tool,
+            decision=given.decision,
+            reason="answered",
+            by=by,
+            message=given.message,
+            input=given.input,
+            decided_at=time.time(),
+        )
+        if given.remember == "run":
+            self._remembered[held.key] = decision
+        self._decide(decision, _answer_of(decision))
+        return decision
+
+    def refuse_own(self, by: str) -> None:
+        """Raises Problem 403 where four eyes are needed and these are the same two."""
+        if by == self._owner and any(rules.four_eyes for rules in self._rules):
+            raise Problem(
+                403, "forbidden", "somebody else has to decide: nobody does about a run of their own (four_eyes)"
+            )
+
+    def withdraw(self, request_id: str) -> None:
+        """The CLI does not want to know any more."""
+        for held in list(self._held.values()):
+            if held.request_id == request_id:
+                self._lapse(held, "ended", "It is not asked any more.", None)
+
+    def end(self) -> None:
+        """Nothing waits any more: its process has ended, or is about to. So it is not answered, or the model would go
+        on until then."""
+        for held in list(self._held.values()):
+            self._lapse(held, "ended", "The run has ended.", None)
+
+    def _expire(self, permission_id: str) -> None:
+        message = f"Nobody has allowed it within {self._timeout_s:g} seconds."
+        self._lapse(self._held[permission_id], "timeout", message, Deny(message))
+
+    def _lapse(self, held: _Held, reason: Reason, message: str, answer: HookAnswer | None) -> None:
+        decision = PermissionDecision(
+            id=held.shown.id,
+            tool=held.shown.tool,
+            decision="deny",
+            reason=reason,
+            message=message,
+            decided_at=time.time(),
+        )
+        self._decide(decision, answer)
+
+    def _decide(self, decision: PermissionDecision, answer: HookAnswer | None) -> None:
+        held = self._held.pop(decision.id)
+        held.timer.cancel()
+        if answer is not None:
+            held.reply(answer)
+        self._record(decision)
+        self.on_change()
+
+    def _record(self, decision: PermissionDecision) -> None:
+        if len(self.decided) < 2 * MAX_ASKED:  # remembered ones have no other bound
+            self.decided[decision.id] = decision
+        self._tell("permission.decided", decision.model_dump(mode="json", exclude_none=True))
+        self.on_decided(decision)
+
+
+def _answer_of(decision: PermissionDecision) -> HookAnswer:
+    if decision.decision == "allow":
+        return Allow(decision.input)
+    return Deny(decision.message or "Somebody was asked, and does not allow it.")
+
+
+def _new_id() -> str:
+    return "perm_" + secrets.token_hex(12)
+
+
+def place_in(work: Path) -> Place:
+    """Where the paths of a run's calls really are, as `claude_contract.rules` asks. The run may make any links: the
+    kernel follows them, forty at most, and what has a second name, or leads out of `work`, is at no place."""
+
+    def place(path: str) -> str | None:
+        if not path.startswith("/") or ".." in path.split("/"):
+            return None
+        missing: list[str] = []  # what a tool would make
+        try:
+            while (found := _opened(path)) is None:
+                if os.path.lexists(path):  # a link that leads nowhere yet
+                    return None
+                path, _, name = path.rstrip("/").rpartition("/")
+                missing.insert(0, name)
+            real = os.path.relpath("/".join((found, *missing)), work)
+        except (OSError, ValueError):
+            return None
+        return None if real == ".." or real.startswith("../") else real
+
+    return place
+
+
+def _opened(path: str) -> str | None:
+    """The path without links of what is there; None for nothing. Raises OSError, ValueError, also for a file with
+    several names."""
+    try:
+        descriptor = os.open(path or "/", os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISDIR(status.st_mode) and status.st_nlink != 1:
+            raise ValueError("a file with several names")
+        return str(Path(f"/proc/self/fd/{descriptor}").readlink())
+    finally:
+        os.close(descriptor)
