@@ -13,6 +13,9 @@ each. `ttft` is the time from asking to the first piece of text.
 | `cancel_p50_s`, `cancel_p99_s`, `cancel_tool_p99_s` | DELETE until no process of the run is left |
 | `session_followup_vs_cold` | a session's second turn in the process of the first, against one that resumes it cold |
 | `session_followup_ms_p50`, `session_cold_ms_p50` | those two |
+| `ttft_asking_vs_not` | a run some of whose tools are asked about against the same without, from warm processes |
+| `approval_to_tool_ms_p50` | from sending that a command is allowed to its start, while the run waits for that |
+| `approval_to_first_tool_ms_p50` | the same of a run's first command, before which the CLI looks at its shell |
 | `redis_record_added_ms_p50` | what an answer waits for both records of its run, at a real Redis |
 | `left_processes`, `left_dirs`, `left_fds`, `rss_growth_mb` | after `--runs` mixed runs |
 """
@@ -119,11 +122,11 @@ async def sdk_query(home: Path) -> float:
     return first
 
 
-async def over_http(client: httpx.AsyncClient) -> float:
+async def over_http(client: httpx.AsyncClient, **body: Any) -> float:
     began = time.perf_counter()
     headers = {"Accept": "text/event-stream"}
     first = None
-    async with client.stream("POST", "/invoke", json={"prompt": PROMPT}, headers=headers) as answer:
+    async with client.stream("POST", "/invoke", json={"prompt": PROMPT} | body, headers=headers) as answer:
         async for chunk in answer.aiter_bytes():
             if first is None and b"text_delta" in chunk:
                 first = time.perf_counter() - began
@@ -214,6 +217,54 @@ async def sessions(folder: Path, base_url: str, rounds: int) -> dict[str, float]
         "session_followup_vs_cold": middle["kept"] / middle["cold"],
         "session_followup_ms_p50": middle["kept"],
         "session_cold_ms_p50": middle["cold"],
+    }
+
+
+async def allowed(client: httpx.AsyncClient) -> tuple[float, float]:
+    """Seconds from sending that a command is allowed to its start, by its own clock: of the run's first and second."""
+    command = '[[tool Bash {"command": "date +%s.%N"}]]'
+    body = {"prompt": command + command, "tools": ["Bash"], "ask": ["Bash"]}
+    sent, said, event = [], "", ""
+    async with client.stream("POST", "/invoke", json=body, headers={"Accept": "text/event-stream"}) as answer:
+        async for line in answer.aiter_lines():
+            if line.startswith("event: "):
+                event = line.removeprefix("event: ")
+            elif line.startswith("data: ") and event == "permission.requested":
+                asked = json.loads(line.removeprefix("data: "))
+                sent.append(time.time())
+                path = f"{answer.headers['location']}/permissions/{asked['id']}"
+                (await client.post(path, json={"decision": "allow"})).raise_for_status()
+            elif line.startswith("data: ") and event == "run.finished":
+                said = json.loads(line.removeprefix("data: "))["result"]
+    started = [float(word) for word in said.split() if word.replace(".", "").isdigit()]
+    first, second = (start - allowing for start, allowing in zip(started, sent, strict=True))
+    return first, second
+
+
+async def asking(folder: Path, base_url: str, rounds: int) -> dict[str, float]:
+    """Of two invokers, in turns, whose warm processes are of the one kind and of the other."""
+    plain = Invoker(folder / "plain", base_url, UID_BASE + 4 * 4096)
+    asks = Invoker(folder / "asks", base_url, UID_BASE + 5 * 4096)
+    times: dict[str, list[float]] = {"plain": [], "asks": [], "first": [], "second": []}
+    try:
+        for number in range(rounds + 1):
+            for name, invoker, body in (("plain", plain, {}), ("asks", asks, {"ask": ["Write", "Edit"]})):
+                await invoker.warm()
+                await asyncio.sleep(1.0)
+                seconds = await over_http(invoker.client, **body)
+                if number:  # the first finds a process of the other kind
+                    times[name].append(seconds)
+        for _ in range(rounds):
+            for name, seconds in zip(("first", "second"), await allowed(plain.client), strict=True):
+                times[name].append(seconds)
+    finally:
+        for invoker in (plain, asks):
+            await invoker.stop()
+    middle = {name: statistics.median(found) for name, found in times.items()}
+    return {
+        "ttft_asking_vs_not": middle["asks"] / middle["plain"],
+        "approval_to_tool_ms_p50": middle["second"] * 1000,
+        "approval_to_first_tool_ms_p50": middle["first"] * 1000,
     }
 
 
@@ -398,7 +449,8 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             say(f"cancel: {[round(t, 3) for t in plain]}, with a tool: {[round(t, 3) for t in tools]}")
             followed = await sessions(folder, stand_in.url, options.rounds)
             followed["redis_record_added_ms_p50"] = await records(folder, 200)
-            say(f"sessions and records: {followed}")
+            followed |= await asking(folder, stand_in.url, options.rounds)
+            say(f"sessions, records and asking: {followed}")
             left = await leftovers(invoker, options.runs)
         finally:
             await invoker.stop()
