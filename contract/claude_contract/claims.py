@@ -169,7 +169,7 @@ class Clamp:
         )
         claims.done()
         if not set(found.default_skills) <= set(found.skills):
-            raise malformed("clamp.default_skills", "has some that are not among its skills")
+            raise malformed("clamp.default_skills", "has some that are not among clamp.skills")
         return found
 
 
