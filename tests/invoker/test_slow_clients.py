@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request
+from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from claude_invoker.api import problems
 from claude_invoker.api.heads import MAX_HEAD, heads_within
 from claude_invoker.api.limit import BodyLimit, Limits
-from tests.support.waiting import HANG_S
+from tests.support.waiting import HANG_S, wait_for
 
 SHORT, NEVER = 0.2, 600.0
 GOOD = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
@@ -40,9 +41,14 @@ LIMITS = Limits(1_000_000, 2_000_000, re.compile("/large"))
 
 
 @contextlib.contextmanager
-def serving(protocol: type[HttpToolsProtocol], body_s: float = NEVER) -> Iterator[int]:
+def serving(
+    protocol: type[HttpToolsProtocol], body_s: float = NEVER, without: type[Exception] | None = None
+) -> Iterator[int]:
+    """`without`: whose handler is left out."""
     app = FastAPI()
     problems.install(app)
+    if without is not None:
+        del app.exception_handlers[without]
     app.add_middleware(BodyLimit, limits=LIMITS, body_s=body_s)
 
     @app.post("/body")
@@ -161,3 +167,17 @@ async def test_when_the_body_is_there_nothing_is_timed() -> None:
 
     await BodyLimit(app, LIMITS, SHORT)({"type": "http", "path": "/", "headers": []}, receive, send)
     assert seen == ["http.request", "http.disconnect"]
+
+
+@pytest.mark.parametrize("weakened", [False, True])
+def test_who_leaves_while_his_body_comes_is_no_error_of_ours(weakened: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Each was a hundred lines in the log, which anybody could write there."""
+    with serving(heads_within(NEVER), without=ClientDisconnect if weakened else None) as port:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhi")
+            time.sleep(SHORT)
+        if weakened:
+            wait_for(lambda: "ClientDisconnect" in caplog.text, what="the error")
+        else:
+            time.sleep(4 * SHORT)
+    assert ("ClientDisconnect" in caplog.text) == weakened

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import Scope
 
@@ -107,6 +108,10 @@ def install(app: FastAPI, prefix: str = "") -> None:
         why = "is full" if full else "cannot be asked"
         problem = Problem(503, "busy", f"jobs cannot be had now, their Redis {why}", {"Retry-After": "5"})
         return answer(problem, request.scope, prefix)
+
+    @app.exception_handler(ClientDisconnect)
+    async def _left(request: Request, error: ClientDisconnect) -> JSONResponse:
+        return answer(Problem(499, "cancelled", "the client has left before its body was there"), request.scope, prefix)
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
