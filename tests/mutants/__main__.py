@@ -37,7 +37,7 @@ from tests.mutants.targets import TARGETS
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("contract", "plugins", "invoker", "minikong", "local")
 WANTED = 0.92
-HANGS_S = 150.0  # a mutant that hangs its tests is noticed, too
+HANGS_S = 150.0  # a mutant that hangs its tests is noticed, too; it is named, since a busy machine may seem to hang
 PACKAGES = ("claude_contract", "kong_claude", "claude_invoker", "minikong", "kong_claude_local")
 # Loaded once: what starting a test costs is mostly this.
 LIBRARIES = (
@@ -68,6 +68,10 @@ def sampled(paths: Sequence[str], each: int, seed: int) -> list[Mutant]:
     return [mutant for turn in zip_longest(*drawn) for mutant in turn if mutant]
 
 
+class Hung(Exception):
+    """Tests that have not ended within `HANGS_S`."""
+
+
 class Copy:
     """A copy of the repository, in which one mutant at a time is tried."""
 
@@ -90,17 +94,22 @@ class Copy:
         file.write_text(mutant.applied(text))
         try:
             return self.failure(tests) is None
+        except Hung:
+            print(f"hung: {mutant}", flush=True)
+            return False
         finally:
             file.write_text(text)
 
     def failure(self, tests: Sequence[str]) -> str | None:
         """What pytest says of the first of these tests that fails here; None: they pass. Whatever they start ends with
-        them. Raises RuntimeError where pytest could not run them."""
+        them. Raises RuntimeError where pytest could not run them, Hung where they do not end."""
         with tempfile.TemporaryFile() as output:
             child = os.fork()
             if child == 0:
                 self._run(tests, output.fileno())
             status = _ended(child, time.monotonic() + HANGS_S)
+            if status is None:
+                raise Hung(", ".join(tests))
             output.seek(0)
             said = output.read().decode(errors="replace")
         # A mutant that breaks an import comes as one of these, too.
@@ -130,8 +139,8 @@ class Copy:
             os._exit(status)
 
 
-def _ended(child: int, until: float) -> int:
-    """The exit status of a process, which gets until then, with all that it has started."""
+def _ended(child: int, until: float) -> int | None:
+    """The exit status of a process, None where it has not ended by then; all that it has started ends with it."""
     while True:
         found, status = os.waitpid(child, os.WNOHANG)
         if found or time.monotonic() > until:
@@ -143,7 +152,7 @@ def _ended(child: int, until: float) -> int:
         pass
     if not found:
         os.waitpid(child, 0)
-        return -1
+        return None
     return os.waitstatus_to_exitcode(status)
 
 

@@ -128,3 +128,13 @@ def test_a_mutant_lives_only_where_no_test_notices_it(
     monkeypatch.setitem(TARGETS, path, (weak,) if tests == "weak" else ("tests/core/test_keys.py",))
     found = dict(runner.tried(runner.sampled([path], 0, 1), 1, float("inf")))
     assert found and set(found.values()) == {tests == "weak"}
+
+
+def test_what_hangs_is_named_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "HANGS_S", 0.0)
+    copy, mutant = runner.Copy(tmp_path), runner.mutants_of("contract/claude_contract/keys.py")[0]
+    assert not copy.survives(mutant, ("tests/core/test_keys.py",))
+    assert f"hung: {mutant}" in capfd.readouterr().out
+    assert (tmp_path / mutant.path).read_text() == (runner.ROOT / mutant.path).read_text()
