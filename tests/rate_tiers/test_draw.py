@@ -15,6 +15,7 @@ from claude_contract.ledger import (
     Lease,
     LedgerUnavailable,
     Peek,
+    Renewal,
     Shared,
     Slot,
     Terms,
@@ -188,6 +189,22 @@ def test_what_a_run_that_has_ended_may_still_cost_stays_drawn(store: Store, alon
     assert store.draw(runs[2], slot, Draw(0, 0, 850_000, 850_000)).verdict is Verdict.DRAWN
     assert store.settle(runs[2], 0)
     assert standing() == (0, 0)
+
+
+def test_who_comes_back_as_its_lease_lapses_has_drawn_nothing(clocked: ClockedRedis) -> None:
+    """At the very millisecond: what it drew is free for others from then on."""
+    slot, now = pooled(DOLLAR), at("2026-11-02T12:00")
+    lease, later = Lease.new("claude", "one", 0, TEAM), now + 60_000_000
+    moment = [now]
+    local = LocalLedger(clock=lambda: moment[0])
+    draw = Draw(0, 0, 600_000, 600_000)
+    assert local.draw(lease, slot, draw) == clocked.ask(calls.draw(lease, slot, draw, now // 1000), now)
+    asked = Peek("claude", "nobody", slot=slot, shared=TEAM)
+    assert local.peek(asked).pools[0].reserved_micro_usd == 600_000
+    moment[0] = later
+    assert local.renew(lease, 60_000) is clocked.ask(calls.renew(lease, 60_000), later) is Renewal.LAPSED
+    for found in (local.peek(asked), clocked.peek(asked, later)):
+        assert (found.pools[0].running, found.pools[0].reserved_micro_usd) == (1, 0)
 
 
 def test_a_micro_dollar_stays_drawn_as_well(store: Store) -> None:
