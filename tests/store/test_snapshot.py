@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ from claude_invoker.cli.tree import Tree
 from claude_invoker.runs import snapshot
 from claude_invoker.runs.snapshot import PIECE, Entry, Manifest, Piece, Unusable
 from tests.invoker.conftest import as_root
+from tests.support.waiting import HANG_S
 
 
 class Bucket:
@@ -212,6 +214,25 @@ def test_nothing_comes_back_that_gives_rights_or_is_no_file(
     special = [name for name, status in found.items() if stat.S_IMODE(status.st_mode) & 0o7000]
     assert sorted(special) == ([] if defended else ["d", "suid"])
     assert [found[name].st_nlink for name in ("f", "hard", "suid")] == [1, 1, 1]
+
+
+def test_a_pipe_that_a_run_has_left_holds_up_nobody_who_writes_a_file_in_its_place(
+    tmp_path: Path, bucket: Bucket
+) -> None:
+    """One turn leaves a pipe here, the next one a file of that name elsewhere, the third is here again: to open a pipe for
+    writing, as root, would wait for ever."""
+    here, there = tree_of(tmp_path / "here", {"work/f": b"1"}), tree_of(tmp_path / "there")
+    os.mkfifo(here.work / "x")
+    first = bucket.save(here, None, "1")
+    assert not (here.work / "x").exists()
+    bucket.restore(there, first, None)
+    (there.work / "x").write_bytes(b"a file")
+    second = bucket.save(there, first, "2")
+    os.mkfifo(here.work / "x")  # however it came to be there
+    restoring = threading.Thread(target=lambda: bucket.restore(here, second, first), daemon=True)
+    restoring.start()
+    restoring.join(HANG_S)
+    assert not restoring.is_alive() and seen(here) == seen(there)
 
 
 @given(st.lists(st.sampled_from([b"/old/root", b"/old/roo", b"/old", b"t", b"x" * 5]), max_size=30), st.integers(1, 12))

@@ -101,8 +101,8 @@ def decode(stored: bytes) -> Manifest:
 
 
 def save(tree: Tree, before: Manifest | None, pack: Path, name: str) -> Manifest:
-    """What is in the tree now. Its pieces that no pack has are written to the file `pack`, which is to be kept as
-    `name`; the file is empty where there are none. Raises walk.TooMuch, OSError."""
+    """What is in the tree now; what is neither file, directory nor link goes. Pieces that no pack has are written to
+    the file `pack`, which is to be kept as `name`; it is empty where there are none. Raises walk.TooMuch, OSError."""
     tree.straighten()
     manifest = _saved(tree, before, pack, name)
     live = sum({piece.digest: piece.length for entry in manifest.entries for piece in entry.pieces}.values())
@@ -143,6 +143,8 @@ def _saved(tree: Tree, before: Manifest | None, pack: Path, name: str) -> Manife
                             written += len(content)
                         pieces.append(piece)
                     entries.append(Entry(path, "f", mode, mtime, sum(p.length for p in pieces), tuple(pieces)))
+                else:  # a pipe here would be one where a file of the next version is to be written
+                    os.unlink(os.fsencode(found.name), dir_fd=found.directory)
     used = {piece.pack for entry in entries for piece in entry.pieces}
     packs += [(name, written)] if written else []
     return _without_unused(Manifest(str(tree.root), tuple(entries), tuple(packs)), used)
@@ -203,6 +205,8 @@ def prepare(tree: Tree, wanted: Manifest, have: Manifest | None) -> list[Fetch]:
         at = tree.root / os.fsdecode(entry.path)
         if before is not None and before.content == entry.content:
             continue
+        if before is None:
+            walk.delete(at)
         if entry.kind == "d":
             at.mkdir(mode=0o700, exist_ok=True)
         elif entry.kind == "l":
