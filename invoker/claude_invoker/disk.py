@@ -7,6 +7,8 @@ cost money and leave nothing.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -98,20 +100,25 @@ def _full(limit: str, allowed: int, detail: str) -> Problem:
 
 
 class Disk:
-    """`reserve`: bytes that stay free on the file systems of `paths`, or no run begins."""
+    """`reserve`: bytes that stay free on the file systems of `paths`, or no run begins. `counted`: directories of which
+    only the size is told, since nothing in them may be deleted here."""
 
     def __init__(
-        self, sources: Mapping[Kind, Source], bounds: Mapping[Kind, Bounds], reserve: int, paths: Sequence[Path]
+        self,
+        sources: Mapping[Kind, Source],
+        bounds: Mapping[Kind, Bounds],
+        reserve: int,
+        paths: Sequence[Path],
+        counted: Mapping[str, Path] | None = None,
     ) -> None:
         self._sources = sources
         self._bounds = bounds
         self._reserve = reserve
         self._paths = paths
+        self._counted = counted or {}
         self._used: dict[Kind, Counter[str | None]] = {}
-
-    def used(self, kind: Kind) -> int:
-        """Bytes of it, when it was last looked at."""
-        return sum(self._used.get(kind, Counter()).values())
+        self.used: dict[str, int] = dict.fromkeys([*sources, *self._counted], 0)
+        """Bytes of each, when it was last looked at."""
 
     async def clear(self) -> None:
         """Deletes what is beyond the bounds. Raises OSError."""
@@ -132,6 +139,9 @@ class Disk:
             for each in found.values():
                 used[each.subject] += each.bytes
             self._used[kind] = used
+            self.used[kind] = used.total()
+        for name, directory in self._counted.items():
+            self.used[name] = await asyncio.to_thread(_size, directory)
 
     def refuse(self, subject: str) -> None:
         """Raises Problem 507 where a run of the subject's would have no room."""
@@ -141,9 +151,22 @@ class Disk:
                 raise refusal(kind, bounds, of_all=False)
             if bounds.in_all and used.total() > bounds.in_all:
                 raise refusal(kind, bounds, of_all=True)
+        self.room_for(0)
+
+    def room_for(self, size: int) -> None:
+        """Raises Problem 507 where so many bytes more would leave less than the reserve."""
         for path in self._paths:
             space = os.statvfs(path)
-            if space.f_bavail * space.f_frsize < self._reserve:
+            if space.f_bavail * space.f_frsize < self._reserve + size:
                 raise _full(
                     "disk_reserve", self._reserve, f"The disk of this invoker has less than {self._reserve} bytes left"
                 )
+
+
+def _size(directory: Path) -> int:
+    """Of its files; what goes meanwhile counts as nothing."""
+    found = 0
+    for path in directory.iterdir() if directory.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):
+            found += path.lstat().st_blocks * 512
+    return found

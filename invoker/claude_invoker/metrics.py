@@ -57,12 +57,19 @@ class Metrics:
         )
         allowed = Gauge("claude_invoker_held_allowed_bytes", "What they may hold", ["where"], registry=self._registry)
         self._held.labels("memory").set_function(lambda: engine.held_bytes)
-        kept = Gauge("claude_invoker_sessions_kept", "Processes that wait for a turn", registry=self._registry)
-        kept.set_function(lambda: engine.idle.count)
+        idle = Gauge("claude_invoker_sessions_kept", "Processes that wait for a turn", registry=self._registry)
+        idle.set_function(lambda: engine.idle.count)
         waiting = Gauge(
             "claude_invoker_store_waiting_runs", "Runs whose files the store does not have yet", registry=self._registry
         )
         waiting.set_function(lambda: 0 if engine.keeping.outbox is None else len(engine.keeping.outbox.runs))
+        kept = Gauge("claude_invoker_disk_bytes", "What is on this disk", ["kind"], registry=self._registry)
+        may = Gauge("claude_invoker_disk_allowed_bytes", "What may be, 0: any", ["kind"], registry=self._registry)
+        kept.labels("trees").set_function(lambda: engine.watch.trees)
+        for each in engine.disk.used:
+            kept.labels(each).set_function(partial(engine.disk.used.__getitem__, each))
+        for of_kind, bounds in engine.settings.on_disk.items():
+            may.labels(of_kind).set(bounds.in_all)
         for where in ("memory", "redis"):
             allowed.labels(where).set(engine.settings.held_in_all)
         self._warnings = Counter(

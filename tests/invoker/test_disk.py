@@ -94,3 +94,24 @@ def test_no_run_begins_on_a_disk_that_is_nearly_full(
         assert len(stand_in.lines()) == asked, "it has cost nothing"
         (small / "filler").unlink()
         assert "said" in answered(bash(alice, "echo said"))["result"], "the control"
+
+
+def test_what_is_sent_counts_before_it_has_come(start_invoker: Callable[..., Invoker], small: Path) -> None:
+    invoker = start_invoker(state_dir=small / "state", **BOUNDS)
+
+    def sent(size: int) -> httpx.Response:
+        parts: list[tuple[str, Any]] = [("files", ("a", bytes(size))), ("request", (None, '{"prompt": "x"}'))]
+        with invoker.client() as api:
+            return api.post("/invoke/form", files=parts)
+
+    refused = sent(61 * MB)
+    assert (refused.status_code, refused.json()["setting"]) == (507, "INVOKER_TREES_PER_SUBJECT"), refused.text
+    space = os.statvfs(small)
+    (small / "filler").write_bytes(bytes(space.f_bavail * space.f_frsize - 50 * MB))
+    refused = sent(40 * MB)
+    assert (refused.status_code, refused.json()["setting"]) == (507, "INVOKER_DISK_RESERVE"), refused.text
+    assert not list((invoker.state / "intake").iterdir())
+    assert sent(10 * MB).status_code == 200, "the control"
+    with invoker.client() as api:
+        wait_for(lambda: 'claude_invoker_disk_bytes{kind="audit"} 0.0' not in api.get("/metrics").text, what="a look")
+        assert 'claude_invoker_disk_allowed_bytes{kind="trees"} 1.048576e+08' in api.get("/metrics").text

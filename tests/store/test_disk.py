@@ -19,6 +19,7 @@ from claude_invoker.problem import Problem
 from claude_invoker.runs import watch as watching
 from claude_invoker.runs.sessions import Sessions
 from claude_invoker.runs.watch import Watch
+from claude_invoker.workspace.intake import Intake
 from claude_invoker.workspace.mirror import Mirror
 
 
@@ -108,7 +109,7 @@ async def test_a_subjects_oldest_sessions_go_and_nobody_elses_and_none_that_has_
         await disk.clear()
     assert [folder.has("alice", each) for each in (held, old, new)] == [True, False, True]
     assert folder.has("bob", of_bob)
-    assert disk.used("sessions") == sum(each.bytes for each in folder.sessions.kept()) < 350_000
+    assert disk.used["sessions"] == sum(each.bytes for each in folder.sessions.kept()) < 350_000
 
 
 async def test_who_has_too_much_in_use_is_refused_and_nobody_else(tmp_path: Path) -> None:
@@ -140,6 +141,42 @@ async def test_a_size_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (held.tree.root / "more").write_bytes(os.urandom(100_000))
     (after,) = folder.sessions.kept()
     assert after.bytes - before.bytes >= 100_000 and after.subject == before.subject == subject_digest("alice")
+
+
+async def test_what_is_never_deleted_is_told(tmp_path: Path) -> None:
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit" / "log").write_bytes(os.urandom(100_000))
+    disk = Disk({}, {}, 0, (), {"audit": tmp_path / "audit", "journal": tmp_path / "none"})
+    await disk.clear()
+    assert 100_000 <= disk.used["audit"] < 110_000 and disk.used["journal"] == 0
+    assert (tmp_path / "audit" / "log").exists()
+
+
+@pytest.mark.parametrize(
+    ("subject", "size", "limit"),
+    [
+        ("alice", 40, ""),
+        ("alice", 41, "trees_per_subject"),
+        ("bob", 30, ""),
+        ("bob", 71, "trees_per_subject"),
+        ("carol", 40, ""),
+        ("carol", 61, "trees_in_all"),
+    ],
+)
+def test_what_comes_counts_by_what_it_may_become(tmp_path: Path, subject: str, size: int, limit: str) -> None:
+    asked: list[int] = []
+    intake = Intake(tmp_path / "intake", Bounds(70, 100), asked.append)
+    intake.open()
+    gone = intake.make("alice", 70)
+    intake.delete(gone)
+    made = [intake.make("alice", 30), intake.make("bob", 10)]
+    if not limit:
+        assert intake.make(subject, size).is_dir() and asked[-1] == 40 + size
+        return
+    with pytest.raises(Problem) as refused:
+        intake.make(subject, size)
+    assert (refused.value.status, (refused.value.extra or {})["limit"]) == (507, limit)
+    assert sorted(made) == sorted((tmp_path / "intake").iterdir())
 
 
 def test_a_mirror_goes_unless_somebody_has_just_asked_for_it(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from python_multipart import MultipartParser
 from python_multipart.multipart import parse_options_header
 
 from claude_invoker.api.border import content_length, understood
-from claude_invoker.cli import walk
 from claude_invoker.problem import Problem
 from claude_invoker.workspace.files import Names
 from claude_invoker.workspace.intake import Intake
@@ -47,6 +46,7 @@ class Form:
 async def form_of(
     request: Request,
     intake: Intake,
+    subject: str,
     max_request: int,
     max_form: int,
     while_coming: contextlib.AbstractAsyncContextManager[None],
@@ -65,14 +65,14 @@ async def form_of(
     directory = None
     try:
         async with while_coming:
-            with intake.room(length), _stored():
-                directory = await asyncio.to_thread(intake.make)
+            with _stored():
+                directory = await asyncio.to_thread(intake.make, subject, length)
                 parts = _Parts(directory, max_request)
                 await _read(request, parts, options[b"boundary"])
         yield parts.form()
     finally:
         if directory is not None and not request.state.started:
-            await asyncio.to_thread(walk.delete, directory)
+            await asyncio.to_thread(intake.delete, directory)
 
 
 @contextlib.contextmanager

@@ -88,9 +88,12 @@ async def invoke_form(request: Request, caller: Annotated[Caller, Depends(attest
     """The same for a request that comes with files, which are there when the run begins."""
     if caller.queued:
         raise Problem(503, "busy", "all places of your tier are taken", {"Retry-After": "5"})
-    settings, engine = services(request).settings, services(request).engine
+    engine: Engine = services(request).engine
+    engine.disk.refuse(caller.subject)  # before all that is sent
+    settings = engine.settings
     held = nullcontext() if engine.ledger is None else engine.ledger.held(caller)
-    async with form_of(request, engine.intake, settings.max_body, settings.max_upload, held) as form:
+    coming = form_of(request, engine.intake, caller.subject, settings.max_body, settings.max_upload, held)
+    async with coming as form:
         wanted = validated(border.json_object(form.request), caller, InvokeRequest)
         if wanted.files or wanted.archive is not None:
             raise Problem(422, "invalid", "request: in a form, files and archive are parts of their own")

@@ -137,8 +137,6 @@ class Engine:
             self.workspaces = Workspaces(settings, self._launcher, above / "repositories", fetcher)
             self._launcher.furnish = self._furnish
         idle_s = min(settings.session_idle_s, settings.session_ttl_s)
-        self.intake = Intake(settings.state_dir / "intake", settings.disk_reserve)
-        """What callers have sent for runs that have not begun yet."""
         self.idle = Idle(self._launcher, self._sessions, idle_s, settings.session_idle_memory)
         """Processes that wait for their session's next turn."""
         self._moving.before_restoring = self.idle.forget
@@ -153,8 +151,11 @@ class Engine:
         if self.workspaces is not None:
             sources["repositories"] = self.workspaces
         self.keeping.goes_on = lambda run_id: run_id in self.runs and not self.runs[run_id].is_over
-        self.disk = Disk(sources, settings.on_disk, settings.disk_reserve, (self._state, self._trees))
+        counted = {"audit": settings.audit_directory, "journal": settings.state_dir / "journal"}
+        self.disk = Disk(sources, settings.on_disk, settings.disk_reserve, (self._state, self._trees), counted)
         """What this machine keeps of runs that are over."""
+        self.intake = Intake(settings.state_dir / "intake", settings.on_disk["trees"], self.disk.room_for)
+        """What callers have sent for runs that have not begun yet."""
         shared = Bounds(settings.memory_limit, settings.process_limit, settings.tree_limit, settings.tree_entries_limit)
         self.watch = Watch(shared, lambda: self._launcher.box is None, settings.on_disk["trees"])
         self._executor = Executor(
@@ -167,6 +168,7 @@ class Engine:
             self.keeping,
             self.idle,
             self._layout,
+            self.intake,
         )
         self._sweeper = Sweeper(
             {
@@ -416,7 +418,7 @@ class Engine:
             if run.problem is not None:
                 run.problem = run.exceeded or run.problem
             if run.plan.spool is not None:
-                self.go_on(asyncio.to_thread(delete, run.plan.spool))
+                self.go_on(asyncio.to_thread(self.intake.delete, run.plan.spool))
             if keeper is not None:
                 self.go_on(ended(keeper))
                 await self._settle(run, caller.lease)

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from claude_invoker.catalog.layout import Layout
-from claude_invoker.cli import outcome, walk
+from claude_invoker.cli import outcome
 from claude_invoker.cli.command import Shape
 from claude_invoker.cli.contained import Contained
 from claude_invoker.cli.kill import StillAlive
@@ -40,6 +40,7 @@ from claude_invoker.runs.watch import Watch
 from claude_invoker.settings import Settings
 from claude_invoker.workspace import archive, files
 from claude_invoker.workspace.checkout import instructions
+from claude_invoker.workspace.intake import Intake
 from claude_invoker.workspace.workspaces import Workspaces
 
 _log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Executor:
         keeping: Keeping,
         idle: Idle,
         layout: Layout,
+        intake: Intake,
     ) -> None:
         self._pool = pool
         self._launcher = launcher
@@ -71,6 +73,7 @@ class Executor:
         self._watch = watch
         self._idle = idle
         self._layout = layout
+        self._intake = intake
         self._conversation = Conversation(settings.first_output_s, settings.idle_s)
         bounds = artifacts.Bounds(settings.artifact_max_bytes, settings.artifact_max_count)
         self._remains = Remains(bounds, workspaces, keeping)
@@ -160,7 +163,7 @@ class Executor:
             what = "files"
             await asyncio.to_thread(files.put, work, plan.files, process.uid)
             if plan.spool is not None:
-                await asyncio.to_thread(walk.delete, plan.spool)
+                await asyncio.to_thread(self._intake.delete, plan.spool)
         except files.NoPlace as error:
             raise Problem(422, "invalid", f"{what}: {error}") from error
         except OSError as error:

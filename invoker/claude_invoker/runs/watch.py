@@ -102,6 +102,11 @@ class Watch:
         """What the run uses that uses the most."""
         return max((watched.uses.get(kind, 0) for watched in self._watched), default=0)
 
+    @property
+    def trees(self) -> int:
+        """Bytes that the files of all take together."""
+        return sum(watched.uses.get("tree", 0) for watched in self._watched)
+
     def _rest(self) -> None:
         for task in self._tasks:
             task.cancel()

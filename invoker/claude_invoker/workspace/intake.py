@@ -4,55 +4,67 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import shutil
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from claude_invoker.cli import walk
-from claude_invoker.problem import Problem
+from claude_invoker.disk import Bounds, refusal
 
-_FREE = 0.1
-"""The part of the disk that is left to others, at least."""
 _LEFT_S = 6 * 3600.0
 """What is older was left by an invoker that died: a run has long begun by then, or is over."""
 
 
 class Intake:
-    """A directory that only we can enter, of several invokers perhaps. `reserve`: bytes of the disk without which no
-    run begins."""
+    """A directory that only we can enter, of several invokers perhaps. What comes counts within `bounds`, as the files
+    of runs do. `room`: raises Problem 507 where so many bytes more would leave too little of the disk."""
 
-    def __init__(self, directory: Path, reserve: int) -> None:
+    def __init__(self, directory: Path, bounds: Bounds, room: Callable[[int], None]) -> None:
         self._directory = directory
-        self._reserve = reserve
-        self._coming = 0
-        """Bytes that there is to be room for."""
+        self._bounds = bounds
+        self._room = room
+        self._lock = threading.Lock()
+        self._held: dict[Path, tuple[str, int]] = {}
+        """Whose each is, and how many bytes it may become."""
 
     def open(self) -> None:
         """Makes the directory. Raises OSError."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
 
-    @contextlib.contextmanager
-    def room(self, size: int) -> Iterator[None]:
-        """As long as so many bytes are on their way. Raises Problem 507 where the disk would be full by them."""
-        space = shutil.disk_usage(self._directory)
-        if space.free - self._coming - size < max(space.total * _FREE, self._reserve):
-            raise Problem(507, "too-much-held", "there is no room for what you send now", {"Retry-After": "60"})
-        self._coming += size
-        try:
-            yield
-        finally:
-            self._coming -= size
-
-    def make(self) -> Path:
-        """A new directory for what one request brings. Raises OSError."""
+    def make(self, subject: str, size: int) -> Path:
+        """A new directory for what one request of the subject's brings, so many bytes at most; to be deleted by
+        `delete`. Raises Problem 507, OSError."""
         made = self._directory / secrets.token_hex(16)
-        made.mkdir(mode=0o700)
+        with self._lock:
+            self._check(subject, size)
+            self._held[made] = subject, size
+        try:
+            made.mkdir(mode=0o700)
+        except OSError:
+            self.delete(made)
+            raise
         return made
+
+    def _check(self, subject: str, size: int) -> None:
+        """Raises Problem 507."""
+        in_all = sum(held for _, held in self._held.values()) + size
+        of_subject = sum(held for whose, held in self._held.values() if whose == subject) + size
+        if self._bounds.per_subject and of_subject > self._bounds.per_subject:
+            raise refusal("trees", self._bounds, of_all=False)
+        if self._bounds.in_all and in_all > self._bounds.in_all:
+            raise refusal("trees", self._bounds, of_all=True)
+        self._room(in_all)  # as if nothing of it was there yet
+
+    def delete(self, made: Path) -> None:
+        """Harmless for one that is gone. Blocks."""
+        walk.delete(made)
+        with self._lock:
+            self._held.pop(made, None)
 
     def sweep(self) -> None:
         """Deletes what nobody waits for any more."""
         for path in self._directory.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 if path.lstat().st_mtime + _LEFT_S < time.time():
-                    walk.delete(path)
+                    self.delete(path)
