@@ -75,8 +75,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         audit.note(audit_of.ended(run))
         metrics.observe(run)
         tracing.record(run)
-        if replicas is not None:
-            replicas.register.finished(run)
 
     def answered(message: Message) -> None:
         audit.note(audit_of.answered(message))
@@ -87,6 +85,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     engine.on_start = began
     engine.on_finish = finished
     engine.on_decided = lambda run, decision: audit.note(audit_of.decided(run, decision))
+    if replicas is not None:
+        engine.on_end = replicas.register.finished
     if ledger is not None:
         ledger.on_warning = metrics.warned
 

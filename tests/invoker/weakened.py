@@ -388,7 +388,7 @@ def anything_the_cli_says() -> None:
         if keeper is not None and self.ledger is not None:
             keeper.cancel()
             await asyncio.shield(self.ledger.book(caller.lease or "", micro_usd(run.cost_usd)))
-        self._finish(run)
+        await self._finish(run)
 
     put(process, "parse", believe)
     put(messages.Result, "used", property(lambda self: Anything.of(self.total_cost_usd)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,8 +16,13 @@ from claude_invoker.replicas.register import Register
 from claude_invoker.runs.events import Event, EventLog
 from claude_invoker.runs.run import Run
 from tests.rate_tiers.servers import RedisProcess
+from tests.support.waiting import until
 
 SIZE = 100_000
+
+
+class AsRun(SimpleNamespace):
+    """What a register looks at of a run; unlike its base it can be forgotten, by a weak reference."""
 
 
 def over(name: str, subject: str, *, retention_s: int = 600) -> Run:
@@ -25,7 +31,7 @@ def over(name: str, subject: str, *, retention_s: int = 600) -> Run:
     events = EventLog.of([Event(1, "text", os.urandom(SIZE))])
     return cast(
         Run,
-        SimpleNamespace(
+        AsRun(
             id=name,
             subject=subject,
             is_job=False,
@@ -40,8 +46,7 @@ def over(name: str, subject: str, *, retention_s: int = 600) -> Run:
 
 async def write(register: Register, *runs: Run) -> None:
     for run in runs:
-        register.finished(run)
-        await register.written(run)
+        await register.finished(run)
     assert register.unwritten == 0
 
 
@@ -112,3 +117,26 @@ async def test_who_runs_much_fills_no_redis(own_redis: RedisProcess) -> None:
 
     without, within = await rest(Bounds()), await rest(Bounds(per_subject=10 * SIZE))
     assert without - within > 40 * SIZE
+
+
+async def test_what_could_not_be_written_is_written_when_it_can_be(own_redis: RedisProcess) -> None:
+    """As long as somebody remembers it: of a run that is forgotten nobody asks any more."""
+    async with Register(own_redis.url, "http://a") as register:
+        own_redis.client().config_set("maxmemory", "1")
+        kept, forgotten = over("kept", "alice"), over("forgotten", "alice")
+        for run in (kept, forgotten):
+            await register.finished(run)
+        assert register.unwritten == 2 and await known(register, "kept", "forgotten") == [False, False]
+        del run, forgotten
+        gc.collect()
+        own_redis.client().config_set("maxmemory", "0")
+
+        async def written() -> bool:
+            return await known(register, "kept", "forgotten") == [True, False]
+
+        await until(written, "its record")
+        own_redis.client().config_set("maxmemory", "1")
+        last = over("last", "alice")
+        await register.finished(last)
+        own_redis.client().config_set("maxmemory", "0")
+    assert own_redis.client().exists("claude:{runs}:run:last"), "a replica that stops leaves nothing unsaid"

@@ -170,6 +170,25 @@ def test_a_run_whose_replica_is_killed_ends_as_an_error_and_one_that_was_over_is
         assert there.get(done).json()["result"]["result"]
 
 
+def test_an_answer_outlives_whoever_gave_it(start: Callable[..., Invoker], pair: Pair, own_redis: RedisProcess) -> None:
+    """A run's end is known to all before it is told to its caller: a kill right after it loses nothing."""
+    victim, other = (start(runs_redis_url=own_redis.url) for _ in range(2))
+    streamed = {"Accept": "text/event-stream"}
+    with client(victim) as here, client(other) as there, redis.Redis.from_url(own_redis.url) as runs:
+        with here.stream("POST", "/claude/invoke", json={"prompt": SLOW}, headers=streamed) as stream:
+            run, text = stream.headers["location"], ""
+            for piece in stream.iter_text():
+                if "six" in piece:
+                    # What is to be written of its end takes a moment, but not as long as is waited for.
+                    runs.execute_command("CLIENT", "PAUSE", 900, "WRITE")
+                text += piece
+                if "event: run.finished" in text:
+                    os.kill(victim.pid, signal.SIGKILL)
+                    break
+        wait_for(lambda: there.get(run).status_code == 200, what="what is known of it")
+        assert there.get(run).json()["state"] == "succeeded"
+
+
 def test_a_full_or_dead_redis_of_runs_stops_no_run(start: Callable[..., Invoker], own_redis: RedisProcess) -> None:
     runs = own_redis
     invoker = start(runs_redis_url=runs.url)

@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from importlib.resources import files
 from types import TracebackType
 from typing import Any
+from weakref import WeakValueDictionary
 
 from redis.exceptions import RedisError
 
@@ -100,6 +101,8 @@ class Register:
         self._store = store
         self._redis: Any = redis_clients.client_of(redis_url, _KEY, socket_timeout=_TIMEOUT_S)
         self._writing: dict[str, asyncio.Task[None]] = {}
+        self._owed: WeakValueDictionary[str, Run] = WeakValueDictionary()
+        """Runs of which something could not be written, as long as anybody else remembers them."""
         self._beating: asyncio.Task[None] | None = None
         self._key: bytes | None = None
         self._said = -_SAY_S
@@ -116,6 +119,7 @@ class Register:
         assert self._beating is not None
         await ended(self._beating)
         await asyncio.gather(*self._writing.values())
+        await self._write_owed()
         with contextlib.suppress(RedisError, OSError):
             await self._redis.hdel(_REPLICAS, self.name)
         await self._redis.aclose()
@@ -123,13 +127,13 @@ class Register:
     def began(self, run: Run) -> None:
         """Writes the run's record, beside what goes on. (A job has its own, see `jobs.store`.)"""
         if not run.is_job:
-            first = RunRecord(run.id, run.subject, self.name, "running", run.created_at)
-            self._write(run.id, self._put(first, _LONGEST_RUN_S))
+            self._write(run, self._put_begin(run))
 
-    def finished(self, run: Run) -> None:
-        """The same of its end: its answer, and its events as far as there is room."""
+    async def finished(self, run: Run) -> None:
+        """The same of its end: its answer, and its events as far as there is room. Returns as `written` does."""
         if not run.is_job:
-            self._write(run.id, self._put_end(run))
+            self._write(run, self._put_end(run))
+            await self.written(run)
 
     async def written(self, run: Run) -> None:
         """Returns once what was said of the run is written, or cannot be soon."""
@@ -198,33 +202,44 @@ class Register:
             return None
         return Signer(_KID, self._key, {_KID: self._key}, issuer="claude-invoker", audience=audience)
 
-    def _write(self, run_id: str, work: Coroutine[Any, Any, None]) -> None:
-        before = self._writing.get(run_id)
-        task = asyncio.create_task(self._written(before, work))
+    def _write(self, run: Run, work: Coroutine[Any, Any, None]) -> None:
+        run_id = run.id
+        task = asyncio.create_task(self._written(run, self._writing.get(run_id), work))
         self._writing[run_id] = task
         task.add_done_callback(lambda done: self._writing.pop(run_id) if self._writing.get(run_id) is done else None)
 
-    async def _written(self, before: asyncio.Task[None] | None, work: Coroutine[Any, Any, None]) -> None:
+    async def _written(self, run: Run, before: asyncio.Task[None] | None, work: Coroutine[Any, Any, None]) -> None:
         if before is not None:
             await asyncio.wait((before,))
         try:
             await work
         except (RedisError, OSError) as error:
             self.unwritten += 1
+            self._owed[run.id] = run
             if time.monotonic() - self._said >= _SAY_S:
                 self._said = time.monotonic()
                 _log.warning("records of runs are not written, other replicas do not know them: %s", error)
 
-    async def _put(self, known: RunRecord, keep_s: float) -> None:
-        await self._redis.set(_run(known.id), record.encode(known), ex=max(1, int(keep_s)))
+    async def _write_owed(self) -> None:
+        """What could not be written, until the first that cannot be now either."""
+        for run in list(self._owed.values()):
+            if run.id not in self._writing:
+                del self._owed[run.id]
+                self._write(run, self._put_end(run) if run.state in record.OVER else self._put_begin(run))
+                await asyncio.wait((self._writing[run.id],))
+                if run.id in self._owed:
+                    return
+
+    async def _put_begin(self, run: Run) -> None:
+        first = RunRecord(run.id, run.subject, self.name, "running", run.created_at)
+        await self._redis.set(_run(run.id), record.encode(first), ex=_LONGEST_RUN_S)
 
     async def _put_end(self, run: Run) -> None:
         view = run.view().model_dump_json().encode()
         most = record.MAX_EVENTS if self._store is None else record.MAX_EVENTS_IN_STORE
-        events = await asyncio.to_thread(record.pack, run.events.since(0), most)
-        end = RunRecord(
-            run.id, run.subject, self.name, run.state, run.created_at, view, events, run.events.last_id
-        )  # fmt: skip
+        all_of_them = run.events.whole()
+        events, last = await asyncio.to_thread(record.pack, all_of_them, most), all_of_them[-1].id
+        end = RunRecord(run.id, run.subject, self.name, run.state, run.created_at, view, events, last)
         keys = (_run(run.id), _SIZES, _HELD, _ENDED, f"{_ENDED}:{run.subject}")
         what = (run.id, run.subject, record.encode(await self._lightened(end)), max(1, int(run.retention_s)))
         may = (self._bounds.per_subject, self._bounds.in_all)
@@ -247,6 +262,7 @@ class Register:
             await asyncio.sleep(_BEAT_S)
             try:
                 await self._beat()
+                await self._write_owed()
             except (RedisError, OSError) as error:
                 _log.warning("this replica cannot be found by the others: %s", error)
 

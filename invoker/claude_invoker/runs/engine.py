@@ -16,7 +16,7 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -91,6 +91,8 @@ class Engine:
         """What surrounds a run; known once the engine has been entered."""
         self.users = Users(settings.uid_base, settings.state_dir / "locks" / "users")
         self.on_start: Callable[[Run], None] = lambda run: None
+        self.on_end: Callable[[Run], Awaitable[None]] = _nothing
+        """Waited for before anybody is told that the run is over: what is answered outlives this process."""
         self.on_finish: Callable[[Run], None] = lambda run: None
         self.on_decided: Callable[[Run, PermissionDecision], None] = lambda run, decision: None
         self._state = settings.state_dir
@@ -422,7 +424,7 @@ class Engine:
             if keeper is not None:
                 self.go_on(ended(keeper))
                 await self._settle(run, caller.lease)
-            self._finish(run)
+            await unbroken(self._finish(run))
 
     async def _settle(self, run: Run, lease: str | None) -> None:
         """Books the cost. Never raises; goes on by itself where the run is cancelled meanwhile."""
@@ -458,25 +460,25 @@ class Engine:
             if booking is not None:
                 self.metering.booked(debt.run, booking is Booking.NOW)
 
-    def _finish(self, run: Run) -> None:
+    async def _finish(self, run: Run) -> None:
         run.finished_at = time.time()
         if run.problem is None and run.result is None:
             run.problem = Problem(500, "internal")
         if run.problem is None:
             run.state = "succeeded"
             assert run.result is not None
-            event = run.events.append("run.finished", run.result.model_dump(mode="json"))
+            event = run.events.finish("run.finished", run.result.model_dump(mode="json"))
             self._shelf.grew(run, len(event.data))  # the result itself
         else:
             run.state = "cancelled" if run.problem.kind == "cancelled" else "failed"
-            run.events.append("error", run.problem.document() | {"run": run.id, "cost_usd": run.cost_usd})
+            run.events.finish("error", run.problem.document() | {"run": run.id, "cost_usd": run.cost_usd})
+        with _logged(run):
+            self.on_finish(run)
+        with _logged(run):
+            await self.on_end(run)
         run.events.close()
         run.done.set()
         self._shelf.ended(run)
-        try:
-            self.on_finish(run)
-        except Exception:
-            _log.exception("run %s: its end was not recorded", run.id)
 
     async def _in_place(self, run: Run, wait_s: float | None) -> None:
         if run.is_job:
@@ -556,3 +558,16 @@ class Engine:
 def no_such_run() -> Problem:
     """What is said of a run that does not exist, and of another's."""
     return Problem(404, "not-found", "there is no such run")
+
+
+@contextlib.contextmanager
+def _logged(run: Run) -> Iterator[None]:
+    """Whatever fails in the block, the run ends."""
+    try:
+        yield
+    except Exception:
+        _log.exception("run %s: its end was not recorded", run.id)
+
+
+async def _nothing(run: Run) -> None:
+    """Nobody else has to know."""

@@ -21,6 +21,13 @@ JSON escapes all others, and lets these stand."""
 _ESCAPED = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end in _ENDS)
 
 
+def on_one_line(data: bytes) -> bytes:
+    """JSON text that is one line for any client; of JSON without ends of lines between its tokens."""
+    for end, escape in _ESCAPED:
+        data = data.replace(end, escape)  # itself, where there is none
+    return data
+
+
 @dataclass(frozen=True)
 class Event:
     """`id` counts from 1 within the run; `name` is the SSE event name; `data` is JSON text, one line for any client."""
@@ -42,6 +49,7 @@ class EventLog:
         self.on_size: Callable[[int], None] = lambda by: None
         """Told how many bytes more (or less) are kept."""
         self._events: deque[Event] = deque()
+        self._final: Event | None = None
         self._size = 0
         self._last = 0
         self._changed = asyncio.Event()
@@ -65,16 +73,20 @@ class EventLog:
 
     def append_json(self, name: str, data: bytes) -> Event:
         """`data`: JSON text without ends of lines between its tokens."""
-        for end, escape in _ESCAPED:
-            data = data.replace(end, escape)  # itself, where there is none
-        self._last += 1
-        event = Event(self._last, name, data)
+        event = self._next(name, data)
+        self._add(event)
+        return event
+
+    def _next(self, name: str, data: bytes) -> Event:
+        return Event(self._last + 1, name, on_one_line(data))
+
+    def _add(self, event: Event) -> None:
+        self._last = event.id
         self._events.append(event)
         self._count(len(event.data) + _OVERHEAD)
         while self._size > self._most and self.forget_oldest():
             pass
         self._wake()
-        return event
 
     def forget_oldest(self) -> bool:
         """Forgets the oldest event, but never the last."""
@@ -87,9 +99,26 @@ class EventLog:
         self._size += by
         self.on_size(by)
 
+    def finish(self, name: str, document: dict[str, Any]) -> Event:
+        """The last event, which readers are shown when the log is closed."""
+        self._final = self._next(name, orjson.dumps(document))
+        return self._final
+
+    def whole(self) -> list[Event]:
+        """All that are kept, with the last one also before anybody is shown it."""
+        return [*self._events, *([self._final] if self._final is not None else [])]
+
+    def find(self, number: int) -> Event | None:
+        """None where it is not there yet, or was forgotten."""
+        found = self.since(number - 1)[:1]
+        return found[0] if found and found[0].id == number else None
+
     def close(self) -> None:
         """No more events will come; readers end after the last."""
         self.closed = True
+        if self._final is not None:
+            self._add(self._final)
+            self._final = None
         self._wake()
 
     def _wake(self) -> None:
