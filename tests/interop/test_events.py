@@ -29,7 +29,8 @@ def stream(heartbeat: bytes = HEARTBEAT) -> bytes:
     for text in TEXTS:
         log.append("run.text", {"text": text, text: 1})
     log.append_json("run.done", json.dumps({"text": ENDS}, ensure_ascii=False).encode())
-    return RETRY + heartbeat + b"".join(encode(event) + heartbeat for event in log.since(0)) + b"id: 99\ndata: cut"
+    events = (encode(event.id, event.name, event.data, "/runs/run_1/events") for event in log.since(0))
+    return RETRY + heartbeat + b"".join(event + heartbeat for event in events) + b"id: 99\ndata: cut"
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 10_000])

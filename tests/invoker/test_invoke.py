@@ -267,7 +267,16 @@ def test_what_was_cut_in_a_tools_event_says_so(api: httpx.Client) -> None:
     long, short = ended
     assert long["truncated"] is True and long["content"] == "x" * 20_000
     assert long["characters"] == 25_000
-    assert "truncated" not in short
+    assert "truncated" not in short and "href" not in short
+    href = str(long["href"])
+    whole = api.get(href)
+    assert whole.headers["content-type"] == "application/json"
+    assert whole.json() == {name: long[name] for name in ("id", "is_error", "state")} | {"content": "x" * 25_000}
+    events, _, number = href.rpartition("/")
+    assert events == f"{answer.headers['location']}/events"
+    assert api.head(href).headers["content-length"] == whole.headers["content-length"]
+    for wrong, status in (("999", 404), ("0", 422), ("x", 422), (number + "0" * 20, 422)):
+        assert api.get(f"{events}/{wrong}").status_code == status, wrong
 
 
 def test_an_error_in_a_stream_is_an_event(api: httpx.Client) -> None:

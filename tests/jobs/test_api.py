@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 from pathlib import Path
 
 import httpx
@@ -291,8 +292,19 @@ async def test_the_real_cli_runs_a_job(redis_server: RedisProcess, state: Path) 
         real = {"cli_path": find_cli(None), "anthropic_base_url": standin.url, "anthropic_api_key": "sk-ant-dummy"}
         async with serving(redis_server, state, **real) as gateway:
             made = json.dumps({"file_path": "out.md", "content": "# made"})
-            job = await gateway.see(await gateway.create(f"[[tool Write {made}]] [[say written]]"))
+            prints = json.dumps({"command": "head -c 25000 /dev/zero | tr '\\0' x"})
+            prompt = f"[[tool Write {made}]] [[tool Bash {prints}]] [[say written]]"
+            created = await gateway.create(prompt, tools=["Write", "Bash"])
+            job = await gateway.see(created)
             assert job["state"] == "done", job
+            # What a tool has said is cut in the stream, which says where all of it is.
+            stream = (await gateway.ask("GET", created["links"]["events"])).text
+            told = map(json.loads, re.findall("^data: (.*)$", stream, re.MULTILINE))
+            (long,) = [event for event in told if "truncated" in event]
+            assert (long["truncated"], len(long["content"]), long["characters"]) == (True, 20_000, 25_000)
+            assert (await gateway.ask("GET", long["href"])).json()["content"] == "x" * 25_000
+            assert (await gateway.ask("GET", long["href"], "bob")).status_code == 404
+            assert (await gateway.ask("GET", created["links"]["events"] + "/9-9")).status_code == 404
             assert job["result"]["result"] == "written"
             assert [artifact["path"] for artifact in job["result"]["artifacts"]] == ["out.md"]
             refused = await gateway.see(await gateway.create("[[status 400]]"))

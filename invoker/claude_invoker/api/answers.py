@@ -55,6 +55,12 @@ EVENTS: Answers = {
     200: {"description": "The events", "content": {"text/event-stream": {}}},
     204: {"description": "It is over and `Last-Event-ID` was its last event: do not come back"},
 }
+EVENT: Answers = {
+    200: {
+        "description": "The event's data, whole",
+        "content": {JSON: {"schema": {"type": "object", "additionalProperties": True}}},
+    }
+}
 ZIP: Answers = {
     200: {
         "description": "The list; with `?format=zip` all files",

@@ -107,12 +107,14 @@ async def _answer(request: Request, wanted: InvokeRequest, caller: Caller, form:
     streams = preferred(accept) == EVENT_STREAM
     run = await submitted(request, wanted, caller, form, live=streams)
     if streams:
+        place = f"{base(request)}/runs/{run.id}"
         return event_stream(
             run,
             0,
+            root=place,
             heartbeat_s=engine.settings.heartbeat_s,
             grace_s=engine.settings.detach_grace_s,
-            headers={"X-Claude-Run": run.id, "Location": f"{base(request)}/runs/{run.id}", **replayed(request)},
+            headers={"X-Claude-Run": run.id, "Location": place, **replayed(request)},
         )
     result = await while_connected(request, run)
     headers = result_headers(request, run, time.monotonic() - began)

@@ -13,13 +13,14 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from claude_invoker.api import border
-from claude_invoker.api.answers import EVENTS, FILE, LOOKING, RUNNING, ZIP, problems
+from claude_invoker.api.answers import EVENT, EVENTS, FILE, LOOKING, RUNNING, ZIP, problems
+from claude_invoker.api.events import itself
 from claude_invoker.api.files import file_answer
 from claude_invoker.api.invocation import decided, invocation_of
 from claude_invoker.api.links import base, linked, with_links
 from claude_invoker.api.once import another_request, taken_for_job
 from claude_invoker.api.openapi import request_body
-from claude_invoker.api.stream import HEADERS, HEARTBEAT, RETRY, without_events
+from claude_invoker.api.stream import HEADERS, HEARTBEAT, RETRY, encode, without_events
 from claude_invoker.api.zip import zipped
 from claude_invoker.caller import Caller
 from claude_invoker.idempotency import Claim, fingerprint_of
@@ -179,14 +180,25 @@ async def events(
     store = store_of(request)
     nothing_left = last != border.BEFORE_ALL and job.state in OVER and not await store.has_events(job.id, last)
     return without_events(request, nothing_left=nothing_left, headers={}) or StreamingResponse(
-        _encoded(store, job.id, last, heartbeat), media_type="text/event-stream", headers=HEADERS
+        _encoded(store, job.id, last, f"{base(request)}/jobs/{job.id}/events", heartbeat),
+        media_type="text/event-stream",
+        headers=HEADERS,
     )
 
 
-async def _encoded(store: Store, job_id: str, last: str, heartbeat: float) -> AsyncIterator[bytes]:
+async def _encoded(store: Store, job_id: str, last: str, root: str, heartbeat: float) -> AsyncIterator[bytes]:
     yield RETRY
     async for event in store.follow(job_id, last, heartbeat):
-        yield HEARTBEAT if event is None else "id: {}\nevent: {}\ndata: {}\n\n".format(*event).encode()
+        yield HEARTBEAT if event is None else encode(event[0], event[1], event[2].encode(), root)
+
+
+@router.get("/jobs/{job_id}/events/{event_id}", response_class=Response, responses=EVENT | _GONE)
+async def event(request: Request, job: OwnJob, event_id: str) -> Response:
+    """One event's data by its id, whole: of those that are `truncated` in the stream."""
+    found = await store_of(request).event(job.id, border.stream_id(event_id))
+    if found is None:
+        raise Problem(404, "not-found", "the job has no such event, or has it no more")
+    return itself(found.encode(), {})
 
 
 def artifacts_of(job: Job) -> list[Artifact]:

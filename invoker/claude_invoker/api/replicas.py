@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fastapi import Request
 
+from claude_invoker.api.links import base
 from claude_invoker.caller import Caller
 from claude_invoker.replicas.forwarding import Elsewhere, PassedOn, Peer, drained, unanswered
 from claude_invoker.replicas.record import PastRun, RunRecord, past
@@ -67,7 +68,7 @@ async def attached(request: Request, run_id: str, caller: Caller, *, live: bool)
     if known is None or known.subject != caller.subject or (known.owner == register.name and not known.is_over):
         return None
     if not known.is_over and (peer := await _peer(request, known.owner)) is not None:
-        answer = await parts.replicas.forwarder.follow(run_id, caller, peer)
+        answer = await parts.replicas.forwarder.follow(f"{base(request)}/runs/{run_id}", caller, peer)
         if live:
             raise Elsewhere(PassedOn(answer))
         await drained(answer)

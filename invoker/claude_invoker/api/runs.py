@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.responses import JSONResponse
 
-from claude_invoker.api.answers import EVENTS, FILE, LOOKING, ZIP
+from claude_invoker.api.answers import EVENT, EVENTS, FILE, LOOKING, ZIP
 from claude_invoker.api.border import last_event_id
+from claude_invoker.api.events import itself
 from claude_invoker.api.files import file_answer
-from claude_invoker.api.links import linked, view_with_links
+from claude_invoker.api.links import base, linked, view_with_links
 from claude_invoker.api.replicas import files_of, run_of
 from claude_invoker.api.stream import RETRY, event_stream, without_events
 from claude_invoker.api.zip import zipped
@@ -59,8 +60,23 @@ async def events(
     last, headers = last_event_id(last_seen), {"X-Claude-Run": run.id}
     nothing_left = run.events.closed and 0 < run.events.last_id <= last
     return without_events(request, nothing_left=nothing_left, headers=headers) or event_stream(
-        run, last, heartbeat_s=settings.heartbeat_s, grace_s=settings.detach_grace_s, headers=headers, begin=RETRY
+        run,
+        last,
+        root=f"{base(request)}/runs/{run.id}",
+        heartbeat_s=settings.heartbeat_s,
+        grace_s=settings.detach_grace_s,
+        headers=headers,
+        begin=RETRY,
     )
+
+
+@router.get("/runs/{run_id}/events/{number}", response_class=Response, responses=EVENT)
+async def event(run: OwnRun, number: Annotated[int, Path(ge=1, lt=10**15)]) -> Response:
+    """One event's data by its number, whole: of those that are `truncated` in the stream."""
+    found = run.events.find(number)
+    if found is None:
+        raise Problem(404, "not-found", "the run has no such event, or has it no more")
+    return itself(found.data, {"X-Claude-Run": run.id})
 
 
 @router.get("/runs/{run_id}/artifacts", response_model=list[Artifact], responses=ZIP)

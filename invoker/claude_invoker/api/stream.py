@@ -9,6 +9,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
+from claude_invoker.api.events import shortened
 from claude_invoker.head import asked_method
 from claude_invoker.replicas.record import PastRun
 from claude_invoker.runs.events import Event
@@ -22,9 +23,10 @@ RETRY = b"retry: 1000\n"
 """Begins a stream that a client may come back to: after so many milliseconds it does."""
 
 
-def encode(event: Event) -> bytes:
-    """One event; its data is JSON on one line."""
-    return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.id, event.name.encode(), event.data)
+def encode(number: int | str, name: str, data: bytes, root: str) -> bytes:
+    """One event of those below the path `root`; its data is JSON on one line."""
+    shown = shortened(name, data, f"{root}/{number}")
+    return b"id: %s\nevent: %s\ndata: %s\n\n" % (str(number).encode(), name.encode(), shown)
 
 
 def without_events(request: Request, *, nothing_left: bool, headers: dict[str, str]) -> Response | None:
@@ -41,28 +43,29 @@ def event_stream(
     run: Run | PastRun,
     last_id: int,
     *,
+    root: str,
     heartbeat_s: float,
     grace_s: float | None,
     headers: dict[str, str],
     begin: bytes = b"",
 ) -> StreamingResponse:
-    """The answer that follows a run. When the last client of a run has been gone for `grace_s` the run is
-    cancelled (None: never)."""
+    """The answer that follows a run. `root`: the path of the run itself. When the last client has been gone for
+    `grace_s` the run is cancelled (None: never)."""
     return StreamingResponse(
-        _encoded(run, last_id, heartbeat_s, grace_s, begin),
+        _encoded(run, last_id, f"{root}/events", heartbeat_s, grace_s, begin),
         media_type="text/event-stream",
         headers=HEADERS | headers,
     )
 
 
 async def _encoded(
-    run: Run | PastRun, last_id: int, heartbeat_s: float, grace_s: float | None, begin: bytes
+    run: Run | PastRun, last_id: int, root: str, heartbeat_s: float, grace_s: float | None, begin: bytes
 ) -> AsyncIterator[bytes]:
     async with followed(run, last_id, heartbeat_s, grace_s) as events:
         if begin:
             yield begin
         async for event in events:
-            yield HEARTBEAT if event is None else encode(event)
+            yield HEARTBEAT if event is None else encode(event.id, event.name, event.data, root)
 
 
 @asynccontextmanager

@@ -364,6 +364,11 @@ class Store:
                     if not found and not over:
                         yield None
 
+    async def event(self, job_id: str, event_id: str) -> str | None:
+        """The data (JSON) of one event."""
+        found = await self.redis.xrange(PREFIX + f"events:{job_id}", event_id, event_id, count=1)
+        return found[0][1]["data"] if found else None
+
     async def has_events(self, job_id: str, last: str) -> bool:
         """Whether there are events after `last` now."""
         return bool(await self.redis.xrange(PREFIX + f"events:{job_id}", f"({last}", count=1))

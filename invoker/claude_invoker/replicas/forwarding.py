@@ -70,9 +70,9 @@ class Forwarder:
         headers = {name: request.headers[name] for name in _ON if name in request.headers}
         return await self._asked(caller, peer, asked_method(request), path, query, headers, await request.body())
 
-    async def follow(self, run_id: str, caller: Caller, peer: Peer) -> httpx.Response:
-        """A run's events, as the other sends them; the same otherwise."""
-        return await self._asked(caller, peer, "GET", f"/runs/{run_id}/events", "", {})
+    async def follow(self, run: str, caller: Caller, peer: Peer) -> httpx.Response:
+        """The events of the run at that path, as the other sends them; the same otherwise."""
+        return await self._asked(caller, peer, "GET", f"{run}/events", "", {})
 
     async def _asked(
         self, caller: Caller, peer: Peer, method: str, path: str, query: str, headers: dict[str, str], body: bytes = b""

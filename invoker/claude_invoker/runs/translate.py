@@ -8,7 +8,6 @@ from typing import Any
 from claude_invoker.cli.messages import Heard, Message, ModelEvent, Said, Started
 from claude_invoker.runs.run import Run
 
-MAX_TOOL_TEXT = 20_000
 _MAX_OPEN = 1000
 
 
@@ -62,15 +61,5 @@ class Translator:
     def _results(self, message: Heard) -> None:
         for result in message.results:
             self.open_tools.discard(result.id)
-            text = result.text
-            cut = {"truncated": True, "characters": len(text)} if len(text) > MAX_TOOL_TEXT else {}
-            self._run.events.append(
-                "tool",
-                {
-                    "id": result.id,
-                    "is_error": result.is_error,
-                    "content": text[:MAX_TOOL_TEXT],
-                    "state": "finished",
-                    **cut,
-                },
-            )
+            finished = {"id": result.id, "is_error": result.is_error, "content": result.text, "state": "finished"}
+            self._run.events.append("tool", finished)
