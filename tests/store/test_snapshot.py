@@ -235,6 +235,18 @@ def test_a_pipe_that_a_run_has_left_holds_up_nobody_who_writes_a_file_in_its_pla
     assert not restoring.is_alive() and seen(here) == seen(there)
 
 
+def test_two_names_of_one_file_are_two_files_where_one_of_them_has_changed(tmp_path: Path, bucket: Bucket) -> None:
+    here, there = tree_of(tmp_path / "here", {"work/a": b"before"}), tree_of(tmp_path / "there")
+    os.link(here.work / "a", here.work / "b")
+    first = bucket.save(here, None, "1")
+    bucket.restore(there, first, None)
+    (there.work / "a").write_bytes(b"after!")
+    (there.work / "b").chmod(0o600)
+    second = bucket.save(there, first, "2")
+    bucket.restore(here, second, first)
+    assert seen(here) == seen(there) and (here.work / "b").read_bytes() == b"before"
+
+
 @given(st.lists(st.sampled_from([b"/old/root", b"/old/roo", b"/old", b"t", b"x" * 5]), max_size=30), st.integers(1, 12))
 @settings(max_examples=80, deadline=None)
 def test_paths_are_renamed_wherever_pieces_end(

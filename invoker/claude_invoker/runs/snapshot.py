@@ -203,6 +203,8 @@ def prepare(tree: Tree, wanted: Manifest, have: Manifest | None) -> list[Fetch]:
     for entry in wanted.entries:
         before = old.get(entry.path)
         at = tree.root / os.fsdecode(entry.path)
+        if before is not None and before.kind == entry.kind == "f" and at.lstat().st_nlink > 1:
+            before = None  # what is written to one of its names would be in the others
         if before is not None and before.content == entry.content:
             continue
         if before is None:
