@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
+import pytest
+
 SKILL = """---
 name: {name}
 description: Says {name}, and nothing else.
@@ -27,6 +30,12 @@ def write_skill(root: Path, name: str, more: str = "", **files: bytes) -> Path:
     for path, content in files.items():
         (folder / path).write_bytes(content)
     return folder
+
+
+def skip_where_python_differs(answer: httpx.Response) -> None:
+    """The libraries of skills come from the invoker's Python, which has to be of the version that runs have."""
+    if answer.status_code == 403 and "as the invoker's" in answer.json()["detail"]:
+        pytest.skip(answer.json()["detail"])
 
 
 def write_agent(root: Path, name: str, more: str = "") -> None:
