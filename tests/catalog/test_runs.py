@@ -45,7 +45,7 @@ def catalog() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         root.chmod(0o755)
-        write_skill(root, "acme", "allowed-tools: Bash Read\n")
+        write_skill(root, "acme", "allowed-tools: Bash\n")
         write_skill(root, "other")
         write_skill(root, "fetching", "metadata: {needs-egress: pypi.org}\n")
         write_skill(root, "lacking", "metadata: {needs-python: no-such-package, needs-programs: no-such-program}\n")
@@ -311,7 +311,7 @@ def test_the_clis_own_agents_and_those_of_others_are_not_to_be_had(
 ) -> None:
     invoker = start_invoker(isolation="namespaces", catalog=catalog, without=without)
     own = ("general-purpose", "claude", "Explore", "Plan", "statusline-setup")
-    others = ("catalog:stranger", "stranger", "CATALOG:REVIEWER", "catalog:*")
+    others = ("catalog:stranger", "stranger", "CATALOG:STRANGER", "catalog:*")
     before = len(stand_in.lines())
     with invoker.client() as api:
         calls = " ".join(hand_to(agent, "come in") for agent in (*own, *others))
