@@ -39,6 +39,7 @@ def test_a_run_is_answered_through_the_gateway(gateway: Gateway) -> None:
         asked = until(lines, "permission.requested")
         path = f"{answer.headers['location']}/permissions/{asked['id']}"
         decision = {"decision": "allow"}
+        assert stranger.post(f"{answer.headers['location']}/interrupt").status_code == 404
         assert nobody.post(path, json=decision).status_code == 401
         assert stranger.post(path, json=decision).status_code == 404
         limits = bob.get("/claude/limits").json()

@@ -156,6 +156,18 @@ def _so_far(api: httpx.Client, path: str) -> str:
 
 
 @as_root
+def test_a_job_is_interrupted(server: Invoker, worker: Invoker) -> None:
+    with client(server, "alice", **BASH) as alice, client(server, "mallory") as stranger:
+        path = create(alice, bash("echo one"))
+        asked_by(alice, path)
+        assert stranger.post(f"{path}/interrupt").status_code == 404
+        assert alice.post(f"{path}/interrupt").status_code == 202
+        done = ended(alice, path)
+        assert (done["state"], done["result"]["stop_reason"]) == ("done", "interrupted")
+        assert alice.post(f"{path}/interrupt").status_code == 409
+
+
+@as_root
 def test_the_page_of_a_job_shows_what_it_asks(server: Invoker, worker: Invoker) -> None:
     page, ours = "/claude/dashboard/jobs/", {"Sec-Fetch-Site": "same-origin"}
     with client(server, "alice", **BASH) as alice, client(server, "root", roles=["admin"]) as admin:

@@ -281,6 +281,34 @@ def test_a_subagent_asks_too(start: Callable[..., Invoker]) -> None:
         assert "from-below" in stream.until("run.finished")["result"]
 
 
+@pytest.mark.parametrize("what", ["a command", "words", "a call that waits"])
+def test_a_run_is_interrupted_and_its_session_goes_on(one: Invoker, what: str) -> None:
+    prompt = {"words": "[[delay 200]] [[say " + "word " * 60 + "]]"}.get(what, bash("touch made.txt; sleep 600"))
+    claims = BASH if what == "a call that waits" else {}
+    first = {"words": "content_block_delta", "a command": "tool"}.get(what, "permission.requested")
+    with client(one, "alice", **claims) as alice:
+        written = tool("Write", file_path="before.txt", content="x")
+        with asking(alice, written + prompt, ("Bash", "Write"), session="new") as stream:
+            seen = stream.until(first)
+            while what == "a command" and seen.get("name") != "Bash":
+                seen = stream.until(first)
+            assert alice.post(f"{stream.run}/interrupt").status_code == 202
+            result = stream.until("run.finished")
+            assert alice.post(f"{stream.run}/interrupt").status_code == 409
+        assert result["stop_reason"] == "interrupted"
+        assert "before.txt" in [artifact["path"] for artifact in result["artifacts"]]
+        again = alice.post("/claude/invoke", json={"prompt": "[[say on]]", "session": result["session"]})
+        assert again.status_code == 200 and again.json()["result"] == "on", again.text
+
+
+def test_nobody_else_interrupts(one: Invoker, alice: httpx.Client, bob: httpx.Client) -> None:
+    with asking(alice, bash("echo one")) as stream:
+        stream.until("permission.requested")
+        assert bob.post(f"{stream.run}/interrupt").status_code == 404
+        assert alice.post(f"{stream.run}/interrupt").status_code == 202
+        assert stream.until("run.finished")["stop_reason"] == "interrupted"
+
+
 def test_an_invoker_that_is_killed_lets_nothing_run(start: Callable[..., Invoker]) -> None:
     invoker = start()
     with client(invoker, "alice", **BASH) as alice, asking(alice, bash("touch made.txt; sleep 60")) as stream:
@@ -307,6 +335,7 @@ def test_by_way_of_another_replica(start: Callable[..., Invoker], shared_redis: 
         asking(alice, bash("echo one") + bash("echo two")) as stream,
     ):
         asked = stream.until("permission.requested")
+        assert stranger.post(f"{stream.run}/interrupt").status_code == 404
         assert stranger.get(f"{stream.run}/permissions").status_code == 404
         assert decide(stranger, stream.path(asked)).status_code == 404
         assert other.get(f"{stream.run}/permissions").json()["waiting"] == [asked]

@@ -24,7 +24,7 @@ from claude_invoker.api.stream import HEADERS, HEARTBEAT, RETRY, encode, without
 from claude_invoker.api.zip import zipped
 from claude_invoker.caller import Caller
 from claude_invoker.idempotency import Claim, fingerprint_of
-from claude_invoker.jobs import webhook
+from claude_invoker.jobs import calls, webhook
 from claude_invoker.jobs.queue import enqueue_delivery, enqueue_ticket
 from claude_invoker.jobs.record import OVER, Job, JobList, JobRequest, JobView, retention
 from claude_invoker.jobs.store import Store
@@ -161,6 +161,15 @@ async def look(request: Request, job: OwnJob, response: Response) -> JobView:
 async def cancel(request: Request, job: OwnJob) -> JobView:
     """Cancels a job that waits or runs; harmless for one that is over."""
     await end(request, job)
+    return await view_of(request, await store_of(request).get(job.id) or job)
+
+
+@router.post("/jobs/{job_id}/interrupt", status_code=202, response_model=JobView, responses=_GONE | problems(409))
+async def interrupt(request: Request, job: OwnJob) -> JobView:
+    """Ends what the model does now; the job is done with what it has done."""
+    if job.state != "running":
+        raise Problem(409, "conflict", f"the job is {job.state}")
+    await calls.interrupt(store_of(request), job)
     return await view_of(request, await store_of(request).get(job.id) or job)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.responses import JSONResponse
 
-from claude_invoker.api.answers import EVENT, EVENTS, FILE, LOOKING, ZIP
+from claude_invoker.api.answers import EVENT, EVENTS, FILE, LOOKING, ZIP, problems
 from claude_invoker.api.border import last_event_id
 from claude_invoker.api.events import itself
 from claude_invoker.api.files import file_answer
@@ -48,6 +48,15 @@ async def look(request: Request, run: OwnRun) -> RunView:
 async def cancel(request: Request, run: OwnRun) -> RunView:
     """Cancels a run; harmless for one that is over."""
     run.cancel("cancelled by its caller")
+    return view_with_links(request, run.view())
+
+
+@router.post("/runs/{run_id}/interrupt", status_code=202, response_model=RunView, responses=problems(409))
+async def interrupt(request: Request, run: OwnRun) -> RunView:
+    """Ends what the model does now. The run ends with what it has done, and its session goes on with the next turn."""
+    if isinstance(run, PastRun):
+        raise Problem(409, "conflict", "the run is over")
+    run.interrupt()
     return view_with_links(request, run.view())
 
 

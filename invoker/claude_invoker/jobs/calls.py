@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
+from typing import Any
 
 import orjson
 from redis.exceptions import RedisError
@@ -29,23 +30,28 @@ _KEPT_S = 60
 
 
 async def decide(store: Store, job: Job, permission_id: str, given: PermissionAnswer, by: str) -> PermissionDecision:
-    """What the worker has decided. Raises Problem, 503 where it does not say anything."""
+    """What the worker has decided. Raises Problem."""
+    asked = {"what": "decide", "permission": permission_id, "by": by, "given": given.model_dump(mode="json")}
+    return PermissionDecision.model_validate((await _ask(store, job, asked))["decision"])
+
+
+async def interrupt(store: Store, job: Job) -> None:
+    """Raises Problem."""
+    await _ask(store, job, {"what": "interrupt"})
+
+
+async def _ask(store: Store, job: Job, asked: dict[str, Any]) -> dict[str, Any]:
+    """What the worker answers. Raises Problem, 503 where it does not say anything."""
     reply = f"{PREFIX}reply:{secrets.token_hex(16)}"
-    asked = {
-        "job": job.id,
-        "reply": reply,
-        "permission": permission_id,
-        "by": by,
-        "given": given.model_dump(mode="json"),
-    }
+    asked |= {"job": job.id, "reply": reply}
     await store.redis.publish(CALLS, orjson.dumps(asked))
     answer = await store.redis.blpop([reply], timeout=_WITHIN_S)
     if answer is None:
         raise Problem(503, "busy", "the worker that runs the job does not answer", {"Retry-After": "1"})
-    said = orjson.loads(answer[1])
+    said: dict[str, Any] = orjson.loads(answer[1])
     if "problem" in said:
         raise Problem.of(said["problem"])
-    return PermissionDecision.model_validate(said["decision"])
+    return said
 
 
 async def listen(store: Store, run_of: Callable[[str], Run | None]) -> None:
@@ -56,7 +62,10 @@ async def listen(store: Store, run_of: Callable[[str], Run | None]) -> None:
                 await channel.subscribe(CALLS)
                 async for message in channel.listen():
                     if message["type"] == "message":
-                        await _answered(store, message["data"], run_of)
+                        try:
+                            await _answered(store, message["data"], run_of)
+                        except (ValueError, KeyError) as error:  # who asks is told that nobody answers
+                            _log.warning("a call of another release is not understood: %s", type(error).__name__)
         except (RedisError, OSError):
             await asyncio.sleep(0.5)
 
@@ -66,9 +75,15 @@ async def _answered(store: Store, message: str, run_of: Callable[[str], Run | No
     run = run_of(asked["job"])
     if run is None:
         return
+    said: dict[str, Any] = {}
     try:
-        given = PermissionAnswer.model_validate(asked["given"])
-        said = {"decision": run.permissions.answer(asked["permission"], given, asked["by"]).model_dump(mode="json")}
+        if asked["what"] == "decide":
+            given = PermissionAnswer.model_validate(asked["given"])
+            said["decision"] = run.permissions.answer(asked["permission"], given, asked["by"]).model_dump(mode="json")
+        elif asked["what"] == "interrupt":
+            run.interrupt()
+        else:
+            raise ValueError(asked["what"])
     except Problem as problem:
         said = {"problem": problem.document()}
     async with store.redis.pipeline(transaction=True) as pipe:

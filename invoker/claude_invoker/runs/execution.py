@@ -131,7 +131,9 @@ class Executor:
             cost_usd=run.cost_usd,
             duration_ms=round((time.monotonic() - began) * 1000),
             num_turns=sum(each.num_turns for each in said),
-            stop_reason=outcome.stop_reason(result, run.account),
+            stop_reason="interrupted"
+            if run.interrupted and result.is_error
+            else outcome.stop_reason(result, run.account),
             budget=run.account.budget,
             permission_denials=[denial for each in said for denial in outcome.denials(each)],
             artifacts=run.artifacts,
@@ -174,6 +176,7 @@ class Executor:
         """Whether the process may wait for another turn: nothing can go on in it by itself."""
         process = ready.process
         is_whole = process.finished and ready.usable and run.exceeded is None and not run.account.exhausted
+        is_whole = is_whole and not run.interrupted
         return is_whole and run.used <= HARMLESS and await is_alone(process, ready.at_first)
 
     async def _rounds(self, run: Run, ready: Ready, *, goes_on: bool) -> list[Result]:
@@ -184,7 +187,7 @@ class Executor:
         await self._open_account(run, ready.token)
         shown = await asyncio.to_thread(_shown, run)
         said = [await self._converse(run, ready, shown, end, same=goes_on)]
-        while plan.check is not None:
+        while plan.check is not None and not run.interrupted:
             await self._wind_down(run, ready, gently=True)
             check = run.check = await self._check(run, ready, plan.check, end, len(said) - 1)
             turns = plan.max_turns - sum(each.num_turns for each in said)

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,6 +109,9 @@ class Run:
     """Where the run works, once it has a process."""
     permissions: Permissions = field(init=False)
     """Its calls of tools that somebody has to allow first."""
+    interrupting: Callable[[], None] | None = None
+    """Ends what the model does now; None: it does nothing."""
+    interrupted: bool = False
     stays: Ready | None = None
     """Its process, where that waits for the session's next turn."""
     watchers: int = 0
@@ -175,6 +179,14 @@ class Run:
         if not self.done.is_set() and self.task is not None and self.cancel_reason is None:
             self.cancel_reason = reason
             self.task.cancel()
+
+    def interrupt(self) -> None:
+        """Ends what the model does now, and with it the run, which has a result all the same. Raises Problem 409."""
+        if self.interrupting is None:
+            raise Problem(409, "conflict", "the model is not at work")
+        if not self.interrupted:
+            self.interrupted = True
+            self.interrupting()
 
     def exceed(self, problem: Problem) -> None:
         """Ends the run with this problem. Does nothing to a run that is over."""
