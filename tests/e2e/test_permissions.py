@@ -43,12 +43,12 @@ def test_a_run_is_answered_through_the_gateway(gateway: Gateway) -> None:
         assert nobody.post(path, json=decision).status_code == 401
         assert stranger.post(path, json=decision).status_code == 404
         limits = bob.get("/claude/limits").json()
-        before = limits["concurrent"], limits["usd"]
+        before = limits["concurrent"], limits["usd"]["reserved"], limits["usd"]["day"]["spent"]
         assert bob.get(path.rpartition("/")[0]).json()["waiting"] == [asked]
         assert bob.post(path, json=decision).status_code == 200
         assert alice.post(path, json=decision).status_code == 409
         after = bob.get("/claude/limits").json()
-        assert (after["concurrent"], after["usd"]) == before
+        assert (after["concurrent"], after["usd"]["reserved"], after["usd"]["day"]["spent"]) == before
         result = until(lines, "run.finished")
     assert [artifact["path"] for artifact in result["artifacts"]] == ["made.txt"]
     assert result["decisions"][0]["by"] == "approver"
