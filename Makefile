@@ -6,7 +6,7 @@ JOBS   ?= 3
 DATA   ?= tests/conformance/data
 BASE_URL ?=
 
-.PHONY: test-alone redis-servers test-redis help setup up down test test-long test-ledger lint format bench conformance chaos soak clean fuzz version doctor
+.PHONY: test-alone redis-servers test-redis help setup up down test test-long test-ledger lint format bench bench-passthrough conformance chaos soak clean fuzz version doctor
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -79,6 +79,15 @@ bench: setup ## every benchmark, one JSON line each, into build/bench.jsonl
 	@mkdir -p build && : > build/bench.jsonl
 	@for name in pluginserver chain jwt rate prompt invoker isolation jobs metrics minikong kong money passthrough; do \
 	  echo "bench.$$name" >&2; $(BIN)/python -m bench.$$name | tail -n 1 | tee -a build/bench.jsonl; done
+
+# Another program's packages, which are none of ours: an environment of its own, outside of constraints.txt.
+build/litellm/.ready:
+	$(PYTHON) -m venv build/litellm
+	build/litellm/bin/python -m pip install --quiet 'litellm[proxy]==1.108.7'
+	@touch $@
+
+bench-passthrough: setup build/litellm/.ready ## bench.passthrough beside LiteLLM's proxy, which it installs below build/
+	$(BIN)/python -m bench.passthrough --litellm build/litellm/bin/litellm
 
 wheels: setup ## the five wheels, into build/wheels
 	@rm -rf build/wheels && mkdir -p build/wheels

@@ -11,13 +11,18 @@ both. The body is as large as Claude Code's (48 KB); time is from sending it to 
 | `streams_200_merged_chunks` | pieces that did not come one by one, of 200 streams that are open at the same time |
 | `kb_per_stream` | memory of invoker and proxy with these open, less that with none, for each |
 | `cpu_ms_per_request` | CPU time of both for a request with a short answer |
-| `cpu_ms_per_mb` | CPU time of both for a megabyte that is streamed, in pieces of 480 bytes |
+| `cpu_ms_per_mb` | CPU time of both for a megabyte that is streamed, in pieces of 480 bytes, 20 ms apart |
+| `litellm_ms_per_request`, `litellm_ms_per_mb` | the same of LiteLLM's proxy, with `--litellm` |
+| `cpu_vs_litellm`, `cpu_request_vs_litellm` | ours ÷ LiteLLM's, for a megabyte and for a request |
+
+`make bench-passthrough` installs LiteLLM into an environment of its own, below `build/`, and compares with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import socket
@@ -26,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -45,6 +50,8 @@ from tests.support.attest import signed
 
 STREAMS = 200
 PIECES, PIECE = 100, 400  # of a stream, and bytes of a piece's text
+PAUSES_S = {b"?slow": 0.1, b"?paced": 0.02}
+ROUNDS, AT_ONCE = 5, 10  # of what is measured of CPU
 MODEL = "claude-haiku-4-5"
 PATH = "/v1/messages"
 SECRET = "s" * 32
@@ -57,15 +64,17 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def body(size: int = 48_000) -> bytes:
-    prompt = "[[say " + "word " * 8 + "]]"
+def body(size: int = 48_000, kind: str = "") -> bytes:
+    """`kind`: of the answer, see `Upstream`."""
+    prompt = "[[say " + "word " * 8 + f"]] {kind}"
     message = [{"role": "user", "content": prompt}]
     given = {"model": MODEL, "max_tokens": 1000, "stream": True, "system": "x" * size, "messages": message}
     return json.dumps(given).encode()
 
 
 class Upstream(asyncio.Protocol):
-    """Streams a message: at once, or with `?slow` a piece every 100 ms; with `?short` it has one piece of text."""
+    """Streams a message: at once, or where the prompt says so (`PAUSES_S`) a piece now and then; with `?short` it has
+    one piece of text."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -82,22 +91,22 @@ class Upstream(asyncio.Protocol):
         if len(content) < length:
             return
         self._rest = content[length:]
-        target = head.partition(b"\r\n")[0]
         self._transport.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         )
-        pieces = _pieces(1 if b"?short" in target else PIECES)
-        if b"?slow" in target:
-            self._next(pieces)
+        pieces = _pieces(1 if b"?short" in content else PIECES)
+        pause_s = next((pause_s for kind, pause_s in PAUSES_S.items() if kind in content), None)
+        if pause_s is not None:
+            self._next(pieces, pause_s)
         else:
             for piece in pieces:
                 self._transport.write(piece)
 
-    def _next(self, pieces: Iterator[bytes]) -> None:
+    def _next(self, pieces: Iterator[bytes], pause_s: float) -> None:
         piece = next(pieces, None)
         if piece is not None:
             self._transport.write(piece)
-            asyncio.get_running_loop().call_later(0.1, self._next, pieces)
+            asyncio.get_running_loop().call_later(pause_s, self._next, pieces, pause_s)
 
 
 def _pieces(count: int) -> Iterator[bytes]:
@@ -134,7 +143,7 @@ class Client:
     async def open(self) -> None:
         self._reader, self._writer = await asyncio.open_connection(*self._place, limit=1 << 20)
 
-    async def ask(self, content: bytes, headers: Mapping[str, str], query: str = "") -> AsyncIterator[bytes]:
+    async def ask(self, content: bytes, headers: Mapping[str, str]) -> AsyncIterator[bytes]:
         """The chunks of the answer, as they are on the wire."""
         if self._reader is None:
             await self.open()
@@ -142,7 +151,7 @@ class Client:
         assert reader is not None
         given = {"host": "api", "content-type": "application/json", "content-length": str(len(content)), **headers}
         head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
-        self._writer.write(f"POST {self._path}{query} HTTP/1.1\r\n{head}\r\n".encode() + content)
+        self._writer.write(f"POST {self._path} HTTP/1.1\r\n{head}\r\n".encode() + content)
         answered = await reader.readuntil(b"\r\n\r\n")
         if b" 200 " not in answered.partition(b"\r\n")[0]:
             raise RuntimeError(answered.decode() + (await reader.read(2000)).decode())
@@ -217,14 +226,14 @@ async def added(rounds: int, direct: Client, by: Client, heads: Iterator[dict[st
 
 async def streams(url: str, attesting: Attesting, processes: list[psutil.Process]) -> dict[str, float]:
     """Slow streams, all open at once; then the same content as fast as it comes."""
-    content, sent = body(2_000), PIECES + 4
+    content, sent = body(2_000, "?slow"), PIECES + 4
     begun, open_now = 0, asyncio.Event()
 
     async def one(number: int) -> int:
         nonlocal begun
         await asyncio.sleep(number * 0.03)
         client, chunks = Client(url), 0
-        async for _ in client.ask(content, attesting.head(content, number), "?slow"):
+        async for _ in client.ask(content, attesting.head(content, number)):
             begun += chunks == 0
             chunks += 1
             if begun == STREAMS:
@@ -241,21 +250,59 @@ async def streams(url: str, attesting: Attesting, processes: list[psutil.Process
         peak = memory(processes)
         chunks = await asyncio.gather(*tasks)
         all_open.cancel()
-    client, sizes, used = Client(url), [0, 0], [0.0, 0.0]
-    for number in range(200):
-        at = number % 2
-        began = cpu_s(processes)
-        async for chunk in client.ask(content, attesting.head(content, number), ("?short", "")[at]):
-            sizes[at] += len(chunk)
-        await asyncio.sleep(0.02)  # what follows the answer is part of it
-        used[at] += cpu_s(processes) - began
-    client.close()
     return {
         "streams_200_merged_chunks": sum(max(sent - each, 0) for each in chunks),
         "kb_per_stream": round((peak - before) / 1024 / STREAMS, 1),
-        "cpu_ms_per_request": round(1000 * used[0] / 100, 1),
-        "cpu_ms_per_mb": round(1000 * (used[1] - used[0]) / ((sizes[1] - sizes[0]) / 1e6), 1),
     }
+
+
+async def cpu(url: str, heads: Callable[[bytes], dict[str, str]], processes: list[psutil.Process]) -> tuple[float, ...]:
+    """CPU milliseconds of these processes for a request with a short answer, and for each megabyte that is streamed:
+    ten streams at a time, their pieces 20 ms apart, as a model writes."""
+
+    async def one(content: bytes) -> int:
+        client, size = Client(url), 0
+        async for chunk in client.ask(content, heads(content)):
+            size += len(chunk)
+        client.close()
+        return size
+
+    used: dict[str, tuple[float, int]] = {}
+    for kind in ("?short warm", "?short", "?paced"):
+        content, size, began = body(2_000, kind), 0, cpu_s(processes)
+        for _ in range(ROUNDS):
+            size += sum(await asyncio.gather(*(one(content) for _ in range(AT_ONCE))))
+        await asyncio.sleep(0.2)  # what follows the answers is part of them
+        used[kind] = cpu_s(processes) - began, size
+    (short_s, short), (paced_s, paced) = used["?short"], used["?paced"]
+    return 1000 * short_s / (ROUNDS * AT_ONCE), 1000 * (paced_s - short_s) / ((paced - short) / 1e6)
+
+
+async def by_litellm(program: Path, port: int, folder: Path) -> tuple[float, ...]:
+    """The CPU of LiteLLM's proxy for the same, with one worker, a key of its own and a price for the model."""
+    key, own = "sk-bench", free_port()
+    sent_to = {"model": f"anthropic/{MODEL}", "api_base": f"http://127.0.0.1:{port}", "api_key": KEY}
+    config = {
+        "model_list": [{"model_name": MODEL, "litellm_params": sent_to}],
+        "general_settings": {"master_key": key},
+    }
+    (folder / "litellm.yaml").write_text(json.dumps(config))
+    options = [
+        "--config",
+        str(folder / "litellm.yaml"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(own),
+        "--telemetry",
+        "False",
+    ]
+    environment = clean_environment() | {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    with started([str(program), *options], environment, folder / "litellm.log") as litellm:
+        wait_for(lambda: _answers(own), 120, what="LiteLLM")
+        found = psutil.Process(litellm.pid)
+        processes = [found, *found.children(recursive=True)]
+        return await cpu(f"http://127.0.0.1:{own}{PATH}", lambda _: {"authorization": f"Bearer {key}"}, processes)
 
 
 def percentiles(name: str, values: list[float]) -> dict[str, float]:
@@ -263,7 +310,7 @@ def percentiles(name: str, values: list[float]) -> dict[str, float]:
     return {f"{name}_p50": round(statistics.median(values), 2), f"{name}_p99": round(cuts[98], 2)}
 
 
-async def by_the_invoker(rounds: int, folder: Path) -> dict[str, float]:
+async def by_the_invoker(rounds: int, folder: Path, litellm: Path | None) -> dict[str, float]:
     redis, port, invoker_port = RedisProcess(), free_port(), free_port()
     settings = {
         "PORT": invoker_port,
@@ -288,10 +335,23 @@ async def by_the_invoker(rounds: int, folder: Path) -> dict[str, float]:
             attesting = Attesting()
             direct, by = Client(f"http://127.0.0.1:{port}{PATH}"), Client(f"{url}/claude{PATH}")
             content = body()
-            heads = (attesting.head(content, number) for number in range(10**9))
+            numbers = itertools.count()
+            heads = (attesting.head(content, number) for number in numbers)
             plain, more = await added(rounds, direct, by, heads)
             processes = both(invoker.pid)
             figures = await streams(f"{url}/claude{PATH}", attesting, processes)
+            request_ms, mb_ms = await cpu(
+                f"{url}/claude{PATH}", lambda content: attesting.head(content, next(numbers)), processes
+            )
+            figures |= {"cpu_ms_per_request": round(request_ms, 1), "cpu_ms_per_mb": round(mb_ms, 1)}
+            if litellm is not None:
+                theirs_request_ms, theirs_mb_ms = await by_litellm(litellm, port, folder)
+                figures |= {
+                    "litellm_ms_per_request": round(theirs_request_ms, 1),
+                    "litellm_ms_per_mb": round(theirs_mb_ms, 1),
+                    "cpu_vs_litellm": round(mb_ms / theirs_mb_ms, 3),
+                    "cpu_request_vs_litellm": round(request_ms / theirs_request_ms, 3),
+                }
     finally:
         redis.close()
     return {"direct_ms_p50": round(statistics.median(plain), 2), **percentiles("added_ms", more), **figures}
@@ -314,6 +374,8 @@ def _answers(port: int) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.passthrough", description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--litellm", type=Path, metavar="PROGRAM", help="compare with this: `make bench-passthrough`")
+    parser.add_argument("--only", choices=("invoker",), help=argparse.SUPPRESS)
     parser.add_argument("--upstream", type=int, metavar="PORT", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.upstream:
@@ -322,8 +384,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-passthrough-") as name:
         folder = Path(name)
         say("by the invoker and its metering proxy …")
-        figures: dict[str, Any] = uvloop.run(by_the_invoker(options.rounds, folder))
+        figures: dict[str, Any] = uvloop.run(by_the_invoker(options.rounds, folder, options.litellm))
         say(json.dumps(figures))
+        if options.only:
+            return 0
         say("by the whole stack …")
         (folder / "stack").mkdir()
         with standing(folder / "stack") as gateway:
