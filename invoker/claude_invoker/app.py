@@ -13,6 +13,7 @@ from claude_invoker.api import catalogue, health, invoke, openapi, permissions, 
 from claude_invoker.api import jobs as jobs_api
 from claude_invoker.api.anthropic import routes as anthropic
 from claude_invoker.api.compress import Compression
+from claude_invoker.api.graphql import routes as graphql
 from claude_invoker.api.limit import BodyLimit, Limits
 from claude_invoker.api.openai import routes as openai
 from claude_invoker.audit import runs as audit_of
@@ -44,6 +45,7 @@ ROUTERS = (
     permissions.router,
     anthropic.router,
     openai.router,
+    graphql.router,
     catalogue.router,
     skills.router,
     dashboard.router,

@@ -54,19 +54,26 @@ async def attested(request: Request) -> Caller:
 async def attested_run(request: Request) -> AsyncIterator[Caller]:
     """The caller of a request that starts something; gives the lease back where nothing was started
     (`request.state.started`). Raises Problem 401."""
-    async with _starting(request, reads_body=True) as caller:
+    async with starting(request) as caller:
         yield caller
 
 
 async def attested_form(request: Request) -> AsyncIterator[Caller]:
     """The same, of a request whose body is read later and in pieces. Raises Problem 401, also where the gateway has
     looked at the body: then it is to be held against what that has seen."""
-    async with _starting(request, reads_body=False) as caller:
+    async with starting(request, reads_body=False) as caller:
         yield caller
 
 
 @asynccontextmanager
-async def _starting(request: Request, *, reads_body: bool) -> AsyncIterator[Caller]:
+async def looking(request: Request) -> AsyncIterator[Caller]:
+    """As `attested`, where it depends on the request itself which of the two it is."""
+    yield await attested(request)
+
+
+@asynccontextmanager
+async def starting(request: Request, *, reads_body: bool = True) -> AsyncIterator[Caller]:
+    """As `attested_run`."""
     caller = await _attested(request, services(request).settings.required_checks_run, reads_body=reads_body)
     request.state.started = False
     try:

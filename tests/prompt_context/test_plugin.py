@@ -8,9 +8,12 @@ from typing import Any
 import jwt
 import pytest
 
+from claude_contract.errors import ConfigError
+from kong_claude.prompt_context.plugin import PromptContext
 from tests.prompt_context.conftest import Send, post
 from tests.prompt_context.test_inert import CORPUS
 from tests.support.kong_driver import Driver, Event, Request, RPCError
+from tests.support.stages import stage_of
 
 SECRET = "0123456789abcdef0123456789abcdef"
 FIXED = {"secret": SECRET, "request": "POST /claude/invoke"}
@@ -380,6 +383,27 @@ def test_forms_that_do_not_pass(send: Send, request_: Request, status: int) -> N
 def test_a_form_passes_no_other_route(send: Send) -> None:
     for apply in ("attested", "auto", "body"):
         refused(send({**GUIDE, "apply": apply, "attestation": FIXED}, form(100))[0], 415)
+
+
+GRAPHQL: dict[str, Any] = {**GUIDE, "apply": "attested", "attestation": FIXED, "shape": "graphql"}
+
+
+def test_a_graphql_request_passes_unread_and_what_is_added_to_it_is_attested(send: Send) -> None:
+    event, request = send(GRAPHQL, post('{"query": "{ limits }"}', {**REPO, "content-length": "23"}))
+    assert event.exit is None and "kong.request.get_raw_body" not in event.methods and request.upstream_body is None
+    assert claims(request)["add"]["context"]["repository"] == "org/app"
+    for kind in ("text/plain", "application/graphql", "multipart/form-data; boundary=x"):
+        refused(send(GRAPHQL, post("{}", {"content-type": kind, "content-length": "2"}))[0], 415)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"apply": "auto"}, {"max_prompt_bytes": 3}, {"deny_patterns": ["x"]}, {"locked": ["model"]}, {"explain": True}],
+)
+def test_what_needs_the_body_of_a_graphql_request_does_not_start(more: dict[str, Any]) -> None:
+    stage_of(PromptContext, GRAPHQL)
+    with pytest.raises(ConfigError, match="shape"):
+        stage_of(PromptContext, GRAPHQL | more)
 
 
 def test_the_limit_is_passed_to_kong(send: Send) -> None:

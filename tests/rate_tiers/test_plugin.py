@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import signal
 import threading
@@ -15,13 +16,16 @@ import pytest
 
 from claude_contract import ledger
 from claude_contract.attestation import Signer
+from claude_contract.errors import ConfigError
 from claude_contract.identity import Identity
 from claude_contract.ledger import Lease, Quota, Window
 from kong_claude import PLUGINS
 from kong_claude.rate_tiers import headers
+from kong_claude.rate_tiers.plugin import RateTiers
 from tests.rate_tiers.servers import REACHED_BY, RedisProcess, one_server
 from tests.support.attest import claims_in, signed
 from tests.support.kong_driver import Driver, Event, Request, RPCError, Server, plugin_server
+from tests.support.stages import stage_of
 
 SECRET = "s" * 32
 SIGNER = Signer("1", SECRET.encode(), {"1": SECRET.encode()})
@@ -669,3 +673,39 @@ def test_what_a_tier_has_that_says_nothing_of_api_features_is_told(
     """By the name of the tier's field, and as the invoker understands it (`plan.features_of`)."""
     report = start(tiers=[{"name": "free", "minute": 60, **tier}], report=True)
     assert kong.handle(report, "access", identified(subject)).ended.body["api_features"] == features
+
+
+QUERY, MUTATION = b'{"query": "{ limits }"}', b'{"query": "mutation { cancel(id: 1) { id } }"}'
+
+
+def test_of_graphql_only_what_may_start_something_is_counted(kong: Driver, start: Start, subject: str) -> None:
+    instance = start(attestation=ATTESTATION, by_operation=True, tiers=TIERS, default_tier="free")
+
+    def asked(body: bytes, **headers: str) -> tuple[Request, Event]:
+        request = attested(subject, "free", body=body, headers=headers)
+        return request, kong.handle(instance, "access", request)
+
+    for _ in range(3):
+        request, event = asked(QUERY)
+        assert event.exit is None
+        claims = claims_of(request)
+        assert "rate-tiers" not in claims["chk"] and not {"lease", "clamp"} & set(claims) and claims["bsh"]
+        assert json.loads(request.upstream_headers["x-claude-limits"])["tier"] == "free"
+    forged, _ = asked(b'{"query": "{ jobs { next } }"}', **{"x-claude-limits": "{}", "x_claude_limits": "{}"})
+    for name in ("x-claude-limits", "x_claude_limits"):
+        assert not forged.upstream_headers[name], "what a client sends does not go on"
+    request, event = asked(MUTATION, **{"x-claude-limits": "{}"})
+    assert event.exit is None and "rate-tiers" in claims_of(request)["chk"] and claims_of(request)["lease"]
+    assert not request.upstream_headers["x-claude-limits"]
+    # What cannot be read counts as one, and now no place is free.
+    for body in (MUTATION, b"{", b"[]", b'{"query": 1}', b'{"query": "query { a } mutation { b }"}'):
+        assert asked(body)[1].ended.body["limit"] == "concurrent"
+
+
+@pytest.mark.parametrize("more", [{"report": True}, {"by_model": True}, {"admin": True}, {"attestation": None}])
+def test_by_operation_is_of_a_route_of_its_own(redis_server: RedisProcess, more: dict[str, Any]) -> None:
+    config = {"policy": "redis", "redis_url": redis_server.url, "tiers": MESSAGES, "default_tier": "free"}
+    given = config | {"by_operation": True, "attestation": ATTESTATION} | more
+    with pytest.raises(ConfigError) as refused:
+        stage_of(RateTiers, {name: value for name, value in given.items() if value is not None})
+    assert refused.value.field_name in ("by_operation", "by_model", "tiers[0].messages", "admin"), refused.value

@@ -72,6 +72,7 @@ def test_the_seed_example_gets_the_defaults() -> None:
         "report": False,
         "admin": False,
         "by_model": False,
+        "by_operation": False,
     }
     stage_of(RateTiers, made)
 

@@ -70,11 +70,16 @@ async def create(
 
 
 async def enqueue(request: Request, caller: Caller, *, is_run: bool = False) -> Response:
-    """The answer to whatever becomes a job. `is_run`: it might as well become a run, so that its key is one of these.
-    Raises Problem 400, 403, 422, 503."""
+    """The answer to whatever becomes a job. `is_run`: see `queued`. Raises Problem 400, 403, 422, 503."""
+    view = await queued(request, caller, await invocation_of(request, caller, JobRequest), is_run=is_run)
+    headers = {"Location": view.links["self"], "Retry-After": "1", "Preference-Applied": "respond-async"}
+    return JSONResponse(view.model_dump(mode="json", exclude_none=True), status_code=202, headers=headers)
+
+
+async def queued(request: Request, caller: Caller, wanted: JobRequest, *, is_run: bool = False) -> JobView:
+    """The job of an invocation. `is_run`: it might as well become a run, so that its key is one of these. Raises
+    Problem 400, 403, 422, 503."""
     store = store_of(request)
-    wanted = await invocation_of(request, caller, JobRequest)
-    assert isinstance(wanted, JobRequest)
     decided(request, wanted, caller)  # what cannot run is refused now, not later
     if wanted.callback_url:
         webhook.check_url(wanted.callback_url, services(request).settings)
@@ -90,9 +95,7 @@ async def enqueue(request: Request, caller: Caller, *, is_run: bool = False) -> 
     if happened == "accepted":
         await enqueue_ticket(jobs_of(request).queues)
     stored = await store.get(job_id) or job
-    view = stored.view(base(request), await store.position(stored) if stored.state == "queued" else None)
-    headers = {"Location": view.links["self"], "Retry-After": "1", "Preference-Applied": "respond-async"}
-    return JSONResponse(view.model_dump(mode="json", exclude_none=True), status_code=202, headers=headers)
+    return stored.view(base(request), await store.position(stored) if stored.state == "queued" else None)
 
 
 async def own_job(job_id: str, request: Request, caller: Annotated[Caller, Depends(attested)]) -> Job:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from claude_invoker.problem import TITLES, Problem
 
-Language = Literal["problem", "anthropic", "openai"]
+Language = Literal["problem", "anthropic", "openai", "graphql"]
 PROBLEM = "application/problem+json"
 JSON = "application/json"
 
@@ -49,6 +49,8 @@ def language_of(path: str, headers: Mapping[str, str], prefix: str) -> Language:
 
     Below `/v1` Anthropic's for `messages` and for whoever sends `anthropic-version`, as its clients do; else OpenAI's.
     """
+    if path in ("/graphql", f"{prefix}/graphql"):
+        return "graphql"
     inside = path.removeprefix(prefix + "/v1/") if prefix else path
     if inside == path:
         inside = path.removeprefix("/v1/")
@@ -74,6 +76,8 @@ def said(problem: Problem, language: Language, request_id: str) -> Said:
     """A problem in a language. The vendors know no 422: what is wrong with a request is 400."""
     if language == "problem":
         return Said(problem.status, problem.document(), PROBLEM, {})
+    if language == "graphql":
+        return Said(problem.status, {"errors": [in_graphql(problem)]}, JSON, {})
     status = 400 if problem.status == 422 else problem.status
     message, code = problem.detail or TITLES[problem.kind], problem.kind.replace("-", "_")
     if language == "anthropic":
@@ -89,6 +93,13 @@ def said(problem: Problem, language: Language, request_id: str) -> Said:
     if problem.extra:
         body["details"] = problem.extra
     return Said(status, {"error": body}, JSON, {})
+
+
+def in_graphql(problem: Problem) -> dict[str, Any]:
+    """A problem as one of GraphQL's errors: its members are `extensions`, its kind their `code`."""
+    document = problem.document()
+    message = problem.detail or TITLES[problem.kind]
+    return {"message": message, "extensions": {"code": problem.kind, **document}}
 
 
 def anthropic_type(status: int) -> str:

@@ -119,16 +119,16 @@ class PassedOn(StreamingResponse):
     def __init__(self, answer: httpx.Response) -> None:
         kept = {name: value for name, value in answer.headers.items() if name not in _HOP_BY_HOP}
         super().__init__(answer.aiter_raw(), status_code=answer.status_code, headers=kept)
-        self._answer = answer
+        self.answer = answer
 
     async def stream_response(self, send: Send) -> None:
         try:
             await super().stream_response(send)
         except httpx.TransportError as error:  # nor is ours completed: its client sees that it lacks something
-            _log.warning("%s broke off its answer: %s", self._answer.url.copy_with(path="/", query=None), error)
+            _log.warning("%s broke off its answer: %s", self.answer.url.copy_with(path="/", query=None), error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._answer.aclose()
+            await self.answer.aclose()

@@ -79,22 +79,25 @@ class PromptContext(Stage[PromptContextConfig]):
         self.explain_permission = config.explain_permission
         self.form = config.form
         if self.form:
-            self.check_form()
+            self.check_unread("form")
+            if self.shape != "invoke":
+                raise ConfigError("form", "needs shape: invoke, no other API takes forms")
+        elif self.shape == "graphql":
+            self.check_unread("shape")
         elif self.max_body_bytes > MAX_READ:
             raise ConfigError("max_body_bytes", f"may be more than {MAX_READ} only where form is set")
 
-    def check_form(self) -> None:
-        """Raises ConfigError for what could only be done by reading a form."""
+    def check_unread(self, field: str) -> None:
+        """Raises ConfigError for what could only be done by reading a body that is not read here: `field` says so."""
+        what = "a form" if field == "form" else "a GraphQL request"
         if self.mode != "attested":
-            raise ConfigError("form", "needs apply: attested, since a form is not read here")
-        if self.shape != "invoke":
-            raise ConfigError("form", "needs shape: invoke, no other API takes forms")
+            raise ConfigError(field, f"needs apply: attested, since {what} is not read here")
         if self.guards:
-            raise ConfigError("form", "goes with no guard (max_prompt_bytes, deny_patterns, allow_patterns)")
+            raise ConfigError(field, f"{what} goes with no guard (max_prompt_bytes, deny_patterns, allow_patterns)")
         if self.locked and not self.replace:
-            raise ConfigError("form", "needs on_locked: replace, since a form is not read here")
+            raise ConfigError(field, f"needs on_locked: replace, since {what} is not read here")
         if self.explain:
-            raise ConfigError("form", "goes without explain, since a form is not read here")
+            raise ConfigError(field, f"goes without explain, since {what} is not read here")
 
     @property
     def drop(self) -> tuple[str, ...]:

@@ -44,8 +44,9 @@ class PromptContextConfig:
     """The plugin's own fields."""
 
     shape: str = choice(
-        "What bodies look like: the invoker's, Anthropic's Messages or OpenAI's chat completions.",
-        ("invoke", "messages", "chat"),
+        "What bodies look like: the invoker's, Anthropic's Messages, OpenAI's chat completions; a GraphQL request "
+        "is not read here, and its additions are attested.",
+        ("invoke", "messages", "chat", "graphql"),
         default="invoke",
     )
     prepend: str | None = string(f"Template, {_PREPEND} {{{{name}}}} stands for a context value.")

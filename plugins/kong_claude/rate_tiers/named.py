@@ -12,6 +12,7 @@ from kong_claude.rate_tiers.tiers import Tier
 from kong_claude.request import Request
 
 MAX_MODEL_BODY = 1 << 20  # bytes read to see which model a body names
+MAX_GRAPHQL = 8 << 20  # the same of a GraphQL request, whose variables may be a prompt's images
 MAX_MESSAGE = 32 << 20  # the same where runs and messages are told apart by it: the API takes no more
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
+from claude_contract import graphql
 from claude_contract.claims import NAMESPACE_ROOM, Clamp, Limits, Place
 from claude_contract.errors import ConfigError
 from claude_contract.ledger import (
@@ -43,6 +45,7 @@ from kong_claude.stage import Shared, Stage
 COST_HEADER = "X-Claude-Cost-USD"
 CONFIRM_MS = 5000  # until the invoker has to have the request: a client that leaves while it sends it leaves no lease
 ON_BUDGET_HEADER = "X-Claude-On-Budget"
+_LIMITS_ROOM = 4096  # bytes of a header
 MAX_NAMED = 100  # unknown tiers that are logged before the log falls silent
 
 R = TypeVar("R")
@@ -73,6 +76,9 @@ class RateTiers(Stage[RateTiersConfig]):
         self.by_model = config.by_model
         if self.by_model and not self.signed:
             raise ConfigError("by_model", "needs attestation, by which the invoker learns as what it was counted")
+        self.by_operation = config.by_operation
+        if self.by_operation and (not self.signed or self.by_model or config.report or config.admin):
+            raise ConfigError("by_operation", "needs attestation, and is not for by_model, report or admin")
         self.choice = TierChoice(tiers, default, (config.tier_header or "").lower(), config.consumer_tier or "")
         self.subjects = Subjects.from_config(config, shared)
         self.sharing = Sharing(bool(config.pools), config.organisation_claim or "", config.on_missing_identity)
@@ -109,9 +115,37 @@ class RateTiers(Stage[RateTiersConfig]):
         tier, unknown = self.choice.choose(request)
         if unknown is not None:
             self._log_unknown(request, unknown)
-        chosen = named.of_its_kind(request, tier) if self.by_model else tier
-        decision = chosen if isinstance(chosen, Refuse) else self._in_tier(request, subject_key, chosen)
+        if self.by_operation:
+            decision = self._by_operation(request, subject_key, tier)
+        else:
+            chosen = named.of_its_kind(request, tier) if self.by_model else tier
+            decision = chosen if isinstance(chosen, Refuse) else self._in_tier(request, subject_key, chosen)
         return decision.of(Limits(tier.name, tier.clamp)) if isinstance(decision, Refuse) else decision
+
+    def _by_operation(self, request: Request, subject_key: str, tier: Tier) -> Decision:
+        """A GraphQL request. What is not counted here is attested without this check, so that it starts nothing."""
+        body = request.body(named.MAX_GRAPHQL)
+        if body is None:
+            return Refuse(413, f"the body is larger than {named.MAX_GRAPHQL} bytes", "body_too_large")
+        ours = dict.fromkeys(request.spellings(graphql.LIMITS_HEADER.lower()))
+        if graphql.may_start(body):
+            decision = self._in_tier(request, subject_key, tier)
+            return replace(decision, upstream_headers=ours) if ours and isinstance(decision, Pass) else decision
+        if graphql.asks_for_limits(body):
+            found = self._peeked(request, subject_key, tier)
+            if isinstance(found, Refuse):
+                return found
+            if len(told := json.dumps(found.body)) <= _LIMITS_ROOM:
+                ours.pop(graphql.LIMITS_HEADER.lower(), None)
+                ours[graphql.LIMITS_HEADER] = told
+        return Pass(upstream_headers=ours, checked=False)
+
+    def _peeked(self, request: Request, subject_key: str, tier: Tier) -> Answer | Refuse:
+        shared_by = self.sharing.shared(request, tier.pools)
+        if isinstance(shared_by, Refuse):
+            return shared_by
+        asked = Peek(self.namespace, subject_key, tier.windows, tier.slot, shared_by, tier.pool_windows, tier.name)
+        return self._report(request, tier, asked)
 
     def _in_tier(self, request: Request, subject_key: str, tier: Tier) -> Decision:
         shared_by = self.sharing.shared(request, tier.pools)
@@ -119,11 +153,10 @@ class RateTiers(Stage[RateTiersConfig]):
             return shared_by
         self.pools_seen.note(self.namespace, shared_by, tier.slot.pools)
         if self.report:
-            asked = Peek(self.namespace, subject_key, tier.windows, tier.slot, shared_by, tier.pool_windows, tier.name)
-            return self._report(request, tier, asked)
+            return self._peeked(request, subject_key, tier)
         # Where an attestation carries the clamp the invoker refuses a model outside the tier. So the body is read only
         # where nobody else would enforce the tier, or where it costs nothing.
-        seen = not self.signed or (request.body_seen is not None and not self.by_model)
+        seen = not self.signed or (request.body_seen is not None and not (self.by_model or self.by_operation))
         models = tier.clamp.models
         refusal = named.model_refusal(request, tier.name, models) if seen and models and _may_start(request) else None
         if refusal and not self.shadow:
@@ -271,7 +304,7 @@ class RateTiers(Stage[RateTiersConfig]):
         wait = str(detail["retry_after"])
         return Refuse(self.error_code, self.error_message, "rate_limited", {**headers, "Retry-After": wait}, detail)
 
-    def _report(self, request: Request, tier: Tier, asked: Peek) -> Decision:
+    def _report(self, request: Request, tier: Tier, asked: Peek) -> Answer | Refuse:
         messages = None
         try:
             usage, _ = self._ask(request, lambda store: store.peek(asked))

@@ -300,6 +300,10 @@ class RateTiersConfig(RedisConfig, _Counting, Limits, _Tiers):
         "Tell runs from requests to models themselves by the model that the body names, and count each by its limits.",
         default=False,
     )
+    by_operation: bool = boolean(
+        "The body is a GraphQL request: admit what may be a mutation; what only looks at something passes uncounted.",
+        default=False,
+    )
     report: bool = boolean(
         "Answer with the caller's limits and use instead of counting (a route of its own).", default=False
     )

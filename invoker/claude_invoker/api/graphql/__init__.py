@@ -1,0 +1,1 @@
+"""`/graphql`: runs, jobs and limits for clients of GraphQL."""

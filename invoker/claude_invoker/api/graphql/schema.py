@@ -1,0 +1,197 @@
+"""The schema, and what answers each of its fields: the functions of the HTTP API, as it calls them."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, cast, get_args
+
+import orjson
+from fastapi import Request
+from graphql import (
+    GraphQLArgument,
+    GraphQLEnumType,
+    GraphQLField,
+    GraphQLID,
+    GraphQLInt,
+    GraphQLNonNull,
+    GraphQLObjectType,
+    GraphQLResolveInfo,
+    GraphQLSchema,
+    GraphQLString,
+)
+
+from claude_contract.graphql import LIMITS_HEADER
+from claude_invoker.api import border, jobs, runs
+from claude_invoker.api.graphql.types import JSON, argument, output
+from claude_invoker.api.invocation import submitted, validated
+from claude_invoker.api.invoke import result_headers
+from claude_invoker.api.links import base, with_links
+from claude_invoker.api.replicas import run_of
+from claude_invoker.api.waiting import while_connected
+from claude_invoker.caller import Caller
+from claude_invoker.jobs.record import JobList, JobRequest, JobView, State
+from claude_invoker.model import InvokeRequest, RunResult, RunView
+from claude_invoker.problem import Problem
+from claude_invoker.replicas.forwarding import Elsewhere
+
+MAX_PAGE = 100
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What a resolver has of the request (`info.context`)."""
+
+    request: Request
+    caller: Caller
+    headers: dict[str, str] = field(default_factory=dict)
+    """Of the answer: what a run has taken, for the gateway's log as well."""
+
+    def to(self, method: str, path: str) -> Request:
+        """The request to the HTTP API that would ask for the same: where another invoker has it, that is asked so."""
+        path = base(self.request) + path
+        return Request(
+            {**self.request.scope, "method": method, "path": path, "raw_path": path.encode(), "query_string": b""},
+            self.request.receive,
+        )
+
+
+Resolver = Callable[..., Awaitable[Any]]
+
+
+def _asking(resolve: Resolver) -> Callable[..., Awaitable[Any]]:
+    """A resolver of the first level, of (asking, its arguments)."""
+
+    @functools.wraps(resolve)
+    async def resolved(_: None, info: GraphQLResolveInfo[Any], **arguments: Any) -> Any:
+        return await resolve(cast(Asking, info.context), **arguments)
+
+    return resolved
+
+
+async def _run(asking: Asking, id: str) -> Any:
+    request = asking.to("GET", f"/runs/{_plain(id)}")
+    try:
+        run = await run_of(request, id, asking.caller)
+    except Elsewhere as found:
+        return await _answered(found)
+    return (await runs.look(request, run)).model_dump(mode="json")
+
+
+async def _job(asking: Asking, id: str) -> Any:
+    job = await jobs.own_job(id, asking.request, asking.caller)
+    return (await jobs.view_of(asking.request, job)).model_dump(mode="json")
+
+
+async def _jobs(asking: Asking, state: State | None = None, cursor: str | None = None, limit: int = 20) -> Any:
+    if not 1 <= limit <= MAX_PAGE:
+        raise Problem(422, "invalid", f"limit must be from 1 to {MAX_PAGE}")
+    return (await jobs.jobs(asking.request, asking.caller, state, cursor, limit)).model_dump(mode="json")
+
+
+async def _limits(asking: Asking) -> Any:
+    told = asking.request.headers.get(LIMITS_HEADER)
+    if told is None:
+        raise Problem(503, "not-configured", "the gateway does not say what is left of limits: ask at GET …/limits")
+    with border.understood(LIMITS_HEADER):
+        return orjson.loads(told)
+
+
+async def _invoke(asking: Asking, input: dict[str, Any]) -> Any:
+    request, caller, began = asking.request, asking.caller, time.monotonic()
+    wanted = validated(input, caller, InvokeRequest)
+    if caller.queued:
+        raise Problem(503, "busy", "all places of your tier are taken: createJob waits for one", {"Retry-After": "5"})
+    run = await submitted(request, wanted, caller)
+    result = await while_connected(request, run)
+    asking.headers.update(result_headers(request, run, time.monotonic() - began))
+    return with_links(request, result).model_dump(mode="json")
+
+
+async def _create_job(asking: Asking, input: dict[str, Any]) -> Any:
+    wanted = validated(input, asking.caller, JobRequest)
+    return (await jobs.queued(asking.request, asking.caller, wanted)).model_dump(mode="json")
+
+
+async def _cancel(asking: Asking, id: str) -> Any:
+    if id.startswith("job_"):
+        job = await jobs.own_job(id, asking.request, asking.caller)
+        return (await jobs.cancel(asking.request, job)).model_dump(mode="json")
+    request = asking.to("DELETE", f"/runs/{_plain(id)}")
+    try:
+        run = await run_of(request, id, asking.caller)
+    except Elsewhere as found:
+        return await _answered(found)
+    return (await runs.cancel(request, run)).model_dump(mode="json")
+
+
+def _plain(run_id: str) -> str:
+    """A run's id, which becomes a part of a path. Raises Problem 404."""
+    if not run_id.isascii() or not run_id.replace("_", "").isalnum():
+        raise Problem(404, "not-found", "there is no such run")
+    return run_id
+
+
+async def _answered(found: Elsewhere) -> Any:
+    """Another invoker's answer. Raises the Problem that it is."""
+    answer = found.answer.answer  # type: ignore[attr-defined]
+    try:
+        document = orjson.loads(await answer.aread())
+    finally:
+        await answer.aclose()
+    if answer.status_code >= 400:
+        raise Problem.of(document)
+    return document
+
+
+_ID = {"id": GraphQLArgument(GraphQLNonNull(GraphQLID))}
+_STATE = GraphQLEnumType("JobState", {name: name for name in get_args(State)})
+_CANCELLED = GraphQLObjectType(
+    "Cancelled",
+    {
+        "id": GraphQLField(GraphQLID),
+        "state": GraphQLField(GraphQLString),
+    },
+    description="What was to end, as it is now: it may take a moment.",
+)
+
+_QUERY = GraphQLObjectType(
+    "Query",
+    {
+        "run": GraphQLField(output(RunView), _ID, _asking(_run), description="A run of the caller's."),
+        "job": GraphQLField(output(JobView), _ID, _asking(_job), description="A job of the caller's."),
+        "jobs": GraphQLField(
+            output(JobList),
+            {
+                "state": GraphQLArgument(_STATE),
+                "cursor": GraphQLArgument(GraphQLString, description="`next` of the page before"),
+                "limit": GraphQLArgument(GraphQLInt, default_value=20),
+            },
+            _asking(_jobs),
+            description="The caller's jobs, newest first, without their results.",
+        ),
+        "limits": GraphQLField(JSON, {}, _asking(_limits), description="What is left of the caller's limits."),
+    },
+)
+
+
+def _input(model: type[InvokeRequest]) -> dict[str, GraphQLArgument]:
+    return {"input": GraphQLArgument(GraphQLNonNull(argument(model)))}
+
+
+_MUTATION = GraphQLObjectType(
+    "Mutation",
+    {
+        "invoke": GraphQLField(
+            output(RunResult), _input(InvokeRequest), _asking(_invoke), description="Runs a prompt, and waits for it."
+        ),
+        "createJob": GraphQLField(
+            output(JobView), _input(JobRequest), _asking(_create_job), description="Queues a prompt."
+        ),
+        "cancel": GraphQLField(_CANCELLED, _ID, _asking(_cancel), description="Ends a run or a job of the caller's."),
+    },
+)
+
+SCHEMA = GraphQLSchema(_QUERY, _MUTATION)
