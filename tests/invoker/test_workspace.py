@@ -77,6 +77,8 @@ def desk(start_invoker: Callable[..., Invoker], tmp_path_factory: pytest.TempPat
         file = folder / "repositories.yaml"
         file.write_text(
             f"org/told:\n  url: {server.url}/{{repository}}.git\n  token_file: {token}\n  instructions: true\n"
+            f"org/takes-*:\n  url: {server.url}/{{repository}}.git\n  token_file: {token}\n  refresh_s: 0\n"
+            "  submodules: [org/part-*]\n"
             f"org/*:\n  url: {server.url}/{{repository}}.git\n  token_file: {token}\n"
             "  refs: [main, release/*, v*]\n  refresh_s: 0\n"
         )

@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,13 @@ def git(folder: Path, *arguments: str, stdin: bytes | None = None) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode("utf-8", "replace").strip()
+
+
+@dataclass(frozen=True)
+class Gitlink:
+    """A submodule, in the place of a file: at which commit."""
+
+    commit: str
 
 
 class GitServer:
@@ -72,7 +80,7 @@ class GitServer:
         return path
 
     def commit(
-        self, name: str, files: Mapping[str, str | bytes | None], branch: str = "main", message: str = "x"
+        self, name: str, files: Mapping[str, str | bytes | Gitlink | None], branch: str = "main", message: str = "x"
     ) -> str:
         """A commit on a branch that adds, changes and (None) removes files; (content, mode) by plumbing, so that any path
         can be in it. Its id."""
@@ -84,6 +92,9 @@ class GitServer:
         for file, held in files.items():
             if held is None:
                 lines.append(f"0 {'0' * 40}\t{file}")
+                continue
+            if isinstance(held, Gitlink):
+                lines.append(f"160000 {held.commit}\t{file}")
                 continue
             mode, _, text = held.partition(":link:") if isinstance(held, str) else ("", "", "")
             raw = text.encode() if text else held.encode() if isinstance(held, str) else held

@@ -32,7 +32,8 @@ class Checkout:
 
     `name` and `ref` are as they were asked for, `branch` is the branch of that name (empty: it is a tag or a commit's
     own id), `store` the directory that the objects are taken from. `is_session`: the tree stays for the next turn.
-    `base`: what a session's tree holds already, with what its turns have changed; None: nothing.
+    `base`: what a session's tree holds already, with what its turns have changed; None: nothing. `modules`: the
+    submodules that come along, by their paths.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Checkout:
     store: Path
     is_session: bool = False
     base: Checkout | None = None
+    modules: tuple[tuple[str, Checkout], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -170,6 +170,22 @@ def walk(root: Path, bounds: Bounds, ignored: frozenset[str] = frozenset()) -> I
         cursor.close()
 
 
+def is_within(root: Path, path: str) -> bool:
+    """Whether a directory lies there, on a way by directories alone: nothing of it is a link. Raises OSError where the
+    root cannot be opened."""
+    at = os.open(root, DIRECTORY)
+    try:
+        for name in path.split("/"):
+            below = os.open(name, DIRECTORY, dir_fd=at)
+            os.close(at)
+            at = below
+    except OSError:
+        return False
+    finally:
+        os.close(at)
+    return True
+
+
 def open_file(entry: Entry) -> int:
     """A regular file's descriptor, for reading: also where its owner, who is ours, may not read it. Raises OSError."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from claude_invoker.cli import usage, walk
 from claude_invoker.cli.launcher import Launcher
@@ -26,7 +25,7 @@ from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.disk import Kept
 from claude_invoker.ending import ended
 from claude_invoker.problem import Problem
-from claude_invoker.workspace import content, git
+from claude_invoker.workspace import content, git, modules
 from claude_invoker.workspace.content import Unacceptable
 from claude_invoker.workspace.git import Bounds, GitFailed
 from claude_invoker.workspace.mirror import Mirror
@@ -94,19 +93,22 @@ class Stores:
         try:
             if self._uid is not None:
                 os.chown(making, self._uid, self._uid)
-            shown = await self._fill(mirror, wanted, commit, making)
+            shown, holds = await self._fill(mirror, wanted, commit, making)
             if self._uid is not None:
                 await asyncio.to_thread(walk.take_back, making, self._uid, _WALK)
+            modules.note(making, holds)  # not before: it was not ours
             if shown is not None:
-                with (making / "instructions").open("xb") as file:  # not before: it was not ours
+                with (making / "instructions").open("xb") as file:
                     file.write(shown)
             with contextlib.suppress(OSError):  # another invoker was faster
                 making.rename(path)
         finally:
             await asyncio.to_thread(walk.delete, making)
 
-    async def _fill(self, mirror: Mirror, wanted: Wanted, commit: str, making: Path) -> bytes | None:
-        """Brings the objects and looks at them; what is shown of the repository's CLAUDE.md."""
+    async def _fill(
+        self, mirror: Mirror, wanted: Wanted, commit: str, making: Path
+    ) -> tuple[bytes | None, modules.Holds]:
+        """Brings the objects and looks at them; what is shown of the repository's CLAUDE.md, and what it holds."""
         env = git.environment(GIT_DIR=str(making))
 
         async def do(*arguments: str, stdin: bytes = b"", output: int = _LISTING) -> bytes:
@@ -125,11 +127,13 @@ class Stores:
         deep = [f"--depth={wanted.source.depth}"] if wanted.source.depth else []
         options = ("--quiet", "--no-tags", "--no-write-fetch-head", *deep)
         await do("fetch", *options, "--", f"file://{mirror.path}", commit)
-        listing = await checked(do, commit, self._bounds)
-        if wanted.source.instructions and b"\tCLAUDE.md\0" in listing:
-            with contextlib.suppress(GitFailed):  # a directory, or larger than what is shown
-                return await do("cat-file", "blob", f"{commit}:CLAUDE.md", output=_INSTRUCTIONS)
-        return None
+        listed, links = await checked(do, commit, self._bounds)
+        holds = modules.Holds(listed.entries, listed.bytes, links, await modules.of(do, commit, listed))
+        shown = None
+        if wanted.source.instructions:
+            with contextlib.suppress(GitFailed):  # there is none, it is a directory, or larger than what is shown
+                shown = await do("cat-file", "blob", f"{commit}:CLAUDE.md", output=_INSTRUCTIONS)
+        return shown, holds
 
     async def close(self) -> None:
         """Breaks off what is being made."""
@@ -181,25 +185,19 @@ class Stores:
         return space.free < space.total * _FREE
 
 
-class Git(Protocol):
-    """git on some directory. Raises GitFailed, OSError."""
-
-    async def __call__(self, *arguments: str, stdin: bytes = b"", output: int = ...) -> bytes: ...
-
-
-async def checked(do: Git, tree: str, bounds: content.Bounds) -> bytes:
-    """What a commit or tree holds, as `git ls-tree` lists it. Raises Unacceptable where that may not be written to a
-    disk, GitFailed, OSError."""
+async def checked(do: git.Git, tree: str, bounds: content.Bounds) -> tuple[content.Listed, dict[str, str]]:
+    """What a commit or tree holds, and what its symbolic links say. Raises Unacceptable where that may not be written
+    to a disk, GitFailed, OSError."""
     try:
         listing = await do("ls-tree", "-r", "-t", "-l", "-z", "--full-tree", tree)
-        links = await asyncio.to_thread(content.check, listing, bounds)
-        asked = "".join(f"{link.blob}\n" for link in links).encode()
-        said = await do("cat-file", "--batch", stdin=asked) if links else b""
+        listed = await asyncio.to_thread(content.check, listing, bounds)
+        asked = "".join(f"{blob}\n" for blob in listed.links.values()).encode()
+        said = await do("cat-file", "--batch", stdin=asked) if listed.links else b""
     except GitFailed as error:
         raise Unacceptable(f"it cannot be listed: {error}") from error
-    targets = dict(zip((link.path for link in links), _blobs(said), strict=True))
+    targets = dict(zip(listed.links, _blobs(said), strict=True))
     await asyncio.to_thread(content.check_links, targets)
-    return listing
+    return listed, targets
 
 
 def cannot_be_ready(name: str) -> Problem:
@@ -276,8 +274,10 @@ class Confined:
         output: int = 64 << 20,
         seconds: float = 0.0,
         into: Path | None = None,
+        work: Path | None = None,
     ) -> bytes:
-        """On `tree.work`, with `directory` as git's own. Raises GitFailed, OSError, StillAlive."""
+        """On `tree.work`, or on `work` in it, with `directory` as git's own. Raises GitFailed, OSError, StillAlive."""
+        work = work or tree.work
         launcher, box = self.launcher, self.launcher.box
         killer = launcher.killer
 
@@ -293,9 +293,9 @@ class Confined:
                 entry = inside.enter_context(box.around(tree.root, box.closed, api))
             return await git.run(
                 arguments,
-                cwd=tree.work,
+                cwd=work,
                 uid=uid,
-                env=git.environment(GIT_DIR=str(directory), GIT_WORK_TREE=str(tree.work), HOME=str(tree.home)),
+                env=git.environment(GIT_DIR=str(directory), GIT_WORK_TREE=str(work), HOME=str(tree.home)),
                 bounds=bounds,
                 stdin=stdin,
                 entry=entry,
@@ -309,6 +309,18 @@ class Confined:
         await asyncio.to_thread(walk.delete, directory)  # of a session's first turn that came to nothing
         await asyncio.to_thread(copy, checkout.store, directory, uid, *head_and_refs(checkout))
         await self.git(tree, uid, directory, "reset", "--hard", "--quiet")
+        await self.fill_modules(tree, uid, checkout, "reset", "--hard", "--quiet")
+
+    async def fill_modules(self, tree: Tree, uid: int | None, checkout: Checkout, *arguments: str) -> None:
+        """Gives each submodule a `.git` of ours, and has git do `arguments` there. Not where a session has put
+        something else in the place of its directory. Raises GitFailed, OSError, walk.TooMuch."""
+        for path, module in checkout.modules:
+            work = tree.work / path
+            if not await asyncio.to_thread(walk.is_within, tree.work, path):
+                continue
+            await asyncio.to_thread(walk.delete, work / ".git")
+            await asyncio.to_thread(copy, module.store, work / ".git", uid, *head_and_refs(module))
+            await self.git(tree, uid, work / ".git", *arguments, work=work)
 
 
 def head_and_refs(checkout: Checkout) -> tuple[str, str]:

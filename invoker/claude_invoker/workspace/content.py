@@ -32,17 +32,26 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Link:
-    path: str
-    blob: str
+class Listed:
+    """`links` and `modules` (submodules): path → the link's blob, the submodule's commit. `modules_said`: whether there
+    is a `.gitmodules`."""
+
+    entries: int
+    bytes: int
+    links: dict[str, str]
+    modules: dict[str, str]
+    modules_said: bool
 
 
-def check(listing: bytes, bounds: Bounds) -> list[Link]:
-    """The symbolic links in what `git ls-tree -r -t -l -z` prints. Raises Unacceptable."""
-    links: list[Link] = []
+def check(listing: bytes, bounds: Bounds) -> Listed:
+    """What `git ls-tree -r -t -l -z` prints. Raises Unacceptable."""
+    links: dict[str, str] = {}
+    modules: dict[str, str] = {}
+    modules_said = False
     seen: dict[str, str] = {}
-    total = 0
-    for entries, (mode, blob, size, path) in enumerate(_entries(listing), 1):
+    total = entries = 0
+    for mode, blob, size, path in _entries(listing):
+        entries += 1
         total += size
         if bounds.entries and entries > bounds.entries:
             raise Unacceptable(f"more than {bounds.entries:,} files and directories (INVOKER_TREE_ENTRIES_LIMIT)")
@@ -58,8 +67,12 @@ def check(listing: bytes, bounds: Bounds) -> list[Link]:
         if mode == _LINK:
             if size > _TARGET:
                 raise Unacceptable(f"the symbolic link {_shown(path)} is longer than a link can be")
-            links.append(Link(path, blob))
-    return links
+            links[path] = blob
+        elif mode == _MODULE:
+            modules[path] = blob
+        elif path == ".gitmodules":
+            modules_said = True
+    return Listed(entries, total, links, modules, modules_said)
 
 
 def check_links(targets: Mapping[str, str]) -> None:

@@ -81,6 +81,7 @@ async def go_on(confined: Confined, tree: Tree, uid: int | None, checkout: Check
     await asyncio.to_thread(walk.delete, directory)
     await asyncio.to_thread(copy, checkout.store, directory, uid, *head_and_refs(checkout))
     await confined.git(tree, uid, directory, "read-tree", checkout.commit)
+    await confined.fill_modules(tree, uid, checkout, "read-tree", "HEAD")
 
 
 async def rebase(confined: Confined, tree: Tree, uid: int | None, base: Checkout, onto: Checkout) -> None:
@@ -88,6 +89,8 @@ async def rebase(confined: Confined, tree: Tree, uid: int | None, base: Checkout
 
     Raises CannotRebase, GitFailed, OSError, walk.TooMuch, StillAlive.
     """
+    if moved := {path for path, _ in set(base.modules) ^ set(onto.modules)}:
+        raise CannotRebase(f"submodules that have moved: {_listed(sorted(moved))}")
     async with beside(tree, uid) as place:
         directory = place.home / "git"
         await asyncio.to_thread(copy, base.store, directory, uid, f"{base.commit}\n")

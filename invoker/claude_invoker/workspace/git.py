@@ -16,6 +16,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from claude_contract import secret_file
 from claude_invoker.cli.child import Child, Limits
@@ -104,6 +105,12 @@ class GitFailed(Exception):
 
 class SaysTooMuch(GitFailed):
     """git has printed more than it may, and was ended."""
+
+
+class Git(Protocol):
+    """git on some directory. Raises GitFailed, OSError."""
+
+    async def __call__(self, *arguments: str, stdin: bytes = b"", output: int = ...) -> bytes: ...
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -67,6 +68,8 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     """Whether what was fetched before is worked on while the server does not answer."""
     instructions: bool = False
     """Whether the repository's CLAUDE.md is shown to the model."""
+    submodules: tuple[str, ...] = ()
+    """Names of repositories that come along where a commit has them as submodules, whoever asks: globs."""
     timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 120.0
     """How long one fetch may take."""
     max_bytes: Annotated[int, Meta(ge=1 << 20)] = 2 << 30
@@ -158,6 +161,10 @@ class Wanted(Struct, frozen=True):
         if not _glob(push.branches).fullmatch(branch):
             raise Problem(403, "forbidden", f"result.push: {branch} may not be pushed; allowed: {push.branches}")
 
+    def takes_along(self, module: Wanted) -> bool:
+        """Whether another repository may be there as a submodule."""
+        return any(_glob(pattern).fullmatch(module.name) for pattern in self.source.submodules)
+
     @property
     def is_commit(self) -> bool:
         return self.ref is not None and _COMMIT.fullmatch(self.ref) is not None
@@ -188,6 +195,37 @@ class Repositories:
         if not wanted.allows(asked.ref):
             raise refused(wanted, asked.ref)
         return wanted
+
+    def at(self, url: str, commit: str) -> Wanted | None:
+        """What is fetched from an address, however that is written; None: nothing. It is never asked by the address:
+        the repository's own `url` and credential say how."""
+        place = _place(url)
+        if place is None or not _COMMIT.fullmatch(commit):
+            return None
+        for _, source in self._sources:
+            host, _, path = (_place(source.url.replace(_PLACE, "\0")) or "").partition("/")
+            before, is_named, after = path.partition("\0")
+            name = place.removeprefix(f"{host}/{before}").removesuffix(after)
+            if is_named and place == f"{host}/{before}{name}{after}":
+                with suppress(Problem):
+                    found = self.find(Repository(name, commit))
+                    if _place(found.url) == place:  # the first pattern that fits the name may be another server's
+                        return found
+        return None
+
+
+def _place(url: str) -> str | None:
+    """`host[:port]/path` of an address by https or ssh; None for what is none."""
+    if "://" in url:
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            return None
+        host, path = parts.netloc.rpartition("@")[2], parts.path
+    else:
+        host, _, path = url.rpartition("@")[2].partition(":")
+    path = path.strip("/").removesuffix(".git")
+    return f"{host.lower()}/{path}" if host and path else None
 
 
 def is_ref(name: str) -> bool:

@@ -24,8 +24,9 @@ from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.disk import Kept
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
-from claude_invoker.workspace import content, continuing, git, push
+from claude_invoker.workspace import content, continuing, git, modules, push
 from claude_invoker.workspace.checkout import Confined, Stores
+from claude_invoker.workspace.content import Unacceptable
 from claude_invoker.workspace.continuing import Base
 from claude_invoker.workspace.git import Bounds, GitFailed
 from claude_invoker.workspace.mirror import RECENT_S, Mirror
@@ -112,7 +113,40 @@ class Workspaces:
         store = await self._stores.of(mirror, wanted, commit)
         branch = name.removeprefix("refs/heads/") if name.startswith("refs/heads/") else ""
         ref = wanted.ref if wanted.ref is not None else branch
-        return Checkout(wanted.name, ref, commit, branch, store)
+        found = Checkout(wanted.name, ref, commit, branch, store)
+        return await self._with_modules(wanted, found) if wanted.source.submodules else found
+
+    async def _with_modules(self, wanted: Wanted, checkout: Checkout) -> Checkout:
+        """With the submodules that may come along; others stay empty. Raises Problem 422, 503."""
+        holds = await asyncio.to_thread(modules.noted, checkout.store)
+        chosen = []
+        for path, module in sorted(holds.modules.items()):
+            asked = self.known.at(modules.address(wanted.url, module.url), module.commit)
+            if asked is not None and wanted.takes_along(asked):
+                chosen.append((path, asked))
+        try:
+            if len(chosen) > modules.MOST:
+                raise Unacceptable(f"more than {modules.MOST} submodules")
+            found = [(path, await self._module(asked)) for path, asked in chosen]
+            held = {path: await asyncio.to_thread(modules.noted, module.store) for path, module in found}
+            await asyncio.to_thread(modules.check, holds, held, self._bounds)
+        except Unacceptable as error:
+            detail = f"{wanted.name} at {checkout.commit} cannot be worked on: {error}"
+            raise Problem(422, "repository", detail) from error
+        return dataclasses.replace(checkout, modules=tuple(found))
+
+    async def _module(self, wanted: Wanted) -> Checkout:
+        """Its own submodules do not come along. Raises Unacceptable, Problem 503."""
+        assert wanted.ref is not None
+        mirror = self._mirror(wanted.url)
+        try:
+            _, commit = await mirror.find(wanted)
+            store = await self._stores.of(mirror, wanted, commit)
+        except Problem as problem:
+            if problem.status == 503:
+                raise
+            raise Unacceptable(f"its submodule {wanted.name} at {wanted.ref}: {problem.detail}") from problem
+        return Checkout(wanted.name, None, commit, "", store)
 
     async def gone_on(self, wanted: Wanted, base: Base, new: str | None = None, *, rebase: bool) -> Checkout:
         """What a session's next turn works on: what the one before did, or where it is to be rebased what is wanted
