@@ -1,7 +1,7 @@
 """How soon a run has its repository: `python -m bench.workspace [--rounds N] [--files N] [--bytes N]`, with git.
 
 A repository of 10,000 files and 100 MB at git's own http-backend, an engine with the real CLI, nothing of a model. In
-each round one after the other, so that a busy machine is busy for each.
+each round one after the other, so that a busy machine is busy for each. With `TMPDIR` on a tmpfs no disk is measured.
 
 | key | meaning |
 |---|---|
