@@ -147,12 +147,15 @@ class Wish(BaseModel):
     message: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = Field(
         default=None, description="The first line of the commit's message"
     )
+    pull_request: bool = Field(
+        default=False, description="Whether one is opened at GitHub, from the branch to the one that was worked on"
+    )
     archive: bool = Field(default=False, description="Whether the whole directory is among the artifacts, tree.tar.gz")
 
     @model_validator(mode="after")
     def _something(self) -> Wish:
-        if self.push is None and (self.message is not None or not self.archive):
-            raise ValueError("push or archive is needed, and a message is that of a push")
+        if self.push is None and (self.message is not None or self.pull_request or not self.archive):
+            raise ValueError("push or archive is needed; a message is that of a push, and a pull_request is one's, too")
         return self
 
 
@@ -293,7 +296,8 @@ class Pushed(BaseModel):
 
     branch: str
     commit: str | None = Field(default=None, description="What it is at now; null: it was not pushed")
-    problem: str | None = Field(default=None, description="Why it was not")
+    pull_request: str | None = Field(default=None, description="Where it is; null: none was asked for, or opened")
+    problem: str | None = Field(default=None, description="Why it was not, or why there is no pull request")
 
 
 class PermissionDenial(BaseModel):

@@ -43,6 +43,7 @@ class Pushing:
 
     branch: str
     message: str | None = None
+    pull_request: bool = False
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,9 @@ def _pushing(request: InvokeRequest, repository: Wanted | None) -> Pushing | Non
     if repository is None:
         raise Problem(422, "invalid", "result.push: the run works on no repository; name one (X-Repo)")
     repository.refuse_branch(request.result.push.replace("{run}", "run"))
-    return Pushing(request.result.push, request.result.message)
+    if request.result.pull_request:
+        repository.refuse_pull_request()
+    return Pushing(request.result.push, request.result.message, request.result.pull_request)
 
 
 def _checking(request: InvokeRequest, allowed: Sequence[str], boundary: Boundary, rules: Rules) -> Checking | None:

@@ -6,7 +6,7 @@ import base64
 import os
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,6 +51,8 @@ class GitServer:
         self.down = False
         self.redirect: str | None = None
         self.authorizations: list[str] = []
+        self.lets_in: Callable[[str, str], bool] | None = None
+        """Whether a password may do that (read, write), where there is not one that may do all."""
         served = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -136,9 +138,13 @@ class GitServer:
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
-        if self.password is not None:
-            wanted = "Basic " + base64.b64encode(f"x-access-token:{self.password}".encode()).decode()
-            if given != wanted:
+        if self.password is not None or self.lets_in is not None:
+            user, _, password = base64.b64decode((given or "").removeprefix("Basic ")).decode().partition(":")
+            is_pushed = path.endswith("/git-receive-pack") or "git-receive-pack" in query
+            is_let_in = password == self.password or (
+                self.lets_in is not None and self.lets_in(password, "write" if is_pushed else "read")
+            )
+            if user != "x-access-token" or not is_let_in:
                 request.send_response(401)
                 request.send_header("WWW-Authenticate", 'Basic realm="git"')
                 request.send_header("Content-Length", "0")

@@ -63,6 +63,11 @@ class Remains:
             message = f"{plan.push.message or f'Work of {run.id}'}\n\nRun: {run.id}\nCo-authored-by: {run.co_author}\n"
             try:
                 pushed.commit = await self._workspaces.push(plan.repository, run.checkout, branch, run.patch, message)
+                if plan.push.pull_request:
+                    title, body = message.partition("\n")[0], f"Run: {run.id}"  # nothing that mentions anybody
+                    pushed.pull_request = await self._workspaces.open_pull_request(
+                        plan.repository, run.checkout, branch, title, body
+                    )
             except NotPushed as error:
                 pushed.problem = str(error)
         run.events.append("pushed", pushed.model_dump(mode="json"))

@@ -282,9 +282,10 @@ class Access:
 
 
 @contextlib.contextmanager
-def access(source: Source, uid: int | None) -> Iterator[Access]:
+def access(source: Source, uid: int | None, password: str | None = None) -> Iterator[Access]:
     """How git, as user `uid`, may ask the server of a source: only by the scheme of its address, and with its
-    credential for that server alone. Raises SecretFileError, OSError."""
+    credential for that server alone. `password`: instead of what its token file says. Raises SecretFileError,
+    OSError."""
     configuration = {f"protocol.{source.scheme}.allow": "always"}
     if source.is_ssh:
         assert source.key_file is not None and source.known_hosts is not None
@@ -294,10 +295,12 @@ def access(source: Source, uid: int | None) -> Iterator[Access]:
             yield Access(configuration, env, (key_fd, hosts_fd))
         return
     env = environment(**_outward())
-    if source.token_file is None:
+    if password is None and source.token_file is not None:
+        password = secret_file.read(source.token_file)
+    if password is None:
         yield Access(configuration, env)
         return
-    with _lent(f"username={source.username}\npassword={secret_file.read(source.token_file)}\n", uid) as lent:
+    with _lent(f"username={source.username}\npassword={password}\n", uid) as lent:
         configuration[f"credential.{source.host}.helper"] = f"!f() {{ cat /proc/self/fd/{lent}; }}; f"
         yield Access(configuration, env, (lent,))
 

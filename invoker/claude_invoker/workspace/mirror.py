@@ -19,7 +19,7 @@ from claude_invoker.cli import walk
 from claude_invoker.ending import ended
 from claude_invoker.locking import locked
 from claude_invoker.problem import Problem
-from claude_invoker.workspace import git
+from claude_invoker.workspace import git, github
 from claude_invoker.workspace.git import Bounds, GitFailed
 from claude_invoker.workspace.repository import Wanted, refused, unavailable
 
@@ -227,7 +227,7 @@ class Mirror:
                 self._failed_at = time.time()
                 await asyncio.to_thread(self._tidy)
                 _log.warning("%s cannot be fetched: %s", wanted.name, error)
-                if any(map(str(error).__contains__, _NOT_THERE)):
+                if isinstance(error, github.NotInstalled) or any(map(str(error).__contains__, _NOT_THERE)):
                     raise Problem(404, "no-repository", f"the server has no repository {wanted.name}") from error
                 if "error: object " in str(error):  # what fsck says
                     detail = f"{wanted.name} has objects that git's checks refuse; the invoker's log says which"
@@ -242,7 +242,7 @@ class Mirror:
             await self._make()
         bounds = Bounds(wanted.source.timeout_s, wanted.source.max_bytes, _LISTING)
         options = (*_WHOLE, "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-show-forced-updates")
-        with git.access(wanted.source, self.uid) as access:
+        async with github.access(wanted, self.uid, "read") as access:
             ask = functools.partial(access.ask, self.path, self.uid, bounds)
             # What there is, before any of it is brought: mostly it is here.
             asked = ("HEAD", "refs/heads/*", "refs/tags/*")

@@ -18,7 +18,7 @@ from claude_contract.secret_file import SecretFileError
 from claude_invoker.cli import walk
 from claude_invoker.cli.tree import Checkout
 from claude_invoker.problem import Problem
-from claude_invoker.workspace import content, git
+from claude_invoker.workspace import content, git, github
 from claude_invoker.workspace.checkout import checked, copy
 from claude_invoker.workspace.content import Unacceptable
 from claude_invoker.workspace.git import Bounds, GitFailed
@@ -108,7 +108,7 @@ async def _pushed(
     await checked(do, tree, bounds)
     commit = await one("commit-tree", tree, "-p", checkout.commit, stdin=message.encode("utf-8", "replace"))
     await do(*_FSCK, commit)
-    with git.access(source, uid) as access:
+    async with github.access(wanted, uid, "write") as access:
         ask = functools.partial(access.ask, room, uid, Bounds(source.timeout_s, source.max_bytes))
         ref = f"refs/heads/{branch}"
         try:

@@ -38,12 +38,32 @@ class Push(Struct, frozen=True, forbid_unknown_fields=True):
     """A glob, as in `refs`. The server's default branch is none of them, whatever this says."""
     author: str
     """Of the commits: `Name <name@host>`."""
+    pull_requests: bool = False
+    """Whether one may be opened for such a branch, at GitHub."""
 
     @property
     def identity(self) -> tuple[str, str]:
         """Name and address."""
         name, _, address = self.author.partition(" <")
         return name, address.rstrip(">")
+
+
+class GitHubApp(Struct, frozen=True, forbid_unknown_fields=True):
+    """A GitHub App that is installed where the repositories are: each fetch has a token of its own."""
+
+    id: int | str
+    """Its client ID or app ID."""
+    key_file: Path
+    """A file with its private key (PEM)."""
+    api: str = "https://api.github.com"
+    """Of GitHub Enterprise Server: `https://HOST/api/v3`."""
+
+    def problem(self) -> str | None:
+        parts = urlsplit(self.api)
+        is_safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+        if not is_safe or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
+            return "api must be https://…, without credentials"
+        return None
 
 
 class Source(Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +74,8 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     token_file: Path | None = None
     """A file with the token that is the password at an https server."""
     username: str = "x-access-token"
+    github_app: GitHubApp | None = None
+    """Who mints the password at an https server."""
     key_file: Path | None = None
     """A file with the private key that is let in by ssh."""
     known_hosts: Path | None = None
@@ -86,14 +108,17 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
             return "push", "author must be a name and an address, such as Claude <claude@example.com>"
         if self.push is not None and not self.push.branches:
             return "push", "branches must be a pattern, such as claude/*"
+        if self.push is not None and self.push.pull_requests and self.github_app is None:
+            return "push", "pull_requests needs a github_app, which opens them"
         return None
 
     def _problem_of_ssh(self) -> tuple[str, str] | None:
         if not _SSH_URL.fullmatch(self.url):
             said = "must be ssh://user@host/… or user@host:…, {repository} in its path only, of ordinary characters"
             return "url", said
-        if self.token_file is not None:
-            return "token_file", "is for https: name a key_file"
+        for field, value in (("token_file", self.token_file), ("github_app", self.github_app)):
+            if value is not None:
+                return field, "is for https: name a key_file"
         if self.key_file is None:
             return "key_file", "is needed: the private key that the server knows"
         if self.known_hosts is None:
@@ -115,6 +140,11 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
         for field, value in (("key_file", self.key_file), ("known_hosts", self.known_hosts)):
             if value is not None:
                 return field, "is for ssh: name a token_file"
+        if self.github_app is not None:
+            if self.token_file is not None:
+                return "github_app", "has no token_file beside it: name one of them"
+            if problem := self.github_app.problem():
+                return "github_app", problem
         return None
 
     @property
@@ -160,6 +190,12 @@ class Wanted(Struct, frozen=True):
             raise Problem(422, "invalid", f"result.push: {branch[:200]!r} is no name of a branch")
         if not _glob(push.branches).fullmatch(branch):
             raise Problem(403, "forbidden", f"result.push: {branch} may not be pushed; allowed: {push.branches}")
+
+    def refuse_pull_request(self) -> None:
+        """For who may push. Raises Problem 403 where none may be opened."""
+        if self.source.push is None or not self.source.push.pull_requests:
+            said = f"a run may open none at {self.name} (push.pull_requests in INVOKER_REPOSITORIES)"
+            raise Problem(403, "forbidden", f"result.pull_request: {said}")
 
     def takes_along(self, module: Wanted) -> bool:
         """Whether another repository may be there as a submodule."""

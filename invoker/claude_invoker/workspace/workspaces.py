@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from claude_contract.secret_file import SecretFileError
 from claude_invoker.caller import Caller
 from claude_invoker.cli import usage, walk
 from claude_invoker.cli.kill import StillAlive
@@ -24,7 +25,7 @@ from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.disk import Kept
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
-from claude_invoker.workspace import content, continuing, git, modules, push
+from claude_invoker.workspace import content, continuing, git, github, modules, push
 from claude_invoker.workspace.checkout import Confined, Stores
 from claude_invoker.workspace.content import Unacceptable
 from claude_invoker.workspace.continuing import Base
@@ -177,6 +178,15 @@ class Workspaces:
                 return await push.push(wanted, checkout, branch, patch, message, room, self._uid, self._bounds)
         finally:
             await asyncio.to_thread(walk.delete, room)
+
+    async def open_pull_request(self, wanted: Wanted, checkout: Checkout, branch: str, title: str, body: str) -> str:
+        """For a branch that was pushed. Where it is. Raises NotPushed."""
+        try:
+            base = checkout.branch or await self._mirror(wanted.url).default_branch()
+            return await github.open_pull_request(wanted, branch, base, title, body)
+        except (GitFailed, SecretFileError, OSError) as error:
+            _log.warning("%s: no pull request for %s: %s", wanted.name, branch, error)
+            raise push.NotPushed("GitHub opens no pull request for it; the invoker's log says why") from error
 
     async def furnish(self, tree: Tree, uid: int | None, checkout: Checkout) -> None:
         """Fills a new tree, or makes a session's ready for its next turn. Raises CannotFurnish."""
