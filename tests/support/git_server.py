@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from kong_claude_local.git_server import body_of, serve_one
 from tests.support.waiting import HANG_S
 
 ENVIRONMENT = {
@@ -126,9 +127,7 @@ class GitServer:
         given = request.headers.get("Authorization")
         if given is not None:
             self.authorizations.append(given)
-        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
-        if request.headers.get("Transfer-Encoding") == "chunked":
-            body = self._chunks(request)
+        body = body_of(request)
         if self.down:
             request.send_error(503)
             return
@@ -150,35 +149,7 @@ class GitServer:
                 request.send_header("Content-Length", "0")
                 request.end_headers()
                 return
-        environment = ENVIRONMENT | {
-            "GIT_PROJECT_ROOT": str(self.root),
-            "GIT_HTTP_EXPORT_ALL": "1",
-            "PATH_INFO": path,
-            "QUERY_STRING": query,
-            "REQUEST_METHOD": request.command,
-            "CONTENT_TYPE": request.headers.get("Content-Type", ""),
-            "CONTENT_LENGTH": str(len(body)),
-            "HTTP_CONTENT_ENCODING": request.headers.get("Content-Encoding", ""),
-            "GIT_PROTOCOL": request.headers.get("Git-Protocol", ""),
-        }
-        said = subprocess.run(["git", "http-backend"], env=environment, input=body, capture_output=True).stdout
-        head, _, content = said.partition(b"\r\n\r\n")
-        fields = dict(line.split(": ", 1) for line in head.decode().split("\r\n") if ": " in line)
-        request.send_response(int(fields.pop("Status", "200").split()[0]))
-        for name, value in fields.items():
-            request.send_header(name, value)
-        request.send_header("Content-Length", str(len(content)))
-        request.end_headers()
-        request.wfile.write(content)
-
-    @staticmethod
-    def _chunks(request: BaseHTTPRequestHandler) -> bytes:
-        body = b""
-        while size := int(request.rfile.readline().split(b";")[0], 16):
-            body += request.rfile.read(size)
-            request.rfile.readline()
-        request.rfile.readline()
-        return body
+        serve_one(self.root, request, body)
 
 
 @contextmanager
