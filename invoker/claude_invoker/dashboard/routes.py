@@ -17,6 +17,7 @@ from claude_invoker.api.links import base
 from claude_invoker.api.permissions import answer_of, decided
 from claude_invoker.api.stream import HEADERS as STREAM
 from claude_invoker.caller import Caller
+from claude_invoker.dashboard import patch
 from claude_invoker.dashboard.guard import HEADERS, from_our_page
 from claude_invoker.dashboard.overview import overview
 from claude_invoker.dashboard.render import FOLDER, html
@@ -27,6 +28,7 @@ from claude_invoker.jobs.store import Store
 from claude_invoker.problem import Problem
 from claude_invoker.services import services
 from claude_invoker.trust import attested, attested_visitor
+from claude_invoker.workspace.difference import PATCH
 
 router = APIRouter(prefix="/dashboard", include_in_schema=False)
 COOKIE = "claude_token"
@@ -189,7 +191,21 @@ async def _job_values(request: Request, job: Job) -> dict[str, Any]:
         "over": job.state in OVER,
         "position": await store.position(job) if job.state == "queued" else None,
         "artifacts": jobs.artifacts_of(job),
+        "difference": await _difference(request, job),
     }
+
+
+async def _difference(request: Request, job: Job) -> patch.Shown | None:
+    """What the job has changed in its repository; None where that is nothing, or cannot be had now."""
+    found = next((each for each in jobs.artifacts_of(job) if each.path == PATCH), None)
+    if found is None or job.result is None or not job.result.changes:
+        return None
+    size = min(found.size, patch.MOST_BYTES)
+    try:
+        said = b"".join([piece async for piece in await jobs.files_of(request, job).read(found, 0, size)])
+    except (Problem, OSError):
+        return None
+    return patch.shown(said, is_whole=size == found.size)
 
 
 def _event(name: str, data: str, event_id: str = "") -> str:
