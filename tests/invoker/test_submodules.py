@@ -65,6 +65,10 @@ def test_a_session_has_its_submodules_in_each_turn(desk: Desk) -> None:
     again = turn(desk, session, "cat lib/p.txt; git -C lib status --short; git -C lib config -l; ls lib", name)
     said = desk.said(again)
     assert "edited" in said and " M p.txt" in said and "fsmonitor=touch" not in said and "ran" not in said.split()
+    desk.server.commit(name, {"new.txt": "of the branch\n"})
+    rebased = turn(desk, session, "cat new.txt lib/p.txt; git -C lib rev-parse HEAD", name, rebase=True)
+    said = desk.said(rebased)
+    assert "of the branch" in said and "edited" in said and here in said
     moved = desk.server.commit("org/part-3", {"p.txt": "newer\n"})
     desk.server.commit(name, {"lib": Gitlink(moved)})
     refused = turn(desk, session, "true", name, rebase=True)
