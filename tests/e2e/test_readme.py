@@ -56,7 +56,7 @@ def test_the_local_stacks_admin_api_as_the_document_asks_it(gateway: Gateway, tm
     script = next(block for block in blocks if "--unix-socket" in block)
     shutil.copy(ROOT / "kong.yml", tmp_path)
     done = run_as_shown(script.replace("kong-claude", COMMAND), gateway, tmp_path)
-    assert "17 routes, 0 openings" in done.stderr
+    assert "18 routes, 0 openings" in done.stderr
     assert "{vault://env/claude-attestation-key}" in done.stdout
 
 

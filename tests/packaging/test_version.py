@@ -59,7 +59,7 @@ def test_there_is_one_version_everywhere() -> None:
 
 def test_a_forgotten_pin_is_seen(tmp_path: Path) -> None:
     project = copy(tmp_path) / "local" / "pyproject.toml"
-    project.write_text(re.sub(r"claude-invoker==[\d.]+", "claude-invoker==0.0.9", project.read_text()))
+    project.write_text(re.sub(r"(claude-invoker[^=\s]*)==[\d.]+", r"\1==0.0.9", project.read_text()))
     assert len(versions(tmp_path)) == 2
 
 
