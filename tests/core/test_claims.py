@@ -368,6 +368,7 @@ def test_a_missing_claim(name: str) -> None:
         ({"clamp": {"max_usd": -1}}, "claim clamp.max_usd is not of its type"),
         ({"clamp": {"models": "haiku"}}, "claim clamp.models is not of its type"),
         ({"clamp": {"tools": None}}, "claim clamp.tools is not of its type"),
+        ({"clamp": {"egress": ["a.example:443", "a.example:443"]}}, "claim clamp.egress "),
         ({"clamp": {"features": None}}, "claim clamp.features is not of its type"),
         ({"clamp": {"skills": None}}, "claim clamp.skills is not of its type"),
         ({"clamp": {"skills": ["pdf"], "default_skills": "pdf"}}, "claim clamp.default_skills is not of its type"),
@@ -513,6 +514,14 @@ def test_a_larger_one_is_not_signed() -> None:
     with pytest.raises(AttestationError, match=f"at most {MAX_HEADER} are sent") as refused:
         signer.sign(replace(FULL, checks=("x" * 2000,)))
     assert refused.value.reason == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("path", "readable"),
+    [("/claude/invoke", True), ("/" + "a" * 127, True), ("/" + "a" * 128, False), ("/a b", False), ('/"', False)],
+)
+def test_a_path_is_attested_as_it_is_where_it_is_short_and_plain(path: str, readable: bool) -> None:
+    assert path_claim(path) == (path if readable else f"sha256:{body_hash(path.encode())}")
 
 
 @given(st.text(max_size=200) | st.text("abc/%", max_size=200), st.text(max_size=200))

@@ -143,6 +143,7 @@ def test_what_it_refuses_is_said_once_a_second(start: Start, caplog: pytest.LogC
     assert statuses == {REFUSED}
     lines = [record.getMessage() for record in caplog.records if "did not pass for this route" in record.getMessage()]
     assert 1 < len(lines) <= seconds
+    assert "nor for" not in lines[0]
     before = [int(found[1]) for line in lines if (found := re.search("nor for ([0-9]+) requests before", line))]
     assert len(lines) + sum(before) <= asked
     assert sum(before) > 0 and min(before) > 0, "nothing is said of nobody"

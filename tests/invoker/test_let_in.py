@@ -31,7 +31,7 @@ from claude_invoker.replay import SKEW_S, SeenOnce
 from claude_invoker.replicas.forwarding import Forwarder
 from claude_invoker.services import Replicas
 from claude_invoker.settings import Settings
-from claude_invoker.trust import attested_run, keys
+from claude_invoker.trust import attested, attested_form, attested_run, keys
 from kong_claude.rate_tiers.redis_ledger import RedisLedger
 from kong_claude.rate_tiers.redis_ledger import Settings as RedisAddress
 from tests.rate_tiers.servers import RedisProcess
@@ -65,6 +65,15 @@ async def application(
         before = request.state.started
         request.state.started = request.headers["x-starts"] == "yes"
         return {"before": before, "subject": caller.subject, "forwarded": was_forwarded(request)}
+
+    @app.post("/looks")
+    async def looks(caller: Annotated[Caller, Depends(attested)]) -> str:
+        return caller.subject
+
+    @app.post("/form")
+    async def form(request: Request, caller: Annotated[Caller, Depends(attested_form)]) -> str:
+        request.state.started = True
+        return caller.subject
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://invoker") as client:
         yield client
@@ -174,6 +183,18 @@ async def test_why_an_attestation_is_not_believed_is_in_the_challenge(tmp_path: 
     assert [answer.status_code for answer in said] == [401, 200, 401]
     reasons = [answer.headers.get("www-authenticate") for answer in said]
     assert reasons == ['X-Claude-Attestation error="missing"', None, 'X-Claude-Attestation error="replay"']
+
+
+@pytest.mark.parametrize(("path", "whole"), [("/starts", True), ("/looks", True), ("/form", False)])
+async def test_a_body_is_held_against_what_the_gateway_saw_of_it(tmp_path: Path, path: str, whole: bool) -> None:
+    """A form's is read later, so that one of which the gateway has seen anything is not taken at all."""
+    seen, starts = b'{"prompt": "hi"}', {"X-Starts": "no"}
+    async with application(tmp_path) as client:
+        for body, expected in ((seen, 200 if whole else 401), (b'{"prompt": "ho"}', 401), (b"", 401)):
+            answered = await client.post(path, content=body, headers=attestation(path, seen) | starts)
+            assert answered.status_code == expected, body
+        unseen = {HEADER: signed(SIGNER, "POST", path, sub="alice", chk=ALL)} | starts
+        assert (await client.post(path, content=seen, headers=unseen)).status_code == 200
 
 
 async def test_another_invoker_is_believed_by_its_own_key_and_for_this_one_alone(tmp_path: Path) -> None:

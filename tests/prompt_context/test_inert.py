@@ -152,6 +152,7 @@ def test_templates() -> None:
     assert parse("{{a}}{{b}}", ["a", "b"], "prepend").fill({"a": "{{b}}"}) == r"\u007b\u007bb\u007d\u007d"
     assert parse('As is: {"x": {1}} }}', [], "prepend").fill({}) == 'As is: {"x": {1}} }}'
     assert parse(None, [], "prepend").fill({}) == ""
+    assert parse("a{{x}}b{{y}}c{{x}}d", ["x", "y"], "prepend").shortest == "abcd"
     with pytest.raises(ConfigError, match="append"):
         parse("{{nobody}}", ["a"], "append")
 

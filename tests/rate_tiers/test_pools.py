@@ -138,6 +138,16 @@ def test_subjects_spend_what_they_share(redis_server: RedisProcess, kind: str) -
     assert store.acquire(Lease.new("claude", "eve", DOLLAR, elsewhere), POOLED).admitted
 
 
+@pytest.mark.parametrize("kind", ["redis", "local"])
+def test_what_never_fits_is_told_no_time(redis_server: RedisProcess, kind: str) -> None:
+    store = RedisLedger(Settings(redis_server.url, timeout=HANG_S)) if kind == "redis" else LocalLedger()
+    slot = Slot(None, 2 * DOLLAR, pools=(Terms(None, (Budget(DOLLAR, "day", rolling=True),)), Terms()))
+    for spent_before in (0, 1):
+        assert store.settle(Lease.new("claude", "ada", 0, TEAM), spent_before)
+        refused = store.acquire(Lease.new("claude", "ada", 2 * DOLLAR, TEAM), slot)
+        assert (refused.admitted, refused.at, refused.wait_ms) == (False, 1, 0)
+
+
 # Periods
 
 BERLIN_DAY, UTC_DAY = Budget(10 * DOLLAR, "day", "Europe/Berlin"), Budget(10 * DOLLAR, "day")
