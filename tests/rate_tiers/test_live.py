@@ -132,6 +132,18 @@ def test_a_pool_is_changed_for_one_value_or_for_all(
     assert pool_allowed(admit(clocked, POOLED)) == {"day": 100, "usd_per_month": 50 * DOLLAR} | expected
 
 
+@pytest.mark.parametrize("window", ["second", "minute", "hour", "day", "month", "year"])
+@pytest.mark.parametrize("limit", [64, 65, 1000])
+def test_a_changed_limit_is_counted_as_a_configured_one(clocked: ClockedRedis, window: str, limit: int) -> None:
+    """With buckets as wide: so a place comes back at the same millisecond."""
+    change(clocked, SUBJECT, {window: limit})
+    changed, configured = (
+        clocked.admit(Admit("claude", subject, Windows((Window(window, had),))), NOW).own.quotas
+        for subject, had in (("alice", 3), ("bob", limit))
+    )
+    assert changed == configured
+
+
 def test_a_lowered_limit_refuses_the_very_next_and_a_raised_one_lets_it_through(clocked: ClockedRedis) -> None:
     assert admit(clocked).admitted
     change(clocked, SUBJECT, {"minute": 1})
