@@ -1,5 +1,5 @@
 """Hypothesis draws the same examples every time in `make test`; EXPLORE=1 lets it look for new ones. However busy the
-machine is, its slowness is no failure."""
+machine is, its slowness is no failure. Mutants ask whether an example fails, not which is the least (`first`)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 if TYPE_CHECKING:
     from tests.rate_tiers.servers import RedisProcess
 
 settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("first", settings.get_profile("same"), phases=set(Phase) - {Phase.shrink, Phase.explain})
 settings.load_profile("explore" if os.environ.get("EXPLORE") == "1" else "same")
 
 

@@ -133,6 +133,7 @@ class Copy:
                 del sys.modules[name]
             options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout", "-p", "pytest_asyncio.plugin"]
             options += ["-p", "anyio.pytest_plugin", "-p", "_hypothesis_pytestplugin", "-m", "not slow and not docker"]
+            options += ["--hypothesis-profile=first"]
             status = pytest.main([*options, f"--basetemp={self.folder}/.tmp", *tests])
         finally:
             sys.stdout.flush()

@@ -130,13 +130,14 @@ def test_what_still_counts_is_not_forgotten_with_it(hours: float) -> None:
     team, budgets = Shared(DEPLOYMENT, ("pool.red",)), (Budget(99, "month", rolling=True), Budget(99, "day"))
     windows = Windows((Window("minute", 9, 9), Window("hour", 9), Window("day", 9), Window("month", 9)))
     slot = Slot(9, 5, ttl_ms=HOUR_MS, budgets=budgets, pools=(Terms(9, budgets),))
-    leases = [Lease("claude", "ada", f"v1.{n}:5", team) for n in range(5)]
+    leases = [Lease("claude", "ada", f"v1.{n}:5", team) for n in range(6)]
 
     def begin(local: LocalLedger) -> None:
-        for lease, lives in zip(leases, (1, 2, 26, 24 * 9, 24 * 34), strict=True):
+        for lease, lives in zip(leases, (1, 2, 26, 24 * 9, 24 * 34, None), strict=True):
             assert local.admit(Admit("claude", "ada", windows, lease, slot, "reject", team, (windows,))).admitted
             local.draw(lease, slot, Draw(1, 0, 3, 3))
-            local.renew(lease, lives * HOUR_MS)
+            if lives is not None:  # the last one lives for as long as it was drawn for
+                local.renew(lease, lives * HOUR_MS)
         assert local.settle(leases[0], 4, final=False) and local.settle(leases[1], 6)
 
     def says(local: LocalLedger) -> list[object]:
