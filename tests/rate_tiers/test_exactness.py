@@ -30,6 +30,7 @@ from claude_contract.redis_place import Place
 from kong_claude.rate_tiers.local_ledger import LocalLedger
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from tests.rate_tiers.servers import RedisProcess
+from tests.rate_tiers.test_model import ClockedRedis
 from tests.support.waiting import HANG_S, wait_for
 
 fresh = multiprocessing.get_context("spawn")
@@ -155,3 +156,31 @@ def test_what_still_counts_is_not_forgotten_with_it(hours: float) -> None:
         tidy._sweep()
     assert (len(tidy._values) < kept) is (hours >= 1)
     assert says(tidy) == says(untidy)
+
+
+def test_what_the_process_books_in_one_quarter_is_one_record() -> None:
+    now = [1_790_000_100_000_000]
+    local = LocalLedger(clock=lambda: now[0])
+    for _ in range(3):
+        local.settle(Lease.new("claude", "ada", 0), 1)
+        now[0] += 1_000_000
+    assert [len(book) for key, book in local._values.items() if key.endswith("spent")] == [1]
+
+
+@pytest.mark.parametrize(("limit", "minutes"), [(3, 30), (2, 40), (1, 50)])
+def test_one_waits_until_as_many_have_left_as_are_too_many(
+    redis_server: RedisProcess, limit: int, minutes: int
+) -> None:
+    """Of three requests, ten minutes apart, ten minutes after the last; the limit was lowered since."""
+    start, clocked = 1_790_000_000_000_000, ClockedRedis(redis_server)
+    now = [start]
+    local = LocalLedger(clock=lambda: now[0])
+
+    def ask(most: int) -> set[tuple[bool, int]]:
+        request = Admit("claude", "ada", Windows((Window("hour", most),)))
+        return {(a.admitted, round(a.wait_ms / 60_000)) for a in (local.admit(request), clocked.admit(request, now[0]))}
+
+    for _ in range(3):
+        assert ask(3) == {(True, 0)}
+        now[0] += 10 * 60_000_000
+    assert ask(limit) == {(False, minutes)}

@@ -144,6 +144,17 @@ def test_a_changed_limit_is_counted_as_a_configured_one(clocked: ClockedRedis, w
     assert changed == configured
 
 
+def test_places_are_bounded_by_a_change_only_where_they_are_bounded(clocked: ClockedRedis) -> None:
+    change(clocked, SUBJECT, {"concurrent": 1})
+    for configured, admitted in ((2, [True, False]), (None, [True, True, True])):
+        slot = Slot(configured, DOLLAR, 50 * DOLLAR)
+        leases = [Lease.new("claude", "alice", DOLLAR) for _ in admitted]
+        asked = [clocked.admit(Admit("claude", "alice", lease=lease, slot=slot), NOW) for lease in leases]
+        assert [admission.admitted for admission in asked] == admitted
+        for lease in leases:
+            clocked.ask(calls.release(lease), NOW)
+
+
 def test_a_lowered_limit_refuses_the_very_next_and_a_raised_one_lets_it_through(clocked: ClockedRedis) -> None:
     assert admit(clocked).admitted
     change(clocked, SUBJECT, {"minute": 1})
