@@ -24,7 +24,9 @@ WRITERS = ("Edit", "Write", "MultiEdit", "NotebookEdit")
 """Tools that `Edit(…)` governs."""
 READERS = ("Read", "Grep", "Glob")
 """Tools that `Read(…)` governs."""
-_AGENTS = ("Agent", "Task")
+AGENT = "Agent"
+"""The tool that comes with the agents that a run has."""
+_AGENTS = (AGENT, "Task")
 """One tool: it is started by the one name, and asks by the other."""
 _OTHERS = (*_AGENTS, "Bash", "TodoWrite", "WebFetch", "WebSearch")
 TOOLS = (*WRITERS, *READERS, *_OTHERS)

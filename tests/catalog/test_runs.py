@@ -23,6 +23,7 @@ import pytest
 
 from tests.catalog.support import skip_where_python_differs, write_agent, write_skill
 from tests.invoker.conftest import Invoker, StandInProcess, as_root, bash, defended_and_without, tool, wait_for
+from tests.permissions.conftest import asking
 
 pytestmark = [pytest.mark.xdist_group("catalog"), as_root]
 
@@ -274,6 +275,24 @@ def test_a_part_of_the_work_goes_to_an_agent(api: httpx.Client, stand_in: StandI
     )
     found = {each["name"]: each for each in api.get("/catalog").json()["agents"]}
     assert found["reviewer"]["needs"]["model"] == ["haiku"] and found["reviewer"]["obstacle"] is None
+
+
+@pytest.mark.parametrize("decision", ["deny", "allow"])
+def test_handing_work_to_an_agent_may_be_asked_about(
+    api: httpx.Client, stand_in: StandInProcess, decision: str
+) -> None:
+    """Its tool comes with the agents and is none that a run is started with by name: the rules name it all the same."""
+    before = len(stand_in.lines())
+    prompt = hand_to("catalog:reviewer", tool("Bash", command="echo of-the-agent > found.txt"))
+    with asking(api, prompt, ("Bash", "Read"), agents=["reviewer"], ask=["Agent"]) as stream:
+        asked = stream.until("permission.requested", "run.finished")
+        assert asked.get("tool") in ("Agent", "Task"), asked
+        assert asked["input"]["subagent_type"] == "catalog:reviewer"
+        assert api.post(stream.path(asked), json={"decision": decision}).status_code == 200
+        run = stream.until("run.finished")
+    called = any("You are reviewer" in json.dumps(each["system"]) for each in requests(stand_in, before))
+    assert called is (decision == "allow"), run["result"]
+    assert [artifact["path"] for artifact in run["artifacts"]] == (["found.txt"] if called else [])
 
 
 # --- attacks ---------------------------------------------------------------------------------------------------------

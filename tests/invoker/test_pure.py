@@ -18,7 +18,7 @@ from claude_contract.features import parse as features_named
 from claude_contract.rules import Rules, parse_all
 from claude_invoker.api.border import last_event_id
 from claude_invoker.api.negotiation import before_json, preferred
-from claude_invoker.cli.command import Deadlines, Shape, command, environment
+from claude_invoker.cli.command import Deadlines, Given, Shape, command, environment
 from claude_invoker.cli.messages import Malformed, Result, parse
 from claude_invoker.cli.outcome import denials, failure, stop_reason
 from claude_invoker.cli.tree import Tree
@@ -250,6 +250,9 @@ def test_what_is_asked_about_is_not_allowed_at_the_start() -> None:
     assert "--tools=Bash,Read" in words and "--allowedTools=Read" in words
     words = command(CLI, Shape(("Bash",), 1, 1.0, asked=("Bash",)))
     assert not [word for word in words if word.startswith("--allowedTools")]
+    given = Given(skills=(Path("/s/pdf"),), agents=(Path("/a/reviewer"),))
+    words = command(CLI, Shape(("Read",), 1, 1.0, given=given, asked=("Agent",)))
+    assert "--tools=Read,Skill,Agent" in words and "--allowedTools=Read,Skill(catalog:pdf)" in words
 
 
 CHEAPER: list[tuple[str | None, tuple[str, ...], str, tuple[str, str | None] | None]] = [

@@ -504,6 +504,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a rule about a tool that the tier has not": (
         {"tools": ["Read"], "ask": ["Edit(/src/**)"]},
         r"tiers\[1\]\.ask\[1\]: Edit\(/src/\*\*\) is about Edit and Write and MultiEdit and NotebookEdit, which"),
+    "a rule about agents of a tier that has none": (
+        {"tools": ["Read"], "ask": ["Agent"]}, r"tiers\[1\]\.ask\[1\]: Agent is about Agent and Task, which"),
     "allowed of nothing": ({"allow": ["Bash(ls)"]}, r"tiers\[1\]\.allow: is what passes of that which ask asks about"),
     "four eyes for nothing": ({"four_eyes": True}, r"tiers\[1\]\.four_eyes: is about what ask asks about"),
     "rules without room": (

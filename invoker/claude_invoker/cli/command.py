@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from claude_contract.destinations import Destination
+from claude_contract.rules import AGENT
 from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.isolation import network
 from claude_invoker.isolation.shell import TREE
@@ -48,12 +49,12 @@ class Given:
     @property
     def tools(self) -> tuple[str, ...]:
         """By which a model calls them."""
-        return (*(("Skill",) if self.skills else ()), *(("Agent",) if self.agents else ()))
+        return (*(("Skill",) if self.skills else ()), *((AGENT,) if self.agents else ()))
 
     @property
     def rules(self) -> tuple[str, ...]:
         """What these tools may call. (Its own the CLI lets its model call whatever is allowed.)"""
-        given = (("Skill", self.skills), ("Agent", self.agents))
+        given = (("Skill", self.skills), (AGENT, self.agents))
         return tuple(f"{tool}({PLUGIN}:{folder.name})" for tool, folders in given for folder in folders)
 
 
@@ -83,7 +84,7 @@ class Shape:
     """What it works on; None: it begins in an empty directory."""
     given: Given = NOTHING
     asked: tuple[str, ...] = ()
-    """Those of `tools` that run only where we have said so of the very call."""
+    """Tools, those that come with `given` among them, that run only where we have said so of the very call."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def command(cli: Path, shape: Shape) -> list[str]:
     given = shape.given
     tools = ",".join((*shape.tools, *given.tools))
     # Not what is asked about: of a hook that fails, or an answer that it does not understand, the CLI takes no notice.
-    allowed = ",".join((*[tool for tool in shape.tools if tool not in shape.asked], *given.rules))
+    rules = (*shape.tools, *given.rules)
+    allowed = ",".join(rule for rule in rules if rule.partition("(")[0] not in shape.asked)
     arguments = [
         str(cli),
         "--print",

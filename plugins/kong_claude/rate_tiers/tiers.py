@@ -357,12 +357,13 @@ def _rules(section: TierConfig, prefix: str) -> Rules:
 
 def _patterns(section: TierConfig, name: str, at: str) -> tuple[Pattern, ...]:
     patterns = []
+    had = None if section.tools is None else {*section.tools, *((rules.AGENT,) if section.agents else ())}
     for number, text in enumerate(getattr(section, name), start=1):
         try:
             pattern = rules.parse(text)
         except ValueError as error:
             raise ConfigError(f"{at}[{number}]", str(error)) from error
-        is_ours = section.tools is None or pattern.is_of_a_server or set(pattern.governs).intersection(section.tools)
+        is_ours = had is None or pattern.is_of_a_server or had.intersection(pattern.governs)
         if not is_ours:
             raise ConfigError(
                 f"{at}[{number}]",
