@@ -61,20 +61,26 @@ def redis_of_its_own() -> Iterator[RedisProcess]:
 
 
 @pytest.fixture(scope="module")
-def settings(shared_redis: RedisProcess) -> dict[str, Any]:
-    url = shared_redis.url
+def settings() -> Iterator[dict[str, Any]]:
+    """With a Redis that nobody else's workers take webhooks from, and nobody empties."""
+    redis = started()
     allowed = {"webhook_hosts": "127.0.0.1", "webhook_private": "1", "webhook_secret": KEY}
-    return {"redis_url": url, "runs_redis_url": url} | allowed
+    yield {"redis_url": redis.url, "runs_redis_url": redis.url} | allowed
+    redis.close()
 
 
 @pytest.fixture(scope="module")
-def server(start: Callable[..., Invoker], settings: dict[str, Any]) -> Invoker:
-    return start(**settings)
+def server(start: Callable[..., Invoker], settings: dict[str, Any]) -> Iterator[Invoker]:
+    invoker = start(**settings)
+    yield invoker
+    invoker.stop()
 
 
 @pytest.fixture(scope="module")
-def worker(start: Callable[..., Invoker], settings: dict[str, Any]) -> Invoker:
-    return start(**settings, worker="embedded")
+def worker(start: Callable[..., Invoker], settings: dict[str, Any]) -> Iterator[Invoker]:
+    invoker = start(**settings, worker="embedded")
+    yield invoker
+    invoker.stop()
 
 
 def create(api: httpx.Client, prompt: str, **more: Any) -> str:
