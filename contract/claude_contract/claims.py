@@ -47,9 +47,9 @@ NAMESPACE_ROOM = 32  # of the limits' keys
 POOLS_ROOM = 960  # budgets and pools of a place; see `pools_size`
 POOL_NAME_ROOM = 32
 REPOSITORY_ROOM = 128  # a repository's name, and as much its ref
-# In any other path a character may take several bytes.
 SEARCH = "WebSearch"
 """The tool of a run that is the API's own `web_search`."""
+# In any other path a character may take several bytes.
 _READABLE_PATH = re.compile(r"[!#-\[\]-~]{1,128}")
 
 # No escapes beyond JSON's own: the longest subject in Chinese takes 3 bytes a character, not 6.

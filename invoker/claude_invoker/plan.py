@@ -145,8 +145,9 @@ def plan(
             )
         instead_of = model if model != clamp.model else None
         model, allowed = clamp.model, (clamp.model,)
+    featured = set(features_of(clamp, searches=False))
     for feature in of_model(model):
-        if feature not in features_of(clamp, searches=False):
+        if feature not in featured:
             raise Problem(
                 403, "forbidden", f"model {model} needs {feature}, which is not among your tier's api_features"
             )
@@ -155,7 +156,6 @@ def plan(
     skills = choosing.skills(request.skills, request.tools, clamp, catalog)
     agents = choosing.agents(request.agents, clamp, catalog)
     entries = (*skills, *agents)
-    featured = set(features_of(clamp, searches=False))
     choosing.refuse_without_models(agents, lambda name: permits(allowed, name) and featured.issuperset(of_model(name)))
     if request.tools is None:
         usual = tuple(tool for tool in settings.tools if tool in ceiling)

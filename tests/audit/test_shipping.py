@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import shutil
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,6 @@ from claude_invoker.audit.writer import Audit
 from claude_invoker.store.place import Key, Place
 from claude_invoker.store.store import Away, Store
 from tests.support.s3 import ID, S3, SECRET, away
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    server = S3()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(params=["file", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "file":
-        return Store(Place.parse(f"file://{tmp_path}/store"), None)
-    server: S3 = request.getfixturevalue("s3")
-    return Store(Place.parse(server.url(f"test-{secrets.token_hex(4)}")), Key(ID, SECRET))
 
 
 def entries(count: int) -> list[Entry]:

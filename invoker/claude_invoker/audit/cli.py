@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 REDIS, STORE = "redis", "store"
 
 
+class _NoStore(Exception):
+    """None is configured."""
+
+
 def main(argv: list[str]) -> int:
     """0: nothing was done to the log, or what was asked for is done; 1: something was; 2: it cannot be looked at."""
     options = _parser().parse_args(argv)
@@ -36,6 +40,8 @@ def main(argv: list[str]) -> int:
         return asyncio.run(verbs[options.verb](options, Settings()))
     except ValidationError as error:
         problem = f"the settings cannot be read: {error.errors(include_input=False)[0]['msg']}"
+    except _NoStore:
+        problem = "INVOKER_AUDIT_STORE is not set"
     except Unreachable as error:
         problem = f"an anchor cannot be read: {error}"
     except Away as error:
@@ -87,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _export(options: argparse.Namespace, settings: Settings) -> int:
-    """Raises Away, OSError, ValueError."""
+    """Raises _NoStore, Away, OSError, ValueError."""
     from claude_invoker.audit import person, shipping
 
     if options.store:
@@ -116,7 +122,7 @@ async def _forget(options: argparse.Namespace, settings: Settings) -> int:
 
 
 async def _verify(options: argparse.Namespace, settings: Settings) -> int:
-    """Raises Unreachable, Away, OSError, ValueError."""
+    """Raises _NoStore, Unreachable, Away, OSError, ValueError."""
     from claude_invoker.audit import shipping
     from claude_invoker.audit.verify import Verdict
 
@@ -153,7 +159,7 @@ async def _heads(
     options: argparse.Namespace, settings: Settings, directory: Path, *, of_store: bool = False
 ) -> list[Head]:
     """What the anchors know of the directory's logs. `of_store`: the directory has what the store has, which is no
-    anchor of itself. Raises Unreachable, Away, OSError, ValueError."""
+    anchor of itself. Raises _NoStore, Unreachable, Away, OSError, ValueError."""
     from claude_invoker.audit import anchor, shipping
     from claude_invoker.audit.log import pairs
 
@@ -192,12 +198,12 @@ def _told(options: argparse.Namespace, found: Verdict, heads: Sequence[Head]) ->
 
 
 def _store(settings: Settings) -> Store:
-    """Raises ValueError where there is none."""
+    """Raises _NoStore."""
     from claude_invoker.audit.writer import store_of
 
     store = store_of(settings)
     if store is None:
-        raise ValueError("INVOKER_AUDIT_STORE is not set")
+        raise _NoStore
     return store
 
 

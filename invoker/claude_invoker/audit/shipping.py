@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import zip_longest
 from pathlib import Path
+from typing import IO
 
 from claude_invoker.audit import line, person
 from claude_invoker.audit.line import BEGIN
-from claude_invoker.audit.log import LOCKS, Head, Log, Pair, locked, named, pair, pairs
+from claude_invoker.audit.log import LOCKS, Head, Log, Pair, named, pair, pairs, still
+from claude_invoker.locking import locked
 from claude_invoker.store.store import Missing, Store
 
 PIECE = 4 << 20
@@ -36,7 +37,7 @@ class Shipping:
     def __init__(self, log: Log, store: Store) -> None:
         self._files = log
         self._store = store
-        self._lock: int | None = None
+        self._lock: IO[bytes] | None = None
         self._sent: Head | None = None
         """The last that the store has; None: not known yet."""
         self._read = _Reading(log.directory)
@@ -72,19 +73,17 @@ class Shipping:
 
     def close(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
 
 
-def _alone(directory: Path) -> int | None:
-    """A descriptor for as long as nobody else may send; None where somebody else does. Raises OSError."""
-    lock = os.open(directory / LOCKS[1], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    return lock
+def _alone(directory: Path) -> IO[bytes] | None:
+    """A file for as long as nobody else may send; None where somebody else does. Raises OSError."""
+    lock = os.fdopen(os.open(directory / LOCKS[1], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "r+b")
+    if locked(lock):
+        return lock
+    lock.close()
+    return None
 
 
 class _Reading:
@@ -100,7 +99,7 @@ class _Reading:
         lines: list[bytes] = []
         details: list[bytes] = []
         head, size = sent, 0
-        with locked(self._directory, shared=True):
+        with still(self._directory):
             found = pairs(self._directory)
             for each, after in zip_longest(found, found[1:]):
                 if after is not None and after.first <= head.seq + 1:

@@ -129,7 +129,7 @@ def agent_of(name: str, content: bytes) -> Entry:
     if head.model is not None and not _MODEL.fullmatch(head.model):
         raise Broken(f"{source.path}: model: {head.model[:100]!r} is none")
     model = None if head.model == "inherit" else head.model
-    tools = _tools(source, "tools", head.tools)
+    tools = _tools(source.path, "tools", head.tools)
     # Always there: without it an agent would have all that its run has.
     lines = [f"name: {name}", f"description: {_quoted(description)}", f"tools: {_quoted(', '.join(tools) or 'Read')}"]
     if model is not None:
@@ -198,7 +198,7 @@ def _plain(value: Any) -> Any:
 
 def _needs(head: _Head) -> Needs:
     """Raises Broken."""
-    tools = _tools(File("SKILL.md", b""), "allowed-tools", head.allowed_tools)
+    tools = _tools("SKILL.md", "allowed-tools", head.allowed_tools)
     hosts = _listed(head, "needs-egress")
     try:
         egress = tuple(sorted(set(map(destinations.parse, hosts))))
@@ -212,11 +212,11 @@ def _needs(head: _Head) -> Needs:
     )
 
 
-def _tools(source: File, name: str, given: str | tuple[str, ...]) -> tuple[str, ...]:
+def _tools(path: str, name: str, given: str | tuple[str, ...]) -> tuple[str, ...]:
     """Without the patterns that may stand behind a tool's name. Raises Broken."""
     text = given if isinstance(given, str) else " ".join(given)
     if not _TOOLS.fullmatch(text):
-        raise Broken(f"{source.path}: {name}: names of tools are needed, separated by blanks")
+        raise Broken(f"{path}: {name}: names of tools are needed, separated by blanks")
     return tuple(dict.fromkeys(_TOOL.findall(text)))
 
 

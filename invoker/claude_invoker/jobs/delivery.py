@@ -29,10 +29,9 @@ class Deliveries:
             await self.store.redis.zrem(CALLBACKS, job_id)
             return
         status, error = await webhook.send(webhook.event(job), job.callback, self.settings)
-        taken = status is not None and 200 <= status < 300
         final = is_final(status) or context["job"].attempts >= DELIVERY_TRIES
         await self.store.delivered(job, Delivery(at=time.time(), status=status, error=error), final=final)
-        if not taken and not is_final(status):
+        if not is_final(status):
             raise webhook.NotDelivered(error or f"answered {status}")
 
     async def ask(self, context: dict[str, Any], *, job_id: str, permission_id: str) -> None:

@@ -66,47 +66,36 @@ async def address(host: str, port: int, settings: Settings) -> str:
 
 def event(job: Job) -> dict[str, Any]:
     """The CloudEvent for a job that is over."""
-    finished = datetime.datetime.fromtimestamp(job.finished_at or job.created_at, datetime.UTC)
-    body: dict[str, Any] = {
-        "specversion": "1.0",
-        "id": f"{job.id}.{job.attempt}",
-        "source": "/claude/jobs",
-        "type": f"dev.kong-claude.job.{job.state}",
-        "subject": job.id,
-        "time": finished.isoformat().replace("+00:00", "Z"),
-        "datacontenttype": "application/json",
-        "data": job.view("").model_dump(mode="json", exclude_none=True, exclude={"deliveries", "links", "progress"}),
-    }
-    return body | ({"traceparent": job.traceparent} if job.traceparent else {})
+    data = job.view("").model_dump(mode="json", exclude_none=True, exclude={"deliveries", "links", "progress"})
+    return _of_job(job, str(job.attempt), job.state, job.finished_at or job.created_at, data)
 
 
 def asking(job: Job, permission: Permission) -> dict[str, Any]:
     """The CloudEvent for a job that waits to be allowed a call of a tool."""
-    asked = datetime.datetime.fromtimestamp(permission.asked_at, datetime.UTC)
-    body: dict[str, Any] = {
-        "specversion": "1.0",
-        "id": f"{job.id}.{permission.id}",
-        "source": "/claude/jobs",
-        "type": "dev.kong-claude.job.waiting_for_approval",
-        "subject": job.id,
-        "time": asked.isoformat().replace("+00:00", "Z"),
-        "datacontenttype": "application/json",
-        "data": {"id": job.id, "title": job.title, "permission": permission.model_dump(mode="json", exclude_none=True)},
-    }
+    asked = permission.model_dump(mode="json", exclude_none=True)
+    data = {"id": job.id, "title": job.title, "permission": asked}
+    return _of_job(job, permission.id, "waiting_for_approval", permission.asked_at, data)
+
+
+def _of_job(job: Job, number: str, what: str, at: float, data: Mapping[str, Any]) -> dict[str, Any]:
+    body = _cloud_event(f"{job.id}.{number}", "/claude/jobs", f"job.{what}", at, data) | {"subject": job.id}
     return body | ({"traceparent": job.traceparent} if job.traceparent else {})
 
 
 def budget_event(notice: Notice) -> dict[str, Any]:
     """The CloudEvent for a budget that is nearly used up."""
-    told = datetime.datetime.fromtimestamp(notice.at, datetime.UTC)
+    return _cloud_event(notice.id, "/claude/limits", "budget.warning", notice.at, notice.data)
+
+
+def _cloud_event(id_: str, source: str, kind: str, at: float, data: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "specversion": "1.0",
-        "id": notice.id,
-        "source": "/claude/limits",
-        "type": "dev.kong-claude.budget.warning",
-        "time": told.isoformat().replace("+00:00", "Z"),
+        "id": id_,
+        "source": source,
+        "type": f"dev.kong-claude.{kind}",
+        "time": datetime.datetime.fromtimestamp(at, datetime.UTC).isoformat().replace("+00:00", "Z"),
         "datacontenttype": "application/json",
-        "data": notice.data,
+        "data": data,
     }
 
 

@@ -168,8 +168,8 @@ class Worker:
 
     async def _run(self, job: Job) -> None:
         try:
-            repository = self.engine.repository(job.caller)
             engine = self.engine
+            repository = engine.repository(job.caller)
             decided = plan(job.request, job.caller.clamp, self.settings, engine.boundary, repository, engine.catalog)
         except Problem as problem:  # the operator's settings have become narrower
             await self.ends.book(job.caller, 0)

@@ -36,6 +36,8 @@ from claude_invoker.jobs.record import JobList, JobRequest, JobView, State
 from claude_invoker.model import InvokeRequest, RunResult, RunView
 from claude_invoker.problem import Problem
 from claude_invoker.replicas.forwarding import Elsewhere
+from claude_invoker.replicas.record import PastRun
+from claude_invoker.runs.run import Run
 
 MAX_PAGE = 100
 
@@ -71,13 +73,20 @@ def _asking(resolve: Resolver) -> Callable[..., Awaitable[Any]]:
     return resolved
 
 
-async def _run(asking: Asking, id: str) -> Any:
-    request = asking.to("GET", f"/runs/{_plain(id)}")
+async def _of_run(
+    asking: Asking, method: str, id: str, told: Callable[[Request, Run | PastRun], Awaitable[RunView]]
+) -> Any:
+    """What is `told` of a run, by whichever invoker has it."""
+    request = asking.to(method, f"/runs/{_plain(id)}")
     try:
         run = await run_of(request, id, asking.caller)
     except Elsewhere as found:
         return await _answered(found)
-    return (await runs.look(request, run)).model_dump(mode="json")
+    return (await told(request, run)).model_dump(mode="json")
+
+
+async def _run(asking: Asking, id: str) -> Any:
+    return await _of_run(asking, "GET", id, runs.look)
 
 
 async def _job(asking: Asking, id: str) -> Any:
@@ -119,12 +128,7 @@ async def _cancel(asking: Asking, id: str) -> Any:
     if id.startswith("job_"):
         job = await jobs.own_job(id, asking.request, asking.caller)
         return (await jobs.cancel(asking.request, job)).model_dump(mode="json")
-    request = asking.to("DELETE", f"/runs/{_plain(id)}")
-    try:
-        run = await run_of(request, id, asking.caller)
-    except Elsewhere as found:
-        return await _answered(found)
-    return (await runs.cancel(request, run)).model_dump(mode="json")
+    return await _of_run(asking, "DELETE", id, runs.cancel)
 
 
 def _plain(run_id: str) -> str:
