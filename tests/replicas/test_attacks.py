@@ -33,7 +33,12 @@ SIGNER = Signer("k", b"x" * 32, {"k": b"x" * 32}, issuer="claude-invoker", audie
 def request(path: str = "/runs/run_1", **parts: Any) -> Request:
     app = SimpleNamespace(state=SimpleNamespace(services=SimpleNamespace(**parts)))
     scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode()}
-    return Request(scope | {"query_string": b"", "headers": [], "app": app})
+    return Request(scope | {"query_string": b"", "headers": [], "app": app}, _nothing)
+
+
+async def _nothing() -> Message:
+    """What a request without a body brings."""
+    return {"type": "http.request", "body": b"", "more_body": False}
 
 
 # The Redis of the runs

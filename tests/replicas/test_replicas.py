@@ -101,6 +101,26 @@ def test_a_run_that_goes_on_is_followed_and_cancelled_by_way_of_another(pair: Pa
             assert "cancelled by its caller" in stream.read().decode()
 
 
+def test_a_run_that_goes_on_is_looked_at_and_cancelled_by_graphql_of_another(pair: Pair) -> None:
+    one, other = pair
+    streamed = {"Accept": "text/event-stream"}
+
+    def asked(api: httpx.Client, text: str, run: str) -> Any:
+        answer = api.post("/claude/graphql", json={"query": text, "variables": {"id": run}})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    with client(one) as here, client(other) as there, client(other, "mallory") as stranger:
+        with here.stream("POST", "/claude/invoke", json={"prompt": SLOW}, headers=streamed) as stream:
+            run = stream.headers["location"].rpartition("/")[2]
+            look = "query ($id: ID!) { run(id: $id) { id state } }"
+            assert asked(there, look, run)["data"]["run"]["state"] in ("waiting", "running")
+            assert asked(stranger, look, run)["errors"][0]["extensions"]["code"] == "not-found"
+            ended = asked(there, "mutation ($id: ID!) { cancel(id: $id) { id } }", run)
+            assert ended["data"]["cancel"]["id"] == run, ended
+            assert "cancelled by its caller" in stream.read().decode()
+
+
 def test_a_run_is_nobody_elses_at_any_replica(pair: Pair) -> None:
     one, other = pair
     with client(one) as here:

@@ -22,6 +22,7 @@ from graphql import (
     GraphQLSchema,
     GraphQLString,
 )
+from starlette.types import Message
 
 from claude_contract.graphql import LIMITS_HEADER
 from claude_invoker.api import border, jobs, runs
@@ -54,10 +55,13 @@ class Asking:
     def to(self, method: str, path: str) -> Request:
         """The request to the HTTP API that would ask for the same: where another invoker has it, that is asked so."""
         path = base(self.request) + path
-        return Request(
-            {**self.request.scope, "method": method, "path": path, "raw_path": path.encode(), "query_string": b""},
-            self.request.receive,
-        )
+        scope = {**self.request.scope, "method": method, "path": path, "raw_path": path.encode(), "query_string": b""}
+        return Request(scope, _no_body)
+
+
+async def _no_body() -> Message:
+    """The document's own body has been read, and is none of what it asks for."""
+    return {"type": "http.request", "body": b"", "more_body": False}
 
 
 Resolver = Callable[..., Awaitable[Any]]
