@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,10 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def page(chromium: Browser, gateway: Gateway) -> Iterator[Page]:
+@contextmanager
+def opened_in(chromium: Browser, url: str) -> Iterator[Page]:
     """A fresh profile. At its end nothing may have been blocked by the pages' own policy, and no script have failed."""
-    context = chromium.new_context(viewport={"width": 1180, "height": 860}, base_url=gateway.url)
+    context = chromium.new_context(viewport={"width": 1180, "height": 860}, base_url=url)
     context.set_default_timeout(20_000)
     opened = context.new_page()
     complaints: list[str] = []
@@ -56,6 +57,12 @@ def page(chromium: Browser, gateway: Gateway) -> Iterator[Page]:
     yield opened
     context.close()
     assert [text for text in complaints if "status of 4" not in text] == []
+
+
+@pytest.fixture
+def page(chromium: Browser, gateway: Gateway) -> Iterator[Page]:
+    with opened_in(chromium, gateway.url) as opened:
+        yield opened
 
 
 def log_in(page: Page, token: str) -> None:

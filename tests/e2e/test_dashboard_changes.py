@@ -26,14 +26,8 @@ FORGED = "<script>document.title='owned'</script>"
 
 @pytest.fixture
 def page(chromium: Browser, stack: Gateway) -> Iterator[Page]:
-    context = chromium.new_context(viewport={"width": 1180, "height": 860}, base_url=stack.url)
-    context.set_default_timeout(20_000)
-    opened = context.new_page()
-    complaints: list[str] = []
-    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    yield opened
-    context.close()
-    assert complaints == []
+    with dashboard.opened_in(chromium, stack.url) as opened:
+        yield opened
 
 
 def test_a_difference_is_read_file_by_file(page: Page, stack: Gateway, served: GitServer) -> None:

@@ -200,6 +200,7 @@ async def test_a_new_record_is_what_release_0_1_0_would_have_stored(redis_server
         "changes": list,
         "check": type(None),
         "pushed": type(None),
+        "decisions": list,
     }
     assert shape(done["progress"]) == shape(then["progress"])
     # `work` is told by a heartbeat, which a short run may do without.
