@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from claude_invoker.catalog import sources
 from claude_invoker.catalog.catalog import OURS, load, version_of
 from claude_invoker.catalog.entry import Broken, Entry, File, agent_of, skill_of
-from claude_invoker.catalog.layout import Layout, lay_out
+from claude_invoker.catalog.layout import Layout
 from claude_invoker.catalog.sources import pack, read
 from claude_invoker.workspace import archive
 from tests.catalog.support import SKILL, write_skill
@@ -348,7 +348,10 @@ def test_what_runs_get_is_ours_and_closed_to_writers(tmp_path: Path) -> None:
     (tmp_path / "given/skills/good/run.sh").chmod(0o700)
     old = os.umask(0o077)
     try:
-        made = lay_out(load(tmp_path / "given"), tmp_path / "root")
+        layout = Layout(tmp_path / "root")
+        made = layout.write(load(tmp_path / "given"))
+        assert not list(layout.libraries.iterdir()), "until a run has skills"
+        layout.bring_libraries()
     finally:
         os.umask(old)
     assert made.obstacles["skill", "good"].startswith(
@@ -366,8 +369,9 @@ def test_what_runs_get_is_ours_and_closed_to_writers(tmp_path: Path) -> None:
         and modes["skills"] == "0o755"
     )
     assert all(not path.stat().st_mode & 0o022 for path in (tmp_path / "root").rglob("*"))
-    assert Layout(tmp_path / "root").of(["good"]).readable == (folder, tmp_path / "root/.libraries")
-    assert Layout(tmp_path / "root").of([]).readable == ()
+    assert (layout.libraries / "pypdf/__init__.py").is_file()
+    assert layout.of(["good"]).readable == (folder, tmp_path / "root/.libraries")
+    assert layout.of([]).readable == ()
 
 
 AGENT = "---\nname: reviewer\ndescription: Reviews.\n{more}---\nYou review.\n"

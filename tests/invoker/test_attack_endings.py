@@ -19,6 +19,7 @@ import pytest
 
 from claude_invoker.cli import kill, killer
 from claude_invoker.cli.kill import Killer, StillAlive, owners
+from claude_invoker.cli.tree import CATALOGS
 from tests.invoker.conftest import Invoker, as_root, bash, defended_and_without, program, wait_for, without_boundary
 from tests.invoker.ordinary import interpreter
 from tests.invoker.test_attack_sessions import answer
@@ -353,7 +354,7 @@ DEEP = "import os\nfor _ in range({}): os.mkdir('d'); os.chdir('d')\nprint('deep
 
 def left(invoker: Invoker) -> list[Path]:
     places = (invoker.state / "trees").glob("*/*")
-    return [path for path in places if path.parent.name not in ("engines", "bin")] + invoker.trees()
+    return [path for path in places if path.parent.name not in ("engines", "bin", CATALOGS)] + invoker.trees()
 
 
 @pytest.mark.parametrize(

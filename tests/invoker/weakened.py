@@ -143,13 +143,15 @@ def the_clis_own_agents() -> None:
 def a_catalog_for_everybody() -> None:
     """What runs have of the catalog is theirs to write, where nothing but its modes keeps them from it."""
 
-    def open_to_all(catalog: Catalog, root: Path) -> Catalog:
-        made = layout.lay_out(catalog, root)
-        for path in (root, *root.rglob("*")):
+    write = layout.Layout.write
+
+    def open_to_all(laid_out: layout.Layout, catalog: Catalog) -> Catalog:
+        made = write(laid_out, catalog)
+        for path in (laid_out.root, *laid_out.root.rglob("*")):
             path.chmod(0o777)
         return made
 
-    put(engine, "lay_out", open_to_all)
+    put(layout.Layout, "write", open_to_all)
 
 
 def checks_outside_of_the_boundary() -> None:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from importlib.metadata import Distribution
 from pathlib import Path
 
+from claude_invoker.catalog import libraries
 from claude_invoker.catalog.catalog import Catalog
 from claude_invoker.catalog.entry import Entry, File
-from claude_invoker.catalog.libraries import provide
 from claude_invoker.cli.command import PATH, PLUGIN, Given
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class Layout:
     """`root`: holds a directory for each skill, called as it is, and two more that no skill can be called as."""
 
-    root: Path
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._lacking: list[Distribution] = []
+        """What runs with skills need, and is not there yet."""
+        self._lock = threading.Lock()
 
     @property
     def libraries(self) -> Path:
@@ -37,22 +42,28 @@ class Layout:
         folders = tuple(self.root / name for name in skills)
         return Given(folders, tuple(self.agents / name for name in agents), self.libraries if folders else None)
 
+    def write(self, catalog: Catalog) -> Catalog:
+        """Lays it out, anew. Returns it with what its entries lack on this machine. Raises OSError."""
+        for path in (self.root, self.libraries, self.agents):
+            path.mkdir(mode=0o711)
+            path.chmod(0o711)
+        for entry in catalog.entries:
+            _write(entry, (self.root if entry.kind == "skill" else self.agents) / entry.name)
+        packages = {package for entry in catalog.entries for package in entry.needs.python}
+        self._lacking, missing = libraries.lacking(packages)
+        obstacles = {(entry.kind, entry.name): why for entry in catalog.entries if (why := _obstacle(entry, missing))}
+        for (kind, name), why in obstacles.items():
+            _log.warning("%s %s cannot be used here: %s", kind, name, why)
+        return replace(catalog, obstacles=obstacles)
 
-def lay_out(catalog: Catalog, root: Path) -> Catalog:
-    """Writes it, anew. Returns the catalog with what its entries lack on this machine. Raises OSError."""
-    layout = Layout(root)
-    for path in (root, layout.libraries, layout.agents):
-        path.mkdir(mode=0o711)
-        path.chmod(0o711)
-    for entry in catalog.entries:
-        _write(entry, (root if entry.kind == "skill" else layout.agents) / entry.name)
-    packages = {package for entry in catalog.entries for package in entry.needs.python}
-    missing = provide(packages, layout.libraries)
-    _open_to_readers(layout.libraries)
-    obstacles = {(entry.kind, entry.name): why for entry in catalog.entries if (why := _obstacle(entry, missing))}
-    for (kind, name), why in obstacles.items():
-        _log.warning("%s %s cannot be used here: %s", kind, name, why)
-    return replace(catalog, obstacles=obstacles)
+    def bring_libraries(self) -> None:
+        """For the first run with skills: they are 100 MB where they cannot be links. Blocks. Raises OSError."""
+        with self._lock:
+            for each in self._lacking:
+                libraries.lay_out(each, self.libraries)
+            if self._lacking:
+                _open_to_readers(self.libraries)
+            self._lacking = []
 
 
 def _open_to_readers(folder: Path) -> None:

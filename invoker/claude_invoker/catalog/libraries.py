@@ -30,31 +30,30 @@ class Unavailable(Exception):
     """Why a package cannot be had."""
 
 
-def provide(packages: Iterable[str], into: Path) -> dict[str, str]:
-    """Fills a directory for PYTHONPATH with those of the packages that runs do not have anyway, and with what they
-    require. Returns why others cannot be had. Raises OSError."""
+def lacking(packages: Iterable[str]) -> tuple[list[metadata.Distribution], dict[str, str]]:
+    """Those of the packages that runs do not have anyway, with what they require; and why others cannot be had."""
     wanted = sorted(set(packages))
     if not wanted:
-        return {}
+        return [], {}
     python = shutil.which("python3", path=PATH)
     if python is None:
-        return dict.fromkeys(wanted, "runs have no Python here (python3 in /usr/local/bin or /usr/bin)")
+        return [], dict.fromkeys(wanted, "runs have no Python here (python3 in /usr/local/bin or /usr/bin)")
     try:
         version, missing = _of_runs(python, wanted)
     except (subprocess.SubprocessError, ValueError):
-        return dict.fromkeys(wanted, f"{python} does not run")
+        return [], dict.fromkeys(wanted, f"{python} does not run")
     if missing and version != sys.version_info[:2]:
         theirs, ours = (".".join(map(str, each)) for each in (version, sys.version_info[:2]))
-        return dict.fromkeys(missing, f"{python} lacks it, which is {theirs} and not {ours} as the invoker's")
+        return [], dict.fromkeys(missing, f"{python} lacks it, which is {theirs} and not {ours} as the invoker's")
+    found: list[metadata.Distribution] = []
     obstacles: dict[str, str] = {}
     taken: set[str] = set()
     for name in missing:
         try:
-            for distribution in _with_requirements(name, taken):
-                _lay_out(distribution, into)
+            found += _with_requirements(name, taken)
         except Unavailable as error:
             obstacles[name] = str(error)
-    return obstacles
+    return found, obstacles
 
 
 def _of_runs(python: str, packages: list[str]) -> tuple[tuple[int, int], list[str]]:
@@ -77,6 +76,8 @@ def _with_requirements(name: str, taken: set[str]) -> Iterator[metadata.Distribu
         if plain in taken:
             continue
         taken.add(plain)
+        if distribution.files is None:
+            raise Unavailable(f"nobody has written down which files belong to {distribution.metadata['Name']}")
         yield distribution
         for requirement in distribution.requires or ():
             found = _NAME.match(requirement)
@@ -87,11 +88,9 @@ def _with_requirements(name: str, taken: set[str]) -> Iterator[metadata.Distribu
                     continue  # for another system or another Python, by its marker
 
 
-def _lay_out(distribution: metadata.Distribution, into: Path) -> None:
-    """Raises Unavailable, OSError."""
-    if distribution.files is None:
-        raise Unavailable(f"nobody has written down which files belong to {distribution.metadata['Name']}")
-    for each in distribution.files:
+def lay_out(distribution: metadata.Distribution, into: Path) -> None:
+    """In a directory for PYTHONPATH. Goes on where it was broken off. Raises OSError."""
+    for each in distribution.files or ():
         if ".." in each.parts or "__pycache__" in each.parts or each.is_absolute():
             continue  # programs, which no script imports
         source, target = Path(str(distribution.locate_file(each))), into / each
@@ -110,5 +109,7 @@ def _link(source: Path, target: Path) -> None:
             pass  # another file system, or one without links
         else:
             return
-    shutil.copyfile(source, target)
-    target.chmod(0o644)
+    made = target.with_name(f"{target.name}.new")
+    shutil.copyfile(source, made)
+    made.chmod(0o644)
+    made.replace(target)

@@ -24,7 +24,7 @@ from claude_contract.keys import joined
 from claude_invoker import disk
 from claude_invoker.caller import Caller
 from claude_invoker.catalog.catalog import load
-from claude_invoker.catalog.layout import Layout, lay_out
+from claude_invoker.catalog.layout import Layout
 from claude_invoker.cli.binary import cli_version, find_cli, programs_of, reachable_binary
 from claude_invoker.cli.boundary import establish
 from claude_invoker.cli.child import Limits
@@ -239,7 +239,7 @@ class Engine:
         self.version = await cli_version(self.cli)
         programs = programs_of(self._trees)
         self._launcher.cli = await asyncio.to_thread(reachable_binary, self.cli, programs, isolated=self.users.isolated)
-        laying_out = asyncio.create_task(asyncio.to_thread(lay_out, self.catalog, self._layout.root))
+        laying_out = asyncio.create_task(asyncio.to_thread(self._layout.write, self.catalog))
         try:
             self.boundary = await establish(
                 self._launcher,

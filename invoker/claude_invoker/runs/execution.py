@@ -85,6 +85,8 @@ class Executor:
         run.state = "running"
         begun = session is not None and await asyncio.to_thread(lambda: session.begun)
         suits = session is not None and self._idle.suits(run)
+        if run.plan.skills:
+            await self._bring_libraries(run)
         shape = self._shape(run, None if session is None else "begun" if begun else "new", keeps=suits)
         ready = None if session is None else await self._idle.take(session, run)
         goes_on = ready is not None
@@ -154,6 +156,14 @@ class Executor:
         budget = None if keeps else plan.max_budget_usd
         given = self._layout.of(plan.skills, plan.agents)
         return Shape(plan.tools, plan.max_turns, budget, session, plan.egress, run.checkout, given, plan.asked)
+
+    async def _bring_libraries(self, run: Run) -> None:
+        """Raises Problem 503."""
+        try:
+            await asyncio.to_thread(self._layout.bring_libraries)
+        except OSError as error:
+            _log.error("run %s: the libraries of skills cannot be laid out: %s", run.id, error.strerror)
+            raise Problem(503, "busy", "the libraries of skills cannot be had now", {"Retry-After": "10"}) from error
 
     async def _put(self, run: Run, process: CliProcess) -> None:
         """Gives the run what its caller has sent along. Raises Problem 422, 503."""
