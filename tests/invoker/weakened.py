@@ -143,7 +143,11 @@ def the_clis_own_agents() -> None:
 def a_catalog_for_everybody() -> None:
     """What runs have of the catalog is theirs to write, where nothing but its modes keeps them from it."""
 
-    write = layout.Layout.write
+    write, bring_libraries = layout.Layout.write, layout.Layout.bring_libraries
+
+    def bring_them_and_open(laid_out: layout.Layout) -> None:
+        bring_libraries(laid_out)
+        laid_out.libraries.chmod(0o777)  # what is in it may be links to the machine's own
 
     def open_to_all(laid_out: layout.Layout, catalog: Catalog) -> Catalog:
         made = write(laid_out, catalog)
@@ -152,6 +156,7 @@ def a_catalog_for_everybody() -> None:
         return made
 
     put(layout.Layout, "write", open_to_all)
+    put(layout.Layout, "bring_libraries", bring_them_and_open)
 
 
 def checks_outside_of_the_boundary() -> None:
