@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
+from propcache.api import cached_property
 
 from claude_contract.claims import Additions, Attestation, Limits
 from claude_contract.identity import Identity, identity_from_shared

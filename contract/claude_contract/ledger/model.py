@@ -10,6 +10,7 @@ import math
 import re
 import secrets
 from enum import Enum
+from functools import lru_cache
 from typing import Literal, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -296,6 +297,7 @@ _SAFE_MARKS = "@|+="
 _SAFE = re.compile(f"[A-Za-z0-9_.~{_SAFE_MARKS}-]+")
 
 
+@lru_cache(maxsize=4096)  # who calls calls again
 def subject_key(kind: str, value: str) -> str:
     """What is counted, as it stands in keys: the subject `alice`, or `<kind>:<value>` where something else is counted.
 

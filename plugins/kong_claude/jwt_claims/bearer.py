@@ -31,22 +31,17 @@ class Places:
 
     def token(self, headers: Mapping[str, Sequence[str]], query_tokens: Sequence[str] = ()) -> str | None:
         """The only token, or None. Raises BadRequest or SeveralTokens."""
-        found = {*query_tokens}
+        found = [*query_tokens]
         for names, read in ((self.headers, _from_header), (self.raw_headers, _from_raw_header)):
             for name in names:
-                given = {read(value) for value in headers.get(name, ())}
-                if len(given) > 1:
-                    raise SeveralTokens
-                found |= given - {None}  # type: ignore[arg-type]
+                if name in headers and (given := _only([read(value) for value in headers[name]])) is not None:
+                    found.append(given)
         if self.cookies:
-            found |= set(_from_cookies(headers.get("cookie", ()), self.cookies))
-        if len(found) > 1:
-            raise SeveralTokens
-        for token in found:
-            if not _B64TOKEN.fullmatch(token):
-                raise BadRequest("the bearer token has characters that are not allowed in a token")
-            return token
-        return None
+            found += _from_cookies(headers.get("cookie", ()), self.cookies)
+        token = _only(found)
+        if token is not None and not _B64TOKEN.fullmatch(token):
+            raise BadRequest("the bearer token has characters that are not allowed in a token")
+        return token
 
     def split_query(self, query: str) -> tuple[list[str], str]:
         """The tokens in a raw query, and the query without them."""
@@ -59,6 +54,16 @@ class Places:
             else:
                 rest.append(piece)
         return tokens, "&".join(rest)
+
+
+def _only(given: Sequence[str | None]) -> str | None:
+    """What all of them are. Raises SeveralTokens."""
+    if not given:
+        return None
+    first, *others = given
+    if any(other != first for other in others):
+        raise SeveralTokens
+    return first
 
 
 def _from_header(value: str) -> str | None:
