@@ -103,7 +103,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
                 "INVOKER_DISK_RESERVE": "0",
             }
             with standing(home, config=home / "kong.yml", **known) as stack:
-                yield Place(stack, served, small, commit)
+                place = Place(stack, served, small, commit)
+                assert place.ask("org/app", "main")["status"] == 200, "the control"
+                yield place
 
 
 def kept(place: Place) -> set[str]:
@@ -156,7 +158,6 @@ CASES: list[tuple[str, str | None, str | None, dict[str, Any], int, str]] = [
 def test_it_is_said_and_nothing_is_left(
     place: Place, repository: str, ref: str | None, document: dict[str, Any], status: int, said: str
 ) -> None:
-    assert place.ask("org/app", "main")["status"] == 200, "the control"
     before, spent, asked = place.left(), len(place.stack.record()), len(place.served.requests)
     answer = place.ask(repository, ref, document, job=True)
     assert (answer["status"], said in str(answer.get("detail", answer))) == (status, True), answer
@@ -176,8 +177,8 @@ def test_a_tag_and_a_commit_are_worked_on(place: Place) -> None:
 @pytest.mark.parametrize(
     ("repository", "document", "said"),
     [
-        ("org/large", {}, "org/large cannot be fetched"),
-        ("org/wide", {}, "org/wide cannot be checked out"),
+        pytest.param("org/large", {}, "org/large cannot be fetched", marks=pytest.mark.slow),
+        pytest.param("org/wide", {}, "org/wide cannot be checked out", marks=pytest.mark.slow),
         (None, {"files": [{"path": f"f{n}", "content": "x" * MB} for n in range(6)]}, "cannot be stored"),
     ],
     ids=["a fetch", "a checkout", "a caller's files"],

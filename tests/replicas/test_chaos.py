@@ -39,6 +39,7 @@ def test_killed_processes_lose_mix_up_and_double_nothing(stage: Stage) -> None:
     assert [figures[f"kills_{name.replace('-', '_')}"] for name in names] == [1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_rolling_restart_under_load_fails_no_request(stage: Stage) -> None:
     figures = without_faults(asyncio.run(rolling(stage, 30, 1, seed=2)))
     assert [name for name in figures if name.startswith("broken_")] in ([], ["broken_cancelled"]), figures
