@@ -37,7 +37,7 @@ SEARCH = Decimal("0.01")
 IN_US = Decimal("1.1")
 CHUNK = 16
 """Letters of a chunk that the stand-in has sent and nobody has read when somebody is killed, at most."""
-UNREAD = 32
+UNREAD = 256
 """Tokens that are billed for what may have been sent and not read by a proxy that was killed."""
 
 

@@ -14,8 +14,8 @@ from claude_invoker.metering.purse import Purse
 from claude_invoker.metering.request import Asked
 from claude_invoker.metering.usage import Meter, Used
 
-UNREAD_TOKENS = 32
-"""What an API that streams puts out in the tenths of a second in which nobody reads."""
+UNREAD_TOKENS = 256
+"""What an API that streams puts out in the second in which a busy proxy reads nothing."""
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
