@@ -38,8 +38,8 @@ def skip_where_python_differs(answer: httpx.Response) -> None:
         pytest.skip(answer.json()["detail"])
 
 
-def write_agent(root: Path, name: str, more: str = "") -> None:
+def write_agent(root: Path, name: str, more: str = "", description: str = "") -> None:
     """An agent `name` in the catalog at `root`; `more`: lines of its head."""
     (root / "agents").mkdir(exist_ok=True)
-    text = f"---\nname: {name}\ndescription: Does what {name} does.\n{more}---\nYou are {name}.\n"
+    text = f"---\nname: {name}\ndescription: {description or f'Does what {name} does.'}\n{more}---\nYou are {name}.\n"
     (root / "agents" / f"{name}.md").write_text(text)

@@ -53,6 +53,10 @@ def catalog() -> Iterator[Path]:
         write_agent(root, "reviewer", "tools: Read, Bash\nmodel: haiku\n")
         write_agent(root, "stranger", "model: opus\n")
         write_skill(root, "webby", "allowed-tools: WebFetch\n")
+        with (write_skill(root, "inline") / "SKILL.md").open("a") as text:
+            text.write("\nIt is this: !`cat $ARGUMENTS`\n")
+        # The CLI's head ends at these, wherever they stand.
+        write_agent(root, "dashed", "tools: Read\nmodel: haiku\n", "Reviews a change --- before it is handed in ----.")
         yield root
 
 
@@ -224,7 +228,7 @@ def test_who_asks_sees_what_there_is(api: httpx.Client) -> None:
     found = api.get("/catalog").json()
     skills = {each["name"]: each for each in found["skills"]}
     assert set(skills) == {
-        *("acme", "other", "fetching", "lacking", "webby"),
+        *("acme", "other", "fetching", "lacking", "webby", "inline"),
         *("pdf", "docx", "canvas-design", "frontend-design", "tdd"),
     }
     assert skills["pdf"]["obstacle"] is None and skills["pdf"]["needs"]["tools"] == ["Bash", "Read", "Write"]
@@ -340,6 +344,63 @@ def test_the_clis_own_agents_and_those_of_others_are_not_to_be_had(
         run = done(api.post("/invoke", json={"prompt": hand_to("general-purpose", "come in")}))
         assert "No such tool available: Agent" in run["result"]
     assert "You are stranger" not in shown_to_the_model(stand_in, before)
+
+
+SECRET = "what nobody is to read"
+
+
+def said_to(skill: str, words: str, **more: Any) -> dict[str, Any]:
+    """A request whose model calls a skill, with a file of its own."""
+    return {"prompt": tool("Skill", skill=f"catalog:{skill}", args=words), "skills": [skill], "tools": ["Bash"],
+            "files": sent("keys/a", SECRET), **more}  # fmt: skip
+
+
+@pytest.mark.parametrize("without", defended_and_without("files_that_words_name"))
+def test_what_a_model_says_to_a_skill_names_no_file(
+    start_invoker: Callable[..., Invoker],
+    invoker: Invoker,
+    catalog: Path,
+    without: tuple[str, ...],
+    stand_in: StandInProcess,
+) -> None:
+    """It would read without a tool that reads, and past every rule about one."""
+    one = start_invoker(isolation="namespaces", catalog=catalog, without=without) if without else invoker
+    before = len(stand_in.lines())
+    with one.client() as api:
+        done(api.post("/invoke", json=said_to("acme", "look at @keys/a", ask=["Read(/keys/**)"])))
+    shown = shown_to_the_model(stand_in, before)
+    assert "look at @keys/a" in shown and (SECRET in shown) is bool(without)
+
+
+@pytest.mark.parametrize("ask", [["Bash"], ["Bash(git push:*)"], []])
+def test_a_command_in_a_skills_text_is_not_run_where_commands_are_asked_about(
+    api: httpx.Client, ask: list[str], stand_in: StandInProcess
+) -> None:
+    """The CLI asks nobody about it, and runs what it takes for reading. Without rules it is run: the control."""
+    before = len(stand_in.lines())
+    done(api.post("/invoke", json=said_to("inline", "keys/a", ask=ask)))
+    shown = shown_to_the_model(stand_in, before)
+    assert "It is this: " in shown and (SECRET in shown) is not bool(ask)
+
+
+@pytest.mark.parametrize("without", defended_and_without("heads_as_they_are_written"))
+def test_whatever_an_agents_description_says_it_has_its_tools_and_its_model(
+    start_invoker: Callable[..., Invoker],
+    invoker: Invoker,
+    catalog: Path,
+    without: tuple[str, ...],
+    stand_in: StandInProcess,
+) -> None:
+    one = start_invoker(isolation="namespaces", catalog=catalog, without=without) if without else invoker
+    before = len(stand_in.lines())
+    with one.client() as api:
+        prompt = hand_to("catalog:dashed", tool("Bash", command="touch made.txt"))
+        body = {"prompt": prompt, "agents": ["dashed"], "tools": ["Read", "Bash"], "max_turns": 5}
+        run = done(api.post("/invoke", json=body))
+    assert [each["path"] for each in run["artifacts"]] == (["made.txt"] if without else [])
+    its = [each for each in requests(stand_in, before) if each["tools"] == ["Read"] and "haiku" in each["model"]]
+    shown = "Reviews a change --- before it is handed in ----." in shown_to_the_model(stand_in, before)
+    assert (bool(its), shown) == (not without, not without)
 
 
 def test_a_prompt_is_no_command_of_the_cli(api: httpx.Client, stand_in: StandInProcess) -> None:

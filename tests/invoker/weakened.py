@@ -7,6 +7,7 @@ would pass for nothing. What stands here in a defence's place is what the produc
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -26,7 +27,7 @@ from claude_contract.ledger import Draw, Drawn, Slot, Verdict, micro_usd
 from claude_invoker import __main__ as program
 from claude_invoker import trust
 from claude_invoker.caller import DEVELOPER
-from claude_invoker.catalog import layout
+from claude_invoker.catalog import entry, layout
 from claude_invoker.catalog.catalog import Catalog
 from claude_invoker.cli import (
     aside,
@@ -138,6 +139,22 @@ def the_clis_own_agents() -> None:
         return {name: value for name, value in made.items() if "BUILTIN_AGENTS" not in name}
 
     put(process, "environment", with_its_own)
+
+
+def files_that_words_name() -> None:
+    """`@path` is that file to the CLI."""
+    environment = command_line.environment
+
+    def with_mentions(*given: Any, **more: Any) -> dict[str, str]:
+        made = environment(*given, **more)
+        return {name: value for name, value in made.items() if "FILE_MENTIONS" not in name}
+
+    put(process, "environment", with_mentions)
+
+
+def heads_as_they_are_written() -> None:
+    """The CLI ends them where it thinks that they end."""
+    put(entry, "_quoted", json.dumps)
 
 
 def a_catalog_for_everybody() -> None:
@@ -476,6 +493,8 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         checks_outside_of_the_boundary,
         the_clis_own_skills,
         the_clis_own_agents,
+        files_that_words_name,
+        heads_as_they_are_written,
         a_catalog_for_everybody,
         names_of_a_test,
         hosts_that_nobody_named,

@@ -140,7 +140,9 @@ def agent_of(name: str, content: bytes) -> Entry:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """For the CLI, to which a head ends at the next `---`, wherever that stands: what comes below would be no head, and
+    an agent without `tools` has all that its run has."""
+    return json.dumps(text, ensure_ascii=False).replace("--", r"-\u002d")
 
 
 def _described(source: File, name: str, said: str, description: str, text: str) -> str:

@@ -130,6 +130,9 @@ def command(cli: Path, shape: Shape) -> list[str]:
         arguments += [f"--plugin-dir={folder}" for folder in (*given.skills, *given.agents)]
         # So that the file tools read what is beside a SKILL.md.
         arguments += [f"--add-dir={folder}" for folder in given.skills]
+    if given.skills and "Bash" in shape.asked:
+        # Commands in a skill's text, with what its model says to it put in, run when it is called: nobody is asked.
+        settings["disableSkillShellExecution"] = True
     if not given.skills:
         arguments.append("--disable-slash-commands")
     if settings:
@@ -176,6 +179,9 @@ def environment(
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         # Subagents and commands in the background would go on after the result.
         "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
+        # A model calls a skill with words of its own, and `@path` in them would be that file: with no tool that reads,
+        # and nobody asked.
+        "CLAUDE_CODE_DISABLE_FILE_MENTIONS": "1",
         "DISABLE_AUTOUPDATER": "1",
         "DISABLE_TELEMETRY": "1",
         "DISABLE_ERROR_REPORTING": "1",
