@@ -19,6 +19,7 @@ from typing import Any
 
 MAX_PATTERN = 200  # characters
 _MOST_COMMAND = 20_000  # characters that are read; a longer one is in doubt
+_MOST_COMMANDS = 100  # in one line, each of which is held against each pattern; so is one of more
 
 WRITERS = ("Edit", "Write", "MultiEdit", "NotebookEdit")
 """Tools that `Edit(…)` governs."""
@@ -108,7 +109,7 @@ class Rules:
         commands = _commands(given.get("command"))
         if commands is None:
             return self._decide(tool, lambda _: _Fit.MAYBE)
-        return strictest([self._decide(tool, partial(_fit_words, words)) for words in commands])
+        return strictest([self._decide(tool, partial(_fit_words, *command)) for command in commands])
 
     def _decide(self, tool: str, fit: Callable[[str], _Fit]) -> Decision:
         """`fit`: how the call fits what stands in the brackets of a pattern."""
@@ -259,12 +260,33 @@ _TOKEN = re.compile(rf"[ \t]+|(?P<word>{_WORD})|(?P<end>&&|\|\||;|\|(?!&)|\n)")
 _PIECE = re.compile(rf"{_QUOTED}|{_PLAIN}+")
 # What runs a command that it is told elsewhere than in its words, or gives one another name.
 _RUNNERS = frozenset(
-    (".", "alias", "ash", "bash", "dash", "env", "eval", "exec", "ksh", "parallel", "sh", "source", "xargs", "zsh")
+    (
+        ".",
+        "alias",
+        "ash",
+        "bash",
+        "compgen",
+        "complete",
+        "dash",
+        "env",
+        "eval",
+        "exec",
+        "ksh",
+        "mapfile",
+        "parallel",
+        "readarray",
+        "sh",
+        "source",
+        "trap",
+        "xargs",
+        "zsh",
+    )
 )
 
 
-def _commands(line: Any) -> list[list[str]] | None:
-    """The simple commands of a command line, as words; None where a shell could make something else of it."""
+def _commands(line: Any) -> list[tuple[list[str], list[str]]] | None:
+    """The simple commands of a command line, as words, and what these could name when another program reads them; None
+    where a shell could make something else of it."""
     if not isinstance(line, str) or len(line) > _MOST_COMMAND:
         return None
     found: list[list[str]] = [[]]
@@ -280,19 +302,26 @@ def _commands(line: Any) -> list[list[str]] | None:
         at = token.end()
     commands = [words for words in found if words]
     # With a variable in front, such as GIT_SSH_COMMAND=…, a command runs what it likes.
-    return None if not commands or any("=" in words[0] for words in commands) else commands
+    if not 0 < len(commands) <= _MOST_COMMANDS or any("=" in words[0] for words in commands):
+        return None
+    return [(words, _names(words)) for words in commands]
+
+
+def _names(words: Sequence[str]) -> list[str]:
+    return [piece.rpartition("/")[2] for word in words for piece in re.split(r"[\s;|&()]+", word)]
 
 
 def _unquoted(piece: str) -> str:
     return piece[1:-1] if piece[0] in "'\"" else piece
 
 
-def _fit_words(words: Sequence[str], argument: str) -> _Fit:
-    """Of a simple command. By another path, behind options or as what another program is to run it is in doubt."""
+def _fit_words(words: Sequence[str], names: Iterable[str], argument: str) -> _Fit:
+    """Of a simple command, whose `names` are as `_commands` says. By another path, behind options or as what another
+    program is to run it is in doubt."""
     wanted = argument.removesuffix(":*").split(" ")
     if (words[: len(wanted)] if argument.endswith(":*") else words) == wanted:
         return _Fit.YES
     program = words[0].rpartition("/")[2]
-    pieces = iter([piece.rpartition("/")[2] for word in words for piece in re.split(r"[\s;|&()]+", word)])
-    is_within = all(name.rpartition("/")[2] in pieces for name in wanted)  # in this order
+    left = iter(names)
+    is_within = all(name.rpartition("/")[2] in left for name in wanted)  # in this order
     return _Fit.MAYBE if program in _RUNNERS or is_within else _Fit.NO

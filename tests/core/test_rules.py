@@ -121,7 +121,7 @@ def test_commands_that_plainly_are_what_is_allowed_pass(command: str) -> None:
      "git log $HOME", "git log \"$HOME\"", "git log \"`rm x`\"", "git log *", "git log ~", "git log {a,b}", "git log !!",
      "git log \\; rm", "(git log)", "{ git log; }", "GIT_PAGER=x git log", "'A=b' git log", "! git log", "if git log",
      "git log # x", "git log 'open", 'git log "open', "git log\\\nx", "git log\rrm x", "git log \x00", "git log '\x00'",
-     "git log é", "git log &", "git log [a]", "git log ?", "", " ", ";", "git log " + "x" * 30_000, "git -C . log"],
+     "git log é", "git log &", "git log [a]", "git log ?", "", " ", ";", "git log " + "x" * 30_000, "git log;" * 101, "git -C . log"],
 )  # fmt: skip
 def test_everything_else_is_asked_about(command: str) -> None:
     assert verdict(GIT, "Bash", command=command) is ASK
@@ -148,6 +148,8 @@ PUSH = rules(ask="Bash(git push:*)")
         ("timeout 5 nice git push", ASK),
         ("echo push | xargs git", ASK),
         ("bash deploy.sh", ASK),
+        ("trap 'git pu\"\"sh' EXIT", ASK),
+        ("mapfile -C 'git pu\"\"sh' -c 1", ASK),
         (". ./deploy.sh", ASK),
         ("git $VERB", ASK),
         ("git log --grep push", ASK),  # rather once too often

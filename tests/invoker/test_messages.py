@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from claude_contract.nesting import MAX_DEPTH
 from claude_invoker.cli.messages import (
     ControlAnswer,
     Heard,
@@ -25,6 +26,8 @@ from claude_invoker.cli.messages import (
     ToolResult,
     parse,
 )
+from claude_invoker.jobs.record import Asks
+from claude_invoker.model import Permission, RunResult
 from tests.invoker.conftest import Invoker, as_root, bash, program, without_boundary
 
 
@@ -244,3 +247,41 @@ def test_the_log_gets_no_text_of_the_runs() -> None:
     with pytest.raises(Malformed) as caught:
         parse(line(forged))
     assert str(caught.value) == "a message of type result has no valid model_usage_since_last_result"
+
+
+def _nested(depth: int) -> str:
+    return '{"a":' * depth + "1" + "}" * depth
+
+
+SAID = {
+    "an answer of a schema": '{"type":"result","subtype":"success","structured_output":%s}',
+    "a denial": '{"type":"result","subtype":"success","permission_denials":[{"tool_name":"Bash","tool_input":%s}]}',
+    "a call": '{"type":"assistant","message":{"content":[{"type":"tool_use","id":"t","name":"Bash","input":%s}]}}',
+    "a question": '{"type":"control_request","request_id":"r","request":{"subtype":"hook_callback",'
+    '"input":{"tool_name":"Bash","tool_input":%s}}}',
+}
+
+
+@pytest.mark.parametrize("said", SAID.values(), ids=SAID)
+def test_what_is_kept_of_a_run_can_be_read_again(said: str) -> None:
+    """A job's record that nobody can read is one that nobody can show, cancel, or look after when its worker is gone."""
+    assert parse((said % _nested(MAX_DEPTH)).encode()) is not None
+    with pytest.raises(Malformed, match="too deep"):
+        parse((said % _nested(220)).encode())
+
+
+@pytest.mark.parametrize(("depth", "is_read"), [(MAX_DEPTH, True), (220, False)])
+def test_the_control_of_that(depth: int, is_read: bool) -> None:
+    """Whoever reads records bears less than whoever writes them."""
+    value = orjson.loads(_nested(depth))
+    asked = Permission(id="perm_1", tool="Bash", input=value, why="", asked_at=0, expires_at=0)
+    for record in (
+        RunResult(id="run_1", result="", model="m", stop_reason="", structured=value),
+        Asks(waiting=[asked]),
+    ):
+        stored = record.model_dump_json()
+        if is_read:
+            assert type(record).model_validate_json(stored) == record
+        else:
+            with pytest.raises(ValueError, match="recursion limit"):
+                type(record).model_validate_json(stored)

@@ -16,6 +16,8 @@ from typing import Annotated, Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from claude_contract.nesting import too_deep
+
 MAX_LINE = 64 * 1024 * 1024
 MAX_VALUES = 200_000
 """Of one line. It is the number of values that makes parsing slow and large: 64 MB of `[]` are seconds in which nothing
@@ -258,11 +260,14 @@ def _json(line: bytes) -> Any:
 
 
 def _written(value: Any) -> bytes:
-    """Raises Malformed for what cannot be written again, such as nesting deeper than readers bear."""
+    """Raises Malformed for what cannot be written again, or is nested deeper than all readers bear: what is kept of a
+    job is read by another parser than ours."""
     try:
-        return orjson.dumps(value)
-    except (TypeError, ValueError) as error:
-        raise Malformed("a message is nested too deep") from error
+        if not too_deep(value):
+            return orjson.dumps(value)
+    except (TypeError, ValueError):
+        pass
+    raise Malformed("a message is nested too deep")
 
 
 def _model_event(document: dict[str, Any]) -> ModelEvent | None:
