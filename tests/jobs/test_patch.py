@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from claude_invoker.dashboard import patch
+from claude_invoker.dashboard.plain import plain
 from tests.support.git_server import git
 
 
@@ -62,3 +63,18 @@ def test_a_line_is_as_long_as_one_can_read() -> None:
 @pytest.mark.parametrize("text", [b"", b"\n", b"@@ -1 +1 @@\n+x", b"diff --git ", b"diff --git a", b"\xff\xfe\0"])
 def test_what_is_no_patch_shows_nothing(text: bytes) -> None:
     assert not any(file.lines for file in patch.shown(text).files)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("rm -rf \u202e/gpj.x", "rm -rf \\u202e/gpj.x"),
+        ("a\u200bb\u2066c\ufeffd\u00ade", "a\\u200bb\\u2066c\\ufeffd\\xade"),
+        ("a\u00a0b\u3000c\u2028d\u0085e\x1b[2Kf\rg", "a\\xa0b\\u3000c\\u2028d\\x85e\\x1b[2Kf\\rg"),
+        ("a\u3164b\u2800c\ufe0fd\U000e0041e\U000e0100f", "a\\u3164b\\u2800c\\ufe0fd\\U000e0041e\\U000e0100f"),
+        ("\ud83d \ue000", "\\ud83d \\ue000"),
+        ("tab\tand\nline, é 日本語 😀 ~{}", "tab\tand\nline, é 日本語 😀 ~{}"),
+    ],
+)
+def test_what_is_not_seen_is_written_out(text: str, shown: str) -> None:
+    assert plain(text) == shown

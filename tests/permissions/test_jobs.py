@@ -177,10 +177,12 @@ def test_a_job_is_interrupted(server: Invoker, worker: Invoker) -> None:
 def test_the_page_of_a_job_shows_what_it_asks(server: Invoker, worker: Invoker) -> None:
     page, ours = "/claude/dashboard/jobs/", {"Sec-Fetch-Site": "same-origin"}
     with client(server, "alice", **BASH) as alice, client(server, "root", roles=["admin"]) as admin:
-        path = create(alice, bash("echo '<script>' > made.txt"))
+        # Shown as it is written, "gnp.exe" would read "exe.png".
+        path = create(alice, bash("echo '<script>' > made\u202egnp.exe"))
         asked = asked_by(alice, path)
         shown = alice.get(page + path.rpartition("/")[2])
         assert "May it call Bash?" in shown.text and "&lt;script&gt;" in shown.text and "<script>'" not in shown.text
+        assert "made\\u202egnp.exe" in shown.text and "\u202e" not in shown.text
         form = f"{page}{path.rpartition('/')[2]}/permissions/{asked['id']}"
         deny = {"decision": "deny", "message": "not today"}
         assert alice.post(form, data=deny).status_code == 403, "by another's page"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from claude_invoker.dashboard.plain import plain
 
 MOST_BYTES = 256 << 10
 """Of a patch that are read for a page."""
@@ -57,12 +58,8 @@ def shown(patch: bytes, *, is_whole: bool = True) -> Shown:
 
 
 def visible(text: str) -> str:
-    """Without what could make it look other than it is: direction marks, other controls, what has no width."""
-    cut = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-    return "".join(
-        letter if letter == "\t" or unicodedata.category(letter) not in ("Cc", "Cf", "Cs") else ascii(letter)[1:-1]
-        for letter in cut
-    )
+    """On one line of a page."""
+    return plain(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…")
 
 
 def _lines(patch: bytes) -> Iterator[str]:

@@ -10,6 +10,8 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from claude_invoker.dashboard.plain import plain
+
 FOLDER = Path(__file__).parent
 _jinja = Environment(
     loader=FileSystemLoader(FOLDER / "templates"),
@@ -63,5 +65,6 @@ _jinja.filters |= {
     "took": _took,
     "size": _size,
     "path": lambda text: quote(text),
-    "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+    "pretty": lambda value: plain(json.dumps(value, indent=2, ensure_ascii=False)),
+    "plain": plain,
 }

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from claude_invoker.dashboard.plain import plain
 from claude_invoker.jobs.recording import text_of
 
 MAX_LINE = 400  # characters
@@ -26,7 +27,7 @@ def line_of(name: str, document: dict[str, Any]) -> str | None:
             done = "allowed" if document.get("decision") == "allow" else "denied"
             return _short(f"{done} by {document.get('by') or document.get('reason')}: {document.get('tool')}")
         case "artifact":
-            return f"left {document.get('path')}"
+            return _short(f"left {document.get('path')}")
         case "check" if document.get("state") == "started":
             return _short(f"check: {document.get('command')}")
         case "check":
@@ -61,4 +62,4 @@ def read(events: Iterable[tuple[str, str, str]]) -> tuple[str, list[str], str]:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= MAX_LINE else text[: MAX_LINE - 1] + "…"
+    return plain(text if len(text) <= MAX_LINE else text[: MAX_LINE - 1] + "…")
