@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
-from graphql import get_introspection_query, validate
+from graphql import execute, get_introspection_query, validate
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +21,8 @@ from claude_contract import graphql as contract
 from claude_contract.attestation import HEADER
 from claude_invoker.api.graphql import bounds
 from claude_invoker.api.graphql.bounds import operation_of
-from claude_invoker.api.graphql.schema import SCHEMA
+from claude_invoker.api.graphql.schema import SCHEMA, Asking
+from claude_invoker.caller import Caller
 from claude_invoker.problem import Problem
 from tests.invoker.conftest import Invoker
 from tests.invoker.test_trust import SECRET, attestation
@@ -100,6 +104,63 @@ def test_a_schema_that_is_asked_for_again_and_again_is_refused() -> None:
         inside = f"fields {{ type {{ {inside} }} }}"
     document, _ = operation_of("{ __schema { types { " + inside + " } } }")
     assert "introspection" in validate(SCHEMA, document)[0].message.lower()
+
+
+LITERALS = {
+    "deep": ("{a: " * 70 + "1" + "}" * 70, "nested more than 64 levels"),
+    "deep lists": ("{a: " + "[" * 70 + "]" * 70 + "}", "nested more than 64 levels"),
+    "infinite": ("{a: 1e999}", "beyond those of JSON"),
+    "a number of any length": ("{a: -" + "9" * 4000 + "}", "beyond those of JSON"),
+    "a number that no reader takes": ("{a: " + "9" * 5000 + "}", "beyond those of JSON"),
+}
+
+
+def creating(schema: str) -> Any:
+    return validate(
+        SCHEMA, operation_of(f'mutation {{ createJob(input: {{prompt: "x", outputSchema: {schema}}}) {{ id }} }}')[0]
+    )
+
+
+@pytest.mark.parametrize(("value", "why"), LITERALS.values(), ids=LITERALS)
+def test_a_value_in_the_document_is_one_that_could_come_as_json(value: str, why: str) -> None:
+    """What no reader of JSON has seen would be stored with a job, and nobody could read that again."""
+    assert why in creating(value)[0].message
+    assert not creating('{type: "object", properties: {a: {maximum: 1.5, enum: [A, null, true, "b"]}}}'), "the control"
+
+
+async def test_a_long_answer_lets_others_be_served_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"path": "a", "status": "modified", "added": 1, "removed": 1}] * 50
+    view = {"id": "run_1", "changes": rows, "result": {"changes": rows}}
+
+    async def found(*_: Any, **__: Any) -> Any:
+        return view
+
+    assert SCHEMA.query_type is not None
+    monkeypatch.setattr(SCHEMA.query_type.fields["run"], "resolve", found)
+    inside = "changes { path status added removed }"
+    query = " ".join(f'a{number}: run(id: "1") {{ {inside} result {{ {inside} }} }}' for number in range(10))
+    document, _ = operation_of(f"{{ {query} }}")
+
+    async def turns(asking: Any) -> int:
+        """How often anybody else could have been served."""
+        count = 0
+
+        async def others() -> None:
+            nonlocal count
+            while True:
+                count += 1
+                await asyncio.sleep(0)
+
+        other = asyncio.create_task(others())
+        done = await execute(SCHEMA, document, context_value=asking)  # type: ignore[misc]
+        other.cancel()
+        assert done.errors is None and len(done.data["a9"]["result"]["changes"]) == 50
+        return count
+
+    asking = Asking(None, Caller("alice"))  # type: ignore[arg-type]
+    assert await turns(asking) > 20, "once for each list"
+    control = SimpleNamespace(turn=contextlib.AsyncExitStack())
+    assert await turns(control) < 20
 
 
 def test_subscriptions_are_refused() -> None:
@@ -271,6 +332,10 @@ FORMS: dict[str, tuple[dict[str, Any], int]] = {
     "no query": ({"content": b"{}"}, 422),
     "a stored query": ({"content": b'{"extensions": {"persistedQuery": {}}, "query": 1}'}, 422),
     "variables that are none": ({"content": b'{"query": "{ limits }", "variables": []}'}, 422),
+    "more than can be looked at": (
+        {"content": json.dumps({"query": "{ limits }", "variables": {"a": [[0] * 1000] * 51}}).encode()},
+        422,
+    ),
     "a member that nobody knows": ({"content": b'{"query": "{ limits }", "map": {}}'}, 422),
     "half a surrogate pair": ({"content": b'{"query": "{ limits }", "variables": {"a": "\\ud83d"}}'}, 400),
 }

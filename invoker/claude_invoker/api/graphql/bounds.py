@@ -3,7 +3,9 @@ validating costs the square of what is asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from graphql import (
     DocumentNode,
@@ -25,6 +27,8 @@ MAX_TOKENS = 2000
 MAX_DEPTH = 15  # what GraphiQL asks of the schema has 13
 MAX_ALIASES = 10
 MAX_FIELDS = 500
+MAX_VALUES = 50_000
+"""In all variables: each is looked at by itself, while nobody else is served."""
 MAX_FIRST = 10
 """Fields of the operation itself: each is a request of its own."""
 
@@ -128,6 +132,19 @@ class _Measure:
             if count > MAX_FIRST:  # fragments of fragments may double it again and again
                 break
         return count
+
+
+def refuse_many(variables: Mapping[str, Any]) -> None:
+    """Raises Problem 422."""
+    left = MAX_VALUES
+    waiting: list[Any] = [variables]
+    while waiting:
+        each = waiting.pop()
+        inside = list(each.values() if isinstance(each, Mapping) else each)
+        left -= len(inside)
+        if left < 0:
+            raise too_much(f"the variables have more than {MAX_VALUES} values")
+        waiting += [one for one in inside if isinstance(one, dict | list)]
 
 
 def too_much(detail: str) -> Problem:

@@ -12,7 +12,7 @@ from graphql import DocumentNode, ExecutionResult, GraphQLError, OperationType, 
 
 from claude_contract import graphql as contract
 from claude_invoker.api import border
-from claude_invoker.api.graphql.bounds import operation_of
+from claude_invoker.api.graphql.bounds import operation_of, refuse_many
 from claude_invoker.api.graphql.schema import SCHEMA, Asking
 from claude_invoker.api.languages import in_graphql
 from claude_invoker.problem import Problem
@@ -51,6 +51,7 @@ def _asked(request: Request, body: bytes) -> tuple[str, dict[str, Any]]:
         raise Problem(422, "invalid", "variables must be an object")
     if unknown := sorted(given.keys() - _MEMBERS):
         raise Problem(422, "invalid", f"{unknown[0][:100]} is not known here")
+    refuse_many(variables or {})
     return query, variables or {}
 
 

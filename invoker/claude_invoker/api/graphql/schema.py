@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
 from collections.abc import Awaitable, Callable
@@ -51,6 +52,8 @@ class Asking:
     caller: Caller
     headers: dict[str, str] = field(default_factory=dict)
     """Of the answer: what a run has taken, for the gateway's log as well."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by one list at a time: all of them at once keep everybody waiting."""
 
     def to(self, method: str, path: str) -> Request:
         """The request to the HTTP API that would ask for the same: where another invoker has it, that is asked so."""

@@ -3,13 +3,18 @@ as GraphQL writes them (`maxTurns`). What has no type of GraphQL's own is `JSON`
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import json
 import types
+from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import orjson
 from graphql import (
     GraphQLBoolean,
+    GraphQLError,
     GraphQLField,
     GraphQLFloat,
     GraphQLID,
@@ -22,11 +27,33 @@ from graphql import (
     GraphQLResolveInfo,
     GraphQLScalarType,
     GraphQLString,
+    ValueNode,
+    value_from_ast_untyped,
 )
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-JSON = GraphQLScalarType("JSON", description="Any value of JSON, as the HTTP API has it.")
+from claude_contract.nesting import TOO_DEEP, too_deep
+
+
+def _literal(node: ValueNode, variables: dict[str, Any] | None = None) -> Any:
+    """What is written in the document itself, which no reader of JSON has seen: what one would make of it. Raises
+    GraphQLError."""
+    found = value_from_ast_untyped(node, variables)
+    if too_deep(found):
+        raise GraphQLError(f"a value {TOO_DEEP}", node)
+    try:
+        return orjson.loads(json.dumps(found, allow_nan=False))
+    except ValueError:
+        raise GraphQLError("a number is beyond those of JSON", node) from None
+
+
+JSON = GraphQLScalarType(
+    "JSON",
+    description="Any value of JSON, as the HTTP API has it.",
+    parse_value=lambda value: value,
+    parse_literal=_literal,
+)
 _SCALARS: dict[Any, GraphQLScalarType] = {
     str: GraphQLString,
     int: GraphQLInt,
@@ -45,14 +72,12 @@ def output(model: type[BaseModel]) -> GraphQLObjectType:
     """An object of the model's fields, read of the dictionary that `model_dump(mode="json")` makes."""
 
     def fields() -> dict[str, GraphQLField]:
-        return {
-            camel(name): GraphQLField(
-                GraphQLID if name == "id" else _type(field.annotation, output),
-                description=field.description,
-                resolve=_reading(name),
-            )
-            for name, field in model.model_fields.items()
-        }
+        found = {}
+        for name, field in model.model_fields.items():
+            its = GraphQLID if name == "id" else _type(field.annotation, output)
+            resolve = _reading_in_turn(name) if isinstance(its, GraphQLList) else _reading(name)
+            found[camel(name)] = GraphQLField(its, description=field.description, resolve=resolve)
+        return found
 
     return GraphQLObjectType(model.__name__, fields, description=_said(model))
 
@@ -75,8 +100,20 @@ def _taken(field: FieldInfo) -> Any:
     return GraphQLNonNull(found) if field.is_required() else found
 
 
-def _reading(name: str) -> Any:
+def _reading(name: str) -> Callable[..., Any]:
     def read(found: dict[str, Any], info: GraphQLResolveInfo[Any]) -> Any:
+        return found.get(name)
+
+    return read
+
+
+def _reading_in_turn(name: str) -> Callable[..., Any]:
+    """Of a list, which may be long: others are served before what is in it is looked at (`Asking.turn`)."""
+
+    async def read(found: dict[str, Any], info: GraphQLResolveInfo[Any]) -> Any:
+        if found.get(name):
+            async with info.context.turn:
+                await asyncio.sleep(0)
         return found.get(name)
 
     return read
