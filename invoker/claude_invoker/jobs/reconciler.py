@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from claude_invoker.cli.walk import delete
 from claude_invoker.jobs.ends import Ends
 from claude_invoker.jobs.orphan import is_orphaned
 from claude_invoker.jobs.queue import HEARTBEAT_S, Queues, enqueue_delivery, enqueue_notice, enqueue_ticket
+from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import RUNNING, Store, now_ms
 
 _log = logging.getLogger(__name__)
@@ -34,11 +34,9 @@ class Reconciler:
 
     async def recover(self) -> None:
         """Ends the jobs of workers that died on this machine. Before the engine opens, which deletes what they left."""
-        for job_id in await self.store.running():
-            with contextlib.suppress(UnknownVersion):
-                job = await self.store.get(job_id)
-                if job is not None and await asyncio.to_thread(is_orphaned, job):
-                    await self.ends.orphaned(job)
+        async for _, job in self._running():
+            if job is not None and await asyncio.to_thread(is_orphaned, job):
+                await self.ends.orphaned(job)
 
     async def reconcile(self) -> None:
         """Goes on until cancelled."""
@@ -76,17 +74,26 @@ class Reconciler:
             await self.store.told(*notices)
 
     async def _find_orphaned(self) -> None:
-        for job_id in await self.store.running():
-            try:
-                job = await self.store.get(job_id)
-            except UnknownVersion:  # its own release's workers see to it
-                continue
+        async for job_id, job in self._running():
             if job is None:
                 await self.store.redis.zrem(RUNNING, job_id)
                 continue
             silent = now_ms() - job.beat > 2 * HEARTBEAT_S * 1000
             if job_id not in self.ours and (silent or await asyncio.to_thread(is_orphaned, job)):
                 await self.ends.orphaned(job)
+
+    async def _running(self) -> AsyncIterator[tuple[str, Job | None]]:
+        """None: it is gone. Of another release its own workers see to it; and a record that cannot be read keeps nobody
+        from looking after the others."""
+        for job_id in await self.store.running():
+            try:
+                job = await self.store.get(job_id)
+            except UnknownVersion:
+                continue
+            except (ValueError, KeyError) as error:
+                _log.error("job %s: its record cannot be read (%s)", job_id, type(error).__name__)
+                continue
+            yield job_id, job
 
     async def _delete_files(self) -> None:
         """Artifacts go with their job's record, whichever worker kept them. Those of jobs that this Redis does not know
