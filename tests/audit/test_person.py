@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,16 +52,51 @@ def test_what_is_there_about_a_person_and_nothing_else(log: Log) -> None:
 
 def test_what_is_deleted_is_gone_and_the_log_is_as_whole_as_before(log: Log) -> None:
     others = {name: details_of(log, name) for name in ("bob", "alice2", "Alice")}
-    assert person.forget(log.directory, "alice") == 9
-    assert details_of(log, "alice") == [None] * 9, "that there was something stays, for the chain"
+    assert person.forget(log.directory, "alice", "root") == 9
+    assert details_of(log, "alice") == [*[None] * 9, {}], "that there was something stays, for the chain"
+    said = person.export(log.directory, "alice")[-1]
+    assert (said["kind"], said["actor"], said["subject"]) == ("log.forget", "root", "alice")
     assert b"asked for more" not in b"".join(path.read_bytes() for path in log.directory.iterdir())
     assert {name: details_of(log, name) for name in others} == others
     verdict = verify(log.directory, [log.head])
     assert verdict.findings == [] and verdict.without_details == 9
-    assert person.forget(log.directory, "alice") == 0
+    assert person.forget(log.directory, "alice", "root") == 0
     log.append([OF_ALICE[0]])
     assert details_of(log, "alice")[-1] == {"run": "run_1"}
     assert verify(log.directory, [log.head]).findings == []
+
+
+GONE: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
+    "one": (lambda rows: rows[:2] + rows[3:], "the details of line 3,"),
+    "all": (lambda rows: [], "the details of lines 1 to 8,"),
+}
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_details_that_were_taken_away_are_found(tmp_path: Path, name: str) -> None:
+    """Who has the files could else take away what somebody has changed, and call it data protection."""
+    log = Log(tmp_path / "audit")
+    log.open()
+    log.append([*OF_ALICE, *OF_OTHERS])
+    take_away, says = GONE[name]
+    details = pairs(log.directory)[0].details
+    details.write_bytes(b"".join(take_away(details.read_bytes().splitlines(keepends=True))))
+    (found,) = verify(log.directory, [log.head]).findings
+    assert found.kind == "removed" and says in found.what
+    person.forget(log.directory, "bob", "root")
+    assert verify(log.directory, [log.head]).findings, "it is another's that is said"
+    if name == "one":
+        person.forget(log.directory, "alice", "root")
+        assert verify(log.directory, [log.head]).findings == [], "the control"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
+def test_the_invoker_writes_on_after_root_has_deleted(log: Log) -> None:
+    """It may be another user, who could not write what root has made."""
+    for path in (log.directory, *log.directory.iterdir()):
+        os.chown(path, 12345, 12345)
+    assert person.forget(log.directory, "alice", "root") == 9
+    assert {path.stat().st_uid for path in log.directory.iterdir()} == {12345}
 
 
 def test_it_may_be_written_meanwhile(log: Log) -> None:
@@ -74,7 +111,7 @@ def test_it_may_be_written_meanwhile(log: Log) -> None:
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        deleted = sum(person.forget(log.directory, "alice") for _ in range(30))
+        deleted = sum(person.forget(log.directory, "alice", "root") for _ in range(30))
     finally:
         stop.set()
         writer.join()
@@ -89,7 +126,7 @@ def test_what_a_crash_leaves_beside_is_no_finding(log: Log) -> None:
     beside = person.beside(pairs(log.directory)[0].details)
     beside.write_bytes(b"half of it")
     assert verify(log.directory, [log.head]).findings == []
-    assert person.forget(log.directory, "alice") == 9 and verify(log.directory, [log.head]).findings == []
+    assert person.forget(log.directory, "alice", "root") == 9 and verify(log.directory, [log.head]).findings == []
     beside.with_name("details-of-my-own.jsonl.new").write_bytes(b"")
     assert [finding.kind for finding in verify(log.directory, [log.head]).findings] == ["foreign"], "the control"
 
@@ -103,7 +140,9 @@ def test_the_commands(log: Log, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert cli.main(["forget", "--subject", "alice"]) == 0
     assert "details of 9 lines deleted" in capsys.readouterr().err
     assert cli.main(["export", "--subject", "alice"]) == 0
-    assert {json.dumps(json.loads(row)["details"]) for row in capsys.readouterr().out.splitlines()} == {"null"}
+    assert [json.loads(row)["details"] for row in capsys.readouterr().out.splitlines()] == [*[None] * 9, {}]
+    with pytest.raises(SystemExit):
+        cli.main(["forget", "--subject", ""])  # whose lines are about nobody
     lines = pairs(log.directory)[0].lines
     lines.write_bytes(b"{}\n" + lines.read_bytes())
     assert cli.main(["export", "--subject", "alice"]) == 2

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from claude_invoker.audit import cli, log, person, shipping
+from claude_invoker.audit.anchor import FileAnchor
 from claude_invoker.audit.line import Entry
 from claude_invoker.audit.log import Log, pairs
 from claude_invoker.audit.shipping import OtherLog, Shipping
@@ -134,9 +135,8 @@ async def test_a_log_that_was_written_anew_is_found_by_the_store_alone(
     sending.close()
     heads = await shipping.heads_in(store)
     for each in pairs(made.directory):  # its first three lines, and others in the place of the rest
-        rows = each.lines.read_bytes().splitlines(keepends=True)[:3]
-        each.lines.write_bytes(b"".join(rows))
-        each.details.unlink()
+        for path in (each.lines, each.details):
+            path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
     forged = Log(made.directory)
     forged.open()
     forged.append(entries(20))
@@ -156,7 +156,9 @@ async def test_what_is_deleted_is_deleted_in_the_store(tmp_path: Path, store: St
     made = filled(tmp_path / "audit", rotate_bytes=900)
     sending = Shipping(made, store)
     await sending.send()
-    assert await shipping.forget(store, "alice") == 5 == person.forget(made.directory, "alice")
+    assert await shipping.forget(store, "alice") == 5 == person.forget(made.directory, "alice", "root")
+    made.append([])
+    await sending.send()
     await same(store, made)
     made.append(entries(2))
     await sending.send()
@@ -189,7 +191,8 @@ def test_whatever_happens_the_store_gets_the_log(steps: list[tuple[str, int]], t
             if step == "append":
                 made.append(entries(count))
             elif step == "forget":
-                person.forget(made.directory, "alice")
+                person.forget(made.directory, "alice", "root")
+                made.append([])  # so that it knows the new head
                 await shipping.forget(store, "alice")
             elif step == "restart":
                 sending.close()
@@ -217,6 +220,54 @@ def test_whatever_happens_the_store_gets_the_log(steps: list[tuple[str, int]], t
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(work)
+
+
+def test_a_log_that_is_wholly_gone_from_the_store_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of several, and each by itself is whole."""
+    place = f"file://{tmp_path}/store"
+    monkeypatch.setenv("INVOKER_AUDIT_DIR", str(tmp_path / "0"))
+    monkeypatch.setenv("INVOKER_AUDIT_STORE", place)
+    monkeypatch.setenv("INVOKER_AUDIT_ANCHOR", str(tmp_path / "heads"))
+    made = [filled(tmp_path / str(number)) for number in range(2)]
+
+    async def send() -> None:
+        for each in made:
+            kept = FileAnchor(tmp_path / "heads")
+            async with Audit(each, [kept], None, Shipping(each, Store(Place.parse(place), None))):
+                pass
+
+    _run(send())
+    assert cli.main(["verify", "--store"]) == 0, "the control: nothing was done yet"
+    for path in (tmp_path / "store").glob(f"*-{made[1].head.log}-*"):
+        path.unlink()
+    capsys.readouterr()
+    assert cli.main(["verify", "--store"]) == 1
+    assert capsys.readouterr().out == f"gone: the log {made[1].head.log} had 11 lines, and the store has none of them\n"
+
+
+def test_who_deletes_in_the_store_says_so_in_a_log_of_it(tmp_path: Path) -> None:
+    """Also of the logs of others, who have not deleted yet."""
+    store = Store(Place.parse(f"file://{tmp_path}/store"), None)
+    made = [filled(tmp_path / str(number)) for number in range(2)]
+
+    async def findings(*, sent: bool) -> list[str]:
+        if sent:
+            for each in made:
+                each.append([])
+                sending = Shipping(each, store)
+                await sending.send()
+                sending.close()
+        async with shipping.fetched(store) as places:
+            forgotten = person.forgotten_in(places.values())
+            return [str(finding) for each in places.values() for finding in verify(each, [], forgotten).findings]
+
+    assert asyncio.run(findings(sent=True)) == []
+    asyncio.run(shipping.forget(store, "alice"))
+    assert len(asyncio.run(findings(sent=False))) == 10, "the control: nobody has said it"
+    person.forget(made[0].directory, "alice", "root")
+    assert asyncio.run(findings(sent=True)) == []
 
 
 def test_the_command_looks_at_what_the_store_has(

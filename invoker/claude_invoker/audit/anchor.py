@@ -148,6 +148,11 @@ def relevant(anchors: Sequence[Anchor], directory: Path, logs: Sequence[str]) ->
     return [head for anchor in anchors for at, head in anchor.heads() if head.log in logs or at == place]
 
 
+def known(anchors: Sequence[Anchor]) -> list[Head]:
+    """Of all logs, wherever they are, the oldest first. Raises Unreachable."""
+    return [head for anchor in anchors for _, head in anchor.heads()]
+
+
 def _row(place: str, head: Head) -> bytes:
     return json.dumps({"place": place, **asdict(head)}, separators=(",", ":")).encode()
 

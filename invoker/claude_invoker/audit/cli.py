@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import socket
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
+    from claude_invoker.audit.anchor import Anchor
     from claude_invoker.audit.log import Head
     from claude_invoker.audit.verify import Verdict
     from claude_invoker.settings import Settings
@@ -81,15 +86,23 @@ def _parser() -> argparse.ArgumentParser:
         help="delete the details about a person",
         description="Deletes the details of the lines about a person, in the directory and in INVOKER_AUDIT_STORE "
         "where that is set. The lines stay, and with them the name: who did something, when, and of what kind. "
-        "The log is as whole as before (claude-invoker audit verify). It may be written meanwhile.",
+        "That they were deleted is a line, too, and the log is as whole as before (claude-invoker audit verify). It "
+        "may be written meanwhile.",
     )
     for each in (export, forget):
-        each.add_argument("--subject", required=True, help="as the token has it")
+        each.add_argument("--subject", required=True, type=_name, help="as the token has it")
     for each in (verify, export):
         each.add_argument("--store", action="store_true", help="what INVOKER_AUDIT_STORE has, of all invokers")
     for each in (verify, export, forget):
         each.add_argument("--dir", type=Path, help="the log (default: INVOKER_AUDIT_DIR)")
     return parser
+
+
+def _name(text: str) -> str:
+    """Raises ArgumentTypeError for nobody, of whom there are lines, too."""
+    if not text:
+        raise argparse.ArgumentTypeError("whose?")
+    return text
 
 
 async def _export(options: argparse.Namespace, settings: Settings) -> int:
@@ -113,7 +126,8 @@ async def _forget(options: argparse.Namespace, settings: Settings) -> int:
     from claude_invoker.audit.writer import store_of
 
     directory = options.dir or settings.audit_directory
-    print(f"{directory}: details of {person.forget(directory, options.subject)} lines deleted", file=sys.stderr)
+    deleted = person.forget(directory, options.subject, f"uid {os.getuid()} at {socket.gethostname()}")
+    print(f"{directory}: details of {deleted} lines deleted", file=sys.stderr)
     store = store_of(settings)
     if store is not None:
         deleted = await shipping.forget(store, options.subject)
@@ -123,7 +137,7 @@ async def _forget(options: argparse.Namespace, settings: Settings) -> int:
 
 async def _verify(options: argparse.Namespace, settings: Settings) -> int:
     """Raises _NoStore, Unreachable, Away, OSError, ValueError."""
-    from claude_invoker.audit import shipping
+    from claude_invoker.audit import anchor, person, shipping
     from claude_invoker.audit.verify import Verdict
 
     if not options.store:
@@ -131,54 +145,61 @@ async def _verify(options: argparse.Namespace, settings: Settings) -> int:
         heads = await _heads(options, settings, directory)
         return _told(options, _looked(directory, heads), heads)
     found = Verdict()
-    heads = []
+    heads = await asyncio.to_thread(anchor.known, _anchors(options, settings))
     async with shipping.fetched(_store(settings)) as places:
         if not places:
             found.found("gone", "the store has no log")
-        for directory in places.values():
-            heads += (known := await _heads(options, settings, directory, of_store=True))
-            one = _looked(directory, known)
+        forgotten = person.forgotten_in(places.values())
+        for log, seq in sorted({head.log: head.seq for head in heads if head.log not in places}.items()):
+            found.found("gone", f"the log {log} had {seq} lines, and the store has none of them")
+        for log, directory in places.items():
+            one = _looked(directory, [head for head in heads if head.log == log], forgotten)
             found.findings += one.findings
             found.heads |= one.heads
             found.without_details += one.without_details
     return _told(options, found, heads)
 
 
-def _looked(directory: Path, heads: Sequence[Head]) -> Verdict:
-    """Raises OSError."""
+def _looked(
+    directory: Path, heads: Sequence[Head], forgotten: Mapping[str, datetime] = MappingProxyType({})
+) -> Verdict:
+    """`forgotten`: as `verify` says. Raises OSError."""
     from claude_invoker.audit.log import pairs
     from claude_invoker.audit.verify import verify
 
-    found = verify(directory, heads)
+    found = verify(directory, heads, forgotten)
     if directory.is_dir() and pairs(directory) and not heads:
         found.found("cut", "no anchor knows this log: whether its end was cut cannot be said")
     return found
 
 
-async def _heads(
-    options: argparse.Namespace, settings: Settings, directory: Path, *, of_store: bool = False
-) -> list[Head]:
-    """What the anchors know of the directory's logs. `of_store`: the directory has what the store has, which is no
-    anchor of itself. Raises _NoStore, Unreachable, Away, OSError, ValueError."""
+async def _heads(options: argparse.Namespace, settings: Settings, directory: Path) -> list[Head]:
+    """What the anchors know of the directory's logs. Raises _NoStore, Unreachable, Away, OSError, ValueError."""
     from claude_invoker.audit import anchor, shipping
     from claude_invoker.audit.log import pairs
 
     logs = [each.log for each in pairs(directory)] if directory.is_dir() else []
-    anchors: list[anchor.Anchor] = []
     found: list[Head] = []
-    for name in options.anchor if options.anchor is not None else _known(settings):
-        if name == STORE:
-            if not of_store:
-                found += [head for head in await shipping.heads_in(_store(settings)) if head.log in logs]
-        elif name != REDIS:
+    if STORE in _named(options, settings):
+        found += [head for head in await shipping.heads_in(_store(settings)) if head.log in logs]
+    return [*found, *await asyncio.to_thread(anchor.relevant, _anchors(options, settings), directory, logs)]
+
+
+def _anchors(options: argparse.Namespace, settings: Settings) -> list[Anchor]:
+    """But for the store, which is another kind. Raises Unreachable."""
+    from claude_invoker.audit import anchor
+
+    found: list[Anchor] = []
+    for name in _named(options, settings):
+        if name == REDIS:
+            if settings.redis_url is None:
+                raise anchor.Unreachable("INVOKER_REDIS_URL is not set")
+            found.append(anchor.RedisAnchor(settings.redis_url))
+        elif name != STORE:
             if not Path(name).exists():
                 raise anchor.Unreachable(f"{name} is not there")
-            anchors.append(anchor.FileAnchor(Path(name)))
-        elif settings.redis_url is None:
-            raise anchor.Unreachable("INVOKER_REDIS_URL is not set")
-        else:
-            anchors.append(anchor.RedisAnchor(settings.redis_url))
-    return [*found, *await asyncio.to_thread(anchor.relevant, anchors, directory, logs)]
+            found.append(anchor.FileAnchor(Path(name)))
+    return found
 
 
 def _told(options: argparse.Namespace, found: Verdict, heads: Sequence[Head]) -> int:
@@ -207,8 +228,10 @@ def _store(settings: Settings) -> Store:
     return store
 
 
-def _known(settings: Settings) -> list[str]:
-    """The anchors that the settings name."""
+def _named(options: argparse.Namespace, settings: Settings) -> list[str]:
+    """The anchors that the options name, else the settings."""
+    if options.anchor is not None:
+        return list(options.anchor)
     file = [str(settings.audit_anchor)] if settings.audit_anchor is not None else []
     redis = [REDIS] if settings.redis_url is not None else []
     return [*file, *redis, *([STORE] if settings.audit_store is not None else [])]

@@ -53,6 +53,17 @@ class Line:
         return self.chain == chained(before, self.body)
 
 
+_AT = "%Y-%m-%dT%H:%M:%S.%fZ"
+
+
+def time_of(at: str) -> datetime | None:
+    """What a line says of when it was written; None where it is not as ours say it."""
+    try:
+        return datetime.strptime(at, _AT).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
 def chained(before: str, body: bytes) -> str:
     return hashlib.sha256(before.encode() + body).hexdigest()
 
@@ -69,7 +80,7 @@ def written(entry: Entry, seq: int, before: str) -> tuple[bytes, bytes, str]:
         details = _json({"seq": seq, "salt": secrets.token_hex(16), "details": {"too_long_bytes": len(details)}})
     members = {
         "seq": seq,
-        "at": entry.at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "at": entry.at.astimezone(UTC).strftime(_AT),
         "kind": entry.kind,
         "actor": entry.actor,
         "subject": entry.subject,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 
 from claude_invoker.audit import line, person
 from claude_invoker.audit.line import BEGIN, Line
 from claude_invoker.audit.log import LOCKS, Head, Pair, pairs, still
 
 MOST_FINDINGS = 50
+_CLOCKS = timedelta(minutes=1)
+"""By which those of two machines may differ."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,26 @@ class _Read:
     waiting: dict[int, Line] = field(default_factory=dict)
     misplaced: list[str] = field(default_factory=list)
     last: int = 0
+    bare: dict[int, _Known] = field(default_factory=dict)
+    """Lines without details."""
+    forgotten: dict[str, int] = field(default_factory=dict)
+    """Whose details were deleted, by the number of the last line that says so."""
 
 
-def verify(directory: Path, anchors: Iterable[Head]) -> Verdict:
-    """What is found, with what is known of the log elsewhere. Raises OSError where it cannot be read."""
+@dataclass(frozen=True)
+class _Known:
+    """Of a line: the digest of its details, whose they are, and when it was written, as it says."""
+
+    digest: str
+    whose: str
+    at: str
+
+
+def verify(
+    directory: Path, anchors: Iterable[Head], forgotten: Mapping[str, datetime] = MappingProxyType({})
+) -> Verdict:
+    """What is found, with what is known of the log elsewhere. `forgotten`: whose details were deleted until when, as
+    other logs say of this one. Raises OSError where it cannot be read."""
     verdict = Verdict()
     anchors = list(anchors)
     if not directory.is_dir():
@@ -60,7 +81,7 @@ def verify(directory: Path, anchors: Iterable[Head]) -> Verdict:
             logs.setdefault(each.log, []).append(each)
         _names(directory, logs, verdict)
         for log, files in logs.items():
-            _log(log, files, [anchor for anchor in anchors if anchor.log == log], verdict)
+            _log(log, files, [anchor for anchor in anchors if anchor.log == log], forgotten, verdict)
     if not logs:
         verdict.found("gone", f"there is no log in {directory}")
     if len(logs) > 1:
@@ -79,10 +100,10 @@ def _names(directory: Path, logs: dict[str, list[Pair]], verdict: Verdict) -> No
             verdict.found("foreign", f"{path.name} is none of the log's files")
 
 
-def _log(log: str, files: list[Pair], anchors: list[Head], verdict: Verdict) -> None:
+def _log(log: str, files: list[Pair], anchors: list[Head], forgotten: Mapping[str, datetime], verdict: Verdict) -> None:
     read = _Read()
     for each in files:
-        _details(each, _lines(each, read, verdict), verdict)
+        _details(each, _lines(each, read, verdict), read, verdict)
     chains = read.chains
     if not chains:
         verdict.found("gone", f"the log {log} has no lines")
@@ -90,7 +111,12 @@ def _log(log: str, files: list[Pair], anchors: list[Head], verdict: Verdict) -> 
     last = max(chains)
     for what in read.misplaced:
         verdict.found("reordered", what)
-    _missing(chains, last, verdict)
+    if len(chains) != last:
+        for lines in _runs(seq for seq in range(1, last) if seq not in chains):
+            verdict.found("removed", lines)
+    verdict.without_details += len(read.bare)
+    for lines in _runs(seq for seq in sorted(read.bare) if not _is_said(seq, read.bare[seq], read, forgotten)):
+        verdict.found("removed", f"the details of {lines}, and no line says that they were to be deleted")
     for seq, found in read.waiting.items():
         if seq - 1 in chains and not found.follows(chains[seq - 1].hex()):
             _unlike(seq, verdict)
@@ -102,12 +128,20 @@ def _log(log: str, files: list[Pair], anchors: list[Head], verdict: Verdict) -> 
             verdict.found("changed", f"up to line {anchor.seq} the log was written anew: its chain was another")
 
 
-def _lines(each: Pair, read: _Read, verdict: Verdict) -> dict[int, str]:
-    """The lines of a file, as number → digest of its details."""
+def _is_said(seq: int, known: _Known, read: _Read, forgotten: Mapping[str, datetime]) -> bool:
+    """Whether a line says that the details of this one were deleted."""
+    if seq < read.forgotten.get(known.whose, 0):
+        return True
+    until, at = forgotten.get(known.whose), line.time_of(known.at)
+    return until is not None and at is not None and at <= until + _CLOCKS
+
+
+def _lines(each: Pair, read: _Read, verdict: Verdict) -> dict[int, _Known]:
+    """The lines of a file by their numbers."""
     rows = each.lines.read_bytes().split(b"\n")
     if rows.pop():
         verdict.found("changed", f"{each.lines.name} does not end with a whole line")
-    details: dict[int, str] = {}
+    details: dict[int, _Known] = {}
     for number, row in enumerate(rows, start=1):
         try:
             found = line.read(row)
@@ -130,7 +164,10 @@ def _lines(each: Pair, read: _Read, verdict: Verdict) -> dict[int, str]:
             read.waiting[seq] = found
         elif not found.follows(before):
             _unlike(seq, verdict)
-        details[seq] = str(members.get("details"))
+        whose = person.whose(members)
+        details[seq] = _Known(str(members.get("details")), whose, str(members.get("at")))
+        if members.get("kind") == person.FORGET:
+            read.forgotten[whose] = seq
         read.chains[seq] = bytes.fromhex(found.chain)
         read.last = seq
     return details
@@ -141,20 +178,15 @@ def _unlike(seq: int, verdict: Verdict) -> None:
     verdict.found("changed", f"line {seq}{before} is not as it was written")
 
 
-def _missing(chains: dict[int, bytes], last: int, verdict: Verdict) -> None:
-    if len(chains) == last:
-        return
-    begin = None
-    for seq in range(1, last + 1):
-        if seq not in chains:
-            begin = seq if begin is None else begin
-        elif begin is not None:
-            verdict.found("removed", f"line {begin}" if begin == seq - 1 else f"lines {begin} to {seq - 1}")
-            begin = None
+def _runs(numbers: Iterable[int]) -> Iterator[str]:
+    """Ascending ones in words."""
+    for _, each in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in each]
+        yield f"line {run[0]}" if len(run) == 1 else f"lines {run[0]} to {run[-1]}"
 
 
-def _details(each: Pair, lines: dict[int, str], verdict: Verdict) -> None:
-    """Details that are not there have been deleted; those that are there must be right."""
+def _details(each: Pair, lines: dict[int, _Known], read: _Read, verdict: Verdict) -> None:
+    """Those that are there must be right; of those that are not a line must say so."""
     try:
         rows = each.details.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -168,7 +200,8 @@ def _details(each: Pair, lines: dict[int, str], verdict: Verdict) -> None:
         except ValueError:
             verdict.found("changed", f"{each.details.name}, line {number} cannot be read")
             continue
-        if seq in seen or lines.get(seq) != line.digest_of(row):
+        known = lines.get(seq)
+        if seq in seen or known is None or known.digest != line.digest_of(row):
             verdict.found("changed", f"{each.details.name}, line {number} is not as it was written")
         seen.add(seq)
-    verdict.without_details += len(lines.keys() - seen)
+    read.bare |= {seq: lines[seq] for seq in lines.keys() - seen}
