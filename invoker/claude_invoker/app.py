@@ -86,7 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     desk.on_end = answered
     engine.on_start = began
     engine.on_finish = finished
-    engine.on_decided = lambda run, decision: audit.note(audit_of.decided(run, decision))
+    engine.on_decided = lambda *told: audit.note(audit_of.decided(*told))
     if replicas is not None:
         engine.on_end = replicas.register.finished
     if ledger is not None:

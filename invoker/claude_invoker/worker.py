@@ -41,7 +41,7 @@ async def serve(settings: Settings) -> None:
 
     engine.on_start = lambda run: audit.note(audit_of.began(run))
     engine.on_finish = finished
-    engine.on_decided = lambda run, decision: audit.note(audit_of.decided(run, decision))
+    engine.on_decided = lambda *told: audit.note(audit_of.decided(*told))
     store = Store.open(settings.jobs_redis_url, settings.redis_url, settings.tier_priority, settings.held)
     async with audit, serving(settings, engine, store, queues) as worker, pulse(settings.health_path, worker):
         logging.getLogger(__name__).info("worker ready, %d runs at once", settings.worker_concurrency)

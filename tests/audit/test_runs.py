@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
+from claude_contract.rules import Rules, parse_all
 from claude_invoker.audit import line, runs
-from claude_invoker.cli.messages import Heard, Said, ToolCall
-from claude_invoker.model import Artifact
+from claude_invoker.audit.line import Entry
+from claude_invoker.cli.messages import Heard, HookCall, Said, ToolCall
+from claude_invoker.model import Artifact, PermissionAnswer
 from claude_invoker.plan import Plan
-from claude_invoker.runs.run import MOST_CALLS, Run
+from claude_invoker.runs.run import MOST_CALLS, Run, digest_of
 from claude_invoker.runs.translate import Translator
 
 PLAN = Plan((), None, "sonnet", None, ("Bash",), 3, 1.0, None, None, 60.0)
@@ -36,6 +39,22 @@ def test_a_call_is_its_tool_and_the_digest_of_its_input() -> None:
     assert details["artifacts"] == [{"path": "report.md", "size": 3, "sha256": "ab" * 32}]
     assert (details["route"], details["request_id"]) == ("route-1", "req-1")
     assert "s3cret" not in json.dumps(details)
+
+
+async def test_a_decision_says_what_it_was_about_and_what_ran() -> None:
+    """By digests: who allows something else than was asked about cannot say afterwards that it was that."""
+    rules = (Rules(ask=parse_all(["Bash"])),)
+    run = Run("run_1", "alice", replace(PLAN, rules=rules, approval_timeout_s=60), Path("/nowhere"), 60.0)
+    entries: list[Entry] = []
+    run.permissions.on_decided = lambda decision, given: entries.append(runs.decided(run, decision, given))
+    asked, ran = {"command": "make s3cret"}, {"command": "make other"}
+    for given in (None, ran):
+        await run.permissions.take(HookCall("r", "Bash", asked, "t", None), lambda path: None, lambda answer: None)
+        run.permissions.answer(run.permissions.waiting[0].id, PermissionAnswer(decision="allow", input=given), "bob")
+    digests = [(entry.details["input"], entry.details["instead"]) for entry in entries]
+    assert digests == [(digest_of(asked), None), (digest_of(asked), digest_of(ran))]
+    assert [(entry.actor, entry.subject) for entry in entries] == [("bob", "alice")] * 2
+    assert "s3cret" not in json.dumps([dict(entry.details) for entry in entries])
 
 
 def test_a_run_cannot_make_its_entry_too_long_to_be_kept() -> None:

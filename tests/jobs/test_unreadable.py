@@ -38,7 +38,7 @@ async def test_others_are_looked_after(
     await store.redis.hset(PREFIX + f"job:{jobs[0].id}", mapping=broken)
     for each in jobs:
         await store.redis.hset(PREFIX + f"job:{each.id}", "beat", "1")
-    with pytest.raises(ValueError, match="recursion limit|EOF|could not convert"):
+    with pytest.raises(ValueError, match=r"recursion limit|EOF|could not convert"):
         await store.get(jobs[0].id)
     ends = Ends(
         settings(on_worker_loss="retry", redis_url="redis://127.0.0.1:1"),

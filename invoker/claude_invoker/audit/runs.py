@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from claude_invoker.audit.line import Entry
 from claude_invoker.model import Artifact, PermissionDecision
 from claude_invoker.passthrough.message import Message
-from claude_invoker.runs.run import Called, Run
+from claude_invoker.runs.run import Called, Run, digest_of
 
 MOST_FILES = 50
 _LONGEST_PATH = 200  # characters
@@ -37,8 +39,8 @@ def ended(run: Run) -> Entry:
     return Entry("run.end", run.subject, run.subject, details)
 
 
-def decided(run: Run, decision: PermissionDecision) -> Entry:
-    """About a call of a tool. Nobody has decided: the actor is whom the run is for."""
+def decided(run: Run, decision: PermissionDecision, given: Mapping[str, Any]) -> Entry:
+    """About a call of a tool with that input. Nobody has decided: the actor is whom the run is for."""
     details = {
         "run": run.id,
         "tier": run.tier,
@@ -46,7 +48,8 @@ def decided(run: Run, decision: PermissionDecision) -> Entry:
         "tool": decision.tool,
         "decision": decision.decision,
         "reason": decision.reason,
-        "input_changed": decision.input is not None,
+        "input": digest_of(given),
+        "instead": None if decision.input is None else digest_of(decision.input),
     }
     return Entry("permission.decided", decision.by or run.subject, run.subject, details)
 

@@ -16,7 +16,7 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -94,7 +94,9 @@ class Engine:
         self.on_end: Callable[[Run], Awaitable[None]] = _nothing
         """Waited for before anybody is told that the run is over: what is answered outlives this process."""
         self.on_finish: Callable[[Run], None] = lambda run: None
-        self.on_decided: Callable[[Run, PermissionDecision], None] = lambda run, decision: None
+        self.on_decided: Callable[[Run, PermissionDecision, Mapping[str, Any]], None] = lambda run, decision, given: (
+            None
+        )
         self._state = settings.state_dir
         self._trees = tree_root(settings.state_dir, isolated=self.users.isolated)
         self.keeping = Keeping(settings, open_store(settings.store, settings.key_of_store))

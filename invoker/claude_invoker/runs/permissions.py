@@ -62,7 +62,8 @@ class Permissions:
         """By their ids, the first to the last."""
         self.on_change: Callable[[], None] = lambda: None
         """Told when something begins to wait, or waits no more."""
-        self.on_decided: Callable[[PermissionDecision], None] = lambda decision: None
+        self.on_decided: Callable[[PermissionDecision, Mapping[str, Any]], None] = lambda decision, given: None
+        """Told of each decision, and what the call was to run with."""
 
     @property
     def waiting(self) -> list[Permission]:
@@ -87,7 +88,8 @@ class Permissions:
     def _ask(self, call: HookCall, why: str, place: Place, reply: Reply) -> None:
         key = orjson.dumps([call.tool, call.input], option=orjson.OPT_SORT_KEYS)
         if (before := self._remembered.get(key)) is not None:
-            self._record(before.model_copy(update={"id": _new_id(), "reason": "remembered", "decided_at": time.time()}))
+            again = before.model_copy(update={"id": _new_id(), "reason": "remembered", "decided_at": time.time()})
+            self._record(again, call.input)
             reply(_answer_of(before))
             return
         if len(key) > MAX_INPUT:
@@ -186,14 +188,14 @@ class Permissions:
         held.timer.cancel()
         if answer is not None:
             held.reply(answer)
-        self._record(decision)
+        self._record(decision, held.shown.input)
         self.on_change()
 
-    def _record(self, decision: PermissionDecision) -> None:
+    def _record(self, decision: PermissionDecision, given: Mapping[str, Any]) -> None:
         if len(self.decided) < 2 * MAX_ASKED:  # remembered ones have no other bound
             self.decided[decision.id] = decision
         self._tell("permission.decided", decision.model_dump(mode="json", exclude_none=True))
-        self.on_decided(decision)
+        self.on_decided(decision, given)
 
 
 def _answer_of(decision: PermissionDecision) -> HookAnswer:

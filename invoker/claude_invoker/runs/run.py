@@ -7,9 +7,10 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -34,9 +35,14 @@ def new_id() -> str:
     return "run_" + secrets.token_hex(12)
 
 
+def digest_of(given: Mapping[str, Any]) -> str:
+    """Of a tool's input: the SHA-256 of it as JSON with sorted members and no blanks."""
+    return hashlib.sha256(orjson.dumps(given, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
 @dataclass(frozen=True)
 class Called:
-    """A call of a tool: its name, and the SHA-256 of its input as JSON with sorted members and no blanks."""
+    """A call of a tool: its name, and the digest of its input."""
 
     tool: str
     input: str
@@ -163,8 +169,7 @@ class Run:
         self.used.add(call.name[:100])
         self.calls_in_all += 1
         if len(self.calls) < MOST_CALLS:
-            written = orjson.dumps(call.input, option=orjson.OPT_SORT_KEYS)
-            self.calls.append(Called(call.name, hashlib.sha256(written).hexdigest()))
+            self.calls.append(Called(call.name, digest_of(call.input)))
 
     def went_out(self, said: Visit | Moved) -> None:
         """Keeps and logs where the run goes."""
