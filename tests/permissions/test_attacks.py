@@ -85,6 +85,26 @@ def test_a_path_is_where_it_leads(work: Path) -> None:
     assert place(str(work)) == "."
 
 
+async def test_what_leads_elsewhere_while_it_waits_is_not_allowed(work: Path) -> None:
+    """A link that another call of the run has turned: minutes, where it is asked about, in which nobody has to be fast."""
+    (work / "keys").mkdir()
+    rules = Rules(ask=parse_all(["Write"]), deny=parse_all(["Edit(/keys/**)"]))
+    answers: list[Any] = []
+    permissions = Permissions([rules], 60, "alice", lambda name, said: None)
+    call = HookCall("r", "Write", {"file_path": f"{work}/src/new", "content": "x"}, "t", None)
+    await permissions.take(call, place_in(work), answers.append)
+    (work / "src").rename(work / "before")
+    (work / "src").symlink_to("keys")
+    waiting = permissions.waiting[0].id
+    with pytest.raises(Problem, match=r"Edit.* is denied"):
+        permissions.answer(waiting, PermissionAnswer(decision="allow"), "alice")
+    assert answers == []
+    (work / "src").unlink()
+    (work / "before").rename(work / "src")
+    permissions.answer(waiting, PermissionAnswer(decision="allow"), "alice")
+    assert answers == [Allow()], "the control"
+
+
 def test_a_path_that_is_at_no_place(work: Path) -> None:
     (work / "out").symlink_to("/etc")
     (work / "nowhere").symlink_to("missing")

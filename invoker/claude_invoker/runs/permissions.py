@@ -121,17 +121,19 @@ class Permissions:
         """Decides, in the name of the subject `by`.
 
         Raises Problem 404, 409 where it is decided already, 403 for one's own run where four eyes are needed, 422 for
-        an input that the rules deny."""
+        an input that the rules deny, as things are now."""
         self.refuse_own(by)
         if permission_id in self.decided:
             raise Problem(409, "conflict", f"it is decided already: {self.decided[permission_id].decision}")
         held = self._held.get(permission_id)
         if held is None:
             raise Problem(404, "not-found", "there is no such permission")
-        if given.input is not None:
-            if len(orjson.dumps(given.input)) > MAX_INPUT:
-                raise Problem(422, "invalid", f"input has more than {MAX_INPUT >> 10} KiB")
-            found = self._decision(held.shown.tool, given.input, held.place)
+        if given.input is not None and len(orjson.dumps(given.input)) > MAX_INPUT:
+            raise Problem(422, "invalid", f"input has more than {MAX_INPUT >> 10} KiB")
+        if given.decision == "allow":
+            # Also as it was asked about: while it waits, its path may have come to lead elsewhere.
+            runs = held.shown.input if given.input is None else given.input
+            found = self._decision(held.shown.tool, runs, held.place)
             if found.verdict is Verdict.DENY:
                 raise Problem(422, "invalid", f"input: {found.why}")
         decision = PermissionDecision(
