@@ -27,6 +27,8 @@ READERS = ("Read", "Grep", "Glob")
 """Tools that `Read(…)` governs."""
 AGENT = "Agent"
 """The tool that comes with the agents that a run has."""
+QUESTION = "AskUserQuestion"
+"""The tool by which a model asks. Each call of it is for a person, so that there are no rules about it."""
 _AGENTS = (AGENT, "Task")
 """One tool: it is started by the one name, and asks by the other."""
 _OTHERS = (*_AGENTS, "Bash", "TodoWrite", "WebFetch", "WebSearch")

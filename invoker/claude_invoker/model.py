@@ -318,6 +318,9 @@ class Permission(BaseModel):
     expires_at: float = Field(description="When it is denied, where nobody decides")
 
 
+Answer = Annotated[str, Field(min_length=1, max_length=2000)]
+
+
 class PermissionAnswer(BaseModel):
     """What somebody decides about a call of a tool."""
 
@@ -327,6 +330,9 @@ class PermissionAnswer(BaseModel):
         default=None, description="Of a denial: why, for the model"
     )
     input: dict[str, Any] | None = Field(default=None, description="What is to run instead")
+    answers: dict[str, Answer | Annotated[list[Answer], Field(min_length=1, max_length=100)]] | None = Field(
+        default=None, description="To what the model has asked (`AskUserQuestion`): by the text of each question"
+    )
     remember: Literal["once", "run"] = Field(
         default="once", description="`run`: the same call with the same input is decided so until the run ends"
     )
@@ -339,6 +345,8 @@ class PermissionAnswer(BaseModel):
             raise ValueError("input is of what is allowed")
         if self.input is not None and self.remember == "run":
             raise ValueError("remember is of what the model has asked for, and input is another")
+        if self.answers is not None and (self.decision == "deny" or self.input is not None or self.remember != "once"):
+            raise ValueError("answers are allowed once, and as they are")
         return self
 
 
@@ -358,6 +366,7 @@ class PermissionDecision(BaseModel):
     by: str | None = Field(default=None, description="The subject who has decided")
     message: str | None = None
     input: dict[str, Any] | None = Field(default=None, description="What has run instead")
+    answers: dict[str, str] | None = Field(default=None, description="To the model's questions, by their texts")
     decided_at: float
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from claude_contract.claims import SEARCH, Clamp
 from claude_contract.destinations import Destination, within_both
 from claude_contract.features import Feature, of_model
-from claude_contract.rules import AGENT, Rules, Verdict, parse
+from claude_contract.rules import AGENT, QUESTION, Rules, Verdict, parse
 from claude_invoker.catalog import choosing
 from claude_invoker.catalog.catalog import EMPTY, Catalog
 from claude_invoker.isolation.strength import COMMAND_TOOLS, USE_EGRESS, Boundary
@@ -93,9 +93,10 @@ class Plan:
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """Those of its tools that the rules name, that which comes with its agents included."""
+        """Those of its tools that somebody is asked about: what the rules name, that which comes with its agents
+        included, and what asks by itself."""
         tools = (*self.tools, AGENT) if self.agents else self.tools
-        return tuple(tool for tool in tools if any(rules.names(tool) for rules in self.rules))
+        return tuple(tool for tool in tools if tool == QUESTION or any(rules.names(tool) for rules in self.rules))
 
     @property
     def size(self) -> int:

@@ -25,6 +25,7 @@ from pydantic_settings import (
 from claude_contract import destinations, secret_file
 from claude_contract.destinations import Destination
 from claude_contract.redis_place import Place
+from claude_contract.rules import QUESTION
 from claude_contract.secret_file import SecretFileError
 from claude_invoker import disk
 from claude_invoker.egress.addresses import is_loopback
@@ -134,7 +135,7 @@ class Settings(BaseSettings):
     """Models that may be asked for; empty: any that the gateway's clamp lets through."""
     tools: Names = ("Read", "Write", "Edit", "Glob", "Grep")
     """Tools of a run that asks for none in particular."""
-    tools_allowed: Names = ("Read", "Write", "Edit", "Glob", "Grep", "Bash", "WebFetch", "WebSearch")
+    tools_allowed: Names = ("Read", "Write", "Edit", "Glob", "Grep", "Bash", "WebFetch", "WebSearch", QUESTION)
     egress: Annotated[tuple[Destination, ...] | None, NoDecode] = None
     """The most that a tier's `egress` opens, such as `pypi.org,*.npmjs.org`; unset: what it names; empty: nothing."""
     egress_max_bytes: int = Field(default=1 << 30, ge=0)

@@ -69,6 +69,7 @@ async def submitted(
             await engine.ledger.confirm(caller)
         run = engine.submit(chosen, caller, run_id=run_id)
         run.traceparent = border.traceparent(request)
+        run.permissions.is_heard = live
         run.grace_s = engine.settings.detach_grace_s if key is not None else 0.0
         request.state.started = True
         if (replicas := services(request).replicas) is not None:

@@ -50,6 +50,7 @@ def decided(run: Run, decision: PermissionDecision, given: Mapping[str, Any]) ->
         "reason": decision.reason,
         "input": digest_of(given),
         "instead": None if decision.input is None else digest_of(decision.input),
+        "answered": decision.answers is not None,
     }
     return Entry("permission.decided", decision.by or run.subject, run.subject, details)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from claude_contract.destinations import Destination
-from claude_contract.rules import AGENT
+from claude_contract.rules import AGENT, QUESTION
 from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.isolation import network
 from claude_invoker.isolation.shell import TREE
@@ -121,6 +121,9 @@ def command(cli: Path, shape: Shape) -> list[str]:
         arguments.append(f"--max-budget-usd={shape.max_budget_usd!r}")
     if allowed:
         arguments.append(f"--allowedTools={allowed}")
+    if QUESTION in shape.tools:
+        # Else the CLI has no such tool. It asks by its hook all the same: under `dontAsk` nothing is asked this way.
+        arguments.append("--permission-prompt-tool=stdio")
     settings: dict[str, object] = {}
     if shape.egress:
         # It would ask api.anthropic.com about the host first, by a way that there is not.

@@ -10,7 +10,9 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from claude_contract.rules import QUESTION
 from claude_invoker.dashboard.plain import plain
+from claude_invoker.runs.questions import questions_of
 
 FOLDER = Path(__file__).parent
 _jinja = Environment(
@@ -65,6 +67,7 @@ _jinja.filters |= {
     "took": _took,
     "size": _size,
     "path": lambda text: quote(text),
+    "questions": lambda asked: questions_of(asked.input) if asked.tool == QUESTION else {},
     "pretty": lambda value: plain(json.dumps(value, indent=2, ensure_ascii=False)),
     "plain": plain,
 }

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, StreamingResponse
 
+from claude_contract.rules import QUESTION
 from claude_invoker.api import border, jobs
 from claude_invoker.api.links import base
 from claude_invoker.api.permissions import answer_of, decided
@@ -26,6 +27,7 @@ from claude_invoker.jobs.record import OVER, Job
 from claude_invoker.jobs.recording import text_of
 from claude_invoker.jobs.store import Store
 from claude_invoker.problem import Problem
+from claude_invoker.runs.questions import questions_of
 from claude_invoker.services import services
 from claude_invoker.trust import attested, attested_visitor
 from claude_invoker.workspace.difference import PATCH
@@ -129,8 +131,15 @@ async def cancel(request: Request, job: jobs.OwnJob) -> Response:
 @router.post("/jobs/{job_id}/permissions/{permission_id}", dependencies=[Depends(from_our_page)])
 async def decide(request: Request, job: jobs.OwnJob, viewer: Viewer, permission_id: str) -> Response:
     given = border.form(await request.body())
-    why = given.get("message", "").strip() if given.get("decision") == "deny" else ""
-    answer = answer_of(given | {"message": why or None})
+    decision = given.get("decision")
+    said: dict[str, Any] = {"decision": decision}
+    if decision == "deny" and (why := given.get("message", "").strip()):
+        said["message"] = why
+    asked = next((each for each in job.waiting if each.id == permission_id and each.tool == QUESTION), None)
+    if decision == "allow" and asked is not None:
+        texts = questions_of(asked.input)
+        said["answers"] = {text: given.get(f"answer-{number}", "").strip() for number, text in enumerate(texts)}
+    answer = answer_of(said)
     await decided(request, job, permission_id, answer, viewer)
     return RedirectResponse(f"{home(request)}/jobs/{job.id}", 303, HEADERS)
 

@@ -23,6 +23,10 @@ def line_of(name: str, document: dict[str, Any]) -> str | None:
             return _short(f"{'failed: ' if document.get('is_error') else '→ '}{document.get('content')}")
         case "permission.requested":
             return _short(f"asks: {document.get('tool')} {json.dumps(document.get('input'), ensure_ascii=False)}")
+        case "question.asked":
+            return _short(f"asks: {json.dumps(document.get('input'), ensure_ascii=False)}")
+        case "permission.decided" if answers := document.get("answers"):
+            return _short(f"answered by {document.get('by')}: {json.dumps(answers, ensure_ascii=False)}")
         case "permission.decided":
             done = "allowed" if document.get("decision") == "allow" else "denied"
             return _short(f"{done} by {document.get('by') or document.get('reason')}: {document.get('tool')}")

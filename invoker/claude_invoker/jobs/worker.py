@@ -228,7 +228,7 @@ class Worker:
             if run.work is not None:
                 fields["work"] = str(run.work)
             asks = Asks(waiting=run.permissions.waiting, decided=list(run.permissions.decided.values()))
-            if run.plan.rules:
+            if run.plan.rules or run.plan.asked:
                 fields["asks"] = asks.model_dump_json()
             changed.clear()
             try:

@@ -370,6 +370,7 @@ class Engine:
             run.lease, run.slot = caller.lease, caller.slot
             self.ledger.note(caller)
         run.events = EventLog(self.settings.held_per_run)
+        run.permissions.is_heard = run.is_job
         run.permissions.on_decided = functools.partial(self.on_decided, run)
         self._shelf.put(run)
         self.on_start(run)

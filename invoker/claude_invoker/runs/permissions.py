@@ -2,7 +2,7 @@
 
 The CLI asks about every call before it runs it (its `PreToolUse` hook) and waits. What the rules let pass is answered
 at once; what is asked about waits here until it is decided, by a person or by its time. Whatever ends the run ends what
-waits, and nothing of it runs.
+waits, and nothing of it runs. What the model itself asks (`AskUserQuestion`) is such a call: who allows it answers.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import Any
 
 import orjson
 
-from claude_contract.rules import Decision, Place, Rules, Verdict, strictest
+from claude_contract.rules import QUESTION, Decision, Place, Rules, Verdict, strictest
 from claude_invoker.cli.messages import HookCall
 from claude_invoker.cli.process import Allow, Deny, HookAnswer, Proceed
 from claude_invoker.model import Permission, PermissionAnswer, PermissionDecision, Reason
 from claude_invoker.problem import Problem
+from claude_invoker.runs.questions import answers_to, questions_of
 
 MAX_WAITING = 16
 """Of a run at once; the CLI asks about few at a time."""
@@ -58,6 +59,8 @@ class Permissions:
         self._held: dict[str, _Held] = {}
         self._remembered: dict[bytes, PermissionDecision] = {}
         self._asked = 0
+        self.is_heard = False
+        """Whether somebody learns what the model asks: who has a run's stream, or a job."""
         self.decided: dict[str, PermissionDecision] = {}
         """By their ids, the first to the last."""
         self.on_change: Callable[[], None] = lambda: None
@@ -72,6 +75,9 @@ class Permissions:
 
     async def take(self, call: HookCall, place: Place, reply: Reply) -> None:
         """Answers a call of a tool, or lets it wait."""
+        if call.tool == QUESTION:
+            self._ask(call, "the model asks", place, reply)
+            return
         found = await asyncio.to_thread(self._decision, call.tool, call.input, place)
         if found.verdict is Verdict.DENY:
             reply(Deny(f"The rules of this service do not allow it: {found.why}."))
@@ -87,10 +93,14 @@ class Permissions:
 
     def _ask(self, call: HookCall, why: str, place: Place, reply: Reply) -> None:
         key = orjson.dumps([call.tool, call.input], option=orjson.OPT_SORT_KEYS)
+        is_question = call.tool == QUESTION
+        if is_question and not (self.is_heard and questions_of(call.input)):
+            reply(Deny("Nobody is there to answer. Go on as you think best, and say what you have assumed."))
+            return
         if (before := self._remembered.get(key)) is not None:
             again = before.model_copy(update={"id": _new_id(), "reason": "remembered", "decided_at": time.time()})
             self._record(again, call.input)
-            reply(_answer_of(before))
+            reply(_answer_of(before, call.input))
             return
         if len(key) > MAX_INPUT:
             reply(
@@ -114,14 +124,14 @@ class Permissions:
         )
         timer = asyncio.get_running_loop().call_later(self._timeout_s, self._expire, shown.id)
         self._held[shown.id] = _Held(shown, call.request_id, key, place, reply, timer)
-        self._tell("permission.requested", shown.model_dump(mode="json"))
+        self._tell("question.asked" if is_question else "permission.requested", shown.model_dump(mode="json"))
         self.on_change()
 
     def answer(self, permission_id: str, given: PermissionAnswer, by: str) -> PermissionDecision:
         """Decides, in the name of the subject `by`.
 
         Raises Problem 404, 409 where it is decided already, 403 for one's own run where four eyes are needed, 422 for
-        an input that the rules deny, as things are now."""
+        an input that the rules deny, as things are now, and for answers that are none to what the model asks."""
         self.refuse_own(by)
         if permission_id in self.decided:
             raise Problem(409, "conflict", f"it is decided already: {self.decided[permission_id].decision}")
@@ -144,11 +154,12 @@ class Permissions:
             by=by,
             message=given.message,
             input=given.input,
+            answers=answers_to(held.shown, given),
             decided_at=time.time(),
         )
         if given.remember == "run":
             self._remembered[held.key] = decision
-        self._decide(decision, _answer_of(decision))
+        self._decide(decision, _answer_of(decision, held.shown.input))
         return decision
 
     def refuse_own(self, by: str) -> None:
@@ -200,9 +211,10 @@ class Permissions:
         self.on_decided(decision, given)
 
 
-def _answer_of(decision: PermissionDecision) -> HookAnswer:
+def _answer_of(decision: PermissionDecision, asked: Mapping[str, Any]) -> HookAnswer:
+    """For the CLI, which has asked about that input."""
     if decision.decision == "allow":
-        return Allow(decision.input)
+        return Allow(decision.input if decision.answers is None else {**asked, "answers": decision.answers})
     return Deny(decision.message or "Somebody was asked, and does not allow it.")
 
 

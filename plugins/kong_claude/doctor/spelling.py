@@ -13,8 +13,8 @@ from kong_claude.doctor.view import View
 
 _FAMILIES = ("fable", "haiku", "mythos", "opus", "sonnet")
 _WORDS = (*_FAMILIES, "claude", "fast", "instant", "latest")
-_TOOLS = ("Agent", "Bash", "Edit", "Glob", "Grep", "LSP", "Monitor", "NotebookEdit", "Read", "Skill", "Task",
-          "TodoWrite", "ToolSearch", "WebFetch", "WebSearch", "Write")  # fmt: skip
+_TOOLS = ("Agent", "AskUserQuestion", "Bash", "Edit", "Glob", "Grep", "LSP", "Monitor", "NotebookEdit", "Read", "Skill",
+          "Task", "TodoWrite", "ToolSearch", "WebFetch", "WebSearch", "Write")  # fmt: skip
 _ALIKE = 0.75
 _SECTIONS = {"claude-rate-tiers": (), "claude-gateway": ("rate_tiers",)}
 
