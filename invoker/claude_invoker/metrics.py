@@ -135,7 +135,8 @@ class Metrics:
         gauge("pool_misses", "Runs that started one").set_function(lambda: engine.pool.misses)
 
     def observe(self, run: Run) -> None:
-        self._runs.labels("ok" if run.problem is None else run.problem.kind).inc()
+        end = run.problem.kind if run.problem is not None else "ok" if run.deferral is None else "deferred"
+        self._runs.labels(end).inc()
         model, tier = run.model or "none", run.tier or "none"
         self._cost.labels(model, tier).inc(run.cost_usd)
         self._cli_cost.labels(model, tier).inc(run.cli_cost_usd)

@@ -90,6 +90,8 @@ class Plan:
     """Which calls of its tools are asked about or denied: the tier's, and what its caller wants to be asked besides."""
     approval_timeout_s: float = 0.0
     """How long such a call waits."""
+    defers_after_s: float | None = None
+    """After so much of that the run may be put away; its session is its own then, and goes with it. None: never."""
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -206,12 +208,12 @@ def plan(
         archive=_archive(request),
         packs=request.result is not None and request.result.archive,
         rebase=request.rebase,
-        rules=_rules(request, clamp),
+        rules=rules_of(request, clamp),
         approval_timeout_s=settings.approval_timeout_s,
     )
 
 
-def _rules(request: InvokeRequest, clamp: Clamp) -> tuple[Rules, ...]:
+def rules_of(request: InvokeRequest, clamp: Clamp) -> tuple[Rules, ...]:
     """The tier's, and more that is asked about: never less. Raises Problem 422."""
     wanted = []
     for number, text in enumerate(request.ask):

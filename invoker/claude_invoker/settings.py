@@ -162,6 +162,8 @@ class Settings(BaseSettings):
     total_s: float = Field(default=900.0, gt=0)
     approval_timeout_s: float = Field(default=300.0, gt=0)
     """How long a call of a tool that a tier asks about waits for somebody to decide; then it is denied."""
+    approval_hold_s: float = Field(default=60.0, ge=0)
+    """After so much of that a job is put away, where it can be, and has neither a process nor a place till then."""
     api_timeout_s: float = Field(default=60.0, gt=0)
     api_retries: int = Field(default=2, ge=0)
     detach_grace_s: float = Field(default=5.0, ge=0)

@@ -330,7 +330,7 @@ def sessions_in_argv() -> None:
 
 def asked_tools_are_allowed_at_the_start() -> None:
     """The CLI is started with what is asked about among what it may do."""
-    put(process, "command", lambda cli, shape: command(cli, replace(shape, asked=())))
+    put(process, "command", lambda cli, shape, *gate: command(cli, replace(shape, asked=()), *gate))
 
 
 def answers_that_the_cli_does_not_understand() -> None:
@@ -352,6 +352,11 @@ def hooks_that_nobody_registers() -> None:
         return send(self, subtype, **{name: value for name, value in fields.items() if name != "hooks"})
 
     put(process.CliProcess, "_send_control", without)
+
+
+def deferred_calls_that_wait_for_nobody() -> None:
+    """The CLI goes on with a deferred call when it starts, and our hook is registered when it has answered that."""
+    put(process, "command", lambda cli, shape, *gate: command(cli, shape))
 
 
 def settings_are_obeyed() -> None:
@@ -517,6 +522,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         asked_tools_are_allowed_at_the_start,
         answers_that_the_cli_does_not_understand,
         hooks_that_nobody_registers,
+        deferred_calls_that_wait_for_nobody,
         settings_are_obeyed,
         locks_that_anybody_can_take,
         anything_the_cli_says,

@@ -48,7 +48,7 @@ async def test_others_are_looked_after(
         queues,
         cast(Any, None),
     )
-    looking = Reconciler(ends, store, queues, Path("/nonexistent"), ())
+    looking = Reconciler(ends, store, queues, Path("/nonexistent"), (), lambda *told: None)
     with caplog.at_level(logging.ERROR):
         await looking._find_orphaned()
         await looking.recover()

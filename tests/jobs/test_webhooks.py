@@ -318,7 +318,7 @@ async def test_without_a_webhook_nothing_is_kept_for_the_operator(redis_server: 
         ends = Ends(
             settings(redis_url="redis://127.0.0.1:1", **more), None, cast(Any, None), store, queues, cast(Any, None)
         )
-        await reconciler.Reconciler(ends, store, queues, Path("/nonexistent"), ())._tell_operator()
+        await reconciler.Reconciler(ends, store, queues, Path("/nonexistent"), (), lambda *_: None)._tell_operator()
         return int(await limits.redis.zcard(OWED))
 
     async with limits_on(redis_server.url) as limits:

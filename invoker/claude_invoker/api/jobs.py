@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -26,7 +26,7 @@ from claude_invoker.caller import Caller
 from claude_invoker.idempotency import Claim, fingerprint_of
 from claude_invoker.jobs import calls, webhook
 from claude_invoker.jobs.queue import enqueue_delivery, enqueue_ticket
-from claude_invoker.jobs.record import OVER, Job, JobList, JobRequest, JobView, retention
+from claude_invoker.jobs.record import OVER, Job, JobList, JobRequest, JobView, State, retention
 from claude_invoker.jobs.store import Store
 from claude_invoker.model import Artifact
 from claude_invoker.problem import Problem
@@ -130,7 +130,7 @@ async def view_of(request: Request, job: Job) -> JobView:
 async def jobs(
     request: Request,
     caller: Annotated[Caller, Depends(attested)],
-    state: Literal["queued", "running", "done", "failed", "cancelled"] | None = None,
+    state: State | None = None,
     cursor: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     all: bool = False,

@@ -15,12 +15,14 @@ from claude_invoker.api.openapi import request_body
 from claude_invoker.api.problems import invalid
 from claude_invoker.api.replicas import run_of
 from claude_invoker.caller import APPROVE, Caller
-from claude_invoker.jobs import calls
+from claude_invoker.jobs import calls, deferred
+from claude_invoker.jobs.deferred import decided_already
 from claude_invoker.jobs.record import Job
 from claude_invoker.model import Permission, PermissionAnswer, PermissionDecision
 from claude_invoker.problem import Problem
 from claude_invoker.replicas.record import PastRun
 from claude_invoker.runs.run import Run
+from claude_invoker.services import services
 from claude_invoker.trust import attested
 
 router = APIRouter(tags=["permissions"], responses=LOOKING)
@@ -80,7 +82,7 @@ async def decide(
     refuse_onlookers(caller, run.subject)
     if isinstance(run, Run):
         return run.permissions.answer(permission_id, given, caller.subject)
-    raise over(permission_id, run.view().decisions)
+    raise decided_already(permission_id, run.view().decisions)
 
 
 @router.get("/jobs/{job_id}/permissions", name="look_job")
@@ -97,18 +99,25 @@ async def decide_job(
     caller: AttestedCaller,
     given: Answer,
 ) -> PermissionDecision:
-    """Allows or denies a call of a tool, for good: the worker that runs the job says whether it was in time."""
+    """Allows or denies a call of a tool, for good: the worker that runs the job says whether it was in time. A job that
+    is put away goes on."""
     return await decided(request, job, permission_id, given, caller)
 
 
 async def decided(
     request: Request, job: Job, permission_id: str, given: PermissionAnswer, caller: Caller
 ) -> PermissionDecision:
-    """What the job's worker has decided in the caller's name. Raises Problem 403, 404, 409, 422, 503."""
+    """What the job's worker, or this process, has decided for the caller. Raises Problem 403, 404, 409, 422, 503."""
     refuse_onlookers(caller, job.subject)
+    parts = jobs_of(request)
+    if job.state == "waiting_for_approval":
+        decision = await deferred.decide(parts.store, parts.queues, job, permission_id, given, caller.subject)
+        assert job.deferral is not None
+        services(request).engine.on_decided(job, decision, job.deferral.permission.input)
+        return decision
     if job.state != "running":
-        raise over(permission_id, job.decisions)
-    return await calls.decide(jobs_of(request).store, job, permission_id, given, caller.subject)
+        raise decided_already(permission_id, job.decisions)
+    return await calls.decide(parts.store, job, permission_id, given, caller.subject)
 
 
 def refuse_onlookers(caller: Caller, owner: str) -> None:
@@ -117,11 +126,3 @@ def refuse_onlookers(caller: Caller, owner: str) -> None:
         raise Problem(
             403, "forbidden", f"the run is another's: deciding about it needs the permission or role {APPROVE}"
         )
-
-
-def over(permission_id: str, decisions: list[PermissionDecision]) -> Problem:
-    """What is said of a run that does not go on."""
-    for decision in decisions:
-        if decision.id == permission_id:
-            return Problem(409, "conflict", f"it is decided already: {decision.decision}")
-    return Problem(404, "not-found", "there is no such permission")

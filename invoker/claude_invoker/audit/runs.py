@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from claude_invoker.audit.line import Entry
 from claude_invoker.model import Artifact, PermissionDecision
@@ -27,7 +27,7 @@ def ended(run: Run) -> Entry:
         "session": run.session,
         "cost_usd": run.cost_usd,
         "seconds": round((run.finished_at or run.created_at) - run.created_at, 3),
-        "end": "succeeded" if run.problem is None else run.problem.kind,
+        "end": run.problem.kind if run.problem is not None else "succeeded" if run.deferral is None else "deferred",
         "egress": run.egress,
         "commit": None if run.checkout is None else run.checkout.commit,
         "pushed": None if run.pushed is None or run.pushed.commit is None else run.pushed.branch,
@@ -39,7 +39,15 @@ def ended(run: Run) -> Entry:
     return Entry("run.end", run.subject, run.subject, details)
 
 
-def decided(run: Run, decision: PermissionDecision, given: Mapping[str, Any]) -> Entry:
+class Decidable(Protocol):
+    """A run, or a job that has none now."""
+
+    id: str
+    subject: str
+    tier: str
+
+
+def decided(run: Decidable, decision: PermissionDecision, given: Mapping[str, Any]) -> Entry:
     """About a call of a tool with that input. Nobody has decided: the actor is whom the run is for."""
     details = {
         "run": run.id,

@@ -16,6 +16,7 @@ from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.isolation import network
 from claude_invoker.isolation.shell import TREE
 
+_WAIT = 'until [ -e "$1" ]; do sleep 0.02; done'
 PATH = "/usr/local/bin:/usr/bin:/bin"
 PLUGIN = "catalog"
 """What the CLI calls all that comes from the catalog: its skill `pdf` is `catalog:pdf` to it."""
@@ -76,8 +77,9 @@ class Shape:
     max_turns: int
     max_budget_usd: float | None
     """Of the process, however many turns it has; None: of each its own, which the metering proxy sees to."""
-    session: Literal["begun", "new"] | None = None
-    """Whether the tree is a session's, and whether it has a transcript to go on with."""
+    session: Literal["begun", "new", "deferred"] | None = None
+    """Whether the tree is a session's, and whether it has a transcript to go on with, or even a call of a tool that was
+    deferred: the CLI goes on with that by itself."""
     egress: tuple[Destination, ...] = ()
     """Hosts that the run reaches besides the API."""
     checkout: Checkout | None = None
@@ -95,9 +97,12 @@ class Deadlines:
     api_retries: int
 
 
-def command(cli: Path, shape: Shape) -> list[str]:
+def command(cli: Path, shape: Shape, gate: Path | None = None) -> list[str]:
     """The argument vector. Nothing of a caller's is in it, since every user of the machine can read it: a session is
-    gone on with by its directory, which holds one conversation, never by its id."""
+    gone on with by its directory, which holds one conversation, never by its id.
+
+    `gate`: what a deferred call of a tool waits for: till this file is there. The CLI begins with it when it starts,
+    whether or not it has been told of our hook by then."""
     given = shape.given
     tools = ",".join((*shape.tools, *given.tools))
     # Not what is asked about: of a hook that fails, or an answer that it does not understand, the CLI takes no notice.
@@ -138,13 +143,17 @@ def command(cli: Path, shape: Shape) -> list[str]:
         settings["disableSkillShellExecution"] = True
     if not given.skills:
         arguments.append("--disable-slash-commands")
+    if gate is not None:
+        # Till its servers are there, or have ended, the CLI begins nothing.
+        waiting = {"type": "stdio", "command": "/bin/sh", "args": ["-c", _WAIT, "sh", str(gate)]}
+        arguments.append(f"--mcp-config={json.dumps({'mcpServers': {'gate': waiting}}, separators=(',', ':'))}")
     if settings:
         arguments.append(f"--settings={json.dumps(settings, separators=(',', ':'))}")
     if shape.session is None:
         arguments.append("--no-session-persistence")
     else:
         arguments.append("--system-prompt-snapshot=off")
-        if shape.session == "begun":
+        if shape.session != "new":
             arguments.append("--continue")
     return arguments
 

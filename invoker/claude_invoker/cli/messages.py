@@ -67,6 +67,8 @@ class Said:
     """What the model has said, as far as it is of interest: its calls of tools."""
 
     calls: tuple[ToolCall, ...]
+    message: str = ""
+    """The id of the message: the CLI says the blocks of one in several pieces."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,11 @@ class Result(_Loose):
     model_usage_since_last_result: dict[Name, ModelUsage] | None = None
 
     @property
+    def is_deferred(self) -> bool:
+        """Whether it has ended because a call of a tool is to be decided later. (It says so, which proves nothing.)"""
+        return self.stop_reason == "tool_deferred" and not self.is_error
+
+    @property
     def used(self) -> ModelUsage:
         """What this run has used, subagents included. `total_cost_usd` and `usage` say less or more: a session's have
         all its earlier runs in them, and `usage` leaves out subagents and what a budget cut off."""
@@ -220,7 +227,7 @@ def parse(line: bytes) -> Message | None:
         if kind == "stream_event":
             return _model_event(document)
         if kind == "assistant":
-            return Said(tuple(_call(block) for block in _blocks(document, "tool_use")))
+            return _said(document)
         if kind == "user":
             return Heard(tuple(_tool_result(block) for block in _blocks(document, "tool_result")))
         if kind == "result":
@@ -284,6 +291,13 @@ def _blocks(document: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     if not isinstance(content, list):
         return []
     return [block for block in content if isinstance(block, dict) and block.get("type") == kind]
+
+
+def _said(document: dict[str, Any]) -> Said:
+    calls = tuple(_call(block) for block in _blocks(document, "tool_use"))
+    message = document.get("message")
+    identity = message.get("id") if isinstance(message, dict) else None
+    return Said(calls, identity[:256] if isinstance(identity, str) else "")
 
 
 def _call(block: dict[str, Any]) -> ToolCall:

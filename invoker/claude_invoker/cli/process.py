@@ -18,7 +18,7 @@ from claude_invoker.cli.child import Child, Limits
 from claude_invoker.cli.command import Deadlines, Shape, command, environment
 from claude_invoker.cli.contained import Contained, inside
 from claude_invoker.cli.kill import Killer
-from claude_invoker.cli.messages import MAX_LINE, ControlAnswer, Malformed, Message, Result, parse
+from claude_invoker.cli.messages import MAX_LINE, ControlAnswer, Heard, HookCall, Malformed, Message, Result, parse
 from claude_invoker.cli.tree import Tree
 from claude_invoker.isolation.box import Box
 from claude_invoker.isolation.network import Way
@@ -50,7 +50,13 @@ class Deny:
     message: str
 
 
-HookAnswer = Proceed | Allow | Deny
+@dataclass(frozen=True)
+class Defer:
+    """The CLI ends, and the next one in its tree asks again. Only where the model has called no other tool beside it:
+    of several the CLI goes on with the last."""
+
+
+HookAnswer = Proceed | Allow | Deny | Defer
 
 
 class CliError(Exception):
@@ -67,7 +73,9 @@ class Disobeyed(Exception):
 
 
 class CliProcess(Contained):
-    """`spawn` → `ready` → one `begin` → `messages` → (`go_on` → `messages`)… → `end`."""
+    """`spawn` → `ready` → one `begin` → `messages` → (`go_on` → `messages`)… → `end`.
+
+    Of the shape `deferred` it goes on by itself, so that it is told all there is in `begin`, and let go then."""
 
     def __init__(
         self,
@@ -119,8 +127,9 @@ class CliProcess(Contained):
             os.write(write_end, key.encode())
             os.close(write_end)
             with inside(box, tree, api, network, shape.given.readable) as (kind, entry):
+                gate = (_gate(tree, name),) if shape.session == "deferred" else ()
                 child = await Child.start(
-                    command(cli, shape),
+                    command(cli, shape, *gate),
                     env=environment(
                         tree,
                         name,
@@ -173,7 +182,8 @@ class CliProcess(Contained):
         content: tuple[dict[str, Any], ...],
     ) -> None:
         """Sends the run: system prompt, schema of the result, model; and, once the CLI has said that it has taken them,
-        the one user message. Where it does not take a model it would go on with its own, the dearest.
+        the one user message, or lets it go on with what was deferred. Where it does not take a model it would go on
+        with its own, the dearest.
 
         Raises Disobeyed, and CliError if the process is gone. `client_composed` keeps the CLI from reading `@/path` or
         `/command` in the caller's text.
@@ -188,7 +198,13 @@ class CliProcess(Contained):
             asked.append(self._send_control("set_model", model=model))
         for request in asked:
             await self._obey(request)
-        await self._tell(content)
+        if self.shape.session != "deferred":
+            await self._tell(content)
+            return
+        try:
+            await asyncio.to_thread(_open, _gate(self.tree, self.name))
+        except OSError as error:
+            raise CliError(f"the run cannot be let go on: {error.strerror}") from error
 
     async def go_on(self, content: tuple[dict[str, Any], ...]) -> None:
         """Sends another turn's message, for which all is as `begin` has said. Raises CliError."""
@@ -236,6 +252,8 @@ class CliProcess(Contained):
                 if message.error is not None:
                     raise Disobeyed(subtype, message.error_code)
                 return
+            if isinstance(message, HookCall) or (isinstance(message, Heard) and message.results):
+                raise CliError("what was deferred goes on before it is let")
         await self.exited(1.0)
         # Nothing of a caller's has been sent yet, so its log can be quoted.
         raise CliError(f"the CLI ended at {subtype}, exit code {self.returncode}: {self.stderr.strip()[-500:]}")
@@ -248,6 +266,8 @@ class CliProcess(Contained):
                 said |= {"permissionDecision": "allow"} | ({} if given is None else {"updatedInput": given})
             case Deny(message):
                 said |= {"permissionDecision": "deny", "permissionDecisionReason": message}
+            case Defer():
+                said |= {"permissionDecision": "defer"}
         response = {} if isinstance(answer, Proceed) else {"hookSpecificOutput": said}
         told = {"subtype": "success", "request_id": request_id, "response": response}
         self._send({"type": "control_response", "response": told})
@@ -278,3 +298,18 @@ class CliProcess(Contained):
     async def _drain_stderr(self) -> None:
         while chunk := await self._child.stderr.read(4096):
             self._stderr.append(chunk)
+
+
+def _gate(tree: Tree, name: str) -> Path:
+    """What a process of that name waits for before it goes on with what was deferred: nobody has known its name."""
+    return tree.temp / f"go-{name}"
+
+
+def _open(gate: Path) -> None:
+    """Makes the file in a directory of the run's, following nothing there. Raises OSError."""
+    directory = os.open(gate.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(gate.name, flags, 0o444, dir_fd=directory))
+    finally:
+        os.close(directory)

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from claude_contract.rules import QUESTION
 from claude_invoker.dashboard.plain import plain
+from claude_invoker.model import Permission
 from claude_invoker.runs.questions import questions_of
 
 FOLDER = Path(__file__).parent
@@ -60,6 +61,10 @@ def _size(count: int) -> str:
     )
 
 
+def _questions(asked: Permission) -> dict[str, list[str]]:
+    return questions_of(asked.input) if asked.tool == QUESTION else {}
+
+
 _jinja.filters |= {
     "clock": _clock,
     "usd": _usd,
@@ -67,7 +72,7 @@ _jinja.filters |= {
     "took": _took,
     "size": _size,
     "path": lambda text: quote(text),
-    "questions": lambda asked: questions_of(asked.input) if asked.tool == QUESTION else {},
+    "questions": _questions,
     "pretty": lambda value: plain(json.dumps(value, indent=2, ensure_ascii=False)),
     "plain": plain,
 }

@@ -4,7 +4,7 @@
 -- ARGV: id, channel
 -- Reply: the state before, or nil
 local state = redis.call('HGET', KEYS[1], 'state')
-if state == 'queued' or state == 'running' then
+if state == 'queued' or state == 'running' or state == 'waiting_for_approval' then
   redis.call('HSET', KEYS[1], 'cancel', 1)
   redis.call('PUBLISH', ARGV[2], ARGV[1])
 end

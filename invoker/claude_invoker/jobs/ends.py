@@ -12,17 +12,21 @@ from redis.exceptions import RedisError
 
 from claude_contract.ledger import Lease, micro_usd
 from claude_invoker.caller import Caller
+from claude_invoker.jobs.deferred import resume
 from claude_invoker.jobs.orphan import left_in
 from claude_invoker.jobs.queue import Queues, enqueue_delivery, enqueue_ticket
-from claude_invoker.jobs.record import Job, caller_json, retention
+from claude_invoker.jobs.record import Asks, Job, caller_json, retention
 from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
 from claude_invoker.metering.control import Metering, NoProxy
 from claude_invoker.problem import Problem
+from claude_invoker.runs.deferral import Deferral
 from claude_invoker.runs.kept import Keeping
+from claude_invoker.runs.permissions import Permissions
 from claude_invoker.settings import Settings
 
 _log = logging.getLogger(__name__)
+BY_CALLER = "cancelled by its caller"
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,28 @@ class Ends:
             except (RedisError, OSError) as error:
                 _log.warning("job %s: its end is not stored yet (%s)", job.id, type(error).__name__)
                 await asyncio.sleep(1)
+
+    async def defer(self, job: Job, deferral: Deferral, permissions: Permissions, **fields: Any) -> None:
+        """Puts a job away whose run has been, however long Redis takes to come back. The run has given its lease back;
+        the next part takes another."""
+        caller = job.caller
+        if caller.lease is not None:
+            caller = replace(caller, lease=str(Lease.parse(caller.lease).again()))
+        asked = deferral.permission
+        before = [decision for decision in permissions.decided.values() if decision.id != asked.id]
+        asks = Asks(waiting=[asked], decided=before)
+        while True:
+            try:
+                put = await self.store.defer(job, asks, deferral, caller=caller_json(caller), **fields)
+                break
+            except (RedisError, OSError) as error:
+                _log.warning("job %s: that it is put away is not stored yet (%s)", job.id, type(error).__name__)
+                await asyncio.sleep(1)
+        permissions.close()
+        if put == "cancelled":
+            await self.end(job, "cancelled", error=Problem(499, "cancelled", BY_CALLER).document(), **fields)
+        elif put == "put away" and (decision := permissions.meanwhile) is not None:
+            await resume(self.store, self.queues, replace(job, asks=asks, deferral=deferral), decision)
 
     async def book(self, caller: Caller, micro_usd: int, *, final: bool = True) -> None:
         """Ends the caller's lease. Never raises."""
@@ -82,14 +108,20 @@ class Ends:
         problem = Problem(500, "worker-lost", "the worker that ran the job died; the run may have had effects")
         state = "cancelled" if job.cancel else "failed"
         spent = await self._spent(job)
-        fields = {"error": problem.document() | {"artifacts": left}, "cost_usd": repr(spent / 1_000_000)}
+        cost_usd = (_booked(job) + spent) / 1_000_000
+        fields = {"error": problem.document() | {"artifacts": left}, "cost_usd": repr(cost_usd)}
         if await self.end(job, state, **fields):
             await self.book(job.caller, spent, final=False)
 
     async def _spent(self, job: Job) -> int:
-        """Micro-USD, as far as it is known."""
+        """Micro-USD of the part that was lost, as far as it is known."""
         try:
             noted = await self.metering.spent(job.id, job.caller.lease)
         except NoProxy:
             noted = None
-        return max(noted or 0, micro_usd(job.cost_usd))
+        return max(noted or 0, micro_usd(job.cost_usd) - _booked(job))
+
+
+def _booked(job: Job) -> int:
+    """What it has cost before it was put away, which was booked then."""
+    return 0 if job.deferral is None else micro_usd(job.deferral.so_far.cost_usd)

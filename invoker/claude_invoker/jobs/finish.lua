@@ -1,13 +1,14 @@
 -- End a job, once, and drop its body. A worker that was thought dead and comes back finds that its attempt no longer counts.
 -- KEYS: job, tickets, running, events, tombstone, waiting list of the subject, round robin of the queue, waiting, blocked,
---       callbacks (zset: job -> ms since which its webhook is owed)
+--       callbacks (zset: job -> ms since which its webhook is owed), deferred
 -- ARGV: id, attempt that holds it ("" : it must still wait), retention (s), tombstone ttl (s), subject, queue, now (ms),
 --       the state, then fields of the record
 -- Reply: 1 ended now, 0 it was over before or another's
 local id, subject, queue = ARGV[1], ARGV[5], ARGV[6]
 local held = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'ticket', 'callback')
 if ARGV[2] == '' then
-  if held[1] ~= 'queued' then return 0 end
+  if held[1] ~= 'queued' and held[1] ~= 'waiting_for_approval' then return 0 end
+  redis.call('ZREM', KEYS[11], id)
   if redis.call('LREM', KEYS[6], 1, id) == 1 then redis.call('HINCRBY', KEYS[8], queue, -1) end
   if redis.call('EXISTS', KEYS[6]) == 0 then
     redis.call('LREM', KEYS[7], 0, subject) -- else a later job would serve it twice in each round

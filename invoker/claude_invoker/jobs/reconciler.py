@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from redis.exceptions import RedisError
 
 from claude_contract.versions import UnknownVersion
 from claude_invoker.cli.walk import delete
+from claude_invoker.jobs.deferred import expire
 from claude_invoker.jobs.ends import Ends
 from claude_invoker.jobs.orphan import is_orphaned
 from claude_invoker.jobs.queue import HEARTBEAT_S, Queues, enqueue_delivery, enqueue_notice, enqueue_ticket
 from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import RUNNING, Store, now_ms
+from claude_invoker.model import PermissionDecision
 
 _log = logging.getLogger(__name__)
 EVERY_S = 5.0
@@ -24,13 +27,14 @@ EVERY_S = 5.0
 
 @dataclass(frozen=True)
 class Reconciler:
-    """`ours`: ids of the jobs that this process runs."""
+    """`ours`: ids of the jobs that this process runs; `on_decided`: told of what nobody has decided about."""
 
     ends: Ends
     store: Store
     queues: Queues
     artifacts: Path
     ours: Collection[str]
+    on_decided: Callable[[Job, PermissionDecision, Mapping[str, Any]], None]
 
     async def recover(self) -> None:
         """Ends the jobs of workers that died on this machine. Before the engine opens, which deletes what they left."""
@@ -45,6 +49,8 @@ class Reconciler:
             try:
                 await self._tickets_for_all()
                 await self._find_orphaned()
+                for denied in await expire(self.store, self.queues):
+                    self.on_decided(*denied)
                 for job_id in await self.store.owed(now_ms() - 30_000):
                     await enqueue_delivery(self.queues, job_id)
                 await self._tell_operator()

@@ -15,6 +15,7 @@ from claude_contract import versions
 from claude_contract.ledger import Slot
 from claude_invoker.caller import Caller
 from claude_invoker.model import InvokeRequest, Permission, PermissionDecision, RunResult, TextBlock
+from claude_invoker.runs.deferral import Deferral
 from claude_invoker.settings import Settings
 
 JOB = "job_"
@@ -23,7 +24,7 @@ JOB = "job_"
 VERSION = 1
 """Of records. One that does not say its version is of version 0: release 0.1.0 stored it."""
 
-State = Literal["queued", "running", "done", "failed", "cancelled"]
+State = Literal["queued", "running", "waiting_for_approval", "done", "failed", "cancelled"]
 _CALLER = TypeAdapter(Caller)
 OVER = ("done", "failed", "cancelled")
 TITLE = 160  # characters
@@ -142,6 +143,7 @@ class Job:
     deliveries: list[Delivery] = field(default_factory=list)
     traceparent: str = ""
     asks: Asks = field(default_factory=Asks)
+    deferral: Deferral | None = None  # what its next part goes on with, once it has been put away
 
     @classmethod
     def new(cls, request: JobRequest, caller: Caller, created_at: float, traceparent: str = "") -> Job:
@@ -213,12 +215,13 @@ class Job:
             deliveries=[Delivery(**d) for d in json.loads(stored.get("deliveries") or "[]")],
             traceparent=stored.get("traceparent", ""),
             asks=Asks.model_validate_json(stored.get("asks") or "{}"),
+            deferral=Deferral.model_validate_json(stored["deferral"]) if stored.get("deferral") else None,
         )
 
     @property
     def waiting(self) -> list[Permission]:
         """Calls of tools that wait to be allowed."""
-        return self.asks.waiting if self.state == "running" else []
+        return self.asks.waiting if self.state in ("running", "waiting_for_approval") else []
 
     @property
     def decisions(self) -> list[PermissionDecision]:

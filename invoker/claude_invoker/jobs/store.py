@@ -25,8 +25,10 @@ from claude_contract.versions import UnknownVersion
 from claude_invoker import redis_clients
 from claude_invoker.caller import Caller
 from claude_invoker.holding import Bounds, refusal
-from claude_invoker.jobs.record import SUMMARY, VERSION, Delivery, Job, caller_of, check_version
+from claude_invoker.jobs.record import OVER, SUMMARY, VERSION, Asks, Delivery, Job, caller_of, check_version
 from claude_invoker.jobs.streams import Streams
+from claude_invoker.model import PermissionDecision
+from claude_invoker.runs.deferral import Deferral
 
 JOBS_TAG = "{jobs}"
 PREFIX = f"claude:{JOBS_TAG}:"
@@ -36,6 +38,7 @@ BLOCKED = PREFIX + "blocked"  # hash: joined queue and subject -> ms until which
 WAITING = PREFIX + "waiting"  # hash: queue -> count
 RUNNING = PREFIX + "running"  # sorted set: job -> ms of its claim
 CALLBACKS = PREFIX + "callbacks"  # sorted set: job -> ms since which its webhook is owed
+DEFERRED = PREFIX + "deferred"  # sorted set: job that is put away -> ms at which it is denied what it asks
 ALL = PREFIX + "all"  # sorted set: job -> s of its acceptance
 NOTICES = 100  # looked at, at once
 IDEMPOTENCY_TTL = 24 * 3600  # seconds
@@ -45,6 +48,7 @@ HELD = PREFIX + "held"  # hash: "all" and "of:<subject>" -> bytes
 _COUNTING = ("add", "append", "finish", "forget")
 """Scripts that change what jobs hold: held.lua stands before them."""
 Requeued = Literal["not ours", "requeued", "cancelled"]
+PutAway = Literal["not ours", "put away", "cancelled"]
 _TRIES = 30  # with the back-off below: about ten seconds of a Redis that restarts
 
 
@@ -172,10 +176,53 @@ class Store:
             PREFIX + f"events:{job.id}",
         ]
         until = now_ms() + int(blocked_for * 1000) if blocked_for else 0
-        fields = {"cost_usd": "0.0", "waits": "", "asks": ""} | fields
+        fields = ({} if blocked_for else {"cost_usd": "0.0", "waits": "", "asks": "", "deferral": ""}) | fields
         args = [job.id, job.attempt, job.subject, queue, until, *(part for pair in fields.items() for part in pair)]
         outcomes: tuple[Requeued, ...] = ("not ours", "requeued", "cancelled")
         return outcomes[int(await self._run("requeue", keys, args))]
+
+    async def defer(self, job: Job, asks: Asks, deferral: Deferral, **fields: str) -> PutAway:
+        """Puts a running job away until somebody decides what it asks. `cancelled`: it is still ours to end."""
+        keys = [
+            PREFIX + f"job:{job.id}",
+            TICKETS,
+            BLOCKED,
+            RUNNING,
+            PREFIX + f"events:{job.id}",
+            DEFERRED,
+        ]
+        stored = {"asks": asks.model_dump_json(), "deferral": deferral.model_dump_json()} | fields
+        until = int(deferral.permission.expires_at * 1000)
+        place = f"{self.queue(job.tier)}:{job.subject}"
+        args = [job.id, job.attempt, place, until, *(part for pair in stored.items() for part in pair)]
+        outcomes: tuple[PutAway, ...] = ("not ours", "put away", "cancelled")
+        return outcomes[int(await self._run("defer", keys, args))]
+
+    async def resume(self, job: Job, decision: PermissionDecision) -> bool:
+        """Lets a job that is put away wait for its turn, now that it is decided what it asks. False: it was before, or
+        it is put away no more."""
+        assert job.deferral is not None
+        queue = self.queue(job.tier)
+        keys = [
+            PREFIX + f"job:{job.id}",
+            _wait(queue, job.subject),
+            _round_robin(queue),
+            WAITING,
+            PREFIX + f"events:{job.id}",
+            DEFERRED,
+        ]
+        asks = Asks(decided=[*job.asks.decided, decision])
+        said = decision.model_dump_json(exclude_none=True)
+        args = [job.id, job.attempt, job.subject, queue, said, "asks", asks.model_dump_json()]
+        return bool(await self._run("resume", keys, [*args, "deferral", job.deferral.model_dump_json()]))
+
+    async def overdue(self) -> list[str]:
+        """Jobs that are put away and whose time to be decided is over."""
+        return list(await self.redis.zrangebyscore(DEFERRED, "-inf", now_ms()))
+
+    async def not_deferred(self, job_id: str) -> None:
+        """It is gone."""
+        await self.redis.zrem(DEFERRED, job_id)
 
     async def finish(self, job: Job, state: str, retention: float, *, waiting: bool = False, **fields: Any) -> bool:
         """Ends a job once: as the attempt that holds it, or while it is `waiting`. False: it was over, or another's."""
@@ -193,6 +240,7 @@ class Store:
             WAITING,
             BLOCKED,
             CALLBACKS,
+            DEFERRED,
         ]
         seconds = max(1, int(retention))
         args = [job.id, "" if waiting else job.attempt, seconds, seconds + TOMBSTONE_TTL, job.subject, queue, now_ms()]
@@ -203,7 +251,9 @@ class Store:
     async def cancel(self, job: Job, retention: float) -> bool:
         """Ends a waiting job, or tells the worker of a running one. True where it is over now by this."""
         state = await self._run("cancel", [PREFIX + f"job:{job.id}"], [job.id, CANCELLED])
-        return state == "queued" and await self.finish(job, "cancelled", retention, waiting=True)
+        return state in ("queued", "waiting_for_approval") and await self.finish(
+            job, "cancelled", retention, waiting=True
+        )
 
     async def take_over(self, job: Job) -> bool:
         """True for one of those that find a job orphaned; should that one die, too, for another some seconds later."""
@@ -375,7 +425,7 @@ class Store:
 
     async def _over(self, job_id: str) -> bool:
         async with self.streams.asking:
-            return await self.redis.hget(PREFIX + f"job:{job_id}", "state") not in ("queued", "running")
+            return await self.redis.hget(PREFIX + f"job:{job_id}", "state") in OVER
 
     async def owed(self, before_ms: int) -> list[str]:
         """Jobs whose webhooks are owed since before then."""

@@ -18,7 +18,7 @@ from claude_contract.ledger.model import pool_name
 from claude_contract.versions import UnknownVersion
 from claude_invoker.cli.walk import delete
 from claude_invoker.ending import ended
-from claude_invoker.jobs.ends import Ends
+from claude_invoker.jobs.ends import BY_CALLER, Ends
 from claude_invoker.jobs.queue import (
     HEARTBEAT_S,
     Queues,
@@ -31,6 +31,7 @@ from claude_invoker.jobs.store import CANCELLED, Store, now_ms
 from claude_invoker.plan import plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
+from claude_invoker.runs.deferral import deferrable, resumed
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.settings import Settings
@@ -42,7 +43,6 @@ PARKED_S = 900.0  # one whose budget is used up until its period turns, at most:
 RECONCILE_S = 5.0
 DELIVERIES = 8  # at once
 _PING_S = 3.0
-_ASKED = "cancelled by its caller"
 _FENCED = "another worker has taken over"
 _STOPPING = "the worker is stopping"
 
@@ -138,11 +138,11 @@ class Worker:
 
     async def _take(self, job: Job) -> None:
         if job.cancel:
-            await self.ends.end(job, "cancelled", error=Problem(499, "cancelled", _ASKED).document())
+            await self.ends.end(job, "cancelled", error=Problem(499, "cancelled", BY_CALLER).document())
         elif (waits := await self._waits(job)) is None:
             await self._run(job)
         elif await self.store.requeue(job, blocked_for=waits.s, waits=waits.told) == "cancelled":
-            await self.ends.end(job, "cancelled", error=Problem(499, "cancelled", _ASKED).document())
+            await self.ends.end(job, "cancelled", error=Problem(499, "cancelled", BY_CALLER).document())
         else:
             await enqueue_ticket(self.queues, at=time.time() + waits.s)
 
@@ -171,13 +171,16 @@ class Worker:
             engine = self.engine
             repository = engine.repository(job.caller)
             decided = plan(job.request, job.caller.clamp, self.settings, engine.boundary, repository, engine.catalog)
+            decided = deferrable(decided, self.settings.approval_hold_s, self.settings.session_ttl_s)
+            if job.deferral is not None:
+                decided = resumed(decided, job.deferral)
         except Problem as problem:  # the operator's settings have become narrower
             await self.ends.book(job.caller, 0)
             await self.ends.end(job, "failed", error=problem.document())
             return
         # Of an attempt that died after it had kept its files.
         await asyncio.to_thread(delete, artifacts.directory(self.settings, job.id))
-        run = self.engine.submit(decided, job.caller, job.id)
+        run = self.engine.submit(decided, job.caller, job.id, earlier=job.deferral, decided=job.asks.decided)
         run.traceparent = job.traceparent
         self.current[job.id] = run
         beating = asyncio.create_task(self._beat(job, run))
@@ -191,13 +194,17 @@ class Worker:
         finally:
             if run.done.is_set():
                 await self._end_as(job, run)
+            run.permissions.close()
             beating.cancel()
             self.current.pop(job.id, None)
             self.engine.forget(job.id)  # its record and its files say all; they are deleted with the record
 
     async def _end_as(self, job: Job, run: Run) -> None:
-        fields: dict[str, Any] = {"cost_usd": repr(run.cost_usd), "model": run.model}
+        fields: dict[str, Any] = {"cost_usd": repr(_cost_in_all(run)), "model": run.model}
         fields["progress"] = Watch(run).progress().model_dump_json()
+        if run.deferral is not None:
+            await self.ends.defer(job, run.deferral, run.permissions, **fields)
+            return
         if run.result is not None and run.problem is None:
             await self.ends.end(job, "done", result=run.result.model_dump_json(), **fields)
             return
@@ -205,7 +212,7 @@ class Worker:
         problem, state = run.problem, "failed"
         if run.cancel_reason == _FENCED:
             return
-        if run.cancel_reason == _ASKED and problem.kind == "cancelled":
+        if run.cancel_reason == BY_CALLER and problem.kind == "cancelled":
             state = "cancelled"
         elif problem.kind == "cancelled":
             if await self.ends.again(job, in_s=1.0 if self._no_more else 0.0):
@@ -223,7 +230,7 @@ class Worker:
                 "beat": str(now_ms()),
                 "progress": watch.progress().model_dump_json(),
                 "model": run.model,
-                "cost_usd": repr(run.cost_usd),
+                "cost_usd": repr(_cost_in_all(run)),
             }
             if run.work is not None:
                 fields["work"] = str(run.work)
@@ -234,7 +241,7 @@ class Worker:
             try:
                 told = await self.store.update(job, **fields)
                 if told:
-                    run.cancel(_ASKED if told > 0 else _FENCED)
+                    run.cancel(BY_CALLER if told > 0 else _FENCED)
                 for permission in asks.waiting:
                     if job.callback and permission.id not in told_of:
                         told_of.add(permission.id)
@@ -254,9 +261,14 @@ class Worker:
                     await channel.subscribe(CANCELLED)
                     async for message in channel.listen():
                         if message["type"] == "message" and (run := self.current.get(message["data"])):
-                            run.cancel(_ASKED)
+                            run.cancel(BY_CALLER)
             except (RedisError, OSError):
                 await asyncio.sleep(0.5)
+
+
+def _cost_in_all(run: Run) -> float:
+    """With what it has cost before it was put away."""
+    return run.cost_usd + (0.0 if run.earlier is None else run.earlier.so_far.cost_usd)
 
 
 async def _beat_ticket(ticket: Any) -> None:

@@ -126,6 +126,11 @@ class _LeftOut:
         return sorted(self._named, key=lambda left: left.path) + rest
 
 
+def changed(work: Path, before: Seen, most: int) -> list[str]:
+    """Paths of the new and changed files that could be kept, the first `most`, as far as the tree is seen."""
+    return sorted(path for path, _ in _new_files(work, before, _LeftOut()))[:most]
+
+
 def _new_files(work: Path, before: Seen, left_out: _LeftOut) -> list[tuple[str, int]]:
     """(path, size) of each file to keep, as far as the tree is seen."""
     new = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from claude_invoker.cli import outcome
-from claude_invoker.cli.messages import HookCall, HookOver, Result, Started
+from claude_invoker.cli.messages import Heard, HookCall, HookOver, Result, Started
 from claude_invoker.cli.process import CliError, CliProcess, Disobeyed
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
@@ -44,6 +44,11 @@ class Conversation:
             process.passage.begin(run.went_out)
         loop = asyncio.get_running_loop()
         phase = "first_output"
+        awaited = None if run.earlier is None else run.earlier.permission.call
+        if awaited is not None:
+            translator.open_tools.add(awaited)
+        run.permissions.can_defer = translator.is_alone
+        is_deferred = False
 
         def interrupt() -> None:
             nonlocal phase
@@ -63,13 +68,18 @@ class Conversation:
                     if isinstance(message, Started):
                         _check_schema(plan, message)
                     if isinstance(message, HookCall):
+                        awaited = None
+                        phase = "idle" if phase == "first_output" else phase
                         await _ask(run, process, message)
+                    if awaited is not None and isinstance(message, Heard) and message.results:
+                        raise CliError("a call of a tool that was deferred has run without being asked about")
                     if isinstance(message, HookOver):
                         run.permissions.withdraw(message.request_id)
                     if translator.take(message) and phase == "first_output":
                         phase = "idle"
                     if isinstance(message, Result):
                         result = message
+                        is_deferred = message.is_deferred and run.permissions.deferred is not None
                         break
                     if phase == "idle":
                         idle = loop.time() + self.idle_s
@@ -82,10 +92,12 @@ class Conversation:
             raise outcome.disobeyed(plan.model, error, run.account) from error
         finally:
             run.interrupting = None
-            run.permissions.end()
+            run.permissions.end(is_deferred=is_deferred)
         if result is None:
             raise _early_end(process)
         run.cli_cost_usd = result.used.costUSD
+        if is_deferred:
+            return result
         if run.interrupted and result.is_error:
             return result
         if problem := outcome.failure(result, run.account):

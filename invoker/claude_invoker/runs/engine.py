@@ -16,7 +16,7 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +49,7 @@ from claude_invoker.model import PermissionDecision
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
+from claude_invoker.runs.deferral import Deferral
 from claude_invoker.runs.events import EventLog
 from claude_invoker.runs.execution import Executor
 from claude_invoker.runs.idle import Idle
@@ -94,9 +95,10 @@ class Engine:
         self.on_end: Callable[[Run], Awaitable[None]] = _nothing
         """Waited for before anybody is told that the run is over: what is answered outlives this process."""
         self.on_finish: Callable[[Run], None] = lambda run: None
-        self.on_decided: Callable[[Run, PermissionDecision, Mapping[str, Any]], None] = lambda run, decision, given: (
+        self.on_decided: Callable[[Any, PermissionDecision, Mapping[str, Any]], None] = lambda run, decision, given: (
             None
         )
+        """Told of the run, or of the job that has none now (`audit.runs.Decidable`), and with which input was asked."""
         self._state = settings.state_dir
         self._trees = tree_root(settings.state_dir, isolated=self.users.isolated)
         self.keeping = Keeping(settings, open_store(settings.store, settings.key_of_store))
@@ -348,9 +350,18 @@ class Engine:
     def waiting(self) -> int:
         return sum(run.state == "waiting" for run in self.runs.values())
 
-    def submit(self, plan: Plan, caller: Caller, job_id: str | None = None, *, run_id: str | None = None) -> Run:
+    def submit(
+        self,
+        plan: Plan,
+        caller: Caller,
+        job_id: str | None = None,
+        *,
+        run_id: str | None = None,
+        earlier: Deferral | None = None,
+        decided: Sequence[PermissionDecision] = (),
+    ) -> Run:
         """Begins a run; it waits up to `queue_wait_s` for a place, a job's as long as it takes. Returns at once.
-        `run_id`: the id it has; None: a new one.
+        `run_id`: the id it has; None: a new one. `earlier`: what it goes on with, and what was `decided` of it.
 
         Raises Problem 429 or 507 where runs hold too much memory, or the disk has no room, 503 where the invoker is
         stopping."""
@@ -371,6 +382,9 @@ class Engine:
             self.ledger.note(caller)
         run.events = EventLog(self.settings.held_per_run)
         run.permissions.is_heard = run.is_job
+        if earlier is not None:
+            run.earlier = earlier
+            run.permissions.bring(earlier, decided)
         run.permissions.on_decided = functools.partial(self.on_decided, run)
         self._shelf.put(run)
         self.on_start(run)
@@ -465,9 +479,14 @@ class Engine:
 
     async def _finish(self, run: Run) -> None:
         run.finished_at = time.time()
-        if run.problem is None and run.result is None:
+        if run.problem is not None:
+            run.deferral = None
+        elif run.result is None and run.deferral is None:
             run.problem = Problem(500, "internal")
-        if run.problem is None:
+        if run.deferral is not None:
+            run.state = "waiting"
+            run.events.finish("run.deferred", {"id": run.id, "permission": run.deferral.permission.id})
+        elif run.problem is None:
             run.state = "succeeded"
             assert run.result is not None
             event = run.events.finish("run.finished", run.result.model_dump(mode="json"))
@@ -510,7 +529,7 @@ class Engine:
         await self.idle.settled(record_name(owner, wish))
         try:
             async with self._moving.hold(owner, wish, lambda: run.exceed(taken())) as session:
-                run.session = session.id
+                run.session = session.id if run.plan.defers_after_s is None else None
                 if repository is not None:
                     run.checkout = await self._of_session(run, repository, session)
                 await self._executor.execute(run, session)

@@ -8,6 +8,7 @@ import functools
 import logging
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
 from claude_invoker.runs.checks import judged, of_failure
 from claude_invoker.runs.conversation import Conversation
+from claude_invoker.runs.deferral import Deferral, SoFar, few
 from claude_invoker.runs.idle import HARMLESS, Idle, alive, is_alone
 from claude_invoker.runs.kept import Keeping
 from claude_invoker.runs.remains import Remains
@@ -51,6 +53,9 @@ _LAST_ANSWER_S = 2.0
 """How long a run that has ended waits for the last of its requests; what that costs is booked when it is known."""
 _REQUESTS_PER_TURN = 8
 """Retries, subagents and summaries: what a turn may cost in API requests before the proxy refuses more."""
+
+
+_Kind = Literal["begun", "new", "deferred"]
 
 
 class Executor:
@@ -76,18 +81,20 @@ class Executor:
         self._intake = intake
         self._conversation = Conversation(settings.first_output_s, settings.idle_s)
         bounds = artifacts.Bounds(settings.artifact_max_bytes, settings.artifact_max_count)
+        self._most_files = settings.artifact_max_count + 1  # one more, so that it is told that there are too many
         self._remains = Remains(bounds, workspaces, keeping)
         self._ending: set[asyncio.Task[None]] = set()
 
     async def execute(self, run: Run, session: Session | None) -> None:
         """Runs the plan on a process, in the session's tree where there is one, and leaves nothing of it alive.
-        Sets `run.result`. Raises Problem, CliError."""
+        Sets `run.result`, or `run.deferral`. Raises Problem, CliError."""
         run.state = "running"
         begun = session is not None and await asyncio.to_thread(lambda: session.begun)
         suits = session is not None and self._idle.suits(run)
         if run.plan.skills:
             await self._bring_libraries(run)
-        shape = self._shape(run, None if session is None else "begun" if begun else "new", keeps=suits)
+        kind: _Kind | None = None if session is None else "begun" if begun else "new"
+        shape = self._shape(run, kind if run.earlier is None else "deferred", keeps=suits)
         ready = None if session is None else await self._idle.take(session, run)
         goes_on = ready is not None
         if ready is None:
@@ -95,6 +102,8 @@ class Executor:
             if suits:
                 ready.at_first = await alive(ready.process)
         process = ready.process
+        if run.plan.defers_after_s is not None:
+            ready.keep_tree = False  # unless it is put away
         stays = may_stay = False
         run.work = process.tree.work
         try:
@@ -104,6 +113,8 @@ class Executor:
                 before = None
             if before is None:
                 before = await asyncio.to_thread(artifacts.survey, process.tree.work)
+            for path in () if run.earlier is None else run.earlier.changed:
+                before.pop(path, None)
             began = time.monotonic()
             try:
                 said = await self._rounds(run, ready, goes_on=goes_on)
@@ -111,6 +122,10 @@ class Executor:
             finally:
                 await unbroken(self._leave(run, ready, before, gently=session is not None, stays=may_stay))
             stays = may_stay and run.is_counted
+            seconds = time.monotonic() - began
+            if run.permissions.deferred is not None and session is not None:
+                run.deferral = await self._put_away(run, session.id, before, said, seconds)
+                ready.keep_tree = True
         finally:
             if not stays:
                 disposing = self._launcher.dispose_soon(ready)
@@ -118,30 +133,40 @@ class Executor:
                     await unbroken(disposing)  # the next turn may begin when this one is over
         if stays:
             run.stays = ready
-        if session is not None and not session.tree.root.exists():
+        is_kept = session is None or session.tree.root.exists()
+        if run.deferral is not None:
+            if not is_kept:
+                run.deferral = None
+                raise Problem(507, "no-room", "what the run has left is too much to be put away until it may go on")
+            return
+        if not is_kept:
             run.session = None  # what it has left there was too much to keep
-        result = said[-1]
         run.pushed = await self._remains.push(run)
-        run.result = RunResult(
+        run.result = self._result(run, said, seconds)
+
+    def _result(self, run: Run, said: Sequence[Result], seconds: float) -> RunResult:
+        """What is answered, of all that the run has been."""
+        result, so_far = said[-1], _so_far(run, said, seconds)
+        return RunResult(
             id=run.id,
             result="" if outcome.is_cut_off(result, run.account) else result.result or "",
             structured=result.structured_output,
             model=run.model,
             instead_of=run.plan.instead_of,
             session=run.session,
-            usage=outcome.usage(run.account.total),
-            cost_usd=run.cost_usd,
-            duration_ms=round((time.monotonic() - began) * 1000),
-            num_turns=sum(each.num_turns for each in said),
+            usage=so_far.usage,
+            cost_usd=so_far.cost_usd,
+            duration_ms=round(so_far.seconds * 1000),
+            num_turns=so_far.turns,
             stop_reason="interrupted"
             if run.interrupted and result.is_error
             else outcome.stop_reason(result, run.account),
             budget=run.account.budget,
-            permission_denials=[denial for each in said for denial in outcome.denials(each)],
+            permission_denials=so_far.denials,
             artifacts=run.artifacts,
             left_out=run.left_out,
             isolation=run.isolation,
-            egress=run.egress,
+            egress=so_far.egress,
             repository=run.repository,
             changes=run.changes,
             check=run.check,
@@ -149,7 +174,22 @@ class Executor:
             decisions=list(run.permissions.decided.values()),
         )
 
-    def _shape(self, run: Run, session: Literal["begun", "new"] | None, *, keeps: bool) -> Shape:
+    async def _put_away(
+        self, run: Run, session: str, before: artifacts.Seen, said: Sequence[Result], seconds: float
+    ) -> Deferral:
+        """What the run's next part has to know. Nothing of its process is alive."""
+        permissions, so_far = run.permissions, _so_far(run, said, seconds)
+        assert permissions.deferred is not None and run.work is not None
+        return Deferral(
+            session=session,
+            permission=permissions.deferred,
+            remembered=permissions.remembered,
+            asked=permissions.asked,
+            changed=await asyncio.to_thread(artifacts.changed, run.work, before, self._most_files),
+            so_far=so_far.model_copy(update={"denials": few(so_far.denials)}),
+        )
+
+    def _shape(self, run: Run, session: _Kind | None, *, keeps: bool) -> Shape:
         plan = run.plan
         if session is None and plan.check is not None and plan.check.max_repairs:
             session = "new"  # the next process goes on with its transcript
@@ -196,7 +236,7 @@ class Executor:
         end = asyncio.get_running_loop().time() + plan.total_s
         await self._open_account(run, ready.token)
         shown = await asyncio.to_thread(_shown, run)
-        said = [await self._converse(run, ready, shown, end, same=goes_on)]
+        said = [await self._converse(run, ready, shown, end, goes_on=run.earlier is not None, same=goes_on)]
         while plan.check is not None and not run.interrupted:
             await self._wind_down(run, ready, gently=True)
             check = run.check = await self._check(run, ready, plan.check, end, len(said) - 1)
@@ -295,6 +335,8 @@ class Executor:
             await self._wind_down(run, ready, gently=gently)
         if run.account_key:
             run.is_counted = await self._metering.close(run.account_key, _LAST_ANSWER_S)
+        if run.permissions.deferred is not None:
+            return  # its files are those of its last part
         await self._remains.collect(run, process, before)
 
     async def _wind_down(self, run: Run, ready: Ready, *, gently: bool) -> None:
@@ -320,6 +362,19 @@ class Executor:
                 await ready.aside.end()
         except StillAlive as error:
             raise CliError(f"the run does not end: {error}") from error
+
+
+def _so_far(run: Run, said: Sequence[Result], seconds: float) -> SoFar:
+    """With the part of the run that is over now."""
+    before = SoFar() if run.earlier is None else run.earlier.so_far
+    return before.with_part(
+        cost_usd=run.cost_usd,
+        usage=outcome.usage(run.account.total),
+        turns=sum(each.num_turns for each in said),
+        seconds=seconds,
+        denials=[denial for each in said for denial in outcome.denials(each)],
+        egress=run.egress,
+    )
 
 
 def _shown(run: Run) -> tuple[dict[str, Any], ...]:

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from claude_contract.rules import QUESTION, Decision, Place, Rules, Verdict, strictest
 from claude_invoker.cli.messages import HookCall
-from claude_invoker.cli.process import Allow, Deny, HookAnswer, Proceed
+from claude_invoker.cli.process import Allow, Defer, Deny, HookAnswer, Proceed
 from claude_invoker.model import Permission, PermissionAnswer, PermissionDecision, Reason
 from claude_invoker.problem import Problem
+from claude_invoker.runs.deferral import Deferral, call_key
 from claude_invoker.runs.questions import answers_to, questions_of
 
 MAX_WAITING = 16
@@ -33,6 +32,8 @@ MAX_ASKED = 500
 MAX_INPUT = 256 << 10
 """Bytes of JSON; a larger input is denied, since nobody could be shown what runs."""
 
+_AGAIN_S = 1.0
+"""After which it is looked again whether a call can be deferred."""
 Reply = Callable[[HookAnswer], None]
 
 
@@ -40,10 +41,11 @@ Reply = Callable[[HookAnswer], None]
 class _Held:
     shown: Permission
     request_id: str
-    key: bytes
+    key: str
     place: Place
     reply: Reply
     timer: asyncio.TimerHandle
+    deferring: asyncio.TimerHandle | None = None
 
 
 class Permissions:
@@ -57,8 +59,17 @@ class Permissions:
         self._owner = owner
         self._tell = tell
         self._held: dict[str, _Held] = {}
-        self._remembered: dict[bytes, PermissionDecision] = {}
-        self._asked = 0
+        self.remembered: dict[str, PermissionDecision] = {}
+        self._brought: dict[str, PermissionDecision] = {}
+        self.asked = 0
+        self.defers_after_s: float | None = None
+        self.can_defer: Callable[[str], bool] = lambda call: False
+        """Whether the CLI defers that call, by its id, if it is told to."""
+        self.deferred: Permission | None = None
+        """What it was told to defer, after which it ends."""
+        self.meanwhile: PermissionDecision | None = None
+        """About that, by who came before the run was put away."""
+        self._closed = False
         self.is_heard = False
         """Whether somebody learns what the model asks: who has a run's stream, or a job."""
         self.decided: dict[str, PermissionDecision] = {}
@@ -76,9 +87,12 @@ class Permissions:
     async def take(self, call: HookCall, place: Place, reply: Reply) -> None:
         """Answers a call of a tool, or lets it wait."""
         if call.tool == QUESTION:
-            self._ask(call, "the model asks", place, reply)
+            if not await self._was_decided(call, place, reply):
+                self._ask(call, "the model asks", place, reply)
             return
         found = await asyncio.to_thread(self._decision, call.tool, call.input, place)
+        if found.verdict is not Verdict.DENY and await self._was_decided(call, place, reply):
+            return
         if found.verdict is Verdict.DENY:
             reply(Deny(f"The rules of this service do not allow it: {found.why}."))
         elif found.verdict is Verdict.ALLOW:
@@ -91,13 +105,35 @@ class Permissions:
     def _decision(self, tool: str, given: Mapping[str, Any], place: Place) -> Decision:
         return strictest([rules.decide(tool, given, place) for rules in self._rules])
 
+    def bring(self, deferral: Deferral, decided: Sequence[PermissionDecision]) -> None:
+        """What the run's earlier parts have asked about; the last of it is decided, and not asked again."""
+        self.remembered, self.asked = dict(deferral.remembered), deferral.asked
+        self.decided = {decision.id: decision for decision in decided}
+        asked = deferral.permission
+        if (decision := self.decided.get(asked.id)) is not None:
+            self._brought[call_key(asked.tool, asked.input)] = decision
+
+    async def _was_decided(self, call: HookCall, place: Place, reply: Reply) -> bool:
+        """Answers the call that was deferred as it was decided: once, and only this very one, since what the CLI has
+        noted of it was the run's to change. What somebody has put in its place was not held against its files yet."""
+        decision = self._brought.pop(call_key(call.tool, call.input), None)
+        if decision is None:
+            return False
+        answer = _answer_of(decision, call.input)
+        if isinstance(answer, Allow) and answer.input is not None and call.tool != QUESTION:
+            found = await asyncio.to_thread(self._decision, call.tool, answer.input, place)
+            if found.verdict is Verdict.DENY:
+                answer = Deny(f"The rules of this service do not allow it: {found.why}.")
+        reply(answer)
+        return True
+
     def _ask(self, call: HookCall, why: str, place: Place, reply: Reply) -> None:
-        key = orjson.dumps([call.tool, call.input], option=orjson.OPT_SORT_KEYS)
+        key = call_key(call.tool, call.input)
         is_question = call.tool == QUESTION
         if is_question and not (self.is_heard and questions_of(call.input)):
             reply(Deny("Nobody is there to answer. Go on as you think best, and say what you have assumed."))
             return
-        if (before := self._remembered.get(key)) is not None:
+        if (before := self.remembered.get(key)) is not None:
             again = before.model_copy(update={"id": _new_id(), "reason": "remembered", "decided_at": time.time()})
             self._record(again, call.input)
             reply(_answer_of(before, call.input))
@@ -107,10 +143,10 @@ class Permissions:
                 Deny(f"It has to be allowed by a person, and more than {MAX_INPUT >> 10} KiB cannot be shown to one.")
             )
             return
-        if len(self._held) >= MAX_WAITING or self._asked >= MAX_ASKED:
+        if len(self._held) >= MAX_WAITING or self.asked >= MAX_ASKED:
             reply(Deny("It has to be allowed by a person, who has been asked too much already."))
             return
-        self._asked += 1
+        self.asked += 1
         now = time.time()
         shown = Permission(
             id=_new_id(),
@@ -122,52 +158,41 @@ class Permissions:
             asked_at=now,
             expires_at=now + self._timeout_s,
         )
-        timer = asyncio.get_running_loop().call_later(self._timeout_s, self._expire, shown.id)
-        self._held[shown.id] = _Held(shown, call.request_id, key, place, reply, timer)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._timeout_s, self._expire, shown.id)
+        held = self._held[shown.id] = _Held(shown, call.request_id, key, place, reply, timer)
+        if self.defers_after_s is not None:
+            held.deferring = loop.call_later(self.defers_after_s, self._defer, held)
         self._tell("question.asked" if is_question else "permission.requested", shown.model_dump(mode="json"))
         self.on_change()
+
+    def _defer(self, held: _Held) -> None:
+        """Whoever decides from now on is heard by the run's next part."""
+        if not self.can_defer(held.shown.call):
+            held.deferring = asyncio.get_running_loop().call_later(_AGAIN_S, self._defer, held)
+            return
+        self.deferred = held.shown
+        held.reply(Defer())
+        held.reply = lambda answer: None
 
     def answer(self, permission_id: str, given: PermissionAnswer, by: str) -> PermissionDecision:
         """Decides, in the name of the subject `by`.
 
         Raises Problem 404, 409 where it is decided already, 403 for one's own run where four eyes are needed, 422 for
         an input that the rules deny, as things are now, and for answers that are none to what the model asks."""
-        self.refuse_own(by)
+        refuse_own(self._rules, by, self._owner)
         if permission_id in self.decided:
             raise Problem(409, "conflict", f"it is decided already: {self.decided[permission_id].decision}")
         held = self._held.get(permission_id)
         if held is None:
             raise Problem(404, "not-found", "there is no such permission")
-        if given.input is not None and len(orjson.dumps(given.input)) > MAX_INPUT:
-            raise Problem(422, "invalid", f"input has more than {MAX_INPUT >> 10} KiB")
-        if given.decision == "allow":
-            # Also as it was asked about: while it waits, its path may have come to lead elsewhere.
-            runs = held.shown.input if given.input is None else given.input
-            found = self._decision(held.shown.tool, runs, held.place)
-            if found.verdict is Verdict.DENY:
-                raise Problem(422, "invalid", f"input: {found.why}")
-        decision = PermissionDecision(
-            id=permission_id,
-            tool=held.shown.tool,
-            decision=given.decision,
-            reason="answered",
-            by=by,
-            message=given.message,
-            input=given.input,
-            answers=answers_to(held.shown, given),
-            decided_at=time.time(),
-        )
+        if self._closed:
+            raise Problem(503, "busy", "the run is being put away", {"Retry-After": "1"})
+        decision = decision_about(held.shown, given, by, self._owner, self._rules, held.place)
         if given.remember == "run":
-            self._remembered[held.key] = decision
+            self.remembered[held.key] = decision
         self._decide(decision, _answer_of(decision, held.shown.input))
         return decision
-
-    def refuse_own(self, by: str) -> None:
-        """Raises Problem 403 where four eyes are needed and these are the same two."""
-        if by == self._owner and any(rules.four_eyes for rules in self._rules):
-            raise Problem(
-                403, "forbidden", "somebody else has to decide: nobody does about a run of their own (four_eyes)"
-            )
 
     def withdraw(self, request_id: str) -> None:
         """The CLI does not want to know any more."""
@@ -175,15 +200,24 @@ class Permissions:
             if held.request_id == request_id:
                 self._lapse(held, "ended", "It is not asked any more.", None)
 
-    def end(self) -> None:
+    def end(self, *, is_deferred: bool = False) -> None:
         """Nothing waits any more: its process has ended, or is about to. So it is not answered, or the model would go
-        on until then."""
+        on until then. `is_deferred`: what it was told to defer waits on."""
+        if not is_deferred:
+            self.deferred = None
         for held in list(self._held.values()):
-            self._lapse(held, "ended", "The run has ended.", None)
+            if held.shown is not self.deferred:
+                self._lapse(held, "ended", "The run has ended.", None)
+
+    def close(self) -> None:
+        """The run's part is over: what was deferred is decided elsewhere from now on."""
+        self._closed = True
+        for held in self._held.values():
+            _rest(held)
 
     def _expire(self, permission_id: str) -> None:
-        message = f"Nobody has allowed it within {self._timeout_s:g} seconds."
-        self._lapse(self._held[permission_id], "timeout", message, Deny(message))
+        decision = too_late(self._held[permission_id].shown, self._timeout_s)
+        self._decide(decision, Deny(decision.message or ""))
 
     def _lapse(self, held: _Held, reason: Reason, message: str, answer: HookAnswer | None) -> None:
         decision = PermissionDecision(
@@ -198,7 +232,9 @@ class Permissions:
 
     def _decide(self, decision: PermissionDecision, answer: HookAnswer | None) -> None:
         held = self._held.pop(decision.id)
-        held.timer.cancel()
+        _rest(held)
+        if held.shown is self.deferred:
+            self.meanwhile = decision
         if answer is not None:
             held.reply(answer)
         self._record(decision, held.shown.input)
@@ -209,6 +245,54 @@ class Permissions:
             self.decided[decision.id] = decision
         self._tell("permission.decided", decision.model_dump(mode="json", exclude_none=True))
         self.on_decided(decision, given)
+
+
+def decision_about(
+    asked: Permission, given: PermissionAnswer, by: str, owner: str, rules: Sequence[Rules], place: Place
+) -> PermissionDecision:
+    """What somebody decides, in the name of the subject `by`. Raises Problem 403 for one's own run where four eyes are
+    needed, 422 for
+    an input that the rules deny, as things are now, and for answers that are none to what the model asks."""
+    refuse_own(rules, by, owner)
+    if given.input is not None and len(call_key(asked.tool, given.input)) > MAX_INPUT:
+        raise Problem(422, "invalid", f"input has more than {MAX_INPUT >> 10} KiB")
+    if given.decision == "allow":
+        # Also as it was asked about: while it waits, its path may have come to lead elsewhere.
+        runs = asked.input if given.input is None else given.input
+        found = strictest([each.decide(asked.tool, runs, place) for each in rules])
+        if found.verdict is Verdict.DENY:
+            raise Problem(422, "invalid", f"input: {found.why}")
+    return PermissionDecision(
+        id=asked.id,
+        tool=asked.tool,
+        decision=given.decision,
+        reason="answered",
+        by=by,
+        message=given.message,
+        input=given.input,
+        answers=answers_to(asked, given),
+        decided_at=time.time(),
+    )
+
+
+def too_late(asked: Permission, timeout_s: float) -> PermissionDecision:
+    """What becomes of a call that nobody has decided about."""
+    message = f"Nobody has allowed it within {timeout_s:g} seconds."
+    return PermissionDecision(
+        id=asked.id, tool=asked.tool, decision="deny", reason="timeout", message=message, decided_at=time.time()
+    )
+
+
+def refuse_own(rules: Sequence[Rules], by: str, owner: str) -> None:
+    """Raises Problem 403 where four eyes are needed and these are the same two."""
+    if by == owner and any(each.four_eyes for each in rules):
+        raise Problem(403, "forbidden", "somebody else has to decide: nobody does about a run of their own (four_eyes)")
+
+
+def _rest(held: _Held) -> None:
+    held.timer.cancel()
+    if held.deferring is not None:
+        held.deferring.cancel()
 
 
 def _answer_of(decision: PermissionDecision, asked: Mapping[str, Any]) -> HookAnswer:

@@ -23,6 +23,7 @@ from claude_invoker.metering.figures import Figures
 from claude_invoker.model import Artifact, Change, Check, LeftOut, Pushed, RepositoryAt, RunResult, RunView, State
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
+from claude_invoker.runs.deferral import Deferral
 from claude_invoker.runs.events import EventLog
 from claude_invoker.runs.permissions import Permissions
 
@@ -50,7 +51,7 @@ class Called:
 
 @dataclass
 class Run:
-    """`result` or `problem` is set once `done` is; `events` closes at the same moment."""
+    """`result`, `problem` or `deferral` is set once `done` is; `events` closes at the same moment."""
 
     id: str
     subject: str
@@ -115,6 +116,10 @@ class Run:
     """Where the run works, once it has a process."""
     permissions: Permissions = field(init=False)
     """Its calls of tools that somebody has to allow first."""
+    earlier: Deferral | None = None
+    """What it goes on with, where it was put away."""
+    deferral: Deferral | None = None
+    """What its next part goes on with, where it is put away: then it has neither a result nor a problem."""
     interrupting: Callable[[], None] | None = None
     """Ends what the model does now; None: it does nothing."""
     interrupted: bool = False
@@ -132,6 +137,7 @@ class Run:
             self.subject,
             lambda name, said: self.events.append(name, said),
         )
+        self.permissions.defers_after_s = self.plan.defers_after_s
 
     @property
     def is_over(self) -> bool:

@@ -19,12 +19,16 @@ class Translator:
         self._run.model = run.plan.model
         self.open_tools: set[str] = set()
         """Tool calls without a result yet: while one runs, the model's silence says nothing."""
+        self._message = ""
+        self._batch: set[str] = set()
+        self._is_speaking = False
 
     def take(self, message: Message) -> bool:
         """Adds the events of one CLI message. Whether the model has been heard of by it."""
         match message:
             case ModelEvent():
                 if not message.of_subagent:
+                    self._is_speaking = message.name != "message_stop"
                     self._run.events.append_json(message.name, message.data)
                 return True
             case Said():
@@ -51,7 +55,14 @@ class Translator:
             started["repository"] = run.repository.model_dump(mode="json")
         run.events.append("run.started", started)
 
+    def is_alone(self, call: str) -> bool:
+        """Whether the model has said all that it wants, and that is this one call of a tool."""
+        return not self._is_speaking and self.open_tools == self._batch == {call}
+
     def _calls(self, message: Said) -> None:
+        if message.message != self._message:
+            self._message, self._batch = message.message, set()
+        self._batch.update(call.id for call in message.calls[:_MAX_OPEN])
         for call in message.calls:
             self._run.called(call)
             if len(self.open_tools) < _MAX_OPEN:
