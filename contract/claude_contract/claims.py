@@ -107,6 +107,7 @@ class Clamp:
     skills: tuple[str, ...] = ()  # that a run may ask for: as with egress, nothing where nothing is said
     default_skills: tuple[str, ...] = ()  # those of them that it has where it asks for none
     agents: tuple[str, ...] = ()  # that a run may ask for, to hand work to
+    mcp: tuple[str, ...] = ()  # servers whose tools a run may ask for
     rules: Rules = NO_RULES  # what of its tools is asked about or denied
     _claims: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
@@ -148,6 +149,8 @@ class Clamp:
             given["default_skills"] = list(self.default_skills)
         if self.agents:
             given["agents"] = list(self.agents)
+        if self.mcp:
+            given["mcp"] = list(self.mcp)
         if self.rules:
             given["rules"] = _rules_claim(self.rules)
         return given
@@ -165,6 +168,7 @@ class Clamp:
             claims.texts("skills", ()),
             claims.texts("default_skills", ()),
             claims.texts("agents", ()),
+            claims.texts("mcp", ()),
             _rules(claims.inside("rules")) if "rules" in claims else NO_RULES,
         )
         claims.done()

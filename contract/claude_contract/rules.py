@@ -76,6 +76,11 @@ class Pattern:
     def is_of_a_server(self) -> bool:
         return self.tool.startswith("mcp__")
 
+    @property
+    def server(self) -> str:
+        """Of MCP, whose tools it is about; empty where it is about others."""
+        return self.tool[5:].partition("__")[0] if self.is_of_a_server else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -206,8 +211,8 @@ def _is_bounded(path: str) -> bool:
 def _is_mcp(pattern: Pattern, tool: str) -> bool:
     if not pattern.is_of_a_server:
         return False
-    server, _, rest = pattern.tool[5:].partition("__")
-    return tool == pattern.tool or (rest in ("", "*") and tool.startswith(f"mcp__{server}__"))
+    rest = pattern.tool[5:].partition("__")[2]
+    return tool == pattern.tool or (rest in ("", "*") and tool.startswith(f"mcp__{pattern.server}__"))
 
 
 def _fit(pattern: Pattern, tool: str, fit: Callable[[str], _Fit]) -> _Fit:

@@ -90,6 +90,12 @@ class Metrics:
             PERIOD_LABELS,
             registry=self._registry,
         )
+        self._mcp = Counter(
+            "claude_invoker_mcp_calls_total",
+            "Calls of MCP servers that the invoker stands in front of",
+            ["server", "outcome"],
+            registry=self._registry,
+        )
         self._duration = Histogram(
             "claude_invoker_run_seconds", "Duration of runs", buckets=_SECONDS, registry=self._registry
         )
@@ -143,6 +149,9 @@ class Metrics:
         if run.account.used:
             for field, tokens in usage(run.account.total).model_dump().items():
                 self._tokens.labels(model, tier, field.removesuffix("_tokens")).inc(tokens)
+        if run.relay is not None:
+            for (server, outcome), calls in run.relay.calls.items():
+                self._mcp.labels(server, outcome).inc(calls)
         self._duration.observe((run.finished_at or run.created_at) - run.created_at)
 
     def answered(self, message: Message) -> None:

@@ -17,7 +17,9 @@ from pydantic import (
 )
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/\[\]-]*$")]
-ToolName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+_TOOL = r"[A-Za-z][A-Za-z0-9_]{0,63}"
+_TOOL_OF_A_SERVER = r"mcp__[a-z0-9]+(-[a-z0-9]+)*__[A-Za-z0-9_-]+"
+ToolName = Annotated[str, Field(min_length=1, max_length=134, pattern=f"^({_TOOL}|{_TOOL_OF_A_SERVER})$")]
 EntryName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 Scalar = str | int | float | bool | None
 
@@ -181,6 +183,9 @@ class InvokeRequest(BaseModel):
     )
     agents: Annotated[list[EntryName], Field(max_length=64)] | None = Field(
         default=None, description="Of the catalog: whom the model may hand a part of its work to"
+    )
+    mcp: Annotated[list[EntryName], Field(max_length=64)] | None = Field(
+        default=None, description="MCP servers of the catalog, whose tools the model may call"
     )
     max_turns: Annotated[int, Field(ge=1, le=1000)] | None = None
     max_budget_usd: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] | None = None

@@ -66,6 +66,12 @@ class Plan:
     skills: tuple[str, ...] = ()
     """Of the catalog, as the agents."""
     agents: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
+    """Of MCP, as the skills."""
+    server_tools: tuple[str, ...] = ()
+    """What it may call of them, as `mcp__server__tool`."""
+    starts_servers: bool = False
+    """Whether one of them runs beside its commands."""
     features: tuple[Feature, ...] = ()
     """What its requests to the API may have beside tokens of its models."""
     instead_of: str | None = None
@@ -97,7 +103,7 @@ class Plan:
     def asked(self) -> tuple[str, ...]:
         """Those of its tools that somebody is asked about: what the rules name, that which comes with its agents
         included, and what asks by itself."""
-        tools = (*self.tools, AGENT) if self.agents else self.tools
+        tools = (*self.tools, *self.server_tools, *((AGENT,) if self.agents else ()))
         return tuple(tool for tool in tools if tool == QUESTION or any(rules.names(tool) for rules in self.rules))
 
     @property
@@ -156,23 +162,31 @@ def plan(
             )
     given = _tools_of(clamp, settings)
     ceiling = _intersection(settings.tools_allowed, given) or ()
-    skills = choosing.skills(request.skills, request.tools, clamp, catalog)
+    rules = rules_of(request, clamp)
+    wanted = None if request.tools is None else {tool for tool in request.tools if not choosing.is_of_a_server(tool)}
+    skills = choosing.skills(request.skills, wanted, clamp, catalog)
     agents = choosing.agents(request.agents, clamp, catalog)
-    entries = (*skills, *agents)
+    servers = choosing.servers(request.mcp, (*skills, *agents), clamp, catalog)
+    server_tools = choosing.tools_of_servers(servers, request.tools, clamp, rules)
+    started = [entry.name for entry in servers if entry.server is not None and entry.server.command]
+    entries = (*skills, *agents, *servers)
     choosing.refuse_without_models(agents, lambda name: permits(allowed, name) and featured.issuperset(of_model(name)))
-    if request.tools is None:
+    if wanted is None:
         usual = tuple(tool for tool in settings.tools if tool in ceiling)
         tools = tuple(dict.fromkeys((*usual, *choosing.tools_of(entries, ceiling))))
-    elif refused := sorted(set(request.tools) - set(ceiling)):
+    elif refused := sorted(wanted - set(ceiling)):
         ours = set(refused) <= set(settings.tools_allowed)
         theirs = given is None or set(refused) <= set(given)
         who = _refusers(ours, theirs, "INVOKER_TOOLS_ALLOWED")
         raise Problem(403, "forbidden", f"tools not allowed by {who}: {', '.join(refused)}; {_listed(ceiling)}")
     else:
-        tools = tuple(sorted(set(request.tools)))
+        tools = tuple(sorted(wanted))
     choosing.refuse_without_tools(entries, tools, ceiling)
     check = _checking(request, ceiling, boundary, clamp.rules)
-    users = sorted(USE_EGRESS.intersection(tools if check is None else (*tools, *COMMAND_TOOLS)))
+    for name in started:
+        if reason := boundary.refuses_commands:
+            raise Problem(403, "forbidden", f"server {name} cannot be started here: {reason}")
+    users = sorted(USE_EGRESS.intersection((*tools, *COMMAND_TOOLS) if started or check is not None else tools))
     egress = _egress(clamp, settings) if users else ()
     if egress and boundary.egress_obstacle is not None:
         raise Problem(
@@ -199,6 +213,9 @@ def plan(
         egress=egress,
         skills=tuple(entry.name for entry in skills),
         agents=tuple(entry.name for entry in agents),
+        servers=tuple(entry.name for entry in servers),
+        server_tools=server_tools,
+        starts_servers=bool(started),
         features=features_of(clamp, searches=SEARCH in tools),
         instead_of=instead_of,
         repository=repository,
@@ -208,7 +225,7 @@ def plan(
         archive=_archive(request),
         packs=request.result is not None and request.result.archive,
         rebase=request.rebase,
-        rules=rules_of(request, clamp),
+        rules=rules,
         approval_timeout_s=settings.approval_timeout_s,
     )
 

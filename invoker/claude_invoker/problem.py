@@ -41,6 +41,7 @@ TITLES = {
     "cancelled": "The run was cancelled",
     "worker-lost": "The worker that ran the job is gone",
     "cli-failed": "The Claude CLI failed",
+    "mcp-unavailable": "An MCP server cannot be had now",
     "other-release": "Another release stored this",
     "internal": "Internal error",
 }

@@ -121,8 +121,11 @@ class Settings(BaseSettings):
     """`ID:SECRET` of the bucket; unset: what the environment gives (`AWS_…`, a role)."""
 
     catalog: Path | None = None
-    """A directory, or the archive of one, with skills and agents for runs besides the skills that come with the invoker
-    (docs/catalog.md)."""
+    """A directory, or the archive of one, with skills, agents and MCP servers for runs besides the skills that come
+    with the invoker (docs/catalog.md)."""
+
+    mcp_secrets: Path | None = None
+    """A directory with a file for each secret that MCP servers of the catalog want to see (docs/catalog.md)."""
 
     repositories: Path | None = None
     """A YAML file that says which repositories runs may work on, and where they come from (docs/workspace.md)."""

@@ -131,7 +131,12 @@ async def _first_use(request: Request, attestation: Attestation) -> None:
 async def _attested(request: Request, checks: tuple[str, ...], *, reads_body: bool = True) -> Caller:
     if services(request).settings.trust == "open":
         catalog = services(request).engine.catalog
-        clamp = replace(DEVELOPER.clamp, skills=tuple(catalog.of("skill")), agents=tuple(catalog.of("agent")))
+        clamp = replace(
+            DEVELOPER.clamp,
+            skills=tuple(catalog.of("skill")),
+            agents=tuple(catalog.of("agent")),
+            mcp=tuple(catalog.of("server")),
+        )
         return replace(DEVELOPER, clamp=clamp)
     attestation = await _attestation(request, checks, reads_body=reads_body)
     if attestation.identity is None:

@@ -192,7 +192,7 @@ def test_a_good_one_says_what_it_needs(tmp_path: Path) -> None:
     [
         (
             lambda root: (root / "skills").rename(root / "skill"),
-            "skill: is no kind of entry: there are skills and agents",
+            "skill: is no kind of entry: there are skills, agents and mcp",
         ),
         (lambda root: (root / "skills").rename(root / "skill"), "skills: is not there"),
         (

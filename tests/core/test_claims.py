@@ -128,6 +128,7 @@ FULL = Attestation(
                 ("pdf",),
                 ("pdf",),
                 ("a",),
+                ("b",),
                 RULES,
             ),
             "tools",
@@ -192,7 +193,9 @@ PATTERNS = st.lists(st.sampled_from(["Bash", "Bash(git log:*)", "Edit(/src/**)",
 )
 RULES_OF_A_TIER = st.builds(Rules, PATTERNS, PATTERNS, PATTERNS, st.booleans()).map(lambda found: found or NO_RULES)
 EGRESS = st.lists(st.sampled_from([*HOSTS, Destination("a-b.example.org")]), max_size=3).map(tuple)
-SKILLS = st.sampled_from([((), ()), (("pdf",), ()), (("pdf", "docx"), ("docx",), ("a",)), (("pdf",), ("pdf",))])
+SKILLS = st.sampled_from(
+    [((), ()), (("pdf",), ()), (("pdf", "docx"), ("docx",), ("a",)), (("pdf",), ("pdf",), (), ("b",))]
+)
 CLAMPS = or_full(
     st.builds(
         lambda given, skills, rules: replace(Clamp(*given, *skills), rules=rules),
@@ -370,6 +373,7 @@ def test_a_missing_claim(name: str) -> None:
         ({"clamp": {"tools": None}}, "claim clamp.tools is not of its type"),
         ({"clamp": {"egress": ["a.example:443", "a.example:443"]}}, "claim clamp.egress "),
         ({"clamp": {"features": None}}, "claim clamp.features is not of its type"),
+        ({"clamp": {"mcp": "memory"}}, "claim clamp.mcp is not of its type"),
         ({"clamp": {"skills": None}}, "claim clamp.skills is not of its type"),
         ({"clamp": {"skills": ["pdf"], "default_skills": "pdf"}}, "claim clamp.default_skills is not of its type"),
         (

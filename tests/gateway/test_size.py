@@ -203,7 +203,7 @@ def longer_tools(config: dict[str, Any]) -> None:
     [
         (
             longer_tools,
-            r"rate_tiers\.tiers\[1\]\.tools: models, tools, egress, skills, agents and rules take 1025 bytes in the attestation, at most 1024",
+            r"rate_tiers\.tiers\[1\]\.tools: models, tools, egress, skills, agents, mcp and rules take 1025 bytes in the attestation, at most 1024",
         ),
         (
             lambda config: config["rate_tiers"].update(pools=pools(1)),

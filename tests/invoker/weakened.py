@@ -54,6 +54,7 @@ from claude_invoker.metering import control
 from claude_invoker.metering.account import Account
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts, engine, execution, sessions
+from claude_invoker.runs.permissions import Permissions
 from claude_invoker.runs.run import Run
 
 
@@ -128,6 +129,22 @@ def a_shell_that_confines_nothing() -> None:
 def the_clis_own_skills() -> None:
     """A run with skills of the catalog is only told which it may use."""
     put(command_line, "_WITHOUT_ITS_OWN", {})
+
+
+def a_secret_in_the_environment() -> None:
+    """As a server has it that is started with a run, and told so."""
+    environment = command_line.environment
+
+    def with_it(*given: Any, **more: Any) -> dict[str, str]:
+        [secret] = Path(os.environ["INVOKER_MCP_SECRETS"]).iterdir()
+        return environment(*given, **more) | {"TICKETS_TOKEN": secret.read_text().strip()}
+
+    put(process, "environment", with_it)
+
+
+def a_relay_that_believes_the_cli() -> None:
+    """Whether somebody has allowed a call is the CLI's business alone."""
+    put(Permissions, "spend", lambda self, tool, given: True)
 
 
 def the_clis_own_agents() -> None:
@@ -529,6 +546,8 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         answers_that_nobody_reads,
         work_in_the_background,
         the_cli_is_believed,
+        a_secret_in_the_environment,
+        a_relay_that_believes_the_cli,
         budgets_without_a_wall,
         other_budgets_are_not_asked,
         whole_sessions_are_booked,

@@ -11,7 +11,7 @@ import pytest
 
 from claude_contract.rules import Rules, parse_all
 from claude_invoker.caller import Caller
-from claude_invoker.cli.messages import HookCall, HookOver, Malformed, parse
+from claude_invoker.cli.messages import CallOver, HookCall, Malformed, parse
 from claude_invoker.cli.process import Allow, Deny, Proceed
 from claude_invoker.model import PermissionAnswer
 from claude_invoker.problem import Problem
@@ -140,7 +140,7 @@ def test_a_question_of_the_clis_is_read() -> None:
     assert parse(hook(agent_type="x", agent_id="y")) == HookCall("r", "Bash", {"command": "ls"}, "t", "x")
     assert parse(b'{"type":"control_request","request_id":"r","request":{"subtype":"other"}}') is None
     assert parse(b'{"type":"control_request","request":[]}') is None
-    assert parse(b'{"type":"control_cancel_request","request_id":"r"}') == HookOver("r")
+    assert parse(b'{"type":"control_cancel_request","request_id":"r"}') == CallOver("r")
 
 
 @pytest.mark.parametrize("more", [{"tool_name": 1}, {"tool_name": "x" * 300}, {"tool_input": []}, {"tool_input": None}])
@@ -215,3 +215,26 @@ async def test_a_changed_input_is_never_what_is_denied() -> None:
         )
     asked.permissions.answer(waiting, PermissionAnswer(decision="allow", input={"command": "cat x"}), "alice")
     assert asked.answers == [Allow({"command": "cat x"})]
+
+
+async def test_a_call_is_made_once_for_each_time_that_it_was_let_pass() -> None:
+    """Whoever makes it without the CLI, which asks, has not been let pass."""
+    asked = Asked(ask=["mcp__tickets__*"], allow=["mcp__tickets__search"])
+    spend = asked.permissions.spend
+    assert spend("mcp__other__create", {}) and spend("mcp__other__create", {}), "no rule names it"
+    assert not spend("mcp__tickets__create", {"a": 1}) and not spend("mcp__tickets__search", {})
+    await asked.call("mcp__tickets__search")
+    assert [spend("mcp__tickets__search", {}) for _ in range(2)] == [True, False]
+    for decision, given, done in (
+        ("allow", None, {"a": 1, "b": 2}),
+        ("allow", {"a": 3}, {"a": 3}),
+        ("deny", None, None),
+    ):
+        await asked.call("mcp__tickets__create", b=2, a=1)
+        waiting = asked.permissions.waiting[0].id
+        assert not spend("mcp__tickets__create", {"a": 1, "b": 2}), "it waits"
+        asked.permissions.answer(
+            waiting, PermissionAnswer.model_validate({"decision": decision, "input": given}), "alice"
+        )
+        for other in ({"a": 1, "b": 2}, {"a": 3}):
+            assert [spend("mcp__tickets__create", other) for _ in range(2)] == [other == done, False]

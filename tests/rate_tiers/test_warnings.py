@@ -484,7 +484,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {**CHEAP, "cheaper": {"model": "haiku", "up_to_percent": 120, "max_usd_per_run": 2}},
         r"tiers\[1\]\.cheaper\.max_usd_per_run: is more than the tier's",
     ),
-    "no room": ({**CHEAP, "tools": ["x" * ROOM]}, r"tiers\[1\]\.tools: models, tools, egress, skills, agents and rules take 1040 bytes"),
+    "no room": ({**CHEAP, "tools": ["x" * ROOM]}, r"tiers\[1\]\.tools: models, tools, egress, skills, agents, mcp and rules take 1040 bytes"),
     "a feature that nobody knows": (
         {"api_features": ["fast"]}, r"tiers\[1\]\.api_features: fast is not known: there are context_1m, fast_mode, "),
     "a tool without its feature": (
@@ -506,11 +506,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         r"tiers\[1\]\.ask\[1\]: Edit\(/src/\*\*\) is about Edit and Write and MultiEdit and NotebookEdit, which"),
     "a rule about agents of a tier that has none": (
         {"tools": ["Read"], "ask": ["Agent"]}, r"tiers\[1\]\.ask\[1\]: Agent is about Agent and Task, which"),
+    "a rule about a server of a tier that has none": (
+        {"ask": ["mcp__github__*"]}, r"tiers\[1\]\.ask\[1\]: mcp__github__\* is about a server that is not among the tier's mcp"),
     "allowed of nothing": ({"allow": ["Bash(ls)"]}, r"tiers\[1\]\.allow: is what passes of that which ask asks about"),
     "four eyes for nothing": ({"four_eyes": True}, r"tiers\[1\]\.four_eyes: is about what ask asks about"),
     "rules without room": (
         {"ask": [f"Bash({letter * 180}:*)" for letter in "abcdef"]},
-        r"tiers\[1\]\.ask: models, tools, egress, skills, agents and rules take \d+ bytes in the attestation, at most 1024"),
+        r"tiers\[1\]\.ask: models, tools, egress, skills, agents, mcp and rules take \d+ bytes in the attestation, at most 1024"),
     "only a pool's budget": (
         {**CHEAP, "usd_per_day": None, "pools": [{"name": "all", "by": "deployment", "usd_per_day": 9}]},
         r"tiers\[1\]\.cheaper\.up_to_percent: needs a budget of the tier's own",

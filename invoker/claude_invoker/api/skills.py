@@ -7,9 +7,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
+from claude_contract.claims import Clamp
 from claude_invoker.api.answers import problems
 from claude_invoker.caller import Caller
-from claude_invoker.catalog.entry import Entry
+from claude_invoker.catalog import choosing
+from claude_invoker.catalog.entry import Entry, Kind
 from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import plan
 from claude_invoker.problem import Problem
@@ -17,6 +19,7 @@ from claude_invoker.services import services
 from claude_invoker.trust import attested
 
 router = APIRouter(tags=["catalog"])
+_FIELDS: dict[Kind, str] = {"skill": "skills", "agent": "agents", "server": "mcp"}
 
 
 class Needs(BaseModel):
@@ -27,6 +30,7 @@ class Needs(BaseModel):
     python: list[str] = []
     programs: list[str] = []
     model: list[str] = []
+    mcp: list[str] = []
 
 
 class AgentView(BaseModel):
@@ -40,10 +44,15 @@ class SkillView(AgentView):
     default: bool = Field(description="Whether a run has it that asks for none in particular")
 
 
+class ServerView(AgentView):
+    tools: list[str] = Field(description="What a run may call of it, as your tier allows it; rules name them so, too")
+
+
 class CatalogView(BaseModel):
     version: str = Field(description="The same on every machine that has the same entries")
     skills: list[SkillView]
     agents: list[AgentView]
+    mcp: list[ServerView]
 
 
 @router.get("/catalog", response_model=CatalogView, responses=problems(401, 422))
@@ -60,13 +69,25 @@ async def listed(request: Request, caller: Annotated[Caller, Depends(attested)])
         for name, entry in catalog.of("agent").items()
         if name in clamp.agents
     ]
-    return CatalogView(version=catalog.version, skills=skills, agents=agents)
+    servers = [
+        ServerView(**_view(request, caller, entry), tools=_open(entry, caller.clamp))
+        for name, entry in catalog.of("server").items()
+        if name in clamp.mcp
+    ]
+    return CatalogView(version=catalog.version, skills=skills, agents=agents, mcp=servers)
+
+
+def _open(entry: Entry, clamp: Clamp) -> list[str]:
+    try:
+        return list(choosing.tools_of_servers([entry], None, clamp, [clamp.rules]))
+    except Problem:
+        return []
 
 
 def _view(request: Request, caller: Caller, entry: Entry) -> dict[str, Any]:
     """`obstacle`: by the decision that a run would have."""
     engine = services(request).engine
-    asked = {"skills": [entry.name]} if entry.kind == "skill" else {"skills": [], "agents": [entry.name]}
+    asked = {"skills": [], _FIELDS[entry.kind]: [entry.name]}
     obstacle = None
     try:
         plan(

@@ -12,7 +12,7 @@ from claude_invoker.passthrough.message import Message
 from claude_invoker.runs.run import Called, Run, digest_of
 
 MOST_FILES = 50
-_LONGEST_PATH = 200  # characters
+_LONGEST_PATH, _LONGEST_TOOL = 200, 134  # characters
 
 
 def began(run: Run) -> Entry:
@@ -85,7 +85,7 @@ def answered(message: Message) -> Entry:
 
 
 def _called(call: Called) -> dict[str, str]:
-    return {"tool": call.tool.encode("ascii", "replace").decode()[:64], "input": call.input}
+    return {"tool": call.tool.encode("ascii", "replace").decode()[:_LONGEST_TOOL], "input": call.input}
 
 
 def _kept(artifact: Artifact) -> dict[str, object]:
@@ -99,7 +99,7 @@ def _known(run: Run) -> dict[str, object]:
         "request_id": run.request_id,
         "tier": run.tier,
         "model": run.plan.model,
-        "tools": list(run.plan.tools),
+        "tools": [*run.plan.tools, *run.plan.server_tools],
         "isolation": run.isolation,
         "job": run.is_job,
         "repository": None if run.plan.repository is None else run.plan.repository.name,

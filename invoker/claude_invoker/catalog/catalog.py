@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from claude_invoker.catalog.entry import Entry, Kind
 from claude_invoker.catalog.sources import Refused, read
 
+_log = logging.getLogger(__name__)
 OURS = Path(__file__).parent / "ours"
 
 
@@ -25,6 +27,12 @@ class Catalog:
     def of(self, kind: Kind) -> Mapping[str, Entry]:
         """Those of a kind, by their names."""
         return {entry.name: entry for entry in self.entries if entry.kind == kind}
+
+    def without(self, servers: Mapping[str, str]) -> Catalog:
+        """With more obstacles: of servers, by name."""
+        for name, why in servers.items():
+            _log.warning("server %s cannot be used here: %s", name, why)
+        return replace(self, obstacles={**self.obstacles, **{("server", name): why for name, why in servers.items()}})
 
     @property
     def version(self) -> str:

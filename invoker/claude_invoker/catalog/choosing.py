@@ -6,8 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from claude_contract.claims import Clamp
 from claude_contract.destinations import Destination
+from claude_contract.rules import Rules, Verdict
 from claude_invoker.catalog.catalog import Catalog
 from claude_invoker.catalog.entry import Entry, Kind
+from claude_invoker.catalog.server import PREFIX, names_of
 from claude_invoker.problem import Problem
 
 
@@ -25,6 +27,47 @@ def skills(
 def agents(names: Collection[str] | None, clamp: Clamp, catalog: Catalog) -> tuple[Entry, ...]:
     """The same of agents, of which a run has none by default. Raises Problem 403."""
     return _named("agent", names or (), clamp.agents, catalog)
+
+
+def servers(
+    names: Collection[str] | None, needing: Iterable[Entry], clamp: Clamp, catalog: Catalog
+) -> tuple[Entry, ...]:
+    """MCP servers that a run asks for, and those that entries of it need. Raises Problem 403."""
+    for entry in needing:
+        for name in entry.needs.servers:
+            if name not in clamp.mcp:
+                what = f"{entry.kind} {entry.name} needs the server {name}, which is not allowed"
+                raise _forbidden(what, "allowed", clamp.mcp)
+    needed = (name for entry in needing for name in entry.needs.servers)
+    return _named("server", {*(names or ()), *needed}, clamp.mcp, catalog)
+
+
+def is_of_a_server(tool: str) -> bool:
+    return tool.startswith(PREFIX)
+
+
+def tools_of_servers(
+    found: Iterable[Entry], asked: Collection[str] | None, clamp: Clamp, rules: Iterable[Rules]
+) -> tuple[str, ...]:
+    """What a run may call of them. Where its tier's tools or those that it asks for have some of a server, it has these
+    only; none that is denied whatever it is given. Raises Problem 403."""
+    tools: list[str] = []
+    for entry in found:
+        left = names_of(entry)
+        for named in (clamp.tools, asked):
+            if some := {name for name in named or () if name.startswith(f"{PREFIX}{entry.name}__")}:
+                left = tuple(tool for tool in left if tool in some)
+        left = tuple(tool for tool in left if all(_is_open(tool, each) for each in rules))
+        if not left:
+            raise Problem(403, "forbidden", f"server {entry.name}: none of its tools is left that this run may call")
+        tools += left
+    if refused := sorted({name for name in asked or () if is_of_a_server(name)} - set(tools)):
+        raise _forbidden(f"tools of MCP servers not allowed: {', '.join(refused)}", "allowed", tools)
+    return tuple(tools)
+
+
+def _is_open(tool: str, rules: Rules) -> bool:
+    return rules.decide(tool, {}, lambda path: None).verdict is not Verdict.DENY
 
 
 def _named(kind: Kind, asked: Collection[str], allowed: Sequence[str], catalog: Catalog) -> tuple[Entry, ...]:

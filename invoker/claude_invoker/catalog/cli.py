@@ -14,7 +14,7 @@ from claude_invoker.catalog.sources import Read, pack, read
 def main(argv: list[str]) -> int:
     """0: all is well; 1: something is left out; 2: it is no catalog."""
     parser = argparse.ArgumentParser(
-        prog="claude-invoker catalog", description="Skills and agents for runs (docs/catalog.md)."
+        prog="claude-invoker catalog", description="Skills, agents and MCP servers for runs (docs/catalog.md)."
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="check|list|pack")
     check = verbs.add_parser("check", help="say what of a directory or archive is left out, and why")
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
         verb.add_argument(
             "path",
             type=Path,
-            help="a directory with skills/NAME/SKILL.md and agents/NAME.md, or its archive",
+            help="a directory with skills/NAME/SKILL.md, agents/NAME.md and mcp/NAME.yaml, or its archive",
         )
     listing.add_argument("path", type=Path, nargs="?", default=OURS, help="the catalog")
     listing.add_argument("--json", action="store_true", help="print one JSON object")

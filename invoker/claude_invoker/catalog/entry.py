@@ -1,5 +1,5 @@
-"""What a catalog holds: skills (agentskills.io/specification), and agents, to which a model hands parts of its work.
-Pure."""
+"""What a catalog holds: skills (agentskills.io/specification), agents, to which a model hands parts of its work, and
+MCP servers (`server`), whose tools it calls. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from claude_contract import destinations
 from claude_contract.destinations import Destination
 
-Kind = Literal["skill", "agent"]
+Kind = Literal["skill", "agent", "server"]
 DESCRIPTION_ROOM = 1024
 HEAD_ROOM = 64 << 10
 """Bytes of a SKILL.md."""
@@ -55,6 +55,8 @@ class Needs(Struct, frozen=True):
     """What its commands call, besides Bash and Python."""
     model: str | None = None
     """Of an agent, where it is not the run's."""
+    servers: tuple[str, ...] = ()
+    """MCP servers whose tools it calls."""
 
     def to_json(self) -> dict[str, list[str]]:
         """Without what is empty."""
@@ -63,14 +65,28 @@ class Needs(Struct, frozen=True):
             "egress": tuple(map(str, self.egress)),
             "python": self.python,
             "programs": self.programs,
+            "mcp": self.servers,
         }
         found = {name: list(value) for name, value in given.items() if value}
         return found if self.model is None else found | {"model": [self.model]}
 
 
+class Server(Struct, frozen=True):
+    """An MCP server: called by us at `url`, or started within the boundary of a run by `command`; with neither it is
+    ours, and in this process."""
+
+    tools: tuple[str, ...]
+    """All that runs may call of it, whatever it offers."""
+    url: str | None = None
+    secret: str | None = None
+    """The name of the secret that it wants to see."""
+    header: str = "Authorization"
+    command: tuple[str, ...] = ()
+
+
 class Entry(Struct, frozen=True):
     """`files`: as they were read, in the order of their paths. `text`: what a run has as its SKILL.md, or as the
-    agent's file. `digest`: of kind, name and files, in hex."""
+    agent's file; empty for a server, of which it has no file. `digest`: of kind, name and files, in hex."""
 
     kind: Kind
     name: str
@@ -79,6 +95,7 @@ class Entry(Struct, frozen=True):
     files: tuple[File, ...]
     text: str
     digest: str
+    server: Server | None = None
 
 
 class _Head(Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -118,7 +135,7 @@ def skill_of(name: str, files: Iterable[File]) -> Entry:
     description = _described(source, name, head.name, head.description, text)
     # Nothing but these two: `allowed-tools` would be a permission to the CLI.
     shown = f"---\nname: {name}\ndescription: {_quoted(description)}\n---\n{text}"
-    return Entry("skill", name, description, _needs(head), ordered, shown, _digest("skill", name, ordered))
+    return Entry("skill", name, description, _needs(head), ordered, shown, digest("skill", name, ordered))
 
 
 def agent_of(name: str, content: bytes) -> Entry:
@@ -136,7 +153,15 @@ def agent_of(name: str, content: bytes) -> Entry:
         lines.append(f"model: {_quoted(model)}")
     shown = "\n".join(("---", *lines, "---", text))
     needs = Needs(tools or ("Read",), model=model)
-    return Entry("agent", name, description, needs, (source,), shown, _digest("agent", name, (source,)))
+    return Entry("agent", name, description, needs, (source,), shown, digest("agent", name, (source,)))
+
+
+def described(description: str) -> str:
+    """On one line. Raises ValueError."""
+    found = " ".join(description.split())
+    if not found.isprintable() or not found:
+        raise ValueError("description must be printable")
+    return found
 
 
 def _quoted(text: str) -> str:
@@ -153,13 +178,13 @@ def _described(source: File, name: str, said: str, description: str, text: str) 
         )
     if not text.strip():
         raise Broken(f"{source.path} says nothing below its head")
-    found = " ".join(description.split())
-    if not found.isprintable() or not found:
-        raise Broken(f"{source.path}: description must be printable")
-    return found
+    try:
+        return described(description)
+    except ValueError as error:
+        raise Broken(f"{source.path}: {error}") from error
 
 
-def _digest(kind: Kind, name: str, files: Iterable[File]) -> str:
+def digest(kind: Kind, name: str, files: Iterable[File]) -> str:
     parts = [[file.path, file.is_executable, hashlib.sha256(file.content).hexdigest()] for file in files]
     return hashlib.sha256(msgspec.json.encode([kind, name, parts])).hexdigest()
 
@@ -211,6 +236,7 @@ def _needs(head: _Head) -> Needs:
         egress,
         _each("metadata.needs-python", _PACKAGE, _listed(head, "needs-python")),
         _each("metadata.needs-programs", _PROGRAM, _listed(head, "needs-programs")),
+        servers=_each("metadata.needs-mcp", _NAME, _listed(head, "needs-mcp")),
     )
 
 

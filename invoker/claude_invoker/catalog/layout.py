@@ -37,10 +37,18 @@ class Layout:
         """A directory for each agent."""
         return self.root / ".agents"
 
-    def of(self, skills: Iterable[str], agents: Iterable[str] = ()) -> Given:
+    def of(
+        self,
+        skills: Iterable[str],
+        agents: Iterable[str] = (),
+        server_tools: tuple[str, ...] = (),
+        *,
+        starts_servers: bool = False,
+    ) -> Given:
         """What a process has that may use these."""
         folders = tuple(self.root / name for name in skills)
-        return Given(folders, tuple(self.agents / name for name in agents), self.libraries if folders else None)
+        libraries = self.libraries if folders or starts_servers else None
+        return Given(folders, tuple(self.agents / name for name in agents), libraries, server_tools)
 
     def write(self, catalog: Catalog) -> Catalog:
         """Lays it out, anew. Returns it with what its entries lack on this machine. Raises OSError."""
@@ -48,7 +56,8 @@ class Layout:
             path.mkdir(mode=0o711)
             path.chmod(0o711)
         for entry in catalog.entries:
-            _write(entry, (self.root if entry.kind == "skill" else self.agents) / entry.name)
+            if entry.kind != "server":  # of which a run has no file
+                _write(entry, (self.root if entry.kind == "skill" else self.agents) / entry.name)
         packages = {package for entry in catalog.entries for package in entry.needs.python}
         self._lacking, missing = libraries.lacking(packages)
         obstacles = {(entry.kind, entry.name): why for entry in catalog.entries if (why := _obstacle(entry, missing))}

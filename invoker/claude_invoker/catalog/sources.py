@@ -15,12 +15,16 @@ from typing import IO, cast
 
 from msgspec import Struct
 
-from claude_invoker.catalog.entry import HEAD_ROOM, Broken, Entry, File, agent_of, is_name, skill_of
+from claude_invoker.catalog.entry import HEAD_ROOM, Broken, Entry, File, Kind, agent_of, is_name, skill_of
+from claude_invoker.catalog.server import SUFFIXES, server_of
 from claude_invoker.cli import walk
 from claude_invoker.workspace import archive, files
 
-SKILLS, AGENTS = "skills", "agents"
-_KINDS = f"there are {SKILLS} and {AGENTS}"
+SKILLS, AGENTS, SERVERS = "skills", "agents", "mcp"
+_FOLDERS: Mapping[str, Kind] = {SKILLS: "skill", AGENTS: "agent", SERVERS: "server"}
+_SUFFIXES = {AGENTS: (".md",), SERVERS: SUFFIXES}
+"""Of entries that are a file."""
+_KINDS = f"there are {SKILLS}, {AGENTS} and {SERVERS}"
 MOST = 200
 """Entries of a kind."""
 ENTRY = walk.Bounds(depth=8, entries=500, bytes=16 << 20)
@@ -42,7 +46,7 @@ class Refused(Struct, frozen=True):
 
 
 class Read(Struct, frozen=True):
-    """What a directory or an archive holds; skills, then agents, in the order of their names."""
+    """What a directory or an archive holds; skills, then agents, then servers, in the order of their names."""
 
     entries: tuple[Entry, ...]
     refused: tuple[Refused, ...] = ()
@@ -65,7 +69,8 @@ def pack(entries: Iterable[Entry], into: Path) -> None:
         tarfile.open(fileobj=cast("IO[bytes]", compressed), mode="w|", format=tarfile.PAX_FORMAT) as tar,
     ):
         for entry in entries:
-            above = f"{SKILLS}/{entry.name}" if entry.kind == "skill" else AGENTS
+            folder = next(name for name, kind in _FOLDERS.items() if kind == entry.kind)
+            above = f"{folder}/{entry.name}" if entry.kind == "skill" else folder
             for each in entry.files:
                 info = tarfile.TarInfo(f"{above}/{each.path}")
                 info.size, info.mode = len(each.content), 0o755 if each.is_executable else 0o644
@@ -78,13 +83,13 @@ def _of_directory(root: Path) -> Read:
         raise ValueError(f"{root} can be changed by every user of this machine")
     with os.scandir(root) as listed:
         present = sorted(each.name for each in listed if each.is_dir())
-    strange = [name for name in present if name not in (SKILLS, AGENTS)]
+    strange = [name for name in present if name not in _FOLDERS]
     refused += [Refused(_shown(name), f"is no kind of entry: {_KINDS}") for name in strange[:10]]
-    if not {SKILLS, AGENTS}.intersection(present):
+    if not any(name in _FOLDERS for name in present):
         refused.append(Refused(SKILLS, "is not there"))
     found: dict[tuple[str, str], list[File] | Broken] = {}
     left = ALL.bytes
-    for kind in sorted({SKILLS, AGENTS}.intersection(present), reverse=True):
+    for kind in (name for name in _FOLDERS if name in present):
         try:
             names = _names(root / kind, directories=kind == SKILLS)
         except Broken as error:
@@ -92,7 +97,7 @@ def _of_directory(root: Path) -> Read:
             continue
         for name in names:
             try:
-                given = _files(root / SKILLS / name) if kind == SKILLS else [_file(root / AGENTS / name)]
+                given = _files(root / SKILLS / name) if kind == SKILLS else [_file(root / kind / name)]
                 left -= sum(len(file.content) for file in given)
                 if left < 0:
                     raise Broken(f"is beyond the {ALL.bytes >> 20} MiB that a catalog may have")
@@ -127,7 +132,7 @@ def _refuse_name(name: str) -> None:
 
 
 def _file(path: Path) -> File:
-    """Of an agent. Raises Broken, OSError."""
+    """Of an agent or a server. Raises Broken, OSError."""
     descriptor = -1
     if stat.S_ISREG(path.lstat().st_mode):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -201,7 +206,7 @@ def _of_archive(path: Path) -> Read:
                 content = b"".join(member.content)
                 if kind == SKILLS and inner:
                     skills.setdefault(name, []).append(File(inner, content, member.is_executable))
-                elif kind == AGENTS and name and not inner:
+                elif kind in _SUFFIXES and name and not inner:
                     found[kind, name] = [File(name, content)]
                 else:
                     raise ValueError(f"{path}: {_shown(member.path)} is no part of an entry: {_KINDS}")
@@ -212,23 +217,37 @@ def _of_archive(path: Path) -> Read:
 
 def _judged(found: Mapping[tuple[str, str], list[File] | Broken], refused: list[Refused]) -> Read:
     entries: list[Entry] = []
-    for kind, name in sorted(found, key=lambda each: (each[0] != SKILLS, each[1])):
+    order = list(_FOLDERS)
+    for kind, name in sorted(found, key=lambda each: (order.index(each[0]), each[1])):
         given = found[kind, name]
         try:
-            plain = name if kind == SKILLS else name.removesuffix(".md")
-            if kind == AGENTS and plain == name:
-                raise Broken("is no agent: their files end in .md")
+            plain, suffix = (name, "") if kind == SKILLS else os.path.splitext(name)  # noqa: PTH122 -- it is no path
+            if suffix not in _SUFFIXES.get(kind, ("",)):
+                raise Broken(f"is no {_FOLDERS[kind]}: their files end in {' or '.join(_SUFFIXES[kind])}")
             _refuse_name(plain)
             if isinstance(given, Broken):
                 raise given
             _refuse_size(given)
-            made = skill_of(name, given) if kind == SKILLS else agent_of(plain, given[0].content)
+            if any((each.kind, each.name) == (_FOLDERS[kind], plain) for each in entries):
+                raise Broken("is there twice, by another suffix")
+            made = _made(kind, plain, given)
             if sum(each.kind == made.kind for each in entries) == MOST:
                 raise Broken(f"is one more than the {MOST} that a catalog may have")
             entries.append(made)
         except Broken as error:
             refused.append(Refused(f"{kind}/{_shown(name)}", _printable(str(error))))
     return Read(tuple(entries), tuple(refused))
+
+
+def _made(kind: str, name: str, given: list[File]) -> Entry:
+    """Raises Broken."""
+    match _FOLDERS[kind]:
+        case "skill":
+            return skill_of(name, given)
+        case "agent":
+            return agent_of(name, given[0].content)
+        case "server":
+            return server_of(name, given[0])
 
 
 def _refuse_size(given: list[File]) -> None:

@@ -36,11 +36,13 @@ _PROXY = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"
 @dataclass(frozen=True)
 class Given:
     """What a process has of the catalog. `skills` and `agents`: a plugin of the CLI each, with one entry of the
-    folder's name; `libraries`: packages for the scripts of skills. It reads these, and writes none of them."""
+    folder's name; `libraries`: packages for the scripts of skills. It reads these, and writes none of them.
+    `server_tools`: of MCP servers, by the names that the CLI has for them."""
 
     skills: tuple[Path, ...] = ()
     agents: tuple[Path, ...] = ()
     libraries: Path | None = None
+    server_tools: tuple[str, ...] = ()
 
     @property
     def readable(self) -> tuple[Path, ...]:
@@ -54,9 +56,10 @@ class Given:
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """What these tools may call. (Its own the CLI lets its model call whatever is allowed.)"""
+        """What may be called. (Skills and agents of its own the CLI lets its model call whatever is allowed.)"""
         given = (("Skill", self.skills), (AGENT, self.agents))
-        return tuple(f"{tool}({PLUGIN}:{folder.name})" for tool, folders in given for folder in folders)
+        called = (f"{tool}({PLUGIN}:{folder.name})" for tool, folders in given for folder in folders)
+        return (*called, *self.server_tools)
 
 
 NOTHING = Given()

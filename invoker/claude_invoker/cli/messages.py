@@ -44,6 +44,8 @@ class Started:
 
     model: str
     tools: tuple[str, ...]
+    servers: tuple[str, ...] = ()
+    """Of MCP, those that the CLI has reached."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,17 @@ class HookCall:
 
 
 @dataclass(frozen=True)
-class HookOver:
-    """The CLI waits no more for the answer to a `HookCall`."""
+class ServerCall:
+    """The CLI speaks to an MCP server that we are to it, and waits: `message` is one of JSON-RPC."""
+
+    request_id: str
+    server: str
+    message: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CallOver:
+    """The CLI waits no more for the answer to a `HookCall` or `ServerCall`."""
 
     request_id: str
 
@@ -112,6 +123,8 @@ class ControlAnswer:
     error: str | None
     error_code: str | None
     model: str | None
+    unreached: tuple[str, ...] = ()
+    """MCP servers that were to be started, and do not answer."""
 
 
 class _Loose(BaseModel):
@@ -173,12 +186,18 @@ class Result(_Loose):
         )
 
 
-Message = Started | ModelEvent | Said | Heard | HookCall | HookOver | ControlAnswer | Result
+Message = Started | ModelEvent | Said | Heard | HookCall | ServerCall | CallOver | ControlAnswer | Result
+
+
+class _Reached(_Loose):
+    name: Name
+    status: Name
 
 
 class _Init(_Loose):
     model: Name
     tools: Annotated[list[Name], Field(max_length=1000)] = []
+    mcp_servers: Annotated[list[_Reached], Field(max_length=1000)] = []
 
 
 class _Call(_Loose):
@@ -209,6 +228,12 @@ class _HookRequest(_Loose):
     input: _HookInput
 
 
+class _ServerRequest(_Loose):
+    request_id: Name
+    server_name: Name
+    message: dict[str, Any]
+
+
 class _ControlBody(_Loose):
     subtype: Name
     request_id: Name
@@ -235,12 +260,13 @@ def parse(line: bytes) -> Message | None:
         if kind == "control_response":
             return _control(document.get("response"))
         if kind == "control_request":
-            return _hook(document)
+            return _asked(document)
         if kind == "control_cancel_request":
-            return HookOver(_Cancelled.model_validate(document).request_id)
+            return CallOver(_Cancelled.model_validate(document).request_id)
         if kind == "system" and document.get("subtype") == "init":
             init = _Init.model_validate(document)
-            return Started(init.model, tuple(init.tools))
+            reached = tuple(server.name for server in init.mcp_servers if server.status == "connected")
+            return Started(init.model, tuple(init.tools), reached)
     except ValidationError as error:
         # Only the names of our own models: deeper ones are the run's text, and this is for the log.
         places = sorted({str(item["loc"][0]) if item["loc"] else "body" for item in error.errors(include_input=False)})
@@ -325,11 +351,18 @@ def _result(document: dict[str, Any]) -> Result:
     return result
 
 
-def _hook(document: dict[str, Any]) -> HookCall | None:
+def _asked(document: dict[str, Any]) -> HookCall | ServerCall | None:
     request = document.get("request")
-    if not isinstance(request, dict) or request.get("subtype") != "hook_callback":
+    if not isinstance(request, dict):
         return None
-    found = _HookRequest.model_validate({"request_id": document.get("request_id"), "input": request.get("input")})
+    given = {**request, "request_id": document.get("request_id")}
+    if request.get("subtype") == "mcp_message":
+        asked = _ServerRequest.model_validate(given)
+        _written(asked.message)
+        return ServerCall(asked.request_id, asked.server_name, asked.message)
+    if request.get("subtype") != "hook_callback":
+        return None
+    found = _HookRequest.model_validate(given)
     called = found.input
     _written(called.tool_input)
     return HookCall(found.request_id, called.tool_name, called.tool_input, called.tool_use_id, called.agent_type)
@@ -338,10 +371,12 @@ def _hook(document: dict[str, Any]) -> HookCall | None:
 def _control(response: Any) -> ControlAnswer:
     body = _ControlBody.model_validate(response)
     model = (body.response or {}).get("model")
+    errors = (body.response or {}).get("errors")
     failed = body.subtype != "success"
     return ControlAnswer(
         body.request_id,
         (body.error or "refused") if failed else None,
         body.error_code if failed else None,
         model if isinstance(model, str) else None,
+        tuple(errors) if isinstance(errors, dict) else (),
     )

@@ -7,8 +7,8 @@ import contextlib
 import itertools
 import os
 from collections import deque
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,17 @@ from claude_invoker.cli.child import Child, Limits
 from claude_invoker.cli.command import Deadlines, Shape, command, environment
 from claude_invoker.cli.contained import Contained, inside
 from claude_invoker.cli.kill import Killer
-from claude_invoker.cli.messages import MAX_LINE, ControlAnswer, Heard, HookCall, Malformed, Message, Result, parse
+from claude_invoker.cli.messages import (
+    MAX_LINE,
+    ControlAnswer,
+    Heard,
+    HookCall,
+    Malformed,
+    Message,
+    Result,
+    ServerCall,
+    parse,
+)
 from claude_invoker.cli.tree import Tree
 from claude_invoker.isolation.box import Box
 from claude_invoker.isolation.network import Way
@@ -59,6 +69,17 @@ class Defer:
 HookAnswer = Proceed | Allow | Deny | Defer
 
 
+@dataclass(frozen=True)
+class Servers:
+    """MCP servers that a process is told of: names of those that we are to it, and commands of those that it starts."""
+
+    ours: tuple[str, ...] = ()
+    commands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+NO_SERVERS = Servers()
+
+
 class CliError(Exception):
     """The CLI ended, or said something that is not its protocol, before it gave a result."""
 
@@ -70,6 +91,13 @@ class Disobeyed(Exception):
         super().__init__(f"{what}: {code}")
         self.what = what
         self.code = code
+
+
+class Unreached(Exception):
+    """MCP servers that were to be started, and do not answer."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__(", ".join(names))
 
 
 class CliProcess(Contained):
@@ -86,10 +114,15 @@ class CliProcess(Contained):
         child: Child,
         killer: Killer | None,
         processes: int,
+        shell: Path | None = None,
     ) -> None:
-        """`processes`: how many the kernel lets it have, where it does not yet (0)."""
+        """`processes`: how many the kernel lets it have, where it does not yet (0). `shell`: what puts its commands
+        into their boundary."""
         super().__init__(name, tree, uid, child, killer)
         self.shape = shape
+        self._shell = shell
+        self.on_server_call: Callable[[ServerCall], None] = lambda call: None
+        """Told of what the CLI says to MCP servers that we are to it; the answer is for `answer_server`."""
         self._processes = processes
         self._ids = itertools.count(1)
         self._model: str | None = None
@@ -151,7 +184,8 @@ class CliProcess(Contained):
         finally:
             os.close(read_end)
         counted = box is not None and box.counts_processes and uid is None
-        return cls(name, shape, tree, uid, child, killer, limits.processes if counted else 0)
+        processes, shell = limits.processes if counted else 0, None if kind is None else kind.shell
+        return cls(name, shape, tree, uid, child, killer, processes, shell)
 
     @property
     def stderr(self) -> str:
@@ -180,24 +214,30 @@ class CliProcess(Contained):
         system: str | None,
         output_schema: dict[str, Any] | None,
         content: tuple[dict[str, Any], ...],
+        servers: Servers = NO_SERVERS,
     ) -> None:
-        """Sends the run: system prompt, schema of the result, model; and, once the CLI has said that it has taken them,
-        the one user message, or lets it go on with what was deferred. Where it does not take a model it would go on
-        with its own, the dearest.
+        """Sends the run: system prompt, schema of the result, model, MCP servers; and, once the CLI has said that it
+        has taken them, the one user message, or lets it go on with what was deferred. Where it does not take a model it
+        would go on with its own, the dearest.
 
-        Raises Disobeyed, and CliError if the process is gone. `client_composed` keeps the CLI from reading `@/path` or
-        `/command` in the caller's text.
+        Raises Disobeyed, Unreached, and CliError if the process is gone. `client_composed` keeps the CLI from reading
+        `@/path` or `/command` in the caller's text.
         """
         wishes: dict[str, Any] = {"systemPrompt": None if system is None else [system], "jsonSchema": output_schema}
         if self.shape.asked:
             # All tools, not only those: what is asked about is decided in one place.
             wishes["hooks"] = {"PreToolUse": [{"hookCallbackIds": ["ask"], "timeout": _HOOK_S}]}
+        if servers.ours:
+            wishes["sdkMcpServers"] = list(servers.ours)
         wishes = {name: value for name, value in wishes.items() if value is not None}
         asked = [self._send_control("initialize", **wishes)]
+        if servers.commands:
+            asked.append(self._send_control("mcp_set_servers", servers=self._started(servers)))
         if model != self._model:
             asked.append(self._send_control("set_model", model=model))
         for request in asked:
-            await self._obey(request)
+            if unreached := (await self._obey(request)).unreached:
+                raise Unreached(unreached)
         if self.shape.session != "deferred":
             await self._tell(content)
             return
@@ -205,6 +245,15 @@ class CliProcess(Contained):
             await asyncio.to_thread(_open, _gate(self.tree, self.name))
         except OSError as error:
             raise CliError(f"the run cannot be let go on: {error.strerror}") from error
+
+    def _started(self, servers: Servers) -> dict[str, Any]:
+        """In the boundary that commands have, not in the CLI's own, which is wider."""
+        found: dict[str, Any] = {name: {"type": "sdk", "name": name} for name in servers.ours}
+        for name, (program, *arguments) in servers.commands.items():
+            if self._shell is not None:
+                program, arguments = str(self._shell), ["-c", 'exec "$0" "$@"', program, *arguments]
+            found[name] = {"type": "stdio", "command": program, "args": arguments}
+        return found
 
     async def go_on(self, content: tuple[dict[str, Any], ...]) -> None:
         """Sends another turn's message, for which all is as `begin` has said. Raises CliError."""
@@ -240,18 +289,20 @@ class CliProcess(Contained):
                 message = parse(line)
             except Malformed as error:
                 raise CliError(str(error)) from error
-            if message is not None:
+            if isinstance(message, ServerCall):
+                self.on_server_call(message)
+            elif message is not None:
                 self.finished = self.finished or isinstance(message, Result)
                 yield message
 
-    async def _obey(self, request: tuple[str, str]) -> None:
+    async def _obey(self, request: tuple[str, str]) -> ControlAnswer:
         """Waits for the answer to a control request. Raises Disobeyed, CliError."""
         subtype, request_id = request
         async for message in self.messages():
             if isinstance(message, ControlAnswer) and message.request_id == request_id:
                 if message.error is not None:
                     raise Disobeyed(subtype, message.error_code)
-                return
+                return message
             if isinstance(message, HookCall) or (isinstance(message, Heard) and message.results):
                 raise CliError("what was deferred goes on before it is let")
         await self.exited(1.0)
@@ -268,7 +319,13 @@ class CliProcess(Contained):
                 said |= {"permissionDecision": "deny", "permissionDecisionReason": message}
             case Defer():
                 said |= {"permissionDecision": "defer"}
-        response = {} if isinstance(answer, Proceed) else {"hookSpecificOutput": said}
+        self._answer(request_id, {} if isinstance(answer, Proceed) else {"hookSpecificOutput": said})
+
+    def answer_server(self, request_id: str, message: dict[str, Any]) -> None:
+        """To a `ServerCall` of this process, by a message of JSON-RPC."""
+        self._answer(request_id, {"mcp_response": message})
+
+    def _answer(self, request_id: str, response: dict[str, Any]) -> None:
         told = {"subtype": "success", "request_id": request_id, "response": response}
         self._send({"type": "control_response", "response": told})
 

@@ -69,10 +69,15 @@ class Boundary:
         """What a stronger one would need."""
         return "; ".join(f"{missing.name}: {missing.obstacle}" for missing in self.missing)
 
+    @property
+    def refuses_commands(self) -> str | None:
+        """Why no program of ours may be started for a run; None where one may."""
+        return "runs share a user here" if self.strength < Strength.USER and not self.commands_below else None
+
     def refuses(self, tool: str, *, egress: bool = False) -> str | None:
         """Why a run may not have this tool; None where it may. `egress`: the run reaches some hosts."""
-        if tool in COMMAND_TOOLS and self.strength < Strength.USER and not self.commands_below:
-            return "it runs commands, and runs share a user here"
+        if tool in COMMAND_TOOLS and self.refuses_commands:
+            return f"it runs commands, and {self.refuses_commands}"
         if tool in NETWORK_TOOLS and self.strength >= Strength.LANDLOCK and not egress:
             return "it reaches the network, and without hosts that its tier opens (egress) a run reaches only the API"
         return None

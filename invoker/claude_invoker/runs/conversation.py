@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from claude_invoker.cli import outcome
-from claude_invoker.cli.messages import Heard, HookCall, HookOver, Result, Started
-from claude_invoker.cli.process import CliError, CliProcess, Disobeyed
+from claude_invoker.cli.messages import CallOver, Heard, HookCall, Result, ServerCall, Started
+from claude_invoker.cli.process import NO_SERVERS, CliError, CliProcess, Disobeyed, Servers, Unreached
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs.permissions import place_in
@@ -36,9 +36,11 @@ class Conversation:
         translator: Translator,
         *,
         same: bool = False,
+        servers: Servers = NO_SERVERS,
     ) -> Result:
         """Sends the plan with this content, and translates what comes back until the loop's time `end`. `same`: the
-        process has had a turn of this kind before. The result message. Raises Problem, CliError."""
+        process has had a turn of this kind before. `servers`: of MCP, that the process is told of. The result message.
+        Raises Problem, CliError."""
         plan = run.plan
         if process.passage is not None:
             process.passage.begin(run.went_out)
@@ -56,6 +58,12 @@ class Conversation:
             process.interrupt()
             timer.reschedule(min(end, loop.time() + _INTERRUPT_S))
 
+        def serve(call: ServerCall) -> None:
+            assert run.relay is not None
+            run.relay.take(call, process.answer_server)
+
+        if servers.ours:
+            process.on_server_call = serve
         result: Result | None = None
         try:
             async with asyncio.timeout_at(min(end, loop.time() + self.first_output_s)) as timer:
@@ -63,18 +71,21 @@ class Conversation:
                 if same:
                     await process.go_on(content)
                 else:
-                    await process.begin(plan.model, plan.system, plan.output_schema, content)
+                    await process.begin(plan.model, plan.system, plan.output_schema, content, servers)
                 async for message in process.messages():
                     if isinstance(message, Started):
                         _check_schema(plan, message)
+                        _check_servers(plan, message)
                     if isinstance(message, HookCall):
                         awaited = None
                         phase = "idle" if phase == "first_output" else phase
                         await _ask(run, process, message)
                     if awaited is not None and isinstance(message, Heard) and message.results:
                         raise CliError("a call of a tool that was deferred has run without being asked about")
-                    if isinstance(message, HookOver):
+                    if isinstance(message, CallOver):
                         run.permissions.withdraw(message.request_id)
+                        if run.relay is not None:
+                            run.relay.withdraw(message.request_id)
                     if translator.take(message) and phase == "first_output":
                         phase = "idle"
                     if isinstance(message, Result):
@@ -90,6 +101,8 @@ class Conversation:
             raise Problem(504, "timeout", f"deadline: {phase}", extra={"deadline": phase}) from error
         except Disobeyed as error:
             raise outcome.disobeyed(plan.model, error, run.account) from error
+        except Unreached as error:
+            raise unavailable(str(error)) from error
         finally:
             run.interrupting = None
             run.permissions.end(is_deferred=is_deferred)
@@ -115,6 +128,17 @@ def _check_schema(plan: Plan, message: Started) -> None:
     """The CLI passes over a schema that it does not understand. Raises Problem 422."""
     if plan.output_schema is not None and "StructuredOutput" not in message.tools:
         raise Problem(422, "invalid", "output_schema is not a JSON Schema that the Claude CLI accepts")
+
+
+def _check_servers(plan: Plan, message: Started) -> None:
+    """The CLI goes on without a server that does not start. Raises Problem 502."""
+    if missing := [name for name in plan.servers if name not in message.servers]:
+        raise unavailable(", ".join(missing))
+
+
+def unavailable(names: str) -> Problem:
+    """Of MCP servers of a run, which does not begin without them."""
+    return Problem(502, "mcp-unavailable", f"of the MCP servers of this run: {names}")
 
 
 def _early_end(process: CliProcess) -> CliError:

@@ -6,7 +6,7 @@ in that tree asks about it again. All else that a run knows of itself is here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -65,7 +65,7 @@ class Deferral(BaseModel):
     so_far: SoFar = SoFar()
 
 
-def call_key(tool: str, given: dict[str, Any]) -> str:
+def call_key(tool: str, given: Mapping[str, Any]) -> str:
     """The same for the same call."""
     return orjson.dumps([tool, given], option=orjson.OPT_SORT_KEYS).decode()
 

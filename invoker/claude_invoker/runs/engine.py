@@ -43,6 +43,7 @@ from claude_invoker.egress.filters import Filters
 from claude_invoker.ending import ended
 from claude_invoker.isolation.strength import Boundary, Strength, TooWeak
 from claude_invoker.ledger import Booking, Ledger
+from claude_invoker.mcp.servers import Servers
 from claude_invoker.metering import control, key
 from claude_invoker.metering.control import Metering
 from claude_invoker.model import PermissionDecision
@@ -108,6 +109,7 @@ class Engine:
         """What runs may be given; known to work here once the engine has been entered."""
         for each in self.catalog.refused:
             _log.warning("INVOKER_CATALOG: left out: %s", each)
+        self._servers = Servers(settings.mcp_secrets)
         self._layout = Layout(self._trees / CATALOGS / self._workplace.path.name)
         self._discarded = Discarded(self._trees / "discarded")
         self._killer = Killer(self.users.killer) if self.users.isolated else None
@@ -256,6 +258,7 @@ class Engine:
             )
         finally:
             self.catalog = await laying_out
+        self.catalog = self.catalog.without(self._servers.obstacles(self.catalog, self.boundary.strength))
         if self.workspaces is not None and self.boundary.strength == Strength.NONE:
             raise TooWeak(
                 "INVOKER_REPOSITORIES: runs would read all repositories, since nothing keeps them from this user's "
@@ -385,6 +388,9 @@ class Engine:
         if earlier is not None:
             run.earlier = earlier
             run.permissions.bring(earlier, decided)
+        if plan.servers:
+            run.servers = self._servers.given(plan, self.catalog)
+            run.relay = self._servers.relay(plan, self.catalog, run.permissions.spend)
         run.permissions.on_decided = functools.partial(self.on_decided, run)
         self._shelf.put(run)
         self.on_start(run)
@@ -436,6 +442,8 @@ class Engine:
         finally:
             if run.problem is not None:
                 run.problem = run.exceeded or run.problem
+            if run.relay is not None:
+                self.go_on(run.relay.close())
             if run.plan.spool is not None:
                 self.go_on(asyncio.to_thread(self.intake.delete, run.plan.spool))
             if keeper is not None:

@@ -24,13 +24,14 @@ from claude_invoker.cli.pool import Pool
 from claude_invoker.cli.process import CliError, CliProcess
 from claude_invoker.cli.rounds import aside, go_on
 from claude_invoker.cli.unbroken import unbroken
+from claude_invoker.mcp.relay import Failed
 from claude_invoker.metering.control import Metering, NoProxy, Terms
 from claude_invoker.model import Check, RunResult
 from claude_invoker.plan import Checking
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
 from claude_invoker.runs.checks import judged, of_failure
-from claude_invoker.runs.conversation import Conversation
+from claude_invoker.runs.conversation import Conversation, unavailable
 from claude_invoker.runs.deferral import Deferral, SoFar, few
 from claude_invoker.runs.idle import HARMLESS, Idle, alive, is_alone
 from claude_invoker.runs.kept import Keeping
@@ -91,8 +92,13 @@ class Executor:
         run.state = "running"
         begun = session is not None and await asyncio.to_thread(lambda: session.begun)
         suits = session is not None and self._idle.suits(run)
-        if run.plan.skills:
+        if run.plan.skills or run.plan.starts_servers:
             await self._bring_libraries(run)
+        if run.relay is not None:
+            try:
+                await run.relay.open()
+            except Failed as error:
+                raise unavailable(str(error)) from error
         kind: _Kind | None = None if session is None else "begun" if begun else "new"
         shape = self._shape(run, kind if run.earlier is None else "deferred", keeps=suits)
         ready = None if session is None else await self._idle.take(session, run)
@@ -194,7 +200,7 @@ class Executor:
         if session is None and plan.check is not None and plan.check.max_repairs:
             session = "new"  # the next process goes on with its transcript
         budget = None if keeps else plan.max_budget_usd
-        given = self._layout.of(plan.skills, plan.agents)
+        given = self._layout.of(plan.skills, plan.agents, plan.server_tools, starts_servers=plan.starts_servers)
         return Shape(plan.tools, plan.max_turns, budget, session, plan.egress, run.checkout, given, plan.asked)
 
     async def _bring_libraries(self, run: Run) -> None:
@@ -293,7 +299,7 @@ class Executor:
         process = ready.process
         with self._watch.over(process, functools.partial(self._stop, run, process), run.subject):
             return await self._conversation.held(
-                run, process, content, end, Translator(run, goes_on=goes_on), same=same
+                run, process, content, end, Translator(run, goes_on=goes_on), same=same, servers=run.servers
             )
 
     def _stop(self, run: Run, process: Contained, problem: Problem) -> None:

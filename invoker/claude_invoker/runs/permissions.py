@@ -12,6 +12,7 @@ import os
 import secrets
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,8 @@ class Permissions:
         self._closed = False
         self.is_heard = False
         """Whether somebody learns what the model asks: who has a run's stream, or a job."""
+        self._let: Counter[str] = Counter()
+        """Calls that were let pass by an answer of ours, and that nobody has looked at yet (`spend`)."""
         self.decided: dict[str, PermissionDecision] = {}
         """By their ids, the first to the last."""
         self.on_change: Callable[[], None] = lambda: None
@@ -97,10 +100,26 @@ class Permissions:
             reply(Deny(f"The rules of this service do not allow it: {found.why}."))
         elif found.verdict is Verdict.ALLOW:
             # What no rule names is the CLI's own business: an answer would open more than the run has.
-            is_named = any(rules.names(call.tool) for rules in self._rules)
+            is_named = self._is_named(call.tool)
+            if is_named:
+                self._let[call_key(call.tool, call.input)] += 1
             reply(Allow() if is_named else Proceed())
         else:
             self._ask(call, found.why, place, reply)
+
+    def spend(self, tool: str, given: Mapping[str, Any]) -> bool:
+        """Whether a call that is made now was let pass, once for each time that it was; always of a tool that no rule
+        names. What does not come by the CLI, which asks, has not been let pass."""
+        if not self._is_named(tool):
+            return True
+        key = call_key(tool, given)
+        if self._let[key] == 0:
+            return False
+        self._let[key] -= 1
+        return True
+
+    def _is_named(self, tool: str) -> bool:
+        return any(rules.names(tool) for rules in self._rules)
 
     def _decision(self, tool: str, given: Mapping[str, Any], place: Place) -> Decision:
         return strictest([rules.decide(tool, given, place) for rules in self._rules])
@@ -124,6 +143,8 @@ class Permissions:
             found = await asyncio.to_thread(self._decision, call.tool, answer.input, place)
             if found.verdict is Verdict.DENY:
                 answer = Deny(f"The rules of this service do not allow it: {found.why}.")
+        if isinstance(answer, Allow):
+            self._let_pass(decision, call.input)
         reply(answer)
         return True
 
@@ -136,6 +157,7 @@ class Permissions:
         if (before := self.remembered.get(key)) is not None:
             again = before.model_copy(update={"id": _new_id(), "reason": "remembered", "decided_at": time.time()})
             self._record(again, call.input)
+            self._let_pass(before, call.input)
             reply(_answer_of(before, call.input))
             return
         if len(key) > MAX_INPUT:
@@ -235,10 +257,15 @@ class Permissions:
         _rest(held)
         if held.shown is self.deferred:
             self.meanwhile = decision
+        self._let_pass(decision, held.shown.input)
         if answer is not None:
             held.reply(answer)
         self._record(decision, held.shown.input)
         self.on_change()
+
+    def _let_pass(self, decision: PermissionDecision, given: Mapping[str, Any]) -> None:
+        if decision.decision == "allow":
+            self._let[call_key(decision.tool, given if decision.input is None else decision.input)] += 1
 
     def _record(self, decision: PermissionDecision, given: Mapping[str, Any]) -> None:
         if len(self.decided) < 2 * MAX_ASKED:  # remembered ones have no other bound
@@ -251,8 +278,8 @@ def decision_about(
     asked: Permission, given: PermissionAnswer, by: str, owner: str, rules: Sequence[Rules], place: Place
 ) -> PermissionDecision:
     """What somebody decides, in the name of the subject `by`. Raises Problem 403 for one's own run where four eyes are
-    needed, 422 for
-    an input that the rules deny, as things are now, and for answers that are none to what the model asks."""
+    needed, 422 for an input that the rules deny, as things are now, and for answers that are none to what the model
+    asks."""
     refuse_own(rules, by, owner)
     if given.input is not None and len(call_key(asked.tool, given.input)) > MAX_INPUT:
         raise Problem(422, "invalid", f"input has more than {MAX_INPUT >> 10} KiB")

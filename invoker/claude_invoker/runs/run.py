@@ -17,8 +17,10 @@ import orjson
 from claude_contract.ledger import Slot
 from claude_invoker.cli.launcher import Ready
 from claude_invoker.cli.messages import ToolCall
+from claude_invoker.cli.process import NO_SERVERS, Servers
 from claude_invoker.cli.tree import Checkout
 from claude_invoker.egress.wire import Moved, Visit
+from claude_invoker.mcp.relay import Relay
 from claude_invoker.metering.figures import Figures
 from claude_invoker.model import Artifact, Change, Check, LeftOut, Pushed, RepositoryAt, RunResult, RunView, State
 from claude_invoker.plan import Plan
@@ -114,6 +116,10 @@ class Run:
     """Which of the machine's bounds it has gone over; it ends then."""
     work: Path | None = None
     """Where the run works, once it has a process."""
+    servers: Servers = NO_SERVERS
+    """Of MCP, that its process is told of."""
+    relay: Relay | None = None
+    """What stands between it and its MCP servers, where it has some."""
     permissions: Permissions = field(init=False)
     """Its calls of tools that somebody has to allow first."""
     earlier: Deferral | None = None

@@ -49,7 +49,7 @@ class Translator:
             "id": run.id,
             "model": run.model,
             "session": run.session,
-            "tools": list(run.plan.tools),
+            "tools": [*run.plan.tools, *run.plan.server_tools],
         }
         if run.repository is not None:
             started["repository"] = run.repository.model_dump(mode="json")

@@ -150,6 +150,10 @@ class TierConfig(Money, Limits, _Named):
         "Agents of the invoker's catalog that a run may ask for; none without it. Binds the invoker.",
         elements={"match": ENTRY_NAME, "len_max": 64},
     )
+    mcp: tuple[str, ...] = strings(
+        "MCP servers of the invoker's catalog that a run may ask for; none without it. Binds the invoker.",
+        elements={"match": ENTRY_NAME, "len_max": 64},
+    )
     # Absent, what each receiver allows by itself; (), none.
     api_features: tuple[str, ...] | None = strings(
         "What requests to the API may have that has a price of its own or runs something at Anthropic: "

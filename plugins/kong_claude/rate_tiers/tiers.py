@@ -316,6 +316,7 @@ def _clamp(section: TierConfig, prefix: str) -> Clamp:
         skills=tuple(dict.fromkeys(section.skills)),
         default_skills=_default_skills(section, prefix),
         agents=tuple(dict.fromkeys(section.agents)),
+        mcp=tuple(dict.fromkeys(section.mcp)),
         rules=_rules(section, prefix),
     )
 
@@ -363,8 +364,10 @@ def _patterns(section: TierConfig, name: str, at: str) -> tuple[Pattern, ...]:
             pattern = rules.parse(text)
         except ValueError as error:
             raise ConfigError(f"{at}[{number}]", str(error)) from error
-        is_ours = had is None or pattern.is_of_a_server or had.intersection(pattern.governs)
-        if not is_ours:
+        if pattern.is_of_a_server:
+            if pattern.server not in section.mcp:
+                raise ConfigError(f"{at}[{number}]", f"{pattern} is about a server that is not among the tier's mcp")
+        elif had is not None and not had.intersection(pattern.governs):
             raise ConfigError(
                 f"{at}[{number}]",
                 f"{pattern} is about {' and '.join(pattern.governs)}, which the tier's tools have not",
@@ -392,11 +395,11 @@ def check_rooms(tiers: Mapping[str, Tier]) -> None:
         taken = size(claims)
         if taken > CLAMP_ROOM:
             parts = claims | claims.get("rules", {})
-            names = ("models", "tools", "egress", "skills", "agents", "ask", "deny", "allow")
+            names = ("models", "tools", "egress", "skills", "agents", "mcp", "ask", "deny", "allow")
             longest = max(names, key=lambda name: size(parts.get(name)))
             raise ConfigError(
                 f"tiers[{number}].{longest}",
-                f"models, tools, egress, skills, agents and rules take {taken} bytes in the attestation, "
+                f"models, tools, egress, skills, agents, mcp and rules take {taken} bytes in the attestation, "
                 f"at most {CLAMP_ROOM}: name fewer of them",
             )
         taken = pools_size(Place(widest_lease(tier), tier.slot))

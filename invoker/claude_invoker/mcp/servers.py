@@ -1,0 +1,85 @@
+"""The servers of the catalog that runs are given, with what each of them wants to see."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from claude_contract import secret_file
+from claude_invoker.catalog.catalog import Catalog
+from claude_invoker.catalog.entry import Entry
+from claude_invoker.catalog.entry import Server as Described
+from claude_invoker.cli.process import Servers as ForProcess
+from claude_invoker.isolation.strength import Strength
+from claude_invoker.mcp.http import HttpServer
+from claude_invoker.mcp.relay import Failed, Relay, Server
+from claude_invoker.plan import Plan
+
+_LEAST = 8
+"""Characters of a secret: a shorter one could not be told from what a server says."""
+
+
+class Servers:
+    """`secrets`: the operator's directory with a file for each."""
+
+    def __init__(self, secrets: Path | None) -> None:
+        self._secrets = secrets
+
+    def obstacles(self, catalog: Catalog, strength: Strength) -> dict[str, str]:
+        """Why servers cannot be used here, by name."""
+        found = {}
+        for name, entry in catalog.of("server").items():
+            described = _of(entry)
+            try:
+                if described.secret is not None:
+                    self._read(described.secret)
+            except Failed as error:
+                found[name] = str(error)
+            if described.secret is not None and strength < Strength.USER:
+                found[name] = "its secret could be read by runs, which share the invoker's user here"
+        return found
+
+    def given(self, plan: Plan, catalog: Catalog) -> ForProcess:
+        """What the process of a run is told of them."""
+        described = {name: _of(catalog.of("server")[name]) for name in plan.servers}
+        ours = tuple(name for name, each in described.items() if not each.command)
+        return ForProcess(ours, {name: each.command for name, each in described.items() if each.command})
+
+    def relay(self, plan: Plan, catalog: Catalog, is_let: Callable[[str, dict[str, object]], bool]) -> Relay:
+        """For one run of that plan."""
+        entries = [catalog.of("server")[name] for name in plan.servers]
+        made = {entry.name: self._made(_of(entry)) for entry in entries if not _of(entry).command}
+        return Relay(made, plan.server_tools, is_let)
+
+    def _made(self, described: Described) -> Server:
+        assert described.url is not None
+        credential = None
+        if described.secret is not None:
+            credential = functools.partial(self._credential, described.secret, described.header)
+        return HttpServer(described.url, described.header, credential)
+
+    def _credential(self, name: str, header: str) -> str:
+        """Read anew for each request, so that it can be changed. Raises Failed."""
+        return _in(header, self._read(name))
+
+    def _read(self, name: str) -> str:
+        """Raises Failed."""
+        if self._secrets is None:
+            raise Failed(f"its secret {name} is not there: INVOKER_MCP_SECRETS is not set")
+        try:
+            secret = secret_file.read(self._secrets / name)
+        except secret_file.SecretFileError as error:
+            raise Failed(f"its secret cannot be used: {error}") from error
+        if not secret.isascii() or not secret.isprintable() or len(secret) < _LEAST:
+            raise Failed(f"its secret {name} must be {_LEAST} printable characters or more, on one line")
+        return secret
+
+
+def _of(entry: Entry) -> Described:
+    assert entry.server is not None
+    return entry.server
+
+
+def _in(header: str, secret: str) -> str:
+    return f"Bearer {secret}" if header.lower() == "authorization" else secret
