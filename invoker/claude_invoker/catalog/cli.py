@@ -64,6 +64,7 @@ def _list(found: Read, *, as_json: bool) -> None:
     if as_json:
         entries = [
             {"kind": entry.kind, "name": entry.name, "description": entry.description, "needs": entry.needs.to_json()}
+            | ({} if entry.server is None else {"offers": list(entry.server.tools)})
             for entry in found.entries
         ]
         print(json.dumps({"version": version_of(found.entries), "entries": entries}, ensure_ascii=False))
@@ -71,3 +72,5 @@ def _list(found: Read, *, as_json: bool) -> None:
     for entry in found.entries:
         needs = "; ".join(f"{name}: {', '.join(each)}" for name, each in entry.needs.to_json().items())
         print(f"{entry.kind} {entry.name}  ({needs or 'needs nothing'})\n  {entry.description}")
+        if entry.server is not None:
+            print(f"  offers: {', '.join(entry.server.tools)}")

@@ -8,6 +8,7 @@ waits, and nothing of it runs. What the model itself asks (`AskUserQuestion`) is
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import secrets
 import stat
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from claude_contract.rules import QUESTION, Decision, Place, Rules, Verdict, strictest
+from claude_invoker.catalog.server import PREFIX
 from claude_invoker.cli.messages import HookCall
 from claude_invoker.cli.process import Allow, Defer, Deny, HookAnswer, Proceed
 from claude_invoker.model import Permission, PermissionAnswer, PermissionDecision, Reason
@@ -73,8 +75,8 @@ class Permissions:
         self._closed = False
         self.is_heard = False
         """Whether somebody learns what the model asks: who has a run's stream, or a job."""
-        self._let: Counter[str] = Counter()
-        """Calls that were let pass by an answer of ours, and that nobody has looked at yet (`spend`)."""
+        self._let: Counter[bytes] = Counter()
+        """Digests of calls of MCP servers that were let pass, and have not been made yet (`spend`)."""
         self.decided: dict[str, PermissionDecision] = {}
         """By their ids, the first to the last."""
         self.on_change: Callable[[], None] = lambda: None
@@ -102,17 +104,17 @@ class Permissions:
             # What no rule names is the CLI's own business: an answer would open more than the run has.
             is_named = self._is_named(call.tool)
             if is_named:
-                self._let[call_key(call.tool, call.input)] += 1
+                self._let_pass(call.tool, call.input)
             reply(Allow() if is_named else Proceed())
         else:
             self._ask(call, found.why, place, reply)
 
     def spend(self, tool: str, given: Mapping[str, Any]) -> bool:
-        """Whether a call that is made now was let pass, once for each time that it was; always of a tool that no rule
-        names. What does not come by the CLI, which asks, has not been let pass."""
+        """Whether a call of an MCP server that is made now was let pass, once for each time that it was; always of a
+        tool that no rule names. What does not come by the CLI, which asks, has not been let pass."""
         if not self._is_named(tool):
             return True
-        key = call_key(tool, given)
+        key = _digest(tool, given)
         if self._let[key] == 0:
             return False
         self._let[key] -= 1
@@ -144,7 +146,7 @@ class Permissions:
             if found.verdict is Verdict.DENY:
                 answer = Deny(f"The rules of this service do not allow it: {found.why}.")
         if isinstance(answer, Allow):
-            self._let_pass(decision, call.input)
+            self._let_pass(call.tool, call.input if answer.input is None else answer.input)
         reply(answer)
         return True
 
@@ -157,7 +159,8 @@ class Permissions:
         if (before := self.remembered.get(key)) is not None:
             again = before.model_copy(update={"id": _new_id(), "reason": "remembered", "decided_at": time.time()})
             self._record(again, call.input)
-            self._let_pass(before, call.input)
+            if before.decision == "allow":
+                self._let_pass(call.tool, call.input if before.input is None else before.input)
             reply(_answer_of(before, call.input))
             return
         if len(key) > MAX_INPUT:
@@ -257,21 +260,26 @@ class Permissions:
         _rest(held)
         if held.shown is self.deferred:
             self.meanwhile = decision
-        self._let_pass(decision, held.shown.input)
+        if decision.decision == "allow":
+            self._let_pass(decision.tool, held.shown.input if decision.input is None else decision.input)
         if answer is not None:
             held.reply(answer)
         self._record(decision, held.shown.input)
         self.on_change()
 
-    def _let_pass(self, decision: PermissionDecision, given: Mapping[str, Any]) -> None:
-        if decision.decision == "allow":
-            self._let[call_key(decision.tool, given if decision.input is None else decision.input)] += 1
+    def _let_pass(self, tool: str, given: Mapping[str, Any]) -> None:
+        if tool.startswith(PREFIX):
+            self._let[_digest(tool, given)] += 1
 
     def _record(self, decision: PermissionDecision, given: Mapping[str, Any]) -> None:
         if len(self.decided) < 2 * MAX_ASKED:  # remembered ones have no other bound
             self.decided[decision.id] = decision
         self._tell("permission.decided", decision.model_dump(mode="json", exclude_none=True))
         self.on_decided(decision, given)
+
+
+def _digest(tool: str, given: Mapping[str, Any]) -> bytes:
+    return hashlib.sha256(call_key(tool, given).encode()).digest()
 
 
 def decision_about(
