@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from claude_contract.claims import SEARCH, Clamp
 from claude_contract.destinations import Destination, within_both
 from claude_contract.features import Feature, of_model
-from claude_contract.rules import AGENT, QUESTION, Rules, Verdict, parse
+from claude_contract.rules import AGENT, QUESTION, WRITERS, Rules, Verdict, parse
 from claude_invoker.catalog import choosing
 from claude_invoker.catalog.catalog import EMPTY, Catalog
 from claude_invoker.isolation.strength import COMMAND_TOOLS, USE_EGRESS, Boundary
@@ -25,6 +25,7 @@ from claude_invoker.workspace import files
 from claude_invoker.workspace.files import Content
 from claude_invoker.workspace.repository import Wanted
 
+_WRITERS = COMMAND_TOOLS | frozenset(WRITERS)
 _T = TypeVar("_T", int, float)
 
 
@@ -105,6 +106,11 @@ class Plan:
         included, and what asks by itself."""
         tools = (*self.tools, *self.server_tools, *((AGENT,) if self.agents else ()))
         return tuple(tool for tool in tools if tool == QUESTION or any(rules.names(tool) for rules in self.rules))
+
+    @property
+    def may_leave_files(self) -> bool:
+        """Whether anything in it can write one that is kept."""
+        return self.packs or self.check is not None or self.starts_servers or bool(_WRITERS.intersection(self.tools))
 
     @property
     def size(self) -> int:

@@ -13,7 +13,7 @@ TITLES = {
     "forbidden": "The gateway's clamps do not allow this",
     "not-found": "It does not exist, or it is not yours",
     "method-not-allowed": "Method not allowed",
-    "not-acceptable": "The run left nothing of the asked type",
+    "not-acceptable": "There is nothing of the asked type",
     "range-not-satisfiable": "The range is outside of the file",
     "no-repository": "The repository is not known here, or its server does not have it",
     "no-ref": "The repository has no such branch, tag or commit",

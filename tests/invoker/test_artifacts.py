@@ -20,7 +20,7 @@ from claude_invoker.cli.walk import delete
 from claude_invoker.runs import artifacts
 from claude_invoker.runs.artifacts import Bounds, collect, survey
 from claude_invoker.runs.events import EventLog
-from claude_invoker.runs.media import HEAD, content_type, essence
+from claude_invoker.runs.media import HEAD, content_type, essence, may_be
 from tests.invoker.conftest import as_root
 from tests.support.disk import disk
 
@@ -153,11 +153,15 @@ def zipped(*names: str, **files: str) -> bytes:
 )
 def test_types_by_content(name: str, head: bytes, expected: str) -> None:
     assert content_type(name, head) == expected
+    assert may_be(essence(expected)), "what is not is refused before a run"
 
 
 @given(st.text(max_size=20), st.binary(max_size=400) | st.binary(max_size=200).map(lambda tail: b"PK\x03\x04" + tail))
 def test_any_content_has_a_type(name: str, head: bytes) -> None:
-    assert re.fullmatch(r"[a-z]+/[!-~]+", essence(content_type(name, head)))
+    found = essence(content_type(name, head))
+    assert re.fullmatch(r"[a-z]+/[!-~]+", found)
+    assert may_be(found) and may_be(found.partition("/")[0] + "/*")
+    assert not any(map(may_be, ("application/msgpack", "application/vnd.api+json", "nonsense", "font/*x", "*")))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Any
 
 import httpx
 import pytest
@@ -164,6 +165,26 @@ def test_json_is_taken_where_no_file_fits(api: httpx.Client) -> None:
     assert page.text == "<p>x</p>", "a file that fits wins"
     none = api.post("/invoke", json={"prompt": "hi"}, headers={"Accept": "application/pdf"})
     assert (none.status_code, none.headers["x-should-retry"]) == (406, "false")
+
+
+@pytest.mark.parametrize(
+    ("accept", "body", "says"),
+    [
+        ("application/msgpack", {}, "a run leaves no file of such a type"),
+        ("application/json;q=0", {}, "a run leaves no file of such a type"),
+        ("nonsense", {}, "a run leaves no file of such a type"),
+        ("application/x-thrift, application/vnd.api+json", {}, "a run leaves no file of such a type"),
+        ("application/pdf", {"tools": ["Read"]}, "a run with these tools leaves no files"),
+        ("image/*, application/x-thrift", {"tools": []}, "a run with these tools leaves no files"),
+    ],
+)
+def test_what_no_run_gives_is_refused_before_one(
+    api: httpx.Client, stand_in: StandInProcess, accept: str, body: dict[str, Any], says: str
+) -> None:
+    before = len(stand_in.lines())
+    answer = api.post("/invoke", json={"prompt": "hi", **body}, headers={"Accept": accept})
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (406, "false"), answer.text
+    assert says in answer.json()["detail"] and len(stand_in.lines()) == before
 
 
 def test_a_run_that_has_begun_is_not_asked_for_again(api: httpx.Client) -> None:

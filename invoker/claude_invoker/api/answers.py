@@ -28,7 +28,7 @@ _TEXTS = {
     401: "No valid attestation of the gateway",
     403: "Not allowed by the gateway's clamps",
     404: "Not there, or another's",
-    406: "The run left nothing of the asked type",
+    406: "The run left nothing of the asked type, or no run would",
     408: "The body did not come in time",
     409: "The session has a run in progress, or does not go with what its branch has become",
     410: "It has expired",

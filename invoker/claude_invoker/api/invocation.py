@@ -52,15 +52,22 @@ def decided(request: Request, invoke: InvokeRequest, caller: Caller) -> Plan:
 
 
 async def submitted(
-    request: Request, invoke: InvokeRequest, caller: Caller, form: Form | None = None, *, live: bool = False
+    request: Request,
+    invoke: InvokeRequest,
+    caller: Caller,
+    form: Form | None = None,
+    *,
+    live: bool = False,
+    check: Callable[[Plan], None] = lambda plan: None,
 ) -> Run | PastRun:
     """The run of an invocation, begun (for a request whose caller is `attested_run`); or, by an `Idempotency-Key` that
     was used before, the one that has begun then (see `once`). `form`: the files that came with it, which are the run's
-    from then on. Raises Problem 400, 403, 404, 409, 422, 429, 503, 507,
+    from then on. `check`: raises where the run is not to begin. Raises Problem 400, 403, 404, 409, 422, 429, 503, 507,
     Elsewhere."""
     engine: Engine = services(request).engine
     key = border.idempotency_key(request)
     chosen = decided(request, invoke, caller)
+    check(chosen)
     if form is not None:
         chosen = replace(chosen, files=form.files, archive=form.archive, spool=form.directory)
 

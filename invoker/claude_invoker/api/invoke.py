@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from contextlib import nullcontext
@@ -16,7 +17,14 @@ from claude_invoker.api.files import disposition, file_itself
 from claude_invoker.api.form import Form, form_of
 from claude_invoker.api.invocation import invocation_of, submitted, validated
 from claude_invoker.api.links import base, with_links
-from claude_invoker.api.negotiation import EVENT_STREAM, JSON, before_json, preferred, takes_json
+from claude_invoker.api.negotiation import (
+    EVENT_STREAM,
+    JSON,
+    before_json,
+    preferred,
+    refuse_what_no_run_gives,
+    takes_json,
+)
 from claude_invoker.api.openapi import form_body, reference, request_body
 from claude_invoker.api.replicas import files_of
 from claude_invoker.api.stream import event_stream
@@ -105,7 +113,8 @@ async def _answer(request: Request, wanted: InvokeRequest, caller: Caller, form:
     engine: Engine = services(request).engine
     accept = request.headers.get("accept")
     streams = preferred(accept) == EVENT_STREAM
-    run = await submitted(request, wanted, caller, form, live=streams)
+    check = functools.partial(refuse_what_no_run_gives, accept)
+    run = await submitted(request, wanted, caller, form, live=streams, check=check)
     if streams:
         place = f"{base(request)}/runs/{run.id}"
         return event_stream(

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+from claude_invoker.api.waiting import NOT_AGAIN
+from claude_invoker.plan import Plan
+from claude_invoker.problem import Problem
+from claude_invoker.runs import media
+
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
 _ANY = ("*/*", "application/*", "*")  # Java's own client says "*"
@@ -21,6 +26,19 @@ def takes_json(accept: str | None) -> bool:
 def preferred(accept: str | None) -> str:
     """The media type to answer with: the one of highest quality that is named first; JSON by default."""
     return next(iter(_ranked(accept)), JSON)
+
+
+def refuse_what_no_run_gives(accept: str | None, plan: Plan) -> None:
+    """Before a run that would cost, and whose answer could be none of what its client takes. Raises Problem 406."""
+    if takes_json(accept):
+        return
+    kinds = _ranked(accept)
+    is_a_file = any(map(media.may_be, kinds))
+    if EVENT_STREAM in kinds or (is_a_file and plan.may_leave_files):
+        return
+    why = "a run with these tools leaves no files" if is_a_file else "a run leaves no file of such a type"
+    detail = f"Accept takes neither {JSON} nor {EVENT_STREAM}, and {why}"
+    raise Problem(406, "not-acceptable", detail, dict(NOT_AGAIN))
 
 
 def before_json(accept: str | None) -> tuple[str, ...]:

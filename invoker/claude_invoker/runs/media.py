@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import mimetypes
 import os
 from collections.abc import Iterator
 
 import puremagic
+import puremagic.main as magic
 
 HEAD = 262_144
 """Bytes of a file's beginning by which it is judged."""
@@ -18,7 +20,8 @@ _OFFICE_KINDS = (
     (b"ppt/", f"{_OFFICE}.presentationml.presentation"),
 )
 _LOCAL = b"PK\x03\x04"
-_SAID = (b"application/epub+zip", b"application/vnd.oasis.opendocument.")
+OPEN_DOCUMENT = "application/vnd.oasis.opendocument."
+_SAID = (b"application/epub+zip", OPEN_DOCUMENT.encode())
 """What the first entry of an archive may say that it is."""
 _TEXT_TYPES = {
     ".md": "text/markdown",
@@ -37,6 +40,28 @@ _TEXT_TYPES = {
 }
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _UTF_32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+
+
+@functools.cache
+def types() -> frozenset[str]:
+    """All that a file may be said to be, without parameters; of those that say it themselves (OpenDocument) there are
+    more, below `OPEN_DOCUMENT`."""
+    multi = (each for several in magic.multi_part_dict.values() for each in several)
+    known = (magic.magic_header_array, magic.magic_footer_array, magic.extension_only_array, multi)
+    by_content = {str(each.mime_type) for several in known for each in several if each.mime_type}
+    mimetypes.init()
+    texts = {kind for kind in mimetypes.types_map.values() if kind.startswith("text/")}
+    ours = {"application/octet-stream", "application/zip", "application/wasm", "application/epub+zip", "text/plain"}
+    return frozenset(by_content | texts | ours | {kind for _, kind in _OFFICE_KINDS} | set(_TEXT_TYPES.values()))
+
+
+def may_be(wanted: str) -> bool:
+    """Whether any file is of that type, or of that range such as `image/*`."""
+    if wanted.startswith(OPEN_DOCUMENT):
+        return True
+    if wanted.endswith("/*"):
+        return any(kind.startswith(wanted.removesuffix("*")) for kind in types())
+    return wanted in types()
 
 
 def content_type(path: str, head: bytes) -> str:
