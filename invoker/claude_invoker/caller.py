@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from claude_contract.claims import NOTHING_ADDED, UNCLAMPED, Additions, Attestation, Clamp, Repository
 from claude_contract.kinds import Kind
@@ -34,6 +36,8 @@ class Caller:
     """As what the gateway has counted the request; None: as nothing, it may be either."""
     email: str | None = None
     permissions: tuple[str, ...] = ()
+    claims: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Those of the token that the gateway forwards."""
 
     @property
     def as_author(self) -> str:
@@ -79,4 +83,5 @@ def caller_in(attestation: Attestation) -> Caller:
         kind=attestation.kind,
         email=identity.email,
         permissions=identity.permissions,
+        claims=identity.claims,
     )

@@ -127,6 +127,12 @@ class Settings(BaseSettings):
     mcp_secrets: Path | None = None
     """A directory with a file for each secret that MCP servers of the catalog want to see (docs/catalog.md)."""
 
+    memory_claim: str | None = None
+    """The claim, of those that the gateway forwards (`forward_claims`), by whose value callers share what their runs
+    remember (the MCP server `memory`); unset: each caller has its own."""
+    memory_ttl_s: int = Field(default=180 * 24 * 3600, ge=1)
+    """How long what is remembered is kept."""
+
     repositories: Path | None = None
     """A YAML file that says which repositories runs may work on, and where they come from (docs/workspace.md)."""
 

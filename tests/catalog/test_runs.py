@@ -229,7 +229,7 @@ def test_who_asks_sees_what_there_is(api: httpx.Client) -> None:
     skills = {each["name"]: each for each in found["skills"]}
     assert set(skills) == {
         *("acme", "other", "fetching", "lacking", "webby", "inline"),
-        *("pdf", "docx", "canvas-design", "frontend-design", "tdd"),
+        *("pdf", "docx", "canvas-design", "frontend-design", "memory", "tdd"),
     }
     assert skills["pdf"]["obstacle"] is None and skills["pdf"]["needs"]["tools"] == ["Bash", "Read", "Write"]
     assert "pypi.org" in skills["fetching"]["obstacle"] and "no-such-program" in skills["lacking"]["obstacle"]

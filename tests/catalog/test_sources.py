@@ -334,7 +334,7 @@ def test_what_changes_a_skill_changes_its_version() -> None:
 def test_ours_are_whole_and_one_of_the_operators_stands_in_the_place_of_ours(tmp_path: Path) -> None:
     assert read(OURS).refused == ()
     ours = load(None)
-    assert set(ours.of("skill")) == {"pdf", "docx", "canvas-design", "frontend-design", "tdd"}
+    assert set(ours.of("skill")) == {"pdf", "docx", "canvas-design", "frontend-design", "memory", "tdd"}
     write_skill(tmp_path, "pdf")
     assert load(tmp_path).of("skill")["pdf"].description == "Says pdf, and nothing else."
     assert load(tmp_path).version != ours.version

@@ -84,8 +84,27 @@ def test_tier_free_is_told_which_skill_it_may_not_have(gateway: Gateway) -> None
 def test_callers_see_what_they_may_use(gateway: Gateway) -> None:
     with gateway.client("ada", "--tier", "pro") as client:
         found = client.get("/claude/catalog").json()
-    assert [each["name"] for each in found["skills"]] == ["canvas-design", "docx", "frontend-design", "pdf", "tdd"]
-    assert all(each["obstacle"] is None for each in found["skills"]), found
+    skills = ["canvas-design", "docx", "frontend-design", "memory", "pdf", "tdd"]
+    assert [each["name"] for each in found["skills"]] == skills
+    assert all(each["obstacle"] is None for each in found["skills"] + found["mcp"]), found
+    assert found["mcp"][0]["tools"] == [f"mcp__memory__{name}" for name in ("remember", "recall", "forget", "export")]
+
+
+def test_what_is_remembered_is_the_callers_own(gateway: Gateway) -> None:
+    """Also by a job; by the skill's own text."""
+    export = {"prompt": "[[tool mcp__memory__export {}]]", "mcp": ["memory"]}
+    with gateway.client("ada", "--tier", "pro") as client:
+        answer = client.post("/claude/invoke", json={"prompt": "[[skill memory]]", "skills": ["memory"]})
+        assert answer.status_code == 200, answer.text
+        job = client.post("/claude/jobs", json=export)
+        client.get(f"{job.headers['location']}/events", headers={"Accept": "text/event-stream"}).read()
+        assert "Decision of week 48" in json.dumps(client.get(job.headers["location"]).json())
+    with gateway.client("carol", "--tier", "pro") as client:
+        assert client.post("/claude/invoke", json=export).json()["result"] == "Tool results:\n[]"
+    with gateway.client("bob", "--tier", "free") as client:
+        answer = client.post("/claude/invoke", json=export)
+        assert answer.status_code == 403
+        assert answer.json()["detail"] == "servers not allowed by the tier at the gateway: memory; allowed: none"
 
 
 def test_a_job_has_the_skills_of_its_tier(gateway: Gateway) -> None:

@@ -43,14 +43,17 @@ class Catalog:
 EMPTY = Catalog()
 
 
-def load(path: Path | None) -> Catalog:
+def load(path: Path | None, built_in: Iterable[Entry] = ()) -> Catalog:
     """`path`: the operator's directory or archive. An entry of his stands in the place of ours of that name.
+    `built_in`: those of ours that are no files.
 
     Raises ValueError for what is no catalog, OSError.
     """
     ours = read(OURS)
     theirs = None if path is None else read(path)
-    found = {(entry.kind, entry.name): entry for entry in (*ours.entries, *(theirs.entries if theirs else ()))}
+    found = {
+        (entry.kind, entry.name): entry for entry in (*built_in, *ours.entries, *(theirs.entries if theirs else ()))
+    }
     return Catalog(tuple(found[key] for key in sorted(found)), theirs.refused if theirs else ())
 
 

@@ -83,6 +83,10 @@ class Server(Struct, frozen=True):
     header: str = "Authorization"
     command: tuple[str, ...] = ()
 
+    @property
+    def is_ours(self) -> bool:
+        return self.url is None and not self.command
+
 
 class Entry(Struct, frozen=True):
     """`files`: as they were read, in the order of their paths. `text`: what a run has as its SKILL.md, or as the

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from claude_contract import secret_file
+from claude_invoker.caller import Caller
 from claude_invoker.catalog.catalog import Catalog
 from claude_invoker.catalog.entry import Entry
 from claude_invoker.catalog.entry import Server as Described
 from claude_invoker.cli.process import Servers as ForProcess
 from claude_invoker.isolation.strength import Strength
 from claude_invoker.mcp.http import HttpServer
+from claude_invoker.mcp.memory import Memories, MemoryServer, owner_of
 from claude_invoker.mcp.relay import Failed, Relay, Server
 from claude_invoker.plan import Plan
 
@@ -21,10 +23,17 @@ _LEAST = 8
 
 
 class Servers:
-    """`secrets`: the operator's directory with a file for each."""
+    """`secrets`: the operator's directory with a file for each. `memories`: what the server of ours works on; of whom
+    is a matter of `memory_claim`, one that the gateway forwards (None: each caller's own)."""
 
-    def __init__(self, secrets: Path | None) -> None:
+    def __init__(self, secrets: Path | None, memories: Memories | None, memory_claim: str | None) -> None:
         self._secrets = secrets
+        self._memories = memories
+        self._memory_claim = memory_claim
+
+    async def close(self) -> None:
+        if self._memories is not None:
+            await self._memories.close()
 
     def obstacles(self, catalog: Catalog, strength: Strength) -> dict[str, str]:
         """Why servers cannot be used here, by name."""
@@ -36,6 +45,8 @@ class Servers:
                     self._read(described.secret)
             except Failed as error:
                 found[name] = str(error)
+            if described.is_ours and self._memories is None:
+                found[name] = "it needs a Redis (INVOKER_RUNS_REDIS_URL or INVOKER_REDIS_URL)"
             if described.secret is not None and strength < Strength.USER:
                 found[name] = "its secret could be read by runs, which share the invoker's user here"
         return found
@@ -46,13 +57,18 @@ class Servers:
         ours = tuple(name for name, each in described.items() if not each.command)
         return ForProcess(ours, {name: each.command for name, each in described.items() if each.command})
 
-    def relay(self, plan: Plan, catalog: Catalog, is_let: Callable[[str, dict[str, object]], bool]) -> Relay:
+    def relay(
+        self, plan: Plan, catalog: Catalog, caller: Caller, is_let: Callable[[str, dict[str, object]], bool]
+    ) -> Relay:
         """For one run of that plan."""
         entries = [catalog.of("server")[name] for name in plan.servers]
-        made = {entry.name: self._made(_of(entry)) for entry in entries if not _of(entry).command}
+        made = {entry.name: self._made(_of(entry), caller) for entry in entries if not _of(entry).command}
         return Relay(made, plan.server_tools, is_let)
 
-    def _made(self, described: Described) -> Server:
+    def _made(self, described: Described, caller: Caller) -> Server:
+        if described.is_ours:
+            assert self._memories is not None
+            return MemoryServer(self._memories, owner_of(caller, self._memory_claim))
         assert described.url is not None
         credential = None
         if described.secret is not None:

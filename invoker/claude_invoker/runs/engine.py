@@ -43,6 +43,8 @@ from claude_invoker.egress.filters import Filters
 from claude_invoker.ending import ended
 from claude_invoker.isolation.strength import Boundary, Strength, TooWeak
 from claude_invoker.ledger import Booking, Ledger
+from claude_invoker.mcp import memory
+from claude_invoker.mcp.memory import Memories
 from claude_invoker.mcp.servers import Servers
 from claude_invoker.metering import control, key
 from claude_invoker.metering.control import Metering
@@ -105,11 +107,12 @@ class Engine:
         self.keeping = Keeping(settings, open_store(settings.store, settings.key_of_store))
         """Where the files of runs are, those that are over included."""
         self._workplace = Workplace(self._trees)
-        self.catalog = load(settings.catalog)
+        self.catalog = load(settings.catalog, (memory.ENTRY,))
         """What runs may be given; known to work here once the engine has been entered."""
         for each in self.catalog.refused:
             _log.warning("INVOKER_CATALOG: left out: %s", each)
-        self._servers = Servers(settings.mcp_secrets)
+        memories = Memories(url, settings.memory_ttl_s) if (url := settings.jobs_redis_url) else None
+        self._servers = Servers(settings.mcp_secrets, memories, settings.memory_claim)
         self._layout = Layout(self._trees / CATALOGS / self._workplace.path.name)
         self._discarded = Discarded(self._trees / "discarded")
         self._killer = Killer(self.users.killer) if self.users.isolated else None
@@ -291,6 +294,7 @@ class Engine:
             await ended(self._watching)
         await self.metering.stop()
         await self._moving.close()
+        await self._servers.close()
         if self._killer is not None:
             await self._killer.stop()
         self._workplace.close(self._discarded)
@@ -390,7 +394,7 @@ class Engine:
             run.permissions.bring(earlier, decided)
         if plan.servers:
             run.servers = self._servers.given(plan, self.catalog)
-            run.relay = self._servers.relay(plan, self.catalog, run.permissions.spend)
+            run.relay = self._servers.relay(plan, self.catalog, caller, run.permissions.spend)
         run.permissions.on_decided = functools.partial(self.on_decided, run)
         self._shelf.put(run)
         self.on_start(run)

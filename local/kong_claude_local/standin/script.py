@@ -6,7 +6,7 @@ Directives in the newest prompt, anywhere in its text:
 |---|---|
 | `[[say TEXT]]` | the final answer is TEXT |
 | `[[tool NAME {json}]]` | a turn that calls tool NAME with that input; several run one after the other |
-| `[[skill NAME]]` | a turn that calls the skill NAME of the catalog, then one for each block of Bash in its text |
+| `[[skill NAME]]` | a turn that calls the skill NAME of the catalog, then one for each `bash` or `mcp` block of it |
 | `[[large N]]` | the final answer is N characters long |
 | `[[delay MS]]` | pause between two chunks of a stream, or before an answer in one piece |
 | `[[status CODE]]` | an API error of that status (401, 429, 500, 529, …) |
@@ -129,19 +129,31 @@ def _tool_results(content: Any) -> list[str]:
 
 
 _SKILL = "Base directory for this skill: "
-_COMMANDS = re.compile(r"^```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_COMMANDS = re.compile(r"^```(bash|mcp)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def _commands(content: Any) -> list[str]:
-    """What the skills whose text is in a message say that is to be run."""
+def _commands(content: Any) -> list[tuple[str, dict[str, Any]]]:
+    """What the skills whose text is in a message say that is to be called."""
     texts = [text for text in _texts(content) if text.startswith(_SKILL)]
-    return [command for text in texts for command in _COMMANDS.findall(text)]
+    return [_called(*found) for text in texts for found in _COMMANDS.findall(text)]
+
+
+def _called(kind: str, text: str) -> tuple[str, dict[str, Any]]:
+    """A broken example calls a tool that nobody has."""
+    if kind == "bash":
+        return "Bash", {"command": text}
+    name, _, given = text.strip().partition(" ")
+    try:
+        found = json.loads(given)
+    except ValueError:
+        found = None
+    return (name, found) if isinstance(found, dict) else ("", {})
 
 
 def reply_to(body: dict[str, Any]) -> Reply:
     """The scripted answer to a request body; never raises for a body that is a JSON object."""
     prompt, results = "", []
-    commands: list[str] = []
+    commands: list[tuple[str, dict[str, Any]]] = []
     for message in body.get("messages") or []:
         if not isinstance(message, dict) or message.get("role") != "user":
             continue
@@ -154,7 +166,7 @@ def reply_to(body: dict[str, Any]) -> Reply:
             prompt, results, commands = "\n".join(texts), [], []
     found = _directives(prompt)
     if found.follows:
-        found.tools += [("Bash", {"command": command}) for command in commands]
+        found.tools += commands
     values = found.values
     if named := _STATUS_BY_MODEL.search(str(body.get("model"))):
         return Reply(f"stand-in: the model is answered with {named[1]}", status=int(named[1]))
