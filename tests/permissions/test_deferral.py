@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -348,7 +349,9 @@ async def test_only_the_very_call_is_as_it_was_decided() -> None:
 def test_which_jobs_may_be_put_away(request_: dict[str, Any], after_s: float, defers: bool) -> None:
     given = InvokeRequest.model_validate({"prompt": "x", "tools": ["Bash"]} | request_)
     clamp_ = Clamp(rules=Rules(ask=parse_all(["Bash"]), allow=parse_all(["Bash(true)"])))
-    decided = deferrable(plan(given, clamp_, OPERATOR, WHOLE), after_s, 3600)
+    chosen = plan(given, clamp_, OPERATOR, WHOLE)
+    assert deferrable(replace(chosen, servers=("tickets",)), after_s, 3600).defers_after_s is None
+    decided = deferrable(chosen, after_s, 3600)
     assert (decided.defers_after_s, decided.session) == ((after_s, "new") if defers else (None, given.session))
 
 

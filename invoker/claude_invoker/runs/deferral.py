@@ -73,8 +73,8 @@ def call_key(tool: str, given: Mapping[str, Any]) -> str:
 def deferrable(plan: Plan, after_s: float, kept_s: float) -> Plan:
     """The plan of a job that may be put away when a call has waited for `after_s`: in a session of its own, which is
     kept for `kept_s`. One that goes on with a conversation is not, since that could be gone on with meanwhile; nor one
-    on a repository, or with a check."""
-    is_plain = plan.session is None and plan.repository is None and plan.check is None
+    on a repository, with a check, or with MCP servers, with which none was tried."""
+    is_plain = plan.session is None and plan.repository is None and plan.check is None and not plan.servers
     if not (plan.asked and is_plain and after_s < plan.approval_timeout_s <= kept_s):
         return plan
     return replace(plan, session="new", defers_after_s=after_s)
