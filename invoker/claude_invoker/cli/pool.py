@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterable
 
 from claude_invoker.cli.command import Shape
 from claude_invoker.cli.contained import KILL_S
@@ -26,6 +27,7 @@ class Pool:
     def __init__(self, launcher: Launcher, *, minimum: int, maximum: int, starts: int) -> None:
         self._launcher = launcher
         self._default: Shape | None = None
+        self._first: list[Shape] = []
         self._minimum = minimum
         self._maximum = max(minimum, maximum)
         self._starts = asyncio.Semaphore(starts)
@@ -52,9 +54,11 @@ class Pool:
             return "the start or end of a process does not finish"
         return None if self.proven else "no process has got ready yet, or the last did not"
 
-    async def start(self, default: Shape) -> None:
-        """`default`: the shape to keep ready as long as none is asked for."""
+    async def start(self, default: Shape, first: Iterable[Shape] = ()) -> None:
+        """`default`: the shape to keep ready as long as none is asked for. `first`: more of which one is kept ready
+        until it is asked for, where any is kept at all."""
         self._default = default
+        self._first = [shape for shape in dict.fromkeys(first) if shape != default] if self._minimum else []
         self._filler = asyncio.create_task(self._keep_filled())
 
     async def stop(self) -> None:
@@ -67,6 +71,7 @@ class Pool:
     async def take(self, shape: Shape, tree: Tree | None = None) -> Ready:
         """A process of that shape: warm where there is one, else started now. Raises CliError."""
         if tree is None:
+            self._first = [each for each in self._first if each != shape]
             self._asked.append((time.monotonic(), shape))
             shelf = self._warm.get(shape, [])
             while shelf:
@@ -125,6 +130,7 @@ class Pool:
             raise
         except CliError:
             self.proven = False
+            self._first = [each for each in self._first if each != shape]  # what nobody has asked for
             raise
         self.proven = True
         self._warm.setdefault(shape, []).append(ready)
@@ -169,4 +175,7 @@ class Pool:
             self._default = plain[0]
         if self._default is not None and (missing := size - wanted.total()):
             wanted[self._default] += missing
+        for shape in self._first:
+            if shape not in wanted and wanted.total() < self._maximum:
+                wanted[shape] = 1
         return dict(wanted)

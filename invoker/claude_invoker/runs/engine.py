@@ -48,8 +48,9 @@ from claude_invoker.mcp.memory import Memories
 from claude_invoker.mcp.servers import Servers
 from claude_invoker.metering import control, key
 from claude_invoker.metering.control import Metering
-from claude_invoker.model import PermissionDecision
+from claude_invoker.model import InvokeRequest, PermissionDecision
 from claude_invoker.plan import Plan
+from claude_invoker.plan import plan as decided
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
 from claude_invoker.runs.deferral import Deferral
@@ -62,6 +63,7 @@ from claude_invoker.runs.run import Run, new_id
 from claude_invoker.runs.sessions import Session, Sessions, record_name
 from claude_invoker.runs.shelf import Shelf
 from claude_invoker.runs.sweeper import Sweeper
+from claude_invoker.runs.tiers import Tiers
 from claude_invoker.runs.turns import Turns
 from claude_invoker.runs.watch import Bounds, Watch
 from claude_invoker.settings import Settings
@@ -75,6 +77,7 @@ from claude_invoker.workspace.workspaces import Workspaces
 _log = logging.getLogger(__name__)
 
 _SWEEP_S = 10.0
+_NOTHING_ASKED = InvokeRequest(prompt="anything")
 _EXPIRE_S = 1800.0
 """How often the store is searched for what is too old; each invoker does, and it takes a request for 1,000 objects."""
 _DELETE_S = 10.0
@@ -93,6 +96,7 @@ class Engine:
         self._shelf = Shelf(settings.held)
         self.boundary = Boundary(Strength.NONE)
         """What surrounds a run; known once the engine has been entered."""
+        self._tiers = Tiers(settings.state_dir / "tiers.json")
         self.users = Users(settings.uid_base, settings.state_dir / "locks" / "users")
         self.on_start: Callable[[Run], None] = lambda run: None
         self.on_end: Callable[[Run], Awaitable[None]] = _nothing
@@ -271,7 +275,7 @@ class Engine:
         await self.metering.ready()
         if self.ledger is not None:
             self._watching = asyncio.create_task(self.ledger.watch(self.settings.ledger_grace, self.metering.hold))
-        await self.pool.start(self._default_shape())
+        await self.pool.start(self._default_shape(), await self._shapes_of_tiers())
         if self.keeping.outbox is not None:
             self.keeping.outbox.start()
         self._sweeper.start()
@@ -316,6 +320,15 @@ class Engine:
             tool for tool in settings.tools if tool in settings.tools_allowed and not self.boundary.refuses(tool)
         )
         return Shape(tools, settings.max_turns, settings.max_budget_usd)
+
+    async def _shapes_of_tiers(self) -> list[Shape]:
+        """Of runs that ask for nothing in particular, of each tier that had some before."""
+        found = []
+        for clamp in (await asyncio.to_thread(self._tiers.load)).values():
+            with contextlib.suppress(Problem):  # what such a run would be told
+                usual = decided(_NOTHING_ASKED, clamp, self.settings, self.boundary, catalog=self.catalog)
+                found.append(self._executor.shape_of(usual))
+        return found
 
     @property
     def obstacle(self) -> str | None:
@@ -396,6 +409,8 @@ class Engine:
             run.servers = self._servers.given(plan, self.catalog)
             run.relay = self._servers.relay(plan, self.catalog, caller, run.permissions.spend)
         run.permissions.on_decided = functools.partial(self.on_decided, run)
+        if self._tiers.note(run.tier, caller.clamp):
+            self.go_on(asyncio.to_thread(self._tiers.write))
         self._shelf.put(run)
         self.on_start(run)
         wait_s = None if job_id else self.settings.queue_wait_s

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from claude_invoker.catalog.layout import Layout
 from claude_invoker.cli import outcome
-from claude_invoker.cli.command import Shape
+from claude_invoker.cli.command import Given, Shape
 from claude_invoker.cli.contained import Contained
 from claude_invoker.cli.kill import StillAlive
 from claude_invoker.cli.launcher import Launcher, Ready
@@ -27,7 +27,7 @@ from claude_invoker.cli.unbroken import unbroken
 from claude_invoker.mcp.relay import Failed
 from claude_invoker.metering.control import Metering, NoProxy, Terms
 from claude_invoker.model import Check, RunResult
-from claude_invoker.plan import Checking
+from claude_invoker.plan import Checking, Plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
 from claude_invoker.runs.checks import judged, of_failure
@@ -195,13 +195,21 @@ class Executor:
             so_far=so_far.model_copy(update={"denials": few(so_far.denials)}),
         )
 
+    def shape_of(self, plan: Plan) -> Shape:
+        """Of a run that begins in an empty directory, in no session."""
+        return Shape(
+            plan.tools, plan.max_turns, plan.max_budget_usd, None, plan.egress, None, self._given(plan), plan.asked
+        )
+
+    def _given(self, plan: Plan) -> Given:
+        return self._layout.of(plan.skills, plan.agents, plan.server_tools, starts_servers=plan.starts_servers)
+
     def _shape(self, run: Run, session: _Kind | None, *, keeps: bool) -> Shape:
         plan = run.plan
         if session is None and plan.check is not None and plan.check.max_repairs:
             session = "new"  # the next process goes on with its transcript
         budget = None if keeps else plan.max_budget_usd
-        given = self._layout.of(plan.skills, plan.agents, plan.server_tools, starts_servers=plan.starts_servers)
-        return Shape(plan.tools, plan.max_turns, budget, session, plan.egress, run.checkout, given, plan.asked)
+        return replace(self.shape_of(plan), max_budget_usd=budget, session=session, checkout=run.checkout)
 
     async def _bring_libraries(self, run: Run) -> None:
         """Raises Problem 503."""
