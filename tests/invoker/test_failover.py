@@ -132,6 +132,30 @@ async def test_after_the_head_nobody_else_is_asked() -> None:
         assert not second.asked
 
 
+async def test_what_becomes_no_http_is_broken_off_as_well() -> None:
+    came = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        await came.wait()
+        writer.write(b"zz\r\nabc\r\n")
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server, serving(GOOD) as second:
+        async with started(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", second.url) as proxy:
+            grant, headers = granted(proxy, 1)
+            seen = b""
+            with pytest.raises(httpx.HTTPError):
+                async with client_of(proxy) as client:
+                    async with client.stream("POST", "http://x/v1/messages", content=MODEL, headers=headers) as answer:
+                        async for part in answer.aiter_bytes():
+                            seen += part
+                            came.set()
+            await until(lambda: grant.account.under_way == 0)
+    assert seen == b"abc" and not second.asked
+    assert grant.account.spent_usd == 0 and grant.account.unknown_usd == BOUND, "as of an API that broke off"
+
+
 @pytest.mark.parametrize(
     ("last", "status"), [(saying(503), 503), (NOTHING, 502), (None, 502)], ids=["503", "nothing", "nobody"]
 )

@@ -127,6 +127,34 @@ def test_no_answer_is_an_error(body: bytes, is_stream: bool) -> None:
     assert meter.used.all_input >= 0
 
 
+TEXTS = st.text(st.characters() | st.sampled_from('\x00"\\é漢😀'), max_size=20)
+DELTAS = st.dictionaries(
+    st.sampled_from(["type", "text", "partial_json", "thinking", "id", "more"]),
+    st.sampled_from(["text_delta", "input_json_delta", "thinking_delta", "signature_delta"]) | TEXTS | st.none(),
+)
+EVENTS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["content_block_delta", "content_block_start", "ping"])},
+    optional={"index": st.integers(0, 1 << 70) | st.none(), "delta": DELTAS | st.none(), "content_block": DELTAS},
+)
+
+
+@given(
+    st.lists(EVENTS | DELTAS.map(lambda each: {"type": "content_block_delta", "index": 0, "delta": each})), st.data()
+)
+def test_what_is_read_shortly_counts_as_what_is_read_at_length(
+    given: list[dict[str, Any]], data: st.DataObject
+) -> None:
+    """Most events are pieces of text, and read by their one form; any other form of them counts the same."""
+    body = stream(START, TEXT, *given)
+    at = data.draw(st.integers(0, len(body)))
+    shortly, at_length = Meter(stream=True, bound=Used(10**6, 10**6)), Meter(stream=True, bound=Used(10**6, 10**6))
+    at_length._take = at_length._take_any  # type: ignore[method-assign]
+    for meter in (shortly, at_length):
+        meter.feed(body[:at])
+        meter.feed(body[at:])
+    assert (shortly.used, shortly.most, shortly.again) == (at_length.used, at_length.most, at_length.again)
+
+
 MTOK = 1_000_000
 AUTUMN = datetime(2026, 11, 1, tzinfo=UTC)
 

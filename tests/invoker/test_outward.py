@@ -18,7 +18,7 @@ import pytest
 
 from claude_invoker.metering.control import Metering, Settings, Terms
 from claude_invoker.metering.figures import Figures
-from claude_invoker.metering.outward import client, proxy_for
+from claude_invoker.metering.outward import Outward, proxy_for
 from claude_invoker.metering.wire import Upstream
 from tests.invoker.conftest import KEY, free_port, wait_for
 from tests.support.site import certificate
@@ -79,12 +79,43 @@ async def test_the_proxy_is_asked_for_the_api_and_for_nothing_else(monkeypatch: 
     async with listening(heard) as proxy, listening(elsewhere) as other:
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
         upstream = Upstream("http://api.invalid", proxy.replace("//", "//me:secret@"))
-        async with client([upstream, Upstream(other)]) as found:
-            assert (await found.post("http://api.invalid/v1/messages", content=b"{}")).status_code == 200
-            assert (await found.post(f"{other}/x", content=b"{}")).status_code == 200
+        outward = Outward([upstream, Upstream(other)])
+        assert (await outward.post("http://api.invalid", "/v1/messages", (), b"{}")).status == 200
+        assert (await outward.post(other, "/x", (), b"{}")).status == 200
+        await outward.close()
     assert heard[0].startswith(b"POST http://api.invalid/v1/messages ")
     assert b"proxy-authorization: basic " in heard[0].lower()
     assert elsewhere[0].startswith(b"POST /x ") and len(heard) == 1
+
+
+async def test_a_request_is_sent_once_as_it_is_and_nothing_is_kept_of_its_answer() -> None:
+    """Whoever answers with a redirect, or a cookie, gets nothing more; the next request has the same connection."""
+    heads, connections = list[bytes](), 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            heads.append(head)
+            await reader.readexactly(2)
+            more = b"location: /elsewhere\r\nset-cookie: a=b; path=/\r\n"
+            writer.write(b"HTTP/1.1 307 x\r\n%bcontent-length: 2\r\n\r\n{}" % more)
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        outward = Outward([Upstream(url)])
+        given = [(b"x-a", b"1"), (b"x-a", "ü".encode()), (b"user-agent", b"mine")]
+        for _ in range(2):
+            async with await outward.post(url, "/v1/messages?a=%2f&b=[x]", given, b"{}") as found:
+                assert (found.status, await found.read()) == (307, b"{}")
+        await outward.close()
+    assert connections == 1 and len(heads) == 2
+    for head in heads:
+        assert head.startswith(b"POST /v1/messages?a=%2f&b=[x] HTTP/1.1\r\n")
+        lines = [line.lower() for line in head.split(b"\r\n")]
+        assert [line for line in lines if line.startswith((b"x-a:", b"user-agent:", b"cookie:"))] == [
+            b"x-a: 1", "x-a: ü".encode(), b"user-agent: mine"
+        ]  # fmt: skip
 
 
 @asynccontextmanager

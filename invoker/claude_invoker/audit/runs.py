@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
+
+import msgspec
 
 from claude_invoker.audit.line import Entry
 from claude_invoker.model import Artifact, PermissionDecision
@@ -77,7 +78,7 @@ def answered(message: Message) -> Entry:
         "agent": session.agent,
         "parent_agent": session.parent_agent,
         "cost_usd": message.cost_usd,
-        "tokens": dataclasses.asdict(message.figures.total),
+        "tokens": msgspec.structs.asdict(message.figures.total),
         "seconds": round(message.seconds, 3),
         "end": message.outcome,
     }

@@ -81,6 +81,8 @@ def _answered(reservation: Reservation, meter: Meter) -> Price:
     """By what the API says that it has done: it may have been slower than was asked for, or in the geography that the
     key's workspace has set. Where it does not say, by what was asked for."""
     asked = reservation.asked.otherwise
+    if not (meter.speed or meter.geo):
+        return reservation.price
     done = Otherwise(
         fast=meter.speed == "fast" or (asked.fast and meter.speed != "standard"),
         in_us=meter.geo == "us" or (asked.in_us and meter.geo not in ("global", "not_available")),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Protocol
+
+from msgspec.structs import replace
 
 from claude_invoker.metering.account import Account
 from claude_invoker.metering.bill import Bill, Ending, Reservation, bill, heard
@@ -87,6 +89,8 @@ class Sent:
     """By which its line is known; 0 before it is written, and the API has the request."""
     status: int | None = None
     ending: Ending = "left"
+    is_unwritable: bool = False
+    """Whether that line could not be written: the API does not get the whole of it."""
     heard: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

@@ -15,18 +15,19 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import httpx
+import aiohttp
 import orjson
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from claude_invoker.metering import outward, request
+from claude_invoker.metering import request
 from claude_invoker.metering.account import Exhausted
 from claude_invoker.metering.bill import Bill, Reservation, unheard
 from claude_invoker.metering.body import Body, disconnected
 from claude_invoker.metering.exchange import Exchange, Grant, Receive, Send, Sent
 from claude_invoker.metering.journal import CannotWrite
+from claude_invoker.metering.outward import Outward
 from claude_invoker.metering.prices import Price, UnknownPrice
 from claude_invoker.metering.purse import CannotDraw
 from claude_invoker.metering.replies import error, hold_back, refuse, respond
@@ -45,8 +46,7 @@ _DROPPED = frozenset(
 """What is sent is JSON, whatever its sender calls it: read in another charset the same bytes could ask for other
 things. A name with `_` is none of the API's, and servers there are that read it as one with `-`."""
 _HOP = frozenset((b"connection", b"transfer-encoding", b"keep-alive", b"content-encoding", b"content-length"))
-_COUNT = "/v1/messages/count_tokens"
-_PATHS = ("/v1/messages", _COUNT)
+_MESSAGES, _COUNT = "/v1/messages", "/v1/messages/count_tokens"
 _COUNT_S = 10.0
 _COUNT_MARGIN = (1.02, 64)
 """The API calls its own count an estimate: by this factor, and so many tokens, it may be too low."""
@@ -58,11 +58,11 @@ class KeyProxy:
     """Forwards `POST /v1/messages` with the real key in place of a run's token."""
 
     def __init__(self, upstreams: Sequence[Upstream], api_key: str, certificates: str | None = None) -> None:
-        """`certificates`: see `outward.client`."""
+        """`certificates`: see `Outward`."""
         self._upstreams = Upstreams([each.base_url for each in upstreams])
         self._api_key = api_key
         self._grants: dict[str, Grant] = {}
-        self._client = outward.client(upstreams, certificates)
+        self._outward = Outward(upstreams, certificates)
         self._config = uvicorn.Config(
             self._application,
             interface="asgi3",
@@ -105,9 +105,9 @@ class KeyProxy:
         await asyncio.to_thread(int)
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            with contextlib.suppress(httpx.HTTPError):
-                async with self._client.stream("POST", f"http://localhost:{port}/", content=b"{}") as response:
-                    await response.aread()
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with await self._outward.post(f"http://localhost:{port}", "/", (), b"{}") as response:
+                    await response.read()
 
     async def stop(self) -> None:
         """Leaves every request that is under way, and books what it has cost."""
@@ -118,7 +118,7 @@ class KeyProxy:
         for task in self._forwarding:
             task.cancel()
         await asyncio.gather(*self._forwarding, return_exceptions=True)
-        await self._client.aclose()
+        await self._outward.close()
 
     def grant(self, token: str, grant: Grant) -> None:
         self._grants[token] = grant
@@ -134,7 +134,7 @@ class KeyProxy:
         if scope["method"] == "HEAD":
             await respond(send, 200, {})
             return
-        if scope["method"] != "POST" or scope["path"] not in _PATHS:
+        if scope["method"] != "POST" or scope["path"] not in (_MESSAGES, _COUNT):
             await respond(send, 404, error("not_found_error", "not an endpoint that a run needs"))
             return
         headers = dict(scope["headers"])
@@ -178,7 +178,7 @@ class KeyProxy:
 
         async def ask() -> None:
             for url, last in self._upstreams.in_turn():
-                if await self._relay(url, self._request(url, exchange, _COUNT, content), exchange, None, last=last):
+                if await self._relay(url, _COUNT, content, exchange, None, last=last):
                     return
 
         relaying = asyncio.create_task(ask())
@@ -230,8 +230,7 @@ class KeyProxy:
         """Carries the answer over, and settles the request, whatever ends it. False where the next address is to be
         asked."""
         asked, grant, reservation = exchange.asked, exchange.grant, sent.reservation
-        sending = self._request(url, exchange, "/v1/messages", reservation.asked.body(), sent)
-        relaying = asyncio.create_task(self._relay(url, sending, exchange, sent, last=last))
+        relaying = asyncio.create_task(self._relay(url, _MESSAGES, reservation.asked.body(), exchange, sent, last=last))
         try:
             await asyncio.wait((relaying, exchange.gone), return_when=asyncio.FIRST_COMPLETED)
             if not relaying.done() and sent.number:
@@ -268,45 +267,40 @@ class KeyProxy:
     async def _count(self, exchange: Exchange, asked: Asked) -> int | None:
         """The request's input tokens as the API counts them, which costs nothing. None where it does not say."""
         url, _ = next(self._upstreams.in_turn())
-        asking = self._request(url, exchange, _COUNT, asked.counted())
         try:
-            async with asyncio.timeout(_COUNT_S):
-                answer = await self._client.send(asking)
-            tokens = orjson.loads(answer.content)["input_tokens"]
-        except (httpx.HTTPError, TimeoutError, ValueError, KeyError, TypeError):
+            async with asyncio.timeout(_COUNT_S), await self._ask(url, _COUNT, asked.counted(), exchange) as answer:
+                tokens = orjson.loads(await answer.read())["input_tokens"]
+        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
             return None
-        if answer.status_code != 200 or not isinstance(tokens, int):
+        if answer.status != 200 or not isinstance(tokens, int):
             return None
         return int(tokens * _COUNT_MARGIN[0]) + _COUNT_MARGIN[1]
 
-    def _request(
-        self, base_url: str, exchange: Exchange, path: str, body: bytes, sent: Sent | None = None
-    ) -> httpx.Request:
-        """`sent`: of what costs something, which is written down on its way."""
+    async def _ask(
+        self, url: str, path: str, body: bytes, exchange: Exchange, sent: Sent | None = None
+    ) -> aiohttp.ClientResponse:
+        """`sent`: of what costs something, which is written down on its way. Raises aiohttp.ClientError."""
         given = exchange.scope["headers"]
         headers = [(name, value) for name, value in given if name not in _DROPPED and b"_" not in name]
         # What is compressed comes in other pieces, and later, than it was sent in.
         headers += ((b"accept-encoding", b"identity"), (b"x-api-key", self._api_key.encode()))
-        headers.append((b"content-type", b"application/json"))
+        headers += ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)))
         query = exchange.scope["query_string"].decode("latin-1")
-        url = base_url + path + (f"?{query}" if query else "")
-        if sent is None:
-            return self._client.build_request("POST", url, headers=headers, content=body)
-        headers.append((b"content-length", str(len(body)).encode()))
-        return self._client.build_request("POST", url, headers=headers, content=_written_down(body, exchange, sent))
+        content = body if sent is None else _written_down(body, exchange, sent)
+        return await self._outward.post(url, f"{path}?{query}" if query else path, headers, content)
 
     async def _relay(
-        self, url: str, sending: httpx.Request, exchange: Exchange, sent: Sent | None, *, last: bool
+        self, url: str, path: str, body: bytes, exchange: Exchange, sent: Sent | None, *, last: bool
     ) -> bool:
         """`sent`: None for what costs nothing. False where nothing was answered, and the next address is to be asked;
         who may have begun to work on it is billed as one whom the run has left."""
         grant, send = exchange.grant, exchange.send
         try:
-            response = await self._client.send(sending, stream=True)
-        except CannotWrite:
-            await hold_back(send, grant, "what it costs cannot be written down: the disk is full?")
-            return True
-        except httpx.HTTPError:
+            response = await self._ask(url, path, body, exchange, sent)
+        except aiohttp.ClientError:
+            if sent is not None and sent.is_unwritable:
+                await hold_back(send, grant, "what it costs cannot be written down: the disk is full?")
+                return True
             self._upstreams.failed(url)
             if not last:
                 _log.warning("%s cannot be reached: the next address of the API is asked", url)
@@ -318,30 +312,35 @@ class KeyProxy:
             await respond(send, 502, error("api_error", "the API cannot be reached"))
             return True
         try:
-            if response.status_code in AWAY:
+            if response.status in AWAY:
                 self._upstreams.failed(url)
                 if not last:
-                    _log.warning("%s has answered %d: the next address is asked", url, response.status_code)
+                    _log.warning("%s has answered %d: the next address is asked", url, response.status)
                     if sent is not None:
-                        sent.status = response.status_code
+                        sent.status = response.status
                     return False
             else:
                 self._upstreams.answered(url)
-            grant.api_status, grant.unreachable = response.status_code, False
+            grant.api_status, grant.unreachable = response.status, False
             grant.retry_after = response.headers.get("retry-after")
             if sent is not None:
-                sent.status = response.status_code
+                sent.status = response.status
                 is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
                 sent.meter = Meter(stream=is_stream, bound=sent.reservation.bound)
             grant.changed("", Used())
-            head = [(name, value) for name, value in response.headers.raw if name.lower() not in _HOP]
-            await send({"type": "http.response.start", "status": response.status_code, "headers": head})
+            head = [(name, value) for name, value in response.raw_headers if name.lower() not in _HOP]
+            await send({"type": "http.response.start", "status": response.status, "headers": head})
+            is_first = True
             try:
-                async for chunk in _chunks(response):
+                async for chunk, _ in response.content.iter_chunks():
+                    if not chunk:
+                        continue  # the end of a piece
                     if sent is not None:
                         self._listen(sent, chunk, grant)
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            except httpx.HTTPError:
+                    if is_first:  # is written when this task has paused: before the others that have come by now
+                        is_first = await asyncio.sleep(0, False)
+            except aiohttp.ClientError:
                 if sent is not None:
                     sent.ending = "failed"
                 raise
@@ -358,7 +357,7 @@ class KeyProxy:
             await send({"type": "http.response.body"})
             return True
         finally:
-            await response.aclose()
+            response.release()
 
     def _listen(self, sent: Sent, chunk: bytes, grant: Grant) -> None:
         """Before the run has the chunk it is written down what it has cost."""
@@ -385,14 +384,12 @@ async def _written_down(body: bytes, exchange: Exchange, sent: Sent) -> AsyncIte
     request. Any earlier it would bill what a proxy that is killed meanwhile has not sent. Raises CannotWrite."""
     grant = exchange.grant
     yield body[:-1]
-    sent.number = grant.notes.send(grant.run, unheard(sent.reservation, stream=sent.stream).usd)
+    try:
+        sent.number = grant.notes.send(grant.run, unheard(sent.reservation, stream=sent.stream).usd)
+    except CannotWrite:
+        sent.is_unwritable = True
+        raise
     yield body[-1:]
-
-
-async def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Raises httpx.HTTPError where the API breaks off: the server then resets the run's connection too."""
-    async for chunk in response.aiter_bytes():
-        yield chunk
 
 
 def _read(body: bytes, scope: dict[str, Any], grant: Grant) -> Asked:

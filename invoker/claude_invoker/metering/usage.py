@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 _log = logging.getLogger(__name__)
 
@@ -26,8 +26,7 @@ _INCLUDED = ("message", "fallback_message")
 are billed at their own model's price: https://platform.claude.com/docs/en/agents-and-tools/tool-use/advisor-tool."""
 
 
-@dataclass(frozen=True)
-class Used:
+class Used(msgspec.Struct, frozen=True):
     """Tokens, and searches that the API made. `input` has none of the cached ones in it."""
 
     input: int = 0
@@ -85,6 +84,22 @@ class _Event(msgspec.Struct):
     content_block: msgspec.Raw = msgspec.Raw()
 
 
+class _Text(msgspec.Struct, tag_field="type", tag="text_delta", forbid_unknown_fields=True):
+    text: str
+
+
+class _Input(msgspec.Struct, tag_field="type", tag="input_json_delta", forbid_unknown_fields=True):
+    partial_json: str
+
+
+class _Put(msgspec.Struct, tag_field="type", tag="content_block_delta", forbid_unknown_fields=True):
+    """Nearly all events of a stream. One that has anything else in it is read as any other."""
+
+    delta: _Text | _Input
+    index: int = 0
+
+
+_PUT = msgspec.json.Decoder(_Put)
 _EVENT = msgspec.json.Decoder(_Event)
 _MESSAGE = msgspec.json.Decoder(_Message)
 
@@ -184,6 +199,9 @@ def _text(values: dict[str, Any], name: str, before: str) -> str:
     return value if isinstance(value, str) else before
 
 
+_ANYTHING = Used(output=1 << 20)
+
+
 class Meter:
     """Reads the body of one answer as it passes, piece by piece.
 
@@ -192,7 +210,7 @@ class Meter:
     be read of a usage counts at its bound.
     """
 
-    def __init__(self, *, stream: bool, bound: Used = Used(output=1 << 20)) -> None:
+    def __init__(self, *, stream: bool, bound: Used = _ANYTHING) -> None:
         """`bound`: the most that the request may use."""
         self._stream = stream
         self._bound = bound
@@ -260,7 +278,7 @@ class Meter:
             *lines, self._rest = self._rest.split(b"\n")
             for line in lines:
                 if not self._overlong and line.startswith(b"data:"):
-                    self._take(bytes(line[5:]))
+                    self._take(line[5:])
                 self._overlong = False
         if len(self._rest) > _MAX_LINE:
             self._put_out(self._rest.decode(errors="replace"))
@@ -276,7 +294,15 @@ class Meter:
         self._message(bytes(self._rest))
         self._is_counted = self.seen
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytearray) -> None:
+        try:
+            delta = _PUT.decode(data).delta
+        except (ValueError, RecursionError):
+            self._take_any(data)
+        else:
+            self._put_out(delta.text if isinstance(delta, _Text) else delta.partial_json)
+
+    def _take_any(self, data: bytearray) -> None:
         try:
             event = _EVENT.decode(data)
         except (ValueError, RecursionError):
@@ -323,8 +349,9 @@ class Meter:
                 self._put_out(value)
 
     def _put_out(self, value: str) -> None:
-        size = len(value.encode(errors="surrogatepass"))
-        letters = len(value) if value.isascii() else sum(letter < "\x80" for letter in value)
+        letters = size = len(value)
+        if not value.isascii():
+            size, letters = len(value.encode(errors="surrogatepass")), len(value.encode("ascii", "ignore"))
         self._bytes += size
         self._thirds += letters + _BYTES_PER_TOKEN * (size - letters)
 
