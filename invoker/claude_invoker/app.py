@@ -39,11 +39,11 @@ from claude_invoker.settings import Settings
 from claude_invoker.tracing import Tracing
 
 ROUTERS = (
+    anthropic.router,  # asked most often, by far
     invoke.router,
     runs.router,
     jobs_api.router,
     permissions.router,
-    anthropic.router,
     openai.router,
     graphql.router,
     catalogue.router,

@@ -42,7 +42,9 @@ def chunk(data: bytes) -> bytes:
 
 async def ask(path: Path, body: bytes = b"{}") -> Answer:
     async with asyncio.timeout(HANG_S):
-        return await hop.ask(path, "/v1/messages?beta=true", [(b"host", b"api"), (b"x", b"\xe9")], body)
+        answer = await hop.connect(path)
+        await answer.ask("/v1/messages?beta=true", [(b"host", b"api"), (b"x", b"\xe9")], body)
+        return answer
 
 
 async def test_an_answer_comes_piece_by_piece(tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ async def test_a_line_within_a_header_is_never_sent(tmp_path: Path, name: bytes,
     async with serving(tmp_path, saying(HEAD, b"0\r\n\r\n")) as path:
         assert (await ask(path)).status == 200, "the control"
         with pytest.raises(BrokenOff):
-            await hop.ask(path, "/", [(name, value)], b"")
+            await (await hop.connect(path)).ask("/", [(name, value)], b"")
 
 
 async def test_who_does_not_read_holds_the_api_back(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from claude_invoker.metering import journal as module
 from claude_invoker.metering.journal import CannotWrite, Entry, Journal, read
+from tests.support.waiting import HANG_S
 
 CENT = Decimal("0.01")
 
@@ -161,6 +162,28 @@ async def test_answers_at_the_same_time_share_a_commit(directory: int, monkeypat
 
     await asyncio.gather(*(answer() for _ in range(50)))
     assert 1 <= len(synced) <= 3
+    killed(journal)
+
+
+async def test_who_does_not_wait_for_the_disk_shares_a_commit(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    real = os.fdatasync
+
+    def sync(file: int) -> None:
+        synced.append(os.fstat(file).st_size)
+        real(file)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    monkeypatch.setattr(module, "_SOON_S", 0.2)
+    journal = opened(directory)
+    for number in range(3):
+        journal.begin(f"run-{number}", None)
+        journal.commit_soon()
+        await asyncio.sleep(0)
+    async with asyncio.timeout(HANG_S):
+        while journal._synced < journal._written:
+            await asyncio.sleep(0.01)
+    assert synced == [os.fstat(journal._file).st_size]
     killed(journal)
 
 

@@ -81,7 +81,7 @@ class AsyncLedger:
 
     async def draw_all(self, draws: Sequence[tuple[Lease, Slot, Draw]]) -> list[Drawn | LedgerUnavailable]:
         """Many runs' at once, in this order, in one round trip; of a Cluster each has its own. Never raises."""
-        if not self._one_node:
+        if not self._one_node or len(draws) == 1:
             return [await self._drawn_alone(*each) for each in draws]
         asked = [calls.draw(*each) for each in draws]
         pipe = self.redis.pipeline(transaction=False)

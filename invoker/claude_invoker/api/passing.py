@@ -58,16 +58,17 @@ class Passed(Response):
         answer = await self._desk.ask(message, self._target, to_api(request.scope["headers"]), await request.body())
         try:
             await send(_head(answer, identified(request.headers)))
+            is_first = True
             async for chunk in answer.pieces():
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                if is_first:  # is written when this task has paused: before the others that have come by now
+                    is_first = await asyncio.sleep(0, False)
             message.end = "complete"
             await send({"type": "http.response.body"})
         except BrokenOff:
             # Without its end the answer is broken off for the client, too: the server closes its connection.
             message.end = "broken"
             _log.warning("message %s: the API has broken off its answer", message.key)
-        finally:
-            answer.close()
 
 
 def _head(answer: Answer, identified: dict[str, str]) -> Sent:

@@ -121,15 +121,17 @@ class Books:
         )
         if purse is not None:
             grant.settled = lambda: self._soon(purse.settled())
-            grant.settled()  # of the proxy before this one the ledger may have more under way
+            if not message.is_new:
+                grant.settled()  # of the proxy before this one the ledger may have more under way
         grant.changed = lambda model, used: self._changed(grant, model, used)
         self._runs[message.run] = _Kept(message.token, grant)
         self._proxy.grant(message.token, grant)
         self._tell(Done(message.id))
-        self._changed(grant, "", Used())
+        if not message.is_new:
+            self._changed(grant, "", Used())
 
     def _changed(self, grant: Grant, model: str, used: Used) -> None:
-        self._soon(self._journal.commit())
+        self._journal.commit_soon()
         account = grant.account
         told = Told(
             grant.run,

@@ -57,6 +57,8 @@ class Terms:
     slot: Slot | None = None
     """What the lease stands for."""
     tier: str = ""
+    is_new: bool = False
+    """Whether its lease was never before that of anything else: not that of a run, which may be tried again."""
 
 
 class Purses(Protocol):
@@ -172,7 +174,7 @@ class Metering:
         self._runs[run] = kept = _Run(token, terms, figures)
         self._tokens[token] = run
         try:
-            answer = await self._asked(_opened(next(self._ids), run, kept), _ANSWER_S)
+            answer = await self._asked(_opened(next(self._ids), run, kept, is_new=terms.is_new), _ANSWER_S)
             if isinstance(answer, wire.Done) and answer.refused is not None:
                 raise NoProxy(answer.refused)
         except NoProxy:
@@ -314,7 +316,7 @@ class Metering:
         for run, kept in list(self._runs.items()):
             if kept.open:
                 kept.figures.under_way = 0
-                self._say(_opened(next(self._ids), run, kept))
+                self._say(_opened(next(self._ids), run, kept, is_new=False))
             else:
                 del self._runs[run]  # it has ended: what it owes is in the journal
 
@@ -390,6 +392,7 @@ class _Link(asyncio.Protocol):
                 _log.exception("the metering proxy says what is not understood")
 
 
-def _opened(number: int, run: str, kept: _Run) -> wire.Open:
+def _opened(number: int, run: str, kept: _Run, *, is_new: bool) -> wire.Open:
     terms = kept.terms
-    return wire.Open(number, run, kept.token, terms.lease, terms.cap_usd, terms.models, terms.requests, terms.features)
+    bounds = terms.cap_usd, terms.models, terms.requests, terms.features
+    return wire.Open(number, run, kept.token, terms.lease, *bounds, is_new)

@@ -27,6 +27,7 @@ VERSION = 2
 _BEFORE = 1
 """Read, and written no more: a line has a run's total."""
 _COMPACT_BYTES = 256 * 1024
+_SOON_S = 0.005
 
 
 class CannotWrite(Exception):
@@ -67,6 +68,7 @@ class Journal:
         self._written = 0
         self._synced = 0
         self._syncing: asyncio.Task[None] | None = None
+        self._due: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
         """Raises OSError."""
@@ -74,6 +76,8 @@ class Journal:
 
     def close(self) -> None:
         """What is not booked stays for the next proxy."""
+        if self._due is not None:
+            self._due.cancel()
         os.fdatasync(self._file)
         if not self.entries:
             os.unlink(self._name, dir_fd=self._directory)
@@ -145,6 +149,18 @@ class Journal:
                 self._write(orjson.dumps({"v": VERSION, "run": run, "booked": True}) + b"\n")
             except OSError as error:  # the ledger knows it: it is only asked once more
                 _log.error("what runs cost cannot be written down: %s", error.strerror)
+
+    def commit_soon(self) -> None:
+        """As `commit`, in some milliseconds, and for all that is written until then: no answer waits for a disk."""
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(_SOON_S, self._is_due)
+
+    def _is_due(self) -> None:
+        self._due = None
+        if self._syncing is not None:
+            self.commit_soon()  # what was written since is not in that
+        elif self._synced < self._written:
+            self._syncing = asyncio.create_task(self._sync())
 
     async def commit(self) -> None:
         """Returns when all that has been written is on the disk; an error of the disk is logged."""

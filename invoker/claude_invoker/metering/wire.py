@@ -13,7 +13,7 @@ import msgspec
 
 from claude_invoker.metering.usage import Used
 
-VERSION = 3
+VERSION = 4
 MAX_LINE = 1 << 20
 
 
@@ -51,6 +51,8 @@ class Open(msgspec.Struct, tag=True, frozen=True):
     """None: any."""
     requests: int
     features: tuple[str, ...]
+    is_new: bool
+    """Whether nothing was ever asked or drawn by its lease."""
 
 
 class Close(msgspec.Struct, tag=True, frozen=True):

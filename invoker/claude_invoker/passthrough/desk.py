@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 _LAST_WORD_S = 65.0
 """How long the API may take to say what a request has cost whose client has left (`metering.proxy`)."""
 _AGAIN_S = 2.0
-COUNTING = Terms(None, Decimal(0), None, 1, FEATURES)
+COUNTING = Terms(None, Decimal(0), None, 1, FEATURES, is_new=True)
 """Counting tokens costs nothing, and runs nothing."""
 
 
@@ -65,18 +65,23 @@ class Desk:
         features = features_of(clamp, searches=SEARCH in settings.tools_allowed)
         lease = caller.lease if self._engine.ledger is not None else None
         slot = caller.slot if lease is not None else None
-        return Terms(lease, Decimal(str(min(bounds))), models, 1, features, slot, caller.tier or "")
+        return Terms(lease, Decimal(str(min(bounds))), models, 1, features, slot, caller.tier or "", True)
 
     async def begin(self, caller: Caller, model: str, session: Session, terms: Terms) -> Message:
         """Opens its account. Raises Problem 503."""
         metering, ledger = self._engine.metering, self._engine.ledger
-        message = Message(f"msg_{secrets.token_hex(12)}", caller, model, session, terms, metering.issue())
+        way = asyncio.create_task(hop.connect(metering.socket))
+        message = Message(f"msg_{secrets.token_hex(12)}", caller, model, session, terms, metering.issue(), way)
         try:
             await metering.open(message.key, message.token, terms, message.figures)
         except NoProxy as error:
+            _close(way)
             if ledger is not None and terms.lease is not None:
                 self._engine.go_on(ledger.release(caller))
             raise Problem(503, "busy", str(error), {"Retry-After": "5"}) from error
+        except BaseException:
+            _close(way)
+            raise
         keeper = None
         if ledger is not None and terms.lease is not None:
             keeper = asyncio.create_task(ledger.hold(caller))
@@ -84,12 +89,15 @@ class Desk:
         return message
 
     async def ask(self, message: Message, target: str, headers: Headers, body: bytes) -> Answer:
-        """The API's answer, of which the head is there; the caller reads and closes it. `target`: path and query. A
-        connection for each: a request that may be paid for is not sent twice. A model may think for as long as its
-        client waits. Raises Problem 502."""
+        """The API's answer, of which the head is there, to be read. `target`: path and query. A connection for each: a
+        request that may be paid for is not sent twice. A model may think for as long as its client waits.
+
+        Raises Problem 502."""
         sent = [(b"host", b"api"), *headers, (b"x-api-key", message.token.encode())]
         try:
-            return await hop.ask(self._engine.metering.socket, target, sent, body)
+            answer = await message.way
+            await answer.ask(target, sent, body)
+            return answer
         except BrokenOff as error:
             message.end = "broken"
             raise Problem(502, "api-error", "the metering proxy has broken off") from error
@@ -97,6 +105,7 @@ class Desk:
     def finish(self, message: Message) -> None:
         """Its answer is over, or its client has left. Does not wait: what it has cost is booked when it is known."""
         message.seconds = time.monotonic() - message.began
+        _close(message.way)
         self._engine.go_on(self._settle(message, self._under_way.pop(message)))
 
     async def _settle(self, message: Message, keeper: asyncio.Task[None] | None) -> None:
@@ -130,3 +139,9 @@ class Desk:
         )
         if booking is not None and final:
             self._engine.metering.booked(message.key, booking is Booking.NOW)
+
+
+def _close(way: asyncio.Task[Answer]) -> None:
+    """Also one that is not there yet."""
+    way.cancel()
+    way.add_done_callback(lambda done: None if done.cancelled() or done.exception() else done.result().close())

@@ -25,7 +25,7 @@ class BrokenOff(Exception):
 
 
 class Answer(asyncio.Protocol):
-    """The answer, of which `head` waits for the beginning. To be closed."""
+    """A connection, and the answer to what is asked on it. To be closed."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -40,8 +40,19 @@ class Answer(asyncio.Protocol):
         self._is_lost = False
         self._news = asyncio.Event()
 
-    async def head(self) -> None:
-        """Raises BrokenOff."""
+    async def ask(self, target: str, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        """`POST` of a body, whose length is added; returns when the answer's head is there. Raises BrokenOff."""
+        lines = [
+            b"POST %b HTTP/1.1" % target.encode("latin-1"),
+            b"connection: close",
+            b"content-length: %d" % len(body),
+        ]
+        lines += [b"%b: %b" % header for header in headers]
+        head = b"\r\n".join(lines)
+        if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
+            raise BrokenOff  # a line in a header: no server lets it come so far
+        if self._transport is not None:
+            self._transport.writelines([head, b"\r\n\r\n", body])
         while not self._is_begun:
             await self._next()
 
@@ -104,21 +115,10 @@ class Answer(asyncio.Protocol):
         self._is_over = True
 
 
-async def ask(socket: Path, target: str, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Answer:
-    """`POST` of a body, whose length is added. Raises BrokenOff."""
-    lines = [b"POST %b HTTP/1.1" % target.encode("latin-1"), b"connection: close", b"content-length: %d" % len(body)]
-    lines += [b"%b: %b" % header for header in headers]
-    head = b"\r\n".join(lines)
-    if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
-        raise BrokenOff  # a line in a header: no server lets it come so far
+async def connect(socket: Path) -> Answer:
+    """To be asked once. Raises BrokenOff."""
     try:
-        transport, answer = await asyncio.get_running_loop().create_unix_connection(Answer, str(socket))
+        _, answer = await asyncio.get_running_loop().create_unix_connection(Answer, str(socket))
     except OSError as error:
         raise BrokenOff from error
-    try:
-        transport.writelines([head, b"\r\n\r\n", body])
-        await answer.head()
-    except BaseException:
-        answer.close()
-        raise
     return answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,6 +11,7 @@ from claude_invoker.caller import Caller
 from claude_invoker.metering.control import Terms
 from claude_invoker.metering.figures import Figures
 from claude_invoker.passthrough.heads import Session
+from claude_invoker.passthrough.hop import Answer
 
 End = Literal["complete", "left", "broken"]
 """`left`: the client has, before the answer was; `broken`: the answer was broken off, or there was none."""
@@ -25,6 +27,8 @@ class Message:
     session: Session
     terms: Terms
     token: str
+    way: asyncio.Task[Answer]
+    """To the metering proxy, which opens while its account does."""
     figures: Figures = field(default_factory=Figures)
     began: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
