@@ -1,13 +1,16 @@
 """What stands between a client and the API for a request to a model itself: `python -m bench.passthrough [--rounds N]`.
 
-Each round asks the same upstream once directly and once by the way that is measured, so that a busy machine is busy for
-both. The body is as large as Claude Code's (48 KB); time is from sending it to the first byte of the answer's body.
+Each round asks the same upstream once directly and once by each way that is measured, so that a busy machine is busy
+for all. The body is as large as Claude Code's (48 KB); time is from sending it to the first byte of the answer's body.
 
 | key | meaning |
 |---|---|
 | `direct_ms_p50` | the upstream asked directly |
+| `added_nothing_ms_p50`, `added_nothing_ms_p99` | asked directly a second time: what of the others is the machine's |
+| `added_proxy_ms_p50`, `added_proxy_ms_p99` | by the metering proxy alone, for nobody's money |
 | `added_ms_p50`, `added_ms_p99` | by the invoker and its metering proxy, with attestation, ledger and journal |
-| `added_gateway_ms_p50`, `added_gateway_ms_p99` | by the whole stack: minikong (`KONG=…`: a Kong), plugins, invoker |
+| `added_kong_ms_p50`, `added_kong_ms_p99` | by the whole stack on a real Kong (`KONG=` its program): plugins, invoker |
+| `added_minikong_ms_p50`, `added_minikong_ms_p99` | by the whole stack on minikong, its stand-in |
 | `streams_200_merged_chunks` | pieces that did not come one by one, of 200 streams that are open at the same time |
 | `kb_per_stream` | memory of invoker and proxy with these open, less that with none, for each |
 | `cpu_ms_per_request` | CPU time of both for a request with a short answer |
@@ -32,7 +35,8 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -43,6 +47,8 @@ import uvloop
 from bench.machine import machine
 from claude_contract import ledger
 from claude_contract.attestation import HEADER, Signer
+from claude_invoker.metering.control import Metering, Settings, Terms
+from claude_invoker.metering.figures import Figures
 from tests.e2e.conftest import Gateway, standing
 from tests.invoker.conftest import KEY, clean_environment, free_port, wait_for
 from tests.rate_tiers.servers import RedisProcess
@@ -134,14 +140,19 @@ async def upstream(port: int) -> None:
 class Client:
     """One connection that is kept: what httpx would take is no part of the measurement."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, socket_path: Path | None = None) -> None:
+        """`socket_path`: of the unix socket, where it is one."""
         parts = urlsplit(url)
         self._place = (parts.hostname or "", parts.port or 80)
+        self._socket = socket_path
         self._path = parts.path
         self._reader: asyncio.StreamReader | None = None
 
     async def open(self) -> None:
-        self._reader, self._writer = await asyncio.open_connection(*self._place, limit=1 << 20)
+        if self._socket is not None:
+            self._reader, self._writer = await asyncio.open_unix_connection(self._socket, limit=1 << 20)
+        else:
+            self._reader, self._writer = await asyncio.open_connection(*self._place, limit=1 << 20)
 
     async def ask(self, content: bytes, headers: Mapping[str, str]) -> AsyncIterator[bytes]:
         """The chunks of the answer, as they are on the wire."""
@@ -212,16 +223,43 @@ def cpu_s(processes: list[psutil.Process]) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
-async def added(rounds: int, direct: Client, by: Client, heads: Iterator[dict[str, str]]) -> tuple[list[float], ...]:
-    """Milliseconds of each round: directly, and what the other way adds to it."""
-    content, plain, more = body(), [], []
+Way = tuple[Client, Callable[[], dict[str, str]]]
+"""By whom to ask, and the headers of the next request."""
+
+
+async def added(rounds: int, url: str, ways: dict[str, Way]) -> dict[str, float]:
+    """What each way adds to the time that the upstream at `url` takes directly, in the same round."""
+    content, known = body(), {"x-api-key": KEY}
+    direct, again = Client(url), Client(url)
+    plain, more = list[float](), {name: list[float]() for name in ("nothing", *ways)}
     for number in range(rounds + 20):
-        alone = await direct.first_ms(content, {"x-api-key": KEY})
-        passed = await by.first_ms(content, next(heads))
+        alone = await direct.first_ms(content, known)
+        found = {"nothing": await again.first_ms(content, known)}
+        for name, (client, head) in ways.items():
+            found[name] = await client.first_ms(content, head())
         if number >= 20:  # libraries load what they need at first
             plain.append(alone)
-            more.append(passed - alone)
-    return plain, more
+            for name, ms in found.items():
+                more[name].append(ms - alone)
+    figures = {"direct_ms_p50": round(statistics.median(plain), 2)}
+    for name, values in more.items():
+        figures |= percentiles(f"added_{name}_ms" if name else "added_ms", values)
+    return figures
+
+
+@asynccontextmanager
+async def proxy_alone(url: str, folder: Path) -> AsyncIterator[Way]:
+    """A metering proxy of the API at `url`, and a token that is worth all requests."""
+    key = os.memfd_create("key")
+    os.write(key, KEY.encode())
+    metering = Metering(Settings((url,)), folder / "journal", None, key)
+    token = metering.issue()
+    await metering.start(folder / "api.sock")
+    try:
+        await metering.open("bench", token, Terms(None, Decimal(10**6), None, 10**9), Figures())
+        yield Client(f"http://api{PATH}", metering.socket), lambda: {"x-api-key": token}
+    finally:
+        await metering.stop()
 
 
 async def streams(url: str, attesting: Attesting, processes: list[psutil.Process]) -> dict[str, float]:
@@ -332,12 +370,10 @@ async def by_the_invoker(rounds: int, folder: Path, litellm: Path | None) -> dic
             started(service, environment, folder / "invoker.log") as invoker,
         ):
             wait_for(lambda: _answers(invoker_port) and _answers(port), 120, what="invoker and upstream")
-            attesting = Attesting()
-            direct, by = Client(f"http://127.0.0.1:{port}{PATH}"), Client(f"{url}/claude{PATH}")
-            content = body()
-            numbers = itertools.count()
-            heads = (attesting.head(content, number) for number in numbers)
-            plain, more = await added(rounds, direct, by, heads)
+            attesting, content, numbers = Attesting(), body(), itertools.count()
+            by = Client(f"{url}/claude{PATH}"), lambda: attesting.head(content, next(numbers))
+            async with proxy_alone(f"http://127.0.0.1:{port}", folder) as alone:
+                times = await added(rounds, f"http://127.0.0.1:{port}{PATH}", {"proxy": alone, "": by})
             processes = both(invoker.pid)
             figures = await streams(f"{url}/claude{PATH}", attesting, processes)
             request_ms, mb_ms = await cpu(
@@ -354,16 +390,14 @@ async def by_the_invoker(rounds: int, folder: Path, litellm: Path | None) -> dic
                 }
     finally:
         redis.close()
-    return {"direct_ms_p50": round(statistics.median(plain), 2), **percentiles("added_ms", more), **figures}
+    return times | figures
 
 
-async def by_the_gateway(rounds: int, gateway: Gateway) -> dict[str, float]:
+async def by_the_gateway(rounds: int, name: str, gateway: Gateway) -> dict[str, float]:
     standin = json.loads((gateway.home / "stack.json").read_text())["standin"]
-    token = gateway.token("bench", "--tier", "team")
-    direct, by = Client(f"{standin}{PATH}"), Client(f"{gateway.url}/claude{PATH}")
-    heads = ({"authorization": f"Bearer {token}"} for _ in range(10**9))
-    _, more = await added(rounds, direct, by, heads)
-    return percentiles("added_gateway_ms", more)
+    head = {"authorization": f"Bearer {gateway.token('bench', '--tier', 'team')}"}
+    by = Client(f"{gateway.url}/claude{PATH}"), lambda: head
+    return {key: value for key, value in (await added(rounds, f"{standin}{PATH}", {name: by})).items() if name in key}
 
 
 def _answers(port: int) -> bool:
@@ -388,10 +422,14 @@ def main() -> int:
         say(json.dumps(figures))
         if options.only:
             return 0
-        say("by the whole stack …")
-        (folder / "stack").mkdir()
-        with standing(folder / "stack") as gateway:
-            figures |= uvloop.run(by_the_gateway(options.rounds, gateway))
+        kong = os.environ.pop("KONG", None)
+        for name in ("minikong", "kong") if kong else ("minikong",):
+            say(f"by the whole stack on {name} …")
+            (folder / name).mkdir()
+            if kong and name == "kong":
+                os.environ["KONG"] = kong  # as the stack of tests takes it
+            with standing(folder / name) as gateway:
+                figures |= uvloop.run(by_the_gateway(options.rounds, name, gateway))
     print(json.dumps({**figures, "machine": machine()}))
     return 0
 
