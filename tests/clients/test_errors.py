@@ -23,7 +23,7 @@ from tests.pair.gateways import Upstream, gateway
 from tests.support.waiting import HANG_S
 
 STATUSES = (400, 401, 402, 403, 404, 405, 409, 413, 415, 422, 429, 431, 500, 501, 502, 503, 504, 507, 529)
-ANTHROPIC, OPENAI = "/claude/v1/messages", "/claude/v1/chat/completions"
+ANTHROPIC, OPENAI, GRAPHQL = "/claude/v1/messages", "/claude/v1/chat/completions", "/claude/graphql"
 
 
 class _Breaks(socketserver.StreamRequestHandler):
@@ -77,6 +77,17 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
                     _route("broken", "~/claude/v1/(messages|chat/completions)/(broken|own)$"),
                     _route("busy", "~/claude/v1/(messages|chat/completions)/busy$", _says(429, TOO_MANY)),
                     _route("other", "~/claude/other$", _ends(403)),
+                    # One path for all: a header says what is to happen.
+                    *(
+                        {**_route(f"g{s}", "~/claude/graphql$", _ends(s)), "headers": {"x-do": [str(s)]}}
+                        for s in STATUSES
+                    ),
+                    {**_route("g-busy", "~/claude/graphql$", _says(429, TOO_MANY)), "headers": {"x-do": ["busy"]}},
+                    {**_route("g-broken", "~/claude/graphql$"), "headers": {"x-do": ["broken"]}},
+                    {
+                        **_route("g-guarded", "~/claude/graphql$", {"name": "claude-guard"}),
+                        "headers": {"x-do": ["unguarded"]},
+                    },
                     {**_route("unguarded", "~/claude/v1/messages/unguarded$", {"name": "claude-guard"})},
                 ],
             },
@@ -84,7 +95,10 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
                 "name": "away",
                 "url": "http://127.0.0.1:9",
                 "retries": 0,
-                "routes": [_route("away", "~/claude/v1/(messages|chat/completions)/away$")],
+                "routes": [
+                    _route("away", "~/claude/v1/(messages|chat/completions)/away$"),
+                    {**_route("g-away", "~/claude/graphql$"), "headers": {"x-do": ["away"]}},
+                ],
             },
         ],
     }
@@ -161,6 +175,46 @@ def test_who_is_spoken_to_is_found_alike(
     body = got.json()
     found = "anthropic" if body.get("type") == "error" else "openai" if "error" in body else "problem"
     assert (found, "message" in body) == (language, language == "problem")
+
+
+KINDS: dict[int, str] = {
+    400: "bad-request", 401: "unauthenticated", 403: "forbidden", 404: "not-found", 405: "method-not-allowed",
+    413: "too-large", 422: "invalid", 429: "limited", 503: "busy", 504: "timeout",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_graphql_is_told_its_own(api: httpx.Client, status: int) -> None:
+    """With the code that the invoker gives a problem of that status, where no plugin says why."""
+    kind = KINDS.get(status, "internal")
+    got = api.post(GRAPHQL, headers={"x-do": str(status)})
+    told = said(Problem(status, kind, f"because of {status}"), "graphql", "")
+    assert (got.status_code, got.headers["content-type"]) == (told.status, told.media_type)
+    ((error,), (ours,)) = got.json()["errors"], told.body["errors"]
+    assert got.json().keys() == told.body.keys() and error["message"] == ours["message"]
+    extensions = {"code": kind, "status": status, "request_id": got.headers["x-request-id"]}
+    assert error["extensions"] == extensions and ours["extensions"].items() >= {"code": kind, "status": status}.items()
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "more"),
+    [
+        ("busy", 429, {"code": "limited", "limit": "concurrent", "allowed": 4}),
+        ("away", 502, {"code": "internal"}),
+        ("broken", 502, {"code": "internal"}),
+        ("unguarded", 503, {"code": "busy"}),
+        ("nothing of these", 404, {"code": "not-found"}),
+    ],
+)
+def test_graphql_is_told_its_own_by_whoever_refuses(
+    api: httpx.Client, what: str, status: int, more: dict[str, Any]
+) -> None:
+    got = api.post(GRAPHQL, headers={"x-do": what})
+    assert got.status_code == status
+    (error,) = got.json()["errors"]
+    assert error["message"] and error["extensions"].items() >= (more | {"status": status}).items(), error
+    longer = api.post(f"{GRAPHQL}/more")
+    assert longer.json().keys() == {"message", "request_id"}, "no path of ours: as Kong says it"
 
 
 def test_a_prefix_is_not_needed_at_the_invoker() -> None:

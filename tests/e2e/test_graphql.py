@@ -90,7 +90,10 @@ def test_where_no_place_is_free_a_job_waits_and_a_run_says_so(gateway: Gateway) 
 def test_without_a_token_or_by_what_pages_can_send_there_is_nothing(gateway: Gateway) -> None:
     with gateway.client() as nobody:
         for query in ("{ limits }", get_introspection_query(), INVOKE):
-            assert ask(nobody, query).status_code == 401
+            refused = ask(nobody, query)
+            assert refused.status_code == 401
+            (error,) = refused.json()["errors"]
+            assert error["message"] and error["extensions"]["status"] == 401
     with gateway.client("gql-page") as client:
         assert client.get(PATH, params={"query": "mutation { cancel(id: 1) { id } }"}).status_code == 404
         for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):

@@ -1,4 +1,4 @@
--- Errors in the language of the client, on the paths of the vendors' APIs: those of our plugins, of the guards, of other
+-- Errors in the language of the client, on the paths of the vendors' APIs and of GraphQL: those of our plugins, of the guards, of other
 -- plugins and of Kong itself (no route, no upstream), so it is global. What a service answers is left alone: the invoker
 -- speaks these languages (claude_invoker/api/languages.py has the same table, and a test holds the two together).
 local cjson = require "cjson.safe"
@@ -11,14 +11,21 @@ local ANTHROPIC = {
   [504] = "timeout_error", [507] = "overloaded_error", [529] = "overloaded_error",
 }
 local OPENAI = { [401] = "authentication_error", [403] = "permission_error", [429] = "rate_limit_error" }
+-- The invoker's kinds, of what has no name of a plugin's.
+local GRAPHQL = {
+  [400] = "bad-request", [401] = "unauthenticated", [403] = "forbidden", [404] = "not-found",
+  [405] = "method-not-allowed", [408] = "too-slow", [413] = "too-large", [422] = "invalid", [429] = "limited",
+  [503] = "busy", [504] = "timeout",
+}
 -- What is said where there is no JSON to take it from: a client asked for HTML, or nginx answered.
 local SAID = { [404] = "there is nothing at this path", [413] = "the request is too large" }
 -- Members of Kong's and our plugins' bodies that have a place of their own.
 local PLACED = { message = true, detail = true, title = true, type = true, status = true, request_id = true }
 
 -- Anthropic's for messages, and for whoever sends what its clients always do; else OpenAI's.
-local function language(prefix)
+local function language(prefix, graphql)
   local path = (ngx.var.request_uri or ""):match("^[^?#]*")
+  if path == graphql then return "graphql" end
   if path:sub(1, #prefix + 1) ~= prefix .. "/" then return nil end
   local inside = path:sub(#prefix + 2)
   if inside == "messages" or inside:sub(1, 9) == "messages/" or ngx.var.http_anthropic_version then
@@ -30,9 +37,9 @@ end
 function errors:header_filter(conf)
   local status = kong.response.get_status()
   if status < 400 or kong.response.get_source() == "service" then return end
-  local spoken = language(conf.prefix)
+  local spoken = language(conf.prefix, conf.graphql)
   if not spoken then return end
-  if status == 422 then status = 400 end
+  if status == 422 and spoken ~= "graphql" then status = 400 end
   local id = kong.response.get_header("X-Request-Id")
   if not id then
     id = ngx.var.kong_request_id or ""
@@ -80,6 +87,16 @@ local function openai(told, message, body)
   return { error = said }
 end
 
+local function graphql(told, message, body)
+  local extensions = details(body) or {}
+  extensions.code = told.code or GRAPHQL[told.status] or "internal"
+  extensions.status = told.status
+  extensions.request_id = told.id
+  return { errors = { { message = message, extensions = extensions } } }
+end
+
+local SPEAK = { anthropic = anthropic, openai = openai, graphql = graphql }
+
 function errors:body_filter()
   local told = kong.ctx.plugin.told
   if not told then return end
@@ -89,8 +106,7 @@ function errors:body_filter()
   if type(said) ~= "table" then said = {} end
   local message = said.message or said.detail
   if type(message) ~= "string" then message = SAID[told.status] or "the request failed with status " .. told.status end
-  local speak = told.spoken == "anthropic" and anthropic or openai
-  kong.response.set_raw_body(cjson.encode(speak(told, message, said)))
+  kong.response.set_raw_body(cjson.encode(SPEAK[told.spoken](told, message, said)))
 end
 
 return errors

@@ -8,6 +8,8 @@ return {
     { config = { type = "record", fields = {
       { prefix = { type = "string", required = true, default = "/claude/v1",
                    description = "The path under which clients of Anthropic's and OpenAI's APIs ask." } },
+      { graphql = { type = "string", required = true, default = "/claude/graphql",
+                    description = "The path at which clients of GraphQL ask." } },
     } } },
   },
 }
