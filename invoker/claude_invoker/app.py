@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 
 from claude_invoker import __version__, trust
-from claude_invoker.api import catalogue, health, invoke, openapi, permissions, problems, runs, skills
+from claude_invoker.api import catalogue, health, invoke, openapi, permissions, problems, runs, skills, steering
 from claude_invoker.api import jobs as jobs_api
 from claude_invoker.api.anthropic import routes as anthropic
 from claude_invoker.api.compress import Compression
@@ -44,6 +44,7 @@ ROUTERS = (
     runs.router,
     jobs_api.router,
     permissions.router,
+    steering.router,
     openai.router,
     graphql.router,
     catalogue.router,

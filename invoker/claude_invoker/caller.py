@@ -48,6 +48,9 @@ class Caller:
         )
         return f"{name} <{address}>"
 
+    def owns(self, subject: str) -> bool:
+        return subject == self.subject
+
     def may_see(self, subject: str) -> bool:
         """Whether what belongs to that subject is shown to this caller."""
         return subject == self.subject or "admin" in self.roles

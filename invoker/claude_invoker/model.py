@@ -375,6 +375,25 @@ class PermissionDecision(BaseModel):
     decided_at: float
 
 
+class MessageToRun(BaseModel):
+    """What a run's caller says to its model while it is at work."""
+
+    model_config = ConfigDict(extra="forbid")
+    message: str = Field(min_length=1, max_length=100_000)
+
+
+class SentMessage(BaseModel):
+    """What has become of it."""
+
+    id: str
+    message: str
+    state: Literal["queued", "taken", "cancelled", "lost"] = Field(
+        description="queued: the model has not seen it; taken: it has; cancelled: it was taken back; lost: the run has "
+        "ended before"
+    )
+    sent_at: float
+
+
 class RunResult(BaseModel):
     """What a finished run answers."""
 

@@ -47,6 +47,9 @@ def test_a_run_is_answered_through_the_gateway(gateway: Gateway) -> None:
         assert bob.get(path.rpartition("/")[0]).json()["waiting"] == [asked]
         assert bob.post(path, json=decision).status_code == 200
         assert alice.post(path, json=decision).status_code == 409
+        told = {"message": "be brief"}
+        assert nobody.post(f"{answer.headers['location']}/messages", json=told).status_code == 401
+        assert bob.post(f"{answer.headers['location']}/messages", json=told).status_code == 404
         after = bob.get("/claude/limits").json()
         assert (after["concurrent"], after["usd"]["reserved"], after["usd"]["day"]["spent"]) == before
         result = until(lines, "run.finished")

@@ -116,6 +116,15 @@ class CallOver:
 
 
 @dataclass(frozen=True)
+class Lifecycle:
+    """What has become of a message that was sent while the model was at work: `queued`, `started`, `completed`,
+    `cancelled` and others."""
+
+    message: str
+    state: str
+
+
+@dataclass(frozen=True)
 class ControlAnswer:
     """The answer to a control request; `error` is None where it was obeyed."""
 
@@ -186,7 +195,9 @@ class Result(_Loose):
         )
 
 
-Message = Started | ModelEvent | Said | Heard | HookCall | ServerCall | CallOver | ControlAnswer | Result
+Message = (
+    Started | ModelEvent | Said | Heard | HookCall | ServerCall | CallOver | Lifecycle | ControlAnswer | Result
+)
 
 
 class _Reached(_Loose):
@@ -214,6 +225,11 @@ class _Answer(_Loose):
 
 class _Cancelled(_Loose):
     request_id: Name
+
+
+class _Lifecycle(_Loose):
+    command_uuid: Name
+    state: Name
 
 
 class _HookInput(_Loose):
@@ -263,6 +279,9 @@ def parse(line: bytes) -> Message | None:
             return _asked(document)
         if kind == "control_cancel_request":
             return CallOver(_Cancelled.model_validate(document).request_id)
+        if kind == "command_lifecycle":
+            life = _Lifecycle.model_validate(document)
+            return Lifecycle(life.command_uuid, life.state)
         if kind == "system" and document.get("subtype") == "init":
             init = _Init.model_validate(document)
             reached = tuple(server.name for server in init.mcp_servers if server.status == "connected")

@@ -260,17 +260,18 @@ class CliProcess(Contained):
         self.finished = False
         await self._tell(content)
 
+    def say(self, message: str, text: str) -> None:
+        """Tells the model something besides, at the next boundary of its tools, else in a further turn. `message`: a
+        UUID, by which the CLI says what becomes of it."""
+        self._send(_user({"type": "text", "text": text}) | {"uuid": message})
+
+    def take_back(self, message: str) -> None:
+        """Unless the model has it by then."""
+        self._send_control("cancel_async_message", message_uuid=message)
+
     async def _tell(self, content: tuple[dict[str, Any], ...]) -> None:
         """Raises CliError."""
-        self._send(
-            {
-                "type": "user",
-                "session_id": "",
-                "parent_tool_use_id": None,
-                "client_composed": True,
-                "message": {"role": "user", "content": list(content)},
-            }
-        )
+        self._send(_user(*content))
         try:
             await self._child.stdin.drain()
         except ConnectionError as error:
@@ -355,6 +356,16 @@ class CliProcess(Contained):
     async def _drain_stderr(self) -> None:
         while chunk := await self._child.stderr.read(4096):
             self._stderr.append(chunk)
+
+
+def _user(*content: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "user",
+        "session_id": "",
+        "parent_tool_use_id": None,
+        "client_composed": True,
+        "message": {"role": "user", "content": list(content)},
+    }
 
 
 def _gate(tree: Tree, name: str) -> Path:

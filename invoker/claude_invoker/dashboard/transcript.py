@@ -30,6 +30,8 @@ def line_of(name: str, document: dict[str, Any]) -> str | None:
         case "permission.decided":
             done = "allowed" if document.get("decision") == "allow" else "denied"
             return _short(f"{done} by {document.get('by') or document.get('reason')}: {document.get('tool')}")
+        case "message":
+            return _short(f"{document.get('state')}: {document.get('message')}")
         case "artifact":
             return _short(f"left {document.get('path')}")
         case "check" if document.get("state") == "started":

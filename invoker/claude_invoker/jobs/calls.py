@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import PREFIX, Store
-from claude_invoker.model import PermissionAnswer, PermissionDecision
+from claude_invoker.model import PermissionAnswer, PermissionDecision, SentMessage
 from claude_invoker.problem import Problem
 from claude_invoker.runs.run import Run
 
@@ -40,6 +40,16 @@ async def interrupt(store: Store, job: Job) -> None:
     await _ask(store, job, {"what": "interrupt"})
 
 
+async def say(store: Store, job: Job, message: str) -> SentMessage:
+    """Tells the model something. Raises Problem."""
+    return SentMessage.model_validate((await _ask(store, job, {"what": "say", "message": message}))["sent"])
+
+
+async def take_back(store: Store, job: Job, message_id: str) -> SentMessage:
+    """Takes back what the model has not seen. Raises Problem."""
+    return SentMessage.model_validate((await _ask(store, job, {"what": "take_back", "id": message_id}))["sent"])
+
+
 async def _ask(store: Store, job: Job, asked: dict[str, Any]) -> dict[str, Any]:
     """What the worker answers. Raises Problem, 503 where it does not say anything."""
     reply = f"{PREFIX}reply:{secrets.token_hex(16)}"
@@ -55,19 +65,29 @@ async def _ask(store: Store, job: Job, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 async def listen(store: Store, run_of: Callable[[str], Run | None]) -> None:
-    """Answers what is asked of the runs of this process."""
+    """Answers what is asked of the runs of this process, each by itself: some answers take a moment."""
+    answering: set[asyncio.Task[None]] = set()
     while True:
         try:
             async with store.redis.pubsub() as channel:
                 await channel.subscribe(CALLS)
                 async for message in channel.listen():
                     if message["type"] == "message":
-                        try:
-                            await _answered(store, message["data"], run_of)
-                        except (ValueError, KeyError) as error:  # who asks is told that nobody answers
-                            _log.warning("a call of another release is not understood: %s", type(error).__name__)
+                        task = asyncio.create_task(_answer(store, message["data"], run_of))
+                        answering.add(task)
+                        task.add_done_callback(answering.discard)
         except (RedisError, OSError):
             await asyncio.sleep(0.5)
+
+
+async def _answer(store: Store, message: str, run_of: Callable[[str], Run | None]) -> None:
+    """Who asks is told that nobody answers, where it cannot be."""
+    try:
+        await _answered(store, message, run_of)
+    except (ValueError, KeyError) as error:
+        _log.warning("a call of another release is not understood: %s", type(error).__name__)
+    except (RedisError, OSError) as error:
+        _log.warning("a call cannot be answered: %s", type(error).__name__)
 
 
 async def _answered(store: Store, message: str, run_of: Callable[[str], Run | None]) -> None:
@@ -82,6 +102,10 @@ async def _answered(store: Store, message: str, run_of: Callable[[str], Run | No
             said["decision"] = run.permissions.answer(asked["permission"], given, asked["by"]).model_dump(mode="json")
         elif asked["what"] == "interrupt":
             run.interrupt()
+        elif asked["what"] == "say":
+            said["sent"] = run.steering.say(asked["message"]).model_dump(mode="json")
+        elif asked["what"] == "take_back":
+            said["sent"] = (await run.steering.take_back(asked["id"])).model_dump(mode="json")
         else:
             raise ValueError(asked["what"])
     except Problem as problem:

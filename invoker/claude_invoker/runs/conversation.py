@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from claude_invoker.cli import outcome
-from claude_invoker.cli.messages import CallOver, Heard, HookCall, Result, ServerCall, Started
+from claude_invoker.cli.messages import CallOver, Heard, HookCall, Lifecycle, Result, ServerCall, Started
 from claude_invoker.cli.process import NO_SERVERS, CliError, CliProcess, Disobeyed, Servers, Unreached
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
@@ -37,10 +37,10 @@ class Conversation:
         *,
         same: bool = False,
         servers: Servers = NO_SERVERS,
-    ) -> Result:
+    ) -> list[Result]:
         """Sends the plan with this content, and translates what comes back until the loop's time `end`. `same`: the
-        process has had a turn of this kind before. `servers`: of MCP, that the process is told of. The result message.
-        Raises Problem, CliError."""
+        process has had a turn of this kind before. `servers`: of MCP, that the process is told of. The result messages:
+        one, and one for each turn that messages of the run's caller have made. Raises Problem, CliError."""
         plan = run.plan
         if process.passage is not None:
             process.passage.begin(run.went_out)
@@ -49,7 +49,7 @@ class Conversation:
         awaited = None if run.earlier is None else run.earlier.permission.call
         if awaited is not None:
             translator.open_tools.add(awaited)
-        run.permissions.can_defer = translator.is_alone
+        run.permissions.can_defer = lambda call: translator.is_alone(call) and not run.steering.is_pending
         is_deferred = False
 
         def interrupt() -> None:
@@ -64,7 +64,7 @@ class Conversation:
 
         if servers.ours:
             process.on_server_call = serve
-        result: Result | None = None
+        results: list[Result] = []
         try:
             async with asyncio.timeout_at(min(end, loop.time() + self.first_output_s)) as timer:
                 run.interrupting = interrupt
@@ -72,6 +72,7 @@ class Conversation:
                     await process.go_on(content)
                 else:
                     await process.begin(plan.model, plan.system, plan.output_schema, content, servers)
+                run.steering.begin(process)
                 async for message in process.messages():
                     if isinstance(message, Started):
                         _check_schema(plan, message)
@@ -88,10 +89,16 @@ class Conversation:
                             run.relay.withdraw(message.request_id)
                     if translator.take(message) and phase == "first_output":
                         phase = "idle"
+                    if isinstance(message, Lifecycle):
+                        run.steering.hear(message)
                     if isinstance(message, Result):
-                        result = message
+                        results.append(message)
                         is_deferred = message.is_deferred and run.permissions.deferred is not None
-                        break
+                        turns = sum(each.num_turns for each in results)
+                        goes_on = run.steering.is_pending and not message.is_error and turns < plan.max_turns
+                        if is_deferred or run.interrupted or not goes_on:
+                            break
+                        process.finished = False
                     if phase == "idle":
                         idle = loop.time() + self.idle_s
                         is_silent = translator.open_tools or run.permissions.waiting
@@ -105,19 +112,19 @@ class Conversation:
             raise unavailable(str(error)) from error
         finally:
             run.interrupting = None
+            run.steering.end()
             run.permissions.end(is_deferred=is_deferred)
-        if result is None:
+        if not results or not process.finished:
             raise _early_end(process)
+        result = results[-1]
         run.cli_cost_usd = result.used.costUSD
-        if is_deferred:
-            return result
-        if run.interrupted and result.is_error:
-            return result
+        if is_deferred or (run.interrupted and result.is_error):
+            return results
         if problem := outcome.failure(result, run.account):
             raise problem
         if plan.output_schema is not None and (problem := outcome.unmet_schema(result, run.account)):
             raise problem
-        return result
+        return results
 
 
 async def _ask(run: Run, process: CliProcess, call: HookCall) -> None:

@@ -250,21 +250,23 @@ class Executor:
         end = asyncio.get_running_loop().time() + plan.total_s
         await self._open_account(run, ready.token)
         shown = await asyncio.to_thread(_shown, run)
-        said = [await self._converse(run, ready, shown, end, goes_on=run.earlier is not None, same=goes_on)]
+        said = await self._converse(run, ready, shown, end, goes_on=run.earlier is not None, same=goes_on)
+        repairs = 0
         while plan.check is not None and not run.interrupted:
             await self._wind_down(run, ready, gently=True)
-            check = run.check = await self._check(run, ready, plan.check, end, len(said) - 1)
+            check = run.check = await self._check(run, ready, plan.check, end, repairs)
             turns = plan.max_turns - sum(each.num_turns for each in said)
             usd = plan.max_budget_usd - run.cost_usd
             is_over = check.ended_for == "timeout" or min(turns, usd) <= 0 or run.account.exhausted
-            if check.passed or is_over or len(said) > plan.check.max_repairs:
+            if check.passed or is_over or repairs >= plan.check.max_repairs:
                 break
             begun: Literal["begun", "new"] = "begun" if ready.process.tree.has_transcript else "new"
             shape = replace(ready.process.shape, session=begun, max_turns=turns, max_budget_usd=usd)
-            run.events.append("repair", {"number": len(said), "of": plan.check.max_repairs})
+            repairs += 1
+            run.events.append("repair", {"number": repairs, "of": plan.check.max_repairs})
             await go_on(self._launcher, ready, shape)
             content = ({"type": "text", "text": of_failure(check)},)
-            said.append(await self._converse(run, ready, content, end, goes_on=True))
+            said += await self._converse(run, ready, content, end, goes_on=True)
         return said
 
     async def _check(self, run: Run, ready: Ready, checking: Checking, end: float, repairs: int) -> Check:
@@ -300,9 +302,9 @@ class Executor:
         *,
         goes_on: bool = False,
         same: bool = False,
-    ) -> Result:
+    ) -> list[Result]:
         """Sends the plan with this content, and translates what comes back until the loop's time `end`. `goes_on`: the
-        run has begun by another process; `same`: the process has had a turn before. The result message. Raises
+        run has begun by another process; `same`: the process has had a turn before. The result messages. Raises
         Problem, CliError."""
         process = ready.process
         with self._watch.over(process, functools.partial(self._stop, run, process), run.subject):

@@ -28,6 +28,7 @@ from claude_invoker.problem import Problem
 from claude_invoker.runs.deferral import Deferral
 from claude_invoker.runs.events import EventLog
 from claude_invoker.runs.permissions import Permissions
+from claude_invoker.runs.steering import Steering
 
 _log = logging.getLogger(__name__)
 MOST_HOSTS = 100
@@ -126,6 +127,8 @@ class Run:
     """What it goes on with, where it was put away."""
     deferral: Deferral | None = None
     """What its next part goes on with, where it is put away: then it has neither a result nor a problem."""
+    steering: Steering = field(init=False)
+    """What its caller tells its model besides."""
     interrupting: Callable[[], None] | None = None
     """Ends what the model does now; None: it does nothing."""
     interrupted: bool = False
@@ -143,6 +146,7 @@ class Run:
             self.subject,
             lambda name, said: self.events.append(name, said),
         )
+        self.steering = Steering(lambda name, said: self.events.append(name, said))
         self.permissions.defers_after_s = self.plan.defers_after_s
 
     @property
