@@ -338,8 +338,10 @@ class PermissionAnswer(BaseModel):
     answers: dict[str, Answer | Annotated[list[Answer], Field(min_length=1, max_length=100)]] | None = Field(
         default=None, description="To what the model has asked (`AskUserQuestion`): by the text of each question"
     )
-    remember: Literal["once", "run"] = Field(
-        default="once", description="`run`: the same call with the same input is decided so until the run ends"
+    remember: Literal["once", "run", "session"] = Field(
+        default="once",
+        description="`run`: the same call with the same input is decided so until the run ends; `session`: in the "
+        "later turns of its session, too",
     )
 
     @model_validator(mode="after")
@@ -348,7 +350,7 @@ class PermissionAnswer(BaseModel):
             raise ValueError("message is of a denial")
         if self.decision == "deny" and self.input is not None:
             raise ValueError("input is of what is allowed")
-        if self.input is not None and self.remember == "run":
+        if self.input is not None and self.remember != "once":
             raise ValueError("remember is of what the model has asked for, and input is another")
         if self.answers is not None and (self.decision == "deny" or self.input is not None or self.remember != "once"):
             raise ValueError("answers are allowed once, and as they are")

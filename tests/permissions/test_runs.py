@@ -94,7 +94,9 @@ def test_the_same_call_is_decided_once_where_that_is_wanted(alice: httpx.Client)
         ({"decision": "deny", "input": {}}, "input is of what is allowed"),
         ({"decision": "allow", "input": "ls"}, "input must be"),
         ({"decision": "allow", "input": {}, "remember": "run"}, "remember is of what the model has asked for"),
-        ({"decision": "allow", "remember": "session"}, "remember must be"),
+        ({"decision": "allow", "input": {}, "remember": "session"}, "remember is of what the model has asked for"),
+        ({"decision": "allow", "remember": "session"}, "the run goes on with no session"),
+        ({"decision": "allow", "remember": "always"}, "remember must be"),
     ],
 )
 def test_what_is_no_decision(alice: httpx.Client, body: dict[str, Any], at: str) -> None:
@@ -269,6 +271,35 @@ def test_a_sessions_process_asks_in_its_next_turn(alice: httpx.Client) -> None:
         asked = stream.until("permission.requested")
         assert decide(alice, stream.path(asked), "deny").status_code == 200
         assert stream.until("run.finished")["permission_denials"]
+
+
+def test_what_is_remembered_for_a_session(one: Invoker, alice: httpx.Client) -> None:
+    """In its later turns, of the same call, as long as the rules are the same; nowhere else."""
+    with asking(alice, bash("echo one"), session="new") as stream:
+        asked = stream.until("permission.requested")
+        assert decide(alice, stream.path(asked), remember="session").status_code == 200
+        session = stream.until("run.finished")["session"]
+    with asking(alice, bash("echo one") + bash("echo two"), session=session) as stream:
+        asked = stream.until("permission.requested")
+        assert asked["input"] == {"command": "echo two"}
+        assert decide(alice, stream.path(asked), "deny", remember="session").status_code == 200
+        decided = stream.until("run.finished")["decisions"]
+    assert [(each["decision"], each["reason"]) for each in decided] == [("allow", "remembered"), ("deny", "answered")]
+    with asking(alice, bash("echo one") + bash("echo two"), session=session) as stream:
+        result = stream.until("run.finished", "permission.requested")
+        assert [(each["decision"], each["reason"]) for each in result["decisions"]] == [
+            ("allow", "remembered"),
+            ("deny", "remembered"),
+        ]
+    with (
+        client(one, "alice", **clamp(ask=["Bash"], four_eyes=True)) as stricter,
+        asking(stricter, bash("echo one"), session=session) as stream,
+    ):
+        stream.until("permission.requested")
+    with asking(alice, bash("echo one"), session="new") as stream:
+        asked = stream.until("permission.requested")
+        decide(alice, stream.path(asked), "deny")
+        stream.until("run.finished")
 
 
 def test_a_subagent_asks_too(start: Callable[..., Invoker]) -> None:

@@ -29,6 +29,8 @@ async def decide(
         raise decided_already(permission_id, job.decisions)
     # Where the paths of a changed input are nobody can tell now: they are looked at when it is to run.
     decision = decision_about(asked, given, by, job.subject, rules_of(job.request, job.caller.clamp), lambda path: None)
+    if given.remember == "session":
+        raise Problem(422, "invalid", "remember: the run goes on with no session")
     deferral = job.deferral
     if given.remember == "run":
         key = call_key(asked.tool, asked.input)

@@ -557,9 +557,14 @@ class Engine:
         try:
             async with self._moving.hold(owner, wish, lambda: run.exceed(taken())) as session:
                 run.session = session.id if run.plan.defers_after_s is None else None
+                if run.session is not None:
+                    run.permissions.recall(session.remembered)
                 if repository is not None:
                     run.checkout = await self._of_session(run, repository, session)
-                await self._executor.execute(run, session)
+                try:
+                    await self._executor.execute(run, session)
+                finally:
+                    await self._remember(run, session)
         except BaseException:
             if run.stays is not None:
                 ready, run.stays = run.stays, None
@@ -568,6 +573,14 @@ class Engine:
         if run.stays is not None:
             ready, run.stays = run.stays, None
             await unbroken(self.idle.keep(session.name, ready, run, self._sessions.mark(session.name)))
+
+    async def _remember(self, run: Run, session: Session) -> None:
+        """Where that is not possible it is asked again."""
+        if lines := run.permissions.for_later():
+            try:
+                await asyncio.to_thread(self._sessions.remember, session, lines)
+            except OSError as error:
+                _log.error("run %s: what was decided for its session is not kept: %s", run.id, error.strerror)
 
     async def _of_session(self, run: Run, wanted: Wanted, session: Session) -> Checkout:
         """What its turn works on. Raises Problem 403, 404, 409, 422, 503."""

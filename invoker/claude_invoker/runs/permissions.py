@@ -14,7 +14,7 @@ import secrets
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from claude_invoker.cli.messages import HookCall
 from claude_invoker.cli.process import Allow, Defer, Deny, HookAnswer, Proceed
 from claude_invoker.model import Permission, PermissionAnswer, PermissionDecision, Reason
 from claude_invoker.problem import Problem
+from claude_invoker.runs import later
 from claude_invoker.runs.deferral import Deferral, call_key
 from claude_invoker.runs.questions import answers_to, questions_of
 
@@ -63,6 +64,9 @@ class Permissions:
         self._tell = tell
         self._held: dict[str, _Held] = {}
         self.remembered: dict[str, PermissionDecision] = {}
+        self.has_session = False
+        self._for_session: dict[str, PermissionDecision] = {}
+        """What is to be remembered in later turns, too."""
         self._brought: dict[str, PermissionDecision] = {}
         self.asked = 0
         self.defers_after_s: float | None = None
@@ -213,11 +217,24 @@ class Permissions:
             raise Problem(404, "not-found", "there is no such permission")
         if self._closed:
             raise Problem(503, "busy", "the run is being put away", {"Retry-After": "1"})
+        if given.remember == "session":
+            later.refuse(held.key, self._for_session, has_session=self.has_session)
         decision = decision_about(held.shown, given, by, self._owner, self._rules, held.place)
-        if given.remember == "run":
+        if given.remember == "session":
+            self._for_session[held.key] = decision
+        if given.remember != "once":
             self.remembered[held.key] = decision
         self._decide(decision, _answer_of(decision, held.shown.input))
         return decision
+
+    def recall(self, lines: Iterable[str]) -> None:
+        """What earlier turns of the session have left: under the same rules it holds."""
+        self.has_session = True
+        self.remembered |= later.read(lines, self._rules)
+
+    def for_later(self) -> list[str]:
+        """What is left for later turns, as `recall` reads it."""
+        return later.written(self._for_session, self._rules)
 
     def withdraw(self, request_id: str) -> None:
         """The CLI does not want to know any more."""

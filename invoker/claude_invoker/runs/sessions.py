@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -47,6 +47,8 @@ class Session:
     """Another after each use of it on this machine."""
     is_made: bool = field(default=False, compare=False)
     """Whether there was nothing of it on this machine."""
+    remembered: tuple[str, ...] = field(default=(), compare=False)
+    """What its earlier turns have left here for later ones, a line each."""
 
     @property
     def begun(self) -> bool:
@@ -112,12 +114,19 @@ class Sessions:
                     raise _no_such_session()
                 tree = found
             try:
-                yield Session(identity, tree, path.name, os.fstat(record.fileno()).st_mtime_ns, is_made)
+                lines = _remembered_in(record)
+                yield Session(identity, tree, path.name, os.fstat(record.fileno()).st_mtime_ns, is_made, lines)
             finally:
                 if tree.root.exists():
                     os.utime(path)
                 else:  # what the run has left in it was too much to keep
                     path.unlink(missing_ok=True)
+
+    def remember(self, session: Session, lines: Sequence[str]) -> None:
+        """For the later turns of a session that is held. A line that was not written to its end is none. Raises
+        OSError."""
+        with (self._records / session.name).open("a") as record:
+            record.writelines(f"\n{line}" for line in lines)
 
     def mark(self, name: str) -> int:
         """As `Session.mark`, 0 for none."""
@@ -242,7 +251,7 @@ class Sessions:
         """None for a record that was not written to its end. Raises UnknownVersion."""
         record.seek(0)
         try:
-            stored = json.load(record)
+            stored = json.loads(record.readline())
             versions.check("the session", stored.get("v"), VERSION)
             name = _NAME.fullmatch(stored["tree"])
         except UnknownVersion:
@@ -286,9 +295,15 @@ def _subject_of(record: IO[str]) -> str | None:
     """Its digest; None where the record was made by a release that noted none."""
     record.seek(0)
     with contextlib.suppress(ValueError, AttributeError):
-        found = json.load(record).get("of")
+        found = json.loads(record.readline()).get("of")
         return found if isinstance(found, str) else None
     return None
+
+
+def _remembered_in(record: IO[str]) -> tuple[str, ...]:
+    record.seek(0)
+    record.readline()
+    return tuple(line for line in record.read().splitlines() if line)
 
 
 def _sessions_of_version_0(path: Path) -> list[Path]:
