@@ -233,3 +233,40 @@ def test_without_scripts_it_works(chromium: Browser, gateway: Gateway) -> None:
         opened.wait_for_timeout(250)
     assert opened.locator("#state").inner_text() == "cancelled"
     context.close()
+
+
+def test_what_waits_is_decided_with_the_keyboard(page: Page, gateway: Gateway) -> None:
+    """Shown whole and as text, while another page of it changes; allowed, and denied with a reason that is read."""
+    spoofed = f"x {EVIL} \u202e"
+    bodies = [{"file_path": "one.txt", "content": spoofed}, {"file_path": "two.txt", "content": "y"}]
+    prompt = "".join(f"[[tool Write {json.dumps(body)}]]" for body in bodies)
+    log_in(page, gateway.token("decider", "--tier", "pro"))
+    page.get_by_role("link", name="Approvals").click()
+    expect(page.locator("#nothing")).to_be_visible()
+    job = submit(gateway, "decider", prompt, tools=["Write"], ask=["Write"])
+    card = page.locator(".asked")
+    expect(card).to_have_count(1)
+    expect(card.locator("pre")).to_contain_text(EVIL)
+    expect(card.locator("pre")).to_contain_text("\\u202e")
+    assert page.title() != "owned"
+    in_all_looks(page, "approvals")
+    page.keyboard.press("j")
+    page.keyboard.press("a")
+    expect(card.get_by_role("button", name="Allow")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(card.locator("pre")).to_contain_text("two.txt")
+    page.keyboard.press("d")
+    page.keyboard.type("not today")
+    other = submit(gateway, "decider", prompt, tools=["Write"], ask=["Write"])
+    expect(card).to_have_count(2)
+    expect(card.filter(has_text="two.txt").get_by_label("Why not")).to_have_value("not today")
+    card.filter(has_text="two.txt").get_by_role("button", name="Deny").focus()
+    page.keyboard.press("Enter")
+    expect(card).to_have_count(1)
+    with gateway.client("decider", "--tier", "pro") as client:
+        client.delete(f"/claude/jobs/{other}")
+    expect(page.locator("#nothing")).to_be_visible()
+    page.goto(f"/claude/dashboard/jobs/{job}")
+    expect(page.locator("#state")).to_have_text("done")
+    expect(page.locator("#lines")).to_contain_text("not today")
+    expect(page.get_by_role("link", name="one.txt")).to_be_visible()

@@ -11,9 +11,11 @@ from claude_invoker.caller import Caller
 from claude_invoker.dashboard.overview import SUBJECTS, Tier, _limits
 from claude_invoker.dashboard.routes import STATIC, _event
 from claude_invoker.dashboard.transcript import read
-from claude_invoker.jobs.record import Job, JobRequest
+from claude_invoker.jobs.record import Asks, Job, JobRequest
 from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
+from claude_invoker.model import Permission
+from claude_invoker.runs.deferral import Deferral
 from tests.jobs.conftest import lease, serving, terms
 from tests.rate_tiers.servers import RedisProcess
 
@@ -166,3 +168,34 @@ async def test_with_many_callers_each_tier_has_its_own(store: Store, redis_serve
     await limits.close()
     assert (tiers["old"].callers, tiers["old"].concurrent) == (10, 10)
     assert (tiers["new"].callers, tiers["new"].concurrent) == (40, 120)
+
+
+async def test_the_queue_of_what_waits(redis_server: RedisProcess, state: Path) -> None:
+    """Shown to whom it concerns, with buttons for who may decide; and it is decided there."""
+    async with serving(redis_server, state, worker="none") as gateway:
+        store: Store = gateway.app.state.services.jobs.store
+        created = await gateway.create("[[say hi]]", ask=["Bash"])
+        found = await store.claim("ticket", "worker")
+        assert found is not None
+        asked = Permission(
+            id="perm_1", tool="Bash", input={"command": "</pre><script>\u202e"}, why="w", asked_at=1, expires_at=9e9
+        )
+        assert await store.defer(found[0], Asks(waiting=[asked]), Deferral(session="s", permission=asked)) == "put away"
+        page, approver = f"{HOME}/approvals", {"roles": ["claude:approve"]}
+        for subject, claims, sees, decides in (
+            ("alice", {}, True, True),
+            ("bob", approver, True, True),
+            ("root", {"roles": ["admin"]}, True, False),
+            ("mallory", {}, False, False),
+        ):
+            shown = (await gateway.ask("GET", page, subject, claims=claims)).text
+            assert ("May it call Bash?" in shown, 'value="allow"' in shown) == (sees, decides), subject
+            assert "<script>\u202e" not in shown and ("&lt;script&gt;\\u202e" in shown) == sees
+        form = f"{HOME}/jobs/{created['id']}/permissions/perm_1"
+        given = {"decision": "deny", "message": "no", "back": "approvals"}
+        assert (await gateway.ask("POST", form, "mallory", data=given, headers=OURS)).status_code == 404
+        decided = await gateway.ask("POST", form, "bob", claims=approver, data=given, headers=OURS)
+        assert decided.status_code == 303 and decided.headers["location"] == page, decided.text
+        assert "Nothing waits for you." in (await gateway.ask("GET", page)).text
+        seen = (await gateway.ask("GET", created["links"]["self"])).json()
+        assert (seen["state"], seen["decisions"][0]["by"], seen["decisions"][0]["message"]) == ("queued", "bob", "no")

@@ -195,9 +195,7 @@ class Result(_Loose):
         )
 
 
-Message = (
-    Started | ModelEvent | Said | Heard | HookCall | ServerCall | CallOver | Lifecycle | ControlAnswer | Result
-)
+Message = Started | ModelEvent | Said | Heard | HookCall | ServerCall | CallOver | Lifecycle | ControlAnswer | Result
 
 
 class _Reached(_Loose):

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Stre
 from claude_contract.rules import QUESTION
 from claude_invoker.api import border, jobs
 from claude_invoker.api.links import base
-from claude_invoker.api.permissions import answer_of, decided
+from claude_invoker.api.permissions import answer_of, decided, job_to_decide
 from claude_invoker.api.stream import HEADERS as STREAM
 from claude_invoker.caller import Caller
 from claude_invoker.dashboard import patch
@@ -60,10 +60,19 @@ async def front(request: Request, viewer: Viewer) -> Response:
 async def live(request: Request, viewer: Viewer) -> Response:
     """The first page's changing part, whenever it has changed."""
 
+    async def now() -> str:
+        return html("_overview", home=home(request), viewer=viewer, view=await _overview(request, viewer))
+
+    return _live(now)
+
+
+def _live(look: Callable[[], Awaitable[str]]) -> StreamingResponse:
+    """A part of a page, whenever it has changed."""
+
     async def fragments() -> AsyncIterator[str]:
         shown, until = "", time.monotonic() + LIVE_S
         while time.monotonic() < until:
-            now = html("_overview", home=home(request), viewer=viewer, view=await _overview(request, viewer))
+            now = await look()
             yield _event("fragment", now) if now != shown else ": still\n\n"
             shown = now
             await asyncio.sleep(TICK_S)
@@ -71,10 +80,31 @@ async def live(request: Request, viewer: Viewer) -> Response:
     return StreamingResponse(fragments(), media_type="text/event-stream", headers=HEADERS | STREAM)
 
 
+@router.get("/approvals")
+async def approvals(request: Request, viewer: Viewer) -> Response:
+    """What of jobs waits for the viewer."""
+    return page(request, "approvals", viewer=viewer, jobs=await _asking(request, viewer))
+
+
+@router.get("/approvals/live")
+async def approvals_live(request: Request, viewer: Viewer) -> Response:
+    """The same, whenever it has changed."""
+
+    async def now() -> str:
+        return html("_approvals", home=home(request), viewer=viewer, jobs=await _asking(request, viewer))
+
+    return _live(now)
+
+
+async def _asking(request: Request, viewer: Caller) -> list[Job]:
+    found = await jobs.store_of(request).asking()
+    return [job for job in found if viewer.may_look_on(job.subject)]
+
+
 @router.get("/jobs/{job_id}")
-async def job_page(request: Request, job: jobs.OwnJob) -> Response:
+async def job_page(request: Request, job: jobs.OwnJob, viewer: Viewer) -> Response:
     text, lines, last = read(await jobs.store_of(request).transcript(job.id))
-    values = await _job_values(request, job)
+    values = await _job_values(request, job, viewer)
     return page(request, "job", **values, text=text, lines=lines, last=last)
 
 
@@ -82,15 +112,18 @@ async def job_page(request: Request, job: jobs.OwnJob) -> Response:
 async def job_live(
     request: Request,
     job: jobs.OwnJob,
+    viewer: Viewer,
     after: str = "0-0",
     last_seen: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
 ) -> Response:
     """A job's text and log as they come, and its state whenever that has changed."""
     last = border.stream_id(last_seen, after)
-    return StreamingResponse(_job_events(request, job, last), media_type="text/event-stream", headers=HEADERS | STREAM)
+    return StreamingResponse(
+        _job_events(request, job, viewer, last), media_type="text/event-stream", headers=HEADERS | STREAM
+    )
 
 
-async def _job_events(request: Request, job: Job, last: str) -> AsyncIterator[str]:
+async def _job_events(request: Request, job: Job, viewer: Caller, last: str) -> AsyncIterator[str]:
     store, shown, looked = jobs.store_of(request), "", 0.0
     until = time.monotonic() + LIVE_S
     async for event in store.follow(job.id, last, TICK_S):
@@ -104,7 +137,7 @@ async def _job_events(request: Request, job: Job, last: str) -> AsyncIterator[st
                     yield _event("line", json.dumps(line), last)
         if event is None or event[1] == "run.started" or time.monotonic() - looked > TICK_S:
             looked = time.monotonic()
-            now = html("_job", home=home(request), **await _job_values(request, await store.get(job.id) or job))
+            now = html("_job", home=home(request), **await _job_values(request, await store.get(job.id) or job, viewer))
             if now != shown:
                 yield _event("fragment", now)
             elif event is None:
@@ -112,7 +145,7 @@ async def _job_events(request: Request, job: Job, last: str) -> AsyncIterator[st
             shown = now
             if looked > until:
                 return
-    now = html("_job", home=home(request), **await _job_values(request, await store.get(job.id) or job))
+    now = html("_job", home=home(request), **await _job_values(request, await store.get(job.id) or job, viewer))
     yield _event("fragment", now)
     yield _event("end", "{}")
 
@@ -129,7 +162,9 @@ async def cancel(request: Request, job: jobs.OwnJob) -> Response:
 
 
 @router.post("/jobs/{job_id}/permissions/{permission_id}", dependencies=[Depends(from_our_page)])
-async def decide(request: Request, job: jobs.OwnJob, viewer: Viewer, permission_id: str) -> Response:
+async def decide(
+    request: Request, job: Annotated[Job, Depends(job_to_decide)], viewer: Viewer, permission_id: str
+) -> Response:
     given = border.form(await request.body())
     decision = given.get("decision")
     said: dict[str, Any] = {"decision": decision}
@@ -141,7 +176,8 @@ async def decide(request: Request, job: jobs.OwnJob, viewer: Viewer, permission_
         said["answers"] = {text: given.get(f"answer-{number}", "").strip() for number, text in enumerate(texts)}
     answer = answer_of(said)
     await decided(request, job, permission_id, answer, viewer)
-    return RedirectResponse(f"{home(request)}/jobs/{job.id}", 303, HEADERS)
+    place = "approvals" if given.get("back") == "approvals" else f"jobs/{job.id}"
+    return RedirectResponse(f"{home(request)}/{place}", 303, HEADERS)
 
 
 @router.get("/login", dependencies=[Depends(attested_visitor)])
@@ -193,10 +229,11 @@ async def _overview(request: Request, viewer: Caller) -> object:
     return await overview(jobs.store_of(request), parts.engine, parts.ledger, viewer)
 
 
-async def _job_values(request: Request, job: Job) -> dict[str, Any]:
+async def _job_values(request: Request, job: Job, viewer: Caller) -> dict[str, Any]:
     store: Store = jobs.store_of(request)
     return {
         "job": job,
+        "viewer": viewer,
         "over": job.state in OVER,
         "position": await store.position(job) if job.state == "queued" else None,
         "artifacts": jobs.artifacts_of(job),

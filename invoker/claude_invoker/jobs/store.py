@@ -41,6 +41,7 @@ CALLBACKS = PREFIX + "callbacks"  # sorted set: job -> ms since which its webhoo
 DEFERRED = PREFIX + "deferred"  # sorted set: job that is put away -> ms at which it is denied what it asks
 ALL = PREFIX + "all"  # sorted set: job -> s of its acceptance
 NOTICES = 100  # looked at, at once
+MOST_ASKING = 200  # jobs that are looked at, at once
 IDEMPOTENCY_TTL = 24 * 3600  # seconds
 TOMBSTONE_TTL = 7 * 24 * 3600  # seconds for which an expired job is 410, not 404
 MAX_EVENTS = 20_000
@@ -364,13 +365,18 @@ class Store:
                 pipe.hmget(PREFIX + f"job:{job_id}", SUMMARY)
             records = await pipe.execute()
         following = repr(found[-1][1]) if len(found) == count else None
-        jobs = []
-        for record in records:
-            stored = {name: value for name, value in zip(SUMMARY, record, strict=True) if value is not None}
-            if stored:
-                with contextlib.suppress(UnknownVersion):
-                    jobs.append(Job.load(stored))
-        return jobs, following
+        return _readable(records, SUMMARY), following
+
+    async def asking(self) -> list[Job]:
+        """Jobs that wait to be allowed a call of a tool, in short: those that are put away first, then by their
+        claims."""
+        names = (*SUMMARY, "asks")
+        ids = [*await self.redis.zrange(DEFERRED, 0, MOST_ASKING - 1), *await self.running()]
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for job_id in ids[:MOST_ASKING]:
+                pipe.hmget(PREFIX + f"job:{job_id}", names)
+            records = await pipe.execute()
+        return [job for job in _readable(records, names) if job.waiting]
 
     async def forget(self, cursor: str, count: int = 500) -> tuple[int, str]:
         """Takes expired jobs out of the indexes: of the next `count` from `cursor` ("-inf": the oldest) on. Returns how
@@ -448,6 +454,17 @@ class Store:
         await self.update(job, held=False, deliveries=json.dumps(log))
         if final:
             await self.redis.zrem(CALLBACKS, job.id)
+
+
+def _readable(records: Sequence[Sequence[str | None]], names: Sequence[str]) -> list[Job]:
+    """Those that are there and of no other release, of fields of these names."""
+    jobs = []
+    for record in records:
+        stored = {name: value for name, value in zip(names, record, strict=True) if value is not None}
+        if stored:
+            with contextlib.suppress(UnknownVersion):
+                jobs.append(Job.load(stored))
+    return jobs
 
 
 def _round_robin(queue: str) -> str:

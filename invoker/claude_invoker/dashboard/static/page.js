@@ -5,8 +5,30 @@ const byId = (id) => document.getElementById(id);
 
 function show(fragment, html) {
   const held = document.activeElement && fragment.contains(document.activeElement) ? document.activeElement.id : "";
+  const written = [...fragment.querySelectorAll("input[id]")].map((input) => [input.id, input.value, input.selectionStart]);
   fragment.innerHTML = html;
-  if (held && byId(held)) byId(held).focus();
+  for (const [id, value] of written) if (byId(id)) byId(id).value = value;
+  if (!held || !byId(held)) return;
+  byId(held).focus();
+  const caret = written.find(([id]) => id === held);
+  if (caret) byId(held).setSelectionRange(caret[2], caret[2]);
+}
+
+// To the next call that waits, or the one before; to its first button or its reason. Nothing is decided by these keys.
+function move(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, textarea")) return;
+  const cards = [...document.querySelectorAll(".asked")];
+  const at = cards.findIndex((card) => card.contains(document.activeElement));
+  const card = cards[at] || cards[0];
+  const to = {
+    j: cards[Math.min(at + 1, cards.length - 1)],
+    k: cards[Math.max(at - 1, 0)],
+    a: card && card.querySelector("input:not([type=hidden]):not([name=message]), button"),
+    d: card && card.querySelector("[name=message]"),
+  }[event.key];
+  if (!to) return;
+  event.preventDefault();
+  to.focus();
 }
 
 function follow(fragment) {
@@ -54,6 +76,7 @@ async function logIn(form) {
 
 const fragment = document.querySelector("[data-live]");
 if (fragment) follow(fragment);
+document.addEventListener("keydown", move);
 const form = document.querySelector("[data-login]");
 if (form) {
   form.addEventListener("submit", (event) => {
