@@ -18,6 +18,7 @@ from claude_invoker.caller import Caller
 from claude_invoker.mcp import memory
 from claude_invoker.mcp.memory import Memories, MemoryServer, Remembered, owner_of, ranked
 from claude_invoker.mcp.relay import Failed, Message
+from tests.interop.deployments import started
 from tests.invoker.conftest import Invoker, as_root, tool
 from tests.jobs.conftest import SECRET
 from tests.rate_tiers.servers import RedisProcess
@@ -156,14 +157,16 @@ CLAMP = {"clamp": {"mcp": ["memory"], "skills": ["memory"]}}
 
 
 @pytest.fixture(scope="module")
-def invoker(start_invoker: Callable[..., Invoker], shared_redis: RedisProcess) -> Invoker:
-    return start_invoker(
+def invoker(start_invoker: Callable[..., Invoker]) -> Iterator[Invoker]:
+    server = started()  # no other test's: its worker would run their jobs
+    yield start_invoker(
         attestation_key=SECRET,
         trust="attested",
-        redis_url=shared_redis.url,
+        redis_url=server.url,
         required_checks_run="jwt-claims",
         memory_claim="team",
     )
+    server.close()
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ async def decided(
         assert job.deferral is not None
         services(request).engine.on_decided(job, decision, job.deferral.permission.input)
         return decision
-    if job.state != "running":
+    if job.state != "running" or any(decision.id == permission_id for decision in job.decisions):
         raise decided_already(permission_id, job.decisions)
     return await calls.decide(parts.store, job, permission_id, given, caller.subject)
 
