@@ -355,8 +355,11 @@ def test_a_body_costs_little_more_than_its_size(parser: str) -> None:
 
 
 @asynccontextmanager
-async def answering(answer: bytes) -> AsyncIterator[tuple[Proxy, list[tuple[dict[str, str], dict[str, Any]]]]]:
-    """A proxy of an API that answers each request with the beginning of a stream and is gone; and what it was asked."""
+async def answering(
+    *answer: bytes, goes_on: bool = False
+) -> AsyncIterator[tuple[Proxy, list[tuple[dict[str, str], dict[str, Any]]]]]:
+    """A proxy of an API that answers each request with the beginning of a stream, in these pieces, and is gone, or
+    says no more (`goes_on`); and what it was asked."""
     asked: list[tuple[dict[str, str], dict[str, Any]]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -366,9 +369,10 @@ async def answering(answer: bytes) -> AsyncIterator[tuple[Proxy, list[tuple[dict
         if "max_tokens" in body:  # the others ask for a count of tokens
             asked.append((headers, body))
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-        writer.write(head + b"%x\r\n%b\r\n" % (len(answer), answer))
+        writer.write(head + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in answer))
         await writer.drain()
-        writer.close()
+        if not goes_on:
+            writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with started(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as proxy:
@@ -376,6 +380,7 @@ async def answering(answer: bytes) -> AsyncIterator[tuple[Proxy, list[tuple[dict
     server.close()
 
 
+ASKED = {"model": "claude-haiku-4-5", "max_tokens": 64_000, "stream": True, "messages": []}
 THINKING = b"""event: message_start
 data: {"type":"message_start","message":{"model":"claude-haiku-4-5","usage":{"input_tokens":40,"output_tokens":1}}}
 
@@ -402,6 +407,41 @@ async def test_thinking_that_is_cut_off_counts_against_the_cap(weakened: bool, m
     charged = sum(each["max_tokens"] for _, each in asked) * Decimal("0.000005")
     assert (charged > 1) == weakened
     assert 0 < grant.account.spent_usd < Decimal("0.001")
+
+
+@pytest.mark.parametrize("weakened", [False, True])
+async def test_who_leaves_without_reading_pays_for_what_has_come(
+    weakened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that reads nothing, of an answer that is there to its last event but one."""
+    if weakened:
+        monkeypatch.setattr(keyproxy, "_hear_out", lambda *_: None)
+    piece = b'data: {"type":"content_block_delta","delta":{"type":"text_delta","text":"%b"}}\n\n' % (b"abc" * 100)
+    arrived, left = asyncio.Event(), asyncio.Event()
+    given: list[dict[str, Any]] = [{"type": "http.request", "body": json.dumps(ASKED).encode(), "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if given:
+            return given.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            arrived.set()
+            await asyncio.Event().wait()
+
+    async with answering(THINKING.replace(b"thinking", b"text"), *50 * [piece], goes_on=True) as (proxy, _):
+        grant, headers = granted(proxy, 1)
+        sent_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
+        scope = {"type": "http", "method": "POST", "path": "/v1/messages", "headers": sent_headers, "query_string": b""}
+        asking = asyncio.create_task(proxy.key._application(scope, receive, send))
+        await arrived.wait()
+        await asyncio.sleep(0.3)  # the rest comes, and is read by nobody
+        left.set()
+        await asyncio.wait_for(asking, HANG_S)
+    output = (grant.account.spent_usd - 40 * INPUT) / OUTPUT
+    assert (output == 50 * 100) != weakened, output
 
 
 ROUND = b"""data: {"type":"content_block_start","content_block":{"type":"server_tool_use","name":"web_search"}}

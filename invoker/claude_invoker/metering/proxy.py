@@ -340,6 +340,10 @@ class KeyProxy:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                     if is_first:  # is written when this task has paused: before the others that have come by now
                         is_first = await asyncio.sleep(0, False)
+            except asyncio.CancelledError:
+                if sent is not None:
+                    _hear_out(sent, response)
+                raise
             except aiohttp.ClientError:
                 if sent is not None:
                     sent.ending = "failed"
@@ -377,6 +381,12 @@ class KeyProxy:
 
 class _TooOften(Exception):
     """The API has read a request more often than it was reserved for."""
+
+
+def _hear_out(sent: Sent, response: aiohttp.ClientResponse) -> None:
+    """The run has left, and may have been slow before: what has come by now was put out for it."""
+    with contextlib.suppress(aiohttp.ClientError):
+        sent.meter.feed(response.content.read_nowait())
 
 
 async def _written_down(body: bytes, exchange: Exchange, sent: Sent) -> AsyncIterator[bytes]:
