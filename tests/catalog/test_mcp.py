@@ -16,6 +16,7 @@ from claude_invoker.audit.log import pairs
 from tests.catalog.mcp_servers import CLOCK, SECRET, Tickets, described, tickets_server
 from tests.invoker.conftest import Invoker, StandInProcess, as_root, defended_and_without, program, tool
 from tests.permissions.conftest import asking
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.xdist_group("catalog"), as_root]
 TOOLS = ["search", "create", "whoami", "large"]
@@ -91,7 +92,8 @@ def test_a_server_of_the_official_sdk_is_called_with_its_secret(api: httpx.Clien
     assert "found: slow gateway" in done["result"] and "created: it is slow" in done["result"]
     assert done["permission_denials"] == []
     assert {headers["authorization"] for _, headers in tickets.seen} == {f"Bearer {SECRET}"}
-    assert len(tickets.sessions) == 1 and tickets.seen[-1][0] == "DELETE"
+    assert len(tickets.sessions) == 1
+    wait_for(lambda: tickets.seen[-1][0] == "DELETE", what="the end of its session, which nobody waits for")
 
 
 def test_one_that_is_started_is_within_the_boundary_of_commands(api: httpx.Client, invoker: Invoker) -> None:
