@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,9 +24,9 @@ from claude_invoker.api.graphql.bounds import operation_of
 from claude_invoker.api.graphql.schema import SCHEMA, Asking
 from claude_invoker.caller import Caller
 from claude_invoker.problem import Problem
+from tests.interop.deployments import started
 from tests.invoker.conftest import Invoker
 from tests.invoker.test_trust import SECRET, attestation
-from tests.rate_tiers.servers import RedisProcess
 from tests.support.waiting import HANG_S
 
 pytestmark = pytest.mark.xdist_group("graphql")  # its invoker is started once
@@ -210,8 +210,10 @@ def test_no_mutation_goes_by_unseen(before: str, after: str, text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def invoker(shared_redis: RedisProcess, start_invoker: Callable[..., Invoker]) -> Invoker:
-    return start_invoker(trust="attested", attestation_key=SECRET, redis_url=shared_redis.url, worker="embedded")
+def invoker(start_invoker: Callable[..., Invoker]) -> Iterator[Invoker]:
+    redis = started()  # no other test's: its worker would run their jobs
+    yield start_invoker(trust="attested", attestation_key=SECRET, redis_url=redis.url, worker="embedded")
+    redis.close()
 
 
 LOOKS, STARTED = ["jwt-claims"], ["jwt-claims", "rate-tiers"]
