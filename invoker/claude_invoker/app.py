@@ -111,6 +111,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 await stack.enter_async_context(serving(settings, engine, jobs.store, jobs.queues))
             else:
                 await stack.enter_async_context(engine)
+            stack.push_async_callback(desk.over)
             yield
         if jobs is not None:
             await jobs.close()

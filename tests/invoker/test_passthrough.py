@@ -349,7 +349,8 @@ def test_an_invoker_that_stops_books_what_was_streamed(
             for _ in pieces:
                 pass
     assert api.messages[0].left.wait(HANG_S)
-    assert caller.booked() >= in_micro_usd(10)
+    wait_for(lambda: caller.booked() >= in_micro_usd(10), what="what it has cost")
+    wait_for(caller.noted, what="the line of the audit log")
     assert caller.noted()[0]["end"] == "left"
 
 

@@ -445,8 +445,8 @@ def anything_the_cli_says() -> None:
 def answers_that_nobody_reads() -> None:
     """The prompt is sent before the CLI has said whether it takes the model."""
 
-    async def obey(self: process.CliProcess, request: tuple[str, str]) -> None:
-        return None
+    async def obey(self: process.CliProcess, request: tuple[str, str]) -> messages.ControlAnswer:
+        return messages.ControlAnswer(request[1], None, None, None)
 
     original = process.CliProcess.ready
 

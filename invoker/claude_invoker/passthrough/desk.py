@@ -108,6 +108,13 @@ class Desk:
         _close(message.way)
         self._engine.go_on(self._settle(message, self._under_way.pop(message)))
 
+    async def over(self) -> None:
+        """Waits until those are finished that the server has broken off, since it stops: then their costs can be waited
+        for."""
+        until = time.monotonic() + _AGAIN_S
+        while self._under_way and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+
     async def _settle(self, message: Message, keeper: asyncio.Task[None] | None) -> None:
         try:
             final = await self._closed(message)
