@@ -13,7 +13,7 @@ from claude_invoker.additions import with_additions
 from claude_invoker.api import border
 from claude_invoker.api.form import Form
 from claude_invoker.api.once import once
-from claude_invoker.api.problems import Place, invalid
+from claude_invoker.api.problems import Place, errors_of, invalid
 from claude_invoker.caller import Caller
 from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import Plan, plan
@@ -39,7 +39,7 @@ def validated(
     try:
         return model.model_validate(with_additions(dict(document), caller.additions))
     except ValidationError as error:
-        errors = error.errors(include_input=False, include_context=False, include_url=False)
+        errors = errors_of(error)
         for item in errors:
             item["loc"] = place(item["loc"])
         raise invalid(errors) from error

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from claude_invoker.api import border
 from claude_invoker.api.answers import LOOKING, problems
 from claude_invoker.api.jobs import jobs_of, known_job
 from claude_invoker.api.openapi import request_body
-from claude_invoker.api.problems import invalid
+from claude_invoker.api.problems import checked
 from claude_invoker.api.replicas import run_of
 from claude_invoker.caller import APPROVE, Caller
 from claude_invoker.jobs import calls, deferred
-from claude_invoker.jobs.deferred import decided_already
 from claude_invoker.jobs.record import Job
 from claude_invoker.model import Permission, PermissionAnswer, PermissionDecision
 from claude_invoker.problem import Problem
 from claude_invoker.replicas.record import PastRun
+from claude_invoker.runs.permissions import decided_already
 from claude_invoker.runs.run import Run
 from claude_invoker.services import services
 from claude_invoker.trust import attested
@@ -49,15 +48,7 @@ async def job_to_decide(job_id: str, request: Request, caller: Annotated[Caller,
 
 async def answer_in(request: Request, caller: Annotated[Caller, Depends(attested)]) -> PermissionAnswer:
     """What the body says. Raises Problem 400, 422."""
-    return answer_of(border.json_object(await request.body()))
-
-
-def answer_of(given: Mapping[str, Any]) -> PermissionAnswer:
-    """Raises Problem 422."""
-    try:
-        return PermissionAnswer.model_validate(given)
-    except ValidationError as error:
-        raise invalid(error.errors(include_input=False, include_context=False, include_url=False)) from error
+    return checked(PermissionAnswer, border.json_object(await request.body()))
 
 
 AttestedCaller = Annotated[Caller, Depends(attested)]

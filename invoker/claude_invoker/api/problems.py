@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -39,9 +40,25 @@ def answer(problem: Problem, scope: Scope, prefix: str) -> JSONResponse:
     )
 
 
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
 def invalid(errors: Sequence[Any]) -> Problem:
     """422 with the places and kinds of the errors, never with the input itself."""
     return wrong([in_callers_words(error) for error in errors])
+
+
+def checked(model: type[Checked], given: object) -> Checked:
+    """The value of that model. Raises Problem 422."""
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise invalid(errors_of(error)) from error
+
+
+def errors_of(error: ValidationError) -> list[Any]:
+    """Without the input, which may be a secret, or large."""
+    return error.errors(include_input=False, include_context=False, include_url=False)
 
 
 def wrong(errors: Sequence[dict[str, str]]) -> Problem:

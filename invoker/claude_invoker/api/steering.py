@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import ValidationError
 
 from claude_invoker.api import border
 from claude_invoker.api.answers import LOOKING, problems
 from claude_invoker.api.jobs import known_job, store_of
 from claude_invoker.api.openapi import request_body
-from claude_invoker.api.problems import invalid
+from claude_invoker.api.problems import checked
 from claude_invoker.api.replicas import run_of
 from claude_invoker.caller import Caller
 from claude_invoker.jobs import calls
@@ -46,10 +45,7 @@ async def steered_job(job_id: str, request: Request, caller: Annotated[Caller, D
 
 async def message_in(request: Request, caller: Annotated[Caller, Depends(attested)]) -> str:
     """What the body says. Raises Problem 400, 422."""
-    try:
-        return MessageToRun.model_validate(border.json_object(await request.body())).message
-    except ValidationError as error:
-        raise invalid(error.errors(include_input=False, include_context=False, include_url=False)) from error
+    return checked(MessageToRun, border.json_object(await request.body())).message
 
 
 SteeredRun = Annotated[Run, Depends(steered_run)]

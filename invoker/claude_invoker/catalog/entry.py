@@ -207,16 +207,22 @@ def _parted(source: File, of: type[_H]) -> tuple[_H, str]:
         raise Broken(f"{name} does not begin with a head between two lines of ---")
     try:
         head = msgspec.convert(_plain(yaml.safe_load(found[1])), of)
-    except msgspec.ValidationError as error:
-        problem, _, place = str(error).partition(" - at `$")
-        field = place.strip("`.")
-        raise Broken(f"{name}: {f'{field}: ' if field else ''}{problem}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise Broken(f"{name}:{mark.line + 2 if mark else 1}: {getattr(error, 'problem', 'is not YAML')}") from error
+    except (msgspec.ValidationError, yaml.YAMLError) as error:
+        raise broken_by(name, error, above=1) from error
     except (RecursionError, ValueError) as error:  # a year 0, say
         raise Broken(f"{name}: its head is not YAML") from error
     return head, text[found.end() :]
+
+
+def broken_by(path: str, error: msgspec.ValidationError | yaml.YAMLError, *, above: int = 0) -> Broken:
+    """What is wrong with the YAML in a file that has so many lines above it."""
+    if isinstance(error, msgspec.ValidationError):
+        problem, _, place = str(error).partition(" - at `$")
+        field = place.strip("`.")
+        return Broken(f"{path}: {f'{field}: ' if field else ''}{problem}")
+    mark = getattr(error, "problem_mark", None)
+    line = mark.line + 1 + above if mark else 1
+    return Broken(f"{path}:{line}: {getattr(error, 'problem', 'is not YAML')}")
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,7 @@ from claude_invoker.catalog.entry import (
     File,
     Needs,
     Server,
+    broken_by,
     described,
     digest,
 )
@@ -53,14 +54,8 @@ def server_of(name: str, source: File) -> Entry:
     """The server in the file of that name, without its suffix. Raises Broken."""
     try:
         return _server_of(name, source)
-    except msgspec.ValidationError as error:
-        problem, _, place = str(error).partition(" - at `$")
-        field = place.strip("`.")
-        raise Broken(f"{source.path}: {f'{field}: ' if field else ''}{problem}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        raise Broken(f"{source.path}:{line}: {getattr(error, 'problem', 'is not YAML')}") from error
+    except (msgspec.ValidationError, yaml.YAMLError) as error:
+        raise broken_by(source.path, error) from error
     except RecursionError as error:
         raise Broken(f"{source.path} is nested too deep") from error
     except ValueError as error:

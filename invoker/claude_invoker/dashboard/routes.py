@@ -15,7 +15,8 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Stre
 from claude_contract.rules import QUESTION
 from claude_invoker.api import border, jobs
 from claude_invoker.api.links import base
-from claude_invoker.api.permissions import answer_of, decided, job_to_decide
+from claude_invoker.api.permissions import decided, job_to_decide
+from claude_invoker.api.problems import checked
 from claude_invoker.api.stream import HEADERS as STREAM
 from claude_invoker.caller import Caller
 from claude_invoker.dashboard import patch
@@ -26,6 +27,7 @@ from claude_invoker.dashboard.transcript import read
 from claude_invoker.jobs.record import OVER, Job
 from claude_invoker.jobs.recording import text_of
 from claude_invoker.jobs.store import Store
+from claude_invoker.model import PermissionAnswer
 from claude_invoker.problem import Problem
 from claude_invoker.runs.questions import questions_of
 from claude_invoker.services import services
@@ -174,7 +176,7 @@ async def decide(
     if decision == "allow" and asked is not None:
         texts = questions_of(asked.input)
         said["answers"] = {text: given.get(f"answer-{number}", "").strip() for number, text in enumerate(texts)}
-    answer = answer_of(said)
+    answer = checked(PermissionAnswer, said)
     await decided(request, job, permission_id, answer, viewer)
     place = "approvals" if given.get("back") == "approvals" else f"jobs/{job.id}"
     return RedirectResponse(f"{home(request)}/{place}", 303, HEADERS)

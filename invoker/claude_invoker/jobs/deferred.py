@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import Any
 
-from claude_contract.versions import UnknownVersion
 from claude_invoker.jobs.queue import Queues, enqueue_ticket
 from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import Store
@@ -14,9 +12,7 @@ from claude_invoker.model import PermissionAnswer, PermissionDecision
 from claude_invoker.plan import rules_of
 from claude_invoker.problem import Problem
 from claude_invoker.runs.deferral import call_key
-from claude_invoker.runs.permissions import decision_about, too_late
-
-_log = logging.getLogger(__name__)
+from claude_invoker.runs.permissions import decided_already, decision_about, too_late
 
 
 async def decide(
@@ -52,14 +48,7 @@ async def expire(store: Store, queues: Queues) -> list[tuple[Job, PermissionDeci
     """Denies what nobody has decided about in time. What was denied by this, and with which input it was asked about.
     Raises RedisError, OSError."""
     denied = []
-    for job_id in await store.overdue():
-        try:
-            job = await store.get(job_id)
-        except UnknownVersion:  # its own release sees to it
-            continue
-        except (ValueError, KeyError) as error:
-            _log.error("job %s: its record cannot be read (%s)", job_id, type(error).__name__)
-            continue
+    async for job_id, job in store.each(await store.overdue()):
         if job is None or job.deferral is None:
             await store.not_deferred(job_id)
             continue
@@ -68,11 +57,3 @@ async def expire(store: Store, queues: Queues) -> list[tuple[Job, PermissionDeci
         if await resume(store, queues, job, decision):
             denied.append((job, decision, asked.input))
     return denied
-
-
-def decided_already(permission_id: str, decisions: list[PermissionDecision]) -> Problem:
-    """What is said of a call that does not wait."""
-    for decision in decisions:
-        if decision.id == permission_id:
-            return Problem(409, "conflict", f"it is decided already: {decision.decision}")
-    return Problem(404, "not-found", "there is no such permission")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from redis.exceptions import RedisError
 
-from claude_contract.versions import UnknownVersion
 from claude_invoker.cli.walk import delete
 from claude_invoker.jobs.deferred import expire
 from claude_invoker.jobs.ends import Ends
@@ -38,7 +37,7 @@ class Reconciler:
 
     async def recover(self) -> None:
         """Ends the jobs of workers that died on this machine. Before the engine opens, which deletes what they left."""
-        async for _, job in self._running():
+        async for _, job in self.store.each(await self.store.running()):
             if job is not None and await asyncio.to_thread(is_orphaned, job):
                 await self.ends.orphaned(job)
 
@@ -80,26 +79,13 @@ class Reconciler:
             await self.store.told(*notices)
 
     async def _find_orphaned(self) -> None:
-        async for job_id, job in self._running():
+        async for job_id, job in self.store.each(await self.store.running()):
             if job is None:
                 await self.store.redis.zrem(RUNNING, job_id)
                 continue
             silent = now_ms() - job.beat > 2 * HEARTBEAT_S * 1000
             if job_id not in self.ours and (silent or await asyncio.to_thread(is_orphaned, job)):
                 await self.ends.orphaned(job)
-
-    async def _running(self) -> AsyncIterator[tuple[str, Job | None]]:
-        """None: it is gone. Of another release its own workers see to it; and a record that cannot be read keeps nobody
-        from looking after the others."""
-        for job_id in await self.store.running():
-            try:
-                job = await self.store.get(job_id)
-            except UnknownVersion:
-                continue
-            except (ValueError, KeyError) as error:
-                _log.error("job %s: its record cannot be read (%s)", job_id, type(error).__name__)
-                continue
-            yield job_id, job
 
     async def _delete_files(self) -> None:
         """Artifacts go with their job's record, whichever worker kept them. Those of jobs that this Redis does not know

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from claude_invoker.jobs.streams import Streams
 from claude_invoker.model import PermissionDecision
 from claude_invoker.runs.deferral import Deferral
 
+_log = logging.getLogger(__name__)
 JOBS_TAG = "{jobs}"
 PREFIX = f"claude:{JOBS_TAG}:"
 CANCELLED = PREFIX + "cancelled"  # channel
@@ -265,6 +267,19 @@ class Store:
         """Raises UnknownVersion."""
         stored = await self.redis.hgetall(PREFIX + f"job:{job_id}")
         return Job.load(stored) if stored else None
+
+    async def each(self, job_ids: Iterable[str]) -> AsyncIterator[tuple[str, Job | None]]:
+        """Their records; None: it is gone. Of another release its own workers see to it; and a record that cannot be
+        read keeps nobody from looking after the others."""
+        for job_id in job_ids:
+            try:
+                job = await self.get(job_id)
+            except UnknownVersion:
+                continue
+            except (ValueError, KeyError) as error:
+                _log.error("job %s: its record cannot be read (%s)", job_id, type(error).__name__)
+                continue
+            yield job_id, job
 
     async def gone(self, job_id: str, subject: str | None) -> bool:
         """True where a job of the subject (None: of anybody) has expired."""

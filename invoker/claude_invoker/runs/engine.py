@@ -50,7 +50,7 @@ from claude_invoker.metering import control, key
 from claude_invoker.metering.control import Metering
 from claude_invoker.model import InvokeRequest, PermissionDecision
 from claude_invoker.plan import Plan
-from claude_invoker.plan import plan as decided
+from claude_invoker.plan import plan as plan_of
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
 from claude_invoker.runs.deferral import Deferral
@@ -326,7 +326,7 @@ class Engine:
         found = []
         for clamp in (await asyncio.to_thread(self._tiers.load)).values():
             with contextlib.suppress(Problem):  # what such a run would be told
-                usual = decided(_NOTHING_ASKED, clamp, self.settings, self.boundary, catalog=self.catalog)
+                usual = plan_of(_NOTHING_ASKED, clamp, self.settings, self.boundary, catalog=self.catalog)
                 found.append(self._executor.shape_of(usual))
         return found
 

@@ -90,8 +90,7 @@ class Idle:
     def suits(self, run: Run) -> bool:
         """Whether a run of that plan may leave its process to the next turn, or take one."""
         plan = run.plan
-        is_plain = not plan.egress and not plan.servers and plan.check is None and plan.repository is None
-        is_plain = is_plain and plan.defers_after_s is None
+        is_plain = not any((plan.egress, plan.servers, plan.check, plan.repository)) and plan.defers_after_s is None
         return self.enabled and is_plain and plan.session is not None
 
     async def take(self, session: Session, run: Run) -> Ready | None:

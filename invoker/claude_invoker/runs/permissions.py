@@ -210,11 +210,9 @@ class Permissions:
         Raises Problem 404, 409 where it is decided already, 403 for one's own run where four eyes are needed, 422 for
         an input that the rules deny, as things are now, and for answers that are none to what the model asks."""
         refuse_own(self._rules, by, self._owner)
-        if permission_id in self.decided:
-            raise Problem(409, "conflict", f"it is decided already: {self.decided[permission_id].decision}")
         held = self._held.get(permission_id)
         if held is None:
-            raise Problem(404, "not-found", "there is no such permission")
+            raise decided_already(permission_id, self.decided.values())
         if self._closed:
             raise Problem(503, "busy", "the run is being put away", {"Retry-After": "1"})
         if given.remember == "session":
@@ -240,7 +238,7 @@ class Permissions:
         """The CLI does not want to know any more."""
         for held in list(self._held.values()):
             if held.request_id == request_id:
-                self._lapse(held, "ended", "It is not asked any more.", None)
+                self._decide(_denied(held.shown, "ended", "It is not asked any more."), None)
 
     def end(self, *, is_deferred: bool = False) -> None:
         """Nothing waits any more: its process has ended, or is about to. So it is not answered, or the model would go
@@ -249,7 +247,7 @@ class Permissions:
             self.deferred = None
         for held in list(self._held.values()):
             if held.shown is not self.deferred:
-                self._lapse(held, "ended", "The run has ended.", None)
+                self._decide(_denied(held.shown, "ended", "The run has ended."), None)
 
     def close(self) -> None:
         """The run's part is over: what was deferred is decided elsewhere from now on."""
@@ -260,17 +258,6 @@ class Permissions:
     def _expire(self, permission_id: str) -> None:
         decision = too_late(self._held[permission_id].shown, self._timeout_s)
         self._decide(decision, Deny(decision.message or ""))
-
-    def _lapse(self, held: _Held, reason: Reason, message: str, answer: HookAnswer | None) -> None:
-        decision = PermissionDecision(
-            id=held.shown.id,
-            tool=held.shown.tool,
-            decision="deny",
-            reason=reason,
-            message=message,
-            decided_at=time.time(),
-        )
-        self._decide(decision, answer)
 
     def _decide(self, decision: PermissionDecision, answer: HookAnswer | None) -> None:
         held = self._held.pop(decision.id)
@@ -329,10 +316,22 @@ def decision_about(
 
 def too_late(asked: Permission, timeout_s: float) -> PermissionDecision:
     """What becomes of a call that nobody has decided about."""
-    message = f"Nobody has allowed it within {timeout_s:g} seconds."
+    return _denied(asked, "timeout", f"Nobody has allowed it within {timeout_s:g} seconds.")
+
+
+def _denied(asked: Permission, reason: Reason, message: str) -> PermissionDecision:
+    """By nobody."""
     return PermissionDecision(
-        id=asked.id, tool=asked.tool, decision="deny", reason="timeout", message=message, decided_at=time.time()
+        id=asked.id, tool=asked.tool, decision="deny", reason=reason, message=message, decided_at=time.time()
     )
+
+
+def decided_already(permission_id: str, decisions: Iterable[PermissionDecision]) -> Problem:
+    """What is said of a call that does not wait."""
+    for decision in decisions:
+        if decision.id == permission_id:
+            return Problem(409, "conflict", f"it is decided already: {decision.decision}")
+    return Problem(404, "not-found", "there is no such permission")
 
 
 def refuse_own(rules: Sequence[Rules], by: str, owner: str) -> None:
