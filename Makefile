@@ -153,8 +153,8 @@ doctor: setup ## 1,000 generated files, what the doctor says and what passes (FI
 jobs-chaos: setup ## 500 jobs while workers and Redis are killed, with both policies; about 10 minutes
 	JOBS_CHAOS=500 $(BIN)/python -m pytest tests/jobs/test_workers.py -q
 
-replicas-chaos: setup ## 1,000 runs behind the gateway while each of two invokers and two workers is killed ten times; 12 minutes
-	$(BIN)/python -m tests.replicas
+replicas-chaos: setup ## 1,000 runs behind the gateway while each of two invokers and two workers is killed ten times; 12 minutes (REPLICAS=--real: real CLI, S3)
+	$(BIN)/python -m tests.replicas $(REPLICAS)
 
 metrics-long: setup ## 10,000 mixed requests counted exactly, a report over 1 GB of logs; about 4 minutes
 	METRICS_REQUESTS=10000 REPORT_BYTES=1000000000 $(BIN)/python -m pytest tests/metrics -q -s --timeout=900

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
@@ -26,9 +26,10 @@ from tests.invoker.test_trust import SECRET, attestation
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.waiting import HANG_S
 
-OPUS, SONNET = "claude-opus-5-5", "claude-sonnet-4-5"
+OPUS, SONNET, HAIKU = "claude-opus-5-5", "claude-sonnet-4-5", "claude-haiku-4-5"
 # US dollars for a million tokens, from Anthropic's price list: input, output, cache read, cache write 5 min, 1 h.
 LIST = {
+    HAIKU: ("1", "5", "0.1", "1.25", "2"),
     OPUS: ("4", "20", "0.2", "5", "8"),
     SONNET: ("3", "15", "0.3", "3.75", "6"),
     f"{SONNET} beyond 200,000": ("6", "22.5", "0.6", "7.5", "12"),
@@ -86,20 +87,26 @@ class Charges:
         three letters where the stand-in counts one for four; one that was killed is billed for what it may not have read.
         A run that ended before it asked anything else may have asked about its model, or not. `struck`: a proxy was
         killed meanwhile, which may have read less of what was complete."""
-        most, charges = self.asked_first(model), self.of(mark)
-        least = most if charges else Decimal(0)
-        for charge in charges:
-            model, usage, streamed = charge["model"], charge["usage"], charge["streamed"]
-            if charge["complete"]:
-                low = high = usage["output_tokens"]
-            else:
-                low, high = (max(1, -(-letters // 3)) for letters in (streamed - CHUNK, streamed))
-                high += UNREAD
-            if struck:
-                high = max(high, -(-streamed // 3) + UNREAD)
-            least += price(model, usage, low)
-            most += price(model, usage, high)
-        return micro(least), micro(most)
+        first, charges = self.asked_first(model), self.of(mark)
+        least, most = billable(charges, struck=struck)
+        return micro(least + first if charges else least), micro(most + first)
+
+
+def billable(charges: Iterable[dict[str, Any]], *, struck: bool) -> tuple[Decimal, Decimal]:
+    """The least and the most US dollars of these requests alone, as `Charges.bounds` says."""
+    least = most = Decimal(0)
+    for charge in charges:
+        model, usage, streamed = charge["model"], charge["usage"], charge["streamed"]
+        if charge["complete"]:
+            low = high = usage["output_tokens"]
+        else:
+            low, high = (max(1, -(-letters // 3)) for letters in (streamed - CHUNK, streamed))
+            high += UNREAD
+        if struck:
+            high = max(high, -(-streamed // 3) + UNREAD)
+        least += price(model, usage, low)
+        most += price(model, usage, high)
+    return least, most
 
 
 @contextmanager

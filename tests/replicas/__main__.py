@@ -1,9 +1,10 @@
 """Whether several invokers and workers lose, mix up or pay twice for anything while each of them is killed again and again:
-`python -m tests.replicas [--runs 1000] [--kills 10] [--seed N]`. One JSON object on the last line; 1 where it is not all 0.
+`python -m tests.replicas [--runs 1000] [--kills 10] [--seed N] [--real]`. One JSON object on the last line; 1 where it is not all 0.
 
 Callers send runs, streams that they leave and come back to, jobs and sessions through the gateway, which asks one invoker
 after the other. Meanwhile one process after the other is killed by SIGKILL and started again with what it has on its disk:
-invokers, workers, their metering proxies, the plugin server, both Redis. `bench/fast_cli.sh` stands for the CLI.
+invokers, workers, their metering proxies, the plugin server, both Redis. `bench/fast_cli.sh` stands for the CLI, and a
+directory is the store; with `--real` it is the real CLI within its boundary, and an S3 server.
 
 | key | meaning |
 |---|---|
@@ -34,8 +35,9 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=10, help="of each process, at least")
     parser.add_argument("--seed", type=int, default=21)
+    parser.add_argument("--real", action="store_true", help="with the real CLI, and an S3 server")
     options = parser.parse_args()
-    with staged() as stage:
+    with staged(is_real=options.real) as stage:
         figures, faults = asyncio.run(chaos(stage, options.runs, options.kills, options.seed))
     for fault in faults:
         print(fault, file=sys.stderr)

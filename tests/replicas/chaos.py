@@ -14,6 +14,7 @@ from typing import Any
 from claude_contract import ledger
 from kong_claude.rate_tiers.redis_ledger import RedisLedger
 from kong_claude.rate_tiers.redis_ledger import Settings as RedisAddress
+from tests.invoker.money import HAIKU, billable, micro
 from tests.replicas.crowd import CLEAR, Asked, Caller, Hangs
 from tests.replicas.stage import Stage, restart_redis
 from tests.support.waiting import HANG_S
@@ -25,10 +26,11 @@ Outcome = tuple[dict[str, float], list[str]]
 """The figures, and each fault in words."""
 AT_ONCE = 8
 RUNS_OF_ONE = 5
-RUN = 10_000
-"""Micro-USD that the API charges for each run of `fast_cli.sh`."""
-HELD = 10_400
-"""The most that is booked for one whose proxy was killed before it had read the answer."""
+RUN, HELD = 10_000, 10_400
+"""Micro-USD: what the API charges for a run of `fast_cli.sh`, and the most that is booked for one whose proxy was killed before it had read the answer."""
+HELD_REAL = 150_000
+"""The most that is booked for a request of the real CLI that nobody knows the answer of: its instructions and tools in
+tokens, and 256 more."""
 SETTLED_S = 60.0
 """In which what the dead have left is booked and lapses."""
 
@@ -143,12 +145,12 @@ async def counted(stage: Stage, asked: list[Asked], settled_s: float = SETTLED_S
     """What has come of all that was asked for. `settled_s`: how long it may take until the dead's places have lapsed, and
     what they have spent is booked."""
     figures = collections.Counter[str](dict.fromkeys((*ZERO, "failed"), 0))
-    begun = collections.Counter(stage.begun.read_text().splitlines())
+    begun = times_begun(stage, asked)
     faults: list[Fault] = []
     for each in asked:
         if not each.result and each.why not in CLEAR:
             each.wrong("unclear", f"ended as {each.problem}")
-        if (times := begun[f"begin {each.mark}"]) > 1 and not may_run_again(stage, each):
+        if (times := begun[each.mark]) > 1 and not may_run_again(stage, each):
             each.wrong("ran_twice", f"began {times} times")
         figures["succeeded" if each.result else f"broken_{each.why}"] += 1
         figures["failed"] += not each.result and each.kind != "cancelled"
@@ -161,32 +163,65 @@ async def counted(stage: Stage, asked: list[Asked], settled_s: float = SETTLED_S
     return {"runs": len(asked), **figures}, [text for _, text in faults]
 
 
+def times_begun(stage: Stage, asked: list[Asked]) -> dict[str, int]:
+    """How often each run was begun: as `fast_cli.sh` has written down, or by the conversations in which the real CLI has
+    asked the API for it."""
+    if not stage.is_real:
+        lines = collections.Counter(stage.begun.read_text().splitlines())
+        return {each.mark: lines[f"begin {each.mark}"] for each in asked}
+    charged = by_mark(stage.charged(), asked)
+    return {each.mark: len({charge["session"] for charge in charged[each.mark]}) for each in asked}
+
+
 def may_run_again(stage: Stage, asked: Asked) -> bool:
     return asked.kind == "job" and stage.jobs_go_back
 
 
 def misbooked(stage: Stage, asked: list[Asked]) -> list[Fault]:
     """Of each subject: whether what is booked is what its runs have cost, and nothing is held any more."""
-    marks = {each.mark for each in asked}
-    charged = collections.Counter(
-        mark for prompt in stage.charged() for mark in marks.intersection(re.split(r"[^\w-]+", prompt))
-    )
+    charged = by_mark(stage.charged(), asked)
     by_subject = collections.defaultdict[str, list[Asked]](list)
     for each in asked:
         by_subject[each.subject].append(each)
     store, faults = RedisLedger(RedisAddress(stage.ledger.url, timeout=HANG_S)), list[Fault]()
     for subject, its in by_subject.items():
         found = store.peek(ledger.Peek(ledger.NAMESPACE, ledger.subject_key("subject", subject)))
-        requests = sum(charged[each.mark] for each in its)
+        requests = [charge for each in its for charge in charged[each.mark]]
+        # Of a run that was broken a request may have been on its way, which the API has not seen, or has not charged for.
         broken = [each for each in its if not each.result or may_run_again(stage, each)]
-        held = sum(HELD - RUN if charged[each.mark] and not each.result else HELD for each in broken)
+        least, most = billable(requests, struck=bool(broken))
+        most += len(its) * stage.charges.asked_first(HAIKU)  # which the real CLI may ask whether it is there
+        held = sum(most_held(stage, is_charged=bool(charged[each.mark]) and not each.result) for each in broken)
         booked = found.spent_day_micro_usd
-        told = f"{subject} was booked {booked} for {requests} requests, {len(broken)} of {len(its)} runs were broken"
-        if booked > RUN * requests + held:
+        told = (
+            f"{subject} was booked {booked} for {len(requests)} requests of {micro(least)} to {micro(most)}, "
+            f"{len(broken)} of {len(its)} runs were broken"
+        )
+        if booked > micro(most) + held:
             faults.append(("doubled", f"doubled: {told}"))
-        if booked < RUN * requests:
+        if booked < micro(least):
             faults.append(("unpaid", f"unpaid: {told}"))
         if found.running or found.reserved_micro_usd:
             still = f"{found.running} places and {found.reserved_micro_usd} micro-USD"
             faults.append(("leases", f"leases: {subject} has {still}"))
     return faults
+
+
+def most_held(stage: Stage, *, is_charged: bool) -> int:
+    """Micro-USD that may be booked for a broken run beside what the API has charged for it. The stand-in of the CLI asks
+    once, the real one again when its tool has run."""
+    if stage.is_real:
+        return HELD_REAL
+    return HELD - RUN if is_charged else HELD
+
+
+def by_mark(charges: list[dict[str, Any]], asked: list[Asked]) -> dict[str, list[dict[str, Any]]]:
+    """The requests that each run has made: the mark of a request is the last one in it, behind those of its session."""
+    marks = {each.mark for each in asked}
+    found = collections.defaultdict[str, list[dict[str, Any]]](list)
+    for charge in charges:
+        for word in reversed(re.split(r"[^\w-]+", charge["prompt"])):
+            if word in marks:
+                found[word].append(charge)
+                break
+    return found

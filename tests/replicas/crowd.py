@@ -4,6 +4,7 @@ subject of its own, and writes down what it was answered and what it should not 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 import time
@@ -15,12 +16,15 @@ from typing import Any
 import httpx
 import orjson
 
+from tests.invoker.money import HAIKU
 from tests.replicas.stage import Stage
 from tests.support.waiting import HANG_S
 
 WAIT_S = 0.2
 LOST_AT = 1 << 40
 """The number of the event by which a run ends whose invoker is gone."""
+USAGE = json.dumps({"input_tokens": 5000, "output_tokens": 1000})
+"""Of each request of the real CLI: a cent, as of `fast_cli.sh`."""
 EVENTS = {"Accept": "text/event-stream"}
 CLEAR = {"worker-lost", "cancelled", "cli-failed", "api-unreachable", "conflict", "not-bookable", "busy", "limited"}
 """Kinds of problems by which a run that was broken may end."""
@@ -51,6 +55,31 @@ class Asked:
 
     def wrong(self, figure: str, what: str) -> None:
         self.faults.append((figure, f"{figure}: {self.kind} {self.mark} {what}"))
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a run is to do: for `fast_cli.sh`, and as a command for the tool of the real CLI. It says "did" and its mark,
+    in a session also what was done there before."""
+
+    pause: float
+    writes: str = ""
+    turn: str = ""
+
+    def plain(self) -> str:
+        words = {"sleep": str(self.pause), "write": self.writes, "turn": self.turn}
+        return " ".join(f"{name}={value}" for name, value in words.items() if value)
+
+    def command(self, mark: str) -> str:
+        writes = f"echo {mark} >{self.writes}; " if self.writes else ""
+        turn = f"echo {self.turn} >>turns; " if self.turn else ""
+        before = " after $(tr '\\n' ' ' <turns)" if self.turn else ""
+        return f"{writes}{turn}sleep {self.pause}; echo did {mark}{before}"
+
+
+def said(result: str) -> str:
+    """What it comes to: without what the stand-in of the API says before it, and the CLI behind it."""
+    return result.removeprefix("Tool results:\n").partition("\n")[0].strip()
 
 
 def is_for_now(answer: httpx.Response) -> bool:
@@ -96,14 +125,18 @@ class Caller:
         """The answer, whatever it is."""
         return await self._http.request(method, path, **options)
 
-    def body(self, asked: Asked, words: str = "", **more: Any) -> dict[str, Any]:
-        return {"prompt": f"job={asked.mark} log={self.stage.begun} {words} ok", **more}
+    def body(self, asked: Asked, words: Words, **more: Any) -> dict[str, Any]:
+        if not self.stage.is_real:
+            return {"prompt": f"job={asked.mark} log={self.stage.begun} {words.plain()} ok", **more}
+        call = json.dumps({"command": words.command(asked.mark)})
+        prompt = f"[[tool Bash {call}]] [[usage {USAGE}]] {asked.mark}"
+        return {"prompt": prompt, "model": HAIKU, "tools": ["Bash"], **more}
 
     # One of each kind.
 
     async def plain(self) -> None:
         asked = self.begin("plain")
-        answer = await self._invoked(asked, self.body(asked, "sleep=0.2 write=left.txt"))
+        answer = await self._invoked(asked, self.body(asked, Words(0.2, writes="left.txt")))
         if answer is not None and [each["path"] for each in answer["artifacts"]] == ["left.txt"]:
             file = await self.send(None, "GET", answer["artifacts"][0]["href"])
             if (file.status_code, file.text) != (200, f"{asked.mark}\n"):
@@ -116,16 +149,16 @@ class Caller:
         session, known, broken = "new", list[str](), set[str]()
         for _ in range(turns):
             asked = self.begin("turn")
-            words = f"sleep=0.2 turn={asked.mark}"
+            words = Words(0.2, turn=asked.mark)
             answer = await self._invoked(asked, self.body(asked, words, session=session))
             if answer is None:
                 broken.add(asked.mark)
                 if session == "new":
                     return
                 continue
-            said = answer["result"].partition(" after ")[2].split()
-            if [mark for mark in said if mark not in broken] != [*known, asked.mark] or len(set(said)) < len(said):
-                asked.wrong("out_of_order", f"the session has {said}, not {[*known, asked.mark]}")
+            done = said(answer["result"]).partition(" after ")[2].split()
+            if [mark for mark in done if mark not in broken] != [*known, asked.mark] or len(set(done)) < len(done):
+                asked.wrong("out_of_order", f"the session has {done}, not {[*known, asked.mark]}")
             session, known = answer["session"], [*known, asked.mark]
 
     async def _invoked(self, asked: Asked, body: dict[str, Any]) -> dict[str, Any] | None:
@@ -136,13 +169,13 @@ class Caller:
             asked.problem = document
             return None
         asked.place, asked.result = f"/claude/runs/{document['id']}", document["result"]
-        if not asked.result.startswith(f"did {asked.mark}"):
+        if not said(asked.result).startswith(f"did {asked.mark}"):
             asked.wrong("wrong_owner", f"is answered {asked.result}")
         return document
 
     async def streamed(self, *, cancels: bool = False) -> None:
         asked = self.begin("cancelled" if cancels else "streamed")
-        body = self.body(asked, f"sleep={3 if cancels else 0.4}")
+        body = self.body(asked, Words(3 if cancels else 0.4))
         headers = EVENTS | {"Idempotency-Key": asked.mark}
         until, last = time.monotonic() + HANG_S, 0
         while time.monotonic() < until:
@@ -190,7 +223,7 @@ class Caller:
             asked.problem = document
         else:
             asked.result = document["result"]
-            if asked.result != f"did {asked.mark}":
+            if said(asked.result) != f"did {asked.mark}":
                 asked.wrong("wrong_owner", f"ends with {asked.result}")
         if not asked.place:
             return
@@ -207,7 +240,9 @@ class Caller:
             path = "/claude/jobs"
         else:
             path, headers = "/claude/invoke", headers | {"Prefer": "respond-async"}
-        made = await self.send(asked, "POST", path, json=self.body(asked, "sleep=0.3 write=left.txt"), headers=headers)
+        made = await self.send(
+            asked, "POST", path, json=self.body(asked, Words(0.3, writes="left.txt")), headers=headers
+        )
         if made.status_code != 202:
             asked.wrong("unclear", f"is refused: {made.status_code} {made.text[:300]}")
             return
@@ -223,7 +258,7 @@ class Caller:
             asked.problem = seen.get("error") or {}
             return
         asked.result = seen["result"]["result"]
-        if asked.result != f"did {asked.mark}":
+        if said(asked.result) != f"did {asked.mark}":
             asked.wrong("wrong_owner", f"is answered {asked.result}")
 
     async def _followed(self, asked: Asked) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 import signal
@@ -32,6 +33,7 @@ from tests.rate_tiers.servers import RedisProcess
 from tests.support.gateway import Alone, gateway_alone
 from tests.support.ports import free_port
 from tests.support.processes import command_line
+from tests.support.s3 import ID, S3, SECRET
 from tests.support.waiting import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,6 +126,8 @@ class Stage:
     charges: Charges
     gateway: Alone
     parts: dict[str, Part]
+    is_real: bool = False
+    """With the real CLI, and an S3 server for the store."""
 
     @property
     def url(self) -> str:
@@ -148,10 +152,10 @@ class Stage:
     def restarts(self) -> int:
         return sum(len(part.seen) - 1 for part in self.parts.values())
 
-    def charged(self) -> list[str]:
-        """The prompt of each request that the API charges for."""
+    def charged(self) -> list[dict[str, Any]]:
+        """Each request that the API charges for."""
         path = self.charges.path
-        return [json.loads(line)["prompt"] for line in path.read_text().splitlines()] if path.exists() else []
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     async def kill_plugin_server(self) -> bool:
         """Which its keeper starts again. Whether there was one."""
@@ -177,7 +181,7 @@ def config(ports: list[int]) -> str:
 
 
 @contextmanager
-def staged(**more: Any) -> Iterator[Stage]:
+def staged(*, is_real: bool = False, **more: Any) -> Iterator[Stage]:
     """All of it, ready, as long as the block runs. `more`: settings of invokers and workers."""
     folder = Path(tempfile.mkdtemp(prefix="replicas-"))
     folder.chmod(0o711)  # runs have users of their own
@@ -191,15 +195,21 @@ def staged(**more: Any) -> Iterator[Stage]:
             stack.callback(server.close)
         ledger, runs = redis
         charges = stack.enter_context(charging(folder))
+        if is_real:
+            logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's, which tells each request
+            s3 = S3()
+            stack.callback(s3.stop)
+            own: dict[str, Any] = {"store": s3.url("chaos"), "store_key": f"{ID}:{SECRET}"}
+        else:
+            own = {"store": f"file://{folder}/store", "cli_path": FAST_CLI, "isolation": "none"}
 
-        def settings(name: str, **own: Any) -> dict[str, Any]:
+        def settings(name: str, **its: Any) -> dict[str, Any]:
             shared = {
-                "redis_url": ledger.url, "runs_redis_url": runs.url, "store": f"file://{folder}/store",
-                "attestation_key": public_key_of(key, "the gateway's"), "cli_path": FAST_CLI, "isolation": "none",
-                "anthropic_api_key": "sk-ant-none", "anthropic_base_url": charges.url, "state_dir": folder / name,
-                "uid_base": next(bases), "pool_size": 0, "max_runs": 8, "queue_wait_s": HANG_S, "heartbeat_s": 1,
+                "redis_url": ledger.url, "runs_redis_url": runs.url, "state_dir": folder / name, "uid_base": next(bases),
+                "attestation_key": public_key_of(key, "the gateway's"), "anthropic_api_key": "sk-ant-none",
+                "anthropic_base_url": charges.url, "pool_size": 0, "max_runs": 8, "queue_wait_s": HANG_S, "heartbeat_s": 1,
             }  # fmt: skip
-            return shared | more | own
+            return shared | own | more | its
 
         parts: dict[str, Part] = {}
         for name, port in zip(INVOKERS, ports, strict=True):
@@ -216,7 +226,7 @@ def staged(**more: Any) -> Iterator[Stage]:
         gateway = stack.enter_context(gateway_alone(config(ports), lambda _, __, ___: secrets))
         for part in parts.values():
             asyncio.run(part.ready())
-        yield Stage(folder, ledger, runs, charges, gateway, parts)
+        yield Stage(folder, ledger, runs, charges, gateway, parts, is_real)
 
 
 def stop(part: Part) -> None:

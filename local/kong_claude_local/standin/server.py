@@ -26,7 +26,8 @@ class StandIn:
     """A Messages API of canned answers on loopback.
 
     `record`: file that gets one JSON line per request. `charges`: the same for each answer that the API would charge
-    for, also one that was broken off: `{model, prompt, usage, streamed, complete}` (`streamed`: letters).
+    for, also one that was broken off: `{model, prompt, session, usage, streamed, complete}` (`session`: as the client
+    names it; `streamed`: letters).
     `chunk_delay_ms`: pause between text chunks, so that a stream visibly arrives one by one. `accept_keys`: when given,
     other API keys get 401.
     """
@@ -193,6 +194,7 @@ class StandIn:
         line = {
             "model": document.get("model"),
             "prompt": json.dumps(document.get("messages")),
+            "session": (document.get("metadata") or {}).get("user_id"),
             "usage": usage,
             "streamed": streamed,
             "complete": complete,
