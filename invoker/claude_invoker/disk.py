@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 from claude_invoker.problem import Problem
 
 _log = logging.getLogger(__name__)
-Kind = Literal["trees", "sessions", "artifacts", "repositories"]
+Kind = Literal["trees", "sessions", "artifacts", "repositories", "audit", "journal"]
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,18 @@ def excess(kept: Iterable[Kept], bounds: Bounds) -> list[Kept]:
     return gone
 
 
+_BOOKS: Mapping[Kind, str] = {
+    "audit": "the audit log takes",
+    "journal": "what runs have cost and nobody has booked takes",
+}
+
+
 def refusal(kind: Kind, bounds: Bounds, *, of_all: bool) -> Problem:
     """What a run is answered for which there is no room."""
     limit = f"{kind}_{'in_all' if of_all else 'per_subject'}"
     allowed = bounds.in_all if of_all else bounds.per_subject
-    whose = "all callers" if of_all else "yours"
-    return _full(limit, allowed, f"{kind} of {whose} take more than {allowed} bytes of the disk".capitalize())
+    what = _BOOKS.get(kind, f"{kind} of {'all callers' if of_all else 'yours'} take")
+    return _full(limit, allowed, f"{what[0].upper()}{what[1:]} more than {allowed} bytes of the disk")
 
 
 def _full(limit: str, allowed: int, detail: str) -> Problem:
@@ -100,8 +106,8 @@ def _full(limit: str, allowed: int, detail: str) -> Problem:
 
 
 class Disk:
-    """`reserve`: bytes that stay free on the file systems of `paths`, or no run begins. `counted`: directories of which
-    only the size is told, since nothing in them may be deleted here."""
+    """`reserve`: bytes that stay free on the file systems of `paths`, or no run begins. `counted`: directories that
+    have a bound in all and nothing that may be deleted here."""
 
     def __init__(
         self,
@@ -109,7 +115,7 @@ class Disk:
         bounds: Mapping[Kind, Bounds],
         reserve: int,
         paths: Sequence[Path],
-        counted: Mapping[str, Path] | None = None,
+        counted: Mapping[Kind, Path] | None = None,
     ) -> None:
         self._sources = sources
         self._bounds = bounds
@@ -117,7 +123,7 @@ class Disk:
         self._paths = paths
         self._counted = counted or {}
         self._used: dict[Kind, Counter[str | None]] = {}
-        self.used: dict[str, int] = dict.fromkeys([*sources, *self._counted], 0)
+        self.used: dict[Kind, int] = dict.fromkeys([*sources, *self._counted], 0)
         """Bytes of each, when it was last looked at."""
 
     async def clear(self) -> None:
@@ -150,6 +156,10 @@ class Disk:
             if bounds.per_subject and used[subject_digest(subject)] > bounds.per_subject:
                 raise refusal(kind, bounds, of_all=False)
             if bounds.in_all and used.total() > bounds.in_all:
+                raise refusal(kind, bounds, of_all=True)
+        for kind in self._counted:
+            bounds = self._bounds.get(kind, Bounds())
+            if bounds.in_all and self.used[kind] > bounds.in_all:
                 raise refusal(kind, bounds, of_all=True)
         self.room_for(0)
 

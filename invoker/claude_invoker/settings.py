@@ -207,6 +207,11 @@ class Settings(BaseSettings):
     """The same of the sessions that have no run. Where they move the store has what goes here."""
     repositories_in_all: int = Field(default=32 << 30, ge=0)
     """The same of what is kept of repositories."""
+    audit_in_all: int = Field(default=0, ge=0)
+    """Bytes that the audit log may take on this machine's disk. Beyond it goes what its store has; where that is not
+    enough, no run begins."""
+    journal_in_all: int = Field(default=256 << 20, ge=0)
+    """The same of what runs have cost and nobody has booked yet, of which nothing goes."""
     disk_reserve: int = Field(default=256 << 20, ge=0)
     """Bytes that have to be free on the disk for a run to begin (507)."""
     retention_s: float = Field(default=3600.0, ge=0)
@@ -274,7 +279,14 @@ class Settings(BaseSettings):
             "artifacts": disk.Bounds(self.artifacts_per_subject, self.artifacts_in_all),
             "sessions": disk.Bounds(self.sessions_per_subject, self.sessions_in_all),
             "repositories": disk.Bounds(0, self.repositories_in_all),
+            "audit": disk.Bounds(0, self.audit_in_all),
+            "journal": disk.Bounds(0, self.journal_in_all),
         }
+
+    @property
+    def books(self) -> dict[disk.Kind, Path]:
+        """Directories of which the invoker itself deletes nothing."""
+        return {"audit": self.audit_directory, "journal": self.state_dir / "journal"}
 
     @property
     def held(self) -> Bounds:

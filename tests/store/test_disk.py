@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from claude_invoker.cli.contained import Contained
 from claude_invoker.cli.tree import Discarded
-from claude_invoker.disk import Bounds, Disk, Kept, excess, subject_digest
+from claude_invoker.disk import Bounds, Disk, Kept, Kind, excess, subject_digest
 from claude_invoker.problem import Problem
 from claude_invoker.runs import watch as watching
 from claude_invoker.runs.sessions import Sessions
@@ -150,6 +150,22 @@ async def test_what_is_never_deleted_is_told(tmp_path: Path) -> None:
     await disk.clear()
     assert 100_000 <= disk.used["audit"] < 110_000 and disk.used["journal"] == 0
     assert (tmp_path / "audit" / "log").exists()
+
+
+@pytest.mark.parametrize("kind", ["audit", "journal"])
+async def test_books_that_are_too_long_refuse_runs_and_lose_nothing(tmp_path: Path, kind: Kind) -> None:
+    (tmp_path / "log").write_bytes(os.urandom(100_000))
+    for bound, limit in ((0, ""), (200_000, ""), (50_000, f"{kind}_in_all")):
+        disk = Disk({}, {kind: Bounds(0, bound)}, 0, (), {kind: tmp_path})
+        await disk.clear()
+        if not limit:
+            disk.refuse("alice")
+            continue
+        with pytest.raises(Problem) as found:
+            disk.refuse("alice")
+        assert (found.value.status, found.value.extra["limit"]) == (507, limit)
+        assert found.value.extra["setting"] == f"INVOKER_{limit.upper()}" and "50000 bytes" in found.value.detail
+    assert (tmp_path / "log").exists()
 
 
 @pytest.mark.parametrize(

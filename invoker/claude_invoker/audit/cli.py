@@ -157,6 +157,7 @@ async def _verify(options: argparse.Namespace, settings: Settings) -> int:
             found.findings += one.findings
             found.heads |= one.heads
             found.without_details += one.without_details
+            found.moved += one.moved
     return _told(options, found, heads)
 
 
@@ -213,6 +214,11 @@ def _told(options: argparse.Namespace, found: Verdict, heads: Sequence[Head]) ->
             print(
                 f"log {head.log}: {head.seq} lines, {anchored} of them anchored, details of {found.without_details} "
                 f"deleted, {len(found.findings)} findings",
+                file=sys.stderr,
+            )
+        if found.moved:
+            print(
+                f"{found.moved} lines lie in the store alone: claude-invoker audit verify --store looks at them",
                 file=sys.stderr,
             )
     return 1 if found.findings else 0

@@ -134,7 +134,7 @@ class Log:
         _add(self._current.details, b"".join(details))
         _add(self._current.lines, b"".join(lines))
         if max(before) <= 0:
-            _sync_directory(self.directory)
+            sync_directory(self.directory)
         self._sizes = _sizes(self._current)
         self.head = Head(self.head.log, seq, chain)
 
@@ -196,6 +196,11 @@ def _add(path: Path, what: bytes) -> None:
         os.close(file)
 
 
+def size_of(of: Pair) -> int:
+    """Bytes of both."""
+    return sum(_sizes(of))
+
+
 def _sizes(of: Pair) -> tuple[int, int]:
     return _size(of.lines), _size(of.details)
 
@@ -207,7 +212,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -17,12 +18,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO
 
-from claude_invoker.audit import line, person
+from claude_invoker.audit import line, moved, person
 from claude_invoker.audit.line import BEGIN
 from claude_invoker.audit.log import LOCKS, Head, Log, Pair, named, pair, pairs, still
 from claude_invoker.locking import locked
 from claude_invoker.store.store import Missing, Store
 
+_log = logging.getLogger(__name__)
 PIECE = 4 << 20
 """Bytes of lines in one object, about."""
 
@@ -60,6 +62,35 @@ class Shipping:
                 self._read = _Reading(self._files.directory)  # what was read is not there yet
                 raise
             self._sent = sent = head
+
+    async def let_go(self, most_bytes: int) -> None:
+        """Deletes the oldest files of the directory that the store has, beyond so many bytes. Raises as `send`."""
+        if self._lock is None or self._sent is None:
+            return
+        going = []
+        for each in await asyncio.to_thread(moved.may_go, self._files, self._sent.seq, most_bytes):
+            if not await self._has(each):
+                _log.error("%s of the audit log is not in its store as it is here: it stays", each.lines.name)
+                break
+            going.append(each)
+        if going:
+            upto = await asyncio.to_thread(moved.let_go, self._files, going)
+            _log.info("the audit log has its first %d lines in its store alone now", upto.seq)
+
+    async def _has(self, file: Pair) -> bool:
+        """Whether the store has all of these lines, and what details there are."""
+        after = [each.first for each in pairs(self._files.directory) if each.first > file.first]
+        objects = [
+            each for each in (await logs_in(self._store)).get(file.log, ()) if file.first <= each.first < after[0]
+        ]
+        lines, details = bytearray(), set[bytes]()
+        with contextlib.suppress(Missing):
+            for each in objects:
+                lines += await self._store.get(each.lines.name)
+                details.update(await _rows(self._store, each.details))
+        if lines != await asyncio.to_thread(file.lines.read_bytes):
+            return False
+        return details.issuperset((await asyncio.to_thread(_content, file.details)).split(b"\n")[:-1])
 
     async def _known(self) -> Head:
         """What the store has last of this log. Raises as `send`."""
@@ -134,6 +165,14 @@ class _Reading:
                 self._at[path] = (now.st_ino, file.tell() - len(row))
                 yield row
             self._at[path] = (now.st_ino, file.tell())
+
+
+def _content(path: Path) -> bytes:
+    """Nothing, where all details were deleted."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 async def logs_in(store: Store) -> dict[str, list[Pair]]:

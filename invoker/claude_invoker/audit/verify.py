@@ -9,9 +9,10 @@ from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 
-from claude_invoker.audit import line, person
+from claude_invoker.audit import line, moved, person
 from claude_invoker.audit.line import BEGIN, Line
 from claude_invoker.audit.log import LOCKS, Head, Pair, pairs, still
+from claude_invoker.audit.moved import Upto
 
 MOST_FINDINGS = 50
 _CLOCKS = timedelta(minutes=1)
@@ -31,11 +32,13 @@ class Finding:
 
 @dataclass
 class Verdict:
-    """`heads`: of the logs that were found, by name; `without_details`: how many lines have none any more."""
+    """`heads`: of the logs that were found, by name; `without_details`: how many lines have none any more; `moved`: how
+    many lines are in the store alone, as a line says."""
 
     findings: list[Finding] = field(default_factory=list)
     heads: dict[str, Head] = field(default_factory=dict)
     without_details: int = 0
+    moved: int = 0
 
     def found(self, kind: str, what: str) -> None:
         if len(self.findings) < MOST_FINDINGS:
@@ -54,6 +57,8 @@ class _Read:
     """Lines without details."""
     forgotten: dict[str, int] = field(default_factory=dict)
     """Whose details were deleted, by the number of the last line that says so."""
+    moved: Upto | None = None
+    """Up to which line the log lies in its store alone."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +114,16 @@ def _log(log: str, files: list[Pair], anchors: list[Head], forgotten: Mapping[st
         verdict.found("gone", f"the log {log} has no lines")
         return
     last = max(chains)
+    begin = _elsewhere(read)
+    verdict.moved += begin
     for what in read.misplaced:
         verdict.found("reordered", what)
-    if len(chains) != last:
-        for lines in _runs(seq for seq in range(1, last) if seq not in chains):
-            verdict.found("removed", lines)
+    for lines in _runs(seq for seq in range(begin + 1, last) if seq not in chains):
+        verdict.found("removed", lines)
     verdict.without_details += len(read.bare)
-    for lines in _runs(seq for seq in sorted(read.bare) if not _is_said(seq, read.bare[seq], read, forgotten)):
+    gone = 0 if read.moved is None else read.moved.seq  # and a crash may have left the lines of one file
+    bare = {seq: known for seq, known in read.bare.items() if seq > gone}
+    for lines in _runs(seq for seq in sorted(bare) if not _is_said(seq, bare[seq], read, forgotten)):
         verdict.found("removed", f"the details of {lines}, and no line says that they were to be deleted")
     for seq, found in read.waiting.items():
         if seq - 1 in chains and not found.follows(chains[seq - 1].hex()):
@@ -126,6 +134,16 @@ def _log(log: str, files: list[Pair], anchors: list[Head], forgotten: Mapping[st
             verdict.found("cut", f"the last {anchor.seq - last} lines are gone: there were {anchor.seq}")
         elif anchor.seq in chains and chains[anchor.seq].hex() != anchor.chain:
             verdict.found("changed", f"up to line {anchor.seq} the log was written anew: its chain was another")
+
+
+def _elsewhere(read: _Read) -> int:
+    """The last line that is in the store alone, as a line says; 0: none."""
+    upto, first = read.moved, min(read.chains)
+    if upto is None or first == 1:
+        return 0
+    if first == upto.seq + 1:
+        read.chains[upto.seq] = bytes.fromhex(upto.chain)  # from which the rest has to go on
+    return min(upto.seq, first - 1)
 
 
 def _is_said(seq: int, known: _Known, read: _Read, forgotten: Mapping[str, datetime]) -> bool:
@@ -168,6 +186,7 @@ def _lines(each: Pair, read: _Read, verdict: Verdict) -> dict[int, _Known]:
         details[seq] = _Known(str(members.get("details")), whose, str(members.get("at")))
         if members.get("kind") == person.FORGET:
             read.forgotten[whose] = seq
+        read.moved = moved.read(members) or read.moved
         read.chains[seq] = bytes.fromhex(found.chain)
         read.last = seq
     return details

@@ -19,7 +19,7 @@ from claude_invoker import redis_clients
 from claude_invoker.audit import anchor
 from claude_invoker.audit.anchor import Anchor
 from claude_invoker.audit.line import Entry
-from claude_invoker.audit.log import Log
+from claude_invoker.audit.log import ROTATE_BYTES, Log
 from claude_invoker.audit.shipping import OtherLog, Shipping
 from claude_invoker.ending import ended
 from claude_invoker.settings import Settings
@@ -42,9 +42,16 @@ class Audit:
     """`note` from anywhere in the loop; what waits is written while `async with` lasts, and at its end."""
 
     def __init__(
-        self, log: Log, anchors: Sequence[Anchor], redis_url: str | None, shipping: Shipping | None = None
+        self,
+        log: Log,
+        anchors: Sequence[Anchor],
+        redis_url: str | None,
+        shipping: Shipping | None = None,
+        most_bytes: int = 0,
     ) -> None:
+        """`most_bytes`: beyond which what the store has is deleted here; 0: nothing is."""
         self._files = log
+        self._most_bytes = most_bytes
         self._anchors = anchors
         self._shipping = shipping
         self._redis: Any = None
@@ -134,11 +141,14 @@ class Audit:
                 _log.error("the audit log is not anchored: %s", "; ".join(troubles))
             before = troubles
             if self._shipping is not None:
-                await self._send(self._shipping)
+                await self._send(self._shipping, may_let_go=not troubles)
 
-    async def _send(self, shipping: Shipping) -> None:
+    async def _send(self, shipping: Shipping, *, may_let_go: bool = False) -> None:
+        """`may_let_go`: no anchor is behind, so that none will be held against lines that are gone."""
         try:
             await shipping.send()
+            if may_let_go and self._most_bytes:
+                await self._do(shipping.let_go(self._most_bytes))
         except Away:  # the store says so itself, and what it does not have yet it gets later
             return
         except (OtherLog, OSError, ValueError) as error:
@@ -186,9 +196,11 @@ def open_audit(settings: Settings) -> Audit:
         anchors.append(anchor.FileAnchor(settings.audit_anchor))
     if settings.redis_url is not None:
         anchors.append(anchor.RedisAnchor(settings.redis_url))
-    log = Log(settings.audit_directory)
+    most = settings.audit_in_all
+    log = Log(settings.audit_directory, min(ROTATE_BYTES, most // 8) if most else ROTATE_BYTES)
     store = store_of(settings)
-    return Audit(log, anchors, settings.redis_url, None if store is None else Shipping(log, store))
+    # Below the bound by what comes until it is looked again: beyond it no run begins.
+    return Audit(log, anchors, settings.redis_url, None if store is None else Shipping(log, store), most // 2)
 
 
 def store_of(settings: Settings) -> Store | None:

@@ -166,8 +166,8 @@ class Engine:
         if self.workspaces is not None:
             sources["repositories"] = self.workspaces
         self.keeping.goes_on = lambda run_id: run_id in self.runs and not self.runs[run_id].is_over
-        counted = {"audit": settings.audit_directory, "journal": settings.state_dir / "journal"}
-        self.disk = Disk(sources, settings.on_disk, settings.disk_reserve, (self._state, self._trees), counted)
+        paths = (self._state, self._trees)
+        self.disk = Disk(sources, settings.on_disk, settings.disk_reserve, paths, settings.books)
         """What this machine keeps of runs that are over."""
         self.intake = Intake(settings.state_dir / "intake", settings.on_disk["trees"], self.disk.room_for)
         """What callers have sent for runs that have not begun yet."""
