@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -178,3 +180,32 @@ async def test_the_metering_proxy_itself_reaches_the_api(
     seen: list[Asked] = api.messages
     assert all("proxy-authorization" not in each.headers and each.headers["x-api-key"] == [KEY] for each in seen)
     assert "/v1/messages" not in said and KEY not in said
+
+
+async def test_whoever_asks_while_a_proxy_starts_is_not_told_that_he_may_not(tmp_path: Path) -> None:
+    """Runs go on when it has died: they ask the next one as soon as it can be reached, before it knows of them."""
+    key = os.memfd_create("key")
+    os.write(key, KEY.encode())
+    with upstream() as api:
+        metering = Metering(Settings((api.url,)), tmp_path / "journal", None, key)
+        token = metering.issue()
+        await metering.start(tmp_path / "api.sock")
+        try:
+            await metering.open("run", token, Terms(None, Decimal(1), None, 9), Figures())
+            for _ in range(3):
+                assert metering.pid is not None
+                os.kill(metering.pid, signal.SIGKILL)
+                assert (await asked_as_soon_as_it_is_reached(metering.socket, token)).status_code == 200
+                assert (await asked_as_soon_as_it_is_reached(metering.socket, "another")).status_code == 401
+        finally:
+            await metering.stop()
+
+
+async def asked_as_soon_as_it_is_reached(path: Path, token: str) -> httpx.Response:
+    body = {"model": "claude-haiku-4-5", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}
+    async with asyncio.timeout(HANG_S):
+        while True:
+            async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path)), timeout=HANG_S) as asking:
+                with contextlib.suppress(httpx.TransportError):
+                    return await asking.post("http://api/v1/messages", json=body, headers={"x-api-key": token})
+            await asyncio.sleep(0.001)

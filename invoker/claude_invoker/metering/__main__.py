@@ -65,12 +65,15 @@ async def serve(control: socket.socket, listener: socket.socket, directory: int,
     journal.open()
     journal.adopt()
     books = Books(journal, prices, proxy, lambda message: writer.write(wire.line(message)))
-    await proxy.start(listener)
     gc.freeze()  # else each full collection walks through all libraries, for 10 ms, while streams wait
     writer.write(wire.line(wire.Ready()))
     try:
         while line := await reader.readline():
-            books.take(wire.to_proxy.decode(line))
+            message = wire.to_proxy.decode(line)
+            if isinstance(message, wire.Serve):
+                await proxy.start(listener)
+            else:
+                books.take(message)
     finally:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_END_S):

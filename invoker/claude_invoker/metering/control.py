@@ -319,6 +319,7 @@ class Metering:
                 self._say(_opened(next(self._ids), run, kept, is_new=False))
             else:
                 del self._runs[run]  # it has ended: what it owes is in the journal
+        self._say(wire.Serve())
 
     def _lost(self) -> None:
         self._ready.clear()

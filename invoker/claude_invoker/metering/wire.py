@@ -13,7 +13,7 @@ import msgspec
 
 from claude_invoker.metering.usage import Used
 
-VERSION = 4
+VERSION = 5
 MAX_LINE = 1 << 20
 
 
@@ -99,6 +99,11 @@ class Drawn(msgspec.Struct, tag=True, frozen=True):
     fleeting: bool = False
 
 
+class Serve(msgspec.Struct, tag=True, frozen=True):
+    """It knows all runs that go on: their requests are answered from now on. Until then they wait to be taken: to one that
+    it does not know yet it would say that it is not allowed to ask, which ends the run."""
+
+
 class Ready(msgspec.Struct, tag=True, frozen=True):
     """The proxy has its key, its prices and its journal."""
 
@@ -160,7 +165,7 @@ class Told(msgspec.Struct, tag=True, frozen=True):
     used: Used = Used()
 
 
-ToProxy = Setup | Open | Close | Booked | Hold | Ask | Drawn
+ToProxy = Setup | Open | Close | Booked | Hold | Ask | Drawn | Serve
 ToInvoker = Ready | Done | Owed | Spent | Told | Draw
 
 _encoder = msgspec.json.Encoder(decimal_format="string")
