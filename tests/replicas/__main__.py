@@ -39,6 +39,8 @@ def main() -> int:
     options = parser.parse_args()
     with staged(is_real=options.real) as stage:
         figures, faults = asyncio.run(chaos(stage, options.runs, options.kills, options.seed))
+        for text in stage.tracebacks() if faults else ():
+            print(text, file=sys.stderr)
     for fault in faults:
         print(fault, file=sys.stderr)
     print(json.dumps(figures | {"machine": machine()}))

@@ -4,6 +4,7 @@ its disk: the shipped `kong.yml`, plugin server, two Redis, a store, the stand-i
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -147,6 +148,14 @@ class Stage:
     def jobs_go_back(self) -> bool:
         """Whether those of a worker that is gone run again."""
         return self.parts[WORKERS[0]].settings.get("on_worker_loss") == "retry"
+
+    def tracebacks(self) -> list[str]:
+        """What the logs of its processes have of them."""
+        found = []
+        for part in self.parts.values():
+            for before, after in itertools.pairwise(part.log.read_text(errors="replace").split("Traceback")):
+                found.append(f"{part.name}: {before[-300:]}Traceback{after[:3000]}")
+        return found
 
     @property
     def restarts(self) -> int:

@@ -8,6 +8,7 @@ import os
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 import redis
 
 from claude_invoker.holding import Bounds
@@ -16,7 +17,7 @@ from claude_invoker.replicas.register import Register
 from claude_invoker.runs.events import Event, EventLog
 from claude_invoker.runs.run import Run
 from tests.rate_tiers.servers import RedisProcess
-from tests.support.waiting import until
+from tests.support.waiting import HANG_S, until
 
 SIZE = 100_000
 
@@ -117,6 +118,34 @@ async def test_who_runs_much_fills_no_redis(own_redis: RedisProcess) -> None:
 
     without, within = await rest(Bounds()), await rest(Bounds(per_subject=10 * SIZE))
     assert without - within > 40 * SIZE
+
+
+async def test_an_answer_waits_for_a_redis_that_is_started_again(
+    own_redis: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be had by its caller, and lost with this process."""
+    monkeypatch.setattr("claude_invoker.replicas.register._WRITE_S", HANG_S)
+    async with Register(own_redis.url, "http://a") as register:
+        own_redis.kill()
+        finishing = asyncio.create_task(register.finished(over("kept", "alice")))
+        await asyncio.sleep(0.5)
+        assert not finishing.done()
+        await asyncio.to_thread(own_redis.start)
+        await finishing
+        assert await known(register, "kept") == [True] and register.unwritten == 0
+
+
+async def test_no_answer_waits_for_a_redis_that_is_away_for_long(
+    own_redis: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("claude_invoker.replicas.register._WRITE_S", HANG_S)
+    monkeypatch.setattr("claude_invoker.replicas.register._AWAY_S", 0.0)
+    async with Register(own_redis.url, "http://a") as register:
+        own_redis.kill()
+        async with asyncio.timeout(HANG_S / 2):
+            await register.finished(over("kept", "alice"))
+        assert register.unwritten == 1
+    own_redis.start()
 
 
 async def test_what_could_not_be_written_is_written_when_it_can_be(own_redis: RedisProcess) -> None:

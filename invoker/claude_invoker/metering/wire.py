@@ -100,8 +100,8 @@ class Drawn(msgspec.Struct, tag=True, frozen=True):
 
 
 class Serve(msgspec.Struct, tag=True, frozen=True):
-    """It knows all runs that go on: their requests are answered from now on. Until then they wait to be taken: to one that
-    it does not know yet it would say that it is not allowed to ask, which ends the run."""
+    """It knows all runs that go on: their requests are answered from now on. Until then they wait to be taken: one that
+    it does not know yet would be told that it may not ask, which ends the run."""
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):

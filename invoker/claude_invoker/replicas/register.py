@@ -9,12 +9,13 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from importlib.resources import files
 from types import TracebackType
 from typing import Any
 from weakref import WeakValueDictionary
 
+from redis import exceptions as of_redis
 from redis.exceptions import RedisError
 
 from claude_contract.attestation import Signer
@@ -40,8 +41,11 @@ _BEAT_S = 3.0
 _TIMEOUT_S = 2.0
 _HEARD_S = _BEAT_S + _TIMEOUT_S
 """In which every replica that lives has said so."""
-_WRITE_S = 1.0
-"""How long an answer waits for its run's record at most."""
+_WRITE_S = 2.0
+"""How long an answer waits for its run's record at most: as long as a Redis takes that is started again."""
+_AGAIN_S = 0.1
+_AWAY_S = 10.0
+"""After which no answer waits for a Redis any more that is away."""
 _STORE_S = 5.0
 _LONGEST_RUN_S = 2 * 86_400
 """For which the record of a run that does not end is kept."""
@@ -106,6 +110,7 @@ class Register:
         self._beating: asyncio.Task[None] | None = None
         self._key: bytes | None = None
         self._said = -_SAY_S
+        self._away_since: float | None = None
         self.unwritten = 0
         """Records that could not be written, since the start."""
 
@@ -127,12 +132,12 @@ class Register:
     def began(self, run: Run) -> None:
         """Writes the run's record, beside what goes on. (A job has its own, see `jobs.store`.)"""
         if not run.is_job:
-            self._write(run, self._put_begin(run))
+            self._write(run, self._put_begin)
 
     async def finished(self, run: Run) -> None:
         """The same of its end: its answer, and its events as far as there is room. Returns as `written` does."""
         if not run.is_job:
-            self._write(run, self._put_end(run))
+            self._write(run, self._put_end)
             await self.written(run)
 
     async def written(self, run: Run) -> None:
@@ -202,17 +207,36 @@ class Register:
             return None
         return Signer(_KID, self._key, {_KID: self._key}, issuer="claude-invoker", audience=audience)
 
-    def _write(self, run: Run, work: Coroutine[Any, Any, None]) -> None:
+    def _write(self, run: Run, work: Callable[[Run], Coroutine[Any, Any, None]]) -> None:
         run_id = run.id
         task = asyncio.create_task(self._written(run, self._writing.get(run_id), work))
         self._writing[run_id] = task
         task.add_done_callback(lambda done: self._writing.pop(run_id) if self._writing.get(run_id) is done else None)
 
-    async def _written(self, run: Run, before: asyncio.Task[None] | None, work: Coroutine[Any, Any, None]) -> None:
+    async def _put(self, run: Run, work: Callable[[Run], Coroutine[Any, Any, None]]) -> None:
+        """Also where Redis comes back in a moment: whoever has an answer finds it again, should this process be killed.
+        Raises RedisError, OSError."""
+        until = time.monotonic() + _WRITE_S
+        while True:
+            try:
+                await work(run)
+            except (of_redis.ConnectionError, of_redis.TimeoutError, OSError):
+                now = time.monotonic()
+                self._away_since = self._away_since or now
+                if now + _AGAIN_S > min(until, self._away_since + _AWAY_S):
+                    raise
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                self._away_since = None
+                return
+
+    async def _written(
+        self, run: Run, before: asyncio.Task[None] | None, work: Callable[[Run], Coroutine[Any, Any, None]]
+    ) -> None:
         if before is not None:
             await asyncio.wait((before,))
         try:
-            await work
+            await self._put(run, work)
         except (RedisError, OSError) as error:
             self.unwritten += 1
             self._owed[run.id] = run
@@ -225,7 +249,7 @@ class Register:
         for run in list(self._owed.values()):
             if run.id not in self._writing:
                 del self._owed[run.id]
-                self._write(run, self._put_end(run) if run.state in record.OVER else self._put_begin(run))
+                self._write(run, self._put_end if run.state in record.OVER else self._put_begin)
                 await asyncio.wait((self._writing[run.id],))
                 if run.id in self._owed:
                     return
