@@ -158,21 +158,14 @@ def test_red_then_green(api: httpx.Client) -> None:
         },
         {"path": "adding.py", "content": "def add(a, b):\n    return a - b\n"},
     ]
-    step = 'python3 "$CATALOG"/scripts/step.py'
-    commands = f"""CATALOG=$(dirname "$PYTHONPATH")/tdd/skills/tdd
-{step} start; {step} red
-echo 'python3 -B -m unittest -q test_adding' > .tdd/command
-printf '%s' '{test}' > test_adding.py
-{step} red
-{step} green
-sed -i s/-/+/ adding.py
-{step} green; {step} refactor"""
-    run = done(
-        api.post(
-            "/invoke",
-            json={"prompt": f"[[skill tdd]] {tool('Bash', command=commands)}", "skills": ["tdd"], "files": files},
-        )
-    )
+    # Between the skill's own steps what a model writes; and, out of turn, what the skill refuses.
+    step = 'python3 "$(dirname "$PYTHONPATH")"/tdd/skills/tdd/scripts/step.py'
+    write = f"echo 'python3 -B -m unittest -q test_adding' > .tdd/command; printf '%s' '{test}' > test_adding.py"
+    script = [
+        *("[[skill tdd]]", "[[step]]", tool("Bash", command=f"{step} red"), tool("Bash", command=write)),
+        *("[[step]]", tool("Bash", command=f"{step} green; sed -i s/-/+/ adding.py"), "[[step]]", "[[step]]"),
+    ]
+    run = done(api.post("/invoke", json={"prompt": " ".join(script), "skills": ["tdd"], "files": files}))
     said = [line for line in run["result"].splitlines() if ": done" in line or ": not done" in line]
     assert said == [
         "start: done",
@@ -181,7 +174,6 @@ sed -i s/-/+/ adding.py
         "green: not done: the tests fail still",
         "green: done",
         "refactor: done",
-        "start: done",
     ]
 
 

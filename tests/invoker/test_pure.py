@@ -447,6 +447,31 @@ def test_the_stand_ins_script() -> None:
     assert reply_to({"messages": [user("<system-reminder>[[hang]]"), user("x")]}).hang is False
 
 
+def test_the_stand_in_does_what_a_skill_says_where_it_is_told() -> None:
+    """A step that no skill has is a tool that nobody has."""
+    text = "Base directory for this skill: /s\n```bash\nfirst\n```\nthen\n```bash\nsecond\n```\n```bash\nthird\n```\n"
+    launched = {"role": "user", "content": [*result_of("Launching")["content"], {"type": "text", "text": text}]}
+    done = [result_of("done")] * 5
+
+    def calls(script: str) -> list[Any]:
+        turns = [[user(script)], *([user(script), launched, *done[:number]] for number in range(6))]
+        replies = [reply_to({"messages": messages}).tool for messages in turns]
+        return [each and (each[1].get("command") or each[0]).strip() for each in replies]
+
+    middle = '[[tool Write {"a": 1}]]'
+    assert calls(f"[[skill x]] {middle}") == ["Skill", "Write", "first", "second", "third", None, None]
+    assert calls(f"[[skill x]] [[step]] {middle} [[step]]") == [
+        "Skill",
+        "first",
+        "Write",
+        "second",
+        "third",
+        None,
+        None,
+    ]
+    assert calls("[[skill x]]" + "[[step]]" * 4) == ["Skill", "first", "second", "third", "", None, None]
+
+
 @given(JSON)
 def test_the_stand_in_answers_anything(messages: Any) -> None:
     reply_to({"messages": messages if isinstance(messages, list) else [messages]})

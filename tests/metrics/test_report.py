@@ -55,6 +55,8 @@ def test_sums_groups_and_spans(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "r.json").read_text())
     assert found["broken_lines"] == 5
+    printed = json.loads(report(tmp_path, "--json", "--config", config).stdout)
+    assert printed["total"] == found["total"] and printed["by_tier"] == found["by_tier"]
     assert found["outside"] == 1
     assert found["total"] | {"p50_s": 0, "p95_s": 0, "p99_s": 0} == {
         "requests": 9, "refusals": 1, "errors": 1, "input_tokens": 90, "output_tokens": 45, "cost_usd": 5.5,

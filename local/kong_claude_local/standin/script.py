@@ -7,6 +7,7 @@ Directives in the newest prompt, anywhere in its text:
 | `[[say TEXT]]` | the final answer is TEXT |
 | `[[tool NAME {json}]]` | a turn that calls tool NAME with that input; several run one after the other |
 | `[[skill NAME]]` | a turn that calls the skill NAME of the catalog, then one for each `bash` or `mcp` block of it |
+| `[[step]]` | the next of these blocks comes here, before what follows in the prompt |
 | `[[large N]]` | the final answer is N characters long |
 | `[[delay MS]]` | pause between two chunks of a stream, or before an answer in one piece |
 | `[[status CODE]]` | an API error of that status (401, 429, 500, 529, …) |
@@ -28,7 +29,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-_OPEN = re.compile(r"\[\[(say|tool|skill|large|delay|status|hang|stall|reset|stop|usage)\b ?")
+_OPEN = re.compile(r"\[\[(say|tool|skill|step|large|delay|status|hang|stall|reset|stop|usage)\b ?")
 _STATUS_BY_MODEL = re.compile(r"-status-([45]\d\d)$")
 _ERROR_TYPES = {
     400: "invalid_request_error",
@@ -65,7 +66,8 @@ class Reply:
 @dataclass
 class _Directives:
     say: str | None = None
-    tools: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    tools: list[tuple[str, dict[str, Any]] | None] = field(default_factory=list)
+    """None: a step of a skill."""
     usage: dict[str, Any] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
     follows: bool = False
@@ -96,6 +98,8 @@ def _directives(text: str) -> _Directives:
         elif verb == "skill":
             found.tools.append(("Skill", {"skill": f"catalog:{argument.strip()}"}))
             found.follows = True
+        elif verb == "step":
+            found.tools.append(None)
         else:
             found.values[verb] = argument.strip()
     return found
@@ -150,6 +154,13 @@ def _called(kind: str, text: str) -> tuple[str, dict[str, Any]]:
     return (name, found) if isinstance(found, dict) else ("", {})
 
 
+def _planned(found: _Directives, commands: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """A step that no skill has is a tool that nobody has, too."""
+    steps = iter(commands)
+    planned = [next(steps, ("", {})) if tool is None else tool for tool in found.tools]
+    return [*planned, *steps] if found.follows else planned
+
+
 def reply_to(body: dict[str, Any]) -> Reply:
     """The scripted answer to a request body; never raises for a body that is a JSON object."""
     prompt, results = "", []
@@ -165,8 +176,7 @@ def reply_to(body: dict[str, Any]) -> Reply:
         elif (texts := _texts(content)) and not texts[0].startswith(_CONTINUATIONS):
             prompt, results, commands = "\n".join(texts), [], []
     found = _directives(prompt)
-    if found.follows:
-        found.tools += commands
+    tools = _planned(found, commands)
     values = found.values
     if named := _STATUS_BY_MODEL.search(str(body.get("model"))):
         return Reply(f"stand-in: the model is answered with {named[1]}", status=int(named[1]))
@@ -185,8 +195,8 @@ def reply_to(body: dict[str, Any]) -> Reply:
     if (status := number("status")) is not None and 400 <= status <= 599:
         wait = (("retry-after", "1"),) if status in (429, 529) else ()
         return Reply(f"stand-in: {status} as asked", status=status, headers=wait)
-    if len(results) < len(found.tools):
-        return Reply(tool=found.tools[len(results)], stop_reason="tool_use", **broken)  # type: ignore[arg-type]
+    if len(results) < len(tools):
+        return Reply(tool=tools[len(results)], stop_reason="tool_use", **broken)  # type: ignore[arg-type]
     if (length := number("large")) is not None:
         text = ("All work and no play makes a canned answer. " * (length // 44 + 1))[:length]
     elif found.say is not None:

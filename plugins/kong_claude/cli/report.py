@@ -23,7 +23,9 @@ _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("logs", nargs="+", type=Path, help="access logs, .gz too; a directory stands for its *.jsonl*")
     parser.add_argument("--since", default="7d", type=duration, metavar="AGE", help="30m, 12h, 7d, 4w (default: 7d)")
-    parser.add_argument("--out", type=Path, help="a .pdf, .html, .md or .json file (default: Markdown, printed)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--out", type=Path, help="a .pdf, .html, .md or .json file (default: Markdown, printed)")
+    where.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--config", type=Path, help="kong.yml, for the tiers' limits")
     parser.add_argument("--prometheus", metavar="URL", help="Prometheus, for the cost of streams and jobs")
 
@@ -36,7 +38,7 @@ def duration(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> int:
-    form = options.out.suffix[1:].lower() if options.out else "md"
+    form = options.out.suffix[1:].lower() if options.out else "json" if options.json else "md"
     if form not in FORMS:
         raise Problem(f"--out {options.out}: the name must end in .pdf, .html, .md or .json")
     from kong_claude.report.summary import Summary
