@@ -40,8 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         return audit.main(arguments[1:])
     if arguments[:1] == ["catalog"]:
         from claude_invoker.catalog import cli as catalog
+        from claude_invoker.mcp.memory import ENTRY
 
-        return catalog.main(arguments[1:])
+        return catalog.main(arguments[1:], (ENTRY,))
     parser = argparse.ArgumentParser(
         prog="claude-invoker",
         description="Runs the Claude CLI for requests that the gateway has attested. Settings are INVOKER_* variables, "

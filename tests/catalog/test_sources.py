@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import socket
 import subprocess
@@ -16,11 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from claude_contract import built_in
 from claude_invoker.catalog import sources
 from claude_invoker.catalog.catalog import OURS, load, version_of
 from claude_invoker.catalog.entry import Broken, Entry, File, agent_of, skill_of
 from claude_invoker.catalog.layout import Layout
 from claude_invoker.catalog.sources import pack, read
+from claude_invoker.mcp.memory import ENTRY
 from claude_invoker.workspace import archive
 from tests.catalog.support import SKILL, write_skill
 
@@ -340,6 +343,15 @@ def test_ours_are_whole_and_one_of_the_operators_stands_in_the_place_of_ours(tmp
     assert load(tmp_path).version != ours.version
 
 
+def test_a_gateway_knows_of_ours_what_they_are_called_and_need() -> None:
+    """For `kong-claude doctor`, which sees no invoker."""
+    ours = load(None, [ENTRY])
+    needs = {name: built_in.Needs(entry.needs.tools, entry.needs.servers) for name, entry in ours.of("skill").items()}
+    assert needs == built_in.SKILLS
+    servers = {name: entry.server.tools for name, entry in ours.of("server").items() if entry.server is not None}
+    assert servers == built_in.SERVERS and not ours.of("agent")
+
+
 def test_what_runs_get_is_ours_and_closed_to_writers(tmp_path: Path) -> None:
     write_skill(
         tmp_path / "given", "good", "metadata: {needs-python: pypdf no-such-package, needs-programs: no-such-program}\n"
@@ -449,7 +461,25 @@ def test_the_command(tmp_path: Path) -> None:
         assert said.returncode == code and "skills/bad: secret is no regular file, but a link" in said.stderr
     assert "nothing is packed while something would be left out" in said.stderr
     assert command("check", tmp_path / "nowhere").returncode == 2
-    assert '"name": "pdf"' in command("list", "--json").stdout
+    ours = json.loads(command("list", "--json").stdout)
+    assert {"pdf", "memory"} <= {each["name"] for each in ours["entries"] if each["kind"] == "skill"}
+    assert ours["version"] == load(None, [ENTRY]).version, "as GET /claude/catalog says it"
+    assert "server memory  (needs nothing)\n" in (text := command("list").stdout)
+    assert "  offers: remember, recall, forget, export\n" in text
+
+
+def test_a_skill_whose_server_is_nowhere_is_named(tmp_path: Path) -> None:
+    """It is there, and of no use: each request for it is refused."""
+    write_skill(tmp_path, "keeping", "metadata: {needs-mcp: memory}\n")
+    assert command("check", tmp_path).returncode == 0, "which comes with the invoker"
+    write_skill(tmp_path, "filing", "metadata: {needs-mcp: tickets}\n")
+    said = command("check", tmp_path)
+    assert said.returncode == 1 and said.stdout.startswith("2 entries, version ")
+    assert "skill filing: needs the MCP server tickets, which is not there (mcp/tickets.yaml)" in said.stderr
+    (tmp_path / "mcp").mkdir()
+    described = "name: tickets\ndescription: Tickets.\ntools: [search]\nurl: http://127.0.0.1:9/mcp\n"
+    (tmp_path / "mcp/tickets.yaml").write_text(described)
+    assert command("check", tmp_path).returncode == 0
 
 
 def test_the_whole_catalog_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

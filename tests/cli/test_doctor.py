@@ -19,7 +19,7 @@ import yaml
 from claude_contract.attestation import new_private_key
 from kong_claude import PLUGINS
 from kong_claude.cli.main import main
-from kong_claude.doctor import admin, kong, probe, rules, spelling, view
+from kong_claude.doctor import admin, doubts, kong, probe, rules, spelling, view
 from kong_claude.doctor.opening import Opening
 from kong_claude.doctor.settings import Settings
 from kong_claude.guard import LUA_PATH, PAIR_PATH, PAIRED, lua, named
@@ -843,8 +843,9 @@ def test_the_name_of_a_model_that_is_meant(name: str, meant: str | None) -> None
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("bash", "Bash"), ("Reed", "Read"), ("Websearch", "WebSearch"), ("Bash", None), ("mcp__x__y", None), ("Of", None)],
-)
+    [("bash", "Bash"), ("Reed", "Read"), ("Websearch", "WebSearch"), ("Bash", None), ("mcp__x__y", None), ("Of", None),
+     ("mcp__memory__recal", "mcp__memory__recall"), ("mcp__memory__recall", None), ("mcp__memory__x", None)],
+)  # fmt: skip
 def test_the_name_of_a_tool_that_is_meant(name: str, meant: str | None) -> None:
     assert spelling.tool(name) == meant
 
@@ -858,3 +859,97 @@ def test_a_name_that_is_most_likely_mistyped_is_no_opening(tmp_path: Path, capsy
     (said,) = [each for each in capsys.readouterr().err.splitlines() if "hiaku" in each]
     assert said == f"{path}:{line}: tiers[1].models: hiaku is not known here: haiku?"
     assert main(["doctor", str(ROOT / "kong.yml")]) == 0 and "known here" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "meant"),
+    [
+        ("skills", "pfd", "pdf"), ("skills", "PDF", "pdf"), ("skills", "frontend-desing", "frontend-design"),
+        ("skills", "memroy", "memory"), ("mcp", "memmory", "memory"),
+        # An operator's own, most likely.
+        ("skills", "docs", None), ("skills", "house-style", None), ("skills", "pdf", None), ("mcp", "tickets", None),
+        ("agents", "pfd", None), ("mcp", "pdf", None),
+    ],
+)  # fmt: skip
+def test_the_name_of_an_entry_that_is_meant(kind: str, name: str, meant: str | None) -> None:
+    assert spelling.entry(kind, name) == meant
+
+
+def tier(**fields: Any) -> view.View:
+    section = {"tiers": [{"name": "t", "minute": 1, **fields}]}
+    return view.View((), ({"name": "claude-rate-tiers", "config": section},))
+
+
+BOTH = {"skills": ["memory"], "mcp": ["memory"]}
+NONE_LEFT = "has no tool left that a run of the tier may call: each request for it is 403"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "says"),
+    [
+        ({"skills": ["pdf"], "tools": ["Read", "Write"]}, "skills",
+         "pdf needs Bash, which the tier's tools have not: each request for it is 403"),
+        ({"skills": ["tdd"], "tools": []}, "skills", "tdd needs Bash and Read and Write and Edit, which the tier's tools"),
+        ({"skills": ["pdf"], "default_skills": ["pdf"], "tools": ["Read"]}, "skills",
+         "pdf needs Bash and Write, which the tier's tools have not: each request that names no skills is 403"),
+        ({"skills": ["memory"]}, "skills", "memory needs the MCP server memory, which the tier's mcp has not"),
+        ({"skills": ["memroy"]}, "skills", "memroy is not known here: memory?"),
+        ({"mcp": ["memmory"]}, "mcp", "memmory is not known here: memory?"),
+        ({**BOTH, "tools": ["mcp__memory__recal"]}, "tools", "mcp__memory__recal is not known here: mcp__memory__recall?"),
+        ({"tools": ["mcp__tickets__search"]}, "tools",
+         "mcp__tickets__search is a tool of the MCP server tickets, which the tier's mcp has not: it allows nothing"),
+        ({"mcp": ["memory"], "tools": ["mcp__memory__find"]}, "mcp", f"memory {NONE_LEFT}"),
+        ({"mcp": ["memory"], "deny": ["mcp__memory"]}, "mcp", f"memory {NONE_LEFT}"),
+        ({"mcp": ["memory"], "deny": [f"mcp__memory__{name}" for name in ("remember", "recall", "forget", "export")]},
+         "mcp", f"memory {NONE_LEFT}"),
+        ({"mcp": ["tickets"], "deny": ["mcp__tickets__*"]}, "mcp", f"tickets {NONE_LEFT}"),
+        ({"mcp": ["tickets"], "tools": ["mcp__tickets__search"], "deny": ["mcp__tickets__search"]}, "mcp",
+         f"tickets {NONE_LEFT}"),
+    ],
+)  # fmt: skip
+def test_what_no_run_of_a_tier_can_have_is_said(fields: dict[str, Any], field: str, says: str) -> None:
+    said = {f"{each.name} {each.problem}": each.field for each in doubts.doubts(tier(**fields))}
+    assert {place for text, place in said.items() if text.startswith(says)} == {f"tiers[1].{field}"}, said
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"skills": ["pdf", "house-style"]},  # all tools
+        {"skills": ["pdf"], "tools": ["Bash", "Read", "Write"]},
+        {**BOTH, "tools": []},  # tools of servers are another matter
+        {**BOTH, "tools": ["Read", "mcp__memory__recall"], "deny": ["mcp__memory__forget", "Bash"]},
+        {"mcp": ["tickets"], "deny": ["mcp__tickets__delete"]},
+        {"mcp": ["tickets"], "tools": ["mcp__tickets__search"], "deny": ["no pattern (", 7]},
+        {"skills": "pdf", "mcp": {"a": 1}, "tools": "Bash", "deny": 7},  # what the plugin refuses
+        {"skills": [None, 7, ["pdf"]]},
+    ],
+)
+def test_what_a_run_can_have_is_in_no_doubt(fields: dict[str, Any]) -> None:
+    assert doubts.doubts(tier(**fields)) == []
+
+
+def test_what_only_an_invoker_knows_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "kong.yml"
+    mine = "skills: [house-style, pfd], agents: [reviewer], mcp: [tickets], "
+    path.write_text((ROOT / "kong.yml").read_text().replace("{name: free, ", "{name: free, " + mine, 1))
+    assert main(["doctor", str(path)]) == 0
+    said = capsys.readouterr().err
+    assert "knows its own catalog (INVOKER_CATALOG): MCP server tickets, agent reviewer, skill house-style\n" in said
+    assert "skills: pfd is not known here: pdf?\n" in said
+    assert main(["doctor", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["of_the_operator"] == ["MCP server tickets", "agent reviewer", "skill house-style"]
+    assert [(each["name"], each["meant"]) for each in found["doubts"]] == [("pfd", "pdf")]
+    assert main(["doctor", str(ROOT / "kong.yml")]) == 0 and "INVOKER_CATALOG" not in capsys.readouterr().err
+
+
+def test_default_skills_that_the_tier_has_not_are_an_opening(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The plugin does not start with them."""
+    path = tmp_path / "kong.yml"
+    text = (ROOT / "kong.yml").read_text()
+    path.write_text(text.replace("{name: free, ", "{name: free, skills: [pdf], default_skills: [docx], ", 1))
+    assert main(["doctor", str(path)]) == 1
+    assert "default_skills: docx is not among the tier's skills" in capsys.readouterr().out

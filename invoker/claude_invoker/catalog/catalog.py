@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from claude_invoker.catalog.entry import Entry, Kind
-from claude_invoker.catalog.sources import Refused, read
+from claude_invoker.catalog.sources import Read, Refused, read
 
 _log = logging.getLogger(__name__)
 OURS = Path(__file__).parent / "ours"
@@ -49,12 +49,27 @@ def load(path: Path | None, built_in: Iterable[Entry] = ()) -> Catalog:
 
     Raises ValueError for what is no catalog, OSError.
     """
-    ours = read(OURS)
     theirs = None if path is None else read(path)
-    found = {
-        (entry.kind, entry.name): entry for entry in (*built_in, *ours.entries, *(theirs.entries if theirs else ()))
-    }
+    given = (*ours(built_in).entries, *(theirs.entries if theirs else ()))
+    found = {(entry.kind, entry.name): entry for entry in given}
     return Catalog(tuple(found[key] for key in sorted(found)), theirs.refused if theirs else ())
+
+
+def ours(built_in: Iterable[Entry] = ()) -> Read:
+    """What comes with the invoker. Raises OSError."""
+    found = read(OURS)
+    return Read((*found.entries, *built_in), found.refused)
+
+
+def without_their_servers(entries: Iterable[Entry], all_of_them: Iterable[Entry]) -> list[Refused]:
+    """Of the entries those that need an MCP server which the whole catalog has not: each request for one is refused."""
+    servers = {entry.name for entry in all_of_them if entry.kind == "server"}
+    return [
+        Refused(f"{entry.kind} {entry.name}", f"needs the MCP server {name}, which is not there (mcp/{name}.yaml)")
+        for entry in entries
+        for name in entry.needs.servers
+        if name not in servers
+    ]
 
 
 def version_of(entries: Iterable[Entry]) -> str:

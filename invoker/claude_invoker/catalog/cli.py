@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from claude_invoker.catalog.catalog import OURS, version_of
+from claude_invoker.catalog.catalog import ours, version_of, without_their_servers
+from claude_invoker.catalog.entry import Entry
 from claude_invoker.catalog.sources import Read, pack, read
 
 
-def main(argv: list[str]) -> int:
-    """0: all is well; 1: something is left out; 2: it is no catalog."""
+def main(argv: list[str], built_in: Iterable[Entry]) -> int:
+    """0: all is well; 1: something is left out, or cannot be used; 2: it is no catalog. `built_in`: what comes with the
+    invoker and is no file."""
     parser = argparse.ArgumentParser(
         prog="claude-invoker catalog", description="Skills, agents and MCP servers for runs (docs/catalog.md)."
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="check|list|pack")
-    check = verbs.add_parser("check", help="say what of a directory or archive is left out, and why")
+    check = verbs.add_parser("check", help="say what of a directory or archive is left out or of no use, and why")
     listing = verbs.add_parser("list", help="list its entries, with what each needs; without a path: ours")
     packing = verbs.add_parser("pack", help="make an archive of a directory, so that every worker has the same")
     for verb in (check, packing):
@@ -26,12 +29,12 @@ def main(argv: list[str]) -> int:
             type=Path,
             help="a directory with skills/NAME/SKILL.md, agents/NAME.md and mcp/NAME.yaml, or its archive",
         )
-    listing.add_argument("path", type=Path, nargs="?", default=OURS, help="the catalog")
+    listing.add_argument("path", type=Path, nargs="?", help="the catalog")
     listing.add_argument("--json", action="store_true", help="print one JSON object")
     packing.add_argument("--into", type=Path, default=Path(), help="the directory for catalog-VERSION.tar.gz (here)")
     options = parser.parse_args(argv)
     try:
-        found = read(options.path)
+        found = ours(built_in) if options.path is None else read(options.path)
         for each in found.refused:
             print(f"claude-invoker: {each}", file=sys.stderr)
         if options.verb == "pack":
@@ -44,9 +47,12 @@ def main(argv: list[str]) -> int:
         return 2
     if options.verb == "list":
         _list(found, as_json=options.json)
-    else:
-        print(f"{len(found.entries)} entries, version {version_of(found.entries)}")
-    return 1 if found.refused else 0
+        return 1 if found.refused else 0
+    useless = without_their_servers(found.entries, (*ours(built_in).entries, *found.entries))
+    for each in useless:
+        print(f"claude-invoker: {each}", file=sys.stderr)
+    print(f"{len(found.entries)} entries, version {version_of(found.entries)}")
+    return 1 if found.refused or useless else 0
 
 
 def _pack(found: Read, into: Path) -> int:

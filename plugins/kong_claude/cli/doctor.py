@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from kong_claude.doctor import admin, probe, reach, rules, spelling, view
+    from kong_claude.doctor import admin, doubts, probe, reach, rules, view
     from kong_claude.doctor.settings import of_environment
 
     # KONG_CLAUDE_* are settings of this command, not of Kong.
@@ -57,19 +57,24 @@ def run(options: argparse.Namespace) -> int:
     if options.invoker_url:
         openings += probe.invoker(options.invoker_url)
     elsewhere = [route.name for route in reach.elsewhere(seen)]
-    doubts = spelling.doubts(seen)
+    doubted, operators = doubts.doubts(seen), doubts.of_the_operator(seen)
     unseen = [what for what, names in SETTINGS.items() if not seen.settings.shows(*names)]
     if options.json:
         found: dict[str, object] = {"openings": [asdict(opening) for opening in openings], "routes": len(seen.routes)}
-        found |= {"doubts": [asdict(doubt) for doubt in doubts]}
+        found |= {"doubts": [asdict(doubt) for doubt in doubted], "of_the_operator": operators}
         print(json.dumps(found | {"not_examined": elsewhere, "not_visible": unseen}))
     else:
         for opening in openings:
             place = f"{options.config}:{opening.line}: " if opening.line else ""
             print(f"{place}{opening.rule}: {opening.where}: {opening.problem}\n    {opening.fix}")
-        for doubt in doubts:
+        for doubt in doubted:
             place = f"{options.config}:{doubt.line}: " if doubt.line else ""
-            print(f"{place}{doubt.field}: {doubt.name} is not known here: {doubt.meant}?", file=sys.stderr)
+            print(f"{place}{doubt.field}: {doubt.name} {doubt.problem}", file=sys.stderr)
+        if operators:
+            print(
+                f"not examined, for only the invoker knows its own catalog (INVOKER_CATALOG): {', '.join(operators)}",
+                file=sys.stderr,
+            )
         if elsewhere:
             print(
                 f"not examined, for no plugin of this suite protects their services: {', '.join(elsewhere)}",

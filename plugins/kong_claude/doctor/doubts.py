@@ -1,0 +1,84 @@
+"""What a tier says and most likely does not mean: names that are mistyped, skills and MCP servers that no run of it can
+have. Nobody is let in by it, and names may be new: so these are doubts and no openings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from claude_contract.built_in import SERVERS, SKILLS
+from kong_claude.doctor import entries, spelling
+from kong_claude.doctor.view import View
+
+_SECTIONS = {"claude-rate-tiers": (), "claude-gateway": ("rate_tiers",)}
+_OURS = {"skills": frozenset(SKILLS), "agents": frozenset[str](), "mcp": frozenset(SERVERS)}
+_SINGULAR = {"skills": "skill", "agents": "agent", "mcp": "MCP server"}
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """`field`: where the name stands; `problem`: what there is to say of it; `meant`: the known one that is like it,
+    where it is mistyped; `line`: in the file, where known."""
+
+    field: str
+    name: str
+    problem: str
+    meant: str | None = None
+    line: int | None = None
+
+
+def doubts(view: View) -> list[Doubt]:
+    """Each once, however many plugins have it from one anchor."""
+    found: dict[tuple[int | None, str, str], Doubt] = {}
+    for plugin, path, section in _sections(view):
+        for number, tier in _tiers(section):
+            said = [
+                *(
+                    (field, name, f"is not known here: {meant}?", meant)
+                    for field, name, meant in spelling.misspelt(tier)
+                ),
+                *((field, name, problem, None) for field, name, problem in entries.not_to_be_had(tier)),
+            ]
+            for field, name, problem, meant in said:
+                at = f"tiers[{number}].{field}"
+                line = view.line(plugin, ".".join((*path, at)))
+                found.setdefault((line, name, problem), Doubt(at, name, problem, meant, line))
+    return list(found.values())
+
+
+def of_the_operator(view: View) -> list[str]:
+    """What tiers name that does not come with an invoker, such as `skill house-style`: only the invoker knows whether
+    its own catalog has it. Sorted, without what is most likely mistyped."""
+    named = {
+        (kind, name)
+        for _, _, section in _sections(view)
+        for _, tier in _tiers(section)
+        for kind in _OURS
+        for name in spelling.texts(tier.get(kind))
+    }
+    return sorted(
+        f"{_SINGULAR[kind]} {name}"
+        for kind, name in named
+        if name not in _OURS[kind] and spelling.entry(kind, name) is None
+    )
+
+
+def _sections(view: View) -> Iterator[tuple[Any, tuple[str, ...], Mapping[str, Any]]]:
+    """Plugin, the way to its tiers, and what is there."""
+    for plugin in view.plugins:
+        if (path := _SECTIONS.get(str(plugin.get("name")))) is None:
+            continue
+        section = plugin.get("config")
+        for name in path:
+            section = section.get(name) if isinstance(section, Mapping) else None
+        if isinstance(section, Mapping):
+            yield plugin, path, section
+
+
+def _tiers(section: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """From 1."""
+    tiers = section.get("tiers")
+    for number, tier in enumerate(tiers if isinstance(tiers, list) else (), 1):
+        if isinstance(tier, Mapping):
+            yield number, tier
