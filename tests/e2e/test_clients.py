@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,10 +10,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anthropic
+import httpx
 import openai
+import pypdf
 import pytest
 
 from claude_invoker.api.languages import anthropic_type, openai_type
@@ -116,6 +119,76 @@ def test_openais_python(gateway: Gateway, tokens: dict[str, str]) -> None:
     assert busy.status_code == 503
 
 
+TABLE = "A one-page PDF of this table: free 1,234 requests, pro 987."
+"""What docs/clients.md asks for. The stand-in is told how."""
+SCRIPT = f"{tool('Write', file_path='report.md', content='# Week 48: free 1,234, pro 987')} [[skill pdf]]"
+
+
+def is_the_pdf(content: bytes) -> bool:
+    [page] = pypdf.PdfReader(io.BytesIO(content)).pages
+    return "1,234" in page.extract_text()
+
+
+def had(gateway: Gateway, token: str, artifacts: Any) -> bool:
+    """By what the answer says, and the token."""
+    [href] = [file["href"] for file in artifacts if file["path"] == "report.pdf"]
+    answer = httpx.get(f"{gateway.url}{href}", headers={"x-api-key": token})
+    return answer.headers["content-type"] == "application/pdf" and is_the_pdf(answer.content)
+
+
+@pytest.fixture
+def with_skills(gateway: Gateway) -> None:
+    """Where the stack has them: their libraries come from the invoker's Python, and commands need root here."""
+    with gateway.client("sdk", "--tier", "pro") as api:
+        pdf = next(each for each in api.get("/claude/catalog").json()["skills"] if each["name"] == "pdf")
+    if pdf["obstacle"] and (os.geteuid() != 0 or "as the invoker's" in pdf["obstacle"]):
+        pytest.skip(pdf["obstacle"])
+
+
+@pytest.mark.usefixtures("with_skills")
+def test_anthropics_python_has_skills_and_what_they_make(gateway: Gateway, tokens: dict[str, str]) -> None:
+    client = anthropic.Anthropic(
+        base_url=f"{gateway.url}/claude", api_key=tokens["good"], max_retries=0, timeout=HANG_S
+    )
+    asked: dict[str, Any] = {"model": "claude-code", "max_tokens": 10}
+    answer = client.messages.create(**asked, messages=ask(SCRIPT), extra_body={"skills": ["pdf"]})
+    assert "report.pdf: pages: 1" in answer.content[0].text
+    assert had(gateway, tokens["good"], answer.artifacts)
+    with client.messages.stream(**asked, messages=ask(SCRIPT), extra_body={"skills": ["pdf"]}) as stream:
+        [ended] = [event for event in stream if event.type == "message_delta"]
+    assert had(gateway, tokens["good"], cast("Any", ended).artifacts)
+    remember = ask(tool("mcp__memory__remember", text="by an SDK") + tool("mcp__memory__export"))
+    answer = client.messages.create(**asked, messages=remember, extra_body={"mcp": ["memory"]})
+    assert "by an SDK" in answer.content[0].text and answer.artifacts == []
+    # A body asks for no more than its tier has, and names are names.
+    for more, kind, says in (
+        ({"skills": ["house-style"]}, anthropic.PermissionDeniedError, "skills not allowed by the tier"),
+        ({"agents": ["reviewer"]}, anthropic.PermissionDeniedError, "agents not allowed by the tier"),
+        ({"mcp": ["tickets"]}, anthropic.PermissionDeniedError, "servers not allowed by the tier"),
+        ({"skills": ["pdf", "*"]}, anthropic.BadRequestError, "skills[1]"),
+        ({"skills": "pdf"}, anthropic.BadRequestError, "skills"),
+        ({"container": {"skills": [{"type": "anthropic", "skill_id": "pdf"}]}}, anthropic.BadRequestError, "container"),
+    ):
+        with pytest.raises(kind) as refused:
+            client.messages.create(**asked, messages=ask("hi"), extra_body=more)
+        assert says in str(cast("Any", refused.value).api_message)
+
+
+@pytest.mark.usefixtures("with_skills")
+def test_openais_python_has_skills_and_what_they_make(gateway: Gateway, tokens: dict[str, str]) -> None:
+    client = openai.OpenAI(base_url=f"{gateway.url}/claude/v1", api_key=tokens["good"], max_retries=0, timeout=HANG_S)
+    asked: dict[str, Any] = {"model": "claude-code", "messages": ask(SCRIPT), "extra_body": {"skills": ["pdf"]}}
+    assert had(gateway, tokens["good"], client.chat.completions.create(**asked).artifacts)
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    assert had(gateway, tokens["good"], chunks[-1].artifacts)
+    assert not any(hasattr(chunk, "artifacts") for chunk in chunks[:-1])
+    with pytest.raises(openai.PermissionDeniedError, match="skills not allowed by the tier"):
+        client.chat.completions.create(**asked | {"extra_body": {"skills": ["house-style"]}})
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.chat.completions.create(**asked | {"extra_body": {"mcp": ["Memory"]}})
+    assert wrong.value.param == "mcp[0]"
+
+
 def test_what_claude_code_asks_first_is_answered_without_a_token(gateway: Gateway) -> None:
     with gateway.client() as nobody:
         assert nobody.head("/claude/api/hello").status_code == 200
@@ -133,7 +206,7 @@ def asking(gateway: Gateway, tokens: dict[str, str]) -> dict[str, str]:
 
 
 def test_the_document_shows_python_that_works(gateway: Gateway, tokens: dict[str, str]) -> None:
-    programs = shown("python")
+    programs = [program for program in shown("python") if TABLE not in program]
     assert len(programs) == 2
     started = [
         subprocess.Popen(
@@ -150,12 +223,29 @@ def test_the_document_shows_python_that_works(gateway: Gateway, tokens: dict[str
         assert "canned answer" in said
 
 
+@pytest.mark.usefixtures("with_skills")
+@pytest.mark.parametrize("language", ["python", "sh"])
+def test_the_document_shows_how_a_file_is_had(
+    gateway: Gateway, tokens: dict[str, str], tmp_path: Path, language: str
+) -> None:
+    """With what the stand-in is to do in the place of what a model is asked for."""
+    (program,) = [each for each in shown(language) if TABLE in each]
+    words = json.dumps(SCRIPT)[1:-1]  # within quotes, in Python as in JSON
+    command = [sys.executable, "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
+    command.append(program.replace(TABLE, words))
+    done = subprocess.run(
+        command, env=asking(gateway, tokens), cwd=tmp_path, check=False, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert is_the_pdf((tmp_path / "report.pdf").read_bytes())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_document_shows_javascript_that_works(gateway: Gateway, tokens: dict[str, str]) -> None:
     folder = _installed()
-    programs = shown("js")
-    assert len(programs) == 2
+    programs = [program.replace(TABLE, json.dumps(SCRIPT)[1:-1]) for program in shown("js")]
+    assert len(programs) == 3
     for number, program in enumerate(programs):
         (folder / f"shown{number}.mjs").write_text(program)
         done = subprocess.run(
@@ -166,7 +256,8 @@ def test_the_document_shows_javascript_that_works(gateway: Gateway, tokens: dict
             text=True,
             timeout=100,
         )
-        assert "canned answer" in done.stdout, done.stderr
+        assert ("report.pdf: pages: 1" if "skills" in program else "canned answer") in done.stdout, done.stderr
+    assert is_the_pdf((folder / "report.pdf").read_bytes())
 
 
 def test_the_document_shows_the_tables_that_hold() -> None:
@@ -229,6 +320,9 @@ def test_anthropics_javascript(gateway: Gateway, tokens: dict[str, str]) -> None
     assert [block["text"] for block in said["streamed"]["content"]] == ["[Write a.txt]\n\n", "Done."]
     assert said["streamed"]["usage"]["input_tokens"] == 24 and said["image"][0]["text"] == "Seen."
     assert said["counted"]["input_tokens"] > 0
+    assert "No such tool" not in said["left"]["content"][0]["text"]
+    assert [file["path"] for file in said["left"]["artifacts"]] == ["a.txt"]
+    assert said["leftAtTheEnd"][0]["href"].startswith("/claude/runs/run_")
     assert said["aborted"]["name"] == "APIUserAbortError"
     wait_for(lambda: state_of(gateway, said["run"]) == "cancelled", what="the end of an aborted run")
     own = {
@@ -245,6 +339,7 @@ def test_openais_javascript(gateway: Gateway, tokens: dict[str, str], tmp_path_f
     said = _told_by("openai.mjs", gateway, tokens, _installed())
     assert said["plain"]["choices"][0]["message"]["content"] == "Well." and said["models"] == NAMES
     assert said["streamed"] == "[Write a.txt]\n\nDone." and said["usage"]["prompt_tokens"] == 24
+    assert [file["path"] for file in said["left"]] == ["a.txt"]
     assert said["image"] == "Seen." and json.loads(said["parsed"]) == {"good": True}
     wait_for(lambda: state_of(gateway, said["run"]) == "cancelled", what="the end of an aborted run")
     own = {

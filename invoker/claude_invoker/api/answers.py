@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from claude_invoker.api.fields import OURS
 from claude_invoker.api.languages import JSON, PROBLEM
 from claude_invoker.api.openapi import reference
 
@@ -78,7 +79,13 @@ FILE: Answers = {
 
 _ANYTHING = {JSON: {"schema": {"type": "object", "additionalProperties": True}}}
 _STREAM: dict[str, Any] = {"text/event-stream": {}}
-_MESSAGES = {"type": "object", "required": ["model", "messages"], "additionalProperties": True}
+_NAMES = {"type": "array", "items": {"type": "string"}}
+_MESSAGES = {
+    "type": "object",
+    "required": ["model", "messages"],
+    "properties": dict.fromkeys(OURS, _NAMES),
+    "additionalProperties": True,
+}
 VENDORS_BODY = {"requestBody": {"required": True, "content": {JSON: {"schema": _MESSAGES}}}}
 """`openapi_extra` of a route in a vendor's language, whose own documents say what else is in it."""
 

@@ -13,6 +13,8 @@ import orjson
 
 from claude_invoker.model import RunResult
 
+OURS = ("skills", "agents", "mcp")
+"""Members of an invocation that a request in any language may have: no vendor's API has one of that name."""
 CANNOT = "cannot be honoured by a run: leave it out"
 UNKNOWN = "is not known here"
 
@@ -34,6 +36,16 @@ def refused(
 def _same(value: Any, other: Any) -> bool:
     """Equal, and both or none of them a truth value: to Python 1 is True."""
     return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
+
+
+def ours(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What an invocation has of it, not validated yet."""
+    return {name: document[name] for name in OURS if document.get(name) is not None}
+
+
+def artifacts_of(result: RunResult) -> list[dict[str, Any]]:
+    """Of an answer, as `POST /invoke` has them: vendors' clients hand on members that they do not know."""
+    return [artifact.model_dump(mode="json") for artifact in result.artifacts]
 
 
 def answer_of(result: RunResult, *, by_schema: bool) -> str:

@@ -10,6 +10,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from claude_invoker.api.languages import request_id
+from claude_invoker.api.links import with_links
 from claude_invoker.api.stream import HEADERS, cancel_if_alone, followed
 from claude_invoker.api.waiting import replayed, until_heard
 from claude_invoker.model import RunResult
@@ -39,13 +40,13 @@ async def told(request: Request, run: Run | PastRun, stream: Stream, headers: Ma
     # Of a client that leaves right now nobody would know: the answer ends before it has begun.
     asyncio.get_running_loop().call_later(_ATTACHED_S, cancel_if_alone, run)
     return StreamingResponse(
-        _pieces(run, stream, heartbeat_s, request_id(request.headers)),
+        _pieces(request, run, stream, heartbeat_s),
         media_type="text/event-stream",
         headers={**HEADERS, "X-Claude-Run": run.id, **replayed(request), **headers},
     )
 
 
-async def _pieces(run: Run | PastRun, stream: Stream, heartbeat_s: float, request_id: str) -> AsyncIterator[bytes]:
+async def _pieces(request: Request, run: Run | PastRun, stream: Stream, heartbeat_s: float) -> AsyncIterator[bytes]:
     # A client that leaves and has no Idempotency-Key does not come back: its run ends at once.
     async with followed(run, 0, heartbeat_s, run.grace_s) as events:
         yield stream.begin()
@@ -53,7 +54,7 @@ async def _pieces(run: Run | PastRun, stream: Stream, heartbeat_s: float, reques
             for piece in stream.take(event):
                 yield piece
     if run.problem is not None:
-        yield stream.fail(run.problem, request_id)
+        yield stream.fail(run.problem, request_id(request.headers))
     elif run.result is not None:
-        for piece in stream.end(run.result):
+        for piece in stream.end(with_links(request, run.result)):
             yield piece

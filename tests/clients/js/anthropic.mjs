@@ -23,6 +23,11 @@ said.header = (await made("none", { defaultHeaders: { authorization: null, "x-ap
 said.models = [];
 for await (const model of client.models.list({ limit: 2 })) said.models.push(model.id);
 said.streamed = await client.messages.stream(ask('[[tool Write {"file_path": "a.txt", "content": "b"}]] [[say Done.]]')).finalMessage();
+const write = '[[tool Write {"file_path": "a.txt", "content": "b"}]] [[tool mcp__memory__export {}]]';
+const more = { mcp: ["memory"], skills: [] };
+said.left = await client.messages.create(ask(write, more));
+for await (const event of await client.messages.create(ask(write, { stream: true, ...more })))
+  if (event.type === "message_delta") said.leftAtTheEnd = event.artifacts;
 const image = { type: "image", source: { type: "base64", media_type: "image/png", data: PIXEL } };
 said.image = (await client.messages.create(ask([image, { type: "text", text: "[[say Seen.]]" }]))).content;
 said.counted = await client.messages.countTokens({ model: "claude-code", messages: [{ role: "user", content: "hi" }] });

@@ -23,6 +23,7 @@ const chunks = await client.chat.completions.create(
   ask('[[tool Write {"file_path": "a.txt", "content": "b"}]] [[say Done.]]', { stream: true, stream_options: { include_usage: true } }));
 said.streamed = "";
 for await (const chunk of chunks) {
+  said.left = chunk.artifacts ?? said.left;
   said.streamed += chunk.choices[0]?.delta.content ?? "";
   said.usage = chunk.usage ?? null;
 }

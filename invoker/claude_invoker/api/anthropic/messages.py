@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from claude_invoker.api.fields import answer_of, refused
+from claude_invoker.api.fields import OURS, answer_of, artifacts_of, ours, refused
 from claude_invoker.api.models import of_run
 from claude_invoker.api.problems import Place, wrong
 from claude_invoker.model import RunResult, Usage
 
-HONOURED = ("model", "messages", "system", "stream", "max_tokens", "metadata", "output_config", "cache_control")
+HONOURED = ("model", "messages", "system", "stream", "max_tokens", "metadata", "output_config", "cache_control", *OURS)
 """`max_tokens` must be there for the API; what bounds a run are its turns and its money. `metadata` and `cache_control`
 change no answer."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -66,7 +66,7 @@ def wanted(document: Mapping[str, Any]) -> Wanted:
     if errors:
         raise wrong(errors)
     model = of_run(document.get("model"))
-    invocation: dict[str, Any] = {"messages": _messages(document.get("messages"))}
+    invocation: dict[str, Any] = {"messages": _messages(document.get("messages"))} | ours(document)
     for name, value in (("model", model), ("system", _system(document.get("system"))), ("output_schema", schema)):
         if value is not None:
             invocation[name] = value
@@ -125,13 +125,14 @@ def _system(system: Any) -> Any:
 
 
 def message(wanted: Wanted, result: RunResult) -> dict[str, Any]:
-    """The run's last answer."""
+    """The run's last answer, and what it has left."""
     text = answer_of(result, by_schema="output_schema" in wanted.invocation)
     return {
         **opening(wanted, result.id),
         "content": [{"type": "text", "text": text}] if text else [],
         "stop_reason": STOPPED.get(result.stop_reason, result.stop_reason),
         "usage": usage(result.usage),
+        "artifacts": artifacts_of(result),
     }
 
 

@@ -17,6 +17,7 @@ from claude_invoker.api.border import json_object
 from claude_invoker.api.invocation import begun, decided, validated
 from claude_invoker.api.invoke import result_headers
 from claude_invoker.api.languages import identified
+from claude_invoker.api.links import with_links
 from claude_invoker.api.passing import Passed
 from claude_invoker.api.telling import told
 from claude_invoker.api.waiting import while_connected
@@ -57,7 +58,7 @@ async def create(request: Request, caller: Annotated[Caller, Depends(attested_ru
         return await told(request, run, Stream(wanted, run.id), identified(request.headers))
     result = await while_connected(request, run)
     headers = result_headers(request, run, time.monotonic() - began) | identified(request.headers)
-    return JSONResponse(messages.message(wanted, result), headers=headers)
+    return JSONResponse(messages.message(wanted, with_links(request, result)), headers=headers)
 
 
 @router.post("/messages/count_tokens", response_model=None, responses=_COUNTED, openapi_extra=VENDORS_BODY)

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from claude_invoker.api.anthropic.messages import STOPPED, Wanted, opening, usage
-from claude_invoker.api.fields import answer_of
+from claude_invoker.api.fields import answer_of, artifacts_of
 from claude_invoker.api.languages import said
 from claude_invoker.api.narration import Narration, Spoken
 from claude_invoker.model import RunResult
@@ -53,7 +53,7 @@ class Stream:
         yield self._close()
         stop = STOPPED.get(result.stop_reason, result.stop_reason)
         delta = {"stop_reason": stop, "stop_sequence": None}
-        yield event("message_delta", {"delta": delta, "usage": usage(result.usage)})
+        yield event("message_delta", {"delta": delta, "usage": usage(result.usage), "artifacts": artifacts_of(result)})
         yield event("message_stop", {})
 
     def fail(self, problem: Problem, request_id: str) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from claude_invoker.api.fields import CANNOT, refused
+from claude_invoker.api.fields import CANNOT, OURS, artifacts_of, ours, refused
 from claude_invoker.api.models import of_run
 from claude_invoker.api.problems import Place, wrong
 from claude_invoker.model import RunResult, Usage
@@ -18,6 +18,7 @@ from claude_invoker.model import RunResult, Usage
 HONOURED = (
     "model", "messages", "stream", "stream_options", "response_format",
     "metadata", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",
+    *OURS,
 )  # fmt: skip
 """Those of the second line change no answer."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -97,7 +98,7 @@ def wanted(document: Mapping[str, Any]) -> Wanted:
     if errors:
         raise wrong(errors)
     model = of_run(document.get("model"))
-    invocation: dict[str, Any] = {"messages": said[instructions:]}
+    invocation: dict[str, Any] = {"messages": said[instructions:]} | ours(document)
     if instructions:
         texts = (_text(message["content"], n) for n, message in enumerate(said[:instructions]))
         invocation["system"] = "\n\n".join(texts)
@@ -186,6 +187,7 @@ def completion(wanted: Wanted, run_id: str, created: float, answer: str, result:
         **opening(wanted, run_id, created, "chat.completion"),
         "choices": [choice],
         "usage": usage(result.usage),
+        "artifacts": artifacts_of(result),
     }
 
 

@@ -13,6 +13,7 @@ from claude_invoker.api.border import json_object
 from claude_invoker.api.fields import answer_of
 from claude_invoker.api.invocation import begun
 from claude_invoker.api.invoke import result_headers
+from claude_invoker.api.links import with_links
 from claude_invoker.api.openai import chat
 from claude_invoker.api.openai.stream import Stream
 from claude_invoker.api.telling import told
@@ -34,5 +35,5 @@ async def create(request: Request, caller: Annotated[Caller, Depends(attested_ru
         return await told(request, run, Stream(wanted, run.id, run.created_at), {})
     result = await while_connected(request, run)
     answer = answer_of(result, by_schema="output_schema" in wanted.invocation)
-    document = chat.completion(wanted, run.id, run.created_at, answer, result)
+    document = chat.completion(wanted, run.id, run.created_at, answer, with_links(request, result))
     return JSONResponse(document, headers=result_headers(request, run, time.monotonic() - began))

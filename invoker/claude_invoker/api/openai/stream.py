@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from claude_invoker.api.fields import answer_of
+from claude_invoker.api.fields import answer_of, artifacts_of
 from claude_invoker.api.languages import said
 from claude_invoker.api.narration import Narration
 from claude_invoker.api.openai.chat import Wanted, finish_reason, opening, usage
@@ -45,7 +45,7 @@ class Stream:
     def end(self, result: RunResult) -> Iterator[bytes]:
         for spoken in self._narration.end(answer_of(result, by_schema=self._schema)):
             yield self._chunk({"content": spoken.text})
-        yield self._chunk({}, finish_reason(result))
+        yield self._chunk({}, finish_reason(result), artifacts=artifacts_of(result))
         if self._with_usage:
             yield _data(self._opening | {"choices": [], "usage": usage(result.usage)})
         yield DONE
@@ -53,6 +53,6 @@ class Stream:
     def fail(self, problem: Problem, request_id: str) -> bytes:
         return _data(said(problem, "openai", request_id).body)
 
-    def _chunk(self, delta: dict[str, Any], finish: str | None = None) -> bytes:
+    def _chunk(self, delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return _data(self._opening | {"choices": [choice]} | ({"usage": None} if self._with_usage else {}))
+        return _data(self._opening | {"choices": [choice]} | more | ({"usage": None} if self._with_usage else {}))
