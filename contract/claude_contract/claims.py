@@ -245,6 +245,7 @@ class Repository:
     name: str
     ref: str | None = None  # None: the repository's own default
     push: bool = False  # whether the token allows to push branches to it
+    pull_request: bool = False  # and to open pull requests at it
 
     def to_claims(self) -> dict[str, Any]:
         given: dict[str, Any] = {"name": self.name}
@@ -252,11 +253,18 @@ class Repository:
             given["ref"] = self.ref
         if self.push:
             given["push"] = True
+        if self.pull_request:
+            given["pull_request"] = True
         return given
 
     @classmethod
     def take(cls, claims: Members) -> Repository:
-        found = cls(claims.text("name"), claims.text("ref") if "ref" in claims else None, claims.truth("push", False))
+        found = cls(
+            claims.text("name"),
+            claims.text("ref") if "ref" in claims else None,
+            claims.truth("push", False),
+            claims.truth("pull_request", False),
+        )
         claims.done()
         return found
 

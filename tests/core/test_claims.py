@@ -139,7 +139,7 @@ FULL = Attestation(
     ),
     padded(Additions("P ", " A", {"repository": "org/app", "branch": None}, ("model",)), "prepend", ADDITIONS_ROOM),
     body_hash(b""),
-    Repository("o/" + "r" * (REPOSITORY_ROOM - 2), "b" * REPOSITORY_ROOM, True),
+    Repository("o/" + "r" * (REPOSITORY_ROOM - 2), "b" * REPOSITORY_ROOM, True, True),
 )
 # What release 0.1.0 writes for a request that jwt-claims, rate-tiers and prompt-context have seen.
 OLD: dict[str, Any] = {

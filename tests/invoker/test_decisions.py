@@ -282,6 +282,7 @@ def test_an_archive_is_what_its_base64_says() -> None:
 
 SOURCE = Source("https://git.example/{repository}", push=Push("claude/*", "Claude <claude@git.example>"))
 OURS = Wanted("org/app", None, SOURCE, may_push=True)
+OPENS = structs.replace(SOURCE, push=Push("claude/*", "C <c@git.example>", pull_requests=True))
 
 
 def test_a_branch_is_pushed_where_operator_and_token_allow_it_to_a_repository_that_the_run_works_on() -> None:
@@ -303,6 +304,19 @@ def test_a_branch_is_pushed_where_operator_and_token_allow_it_to_a_repository_th
         assert (status, detail[: len(said)]) == (403, said)
     assert problem({"result": {"push": "main"}}, repository=OURS)[0] == 403
     assert problem({"result": {"push": "claude/a b"}}, repository=OURS)[0] == 422
+
+
+def test_a_pull_request_needs_the_operator_and_a_claim_of_its_own() -> None:
+    wish = {"result": {"push": "claude/x", "pull_request": True}}
+    both = Wanted("org/app", None, OPENS, may_push=True, may_open=True)
+    assert planned(wish, repository=both).push == Pushing("claude/x", None, pull_request=True)
+    for fields, said in (
+        ({"may_open": False}, "result.pull_request: your token (pull_request_claim at the gateway) may open none"),
+        ({"source": SOURCE}, "result.pull_request: a run (push.pull_requests in INVOKER_REPOSITORIES) may open none"),
+        ({"may_push": False}, "result.push: your token (push_claim at the gateway) may push nothing"),
+    ):
+        status, detail = problem(wish, repository=structs.replace(both, **fields))
+        assert (status, detail[: len(said)]) == (403, said)
 
 
 def test_the_whole_directory_is_an_artifact_only_where_that_is_wished() -> None:

@@ -59,14 +59,21 @@ def served(desk: Desk, github: GitHub, name: str) -> str:
     return desk.server.commit(name, {"a.txt": "one\n"})
 
 
-def ask(desk: Desk, name: str, command: str, wish: dict[str, Any] | None = None, *, may_push: bool = True) -> Any:
+def ask(
+    desk: Desk,
+    name: str,
+    command: str,
+    wish: dict[str, Any] | None = None,
+    may: tuple[str, ...] = ("push", "pull_request"),
+) -> Any:
+    """`may`: what the gateway attests that the caller may besides working on it."""
     document: dict[str, Any] = {"prompt": tool("Bash", command=command), "tools": ["Bash"]}
-    named = {"name": name, "ref": "main"} | ({"push": True} if may_push else {})
+    named: dict[str, Any] = {"name": name, "ref": "main", **dict.fromkeys(may, True)}
     return desk.post(name, "main", document | ({} if wish is None else {"result": wish}), repo=named)
 
 
-def opened_by(desk: Desk, name: str, *, may_push: bool = True) -> Any:
-    return ask(desk, name, "echo two > a.txt", {"push": "claude/{run}", "pull_request": True}, may_push=may_push)
+def opened_by(desk: Desk, name: str, *may: str) -> Any:
+    return ask(desk, name, "echo two > a.txt", {"push": "claude/{run}", "pull_request": True}, may)
 
 
 def test_a_run_leaves_a_branch_and_a_pull_request(desk: Desk, github: GitHub) -> None:
@@ -84,17 +91,27 @@ def test_a_run_leaves_a_branch_and_a_pull_request(desk: Desk, github: GitHub) ->
     assert all(token["repositories"] == ["app"] for token in github.tokens.values())
 
 
-def test_a_pull_request_needs_what_a_push_needs_and_the_operator_s_word(desk: Desk, github: GitHub) -> None:
+def test_a_pull_request_needs_what_a_push_needs_a_claim_of_its_own_and_the_operator_s_word(
+    desk: Desk, github: GitHub
+) -> None:
+    """A gateway that knows of no such claim attests none, and none is opened."""
     for name in ("org/asked", "org/closed-1"):
         served(desk, github, name)
     spent, opened = len(github.requests), len(github.pulls)
-    for name, may_push, said in (("org/asked", False, "push_claim"), ("org/closed-1", True, "pull_requests")):
-        refused = opened_by(desk, name, may_push=may_push)
+    for name, may, said in (
+        ("org/asked", (), "push_claim"),
+        ("org/asked", ("pull_request",), "push_claim"),
+        ("org/asked", ("push",), "pull_request_claim"),
+        ("org/closed-1", ("push", "pull_request"), "pull_requests"),
+    ):
+        refused = opened_by(desk, name, *may)
         assert refused.status_code == 403 and said in refused.json()["detail"], refused.text
     assert len(github.requests) == spent, "and nothing was asked of GitHub"
     alone = ask(desk, "org/asked", "true", {"pull_request": True})
     assert alone.status_code == 422
-    assert opened_by(desk, "org/asked").json()["pushed"]["pull_request"], "the control"
+    left = ask(desk, "org/asked", "echo two > a.txt", {"push": "claude/{run}"}, ("push",))
+    assert left.json()["pushed"]["commit"], "a branch is left by who may push alone"
+    assert opened_by(desk, "org/asked", "push", "pull_request").json()["pushed"]["pull_request"], "the control"
     assert len(github.pulls) == opened + 1
 
 
@@ -102,7 +119,7 @@ def test_a_branch_stays_where_github_opens_no_pull_request(desk: Desk, github: G
     served(desk, github, "org/no-pull")
     del github.granted["pull_requests"]
     try:
-        pushed = opened_by(desk, "org/no-pull").json()["pushed"]
+        pushed = opened_by(desk, "org/no-pull", "push", "pull_request").json()["pushed"]
     finally:
         github.granted["pull_requests"] = "write"
     assert pushed["commit"] and pushed["pull_request"] is None and "no pull request" in pushed["problem"]

@@ -387,6 +387,19 @@ def test_who_may_push_is_said_by_a_claim_of_its_own(send: Send, push_claim: str 
     assert attested(event)["repo"] == {"name": "acme/app"} | ({"push": True} if may else {})
 
 
+@pytest.mark.parametrize(
+    ("pulls", "may"), [(["acme/*"], True), (["acme/other"], False), ([], False), (None, False), (True, False)]
+)
+def test_who_may_open_pull_requests_is_said_by_another(send: Send, pulls: Any, may: bool) -> None:
+    """To push does not allow to open one, nor the other way round."""
+    settings = config(repo_claim="repos", push_claim="pushes", pull_request_claim="pulls")
+    for pushes in (["acme/*"], []):
+        claims = {"repos": ["acme/*"], "pushes": pushes} | ({} if pulls is None else {"pulls": pulls})
+        event, _ = send(settings, bearer(token(**claims), **{"x-repo": "acme/app"}))
+        said = ({"push": True} if pushes else {}) | ({"pull_request": True} if may else {})
+        assert attested(event)["repo"] == {"name": "acme/app"} | said
+
+
 def test_what_may_be_pushed_to_may_still_not_be_worked_on(send: Send) -> None:
     event, _ = send(
         config(repo_claim="repos", push_claim="pushes"),
@@ -395,6 +408,13 @@ def test_what_may_be_pushed_to_may_still_not_be_worked_on(send: Send) -> None:
     assert event.ended.status == 403
 
 
-def test_a_claim_for_pushing_needs_one_for_repositories() -> None:
-    with pytest.raises(ConfigError, match="allows nothing without repo_claim"):
-        stage_of(JwtClaims, config(push_claim="pushes"))
+@pytest.mark.parametrize(
+    ("fields", "missing"),
+    [
+        ({"push_claim": "pushes"}, "repo_claim"),
+        ({"repo_claim": "repos", "pull_request_claim": "pulls"}, "push_claim"),
+    ],
+)
+def test_a_claim_that_allows_more_needs_the_one_before(fields: dict[str, str], missing: str) -> None:
+    with pytest.raises(ConfigError, match=f"allows nothing without {missing}"):
+        stage_of(JwtClaims, config(**fields))

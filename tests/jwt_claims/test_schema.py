@@ -94,6 +94,7 @@ FULL = {
     "repo_claim": "repos",
     "repo_capture": "repo",
     "push_claim": "pushes",
+    "pull_request_claim": "pulls",
     "ref_header": "x-ref",
     "consumer_claim": "sub",
     "anonymous": "guest",

@@ -171,6 +171,8 @@ class Wanted(Struct, frozen=True):
     source: Source
     may_push: bool = False
     """Whether the caller's token allows that."""
+    may_open: bool = False
+    """Whether it allows pull requests."""
 
     @property
     def url(self) -> str:
@@ -193,9 +195,12 @@ class Wanted(Struct, frozen=True):
 
     def refuse_pull_request(self) -> None:
         """For who may push. Raises Problem 403 where none may be opened."""
-        if self.source.push is None or not self.source.push.pull_requests:
-            said = f"a run may open none at {self.name} (push.pull_requests in INVOKER_REPOSITORIES)"
-            raise Problem(403, "forbidden", f"result.pull_request: {said}")
+        by_operator = self.source.push is not None and self.source.push.pull_requests
+        if not by_operator or not self.may_open:
+            who = "your token (pull_request_claim at the gateway)"
+            if not by_operator:
+                who = "a run (push.pull_requests in INVOKER_REPOSITORIES)"
+            raise Problem(403, "forbidden", f"result.pull_request: {who} may open none at {self.name}")
 
     def takes_along(self, module: Wanted) -> bool:
         """Whether another repository may be there as a submodule."""
@@ -223,7 +228,7 @@ class Repositories:
             raise Problem(
                 404, "no-repository", f"no repository {asked.name:.200} is known here (INVOKER_REPOSITORIES lists them)"
             )
-        wanted = Wanted(asked.name, asked.ref, source, asked.push)
+        wanted = Wanted(asked.name, asked.ref, source, asked.push, asked.pull_request)
         if asked.ref is None or wanted.is_commit:
             return wanted
         if not is_ref(asked.ref):

@@ -79,10 +79,10 @@ class JwtClaims(Stage[JwtClaimsConfig]):
         self._domains = frozenset(domain.lower() for domain in config.email_domains)
         self._repo_claim = config.repo_claim
         self._push_claim = config.push_claim
-        if self._push_claim and not self._repo_claim:
-            raise ConfigError(
-                "push_claim", "allows nothing without repo_claim: only a verified repository is pushed to"
-            )
+        self._pull_request_claim = config.pull_request_claim
+        for name, needed in (("push_claim", "repo_claim"), ("pull_request_claim", "push_claim")):
+            if getattr(config, name) and not getattr(config, needed):
+                raise ConfigError(name, f"allows nothing without {needed}, to whose repositories it belongs")
         self._repo_header = config.repo_header.lower()
         self._repo_capture = config.repo_capture
         self._ref_header = config.ref_header.lower()
@@ -237,8 +237,12 @@ class JwtClaims(Stage[JwtClaimsConfig]):
         refs = set(request.sent(self._ref_header))
         if not self._signed or len(set(named)) != 1 or len(refs) > 1:
             return None  # nothing that could be told to anybody, or not which
-        pushable = values(caller.claims, self._push_claim) if self._push_claim else ()
-        found = Repository(named[0], next(iter(refs), None) or None, repository_allowed(named[0], pushable))
+        found = Repository(
+            named[0],
+            next(iter(refs), None) or None,
+            push=self._allows(caller, self._push_claim, named[0]),
+            pull_request=self._allows(caller, self._pull_request_claim, named[0]),
+        )
         for what, header, value in (
             ("repository", self._repo_header, found.name),
             ("branch", self._ref_header, found.ref or ""),
@@ -250,6 +254,10 @@ class JwtClaims(Stage[JwtClaimsConfig]):
                     "unreadable_repository",
                 )
         return found
+
+    def _allows(self, caller: Caller, claim: str | None, repository: str) -> bool:
+        """Whether a claim lists the repository; without one nobody's does."""
+        return repository_allowed(repository, values(caller.claims, claim) if claim else ())
 
     def _revocation_problem(self, kong: Any, known: Caller) -> Refuse | None:
         if self._revocation is None:

@@ -130,6 +130,9 @@ class JwtClaimsConfig:
     push_claim: str | None = string(
         "The claim with globs of the repositories the caller may push branches to; without it nobody may."
     )
+    pull_request_claim: str | None = string(
+        "The claim with globs of the repositories the caller may open pull requests at; without it nobody may."
+    )
     consumer_claim: str | None = string("The claim that holds the username or the id of a Kong consumer.")
     anonymous: str | None = string("Username or id of the consumer that callers without a valid token become.")
     run_on_preflight: bool = boolean("Whether OPTIONS requests need a token too.", default=True)
