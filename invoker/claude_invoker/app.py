@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from claude_invoker import __version__, trust
 from claude_invoker.api import catalogue, health, invoke, openapi, permissions, problems, runs, skills, steering
 from claude_invoker.api import jobs as jobs_api
+from claude_invoker.api import uploads as uploads_api
 from claude_invoker.api.anthropic import routes as anthropic
 from claude_invoker.api.compress import Compression
 from claude_invoker.api.graphql import routes as graphql
@@ -45,6 +46,7 @@ ROUTERS = (
     jobs_api.router,
     permissions.router,
     steering.router,
+    uploads_api.router,
     openai.router,
     graphql.router,
     catalogue.router,

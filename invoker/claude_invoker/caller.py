@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from claude_contract.claims import NOTHING_ADDED, UNCLAMPED, Additions, Attestation, Clamp, Repository
+from claude_contract.keys import joined
 from claude_contract.kinds import Kind
 from claude_contract.ledger import Slot
 
@@ -30,6 +32,8 @@ class Caller:
     additions: Additions = NOTHING_ADDED
     repository: Repository | None = None
     """What the run works on, which the caller's token allows."""
+    issuer: str = ""
+    """Of the token; empty where the caller is known as a Kong consumer only."""
     route: str | None = None
     request_id: str | None = None
     kind: Kind | None = "run"
@@ -47,6 +51,11 @@ class Caller:
             "".join(filter(str.isprintable, text)).translate(plain) for text in (self.subject, self.email or "")
         )
         return f"{name} <{address}>"
+
+    @property
+    def owner(self) -> str:
+        """A digest of issuer and subject: what is kept by it is no other's, who may be called the same elsewhere."""
+        return hashlib.sha256(joined("\0", self.issuer, self.subject).encode("utf-8", "surrogatepass")).hexdigest()
 
     def owns(self, subject: str) -> bool:
         return subject == self.subject
@@ -81,6 +90,7 @@ def caller_in(attestation: Attestation) -> Caller:
         queued=place is not None and place.queued,
         additions=attestation.additions,
         repository=attestation.repository,
+        issuer=identity.issuer,
         route=attestation.binding.route or None,
         request_id=attestation.binding.request_id or None,
         kind=attestation.kind,

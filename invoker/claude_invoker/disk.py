@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 from claude_invoker.problem import Problem
 
 _log = logging.getLogger(__name__)
-Kind = Literal["trees", "sessions", "artifacts", "repositories", "audit", "journal"]
+Kind = Literal["trees", "sessions", "artifacts", "uploads", "repositories", "audit", "journal"]
 
 
 @dataclass(frozen=True)

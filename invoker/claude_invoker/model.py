@@ -120,11 +120,14 @@ class InputFile(BaseModel):
     path: Annotated[str, Field(min_length=1, max_length=1024)] = Field(description="Relative to the run's directory")
     content: str | None = Field(default=None, description="Its text")
     content_base64: str | None = Field(default=None, description="Or its bytes")
+    upload: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        default=None, description="Or the SHA-256 of a file that was put before (`PUT /files/{sha256}`)"
+    )
 
     @model_validator(mode="after")
     def _one_content(self) -> InputFile:
-        if (self.content is None) == (self.content_base64 is None):
-            raise ValueError("exactly one of content and content_base64 is needed")
+        if [self.content, self.content_base64, self.upload].count(None) != 2:
+            raise ValueError("exactly one of content, content_base64 and upload is needed")
         return self
 
 
@@ -256,6 +259,18 @@ class Artifact(BaseModel):
     sha256: str
     href: str = ""
     pending: bool = Field(default=False, description="It is not in the store yet; the invoker that ran it has it")
+
+
+class Upload(BaseModel):
+    """A file that was put for later requests, which is its caller's alone."""
+
+    sha256: str
+    size: int
+    expires_at: float = Field(description="In seconds since the epoch; to put it again makes that later")
+
+
+class UploadList(BaseModel):
+    files: list[Upload]
 
 
 class LeftOut(BaseModel):

@@ -22,7 +22,7 @@ from claude_invoker.model import Block, InputFile, InvokeRequest, Message, TextB
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
 from claude_invoker.workspace import files
-from claude_invoker.workspace.files import Content
+from claude_invoker.workspace.files import Content, Uploaded
 from claude_invoker.workspace.repository import Wanted
 
 _WRITERS = COMMAND_TOOLS | frozenset(WRITERS)
@@ -79,7 +79,7 @@ class Plan:
     """The model that it would have, were its budget not used up."""
     repository: Wanted | None = None
     """What it works on; None: it begins in an empty directory."""
-    files: tuple[tuple[str, Content], ...] = ()
+    files: tuple[tuple[str, Content | Uploaded], ...] = ()
     """(path, content) of what its caller has sent along."""
     archive: Content | None = None
     """The same, to be unpacked."""
@@ -116,7 +116,7 @@ class Plan:
     def size(self) -> int:
         """Bytes that its input takes in memory."""
         texts = [block["text"] if block["type"] == "text" else block["source"]["data"] for block in self.content]
-        contents = [content for _, content in self.files] + ([] if self.archive is None else [self.archive])
+        contents = [*(content for _, content in self.files), self.archive]
         held = [content for content in contents if isinstance(content, bytes)]
         return sum(map(sys.getsizeof, (*texts, *held, self.system or "", json.dumps(self.output_schema))))
 
@@ -289,12 +289,15 @@ def _nowhere(path: str) -> None:
     """Of a command no path is asked for."""
 
 
-def _files(sent: Sequence[InputFile]) -> Iterable[tuple[str, bytes]]:
+def _files(sent: Sequence[InputFile]) -> Iterable[tuple[str, Content | Uploaded]]:
     """Raises Problem 422."""
     names = files.Names()
     for number, file in enumerate(sent):
         if problem := names.problem_of(file.path):
             raise Problem(422, "invalid", f"files[{number}].path {problem}")
+        if file.upload is not None:
+            yield file.path, Uploaded(file.upload)
+            continue
         try:
             content = (file.content or "").encode() if file.content_base64 is None else _decoded(file.content_base64)
         except ValueError as error:  # half a surrogate pair, too

@@ -205,6 +205,12 @@ class Settings(BaseSettings):
     sessions_per_subject: int = Field(default=8 << 30, ge=0)
     sessions_in_all: int = Field(default=32 << 30, ge=0)
     """The same of the sessions that have no run. Where they move the store has what goes here."""
+    uploads_per_subject: int = Field(default=1 << 30, ge=0)
+    """The same of files that were put for later requests, in the store where there is one; beyond it none is taken
+    (507)."""
+    uploads_in_all: int = Field(default=8 << 30, ge=0)
+    upload_ttl_s: float = Field(default=24 * 3600.0, gt=0)
+    """How long such a file is kept after it was put the last time."""
     repositories_in_all: int = Field(default=32 << 30, ge=0)
     """The same of what is kept of repositories."""
     audit_in_all: int = Field(default=0, ge=0)
@@ -278,6 +284,7 @@ class Settings(BaseSettings):
             "trees": disk.Bounds(self.trees_per_subject, self.trees_in_all),
             "artifacts": disk.Bounds(self.artifacts_per_subject, self.artifacts_in_all),
             "sessions": disk.Bounds(self.sessions_per_subject, self.sessions_in_all),
+            "uploads": disk.Bounds(self.uploads_per_subject, self.uploads_in_all),
             "repositories": disk.Bounds(0, self.repositories_in_all),
             "audit": disk.Bounds(0, self.audit_in_all),
             "journal": disk.Bounds(0, self.journal_in_all),

@@ -51,6 +51,12 @@ async def attested(request: Request) -> Caller:
     return await _attested(request, services(request).settings.required_checks)
 
 
+async def attested_unread(request: Request) -> Caller:
+    """The same, of a request whose body is read later and in pieces, or not at all. Raises Problem 401, also where the
+    gateway has looked at the body."""
+    return await _attested(request, services(request).settings.required_checks, reads_body=False)
+
+
 async def attested_run(request: Request) -> AsyncIterator[Caller]:
     """The caller of a request that starts something; gives the lease back where nothing was started
     (`request.state.started`). Raises Problem 401."""

@@ -60,6 +60,8 @@ def test_paths_that_no_file_may_have(path: str) -> None:
         ({"path": "../x", "content": "x"}, "files[1].path"),
         ({"path": "fine", "content": "x"}, "files[1].path is there twice"),
         ({"path": "a", "content_base64": "%"}, "files[1].content_base64"),
+        ({"path": "fine", "upload": "0" * 64}, "files[1].path is there twice"),
+        ({"path": ".git/x", "upload": "0" * 64}, "files[1].path"),
     ],
 )
 def test_a_request_with_a_file_that_cannot_be_is_refused(file: dict[str, str], said: str) -> None:
@@ -74,6 +76,11 @@ def test_a_request_with_a_file_that_cannot_be_is_refused(file: dict[str, str], s
 
 
 def test_a_file_has_one_content() -> None:
-    for contents in ({}, {"content": "x", "content_base64": "AA=="}):
-        with pytest.raises(ValueError, match="exactly one of content and content_base64"):
+    upload = {"upload": "0" * 64}
+    for contents in ({}, {"content": "x", "content_base64": "AA=="}, {"content": ""} | upload):
+        with pytest.raises(ValueError, match="exactly one of content, content_base64 and upload"):
             InvokeRequest.model_validate({"prompt": "x", "files": [{"path": "a", **contents}]})
+    for name in ("", "0" * 63, "0" * 65, "A" * 64, "0" * 64 + "\n", "../" + "0" * 61):
+        with pytest.raises(ValueError, match="upload"):
+            InvokeRequest.model_validate({"prompt": "x", "files": [{"path": "a", "upload": name}]})
+    InvokeRequest.model_validate({"prompt": "x", "files": [{"path": "a"} | upload]})

@@ -1,8 +1,11 @@
-"""A file that a run left, as an HTTP answer."""
+"""A file that a run left, or that was uploaded, as an HTTP answer."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Protocol
 from urllib.parse import quote
 
 from fastapi import Request, Response
@@ -11,7 +14,15 @@ from fastapi.responses import FileResponse, StreamingResponse
 from claude_invoker.head import asked_method
 from claude_invoker.model import Artifact
 from claude_invoker.problem import Problem
-from claude_invoker.runs.kept import Files
+
+
+class Readable(Protocol):
+    """Files that artifacts stand for, as `runs.kept.Files`: on this machine's disk, or read from elsewhere."""
+
+    def here(self, artifact: Artifact) -> Path | None: ...
+
+    async def read(self, artifact: Artifact, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]: ...
+
 
 _RANGE = r"(?:[0-9]{1,18}-[0-9]{0,18}|-[0-9]{1,18})"
 _NAME = "!#$&+^`|"
@@ -19,7 +30,7 @@ _NAME = "!#$&+^`|"
 _RANGES = re.compile(rf"bytes=[ \t]*({_RANGE}(?:[ \t]*,[ \t]*{_RANGE}){{0,9}})", re.IGNORECASE)
 
 
-async def file_answer(request: Request, files: Files, found: Artifact) -> Response:
+async def file_answer(request: Request, files: Readable, found: Artifact) -> Response:
     """Its type by content, its SHA-256 as ETag, ranges; 304 where the client has it. Raises Problem 416; 404, 503
     where it cannot be had."""
     etag = f'"{found.sha256}"'
@@ -51,7 +62,7 @@ async def file_answer(request: Request, files: Files, found: Artifact) -> Respon
     return await _streamed(request, files, found, ranges, headers)
 
 
-async def file_itself(request: Request, files: Files, found: Artifact, headers: dict[str, str]) -> Response:
+async def file_itself(request: Request, files: Readable, found: Artifact, headers: dict[str, str]) -> Response:
     """All of it. Raises Problem 404, 503."""
     if (path := files.here(found)) is not None:
         return FileResponse(path, media_type=found.type, headers=headers)
@@ -68,7 +79,7 @@ def disposition(path: str) -> str:
 
 
 async def _streamed(
-    request: Request, files: Files, found: Artifact, ranges: list[str] | None, headers: dict[str, str]
+    request: Request, files: Readable, found: Artifact, ranges: list[str] | None, headers: dict[str, str]
 ) -> Response:
     """From the store, in one piece: of several ranges none is taken, which RFC 9110 leaves to us (14.2)."""
     start, end = 0, found.size

@@ -65,7 +65,7 @@ async def form_of(
     directory = None
     try:
         async with while_coming:
-            with _stored():
+            with stored():
                 directory = await asyncio.to_thread(intake.make, subject, length)
                 parts = _Parts(directory, max_request)
                 await _read(request, parts, options[b"boundary"])
@@ -76,11 +76,12 @@ async def form_of(
 
 
 @contextlib.contextmanager
-def _stored() -> Iterator[None]:
+def stored() -> Iterator[None]:
+    """Raises Problem 503 for an OSError within."""
     try:
         yield
     except OSError as error:
-        _log.error("a form cannot be stored: %s", error.strerror)
+        _log.error("what a caller sends cannot be stored: %s", error.strerror)
         raise Problem(503, "busy", "the files cannot be stored now", {"Retry-After": "10"}) from error
 
 
@@ -108,16 +109,22 @@ async def _read(request: Request, parts: _Parts, boundary: bytes) -> None:
         except Exception as error:  # parsers fail over bytes in more ways than they say
             raise Problem(400, "bad-request", "the form is not understood") from error
 
-    waiting = bytearray()
     try:
-        async for piece in request.stream():
-            waiting += piece
-            if len(waiting) >= _PIECE:
-                await asyncio.to_thread(feed, bytes(waiting))
-                waiting.clear()
-        await asyncio.to_thread(feed, bytes(waiting))
+        async for piece in pieces(request.stream()):
+            await asyncio.to_thread(feed, piece)
     finally:
         parts.close()
+
+
+async def pieces(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in pieces that are worth a thread's work; the last one may be short, and empty."""
+    waiting = bytearray()
+    async for piece in stream:
+        waiting += piece
+        if len(waiting) >= _PIECE:
+            yield bytes(waiting)
+            waiting.clear()
+    yield bytes(waiting)
 
 
 class _Parts:

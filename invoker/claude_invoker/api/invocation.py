@@ -72,6 +72,7 @@ async def submitted(
         chosen = replace(chosen, files=form.files, archive=form.archive, spool=form.directory)
 
     async def begin(run_id: str | None = None) -> Run:
+        await engine.uploads.refuse_missing(caller.owner, chosen.files)
         if engine.ledger is not None:
             await engine.ledger.confirm(caller)
         run = engine.submit(chosen, caller, run_id=run_id)

@@ -58,7 +58,7 @@ _ANSWERS: Answers = {
 }
 _OF_FORM: Answers = {status: answer for status, answer in _ANSWERS.items() if status != 202} | problems(415)
 _FORM = form_body(InvokeRequest)
-LARGE = re.compile(r"/invoke/form")
+LARGE = re.compile(r"/invoke/form|/files/[^/]*")
 """Paths of bodies that are not held in memory."""
 
 

@@ -80,7 +80,8 @@ async def queued(request: Request, caller: Caller, wanted: JobRequest, *, is_run
     """The job of an invocation. `is_run`: it might as well become a run, so that its key is one of these. Raises
     Problem 400, 403, 422, 503."""
     store = store_of(request)
-    decided(request, wanted, caller)  # what cannot run is refused now, not later
+    chosen = decided(request, wanted, caller)  # what cannot run is refused now, not later
+    await services(request).engine.uploads.refuse_missing(caller.owner, chosen.files)
     if wanted.callback_url:
         webhook.check_url(wanted.callback_url, services(request).settings)
     key = border.idempotency_key(request)

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 Document = dict[str, Any]
 _REFERENCE = "#/components/schemas/{model}"
 _models: dict[str, type[BaseModel]] = {}
-_METHODS = ("get", "post", "delete")
+_METHODS = ("get", "post", "put", "delete")
 
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
@@ -56,6 +56,12 @@ def form_body(model: type[BaseModel]) -> Document:
         "additionalProperties": False,
     }
     content = {"multipart/form-data": {"schema": schema, "encoding": {"request": {"contentType": "application/json"}}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def file_body() -> Document:
+    """The same for one whose body is a file as it is."""
+    content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     return {"requestBody": {"required": True, "content": content}}
 
 

@@ -72,6 +72,7 @@ from claude_invoker.workspace.checkout import cannot_be_ready
 from claude_invoker.workspace.continuing import CannotRebase, remembered
 from claude_invoker.workspace.intake import Intake
 from claude_invoker.workspace.repository import Wanted
+from claude_invoker.workspace.uploads import Uploads
 from claude_invoker.workspace.workspaces import Workspaces
 
 _log = logging.getLogger(__name__)
@@ -162,17 +163,26 @@ class Engine:
             maximum=settings.pool_max,
             starts=settings.max_starts,
         )
-        sources: dict[disk.Kind, disk.Source] = {"sessions": self._moving, "artifacts": self.keeping}
+        on_disk = settings.on_disk
+        self.intake = Intake(settings.state_dir / "intake", on_disk["trees"], lambda size: self.disk.room_for(size))
+        """What callers have sent for runs that have not begun yet."""
+        self.uploads = Uploads(
+            self.keeping.store, settings.state_dir / "uploads", on_disk["uploads"], settings.upload_ttl_s, self.intake
+        )
+        """What they have put for requests that come later."""
+        sources: dict[disk.Kind, disk.Source] = {
+            "sessions": self._moving,
+            "artifacts": self.keeping,
+            "uploads": self.uploads,
+        }
         if self.workspaces is not None:
             sources["repositories"] = self.workspaces
         self.keeping.goes_on = lambda run_id: run_id in self.runs and not self.runs[run_id].is_over
         paths = (self._state, self._trees)
-        self.disk = Disk(sources, settings.on_disk, settings.disk_reserve, paths, settings.books)
+        self.disk = Disk(sources, on_disk, settings.disk_reserve, paths, settings.books)
         """What this machine keeps of runs that are over."""
-        self.intake = Intake(settings.state_dir / "intake", settings.on_disk["trees"], self.disk.room_for)
-        """What callers have sent for runs that have not begun yet."""
         shared = Bounds(settings.memory_limit, settings.process_limit, settings.tree_limit, settings.tree_entries_limit)
-        self.watch = Watch(shared, lambda: self._launcher.box is None, settings.on_disk["trees"])
+        self.watch = Watch(shared, lambda: self._launcher.box is None, on_disk["trees"])
         self._executor = Executor(
             settings,
             self.pool,
@@ -184,6 +194,7 @@ class Engine:
             self.idle,
             self._layout,
             self.intake,
+            self.uploads,
         )
         self._sweeper = Sweeper(
             {
@@ -218,6 +229,7 @@ class Engine:
             return
         prepare(self._state, self._trees)
         self.intake.open()
+        self.uploads.open()
         self.users.open()
         if self.workspaces is not None:
             await asyncio.to_thread(self.workspaces.open)
@@ -392,7 +404,7 @@ class Engine:
         run_id = job_id or run_id or new_id()
         retention_s = self.settings.tier_retention_s.get(caller.tier or "", self.settings.retention_s)
         run = Run(run_id, caller.subject, plan, artifacts.directory(self.settings, run_id), retention_s)
-        run.tier = caller.tier or ""
+        run.owner, run.tier = caller.owner, caller.tier or ""
         run.route, run.request_id = caller.route or "", caller.request_id or ""
         run.isolation = self.boundary.label
         run.is_job = job_id is not None
@@ -604,6 +616,7 @@ class Engine:
         if time.monotonic() - self._expired_at > _EXPIRE_S:
             self._expired_at = time.monotonic()
             await self.keeping.expire()
+            await self.uploads.expire()
             await self._moving.expire(self.settings.session_ttl_s)
 
     def _forget_files_here(self) -> None:

@@ -44,6 +44,7 @@ from claude_invoker.settings import Settings
 from claude_invoker.workspace import archive, files
 from claude_invoker.workspace.checkout import instructions
 from claude_invoker.workspace.intake import Intake
+from claude_invoker.workspace.uploads import Uploads
 from claude_invoker.workspace.workspaces import Workspaces
 
 _log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Executor:
         idle: Idle,
         layout: Layout,
         intake: Intake,
+        uploads: Uploads,
     ) -> None:
         self._pool = pool
         self._launcher = launcher
@@ -80,6 +82,7 @@ class Executor:
         self._idle = idle
         self._layout = layout
         self._intake = intake
+        self._uploads = uploads
         self._conversation = Conversation(settings.first_output_s, settings.idle_s)
         bounds = artifacts.Bounds(settings.artifact_max_bytes, settings.artifact_max_count)
         self._most_files = settings.artifact_max_count + 1  # one more, so that it is told that there are too many
@@ -220,14 +223,15 @@ class Executor:
             raise Problem(503, "busy", "the libraries of skills cannot be had now", {"Retry-After": "10"}) from error
 
     async def _put(self, run: Run, process: CliProcess) -> None:
-        """Gives the run what its caller has sent along. Raises Problem 422, 503."""
+        """Gives the run what its caller has sent along. Raises Problem 422, 503, 507."""
         plan, work, what = run.plan, process.tree.work, "archive"
         try:
             if plan.archive is not None:
                 bounds = archive.Bounds() if plan.spool is None else archive.LARGE
                 await asyncio.to_thread(archive.unpack, work, plan.archive, process.uid, bounds)
             what = "files"
-            await asyncio.to_thread(files.put, work, plan.files, process.uid)
+            async with self._uploads.brought(run.subject, run.owner, plan.files) as brought:
+                await asyncio.to_thread(files.put, work, brought, process.uid)
             if plan.spool is not None:
                 await asyncio.to_thread(self._intake.delete, plan.spool)
         except files.NoPlace as error:

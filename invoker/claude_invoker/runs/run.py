@@ -65,6 +65,8 @@ class Run:
     state: State = "waiting"
     created_at: float = field(default_factory=time.time)
     finished_at: float | None = None
+    owner: str = ""
+    """Whose uploads it may name (`Caller.owner`)."""
     tier: str = ""
     route: str = ""
     """Kong's id of the route by which the request came."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +13,15 @@ from claude_invoker.workspace.content import folded, is_git
 
 Content = bytes | Path
 """Of a file: in memory, or where it lies on the disk."""
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """In the place of content: what was put before (see `uploads`), by its SHA-256."""
+
+    name: str
+
+
 MOST_ENTRIES = 20_000
 """Files, and directories that are made for them, of one request."""
 _BLOCK = 1 << 20
