@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -192,6 +193,12 @@ def plan(
     for name in started:
         if reason := boundary.refuses_commands:
             raise Problem(403, "forbidden", f"server {name} cannot be started here: {reason}")
+    for entry in servers:
+        if entry.server is not None and entry.server.repositories:
+            _refuse_elsewhere(f"server {entry.name}", entry.server.repositories, repository)
+            # Whoever may not run commands may not have a program of the repository's, or of his own in its place, run.
+            command = shlex.join(entry.server.command)
+            _refuse_command(f"server {entry.name}", command, ceiling, boundary, clamp.rules)
     users = sorted(USE_EGRESS.intersection((*tools, *COMMAND_TOOLS) if started or check is not None else tools))
     egress = _egress(clamp, settings) if users else ()
     if egress and boundary.egress_obstacle is not None:
@@ -273,16 +280,28 @@ def _checking(request: InvokeRequest, allowed: Sequence[str], boundary: Boundary
     """Raises Problem 403 where no run of the caller's may run commands, 422 for a report that cannot be."""
     if request.check is None:
         return None
-    for tool in COMMAND_TOOLS:
-        if tool not in allowed:
-            raise Problem(403, "forbidden", f"check: it is a command, and {tool} is not allowed; {_listed(allowed)}")
-        if reason := boundary.refuses(tool):
-            raise Problem(403, "forbidden", f"check: no run of this invoker may have {tool}: {reason}")
-        if (found := rules.decide(tool, {"command": request.check}, _nowhere)).verdict is not Verdict.ALLOW:
-            raise Problem(403, "forbidden", f"check: it runs unasked, and of your tier's commands {found.why}")
+    _refuse_command("check", request.check, allowed, boundary, rules)
     if request.junit is not None and (problem := files.problem_of(request.junit)):
         raise Problem(422, "invalid", f"junit {problem}")
     return Checking(request.check, request.max_repairs, request.junit)
+
+
+def _refuse_command(what: str, command: str, allowed: Sequence[str], boundary: Boundary, rules: Rules) -> None:
+    """Raises Problem 403 where no run of the caller's may run commands, or not this one unasked."""
+    for tool in COMMAND_TOOLS:
+        if tool not in allowed:
+            raise Problem(403, "forbidden", f"{what}: it is a command, and {tool} is not allowed; {_listed(allowed)}")
+        if reason := boundary.refuses(tool):
+            raise Problem(403, "forbidden", f"{what}: no run of this invoker may have {tool}: {reason}")
+        if (found := rules.decide(tool, {"command": command}, _nowhere)).verdict is not Verdict.ALLOW:
+            raise Problem(403, "forbidden", f"{what}: it runs unasked, and of your tier's commands {found.why}")
+
+
+def _refuse_elsewhere(what: str, patterns: Sequence[str], repository: Wanted | None) -> None:
+    """Raises Problem 403 where a run works on none of these repositories."""
+    if repository is None or not repository.is_among(patterns):
+        on = "none" if repository is None else repository.name
+        raise Problem(403, "forbidden", f"{what} is one of {', '.join(patterns)}, and the run works on {on}")
 
 
 def _nowhere(path: str) -> None:

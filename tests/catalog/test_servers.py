@@ -28,6 +28,7 @@ from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import Plan, plan
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
+from claude_invoker.workspace.repository import Source, Wanted
 
 CALLED: dict[str, Any] = {
     "name": "tickets",
@@ -78,6 +79,8 @@ def test_a_server_as_its_file_says_it() -> None:
         (STARTED, {"command": ["../x"]}, "command must begin with a program's name"),
         (STARTED, {"command": ["x\0"]}, "matching regex"),
         (STARTED, {"needs-egress": ["10.0.0.1"]}, "must be a host name"),
+        (STARTED, {"repositories": ["org/app\n"]}, "matching regex"),
+        (CALLED, {"repositories": ["org/app"]}, "are of servers that are started"),
     ],
 )
 def test_a_broken_one_says_why(described: dict[str, Any], more: dict[str, Any], says: str) -> None:
@@ -183,6 +186,39 @@ def test_a_server_is_started_only_where_commands_may_be() -> None:
     with pytest.raises(Problem, match="opens hosts"):
         decide({"mcp": ["far"]}, Boundary(Strength.NAMESPACES, egress_obstacle="no"), egress=(host("pypi.org"),))
     assert decide({"mcp": ["far"], "tools": []}, egress=(host("pypi.org"),)).egress
+
+
+OWN = Catalog((entry(STARTED, name="own", command=["python3", "tools/own.py"], repositories=["org/*"]),))
+
+
+@pytest.mark.parametrize(
+    ("repository", "clamp", "says"),
+    [
+        ("org/app", {}, ""),
+        ("org/app", {"tools": ("Read", "Bash")}, ""),
+        (None, {}, "server own is one of org/\\*, and the run works on none"),
+        ("evil/app", {}, "and the run works on evil/app"),
+        ("org/app/fork", {}, "and the run works on org/app/fork"),
+        ("org/app", {"tools": ("Read",)}, "server own: it is a command, and Bash is not allowed"),
+        ("org/app", {"rules": denied("Bash(python3:*)")}, "server own: it runs unasked"),
+        ("org/app", {"rules": Rules(ask=(parse("Bash"),))}, "server own: it runs unasked"),
+        ("org/app", {"mcp": ()}, "servers not allowed by the tier"),
+    ],
+)
+def test_a_server_of_a_repository_is_started_there_for_who_may_run_commands(
+    repository: str | None, clamp: dict[str, Any], says: str
+) -> None:
+    """What is started is what lies in the tree: the repository's, or what the caller has put there."""
+    given = Clamp(**{"mcp": ("own",)} | clamp)
+    settings = Settings(attestation_key=SecretStr("k" * 32))
+    works_on = None if repository is None else Wanted(repository, None, Source("https://h/{repository}"))
+    request = InvokeRequest(prompt="x", mcp=["own"])
+    if not says:
+        assert plan(request, given, settings, HOLDS, works_on, OWN).server_tools == ("mcp__own__now",)
+        return
+    with pytest.raises(Problem, match=says) as refused:
+        plan(request, given, settings, HOLDS, works_on, OWN)
+    assert refused.value.status == 403
 
 
 def test_what_is_asked_about_is_not_allowed_from_the_start() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
+import re
 import subprocess
 import tarfile
 import tempfile
@@ -19,7 +21,9 @@ import pytest
 
 from claude_contract.attestation import Signer
 from claude_contract.claims import body_hash
-from tests.invoker.conftest import Invoker, StandInProcess, tool, wait_for
+from tests.catalog.mcp_servers import CLOCK
+from tests.invoker.conftest import Invoker, StandInProcess, as_root, tool, wait_for
+from tests.invoker.test_isolation import PLANTED
 from tests.support.attest import signed
 from tests.support.git_server import GitServer, git, serving
 from tests.workspace.test_archive import tarred
@@ -82,11 +86,15 @@ def desk(start_invoker: Callable[..., Invoker], tmp_path_factory: pytest.TempPat
             f"org/*:\n  url: {server.url}/{{repository}}.git\n  token_file: {token}\n"
             "  refs: [main, release/*, v*]\n  refresh_s: 0\n"
         )
+        (folder / "catalog/mcp").mkdir(parents=True)
+        own = {"name": "own", "description": "Of a repository.", "tools": ["now"], "repositories": ["org/serving-*"]}
+        (folder / "catalog/mcp/own.json").write_text(json.dumps(own | {"command": ["python3", "tools/own.py"]}))
         invoker = start_invoker(
             wait=False,
             trust="attested",
             attestation_key=SECRET,
             repositories=file,
+            catalog=folder / "catalog",
             isolation="user",
             pool_size=0,
             pool_max=0,
@@ -142,6 +150,32 @@ def test_the_repository_tells_the_model_what_the_operator_lets_it(desk: Desk, st
     assert "Words of org/told." in sent and "Words of org/untold." not in sent
 
 
+@as_root
+def test_a_server_of_a_repository_is_what_the_catalog_names_and_nothing_of_its_own_settings(desk: Desk) -> None:
+    """Beside a `.mcp.json` and hooks, which the CLI would obey where it read them (`test_isolation`)."""
+    planted = {path: json.dumps(content).replace("$OUT", "obeyed") for path, content in PLANTED.items()}
+    for name in ("org/serving-1", "org/silent"):
+        desk.server.create(name)
+        desk.server.commit(name, {"tools/own.py": CLOCK, **planted})
+    asked = {"prompt": tool("mcp__own__now") + tool("Bash", command="ls -A"), "tools": ["Bash"], "mcp": ["own"]}
+    may = {"clamp": {"mcp": ["own"]}}
+    answer = desk.post("org/serving-1", "main", asked, **may)
+    assert answer.status_code == 200, answer.text
+    told = desk.said(answer)
+    assert '"tool": "now"' in told and ".mcp.json" in told and "obeyed" not in told
+    assert "mcp__evil" not in answer.text and answer.json()["permission_denials"] == []
+    uids = re.findall(r'"uid": (\d+)', told)
+    assert uids and int(uids[0]) in desk.invoker.uids, "within the boundary, as the run's user"
+    for repository, clamp, said in (
+        ("org/silent", may, "server own is one of org/serving-*"),
+        (None, may, "and the run works on none"),
+        ("org/serving-1", {"clamp": {"mcp": ["own"], "tools": ["Read"]}}, "Bash is not allowed"),
+        ("org/serving-1", {}, "not allowed by the tier"),
+    ):
+        refused = desk.post(repository, None, asked | {"tools": []}, **clamp)
+        assert refused.status_code == 403 and said in refused.json()["detail"], refused.text
+
+
 def absent(folder: Path, needle: str) -> bool:
     return not subprocess.run(["grep", "-rl", needle, str(folder)], capture_output=True).stdout
 
@@ -167,6 +201,31 @@ def test_the_credential_is_nowhere_that_a_run_or_a_reader_comes_to(desk: Desk, s
         assert needle not in desk.invoker.log.read_text() and needle not in stand_in.record.read_text()
         # The tree in which it was planted is deleted behind the answer.
         wait_for(partial(absent, desk.invoker.state, needle), what="the credential's absence")
+
+
+def test_a_run_comes_to_no_mirror_and_no_store(desk: Desk, tmp_path: Path) -> None:
+    """Their names can be told from the address. The control is the same script, as somebody who may."""
+    desk.server.create("org/kept")
+    desk.server.commit("org/kept", {"a": "x"})
+    desk.server.commit("org/kept", {"b": "of another branch\n"}, branch="release/1")
+    assert desk.bash("org/kept", "main", "true").status_code == 200
+    mirror = hashlib.sha256(f"{desk.server.url}/org/kept.git".encode()).hexdigest()[:32]
+    above = next(path.parent for path in desk.invoker.state.rglob(f"{mirror}.git"))
+    script = (
+        f"cd {above} && echo in; ls {above} && echo listed; cat {above}/{mirror}.git/HEAD && echo read; "
+        f"touch {above}/{mirror}.git/written {above}/stores/written && echo wrote; ls {above}/stores/*/objects && echo stores"
+    )
+    words = {"in", "listed", "read", "wrote", "stores"}
+    told = desk.said(
+        desk.bash("org/kept", "main", f"({script}) 2>/dev/null; echo; git cat-file --batch-all-objects --batch-check")
+    )
+    assert "blob" in told and not words.intersection(told.replace("\\n", "\n").split()), told
+    other = git(desk.server.root / "org/kept.git", "rev-parse", "release/1:b")
+    assert other not in told, "of another branch it has nothing"
+    control = subprocess.run(["sh", "-c", script], capture_output=True, text=True).stdout
+    for written in (above / f"{mirror}.git/written", above / "stores/written"):
+        written.unlink()
+    assert words <= set(control.split())
 
 
 def test_what_a_run_has_changed_is_in_its_answer(desk: Desk) -> None:

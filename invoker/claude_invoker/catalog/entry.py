@@ -82,6 +82,8 @@ class Server(Struct, frozen=True):
     """The name of the secret that it wants to see."""
     header: str = "Authorization"
     command: tuple[str, ...] = ()
+    repositories: tuple[str, ...] = ()
+    """Globs of those whose own program it is: `command` runs a file of theirs. Empty: it is the machine's."""
 
     @property
     def is_ours(self) -> bool:

@@ -29,6 +29,7 @@ SUFFIXES = (".yaml", ".json")
 PREFIX = "mcp__"
 _TOOL = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
 _WORD = Annotated[str, Meta(min_length=1, max_length=16 << 10, pattern=r"^[^\x00]+\Z")]
+_REPOSITORY = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._*?/-]{1,128}\Z")]
 _PACKAGE = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z")]
 SECRET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,63}")
@@ -46,6 +47,7 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     secret: str | None = None
     header: str = "Authorization"
     command: Annotated[tuple[_WORD, ...], Meta(max_length=64)] = ()
+    repositories: Annotated[tuple[_REPOSITORY, ...], Meta(max_length=64)] = ()
     needs_egress: tuple[str, ...] = ()
     needs_python: Annotated[tuple[_PACKAGE, ...], Meta(max_length=64)] = ()
 
@@ -88,8 +90,8 @@ def _server_of(name: str, source: File) -> Entry:
 
 
 def _called(given: _File, url: str, tools: tuple[str, ...]) -> Server:
-    if given.needs_egress or given.needs_python:
-        raise ValueError("needs-egress and needs-python are of servers that are started (command)")
+    if given.needs_egress or given.needs_python or given.repositories:
+        raise ValueError("needs-egress, needs-python and repositories are of servers that are started (command)")
     if given.secret is not None and not SECRET.fullmatch(given.secret):
         raise ValueError("secret must be the name of one: a file of INVOKER_MCP_SECRETS")
     if not _HEADER.fullmatch(given.header) or given.header.lower() in _OURS:
@@ -113,7 +115,7 @@ def _started(given: _File, tools: tuple[str, ...]) -> Server:
     program = given.command[0]
     if "/" in program and not program.startswith("/"):
         raise ValueError("command must begin with a program's name, or with its whole path")
-    return Server(tools, command=given.command)
+    return Server(tools, command=given.command, repositories=given.repositories)
 
 
 def names_of(entry: Entry) -> tuple[str, ...]:

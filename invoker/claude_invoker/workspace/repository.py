@@ -202,9 +202,13 @@ class Wanted(Struct, frozen=True):
                 who = "a run (push.pull_requests in INVOKER_REPOSITORIES)"
             raise Problem(403, "forbidden", f"result.pull_request: {who} may open none at {self.name}")
 
+    def is_among(self, patterns: Iterable[str]) -> bool:
+        """Whether one of these globs fits its name."""
+        return any(_glob(pattern).fullmatch(self.name) for pattern in patterns)
+
     def takes_along(self, module: Wanted) -> bool:
         """Whether another repository may be there as a submodule."""
-        return any(_glob(pattern).fullmatch(module.name) for pattern in self.source.submodules)
+        return module.is_among(self.source.submodules)
 
     @property
     def is_commit(self) -> bool:
