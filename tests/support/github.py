@@ -1,5 +1,6 @@
-"""A stand-in of three requests of GitHub's REST API (2022-11-28), as its OpenAPI description has them:
-`apps/get-repo-installation`, `apps/create-installation-access-token` and `pulls/create`."""
+"""A stand-in of three requests of GitHub's REST API, `apps/get-repo-installation`,
+`apps/create-installation-access-token` and `pulls/create`. What it is asked and what it answers is held against its
+OpenAPI description (`github_described`), and where one is otherwise the test fails."""
 
 from __future__ import annotations
 
@@ -19,10 +20,12 @@ import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from tests.support import github_described
 from tests.support.waiting import HANG_S
 
 APP = "Iv23liAppOfTheTests"
 INSTALLATION = 4711
+DOCUMENTED = {"documentation_url": "https://docs.github.com/rest"}
 
 
 @dataclass
@@ -39,6 +42,8 @@ class GitHub:
     tokens: dict[str, dict[str, Any]] = field(default_factory=dict)
     pulls: list[dict[str, Any]] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    unlike: list[str] = field(default_factory=list)
+    """What was asked or answered otherwise than the description says."""
     url: str = ""
 
     @property
@@ -62,6 +67,13 @@ class GitHub:
         if self.answer is not None:
             status, headers, message = self.answer
             return status, headers, {"message": message}
+        status, headers, document = self.truly_answered(method, path, authorization, body)
+        self.unlike += github_described.problems(method, path, body, status, document)
+        return status, headers, document
+
+    def truly_answered(
+        self, method: str, path: str, authorization: str, body: bytes
+    ) -> tuple[int, dict[str, str], Any]:
         if method == "POST" and (found := re.fullmatch(r"/repos/([^/]+/[^/]+)/pulls", path)):
             return self.opened(found[1], self.tokens.get(authorization.removeprefix("Bearer ")), json.loads(body))
         if problem := self.problem_of(authorization.removeprefix("Bearer ")):
@@ -69,7 +81,7 @@ class GitHub:
         if method == "GET" and (found := re.fullmatch(r"/repos/([^/]+/[^/]+)/installation", path)):
             if found[1] not in self.installed:
                 return 404, {}, {"message": "Not Found"}
-            return 200, {}, {"id": INSTALLATION, "app_slug": "tests", "permissions": self.granted}
+            return 200, {}, self.installation(found[1].split("/")[0])
         if method == "POST" and path == f"/app/installations/{INSTALLATION}/access_tokens":
             return self.created(json.loads(body))
         return 404, {}, {"message": "Not Found"}
@@ -79,12 +91,48 @@ class GitHub:
         for name, level in asked["permissions"].items():
             if order.index(level) > order.index(self.granted.get(name, "")):
                 message = "The permissions requested are not granted to this installation."
-                return 422, {}, {"message": message}
+                return 422, {}, {"message": message, **DOCUMENTED}
         token = f"ghs_{len(self.tokens):036}"
         until = self.now() + self.lasts_s
         self.tokens[token] = asked | {"until": until}
-        at = datetime.datetime.fromtimestamp(until, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return 201, {}, {"token": token, "expires_at": at, "repository_selection": "selected", **asked}
+        repositories = [
+            {"id": number, "node_id": f"R_{number}", "name": name, "full_name": f"org/{name}", "private": True}
+            for number, name in enumerate(asked["repositories"])
+        ]
+        return (
+            201,
+            {},
+            asked
+            | {
+                "token": token,
+                "expires_at": written(until),
+                "repository_selection": "selected",
+                "repositories": repositories,
+            },
+        )
+
+    def installation(self, owner: str) -> dict[str, Any]:
+        at = written(self.now())
+        return {
+            "id": INSTALLATION,
+            "account": {"login": owner, "id": 1, "type": "Organization"},
+            "repository_selection": "selected",
+            "access_tokens_url": f"https://api.github.com/app/installations/{INSTALLATION}/access_tokens",
+            "repositories_url": "https://api.github.com/installation/repositories",
+            "html_url": f"https://github.com/organizations/{owner}/settings/installations/{INSTALLATION}",
+            "app_id": 1,
+            "client_id": APP,
+            "target_id": 1,
+            "target_type": "Organization",
+            "permissions": self.granted,
+            "events": [],
+            "created_at": at,
+            "updated_at": at,
+            "single_file_name": None,
+            "app_slug": "tests",
+            "suspended_by": None,
+            "suspended_at": None,
+        }
 
     def opened(
         self, repository: str, token: dict[str, Any] | None, asked: dict[str, Any]
@@ -98,10 +146,32 @@ class GitHub:
             return 403, {}, {"message": "Resource not accessible by integration"}
         if any(asked["head"] == known["head"] for known in self.pulls):
             said = [{"resource": "PullRequest", "code": "custom", "message": "A pull request already exists"}]
-            return 422, {}, {"message": "Validation Failed", "errors": said}
+            return 422, {}, {"message": "Validation Failed", "errors": said, **DOCUMENTED}
         self.pulls.append(asked)
         number = len(self.pulls)
-        return 201, {}, {"number": number, "html_url": f"https://github.com/{repository}/pull/{number}", **asked}
+        owner = repository.split("/")[0]
+        sides = {
+            side: {"label": f"{owner}:{asked[side]}", "ref": asked[side], "sha": "0" * 40, "user": None, "repo": None}
+            for side in ("head", "base")
+        }
+        return (
+            201,
+            {},
+            asked
+            | sides
+            | {
+                "id": number,
+                "node_id": f"PR_{number}",
+                "number": number,
+                "url": f"https://api.github.com/repos/{repository}/pulls/{number}",
+                "html_url": f"https://github.com/{repository}/pull/{number}",
+                "state": "open",
+                "user": {"login": "tests[bot]", "id": 2, "type": "Bot"},
+                "merged": False,
+                "draft": False,
+                "created_at": written(self.now()),
+            },
+        )
 
     def problem_of(self, token: str) -> str | None:
         try:
@@ -119,6 +189,10 @@ class GitHub:
         if claims["exp"] > self.now() + 600:
             return "'Expiration time' claim ('exp') is too far in the future"
         return None
+
+
+def written(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @contextmanager
@@ -159,3 +233,4 @@ def github_serving() -> Iterator[GitHub]:
     server.shutdown()
     server.server_close()
     thread.join(HANG_S)
+    assert served.unlike == [], served.unlike

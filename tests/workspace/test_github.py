@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from claude_invoker.problem import Problem
 from claude_invoker.workspace import github as the_github
 from claude_invoker.workspace.git import Bounds
 from claude_invoker.workspace.repository import GitHubApp, Push, Wanted, load
+from tests.support import github_described
 from tests.support.git_server import git
 from tests.support.github import APP, GitHub, github_serving
 from tests.workspace.conftest import USER, Place
@@ -230,3 +232,35 @@ def test_what_is_wrong_is_named(tmp_path: Path, fields: str, said: str) -> None:
         load(file)
     file.write_text('"org/*":\n  url: https://github.com/{repository}.git\n  github_app: {id: 1, key_file: /k}\n')
     assert load(file)
+
+
+PULL = {"title": "t", "head": "a", "base": "b", "body": "c"}
+ASKED = {"repositories": ["a"], "permissions": {"contents": "read"}}
+TOKEN = {"token": "ghs_1", "expires_at": "2026-01-01T00:00:00Z"}
+TOKENS = "/app/installations/1/access_tokens"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "asked", "status", "answered", "said"),
+    [
+        ("POST", TOKENS, ASKED, 201, TOKEN, ""),
+        ("POST", TOKENS, ASKED, 404, {"message": "Not Found"}, ""),
+        ("POST", TOKENS, ASKED | {"permissions": {"contents": "admin"}}, 201, TOKEN, "admin"),
+        ("POST", TOKENS, ASKED | {"repositories": ["org/a"]}, 201, TOKEN, "org/a"),
+        ("POST", TOKENS, ASKED | {"repository": "a"}, 201, TOKEN, "repository"),
+        ("POST", TOKENS, ASKED, 201, TOKEN | {"repositories": ["a"]}, "is not of type 'object'"),
+        ("POST", TOKENS, ASKED, 201, {"token": "ghs_1"}, "expires_at"),
+        ("POST", TOKENS, ASKED, 422, {"message": "x"}, "documentation_url"),
+        ("POST", "/repos/o/r/pulls", PULL, 403, {"message": "no"}, ""),
+        ("POST", "/repos/o/r/pulls", {"title": "t", "head": "a"}, 403, {}, "'base' is a required property"),
+        ("POST", "/repos/o/r/pulls", {"head": "a", "base": "b"}, 403, {}, "not valid under any"),
+        ("POST", "/repos/o/r/pulls", PULL, 201, {"number": 1, "head": "a"}, "html_url"),
+        ("POST", "/repos/o/r/pull", PULL, 201, {}, "none of the operations"),
+    ],
+)
+def test_what_github_does_not_describe_is_noticed(
+    method: str, path: str, asked: Any, status: int, answered: Any, said: str
+) -> None:
+    """Of what our client asks, and of what the stand-in answers: the fixture fails with it."""
+    found = github_described.problems(method, path, json.dumps(asked).encode(), status, answered)
+    assert any(said in each for each in found) if said else found == []
