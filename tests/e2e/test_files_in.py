@@ -125,3 +125,17 @@ def test_the_shown_command_puts_a_file_for_a_job(gateway: Gateway, tmp_path: Pat
         assert bob.post("/claude/invoke", json=asked).status_code == 422
         assert [bob.request(method, f"/claude/files/{name}").status_code for method in ("GET", "DELETE")] == [404, 404]
         assert client.delete(f"/claude/files/{name}").status_code == 204
+
+
+def test_who_has_no_room_left_hears_of_it_and_not_of_a_broken_connection(gateway: Gateway) -> None:
+    """The invoker answers before the file has come, which the gateway is still sending."""
+    with gateway.client("eve", "--tier", "team", timeout=180) as client:
+        names = []
+        for size, status in ((100 << 20, 201), (30 << 20, 507), (10 << 20, 201)):
+            content = bytes(size)
+            answer = client.put(f"/claude/files/{hashlib.sha256(content).hexdigest()}", content=content)
+            assert answer.status_code == status, answer.text
+            names.append(hashlib.sha256(content).hexdigest())
+        assert answer.headers["location"] == f"/claude/files/{names[-1]}"
+        for name in (names[0], names[2]):
+            assert client.delete(f"/claude/files/{name}").status_code == 204

@@ -373,3 +373,28 @@ def test_unread_body_does_not_delay_the_answer() -> None:
             writer.close()
 
     run(main())
+
+
+def test_an_answer_before_a_streamed_body_has_come_is_passed_on_and_the_next_request_served() -> None:
+    """What is left of the body is read and dropped, and not waited for in the place of who was to stream it."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        writer.write(b"HTTP/1.1 507 No\r\nContent-Length: 2\r\n\r\nno")
+        while await reader.read(1 << 16):
+            pass
+
+    async def main() -> None:
+        route = Route("r", "r", request_buffering=False)
+        async with Service(refuse) as service, running_edge(lambda: service.port, route=route) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for _ in range(3):
+                writer.write(b"PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: 5000000\r\n\r\n")
+                assert (await head_of(reader)).startswith(b"HTTP/1.1 507 ")
+                assert await reader.readexactly(2) == b"no"
+                for _ in range(50):
+                    writer.write(b"x" * 100_000)
+                    await writer.drain()
+            writer.close()
+
+    run(main())

@@ -70,13 +70,14 @@ class Wire(asyncio.Protocol):
         before = len(self.buffer)
         self._read_on()
         loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
+        waiter = self._waiter = loop.create_future()
         timer = loop.call_later(patience, self.wake)
         try:
-            await self._waiter
+            await waiter
         finally:
             timer.cancel()
-            self._waiter = None
+            if self._waiter is waiter:  # whoever was cancelled here must not take the next one's
+                self._waiter = None
         return len(self.buffer) > before
 
     def taken(self) -> None:
