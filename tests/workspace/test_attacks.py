@@ -327,6 +327,24 @@ async def test_a_link_longer_than_one_can_be_is_refused(place: Place) -> None:
     assert refused.value.status == 422 and "longer than a link can be" in refused.value.detail
 
 
+async def test_files_have_the_bytes_of_their_blobs_whatever_attributes_say(place: Place) -> None:
+    """No line ends are converted, nothing is filled in, and a pointer of LFS stays one: nobody is asked for what it means."""
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
+    files: dict[str, Any] = {
+        ".gitattributes": "* text eol=crlf ident working-tree-encoding=UTF-16\n*.bin filter=lfs diff=lfs merge=lfs -text\n",
+        "a.txt": "one\ntwo $Id$\n",
+        "large.bin": pointer,
+    }
+    place.server.create("org/attributes")
+    place.server.commit("org/attributes", files)
+    found = await place.ready("org/attributes")
+    tree = Tree(place.folder / "tree")
+    tree.create(None)
+    await CONFINED.check_out(tree, None, found)
+    assert {path: (tree.work / path).read_bytes().decode() for path in files} == files
+    assert (await compared(place, tree, found)).changes == []
+
+
 def test_links_that_lead_through_each_other_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them is short, and leads through forty others of a thousand parts: of 20,000 it was a day's work, in which
     nobody else was answered."""

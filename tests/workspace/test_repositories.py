@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -14,6 +15,7 @@ from claude_contract.claims import Repository
 from claude_invoker.problem import Problem
 from claude_invoker.workspace import content, git
 from claude_invoker.workspace.content import Unacceptable
+from claude_invoker.workspace.git import Bounds, GitFailed
 from claude_invoker.workspace.repository import Repositories, Source, load
 from tests.support.git_server import git as served
 from tests.support.git_server import serving
@@ -292,3 +294,26 @@ async def test_a_repository_makes_git_run_nothing(
         await git.run(["checkout", "--quiet", "-f", "HEAD"], cwd=work, uid=None, env=env)
     found = sorted(path.name for path in marks.iterdir())
     assert found == ([] if defended else ["external", "hook", "monitor"])
+
+
+@pytest.mark.parametrize("protocol", ["ext", "file"])
+@pytest.mark.parametrize("defended", [True, False])
+async def test_git_speaks_no_protocol_but_that_of_the_url(
+    place: Place, tmp_path: Path, protocol: str, defended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ext::` runs a command, and `file:` reads whatever git's user may."""
+    name = f"org/spoken-{protocol}-{defended}"
+    place.server.create(name)
+    commit = place.server.commit(name, {"a": "x"})
+    url = {"ext": f"ext::sh -c touch% {tmp_path}/ran", "file": f"file://{place.server.root}/{name}.git"}[protocol]
+    served(tmp_path, "init", "--quiet", "--bare", "here")
+    with monkeypatch.context() as without:
+        if not defended:
+            open_ = {
+                name: "always" if name.startswith("protocol.") else value for name, value in git.CONFIGURATION.items()
+            }
+            without.setattr(git, "CONFIGURATION", open_ | {"safe.directory": "*"})
+        with git.access(place.wanted(name).source, None) as access, contextlib.suppress(GitFailed):
+            await access.ask(tmp_path / "here", None, Bounds(), "fetch", "--quiet", "--", url, commit)
+    came = cat(tmp_path / "here", commit) or (tmp_path / "ran").exists()
+    assert came == (not defended)

@@ -27,13 +27,15 @@ from claude_invoker.ending import ended
 from claude_invoker.problem import Problem
 from claude_invoker.workspace import content, git, modules
 from claude_invoker.workspace.content import Unacceptable
-from claude_invoker.workspace.git import Bounds, GitFailed
+from claude_invoker.workspace.git import Bounds, GitFailed, SaysTooMuch
 from claude_invoker.workspace.mirror import Mirror
 from claude_invoker.workspace.repository import Wanted, unavailable
 
 _log = logging.getLogger(__name__)
 _WALK = walk.Bounds(depth=8, entries=10_000)
 _LISTING = 256 << 20
+_LINE = 320
+"""Bytes of what is listed of a file or directory, on the average of all: most of it is the path."""
 _INSTRUCTIONS = 64 << 10
 _FREE = 0.1
 """The part of the disk that stores leave to others, but for those of the last `_RECENT_S`."""
@@ -188,11 +190,15 @@ class Stores:
 async def checked(do: git.Git, tree: str, bounds: content.Bounds) -> tuple[content.Listed, dict[str, str]]:
     """What a commit or tree holds, and what its symbolic links say. Raises Unacceptable where that may not be written
     to a disk, GitFailed, OSError."""
+    # A tree that holds itself in many places is small as objects, and endless as a list.
+    most = min(_LISTING, (1 << 20) + bounds.entries * _LINE) if bounds.entries else _LISTING
     try:
-        listing = await do("ls-tree", "-r", "-t", "-l", "-z", "--full-tree", tree)
+        listing = await do("ls-tree", "-r", "-t", "-l", "-z", "--full-tree", tree, output=most)
         listed = await asyncio.to_thread(content.check, listing, bounds)
         asked = "".join(f"{blob}\n" for blob in listed.links.values()).encode()
         said = await do("cat-file", "--batch", stdin=asked) if listed.links else b""
+    except SaysTooMuch as error:
+        raise Unacceptable("more files, or longer paths, than can be listed (INVOKER_TREE_ENTRIES_LIMIT)") from error
     except GitFailed as error:
         raise Unacceptable(f"it cannot be listed: {error}") from error
     targets = dict(zip(listed.links, _blobs(said), strict=True))
