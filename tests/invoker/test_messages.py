@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from claude_contract.nesting import MAX_DEPTH
 from claude_invoker.cli.messages import (
+    AgentEnded,
+    AgentStarted,
     ControlAnswer,
     Heard,
     Malformed,
@@ -56,6 +58,13 @@ def line(document: object) -> bytes:
     [
         ({"type": "system", "subtype": "init", "model": "m", "tools": ["A"]}, Started("m", ("A",))),
         ({"type": "system", "subtype": "compact"}, None),
+        (
+            {"type": "system", "subtype": "task_started", "task_id": "a", "tool_use_id": "t", "task_type": "local_agent"},
+            AgentStarted("a", "t"),
+        ),
+        ({"type": "system", "subtype": "task_started", "task_id": "a", "tool_use_id": "t", "task_type": "local_bash"}, None),
+        ({"type": "system", "subtype": "task_started", "task_id": "a", "task_type": "local_agent"}, None),
+        ({"type": "system", "subtype": "task_notification", "task_id": "a", "status": "stopped"}, AgentEnded("a")),
         ({"type": "of a newer CLI", "x": [1]}, None),
         ({"type": "stream_event", "event": {"type": "ping"}}, ModelEvent("ping", b'{"type":"ping"}', False)),
         (

@@ -177,6 +177,21 @@ async def interrupt(request: Request, job: OwnJob) -> JobView:
     return await view_of(request, await store_of(request).get(job.id) or job)
 
 
+@router.delete(
+    "/jobs/{job_id}/agents/{call}",
+    status_code=202,
+    response_model=JobView,
+    responses=_GONE | problems(409),
+    name="stop_agent_of_job",
+)
+async def stop_agent(request: Request, job: OwnJob, call: str) -> JobView:
+    """Ends one subagent, by the id of the tool's call that has begun it. The model is told so, and goes on."""
+    if job.state != "running":
+        raise Problem(409, "conflict", f"the job is {job.state}")
+    await calls.stop_agent(store_of(request), job, call)
+    return await view_of(request, await store_of(request).get(job.id) or job)
+
+
 async def end(request: Request, job: Job) -> None:
     """Cancels a job."""
     if await store_of(request).cancel(job, retention(job, services(request).settings)) and job.callback:

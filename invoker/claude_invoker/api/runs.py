@@ -60,6 +60,15 @@ async def interrupt(request: Request, run: OwnRun) -> RunView:
     return view_with_links(request, run.view())
 
 
+@router.delete("/runs/{run_id}/agents/{call}", status_code=202, response_model=RunView, responses=problems(409))
+async def stop_agent(request: Request, run: OwnRun, call: str) -> RunView:
+    """Ends one subagent, by the id of the tool's call that has begun it. The model is told so, and goes on."""
+    if isinstance(run, PastRun):
+        raise Problem(409, "conflict", "the run is over")
+    run.agents.stop(call)
+    return view_with_links(request, run.view())
+
+
 @router.get("/runs/{run_id}/events", response_class=Response, responses=EVENTS)
 async def events(
     request: Request, run: OwnRun, last_seen: Annotated[str | None, Header(alias="Last-Event-ID")] = None

@@ -125,6 +125,21 @@ class Lifecycle:
 
 
 @dataclass(frozen=True)
+class AgentStarted:
+    """A subagent begins: `call` is the id of the tool's call that has begun it, `task` what the CLI calls it."""
+
+    task: str
+    call: str
+
+
+@dataclass(frozen=True)
+class AgentEnded:
+    """By itself, or since it was ended. (Also said of other tasks, which nobody has heard begin.)"""
+
+    task: str
+
+
+@dataclass(frozen=True)
 class ControlAnswer:
     """The answer to a control request; `error` is None where it was obeyed."""
 
@@ -195,7 +210,20 @@ class Result(_Loose):
         )
 
 
-Message = Started | ModelEvent | Said | Heard | HookCall | ServerCall | CallOver | Lifecycle | ControlAnswer | Result
+Message = (
+    Started
+    | ModelEvent
+    | Said
+    | Heard
+    | HookCall
+    | ServerCall
+    | CallOver
+    | Lifecycle
+    | AgentStarted
+    | AgentEnded
+    | ControlAnswer
+    | Result
+)
 
 
 class _Reached(_Loose):
@@ -228,6 +256,12 @@ class _Cancelled(_Loose):
 class _Lifecycle(_Loose):
     command_uuid: Name
     state: Name
+
+
+class _Task(_Loose):
+    task_id: Name = ""
+    task_type: Name | None = None
+    tool_use_id: Name | None = None
 
 
 class _HookInput(_Loose):
@@ -280,15 +314,31 @@ def parse(line: bytes) -> Message | None:
         if kind == "command_lifecycle":
             life = _Lifecycle.model_validate(document)
             return Lifecycle(life.command_uuid, life.state)
-        if kind == "system" and document.get("subtype") == "init":
-            init = _Init.model_validate(document)
-            reached = tuple(server.name for server in init.mcp_servers if server.status == "connected")
-            return Started(init.model, tuple(init.tools), reached)
+        if kind == "system":
+            return _of_system(document)
     except ValidationError as error:
         # Only the names of our own models: deeper ones are the run's text, and this is for the log.
         places = sorted({str(item["loc"][0]) if item["loc"] else "body" for item in error.errors(include_input=False)})
         raise Malformed(f"a message of type {kind} has no valid {', '.join(places)}") from None
     return None
+
+
+def _of_system(document: dict[str, Any]) -> Started | AgentStarted | AgentEnded | None:
+    match document.get("subtype"):
+        case "init":
+            init = _Init.model_validate(document)
+            return Started(init.model, tuple(init.tools), _connected(init.mcp_servers))
+        case "task_started":
+            task = _Task.model_validate(document)
+            is_agent = task.task_type == "local_agent" and task.tool_use_id is not None
+            return AgentStarted(task.task_id, task.tool_use_id or "") if is_agent else None
+        case "task_notification":
+            return AgentEnded(_Task.model_validate(document).task_id)
+    return None
+
+
+def _connected(servers: list[_Reached]) -> tuple[str, ...]:
+    return tuple(server.name for server in servers if server.status == "connected")
 
 
 def _json(line: bytes) -> Any:

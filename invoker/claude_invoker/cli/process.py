@@ -269,6 +269,10 @@ class CliProcess(Contained):
         """Unless the model has it by then."""
         self._send_control("cancel_async_message", message_uuid=message)
 
+    def stop_task(self, task: str) -> None:
+        """Ends a subagent, by the CLI's name for it."""
+        self._send_control("stop_task", task_id=task)
+
     async def _tell(self, content: tuple[dict[str, Any], ...]) -> None:
         """Raises CliError."""
         self._send(_user(*content))

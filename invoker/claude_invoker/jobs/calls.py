@@ -40,6 +40,11 @@ async def interrupt(store: Store, job: Job) -> None:
     await _ask(store, job, {"what": "interrupt"})
 
 
+async def stop_agent(store: Store, job: Job, call: str) -> None:
+    """Ends one subagent. Raises Problem."""
+    await _ask(store, job, {"what": "stop_agent", "call": call})
+
+
 async def say(store: Store, job: Job, message: str) -> SentMessage:
     """Tells the model something. Raises Problem."""
     return SentMessage.model_validate((await _ask(store, job, {"what": "say", "message": message}))["sent"])
@@ -102,6 +107,8 @@ async def _answered(store: Store, message: str, run_of: Callable[[str], Run | No
             said["decision"] = run.permissions.answer(asked["permission"], given, asked["by"]).model_dump(mode="json")
         elif asked["what"] == "interrupt":
             run.interrupt()
+        elif asked["what"] == "stop_agent":
+            run.agents.stop(asked["call"])
         elif asked["what"] == "say":
             said["sent"] = run.steering.say(asked["message"]).model_dump(mode="json")
         elif asked["what"] == "take_back":

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from claude_invoker.cli import outcome
-from claude_invoker.cli.messages import CallOver, Heard, HookCall, Lifecycle, Result, ServerCall, Started
+from claude_invoker.cli.messages import (
+    AgentEnded,
+    AgentStarted,
+    CallOver,
+    Heard,
+    HookCall,
+    Lifecycle,
+    Result,
+    ServerCall,
+    Started,
+)
 from claude_invoker.cli.process import NO_SERVERS, CliError, CliProcess, Disobeyed, Servers, Unreached
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
@@ -73,6 +83,7 @@ class Conversation:
                 else:
                     await process.begin(plan.model, plan.system, plan.output_schema, content, servers)
                 run.steering.begin(process)
+                run.agents.begin(process)
                 async for message in process.messages():
                     if isinstance(message, Started):
                         _check_schema(plan, message)
@@ -91,6 +102,8 @@ class Conversation:
                         phase = "idle"
                     if isinstance(message, Lifecycle):
                         run.steering.hear(message)
+                    if isinstance(message, AgentStarted | AgentEnded):
+                        run.agents.hear(message)
                     if isinstance(message, Result):
                         results.append(message)
                         is_deferred = message.is_deferred and run.permissions.deferred is not None
@@ -113,6 +126,7 @@ class Conversation:
         finally:
             run.interrupting = None
             run.steering.end()
+            run.agents.end()
             run.permissions.end(is_deferred=is_deferred)
         if not results or not process.finished:
             raise _early_end(process)

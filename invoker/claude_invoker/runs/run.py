@@ -25,6 +25,7 @@ from claude_invoker.metering.figures import Figures
 from claude_invoker.model import Artifact, Change, Check, LeftOut, Pushed, RepositoryAt, RunResult, RunView, State
 from claude_invoker.plan import Plan
 from claude_invoker.problem import Problem
+from claude_invoker.runs.agents import Agents
 from claude_invoker.runs.deferral import Deferral
 from claude_invoker.runs.events import EventLog
 from claude_invoker.runs.permissions import Permissions
@@ -131,6 +132,8 @@ class Run:
     """What its next part goes on with, where it is put away: then it has neither a result nor a problem."""
     steering: Steering = field(init=False)
     """What its caller tells its model besides."""
+    agents: Agents = field(default_factory=Agents)
+    """Its subagents."""
     interrupting: Callable[[], None] | None = None
     """Ends what the model does now; None: it does nothing."""
     interrupted: bool = False

@@ -6,6 +6,7 @@ Directives in the newest prompt, anywhere in its text:
 |---|---|
 | `[[say TEXT]]` | the final answer is TEXT |
 | `[[tool NAME {json}]]` | a turn that calls tool NAME with that input; several run one after the other |
+| `[[beside NAME {json}]]` | the same, called in one message with the tool before it |
 | `[[skill NAME]]` | a turn that calls the skill NAME of the catalog, then one for each `bash` or `mcp` block of it |
 | `[[step]]` | the next of these blocks comes here, before what follows in the prompt |
 | `[[large N]]` | the final answer is N characters long |
@@ -29,7 +30,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-_OPEN = re.compile(r"\[\[(say|tool|skill|step|large|delay|status|hang|stall|reset|stop|usage)\b ?")
+_OPEN = re.compile(r"\[\[(say|tool|beside|skill|step|large|delay|status|hang|stall|reset|stop|usage)\b ?")
 _STATUS_BY_MODEL = re.compile(r"-status-([45]\d\d)$")
 _ERROR_TYPES = {
     400: "invalid_request_error",
@@ -45,10 +46,10 @@ _ERROR_TYPES = {
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer: either an error status, or a text or tool call and the ways its stream may break."""
+    """One answer: either an error status, or a text or calls of tools and the ways its stream may break."""
 
     text: str = ""
-    tool: tuple[str, dict[str, Any]] | None = None
+    tools: tuple[tuple[str, dict[str, Any]], ...] = ()
     status: int = 200
     stop_reason: str = "end_turn"
     delay_ms: float | None = None
@@ -66,8 +67,8 @@ class Reply:
 @dataclass
 class _Directives:
     say: str | None = None
-    tools: list[tuple[str, dict[str, Any]] | None] = field(default_factory=list)
-    """None: a step of a skill."""
+    turns: list[list[tuple[str, dict[str, Any]]]] = field(default_factory=list)
+    """The tools that each calls; none: a step of a skill."""
     usage: dict[str, Any] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
     follows: bool = False
@@ -79,27 +80,31 @@ def _directives(text: str) -> _Directives:
     decoder = json.JSONDecoder()
     for match in _OPEN.finditer(text):
         verb, start = match.group(1), match.end()
-        if verb in ("tool", "usage"):
-            name = text[start:].partition(" ")[0] if verb == "tool" else ""
-            at = start + (len(name) + 1 if verb == "tool" else 0)
+        if verb in ("tool", "beside", "usage"):
+            name = "" if verb == "usage" else text[start:].partition(" ")[0]
+            at = start + (0 if verb == "usage" else len(name) + 1)
             try:
                 arguments, _ = decoder.raw_decode(text, at)
             except ValueError:
                 continue
-            if isinstance(arguments, dict) and verb == "tool":
-                found.tools.append((name, arguments))
-            elif isinstance(arguments, dict):
+            if not isinstance(arguments, dict):
+                continue
+            if verb == "usage":
                 found.usage |= arguments
+            elif verb == "beside" and found.turns:
+                found.turns[-1].append((name, arguments))
+            else:
+                found.turns.append([(name, arguments)])
             continue
         end = text.find("]]", start)
         argument = text[start : end if end >= 0 else len(text)]
         if verb == "say":
             found.say = argument
         elif verb == "skill":
-            found.tools.append(("Skill", {"skill": f"catalog:{argument.strip()}"}))
+            found.turns.append([("Skill", {"skill": f"catalog:{argument.strip()}"})])
             found.follows = True
         elif verb == "step":
-            found.tools.append(None)
+            found.turns.append([])
         else:
             found.values[verb] = argument.strip()
     return found
@@ -154,11 +159,20 @@ def _called(kind: str, text: str) -> tuple[str, dict[str, Any]]:
     return (name, found) if isinstance(found, dict) else ("", {})
 
 
-def _planned(found: _Directives, commands: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+def _planned(found: _Directives, commands: list[tuple[str, dict[str, Any]]]) -> list[list[tuple[str, dict[str, Any]]]]:
     """A step that no skill has is a tool that nobody has, too."""
     steps = iter(commands)
-    planned = [next(steps, ("", {})) if tool is None else tool for tool in found.tools]
-    return [*planned, *steps] if found.follows else planned
+    planned = [turn or [next(steps, ("", {}))] for turn in found.turns]
+    return [*planned, *([command] for command in steps)] if found.follows else planned
+
+
+def _next(turns: list[list[tuple[str, dict[str, Any]]]], answered: int) -> list[tuple[str, dict[str, Any]]]:
+    """What the first of the turns calls whose calls have no results; nothing: all have."""
+    for turn in turns:
+        if answered <= 0:
+            return turn
+        answered -= len(turn)
+    return []
 
 
 def reply_to(body: dict[str, Any]) -> Reply:
@@ -176,7 +190,7 @@ def reply_to(body: dict[str, Any]) -> Reply:
         elif (texts := _texts(content)) and not texts[0].startswith(_CONTINUATIONS):
             prompt, results, commands = "\n".join(texts), [], []
     found = _directives(prompt)
-    tools = _planned(found, commands)
+    turns = _planned(found, commands)
     values = found.values
     if named := _STATUS_BY_MODEL.search(str(body.get("model"))):
         return Reply(f"stand-in: the model is answered with {named[1]}", status=int(named[1]))
@@ -195,8 +209,8 @@ def reply_to(body: dict[str, Any]) -> Reply:
     if (status := number("status")) is not None and 400 <= status <= 599:
         wait = (("retry-after", "1"),) if status in (429, 529) else ()
         return Reply(f"stand-in: {status} as asked", status=status, headers=wait)
-    if len(results) < len(tools):
-        return Reply(tool=tools[len(results)], stop_reason="tool_use", **broken)  # type: ignore[arg-type]
+    if calls := _next(turns, len(results)):
+        return Reply(tools=tuple(calls), stop_reason="tool_use", **broken)  # type: ignore[arg-type]
     if (length := number("large")) is not None:
         text = ("All work and no play makes a canned answer. " * (length // 44 + 1))[:length]
     elif found.say is not None:

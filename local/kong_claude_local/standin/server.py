@@ -281,9 +281,11 @@ def _error(kind: str, message: str) -> dict[str, Any]:
 def _message(document: dict[str, Any], reply: Reply, *, empty: bool = False) -> dict[str, Any]:
     identity = next(_COUNTER)
     content: list[dict[str, Any]] = []
-    if not empty and reply.tool is not None:
-        name, arguments = reply.tool
-        content = [{"type": "tool_use", "id": f"toolu_{identity}", "name": name, "input": arguments}]
+    if not empty and reply.tools:
+        content = [
+            {"type": "tool_use", "id": f"toolu_{next(_COUNTER)}", "name": name, "input": arguments}
+            for name, arguments in reply.tools
+        ]
     elif not empty:
         content = [{"type": "text", "text": reply.text}]
     return {
@@ -303,7 +305,7 @@ def _shortened(reply: Reply, max_tokens: Any) -> Reply:
     if not isinstance(max_tokens, int) or _output_tokens(reply) <= max_tokens:
         return reply
     usage = reply.usage | {"output_tokens": max_tokens}
-    return replace(reply, text=reply.text[: 4 * max_tokens], tool=None, usage=usage, stop_reason="max_tokens")
+    return replace(reply, text=reply.text[: 4 * max_tokens], tools=(), usage=usage, stop_reason="max_tokens")
 
 
 def _output_tokens(reply: Reply) -> int:
@@ -325,21 +327,25 @@ def _chunks(text: str) -> Iterator[str]:
         yield " ".join(words[at : at + step]) + (" " if at + step < len(words) else "")
 
 
+def _blocks(reply: Reply) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """How each begins, and what it becomes."""
+    for name, arguments in reply.tools:
+        block = {"type": "tool_use", "id": f"toolu_{next(_COUNTER)}", "name": name, "input": {}}
+        yield block, [{"type": "input_json_delta", "partial_json": json.dumps(arguments)}]
+    if not reply.tools:
+        deltas = [{"type": "text_delta", "text": chunk} for chunk in _chunks(reply.text)]
+        yield {"type": "text", "text": ""}, deltas
+
+
 def _events(document: dict[str, Any], reply: Reply) -> Iterator[dict[str, Any]]:
     """The events of a streamed message, as documented under "Streaming Messages" in Anthropic's API."""
     yield {"type": "message_start", "message": _message(document, reply, empty=True)}
-    if reply.tool is not None:
-        name, arguments = reply.tool
-        block = {"type": "tool_use", "id": f"toolu_{next(_COUNTER)}", "name": name, "input": {}}
-        deltas = [{"type": "input_json_delta", "partial_json": json.dumps(arguments)}]
-    else:
-        block = {"type": "text", "text": ""}
-        deltas = [{"type": "text_delta", "text": chunk} for chunk in _chunks(reply.text)]
-    yield {"type": "content_block_start", "index": 0, "content_block": block}
-    yield {"type": "ping"}
-    for delta in deltas:
-        yield {"type": "content_block_delta", "index": 0, "delta": delta}
-    yield {"type": "content_block_stop", "index": 0}
+    for index, (block, deltas) in enumerate(_blocks(reply)):
+        yield {"type": "content_block_start", "index": index, "content_block": block}
+        yield {"type": "ping"}
+        for delta in deltas:
+            yield {"type": "content_block_delta", "index": index, "delta": delta}
+        yield {"type": "content_block_stop", "index": index}
     usage = {"output_tokens": _output_tokens(reply)}
     yield {
         "type": "message_delta",
