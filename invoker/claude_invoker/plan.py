@@ -99,7 +99,9 @@ class Plan:
     approval_timeout_s: float = 0.0
     """How long such a call waits."""
     defers_after_s: float | None = None
-    """After so much of that the run may be put away; its session is its own then, and goes with it. None: never."""
+    """After so much of that the run may be put away. None: never."""
+    ends_session: bool = False
+    """Whether its session is there only so that it may be put away, and goes with it."""
 
     @property
     def asked(self) -> tuple[str, ...]:

@@ -376,6 +376,16 @@ def deferred_calls_that_wait_for_nobody() -> None:
     put(process, "command", lambda cli, shape, *gate: command(cli, shape))
 
 
+def calls_that_are_left_in_a_session() -> None:
+    """The next turn goes on in it as in any other."""
+
+    async def settled(self: object, run: Run, ready: launcher.Ready, shape: Shape) -> None:
+        return None
+
+    put(execution, "settling", lambda shape, tool: shape)
+    put(execution.Executor, "_settle", settled)
+
+
 def settings_are_obeyed() -> None:
     """The CLI takes settings, hooks and servers from the directories where it finds them."""
 
@@ -540,6 +550,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         answers_that_the_cli_does_not_understand,
         hooks_that_nobody_registers,
         deferred_calls_that_wait_for_nobody,
+        calls_that_are_left_in_a_session,
         settings_are_obeyed,
         locks_that_anybody_can_take,
         anything_the_cli_says,

@@ -337,42 +337,49 @@ async def test_only_the_very_call_is_as_it_was_decided() -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "after_s", "defers"),
+    ("request_", "more", "after_s", "defers"),
     [
-        ({}, 60, True),
-        ({}, 300, False),
-        ({"session": "new"}, 60, False),
-        ({"check": "true"}, 60, False),
-        ({"tools": ["Read"]}, 60, False),
+        ({}, {}, 60, True),
+        ({}, {}, 300, False),
+        ({"session": "new"}, {}, 60, True),
+        ({"check": "true"}, {}, 60, True),
+        ({"tools": ["Read"]}, {}, 60, False),
+        ({}, {"servers": ("tickets",)}, 60, True),
+        ({"session": "new"}, {"servers": ("tickets",)}, 60, False),
+        ({}, {"servers": ("clock",), "starts_servers": True}, 60, False),
     ],
 )
-def test_which_jobs_may_be_put_away(request_: dict[str, Any], after_s: float, defers: bool) -> None:
+def test_which_jobs_may_be_put_away(
+    request_: dict[str, Any], more: dict[str, Any], after_s: float, defers: bool
+) -> None:
     given = InvokeRequest.model_validate({"prompt": "x", "tools": ["Bash"]} | request_)
     clamp_ = Clamp(rules=Rules(ask=parse_all(["Bash"]), allow=parse_all(["Bash(true)"])))
-    chosen = plan(given, clamp_, OPERATOR, WHOLE)
-    assert deferrable(replace(chosen, servers=("tickets",)), after_s, 3600).defers_after_s is None
+    chosen = replace(plan(given, clamp_, OPERATOR, WHOLE), **more)
     decided = deferrable(chosen, after_s, 3600)
     assert (decided.defers_after_s, decided.session) == ((after_s, "new") if defers else (None, given.session))
+    assert decided.ends_session is (defers and given.session is None)
 
 
-def test_a_call_is_alone() -> None:
-    """Of several calls in one message the CLI goes on with the last alone, and says a message's blocks one by one."""
+def test_a_call_is_the_last() -> None:
+    """Of several calls that are deferred the CLI goes on with the last alone."""
     run = Run("run_0", "alice", plan(InvokeRequest(prompt="x"), Clamp(), OPERATOR, WHOLE), Path(), 1.0)
     said = Translator(run)
 
-    def call(name: str, message: str) -> None:
-        said.take(Said((ToolCall(name, "Bash", {}),), message))
+    def call(name: str) -> None:
+        said.take(Said((ToolCall(name, "Bash", {}),)))
 
-    call("a", "m1")
-    assert said.is_alone("a") and not said.is_alone("b")
+    def ends(name: str) -> None:
+        said.take(Heard((ToolResult(name, False, ""),)))
+
+    call("a")
+    assert said.is_last("a") and not said.is_last("b")
     said.take(ModelEvent("content_block_start", b"{}", of_subagent=False))
-    assert not said.is_alone("a"), "the model may call another"
+    assert not said.is_last("a"), "the model may call another"
     said.take(ModelEvent("message_stop", b"{}", of_subagent=False))
-    assert said.is_alone("a")
-    call("b", "m1")
-    assert not said.is_alone("a")
-    said.take(Heard((ToolResult("b", False, ""),)))
-    assert not said.is_alone("a"), "it was called beside it"
-    said.take(Heard((ToolResult("a", False, ""),)))
-    call("c", "m2")
-    assert said.is_alone("c")
+    assert said.is_last("a")
+    call("b")
+    assert not said.is_last("a") and not said.is_last("b")
+    ends("b")
+    assert said.is_last("a")
+    ends("a")
+    assert Translator(run, awaited="c").is_last("c")

@@ -15,6 +15,7 @@ from claude_invoker.cli.tree import Discarded
 from claude_invoker.problem import Problem
 from claude_invoker.runs import moving, turns
 from claude_invoker.runs.moving import Moving
+from claude_invoker.runs.sessions import Away as LeftBehind
 from claude_invoker.runs.sessions import Sessions, record_name
 from claude_invoker.runs.turns import Turns
 from claude_invoker.store.place import Place
@@ -290,3 +291,24 @@ async def test_a_full_disk_loses_no_session(machine: Callable[..., Machine], sma
     filler.unlink()
     assert await here.turn(session, "three") == "one ", "as before the turn that said that it is not kept"
     assert await there.turn(session) == "one three"
+
+
+async def test_what_a_job_has_left_in_a_session_goes_with_it(machine: Callable[..., Machine]) -> None:
+    here, there = machine(), machine()
+    session = await here.begun("one ")
+    left, known = LeftBehind("job_1", "Bash"), None
+    for at, becomes in (
+        (here, left),
+        (here, left),
+        (there, left),
+        (here, None),
+        (there, None),
+        (there, left),
+        (here, left),
+    ):
+        async with at.moving.hold("alice", session, lambda: None) as held:
+            assert held.away == known
+            (held.tree.work / "said-more").write_text(str(at))
+            held.away = known = becomes
+    with here.sessions.hold("alice", session) as alone:
+        assert alone.away == left, "where there is no store, too"

@@ -69,8 +69,6 @@ class Said:
     """What the model has said, as far as it is of interest: its calls of tools."""
 
     calls: tuple[ToolCall, ...]
-    message: str = ""
-    """The id of the message: the CLI says the blocks of one in several pieces."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +147,8 @@ class ControlAnswer:
     model: str | None
     unreached: tuple[str, ...] = ()
     """MCP servers that were to be started, and do not answer."""
+    reached: tuple[str, ...] = ()
+    """Of MCP, those that the CLI has reached, where that was asked."""
 
 
 class _Loose(BaseModel):
@@ -229,6 +229,10 @@ Message = (
 class _Reached(_Loose):
     name: Name
     status: Name
+
+
+class _Servers(_Loose):
+    mcpServers: Annotated[list[_Reached], Field(max_length=1000)] = []
 
 
 class _Init(_Loose):
@@ -387,10 +391,7 @@ def _blocks(document: dict[str, Any], kind: str) -> list[dict[str, Any]]:
 
 
 def _said(document: dict[str, Any]) -> Said:
-    calls = tuple(_call(block) for block in _blocks(document, "tool_use"))
-    message = document.get("message")
-    identity = message.get("id") if isinstance(message, dict) else None
-    return Said(calls, identity[:256] if isinstance(identity, str) else "")
+    return Said(tuple(_call(block) for block in _blocks(document, "tool_use")))
 
 
 def _call(block: dict[str, Any]) -> ToolCall:
@@ -446,4 +447,5 @@ def _control(response: Any) -> ControlAnswer:
         body.error_code if failed else None,
         model if isinstance(model, str) else None,
         tuple(errors) if isinstance(errors, dict) else (),
+        _connected(_Servers.model_validate(body.response or {}).mcpServers),
     )

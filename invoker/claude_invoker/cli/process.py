@@ -33,12 +33,17 @@ from claude_invoker.cli.tree import Tree
 from claude_invoker.isolation.box import Box
 from claude_invoker.isolation.network import Way
 
-_FIRST_MODEL = "sonnet"
+FIRST_MODEL = "sonnet"
 """An alias that the CLI knows by itself: a full name that it does not know costs a request to the API."""
 
 
 _HOOK_S = 7 * 24 * 3600
 """How long the CLI waits for an answer before a tool runs: longer than any run. Ours is the one who counts."""
+
+
+_LOOK_S = 0.02
+"""After which the CLI is asked again whether it has reached its MCP servers: a call of one that is not there when it
+goes on ends it."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +203,7 @@ class CliProcess(Contained):
         The probe is `set_model`, not `initialize`: only the first `initialize` sets the system prompt.
         """
         try:
-            await self._obey(self._send_control("set_model", model=_FIRST_MODEL))
+            await self._obey(self._send_control("set_model", model=FIRST_MODEL))
         except Disobeyed as error:
             raise CliError(str(error)) from error
         if self.hold is not None:
@@ -206,7 +211,7 @@ class CliProcess(Contained):
                 await asyncio.to_thread(self.hold.find_cli, self._processes)
             except OSError as error:
                 raise CliError(f"the CLI's process is not found: {error}") from error
-        self._model = _FIRST_MODEL
+        self._model = FIRST_MODEL
 
     async def begin(
         self,
@@ -241,6 +246,8 @@ class CliProcess(Contained):
         if self.shape.session != "deferred":
             await self._tell(content)
             return
+        while not set(servers.ours) <= set((await self._obey(self._send_control("mcp_status"))).reached):
+            await asyncio.sleep(_LOOK_S)
         try:
             await asyncio.to_thread(_open, _gate(self.tree, self.name))
         except OSError as error:

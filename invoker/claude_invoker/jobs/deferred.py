@@ -11,6 +11,7 @@ from claude_invoker.jobs.store import Store
 from claude_invoker.model import PermissionAnswer, PermissionDecision
 from claude_invoker.plan import rules_of
 from claude_invoker.problem import Problem
+from claude_invoker.runs import later
 from claude_invoker.runs.deferral import call_key
 from claude_invoker.runs.permissions import decided_already, decision_about, too_late
 
@@ -25,11 +26,11 @@ async def decide(
         raise decided_already(permission_id, job.decisions)
     # Where the paths of a changed input are nobody can tell now: they are looked at when it is to run.
     decision = decision_about(asked, given, by, job.subject, rules_of(job.request, job.caller.clamp), lambda path: None)
+    deferral, key = job.deferral, call_key(asked.tool, asked.input)
     if given.remember == "session":
-        raise Problem(422, "invalid", "remember: the run goes on with no session")
-    deferral = job.deferral
-    if given.remember == "run":
-        key = call_key(asked.tool, asked.input)
+        later.refuse(key, deferral.for_session, has_session=job.request.session is not None)
+        deferral = deferral.model_copy(update={"for_session": deferral.for_session | {key: decision}})
+    if given.remember != "once":
         deferral = deferral.model_copy(update={"remembered": deferral.remembered | {key: decision}})
     if not await resume(store, queues, replace(job, deferral=deferral), decision):
         raise Problem(409, "conflict", "it is decided already")

@@ -268,6 +268,11 @@ class Store:
         stored = await self.redis.hgetall(PREFIX + f"job:{job_id}")
         return Job.load(stored) if stored else None
 
+    async def goes_on(self, job_id: str) -> bool:
+        """Whether it is there and not over."""
+        state = await self.redis.hget(PREFIX + f"job:{job_id}", "state")
+        return state is not None and state not in OVER
+
     async def each(self, job_ids: Iterable[str]) -> AsyncIterator[tuple[str, Job | None]]:
         """Their records; None: it is gone. Of another release its own workers see to it; and a record that cannot be
         read keeps nobody from looking after the others."""

@@ -46,20 +46,19 @@ class Conversation:
         translator: Translator,
         *,
         same: bool = False,
+        awaited: str | None = None,
         servers: Servers = NO_SERVERS,
     ) -> list[Result]:
         """Sends the plan with this content, and translates what comes back until the loop's time `end`. `same`: the
-        process has had a turn of this kind before. `servers`: of MCP, that the process is told of. The result messages:
-        one, and one for each turn that messages of the run's caller have made. Raises Problem, CliError."""
+        process has had a turn of this kind before. `awaited`: the call of a tool that was deferred, and with which the
+        process goes on. `servers`: of MCP, that the process is told of. The result messages: one, and one for each turn
+        that messages of the run's caller have made. Raises Problem, CliError."""
         plan = run.plan
         if process.passage is not None:
             process.passage.begin(run.went_out)
         loop = asyncio.get_running_loop()
         phase = "first_output"
-        awaited = None if run.earlier is None else run.earlier.permission.call
-        if awaited is not None:
-            translator.open_tools.add(awaited)
-        run.permissions.can_defer = lambda call: translator.is_alone(call) and not run.steering.is_pending
+        run.permissions.can_defer = lambda call: translator.is_last(call) and not run.steering.is_pending
         is_deferred = False
 
         def interrupt() -> None:

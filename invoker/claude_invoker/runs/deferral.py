@@ -54,14 +54,17 @@ class SoFar(BaseModel):
 
 
 class Deferral(BaseModel):
-    """`session`: whose tree has the run; `remembered`: by calls, as `call_key` names them; `changed`: paths of the
-    files that it has left, since what its directory began with is not known to the next part."""
+    """`session`: whose tree has the run; `remembered`: by calls, as `call_key` names them, and which of them hold in
+    later turns (`for_session`); `changed`: paths of the files that it has left, since what its directory began with is
+    not known to the next part; `repairs`: how often its check has sent it back."""
 
     session: str
     permission: Permission
     remembered: dict[str, PermissionDecision] = {}
+    for_session: dict[str, PermissionDecision] = {}
     asked: int = 0
     changed: list[str] = []
+    repairs: int = 0
     so_far: SoFar = SoFar()
 
 
@@ -71,13 +74,13 @@ def call_key(tool: str, given: Mapping[str, Any]) -> str:
 
 
 def deferrable(plan: Plan, after_s: float, kept_s: float) -> Plan:
-    """The plan of a job that may be put away when a call has waited for `after_s`: in a session of its own, which is
-    kept for `kept_s`. One that goes on with a conversation is not, since that could be gone on with meanwhile; nor one
-    on a repository, with a check, or with MCP servers, with which none was tried."""
-    is_plain = plan.session is None and plan.repository is None and plan.check is None and not plan.servers
-    if not (plan.asked and is_plain and after_s < plan.approval_timeout_s <= kept_s):
+    """The plan of a job that may be put away when a call has waited for `after_s`: in its session, or in one of its
+    own, which is kept for `kept_s`. One that starts MCP servers is not: they would be others when it goes on. Nor one
+    that calls some in a session of its caller's: a later turn that has none could not end the call."""
+    is_held = plan.starts_servers or (plan.session is not None and plan.servers)
+    if is_held or not (plan.asked and after_s < plan.approval_timeout_s <= kept_s):
         return plan
-    return replace(plan, session="new", defers_after_s=after_s)
+    return replace(plan, session=plan.session or "new", ends_session=plan.session is None, defers_after_s=after_s)
 
 
 def resumed(plan: Plan, deferral: Deferral) -> Plan:
@@ -86,10 +89,12 @@ def resumed(plan: Plan, deferral: Deferral) -> Plan:
     return replace(
         plan,
         session=deferral.session,
+        ends_session=plan.ends_session or plan.session is None,
         defers_after_s=plan.approval_timeout_s if plan.defers_after_s is None else plan.defers_after_s,
         content=(),
         files=(),
         archive=None,
+        rebase=False,
         max_turns=max(1, plan.max_turns - deferral.so_far.turns),
         max_budget_usd=max(_LEAST_USD, plan.max_budget_usd - deferral.so_far.cost_usd),
         total_s=max(1.0, plan.total_s - deferral.so_far.seconds),

@@ -20,6 +20,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from dataclasses import replace
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from claude_contract.keys import joined
 from claude_invoker import disk
 from claude_invoker.caller import Caller
@@ -60,7 +62,7 @@ from claude_invoker.runs.idle import Idle
 from claude_invoker.runs.kept import Keeping
 from claude_invoker.runs.moving import Moving, taken
 from claude_invoker.runs.run import Run, new_id
-from claude_invoker.runs.sessions import Session, Sessions, record_name
+from claude_invoker.runs.sessions import Away, Session, Sessions, record_name
 from claude_invoker.runs.shelf import Shelf
 from claude_invoker.runs.sweeper import Sweeper
 from claude_invoker.runs.tiers import Tiers
@@ -107,6 +109,8 @@ class Engine:
             None
         )
         """Told of the run, or of the job that has none now (`audit.runs.Decidable`), and with which input was asked."""
+        self.job_goes_on: Callable[[str], Awaitable[bool]] = _no_job
+        """Whether a job of that id is there, and not over. Raises RedisError, OSError."""
         self._state = settings.state_dir
         self._trees = tree_root(settings.state_dir, isolated=self.users.isolated)
         self.keeping = Keeping(settings, open_store(settings.store, settings.key_of_store))
@@ -568,7 +572,8 @@ class Engine:
         await self.idle.settled(record_name(owner, wish))
         try:
             async with self._moving.hold(owner, wish, lambda: run.exceed(taken())) as session:
-                run.session = session.id if run.plan.defers_after_s is None else None
+                await self._refuse_taken(run, session)
+                run.session = None if run.plan.ends_session else session.id
                 if run.session is not None:
                     run.permissions.recall(session.remembered)
                 if repository is not None:
@@ -576,6 +581,10 @@ class Engine:
                 try:
                     await self._executor.execute(run, session)
                 finally:
+                    if run.deferral is not None:
+                        session.away = Away(run.id, run.deferral.permission.tool)
+                    elif run.result is not None:
+                        session.away = None
                     await self._remember(run, session)
         except BaseException:
             if run.stays is not None:
@@ -585,6 +594,18 @@ class Engine:
         if run.stays is not None:
             ready, run.stays = run.stays, None
             await unbroken(self.idle.keep(session.name, ready, run, self._sessions.mark(session.name)))
+
+    async def _refuse_taken(self, run: Run, session: Session) -> None:
+        """Raises Problem 409 where a job goes on with it that is put away, 503."""
+        if session.away is None or session.away.job == run.id:
+            return
+        try:
+            goes_on = await self.job_goes_on(session.away.job)
+        except (RedisError, OSError) as error:
+            raise Problem(503, "busy", "the Redis of the jobs does not answer", {"Retry-After": "2"}) from error
+        if goes_on:
+            job = session.away.job
+            raise Problem(409, "conflict", f"the session goes on with {job}, which waits to be allowed something")
 
     async def _remember(self, run: Run, session: Session) -> None:
         """Where that is not possible it is asked again."""
@@ -642,6 +663,11 @@ def _logged(run: Run) -> Iterator[None]:
         yield
     except Exception:
         _log.exception("run %s: its end was not recorded", run.id)
+
+
+async def _no_job(job_id: str) -> bool:
+    """Where there is no Redis for them."""
+    return False
 
 
 async def _nothing(run: Run) -> None:

@@ -38,6 +38,7 @@ from claude_invoker.runs.kept import Keeping
 from claude_invoker.runs.remains import Remains
 from claude_invoker.runs.run import Run
 from claude_invoker.runs.sessions import Session
+from claude_invoker.runs.settling import settle, settling
 from claude_invoker.runs.translate import Translator
 from claude_invoker.runs.watch import Watch
 from claude_invoker.settings import Settings
@@ -94,7 +95,7 @@ class Executor:
         Sets `run.result`, or `run.deferral`. Raises Problem, CliError."""
         run.state = "running"
         begun = session is not None and await asyncio.to_thread(lambda: session.begun)
-        suits = session is not None and self._idle.suits(run)
+        suits = session is not None and session.away is None and self._idle.suits(run)
         if run.plan.skills or run.plan.starts_servers:
             await self._bring_libraries(run)
         if run.relay is not None:
@@ -106,16 +107,21 @@ class Executor:
         shape = self._shape(run, kind if run.earlier is None else "deferred", keeps=suits)
         ready = None if session is None else await self._idle.take(session, run)
         goes_on = ready is not None
+        left = None if session is None or run.earlier is not None else session.away
         if ready is None:
-            ready = await self._pool.take(shape, session.tree if session else None)
+            first = shape if left is None else settling(shape, left.tool)
+            ready = await self._pool.take(first, session.tree if session else None)
             if suits:
                 ready.at_first = await alive(ready.process)
         process = ready.process
-        if run.plan.defers_after_s is not None:
+        if run.plan.ends_session:
             ready.keep_tree = False  # unless it is put away
         stays = may_stay = False
         run.work = process.tree.work
         try:
+            if session is not None and left is not None:
+                await self._settle(run, ready, shape)
+                session.away = None
             before = ready.before
             if run.plan.files or run.plan.archive is not None:
                 await self._put(run, process)
@@ -152,6 +158,12 @@ class Executor:
             run.session = None  # what it has left there was too much to keep
         run.pushed = await self._remains.push(run)
         run.result = self._result(run, said, seconds)
+
+    async def _settle(self, run: Run, ready: Ready, shape: Shape) -> None:
+        """Ends what a job has left in the session, and makes it ready for this run. Raises CliError."""
+        await settle(ready.process)
+        await self._wind_down(run, ready, gently=True)
+        await go_on(self._launcher, ready, shape)
 
     def _result(self, run: Run, said: Sequence[Result], seconds: float) -> RunResult:
         """What is answered, of all that the run has been."""
@@ -195,6 +207,7 @@ class Executor:
             remembered=permissions.remembered,
             asked=permissions.asked,
             changed=await asyncio.to_thread(artifacts.changed, run.work, before, self._most_files),
+            repairs=run.repairs,
             so_far=so_far.model_copy(update={"denials": few(so_far.denials)}),
         )
 
@@ -249,25 +262,29 @@ class Executor:
 
     async def _rounds(self, run: Run, ready: Ready, *, goes_on: bool) -> list[Result]:
         """The plan's conversation; where there is a check, that, and the model again while it fails and there are
-        repairs, turns, money and time left. What the CLI has said at the end of each. Raises Problem, CliError."""
+        repairs, turns, money and time left. What the CLI has said at the end of each. A run that is put away is checked
+        when it has gone on. Raises Problem, CliError."""
         plan = run.plan
         end = asyncio.get_running_loop().time() + plan.total_s
         await self._open_account(run, ready.token)
         shown = await asyncio.to_thread(_shown, run)
-        said = await self._converse(run, ready, shown, end, goes_on=run.earlier is not None, same=goes_on)
-        repairs = 0
-        while plan.check is not None and not run.interrupted:
+        awaited = None if run.earlier is None else run.earlier.permission.call
+        said = await self._converse(
+            run, ready, shown, end, goes_on=run.earlier is not None, same=goes_on, awaited=awaited
+        )
+        run.repairs = 0 if run.earlier is None else run.earlier.repairs
+        while plan.check is not None and not run.interrupted and run.permissions.deferred is None:
             await self._wind_down(run, ready, gently=True)
-            check = run.check = await self._check(run, ready, plan.check, end, repairs)
+            check = run.check = await self._check(run, ready, plan.check, end, run.repairs)
             turns = plan.max_turns - sum(each.num_turns for each in said)
             usd = plan.max_budget_usd - run.cost_usd
             is_over = check.ended_for == "timeout" or min(turns, usd) <= 0 or run.account.exhausted
-            if check.passed or is_over or repairs >= plan.check.max_repairs:
+            if check.passed or is_over or run.repairs >= plan.check.max_repairs:
                 break
             begun: Literal["begun", "new"] = "begun" if ready.process.tree.has_transcript else "new"
             shape = replace(ready.process.shape, session=begun, max_turns=turns, max_budget_usd=usd)
-            repairs += 1
-            run.events.append("repair", {"number": repairs, "of": plan.check.max_repairs})
+            run.repairs += 1
+            run.events.append("repair", {"number": run.repairs, "of": plan.check.max_repairs})
             await go_on(self._launcher, ready, shape)
             content = ({"type": "text", "text": of_failure(check)},)
             said += await self._converse(run, ready, content, end, goes_on=True)
@@ -306,14 +323,15 @@ class Executor:
         *,
         goes_on: bool = False,
         same: bool = False,
+        awaited: str | None = None,
     ) -> list[Result]:
         """Sends the plan with this content, and translates what comes back until the loop's time `end`. `goes_on`: the
-        run has begun by another process; `same`: the process has had a turn before. The result messages. Raises
-        Problem, CliError."""
-        process = ready.process
+        run has begun by another process; `same`: the process has had a turn before; `awaited`: the call of a tool with
+        which it goes on. The result messages. Raises Problem, CliError."""
+        process, translator = ready.process, Translator(run, goes_on=goes_on, awaited=awaited)
         with self._watch.over(process, functools.partial(self._stop, run, process), run.subject):
             return await self._conversation.held(
-                run, process, content, end, Translator(run, goes_on=goes_on), same=same, servers=run.servers
+                run, process, content, end, translator, same=same, awaited=awaited, servers=run.servers
             )
 
     def _stop(self, run: Run, process: Contained, problem: Problem) -> None:

@@ -29,7 +29,7 @@ from claude_invoker.disk import Kept
 from claude_invoker.problem import Problem
 from claude_invoker.runs import snapshot
 from claude_invoker.runs.kept import away
-from claude_invoker.runs.sessions import Session, Sessions, record_name
+from claude_invoker.runs.sessions import Session, Sessions, away_of, line_of, record_name
 from claude_invoker.runs.snapshot import Manifest
 from claude_invoker.runs.turns import Lost, Turn, Turns
 from claude_invoker.store.store import Away, Missing, Store
@@ -130,6 +130,7 @@ class Moving:
             if self.before_restoring is not None:
                 await self.before_restoring(session)
             note = await self._restored(session.tree, turn, note)
+            session.away = away_of(turn.away)
         begun = msgspec.structs.replace(note, base=turn.head, dirty=True)
         try:
             await asyncio.to_thread(self._write, turn.name, begun)
@@ -192,7 +193,8 @@ class Moving:
                 raise _no_room(error) from error
             # The store has it: as long as the note is that of the turn's beginning, the tree is fetched from there.
         try:
-            await turn.commit(session.tree.root.name, saved=not after.unsaved)
+            away = "" if session.away is None else line_of(session.away)
+            await turn.commit(session.tree.root.name, saved=not after.unsaved, away=away)
         except Lost as lost:
             if lost.for_certain:
                 await self._delete(turn.name, after, Note() if note.manifest is None else note)

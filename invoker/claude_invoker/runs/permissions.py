@@ -133,6 +133,7 @@ class Permissions:
     def bring(self, deferral: Deferral, decided: Sequence[PermissionDecision]) -> None:
         """What the run's earlier parts have asked about; the last of it is decided, and not asked again."""
         self.remembered, self.asked = dict(deferral.remembered), deferral.asked
+        self._for_session = dict(deferral.for_session)
         self.decided = {decision.id: decision for decision in decided}
         asked = deferral.permission
         if (decision := self.decided.get(asked.id)) is not None:

@@ -100,6 +100,8 @@ class Run:
     changes: list[Change] = field(default_factory=list)
     check: Check | None = None
     """The last that has ended."""
+    repairs: int = 0
+    """How often that has sent it back to the model."""
     patch: Path | None = None
     """Of all that it has changed, by a git of ours; None: nothing, or it cannot be told."""
     co_author: str = ""

@@ -13,7 +13,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -36,6 +36,14 @@ _UNCLAIMED_S = 60.0
 
 
 @dataclass(frozen=True)
+class Away:
+    """What a job has left in a session where it was put away: a call of that tool, which waits to be allowed."""
+
+    job: str
+    tool: str
+
+
+@dataclass
 class Session:
     """`id` is what its owner calls it. Nothing that a run can see is derived from it: the tree has its own name."""
 
@@ -49,6 +57,8 @@ class Session:
     """Whether there was nothing of it on this machine."""
     remembered: tuple[str, ...] = field(default=(), compare=False)
     """What its earlier turns have left here for later ones, a line each."""
+    away: Away | None = field(default=None, compare=False)
+    """Who holds it says what it is when it is let go."""
 
     @property
     def begun(self) -> bool:
@@ -115,9 +125,13 @@ class Sessions:
                 tree = found
             try:
                 lines = _remembered_in(record)
-                yield Session(identity, tree, path.name, os.fstat(record.fileno()).st_mtime_ns, is_made, lines)
+                mark, away = os.fstat(record.fileno()).st_mtime_ns, _last_away(lines)
+                session = Session(identity, tree, path.name, mark, is_made, lines, away)
+                yield session
             finally:
                 if tree.root.exists():
+                    if session.away != away:
+                        self._note(session)
                     os.utime(path)
                 else:  # what the run has left in it was too much to keep
                     path.unlink(missing_ok=True)
@@ -127,6 +141,15 @@ class Sessions:
         OSError."""
         with (self._records / session.name).open("a") as record:
             record.writelines(f"\n{line}" for line in lines)
+
+    def _note(self, session: Session) -> None:
+        """What a job has left in it, or that it is there no more. Raises Problem 507."""
+        try:
+            self.remember(session, [line_of(session.away)])
+        except OSError as error:
+            if session.away is not None:
+                raise Problem(507, "no-room", f"the session cannot be noted: {error.strerror}") from error
+            _log.error("a session cannot be noted on this machine's disk: %s", error.strerror)
 
     def mark(self, name: str) -> int:
         """As `Session.mark`, 0 for none."""
@@ -304,6 +327,26 @@ def _remembered_in(record: IO[str]) -> tuple[str, ...]:
     record.seek(0)
     record.readline()
     return tuple(line for line in record.read().splitlines() if line)
+
+
+_AWAY = '{"away":'
+
+
+def line_of(away: Away | None) -> str:
+    """As `away_of` reads it."""
+    return f"{_AWAY} {json.dumps(away and asdict(away))}}}"
+
+
+def away_of(line: str) -> Away | None:
+    """None also for another line."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        found = json.loads(line)["away"]
+        return Away(str(found["job"]), str(found["tool"]))
+    return None
+
+
+def _last_away(lines: Sequence[str]) -> Away | None:
+    return next((away_of(line) for line in reversed(lines) if line.startswith(_AWAY)), None)
 
 
 def _sessions_of_version_0(path: Path) -> list[Path]:

@@ -12,15 +12,13 @@ _MAX_OPEN = 1000
 
 
 class Translator:
-    def __init__(self, run: Run, *, goes_on: bool = False) -> None:
-        """`goes_on`: the run has begun before, by another process."""
+    def __init__(self, run: Run, *, goes_on: bool = False, awaited: str | None = None) -> None:
+        """`goes_on`: the run has begun before, by another process; `awaited`: the call of a tool that was under way."""
         self._run = run
         self._goes_on = goes_on
         self._run.model = run.plan.model
-        self.open_tools: set[str] = set()
+        self.open_tools: set[str] = set() if awaited is None else {awaited}
         """Tool calls without a result yet: while one runs, the model's silence says nothing."""
-        self._message = ""
-        self._batch: set[str] = set()
         self._is_speaking = False
 
     def take(self, message: Message) -> bool:
@@ -55,14 +53,12 @@ class Translator:
             started["repository"] = run.repository.model_dump(mode="json")
         run.events.append("run.started", started)
 
-    def is_alone(self, call: str) -> bool:
-        """Whether the model has said all that it wants, and that is this one call of a tool."""
-        return not self._is_speaking and self.open_tools == self._batch == {call}
+    def is_last(self, call: str) -> bool:
+        """Whether the model has said all that it wants, and of that this call of a tool alone has no result. (A
+        subagent's has none, nor has the call by which it was begun.)"""
+        return not self._is_speaking and self.open_tools == {call}
 
     def _calls(self, message: Said) -> None:
-        if message.message != self._message:
-            self._message, self._batch = message.message, set()
-        self._batch.update(call.id for call in message.calls[:_MAX_OPEN])
         for call in message.calls:
             self._run.called(call)
             if len(self.open_tools) < _MAX_OPEN:

@@ -33,7 +33,8 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 """
 # A conversation is a hash: head (the version that is current), saved (whether the store has it), tree (its directory's
-# name), fence (how many have held it), owner and until (who does). It lives as long as a session after its last turn.
+# name), away (what a job has left in it, `sessions.line_of`), fence (how many have held it), owner and until (who
+# does). It lives as long as a session after its last turn.
 _TAKE = (
     _NOW
     + """
@@ -43,8 +44,8 @@ if owner and owner ~= '' and owner ~= ARGV[1] and tonumber(till) > now then retu
 local fence = redis.call('HINCRBY', KEYS[1], 'fence', 1)
 redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'until', now + ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
-local head, saved, tree = unpack(redis.call('HMGET', KEYS[1], 'head', 'saved', 'tree'))
-return {'taken', fence, head or '', saved or '0', tree or ''}
+local head, saved, tree, away = unpack(redis.call('HMGET', KEYS[1], 'head', 'saved', 'tree', 'away'))
+return {'taken', fence, head or '', saved or '0', tree or '', away or ''}
 """
 )
 _RENEW = (
@@ -59,7 +60,7 @@ return 1
 _COMMIT = """
 if redis.call('HGET', KEYS[1], 'head') == ARGV[2] then return 1 end
 if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'head', ARGV[2], 'saved', ARGV[3], 'tree', ARGV[5], 'owner', '')
+redis.call('HSET', KEYS[1], 'head', ARGV[2], 'saved', ARGV[3], 'tree', ARGV[5], 'away', ARGV[6], 'owner', '')
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return 1
 """
@@ -90,10 +91,13 @@ class Lost(Exception):
 
 class Turn:
     """One that has been taken. `head`: the version that the conversation is at, empty for a new one; `saved`: whether
-    the store has that; `tree`: what its directory is called; `next`: what this turn's version is."""
+    the store has that; `tree`: what its directory is called; `away`: what a job has left in it, as text; `next`: what
+    this turn's version is."""
 
-    def __init__(self, turns: Turns, name: str, fence: int, token: str, head: str, saved: bool, tree: str) -> None:
-        self.name, self.head, self.saved, self.tree = name, head, saved, tree
+    def __init__(
+        self, turns: Turns, name: str, fence: int, token: str, head: str, saved: bool, tree: str, away: str
+    ) -> None:
+        self.name, self.head, self.saved, self.tree, self.away = name, head, saved, tree, away
         self.next = f"{fence:012d}-{token}"
         self._turns = turns
         self._token = token
@@ -116,14 +120,15 @@ class Turn:
                 if time.monotonic() - heard > LEASE_S:
                     _log.warning("a session's turn may be taken by another invoker, Redis does not answer: %s", error)
 
-    async def commit(self, tree: str, *, saved: bool) -> None:
+    async def commit(self, tree: str, *, saved: bool, away: str = "") -> None:
         """This turn's version is the conversation's now, in a directory of that name. Raises Lost, Problem 503."""
         await self._rest()
         until = time.monotonic() + _COMMIT_S
         ttl, is_first = self._turns.ttl_ms, True
         while True:
             try:
-                if not await self._turns.ask(_COMMIT, self.name, self._token, self.next, str(int(saved)), ttl, tree):
+                said = (self.next, str(int(saved)), ttl, tree, away)
+                if not await self._turns.ask(_COMMIT, self.name, self._token, *said):
                     raise Lost(for_certain=is_first)
                 return
             except (RedisError, OSError) as error:
@@ -178,7 +183,8 @@ class Turns:
             raise Problem(404, "not-found", "there is no such session")
         if said[0] == b"busy":
             raise Problem(409, "conflict", "the session has a run in progress")
-        return Turn(self, name, int(said[1]), token, said[2].decode(), said[3] == b"1", said[4].decode())
+        head, saved, tree, away = (each.decode() for each in said[2:])
+        return Turn(self, name, int(said[1]), token, head, saved == "1", tree, away)
 
     async def saved(self, name: str, version: str) -> None:
         """The store has that version. Raises RedisError, OSError."""
