@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -75,6 +76,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         audit.note(audit_of.began(run))
         if replicas is not None:
             replicas.register.began(run)
+            if not run.is_job:
+                run.permissions.on_change = functools.partial(replicas.register.asks, run)
 
     def finished(run: Run) -> None:
         audit.note(audit_of.ended(run))

@@ -373,9 +373,20 @@ def test_by_way_of_another_replica(start: Callable[..., Invoker], shared_redis: 
         assert decide(other, stream.path(asked), input={"command": "echo three"}).status_code == 200
         assert decide(other, stream.path(asked)).status_code == 409
         asked = stream.until("permission.requested")
-        assert decide(bob, stream.path(asked), "deny", message="no").json()["by"] == "bob"
+        page = "/claude/dashboard/approvals"
+        for api in (alice, other, bob):
+            wait_for(lambda api=api: "May it call Bash?" in api.get(page).text, what="it on the page of what waits")
+        assert "Nothing waits for you." in stranger.get(page).text
+        form = f"/claude/dashboard/runs/{stream.path(asked).removeprefix('/claude/runs/')}"
+        no, ours = {"decision": "deny", "message": "no"}, {"Sec-Fetch-Site": "same-origin"}
+        assert bob.post(form, data=no).status_code == 403, "by another's page"
+        assert stranger.post(form, data=no, headers=ours).status_code == 404
+        told = bob.post(form, data=no, headers=ours)
+        assert (told.status_code, told.headers["location"]) == (303, page), told.text
+        assert bob.post(form, data=no, headers=ours).status_code == 409
         result = stream.until("run.finished")
-        assert "three" in result["result"]
+        assert "three" in result["result"] and result["decisions"][-1]["by"] == "bob"
+        assert "Nothing waits for you." in bob.get(page).text and "Nothing waits for you." in alice.get(page).text
         wait_for(lambda: other.get(stream.run).json()["state"] == "succeeded", what="its record")
         assert decide(other, stream.path(asked)).status_code == 409
         assert other.get(f"{stream.run}/permissions").json()["decided"] == result["decisions"]

@@ -67,7 +67,7 @@ async def attached(request: Request, run_id: str, caller: Caller, *, live: bool)
     known = await register.find(run_id)
     if known is None or known.subject != caller.subject or (known.owner == register.name and not known.is_over):
         return None
-    if not known.is_over and (peer := await _peer(request, known.owner)) is not None:
+    if not known.is_over and (peer := await peer_of(request, known.owner)) is not None:
         answer = await parts.replicas.forwarder.follow(f"{base(request)}/runs/{run_id}", caller, peer)
         if live:
             raise Elsewhere(PassedOn(answer))
@@ -89,11 +89,11 @@ async def _forward(request: Request, caller: Caller, owner: str) -> None:
     """Raises Elsewhere, unless the owner is gone or this very replica."""
     replicas = services(request).replicas
     assert replicas is not None
-    if (peer := await _peer(request, owner)) is not None:
+    if (peer := await peer_of(request, owner)) is not None:
         raise Elsewhere(PassedOn(await replicas.forwarder.forward(request, caller, peer)))
 
 
-async def _peer(request: Request, owner: str) -> Peer | None:
+async def peer_of(request: Request, owner: str) -> Peer | None:
     """None where it is gone, or this very replica. Raises Problem 503."""
     parts = services(request)
     assert parts.replicas is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import Request
 
 from claude_invoker.api.border import host_of
+from claude_invoker.api.replicas import was_forwarded
 from claude_invoker.problem import Problem
 
 HEADERS = {
@@ -25,8 +26,11 @@ def from_our_page(request: Request) -> None:
 
     The cookie is SameSite=Strict already; this also holds against other ports and subdomains of the same site, and for
     the login, which needs no cookie. `Sec-Fetch-Site` (W3C Fetch Metadata) cannot be set by scripts; where a browser
-    does not send it (plain http to another host than localhost) the `Origin` must name our host.
+    does not send it (plain http to another host than localhost) the `Origin` must name our host. What another replica
+    hands on it has looked at (so `attested` comes first).
     """
+    if was_forwarded(request):
+        return
     site = request.headers.get("sec-fetch-site")
     if site is None:
         origin = request.headers.get("origin", "")

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -14,8 +14,9 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Stre
 
 from claude_contract.rules import QUESTION
 from claude_invoker.api import border, jobs
+from claude_invoker.api.asking import asking
 from claude_invoker.api.links import base
-from claude_invoker.api.permissions import decided, job_to_decide
+from claude_invoker.api.permissions import decided, job_to_decide, refuse_onlookers, run_to_decide
 from claude_invoker.api.problems import checked
 from claude_invoker.api.stream import HEADERS as STREAM
 from claude_invoker.caller import Caller
@@ -27,9 +28,12 @@ from claude_invoker.dashboard.transcript import read
 from claude_invoker.jobs.record import OVER, Job
 from claude_invoker.jobs.recording import text_of
 from claude_invoker.jobs.store import Store
-from claude_invoker.model import PermissionAnswer
+from claude_invoker.model import Permission, PermissionAnswer
 from claude_invoker.problem import Problem
+from claude_invoker.replicas.record import PastRun
+from claude_invoker.runs.permissions import decided_already
 from claude_invoker.runs.questions import questions_of
+from claude_invoker.runs.run import Run
 from claude_invoker.services import services
 from claude_invoker.trust import attested, attested_visitor
 from claude_invoker.workspace.difference import PATCH
@@ -84,8 +88,8 @@ def _live(look: Callable[[], Awaitable[str]]) -> StreamingResponse:
 
 @router.get("/approvals")
 async def approvals(request: Request, viewer: Viewer) -> Response:
-    """What of jobs waits for the viewer."""
-    return page(request, "approvals", viewer=viewer, jobs=await _asking(request, viewer))
+    """What waits for the viewer."""
+    return page(request, "approvals", viewer=viewer, asking=await asking(request, viewer))
 
 
 @router.get("/approvals/live")
@@ -93,14 +97,9 @@ async def approvals_live(request: Request, viewer: Viewer) -> Response:
     """The same, whenever it has changed."""
 
     async def now() -> str:
-        return html("_approvals", home=home(request), viewer=viewer, jobs=await _asking(request, viewer))
+        return html("_approvals", home=home(request), viewer=viewer, asking=await asking(request, viewer))
 
     return _live(now)
-
-
-async def _asking(request: Request, viewer: Caller) -> list[Job]:
-    found = await jobs.store_of(request).asking()
-    return [job for job in found if viewer.may_look_on(job.subject)]
 
 
 @router.get("/jobs/{job_id}")
@@ -168,18 +167,35 @@ async def decide(
     request: Request, job: Annotated[Job, Depends(job_to_decide)], viewer: Viewer, permission_id: str
 ) -> Response:
     given = border.form(await request.body())
+    await decided(request, job, permission_id, _answer_in(given, job.waiting, permission_id), viewer)
+    place = "approvals" if given.get("back") == "approvals" else f"jobs/{job.id}"
+    return RedirectResponse(f"{home(request)}/{place}", 303, HEADERS)
+
+
+@router.post("/runs/{run_id}/permissions/{permission_id}", dependencies=[Depends(attested), Depends(from_our_page)])
+async def decide_about_run(
+    request: Request, run: Annotated[Run | PastRun, Depends(run_to_decide)], viewer: Viewer, permission_id: str
+) -> Response:
+    """The same of a run that is no job."""
+    refuse_onlookers(viewer, run.subject)
+    if isinstance(run, PastRun):
+        raise decided_already(permission_id, run.view().decisions)
+    given = _answer_in(border.form(await request.body()), run.permissions.waiting, permission_id)
+    run.permissions.answer(permission_id, given, viewer.subject)
+    return RedirectResponse(f"{home(request)}/approvals", 303, HEADERS)
+
+
+def _answer_in(given: Mapping[str, str], waiting: Sequence[Permission], permission_id: str) -> PermissionAnswer:
+    """What a form says about one of the calls that wait. Raises Problem 422."""
     decision = given.get("decision")
     said: dict[str, Any] = {"decision": decision}
     if decision == "deny" and (why := given.get("message", "").strip()):
         said["message"] = why
-    asked = next((each for each in job.waiting if each.id == permission_id and each.tool == QUESTION), None)
+    asked = next((each for each in waiting if each.id == permission_id and each.tool == QUESTION), None)
     if decision == "allow" and asked is not None:
         texts = questions_of(asked.input)
         said["answers"] = {text: given.get(f"answer-{number}", "").strip() for number, text in enumerate(texts)}
-    answer = checked(PermissionAnswer, said)
-    await decided(request, job, permission_id, answer, viewer)
-    place = "approvals" if given.get("back") == "approvals" else f"jobs/{job.id}"
-    return RedirectResponse(f"{home(request)}/{place}", 303, HEADERS)
+    return checked(PermissionAnswer, said)
 
 
 @router.get("/login", dependencies=[Depends(attested_visitor)])

@@ -6,8 +6,10 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
+import orjson
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from msgspec.structs import replace
@@ -73,6 +75,19 @@ class Forwarder:
     async def follow(self, run: str, caller: Caller, peer: Peer) -> httpx.Response:
         """The events of the run at that path, as the other sends them; the same otherwise."""
         return await self._asked(caller, peer, "GET", f"{run}/events", "", {})
+
+    async def asked_for(self, path: str, caller: Caller, peer: Peer) -> dict[str, Any]:
+        """The other's answer in JSON, at that path. Raises Problem 503, ValueError for what is none, or an error."""
+        answer = await self._asked(caller, peer, "GET", path, "", {"accept": "application/json"})
+        try:
+            said = orjson.loads(await answer.aread()) if answer.status_code == 200 else None
+        except httpx.TransportError as error:
+            raise unanswered() from error
+        finally:
+            await answer.aclose()
+        if not isinstance(said, dict):
+            raise ValueError("the other replica answers with something else")
+        return said
 
     async def _asked(
         self, caller: Caller, peer: Peer, method: str, path: str, query: str, headers: dict[str, str], body: bytes = b""

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakValueDictionary
 
+import msgspec
 from redis import exceptions as of_redis
 from redis.exceptions import RedisError
 
@@ -34,6 +35,7 @@ _PREFIX = "claude:{runs}:"
 _KEY = _PREFIX + "key"
 _REPLICAS = _PREFIX + "replicas"
 _RUN = _PREFIX + "run:"
+_ASKING = _PREFIX + "asking"  # hash: run that waits to be allowed something -> `AskingRun`
 _SIZES, _HELD, _ENDED = _PREFIX + "sizes", _PREFIX + "held", _PREFIX + "ended"
 _KID = "claude-invoker replica"
 LEASE_S = 10.0
@@ -87,6 +89,19 @@ return 0
 _KEEP = files(__package__).joinpath("keep.lua").read_text()
 
 
+class AskingRun(msgspec.Struct, frozen=True):
+    """A run that is no job and waits to be allowed something: what that is its owner says."""
+
+    id: str
+    subject: str
+    tier: str
+    owner: str
+
+
+_ENCODE = msgspec.msgpack.Encoder().encode
+_DECODE = msgspec.msgpack.Decoder(AskingRun).decode
+
+
 class Register:
     """Use as an async context manager. `address` is where other replicas reach this one, e.g. `http://10.0.0.7:8100`.
     `bounds`: what records of runs that are over may take; beyond it the oldest go. `store`: where answers are kept that
@@ -117,6 +132,7 @@ class Register:
     async def __aenter__(self) -> Register:
         with contextlib.suppress(RedisError, OSError):  # the next beat tries again
             await self._beat()
+            await self._forget_asking()
         self._beating = asyncio.create_task(self._keep())
         return self
 
@@ -139,6 +155,24 @@ class Register:
         if not run.is_job:
             self._write(run, self._put_end)
             await self.written(run)
+
+    def asks(self, run: Run) -> None:
+        """Says whether something of the run waits to be allowed. (A job's record says it.)"""
+        if not run.is_job:
+            self._write(run, self._put_asking(run))
+
+    async def asking(self) -> list[AskingRun]:
+        """Runs of other replicas that wait to be allowed something, as far as they are known. Raises Problem 503."""
+        try:
+            stored, there = await self._redis.hvals(_ASKING), await self._redis.hkeys(_REPLICAS)
+        except (RedisError, OSError) as error:
+            raise _away() from error
+        others = {name.decode() for name in there} - {self.name}
+        found = []
+        for each in stored:
+            with contextlib.suppress(msgspec.MsgspecError):  # of another release
+                found.append(_DECODE(each))
+        return [each for each in found if each.owner in others]
 
     async def written(self, run: Run) -> None:
         """Returns once what was said of the run is written, or cannot be soon."""
@@ -254,6 +288,13 @@ class Register:
                 if run.id in self._owed:
                     return
 
+    async def _put_asking(self, run: Run) -> None:
+        if run.permissions.waiting:
+            known = AskingRun(run.id, run.subject, run.tier, self.name)
+            await self._redis.hset(_ASKING, run.id, _ENCODE(known))
+        else:
+            await self._redis.hdel(_ASKING, run.id)
+
     async def _put_begin(self, run: Run) -> None:
         first = RunRecord(run.id, run.subject, self.name, "running", run.created_at)
         await self._redis.set(_run(run.id), record.encode(first), ex=_LONGEST_RUN_S)
@@ -289,6 +330,14 @@ class Register:
                 await self._write_owed()
             except (RedisError, OSError) as error:
                 _log.warning("this replica cannot be found by the others: %s", error)
+
+    async def _forget_asking(self) -> None:
+        """Of replicas that died while their runs waited. Raises RedisError, OSError."""
+        there = set(await self._redis.hkeys(_REPLICAS))
+        for run, stored in (await self._redis.hgetall(_ASKING)).items():
+            with contextlib.suppress(msgspec.MsgspecError):
+                if _DECODE(stored).owner.encode() not in there:
+                    await self._redis.hdel(_ASKING, run)
 
     async def _beat(self) -> None:
         key = secrets.token_bytes(32)
