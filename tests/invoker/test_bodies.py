@@ -151,6 +151,10 @@ ACCEPTS = {
     "application/pdf": False,
     "application/pdf, application/json;q=0": False,
     "image/png, text/csv": False,
+    "application/json;q=0, */*": False,  # the more specific holds
+    "application/json;q=0, application/problem+json": False,
+    "application/*;q=0, */*": False,
+    "application/json, */*;q=0": True,
 }
 
 

@@ -375,6 +375,11 @@ def test_a_strange_result_is_no_crash(document: dict[str, Any]) -> None:
         ("TEXT/Event-Stream", "text/event-stream"),
         ("nonsense, ;;q=x, a/b;q=zero", "application/json"),
         ("image/*", "image/*"),
+        ("application/json;q=0, */*", "text/event-stream"),
+        ("application/json; q=0.0, *", "text/event-stream"),
+        ("application/json;q=0, */*;q=0.1, application/pdf", "application/pdf"),
+        ("application/json;q=0, application/json", "application/json"),
+        ("application/*;q=0, */*", "text/event-stream"),
     ],
 )
 def test_negotiation(accept: str | None, expected: str) -> None:

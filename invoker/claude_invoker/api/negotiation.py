@@ -11,15 +11,17 @@ from claude_invoker.runs import media
 
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
-_ANY = ("*/*", "application/*", "*")  # Java's own client says "*"
+_PROBLEM = "application/problem+json"
+_ANY = "*/*"
 
 
 def takes_json(accept: str | None) -> bool:
-    """Whether JSON is among what the client takes, even if it likes something else more."""
-    for part in (accept or "*/*").split(","):
-        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        if name in (JSON, *_ANY, "application/problem+json") and _quality(parameters) > 0:
-            return True
+    """Whether JSON is among what the client takes, even if it likes something else more: as the most specific of the
+    ranges says that it is in."""
+    ranges = _ranges(accept or _ANY)
+    for level in (JSON, _PROBLEM, "application/*", _ANY):
+        if found := [quality for quality, name in ranges if name == level]:
+            return max(found) > 0
     return False
 
 
@@ -47,13 +49,23 @@ def before_json(accept: str | None) -> tuple[str, ...]:
 
 
 def _ranked(accept: str | None) -> list[str]:
-    """What it takes, the best first; all that JSON goes for is JSON."""
-    found: list[tuple[float, str]] = []
-    for part in (accept or "").split(","):
+    """What it takes, the best first; all that JSON goes for is JSON, unless the client takes none: then anything is an
+    event stream."""
+    ranges = _ranges(accept or "")
+    of_json = dict.fromkeys((_ANY, "application/*", _PROBLEM), JSON)
+    stands_for = of_json if takes_json(accept) else {_ANY: EVENT_STREAM}
+    taken = sorted((each for each in ranges if each[0] > 0), key=lambda each: -each[0])
+    return [stands_for.get(name, name) for _, name in taken]
+
+
+def _ranges(accept: str) -> list[tuple[float, str]]:
+    """Each media range with its quality."""
+    found = []
+    for part in accept.split(","):
         name, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        if "/" in name and (quality := _quality(parameters)) > 0:
-            found.append((quality, JSON if name in (*_ANY, "application/problem+json") else name))
-    return [name for _, name in sorted(found, key=lambda each: -each[0])]
+        if "/" in name or name == "*":  # as Java's own client says
+            found.append((_quality(parameters), _ANY if name == "*" else name))
+    return found
 
 
 def _quality(parameters: list[str]) -> float:
