@@ -121,15 +121,17 @@ async def test_a_request_is_sent_once_as_it_is_and_nothing_is_kept_of_its_answer
 
 
 @asynccontextmanager
-async def forwarding(log: Path) -> AsyncIterator[str]:
-    """A real proxy, with a password."""
+async def forwarding(log: Path, name: str, chain: Path | None) -> AsyncIterator[str]:
+    """A real proxy, with a password; with `chain` it is reached over TLS."""
     port = free_port()
     options = ["--hostname", "127.0.0.1", "--port", str(port), "--basic-auth", "me:secret", "--num-workers", "1"]
     command = [sys.executable, "-m", "proxy", *options, "--num-acceptors", "1", "--log-file", str(log)]
+    if chain is not None:
+        command += ["--cert-file", str(chain), "--key-file", str(chain)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             await asyncio.to_thread(wait_for, lambda: answers(port), what="the proxy")
-            yield f"http://me:secret@127.0.0.1:{port}"
+            yield f"http{'' if chain is None else 's'}://me:secret@{name}:{port}"
         finally:
             process.terminate()
 
@@ -139,7 +141,9 @@ def answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.parametrize("by", ["directly", "by a proxy", "by one that is away", "by another authority"])
+@pytest.mark.parametrize(
+    "by", ["directly", "by a proxy", "by a proxy over TLS", "by one that is away", "by another authority"]
+)
 async def test_the_metering_proxy_itself_reaches_the_api(
     by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +154,7 @@ async def test_the_metering_proxy_itself_reaches_the_api(
     context.load_cert_chain(chain)
     log = tmp_path / "proxy.log"
     with upstream(context) as api:
-        async with forwarding(log) as proxy:
+        async with forwarding(log, name, chain if by == "by a proxy over TLS" else None) as proxy:
             url = api.url.replace("127.0.0.1", name)
             monkeypatch.setenv("SSL_CERT_FILE", "" if by == "by another authority" else str(authority))
             if by != "directly":
@@ -173,10 +177,10 @@ async def test_the_metering_proxy_itself_reaches_the_api(
                     answer = await asking.post("http://api/v1/messages", json=body, headers={"x-api-key": token})
             finally:
                 await metering.stop()
-    reached = by in ("directly", "by a proxy")
+    reached = by in ("directly", "by a proxy", "by a proxy over TLS")
     assert (answer.status_code, len(api.messages)) == ((200, 1) if reached else (502, 0)), answer.text
     said = log.read_text() if log.exists() else ""
-    assert (f"CONNECT {name}:" in said) == (by in ("by a proxy", "by another authority")), said
+    assert (f"CONNECT {name}:" in said) == (by in ("by a proxy", "by a proxy over TLS", "by another authority")), said
     seen: list[Asked] = api.messages
     assert all("proxy-authorization" not in each.headers and each.headers["x-api-key"] == [KEY] for each in seen)
     assert "/v1/messages" not in said and KEY not in said
