@@ -441,11 +441,11 @@ def result_of(text: str) -> dict[str, Any]:
 def test_the_stand_ins_script() -> None:
     script = '[[tool Read {"a": "]]"}]] [[tool Bash {"b": 2}]]'
     first = reply_to({"messages": [user(script)]})
-    assert first.tool == ("Read", {"a": "]]"}) and first.stop_reason == "tool_use"
+    assert first.tools == (("Read", {"a": "]]"}),) and first.stop_reason == "tool_use"
     second = reply_to({"messages": [user(script), result_of("one")]})
-    assert second.tool == ("Bash", {"b": 2})
+    assert second.tools == (("Bash", {"b": 2}),)
     last = reply_to({"messages": [user(script), result_of("one"), result_of("two")]})
-    assert last.tool is None and last.text == "Tool results:\none\n---\ntwo"
+    assert last.tools == () and last.text == "Tool results:\none\n---\ntwo"
     assert reply_to({"messages": [user("[[say a b]] c")]}).text == "a b"
     assert reply_to({"messages": [user("[[status 529]]")]}).error_type == "overloaded_error"
     assert len(reply_to({"messages": [user("[[large 1000]]")]}).text) == 1000
@@ -460,7 +460,7 @@ def test_the_stand_in_does_what_a_skill_says_where_it_is_told() -> None:
 
     def calls(script: str) -> list[Any]:
         turns = [[user(script)], *([user(script), launched, *done[:number]] for number in range(6))]
-        replies = [reply_to({"messages": messages}).tool for messages in turns]
+        replies = [next(iter(reply_to({"messages": messages}).tools), None) for messages in turns]
         return [each and (each[1].get("command") or each[0]).strip() for each in replies]
 
     middle = '[[tool Write {"a": 1}]]'

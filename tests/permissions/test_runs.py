@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx
@@ -374,8 +375,12 @@ def test_by_way_of_another_replica(start: Callable[..., Invoker], shared_redis: 
         assert decide(other, stream.path(asked)).status_code == 409
         asked = stream.until("permission.requested")
         page = "/claude/dashboard/approvals"
+
+        def is_shown(api: httpx.Client) -> bool:
+            return "May it call Bash?" in api.get(page).text
+
         for api in (alice, other, bob):
-            wait_for(lambda api=api: "May it call Bash?" in api.get(page).text, what="it on the page of what waits")
+            wait_for(partial(is_shown, api), what="it on the page of what waits")
         assert "Nothing waits for you." in stranger.get(page).text
         form = f"/claude/dashboard/runs/{stream.path(asked).removeprefix('/claude/runs/')}"
         no, ours = {"decision": "deny", "message": "no"}, {"Sec-Fetch-Site": "same-origin"}

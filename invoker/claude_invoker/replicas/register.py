@@ -159,7 +159,7 @@ class Register:
     def asks(self, run: Run) -> None:
         """Says whether something of the run waits to be allowed. (A job's record says it.)"""
         if not run.is_job:
-            self._write(run, self._put_asking(run))
+            self._write(run, self._put_asking)
 
     async def asking(self) -> list[AskingRun]:
         """Runs of other replicas that wait to be allowed something, as far as they are known. Raises Problem 503."""
@@ -292,6 +292,7 @@ class Register:
         if run.permissions.waiting:
             known = AskingRun(run.id, run.subject, run.tier, self.name)
             await self._redis.hset(_ASKING, run.id, _ENCODE(known))
+            await self._redis.expire(_ASKING, _LONGEST_RUN_S)
         else:
             await self._redis.hdel(_ASKING, run.id)
 
