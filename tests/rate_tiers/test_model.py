@@ -42,7 +42,7 @@ from claude_contract.ledger import (
 from claude_contract.ledger.calls import Call
 from claude_contract.ledger.model import REST_MS, SETTLED_MS, is_message
 from claude_contract.ledger.periods import PERS, ROLLING_MS
-from kong_claude.rate_tiers.local_ledger import LocalLedger
+from kong_claude.rate_tiers.local_ledger import BOOK_MS, LocalLedger
 from tests.rate_tiers.servers import RedisProcess, one_server
 
 SUBJECTS = ["ada", "bob"]
@@ -235,6 +235,12 @@ class LedgerMachine(RuleBasedStateMachine):
         self.booked: dict[str, int] = {}  # member → how much of that is booked, until it is settled for good
         self.settled: dict[str, int] = {}  # member → ms until which it is remembered
         self.known: list[Lease] = []
+        self.first_booked: dict[str, int] = {}  # member → µs
+
+    def is_long_ago(self, lease: Lease) -> bool:
+        """Whether what it has cost may be forgotten: nobody asks about a run of last month any more. (Redis forgets it by
+        itself, which it does not do here.)"""
+        return self.now - self.first_booked.get(lease.member, self.now) >= BOOK_MS * 1000
 
     def shared(self, subject: str) -> Shared:
         return Shared(DEPLOYMENT, tuple(self.keys[: 2 - SUBJECTS.index(subject)])) if self.keys else Shared()
@@ -389,6 +395,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def draw(self, which: int, cost: int, under_way: int, least: int, more: int) -> None:
         lease, now = self.known[which % len(self.known)], self.now
+        if self.is_long_ago(lease):
+            return
         slot, member, before = self.slot(lease.subject_key), lease.member, self.booked.get(lease.member)
         self.costs[member] = total = self.costs.get(member, 0) + cost
         asked = Draw(total, under_way, under_way + min(least, more), under_way + more)
@@ -434,6 +442,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.amounts[member] = (max(lease.micro_usd - self.booked[member], drawn.micro_usd), drawn.micro_usd)
 
     def book(self, lease: Lease, total: int) -> int:
+        self.first_booked.setdefault(lease.member, self.now)
         more = max(total - self.booked.get(lease.member, 0), 0)
         for account in self.accounts_of(lease):
             account.booked.append((self.now, more))
@@ -444,6 +453,8 @@ class LedgerMachine(RuleBasedStateMachine):
         if not self.known:
             return
         lease = self.known[which % len(self.known)]
+        if self.is_long_ago(lease):
+            return
         first, before = self.settled.get(lease.member, 0) <= self.now // 1000, self.booked.get(lease.member)
         cost = micro_usd(usd)
         settle = calls.settle(lease, cost, final=final)
