@@ -6,7 +6,7 @@ JOBS   ?= 3
 DATA   ?= tests/conformance/data
 BASE_URL ?=
 
-.PHONY: test-alone redis-servers test-redis help setup up down test test-long test-ledger lint format bench bench-passthrough conformance chaos soak clean fuzz version doctor
+.PHONY: site test-alone redis-servers test-redis help setup up down test test-long test-ledger lint format bench bench-passthrough conformance chaos soak clean fuzz version doctor
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -88,6 +88,10 @@ build/litellm/.ready:
 
 bench-passthrough: setup build/litellm/.ready ## bench.passthrough beside LiteLLM's proxy, which it installs below build/
 	$(BIN)/python -m bench.passthrough --litellm build/litellm/bin/litellm
+
+site: setup ## the documents as a site, with the reference out of schemas, settings and routes: build/site/index.html
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group site
+	@$(BIN)/python -m docsite
 
 wheels: setup ## the five wheels, into build/wheels
 	@rm -rf build/wheels && mkdir -p build/wheels

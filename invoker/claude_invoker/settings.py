@@ -61,10 +61,13 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="INVOKER_", extra="ignore", populate_by_name=True)
 
     host: str = "127.0.0.1"
+    """The address that the API listens at."""
     port: int = Field(default=8090, ge=0, le=65535)
+    """Its port; 0: any that is free."""
     prefix: str = Field(default="/claude", pattern=r"^(/[A-Za-z0-9_-]+)?$")
     """Where the gateway publishes the API; every route is mounted there as well as at the root."""
     max_body: int = Field(default=10_000_000, ge=1)
+    """Bytes that the body of a request may have (413)."""
     max_upload: int = Field(default=128 << 20, ge=1)
     """The same of a form with files, and of a file by itself: they go to the disk as they come."""
     request_head_s: float = Field(default=10.0, gt=0)
@@ -73,17 +76,27 @@ class Settings(BaseSettings):
     """How long its body may take (408)."""
 
     trust: Literal["attested", "open"] = "attested"
+    """Whether callers have to come with an attestation of the gateway. `open` takes everybody's requests: for
+    development."""
     attestation_key: SecretStr | None = None
+    """The public half of the gateway's Ed25519 key in PEM, or the secret of at least 32 bytes that both share
+    (docs/fail-closed.md)."""
     attestation_kid: str = "1"
+    """The number of that key (`kid`)."""
     attestation_previous_key: SecretStr | None = None
+    """A key that is taken beside it while the gateway changes over to the other."""
     attestation_previous_kid: str = "0"
+    """Its number."""
     attestation_issuer: str = "kong-claude"
+    """Whose attestations are taken (`iss`)."""
     attestation_audience: str = "claude-invoker"
+    """For whom they have to be (`aud`)."""
     required_checks: Names = ("jwt-claims",)
     """What the gateway must have checked (`chk` of the attestation) for a caller to look at own runs."""
     required_checks_run: Names = ("jwt-claims", "rate-tiers")
     """The same for starting a run."""
     redis_url: str | None = None
+    """The Redis of the gateway's limits, in which leases are kept and costs are booked; unset: nothing is."""
     runs_redis_url: str | None = None
     """A Redis for the records of runs, so that any of several invokers answers for any run, and for those that are over
     after a restart; and for jobs. Another than that of the limits, which must never be full (docs/invoker.md)."""
@@ -96,7 +109,9 @@ class Settings(BaseSettings):
     )
     """The API, or what stands before it. Of several, separated by commas, the next is asked where one is away."""
     cli_path: Path | None = Field(default=None, validation_alias=AliasChoices("INVOKER_CLI_PATH", "CLAUDE_CLI_PATH"))
+    """The Claude CLI; unset: the one of the package claude-agent-sdk."""
     state_dir: Path = Path(tempfile.gettempdir()) / f"claude-invoker-{os.getuid()}"
+    """Where the invoker keeps all that is its own; no other user may enter it."""
     audit_dir: Path | None = None
     """Where the audit log is; unset: `audit` in `state_dir`."""
     audit_anchor: Path | None = None
@@ -140,17 +155,21 @@ class Settings(BaseSettings):
     """Base URL of an OTLP receiver (HTTP), such as http://collector:4318; unset: nothing is traced."""
 
     model: str = "sonnet"
+    """Of a run that asks for none."""
     models: Names = ()
     """Models that may be asked for; empty: any that the gateway's clamp lets through."""
     tools: Names = ("Read", "Write", "Edit", "Glob", "Grep")
     """Tools of a run that asks for none in particular."""
     tools_allowed: Names = ("Read", "Write", "Edit", "Glob", "Grep", "Bash", "WebFetch", "WebSearch", QUESTION)
+    """The most that a run may have, whatever its tier allows."""
     egress: Annotated[tuple[Destination, ...] | None, NoDecode] = None
     """The most that a tier's `egress` opens, such as `pypi.org,*.npmjs.org`; unset: what it names; empty: nothing."""
     egress_max_bytes: int = Field(default=1 << 30, ge=0)
     """Bytes that a run may move to and from those hosts."""
     max_turns: int = Field(default=25, ge=1)
+    """The most turns of a run."""
     max_budget_usd: float = Field(default=5.0, gt=0)
+    """The most that a run may cost."""
     prices: Annotated[dict[str, OwnPrice], NoDecode] = {}
     """Prices of models that the public list lacks, or has otherwise: US dollars for a million tokens, such as
     `{"claude-x": {"input": 3, "output": 15}}`."""
@@ -162,24 +181,34 @@ class Settings(BaseSettings):
     pool_size: int = Field(default=1, ge=0)
     """Warm processes kept at least; demand raises it up to `pool_max`."""
     pool_max: int = Field(default=4, ge=0)
+    """Warm processes kept at most."""
     max_starts: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    """Processes of the CLI that start at the same time; unset: one for each core."""
     max_runs: int = Field(default=8, ge=1)
+    """Runs at the same time."""
     queue_wait_s: float = Field(default=10.0, ge=0)
+    """How long a run waits for a place (503 `busy`)."""
 
     first_output_s: float = Field(default=60.0, gt=0)
+    """How long a run may take until its model says something (504)."""
     idle_s: float = Field(default=300.0, gt=0)
+    """How long it may say nothing after that (504)."""
     total_s: float = Field(default=900.0, gt=0)
+    """How long it may take (504)."""
     approval_timeout_s: float = Field(default=300.0, gt=0)
     """How long a call of a tool that a tier asks about waits for somebody to decide; then it is denied."""
     approval_hold_s: float = Field(default=60.0, ge=0)
     """After so much of that a job is put away, where it can be, and has neither a process nor a place till then."""
     api_timeout_s: float = Field(default=60.0, gt=0)
+    """How long the CLI waits for the API's answer to begin."""
     api_retries: int = Field(default=2, ge=0)
+    """How often the CLI asks the API again."""
     detach_grace_s: float = Field(default=5.0, ge=0)
     """How long a run goes on after its event stream lost the client, for it to come back."""
     stop_grace_s: int = Field(default=10, ge=0)
     """How long runs may go on after SIGTERM before they are cancelled."""
     heartbeat_s: float = Field(default=15.0, gt=0)
+    """After so long without an event a stream gets a comment."""
 
     memory_limit: int = Field(default=4 << 30, ge=0)
     """What a run's processes may hold in memory together, and each of them as its data segment (RLIMIT_DATA); 0: no
@@ -193,26 +222,32 @@ class Settings(BaseSettings):
     tree_entries_limit: int = Field(default=200_000, ge=0)
     """How many files and directories a run may have; 0: no bound."""
     artifact_max_bytes: int = Field(default=100_000_000, ge=0)
+    """Bytes that a file may have to be kept."""
     artifact_max_count: int = Field(default=200, ge=0)
+    """Files of a run that are kept."""
     trees_per_subject: int = Field(default=16 << 30, ge=0)
     """Bytes that the files of a subject's runs may take on this machine's disk together, while they run; 0: any,
     as for the following ones."""
     trees_in_all: int = Field(default=32 << 30, ge=0)
+    """The same of all."""
     artifacts_per_subject: int = Field(default=10 << 30, ge=0)
+    """Bytes that the artifacts of a subject's runs may take on this machine's disk."""
     artifacts_in_all: int = Field(default=20 << 30, ge=0)
-    """Bytes that the artifacts of all runs may take on this machine's disk, those included that wait for the store.
-    Beyond it those go first that the store has, then the oldest."""
+    """The same of all runs, those included that wait for the store. Beyond it those go first that the store has, then
+    the oldest."""
     sessions_per_subject: int = Field(default=8 << 30, ge=0)
+    """Bytes that the sessions of a subject may take that have no run."""
     sessions_in_all: int = Field(default=32 << 30, ge=0)
-    """The same of the sessions that have no run. Where they move the store has what goes here."""
+    """The same of all. Where sessions move the store has what goes here."""
     uploads_per_subject: int = Field(default=1 << 30, ge=0)
-    """The same of files that were put for later requests, in the store where there is one; beyond it none is taken
-    (507)."""
+    """Bytes that the files of a subject may take that were put for later requests, in the store where there is one;
+    beyond it none is taken (507)."""
     uploads_in_all: int = Field(default=8 << 30, ge=0)
+    """The same of all."""
     upload_ttl_s: float = Field(default=24 * 3600.0, gt=0)
     """How long such a file is kept after it was put the last time."""
     repositories_in_all: int = Field(default=32 << 30, ge=0)
-    """The same of what is kept of repositories."""
+    """Bytes that may be kept of repositories."""
     audit_in_all: int = Field(default=0, ge=0)
     """Bytes that the audit log may take on this machine's disk. Beyond it goes what its store has; where that is not
     enough, no run begins."""
@@ -225,6 +260,7 @@ class Settings(BaseSettings):
     tier_retention_s: Annotated[dict[str, float], NoDecode] = {}
     """The same for callers of a tier, e.g. `{"pro": 86400}`."""
     session_ttl_s: float = Field(default=24 * 3600.0, gt=0)
+    """How long a session is kept after its last turn."""
     session_idle_s: float = Field(default=60.0, ge=0)
     """How long the process of a session's turn is kept for the next one (docs/invoker.md says which are); 0: not."""
     session_idle_memory: int = Field(default=1 << 30, ge=0)
@@ -240,6 +276,7 @@ class Settings(BaseSettings):
     worker: Literal["none", "embedded"] = "none"
     """Whether the server runs queued jobs itself; else `claude-invoker worker` does."""
     worker_concurrency: int = Field(default=4, ge=1)
+    """Jobs of a worker that run at the same time."""
     health_path: Path | None = None
     """Where `claude-invoker worker` writes every 5 s that it is ready, or why it is not (docs/jobs.md)."""
     on_worker_loss: Literal["fail", "retry"] = "fail"
@@ -253,6 +290,7 @@ class Settings(BaseSettings):
     webhook_private: bool = False
     """Allow webhooks to private addresses and by plain http: for development."""
     webhook_secret: SecretStr | None = None
+    """With which webhooks are signed (docs/jobs.md); unset: none is sent."""
     budget_webhook: SecretStr | None = None
     """A URL of the operator's that is told when 80 % and 95 % of a budget are used; signed as other webhooks."""
 
