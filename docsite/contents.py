@@ -19,7 +19,15 @@ SECTIONS = (
         "How to",
         (
             *("docs/identity/README", "docs/rate-tiers", "docs/prompt-context", "docs/workspace", "docs/catalog"),
-            *("docs/approvals", "docs/recipes", "docs/jobs", "docs/scale", "docs/upgrade", "docs/compatibility"),
+            *(
+                "docs/approvals",
+                "docs/recipes",
+                "docs/jobs",
+                "docs/scale",
+                "docs/upgrade",
+                "docs/incidents",
+                "docs/compatibility",
+            ),
         ),
     ),
     Section(

@@ -12,6 +12,7 @@ import pytest
 
 from claude_invoker.model import InvokeRequest
 from tests.e2e.conftest import COMMAND, ROOT, Gateway, own_environment
+from tests.invoker.conftest import wait_for
 
 pytestmark = pytest.mark.xdist_group("e2e")
 
@@ -78,6 +79,32 @@ def test_what_a_consumer_is_told_works_as_it_stands(gateway: Gateway, tmp_path: 
     events = (tmp_path / "events").read_text()
     assert "event: error" in events and "run.finished" not in events
     assert (tmp_path / "claude_client" / "api" / "invoke" / "invoke_invoke.py").is_file()
+
+
+def test_what_to_do_when_something_happens_is_done_so(gateway: Gateway, tmp_path: Path) -> None:
+    spent, blocked, back = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/incidents.md").read_text(), re.DOTALL)
+    programs = Path(sys.executable).parent
+
+    def done(script: str) -> str:
+        script = script.replace("kong-claude ", f"{COMMAND} ").replace("claude-invoker ", f"{programs}/claude-invoker ")
+        return run_as_shown(f"export INVOKER_AUDIT_DIR={log}\n{script}", gateway, tmp_path).stdout
+
+    with gateway.client("alice", "--tier", "pro") as alice:
+        ran = alice.post("/claude/invoke", json={"prompt": "hi"})
+        assert ran.status_code == 200, ran.text
+        (log,) = {path.parent for path in gateway.home.rglob("audit-*.jsonl")}
+        wait_for(lambda: ran.json()["id"] in details(log), what="the run in the audit log")
+        said = done(spent)
+        assert re.search(r"^ +[0-9.]+ +[0-9]+ +[0-9]+ +\S+Z +alice$", said, re.MULTILINE), said
+        assert "usd_per_day" in said
+        done(blocked)
+        assert alice.post("/claude/invoke", json={"prompt": "hi"}).status_code == 403
+        done(back)
+        assert alice.post("/claude/invoke", json={"prompt": "hi"}).status_code == 200
+
+
+def details(log: Path) -> str:
+    return "".join(path.read_text() for path in log.glob("details-*.jsonl"))
 
 
 def test_the_consumers_document_has_every_field_and_no_other() -> None:

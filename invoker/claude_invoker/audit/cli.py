@@ -1,4 +1,4 @@
-"""`claude-invoker audit`: whether the log is whole, what it says of a person, and that deleted."""
+"""`claude-invoker audit`: whether the log is whole, what it says of a person, and that deleted; who has spent what."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import socket
 import sys
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from claude_invoker.audit.spent import BY
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime
 
     from claude_invoker.audit.anchor import Anchor
     from claude_invoker.audit.log import Head
@@ -40,7 +43,7 @@ def main(argv: list[str]) -> int:
     from claude_invoker.settings import Settings
     from claude_invoker.store.store import Away
 
-    verbs = {"verify": _verify, "export": _export, "forget": _forget}
+    verbs = {"verify": _verify, "export": _export, "forget": _forget, "spent": _spent}
     try:
         return asyncio.run(verbs[options.verb](options, Settings()))
     except ValidationError as error:
@@ -61,7 +64,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="claude-invoker audit", description="The audit log (docs/audit.md).")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="verify|export|forget")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="verify|export|forget|spent")
     verify = verbs.add_parser(
         "verify",
         help="find lines that were changed, moved, removed or cut",
@@ -91,9 +94,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     for each in (export, forget):
         each.add_argument("--subject", required=True, type=_name, help="as the token has it")
-    for each in (verify, export):
+    spent = verbs.add_parser(
+        "spent",
+        help="add up what was spent, and by whom",
+        description="Adds up what runs and requests to models themselves have cost, the dearest first. A run counts "
+        "when it has ended.",
+    )
+    spent.add_argument("--since", type=_age, metavar="AGE", help="30m, 12h, 7d, 4w (default: all that the log has)")
+    spent.add_argument("--by", choices=BY, default="subject", help="(default: subject)")
+    spent.add_argument("--json", action="store_true", help="print one JSON object for each")
+    for each in (verify, export, spent):
         each.add_argument("--store", action="store_true", help="what INVOKER_AUDIT_STORE has, of all invokers")
-    for each in (verify, export, forget):
+    for each in (verify, export, forget, spent):
         each.add_argument("--dir", type=Path, help="the log (default: INVOKER_AUDIT_DIR)")
     return parser
 
@@ -103,6 +115,38 @@ def _name(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("whose?")
     return text
+
+
+_AGE = re.compile(r"([1-9][0-9]{0,5})([mhdw])")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def _age(text: str) -> timedelta:
+    """Raises ArgumentTypeError."""
+    found = _AGE.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError("such as 30m, 12h, 7d or 4w")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+async def _spent(options: argparse.Namespace, settings: Settings) -> int:
+    """Raises _NoStore, Away, OSError, ValueError."""
+    from claude_invoker.audit import shipping, spent
+
+    since = None if options.since is None else datetime.now(UTC) - options.since
+    if options.store:
+        async with shipping.fetched(_store(settings)) as places:
+            rows, unknown = spent.spent(places.values(), options.by, since)
+    else:
+        rows, unknown = spent.spent([options.dir or settings.audit_directory], options.by, since)
+    if options.json:
+        for row in rows:
+            print(json.dumps({**asdict(row), "usd": str(row.usd)}))
+    else:
+        print(spent.table(rows, options.by))
+    if unknown:
+        print(f"{unknown} more lines whose details were deleted", file=sys.stderr)
+    return 0
 
 
 async def _export(options: argparse.Namespace, settings: Settings) -> int:
