@@ -241,7 +241,12 @@ def test_what_waits_is_decided_with_the_keyboard(page: Page, gateway: Gateway) -
     bodies = [{"file_path": "one.txt", "content": spoofed}, {"file_path": "two.txt", "content": "y"}]
     prompt = "".join(f"[[tool Write {json.dumps(body)}]]" for body in bodies)
     log_in(page, gateway.token("decider", "--tier", "pro"))
-    page.get_by_role("link", name="Approvals").click()
+    link = page.get_by_role("link", name="Approvals")
+    for _ in range(5):
+        page.keyboard.press("Tab")
+        if link.evaluate("link => link === document.activeElement"):
+            break
+    page.keyboard.press("Enter")
     expect(page.locator("#nothing")).to_be_visible()
     job = submit(gateway, "decider", prompt, tools=["Write"], ask=["Write"])
     card = page.locator(".asked")
@@ -260,12 +265,23 @@ def test_what_waits_is_decided_with_the_keyboard(page: Page, gateway: Gateway) -
     other = submit(gateway, "decider", prompt, tools=["Write"], ask=["Write"])
     expect(card).to_have_count(2)
     expect(card.filter(has_text="two.txt").get_by_label("Why not")).to_have_value("not today")
-    card.filter(has_text="two.txt").get_by_role("button", name="Deny").focus()
-    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")  # where the reason is written: it denies
     expect(card).to_have_count(1)
-    with gateway.client("decider", "--tier", "pro") as client:
-        client.delete(f"/claude/jobs/{other}")
+    expect(card.locator("pre")).to_contain_text("one.txt")
+    page.keyboard.press("j")
+    page.keyboard.press("d")
+    page.keyboard.press("Enter")
+    expect(card.locator("pre")).to_contain_text("two.txt")
+    page.keyboard.press("k")
+    page.keyboard.press("d")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
     expect(page.locator("#nothing")).to_be_visible()
+    with gateway.client("decider", "--tier", "pro") as client:
+        assert [each["decision"] for each in client.get(f"/claude/jobs/{other}").json()["decisions"]] == [
+            "deny",
+            "deny",
+        ]
     page.goto(f"/claude/dashboard/jobs/{job}")
     expect(page.locator("#state")).to_have_text("done")
     expect(page.locator("#lines")).to_contain_text("not today")
