@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Gateway
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(240)]
 TEAM = ("--tier", "team")
@@ -55,3 +56,16 @@ def test_a_run_is_answered_through_the_gateway(gateway: Gateway) -> None:
         result = until(lines, "run.finished")
     assert [artifact["path"] for artifact in result["artifacts"]] == ["made.txt"]
     assert result["decisions"][0]["by"] == "approver"
+
+
+def test_a_job_whose_token_has_expired_is_allowed_and_goes_on(gateway: Gateway) -> None:
+    with gateway.client("approver", *APPROVES) as bob, gateway.client("late", *TEAM, "--ttl", "10s") as before:
+        made = before.post("/claude/jobs", json=BODY)
+        assert made.status_code == 202, made.text
+        path = f"/claude/jobs/{made.json()['id']}"
+        (asked,) = wait_for(lambda: bob.get(f"{path}/permissions").json()["waiting"], what="a call that waits")
+        wait_for(lambda: before.get(path).status_code == 401, what="the end of the token")
+        assert bob.post(f"{path}/permissions/{asked['id']}", json={"decision": "allow"}).status_code == 200
+    with gateway.client("late", *TEAM) as after:
+        done = wait_for(lambda: (seen := after.get(path).json())["state"] == "done" and seen, what="its end")
+    assert [artifact["path"] for artifact in done["result"]["artifacts"]] == ["made.txt"]
