@@ -444,6 +444,9 @@ def test_the_stand_ins_script() -> None:
     assert first.tools == (("Read", {"a": "]]"}),) and first.stop_reason == "tool_use"
     second = reply_to({"messages": [user(script), result_of("one")]})
     assert second.tools == (("Bash", {"b": 2}),)
+    both = script.replace("[[tool Bash", "[[beside Bash")
+    assert reply_to({"messages": [user(both)]}).tools == (*first.tools, *second.tools)
+    assert reply_to({"messages": [user(both), result_of("one"), result_of("two")]}).text.endswith("two")
     last = reply_to({"messages": [user(script), result_of("one"), result_of("two")]})
     assert last.tools == () and last.text == "Tool results:\none\n---\ntwo"
     assert reply_to({"messages": [user("[[say a b]] c")]}).text == "a b"

@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import httpx
@@ -356,6 +355,10 @@ def test_an_invoker_that_is_killed_lets_nothing_run(start: Callable[..., Invoker
     assert not list(work.glob("work/made.txt"))
 
 
+def _shown(api: httpx.Client, page: str) -> None:
+    wait_for(lambda: "May it call Bash?" in api.get(page).text, what="it on the page of what waits")
+
+
 def test_by_way_of_another_replica(start: Callable[..., Invoker], shared_redis: RedisProcess) -> None:
     shared = {"redis_url": shared_redis.url, "runs_redis_url": shared_redis.url}
     here, there = start(**shared), start(**shared)
@@ -375,12 +378,8 @@ def test_by_way_of_another_replica(start: Callable[..., Invoker], shared_redis: 
         assert decide(other, stream.path(asked)).status_code == 409
         asked = stream.until("permission.requested")
         page = "/claude/dashboard/approvals"
-
-        def is_shown(api: httpx.Client) -> bool:
-            return "May it call Bash?" in api.get(page).text
-
         for api in (alice, other, bob):
-            wait_for(partial(is_shown, api), what="it on the page of what waits")
+            _shown(api, page)
         assert "Nothing waits for you." in stranger.get(page).text
         form = f"/claude/dashboard/runs/{stream.path(asked).removeprefix('/claude/runs/')}"
         no, ours = {"decision": "deny", "message": "no"}, {"Sec-Fetch-Site": "same-origin"}
