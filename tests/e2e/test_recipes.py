@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,8 @@ import pypdfium2
 import pytest
 
 from claude_invoker.catalog.catalog import OURS
-from tests.e2e.conftest import ROOT, free_port, own_environment
+from tests.e2e.conftest import COMMAND, ROOT, free_port, gateway_option, own_environment
+from tests.support.waiting import HANG_S
 
 pytestmark = [
     pytest.mark.xdist_group("e2e"),
@@ -53,16 +55,20 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kitchen]:
     port = free_port()
     for was, now in (
         ("127.0.0.1:8000", f"127.0.0.1:{port}"),
-        ("kong-claude up ", f"kong-claude up --port {port} "),
+        ("kong-claude up ", f"kong-claude up --port {port} {shlex.join(gateway_option())} "),
         ("$PWD/.venv/bin", str(Path(sys.executable).parent)),
     ):
         assert was in shown
         shown = shown.replace(was, now)
     home = checkout / "home"
-    script = f"set -euo pipefail\ntrap 'kong-claude down > /dev/null 2>&1' EXIT\n{shown}"
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=checkout, env=own_environment(home), capture_output=True, text=True, check=False
-    )
+    own = own_environment(home)
+    command = ["bash", "-euo", "pipefail", "-c", shown]
+    try:
+        done = subprocess.run(
+            command, cwd=checkout, env=own, capture_output=True, text=True, check=False, timeout=3 * HANG_S
+        )
+    finally:
+        subprocess.run([COMMAND, "down"], env=own, check=True, timeout=HANG_S)  # where it has not come to its own
     assert done.returncode == 0, done.stdout + done.stderr
     record = [json.loads(line) for line in (home / "standin.jsonl").read_text().splitlines()]
     yield Kitchen(checkout / "build/recipes", done.stdout, record)
