@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from claude_invoker.audit.log import pairs
+from claude_invoker.passthrough.heads import to_api
 from tests.catalog.mcp_servers import CLOCK, SECRET, Tickets, described, tickets_server
 from tests.invoker.conftest import Invoker, StandInProcess, as_root, defended_and_without, program, tool
 from tests.permissions.conftest import asking
@@ -39,6 +40,7 @@ def operator(tickets: Tickets) -> Iterator[Path]:
         servers = [
             described("tickets", TOOLS, url=tickets.url, secret="tickets"),
             described("clock", ["now"], command=["python3", "-c", CLOCK]),
+            described("mine", ["search", "whoami"], url=tickets.url, credential="caller"),
             described("lost", ["x"], url="http://127.0.0.1:9/mcp"),
             described("bare", ["search"], url=tickets.url),
             described("poor", ["search"], url=tickets.url, secret="missing"),
@@ -74,8 +76,10 @@ def api(invoker: Invoker) -> Iterator[httpx.Client]:
         yield client
 
 
-def run(api: httpx.Client, *calls: str, mcp: list[str], **more: Any) -> dict[str, Any]:
-    answer = api.post("/invoke", json={"prompt": " ".join(calls), "mcp": mcp, **more})
+def run(
+    api: httpx.Client, *calls: str, mcp: list[str], headers: dict[str, str] | None = None, **more: Any
+) -> dict[str, Any]:
+    answer = api.post("/invoke", json={"prompt": " ".join(calls), "mcp": mcp, **more}, headers=headers)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return found
@@ -94,6 +98,57 @@ def test_a_server_of_the_official_sdk_is_called_with_its_secret(api: httpx.Clien
     assert {headers["authorization"] for _, headers in tickets.seen} == {f"Bearer {SECRET}"}
     assert len(tickets.sessions) == 1
     wait_for(lambda: tickets.seen[-1][0] == "DELETE", what="the end of its session, which nobody waits for")
+
+
+MINE = {"X-Claude-MCP-mine": SECRET}
+SEARCH = tool("mcp__mine__search", text="as myself")
+
+
+def test_a_callers_own_token_goes_to_the_server_that_wants_it_and_to_no_other(
+    api: httpx.Client, invoker: Invoker, tickets: Tickets
+) -> None:
+    tickets.seen.clear()
+    asked = {"prompt": SEARCH, "mcp": ["mine"]}
+    answer = api.post("/invoke", json=asked, headers=MINE)
+    assert "found: as myself" in answer.json()["result"], answer.text
+    assert {headers["authorization"] for _, headers in tickets.seen} == {f"Bearer {SECRET}"}
+    assert not any("x-claude-mcp-mine" in headers for _, headers in tickets.seen)
+    # It comes with each request, and is remembered for none.
+    for headers in ({}, {"X-Claude-MCP-tickets": SECRET}):
+        refused = api.post("/invoke", json=asked, headers=headers)
+        assert refused.status_code == 422
+        assert refused.json()["detail"] == "server mine wants a token of your own (header X-Claude-MCP-mine)"
+    # One for a server that has a secret of the operator's, or wants none, stays here.
+    tickets.seen.clear()
+    other = "another-token-of-the-callers"
+    sent = {"X-Claude-MCP-bare": other, "X-Claude-MCP-tickets": other}
+    assert api.post("/invoke", json={"prompt": "hi", "mcp": ["bare"]}, headers=sent).status_code == 502
+    assert api.post("/invoke", json={"prompt": "hi", "mcp": ["tickets"]}, headers=sent).status_code == 200
+    assert other not in json.dumps(tickets.seen) and len(tickets.seen) > 2
+    # One that the server refuses is in no answer and no log, nor is one that it sends back.
+    refused = api.post("/invoke", json=asked, headers={"X-Claude-MCP-mine": other})
+    assert refused.status_code == 502 and refused.json()["type"].endswith(":mcp-unavailable"), refused.text
+    assert other in json.dumps(tickets.seen), "it was sent there"
+    echoed = api.post("/invoke", json={"prompt": tool("mcp__mine__whoami"), "mcp": ["mine"]}, headers=MINE)
+    assert "it has sent back the credential" in echoed.json()["result"]
+    said = refused.text + echoed.text + invoker.log.read_text()
+    assert SECRET not in said and other not in said
+
+
+@pytest.mark.parametrize("value", ["short", "with a blank", "x" * 16385, "caf\xe9-and-more"])
+def test_what_is_no_token_is_refused_unquoted(api: httpx.Client, value: str) -> None:
+    sent = {b"X-Claude-MCP-mine": value.encode("latin-1")}
+    answer = api.post("/invoke", json={"prompt": "hi"}, headers=sent)
+    assert answer.status_code in (400, 431) and value not in answer.text
+    if answer.status_code == 400 and len(value) < 100:
+        assert "X-Claude-MCP-mine must be sent once" in answer.json()["detail"]
+    twice = api.post("/invoke", json={"prompt": "hi"}, headers=[("X-Claude-MCP-mine", "a" * 20)] * 2)
+    assert twice.status_code == 400
+
+
+def test_what_a_caller_sends_for_a_server_goes_to_no_api() -> None:
+    given = [(b"x-claude-mcp-mine", SECRET.encode()), (b"x_claude_mcp_mine", SECRET.encode()), (b"accept", b"*/*")]
+    assert to_api(given) == [(b"accept", b"*/*")]
 
 
 def test_one_that_is_started_is_within_the_boundary_of_commands(api: httpx.Client, invoker: Invoker) -> None:
@@ -248,7 +303,7 @@ def test_a_secret_is_nowhere_a_tool_can_look(
     below: tuple[str, ...],
     without: tuple[str, ...],
 ) -> None:
-    """In a run that has called with it. The control has it in the environment of the CLI."""
+    """In a run that has called with it, as the operator's and as the caller's own. The control has it in the environment of the CLI."""
     there = {"namespaces": invoker, "user": weakest}
     if not without and isolation in there:
         stand = there[isolation]
@@ -264,11 +319,15 @@ def test_a_secret_is_nowhere_a_tool_can_look(
     )
     with stand.client() as api:
         done = run(
-            api, tool("mcp__tickets__search", text="x"), tool("Bash", command=search), mcp=["tickets"], tools=["Bash"]
+            api,
+            *(tool("mcp__tickets__search", text="x"), SEARCH, tool("Bash", command=search)),
+            mcp=["tickets", "mine"],
+            tools=["Bash"],
+            headers=MINE,
         )
         if isolation == "landlock":
             assert_surrounded(api, stand)
-    assert "found: x" in done["result"]
+    assert "found: x" in done["result"] and "found: as myself" in done["result"]
     said = next((line for line in done["result"].splitlines() if line.startswith("found in:")), done["result"])
     assert ("found in: nothing" in said) is (not without), said
     if isolation == "user":

@@ -157,14 +157,19 @@ CLAMP = {"clamp": {"mcp": ["memory"], "skills": ["memory"]}}
 
 
 @pytest.fixture(scope="module")
-def invoker(start_invoker: Callable[..., Invoker]) -> Iterator[Invoker]:
+def invoker(start_invoker: Callable[..., Invoker], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Invoker]:
     server = started()  # no other test's: its worker would run their jobs
+    catalog = tmp_path_factory.mktemp("catalog")
+    (catalog / "mcp").mkdir()
+    mine = {"name": "mine", "description": "x", "tools": ["x"], "url": "http://127.0.0.1:9/mcp", "credential": "caller"}
+    (catalog / "mcp/mine.json").write_text(json.dumps(mine))
     yield start_invoker(
         attestation_key=SECRET,
         trust="attested",
         redis_url=server.url,
         required_checks_run="jwt-claims",
         memory_claim="team",
+        catalog=catalog,
     )
     server.close()
 
@@ -215,3 +220,17 @@ def test_a_skill_whose_server_is_not_allowed_is_refused(invoker: Invoker) -> Non
         answer = eve.post("/claude/invoke", json={"prompt": "x", "skills": ["memory"]})
         assert answer.status_code == 403
         assert answer.json()["detail"] == "skill memory needs the server memory, which is not allowed; allowed: none"
+
+
+@as_root
+@pytest.mark.xdist_group("catalog")
+@pytest.mark.parametrize(("path", "more"), [("jobs", {}), ("invoke", {"Prefer": "respond-async"})])
+def test_a_token_of_a_callers_is_kept_for_no_job(invoker: Invoker, path: str, more: dict[str, str]) -> None:
+    token = {"X-Claude-MCP-mine": "t0ken-of-a-caller"}
+    with client(invoker, "alice", clamp={"mcp": ["mine"]}) as alice:
+        answer = alice.post(f"/claude/{path}", json={"prompt": "x", "mcp": ["mine"]}, headers=token | more)
+        assert answer.status_code == 422, answer.text
+        said = "server mine wants a token of your own (header X-Claude-MCP-mine), which is kept for no job"
+        assert answer.json()["detail"] == said
+        [shown] = alice.get("/claude/catalog").json()["mcp"]
+        assert shown["token_header"] == "X-Claude-MCP-mine" and shown["obstacle"] is None

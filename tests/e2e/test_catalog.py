@@ -15,8 +15,10 @@ import pypdf
 import pypdfium2
 import pytest
 
+from tests.catalog.mcp_servers import SECRET, described, tickets_server
 from tests.catalog.support import skip_where_python_differs
-from tests.e2e.conftest import Gateway, standing
+from tests.e2e.conftest import ROOT, Gateway, standing
+from tests.invoker.conftest import tool
 
 pytestmark = [
     pytest.mark.xdist_group("e2e"),
@@ -28,8 +30,17 @@ TABLE = "# Week 48\n\n| Tier | Requests |\n|---|---:|\n| free | 1,234 |\n| pro |
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with standing(tmp_path_factory.mktemp("catalog")) as found:
-        yield found
+    """With a server of an operator's besides, which wants each caller's own token."""
+    home = tmp_path_factory.mktemp("catalog")
+    text = (ROOT / "kong.yml").read_text()
+    assert "mcp: &mcp [memory]" in text
+    (home / "kong.yml").write_text(text.replace("mcp: &mcp [memory]", "mcp: &mcp [memory, mine]"))
+    (home / "operator/mcp").mkdir(parents=True)
+    with tickets_server() as tickets:
+        mine = described("mine", ["search"], url=tickets.url, credential="caller")
+        (home / "operator/mcp/mine.json").write_text(json.dumps(mine))
+        with standing(home, config=home / "kong.yml", INVOKER_CATALOG=str(home / "operator")) as found:
+            yield found
 
 
 def ask(client: httpx.Client, skill: str, path: str, content: str) -> dict[str, Any]:
@@ -105,6 +116,16 @@ def test_what_is_remembered_is_the_callers_own(gateway: Gateway) -> None:
         answer = client.post("/claude/invoke", json=export)
         assert answer.status_code == 403
         assert answer.json()["detail"] == "servers not allowed by the tier at the gateway: memory; allowed: none"
+
+
+def test_a_callers_own_token_comes_through_the_gateway(gateway: Gateway) -> None:
+    body = {"prompt": tool("mcp__mine__search", text="x"), "mcp": ["mine"]}
+    with gateway.client("ada", "--tier", "pro") as client:
+        answer = client.post("/claude/invoke", json=body, headers={"X-Claude-MCP-mine": SECRET})
+        assert "found: x" in answer.json()["result"], answer.text
+        assert client.post("/claude/invoke", json=body).status_code == 422
+        job = client.post("/claude/jobs", json=body, headers={"X-Claude-MCP-mine": SECRET})
+        assert job.status_code == 422 and SECRET not in job.text
 
 
 def test_a_job_has_the_skills_of_its_tier(gateway: Gateway) -> None:

@@ -13,6 +13,7 @@ import orjson
 from fastapi import Request
 
 from claude_contract.nesting import TOO_DEEP, too_deep
+from claude_invoker.catalog.server import CREDENTIAL_HEADER, LEAST_SECRET
 from claude_invoker.problem import Problem
 
 _MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
@@ -21,6 +22,8 @@ BEFORE_ALL = "0-0"
 """The id of a job's event that comes before all of them."""
 _CURSOR = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_LONGEST_TOKEN = 16384
+_TOKEN = re.compile(rf"[\x21-\x7e]{{{LEAST_SECRET},{_LONGEST_TOKEN}}}")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _STREAM_ID = re.compile(r"[0-9]{1,16}-[0-9]{1,16}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[\x21-\x7e]{0,64})?")
@@ -95,6 +98,20 @@ def idempotency_key(request: Request) -> str | None:
     if key is not None and not _KEY.fullmatch(key):
         raise Problem(400, "bad-request", "Idempotency-Key must have 1 to 255 visible ASCII characters")
     return key
+
+
+def tokens(request: Request) -> dict[str, str]:
+    """Those that a caller sends for MCP servers, by their names. Raises Problem 400, which quotes none."""
+    found: dict[str, str] = {}
+    for name, value in request.headers.items():
+        server = name.removeprefix(CREDENTIAL_HEADER.lower())
+        if server == name:
+            continue
+        if server in found or not _TOKEN.fullmatch(value):
+            what = f"with {LEAST_SECRET} to {_LONGEST_TOKEN} visible ASCII characters"
+            raise Problem(400, "bad-request", f"{CREDENTIAL_HEADER}{server[:64]} must be sent once, {what}")
+        found[server] = value
+    return found
 
 
 def traceparent(request: Request) -> str:

@@ -15,6 +15,7 @@ from claude_invoker.api.form import Form
 from claude_invoker.api.once import once
 from claude_invoker.api.problems import Place, errors_of, invalid
 from claude_invoker.caller import Caller
+from claude_invoker.catalog.choosing import refuse_without_tokens
 from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import Plan, plan
 from claude_invoker.problem import Problem
@@ -66,7 +67,9 @@ async def submitted(
     Elsewhere."""
     engine: Engine = services(request).engine
     key = border.idempotency_key(request)
+    tokens = border.tokens(request)
     chosen = decided(request, invoke, caller)
+    refuse_without_tokens(chosen.servers, tokens, engine.catalog)
     check(chosen)
     if form is not None:
         chosen = replace(chosen, files=form.files, archive=form.archive, spool=form.directory)
@@ -75,7 +78,7 @@ async def submitted(
         await engine.uploads.refuse_missing(caller.owner, chosen.files)
         if engine.ledger is not None:
             await engine.ledger.confirm(caller)
-        run = engine.submit(chosen, caller, run_id=run_id)
+        run = engine.submit(chosen, caller, run_id=run_id, tokens=tokens)
         run.traceparent = border.traceparent(request)
         run.permissions.is_heard = live
         run.grace_s = engine.settings.detach_grace_s if key is not None else 0.0

@@ -23,6 +23,7 @@ from claude_invoker.api.openapi import request_body
 from claude_invoker.api.stream import HEADERS, HEARTBEAT, RETRY, encode, without_events
 from claude_invoker.api.zip import zipped
 from claude_invoker.caller import Caller
+from claude_invoker.catalog.choosing import refuse_without_tokens
 from claude_invoker.idempotency import Claim, fingerprint_of
 from claude_invoker.jobs import calls, webhook
 from claude_invoker.jobs.queue import enqueue_delivery, enqueue_ticket
@@ -81,6 +82,7 @@ async def queued(request: Request, caller: Caller, wanted: JobRequest, *, is_run
     Problem 400, 403, 422, 503."""
     store = store_of(request)
     chosen = decided(request, wanted, caller)  # what cannot run is refused now, not later
+    refuse_without_tokens(chosen.servers, None, services(request).engine.catalog)
     await services(request).engine.uploads.refuse_missing(caller.owner, chosen.files)
     if wanted.callback_url:
         webhook.check_url(wanted.callback_url, services(request).settings)

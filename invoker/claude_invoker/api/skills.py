@@ -12,6 +12,7 @@ from claude_invoker.api.answers import problems
 from claude_invoker.caller import Caller
 from claude_invoker.catalog import choosing
 from claude_invoker.catalog.entry import Entry, Kind
+from claude_invoker.catalog.server import CREDENTIAL_HEADER
 from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import plan
 from claude_invoker.problem import Problem
@@ -46,6 +47,9 @@ class SkillView(AgentView):
 
 class ServerView(AgentView):
     tools: list[str] = Field(description="What a run may call of it, as your tier allows it; rules name them so, too")
+    token_header: str | None = Field(
+        default=None, description="In which a request brings a token of your own for it; null: it wants none"
+    )
 
 
 class CatalogView(BaseModel):
@@ -70,11 +74,15 @@ async def listed(request: Request, caller: Annotated[Caller, Depends(attested)])
         if name in clamp.agents
     ]
     servers = [
-        ServerView(**_view(request, caller, entry), tools=_open(entry, caller.clamp))
+        ServerView(**_view(request, caller, entry), tools=_open(entry, caller.clamp), token_header=_header(entry))
         for name, entry in catalog.of("server").items()
         if name in clamp.mcp
     ]
     return CatalogView(version=catalog.version, skills=skills, agents=agents, mcp=servers)
+
+
+def _header(entry: Entry) -> str | None:
+    return f"{CREDENTIAL_HEADER}{entry.name}" if entry.server is not None and entry.server.of_caller else None
 
 
 def _open(entry: Entry, clamp: Clamp) -> list[str]:

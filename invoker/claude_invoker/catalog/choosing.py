@@ -9,7 +9,7 @@ from claude_contract.destinations import Destination
 from claude_contract.rules import Rules, Verdict
 from claude_invoker.catalog.catalog import Catalog
 from claude_invoker.catalog.entry import Entry, Kind
-from claude_invoker.catalog.server import PREFIX, names_of
+from claude_invoker.catalog.server import CREDENTIAL_HEADER, PREFIX, names_of
 from claude_invoker.problem import Problem
 
 
@@ -40,6 +40,17 @@ def servers(
                 raise _forbidden(what, "allowed", clamp.mcp)
     needed = (name for entry in needing for name in entry.needs.servers)
     return _named("server", {*(names or ()), *needed}, clamp.mcp, catalog)
+
+
+def refuse_without_tokens(servers: Iterable[str], tokens: Collection[str] | None, catalog: Catalog) -> None:
+    """`tokens`: for which servers a token of the caller's has come; None: none can be kept, since it is a job. Raises
+    Problem 422 for a server that wants one."""
+    for name in servers:
+        described = catalog.of("server")[name].server
+        if described is None or not described.of_caller or name in (tokens or ()):
+            continue
+        what = f"server {name} wants a token of your own (header {CREDENTIAL_HEADER}{name})"
+        raise Problem(422, "invalid", what + (", which is kept for no job" if tokens is None else ""))
 
 
 def is_of_a_server(tool: str) -> bool:

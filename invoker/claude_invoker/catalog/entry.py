@@ -81,6 +81,8 @@ class Server(Struct, frozen=True):
     secret: str | None = None
     """The name of the secret that it wants to see."""
     header: str = "Authorization"
+    of_caller: bool = False
+    """It wants to see a token of the caller's own, which comes with each request."""
     command: tuple[str, ...] = ()
     repositories: tuple[str, ...] = ()
     """Globs of those whose own program it is: `command` runs a file of theirs. Empty: it is the machine's."""

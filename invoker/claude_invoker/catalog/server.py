@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -27,11 +27,16 @@ from claude_invoker.egress.addresses import is_loopback
 
 SUFFIXES = (".yaml", ".json")
 PREFIX = "mcp__"
+CREDENTIAL_HEADER = "X-Claude-MCP-"
+"""And the name of a server: in which a request brings a token of its caller's for it. What begins with `X-Claude-` goes
+to no API."""
 _TOOL = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
 _WORD = Annotated[str, Meta(min_length=1, max_length=16 << 10, pattern=r"^[^\x00]+\Z")]
 _REPOSITORY = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._*?/-]{1,128}\Z")]
 _PACKAGE = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z")]
 SECRET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LEAST_SECRET = 8
+"""Characters: a shorter one could not be told from what a server says."""
 _HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,63}")
 _OURS = frozenset(
     ("accept", "accept-encoding", "connection", "content-length", "content-type", "cookie", "host", "transfer-encoding")
@@ -45,6 +50,7 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     tools: Annotated[tuple[_TOOL, ...], Meta(min_length=1, max_length=64)]
     url: Annotated[str, Meta(max_length=1024)] | None = None
     secret: str | None = None
+    credential: Literal["caller"] | None = None
     header: str = "Authorization"
     command: Annotated[tuple[_WORD, ...], Meta(max_length=64)] = ()
     repositories: Annotated[tuple[_REPOSITORY, ...], Meta(max_length=64)] = ()
@@ -102,13 +108,16 @@ def _called(given: _File, url: str, tools: tuple[str, ...]) -> Server:
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ValueError("url must have no user, query or fragment: a credential is a secret (secret: NAME)")
     parts.port  # noqa: B018 -- raises ValueError
-    if parts.scheme == "http" and given.secret is not None and not is_loopback(parts.hostname):
+    of_caller = given.credential is not None
+    if of_caller and given.secret is not None:
+        raise ValueError("either secret (one of yours) or credential: caller (each caller's own) can be had")
+    if parts.scheme == "http" and (of_caller or given.secret is not None) and not is_loopback(parts.hostname):
         raise ValueError("url must be https, since a credential goes there")
-    return Server(tools, url, given.secret, given.header)
+    return Server(tools, url, given.secret, given.header, of_caller)
 
 
 def _started(given: _File, tools: tuple[str, ...]) -> Server:
-    if given.secret is not None:
+    if given.secret is not None or given.credential is not None:
         raise ValueError(
             "a server that is started has no secret, since tools of its run could read it: run it by itself, with url"
         )

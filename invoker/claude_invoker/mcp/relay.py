@@ -110,6 +110,7 @@ class Relay:
                 await server.close()
             except Exception:
                 _log.exception("MCP server %s", name)
+        self._servers = {}  # a run is remembered for a while, and what it was let in with is not
 
     async def _answer(self, call: ServerCall, reply: Reply) -> None:
         message = call.message

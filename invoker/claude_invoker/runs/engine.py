@@ -47,7 +47,7 @@ from claude_invoker.isolation.strength import Boundary, Strength, TooWeak
 from claude_invoker.ledger import Booking, Ledger
 from claude_invoker.mcp import memory
 from claude_invoker.mcp.memory import Memories
-from claude_invoker.mcp.servers import Servers
+from claude_invoker.mcp.servers import NO_TOKENS, Servers
 from claude_invoker.metering import control, key
 from claude_invoker.metering.control import Metering
 from claude_invoker.model import InvokeRequest, PermissionDecision
@@ -395,9 +395,11 @@ class Engine:
         run_id: str | None = None,
         earlier: Deferral | None = None,
         decided: Sequence[PermissionDecision] = (),
+        tokens: Mapping[str, str] = NO_TOKENS,
     ) -> Run:
         """Begins a run; it waits up to `queue_wait_s` for a place, a job's as long as it takes. Returns at once.
         `run_id`: the id it has; None: a new one. `earlier`: what it goes on with, and what was `decided` of it.
+        `tokens`: of its caller's, by the MCP server that each is for.
 
         Raises Problem 429 or 507 where runs hold too much memory, or the disk has no room, 503 where the invoker is
         stopping."""
@@ -423,7 +425,7 @@ class Engine:
             run.permissions.bring(earlier, decided)
         if plan.servers:
             run.servers = self._servers.given(plan, self.catalog)
-            run.relay = self._servers.relay(plan, self.catalog, caller, run.permissions.spend)
+            run.relay = self._servers.relay(plan, self.catalog, caller, tokens, run.permissions.spend)
         run.permissions.on_decided = functools.partial(self.on_decided, run)
         if self._tiers.note(run.tier, caller.clamp):
             self.go_on(asyncio.to_thread(self._tiers.write))
