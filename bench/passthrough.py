@@ -170,6 +170,9 @@ class Client:
             chunk = await reader.readexactly(size + 2)
             yield chunk[:-2]
         await reader.readexactly(2)
+        if b"connection: close" in answered:
+            self.close()
+            self._reader = None
 
     async def first_ms(self, content: bytes, headers: Mapping[str, str]) -> float:
         began, first = time.perf_counter(), 0.0

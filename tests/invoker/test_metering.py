@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -21,6 +22,8 @@ from hypothesis import strategies as st
 from claude_invoker.metering import request
 from claude_invoker.metering.account import Account, Exhausted
 from claude_invoker.metering.bill import Bill, Reservation, bill
+from claude_invoker.metering.bill import heard as billed
+from claude_invoker.metering.exchange import NOTED_TOKENS, UNREAD_TOKENS, Sent
 from claude_invoker.metering.ownprice import OwnPrice
 from claude_invoker.metering.prices import Prices, UnknownPrice
 from claude_invoker.metering.request import Refused
@@ -407,3 +410,18 @@ def test_what_a_request_is_billed_however_it_ends(
 ) -> None:
     found = bill(RESERVED, meter, ending, status, stream=is_stream)
     assert (found.usd, found.most_usd) == (Decimal(usd), Decimal(most_usd))
+
+
+@given(st.lists(st.integers(0, 900), max_size=40))
+def test_what_is_written_down_on_the_way_is_never_less_than_what_has_passed(letters: list[int]) -> None:
+    """Nor more than it by what may lie unread; whoever is killed in between is billed by the last line."""
+    reserved = replace(RESERVED, bound=Used(1000, 100_000))
+    sent, lines = Sent(reserved, True, Meter(stream=True, bound=reserved.bound), number=1), list[Decimal]()
+    for each in (START, TEXT, *(text("x" * count) for count in letters)):
+        sent.meter.feed(stream(each))
+        if sent.is_news():
+            lines.append(sent.cut_off_usd)
+        passed = sent.meter.used
+        assert billed(reserved, sent.meter, passed) <= lines[-1]
+        assert lines[-1] <= billed(reserved, sent.meter, passed + Used(output=UNREAD_TOKENS))
+    assert len(lines) <= 2 + sum(letters) // (3 * NOTED_TOKENS - 3), "and not at every piece"

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import queue
+import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -16,10 +19,12 @@ import pytest
 
 from claude_contract import ledger
 from claude_contract.attestation import HEADER
+from claude_invoker.metering.heads import to_client
 from claude_invoker.passthrough import heads
 from kong_claude.rate_tiers.redis_ledger import RedisLedger
 from kong_claude.rate_tiers.redis_ledger import Settings as RedisAddress
 from tests.invoker.conftest import KEY, Invoker, wait_for
+from tests.invoker.money import proxy_of
 from tests.invoker.test_trust import SECRET, attestation
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.upstream import Upstream, as_json, as_stream, events, message, upstream
@@ -161,7 +166,7 @@ def test_a_header_of_the_callers_would_go_on_if_it_were_not_named(monkeypatch: p
             patched.setattr(heads, "_OF_THE_GATEWAY", ())
             assert (name, b"1") in heads.to_api([(name, b"1")])
     assert heads.to_api([(b"connection", b"X-Hop"), (b"x-hop", b"1")]) == []
-    assert heads.to_client([(b"Set-Cookie", b"a"), (b"Retry-After", b"7")]) == [(b"retry-after", b"7")]
+    assert to_client([(b"Set-Cookie", b"a"), (b"Retry-After", b"7")]) == [(b"retry-after", b"7")]
 
 
 def test_a_stream_comes_chunk_by_chunk_neither_merged_nor_late(api: Upstream, caller: Asking) -> None:
@@ -186,6 +191,63 @@ def test_a_stream_comes_chunk_by_chunk_neither_merged_nor_late(api: Upstream, ca
             gate.put(None)
     assert got == sent
     assert caller.booked() == in_micro_usd(3)
+
+
+def test_a_connection_ends_with_the_answer_of_a_process_that_has_had_it(api: Upstream, caller: Asking) -> None:
+    """It may be a gateway's, and its next request anybody's: nothing of that is for the process that holds the API's key.
+    What came before it is answered in its turn."""
+    message, sent = body_of(), b""
+    for method, path, content in (("GET", "/healthz", b""), ("POST", PATH, message), ("POST", PATH, message)):
+        given = {"host": "x", "content-length": str(len(content)), **(caller.head(content) if content else {})}
+        head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
+        sent += f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + content
+    url = httpx.URL(caller.invoker.url)
+    with socket.create_connection((url.host, url.port), HANG_S) as client:
+        client.sendall(sent)
+        came = client.makefile("rb").read()
+    probe, answer = came.split(b"HTTP/1.1 200 ")[1:]
+    assert b"connection: close" not in probe and b"connection: close" in answer
+    assert answer.endswith(b"0\r\n\r\n") and len(api.messages) == 1
+
+
+@pytest.mark.parametrize("victim", ["proxy", pytest.param("invoker", marks=pytest.mark.slow)])
+def test_whoever_is_killed_the_client_is_told_and_what_was_streamed_is_booked(
+    api: Upstream, redis_server: RedisProcess, start_invoker: Callable[..., Invoker], victim: str
+) -> None:
+    settings: dict[str, Any] = {
+        "trust": "attested",
+        "attestation_key": SECRET,
+        "redis_url": redis_server.url,
+        "anthropic_base_url": api.url,
+    }
+    invoker = start_invoker(**settings)
+    caller = Asking(invoker, redis_server)
+
+    def slowly() -> Iterator[bytes]:
+        for piece in events(itertools.repeat("abc")):
+            time.sleep(0.02)
+            yield piece
+
+    api.answer = as_stream(slowly)
+    content = body_of(stream=True, max_tokens=20_000)
+    with httpx.stream(
+        "POST", f"{invoker.url}{PATH}", content=content, headers=caller.head(content), timeout=HANG_S
+    ) as answer:
+        pieces = answer.iter_raw()
+        for _ in range(12):
+            next(pieces)
+        os.kill(proxy_of(invoker).pid if victim == "proxy" else invoker.pid, signal.SIGKILL)
+        with pytest.raises(httpx.RemoteProtocolError):  # no end: what came is not the whole answer
+            for _ in pieces:
+                pass
+    assert api.messages[0].left.wait(HANG_S)
+    if victim == "invoker":
+        invoker = start_invoker(after=invoker, **settings)
+    wait_for(lambda: caller.usage().spent_day_micro_usd >= in_micro_usd(10), what="what it has cost")
+    assert caller.booked() <= in_micro_usd(10 + 256 + 20)
+    api.answer = as_json(message())
+    wait_for(invoker.ready, what="the next proxy")
+    assert Asking(invoker, redis_server).post(body_of()).status_code == 200
 
 
 def test_an_error_of_the_api_is_passed_on_as_it_is(api: Upstream, caller: Asking) -> None:
@@ -316,6 +378,23 @@ def test_a_client_that_leaves_ends_the_request_at_the_api_and_pays_for_what_was_
     (noted,) = caller.noted()
     assert (noted["end"], noted["session"], noted["agent"], noted["parent_agent"]) == ("left", "s-1", "a-1", None)
     assert round(noted["cost_usd"] * 1_000_000) == booked
+
+
+def test_who_leaves_before_the_proxy_has_the_request_is_not_forgotten(api: Upstream, caller: Asking) -> None:
+    """The proxy reads that he has left by another way than the request itself; what is sent all the same is booked."""
+    proxy = proxy_of(caller.invoker)
+    proxy.suspend()
+    try:
+        content = body_of(max_tokens=1000)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{caller.invoker.url}{PATH}", content=content, headers=caller.head(content), timeout=1)
+        time.sleep(0.3)  # the invoker has seen it
+    finally:
+        proxy.resume()
+    booked = caller.booked()
+    assert booked == (in_micro_usd(3) if api.messages else 0)
+    wait_for(caller.noted, what="the line of the audit log")
+    assert caller.noted()[0]["end"] == "left"
 
 
 @pytest.mark.slow  # an invoker of its own

@@ -6,13 +6,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from claude_invoker.api.lending import Lendable
 
 MAX_HEAD = 64 * 1024
 """Bytes; a gateway's attestation and all other headers have some 8,000."""
 
 
-class _Bounded(HttpToolsProtocol):
+class _Bounded(Lendable):
     head_s = 0.0
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -64,7 +64,7 @@ class _Bounded(HttpToolsProtocol):
             self.transport.close()
 
 
-def heads_within(head_s: float) -> type[HttpToolsProtocol]:
+def heads_within(head_s: float) -> type[Lendable]:
     """uvicorn's protocol, with a limit of so many seconds from a connection's beginning, or the first byte of a further
     request, to the end of the head. Then the connection is closed, as it is where a head has more than `MAX_HEAD`."""
     return type("BoundedHeads", (_Bounded,), {"head_s": head_s})

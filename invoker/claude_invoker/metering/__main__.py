@@ -1,8 +1,9 @@
-"""`python -m claude_invoker.metering CONTROL LISTENER JOURNAL KEY UID`: the metering proxy, started by `control`.
+"""`python -m claude_invoker.metering CONTROL HANDED LISTENER JOURNAL KEY UID`: the metering proxy.
 
-The first four are descriptors: the socket pair to the invoker, the socket on which runs ask, the journals' directory,
-and what holds the API's key. UID is the user that it becomes once its code is loaded (which may lie where that user
-cannot go); -1: it stays who it is. It ends when the invoker does, by whatever way: the socket pair is closed then.
+Started by `control`. The first five are descriptors: the socket pairs to the invoker, of lines and of what it hands
+over, the socket on which runs ask, the journals' directory, and what holds the API's key. UID is the user that it
+becomes once its code is loaded (which may lie where that user cannot go); -1: it stays who it is. It ends when the
+invoker does, by whatever way: the socket pairs are closed then.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 
 import uvloop
 
-from claude_invoker.metering import key, wire
+from claude_invoker.metering import handing, key, wire
 from claude_invoker.metering.books import Books
 from claude_invoker.metering.journal import Journal
 from claude_invoker.metering.ownprice import OwnPrice
@@ -50,7 +51,9 @@ def become(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-async def serve(control: socket.socket, listener: socket.socket, directory: int, api_key: str, uid: int) -> None:
+async def serve(
+    control: socket.socket, handed: socket.socket, listener: socket.socket, directory: int, api_key: str, uid: int
+) -> None:
     """Until the invoker is no more. Raises ValueError where it says what cannot be understood, OSError."""
     reader, writer = await asyncio.open_unix_connection(sock=control, limit=wire.MAX_LINE)
     setup = wire.to_proxy.decode(await reader.readuntil(b"\n"))
@@ -65,6 +68,7 @@ async def serve(control: socket.socket, listener: socket.socket, directory: int,
     journal.open()
     journal.adopt()
     books = Books(journal, prices, proxy, lambda message: writer.write(wire.line(message)))
+    handing.take(handed, books.answer)
     gc.freeze()  # else each full collection walks through all libraries, for 10 ms, while streams wait
     writer.write(wire.line(wire.Ready()))
     try:
@@ -82,7 +86,7 @@ async def serve(control: socket.socket, listener: socket.socket, directory: int,
 
 
 def main(arguments: list[str]) -> int:
-    control, listener, directory, key_file, uid = map(int, arguments)
+    *sockets, directory, key_file, uid = map(int, arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("httpx", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -92,7 +96,8 @@ def main(arguments: list[str]) -> int:
         api_key = key.read(key_file)
         os.close(key_file)
         seal()
-        serving = serve(socket.socket(fileno=control), socket.socket(fileno=listener), directory, api_key, uid)
+        control, handed, listener = (socket.socket(fileno=each) for each in sockets)
+        serving = serve(control, handed, listener, directory, api_key, uid)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serving)
     except (OSError, ValueError) as error:

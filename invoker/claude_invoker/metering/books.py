@@ -9,8 +9,10 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from claude_invoker.metering import handing
 from claude_invoker.metering.account import Account
 from claude_invoker.metering.exchange import Grant
+from claude_invoker.metering.handing import Connection
 from claude_invoker.metering.journal import CannotWrite, Journal
 from claude_invoker.metering.models import permits
 from claude_invoker.metering.prices import Prices
@@ -18,6 +20,7 @@ from claude_invoker.metering.proxy import KeyProxy
 from claude_invoker.metering.purse import Purse
 from claude_invoker.metering.usage import Used
 from claude_invoker.metering.wire import (
+    Answered,
     Ask,
     Booked,
     Close,
@@ -25,10 +28,14 @@ from claude_invoker.metering.wire import (
     Done,
     Draw,
     Drawn,
+    End,
+    Handed,
     Hold,
+    Left,
     Open,
     Owed,
     Spent,
+    Taken,
     ToInvoker,
     Told,
     ToProxy,
@@ -58,6 +65,8 @@ class Books:
         self._proxy = proxy
         self._tell = tell
         self._runs: dict[str, _Kept] = {}
+        self._handed: dict[str, Connection] = {}
+        """Of runs, on which answers are under way."""
         self._booked_once: dict[str, float] = {}
         self._answers: dict[int, asyncio.Future[Drawn]] = {}
         self._ids = itertools.count(1)
@@ -67,7 +76,10 @@ class Books:
         """Does what the invoker asks for. Raises ValueError for what it may not say."""
         match message:
             case Open():
-                self._open(message)
+                self._tell(Done(message.id, refused=self._open(message)))
+            case Left():
+                if (connection := self._handed.get(message.run)) is not None:
+                    connection.left()
             case Close():
                 self._soon(self._close(message))
             case Booked():
@@ -84,6 +96,30 @@ class Books:
                 self._tell(Spent(message.id, self._spent(message.run, message.lease)))
             case _:
                 raise ValueError("the invoker has set up the proxy twice")
+
+    def answer(self, taken: handing.Taken) -> None:
+        """A request that the invoker has handed over, with an account of its own."""
+        self._soon(self._answer(taken.message, taken.connection, taken.body))
+
+    async def _answer(self, message: Handed, connection: Connection, body: bytes) -> None:
+        run, refused = message.open.run, self._open(message.open)
+        self._tell(Taken(run))
+        if refused is not None:
+            connection.close()
+            self._tell(Answered(message.open.id, refused=refused))
+            return
+        self._handed[run] = connection
+        scope = {"path": message.path, "query_string": message.query, "headers": message.headers}
+        end: End = "broken"
+        try:
+            await self._proxy.answer(self._runs[run].grant, scope, body, connection.send, connection.gone)
+        finally:
+            del self._handed[run]
+            if connection.close():
+                end = "complete"
+            elif connection.gone.done():
+                end = "left"
+            self._tell(Answered(message.open.id, end))
 
     async def ask(self, run: str, cost: int, under_way: int, least: int, most: int) -> Drawn:
         """See `purse.Teller`."""
@@ -102,12 +138,12 @@ class Books:
     def say(self, run: str, cost: int, under_way: int) -> None:
         self._tell(Draw(0, run, cost, under_way, under_way, under_way))
 
-    def _open(self, message: Open) -> None:
+    def _open(self, message: Open) -> str | None:
+        """Why not, where it cannot be."""
         try:
             entry = self._journal.begin(message.run, message.lease)
         except CannotWrite:
-            self._tell(Done(message.id, refused="what runs cost cannot be written down: the disk is full?"))
-            return
+            return "what runs cost cannot be written down: the disk is full?"
         account = Account(self._prices, message.cap_usd, entry.spent_usd)
         purse = None if message.lease is None else Purse(message.run, account, self)
         grant = Grant(
@@ -126,9 +162,9 @@ class Books:
         grant.changed = lambda model, used: self._changed(grant, model, used)
         self._runs[message.run] = _Kept(message.token, grant)
         self._proxy.grant(message.token, grant)
-        self._tell(Done(message.id))
         if not message.is_new:
             self._changed(grant, "", Used())
+        return None
 
     def _changed(self, grant: Grant, model: str, used: Used) -> None:
         self._journal.commit_soon()

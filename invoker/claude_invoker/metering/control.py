@@ -25,9 +25,10 @@ import msgspec
 
 from claude_contract.features import Feature
 from claude_contract.ledger import Draw, Drawn, LedgerUnavailable, Slot
-from claude_invoker.metering import wire
+from claude_invoker.metering import handing, wire
 from claude_invoker.metering.drawn import answered
 from claude_invoker.metering.figures import Figures
+from claude_invoker.metering.handing import Hands, NotHanded, Request
 from claude_invoker.metering.outward import proxy_for
 from claude_invoker.metering.ownprice import OwnPrice
 from claude_invoker.metering.wire import Debt, ToInvoker
@@ -102,6 +103,7 @@ class Metering:
         self._ids = itertools.count(1)
         self._process: asyncio.subprocess.Process | None = None
         self._link: asyncio.WriteTransport | None = None
+        self._hands: Hands | None = None
         self._ready = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self.held: str | None = None
@@ -181,6 +183,31 @@ class Metering:
             self.revoke(token)
             self._runs.pop(run, None)
             raise
+
+    async def answer(self, run: str, token: str, terms: Terms, figures: Figures, asked: Request) -> wire.End:
+        """Opens an account for one request, which the proxy answers on its client's own connection. Returns when that
+        is over. Raises NoProxy where nothing was answered, Lost where that is not known."""
+        await self.ready()
+        self._runs[run] = kept = _Run(token, terms, figures)
+        self._tokens[token] = run
+        opened = _opened(next(self._ids), run, kept, is_new=terms.is_new)
+        try:
+            if self._hands is None:
+                raise NoProxy(self.obstacle)
+            answered = await self._hands.give(opened, asked)
+            if answered.refused is not None:
+                raise NoProxy(answered.refused)
+            return answered.end
+        except (NoProxy, NotHanded) as error:
+            self.revoke(token)
+            self._runs.pop(run, None)
+            raise NoProxy(str(error)) from error
+
+    async def left(self, run: str) -> None:
+        """The client of a request that was handed over has left."""
+        if self._hands is not None:
+            await self._hands.until_taken(run)
+        self._say(wire.Left(run))
 
     async def close(self, run: str, within_s: float) -> bool:
         """The run has ended: waits for the last of its requests. Whether its figures are final; where they are not, the
@@ -278,12 +305,13 @@ class Metering:
         """Raises OSError."""
         self.socket.unlink(missing_ok=True)
         ours, theirs = socket.socketpair()
-        with theirs, socket.socket(socket.AF_UNIX) as listener:
+        hands, handed = handing.pair()
+        with theirs, handed, socket.socket(socket.AF_UNIX) as listener:
             try:
                 listener.bind(str(self.socket))
                 self.socket.chmod(0o666)
                 listener.listen(_BACKLOG)
-                passed = (theirs.fileno(), listener.fileno(), self._directory, self._key)
+                passed = (theirs.fileno(), handed.fileno(), listener.fileno(), self._directory, self._key)
                 uid = -1 if self._uid is None else self._uid
                 self._process = await asyncio.create_subprocess_exec(
                     sys.executable,
@@ -298,8 +326,10 @@ class Metering:
                 )
             except OSError:
                 ours.close()
+                hands.close()
                 raise
         self.starts += 1
+        self._hands = Hands(hands)
         loop = asyncio.get_running_loop()
         self._link, _ = await loop.create_unix_connection(lambda: _Link(self), sock=ours)
         prices = {name: price.model_dump(mode="json") for name, price in self._settings.prices.items()}
@@ -326,6 +356,9 @@ class Metering:
         if self._link is not None:
             self._link.close()
             self._link = None
+        if self._hands is not None:
+            self._hands.lost()
+            self._hands = None
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(NoProxy("the metering proxy has ended"))
@@ -360,6 +393,12 @@ class Metering:
                 answer = self._answers.get(message.id)
                 if answer is not None and not answer.done():
                     answer.set_result(message)
+            case wire.Taken():
+                if self._hands is not None:
+                    self._hands.taken(message.run)
+            case wire.Answered():
+                if self._hands is not None:
+                    self._hands.heard(message)
 
     def _draw(self, message: wire.Draw) -> None:
         kept = self._runs.get(message.run)

@@ -18,6 +18,8 @@ from claude_invoker.metering.usage import Meter, Used
 
 UNREAD_TOKENS = 256
 """What an API that streams puts out in the second in which a busy proxy reads nothing."""
+NOTED_TOKENS = UNREAD_TOKENS // 4
+"""Of text, by which an answer has grown before it is written down anew: the line before holds more than that."""
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -74,8 +76,8 @@ class Exchange:
     asked: Asked
     grant: Grant
     send: Send
-    gone: asyncio.Task[None]
-    """Ends when the run has left."""
+    gone: asyncio.Future[None]
+    """Done when the run has left."""
 
 
 @dataclass
@@ -92,6 +94,16 @@ class Sent:
     is_unwritable: bool = False
     """Whether that line could not be written: the API does not get the whole of it."""
     heard: asyncio.Event = field(default_factory=asyncio.Event)
+    _noted: tuple[int, int] = (0, 0)
+
+    def is_news(self) -> bool:
+        """Whether what its answer has said since this was last so is to be written down."""
+        others, put_out = self._noted
+        now = self.meter.others, self.meter.put_out
+        if now[0] == others and now[1] - put_out < NOTED_TOKENS:
+            return False
+        self._noted = now
+        return True
 
     @property
     def bill(self) -> Bill:

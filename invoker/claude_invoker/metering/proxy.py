@@ -152,26 +152,32 @@ class KeyProxy:
             if content is None:
                 await respond(send, 413, error("request_too_large", "the request is too large"))
                 return
-            try:
-                asked = _read(content, scope, grant)
-                if self._keeps_in_us:
-                    asked = asked.kept_in_us()
-                price = asked.price(grant.account.prices)
-            except (Refused, UnknownPrice) as refusal:
-                await refuse(send, grant, str(refusal))
-                return
-            if self.hold is not None and grant.purse is not None:
-                await hold_back(send, grant, self.hold)
-                return
             gone = asyncio.create_task(disconnected(receive))
             try:
-                exchange = Exchange(scope, asked, grant, send, gone)
-                if scope["path"] == _COUNT:
-                    await self._unmetered(exchange, content)
-                else:
-                    await self._metered(exchange, price)
+                await self.answer(grant, scope, content, send, gone)
             finally:
                 gone.cancel()
+
+    async def answer(
+        self, grant: Grant, scope: dict[str, Any], content: bytes, send: Send, gone: asyncio.Future[None]
+    ) -> None:
+        """Forwards a request whose body has been read. `scope`: its path, query and headers, as ASGI has them."""
+        try:
+            asked = _read(content, scope, grant)
+            if self._keeps_in_us:
+                asked = asked.kept_in_us()
+            price = asked.price(grant.account.prices)
+        except (Refused, UnknownPrice) as refusal:
+            await refuse(send, grant, str(refusal))
+            return
+        if self.hold is not None and grant.purse is not None:
+            await hold_back(send, grant, self.hold)
+            return
+        exchange = Exchange(scope, asked, grant, send, gone)
+        if scope["path"] == _COUNT:
+            await self._unmetered(exchange, content)
+        else:
+            await self._metered(exchange, price)
 
     async def _unmetered(self, exchange: Exchange, content: bytes) -> None:
         """The API counts for nothing."""
@@ -332,9 +338,13 @@ class KeyProxy:
             await send({"type": "http.response.start", "status": response.status, "headers": head})
             is_first = True
             try:
-                async for chunk, _ in response.content.iter_chunks():
+                read = response.content.readchunk
+                while True:
+                    chunk, is_end = await read()
                     if not chunk:
-                        continue  # the end of a piece
+                        if is_end:
+                            continue  # of a piece
+                        break
                     if sent is not None:
                         self._listen(sent, chunk, grant)
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -366,7 +376,7 @@ class KeyProxy:
     def _listen(self, sent: Sent, chunk: bytes, grant: Grant) -> None:
         """Before the run has the chunk it is written down what it has cost."""
         sent.meter.feed(chunk)
-        if sent.meter.seen:
+        if sent.meter.seen and sent.is_news():
             sent.heard.set()
             self._learn(sent)
             grant.note(sent, sent.cut_off_usd)

@@ -221,6 +221,8 @@ class Meter:
         self._thirds = 0
         """Of a token, put out."""
         self._bytes = 0
+        self.others = 0
+        """Events that were no piece of text or of a tool's input."""
         self._searches = 0
         self._has_found = False
         """Whether what one of the API's tools has found came last."""
@@ -249,10 +251,15 @@ class Meter:
         return self._is_counted
 
     @property
+    def put_out(self) -> int:
+        """Tokens that were streamed, by their letters."""
+        return -(-self._thirds // _BYTES_PER_TOKEN)
+
+    @property
     def used(self) -> Used:
         if self._is_counted or not self.seen:
             return self._counted
-        output = min(-(-self._thirds // _BYTES_PER_TOKEN), self._bound.output)
+        output = min(self.put_out, self._bound.output)
         searches = min(self._searches, self._bound.web_searches)
         return self._counted | Used(output=output, web_searches=searches)
 
@@ -303,6 +310,7 @@ class Meter:
             self._put_out(delta.text if isinstance(delta, _Text) else delta.partial_json)
 
     def _take_any(self, data: bytearray) -> None:
+        self.others += 1
         try:
             event = _EVENT.decode(data)
         except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
 """What the invoker and the metering proxy say to each other: values, as lines of JSON on a socket pair.
 
-A line has `MAX_LINE` bytes at most. Both ends are of one release, since one starts the other; the version is checked
-all the same. Amounts are US dollars, exact.
+A line has `MAX_LINE` bytes at most. What has descriptors with it (`Handed`) comes by another pair, a packet each. Both
+ends are of one release, since one starts the other; the version is checked all the same. Amounts are US dollars, exact.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from claude_invoker.metering.usage import Used
 
 VERSION = 5
 MAX_LINE = 1 << 20
+MAX_PACKET = 1 << 17
+
+
+End = Literal["complete", "left", "broken"]
+"""Of an answer. `left`: the client has, before the answer was; `broken`: it was broken off, or there was none."""
 
 
 class Upstream(msgspec.Struct, frozen=True):
@@ -53,6 +58,25 @@ class Open(msgspec.Struct, tag=True, frozen=True):
     features: tuple[str, ...]
     is_new: bool
     """Whether nothing was ever asked or drawn by its lease."""
+
+
+class Handed(msgspec.Struct, frozen=True):
+    """One request whose answer the proxy writes itself, with the account for it. Two descriptors come with it: the
+    client's connection, and what has the request's body. Answered by `Answered`, of the same id as `open`."""
+
+    open: Open
+    path: str
+    query: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    """As they go on to the API."""
+    request_id: str = ""
+    """The gateway's, for an answer that the API has not named."""
+
+
+class Left(msgspec.Struct, tag=True, frozen=True):
+    """The client of a request that was handed over has left."""
+
+    run: str
 
 
 class Close(msgspec.Struct, tag=True, frozen=True):
@@ -119,6 +143,20 @@ class Done(msgspec.Struct, tag=True, frozen=True):
     refused: str | None = None
 
 
+class Taken(msgspec.Struct, tag=True, frozen=True):
+    """What was handed over of this run is here: what is said of the run from now on is about it."""
+
+    run: str
+
+
+class Answered(msgspec.Struct, tag=True, frozen=True):
+    """The answer to `Handed`: how the one on the client's connection has ended. `refused`: why there is none."""
+
+    id: int
+    end: End = "broken"
+    refused: str | None = None
+
+
 class Debt(msgspec.Struct, frozen=True):
     run: str
     lease: str
@@ -165,8 +203,8 @@ class Told(msgspec.Struct, tag=True, frozen=True):
     used: Used = Used()
 
 
-ToProxy = Setup | Open | Close | Booked | Hold | Ask | Drawn | Serve
-ToInvoker = Ready | Done | Owed | Spent | Told | Draw
+ToProxy = Setup | Open | Left | Close | Booked | Hold | Ask | Drawn | Serve
+ToInvoker = Ready | Done | Taken | Answered | Owed | Spent | Told | Draw
 
 _encoder = msgspec.json.Encoder(decimal_format="string")
 to_proxy: msgspec.json.Decoder[ToProxy] = msgspec.json.Decoder(ToProxy)

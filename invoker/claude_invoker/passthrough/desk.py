@@ -19,10 +19,9 @@ from claude_invoker.caller import Caller
 from claude_invoker.ending import ended
 from claude_invoker.ledger import Booking
 from claude_invoker.metering.control import NoProxy, Terms
+from claude_invoker.metering.handing import Lost, Request
 from claude_invoker.metering.models import permits
-from claude_invoker.passthrough import hop
-from claude_invoker.passthrough.heads import Headers, Session
-from claude_invoker.passthrough.hop import Answer, BrokenOff
+from claude_invoker.passthrough.heads import Session
 from claude_invoker.passthrough.message import Message
 from claude_invoker.plan import allowed_models, features_of
 from claude_invoker.problem import Problem
@@ -67,45 +66,44 @@ class Desk:
         slot = caller.slot if lease is not None else None
         return Terms(lease, Decimal(str(min(bounds))), models, 1, features, slot, caller.tier or "", True)
 
-    async def begin(self, caller: Caller, model: str, session: Session, terms: Terms) -> Message:
-        """Opens its account. Raises Problem 503."""
-        metering, ledger = self._engine.metering, self._engine.ledger
-        way = asyncio.create_task(hop.connect(metering.socket))
-        message = Message(f"msg_{secrets.token_hex(12)}", caller, model, session, terms, metering.issue(), way)
-        try:
-            await metering.open(message.key, message.token, terms, message.figures)
-        except NoProxy as error:
-            _close(way)
-            if ledger is not None and terms.lease is not None:
-                self._engine.go_on(ledger.release(caller))
-            raise Problem(503, "busy", str(error), {"Retry-After": "5"}) from error
-        except BaseException:
-            _close(way)
-            raise
-        keeper = None
+    def begin(self, caller: Caller, model: str, session: Session, terms: Terms) -> Message:
+        """Keeps its lease. To be finished."""
+        key, token = f"msg_{secrets.token_hex(12)}", self._engine.metering.issue()
+        message = Message(key, caller, model, session, terms, token)
+        ledger, keeper = self._engine.ledger, None
         if ledger is not None and terms.lease is not None:
             keeper = asyncio.create_task(ledger.hold(caller))
         self._under_way[message] = keeper
         return message
 
-    async def ask(self, message: Message, target: str, headers: Headers, body: bytes) -> Answer:
-        """The API's answer, of which the head is there, to be read. `target`: path and query. A connection for each: a
-        request that may be paid for is not sent twice. A model may think for as long as its client waits.
-
-        Raises Problem 502."""
-        sent = [(b"host", b"api"), *headers, (b"x-api-key", message.token.encode())]
+    async def answer(self, message: Message, asked: Request) -> None:
+        """Has it answered by the metering proxy. Raises Problem 503 where nothing was answered."""
         try:
-            answer = await message.way
-            await answer.ask(target, sent, body)
-            return answer
-        except BrokenOff as error:
             message.end = "broken"
-            raise Problem(502, "api-error", "the metering proxy has broken off") from error
+            message.end = await self._engine.metering.answer(
+                message.key, message.token, message.terms, message.figures, asked
+            )
+        except asyncio.CancelledError:
+            message.end = "left"
+            raise
+        except NoProxy as error:
+            self._abandon(message)
+            raise Problem(503, "busy", str(error), {"Retry-After": "5"}) from error
+        except Lost:
+            _log.warning("message %s: the metering proxy has ended before its answer", message.key)
+
+    def _abandon(self, message: Message) -> None:
+        """Nobody was asked for it."""
+        keeper, ledger = self._under_way.pop(message), self._engine.ledger
+        if keeper is not None and ledger is not None:
+            keeper.cancel()
+            self._engine.go_on(ledger.release(message.caller))
 
     def finish(self, message: Message) -> None:
         """Its answer is over, or its client has left. Does not wait: what it has cost is booked when it is known."""
+        if message not in self._under_way:
+            return
         message.seconds = time.monotonic() - message.began
-        _close(message.way)
         self._engine.go_on(self._settle(message, self._under_way.pop(message)))
 
     async def over(self) -> None:
@@ -117,6 +115,8 @@ class Desk:
 
     async def _settle(self, message: Message, keeper: asyncio.Task[None] | None) -> None:
         try:
+            if message.end == "left":
+                await self._engine.metering.left(message.key)
             final = await self._closed(message)
         finally:
             if keeper is not None:
@@ -146,9 +146,3 @@ class Desk:
         )
         if booking is not None and final:
             self._engine.metering.booked(message.key, booking is Booking.NOW)
-
-
-def _close(way: asyncio.Task[Answer]) -> None:
-    """Also one that is not there yet."""
-    way.cancel()
-    way.add_done_callback(lambda done: None if done.cancelled() or done.exception() else done.result().close())

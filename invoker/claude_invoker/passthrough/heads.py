@@ -1,4 +1,4 @@
-"""Which headers go on to the API, and which come back: pure.
+"""Which headers go on to the API: pure. Which come back: `metering.heads`.
 
 What is not known here passes, as Claude Code's gateway protocol has it. What is of this gateway, of a client's identity
 or of one connection does not. The metering proxy takes out once more what names a caller to the API.
@@ -10,12 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-Headers = list[tuple[bytes, bytes]]
+from claude_invoker.metering.heads import OF_A_CONNECTION, Headers, named
 
-_OF_A_CONNECTION = frozenset(
-    (b"connection", b"content-length", b"expect", b"host", b"keep-alive", b"proxy-authenticate", b"proxy-authorization",
-     b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
-)  # fmt: skip
 _OF_THE_CALLER = frozenset(
     (b"accept-encoding", b"authorization", b"cookie", b"forwarded", b"idempotency-key", b"via", b"x-api-key",
      b"x-idempotency-key", b"x-real-ip", b"x-request-id")
@@ -27,7 +23,6 @@ _OF_THE_GATEWAY = (
     b"x-authenticated-",
 )  # fmt: skip
 _OF_CLAUDE_CODE = b"x-claude-code-"
-_OF_THE_API = frozenset((b"alt-svc", b"date", b"server", b"set-cookie", b"strict-transport-security"))
 _ID = re.compile(rb"[!-~]{1,128}")
 
 
@@ -43,33 +38,20 @@ class Session:
 def to_api(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     """A client's headers, names in lower case, as they go on."""
     given = list(headers)
-    hops = _named(given)
+    hops = named(given)
     return [(name, value) for name, value in given if _goes_on(name.replace(b"_", b"-"), hops)]
 
 
 def _goes_on(name: bytes, hops: frozenset[bytes]) -> bool:
-    if name in _OF_A_CONNECTION or name in _OF_THE_CALLER or name in hops:
+    if name in OF_A_CONNECTION or name in _OF_THE_CALLER or name in hops:
         return False
     return name.startswith(_OF_CLAUDE_CODE) or not name.startswith(_OF_THE_GATEWAY)
-
-
-def to_client(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """The API's headers as they come back, names in lower case; the length with them, since the body is the same."""
-    given = [(name.lower(), value) for name, value in headers]
-    dropped = (_OF_A_CONNECTION | _OF_THE_API | _named(given)) - {b"content-length"}
-    return [(name, value) for name, value in given if name not in dropped]
 
 
 def session_of(headers: Mapping[bytes, bytes]) -> Session:
     return Session(
         *[_id(headers.get(_OF_CLAUDE_CODE + name)) for name in (b"session-id", b"agent-id", b"parent-agent-id")]
     )
-
-
-def _named(headers: Headers) -> frozenset[bytes]:
-    """What `Connection` names is of one connection, too."""
-    values = [value for name, value in headers if name == b"connection"]
-    return frozenset(part.strip().lower() for value in values for part in value.split(b","))
 
 
 def _id(value: bytes | None) -> str | None:

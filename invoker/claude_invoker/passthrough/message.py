@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Literal
 
 from claude_invoker.caller import Caller
 from claude_invoker.metering.control import Terms
 from claude_invoker.metering.figures import Figures
+from claude_invoker.metering.wire import End
 from claude_invoker.passthrough.heads import Session
-from claude_invoker.passthrough.hop import Answer
-
-End = Literal["complete", "left", "broken"]
-"""`left`: the client has, before the answer was; `broken`: the answer was broken off, or there was none."""
 
 
 @dataclass(eq=False)
@@ -27,8 +22,6 @@ class Message:
     session: Session
     terms: Terms
     token: str
-    way: asyncio.Task[Answer]
-    """To the metering proxy, which opens while its account does."""
     figures: Figures = field(default_factory=Figures)
     began: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
