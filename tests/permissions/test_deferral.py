@@ -18,9 +18,9 @@ from claude_contract.claims import Clamp
 from claude_contract.ledger import NAMESPACE, Lease, Peek, subject_key
 from claude_contract.rules import QUESTION, Rules, parse_all
 from claude_invoker.cli.messages import Heard, ModelEvent, Said, ToolCall, ToolResult
-from claude_invoker.cli.process import Allow, Deny
+from claude_invoker.cli.process import Allow, Defer, Deny
 from claude_invoker.isolation.strength import Boundary, Strength
-from claude_invoker.model import InvokeRequest, PermissionAnswer
+from claude_invoker.model import InvokeRequest, Permission, PermissionAnswer
 from claude_invoker.plan import plan
 from claude_invoker.runs.deferral import Deferral, deferrable
 from claude_invoker.runs.run import Run
@@ -34,6 +34,7 @@ from tests.permissions.test_attacks import Asked
 from tests.permissions.test_jobs import create, ended
 from tests.permissions.test_questions import COLOUR, ask
 from tests.replicas.test_replicas import client
+from tests.support.waiting import until
 
 OPERATOR = Settings(trust="open", tools_allowed=("Bash", "Read"), approval_timeout_s=300)
 WHOLE = Boundary(Strength.NAMESPACES)
@@ -309,6 +310,31 @@ def test_fifty_are_put_away_while_others_are_served(worker: Invoker, alice: http
 
 
 # Without a run
+
+
+async def test_nothing_is_deferred_that_is_not_noted_first() -> None:
+    """Where the worker dies then, the session's next turn would begin with it, and nobody would know."""
+    asked, noted = Asked(ask=["Bash"]), list[str]()
+    asked.permissions.defers_after_s = 0.0
+    asked.permissions.can_defer = lambda call: True
+
+    def on_a_full_disk(shown: Permission) -> None:
+        noted.append(shown.id)
+        raise OSError(28, "No space left on device")
+
+    asked.permissions.before_deferring = on_a_full_disk
+    await asked.call(command="echo one")
+    await until(lambda: _true(noted), what="a try")
+    assert asked.answers == [] and asked.permissions.deferred is None
+    asked.permissions.before_deferring = lambda shown: noted.append(f"{shown.id} {asked.answers}")
+    await until(lambda: _true(asked.answers), what="the next try")
+    waiting = asked.permissions.waiting[0].id
+    assert noted[-1] == f"{waiting} []" and asked.answers == [Defer()]
+    asked.permissions.end()
+
+
+async def _true(value: object) -> bool:
+    return bool(value)
 
 
 async def test_only_the_very_call_is_as_it_was_decided() -> None:

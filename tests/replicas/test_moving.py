@@ -16,7 +16,7 @@ from claude_invoker.problem import Problem
 from claude_invoker.runs import moving, turns
 from claude_invoker.runs.moving import Moving
 from claude_invoker.runs.sessions import Away as LeftBehind
-from claude_invoker.runs.sessions import Sessions, record_name
+from claude_invoker.runs.sessions import Sessions, line_of, record_name
 from claude_invoker.runs.turns import Turns
 from claude_invoker.store.place import Place
 from claude_invoker.store.store import Away, Store
@@ -312,3 +312,12 @@ async def test_what_a_job_has_left_in_a_session_goes_with_it(machine: Callable[.
             held.away = known = becomes
     with here.sessions.hold("alice", session) as alone:
         assert alone.away == left, "where there is no store, too"
+        alone.away = None
+    with here.sessions.hold("alice", session) as alone:
+        assert alone.away is None
+        here.sessions.leave(alone, left)
+        found = (here.sessions._records / alone.name).read_text()
+        assert found.endswith(line_of(left)), "before it is let go: its process may be killed"
+        alone.away = None
+    with here.sessions.hold("alice", session) as alone:
+        assert alone.away is None

@@ -578,14 +578,13 @@ class Engine:
                 run.session = None if run.plan.ends_session else session.id
                 if run.session is not None:
                     run.permissions.recall(session.remembered)
+                run.permissions.before_deferring = lambda asked: self._sessions.leave(session, Away(run.id, asked.tool))
                 if repository is not None:
                     run.checkout = await self._of_session(run, repository, session)
                 try:
                     await self._executor.execute(run, session)
                 finally:
-                    if run.deferral is not None:
-                        session.away = Away(run.id, run.deferral.permission.tool)
-                    elif run.result is not None:
+                    if run.result is not None:
                         session.away = None
                     await self._remember(run, session)
         except BaseException:

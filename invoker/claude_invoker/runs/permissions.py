@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import secrets
 import stat
@@ -29,6 +30,7 @@ from claude_invoker.runs import later
 from claude_invoker.runs.deferral import Deferral, call_key
 from claude_invoker.runs.questions import answers_to, questions_of
 
+_log = logging.getLogger(__name__)
 MAX_WAITING = 16
 """Of a run at once; the CLI asks about few at a time."""
 MAX_ASKED = 500
@@ -72,6 +74,8 @@ class Permissions:
         self.defers_after_s: float | None = None
         self.can_defer: Callable[[str], bool] = lambda call: False
         """Whether the CLI defers that call, by its id, if it is told to."""
+        self.before_deferring: Callable[[Permission], None] = lambda asked: None
+        """Notes what the CLI is about to leave in the session, which outlives this process. Raises OSError."""
         self.deferred: Permission | None = None
         """What it was told to defer, after which it ends."""
         self.meanwhile: PermissionDecision | None = None
@@ -198,12 +202,20 @@ class Permissions:
 
     def _defer(self, held: _Held) -> None:
         """Whoever decides from now on is heard by the run's next part."""
-        if not self.can_defer(held.shown.call):
+        if not (self.can_defer(held.shown.call) and self._is_noted(held.shown)):
             held.deferring = asyncio.get_running_loop().call_later(_AGAIN_S, self._defer, held)
             return
         self.deferred = held.shown
         held.reply(Defer())
         held.reply = lambda answer: None
+
+    def _is_noted(self, asked: Permission) -> bool:
+        try:
+            self.before_deferring(asked)
+        except OSError as error:
+            _log.error("a call is held, for it cannot be noted that it is put away: %s", error.strerror)
+            return False
+        return True
 
     def answer(self, permission_id: str, given: PermissionAnswer, by: str) -> PermissionDecision:
         """Decides, in the name of the subject `by`.

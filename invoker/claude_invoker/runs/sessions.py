@@ -125,12 +125,12 @@ class Sessions:
                 tree = found
             try:
                 lines = _remembered_in(record)
-                mark, away = os.fstat(record.fileno()).st_mtime_ns, _last_away(lines)
-                session = Session(identity, tree, path.name, mark, is_made, lines, away)
+                mark = os.fstat(record.fileno()).st_mtime_ns
+                session = Session(identity, tree, path.name, mark, is_made, lines, _last_away(lines))
                 yield session
             finally:
                 if tree.root.exists():
-                    if session.away != away:
+                    if session.away != _last_away(_remembered_in(record)):
                         self._note(session)
                     os.utime(path)
                 else:  # what the run has left in it was too much to keep
@@ -141,6 +141,11 @@ class Sessions:
         OSError."""
         with (self._records / session.name).open("a") as record:
             record.writelines(f"\n{line}" for line in lines)
+
+    def leave(self, session: Session, away: Away) -> None:
+        """Before it is left in a session that is held: whoever comes after this process finds it. Raises OSError."""
+        self.remember(session, [line_of(away)])
+        session.away = away
 
     def _note(self, session: Session) -> None:
         """What a job has left in it, or that it is there no more. Raises Problem 507."""
