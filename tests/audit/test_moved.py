@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from claude_invoker.audit import moved, person, shipping
-from claude_invoker.audit.anchor import FileAnchor
+from claude_invoker.audit import cli, moved, person, shipping
+from claude_invoker.audit.anchor import FileAnchor, advance
 from claude_invoker.audit.line import Entry
 from claude_invoker.audit.log import Log, Pair, pairs, size_of
 from claude_invoker.audit.shipping import Shipping
@@ -31,7 +31,7 @@ def made(tmp_path: Path) -> Log:
 
 
 def kinds(log: Log) -> set[str]:
-    return {found.kind for found in verify(log.directory, [log.head]).findings}
+    return {found.kind for found in verify(log.directory, [log.head], has_store=True).findings}
 
 
 async def test_beyond_the_bound_the_oldest_go_and_the_log_is_whole(made: Log, store: Store) -> None:
@@ -41,13 +41,13 @@ async def test_beyond_the_bound_the_oldest_go_and_the_log_is_whole(made: Log, st
     await sending.let_go(MOST)
     first = pairs(made.directory)[0].first
     assert first > 10 and sum(map(size_of, pairs(made.directory))) < MOST + 1_000
-    verdict = verify(made.directory, [made.head])
+    verdict = verify(made.directory, [made.head], has_store=True)
     assert (verdict.findings, verdict.moved) == ([], first - 1)
     # It goes on, here and there.
     made.append(entries(7))
     await sending.send()
     await sending.let_go(MOST)
-    assert verify(made.directory, [made.head]).findings == [] and pairs(made.directory)[0].first > first
+    assert verify(made.directory, [made.head], has_store=True).findings == [] and pairs(made.directory)[0].first > first
     async with shipping.fetched(store) as places:
         there = places[made.head.log]
         await sending.send()
@@ -139,6 +139,39 @@ def test_what_cannot_be_read_says_nothing(made: Log, what: str) -> None:
     assert kinds(made) == {"removed"}
 
 
+def test_without_a_store_no_line_says_where_others_are(
+    made: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever has the directory could write that line before it deletes what it likes."""
+    assert advance(made, [FileAnchor(tmp_path / "heads")]) == []
+    monkeypatch.setenv("INVOKER_AUDIT_DIR", str(made.directory))
+    monkeypatch.setenv("INVOKER_AUDIT_ANCHOR", str(tmp_path / "heads"))
+    assert cli.main(["verify"]) == 0, "the control: nothing was done yet"
+    upto = gone(made, said=True)[-1].first
+    capsys.readouterr()
+    assert cli.main(["verify"]) == 1 and "removed: lines 1 to " in capsys.readouterr().out
+    monkeypatch.setenv("INVOKER_AUDIT_STORE", f"file://{tmp_path}/store")
+    assert upto > 1 and cli.main(["verify", "--anchor", str(tmp_path / "heads")]) == 0, "the control: there is one"
+
+
+@pytest.mark.parametrize("of", ["lines", "details"])
+async def test_what_the_store_should_have_alone_is_missed_there(made: Log, store: Store, of: str) -> None:
+    sending = Shipping(made, store)
+    await sending.send()
+    await sending.let_go(MOST)
+    made.append(entries(3))
+    await sending.send()
+    sending.close()
+    (objects,) = (await shipping.logs_in(store)).values()
+    async with shipping.fetched(store) as places:
+        assert verify(places[made.head.log], [made.head]).findings == [], "the control: nothing was done yet"
+    assert len(objects) > 1 and objects[1].first > 1
+    await store.delete([objects[0].details.name, *([objects[0].lines.name] if of == "lines" else [])])
+    async with shipping.fetched(store) as places:
+        found = verify(places[made.head.log], [made.head]).findings
+    assert {finding.kind for finding in found} == {"removed"}
+
+
 def states(log: Log) -> Iterator[str]:
     """What a crash leaves, from what was said to the last file that goes."""
     going = pairs(log.directory)[:2]
@@ -166,7 +199,7 @@ async def test_the_writer_keeps_its_directory_within_the_bound(made: Log, store:
             await audit._send(audit._shipping, may_let_go=not troubles)
             if pairs(made.directory)[0].first > 15:
                 break
-    assert verify(made.directory, [head for _, head in anchor.heads()]).findings == []
+    assert verify(made.directory, [head for _, head in anchor.heads()], has_store=True).findings == []
 
 
 async def test_while_an_anchor_is_away_nothing_goes(made: Log, store: Store, tmp_path: Path) -> None:

@@ -131,11 +131,14 @@ async def test_what_cannot_be_read_of_the_gateways_lines_is_told_and_stops_nothi
     client: Any = own_redis.client()
     client.xadd(OUTBOX, {"line": "{"})
     client.xadd(OUTBOX, {"else": "x"})
+    for kind in ("log.forget", "log.moved", "run.end"):  # as whoever can write that Redis may wish to have said
+        said = {"kind": kind, "actor": "a", "subject": "alice", "details": {}}
+        client.xadd(OUTBOX, {"line": json.dumps(said)})
     change(own_redis, 1)
     log = Log(tmp_path / "audit")
     async with Audit(log, (), own_redis.url):
-        await until(lambda: len(noted(log.directory)) == 4)
-    assert [row["kind"] for row in noted(log.directory)][1:] == ["limits.unreadable"] * 2 + ["limits.change"]
+        await until(lambda: len(noted(log.directory)) == 7)
+    assert [row["kind"] for row in noted(log.directory)][1:] == ["limits.unreadable"] * 5 + ["limits.change"]
 
 
 async def test_where_there_can_be_no_log_there_is_no_start(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ async def _verify(options: argparse.Namespace, settings: Settings) -> int:
     if not options.store:
         directory = options.dir or settings.audit_directory
         heads = await _heads(options, settings, directory)
-        return _told(options, _looked(directory, heads), heads)
+        return _told(options, _looked(directory, heads, has_store=settings.audit_store is not None), heads)
     found = Verdict()
     heads = await asyncio.to_thread(anchor.known, _anchors(options, settings))
     async with shipping.fetched(_store(settings)) as places:
@@ -201,18 +201,21 @@ async def _verify(options: argparse.Namespace, settings: Settings) -> int:
             found.findings += one.findings
             found.heads |= one.heads
             found.without_details += one.without_details
-            found.moved += one.moved
     return _told(options, found, heads)
 
 
 def _looked(
-    directory: Path, heads: Sequence[Head], forgotten: Mapping[str, datetime] = MappingProxyType({})
+    directory: Path,
+    heads: Sequence[Head],
+    forgotten: Mapping[str, datetime] = MappingProxyType({}),
+    *,
+    has_store: bool = False,
 ) -> Verdict:
-    """`forgotten`: as `verify` says. Raises OSError."""
+    """`forgotten`, `has_store`: as `verify` says. Raises OSError."""
     from claude_invoker.audit.log import pairs
     from claude_invoker.audit.verify import verify
 
-    found = verify(directory, heads, forgotten)
+    found = verify(directory, heads, forgotten, has_store=has_store)
     if directory.is_dir() and pairs(directory) and not heads:
         found.found("cut", "no anchor knows this log: whether its end was cut cannot be said")
     return found

@@ -71,10 +71,15 @@ class _Known:
 
 
 def verify(
-    directory: Path, anchors: Iterable[Head], forgotten: Mapping[str, datetime] = MappingProxyType({})
+    directory: Path,
+    anchors: Iterable[Head],
+    forgotten: Mapping[str, datetime] = MappingProxyType({}),
+    *,
+    has_store: bool = False,
 ) -> Verdict:
     """What is found, with what is known of the log elsewhere. `forgotten`: whose details were deleted until when, as
-    other logs say of this one. Raises OSError where it cannot be read."""
+    other logs say of this one. `has_store`: whether there is a store beside it, in which lines may be alone; otherwise
+    whoever takes lines away could say so, and be believed. Raises OSError where it cannot be read."""
     verdict = Verdict()
     anchors = list(anchors)
     if not directory.is_dir():
@@ -86,7 +91,10 @@ def verify(
             logs.setdefault(each.log, []).append(each)
         _names(directory, logs, verdict)
         for log, files in logs.items():
-            _log(log, files, [anchor for anchor in anchors if anchor.log == log], forgotten, verdict)
+            read = _read(files, verdict)
+            if not has_store:
+                read.moved = None
+            _log(log, read, [anchor for anchor in anchors if anchor.log == log], forgotten, verdict)
     if not logs:
         verdict.found("gone", f"there is no log in {directory}")
     if len(logs) > 1:
@@ -105,10 +113,14 @@ def _names(directory: Path, logs: dict[str, list[Pair]], verdict: Verdict) -> No
             verdict.found("foreign", f"{path.name} is none of the log's files")
 
 
-def _log(log: str, files: list[Pair], anchors: list[Head], forgotten: Mapping[str, datetime], verdict: Verdict) -> None:
+def _read(files: list[Pair], verdict: Verdict) -> _Read:
     read = _Read()
     for each in files:
         _details(each, _lines(each, read, verdict), read, verdict)
+    return read
+
+
+def _log(log: str, read: _Read, anchors: list[Head], forgotten: Mapping[str, datetime], verdict: Verdict) -> None:
     chains = read.chains
     if not chains:
         verdict.found("gone", f"the log {log} has no lines")

@@ -31,6 +31,8 @@ _RETRY_S = 1.0
 _REDIS_RETRY_S = 5.0
 _TOLD_AFTER = 6  # failures in a row
 _GROUP = "audit"
+_OF_GATEWAY = "limits."
+"""What its lines are. What the log says of itself, by which lines and details may be gone, comes from no Redis."""
 _BATCH = 200
 _BLOCK_MS = 2000
 _ABANDONED_MS = 60_000
@@ -215,6 +217,8 @@ def _left(number: str, fields: dict[bytes, bytes]) -> Entry:
         said = json.loads(fields[b"line"])
         before, after = (json.loads(fields.get(side, b"") or b"null") for side in (b"before", b"after"))
         details = {**said["details"], "before": before, "after": after, "stream": number}
-        return Entry(str(said["kind"]), str(said["actor"]), str(said["subject"]), details, at)
+        if not (kind := str(said["kind"])).startswith(_OF_GATEWAY):
+            raise ValueError(kind)
+        return Entry(kind, str(said["actor"]), str(said["subject"]), details, at)
     except (ValueError, KeyError, TypeError):
         return Entry("limits.unreadable", "", "", {"stream": number}, at)
