@@ -32,6 +32,11 @@ def stream(*data: str) -> bytes:
     return reply("".join(f"event: message\r\ndata: {each}\r\n\r\n" for each in data), "text/event-stream")
 
 
+def in_pieces(pieces: list[bytes]) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    return head + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""])
+
+
 class Hostile:
     """Begins as a server does, and answers calls with these bytes."""
 
@@ -94,6 +99,8 @@ ANSWERS = [
     stream('{"jsonrpc": "2.0", "id": 3, "method": "sampling/createMessage", "params": {}}', answer(3)),
     stream(answer(2, result={"content": []}), answer(3)),
     reply(answer(3), "application/json; charset=utf-8"),
+    in_pieces([bytes((byte,)) for byte in stream(answer(2), answer(3)).partition(b"\r\n\r\n")[2]]),
+    in_pieces([b"x" * 1000] * 4000 + [b"\n", stream(answer(3)).partition(b"\r\n\r\n")[2]]),
 ]
 
 
@@ -126,6 +133,7 @@ HOSTILE = {
     "compressed": (reply(b"\x1f\x8b", "application/json", "200 OK", "content-encoding: gzip"), "what was not asked for"),
     "large": (reply(b" " * (http.MAX_ANSWER + 1)), "more than 4 MiB"),
     "a stream without end": (ENDLESS, "more than 4 MiB"),
+    "crumbs without end": (in_pieces([b"x"] * (http.MAX_ANSWER // 64 + 9)), "more than 4 MiB"),
     "no HTTP": (b"SSH-2.0\r\n\r\n", "it cannot be reached: RemoteProtocolError"),
     "cut off": (b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n{", "what is not understood"),
 }  # fmt: skip

@@ -22,6 +22,8 @@ from claude_invoker.mcp.relay import Failed, Message
 
 MAX_ANSWER = 4 << 20
 """Bytes of one answer, and of all that comes in its stream before it."""
+_LEAST_PIECE = 64
+"""Bytes as which a smaller piece counts: each costs time on the loop that all requests share."""
 MAX_TOOLS = 500
 CALL_S, CONNECT_S, CLOSE_S = 300.0, 10.0, 2.0
 _PAGES = 20
@@ -192,15 +194,18 @@ async def _messages(answer: httpx.Response) -> AsyncIterator[bytes]:
     if kind == "application/json":
         yield b"".join([chunk async for chunk in _bounded(answer)])
     elif kind == "text/event-stream":
-        rest, data = b"", []
+        begun, data = bytearray(), []
         async for chunk in _bounded(answer):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in map(bytes.strip, lines):
+            *ends, rest = chunk.split(b"\n")  # the chunk alone: a long line in many pieces is looked through once
+            for end in ends:
+                line = bytes(begun + end).strip()
+                begun.clear()
                 if line.startswith(b"data:"):
                     data.append(line[5:].lstrip())
                 elif not line and data:
                     yield b"\n".join(data)
                     data = []
+            begun += rest
         if data:
             yield b"\n".join(data)
     else:
@@ -211,7 +216,7 @@ async def _bounded(answer: httpx.Response) -> AsyncIterator[bytes]:
     """Raises Failed, httpx.HTTPError."""
     left = MAX_ANSWER
     async for chunk in answer.aiter_raw():
-        left -= len(chunk)
+        left -= max(len(chunk), _LEAST_PIECE)
         if left < 0:
             raise Failed(f"it has answered with more than {MAX_ANSWER >> 20} MiB")
         yield chunk
