@@ -151,6 +151,14 @@ def test_whose_memory_it_is() -> None:
     assert len(set(different)) == 4, "a list and an empty text are no team"
 
 
+@pytest.mark.parametrize("claims", [{}, {"team": "core"}])
+def test_another_issuers_people_and_teams_have_other_memories(claims: dict[str, Any]) -> None:
+    def owner(issuer: str) -> str:
+        return owner_of(Caller("alice", issuer=issuer, claims=claims), "team")
+
+    assert owner("https://a.example") == owner("https://a.example") != owner("https://b.example")
+
+
 # --- by the real CLI -------------------------------------------------------------------------------------------------
 
 CLAMP = {"clamp": {"mcp": ["memory"], "skills": ["memory"]}}

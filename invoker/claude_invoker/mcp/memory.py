@@ -107,12 +107,12 @@ ENTRY = Entry(
 
 
 def owner_of(caller: Caller, claim: str | None) -> str:
-    """Whose memory a run has: of all callers with the same value of a claim that the gateway forwards, else its
-    caller's own."""
+    """Whose memory a run has: of all callers of one issuer with the same value of a claim that the gateway forwards,
+    else its caller's own. A team of another issuer, or of another tenant's, may be called the same."""
     value = caller.claims.get(claim) if claim is not None else None
     if isinstance(value, str) and value:
-        return joined(":", "claim", claim or "", value)
-    return joined(":", "subject", caller.subject)
+        return joined(":", "claim", caller.issuer, claim or "", value)
+    return joined(":", "subject", caller.issuer, caller.subject)
 
 
 class Memories:
