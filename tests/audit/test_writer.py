@@ -132,7 +132,7 @@ async def test_what_cannot_be_read_of_the_gateways_lines_is_told_and_stops_nothi
     client.xadd(OUTBOX, {"line": "{"})
     client.xadd(OUTBOX, {"else": "x"})
     for kind in ("log.forget", "log.moved", "run.end"):  # as whoever can write that Redis may wish to have said
-        said = {"kind": kind, "actor": "a", "subject": "alice", "details": {}}
+        said: dict[str, Any] = {"kind": kind, "actor": "a", "subject": "alice", "details": {}}
         client.xadd(OUTBOX, {"line": json.dumps(said)})
     change(own_redis, 1)
     log = Log(tmp_path / "audit")

@@ -440,6 +440,10 @@ CODES: list[tuple[str | None, dict[str, Any], tuple[int, str, str, int | None]]]
     ("not_found", {"api_status": 404}, (422, "invalid", "the model API does not know the model m", 404)),
     ("check_rejected", {"api_status": 400}, (422, "invalid", "the model API does not know the model m", 400)),
     (None, {"unreachable": True}, (504, "api-unreachable", "no answer, or a connection that broke off", None)),
+    ("check_unreachable", {}, (504, "api-unreachable", "no answer, or a connection that broke off", None)),
+    ("check_failed", {}, (504, "api-unreachable", "no answer, or a connection that broke off", None)),
+    ("oauth_org_not_allowed", {"api_status": 403}, (502, "api-auth", "", 403)),
+    ("credits_required", {"api_status": 429}, (502, "api-error", "the model API wants credits for this model", 429)),
     ("odd", {}, (422, "invalid", "the Claude CLI does not accept the model or the system prompt", None)),
 ]
 

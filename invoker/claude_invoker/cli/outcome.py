@@ -56,6 +56,11 @@ def unmet_schema(result: Result, account: Figures) -> Problem | None:
     return Problem(422, "unmet-schema", "no answer of the model follows output_schema", extra=extra)
 
 
+_UNASKED = ("check_unreachable", "check_failed", "verdict_pending", "internal_error")
+"""What the CLI (2.1.330) says of a model of which nobody could tell it whether there is one: another try may pass. Its
+proxy may be gone, so that the account knows nothing of it."""
+
+
 def disobeyed(model: str, error: Disobeyed, account: Figures) -> Problem:
     """The problem of a run that has not begun, since the CLI does not take its model or its system prompt. For a model
     that it does not know by name the CLI asks the API."""
@@ -63,13 +68,15 @@ def disobeyed(model: str, error: Disobeyed, account: Figures) -> Problem:
         return problem
     if account.exhausted:
         return Problem(422, "invalid", account.budget or "the budget does not suffice for one request")
-    if error.code == "auth_failed":
+    if error.code in ("auth_failed", "oauth_org_not_allowed"):
         return Problem(502, "api-auth", api_status=account.api_status)
+    if error.code == "credits_required":
+        return Problem(502, "api-error", "the model API wants credits for this model", api_status=account.api_status)
     if error.code in ("rate_limit", "check_server_error"):
         return overloaded(account, account.api_status)
     if error.code in ("not_found", "check_rejected"):
         return Problem(422, "invalid", f"the model API does not know the model {model}", api_status=account.api_status)
-    if account.unreachable:
+    if account.unreachable or error.code in _UNASKED:
         return Problem(504, "api-unreachable", "no answer, or a connection that broke off")
     return Problem(422, "invalid", "the Claude CLI does not accept the model or the system prompt")
 
