@@ -7,16 +7,20 @@ import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claude_invoker.metering import handing
+from claude_invoker.metering import handing, wire
+from claude_invoker.metering.books import Books
 from claude_invoker.metering.handing import Connection, Hands, Lost, NotHanded, Request, Taken
-from claude_invoker.metering.wire import MAX_PACKET, Answered, Handed, Open
+from claude_invoker.metering.journal import CannotWrite, Journal
+from claude_invoker.metering.prices import Prices
+from claude_invoker.metering.proxy import KeyProxy
+from claude_invoker.metering.wire import MAX_PACKET, Answered, Handed, Open, Upstream
 from tests.support.waiting import HANG_S
 
 LARGE = [(b"x", b"1" * 30_000)]
@@ -75,16 +79,16 @@ async def test_what_is_handed_over_arrives_as_it_is(
 ) -> None:
     hands, theirs = pair
     asked = request(ends[0].fileno(), bytes(range(256)) * (20 << 10), request_id="r")
-    giving = asyncio.create_task(hands.give(account(), asked))
+    answered = await hands.give(account(), asked)
     (one,) = await taken(theirs, 1)
     expected = Handed(account(), asked.path, asked.query, ((b"x", b"\xe9"),), "r")
     assert (one.message, one.body) == (expected, asked.body)
     await one.connection.send({"type": "http.response.start", "status": 200, "headers": []})
     assert ends[1].recv(100).startswith(b"HTTP/1.1 200 ")
-    assert not one.connection.close() and not giving.done()
+    assert not one.connection.close() and not answered.done()
     hands.heard(Answered(2, "complete"))  # of another
     hands.heard(Answered(1, "left"))
-    assert (await asyncio.wait_for(giving, HANG_S)).end == "left"
+    assert answered.result().end == "left"
 
 
 async def test_what_is_said_by_the_other_way_waits_until_it_is_taken(
@@ -92,9 +96,7 @@ async def test_what_is_said_by_the_other_way_waits_until_it_is_taken(
 ) -> None:
     """Else the proxy would be told of the end of a request that it does not know yet, and then ask the API for it."""
     hands, _ = pair
-    giving = [asyncio.create_task(hands.give(account(number), request(ends[0].fileno()))) for number in (1, 2)]
-    await asyncio.sleep(0.05)
-    giving[0].cancel()  # its client has left
+    given = [await hands.give(account(number), request(ends[0].fileno())) for number in (1, 2)]
     saying = [asyncio.create_task(hands.until_taken(f"msg_{number}")) for number in (1, 2, 3)]
     await asyncio.sleep(0.05)
     assert [each.done() for each in saying] == [False, False, True]
@@ -103,7 +105,7 @@ async def test_what_is_said_by_the_other_way_waits_until_it_is_taken(
     assert [each.done() for each in saying] == [True, False, True]
     hands.lost()
     await asyncio.wait_for(saying[1], HANG_S)
-    assert isinstance((await asyncio.gather(*giving, return_exceptions=True))[1], Lost)
+    assert isinstance(given[1].exception(), Lost)
 
 
 async def test_many_at_once_wait_until_they_are_taken(
@@ -120,7 +122,7 @@ async def test_many_at_once_wait_until_they_are_taken(
     for one in found:
         one.connection.close()
         hands.heard(Answered(one.message.open.id, "complete"))
-    assert {each.end for each in await asyncio.gather(*giving)} == {"complete"}
+    assert {each.result().end for each in await asyncio.gather(*giving)} == {"complete"}
 
 
 async def test_what_no_proxy_takes_is_not_handed_over_and_what_one_has_taken_is_lost(
@@ -135,11 +137,34 @@ async def test_what_no_proxy_takes_is_not_handed_over_and_what_one_has_taken_is_
     await asyncio.sleep(0.05)
     theirs.close()
     hands.lost()
-    ends_of = await asyncio.wait_for(asyncio.gather(*full, return_exceptions=True), HANG_S)
-    assert {type(each) for each in ends_of} == {Lost, NotHanded}
+    given = await asyncio.wait_for(asyncio.gather(*full, return_exceptions=True), HANG_S)
+    assert {type(each if isinstance(each, BaseException) else each.exception()) for each in given} == {Lost, NotHanded}
     with pytest.raises(NotHanded):
         await hands.give(account(), request(there))
     assert len(os.listdir("/proc/self/fd")) == before - 2
+
+
+async def test_a_request_whose_cost_cannot_be_written_down_is_left_to_the_invoker(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    class Full:
+        def begin(self, run: str, lease: str | None) -> None:
+            raise CannotWrite
+
+    said: list[Any] = []
+    books = Books(
+        cast(Journal, Full()), Prices({}, "refuse"), KeyProxy([Upstream("http://127.0.0.1:1")], "key"), said.append
+    )
+    books.answer(Taken(Handed(account(), "/v1/messages", b"", ()), connection(ends[0]), b"{}"))
+    while len(said) < 2:
+        await asyncio.sleep(0)
+    assert said == [
+        wire.Taken("msg_1"),
+        Answered(1, refused="what runs cost cannot be written down: the disk is full?"),
+    ]
+    ends[1].setblocking(False)
+    with pytest.raises(BlockingIOError):  # nothing was written, and the invoker's own descriptor is open
+        ends[1].recv(1)
 
 
 class Answer:

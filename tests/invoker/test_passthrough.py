@@ -210,6 +210,22 @@ def test_a_connection_ends_with_the_answer_of_a_process_that_has_had_it(api: Ups
     assert answer.endswith(b"0\r\n\r\n") and len(api.messages) == 1
 
 
+def test_who_closes_as_soon_as_he_has_read_all_has_not_left(caller: Asking) -> None:
+    """As Kong does. The invoker may see that before it knows that the answer was over."""
+    url, content = httpx.URL(caller.invoker.url), body_of()
+    for _ in range(8):
+        given = {"host": "x", "content-length": str(len(content)), **caller.head(content)}
+        head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
+        with socket.create_connection((url.host, url.port), HANG_S) as client:
+            client.sendall(f"POST {PATH} HTTP/1.1\r\n{head}\r\n".encode() + content)
+            came = b""
+            while not came.endswith(b"0\r\n\r\n"):
+                came += client.recv(1 << 16)
+        assert caller.booked()
+    wait_for(lambda: len(caller.noted()) == 8, what="the lines of the audit log")
+    assert {line["end"] for line in caller.noted()} == {"complete"}
+
+
 @pytest.mark.parametrize("victim", ["proxy", pytest.param("invoker", marks=pytest.mark.slow)])
 def test_whoever_is_killed_the_client_is_told_and_what_was_streamed_is_booked(
     api: Upstream, redis_server: RedisProcess, start_invoker: Callable[..., Invoker], victim: str
@@ -395,6 +411,31 @@ def test_who_leaves_before_the_proxy_has_the_request_is_not_forgotten(api: Upstr
     assert booked == (in_micro_usd(3) if api.messages else 0)
     wait_for(caller.noted, what="the line of the audit log")
     assert caller.noted()[0]["end"] == "left"
+
+
+def test_who_does_not_read_holds_the_api_back_and_has_all_of_it_when_he_reads(api: Upstream, caller: Asking) -> None:
+    piece, count, sent = b": " + b"x" * 65_000 + b"\n\n", 400, 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(count):
+            yield piece
+            sent += 1
+        yield from events(["Well."])
+
+    api.answer = as_stream(pieces)
+    content = body_of(stream=True)
+    with httpx.stream(
+        "POST", f"{caller.invoker.url}{PATH}", content=content, headers=caller.head(content), timeout=HANG_S
+    ) as answer:
+        before = -1
+        while before != sent:
+            before = sent
+            time.sleep(0.3)
+        assert sent < count
+        came = sum(len(each) for each in answer.iter_raw())
+    assert came == count * len(piece) + len(b"".join(events(["Well."])))
+    assert caller.booked() == in_micro_usd(1)
 
 
 @pytest.mark.slow  # an invoker of its own

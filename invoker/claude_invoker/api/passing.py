@@ -57,14 +57,16 @@ class Passed(Response):
         content = await self._request.body()
         lent = await connection.lend()
         try:
-            asked = handing.Request(self._at, scope["query_string"], headers, content, lent, name)
-            await self._desk.answer(message, asked)
+            try:
+                asked = handing.Request(self._at, scope["query_string"], headers, content, lent, name)
+                await self._desk.hand(message, asked)
+            finally:
+                os.close(lent)
+            await self._desk.answer(message)
         except Problem:
             connection.unused()
             raise
         except BaseException:
             connection.end()
             raise
-        finally:
-            os.close(lent)
         connection.end()

@@ -184,24 +184,26 @@ class Metering:
             self._runs.pop(run, None)
             raise
 
-    async def answer(self, run: str, token: str, terms: Terms, figures: Figures, asked: Request) -> wire.End:
-        """Opens an account for one request, which the proxy answers on its client's own connection. Returns when that
-        is over. Raises NoProxy where nothing was answered, Lost where that is not known."""
+    async def hand(
+        self, run: str, token: str, terms: Terms, figures: Figures, asked: Request
+    ) -> asyncio.Future[wire.Answered]:
+        """Opens an account for one request, which the proxy answers on its client's own connection: see `Hands.give`.
+        Raises NoProxy."""
         await self.ready()
         self._runs[run] = kept = _Run(token, terms, figures)
         self._tokens[token] = run
-        opened = _opened(next(self._ids), run, kept, is_new=terms.is_new)
         try:
             if self._hands is None:
-                raise NoProxy(self.obstacle)
-            answered = await self._hands.give(opened, asked)
-            if answered.refused is not None:
-                raise NoProxy(answered.refused)
-            return answered.end
-        except (NoProxy, NotHanded) as error:
-            self.revoke(token)
-            self._runs.pop(run, None)
+                raise NotHanded(self.obstacle)
+            return await self._hands.give(_opened(next(self._ids), run, kept, is_new=terms.is_new), asked)
+        except NotHanded as error:
+            self.forget(run, token)
             raise NoProxy(str(error)) from error
+
+    def forget(self, run: str, token: str) -> None:
+        """The proxy has not opened it."""
+        self.revoke(token)
+        self._runs.pop(run, None)
 
     async def left(self, run: str) -> None:
         """The client of a request that was handed over has left."""

@@ -70,10 +70,10 @@ class Hands:
         come before."""
         self._is_lost = False
 
-    async def give(self, account: Open, asked: Request) -> Answered:
-        """Returns when its answer is over. Raises NotHanded, Lost."""
-        headers = tuple(asked.headers)
-        message = Handed(account, asked.path, asked.query, headers, asked.request_id)
+    async def give(self, account: Open, asked: Request) -> asyncio.Future[Answered]:
+        """Returns when it is handed over; what it returns is done when the answer is over, or fails with Lost. Raises
+        NotHanded."""
+        message = Handed(account, asked.path, asked.query, tuple(asked.headers), asked.request_id)
         answered: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
         self._waiting[account.id], self._untaken[account.run] = answered, asyncio.Event()
         try:
@@ -82,10 +82,7 @@ class Hands:
             self.taken(account.run)
             del self._waiting[account.id]
             raise
-        try:
-            return await answered
-        finally:
-            del self._waiting[account.id]
+        return answered
 
     def taken(self, run: str) -> None:
         if (event := self._untaken.pop(run, None)) is not None:
@@ -97,7 +94,7 @@ class Hands:
             await event.wait()
 
     def heard(self, message: Answered) -> None:
-        answered = self._waiting.get(message.id)
+        answered = self._waiting.pop(message.id, None)
         if answered is not None and not answered.done():
             answered.set_result(message)
 
@@ -114,6 +111,7 @@ class Hands:
         for answered in self._waiting.values():
             if not answered.done():
                 answered.set_exception(Lost("the metering proxy has ended"))
+                answered.exception()  # whoever waits for it is told; nobody has to
 
     async def _send(self, packet: bytes, connection: int, body: bytes) -> None:
         """Raises NotHanded."""

@@ -21,6 +21,7 @@ from claude_invoker.ledger import Booking
 from claude_invoker.metering.control import NoProxy, Terms
 from claude_invoker.metering.handing import Lost, Request
 from claude_invoker.metering.models import permits
+from claude_invoker.metering.wire import Answered, End
 from claude_invoker.passthrough.heads import Session
 from claude_invoker.passthrough.message import Message
 from claude_invoker.plan import allowed_models, features_of
@@ -76,28 +77,34 @@ class Desk:
         self._under_way[message] = keeper
         return message
 
-    async def answer(self, message: Message, asked: Request) -> None:
-        """Has it answered by the metering proxy. Raises Problem 503 where nothing was answered."""
+    async def hand(self, message: Message, asked: Request) -> None:
+        """To the metering proxy, which answers it. Raises Problem 503."""
+        metering = self._engine.metering
         try:
-            message.end = "broken"
-            message.end = await self._engine.metering.answer(
-                message.key, message.token, message.terms, message.figures, asked
-            )
-        except asyncio.CancelledError:
-            message.end = "left"
-            raise
+            message.answered = await metering.hand(message.key, message.token, message.terms, message.figures, asked)
         except NoProxy as error:
-            self._abandon(message)
-            raise Problem(503, "busy", str(error), {"Retry-After": "5"}) from error
+            raise self._abandoned(message, str(error)) from error
+
+    async def answer(self, message: Message) -> None:
+        """Returns when its answer is over, whether or not it has its end. Raises Problem 503 where there is none, and
+        the connection is as before."""
+        assert message.answered is not None
+        try:
+            answered = await asyncio.shield(message.answered)
         except Lost:
             _log.warning("message %s: the metering proxy has ended before its answer", message.key)
+            return
+        if answered.refused is not None:
+            self._engine.metering.forget(message.key, message.token)
+            raise self._abandoned(message, answered.refused)
 
-    def _abandon(self, message: Message) -> None:
+    def _abandoned(self, message: Message, reason: str) -> Problem:
         """Nobody was asked for it."""
         keeper, ledger = self._under_way.pop(message), self._engine.ledger
         if keeper is not None and ledger is not None:
             keeper.cancel()
             self._engine.go_on(ledger.release(message.caller))
+        return Problem(503, "busy", reason, {"Retry-After": "5"})
 
     def finish(self, message: Message) -> None:
         """Its answer is over, or its client has left. Does not wait: what it has cost is booked when it is known."""
@@ -115,9 +122,10 @@ class Desk:
 
     async def _settle(self, message: Message, keeper: asyncio.Task[None] | None) -> None:
         try:
-            if message.end == "left":
+            if message.answered is not None and not message.answered.done():
                 await self._engine.metering.left(message.key)
             final = await self._closed(message)
+            message.end = await _end(message.answered)
         finally:
             if keeper is not None:
                 await ended(keeper)
@@ -146,3 +154,13 @@ class Desk:
         )
         if booking is not None and final:
             self._engine.metering.booked(message.key, booking is Booking.NOW)
+
+
+async def _end(answered: asyncio.Future[Answered] | None) -> End:
+    """As the proxy says it: a client may leave when it has read all, before we know that this was all."""
+    if answered is None:
+        return "left"
+    await asyncio.wait((answered,), timeout=_AGAIN_S)
+    if not answered.done():
+        return "left"
+    return "broken" if answered.exception() else answered.result().end

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 
 from claude_invoker.caller import Caller
 from claude_invoker.metering.control import Terms
 from claude_invoker.metering.figures import Figures
-from claude_invoker.metering.wire import End
+from claude_invoker.metering.wire import Answered, End
 from claude_invoker.passthrough.heads import Session
 
 
@@ -22,6 +23,8 @@ class Message:
     session: Session
     terms: Terms
     token: str
+    answered: asyncio.Future[Answered] | None = None
+    """Once it is handed over: how its answer has ended."""
     figures: Figures = field(default_factory=Figures)
     began: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
