@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 
+import aiohttp
 import httpx
 import pytest
 
@@ -118,6 +119,23 @@ async def test_a_request_is_sent_once_as_it_is_and_nothing_is_kept_of_its_answer
         assert [line for line in lines if line.startswith((b"x-a:", b"user-agent:", b"cookie:"))] == [
             b"x-a: 1", "x-a: ü".encode(), b"user-agent: mine"
         ]  # fmt: skip
+
+
+async def test_an_answer_that_leaves_http_is_none() -> None:
+    """Passed on it would be the client's, and a gateway's in between: what comes next on that connection is no HTTP."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 103 x\r\n\r\nHTTP/1.1 101 x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        outward = Outward([Upstream(url)])
+        with pytest.raises(aiohttp.ClientError, match="no HTTP"):
+            await outward.post(url, "/v1/messages", (), b"{}")
+        await outward.close()
 
 
 @asynccontextmanager

@@ -84,6 +84,9 @@ class Outward:
             proxy=self._proxies.get(base_url),
             allow_redirects=False,
         )
+        if answer.status < 200:  # 101: what follows is no HTTP, and whoever passes it on would say so to its client
+            answer.close()
+            raise aiohttp.ClientPayloadError("the answer is no HTTP")
         _end_with_its_connection(answer)
         return answer
 
