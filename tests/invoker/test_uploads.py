@@ -16,6 +16,10 @@ import pytest
 
 from claude_contract.attestation import HEADER
 from claude_contract.claims import body_hash
+from claude_invoker.disk import Bounds
+from claude_invoker.problem import Problem
+from claude_invoker.workspace.intake import Intake
+from claude_invoker.workspace.uploads import Uploads
 from tests.invoker.conftest import Invoker, StandInProcess, wait_for
 from tests.invoker.test_forms import Peak, incompressible
 from tests.jobs.conftest import OVER, SECRET, SIGNER, raw_path
@@ -143,6 +147,30 @@ def test_what_cannot_be_put_leaves_nothing(invoker: Invoker, name: str, content:
         answer = api.put(f"/files/{name}", content=content)
         assert answer.status_code == status and said in answer.text, answer.text
     wait_for(lambda: not kept(invoker), what="nothing that is left of it")
+
+
+@pytest.mark.parametrize("bounds", [Bounds(per_subject=10), Bounds(in_all=10)])
+async def test_what_arrives_while_it_is_counted_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bounds: Bounds
+) -> None:
+    """Else whoever puts many at once has room for twice as much, and the more the slower the store is."""
+    found = Uploads(None, tmp_path / "uploads", bounds, 60.0, Intake(tmp_path / "intake", Bounds(), lambda size: None))
+    found.open()
+    (tmp_path / "file").write_bytes(bytes(8))
+    counted = found._all
+    first = found.room("alice", of(b"first"), 8)
+
+    async def meanwhile() -> int:
+        in_all = await counted()
+        await found.keep("alice", of(b"first"), tmp_path / "file")
+        await first.__aexit__(None, None, None)
+        return in_all
+
+    await first.__aenter__()
+    monkeypatch.setattr(found, "_all", meanwhile)
+    with pytest.raises(Problem) as refused:
+        await found.room("alice", of(b"second"), 8).__aenter__()
+    assert refused.value.status == 507
 
 
 def test_who_is_not_vouched_for_puts_nothing(invoker: Invoker) -> None:

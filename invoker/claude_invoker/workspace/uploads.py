@@ -72,10 +72,11 @@ class Uploads:
     @contextlib.asynccontextmanager
     async def room(self, owner: str, name: str, size: int) -> AsyncIterator[bool]:
         """For one of so many bytes, which is on its way; whether it was there before. Raises Problem 503, 507."""
+        on_its_way = dict(self._coming)  # what arrives while it is counted is counted twice rather than not
         there = await self.held(owner)
         before = there.pop(name, None)
         in_all = await self._all()
-        coming = list(self._coming.values())
+        coming = list((on_its_way | self._coming).values())
         theirs = [upload.size for upload in there.values()] + [held for whose, held in coming if whose == owner]
         if len(theirs) >= MOST_FILES:
             said = f"you have {MOST_FILES:,} files here, and no more: delete some, or wait until they expire"
