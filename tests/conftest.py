@@ -59,3 +59,11 @@ def redis_server(shared_redis: RedisProcess) -> RedisProcess:
 
 def sayable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+LONGEST_ID = 200
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Of a long value its length: each process and each report would have all of it, many times over."""
+    return f"{argname}-of-{len(val)}" if isinstance(val, str | bytes) and len(val) > LONGEST_ID else None
