@@ -22,9 +22,8 @@ CALLER = Caller(
     Slot(1, 250_000, 10**9, None, 10_000),
     True,
     Additions("P", "", {"branch": None, "repository": "org/app"}, ("model",)),
-    None,
-    "r",
-    "q",
+    route="r",
+    request_id="q",
 )
 # Written by release 0.1.0.
 STORED = (

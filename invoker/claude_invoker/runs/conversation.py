@@ -29,6 +29,9 @@ from claude_invoker.runs.translate import Translator
 _INTERRUPT_S = 5.0
 """In which the CLI has ended what it does when it is told so: it takes a twentieth of a second."""
 
+_TOLD_S = 0.01
+"""In which what the metering proxy has said before it answered the CLI is read, which comes by another way."""
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -119,6 +122,7 @@ class Conversation:
             phase = "total" if loop.time() >= end - 0.001 else phase
             raise Problem(504, "timeout", f"deadline: {phase}", extra={"deadline": phase}) from error
         except Disobeyed as error:
+            await asyncio.sleep(_TOLD_S)
             raise outcome.disobeyed(plan.model, error, run.account) from error
         except Unreached as error:
             raise unavailable(str(error)) from error
