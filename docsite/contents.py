@@ -13,35 +13,31 @@ class Section:
     pages: tuple[str, ...]
 
 
+def _docs(*names: str) -> tuple[str, ...]:
+    return tuple(f"docs/{name}" for name in names)
+
+
 SECTIONS = (
-    Section("Start", ("README", "docs/deploy", "docs/clients", "docs/deck")),
+    Section("Start", ("README", *_docs("deploy", "clients", "deck"))),
     Section(
         "How to",
         (
-            *("docs/identity/README", "docs/rate-tiers", "docs/prompt-context", "docs/workspace", "docs/catalog"),
-            *(
-                "docs/approvals",
-                "docs/recipes",
-                "docs/jobs",
-                "docs/scale",
-                "docs/upgrade",
-                "docs/incidents",
-                "docs/compatibility",
-            ),
+            *_docs("identity/README", "rate-tiers", "prompt-context", "workspace", "catalog", "approvals", "recipes"),
+            *_docs("jobs", "scale", "upgrade", "incidents", "compatibility"),
         ),
     ),
     Section(
         "Reference",
         (
-            *("reference/settings", "reference/plugins", "reference/routes", "reference/problems"),
-            *("reference/metrics", "docs/api", "docs/admin-api", "docs/graphql", "docs/audit", "docs/glossary"),
+            *(f"reference/{name}" for name in ("settings", "plugins", "routes", "problems", "metrics")),
+            *_docs("api", "admin-api", "graphql", "audit", "glossary"),
         ),
     ),
     Section(
         "How it works",
         (
-            *("docs/architecture", "docs/fail-closed", "SECURITY", "docs/invoker", "docs/gateway", "docs/pluginserver"),
-            *("docs/jwt-claims", "docs/metrics", "docs/dependencies", "minikong/README"),
+            *_docs("architecture", "fail-closed", "invoker", "gateway", "pluginserver", "jwt-claims", "metrics"),
+            *("SECURITY", "docs/dependencies", "minikong/README"),
         ),
     ),
     Section("The project", ("CONTRIBUTING", "CHANGELOG")),

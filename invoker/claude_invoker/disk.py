@@ -146,8 +146,9 @@ class Disk:
                 used[each.subject] += each.bytes
             self._used[kind] = used
             self.used[kind] = used.total()
-        for name, directory in self._counted.items():
-            self.used[name] = await asyncio.to_thread(_size, directory)
+        for kind, directory in self._counted.items():
+            self.used[kind] = await asyncio.to_thread(_size, directory)
+            self._used[kind] = Counter({None: self.used[kind]})
 
     def refuse(self, subject: str) -> None:
         """Raises Problem 507 where a run of the subject's would have no room."""
@@ -156,10 +157,6 @@ class Disk:
             if bounds.per_subject and used[subject_digest(subject)] > bounds.per_subject:
                 raise refusal(kind, bounds, of_all=False)
             if bounds.in_all and used.total() > bounds.in_all:
-                raise refusal(kind, bounds, of_all=True)
-        for kind in self._counted:
-            bounds = self._bounds.get(kind, Bounds())
-            if bounds.in_all and self.used[kind] > bounds.in_all:
                 raise refusal(kind, bounds, of_all=True)
         self.room_for(0)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from claude_invoker.metering import handing, wire
 from claude_invoker.metering.books import Books
-from claude_invoker.metering.handing import Connection, Hands, Lost, NotHanded, Request, Taken
+from claude_invoker.metering.handing import Arrived, Connection, Hands, Lost, NotHanded, Request
 from claude_invoker.metering.journal import CannotWrite, Journal
 from claude_invoker.metering.prices import Prices
 from claude_invoker.metering.proxy import KeyProxy
@@ -60,11 +60,11 @@ async def pair() -> AsyncIterator[tuple[Hands, socket.socket]]:
         hands.lost()
 
 
-async def taken(theirs: socket.socket, count: int) -> list[Taken]:
-    found: list[Taken] = []
+async def taken(theirs: socket.socket, count: int) -> list[Arrived]:
+    found: list[Arrived] = []
     enough = asyncio.Event()
 
-    def take(one: Taken) -> None:
+    def take(one: Arrived) -> None:
         found.append(one)
         if len(found) == count:
             enough.set()
@@ -155,7 +155,7 @@ async def test_a_request_whose_cost_cannot_be_written_down_is_left_to_the_invoke
     books = Books(
         cast(Journal, Full()), Prices({}, "refuse"), KeyProxy([Upstream("http://127.0.0.1:1")], "key"), said.append
     )
-    books.answer(Taken(Handed(account(), "/v1/messages", b"", ()), connection(ends[0]), b"{}"))
+    books.answer(Arrived(Handed(account(), "/v1/messages", b"", ()), connection(ends[0]), b"{}"))
     while len(said) < 2:
         await asyncio.sleep(0)
     assert said == [

@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
@@ -112,6 +113,25 @@ def caller(invoker: Invoker, redis_server: RedisProcess) -> Asking:
 def body_of(model: str = HAIKU, **members: Any) -> bytes:
     given = {"model": model, "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
     return json.dumps(given | members).encode()
+
+
+@contextmanager
+def begun(api: Upstream, caller: Asking, max_tokens: int) -> Iterator[Iterator[bytes]]:
+    """The pieces of an answer that comes slowly and has no end, of which some have come."""
+
+    def slowly() -> Iterator[bytes]:
+        for piece in events(itertools.repeat("abc")):
+            time.sleep(0.02)
+            yield piece
+
+    api.answer = as_stream(slowly)
+    content = body_of(stream=True, max_tokens=max_tokens)
+    url = f"{caller.invoker.url}{PATH}"
+    with httpx.stream("POST", url, content=content, headers=caller.head(content), timeout=HANG_S) as answer:
+        pieces = answer.iter_raw()
+        for _ in range(12):
+            next(pieces)
+        yield pieces
 
 
 def in_micro_usd(output: int) -> int:
@@ -239,19 +259,7 @@ def test_whoever_is_killed_the_client_is_told_and_what_was_streamed_is_booked(
     invoker = start_invoker(**settings)
     caller = Asking(invoker, redis_server)
 
-    def slowly() -> Iterator[bytes]:
-        for piece in events(itertools.repeat("abc")):
-            time.sleep(0.02)
-            yield piece
-
-    api.answer = as_stream(slowly)
-    content = body_of(stream=True, max_tokens=20_000)
-    with httpx.stream(
-        "POST", f"{invoker.url}{PATH}", content=content, headers=caller.head(content), timeout=HANG_S
-    ) as answer:
-        pieces = answer.iter_raw()
-        for _ in range(12):
-            next(pieces)
+    with begun(api, caller, max_tokens=20_000) as pieces:
         os.kill(proxy_of(invoker).pid if victim == "proxy" else invoker.pid, signal.SIGKILL)
         with pytest.raises(httpx.RemoteProtocolError):  # no end: what came is not the whole answer
             for _ in pieces:
@@ -451,19 +459,7 @@ def test_an_invoker_that_stops_books_what_was_streamed(
     )
     caller = Asking(invoker, redis_server)
 
-    def slowly() -> Iterator[bytes]:
-        for piece in events(itertools.repeat("abc")):
-            time.sleep(0.02)
-            yield piece
-
-    api.answer = as_stream(slowly)
-    content = body_of(stream=True, max_tokens=50_000)
-    with httpx.stream(
-        "POST", f"{invoker.url}{PATH}", content=content, headers=caller.head(content), timeout=HANG_S
-    ) as answer:
-        pieces = answer.iter_raw()
-        for _ in range(12):
-            next(pieces)
+    with begun(api, caller, max_tokens=50_000) as pieces:
         invoker.stop()  # after its grace, for it waits for an answer as it waits for a run
         with pytest.raises(httpx.HTTPError):
             for _ in pieces:

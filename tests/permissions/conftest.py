@@ -87,6 +87,14 @@ def one(start: Callable[..., Invoker]) -> Invoker:
     return start(session_idle_s=600)
 
 
+@pytest.fixture(scope="module")
+def worker(start: Callable[..., Invoker], settings: dict[str, Any]) -> Iterator[Invoker]:
+    """With the `settings` of the module that asks for it."""
+    invoker = start(**settings, worker="embedded")
+    yield invoker
+    invoker.stop()
+
+
 @pytest.fixture
 def alice(one: Invoker) -> Iterator[httpx.Client]:
     """Her tier asks about every command."""

@@ -48,13 +48,6 @@ def settings() -> Iterator[dict[str, Any]]:
     redis.close()
 
 
-@pytest.fixture(scope="module")
-def worker(start: Callable[..., Invoker], settings: dict[str, Any]) -> Iterator[Invoker]:
-    invoker = start(**settings, worker="embedded")
-    yield invoker
-    invoker.stop()
-
-
 @pytest.fixture
 def alice(worker: Invoker) -> Iterator[httpx.Client]:
     with client(worker, "alice", **BASH) as api:

@@ -76,13 +76,6 @@ def server(start: Callable[..., Invoker], settings: dict[str, Any]) -> Iterator[
     invoker.stop()
 
 
-@pytest.fixture(scope="module")
-def worker(start: Callable[..., Invoker], settings: dict[str, Any]) -> Iterator[Invoker]:
-    invoker = start(**settings, worker="embedded")
-    yield invoker
-    invoker.stop()
-
-
 def create(api: httpx.Client, prompt: str, **more: Any) -> str:
     made = api.post("/claude/jobs", json={"prompt": prompt, "tools": ["Bash"]} | more)
     assert made.status_code == 202, made.text

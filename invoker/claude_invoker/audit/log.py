@@ -196,6 +196,14 @@ def _add(path: Path, what: bytes) -> None:
         os.close(file)
 
 
+def rows(path: Path) -> Iterator[bytes]:
+    """The whole lines of a file, without their ends; none, where it is gone."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        for row in file:
+            if row.endswith(b"\n"):
+                yield row[:-1]
+
+
 def size_of(of: Pair) -> int:
     """Bytes of both."""
     return sum(_sizes(of))

@@ -18,7 +18,7 @@ from typing import Any
 
 from claude_invoker.audit import line
 from claude_invoker.audit.line import Entry
-from claude_invoker.audit.log import Log, locked, pairs, still
+from claude_invoker.audit.log import Log, locked, pairs, rows, still
 
 FORGET = "log.forget"
 """The kind of the line that says of whom details were deleted."""
@@ -30,8 +30,8 @@ def export(directory: Path, subject: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     with still(directory):
         for each in pairs(directory):
-            own = {int(members["seq"]): members for members in _own(_rows(each.lines), subject)}
-            details = {line.seq_of_details(row): json.loads(row)["details"] for row in _rows(each.details)}
+            own = {int(members["seq"]): members for members in _own(rows(each.lines), subject)}
+            details = {line.seq_of_details(row): json.loads(row)["details"] for row in rows(each.details)}
             found += [members | {"details": details.get(seq)} for seq, members in own.items()]
     return found
 
@@ -45,7 +45,7 @@ def forget(directory: Path, subject: str, by: str) -> int:
     deleted = 0
     with locked(directory):
         for each in pairs(directory):
-            left, gone = without(_rows(each.lines), _rows(each.details), subject, before=said.seq)
+            left, gone = without(rows(each.lines), rows(each.details), subject, before=said.seq)
             if gone:
                 _replace(each.details, left)
                 deleted += gone
@@ -59,9 +59,9 @@ def without(
     ValueError."""
     found = [members for members in _own(lines, subject) if members.get("kind") != FORGET]
     own = {seq for members in found if (seq := int(members["seq"])) < (before or seq + 1)}
-    rows = list(details)
-    left = [row + b"\n" for row in rows if line.seq_of_details(row) not in own]
-    return b"".join(left), len(rows) - len(left)
+    all_of_them = list(details)
+    left = [row + b"\n" for row in all_of_them if line.seq_of_details(row) not in own]
+    return b"".join(left), len(all_of_them) - len(left)
 
 
 def forgotten_in(directories: Iterable[Path]) -> dict[str, datetime]:
@@ -69,7 +69,7 @@ def forgotten_in(directories: Iterable[Path]) -> dict[str, datetime]:
     cannot be read says nothing."""
     found: dict[str, datetime] = {}
     for each in itertools.chain.from_iterable(map(pairs, directories)):
-        for row in _rows(each.lines):
+        for row in rows(each.lines):
             with contextlib.suppress(ValueError):
                 members = line.read(row).members if FORGET.encode() in row else {}
                 if members.get("kind") == FORGET and (at := line.time_of(str(members.get("at")))) is not None:
@@ -87,13 +87,6 @@ def _own(lines: Iterable[bytes], subject: str) -> Iterator[dict[str, Any]]:
 def whose(members: Mapping[str, Any]) -> str:
     """The person that a line is of."""
     return str(members.get("subject") or members.get("actor"))
-
-
-def _rows(path: Path) -> list[bytes]:
-    try:
-        return path.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return []
 
 
 def beside(details: Path) -> Path:

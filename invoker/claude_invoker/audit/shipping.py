@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from itertools import zip_longest
 from pathlib import Path
 from typing import IO
 
 from claude_invoker.audit import line, moved, person
 from claude_invoker.audit.line import BEGIN
-from claude_invoker.audit.log import LOCKS, Head, Log, Pair, named, pair, pairs, still
+from claude_invoker.audit.log import LOCKS, Head, Log, Pair, named, pair, pairs, rows, still
 from claude_invoker.locking import locked
 from claude_invoker.store.store import Missing, Store
 
@@ -67,9 +67,14 @@ class Shipping:
         """Deletes the oldest files of the directory that the store has, beyond so many bytes. Raises as `send`."""
         if self._lock is None or self._sent is None:
             return
+        may_go = await asyncio.to_thread(moved.may_go, self._files, self._sent.seq, most_bytes)
+        if not may_go:
+            return
+        sent = (await logs_in(self._store)).get(self._sent.log, [])
+        here = pairs(self._files.directory)
         going = []
-        for each in await asyncio.to_thread(moved.may_go, self._files, self._sent.seq, most_bytes):
-            if not await self._has(each):
+        for each, after in itertools.pairwise(here[: len(may_go) + 1]):
+            if not await self._has(each, [one for one in sent if each.first <= one.first < after.first]):
                 _log.error("%s of the audit log is not in its store as it is here: it stays", each.lines.name)
                 break
             going.append(each)
@@ -77,12 +82,8 @@ class Shipping:
             upto = await asyncio.to_thread(moved.let_go, self._files, going)
             _log.info("the audit log has its first %d lines in its store alone now", upto.seq)
 
-    async def _has(self, file: Pair) -> bool:
-        """Whether the store has all of these lines, and what details there are."""
-        after = [each.first for each in pairs(self._files.directory) if each.first > file.first]
-        objects = [
-            each for each in (await logs_in(self._store)).get(file.log, ()) if file.first <= each.first < after[0]
-        ]
+    async def _has(self, file: Pair, objects: list[Pair]) -> bool:
+        """Whether these objects of the store have all of these lines, and what details there are."""
         lines, details = bytearray(), set[bytes]()
         with contextlib.suppress(Missing):
             for each in objects:
@@ -90,7 +91,7 @@ class Shipping:
                 details.update(await _rows(self._store, each.details))
         if lines != await asyncio.to_thread(file.lines.read_bytes):
             return False
-        return details.issuperset((await asyncio.to_thread(_content, file.details)).split(b"\n")[:-1])
+        return await asyncio.to_thread(lambda: details.issuperset(rows(file.details)))
 
     async def _known(self) -> Head:
         """What the store has last of this log. Raises as `send`."""
@@ -132,7 +133,7 @@ class _Reading:
         head, size = sent, 0
         with still(self._directory):
             found = pairs(self._directory)
-            for each, after in zip_longest(found, found[1:]):
+            for each, after in itertools.zip_longest(found, found[1:]):
                 if after is not None and after.first <= head.seq + 1:
                     continue  # all of it has been sent
                 begin = head
@@ -165,14 +166,6 @@ class _Reading:
                 self._at[path] = (now.st_ino, file.tell() - len(row))
                 yield row
             self._at[path] = (now.st_ino, file.tell())
-
-
-def _content(path: Path) -> bytes:
-    """Nothing, where all details were deleted."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
 
 
 async def logs_in(store: Store) -> dict[str, list[Pair]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from claude_invoker.audit import line
-from claude_invoker.audit.log import pairs, still
+from claude_invoker.audit.log import pairs, rows, still
 
 By = Literal["subject", "tier", "model", "repository", "session"]
 BY: tuple[By, ...] = get_args(By)
@@ -38,12 +38,12 @@ def spent(directories: Iterable[Path], by: By, since: datetime | None = None) ->
         with still(directory):
             for each in pairs(directory):
                 ends = {}
-                for row in _rows(each.lines):
+                for row in rows(each.lines):
                     members = line.read(row).members
                     at = line.time_of(str(members.get("at")))
                     if members.get("kind") in _ENDS and (since is None or at is None or at >= since):
                         ends[int(members["seq"])] = members
-                for row in _rows(each.details):
+                for row in rows(each.details):
                     if ends and (of := ends.pop(line.seq_of_details(row), None)) is not None:
                         _add(found, by, of, json.loads(row)["details"])
                 unknown += len(ends)
@@ -61,20 +61,12 @@ def _add(found: dict[str, Spent], by: By, members: Any, details: dict[str, Any])
         its.messages += 1
 
 
-def _rows(path: Path) -> Iterable[bytes]:
-    try:
-        with path.open("rb") as file:
-            yield from (row.rstrip(b"\n") for row in file if row.endswith(b"\n"))
-    except FileNotFoundError:
-        return
-
-
-def table(rows: Iterable[Spent], by: By) -> str:
+def table(found: Iterable[Spent], by: By) -> str:
     """As text, a line each. What is in a name shows as it is, and moves nothing on a terminal."""
     head = f"{'US dollars':>14}  {'runs':>6}  {'messages':>8}  {'last':<20}  {by}"
     shown = [
         f"{each.usd:14.6f}  {each.runs:6}  {each.messages:8}  {each.last[:19] + 'Z':<20}  "
         f"{json.dumps(each.name)[1:-1] or '-'}"
-        for each in rows
+        for each in found
     ]
     return "\n".join([head, *shown])

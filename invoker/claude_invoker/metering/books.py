@@ -9,10 +9,9 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from claude_invoker.metering import handing
 from claude_invoker.metering.account import Account
 from claude_invoker.metering.exchange import Grant
-from claude_invoker.metering.handing import Connection
+from claude_invoker.metering.handing import Arrived, Connection
 from claude_invoker.metering.journal import CannotWrite, Journal
 from claude_invoker.metering.models import permits
 from claude_invoker.metering.prices import Prices
@@ -97,9 +96,9 @@ class Books:
             case _:
                 raise ValueError("the invoker has set up the proxy twice")
 
-    def answer(self, taken: handing.Taken) -> None:
+    def answer(self, arrived: Arrived) -> None:
         """A request that the invoker has handed over, with an account of its own."""
-        self._soon(self._answer(taken.message, taken.connection, taken.body))
+        self._soon(self._answer(arrived.message, arrived.connection, arrived.body))
 
     async def _answer(self, message: Handed, connection: Connection, body: bytes) -> None:
         run, refused = message.open.run, self._open(message.open)

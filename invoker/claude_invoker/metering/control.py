@@ -180,8 +180,7 @@ class Metering:
             if isinstance(answer, wire.Done) and answer.refused is not None:
                 raise NoProxy(answer.refused)
         except NoProxy:
-            self.revoke(token)
-            self._runs.pop(run, None)
+            self.forget(run, token)
             raise
 
     async def hand(

@@ -145,7 +145,7 @@ class Hands:
 
 
 @dataclass(frozen=True)
-class Taken:
+class Arrived:
     """What has been handed over, in the proxy."""
 
     message: Handed
@@ -153,7 +153,7 @@ class Taken:
     body: bytes
 
 
-def take(theirs: socket.socket, each: Callable[[Taken], None]) -> None:
+def take(theirs: socket.socket, each: Callable[[Arrived], None]) -> None:
     """Calls `each` for whatever is handed over, from now on."""
 
     def ready() -> None:
@@ -169,7 +169,7 @@ def take(theirs: socket.socket, each: Callable[[Taken], None]) -> None:
         with open(content, "rb") as file:
             file.seek(0)
             body = file.read()
-        each(Taken(message, Connection(socket.socket(fileno=connection), message), body))
+        each(Arrived(message, Connection(socket.socket(fileno=connection), message), body))
 
     loop = asyncio.get_running_loop()
     loop.add_reader(theirs, ready)
