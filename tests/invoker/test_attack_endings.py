@@ -234,6 +234,25 @@ async def test_runs_that_have_all_processes_are_ended(ending: Killer, few_proces
         await ending.stop()
 
 
+async def test_runs_whose_remains_have_all_processes_have_ended(ending: Killer, few_processes: Path) -> None:
+    """A zombie is a process to the kernel's bound: where nobody waits for them, no process can be made ever again."""
+    await ending.end(UID, 20)  # it is there
+    assert ending._process is not None
+    those = [subprocess.Popen(["/bin/sleep", "60"], user=UID, group=UID, extra_groups=(), cwd="/") for _ in range(20)]
+    try:
+        for pid in (ending._process.pid, *(process.pid for process in those)):
+            (few_processes / "cgroup.procs").write_text(str(pid))
+        (few_processes / "pids.max").write_text("21")
+        await ending.end(UID, 20)
+        assert killer.alive(UID) == 0
+        assert int((few_processes / "pids.current").read_text()) == 21, "the control: they are still there"
+    finally:
+        for process in those:
+            process.kill()
+            process.wait(HANG_S)
+        await ending.stop()
+
+
 async def test_runs_end_side_by_side(ending: Killer) -> None:
     await asyncio.gather(*(ending.end(KILLER + 500 + number, 20) for number in range(50)))
 

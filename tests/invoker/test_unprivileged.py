@@ -161,10 +161,10 @@ def test_runs_of_one_user_are_kept_apart_and_end_whatever_they_do(
             neighbour = pool.submit(bash, api, "for i in $(seq 30); do sleep 0.1; done; echo undisturbed")
             with highest(processes_of_its) as seen:
                 grown = bash(api, BOMB)
-            # No more are made. Where none is left for its own CLI either, that ends, and the run with it.
-            assert grown.status_code in (200, 502) or grown.json()["limit"] == "processes", grown.text
-            assert strength == "namespaces" or 200 < max(seen) <= most
-            assert "undisturbed" in neighbour.result().json()["result"]
+            # No more are made, and some are left for the CLIs: its own says how it went, or it was seen before.
+            assert grown.status_code == 200 or grown.json().get("limit") == "processes", grown.text
+            assert strength == "namespaces" or 200 < max(seen) <= most + 200 // 8 * RUNS, "with what is left to CLIs"
+            assert "undisturbed" in neighbour.result().text, neighbour.result().text
         late = bash(api, f"exec sleep {seconds}", timeout_s=2)
         assert late.status_code == 504, late.text
         assert not left(seconds)

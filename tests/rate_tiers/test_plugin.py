@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import jwt
@@ -22,6 +23,7 @@ from claude_contract.ledger import Lease, Quota, Window
 from kong_claude import PLUGINS
 from kong_claude.rate_tiers import headers
 from kong_claude.rate_tiers.plugin import RateTiers
+from tests.interop.deployments import started
 from tests.rate_tiers.servers import REACHED_BY, RedisProcess, one_server
 from tests.support.attest import claims_in, signed
 from tests.support.kong_driver import Driver, Event, Request, RPCError, Server, plugin_server
@@ -80,6 +82,8 @@ def subject() -> str:
 
 @pytest.fixture
 def start(kong: Driver, redis_server: RedisProcess) -> Start:
+    """On that Redis, unless `redis_url` is given."""
+
     def make(**config: Any) -> Any:
         base = {"policy": "redis", "redis_url": redis_server.url, "timeout_ms": 5000, "mark": "m", "route_id": "r"}
         if not {"tiers", "minute", "second"} & set(config):
@@ -157,10 +161,19 @@ def test_calls_without_headers_for_the_client(kong: Driver, start: Start, subjec
     assert calls(event) == ["request.get_headers", "service.request.set_headers", "ctx.shared.set"]
 
 
-def test_exactly_one_round_trip(kong: Driver, start: Start, subject: str, redis_server: RedisProcess) -> None:
-    """Windows, lease and budgets: one EVALSHA. What a script does inside Redis is no round trip."""
+@pytest.fixture
+def redis_of_its_own() -> Iterator[RedisProcess]:
+    """Asked by nobody else: to MONITOR all who come by a unix socket are the same."""
     one_server("MONITOR shows what one of its nodes is asked")
-    instance = start(attestation=ATTESTATION, tiers=[{**TIERS[0], "concurrent": 100, "usd_per_day": 100}])
+    with closing(started()) as server:
+        yield server
+
+
+def test_exactly_one_round_trip(kong: Driver, start: Start, subject: str, redis_of_its_own: RedisProcess) -> None:
+    """Windows, lease and budgets: one EVALSHA. What a script does inside Redis is no round trip."""
+    redis_server = redis_of_its_own
+    tiers = [{**TIERS[0], "concurrent": 100, "usd_per_day": 100}]
+    instance = start(attestation=ATTESTATION, tiers=tiers, redis_url=redis_server.url)
     kong.handle(instance, "access", attested(subject))
     client = redis_server.client()
     client.ping()  # what a connection begins with is seen too

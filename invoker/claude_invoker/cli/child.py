@@ -30,6 +30,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 _SOONER = 500
 """Thousandths of all memory that a run's process seems larger when the kernel looks for one to end."""
+_SHARE_OF_CLI = 8
+"""One in so many of a run's processes is the CLI's own. It has some ten threads."""
 _THREADS = ThreadPoolExecutor(8, "start")
 """What holds a run ends with the thread that has started it (PR_SET_PDEATHSIG, prctl(2)): so these end with the
 invoker, and not before."""
@@ -56,6 +58,11 @@ class Limits:
             most = self.processes if own_user else self._beside() + self.processes * self.runs
             wanted.append((resource.RLIMIT_NPROC, _within(most, resource.getrlimit(resource.RLIMIT_NPROC)[1])))
         return [(resource.RLIMIT_CORE, 0), *((kind, value) for kind, value in wanted if value)]
+
+    def spare(self, *, own_count: bool) -> int:
+        """How many of them commands leave to the CLI, which ends where it can start no thread; where all runs are
+        counted together, to the CLIs of all. `own_count`: whether the kernel counts those of a run by themselves."""
+        return self.processes // _SHARE_OF_CLI * (1 if own_count else self.runs)
 
     def _beside(self) -> int:
         """How many our user has that are not of runs."""

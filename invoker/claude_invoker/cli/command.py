@@ -14,7 +14,7 @@ from claude_contract.destinations import Destination
 from claude_contract.rules import AGENT, QUESTION
 from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.isolation import network
-from claude_invoker.isolation.shell import TREE
+from claude_invoker.isolation.shell import SPARE, TREE
 
 _WAIT = 'until [ -e "$1" ]; do sleep 0.02; done'
 PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -171,15 +171,17 @@ def environment(
     *,
     egress: bool = False,
     given: Given = NOTHING,
+    spare: int = 0,
 ) -> dict[str, str]:
     """Every variable of the process. The key is not among them: it is read once from descriptor `key_fd`.
 
     `api`: the socket by which the API is reached. `shell`: what it starts for commands; None: the system's. `egress`:
-    there is a filter that leads to hosts (see `isolation.network`). `given`: what it has of the catalog.
+    there is a filter that leads to hosts (see `isolation.network`). `given`: what it has of the catalog. `spare`: how
+    many of the processes that the kernel counts its commands leave to it.
     """
     named = {} if shell is None else {"CLAUDE_CODE_SHELL": str(shell)}
     agents = {"CLAUDE_AGENT_SDK_DISABLE_BUILTIN_AGENTS": "1"} if given.agents else {}
-    return environment_of_commands(tree, run, shell, egress=egress, given=given) | {
+    return environment_of_commands(tree, run, shell, egress=egress, given=given, spare=spare) | {
         **named,
         **agents,
         "CLAUDE_CONFIG_DIR": str(tree.config),
@@ -204,10 +206,10 @@ def environment(
 
 
 def environment_of_commands(
-    tree: Tree, run: str, shell: Path | None, *, egress: bool, given: Given = NOTHING
+    tree: Tree, run: str, shell: Path | None, *, egress: bool, given: Given = NOTHING, spare: int = 0
 ) -> dict[str, str]:
     """What every command of a run has, also one that the CLI does not start; as `environment` says."""
-    boundary = {} if shell is None else {TREE: str(tree.root), **_WITHOUT_ETC}
+    boundary = {} if shell is None else {TREE: str(tree.root), SPARE: str(spare), **_WITHOUT_ETC}
     if egress:
         boundary |= _PROXY
     if given.libraries is not None:

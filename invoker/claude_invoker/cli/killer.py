@@ -83,9 +83,8 @@ def powerless() -> bool:
         return int(file.read().split(b"\nCapEff:\t", 1)[1].split(None, 1)[0], 16) == 0
 
 
-def end(uid: int, killer_uid: int, deadline_s: float) -> int:
-    """Strikes until nothing of the user is left, or the deadline has passed. How many are left."""
-    until = time.monotonic() + deadline_s
+def end(uid: int, killer_uid: int, until: float) -> int:
+    """Strikes until nothing of the user is left, or that time has passed. How many are left."""
     while True:
         strike(uid, killer_uid)
         left = alive(uid)
@@ -94,9 +93,16 @@ def end(uid: int, killer_uid: int, deadline_s: float) -> int:
         time.sleep(_PAUSE_S)
 
 
-def begin(line: bytes, killer_uid: int, waiting: dict[int, bytes]) -> bool:
+class Request:
+    """One line read, and until when it is tried (on the clock of `time.monotonic`)."""
+
+    def __init__(self, line: bytes) -> None:
+        number, uid, deadline_s = line.split()
+        self.number, self.uid, self.until = number, int(uid), time.monotonic() + float(deadline_s)
+
+
+def begin(request: Request, killer_uid: int, waiting: dict[int, bytes]) -> bool:
     """A process for one request, noted in `waiting`. False where none can be made now."""
-    number, uid, deadline_s = line.split()
     try:
         child = os.fork()
     except OSError:
@@ -105,10 +111,21 @@ def begin(line: bytes, killer_uid: int, waiting: dict[int, bytes]) -> bool:
         signal.set_wakeup_fd(-1)
         left = 255
         try:
-            left = min(254, end(int(uid), killer_uid, float(deadline_s)))
+            left = min(254, end(request.uid, killer_uid, request.until))
         finally:
             os._exit(left)
-    waiting[child] = number
+    waiting[child] = request.number
+    return True
+
+
+def answered_without_fork(request: Request, killer_uid: int) -> bool:
+    """Whether a request for which no process can be made is over. Zombies that nobody waits for are processes, too:
+    where they are what is too many, none can ever be made, and all has ended all the same."""
+    strike_without_fork(request.uid, killer_uid)
+    left = alive(request.uid)
+    if left and time.monotonic() <= request.until:
+        return False
+    os.write(1, b"%s %d\n" % (request.number, min(254, left)))
     return True
 
 
@@ -120,14 +137,10 @@ def serve(killer_uid: int) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     text = b""
-    postponed: list[bytes] = []
+    postponed: list[Request] = []
     while True:
-        for line in postponed:
-            strike_without_fork(int(line.split()[1]), killer_uid)
-        again, postponed = postponed, []
-        for line in again:
-            if not begin(line, killer_uid, waiting):
-                postponed.append(line)
+        postponed = [request for request in postponed if not answered_without_fork(request, killer_uid)]
+        postponed = [request for request in postponed if not begin(request, killer_uid, waiting)]
         for ready in select.select([0, reader], [], [], _PAUSE_S if postponed else None)[0]:
             if ready == reader:
                 os.read(reader, 4096)
@@ -136,7 +149,7 @@ def serve(killer_uid: int) -> None:
             if not chunk:
                 return
             *lines, text = (text + chunk).split(b"\n")
-            postponed += [line for line in lines if not begin(line, killer_uid, waiting)]
+            postponed += [request for request in map(Request, lines) if not begin(request, killer_uid, waiting)]
         while waiting:
             child, status = os.waitpid(-1, os.WNOHANG)
             if not child:

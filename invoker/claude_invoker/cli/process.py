@@ -164,6 +164,7 @@ class CliProcess(Contained):
         try:
             os.write(write_end, key.encode())
             os.close(write_end)
+            by_itself = box is not None and box.counts_processes
             with inside(box, tree, api, network, shape.given.readable) as (kind, entry):
                 gate = (_gate(tree, name),) if shape.session == "deferred" else ()
                 child = await Child.start(
@@ -177,6 +178,7 @@ class CliProcess(Contained):
                         None if kind is None else kind.shell,
                         egress=network is not None,
                         given=shape.given,
+                        spare=limits.spare(own_count=by_itself or uid is not None),
                     ),
                     cwd=tree.work,
                     uid=uid,
@@ -188,8 +190,8 @@ class CliProcess(Contained):
                 )
         finally:
             os.close(read_end)
-        counted = box is not None and box.counts_processes and uid is None
-        processes, shell = limits.processes if counted else 0, None if kind is None else kind.shell
+        processes = limits.processes if by_itself and uid is None else 0
+        shell = None if kind is None else kind.shell
         return cls(name, shape, tree, uid, child, killer, processes, shell)
 
     @property

@@ -64,6 +64,17 @@ def unignore() -> None:
         _libc.signal(number, None)
 
 
+def leave(processes: int) -> None:
+    """So many of those that our user may have cannot be made by us, nor by what we start (RLIMIT_NPROC), for good."""
+    if not processes:
+        return
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NPROC)
+    if most != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NPROC, (max(1, most - processes),) * 2)
+
+
 def enter(domain: int, program: bytes) -> None:
     """Puts this process, for good, into a domain and under a filter (`struct sock_filter`, one after the other).
 

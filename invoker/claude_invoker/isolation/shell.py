@@ -20,12 +20,15 @@ from claude_invoker.isolation.domains import Rule
 
 TREE = "CLAUDE_INVOKER_TREE"
 """The variable that names the tree. Who could set another has no more than the CLI's own domain to choose from."""
+SPARE = "CLAUDE_INVOKER_SPARE"
+"""The variable that says how many of the processes that there may be (RLIMIT_NPROC) commands leave to the CLI."""
 
 _MAIN = """
 import sys
 
 tree = os.environ.pop({tree!r})
 domain = ruleset([(os.path.join(tree, path), rights) for path, rights in {rules!r}], {port})
+leave(int(os.environ.pop({spare!r}, "0")))
 enter(domain, bytes.fromhex({program!r}))
 unignore()
 os.environ["SHELL"] = "/bin/bash"  # what a command starts is in the domain already
@@ -48,7 +51,8 @@ class NoInterpreter(Exception):
 def text(interpreter: str, rules: tuple[Rule, ...], program: bytes, port: int = 0) -> str:
     """The script: -I and -S, so that nothing of the run's environment or directories is read by the interpreter."""
     source = Path(confine.__file__).read_text()
-    return f"#!{interpreter} -ISB\n{source}{_MAIN.format(tree=TREE, rules=rules, program=program.hex(), port=port)}"
+    main = _MAIN.format(tree=TREE, spare=SPARE, rules=rules, program=program.hex(), port=port)
+    return f"#!{interpreter} -ISB\n{source}{main}"
 
 
 def text_for_the_cli(interpreter: str, rules: tuple[Rule, ...]) -> str:
