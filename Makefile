@@ -6,7 +6,7 @@ JOBS   ?= 3
 DATA   ?= tests/conformance/data
 BASE_URL ?=
 
-.PHONY: site test-alone redis-servers test-redis help setup up down test test-long test-ledger lint format bench bench-passthrough conformance chaos soak clean fuzz version doctor
+.PHONY: site lock pin release test-alone redis-servers test-redis help setup up down test test-long test-ledger lint format bench bench-passthrough conformance chaos soak clean fuzz version doctor
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -92,6 +92,17 @@ bench-passthrough: setup build/litellm/.ready ## bench.passthrough beside LiteLL
 site: setup ## the documents as a site, with the reference out of schemas, settings and routes: build/site/index.html
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group site
 	@$(BIN)/python -m docsite
+
+lock: setup ## deploy/docker/*.lock: what the images install, by digests, in the versions of constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group release
+	@$(BIN)/python -m release.locks
+
+pin: setup ## the digest behind each image that is not ours, where its registry answers (needs skopeo)
+	@$(BIN)/python -m release.images --write
+
+release: setup ## wheels, what is in each image (CycloneDX), notes and digests, all checked, into build/release
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group release
+	@$(BIN)/python -m release
 
 wheels: setup ## the five wheels, into build/wheels
 	@rm -rf build/wheels && mkdir -p build/wheels

@@ -40,5 +40,5 @@ SECTIONS = (
             *("SECURITY", "docs/dependencies", "minikong/README"),
         ),
     ),
-    Section("The project", ("CONTRIBUTING", "CHANGELOG")),
+    Section("The project", ("CONTRIBUTING", "docs/releasing", "CHANGELOG")),
 )

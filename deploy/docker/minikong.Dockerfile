@@ -3,12 +3,14 @@ FROM python:3.12-slim
 
 RUN python3 -m venv /opt/kong-claude
 WORKDIR /src
-COPY constraints.txt LICENSE ./
+COPY deploy/docker/minikong.lock LICENSE ./
 COPY contract contract
 COPY plugins plugins
 COPY minikong minikong
 COPY local local
-RUN /opt/kong-claude/bin/pip install --no-cache-dir -c constraints.txt ./contract ./plugins ./minikong ./local \
+# What the lock names, and nothing that is called the same; ours by the build backend that it names.
+RUN /opt/kong-claude/bin/pip install --no-cache-dir --require-hashes -r minikong.lock \
+ && /opt/kong-claude/bin/pip install --no-cache-dir --no-deps --no-build-isolation ./contract ./plugins ./minikong ./local \
  && rm -rf /src
 RUN ln -s "$(/opt/kong-claude/bin/python -c 'import kong_claude.guard as g; print(g.LUA)')" /opt/kong-claude/lua \
     && ln -s "$(/opt/kong-claude/bin/python -c 'import kong_claude.guard as g; print(g.PAIR)')" /opt/kong-claude/pair

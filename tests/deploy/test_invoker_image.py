@@ -14,6 +14,7 @@ import typst
 
 from claude_invoker.catalog.catalog import OURS, load
 from claude_invoker.cli.command import PATH
+from release.locks import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = re.sub(r"\\\n", " ", (ROOT / "invoker/Dockerfile").read_text())
@@ -30,8 +31,7 @@ def test_it_installs_the_libraries_of_our_skills_and_no_others() -> None:
     needed = {plain(package) for skill in SKILLS.values() for package in skill.needs.python}
     assert {plain(requirement) for requirement in extras["skills"]} == needed
     assert re.search(r"pip install [^&]*'\./invoker\[skills\]'", RECIPE)
-    pinned = {plain(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:1].isalpha()}
-    assert needed <= pinned and "-c constraints.txt" in RECIPE
+    assert needed <= locked((ROOT / "deploy/docker/invoker.lock").read_text()).keys()
 
 
 def test_it_installs_the_programs_that_they_call() -> None:
