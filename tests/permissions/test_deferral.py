@@ -31,7 +31,7 @@ from tests.invoker.conftest import Invoker, as_root, tool, wait_for
 from tests.jobs.conftest import limits_on, slot
 from tests.permissions.conftest import APPROVER, BASH, bash, clamp
 from tests.permissions.test_attacks import Asked
-from tests.permissions.test_jobs import create, ended
+from tests.permissions.test_jobs import asked_by, create, ended
 from tests.permissions.test_questions import COLOUR, ask
 from tests.replicas.test_replicas import client
 from tests.support.waiting import until
@@ -132,6 +132,41 @@ def test_whoever_follows_it_sees_one_run(alice: httpx.Client) -> None:
         "run.finished",
         "job.done",
     ]
+
+
+def test_who_decides_while_its_process_ends_is_the_only_one(worker: Invoker, alice: httpx.Client) -> None:
+    """Its CLI is stopped before it can end: what is decided by then is stored as the job is put away, and it goes on at
+    once. Nobody interrupts it, or tells it anything, that it would not hear."""
+    path = create(alice, bash("touch made.txt; echo it ran") * 8)
+
+    def told() -> int:
+        """How often a CLI was told to defer a call of the job."""
+        noted = "".join(record.read_text() for record in worker.state.glob("sessions/*") if record.is_file())
+        return noted.count(path.rpartition("/")[2])
+
+    for parts in range(8):
+        asked = asked_by(alice, path)
+        for cli in worker.clis():
+            cli.suspend()
+        if worker.clis() and told() == parts:
+            break
+        for cli in worker.clis():  # too late: it may have ended
+            cli.resume()
+        assert decide(alice, path, put_away(alice, path)).status_code == 200
+    wait_for(lambda: told() > parts, what="the CLI to be told to defer")
+    assert alice.post(f"{path}/interrupt").status_code == 409
+    assert alice.post(f"{path}/messages", json={"message": "use tabs"}).status_code == 409
+    assert decide(alice, path, asked, remember="run").status_code == 200
+    assert decide(alice, path, asked, "deny").status_code == 409
+    for cli in worker.clis():
+        cli.resume()
+    done = ended(alice, path)
+    assert done["state"] == "done", done
+    assert [each["decision"] for each in done["decisions"]] == ["allow"] * 8
+    events = alice.get(f"{path}/events").text.partition(asked["id"])[2]
+    names = [line[7:] for line in events.splitlines() if line.startswith("event: ")]
+    ours = [name for name in names if name.partition(".")[0] in ("run", "job", "permission")]
+    assert ours[:2] == ["permission.decided", "run.deferred"] and "job.waiting_for_approval" not in ours
 
 
 def test_a_question_waits_as_long(alice: httpx.Client) -> None:

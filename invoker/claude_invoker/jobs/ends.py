@@ -12,7 +12,6 @@ from redis.exceptions import RedisError
 
 from claude_contract.ledger import Lease, micro_usd
 from claude_invoker.caller import Caller
-from claude_invoker.jobs.deferred import resume
 from claude_invoker.jobs.orphan import left_in
 from claude_invoker.jobs.queue import Queues, enqueue_delivery, enqueue_ticket
 from claude_invoker.jobs.record import Asks, Job, caller_json, retention
@@ -52,25 +51,24 @@ class Ends:
 
     async def defer(self, job: Job, deferral: Deferral, permissions: Permissions, **fields: Any) -> None:
         """Puts a job away whose run has been, however long Redis takes to come back. The run has given its lease back;
-        the next part takes another."""
+        the next part takes another. What was decided while its process ended is stored in the same step: whoever
+        decided it was told so."""
         caller = job.caller
         if caller.lease is not None:
             caller = replace(caller, lease=str(Lease.parse(caller.lease).again()))
-        asked = deferral.permission
-        before = [decision for decision in permissions.decided.values() if decision.id != asked.id]
-        asks = Asks(waiting=[asked], decided=before)
+        deferral = permissions.as_decided(deferral)
+        asks = Asks(waiting=permissions.waiting, decided=list(permissions.decided.values()))
         while True:
             try:
                 put = await self.store.defer(job, asks, deferral, caller=caller_json(caller), **fields)
+                if put == "put away" and not asks.waiting:
+                    await enqueue_ticket(self.queues)
                 break
             except (RedisError, OSError) as error:
                 _log.warning("job %s: that it is put away is not stored yet (%s)", job.id, type(error).__name__)
                 await asyncio.sleep(1)
-        permissions.close()
         if put == "cancelled":
             await self.end(job, "cancelled", error=Problem(499, "cancelled", BY_CALLER).document(), **fields)
-        elif put == "put away" and (decision := permissions.meanwhile) is not None:
-            await resume(self.store, self.queues, replace(job, asks=asks, deferral=deferral), decision)
 
     async def book(self, caller: Caller, micro_usd: int, *, final: bool = True) -> None:
         """Ends the caller's lease. Never raises."""

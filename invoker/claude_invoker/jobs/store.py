@@ -185,7 +185,9 @@ class Store:
         return outcomes[int(await self._run("requeue", keys, args))]
 
     async def defer(self, job: Job, asks: Asks, deferral: Deferral, **fields: str) -> PutAway:
-        """Puts a running job away until somebody decides what it asks. `cancelled`: it is still ours to end."""
+        """Puts a running job away until somebody decides what it asks; where `asks` says that nothing waits, it is
+        decided already, and the job waits for its turn. `cancelled`: it is still ours to end."""
+        queue = self.queue(job.tier)
         keys = [
             PREFIX + f"job:{job.id}",
             TICKETS,
@@ -193,11 +195,13 @@ class Store:
             RUNNING,
             PREFIX + f"events:{job.id}",
             DEFERRED,
+            _wait(queue, job.subject),
+            _round_robin(queue),
+            WAITING,
         ]
         stored = {"asks": asks.model_dump_json(), "deferral": deferral.model_dump_json()} | fields
-        until = int(deferral.permission.expires_at * 1000)
-        place = f"{self.queue(job.tier)}:{job.subject}"
-        args = [job.id, job.attempt, place, until, *(part for pair in stored.items() for part in pair)]
+        until = int(deferral.permission.expires_at * 1000) if asks.waiting else ""
+        args = [job.id, job.attempt, job.subject, queue, until, *(part for pair in stored.items() for part in pair)]
         outcomes: tuple[PutAway, ...] = ("not ours", "put away", "cancelled")
         return outcomes[int(await self._run("defer", keys, args))]
 

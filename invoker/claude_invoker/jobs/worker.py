@@ -244,8 +244,8 @@ class Worker:
                     run.cancel(BY_CALLER if told > 0 else _FENCED)
                 for permission in asks.waiting:
                     if job.callback and permission.id not in told_of:
-                        told_of.add(permission.id)
                         await enqueue_asking(self.queues, job.id, permission.id)
+                        told_of.add(permission.id)
             except (RedisError, OSError) as error:
                 _log.warning("job %s: its heartbeat is not stored (%s)", job.id, type(error).__name__)
             # Where it works must be known soon, for whoever finds it dead.

@@ -61,8 +61,17 @@ class Conversation:
             process.passage.begin(run.went_out)
         loop = asyncio.get_running_loop()
         phase = "first_output"
-        run.permissions.can_defer = lambda call: translator.is_last(call) and not run.steering.is_pending
         is_deferred = False
+
+        def can_defer(call: str) -> bool:
+            return translator.is_last(call) and not (run.steering.is_pending or run.interrupted)
+
+        def defer() -> None:
+            """The process is about to end: it hears nothing more."""
+            run.interrupting = None
+            run.steering.end()
+
+        run.permissions.can_defer, run.permissions.on_deferring = can_defer, defer
 
         def interrupt() -> None:
             nonlocal phase

@@ -526,10 +526,12 @@ class Engine:
         run.finished_at = time.time()
         if run.problem is not None:
             run.deferral = None
+            run.permissions.end()  # what was to be put away, if anything
         elif run.result is None and run.deferral is None:
             run.problem = Problem(500, "internal")
         if run.deferral is not None:
             run.state = "waiting"
+            run.permissions.close()  # what is decided comes before the last event, and is stored with the job
             run.events.finish("run.deferred", {"id": run.id, "permission": run.deferral.permission.id})
         elif run.problem is None:
             run.state = "succeeded"

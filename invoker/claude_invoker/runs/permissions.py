@@ -78,8 +78,8 @@ class Permissions:
         """Notes what the CLI is about to leave in the session, which outlives this process. Raises OSError."""
         self.deferred: Permission | None = None
         """What it was told to defer, after which it ends."""
-        self.meanwhile: PermissionDecision | None = None
-        """About that, by who came before the run was put away."""
+        self.on_deferring: Callable[[], None] = lambda: None
+        """Told when the CLI is told so."""
         self._closed = False
         self.is_heard = False
         """Whether somebody learns what the model asks: who has a run's stream, or a job."""
@@ -206,6 +206,7 @@ class Permissions:
             held.deferring = asyncio.get_running_loop().call_later(_AGAIN_S, self._defer, held)
             return
         self.deferred = held.shown
+        self.on_deferring()
         held.reply(Defer())
         held.reply = lambda answer: None
 
@@ -262,6 +263,15 @@ class Permissions:
             if held.shown is not self.deferred:
                 self._decide(_denied(held.shown, "ended", "The run has ended."), None)
 
+    def as_decided(self, deferral: Deferral) -> Deferral:
+        """With what has been decided about it since it was to be put away: that holds in the run's next part as it
+        would have in this one."""
+        asked = deferral.permission
+        key = call_key(asked.tool, asked.input)
+        decision = self._for_session.get(key) if asked.id in self.decided else None
+        for_session = {} if decision is None else {key: decision}
+        return deferral.model_copy(update={"remembered": dict(self.remembered), "for_session": for_session})
+
     def close(self) -> None:
         """The run's part is over: what was deferred is decided elsewhere from now on."""
         self._closed = True
@@ -275,8 +285,6 @@ class Permissions:
     def _decide(self, decision: PermissionDecision, answer: HookAnswer | None) -> None:
         held = self._held.pop(decision.id)
         _rest(held)
-        if held.shown is self.deferred:
-            self.meanwhile = decision
         if decision.decision == "allow":
             self._let_pass(decision.tool, held.shown.input if decision.input is None else decision.input)
         if answer is not None:
@@ -289,7 +297,8 @@ class Permissions:
             self._let[_digest(tool, given)] += 1
 
     def _record(self, decision: PermissionDecision, given: Mapping[str, Any]) -> None:
-        if len(self.decided) < 2 * MAX_ASKED:  # remembered ones have no other bound
+        awaited = self.deferred is not None and decision.id == self.deferred.id
+        if awaited or len(self.decided) < 2 * MAX_ASKED:  # remembered ones have no other bound
             self.decided[decision.id] = decision
         self._tell("permission.decided", decision.model_dump(mode="json", exclude_none=True))
         self.on_decided(decision, given)
