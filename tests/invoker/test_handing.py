@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
@@ -64,12 +65,15 @@ async def taken(theirs: socket.socket, count: int) -> list[Arrived]:
     found: list[Arrived] = []
     enough = asyncio.Event()
 
+    def refused(message: Handed) -> None:
+        raise AssertionError(message)
+
     def take(one: Arrived) -> None:
         found.append(one)
         if len(found) == count:
             enough.set()
 
-    handing.take(theirs, take)
+    handing.take(theirs, take, refused)
     await asyncio.wait_for(enough.wait(), HANG_S)
     return found
 
@@ -142,6 +146,41 @@ async def test_what_no_proxy_takes_is_not_handed_over_and_what_one_has_taken_is_
     with pytest.raises(NotHanded):
         await hands.give(account(), request(there))
     assert len(os.listdir("/proc/self/fd")) == before - 2
+
+
+@pytest.mark.parametrize("room", [0, 1])
+async def test_what_comes_without_its_connection_is_refused(
+    pair: tuple[Hands, socket.socket], ends: tuple[socket.socket, socket.socket], room: int
+) -> None:
+    """Where as many are open as may be the kernel leaves out what has no place. Nobody would ever have answered it, and
+    its place of its caller's would have been held for as long."""
+    hands, theirs = pair
+    said: list[Any] = []
+    books = Books(
+        cast(Journal, None), Prices({}, "refuse"), KeyProxy([Upstream("http://127.0.0.1:1")], "key"), said.append
+    )
+
+    def take(one: Arrived) -> None:
+        raise AssertionError(one)
+
+    await hands.give(account(), request(ends[0].fileno(), b"{}"))
+    before = len(os.listdir("/proc/self/fd"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(ends[0].fileno())
+    os.close(free)
+    handing.take(theirs, take, books.refuse)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + room, limits[1]))
+    try:
+        async with asyncio.timeout(HANG_S):
+            while not said:
+                await asyncio.sleep(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert said == [wire.Taken("msg_1"), Answered(1, refused="too many requests are under way")]
+    assert len(os.listdir("/proc/self/fd")) == before
+    ends[1].setblocking(False)
+    with pytest.raises(BlockingIOError):  # the invoker's own descriptor is open: it answers
+        ends[1].recv(1)
 
 
 async def test_a_request_whose_cost_cannot_be_written_down_is_left_to_the_invoker(

@@ -10,7 +10,7 @@ import queue
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
@@ -119,12 +119,7 @@ def body_of(model: str = HAIKU, **members: Any) -> bytes:
 def begun(api: Upstream, caller: Asking, max_tokens: int) -> Iterator[Iterator[bytes]]:
     """The pieces of an answer that comes slowly and has no end, of which some have come."""
 
-    def slowly() -> Iterator[bytes]:
-        for piece in events(itertools.repeat("abc")):
-            time.sleep(0.02)
-            yield piece
-
-    api.answer = as_stream(slowly)
+    api.answer = as_stream(lambda: _slowly(itertools.repeat("abc")))
     content = body_of(stream=True, max_tokens=max_tokens)
     url = f"{caller.invoker.url}{PATH}"
     with httpx.stream("POST", url, content=content, headers=caller.head(content), timeout=HANG_S) as answer:
@@ -228,6 +223,28 @@ def test_a_connection_ends_with_the_answer_of_a_process_that_has_had_it(api: Ups
     probe, answer = came.split(b"HTTP/1.1 200 ")[1:]
     assert b"connection: close" not in probe and b"connection: close" in answer
     assert answer.endswith(b"0\r\n\r\n") and len(api.messages) == 1
+
+
+def test_what_is_no_request_behind_one_does_not_stand_in_its_answer(api: Upstream, caller: Asking) -> None:
+    url, content = httpx.URL(caller.invoker.url), body_of(stream=True, max_tokens=2_000)
+    api.answer = as_stream(lambda: _slowly(itertools.repeat("abc")))
+    given = {"host": "x", "content-length": str(len(content)), **caller.head(content)}
+    head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
+    with socket.create_connection((url.host, url.port), HANG_S) as client:
+        client.sendall(f"POST {PATH} HTTP/1.1\r\n{head}\r\n".encode() + content)
+        came = client.recv(1 << 16)
+        assert came.startswith(b"HTTP/1.1 200 ")
+        client.sendall(b"\0no request\r\n\r\n")
+        while more := client.recv(1 << 16):
+            came += more
+    assert came.count(b"HTTP/1.1 ") == 1 and b"Invalid" not in came
+    assert caller.booked()
+
+
+def _slowly(words: Iterable[str]) -> Iterator[bytes]:
+    for piece in events(words):
+        time.sleep(0.02)
+        yield piece
 
 
 def test_who_closes_as_soon_as_he_has_read_all_has_not_left(caller: Asking) -> None:

@@ -23,6 +23,15 @@ class Lendable(HttpToolsProtocol):
         super().on_headers_complete()
         self.scope["extensions"] = {_EXTENSION: Connection(self.cycle)}  # type: ignore[dict-item]
 
+    def send_400_response(self, msg: str) -> None:
+        """Of what is no request. Where an answer is under way it would stand in the middle of that: its client has left
+        then, for all that is known."""
+        cycle = self.cycle
+        if self.pipeline or (cycle is not None and cycle.response_started and not cycle.response_complete):
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
+
 
 class Connection:
     """Of one request, whose turn to be answered has come."""

@@ -55,7 +55,10 @@ class Passed(Response):
         scope, connection = self._request.scope, connection_of(self._request.scope)
         headers, name = to_api(scope["headers"]), request_id(self._request.headers)
         content = await self._request.body()
-        lent = await connection.lend()
+        try:
+            lent = await connection.lend()
+        except OSError as error:  # who has left hears nothing of it
+            raise self._desk.unlent(message) from error
         try:
             try:
                 asked = handing.Request(self._at, scope["query_string"], headers, content, lent, name)

@@ -35,13 +35,15 @@ _END_S = 5.0
 
 
 def seal() -> None:
-    """No program that is started gains rights, and nobody but root looks into this process. Before there are threads.
-    Raises OSError."""
+    """No program that is started gains rights, nobody but root looks into this process, and it has as many connections
+    as it may. Before there are threads. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     for option, value in ((_NO_NEW_PRIVS, 1), (_DUMPABLE, 0)):
         if libc.prctl(option, value, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "prctl")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two for each request: its client's connection, the API's
 
 
 def become(uid: int) -> None:
@@ -68,7 +70,7 @@ async def serve(
     journal.open()
     journal.adopt()
     books = Books(journal, prices, proxy, lambda message: writer.write(wire.line(message)))
-    handing.take(handed, books.answer)
+    handing.take(handed, books.answer, books.refuse)
     gc.freeze()  # else each full collection walks through all libraries, for 10 ms, while streams wait
     writer.write(wire.line(wire.Ready()))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from claude_invoker.metering.wire import (
     ToProxy,
 )
 
+_log = logging.getLogger(__name__)
 _NOBODY_BILLED_S = 120.0
 """How long a run that nobody is billed for may take to have its last request answered."""
 _AGAIN_S = 5.0
@@ -99,6 +101,12 @@ class Books:
     def answer(self, arrived: Arrived) -> None:
         """A request that the invoker has handed over, with an account of its own."""
         self._soon(self._answer(arrived.message, arrived.connection, arrived.body))
+
+    def refuse(self, message: Handed) -> None:
+        """One whose connection has not come with it."""
+        _log.error("a request is refused: as many connections are open as may be (ulimit -n)")
+        self._tell(Taken(message.open.run))
+        self._tell(Answered(message.open.id, refused="too many requests are under way"))
 
     async def _answer(self, message: Handed, connection: Connection, body: bytes) -> None:
         run, refused = message.open.run, self._open(message.open)

@@ -153,8 +153,9 @@ class Arrived:
     body: bytes
 
 
-def take(theirs: socket.socket, each: Callable[[Arrived], None]) -> None:
-    """Calls `each` for whatever is handed over, from now on."""
+def take(theirs: socket.socket, each: Callable[[Arrived], None], untaken: Callable[[Handed], None]) -> None:
+    """Calls `each` for whatever is handed over, from now on; `untaken` for that whose connection or body has not come
+    with it, since this process has as many open as it may."""
 
     def ready() -> None:
         try:
@@ -165,6 +166,11 @@ def take(theirs: socket.socket, each: Callable[[Arrived], None]) -> None:
             loop.remove_reader(theirs)
             return
         message = _DECODE(packet)
+        if len(descriptors) < 2:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            untaken(message)
+            return
         connection, content = descriptors
         with open(content, "rb") as file:
             file.seek(0)

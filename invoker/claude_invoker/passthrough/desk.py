@@ -98,6 +98,10 @@ class Desk:
             self._engine.metering.forget(message.key, message.token)
             raise self._abandoned(message, answered.refused)
 
+    def unlent(self, message: Message) -> Problem:
+        """The problem of a request whose connection cannot be lent: as many are open as may be, or it is no more."""
+        return self._abandoned(message, "too many requests are under way")
+
     def _abandoned(self, message: Message, reason: str) -> Problem:
         """Nobody was asked for it."""
         keeper, ledger = self._under_way.pop(message), self._engine.ledger
