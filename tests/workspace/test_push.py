@@ -12,9 +12,11 @@ from claude_invoker.caller import Caller
 from claude_invoker.cli import walk
 from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.isolation.strength import Boundary, Strength
-from claude_invoker.model import InvokeRequest
+from claude_invoker.model import Check, InvokeRequest
 from claude_invoker.plan import plan
 from claude_invoker.problem import Problem
+from claude_invoker.runs.remains import not_pushed
+from claude_invoker.runs.run import Run
 from claude_invoker.settings import Settings
 from claude_invoker.workspace import content, git
 from claude_invoker.workspace import push as module
@@ -234,6 +236,30 @@ def test_what_may_not_be_pushed_is_refused_before_it_costs(
     assert (refused.value.status, said in refused.value.detail) == (status, True), refused.value.detail
     fine = decided(Repository("org/app", None, True), {"push": "claude/{run}", "message": "Mend it"})
     assert fine.branch == "claude/{run}" and fine.message == "Mend it", "the control"
+
+
+@pytest.mark.parametrize(
+    ("check", "patch", "said"),
+    [
+        (None, True, None),
+        (True, True, None),
+        (True, False, "nothing has changed"),
+        (False, True, "its check has failed"),
+        ("not run", True, "it was interrupted before its check"),
+    ],
+)
+def test_what_was_to_be_checked_is_pushed_when_its_check_has_passed(check: Any, patch: bool, said: str | None) -> None:
+    """An interrupted run has an answer, and no check: its work would have been pushed as if it had passed."""
+    request = InvokeRequest.model_validate(
+        {"prompt": "x", "tools": ["Bash"], "check": None if check is None else "true"}
+    )
+    run = Run(
+        "run_0", "alice", plan(request, UNCLAMPED, Settings(trust="open"), Boundary(Strength.NAMESPACES)), Path(), 1
+    )
+    run.patch = Path("patch") if patch else None
+    if isinstance(check, bool):
+        run.check = Check(command="true", passed=check, output="", duration_ms=1, repairs=0)
+    assert not_pushed(run) == said
 
 
 @pytest.mark.parametrize("message", ["", "two\nlines", "a\u0000b", "x" * 201])

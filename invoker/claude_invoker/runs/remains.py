@@ -53,13 +53,8 @@ class Remains:
         if branch is None or plan.push is None or plan.repository is None or run.checkout is None:
             return None
         assert self._workspaces is not None
-        pushed = Pushed(branch=branch)
-        if run.check is not None and not run.check.passed:
-            pushed.problem = "its check has failed"
-        elif run.patch is None:
-            untold = any(left.path == PATCH for left in run.left_out)
-            pushed.problem = "it cannot be told what has changed" if untold else "nothing has changed"
-        else:
+        pushed = Pushed(branch=branch, problem=not_pushed(run))
+        if run.patch is not None and pushed.problem is None:
             message = f"{plan.push.message or f'Work of {run.id}'}\n\nRun: {run.id}\nCo-authored-by: {run.co_author}\n"
             try:
                 pushed.commit = await self._workspaces.push(plan.repository, run.checkout, branch, run.patch, message)
@@ -100,3 +95,15 @@ class Remains:
             run.left_out = [LeftOut(path=PATCH, reason=found.without)]
         run.patch = None if found.patch is None else run.files / found.patch.path
         return found.patch
+
+
+def not_pushed(run: Run) -> str | None:
+    """Why a branch with what the run has changed is not even tried."""
+    if run.check is not None and not run.check.passed:
+        return "its check has failed"
+    if run.check is None and run.plan.check is not None:
+        return "it was interrupted before its check"
+    if run.patch is None:
+        untold = any(left.path == PATCH for left in run.left_out)
+        return "it cannot be told what has changed" if untold else "nothing has changed"
+    return None
