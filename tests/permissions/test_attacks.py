@@ -15,7 +15,14 @@ from claude_invoker.cli.messages import CallOver, HookCall, Malformed, parse
 from claude_invoker.cli.process import Allow, Deny, Proceed
 from claude_invoker.model import PermissionAnswer
 from claude_invoker.problem import Problem
-from claude_invoker.runs.permissions import MAX_ASKED, MAX_INPUT, MAX_WAITING, Permissions, place_in
+from claude_invoker.runs.permissions import (
+    MAX_ASKED,
+    MAX_DECIDED,
+    MAX_INPUT,
+    MAX_WAITING,
+    Permissions,
+    place_in,
+)
 from tests.invoker.conftest import Invoker, as_root
 from tests.permissions.conftest import BASH, asking, bash
 from tests.replicas.test_replicas import client
@@ -183,6 +190,22 @@ async def test_what_cannot_be_shown_is_denied() -> None:
     await asked.call("Write", file_path="a", content="x" * (MAX_INPUT - 100))
     assert len(asked.permissions.waiting) == 1
     asked.permissions.end()
+
+
+@pytest.mark.parametrize("given", [{"input": {"content": "x" * 200_000}}, {"remember": "run"}])
+async def test_what_is_kept_of_decisions_is_bounded(given: dict[str, Any]) -> None:
+    """A job has them in its record, which nobody counts: a caller's own model calls, and he decides."""
+    asked = Asked(ask=["Write"])
+    taken = 0
+    with pytest.raises(Problem) as refused:
+        for number in range(MAX_ASKED):
+            await asked.call("Write", file_path=f"{number}", content="x" * 200_000 if "remember" in given else "x")
+            (waits,) = asked.permissions.waiting
+            asked.permissions.answer(waits.id, PermissionAnswer.model_validate({"decision": "allow"} | given), "alice")
+            taken += 1
+    assert refused.value.status == 422 and taken == MAX_DECIDED // 200_000
+    (waits,) = asked.permissions.waiting
+    asked.permissions.answer(waits.id, PermissionAnswer(decision="allow"), "alice")  # as it is
 
 
 async def test_what_the_cli_asks_no_more_waits_no_more() -> None:

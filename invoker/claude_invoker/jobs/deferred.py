@@ -13,7 +13,7 @@ from claude_invoker.plan import rules_of
 from claude_invoker.problem import Problem
 from claude_invoker.runs import later
 from claude_invoker.runs.deferral import call_key
-from claude_invoker.runs.permissions import decided_already, decision_about, too_late
+from claude_invoker.runs.permissions import decided_already, decision_about, refuse_more, too_late
 
 
 async def decide(
@@ -24,9 +24,10 @@ async def decide(
     asked = job.deferral.permission
     if permission_id != asked.id:
         raise decided_already(permission_id, job.decisions)
+    deferral, key = job.deferral, call_key(asked.tool, asked.input)
+    refuse_more(given, key, job.decisions, deferral.remembered)
     # Where the paths of a changed input are nobody can tell now: they are looked at when it is to run.
     decision = decision_about(asked, given, by, job.subject, rules_of(job.request, job.caller.clamp), lambda path: None)
-    deferral, key = job.deferral, call_key(asked.tool, asked.input)
     if given.remember == "session":
         later.refuse(key, deferral.for_session, has_session=job.request.session is not None)
         deferral = deferral.model_copy(update={"for_session": deferral.for_session | {key: decision}})

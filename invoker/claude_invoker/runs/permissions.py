@@ -15,7 +15,7 @@ import secrets
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ MAX_ASKED = 500
 """Of a run in all: somebody has to read them."""
 MAX_INPUT = 256 << 10
 """Bytes of JSON; a larger input is denied, since nobody could be shown what runs."""
+MAX_DECIDED = 4 << 20
+"""Bytes of JSON of what is given with a run's decisions in all, and of the calls that are remembered: a job has them in
+its record, which is written once a second."""
 
 _AGAIN_S = 1.0
 """After which it is looked again whether a call can be deferred."""
@@ -231,6 +234,7 @@ class Permissions:
             raise Problem(503, "busy", "the run is being put away", {"Retry-After": "1"})
         if given.remember == "session":
             later.refuse(held.key, self._for_session, has_session=self.has_session)
+        refuse_more(given, held.key, self.decided.values(), self.remembered)
         decision = decision_about(held.shown, given, by, self._owner, self._rules, held.place)
         if given.remember == "session":
             self._for_session[held.key] = decision
@@ -334,6 +338,19 @@ def decision_about(
         answers=answers_to(asked, given),
         decided_at=time.time(),
     )
+
+
+def refuse_more(
+    given: PermissionAnswer, key: str, decided: Iterable[PermissionDecision], remembered: Collection[str]
+) -> None:
+    """Raises Problem 422 where this would be more than is kept of a run; it can be denied, or allowed as it is."""
+    most = f"more than {MAX_DECIDED >> 20} MiB"
+    if given.input is not None or given.answers is not None:
+        before = sum(len(each.model_dump_json(exclude_none=True)) for each in decided)
+        if before + len(given.model_dump_json(exclude_none=True)) > MAX_DECIDED:
+            raise Problem(422, "invalid", f"what was decided about this run has {most}: allow it as it is, or deny it")
+    if given.remember != "once" and sum(map(len, remembered)) + len(key) > MAX_DECIDED:
+        raise Problem(422, "invalid", f"remember: the calls of this run that are remembered have {most}")
 
 
 def too_late(asked: Permission, timeout_s: float) -> PermissionDecision:
