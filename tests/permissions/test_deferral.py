@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from claude_contract.ledger import NAMESPACE, Lease, Peek, subject_key
 from claude_contract.rules import QUESTION, Rules, parse_all
 from claude_invoker.cli.messages import Heard, ModelEvent, Said, ToolCall, ToolResult
 from claude_invoker.cli.process import Allow, Defer, Deny
+from claude_invoker.cli.walk import delete
 from claude_invoker.isolation.strength import Boundary, Strength
 from claude_invoker.model import InvokeRequest, Permission, PermissionAnswer
 from claude_invoker.plan import plan
@@ -189,13 +192,38 @@ def test_nobody_may_decide_about_a_job_of_their_own(worker: Invoker) -> None:
         assert ended(alice, path)["state"] == "done"
 
 
-def test_a_job_that_is_put_away_is_cancelled(alice: httpx.Client) -> None:
+def test_a_job_that_is_put_away_is_cancelled(worker: Invoker, alice: httpx.Client) -> None:
+    """Nothing of it is left then: its directory was its own, and nobody could go on there."""
     path = create(alice, bash("touch made.txt"))
     asked = put_away(alice, path)
     assert alice.post(f"{path}/interrupt").status_code == 409
     assert alice.delete(path).json()["state"] == "cancelled"
     assert decide(alice, path, asked).status_code == 404
     assert alice.get("/claude/jobs", params={"state": "waiting_for_approval"}).json()["jobs"] == []
+    wait_for(lambda: left_by(worker, path) == [], what="the end of what it has left")
+
+
+def left_by(worker: Invoker, path: str) -> list[Path]:
+    """Of the sessions here those that a job has begun to be put away in: their directories."""
+    found = []
+    for record in worker.state.glob("sessions/*"):
+        with suppress(FileNotFoundError):
+            said = record.read_text()
+            if path.rpartition("/")[2] in said:
+                found.append(worker.state / "trees" / "sessions" / json.loads(said.splitlines()[0])["tree"])
+    return found
+
+
+def test_what_a_job_has_left_is_gone_when_it_may_go_on(worker: Invoker, alice: httpx.Client) -> None:
+    """It says so: whoever has allowed it has named no session."""
+    path = create(alice, bash("touch made.txt"))
+    asked = put_away(alice, path)
+    (tree,) = left_by(worker, path)
+    delete(tree)
+    assert decide(alice, path, asked).status_code == 200
+    done = ended(alice, path)
+    assert (done["state"], done["error"]["status"]) == ("failed", 410), done
+    assert "nothing of the call has run" in done["error"]["detail"] and "session" not in done["error"]["title"]
 
 
 def test_a_changed_input_is_held_against_the_rules_when_it_is_to_run(worker: Invoker) -> None:

@@ -236,4 +236,6 @@ def test_another_machine_knows_that_a_session_is_taken(
 )
 def test_a_line_that_says_that_nothing_is_left(line: str) -> None:
     assert away_of(line) is None
-    assert away_of(line_of(Away("job_1", 'Bash"\u2028'))) == Away("job_1", 'Bash"\u2028')
+    for is_own in (False, True):
+        left = Away("job_1", 'Bash"\u2028', is_own)
+        assert away_of(line_of(left)) == left

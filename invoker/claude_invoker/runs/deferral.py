@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from claude_invoker.model import Permission, PermissionDecision, PermissionDenial, Usage
 from claude_invoker.plan import Plan
+from claude_invoker.problem import Problem
 
 _DENIALS = 64 << 10
 """Bytes of JSON that the denied calls of an earlier part may have."""
@@ -98,6 +99,17 @@ def resumed(plan: Plan, deferral: Deferral) -> Plan:
         max_turns=max(1, plan.max_turns - deferral.so_far.turns),
         max_budget_usd=max(_LEAST_USD, plan.max_budget_usd - deferral.so_far.cost_usd),
         total_s=max(1.0, plan.total_s - deferral.so_far.seconds),
+    )
+
+
+def lost_meanwhile() -> Problem:
+    """Of a job that cannot go on."""
+    return Problem(
+        410,
+        "gone",
+        "what the job had left when it was put away is not here any more, and nothing of the call has run; create the "
+        "job again. It was deleted for its age (INVOKER_SESSION_TTL_S) or for room (INVOKER_SESSIONS_PER_SUBJECT, "
+        "INVOKER_SESSIONS_IN_ALL), or another machine has it (INVOKER_STORE)",
     )
 
 

@@ -16,7 +16,7 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,7 +55,7 @@ from claude_invoker.plan import Plan
 from claude_invoker.plan import plan as plan_of
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
-from claude_invoker.runs.deferral import Deferral
+from claude_invoker.runs.deferral import Deferral, lost_meanwhile
 from claude_invoker.runs.events import EventLog
 from claude_invoker.runs.execution import Executor
 from claude_invoker.runs.idle import Idle
@@ -204,6 +204,7 @@ class Engine:
             {
                 "deleting the answers of old runs": self._forget_runs,
                 "ending old sessions": lambda: asyncio.to_thread(self._sessions.expire),
+                "deleting what jobs have left that are over": self._forget_left,
                 "deleting old artifacts": self._forget_files,
                 "sending what other invokers have left": self._adopt_files,
                 "sending sessions": self._moving.send_again,
@@ -575,12 +576,14 @@ class Engine:
         owner = run.subject if repository is None else joined("\0", run.subject, repository.name)
         await self.idle.settled(record_name(owner, wish))
         try:
-            async with self._moving.hold(owner, wish, lambda: run.exceed(taken())) as session:
+            async with self._held(run, owner, wish) as session:
                 await self._refuse_taken(run, session)
                 run.session = None if run.plan.ends_session else session.id
                 if run.session is not None:
                     run.permissions.recall(session.remembered)
-                run.permissions.before_deferring = lambda asked: self._sessions.leave(session, Away(run.id, asked.tool))
+                run.permissions.before_deferring = lambda asked: self._sessions.leave(
+                    session, Away(run.id, asked.tool, run.plan.ends_session)
+                )
                 if repository is not None:
                     run.checkout = await self._of_session(run, repository, session)
                 try:
@@ -597,6 +600,19 @@ class Engine:
         if run.stays is not None:
             ready, run.stays = run.stays, None
             await unbroken(self.idle.keep(session.name, ready, run, self._sessions.mark(session.name)))
+
+    @contextlib.asynccontextmanager
+    async def _held(self, run: Run, owner: str, wish: str) -> AsyncIterator[Session]:
+        """Raises Problem 404, 409, 410 for a job that has lost what it left when it was put away, 503."""
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                holding = self._moving.hold(owner, wish, lambda: run.exceed(taken()))
+                session = await stack.enter_async_context(holding)
+            except Problem as problem:
+                if run.earlier is None or problem.status != 404:
+                    raise
+                raise lost_meanwhile() from problem
+            yield session
 
     async def _refuse_taken(self, run: Run, session: Session) -> None:
         """Raises Problem 409 where a job goes on with it that is put away, 503."""
@@ -633,6 +649,14 @@ class Engine:
             if run.finished_at is not None and run.finished_at + run.retention_s < time.time():
                 self.forget(run.id)
                 await self.keeping.forget(run.id, run.artifacts)
+
+    async def _forget_left(self) -> None:
+        """Deletes what jobs have left that were put away in sessions of their own, and are over."""
+        if self.job_goes_on is _no_job:  # who has a Redis for them knows
+            return
+        for name, away in await asyncio.to_thread(self._sessions.left_by_jobs):
+            if not await self.job_goes_on(away.job):
+                await self._moving.drop(name)
 
     async def _forget_files(self) -> None:
         """Deletes artifacts that no engine remembers, once the longest retention is over."""

@@ -37,10 +37,12 @@ _UNCLAIMED_S = 60.0
 
 @dataclass(frozen=True)
 class Away:
-    """What a job has left in a session where it was put away: a call of that tool, which waits to be allowed."""
+    """What a job has left in a session where it was put away: a call of that tool, which waits to be allowed.
+    `is_own`: the session is the job's alone."""
 
     job: str
     tool: str
+    is_own: bool = False
 
 
 @dataclass
@@ -211,6 +213,16 @@ class Sessions:
             (self._records / name).unlink()
         return True
 
+    def left_by_jobs(self) -> list[tuple[str, Away]]:
+        """The records here of sessions that are a job's alone, which was put away there. Raises OSError."""
+        found = []
+        for path in list(self._records.iterdir()):
+            with contextlib.suppress(FileNotFoundError), path.open() as record:
+                away = _last_away(_remembered_in(record))
+                if away is not None and away.is_own:
+                    found.append((path.name, away))
+        return found
+
     def discard(self, tree: Tree) -> None:
         """Deletes what was too much to keep. Raises OSError."""
         self._discarded.delete_soon(self._discarded.take(tree.root))
@@ -346,7 +358,7 @@ def away_of(line: str) -> Away | None:
     """None also for another line."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         found = json.loads(line)["away"]
-        return Away(str(found["job"]), str(found["tool"]))
+        return Away(str(found["job"]), str(found["tool"]), found.get("is_own") is True)
     return None
 
 
