@@ -209,7 +209,7 @@ def test_a_release_from_a_clone(tmp_path: Path) -> None:
     # Not by `make`, which would set this environment up for the clone.
     venv.create(tmp_path / "tools", with_pip=True, symlinks=True)
     python = tmp_path / "tools" / "bin" / "python"
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "pip>=25.1"], check=True)
     subprocess.run([*pip, "-c", "constraints.txt", "--group", "release"], cwd=clone, check=True)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,6 +23,7 @@ from claude_invoker.runs.sessions import Sessions
 from claude_invoker.runs.watch import Watch
 from claude_invoker.workspace.intake import Intake
 from claude_invoker.workspace.mirror import Mirror
+from tests.support.waiting import HANG_S
 
 
 def kept(name: str, subject: str | None = "a", used_at: float = 0, size: int = 10, **more: bool) -> Kept:
@@ -166,6 +169,27 @@ async def test_books_that_are_too_long_refuse_runs_and_lose_nothing(tmp_path: Pa
         assert (found.value.status, found.value.extra["limit"]) == (507, limit)
         assert found.value.extra["setting"] == f"INVOKER_{limit.upper()}" and "50000 bytes" in found.value.detail
     assert (tmp_path / "log").exists()
+
+
+async def test_what_is_made_for_who_is_gone_by_then_holds_no_room(tmp_path: Path) -> None:
+    """A client that leaves while its directory is made: else it would hold what it was to send for six hours."""
+    begun, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def room(size: int) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait(HANG_S)
+
+    intake = Intake(tmp_path / "intake", Bounds(100, 100), room)
+    intake.open()
+    making = asyncio.create_task(intake.made("alice", 100))
+    await begun.wait()
+    making.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    assert list((tmp_path / "intake").iterdir()) == []
+    assert (await intake.made("alice", 100)).is_dir()
 
 
 @pytest.mark.parametrize(

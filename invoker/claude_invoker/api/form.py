@@ -66,7 +66,7 @@ async def form_of(
     try:
         async with while_coming:
             with stored():
-                directory = await asyncio.to_thread(intake.make, subject, length)
+                directory = await intake.made(subject, length)
                 parts = _Parts(directory, max_request)
                 await _read(request, parts, options[b"boundary"])
         yield parts.form()

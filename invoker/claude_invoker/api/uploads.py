@@ -43,7 +43,7 @@ async def put(request: Request, sha256: Name, caller: Annotated[Caller, Depends(
     size = content_length(dict(request.scope["headers"]).get(b"content-length")) or engine.settings.max_upload
     async with engine.uploads.room(caller.owner, sha256, size) as was_there:
         with stored():
-            directory = await asyncio.to_thread(engine.intake.make, caller.subject, size)
+            directory = await engine.intake.made(caller.subject, size)
             try:
                 path = directory / "file"
                 found = await _written(request, path)

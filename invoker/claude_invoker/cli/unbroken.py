@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 
 
-async def unbroken(work: Awaitable[None]) -> None:
+async def unbroken(work: Awaitable[object]) -> None:
     """Waits for the end of `work`, also when the caller is cancelled meanwhile: the cancellation comes after it."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from claude_invoker.cli import walk
+from claude_invoker.cli.unbroken import unbroken
 from claude_invoker.disk import Bounds, refusal
 
 _LEFT_S = 6 * 3600.0
@@ -45,6 +47,16 @@ class Intake:
             self.delete(made)
             raise
         return made
+
+    async def made(self, subject: str, size: int) -> Path:
+        """As `make`, beside the event loop. Who is cancelled meanwhile never learns of it: it is deleted again."""
+        making = asyncio.ensure_future(asyncio.to_thread(self.make, subject, size))
+        try:
+            await unbroken(making)
+        except asyncio.CancelledError:
+            await asyncio.to_thread(self.delete, making.result())
+            raise
+        return making.result()
 
     def _check(self, subject: str, size: int) -> None:
         """Raises Problem 507."""

@@ -145,7 +145,7 @@ class Uploads:
         try:
             if named:
                 size = sum(upload.size for upload in named.values())
-                directory = await asyncio.to_thread(self._intake.make, subject, size)
+                directory = await self._intake.made(subject, size)
                 for upload in named.values():
                     await self._bring(owner, upload, directory / upload.sha256)
             yield [(path, _here(found, directory)) for path, found in files]
