@@ -36,8 +36,10 @@ def problem_of(path: str) -> str | None:
     parts = path.split("/")
     if not path.isprintable() or "\\" in path or len(path.encode()) > 1024:
         return "must be printable, without backslashes, of 1,024 bytes at most"
-    if any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts):
+    if any(part in ("", ".", "..") for part in parts):
         return "must be relative, without empty parts, . or .."
+    if any(len(part.encode()) > 255 for part in parts):
+        return "must have names of 255 bytes at most"
     if any(map(is_git, parts)):
         return "must not lie in .git"
     return None
