@@ -118,8 +118,9 @@ def _work(settings: Settings) -> int:
 def _serve(settings: Settings) -> int:
     import uvicorn
 
-    from claude_invoker.api.heads import heads_within
+    from claude_invoker.api.lending import Lendable
     from claude_invoker.app import create_app
+    from claude_invoker.bounded_http import heads_within
     from claude_invoker.draining import LAST_ANSWERS_S, DrainingServer
 
     app = create_app(settings)
@@ -132,7 +133,7 @@ def _serve(settings: Settings) -> int:
     # lifespan: _answer has it, since uvicorn would print the traceback of a start that fails.
     config = uvicorn.Config(
         app,
-        http=heads_within(settings.request_head_s),
+        http=heads_within(settings.request_head_s, Lendable),
         log_config=None,
         access_log=False,
         server_header=False,

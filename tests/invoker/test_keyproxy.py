@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 import socket
@@ -18,6 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from claude_invoker.metering import body as bodies
 from claude_invoker.metering import proxy as keyproxy
@@ -122,6 +124,24 @@ async def test_a_request_counts_before_its_body_is_read(proxy: Proxy) -> None:
     assert grant.refused == "this run has used up its requests"
     for _, each in [*opened, (reader, writer)]:
         each.close()
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+async def test_a_head_without_end_is_not_kept(bounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every user of the machine can connect, before any token is asked for: so can each run. With the control."""
+    if not bounded:
+        monkeypatch.setattr(keyproxy, "heads_within", lambda seconds: HttpToolsProtocol)
+    async with started("http://127.0.0.1:1") as proxy:
+        _, writer = await asyncio.open_unix_connection(proxy.socket)
+        writer.write(b"POST /v1/messages HTTP/1.1\r\n")
+        lines, sent = b"".join(b"x-%d: " % number + b"y" * 1000 + b"\r\n" for number in range(1000)), 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 10:
+                writer.write(lines)
+                await writer.drain()
+                sent += 1
+        assert (sent < 10) == bounded
+        writer.close()
 
 
 async def test_what_a_run_sends_at_once_is_bounded(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from claude_invoker.api import problems
-from claude_invoker.api.heads import MAX_HEAD, heads_within
 from claude_invoker.api.limit import BodyLimit, Limits
+from claude_invoker.bounded_http import MAX_HEAD, heads_within
 from tests.support.waiting import HANG_S, wait_for
 
 SHORT, NEVER = 0.2, 600.0
@@ -54,6 +54,11 @@ def serving(
     @app.post("/body")
     async def body(request: Request) -> int:
         return len(await request.body())
+
+    @app.get("/never")
+    async def never(request: Request) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
 
     @app.get("/late")
     async def late() -> str:
@@ -123,6 +128,53 @@ def test_a_head_without_end_is_not_kept(ports: dict[str, int]) -> None:
     lines = [b"GET /late HTTP/1.1\r\n", *([b"X: " + b"y" * 1000 + b"\r\n"] * (2 * MAX_HEAD // 1000))]
     assert said(ports["sizes"], lines) is not None
     assert said(ports["nothing"], lines, wait_s=2 * SHORT) is None  # the control
+
+
+def test_a_head_without_end_is_not_kept_while_an_answer_is_under_way(ports: dict[str, int]) -> None:
+    """Nobody reads it before that is over, which a run's may be in a quarter of an hour."""
+    lines = b"".join(b"X-%d: " % number + b"y" * 1000 + b"\r\n" for number in range(1000))
+
+    def sent(port: int) -> int:
+        """Megabytes that are taken of a head behind a request that is never answered."""
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.settimeout(HANG_S)
+            client.sendall(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\nGET /late HTTP/1.1\r\n")
+            for number in range(60):
+                try:
+                    client.sendall(lines)
+                except ConnectionError:
+                    return number
+        return 60
+
+    assert sent(ports["sizes"]) < 60
+    assert sent(ports["nothing"]) == 60  # the control
+    behind = b"POST /large HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n" + b"y" * 200_000 + GOOD[:20]
+    answer = said(ports["sizes"], [behind, GOOD[20:-2] + b"Connection: close\r\n\r\nhi"])
+    assert answer is not None and answer.count(b"HTTP/1.1 ") == 2, "what came before the head does not count"
+
+
+@pytest.mark.parametrize("behind", [b"X: " + b"y" * 1000 + b"\r\n", b"y" * 1000])
+def test_what_stands_behind_a_body_without_end_is_not_kept(ports: dict[str, int], behind: bytes) -> None:
+    """Trailers, and one that does not end: also of a request that was refused."""
+    head = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nX: y"
+
+    def sent(port: int) -> int:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(head)
+            time.sleep(SHORT / 2)
+            for number in range(12):
+                try:
+                    client.sendall(behind * 1000)
+                except ConnectionError:
+                    return number
+        return 12
+
+    assert sent(ports["sizes"]) < 12
+    assert sent(ports["nothing"]) == 12  # the control
+    answer = said(
+        ports["sizes"], [head.replace(b"nowhere", b"body") + b"\r\n\r\n" + GOOD[:-2] + b"Connection: close\r\n\r\nhi"]
+    )
+    assert answer is not None and answer.count(b"HTTP/1.1 200 ") == 2, "a trailer that ends is passed over"
 
 
 def test_long_answers_and_idle_connections_are_let_be(ports: dict[str, int]) -> None:

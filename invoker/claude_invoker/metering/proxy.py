@@ -18,9 +18,9 @@ from typing import Any
 import aiohttp
 import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from claude_invoker.bounded_http import heads_within
 from claude_invoker.metering import request
 from claude_invoker.metering.account import Exhausted
 from claude_invoker.metering.bill import Bill, Reservation, unheard
@@ -50,6 +50,8 @@ _MESSAGES, _COUNT = "/v1/messages", "/v1/messages/count_tokens"
 _COUNT_S = 10.0
 _COUNT_MARGIN = (1.02, 64)
 """The API calls its own count an estimate: by this factor, and so many tokens, it may be too low."""
+_HEAD_S = 60.0
+"""How long a run may have a connection without asking anything."""
 _LAST_WORD_S = 60.0
 """How long the API may take to say what a request has used so far of which nothing was heard when the run left."""
 
@@ -83,9 +85,9 @@ class KeyProxy:
         """Answers there: every user may connect, and gets as far as a token. Raises OSError."""
         self._load()
         state = ServerState()
-        loop = asyncio.get_running_loop()
+        loop, protocol = asyncio.get_running_loop(), heads_within(_HEAD_S)
         self._server = await loop.create_unix_server(
-            lambda: HttpToolsProtocol(config=self._config, server_state=state, app_state={}), sock=listener
+            lambda: protocol(config=self._config, server_state=state, app_state={}), sock=listener
         )
 
     def _load(self) -> None:
