@@ -139,6 +139,25 @@ async def test_what_is_no_directory_any_more_leads_nowhere(place: Place) -> None
     assert (outside / ".git").exists()
 
 
+async def test_what_is_too_much_to_be_compared_stays_where_it_is(place: Place) -> None:
+    """All that a run had left was deleted, and a session's files with it."""
+    tree, found = await checked_out(place, "org/deep", a="x\n")
+    (tree.work / "left").write_text("y")
+    at = os.open(tree.work, os.O_RDONLY)
+    for _ in range(300):
+        os.mkdir("d", dir_fd=at)
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+    with pytest.raises(NoDifference, match="directories deep"):
+        await compared(place, tree, found)
+    assert (tree.work / "left").read_text() == "y"
+    assert [path.name for path in place.folder.glob("tree*")] == ["tree"]
+    delete(tree.work / "d")
+    assert [change.path for change in (await compared(place, tree, found)).changes] == ["left"]  # the control
+
+
 async def test_a_patch_that_is_too_large_is_none(place: Place) -> None:
     tree, found = await checked_out(place, "org/big", a="x\n")
     (tree.work / "b").write_bytes(os.urandom(100_000))

@@ -71,11 +71,11 @@ async def beside(tree: Tree, uid: int | None) -> AsyncIterator[Tree]:
     end. Only while nothing of the tree is alive. Raises OSError, walk.TooMuch."""
     place = Tree(tree.root.parent / f"{tree.root.name}-{secrets.token_hex(4)}")
     try:
-        await asyncio.to_thread(_move, tree, place, uid)
         try:
+            await asyncio.to_thread(_move, tree, place, uid)
             yield place
         finally:
-            await asyncio.to_thread(place.work.rename, tree.work)
+            await asyncio.to_thread(_move_back, place, tree)
     finally:
         await asyncio.to_thread(walk.delete, place.root)
 
@@ -101,6 +101,12 @@ def _move(tree: Tree, beside: Tree, uid: int | None) -> None:
         walk.delete(beside.work / path)
     if uid is not None:
         os.chown(beside.root, uid, uid)
+
+
+def _move_back(beside: Tree, tree: Tree) -> None:
+    """Also where it was found to be too much when it had been moved: it is what the run has left, and a session's."""
+    if not os.path.lexists(tree.work):
+        beside.work.rename(tree.work)
 
 
 def _make_readable(entry: walk.Entry) -> None:
