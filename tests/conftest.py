@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from tests.support import certificates
+
 if TYPE_CHECKING:
     from tests.rate_tiers.servers import RedisProcess
 
@@ -17,6 +19,7 @@ settings.register_profile("same", derandomize=True, deadline=None, suppress_heal
 settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("first", settings.get_profile("same"), phases=set(Phase) - {Phase.shrink, Phase.explain})
 settings.load_profile("explore" if os.environ.get("EXPLORE") == "1" else "same")
+certificates.read_once()
 
 
 @pytest.hookimpl(wrapper=True)
