@@ -333,8 +333,7 @@ async def test_stopping_ends_a_pool_that_has_just_been_woken(steps: int) -> None
 
     shape: Any = None
     warm = Pool(Nothing(), minimum=0, maximum=0, starts=1)
-    warm.proven = True
-    await warm.start(shape)
+    await warm.start(shape, rehearsed=True)
     for _ in range(10):
         await asyncio.sleep(0)
     warm._wake.set()

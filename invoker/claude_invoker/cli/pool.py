@@ -54,9 +54,11 @@ class Pool:
             return "the start or end of a process does not finish"
         return None if self.proven else "no process has got ready yet, or the last did not"
 
-    async def start(self, default: Shape, first: Iterable[Shape] = ()) -> None:
+    async def start(self, default: Shape, first: Iterable[Shape] = (), *, rehearsed: bool = False) -> None:
         """`default`: the shape to keep ready as long as none is asked for. `first`: more of which one is kept ready
-        until it is asked for, where any is kept at all."""
+        until it is asked for, where any is kept at all. `rehearsed`: a start has just worked, which need not be shown
+        by one more where none is kept."""
+        self.proven = rehearsed and not self._minimum
         self._default = default
         self._first = [shape for shape in dict.fromkeys(first) if shape != default] if self._minimum else []
         self._filler = asyncio.create_task(self._keep_filled())

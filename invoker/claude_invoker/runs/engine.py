@@ -292,7 +292,8 @@ class Engine:
         await self.metering.ready()
         if self.ledger is not None:
             self._watching = asyncio.create_task(self.ledger.watch(self.settings.ledger_grace, self.metering.hold))
-        await self.pool.start(self._default_shape(), await self._shapes_of_tiers())
+        rehearsed = self._launcher.box is not None  # which was the real CLI's start
+        await self.pool.start(self._default_shape(), await self._shapes_of_tiers(), rehearsed=rehearsed)
         if self.keeping.outbox is not None:
             self.keeping.outbox.start()
         self._sweeper.start()
