@@ -12,12 +12,14 @@ from claude_contract.ledger import BudgetWarning, Standing
 from claude_contract.ledger.figures import PERIOD_LABELS, POOL_LABELS, pool_gauges
 from claude_invoker.cli.outcome import usage
 from claude_invoker.isolation.strength import Strength
+from claude_invoker.metering.figures import Figures
 from claude_invoker.passthrough.message import Message
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.runs.watch import Kind
 
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+_SHORT_S = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60)
 
 _BOUNDS: tuple[tuple[str, Kind, str], ...] = (
     ("memory_bytes", "memory", "Memory"),
@@ -100,6 +102,36 @@ class Metrics:
             "claude_invoker_run_seconds", "Duration of runs", buckets=_SECONDS, registry=self._registry
         )
 
+        self._first_token = Histogram(
+            "claude_invoker_first_token_seconds",
+            "From a run's beginning to its model's first words",
+            ["model"],
+            buckets=_SHORT_S,
+            registry=self._registry,
+        )
+        self._api_first_token = Histogram(
+            "claude_invoker_api_first_token_seconds",
+            "From a request to the API to the model's first words, of answers that are streams",
+            ["model"],
+            buckets=_SHORT_S,
+            registry=self._registry,
+        )
+        self._workspace = Histogram(
+            "claude_invoker_workspace_ready_seconds",
+            "How long runs have waited for their repository",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._approvals = Gauge(
+            "claude_invoker_approvals_waiting",
+            "Calls of tools that somebody has to allow: of runs that are here, and of all jobs",
+            ["of"],
+            registry=self._registry,
+        )
+        self._approvals.labels("runs").set_function(
+            lambda: sum(len(run.permissions.waiting) for run in engine.runs.values() if not run.is_job)
+        )
+
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(f"claude_invoker_{name}", text, registry=self._registry)
 
@@ -146,9 +178,11 @@ class Metrics:
         model, tier = run.model or "none", run.tier or "none"
         self._cost.labels(model, tier).inc(run.cost_usd)
         self._cli_cost.labels(model, tier).inc(run.cli_cost_usd)
-        if run.account.used:
-            for field, tokens in usage(run.account.total).model_dump().items():
-                self._tokens.labels(model, tier, field.removesuffix("_tokens")).inc(tokens)
+        self._asked(run.account, tier)
+        if run.first_token_s is not None:
+            self._first_token.labels(model).observe(run.first_token_s)
+        if run.workspace_s is not None:
+            self._workspace.observe(run.workspace_s)
         if run.relay is not None:
             for (server, outcome), calls in run.relay.calls.items():
                 self._mcp.labels(server, outcome).inc(calls)
@@ -158,13 +192,22 @@ class Metrics:
         """A request to a model itself is over, and its cost is known."""
         tier = message.caller.tier or "none"
         self._messages.labels(message.outcome, tier).inc()
-        for model, used in message.figures.used.items():
-            for field, tokens in usage(used).model_dump().items():
-                self._tokens.labels(model or "none", tier, field.removesuffix("_tokens")).inc(tokens)
+        self._asked(message.figures, tier)
         self._cost.labels(next(iter(message.figures.used), "") or "none", tier).inc(message.cost_usd)
 
-    def queue(self, waiting: Mapping[str, int], oldest_s: float | None, held: int) -> None:
-        """Jobs that wait, by queue, as Redis counts them now, how long the oldest has waited, what all jobs hold."""
+    def _asked(self, figures: Figures, tier: str) -> None:
+        """What was asked of the API, by the models that have answered."""
+        for model, used in figures.used.items():
+            for field, tokens in usage(used).model_dump().items():
+                self._tokens.labels(model or "none", tier, field.removesuffix("_tokens")).inc(tokens)
+        for request in figures.requests:
+            if request.first_s is not None:
+                self._api_first_token.labels(request.answered_by or "none").observe(request.first_s)
+
+    def queue(self, waiting: Mapping[str, int], oldest_s: float | None, held: int, approvals: int) -> None:
+        """Jobs that wait, by queue, as Redis counts them now, how long the oldest has waited, what all jobs hold, and
+        how many of their calls wait to be allowed."""
+        self._approvals.labels("jobs").set(approvals)
         self._held.labels("redis").set(held)
         self._age.set(oldest_s or 0.0)
         self._queue.clear()

@@ -112,6 +112,7 @@ def test_a_job_asks_and_is_answered(server: Invoker, worker: Invoker, hooks: tup
         path = create(alice, bash("touch made.txt") + bash("echo two"), callback_url=url)
         asked = asked_by(alice, path)
         assert asked["input"] == {"command": "touch made.txt"}
+        assert 'claude_invoker_approvals_waiting{of="jobs"} 1.0' in alice.get("/metrics").text
         wait_for(lambda: events, what="the webhook")
         (event,) = events
         assert (

@@ -36,6 +36,7 @@ def test_what_is_allowed_runs(alice: httpx.Client) -> None:
         seen = alice.get(stream.run).json()
         assert seen["state"] == "running" and seen["permissions"] == [asked] and seen["decisions"] == []
         assert alice.get(f"{stream.run}/permissions").json() == {"waiting": [asked], "decided": []}
+        assert 'claude_invoker_approvals_waiting{of="runs"} 0.0' not in alice.get("/metrics").text
         decided = decide(alice, stream.path(asked))
         assert decided.status_code == 200, decided.text
         told = stream.until("permission.decided")

@@ -66,6 +66,8 @@ class Ready:
     since: float
     before: dict[str, tuple[int, int, int]] | None = None
     """The files that its tree was furnished with; None: nobody has looked."""
+    furnished: tuple[float, float] | None = None
+    """From when to when it was, in seconds since 1970; None: there was nothing to put in."""
     at_first: frozenset[int] = frozenset()
     """Its processes when it got ready, where somebody has looked."""
     tree_is_gone: bool = False
@@ -152,10 +154,12 @@ class Launcher:
         process: CliProcess | None = None
         try:
             await asyncio.to_thread(tree.create, uid)
-            before = None
+            before, furnished = None, None
             if shape.checkout is not None:
                 assert self.furnish is not None
+                began = time.time()
                 before = await self.furnish(tree, uid, shape.checkout)
+                furnished = began, time.time()
             process = await self.spawn(shape, tree, uid, name, token)
             await self.get_ready(process)
         except Exception as error:  # also that there is no thread to be had, which is a RuntimeError
@@ -164,7 +168,7 @@ class Launcher:
                 raise
             said = error.strerror if isinstance(error, OSError) else error
             raise CliError(f"the CLI cannot be started: {said}") from error
-        ready = Ready(process, token, keep, time.monotonic(), before)
+        ready = Ready(process, token, keep, time.monotonic(), before, furnished)
         self.ending[ready] = None
         return ready
 

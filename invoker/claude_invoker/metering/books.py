@@ -167,6 +167,7 @@ class Books:
             if not message.is_new:
                 grant.settled()  # of the proxy before this one the ledger may have more under way
         grant.changed = lambda model, used: self._changed(grant, model, used)
+        grant.metered = self._tell
         self._runs[message.run] = _Kept(message.token, grant)
         self._proxy.grant(message.token, grant)
         if not message.is_new:

@@ -388,6 +388,9 @@ class Metering:
                     kept.figures.take(message)
                     if not kept.open and not message.under_way:
                         del self._runs[message.run]
+            case wire.Metered():
+                if (kept := self._runs.get(message.run)) is not None:
+                    kept.figures.add(message)
             case wire.Draw():
                 self._draw(message)
             case wire.Done() | wire.Owed() | wire.Spent():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -15,11 +16,14 @@ from claude_invoker.metering.bill import Bill, Ending, Reservation, bill, heard
 from claude_invoker.metering.purse import Purse
 from claude_invoker.metering.request import Asked
 from claude_invoker.metering.usage import Meter, Used
+from claude_invoker.metering.wire import Metered
 
 UNREAD_TOKENS = 256
 """What an API that streams puts out in the second in which a busy proxy reads nothing."""
 NOTED_TOKENS = UNREAD_TOKENS // 4
 """Of text, by which an answer has grown before it is written down anew: the line before holds more than that."""
+_LONGEST = 200
+"""Of a name that is told of, in characters."""
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -48,6 +52,8 @@ class Grant:
     """What it draws on in the ledger; None: nobody is billed."""
     changed: Callable[[str, Used], None] = lambda model, used: None
     """Told whenever anything of it or of its account has changed, with what has just been used of which model."""
+    metered: Callable[[Metered], None] = lambda metered: None
+    """Told of each request that is over."""
     settled: Callable[[], None] = lambda: None
     """Told when less of it is under way."""
     revoked: bool = False
@@ -94,6 +100,11 @@ class Sent:
     is_unwritable: bool = False
     """Whether that line could not be written: the API does not get the whole of it."""
     heard: asyncio.Event = field(default_factory=asyncio.Event)
+    request_id: str = ""
+    began: float = field(default_factory=time.time)
+    first_s: float | None = None
+    """When the model was first heard of."""
+    _clock: float = field(default_factory=time.monotonic)
     _noted: tuple[int, int] = (0, 0)
 
     def is_news(self) -> bool:
@@ -104,6 +115,27 @@ class Sent:
             return False
         self._noted = now
         return True
+
+    def listen(self, chunk: bytes) -> None:
+        self.meter.feed(chunk)
+        if self.first_s is None and self.meter.put_out:
+            self.first_s = time.monotonic() - self._clock
+
+    def metered(self, run: str, bill: Bill) -> Metered:
+        """What is told of it now that it is over."""
+        return Metered(
+            run,
+            self.reservation.asked.model[:_LONGEST],
+            self.began,
+            time.monotonic() - self._clock,
+            self.first_s,
+            self.meter.model[:_LONGEST],
+            self.status,
+            self.ending if self.ending in ("complete", "left") else "broken",
+            bill.used,
+            bill.usd,
+            self.request_id[:_LONGEST],
+        )
 
     @property
     def bill(self) -> Bill:

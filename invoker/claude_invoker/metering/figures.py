@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
 
 from claude_invoker.metering.usage import Used
-from claude_invoker.metering.wire import Told
+from claude_invoker.metering.wire import Metered, Told
+
+MOST_REQUESTS = 500
 
 
 def in_micro_usd(usd: Decimal) -> int:
@@ -35,6 +37,9 @@ class Figures:
     """The status of the API's last answer; None before the first, and where the API could not be reached."""
     unreachable: bool = False
     retry_after: str | None = None
+    requests: list[Metered] = field(default_factory=list)
+    """The first `MOST_REQUESTS` that are over."""
+    requests_in_all: int = 0
 
     @property
     def total(self) -> Used:
@@ -43,6 +48,12 @@ class Figures:
     @property
     def micro_usd(self) -> int:
         return in_micro_usd(self.spent_usd)
+
+    def add(self, request: Metered) -> None:
+        """One that is over."""
+        self.requests_in_all += 1
+        if len(self.requests) < MOST_REQUESTS:
+            self.requests.append(request)
 
     def take(self, told: Told) -> None:
         self.spent_usd, self.under_way, self.exhausted = told.spent_usd, told.under_way, told.exhausted

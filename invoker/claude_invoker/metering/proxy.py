@@ -253,6 +253,7 @@ class KeyProxy:
             grant.note(sent, final.usd)
             grant.account.settle(reservation, final)
             grant.settled()
+            grant.metered(sent.metered(grant.run, final))
             model = sent.meter.model or asked.model
             grant.changed(model, final.used)
             for other, used in final.beside.items():
@@ -333,6 +334,7 @@ class KeyProxy:
             grant.retry_after = response.headers.get("retry-after")
             if sent is not None:
                 sent.status = response.status
+                sent.request_id = response.headers.get("request-id", "").encode("ascii", "replace").decode()
                 is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
                 sent.meter = Meter(stream=is_stream, bound=sent.reservation.bound)
             grant.changed("", Used())
@@ -377,7 +379,7 @@ class KeyProxy:
 
     def _listen(self, sent: Sent, chunk: bytes, grant: Grant) -> None:
         """Before the run has the chunk it is written down what it has cost."""
-        sent.meter.feed(chunk)
+        sent.listen(chunk)
         if sent.meter.seen and sent.is_news():
             sent.heard.set()
             self._learn(sent)

@@ -13,7 +13,7 @@ import msgspec
 
 from claude_invoker.metering.usage import Used
 
-VERSION = 5
+VERSION = 6
 MAX_LINE = 1 << 20
 MAX_PACKET = 1 << 17
 
@@ -203,8 +203,30 @@ class Told(msgspec.Struct, tag=True, frozen=True):
     used: Used = Used()
 
 
+class Metered(msgspec.Struct, tag=True, frozen=True):
+    """A request of a run to the API is over, and this is what it was. Nobody but the proxy says so."""
+
+    run: str
+    model: str
+    """That was asked for."""
+    began: float
+    """When it was sent, in seconds since 1970."""
+    seconds: float
+    first_s: float | None = None
+    """After which the model's first words, thoughts or calls came; None: it has said nothing, or not in a stream."""
+    answered_by: str = ""
+    status: int | None = None
+    """Of the API; None: it could not be reached."""
+    end: End = "complete"
+    used: Used = Used()
+    usd: Decimal = Decimal(0)
+    """With what other models have cost for it, which are not in `used`."""
+    request_id: str = ""
+    """The API's."""
+
+
 ToProxy = Setup | Open | Left | Close | Booked | Hold | Ask | Drawn | Serve
-ToInvoker = Ready | Done | Taken | Answered | Owed | Spent | Told | Draw
+ToInvoker = Ready | Done | Taken | Answered | Owed | Spent | Told | Metered | Draw
 
 _encoder = msgspec.json.Encoder(decimal_format="string")
 to_proxy: msgspec.json.Decoder[ToProxy] = msgspec.json.Decoder(ToProxy)

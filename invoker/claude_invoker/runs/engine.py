@@ -557,10 +557,12 @@ class Engine:
         if run.plan.repository is not None and run.plan.session in (None, "new"):
             assert self.workspaces is not None
             # Which may take long: nobody waits for it.
-            run.checkout = await self.workspaces.ready(run.plan.repository, run.branch)
+            with run.step("fetch repository"):
+                run.checkout = await self.workspaces.ready(run.plan.repository, run.branch)
         try:
-            async with asyncio.timeout(wait_s):
-                await self._places.acquire()
+            with run.step("wait for a place"):
+                async with asyncio.timeout(wait_s):
+                    await self._places.acquire()
         except TimeoutError as error:
             raise Problem(503, "busy", "every place to run is taken", {"Retry-After": "5"}) from error
         try:
@@ -586,7 +588,8 @@ class Engine:
                     session, Away(run.id, asked.tool, run.plan.ends_session)
                 )
                 if repository is not None:
-                    run.checkout = await self._of_session(run, repository, session)
+                    with run.step("fetch repository"):
+                        run.checkout = await self._of_session(run, repository, session)
                 try:
                     await self._executor.execute(run, session)
                 finally:

@@ -36,7 +36,7 @@ from claude_invoker.runs.deferral import Deferral, SoFar, few
 from claude_invoker.runs.idle import HARMLESS, Idle, alive, is_alone
 from claude_invoker.runs.kept import Keeping
 from claude_invoker.runs.remains import Remains
-from claude_invoker.runs.run import Run
+from claude_invoker.runs.run import Run, Step
 from claude_invoker.runs.sessions import Session
 from claude_invoker.runs.settling import settle, settling
 from claude_invoker.runs.translate import Translator
@@ -110,7 +110,10 @@ class Executor:
         left = None if session is None or run.earlier is not None else session.away
         if ready is None:
             first = shape if left is None else settling(shape, left.tool)
-            ready = await self._pool.take(first, session.tree if session else None)
+            with run.step("start process"):
+                ready = await self._pool.take(first, session.tree if session else None)
+            if ready.furnished is not None and ready.furnished[0] >= run.created_at:  # else it was warm
+                run.steps.append(Step("check out", *ready.furnished))
             if suits:
                 ready.at_first = await alive(ready.process)
         process = ready.process

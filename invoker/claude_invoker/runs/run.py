@@ -7,16 +7,17 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
 from claude_contract.ledger import Slot
 from claude_invoker.cli.launcher import Ready
-from claude_invoker.cli.messages import ToolCall
+from claude_invoker.cli.messages import ToolCall, ToolResult
 from claude_invoker.cli.process import NO_SERVERS, Servers
 from claude_invoker.cli.tree import Checkout
 from claude_invoker.egress.wire import Moved, Visit
@@ -45,12 +46,26 @@ def digest_of(given: Mapping[str, Any]) -> str:
     return hashlib.sha256(orjson.dumps(given, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Called:
-    """A call of a tool: its name, and the digest of its input."""
+    """A call of a tool, as the CLI tells it: its name, and the digest of its input. Times are ours, in seconds since
+    1970."""
 
     tool: str
     input: str
+    id: str = ""
+    began: float = 0.0
+    ended: float | None = None
+    is_error: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a run has waited for until its model was asked, and from when to when, in seconds since 1970."""
+
+    name: Literal["wait for a place", "fetch repository", "check out", "start process"]
+    began: float
+    ended: float
 
 
 @dataclass
@@ -118,6 +133,10 @@ class Run:
     calls: list[Called] = field(default_factory=list)
     """The first `MOST_CALLS` of them, as the CLI tells it."""
     calls_in_all: int = 0
+    steps: list[Step] = field(default_factory=list)
+    """In the order in which they were over."""
+    first_token_at: float | None = None
+    """When its model's first words, thoughts or calls came, in seconds since 1970."""
     exceeded: Problem | None = None
     """Which of the machine's bounds it has gone over; it ends then."""
     work: Path | None = None
@@ -192,7 +211,31 @@ class Run:
         self.used.add(call.name[:100])
         self.calls_in_all += 1
         if len(self.calls) < MOST_CALLS:
-            self.calls.append(Called(call.name, digest_of(call.input)))
+            self.calls.append(Called(call.name, digest_of(call.input), call.id, time.time()))
+
+    def heard(self, result: ToolResult) -> None:
+        """A call that is kept has its result."""
+        call = next((each for each in reversed(self.calls) if each.id == result.id and each.ended is None), None)
+        if call is not None:
+            call.ended, call.is_error = time.time(), result.is_error
+
+    @contextmanager
+    def step(self, name: Literal["wait for a place", "fetch repository", "start process"]) -> Iterator[None]:
+        """Keeps how long the block takes, where it does what it is for."""
+        began = time.time()
+        yield
+        self.steps.append(Step(name, began, time.time()))
+
+    @property
+    def workspace_s(self) -> float | None:
+        """How long it has waited for its repository; None: it works on none, or has not had it."""
+        found = [step for step in self.steps if step.name in ("fetch repository", "check out")]
+        return sum(step.ended - step.began for step in found) if found else None
+
+    @property
+    def first_token_s(self) -> float | None:
+        """Until its model's first words, since it was asked for; None where there were none."""
+        return None if self.first_token_at is None else max(0.0, self.first_token_at - self.created_at)
 
     def went_out(self, said: Visit | Moved) -> None:
         """Keeps and logs where the run goes."""

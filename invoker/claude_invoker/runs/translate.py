@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from claude_invoker.cli.messages import Heard, Message, ModelEvent, Said, Started
@@ -27,6 +28,8 @@ class Translator:
             case ModelEvent():
                 if not message.of_subagent:
                     self._is_speaking = message.name != "message_stop"
+                    if self._run.first_token_at is None and message.name == "content_block_delta":
+                        self._run.first_token_at = time.time()
                     self._run.events.append_json(message.name, message.data)
                 return True
             case Said():
@@ -68,5 +71,6 @@ class Translator:
     def _results(self, message: Heard) -> None:
         for result in message.results:
             self.open_tools.discard(result.id)
+            self._run.heard(result)
             finished = {"id": result.id, "is_error": result.is_error, "content": result.text, "state": "finished"}
             self._run.events.append("tool", finished)
