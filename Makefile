@@ -22,7 +22,7 @@ $(VENV)/.ready: pyproject.toml $(PARTS:%=%/pyproject.toml) constraints.txt
 	@echo "setting up $(VENV), about a minute on first use"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
 	@$(BIN)/python -m pip install --quiet -c constraints.txt --group dev \
-	  -e ./contract -e './plugins[tools,report]' -e ./invoker -e ./minikong -e './local[stack]'
+	  -e ./contract -e './plugins[tools,report]' -e './invoker[otlp]' -e ./minikong -e './local[stack]'
 	@touch $@
 
 up: setup ## the stack on 127.0.0.1:8000, in the foreground; Ctrl-C stops everything

@@ -36,7 +36,7 @@ class Image:
 
 IMAGES = (
     Image("kong", "plugins/Dockerfile", ("./contract", "./plugins", "./local")),
-    Image("invoker", "invoker/Dockerfile", ("./contract", "./invoker[skills]")),
+    Image("invoker", "invoker/Dockerfile", ("./contract", "./invoker[otlp,skills]")),
     Image("minikong", "deploy/docker/minikong.Dockerfile", ("./contract", "./plugins", "./minikong", "./local")),
 )
 OURS = ("kong-claude-contract", "kong-claude", "claude-invoker", "minikong", "kong-claude-local")

@@ -38,7 +38,8 @@ from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.services import Jobs, Replicas, Services
 from claude_invoker.settings import Settings
-from claude_invoker.tracing import Tracing
+from claude_invoker.tracing.export import Tracing
+from claude_invoker.tracing.server import ServerSpans
 
 ROUTERS = (
     anthropic.router,  # asked most often, by far
@@ -62,7 +63,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     ledger = Ledger(settings.redis_url) if settings.redis_url else None
     engine = Engine(settings, ledger)
     metrics = Metrics(engine)
-    tracing = Tracing(settings.otlp_endpoint)
+    tracing = Tracing(settings)
 
     audit = open_audit(settings)
     replicas = None
@@ -87,6 +88,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     def answered(message: Message) -> None:
         audit.note(audit_of.answered(message))
         metrics.answered(message)
+        tracing.answered(message)
 
     desk = Desk(engine)
     desk.on_end = answered
@@ -151,4 +153,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(HeadAsGet)
     limits = Limits(settings.max_body, settings.max_upload, invoke.LARGE)
     app.add_middleware(BodyLimit, limits=limits, body_s=settings.request_body_s, prefix=settings.prefix)
+    if tracing.is_on:
+        app.add_middleware(ServerSpans, tracing=tracing)
     return app

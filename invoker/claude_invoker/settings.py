@@ -151,8 +151,13 @@ class Settings(BaseSettings):
     repositories: Path | None = None
     """A YAML file that says which repositories runs may work on, and where they come from (docs/workspace.md)."""
 
-    otlp_endpoint: str | None = None
-    """Base URL of an OTLP receiver (HTTP), such as http://collector:4318; unset: nothing is traced."""
+    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://[^/?#@]+(/[^?#]*)?$")
+    """Base URL of a collector to which traces are sent (OTLP over HTTP, docs/tracing.md), such as
+    http://collector:4318; unset: nothing is traced."""
+    otlp_subject: Literal["hash", "plain"] = "hash"
+    """How traces name callers: by a digest of issuer and subject (`user.hash`), or by the subject (`user.id`)."""
+    otlp_content: bool = False
+    """Whether traces have prompts and answers, and what tools were given and have said."""
 
     model: str = "sonnet"
     """Of a run that asks for none."""

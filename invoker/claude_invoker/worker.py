@@ -16,7 +16,7 @@ from claude_invoker.pulse import pulse
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.settings import Settings
-from claude_invoker.tracing import Tracing
+from claude_invoker.tracing.export import Tracing
 
 
 async def serve(settings: Settings) -> None:
@@ -32,7 +32,7 @@ async def serve(settings: Settings) -> None:
     ledger = Ledger(settings.redis_url)
     queues = open_queues(settings.jobs_redis_url)
     engine = Engine(settings, ledger)
-    tracing = Tracing(settings.otlp_endpoint)
+    tracing = Tracing(settings)
     audit = open_audit(settings)
 
     def finished(run: Run) -> None:

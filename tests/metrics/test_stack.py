@@ -2,63 +2,30 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from kong_claude import PLUGINS
 from tests.e2e.conftest import ROOT, Gateway, standing
-from tests.support.waiting import HANG_S
+from tests.support.otlp import Receiver, receiving
+from tests.support.waiting import HANG_S, wait_for
 
 pytestmark = [pytest.mark.xdist_group("metrics-stack"), pytest.mark.timeout(240)]
 CANARY = "canary-7f3a91"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
-@dataclass
-class Receiver:
-    spans: list[Any] = field(default_factory=list)
-    url: str = ""
-
-    def wait(self, number: int) -> list[Any]:
-        deadline = time.monotonic() + HANG_S
-        while len(self.spans) < number:
-            assert time.monotonic() < deadline, self.spans
-            time.sleep(0.1)
-        return self.spans
-
-
 @pytest.fixture(scope="module")
 def otlp() -> Iterator[Receiver]:
-    received = Receiver()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            message = ExportTraceServiceRequest.FromString(body)
-            received.spans += [s for r in message.resource_spans for scope in r.scope_spans for s in scope.spans]
-            self.send_response(200)
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    received.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield received
-    server.shutdown()
+    with receiving() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -89,22 +56,34 @@ def test_a_trace_goes_through_gateway_run_and_job(whole: Gateway, otlp: Receiver
     with whole.client("ada", "--tier", "pro") as client:
         assert client.post("/claude/invoke", json=prompt, headers=headers).status_code == 200
         location = client.post("/claude/jobs", json=prompt, headers=headers).headers["location"]
-        deadline = time.monotonic() + HANG_S
-        while client.get(location).json()["state"] not in ("done", "failed"):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-    waited, job = sorted(otlp.wait(2), key=lambda span: len(span.links))
-    assert waited.name == job.name == "invoke_agent claude"
-    assert waited.trace_id.hex() == TRACE
-    assert waited.parent_span_id.hex() == "b7ad6b7169203331"
-    assert job.trace_id.hex() != TRACE
-    assert [link.trace_id.hex() for link in job.links] == [TRACE]
-    named = {a.key: a.value for a in waited.attributes}
-    assert named["gen_ai.operation.name"].string_value == "invoke_agent"
-    assert named["gen_ai.usage.output_tokens"].int_value > 0
-    assert named["claude.tier"].string_value == "pro"
+        wait_for(lambda: client.get(location).json()["state"] in ("done", "failed"), what="the job's end")
+    found = otlp.whole(TRACE, "POST /invoke", "POST /jobs", "invoke_agent claude")
+    request, waited = found["POST /invoke"], found["invoke_agent claude"]
+    assert (request.parent, waited.parent) == ("b7ad6b7169203331", request.id)
+    assert any(span.parent == waited.id and span.name.startswith("chat ") for span in otlp.of(TRACE))
+    assert waited.attributes["gen_ai.usage.output_tokens"] > 0
+    assert waited.attributes["claude.tier"] == "pro"
+    (job,) = wait_for(lambda: [span for span in otlp.spans if span.links], what="the job's span")
+    assert job.trace != TRACE
+    assert job.links == (found["POST /jobs"].id,)
     line = next(entry for entry in logged(whole.home, 1) if entry["route"] == "claude-invoke")
     assert line["trace_id"] == TRACE
+
+
+def test_a_message_of_a_model_itself_is_a_trace(whole: Gateway, otlp: Receiver) -> None:
+    trace = "1" * 32
+    asked = {"model": "claude-haiku-4-5", "max_tokens": 50, "messages": [{"role": "user", "content": CANARY}]}
+    with whole.client("ada", "--tier", "pro") as client:
+        answer = client.post(
+            "/claude/v1/messages", json=asked, headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+        )
+    assert answer.status_code == 200, answer.text
+    found = otlp.whole(trace, "POST /v1/messages", "chat claude-haiku-4-5")
+    chat = found["chat claude-haiku-4-5"]
+    assert chat.parent == found["POST /v1/messages"].id
+    assert chat.attributes["gen_ai.usage.output_tokens"] == answer.json()["usage"]["output_tokens"]
+    assert chat.attributes["claude.cost_usd"] > 0
+    assert CANARY not in str(otlp.raw)
 
 
 def test_the_first_request_and_one_that_a_plugin_answers_have_subject_and_tier(whole: Gateway) -> None:
@@ -164,7 +143,7 @@ def test_nothing_planted_is_seen_anywhere(whole: Gateway, otlp: Receiver) -> Non
     shown += httpx.get(whole.invoker + "/metrics").text
     assert "claude_invoker_tokens_total" in shown
     assert "claude_invoker_queue_depth" in shown or "claude_invoker_queue_age_seconds" in shown
-    everywhere = {"metrics": shown, "spans": str(otlp.spans)}
+    everywhere = {"metrics": shown, "spans": str(otlp.raw)}
     # What reached the stand-in for the Messages API is the prompt itself, on purpose.
     data = {"standin.jsonl", "kong.yml"}
     for path in whole.home.rglob("*"):

@@ -8,6 +8,7 @@ import os
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
+from claude_invoker.api import border
 from claude_invoker.api.languages import request_id
 from claude_invoker.api.lending import connection_of
 from claude_invoker.api.waiting import left
@@ -37,7 +38,8 @@ class Passed(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises Problem where nothing was answered."""
         desk = self._desk
-        message = desk.begin(self._caller, self._model, session_of(dict(scope["headers"])), self._terms)
+        session, trace = session_of(dict(scope["headers"])), border.traceparent(self._request)
+        message = desk.begin(self._caller, self._model, session, self._terms, trace)
         try:
             answering = asyncio.create_task(self._answered(message))
             leaving = asyncio.create_task(left(receive))

@@ -67,10 +67,10 @@ class Desk:
         slot = caller.slot if lease is not None else None
         return Terms(lease, Decimal(str(min(bounds))), models, 1, features, slot, caller.tier or "", True)
 
-    def begin(self, caller: Caller, model: str, session: Session, terms: Terms) -> Message:
+    def begin(self, caller: Caller, model: str, session: Session, terms: Terms, traceparent: str = "") -> Message:
         """Keeps its lease. To be finished."""
         key, token = f"msg_{secrets.token_hex(12)}", self._engine.metering.issue()
-        message = Message(key, caller, model, session, terms, token)
+        message = Message(key, caller, model, session, terms, token, traceparent)
         ledger, keeper = self._engine.ledger, None
         if ledger is not None and terms.lease is not None:
             keeper = asyncio.create_task(ledger.hold(caller))

@@ -23,6 +23,8 @@ class Message:
     session: Session
     terms: Terms
     token: str
+    traceparent: str = ""
+    """The W3C trace context of the client's request."""
     answered: asyncio.Future[Answered] | None = None
     """Once it is handed over: how its answer has ended."""
     figures: Figures = field(default_factory=Figures)
