@@ -15,7 +15,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -26,6 +27,7 @@ from claude_invoker.metering import proxy as keyproxy
 from claude_invoker.metering import request
 from claude_invoker.metering.account import Account
 from claude_invoker.metering.allowed import USUAL, Uses
+from claude_invoker.metering.control import Metering
 from claude_invoker.metering.exchange import Grant
 from claude_invoker.metering.journal import CannotWrite
 from claude_invoker.metering.prices import Prices
@@ -33,6 +35,8 @@ from claude_invoker.metering.proxy import KeyProxy
 from claude_invoker.metering.purse import Purse
 from claude_invoker.metering.usage import Meter
 from claude_invoker.metering.wire import Drawn, Upstream
+from claude_invoker.problem import Problem
+from claude_invoker.runs import counting
 from tests.invoker.conftest import KEY, StandInProcess
 from tests.support.waiting import HANG_S
 
@@ -359,6 +363,64 @@ async def test_who_holds_back_says_why(proxy: Proxy) -> None:
         assert answer.json()["error"]["message"] == "the ledger is away" == grant.held_back
         grant.purse = None
         assert (await client.post("http://proxy/v1/messages", content=MODEL, headers=headers)).status_code == 200
+
+
+@asynccontextmanager
+async def endless() -> AsyncIterator[tuple[Proxy, list[int]]]:
+    """A proxy of an API whose answers have no end, and the sizes of what that has got rid of."""
+    sent: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b" " * 65_536)
+                await writer.drain()
+                sent.append(65_536)
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        async with started(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as proxy:
+            yield proxy, sent
+
+
+ENOUGH = 16 << 20
+"""Bytes. Of what nobody reads the kernel takes some, too."""
+
+
+@pytest.mark.parametrize("weakened", [False, True])
+async def test_an_api_that_counts_without_end_is_not_listened_to(
+    weakened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the proxy, which asks how large a request is for which there may not be enough left."""
+    if weakened:
+        monkeypatch.setattr(keyproxy, "_MAX_COUNTED", ENOUGH)
+    async with endless() as (proxy, sent), client_of(proxy) as client:
+        _, headers = granted(proxy, 1, cap_usd="0.000001")
+        answer = await client.post("http://proxy/v1/messages", content=MODEL, headers=headers)
+    assert answer.status_code == 403 and "more than is left" in answer.json()["error"]["message"]
+    assert (sum(sent) >= ENOUGH) == weakened
+
+
+@pytest.mark.parametrize("weakened", [False, True])
+async def test_nor_by_the_invoker_for_a_caller(weakened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if weakened:
+        monkeypatch.setattr(counting, "_MAX_COUNTED", ENOUGH)
+    async with endless() as (proxy, sent):
+
+        async def opened(key: str, token: str, *_: object) -> None:
+            proxy.key.grant(
+                token, Grant(key, lambda model: True, 1, Account(Prices({}, "refuse"), Decimal(0)), Notes())
+            )
+
+        async def closed(key: str, booked: int) -> None:
+            pass
+
+        metering = SimpleNamespace(issue=lambda: "token", open=opened, close=closed, socket=proxy.socket)
+        with pytest.raises(Problem, match="the model API answered 200") as failed:
+            await counting.count(cast(Metering, metering), "haiku", None, [{"type": "text", "text": "hi"}])
+    assert failed.value.status == 502
+    assert (sum(sent) >= ENOUGH) == weakened
 
 
 @pytest.mark.parametrize("parser", ["request.read(body)", "orjson.loads(body)"])

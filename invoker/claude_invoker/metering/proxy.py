@@ -48,6 +48,8 @@ things. A name with `_` is none of the API's, and servers there are that read it
 _HOP = frozenset((b"connection", b"transfer-encoding", b"keep-alive", b"content-encoding", b"content-length"))
 _MESSAGES, _COUNT = "/v1/messages", "/v1/messages/count_tokens"
 _COUNT_S = 10.0
+_MAX_COUNTED = 1 << 16
+"""Bytes of an answer to that which are read: it is a number."""
 _COUNT_MARGIN = (1.02, 64)
 """The API calls its own count an estimate: by this factor, and so many tokens, it may be too low."""
 _HEAD_S = 60.0
@@ -278,7 +280,7 @@ class KeyProxy:
         url, _ = next(self._upstreams.in_turn())
         try:
             async with asyncio.timeout(_COUNT_S), await self._ask(url, _COUNT, asked.counted(), exchange) as answer:
-                tokens = orjson.loads(await answer.read())["input_tokens"]
+                tokens = orjson.loads(await _short(answer.content))["input_tokens"]
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
             return None
         if answer.status != 200 or not isinstance(tokens, int):
@@ -401,6 +403,15 @@ def _hear_out(sent: Sent, response: aiohttp.ClientResponse) -> None:
     """The run has left, and may have been slow before: what has come by now was put out for it."""
     with contextlib.suppress(aiohttp.ClientError):
         sent.meter.feed(response.content.read_nowait())
+
+
+async def _short(content: aiohttp.StreamReader) -> bytes:
+    """All of it. Raises ValueError for what does not end soon."""
+    try:
+        await content.readexactly(_MAX_COUNTED)
+    except asyncio.IncompleteReadError as over:
+        return over.partial
+    raise ValueError("the answer is too long for a number")
 
 
 async def _written_down(body: bytes, exchange: Exchange, sent: Sent) -> AsyncIterator[bytes]:

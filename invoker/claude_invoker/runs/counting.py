@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
 import httpx
+import orjson
 
 from claude_invoker.cli.outcome import overloaded
 from claude_invoker.metering.control import Metering, NoProxy, Terms
@@ -16,7 +18,10 @@ from claude_invoker.metering.prices import full_name
 from claude_invoker.problem import Problem
 
 _WITHIN_S = 30.0
+_URL = "http://api/v1/messages/count_tokens"
 _VERSION = "2023-06-01"
+_MAX_COUNTED = 1 << 16
+"""Bytes of an answer that are read."""
 
 
 async def count(metering: Metering, model: str, system: str | None, content: Sequence[dict[str, Any]]) -> int:
@@ -34,21 +39,28 @@ async def count(metering: Metering, model: str, system: str | None, content: Seq
         raise Problem(503, "busy", str(error), {"Retry-After": "5"}) from error
     try:
         transport = httpx.AsyncHTTPTransport(uds=str(metering.socket))
-        async with httpx.AsyncClient(transport=transport, timeout=_WITHIN_S) as client:
-            answer = await client.post(
-                "http://api/v1/messages/count_tokens",
-                json=body,
-                headers={"x-api-key": token, "anthropic-version": _VERSION},
-            )
-    except httpx.HTTPError as error:
+        async with asyncio.timeout(_WITHIN_S), httpx.AsyncClient(transport=transport, timeout=_WITHIN_S) as client:
+            headers = {"x-api-key": token, "anthropic-version": _VERSION}
+            async with client.stream("POST", _URL, json=body, headers=headers) as answer:
+                said = await _short(answer)
+    except (httpx.HTTPError, TimeoutError) as error:
         raise Problem(502, "api-error", "the tokens were not counted: no answer") from error
     finally:
         await metering.close(key, 0)
-    return _counted(answer, figures)
+    return _counted(answer.status_code, said, figures)
 
 
-def _counted(answer: httpx.Response, figures: Figures) -> int:
-    status = answer.status_code
+async def _short(answer: httpx.Response) -> bytes:
+    """As much of it as a number takes."""
+    said = bytearray()
+    async for piece in answer.aiter_raw():
+        said += piece
+        if len(said) > _MAX_COUNTED:
+            break
+    return bytes(said[:_MAX_COUNTED])
+
+
+def _counted(status: int, said: bytes, figures: Figures) -> int:
     if figures.refused:
         raise Problem(403, "forbidden", figures.refused)
     if status in (429, 529):
@@ -56,7 +68,7 @@ def _counted(answer: httpx.Response, figures: Figures) -> int:
     if status in (400, 404, 413):
         raise Problem(422, "prompt-rejected", "the model API does not count it", api_status=status)
     try:
-        tokens = answer.json()["input_tokens"]
+        tokens = orjson.loads(said)["input_tokens"]
     except (ValueError, KeyError, TypeError):
         tokens = None
     if status != 200 or not isinstance(tokens, int):
