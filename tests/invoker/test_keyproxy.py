@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import secrets
 import socket
 import subprocess
@@ -146,6 +147,48 @@ async def test_a_head_without_end_is_not_kept(bounded: bool, monkeypatch: pytest
                 sent += 1
         assert (sent < 10) == bounded
         writer.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+@pytest.mark.parametrize("bounded", [True, False])
+async def test_a_run_has_so_many_connections_and_others_have_theirs(
+    bounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 250 that are opened at once, with the control."""
+    if not bounded:
+        monkeypatch.setattr(keyproxy, "few", lambda protocol, most: protocol)
+    program = """if True:
+        import socket, sys, time
+        def opened():
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(sys.argv[1])
+            return connection
+        def is_answered(connection):
+            try:
+                connection.sendall(b"HEAD / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+                return connection.recv(9) == b"HTTP/1.1 "
+            except ConnectionError:
+                return False
+        print(sum(map(is_answered, [opened() for _ in range(250)])), flush=True)
+        time.sleep(600)
+    """
+    async with started("http://127.0.0.1:1") as proxy:
+        proxy.socket.parent.chmod(0o711)
+        proxy.socket.chmod(0o666)
+        async with contextlib.AsyncExitStack() as ending:
+            for user in (12_001, 12_002):
+                asked = await asyncio.create_subprocess_exec(
+                    *("/usr/bin/python3", "-c", program, str(proxy.socket)),
+                    user=user,
+                    group=user,
+                    extra_groups=[],
+                    stdout=asyncio.subprocess.PIPE,
+                )
+                ending.push_async_callback(asked.wait)
+                ending.callback(asked.kill)
+                assert asked.stdout is not None
+                said = await asyncio.wait_for(asked.stdout.readline(), HANG_S)
+                assert int(said) == (200 if bounded else 250)
 
 
 async def test_what_a_run_sends_at_once_is_bounded(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:

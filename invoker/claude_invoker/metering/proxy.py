@@ -28,6 +28,7 @@ from claude_invoker.metering.body import Body, disconnected
 from claude_invoker.metering.exchange import Exchange, Grant, Receive, Send, Sent
 from claude_invoker.metering.journal import CannotWrite
 from claude_invoker.metering.outward import Outward
+from claude_invoker.metering.peers import few
 from claude_invoker.metering.prices import Price, UnknownPrice
 from claude_invoker.metering.purse import CannotDraw
 from claude_invoker.metering.replies import error, hold_back, refuse, respond
@@ -52,6 +53,8 @@ _MAX_COUNTED = 1 << 16
 """Bytes of an answer to that which are read: it is a number."""
 _COUNT_MARGIN = (1.02, 64)
 """The API calls its own count an estimate: by this factor, and so many tokens, it may be too low."""
+_CONNECTIONS = 200
+"""Of one run at once."""
 _HEAD_S = 60.0
 """How long a run may have a connection without asking anything."""
 _LAST_WORD_S = 60.0
@@ -87,7 +90,7 @@ class KeyProxy:
         """Answers there: every user may connect, and gets as far as a token. Raises OSError."""
         self._load()
         state = ServerState()
-        loop, protocol = asyncio.get_running_loop(), heads_within(_HEAD_S)
+        loop, protocol = asyncio.get_running_loop(), few(heads_within(_HEAD_S), _CONNECTIONS)
         self._server = await loop.create_unix_server(
             lambda: protocol(config=self._config, server_state=state, app_state={}), sock=listener
         )
