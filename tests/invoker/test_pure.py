@@ -72,11 +72,12 @@ def test_command_line(shape: Shape, present: list[str], absent: list[str]) -> No
 @pytest.mark.parametrize("shell", [None, Path("/t/bin/bash-x")])
 def test_the_environment_is_exact(monkeypatch: pytest.MonkeyPatch, shell: Path | None) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    variables = environment(Tree(Path("/t")), "n", Path("/t/api.sock"), 9, Deadlines(2.5, 1), shell)
+    variables = environment(Tree(Path("/t")), "n", Path("/t/api.sock"), 9, Deadlines(2.5, 1), shell, spare=32)
     boundary = (
         {}
         if shell is None
-        else {"CLAUDE_CODE_SHELL": str(shell), "CLAUDE_INVOKER_TREE": "/t", "GIT_CONFIG_NOSYSTEM": "1"}
+        else {"CLAUDE_CODE_SHELL": str(shell), "CLAUDE_INVOKER_TREE": "/t", "CLAUDE_INVOKER_SPARE": "32"}
+        | {"GIT_CONFIG_NOSYSTEM": "1"}
     )
     assert variables == boundary | {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
