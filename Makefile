@@ -160,7 +160,7 @@ test-kong: setup ## the scenarios and the chaos suite on a real Kong: KONG=/path
 	  --timeout=300
 
 test-clients: setup ## the vendors' SDKs, Python and JavaScript (node and npm), at the invoker and through the gateway
-	$(BIN)/python -m pytest tests/clients tests/e2e/test_clients.py -q
+	$(BIN)/python -m pytest tests/clients tests/e2e/test_clients.py tests/e2e/test_passthrough.py -q
 
 doctor: setup ## 1,000 generated files, what the doctor says and what passes (FILES=50 KONG=/path/to/kong for a real Kong); 4 minutes
 	$(BIN)/python -m tests.doctor --files $(or $(FILES),1000)

@@ -21,6 +21,7 @@ import pytest
 from claude_invoker.api.languages import anthropic_type, openai_type
 from tests.clients.test_anthropic import PIXEL, ask
 from tests.e2e.conftest import ROOT, Gateway
+from tests.e2e.test_passthrough import HAIKU, noted, spend_messages
 from tests.invoker.conftest import tool, wait_for
 from tests.support.waiting import HANG_S
 
@@ -285,8 +286,9 @@ def _installed() -> Path:
     return kept
 
 
-def _told_by(program: str, gateway: Gateway, tokens: dict[str, str], folder: Path) -> dict[str, Any]:
-    shutil.copy(JS / program, folder)
+def _told_by(program: str, gateway: Gateway, tokens: dict[str, str], folder: Path, **more: str) -> dict[str, Any]:
+    for name in (program, "errors.mjs"):
+        shutil.copy(JS / name, folder)
     environment = {
         "PATH": os.environ["PATH"],
         "BASE": f"{gateway.url}/claude",
@@ -294,6 +296,7 @@ def _told_by(program: str, gateway: Gateway, tokens: dict[str, str], folder: Pat
         "NO_ROLE": tokens["no_role"],
         "SPENT": tokens["spent"],
         "PIXEL": PIXEL,
+        **more,
     }
     done = subprocess.run(
         ["node", program], cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False
@@ -301,6 +304,10 @@ def _told_by(program: str, gateway: Gateway, tokens: dict[str, str], folder: Pat
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stdout)
     return said
+
+
+def told(kind: str, status: int, type_: str) -> dict[str, Any]:
+    return {"name": kind, "status": status, "type": type_, "request": True}
 
 
 ERRORS = {
@@ -330,7 +337,29 @@ def test_anthropics_javascript(gateway: Gateway, tokens: dict[str, str]) -> None
         "e503": ("ServiceUnavailableError", 503, "overloaded_error"),
     }
     for name, (kind, status, type_) in (ERRORS | own).items():
-        assert said[name] == {"name": kind, "status": status, "type": type_, "request": True}, name
+        assert said[name] == told(kind, status, type_), name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_anthropics_javascript_with_a_model_itself(gateway: Gateway, tokens: dict[str, str]) -> None:
+    """In Python: `test_passthrough.py`."""
+    spent = gateway.token("spent-by-models", "--tier", "free")
+    spend_messages(gateway, spent)
+    said = _told_by("model.mjs", gateway, tokens | {"spent": spent}, _installed(), MODEL=HAIKU, OTHER="claude-opus-5-5")
+    assert said["plain"]["content"][0]["text"] == "Well." and said["plain"]["model"] == said["model"] == HAIKU
+    assert said["streamed"] == "One two." and said["image"][0]["text"] == "Seen." and PIXEL in str(gateway.record())
+    assert said["counted"]["input_tokens"] > 0
+    assert said["aborted"]["name"] == "APIUserAbortError"
+    wait_for(lambda: "left" in {line["end"] for line in noted(gateway, "sdk")}, what="the end of an aborted message")
+    own = {
+        "ofTheTier": ("PermissionDeniedError", 403, "permission_error"),
+        "api429": ("RateLimitError", 429, "rate_limit_error"),
+        "api503": ("ServiceUnavailableError", 503, "api_error"),
+        "api529": ("OverloadedError", 529, "overloaded_error"),
+    }
+    for name, (kind, status, type_) in (ERRORS | own).items():
+        assert said[name] == told(kind, status, type_), name
 
 
 @pytest.mark.slow
@@ -348,4 +377,4 @@ def test_openais_javascript(gateway: Gateway, tokens: dict[str, str], tmp_path_f
     }
     for name, (kind, status, type_) in (ERRORS | own).items():
         assert said[name].pop("code"), name
-        assert said[name] == {"name": kind, "status": status, "type": type_, "request": True}, name
+        assert said[name] == told(kind, status, type_), name

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from claude_invoker.cli.binary import find_cli
-from tests.clients.test_anthropic import ask
+from tests.clients.test_anthropic import PIXEL, ask
 from tests.e2e.conftest import ROOT, Gateway
 from tests.invoker.conftest import tool, wait_for
 from tests.support.waiting import HANG_S
@@ -124,13 +124,25 @@ def test_messages_have_windows_and_places_of_their_own(gateway: Gateway) -> None
     assert after["windows"][0]["remaining"] == 9 and after["messages"]["windows"][0]["remaining"] == 108
 
 
+def spend_messages(gateway: Gateway, token: str) -> None:
+    """Until there are no more in this minute: the API refuses them, so that they cost nothing."""
+    body = {"model": HAIKU, "max_tokens": 9, "messages": ask("[[status 400]]")}
+    with gateway.client(timeout=HANG_S) as client:
+
+        def is_spent() -> bool:
+            answer = client.post("/claude/v1/messages", json=body, headers={"x-api-key": token})
+            return answer.status_code == 429 and answer.json()["error"]["details"]["limit"] == "minute"
+
+        wait_for(is_spent, what="the end of what tier free has in a minute")
+
+
+def sdk(gateway: Gateway, key: str) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=f"{gateway.url}/claude", api_key=key, max_retries=0, timeout=HANG_S)
+
+
 def test_anthropics_sdk_with_a_model_itself(gateway: Gateway) -> None:
-    client = anthropic.Anthropic(
-        base_url=f"{gateway.url}/claude",
-        api_key=gateway.token("sdk-2", "--tier", "free"),
-        max_retries=0,
-        timeout=HANG_S,
-    )
+    """In JavaScript: `test_clients.py`."""
+    client = sdk(gateway, gateway.token("sdk-2", "--tier", "free"))
     answer = client.messages.create(
         model=HAIKU, max_tokens=50, messages=ask("[[say Well.]]"), extra_body={"temperature": 0.2}
     )
@@ -139,14 +151,41 @@ def test_anthropics_sdk_with_a_model_itself(gateway: Gateway) -> None:
     assert gateway.record()[-1]["system"] is None
     with client.messages.stream(model=HAIKU, max_tokens=50, messages=ask("[[say One two.]]")) as stream:
         assert stream.get_final_text() == "One two."
+    image: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}}
+    shown: Any = [{"role": "user", "content": [image, {"type": "text", "text": "[[say Seen.]]"}]}]
+    assert "Seen." in str(client.messages.create(model=HAIKU, max_tokens=50, messages=shown).content)
+    assert PIXEL in str(gateway.record()[-1]["messages"])
     assert client.messages.count_tokens(model="claude-opus-5-5", messages=ask("hi")).input_tokens > 0
     assert client.models.retrieve(HAIKU).id == HAIKU
-    with pytest.raises(anthropic.PermissionDeniedError) as refused:
-        client.messages.create(model="claude-opus-5-5", max_tokens=50, messages=ask("hi"))
-    assert refused.value.type == "permission_error" and refused.value.request_id
-    with pytest.raises(anthropic.RateLimitError) as limited:
-        client.messages.create(model=HAIKU, max_tokens=50, messages=ask("[[status 429]]"))
-    assert limited.value.type == "rate_limit_error" and limited.value.response.headers["retry-after"] == "1"
+    slowly = ask("[[delay 200]] [[say " + "word " * 30 + "]]")
+    with client.messages.stream(model=HAIKU, max_tokens=50, messages=slowly) as stream:
+        next(iter(stream.text_stream))
+    wait_for(lambda: "left" in {line["end"] for line in noted(gateway, "sdk-2")}, what="the end of what was left")
+
+
+def test_anthropics_sdk_is_told_what_is_wrong_with_a_request_to_a_model(gateway: Gateway) -> None:
+    good, spent = (gateway.token(name, "--tier", "free") for name in ("sdk-2", "spent-by-models"))
+
+    def refused(
+        kind: type[anthropic.APIStatusError], type_: str, key: str, prompt: str = "hi", model: str = HAIKU
+    ) -> Any:
+        with pytest.raises(kind) as error:
+            sdk(gateway, key).messages.create(model=model, max_tokens=9, messages=ask(prompt))
+        assert (error.value.type, bool(error.value.request_id)) == (type_, True)
+        return error.value
+
+    refused(anthropic.AuthenticationError, "authentication_error", "none")
+    refused(anthropic.PermissionDeniedError, "permission_error", gateway.token("sdk-2", "--no-role"))
+    refused(anthropic.PermissionDeniedError, "permission_error", good, model="claude-opus-5-5")
+    spend_messages(gateway, spent)
+    ours = refused(anthropic.RateLimitError, "rate_limit_error", spent)
+    assert ours.error_code == "rate_limited" and int(ours.response.headers["retry-after"]) > 0
+    # What the API says goes on as it is.
+    refused(anthropic.BadRequestError, "invalid_request_error", good, "[[status 400]]")
+    theirs = refused(anthropic.RateLimitError, "rate_limit_error", good, "[[status 429]]")
+    assert theirs.response.headers["retry-after"] == "1" and "stand-in" in str(theirs)
+    refused(anthropic.ServiceUnavailableError, "api_error", good, "[[status 503]]")
+    refused(anthropic.OverloadedError, "overloaded_error", good, "[[status 529]]")
 
 
 def test_no_header_of_a_client_names_another_payer(gateway: Gateway) -> None:

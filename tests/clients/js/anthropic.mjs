@@ -1,19 +1,11 @@
 // What Anthropic's SDK makes of the gateway's answers: one JSON object on stdout.
 import Anthropic from "@anthropic-ai/sdk";
+import { error } from "./errors.mjs";
 
 const { BASE, TOKEN, NO_ROLE, SPENT, PIXEL } = process.env;
 const made = (apiKey, more = {}) => new Anthropic({ baseURL: BASE, apiKey, maxRetries: 0, ...more });
 const ask = (content, more = {}) => ({ model: "claude-code", max_tokens: 10, messages: [{ role: "user", content }], ...more });
 const said = {};
-
-async function error(of) {
-  try {
-    await of();
-    return null;
-  } catch (e) {
-    return { name: e.constructor.name, status: e.status, type: e.type ?? e.error?.error?.type, request: Boolean(e.requestID) };
-  }
-}
 
 const client = made(TOKEN);
 said.plain = await client.messages.create(ask("[[say Well.]]"));

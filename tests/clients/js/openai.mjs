@@ -1,19 +1,11 @@
 // What OpenAI's SDK makes of the gateway's answers: one JSON object on stdout.
 import OpenAI from "openai";
+import { error } from "./errors.mjs";
 
 const { BASE, TOKEN, NO_ROLE, SPENT, PIXEL } = process.env;
 const made = (apiKey) => new OpenAI({ baseURL: `${BASE}/v1`, apiKey, maxRetries: 0 });
 const ask = (content, more = {}) => ({ model: "claude-code", messages: [{ role: "user", content }], ...more });
 const said = {};
-
-async function error(of) {
-  try {
-    await of();
-    return null;
-  } catch (e) {
-    return { name: e.constructor.name, status: e.status, type: e.type, code: e.code, request: Boolean(e.requestID) };
-  }
-}
 
 const client = made(TOKEN);
 said.plain = await client.chat.completions.create(ask("[[say Well.]]"));
