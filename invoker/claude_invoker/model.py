@@ -445,6 +445,9 @@ class RunResult(BaseModel):
 
 
 State = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
+ListedState = Literal["running", "succeeded", "failed", "cancelled"]
+"""In lists, which do not say whether a run waits for a place."""
+OVER: tuple[ListedState, ...] = ("succeeded", "failed", "cancelled")
 
 
 class RunView(BaseModel):
@@ -467,3 +470,23 @@ class RunView(BaseModel):
     pushed: Pushed | None = None
     permissions: list[Permission] = Field(default=[], description="Its calls of tools that wait to be allowed")
     decisions: list[PermissionDecision] = []
+
+
+class RunSummary(BaseModel):
+    """A run in a list. Times are seconds since the epoch. Of one that goes on `session` and `model` are as it began,
+    and `cost_usd` is 0."""
+
+    id: str
+    state: ListedState
+    created_at: float
+    finished_at: float | None = None
+    model: str = ""
+    session: str | None = None
+    repository: str | None = Field(default=None, description="What it worked on; null: it began with no files")
+    cost_usd: float = 0.0
+    links: dict[str, str] = {}
+
+
+class RunList(BaseModel):
+    runs: list[RunSummary]
+    next: str | None = Field(default=None, description="Cursor of the next page; absent at the end")

@@ -49,6 +49,9 @@ def test_a_mutation_is_counted_once_and_a_query_is_not(gateway: Gateway) -> None
         assert counted(client) == 1
         found = data(ask(client, "query($id: ID!) { run(id: $id) { state } jobs { jobs { id } } }", id=run["id"]))
         assert found["run"] == {"state": "succeeded"}
+        (listed,) = data(ask(client, "{ runs { runs { id } } }"))["runs"]["runs"]
+        assert [listed["id"]] == [run["id"]] == [each["id"] for each in client.get("/claude/runs").json()["runs"]]
+        assert counted(client) == 1
         # Written so that it only shows once the JSON is read.
         body = b'{"query": "\\u006dutation { cancel(id: \\"job_x\\") { id } }"}'
         answer = client.post(PATH, content=body, headers={"Content-Type": "application/json"})

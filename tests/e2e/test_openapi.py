@@ -154,6 +154,7 @@ def as_told(answer: Any) -> tuple[int, bytes, dict[str, str]]:
         "GET /jobs/{job_id}",
         "GET /jobs/{job_id}/events",
         "GET /jobs/{job_id}/artifacts/{path}",
+        "GET /runs",
         "GET /runs/{run_id}",
         "DELETE /runs/{run_id}",
         "GET /runs/{run_id}/artifacts",

@@ -43,12 +43,12 @@ ROWS = [*SHORT, *(pytest.param(*row, marks=pytest.mark.slow) for row in LONG)]
 
 
 @pytest.mark.parametrize(("server", "reached_by"), ROWS)
-async def test_a_job_is_let_in_run_and_booked(server: str, reached_by: str, state: Path) -> None:
+async def test_a_job_is_let_in_run_and_booked_and_a_run_is_listed(server: str, reached_by: str, state: Path) -> None:
     if not available(server):
         pytest.skip(f"{SERVERS[server] or 'redis-server'} is not there (make redis-servers)")
     with running(reached_by, SERVERS[server]) as redis:
         gateway = RedisLedger(Settings(redis.url, timeout=HANG_S))
-        async with serving(redis, state) as invoker:
+        async with serving(redis, state, runs_redis_url=redis.url) as invoker:
 
             async def ready() -> bool:
                 return bool((await invoker.client.get("/readyz")).json()["checks"]["redis"])
@@ -62,6 +62,9 @@ async def test_a_job_is_let_in_run_and_booked(server: str, reached_by: str, stat
             assert seen["state"] == "done", seen
             usage = gateway.peek(ledger.Peek("claude", "alice", slot=terms()))
             assert usage.running == 0 and usage.own.spent[0].micro_usd > 0
+            run = (await invoker.ask("POST", "/claude/invoke", json={"prompt": "hi"})).json()
+            listed = (await invoker.ask("GET", "/claude/runs")).json()["runs"]
+            assert [(each["id"], each["state"]) for each in listed] == [(run["id"], "succeeded")]
         gateway.close()
 
 

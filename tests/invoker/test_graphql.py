@@ -45,6 +45,10 @@ REFUSED = {
     "a fragment of itself": ("{ ...a } fragment a on Query { ...a }", "circle"),
     "a circle that nobody uses": ("{ limits } fragment a on Query { ...a }", "circle"),
     "aliases": ("{" + " ".join(f"a{n}: limits" for n in range(11)) + "}", "more than 10 aliases"),
+    "lists under aliases": (
+        "{" + " ".join(f"a{n}: runs(limit: 100) {{ next }}" for n in range(11)) + "}",
+        "more than 10 aliases",
+    ),
     "many at once": ("{" + " ".join(["limits"] * 11) + "}", "more than 10 things"),
     "many at once, inside": (
         "{ ... { ...a } ...a } fragment a on Query {" + " limits" * 6 + "}",
@@ -256,6 +260,10 @@ def test_runs_and_jobs(invoker: Invoker) -> None:
     run = data(answer)["invoke"]
     assert answer.headers["x-claude-run"] == run["id"] and float(answer.headers["x-claude-cost-usd"]) == run["costUsd"]
     assert "hello there" in run["result"] and run["costUsd"] > 0 and run["usage"]["outputTokens"] > 0
+    mine = data(ask(invoker, "{ runs(state: succeeded, limit: 1) { runs { id state costUsd links } } }", checks=LOOKS))
+    links = {"self": f"/claude/runs/{run['id']}"}
+    listed = {"id": run["id"], "state": "succeeded", "costUsd": run["costUsd"], "links": links}
+    assert mine == {"runs": {"runs": [listed]}}
     query = (
         "query($id: ID!) { first: run(id: $id) { id state result { numTurns } } jobs(limit: 5) { jobs { id } next } }"
     )
@@ -288,7 +296,8 @@ def test_what_is_wrong_is_said_in_extensions(invoker: Invoker) -> None:
     assert code(ask(invoker, INVOKE, input={"prompt": "hi", "tools": ["Bash(rm)"]})) == (200, "invalid")
     assert code(ask(invoker, INVOKE, input={"prompt": 1})) == (200, "invalid")
     assert code(ask(invoker, "{ nothing }")) == (400, "bad-request")
-    assert code(ask(invoker, "{ jobs(limit: 101) { next } }", checks=LOOKS)) == (200, "invalid")
+    for limit in ("101", "0", "null"):
+        assert code(ask(invoker, f"{{ jobs(limit: {limit}) {{ next }} }}", checks=LOOKS)) == (200, "invalid")
     assert code(ask(invoker, "{ limits }", checks=LOOKS)) == (200, "not-configured")
     told = ask(invoker, "{ limits }", checks=LOOKS, headers={contract.LIMITS_HEADER: '{"tier": "free"}'})
     assert data(told) == {"limits": {"tier": "free"}}
@@ -306,7 +315,8 @@ def test_what_another_tenant_has_is_as_if_it_were_not(invoker: Invoker, kind: st
         others, none = (ask(invoker, query, "mallory", id=each).json() for each in (mine, no_such))
         assert others == none and others["errors"][0]["extensions"]["status"] == 404
     assert data(ask(invoker, look, "alice", checks=LOOKS, id=mine))[kind]["id"] == mine, "the control"
-    assert data(ask(invoker, "{ jobs { jobs { id } } }", "mallory", checks=LOOKS))["jobs"]["jobs"] == []
+    for lists in ("jobs", "runs"):
+        assert data(ask(invoker, f"{{ {lists} {{ {lists} {{ id }} }} }}", "mallory", checks=LOOKS))[lists][lists] == []
 
 
 @pytest.mark.parametrize("given", ["../jobs", "a/b", "é", "", "run_1?x"])

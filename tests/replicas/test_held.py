@@ -26,7 +26,7 @@ class AsRun(SimpleNamespace):
     """What a register looks at of a run; unlike its base it can be forgotten, by a weak reference."""
 
 
-def over(name: str, subject: str, *, retention_s: int = 600) -> Run:
+def over(name: str, subject: str, *, retention_s: int = 600, created_at: float = 5.0) -> Run:
     """One whose events are of SIZE, and cannot be compressed."""
     view = RunView(id=name, state="succeeded", created_at=5.0, finished_at=6.0)
     events = EventLog.of([Event(1, "text", os.urandom(SIZE))])
@@ -37,7 +37,12 @@ def over(name: str, subject: str, *, retention_s: int = 600) -> Run:
             subject=subject,
             is_job=False,
             state="succeeded",
-            created_at=5.0,
+            created_at=created_at,
+            finished_at=6.0,
+            plan=SimpleNamespace(session=None, repository=None),
+            session=None,
+            model="m",
+            cost_usd=0.0,
             retention_s=retention_s,
             events=events,
             view=lambda: view,

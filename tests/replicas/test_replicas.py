@@ -86,6 +86,58 @@ def test_any_replica_answers_for_a_run_that_is_over(pair: Pair) -> None:
         assert there.delete(run).status_code == 202
 
 
+def test_all_replicas_list_a_callers_runs(pair: Pair) -> None:
+    """By HTTP and by GraphQL: those that are over and one that goes on, wherever it is."""
+    streamed = {"Accept": "text/event-stream"}
+
+    def ask(api: httpx.Client, **wanted: Any) -> Any:
+        answer = api.get("/claude/runs", params=wanted)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    with client(pair[0], "lister") as here, client(pair[1], "lister") as there, client(pair[1], "other") as other:
+        first, *others = (api.post("/claude/invoke", json={"prompt": "hi"}).json() for api in (here, there, here))
+        with here.stream("POST", "/claude/invoke", json={"prompt": SLOW, "session": "new"}, headers=streamed) as stream:
+            last = stream.headers["x-claude-run"]
+            wait_for(lambda: ask(there)["runs"][0]["id"] == last, what="its record")
+            ids = [last, *reversed([first["id"], *(run["id"] for run in others)])]
+            assert [run["state"] for run in ask(there)["runs"]] == ["running"] + ["succeeded"] * 3
+            assert ask(here) == ask(there) and [run["id"] for run in ask(here)["runs"]] == ids
+            assert ask(other)["runs"] == []
+            page = ask(there, limit=3)
+            assert [run["id"] for run in page["runs"]] == ids[:3]
+            assert [run["id"] for run in ask(here, limit=3, cursor=page["next"])["runs"]] == ids[3:]
+            assert [run["id"] for run in ask(there, state="running")["runs"]] == [last]
+            assert there.delete(f"/claude/runs/{last}").status_code == 202
+            stream.read()
+        assert [run["id"] for run in ask(there, state="cancelled")["runs"]] == [last]
+        shown = ask(there, until=ask(there)["runs"][2]["created_at"])["runs"]
+        assert [run["id"] for run in shown] == [first["id"]]
+        assert shown[0]["model"] == first["model"] and shown[0]["cost_usd"] == first["cost_usd"] > 0
+        assert there.get(shown[0]["links"]["self"]).json()["result"]["result"] == first["result"]
+        query = "query($c: String) { runs(state: succeeded, limit: 2, cursor: $c) { runs { id costUsd links } next } }"
+        pages, cursor = list[Any](), None
+        while cursor or not pages:
+            answer = there.post("/claude/graphql", json={"query": query, "variables": {"c": cursor}}).json()
+            pages.append(answer["data"]["runs"])
+            cursor = pages[-1]["next"]
+        assert [run["id"] for each in pages for run in each["runs"]] == ids[1:]
+
+
+def test_a_list_of_what_is_none_is_refused(pair: Pair) -> None:
+    wrong = {"state": "waiting", "since": "inf", "until": "yesterday", "cursor": "1.5", "limit": "101"}
+    with client(pair[0]) as api:
+        for name, value in wrong.items():
+            answer = api.get("/claude/runs", params={name: value})
+            assert (answer.status_code, answer.json()["type"][-8:]) == (422, ":invalid"), answer.text
+            assert name in answer.text
+        for argument in ("state: waiting", "since: 1e999", 'cursor: "1.5"', "limit: 0", "limit: null"):
+            answer = api.post("/claude/graphql", json={"query": f"{{ runs({argument}) {{ next }} }}"})
+            (error,) = answer.json()["errors"]
+            assert error["extensions"]["status"] in (400, 422), answer.text
+        assert api.get("/claude/runs", params={"since": "1e9", "until": "2e9", "limit": "100"}).status_code == 200
+
+
 def test_a_run_that_goes_on_is_followed_and_cancelled_by_way_of_another(pair: Pair) -> None:
     one, other = pair
     streamed = {"Accept": "text/event-stream"}

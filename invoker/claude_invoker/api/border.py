@@ -15,6 +15,7 @@ from fastapi import Request
 from claude_contract.nesting import TOO_DEEP, too_deep
 from claude_invoker.catalog.server import CREDENTIAL_HEADER, LEAST_SECRET
 from claude_invoker.problem import Problem
+from claude_invoker.runs.summary import Place
 
 _MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 MAX_FIELDS = 10  # of a form
@@ -121,10 +122,22 @@ def traceparent(request: Request) -> str:
 
 
 def cursor(given: str | None) -> str | None:
-    """Raises Problem 422."""
+    """Of a list of jobs. Raises Problem 422."""
     if given is not None and not _CURSOR.fullmatch(given):
-        raise Problem(422, "invalid", "cursor must be the `next` of the page before")
+        raise _no_cursor()
     return given
+
+
+def place(cursor: str | None) -> Place | None:
+    """What a cursor of a list of runs stands for. Raises Problem 422."""
+    try:
+        return None if cursor is None else Place.parse(cursor)
+    except ValueError as error:
+        raise _no_cursor() from error
+
+
+def _no_cursor() -> Problem:
+    return Problem(422, "invalid", "cursor must be the `next` of the page before")
 
 
 def stream_id(*given: str | None) -> str:

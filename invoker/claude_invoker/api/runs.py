@@ -1,25 +1,27 @@
-"""`/runs/{id}`: look at a run, follow it, cancel it, fetch what it left."""
+"""`/runs`: find a run, look at it, follow it, cancel it, fetch what it left."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Path, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from claude_invoker.api.answers import EVENT, EVENTS, FILE, LOOKING, ZIP, problems
-from claude_invoker.api.border import last_event_id
+from claude_invoker.api.border import last_event_id, place
 from claude_invoker.api.events import itself
 from claude_invoker.api.files import file_answer
 from claude_invoker.api.links import base, linked, view_with_links
+from claude_invoker.api.listing import listed
 from claude_invoker.api.replicas import files_of, run_of
 from claude_invoker.api.stream import RETRY, event_stream, without_events
 from claude_invoker.api.zip import zipped
 from claude_invoker.caller import Caller
-from claude_invoker.model import Artifact, RunView
+from claude_invoker.model import Artifact, ListedState, RunList, RunView
 from claude_invoker.problem import Problem
 from claude_invoker.replicas.record import PastRun
 from claude_invoker.runs.run import Run
+from claude_invoker.runs.summary import Filter
 from claude_invoker.services import services
 from claude_invoker.trust import attested
 
@@ -32,6 +34,28 @@ async def own_run(run_id: str, request: Request, caller: Annotated[Caller, Depen
 
 
 OwnRun = Annotated[Run | PastRun, Depends(own_run)]
+Second = Annotated[float | None, Query(allow_inf_nan=False)]
+
+
+@router.get("/runs", response_model=RunList)
+async def runs(
+    request: Request,
+    caller: Annotated[Caller, Depends(attested)],
+    state: ListedState | None = None,
+    since: Second = None,
+    until: Second = None,
+    session: str | None = None,
+    repository: str | None = None,
+    model: str | None = None,
+    cursor: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> RunList:
+    """The caller's runs that are no jobs, newest first, without their results, as long as they are kept. `since` and
+    `until`: those that began then, in seconds since the epoch. `model`: a name, or an alias such as `haiku`.
+
+    A page may be short, or empty, while there is a `next`: only so many runs are looked at."""
+    wanted = Filter(state, since, until, session, repository, model)
+    return await listed(request, caller, wanted, place(cursor), limit)
 
 
 @router.get("/runs/{run_id}", response_model=RunView)

@@ -1,9 +1,10 @@
 -- Write the record of a run that is over, and drop the oldest such where a subject's or all take more than they may.
 -- KEYS: record, sizes (hash: run -> bytes), held (hash: "all" and "of:<subject>" -> bytes), ended and the subject's of it
 --       (sorted sets: "run subject" -> ms until which its record is kept)
--- ARGV: prefix of records, run, subject, the record, seconds for which it is kept, bytes of a subject's, of all
+-- ARGV: run, subject, s of its beginning, its summary, the record, seconds for which it is kept, bytes of a subject's, of
+--       all
 -- Reply: how many were dropped
-local prefix, run, subject = ARGV[1], ARGV[2], ARGV[3]
+local run, subject, size = ARGV[1], ARGV[2], #ARGV[4] + #ARGV[5]
 local sizes, held, ended = KEYS[2], KEYS[3], KEYS[4]
 local now = redis.call('TIME')
 now = now[1] * 1000 + math.floor(now[2] / 1000)
@@ -20,24 +21,26 @@ local function forget(entry)
   redis.call('HDEL', sizes, id)
   redis.call('ZREM', ended, entry)
   redis.call('ZREM', ended .. ':' .. whose, entry)
+  unlist(id, whose)
   return id
 end
 
 for _, entry in ipairs(redis.call('ZRANGEBYSCORE', ended, '-inf', now, 'LIMIT', 0, 1000)) do forget(entry) end
 local entry = run .. ' ' .. subject
 if redis.call('HEXISTS', sizes, run) == 1 then forget(entry) end -- it is written again
-redis.call('SET', KEYS[1], ARGV[4], 'EX', ARGV[5])
-redis.call('HSET', sizes, run, #ARGV[4])
-grow(run, subject, #ARGV[4])
-redis.call('ZADD', ended, now + ARGV[5] * 1000, entry)
-redis.call('ZADD', KEYS[5], now + ARGV[5] * 1000, entry)
+redis.call('SET', KEYS[1], ARGV[5], 'EX', ARGV[6])
+redis.call('HSET', sizes, run, size)
+grow(run, subject, size)
+redis.call('ZADD', ended, now + ARGV[6] * 1000, entry)
+redis.call('ZADD', KEYS[5], now + ARGV[6] * 1000, entry)
+list(run, subject, ARGV[3], ARGV[4], ARGV[6])
 local dropped = 0
-for _, bound in ipairs({{KEYS[5], 'of:' .. subject, ARGV[6]}, {ended, 'all', ARGV[7]}}) do
+for _, bound in ipairs({{KEYS[5], 'of:' .. subject, ARGV[7]}, {ended, 'all', ARGV[8]}}) do
   while tonumber(redis.call('HGET', held, bound[2]) or 0) > tonumber(bound[3]) do
     local oldest = redis.call('ZRANGE', bound[1], 0, 1)
     local first = oldest[1] ~= entry and oldest[1] or oldest[2]
     if not first then break end
-    redis.call('DEL', prefix .. forget(first))
+    redis.call('DEL', record(forget(first)))
     dropped = dropped + 1
   end
 end

@@ -10,13 +10,12 @@ import msgspec
 import orjson
 
 from claude_contract.versions import check
-from claude_invoker.model import Artifact, LeftOut, RunResult, RunView, State
+from claude_invoker.model import OVER, Artifact, LeftOut, RunResult, RunView, State
 from claude_invoker.problem import Problem
 from claude_invoker.runs.events import Event, EventLog
 
 VERSION = 2
 """Of records whose answer lies in the store; the others are of version 1."""
-OVER: tuple[State, ...] = ("succeeded", "failed", "cancelled")
 MAX_EVENTS = 1 << 20
 """Bytes that a run's events may take in its record, compressed; beyond it only the last one is kept."""
 MAX_EVENTS_IN_STORE = 32 << 20

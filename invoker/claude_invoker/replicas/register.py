@@ -23,11 +23,14 @@ from claude_contract.attestation import Signer
 from claude_invoker import redis_clients
 from claude_invoker.ending import ended
 from claude_invoker.holding import Bounds
+from claude_invoker.model import OVER
 from claude_invoker.problem import Problem
 from claude_invoker.replicas import record
 from claude_invoker.replicas.record import RunRecord
+from claude_invoker.runs import summary
 from claude_invoker.runs.kept import ANSWERS
 from claude_invoker.runs.run import Run
+from claude_invoker.runs.summary import Filter, Place, Summary
 from claude_invoker.store.store import Away, Missing, Store
 
 _log = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ _KEY = _PREFIX + "key"
 _REPLICAS = _PREFIX + "replicas"
 _RUN = _PREFIX + "run:"
 _ASKING = _PREFIX + "asking"  # hash: run that waits to be allowed something -> `AskingRun`
+_OF, _SUMMARIES = _PREFIX + "of:", _PREFIX + "summaries:"  # see listed.lua
 _SIZES, _HELD, _ENDED = _PREFIX + "sizes", _PREFIX + "held", _PREFIX + "ended"
 _KID = "claude-invoker replica"
 LEASE_S = 10.0
@@ -77,16 +81,15 @@ local until_when, address = (redis.call('HGET', KEYS[1], ARGV[1]) or ''):match('
 return address and tonumber(until_when) >= now and address or false
 """
 )
-_GIVE_UP = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then
-  redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
-  return 1
-end
-return 0
-"""
 
 
-_KEEP = files(__package__).joinpath("keep.lua").read_text()
+def _script(name: str) -> str:
+    """One that writes records, or reads what is written with them."""
+    listed, own = (files(__package__).joinpath(f"{each}.lua").read_text() for each in ("listed", name))
+    return f"local prefix = '{_PREFIX}'\n{listed}{own}"
+
+
+_BEGIN, _KEEP, _GIVE_UP, _PAGE = map(_script, ("begin", "keep", "give_up", "page"))
 
 
 class AskingRun(msgspec.Struct, frozen=True):
@@ -199,6 +202,23 @@ class Register:
         except Away as error:
             raise Problem(503, "busy", "the store of the answers does not answer", {"Retry-After": "5"}) from error
 
+    async def page(
+        self, subject: str, wanted: Filter, before: Place | None, count: int
+    ) -> tuple[list[Summary], Place | None]:
+        """So many of a subject's runs in the wanted span of time, the newest first (fewer where some have lapsed), and
+        where to go on. Raises Problem 503."""
+        upper, after = "+inf" if wanted.until is None else f"({wanted.until!r}", ""
+        if before is not None and (wanted.until is None or before.created_at < wanted.until):
+            upper, after = repr(before.created_at), before.id
+        lower = "-inf" if wanted.since is None else repr(wanted.since)
+        try:
+            at, last, *found = await self._redis.eval(
+                _PAGE, 2, _OF + subject, _SUMMARIES + subject, subject, upper, lower, after, count
+            )
+        except (RedisError, OSError) as error:
+            raise _away() from error
+        return summary.known(found), Place(float(at), last.decode()) if last else None
+
     async def ended(self, run_id: str) -> RunRecord | None:
         """The record of a run whose events are over, as soon as its replica has written that; as it is where that does
         not come soon. Raises Problem 503."""
@@ -230,7 +250,9 @@ class Register:
         then. Raises Problem 503."""
         lost = record.lost(known)
         try:
-            await self._redis.eval(_GIVE_UP, 1, _run(known.id), record.encode(known), record.encode(lost))
+            listed = await self._redis.hget(_SUMMARIES + known.subject, known.id)
+            what = (known.id, known.subject, record.encode(known), record.encode(lost), summary.given_up(listed))
+            await self._redis.eval(_GIVE_UP, 1, _run(known.id), *what)
         except (RedisError, OSError) as error:
             raise _away() from error
         return await self.find(known.id) or lost
@@ -283,7 +305,7 @@ class Register:
         for run in list(self._owed.values()):
             if run.id not in self._writing:
                 del self._owed[run.id]
-                self._write(run, self._put_end if run.state in record.OVER else self._put_begin)
+                self._write(run, self._put_end if run.state in OVER else self._put_begin)
                 await asyncio.wait((self._writing[run.id],))
                 if run.id in self._owed:
                     return
@@ -298,7 +320,8 @@ class Register:
 
     async def _put_begin(self, run: Run) -> None:
         first = RunRecord(run.id, run.subject, self.name, "running", run.created_at)
-        await self._redis.set(_run(run.id), record.encode(first), ex=_LONGEST_RUN_S)
+        what = (*self._listed(run), record.encode(first), _LONGEST_RUN_S)
+        await self._redis.eval(_BEGIN, 1, _run(run.id), *what)
 
     async def _put_end(self, run: Run) -> None:
         view = run.view().model_dump_json().encode()
@@ -307,9 +330,13 @@ class Register:
         events, last = await asyncio.to_thread(record.pack, all_of_them, most), all_of_them[-1].id
         end = RunRecord(run.id, run.subject, self.name, run.state, run.created_at, view, events, last)
         keys = (_run(run.id), _SIZES, _HELD, _ENDED, f"{_ENDED}:{run.subject}")
-        what = (run.id, run.subject, record.encode(await self._lightened(end)), max(1, int(run.retention_s)))
+        what = (*self._listed(run), record.encode(await self._lightened(end)), max(1, int(run.retention_s)))
         may = (self._bounds.per_subject, self._bounds.in_all)
-        await self._redis.eval(_KEEP, len(keys), *keys, _RUN, *what, *may)
+        await self._redis.eval(_KEEP, len(keys), *keys, *what, *may)
+
+    def _listed(self, run: Run) -> tuple[str, str, str, bytes]:
+        short = summary.summary_of(run, self.name)
+        return run.id, run.subject, repr(run.created_at), summary.encode(short)
 
     async def _lightened(self, end: RunRecord) -> RunRecord:
         """Without what the store has of it; all of it where that is not to be had now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from graphql import (
     GraphQLArgument,
     GraphQLEnumType,
     GraphQLField,
+    GraphQLFloat,
     GraphQLID,
     GraphQLInt,
     GraphQLNonNull,
@@ -31,15 +33,17 @@ from claude_invoker.api.graphql.types import JSON, argument, output
 from claude_invoker.api.invocation import submitted, validated
 from claude_invoker.api.invoke import result_headers
 from claude_invoker.api.links import base, with_links
+from claude_invoker.api.listing import listed
 from claude_invoker.api.replicas import run_of
 from claude_invoker.api.waiting import while_connected
 from claude_invoker.caller import Caller
 from claude_invoker.jobs.record import JobList, JobRequest, JobView, State
-from claude_invoker.model import InvokeRequest, RunResult, RunView
+from claude_invoker.model import InvokeRequest, ListedState, RunList, RunResult, RunView
 from claude_invoker.problem import Problem
 from claude_invoker.replicas.forwarding import Elsewhere
 from claude_invoker.replicas.record import PastRun
 from claude_invoker.runs.run import Run
+from claude_invoker.runs.summary import Filter
 
 MAX_PAGE = 100
 
@@ -96,15 +100,29 @@ async def _run(asking: Asking, id: str) -> Any:
     return await _of_run(asking, "GET", id, runs.look)
 
 
+async def _runs(asking: Asking, cursor: str | None = None, limit: int = 20, **wanted: Any) -> Any:
+    _refuse_page(limit)
+    asked_for = Filter(**wanted)
+    if not all(math.isfinite(each or 0) for each in (asked_for.since, asked_for.until)):
+        raise Problem(422, "invalid", "since and until must be finite")
+    found = await listed(asking.request, asking.caller, asked_for, border.place(cursor), limit)
+    return found.model_dump(mode="json")
+
+
 async def _job(asking: Asking, id: str) -> Any:
     job = await jobs.own_job(id, asking.request, asking.caller)
     return (await jobs.view_of(asking.request, job)).model_dump(mode="json")
 
 
 async def _jobs(asking: Asking, state: State | None = None, cursor: str | None = None, limit: int = 20) -> Any:
-    if not 1 <= limit <= MAX_PAGE:
-        raise Problem(422, "invalid", f"limit must be from 1 to {MAX_PAGE}")
+    _refuse_page(limit)
     return (await jobs.jobs(asking.request, asking.caller, state, cursor, limit)).model_dump(mode="json")
+
+
+def _refuse_page(limit: int | None) -> None:
+    """Raises Problem 422. (None: it was said to be null.)"""
+    if limit is None or not 1 <= limit <= MAX_PAGE:
+        raise Problem(422, "invalid", f"limit must be from 1 to {MAX_PAGE}")
 
 
 async def _limits(asking: Asking) -> Any:
@@ -159,6 +177,11 @@ async def _answered(found: Elsewhere) -> Any:
 
 _ID = {"id": GraphQLArgument(GraphQLNonNull(GraphQLID))}
 _STATE = GraphQLEnumType("JobState", {name: name for name in get_args(State)})
+_STATE_OF_RUN = GraphQLEnumType("RunState", {name: name for name in get_args(ListedState)})
+_PAGE = {
+    "cursor": GraphQLArgument(GraphQLString, description="`next` of the page before"),
+    "limit": GraphQLArgument(GraphQLInt, default_value=20),
+}
 _CANCELLED = GraphQLObjectType(
     "Cancelled",
     {
@@ -173,13 +196,23 @@ _QUERY = GraphQLObjectType(
     {
         "run": GraphQLField(output(RunView), _ID, _asking(_run), description="A run of the caller's."),
         "job": GraphQLField(output(JobView), _ID, _asking(_job), description="A job of the caller's."),
+        "runs": GraphQLField(
+            output(RunList),
+            {
+                "state": GraphQLArgument(_STATE_OF_RUN),
+                "since": GraphQLArgument(GraphQLFloat, description="Of its beginning, seconds since the epoch"),
+                "until": GraphQLArgument(GraphQLFloat, description="The same, the first that is too late"),
+                "session": GraphQLArgument(GraphQLString),
+                "repository": GraphQLArgument(GraphQLString),
+                "model": GraphQLArgument(GraphQLString, description="A name, or an alias such as haiku"),
+                **_PAGE,
+            },
+            _asking(_runs),
+            description="The caller's runs that are no jobs, newest first, without their results.",
+        ),
         "jobs": GraphQLField(
             output(JobList),
-            {
-                "state": GraphQLArgument(_STATE),
-                "cursor": GraphQLArgument(GraphQLString, description="`next` of the page before"),
-                "limit": GraphQLArgument(GraphQLInt, default_value=20),
-            },
+            {"state": GraphQLArgument(_STATE), **_PAGE},
             _asking(_jobs),
             description="The caller's jobs, newest first, without their results.",
         ),
