@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
+import httpx
 
 from claude_invoker.caller import Caller
 from claude_invoker.dashboard.overview import SUBJECTS, Tier, _limits
@@ -25,49 +25,47 @@ VISITOR = {"chk": ["rate-tiers"]}
 OURS = {"Sec-Fetch-Site": "same-origin"}
 
 
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        (OURS, 303),
-        ({"Sec-Fetch-Site": "same-site"}, 403),
-        ({"Sec-Fetch-Site": "cross-site"}, 403),
-        ({"Sec-Fetch-Site": "none"}, 403),
-        ({"Sec-Fetch-Site": "cross-site", "Origin": "http://invoker"}, 403),
-        ({}, 403),
-        ({"Origin": "http://invoker"}, 303),
-        ({"Origin": "http://invoker:8000"}, 303),
-        ({"Origin": "null"}, 403),
-        ({"Origin": "http://evil.test"}, 403),
-        ({"Origin": "http://invoker.evil.test"}, 403),
-        ({"Origin": "https://gateway.example", "X-Forwarded-Host": "gateway.example"}, 303),
-        ({"Origin": "https://gateway.example:8443", "X-Forwarded-Host": "gateway.example"}, 303),
-        ({"Origin": "http://invoker", "X-Forwarded-Host": "gateway.example"}, 403),
-        ({"Origin": "http://[::1]:8000", "X-Forwarded-Host": "[::1]"}, 303),
-    ],
+FROM: tuple[tuple[dict[str, str], int], ...] = (
+    (OURS, 303),
+    ({"Sec-Fetch-Site": "same-site"}, 403),
+    ({"Sec-Fetch-Site": "cross-site"}, 403),
+    ({"Sec-Fetch-Site": "none"}, 403),
+    ({"Sec-Fetch-Site": "cross-site", "Origin": "http://invoker"}, 403),
+    ({}, 403),
+    ({"Origin": "http://invoker"}, 303),
+    ({"Origin": "http://invoker:8000"}, 303),
+    ({"Origin": "null"}, 403),
+    ({"Origin": "http://evil.test"}, 403),
+    ({"Origin": "http://invoker.evil.test"}, 403),
+    ({"Origin": "https://gateway.example", "X-Forwarded-Host": "gateway.example"}, 303),
+    ({"Origin": "https://gateway.example:8443", "X-Forwarded-Host": "gateway.example"}, 303),
+    ({"Origin": "http://invoker", "X-Forwarded-Host": "gateway.example"}, 403),
+    ({"Origin": "http://[::1]:8000", "X-Forwarded-Host": "[::1]"}, 303),
 )
-async def test_changes_come_from_our_pages(
-    redis_server: RedisProcess, state: Path, headers: dict[str, str], status: int
-) -> None:
-    async with serving(redis_server, state, worker="none") as gateway:
-        created = await gateway.create()
-        for path, claims in (
-            (f"{HOME}/login", VISITOR),
-            (f"{HOME}/login/out", VISITOR),
-            (f"{HOME}/jobs/{created['id']}/cancel", {}),
-        ):
-            subject = None if claims else "alice"
-            answer = await gateway.ask("POST", path, subject, claims=claims, data={"token": TOKEN}, headers=headers)
-            assert answer.status_code == status, (path, answer.text)
-        found = await gateway.ask("GET", created["links"]["self"])
-        assert found.json()["state"] == ("cancelled" if status == 303 else "queued")
 
 
-@pytest.mark.parametrize("path", [HOME, f"{HOME}/live", f"{HOME}/jobs/job_{'0' * 24}"])
-async def test_a_visitor_sees_the_login_and_nothing_else(redis_server: RedisProcess, state: Path, path: str) -> None:
+async def test_changes_come_from_our_pages(redis_server: RedisProcess, state: Path) -> None:
     async with serving(redis_server, state, worker="none") as gateway:
-        assert (await gateway.ask("GET", path, None, claims=VISITOR)).status_code == 401
-        assert (await gateway.ask("GET", path, "alice", claims=VISITOR)).status_code == 401
-        assert (await gateway.client.get(path)).status_code == 401
+        for headers, status in FROM:
+            created = await gateway.create()
+            for path, claims in (
+                (f"{HOME}/login", VISITOR),
+                (f"{HOME}/login/out", VISITOR),
+                (f"{HOME}/jobs/{created['id']}/cancel", {}),
+            ):
+                subject = None if claims else "alice"
+                answer = await gateway.ask("POST", path, subject, claims=claims, data={"token": TOKEN}, headers=headers)
+                assert answer.status_code == status, (headers, path, answer.text)
+            found = await gateway.ask("GET", created["links"]["self"])
+            assert found.json()["state"] == ("cancelled" if status == 303 else "queued"), headers
+
+
+async def test_a_visitor_sees_the_login_and_nothing_else(redis_server: RedisProcess, state: Path) -> None:
+    async with serving(redis_server, state, worker="none") as gateway:
+        for path in (HOME, f"{HOME}/live", f"{HOME}/jobs/job_{'0' * 24}"):
+            assert (await gateway.ask("GET", path, None, claims=VISITOR)).status_code == 401
+            assert (await gateway.ask("GET", path, "alice", claims=VISITOR)).status_code == 401
+            assert (await gateway.client.get(path)).status_code == 401
         for open_path in (f"{HOME}/login", *(f"{HOME}/static/{name}" for name in STATIC)):
             assert (await gateway.client.get(open_path)).status_code == 401  # past the gateway there is nothing
             answer = await gateway.ask("GET", open_path, None, claims=VISITOR)
@@ -79,32 +77,33 @@ async def test_a_visitor_sees_the_login_and_nothing_else(redis_server: RedisProc
             assert "import" not in answer.text
 
 
-@pytest.mark.parametrize(
-    ("token", "status"),
-    [
-        (TOKEN, 303),
-        (f"  Bearer {TOKEN}\n", 303),
-        ("", 422),
-        ("x", 422),
-        ("a.b.c; Domain=x", 422),
-        ("a.b." + "c" * 4000, 422),
-    ],
+TYPED = (
+    (TOKEN, 303),
+    (f"  Bearer {TOKEN}\n", 303),
+    ("", 422),
+    ("x", 422),
+    ("a.b.c; Domain=x", 422),
+    ("a.b." + "c" * 4000, 422),
 )
-async def test_the_login_keeps_only_tokens(redis_server: RedisProcess, state: Path, token: str, status: int) -> None:
+
+
+async def test_the_login_keeps_only_tokens(redis_server: RedisProcess, state: Path) -> None:
     async with serving(redis_server, state, worker="none") as gateway:
-        answer = await gateway.ask("POST", f"{HOME}/login", None, claims=VISITOR, data={"token": token}, headers=OURS)
-        assert answer.status_code == status
-        if status == 303:
-            assert answer.headers["location"] == HOME
-            cookie = answer.headers["set-cookie"]
-            assert cookie == f"claude_token={TOKEN}; HttpOnly; Path={HOME}; SameSite=strict"
-            secure = OURS | {"X-Forwarded-Proto": "https"}
-            answer = await gateway.ask(
-                "POST", f"{HOME}/login", None, claims=VISITOR, data={"token": token}, headers=secure
-            )
-            assert answer.headers["set-cookie"].endswith("; Secure")
-            out = await gateway.ask("POST", f"{HOME}/login/out", None, claims=VISITOR, headers=OURS)
-            assert "Max-Age=0" in out.headers["set-cookie"]
+
+        async def post(path: str, headers: dict[str, str], **data: str) -> httpx.Response:
+            return await gateway.ask("POST", path, None, claims=VISITOR, data=data, headers=headers)
+
+        for token, status in TYPED:
+            answer = await post(f"{HOME}/login", OURS, token=token)
+            assert answer.status_code == status, token
+            if status == 303:
+                assert answer.headers["location"] == HOME
+                cookie = answer.headers["set-cookie"]
+                assert cookie == f"claude_token={TOKEN}; HttpOnly; Path={HOME}; SameSite=strict"
+                answer = await post(f"{HOME}/login", OURS | {"X-Forwarded-Proto": "https"}, token=token)
+                assert answer.headers["set-cookie"].endswith("; Secure")
+                out = await post(f"{HOME}/login/out", OURS)
+                assert "Max-Age=0" in out.headers["set-cookie"]
 
 
 async def test_every_page_carries_the_policy_and_no_inline_code(redis_server: RedisProcess, state: Path) -> None:
