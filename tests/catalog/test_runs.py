@@ -66,6 +66,18 @@ def invoker(start_invoker: Callable[..., Invoker], catalog: Path) -> Invoker:
 
 
 @pytest.fixture
+def attacked(
+    start_invoker: Callable[..., Invoker], invoker: Invoker, catalog: Path
+) -> Callable[[tuple[str, ...]], Invoker]:
+    """The invoker of all tests, or for a control one that lacks the defence."""
+
+    def chosen(without: tuple[str, ...]) -> Invoker:
+        return start_invoker(isolation="namespaces", catalog=catalog, without=without) if without else invoker
+
+    return chosen
+
+
+@pytest.fixture
 def api(invoker: Invoker) -> Iterator[httpx.Client]:
     with invoker.client() as client:
         yield client
@@ -298,12 +310,11 @@ OWN = ("simplify", "plugin-authoring", "doctor", "init", "verify", "security-rev
 
 @pytest.mark.parametrize("without", defended_and_without("the_clis_own_skills"))
 def test_the_clis_own_skills_are_not_to_be_had(
-    start_invoker: Callable[..., Invoker], catalog: Path, without: tuple[str, ...], stand_in: StandInProcess
+    attacked: Callable[..., Invoker], without: tuple[str, ...], stand_in: StandInProcess
 ) -> None:
-    invoker = start_invoker(isolation="namespaces", catalog=catalog, without=without)
     before = len(stand_in.lines())
     calls = " ".join(tool("Skill", skill=name) for name in OWN)
-    with invoker.client() as api:
+    with attacked(without).client() as api:
         run = done(api.post("/invoke", json={"prompt": calls, "skills": ["acme"]}))
     launched = "Launching skill" in run["result"]
     listed = "- simplify" in shown_to_the_model(stand_in, before)
@@ -322,13 +333,12 @@ def test_other_skills_and_other_names_of_one_are_not_to_be_had(api: httpx.Client
 
 @pytest.mark.parametrize("without", defended_and_without("the_clis_own_agents"))
 def test_the_clis_own_agents_and_those_of_others_are_not_to_be_had(
-    start_invoker: Callable[..., Invoker], catalog: Path, without: tuple[str, ...], stand_in: StandInProcess
+    attacked: Callable[..., Invoker], without: tuple[str, ...], stand_in: StandInProcess
 ) -> None:
-    invoker = start_invoker(isolation="namespaces", catalog=catalog, without=without)
     own = ("general-purpose", "claude", "Explore", "Plan", "statusline-setup")
     others = ("catalog:stranger", "stranger", "CATALOG:STRANGER", "catalog:*")
     before = len(stand_in.lines())
-    with invoker.client() as api:
+    with attacked(without).client() as api:
         calls = " ".join(hand_to(agent, "come in") for agent in (*own, *others))
         run = done(api.post("/invoke", json={"prompt": calls, "agents": ["reviewer"], "max_turns": 20}))
         assert run["result"].count("The prompt was: come in") == (len(own) if without else 0), run["result"]
@@ -349,16 +359,11 @@ def said_to(skill: str, words: str, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("without", defended_and_without("files_that_words_name"))
 def test_what_a_model_says_to_a_skill_names_no_file(
-    start_invoker: Callable[..., Invoker],
-    invoker: Invoker,
-    catalog: Path,
-    without: tuple[str, ...],
-    stand_in: StandInProcess,
+    attacked: Callable[..., Invoker], without: tuple[str, ...], stand_in: StandInProcess
 ) -> None:
     """It would read without a tool that reads, and past every rule about one."""
-    one = start_invoker(isolation="namespaces", catalog=catalog, without=without) if without else invoker
     before = len(stand_in.lines())
-    with one.client() as api:
+    with attacked(without).client() as api:
         done(api.post("/invoke", json=said_to("acme", "look at @keys/a", ask=["Read(/keys/**)"])))
     shown = shown_to_the_model(stand_in, before)
     assert "look at @keys/a" in shown and (SECRET in shown) is bool(without)
@@ -377,15 +382,10 @@ def test_a_command_in_a_skills_text_is_not_run_where_commands_are_asked_about(
 
 @pytest.mark.parametrize("without", defended_and_without("heads_as_they_are_written"))
 def test_whatever_an_agents_description_says_it_has_its_tools_and_its_model(
-    start_invoker: Callable[..., Invoker],
-    invoker: Invoker,
-    catalog: Path,
-    without: tuple[str, ...],
-    stand_in: StandInProcess,
+    attacked: Callable[..., Invoker], without: tuple[str, ...], stand_in: StandInProcess
 ) -> None:
-    one = start_invoker(isolation="namespaces", catalog=catalog, without=without) if without else invoker
     before = len(stand_in.lines())
-    with one.client() as api:
+    with attacked(without).client() as api:
         prompt = hand_to("catalog:dashed", tool("Bash", command="touch made.txt"))
         body = {"prompt": prompt, "agents": ["dashed"], "tools": ["Read", "Bash"], "max_turns": 5}
         run = done(api.post("/invoke", json=body))
@@ -446,9 +446,10 @@ def test_the_control_of_that(start_invoker: Callable[..., Invoker], catalog: Pat
 
 @pytest.mark.parametrize(("kind", "without"), KINDS)
 def test_a_run_writes_nothing_to_the_catalog_and_reads_its_own_skills_only(
-    start_invoker: Callable[..., Invoker], catalog: Path, kind: str, without: tuple[str, ...]
+    start_invoker: Callable[..., Invoker], invoker: Invoker, catalog: Path, kind: str, without: tuple[str, ...]
 ) -> None:
-    invoker = start_invoker(isolation=kind, catalog=catalog, without=without)
+    if without:
+        invoker = start_invoker(isolation=kind, catalog=catalog, without=without)
     root = next((invoker.state / "trees/catalog").iterdir())
 
     def everything() -> dict[str, tuple[int, int]]:

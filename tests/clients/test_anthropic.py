@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from tests.invoker.conftest import Invoker, StandInProcess, tool, wait_for
 from tests.support.waiting import HANG_S
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("clients")]  # their invoker is started once
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 

@@ -15,7 +15,7 @@ from tests.clients.test_anthropic import PIXEL
 from tests.invoker.conftest import Invoker, StandInProcess, tool, wait_for
 from tests.support.waiting import HANG_S
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("clients")]  # their invoker is started once
 
 
 @pytest.fixture

@@ -203,7 +203,8 @@ def start_invoker(
             f"http://127.0.0.1:{port}", process.pid, Path(chosen["state_dir"]), log, chosen["uid_base"], cli_path
         )
         if wait:
-            wait_for(lambda: invoker.ready() or process.poll() is not None, 180, what="readiness")
+            # It takes seconds, of which asking would have its share.
+            wait_for(lambda: invoker.ready() or process.poll() is not None, 180, what="readiness", every_s=0.1)
             assert process.poll() is None, log.read_text()
         return invoker
 
@@ -233,8 +234,19 @@ def invoker(start_invoker: Callable[..., Invoker]) -> Invoker:
 
 @pytest.fixture(scope="session")
 def unbounded() -> list[Invoker]:
-    """The one without the boundary of all modules whose attacks are on what is below it, once it was started."""
+    """The one without the boundary of all modules whose attacks are on what is below it, once it was started; they are a
+    group. No process is warm in it, so that those of a run are told from nobody's."""
     return []
+
+
+@pytest.fixture
+def attacked(invoker: Invoker, start_invoker: Callable[..., Invoker]) -> Callable[..., Invoker]:
+    """The invoker of all tests, or for a control one of its own, which lacks the defence and may be ruined."""
+
+    def chosen(without: tuple[str, ...]) -> Invoker:
+        return start_invoker(without=without, pool_size=0) if without else invoker
+
+    return chosen
 
 
 @pytest.fixture

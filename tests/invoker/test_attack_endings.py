@@ -35,11 +35,11 @@ def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoke
 @pytest.fixture(scope="session")
 def invoker(start_invoker: Callable[..., Invoker], unbounded: list[Invoker]) -> Invoker:
     if not unbounded:
-        unbounded.append(start_invoker(pool_size=1))
+        unbounded.append(start_invoker(pool_size=0))
     return unbounded[0]
 
 
-pytestmark = as_root
+pytestmark = [as_root, pytest.mark.xdist_group("unbounded")]
 
 # Stops every new process of its own user; the killer was one. It ends by itself.
 FREEZER = """
@@ -384,8 +384,9 @@ def left(invoker: Invoker) -> list[Path]:
         pytest.param(3_000, ("trees_by_recursion",), marks=pytest.mark.slow),
     ],
 )
-def test_a_tree_of_any_depth_goes(start_invoker: Callable[..., Invoker], depth: int, without: tuple[str, ...]) -> None:
-    invoker = start_invoker(without=without, pool_size=0, idle_s=60)
+def test_a_tree_of_any_depth_goes(attacked: Callable[..., Invoker], depth: int, without: tuple[str, ...]) -> None:
+    invoker = attacked(without)
+    before = set(left(invoker))
     with invoker.client() as api:
         made = bash(api, program(DEEP.format(depth)))
         assert made.status_code == 200, invoker.log.read_text()[-3000:]
@@ -393,10 +394,10 @@ def test_a_tree_of_any_depth_goes(start_invoker: Callable[..., Invoker], depth: 
         if without:
             time.sleep(1)
             assert left(invoker), "the tree stayed"
+            subprocess.run(["rm", "-rf", invoker.state / "trees"], check=True)
         else:
-            wait_for(lambda: not left(invoker), what="no tree being left")
+            wait_for(lambda: set(left(invoker)) <= before, what="no tree being left")
             assert api.get("/readyz").json()["checks"]["lost_users"] == 0
-    subprocess.run(["rm", "-rf", invoker.state / "trees"], check=True)
 
 
 @pytest.mark.parametrize("without", defended_and_without("trees_by_recursion"))

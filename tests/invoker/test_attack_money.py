@@ -23,6 +23,7 @@ from tests.invoker.conftest import (
 # US dollars for a token of claude-opus-5-5, from Anthropic's price list.
 INPUT, OUTPUT = Decimal("0.000004"), Decimal("0.000020")
 OPUS = "claude-opus-5-5"
+pytestmark = pytest.mark.xdist_group("unbounded")
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +34,7 @@ def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoke
 @pytest.fixture(scope="session")
 def invoker(start_invoker: Callable[..., Invoker], unbounded: list[Invoker]) -> Invoker:
     if not unbounded:
-        unbounded.append(start_invoker(pool_size=1))
+        unbounded.append(start_invoker(pool_size=0))
     return unbounded[0]
 
 
@@ -42,9 +43,9 @@ def cost(answer: Any) -> float:
 
 
 @pytest.mark.parametrize("without", defended_and_without("the_cli_is_believed"))
-def test_a_run_that_kills_its_cli_is_billed(start_invoker: Callable[..., Invoker], without: tuple[str, ...]) -> None:
+def test_a_run_that_kills_its_cli_is_billed(attacked: Callable[..., Invoker], without: tuple[str, ...]) -> None:
     """The CLI says what a run has cost in its last message: a tool that kills it first has that said by nobody."""
-    invoker = start_invoker(without=without, pool_size=0, idle_s=30)
+    invoker = attacked(without)
     turns = "".join(tool("Bash", command=f"echo {number}") for number in range(3))
     with invoker.client() as api:
         body = {"prompt": turns + tool("Bash", command="kill -9 $CLAUDE_PID $PPID"), "tools": ["Bash"], "model": OPUS}
@@ -102,10 +103,10 @@ def steal(api: Any, count: int, prompt: str, more: dict[str, Any], budget: float
 @as_root
 @pytest.mark.parametrize("without", defended_and_without("budgets_without_a_wall", "the_cli_is_believed"))
 def test_a_stolen_token_spends_no_more_than_the_run_may(
-    start_invoker: Callable[..., Invoker], without: tuple[str, ...]
+    attacked: Callable[..., Invoker], without: tuple[str, ...]
 ) -> None:
     """A tool reads the run's token from the CLI's memory, and asks for expensive answers by itself."""
-    invoker = start_invoker(without=without, pool_size=0, idle_s=60)
+    invoker = attacked(without)
     with invoker.client() as api:
         answers, answer = steal(api, 12, "large 4000", {}, 0.05)
     charged = sum(float(OUTPUT) * int(each[3:]) for each in answers if each.startswith("200"))
@@ -158,13 +159,11 @@ def test_what_each_kind_of_token_costs(api: Any) -> None:
     }
 
 
-def test_a_run_that_its_budget_ends_says_what_it_has_used(start_invoker: Callable[..., Invoker]) -> None:
-    invoker = start_invoker(pool_size=0, idle_s=30)
+def test_a_run_that_its_budget_ends_says_what_it_has_used(api: Any) -> None:
     turns = "".join(tool("Read", file_path=f"{number}") for number in range(9))
     usage = json.dumps({"input_tokens": 1_000, "output_tokens": 1_000})
-    with invoker.client() as api:
-        body = {"prompt": f"{turns} [[usage {usage}]]", "tools": ["Read"], "model": OPUS, "max_budget_usd": 0.1}
-        answer = api.post("/invoke", json=body)
+    body = {"prompt": f"{turns} [[usage {usage}]]", "tools": ["Read"], "model": OPUS, "max_budget_usd": 0.1}
+    answer = api.post("/invoke", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["stop_reason"] == "max_budget"
     used = answer.json()["usage"]
@@ -173,18 +172,14 @@ def test_a_run_that_its_budget_ends_says_what_it_has_used(start_invoker: Callabl
     assert 0.05 < cost(answer) <= 0.1
 
 
-def test_a_stream_that_breaks_off_is_billed(start_invoker: Callable[..., Invoker], stand_in: StandInProcess) -> None:
-    invoker = start_invoker(pool_size=0, api_retries=0)
-    with invoker.client() as api:
-        answer = api.post("/invoke", json={"prompt": "[[reset 3]] [[say one two three four five]]", "model": OPUS})
+def test_a_stream_that_breaks_off_is_billed(api: Any, stand_in: StandInProcess) -> None:
+    answer = api.post("/invoke", json={"prompt": "[[reset 3]] [[say one two three four five]]", "model": OPUS})
     assert answer.status_code == 504, answer.text
     asked = len([line for line in stand_in.lines() if "one two three four five" in str(line["messages"])])
     least = asked * (12 * INPUT + 3 * OUTPUT)
     assert float(least) <= cost(answer) <= float(asked * (12 * INPUT + 10 * OUTPUT))
 
 
-def test_a_budget_that_suffices_for_no_request_says_so(start_invoker: Callable[..., Invoker]) -> None:
-    invoker = start_invoker(pool_size=0)
-    with invoker.client() as api:
-        answer = api.post("/invoke", json={"prompt": "x", "model": OPUS, "max_budget_usd": 0.00001})
+def test_a_budget_that_suffices_for_no_request_says_so(api: Any) -> None:
+    answer = api.post("/invoke", json={"prompt": "x", "model": OPUS, "max_budget_usd": 0.00001})
     assert (answer.status_code, answer.json().get("stop_reason"), cost(answer)) == (200, "max_budget", 0.0)

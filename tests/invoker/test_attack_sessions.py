@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,13 +27,16 @@ def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoke
 @pytest.fixture(scope="session")
 def invoker(start_invoker: Callable[..., Invoker], unbounded: list[Invoker]) -> Invoker:
     if not unbounded:
-        unbounded.append(start_invoker(pool_size=1))
+        unbounded.append(start_invoker(pool_size=0))
     return unbounded[0]
 
 
-pytestmark = as_root
+pytestmark = [as_root, pytest.mark.xdist_group("unbounded")]
 NOTE = "alices-private-note"
-SPY = "for i in $(seq 30); do cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n'; sleep 0.1; done | grep -a -e -- | sort -u"
+SPY = (
+    "touch spying; until [ -e over ]; do cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n'; sleep 0.1; done"
+    " | grep -a -e -- | sort -u"
+)
 
 
 READ_AND_WRITE = """
@@ -51,22 +53,27 @@ for attempt in (
 """
 
 
+def sessions(invoker: Invoker) -> set[Path]:
+    return set(invoker.state.glob("trees/sessions/*"))
+
+
 def answer(response: httpx.Response) -> str:
     assert response.status_code == 200, response.text
     return str(response.json()["result"])
 
 
 @pytest.mark.parametrize("without", defended_and_without("sessions_in_argv"))
-def test_a_sessions_id_is_in_nobodys_argv(start_invoker: Callable[..., Invoker], without: tuple[str, ...]) -> None:
-    invoker = start_invoker(without=without, pool_size=0, idle_s=20)
+def test_a_sessions_id_is_in_nobodys_argv(attacked: Callable[..., Invoker], without: tuple[str, ...]) -> None:
+    invoker = attacked(without)
     with invoker.client() as alice, invoker.client() as bob:
         session = bash(alice, "echo first", session="new").json()["session"]
         seen: list[str] = []
         spy = threading.Thread(target=lambda: seen.append(answer(bash(bob, SPY))))
         spy.start()
-        time.sleep(1)
+        (spying,) = wait_for(lambda: list(invoker.state.glob("trees/engines/*/*/work/spying")), what="the spy")
         assert answer(bash(alice, "sleep 1; echo second", session=session))
-        spy.join()
+        spying.with_name("over").touch()
+        spy.join(HANG_S)
     assert "--tools=Bash" in seen[0], "the spy saw the other run's command line"
     assert (session in seen[0]) == bool(without)
 
@@ -98,13 +105,14 @@ def test_a_session_is_nobodys_who_gets_its_user_id(
 
 def test_user_ids_are_not_the_same_after_a_restart(start_invoker: Callable[..., Invoker]) -> None:
     """Nobody finds what the first runs of the last start have left in /tmp by being one of the first of this start."""
+    before: Invoker | None = None
     first: list[str] = []
-    for _ in range(2):
-        invoker = start_invoker(pool_size=0)
-        with invoker.client() as api:
+    while len(set(first)) < 2 and len(first) < 4:  # one in 4,000 begins where the one before did
+        before = start_invoker(after=before, pool_size=0)
+        with before.client() as api:
             first.append(answer(bash(api, "id -u")).split("\n")[1])
-        invoker.stop()
-    assert first[0] != first[1]
+        before.stop()
+    assert len(set(first)) == 2
 
 
 SQUATTER = """
@@ -124,8 +132,8 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("without", defended_and_without("locks_that_anybody_can_take"))
-def test_nobody_can_take_all_user_ids(start_invoker: Callable[..., Invoker], without: tuple[str, ...]) -> None:
-    invoker = start_invoker(without=without, pool_size=0, idle_s=60)
+def test_nobody_can_take_all_user_ids(attacked: Callable[..., Invoker], without: tuple[str, ...]) -> None:
+    invoker = attacked(without)
     with invoker.client() as api:
         attack = {"prompt": "", "tools": ["Bash"]}
         attack["prompt"] = (
@@ -172,15 +180,14 @@ def test_a_killed_invokers_session_is_taken_back(start_invoker: Callable[..., In
         assert NOTE in answer(bash(api, "cat note.txt", session=session))
 
 
-def test_what_is_too_much_to_hand_over_ends_the_session(start_invoker: Callable[..., Invoker]) -> None:
+def test_what_is_too_much_to_hand_over_ends_the_session(invoker: Invoker, api: httpx.Client) -> None:
     """And says so: the answer names no session to go on with."""
-    invoker = start_invoker(pool_size=0, idle_s=60)
-    with invoker.client() as api:
-        first = bash(api, program("import os\nfor _ in range(300): os.mkdir('d'); os.chdir('d')"), session="new")
-        assert first.status_code == 200, first.text
-        assert first.json()["session"] is None
-        wait_for(lambda: not list(invoker.state.glob("trees/[sd]*/*")), what="nothing being left")
-        assert list(invoker.state.glob("sessions/*")) == []
+    before = [set(invoker.state.glob(place)) for place in ("trees/[sd]*/*", "sessions/*")]
+    first = bash(api, program("import os\nfor _ in range(300): os.mkdir('d'); os.chdir('d')"), session="new")
+    assert first.status_code == 200, first.text
+    assert first.json()["session"] is None
+    wait_for(lambda: set(invoker.state.glob("trees/[sd]*/*")) <= before[0], what="nothing being left")
+    assert set(invoker.state.glob("sessions/*")) <= before[1]
 
 
 def test_the_directory_of_trees_cannot_be_squatted(start_invoker: Callable[..., Invoker], tmp_path: Path) -> None:
@@ -215,24 +222,25 @@ print("planted")
 
 @pytest.mark.parametrize("without", defended_and_without("sessions_keep_all_that_the_cli_reads"))
 def test_a_run_sets_nothing_for_the_next_of_its_session(
-    start_invoker: Callable[..., Invoker], without: tuple[str, ...]
+    attacked: Callable[..., Invoker], without: tuple[str, ...]
 ) -> None:
     """The CLI takes its environment from a file in the session's tree: the next run, which has no tools at all, would
     ask the API with another token, and by PATH start other programs."""
-    invoker = start_invoker(without=without, pool_size=0, idle_s=60)
+    invoker = attacked(without)
+    before = sessions(invoker)
     with invoker.client() as api:
         first = bash(api, program(REDIRECT), session="new")
         assert "planted" in answer(first)
         body = {"prompt": "[[say fine]]", "tools": [], "session": first.json()["session"]}
         second = api.post("/invoke", json=body)
-        (tree,) = invoker.state.glob("trees/sessions/*")
+        (tree,) = sessions(invoker) - before
         assert (tree / "home" / ".gitconfig").exists() == bool(without)
         assert second.status_code == (502 if without else 200), second.text
 
 
 @pytest.mark.parametrize("without", defended_and_without("sessions_keep_all_that_the_cli_reads"))
 def test_a_session_leads_nobody_behind_a_closed_door(
-    start_invoker: Callable[..., Invoker], without: tuple[str, ...], tmp_path: Path
+    attacked: Callable[..., Invoker], without: tuple[str, ...], tmp_path: Path
 ) -> None:
     """A link in the place of its directory: root enters it before it becomes the run's user."""
     inner = tmp_path / "inner"
@@ -240,19 +248,22 @@ def test_a_session_leads_nobody_behind_a_closed_door(
     (inner / "note").write_text(NOTE)
     (inner / "note").chmod(0o644)
     tmp_path.chmod(0o700)
-    invoker = start_invoker(without=without, pool_size=0, idle_s=60)
+    invoker = attacked(without)
+    before = sessions(invoker)
     with invoker.client() as api:
         first = bash(api, f"cat {inner}/note; cd ..; rm -r work; ln -s {inner} work; echo linked", session="new")
         assert "linked" in answer(first) and NOTE not in answer(first)
         body = {"prompt": "[[hang]]", "session": first.json()["session"]}
+        (tree,) = sessions(invoker) - before
         with api.stream("POST", "/invoke", json=body, headers={"Accept": "text/event-stream"}) as stream:
-            wait_for(lambda: _cli(invoker) and _cli(invoker)[0].uids().real > 0, what="the second run")
-            assert (_cli(invoker)[0].cwd() == str(inner)) == bool(without)
+            (cli,) = wait_for(lambda: _of_tree(invoker, tree), what="the second run")
+            assert (cli.cwd() == str(inner)) == bool(without)
             api.delete(f"/runs/{stream.headers['x-claude-run']}")
             stream.read()
-        (tree,) = invoker.state.glob("trees/sessions/*")
         assert (tree / "work").is_symlink() == bool(without)
 
 
-def _cli(invoker: Invoker) -> list[psutil.Process]:
-    return invoker.clis()
+def _of_tree(invoker: Invoker, tree: Path) -> list[psutil.Process]:
+    """The CLI that runs in it: as its owner, who is not root then."""
+    owner = tree.stat().st_uid
+    return [cli for cli in invoker.clis() if cli.uids().real == owner > 0]

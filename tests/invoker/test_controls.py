@@ -4,7 +4,7 @@ invoker without the defence, where it must see the harm."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -19,20 +19,36 @@ def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoke
 @pytest.fixture(scope="session")
 def invoker(start_invoker: Callable[..., Invoker], unbounded: list[Invoker]) -> Invoker:
     if not unbounded:
-        unbounded.append(start_invoker(pool_size=1))
+        unbounded.append(start_invoker(pool_size=0))
     return unbounded[0]
 
 
+pytestmark = pytest.mark.xdist_group("unbounded")
 CODES = {404: (422, "invalid"), 401: (502, "api-auth"), 529: (503, "api-overloaded"), 400: (422, "invalid")}
+
+
+NEW = {"pool_size": 0, "pool_max": 0, "prices": json.dumps(
+    {name: {"input": 3, "output": 15} for name in ("claude-brand-new-7", *(f"claude-new-status-{code}" for code in CODES))}
+)}  # fmt: skip
+"""Settings in which models have prices that the CLI does not know."""
+
+
+@pytest.fixture(scope="module")
+def of_new_models(start_invoker: Callable[..., Invoker]) -> Iterator[Invoker]:
+    invoker = start_invoker(model="claude-brand-new-7", **NEW)
+    yield invoker
+    invoker.stop()
 
 
 @pytest.mark.parametrize("without", defended_and_without("answers_that_nobody_reads"))
 def test_a_model_that_is_not_taken_is_not_replaced_by_another(
-    start_invoker: Callable[..., Invoker], stand_in: StandInProcess, without: tuple[str, ...]
+    of_new_models: Invoker,
+    start_invoker: Callable[..., Invoker],
+    stand_in: StandInProcess,
+    without: tuple[str, ...],
 ) -> None:
     """The CLI asks the API about a name that it does not know, and where that fails it goes on with its own model."""
-    prices = json.dumps({f"claude-new-status-{code}": {"input": 3, "output": 15} for code in CODES})
-    invoker = start_invoker(without=without, pool_max=0, prices=prices)
+    invoker = start_invoker(without=without, **NEW) if without else of_new_models
     for code in [404] if without else CODES:  # one shows the harm
         mark = f"who-answers-{code}-{len(without)}"
         with invoker.client() as api:
@@ -47,13 +63,9 @@ def test_a_model_that_is_not_taken_is_not_replaced_by_another(
         assert answer.json()["status"] == status
 
 
-def test_a_model_that_the_cli_does_not_know_may_be_asked_for(
-    api: object, start_invoker: Callable[..., Invoker]
-) -> None:
+def test_a_model_that_the_cli_does_not_know_may_be_asked_for(of_new_models: Invoker) -> None:
     """Where its price is known."""
-    prices = json.dumps({"claude-brand-new-7": {"input": 3, "output": 15}})
-    invoker = start_invoker(pool_size=0, model="claude-brand-new-7", prices=prices)
-    with invoker.client() as client:
+    with of_new_models.client() as client:
         other = client.post("/invoke", json={"prompt": "x", "model": "claude-brand-new-8"})
         assert (other.status_code, "INVOKER_PRICES" in other.json()["detail"]) == (403, True), other.text
         answer = client.post("/invoke", json={"prompt": "[[say x]]"})
@@ -62,10 +74,10 @@ def test_a_model_that_the_cli_does_not_know_may_be_asked_for(
 
 
 @pytest.mark.parametrize("without", defended_and_without("work_in_the_background"))
-def test_nothing_goes_on_after_the_answer(start_invoker: Callable[..., Invoker], without: tuple[str, ...]) -> None:
+def test_nothing_goes_on_after_the_answer(attacked: Callable[..., Invoker], without: tuple[str, ...]) -> None:
     """Subagents and commands in the background: the model has none, so that its work is over when its answer comes.
     Where it has them the answer comes first, and the work is cut off."""
-    invoker = start_invoker(without=without, pool_size=0, idle_s=20)
+    invoker = attacked(without)
     command = "sleep 2; echo late > late.txt"
     with invoker.client() as api:
         answer = api.post(
@@ -80,9 +92,9 @@ def test_nothing_goes_on_after_the_answer(start_invoker: Callable[..., Invoker],
 
 @pytest.mark.parametrize("without", defended_and_without("whole_sessions_are_booked"))
 def test_a_sessions_earlier_runs_are_not_booked_again(
-    start_invoker: Callable[..., Invoker], without: tuple[str, ...]
+    attacked: Callable[..., Invoker], without: tuple[str, ...]
 ) -> None:
-    invoker = start_invoker(without=without, pool_size=0)
+    invoker = attacked(without)
     with invoker.client() as api:
         first = api.post("/invoke", json={"prompt": "[[large 40000]]", "session": "new"}).json()
         second = api.post("/invoke", json={"prompt": "[[say x]]", "session": first["session"]}).json()

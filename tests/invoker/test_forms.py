@@ -151,6 +151,9 @@ def test_what_is_no_form_is_said(api: httpx.Client, invoker: Invoker, kind: str)
     wait_for(lambda: not intake(invoker), what="nothing that is left of the form")
 
 
+OF_ATTESTED = pytest.mark.xdist_group("attested-forms")  # their invoker is started once
+
+
 @pytest.fixture(scope="module")
 def attested(start_invoker: Callable[..., Invoker]) -> Iterator[Invoker]:
     found = start_invoker(trust="attested", attestation_key=SECRET, max_upload=120_000_000)
@@ -163,6 +166,7 @@ def header(**claims: Any) -> dict[str, str]:
     return {"X-Claude-Attestation": signed(SIGNER, "POST", "/invoke/form", **given)}
 
 
+@OF_ATTESTED
 def test_a_form_is_a_caller_s_whom_the_gateway_vouches_for(attested: Invoker) -> None:
     request = attested.client().build_request("POST", "/invoke/form", files=[asked(prompt="hi", tools=[])])
     body, media = request.read(), {"Content-Type": request.headers["content-type"]}
@@ -205,6 +209,7 @@ def incompressible(size: int) -> bytes:
     return os.urandom(1 << 20) * (size >> 20)
 
 
+@OF_ATTESTED
 @pytest.mark.parametrize("kind", ["file", "archive"])
 def test_a_hundred_megabytes_are_never_in_memory(attested: Invoker, kind: str) -> None:
     content = incompressible(100 << 20)
@@ -229,6 +234,7 @@ def test_a_hundred_megabytes_are_never_in_memory(attested: Invoker, kind: str) -
     wait_for(lambda: not intake(attested), what="nothing that is left of the form")
 
 
+@OF_ATTESTED
 def test_more_than_may_come_does_not_come(attested: Invoker) -> None:
     part = file("a", bytes(121_000_000))
     with attested.client() as client:

@@ -15,6 +15,7 @@ from claude_invoker.cli.kill import owners
 from tests.invoker.conftest import KEY, Invoker, tool, wait_for, without_boundary
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="a user for each run needs an invoker started as root")
+pytestmark = pytest.mark.xdist_group("unbounded")
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +26,7 @@ def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoke
 @pytest.fixture(scope="session")
 def invoker(start_invoker: Callable[..., Invoker], unbounded: list[Invoker]) -> Invoker:
     if not unbounded:
-        unbounded.append(start_invoker(pool_size=1))
+        unbounded.append(start_invoker(pool_size=0))
     return unbounded[0]
 
 
@@ -125,11 +126,11 @@ PLANTED = {
     ],
 )
 def test_an_untrusted_directory_configures_nothing(
-    start_invoker: Callable[..., Invoker], without: tuple[str, ...], obeyed: set[str]
+    attacked: Callable[..., Invoker], without: tuple[str, ...], obeyed: set[str]
 ) -> None:
     """Hooks, MCP servers and settings that an earlier run of a session wrote do not run in the next: neither those in its
     directory of work nor those in the CLI's own, where it would look for its user's."""
-    invoker = start_invoker(without=without, pool_size=0, idle_s=30)
+    invoker = attacked(without)
     lines = []
     for place, folder in {"work": ".", "user": "$CLAUDE_CONFIG_DIR", "home": "$HOME"}.items():
         for path, content in PLANTED.items():
@@ -158,7 +159,7 @@ def test_a_process_that_left_its_session_ends_with_the_run(api: httpx.Client, in
     assert not owners([number])
 
 
-def test_the_runs_token_is_worth_nothing_after_it(start_invoker: Callable[..., Invoker], api: httpx.Client) -> None:
+def test_the_runs_token_is_worth_nothing_after_it(api: httpx.Client) -> None:
     """The key proxy: no key without a token, and no token outlives its run."""
     socket = bash(api, "echo $ANTHROPIC_UNIX_SOCKET").split("\n")[1]
     proxy = httpx.Client(transport=httpx.HTTPTransport(uds=socket), base_url="http://proxy")

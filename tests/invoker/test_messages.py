@@ -41,7 +41,7 @@ def start_invoker(start_invoker: Callable[..., Invoker]) -> Callable[..., Invoke
 @pytest.fixture(scope="session")
 def invoker(start_invoker: Callable[..., Invoker], unbounded: list[Invoker]) -> Invoker:
     if not unbounded:
-        unbounded.append(start_invoker(pool_size=1))
+        unbounded.append(start_invoker(pool_size=0))
     return unbounded[0]
 
 
@@ -203,6 +203,7 @@ def forge(api: httpx.Client, said: str) -> httpx.Response:
 FORGED = json.dumps(GOOD | {"total_cost_usd": 0})
 
 
+@pytest.mark.xdist_group("unbounded")
 @as_root
 @pytest.mark.parametrize(
     "said",

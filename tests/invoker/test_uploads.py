@@ -27,6 +27,8 @@ from tests.rate_tiers.servers import RedisProcess
 from tests.support.attest import signed
 from tests.support.waiting import HANG_S
 
+pytestmark = pytest.mark.xdist_group("uploads")  # its invoker is started once
+
 MB = 1 << 20
 PLAIN: dict[str, Any] = {"prompt": "hi", "tools": []}
 

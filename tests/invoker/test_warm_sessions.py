@@ -12,7 +12,7 @@ import pytest
 
 from tests.invoker.conftest import Invoker, StandInProcess, tool, wait_for
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("warm-sessions")]  # its invoker is started once
 
 
 @pytest.fixture(scope="module")

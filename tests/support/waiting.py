@@ -14,7 +14,9 @@ HANG_S = 100.0
 bound of a whole test, so that what was waited for is said."""
 
 
-def wait_for(condition: Callable[[], Found], within_s: float = HANG_S, what: str = "the condition") -> Found:
+def wait_for(
+    condition: Callable[[], Found], within_s: float = HANG_S, what: str = "the condition", every_s: float = 0.02
+) -> Found:
     """What `condition` says once that is true. Raises AssertionError where it hangs."""
     deadline = time.monotonic() + within_s
     while True:
@@ -23,7 +25,7 @@ def wait_for(condition: Callable[[], Found], within_s: float = HANG_S, what: str
             return found
         assert time.monotonic() < deadline, f"{what} did not come true within {within_s} s"
         # A question that costs much is asked less often: what is awaited needs the core.
-        time.sleep(max(0.02, 2 * (time.thread_time() - spent)))
+        time.sleep(max(every_s, 2 * (time.thread_time() - spent)))
 
 
 async def until(condition: Callable[[], Awaitable[Found | None]], what: str) -> Found:
