@@ -6,6 +6,9 @@ JOBS   ?= 3
 DATA   ?= tests/conformance/data
 BASE_URL ?=
 
+# What pytest makes of the asserts costs each of its processes half of their collection: it is kept for the next one.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: site lock pin release test-alone redis-servers test-redis help setup up down test test-long test-ledger lint format bench bench-passthrough conformance chaos soak clean fuzz version doctor
 .DEFAULT_GOAL := help
 
