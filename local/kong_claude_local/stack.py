@@ -77,6 +77,10 @@ class Layout:
         shared = self.secrets.get("attestation-secret")
         return shared or public_key_of(self.secrets["attestation-key"], "CLAUDE_ATTESTATION_KEY")
 
+    def described(self, plugin: str) -> Path:
+        """What the plugin server says of a plugin when Kong asks it."""
+        return self.run / f"{plugin}.json"
+
     @property
     def record(self) -> Path:
         """What reached the stand-in of the Messages API, one JSON object per line."""
@@ -143,6 +147,10 @@ def gateway(layout: Layout) -> Part:
     hosts = layout.run / "hosts"
     hosts.write_text("".join(f"{layout.address} {name}\n" for name in ("invoker", "pluginserver")))
     environment = base_environment() | kong_environment(PLUGINS, server)
+    for plugin in PLUGINS:
+        # What `up` has written down already, where it has: each plugin asked for is a process of half a second.
+        key = f"KONG_PLUGINSERVER_{plugin.upper().replace('-', '_')}_QUERY_CMD"
+        environment[key] = f"cat {layout.described(plugin)} 2>/dev/null || {environment[key]}"
     environment |= {
         "KONG_DECLARATIVE_CONFIG": str(layout.config),
         "KONG_PREFIX": str(layout.run),

@@ -47,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
     layout = layout_from(options)
     try:
         check(layout)
+        describe(layout)
     except Problem:
         shutil.rmtree(layout.run, ignore_errors=True)
         raise
@@ -140,6 +141,18 @@ def check(layout: stack.Layout) -> None:
     stack.claude_binary()
     if found := configuration.problems(layout):
         raise Problem("\n".join(found))
+
+
+def describe(layout: stack.Layout) -> None:
+    """Writes down what the plugin server would say of each plugin, in a process of its own for each. Raises Problem."""
+    from kong_claude.server.plugins import LoadError, load_all
+
+    try:
+        plugins = load_all(layout.plugins)
+    except (LoadError, OSError) as error:
+        raise Problem(str(error)) from error
+    for name, plugin in plugins.items():
+        layout.described(name).write_text(json.dumps([plugin.info()]))
 
 
 KONG_REFUSES = "init_by_lua error: "

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jwt
 import pytest
 import yaml
 
+from kong_claude import PLUGINS
 from kong_claude.cli.main import main
+from kong_claude.environment import PLUGINS as ALL
 from kong_claude.guard import LUA_PLUGINS, PAIRED
 from kong_claude.problem import Problem
+from kong_claude_local import stack, up
 from kong_claude_local.state import Running, process_start, recall, remember
 from kong_claude_local.token import claims, seconds
+from tests.support.waiting import HANG_S
 
 
 @pytest.fixture(autouse=True)
@@ -204,3 +211,18 @@ def test_a_part_that_is_not_installed_is_named(
     monkeypatch.setattr("kong_claude.cli.main.installed", dict)
     assert main([command]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_what_up_writes_of_plugins_is_what_kong_would_be_told(tmp_path: Path) -> None:
+    """And where nothing was written Kong asks the plugin server, as elsewhere."""
+    layout = stack.Layout(config=tmp_path / "kong.yml", plugins=PLUGINS, state=tmp_path, run=tmp_path)
+    environment = stack.gateway(layout).environment
+
+    def told(plugin: str) -> Any:
+        command = environment[f"KONG_PLUGINSERVER_{plugin.upper().replace('-', '_')}_QUERY_CMD"]
+        return json.loads(subprocess.run(command, shell=True, capture_output=True, check=True, timeout=HANG_S).stdout)
+
+    asked = told("claude-metrics")
+    up.describe(layout)
+    assert {plugin: told(plugin)[0]["Name"] for plugin in ALL} == {plugin: plugin for plugin in ALL}
+    assert told("claude-metrics") == asked == json.loads(layout.described("claude-metrics").read_text())
