@@ -11,9 +11,6 @@ import pytest
 
 from tests.e2e.conftest import Gateway
 from tests.e2e.test_workspace import CALLER
-from tests.e2e.test_workspace import served as served
-from tests.e2e.test_workspace import ssh as ssh
-from tests.e2e.test_workspace import stack as stack
 from tests.support.git_server import GitServer
 
 dashboard = pytest.importorskip("tests.e2e.test_dashboard", reason="playwright is not installed")

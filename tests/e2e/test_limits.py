@@ -17,6 +17,7 @@ from claude_invoker.audit.log import locked, pairs
 from tests.e2e.conftest import COMMAND, ROOT, Gateway, own_environment
 from tests.support.waiting import HANG_S
 
+pytestmark = pytest.mark.xdist_group("e2e")
 SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 PROMPT = {"prompt": "hi", "system": "Be brief."}
 

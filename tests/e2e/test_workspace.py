@@ -5,74 +5,25 @@ from __future__ import annotations
 import base64
 import json
 import os
-import pwd
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import ROOT, Gateway, standing
-from tests.support.git_server import GitServer, git, serving
-from tests.support.ssh_server import SSHD, SshServer, ssh_serving
+from tests.e2e.conftest import PASSWORD, ROOT, Gateway
+from tests.support.git_server import GitServer, git
+from tests.support.ssh_server import SshServer
 
 pytestmark = [
     pytest.mark.xdist_group("e2e"),
     pytest.mark.timeout(240),
     pytest.mark.skipif(os.geteuid() != 0, reason="which users runs have is tested as root"),
 ]
-PASSWORD = "s3cret-of-the-git-server"
 CALLER = ("--tier", "team", "--claim", 'repos=["org/*"]')
 WORK = """[[tool Bash {"command": "git log --format=%s && sed -i s/two/zwei/ a.txt && echo new > b.txt"}]]"""
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitServer]:
-    with serving(tmp_path_factory.mktemp("git"), PASSWORD) as server:
-        server.create("org/app")
-        server.create("other/app")
-        server.commit("other/app", {"a.txt": "x"})
-        yield server
-
-
-@pytest.fixture(scope="module")
-def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer | None]:
-    """OpenSSH, for the repositories of the same folder; None where it is not installed."""
-    if not (Path(SSHD).exists() and shutil.which("ssh")):
-        yield None
-        return
-    with ssh_serving(tmp_path_factory.mktemp("ssh") / "server") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def stack(served: GitServer, ssh: SshServer | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """As kong.yml and docs/workspace.md say it: the claim at the gateway, the file at the invoker."""
-    home = tmp_path_factory.mktemp("stack")
-    text = (ROOT / "kong.yml").read_text()
-    rules = "      rules: [{claim: roles, any_of: ["
-    assert text.count(rules) == 1
-    (home / "kong.yml").write_text(text.replace(rules, "      repo_claim: repos\n      push_claim: pushes\n" + rules))
-    (home / "token").write_text(PASSWORD)
-    (home / "token").chmod(0o400)
-    policy = (
-        '  refs: [main, "feature/*"]\n  refresh_s: 0\n'
-        "  push: {branches: claude/*, author: Claude <claude@example.com>}\n"
-    )
-    by_http = f'"**":\n  url: "{served.url}/{{repository}}.git"\n  token_file: {home}/token\n'
-    known = {"INVOKER_REPOSITORIES": str(home / "repositories.yml")}
-    by_ssh = ""
-    if ssh is not None:
-        by_ssh = f'"org/ssh-*":\n  url: "{ssh.url}{served.root}/{{repository}}.git"\n'
-        by_ssh += f"  key_file: {ssh.key}\n  known_hosts: {ssh.known_hosts}\n{policy}"
-        # git's own user, two above: it has to have a name.
-        known["INVOKER_UID_BASE"] = str(pwd.getpwnam("nobody").pw_uid - 2)
-    (home / "repositories.yml").write_text(f"{by_ssh}{by_http}{policy}")
-    with standing(home, config=home / "kong.yml", **known) as found:
-        yield found
 
 
 def test_from_a_token_to_a_patch_that_applies(stack: Gateway, served: GitServer, tmp_path: Path) -> None:
