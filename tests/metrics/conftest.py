@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import shlex
@@ -15,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import httpx
 import jwt
@@ -151,6 +152,20 @@ def upstream() -> Iterator[int]:
     thread.join(HANG_S)
 
 
+@functools.cache
+def dumps() -> dict[str, Any]:
+    """What the plugin server says of its plugins when it is asked: once for all gateways, which would ask for each plugin."""
+    command = [sys.executable, "-m", "kong_claude.server", "--dump-all-plugins"]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=HANG_S)
+    return {each["Name"]: each for each in json.loads(done.stdout)}
+
+
+def described(folder: Path, name: str) -> Path:
+    path = folder / f"{name}.dump"
+    path.write_text(json.dumps([dumps()[name]]))
+    return path
+
+
 @contextlib.contextmanager
 def running(folder: Path, collector: str | None = None) -> Iterator[Stack]:
     with upstream() as behind:
@@ -168,7 +183,7 @@ def running(folder: Path, collector: str | None = None) -> Iterator[Stack]:
         for name in NAMES:
             key = f"KONG_PLUGINSERVER_{name.upper().replace('-', '_')}"
             environment[f"{key}_SOCKET"] = str(folder / "p.sock")
-            environment[f"{key}_QUERY_CMD"] = f"{server} --dump {name}"
+            environment[f"{key}_QUERY_CMD"] = shlex.join(["cat", str(described(folder, name))])
         environment["KONG_PLUGINSERVER_CLAUDE_JWT_CLAIMS_START_CMD"] = (
             f"{server} -p {shlex.quote(str(folder))} --socket-name p.sock --no-lua-style"
             f" --metrics-listen 127.0.0.1:{metrics}"
