@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import re
 import shutil
@@ -65,7 +66,7 @@ def test_the_local_stacks_admin_api_as_the_document_asks_it(gateway: Gateway, tm
 
 def test_what_a_consumer_is_told_works_as_it_stands(gateway: Gateway, tmp_path: Path) -> None:
     text = (ROOT / "docs/api.md").read_text()
-    setting, calls, generating = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    setting, calls, listing, generating = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     for ours, theirs in (("http://127.0.0.1:8000", gateway.url), (".venv/bin/kong-claude", COMMAND)):
         assert ours in setting
@@ -73,7 +74,7 @@ def test_what_a_consumer_is_told_works_as_it_stands(gateway: Gateway, tmp_path: 
     (tmp_path / "program.py").write_text(program)
     generating = generating.replace("openapi-python-client", f"{Path(sys.executable).parent}/openapi-python-client")
     script = f"{setting}{calls}export GATEWAY TOKEN\n{sys.executable} program.py\n{generating}"
-    done = run_as_shown(script, gateway, tmp_path)
+    done = run_as_shown(f"{script}({listing}) > runs.json", gateway, tmp_path)
     second, _, rest = done.stdout.partition("}hello")
     assert "and again" in second and '"session":"' in second
     assert rest.startswith("202\n"), rest
@@ -81,6 +82,8 @@ def test_what_a_consumer_is_told_works_as_it_stands(gateway: Gateway, tmp_path: 
     events = (tmp_path / "events").read_text()
     assert "event: error" in events and "run.finished" not in events
     assert (tmp_path / "claude_client" / "api" / "invoke" / "invoke_invoke.py").is_file()
+    listed = json.loads((tmp_path / "runs.json").read_text())
+    assert listed["next"] is None and all("haiku" in run["model"] for run in listed["runs"])
 
 
 def test_what_to_do_when_something_happens_is_done_so(gateway: Gateway, tmp_path: Path) -> None:
