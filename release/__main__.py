@@ -20,9 +20,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from release import images, locks
-from release.locks import IMAGES, ROOT
-
-PARTS = ("contract", "plugins", "invoker", "minikong", "local")
+from release.locks import DISTRIBUTIONS, IMAGES, ROOT
 
 
 def notes(changelog: str, version: str) -> str:
@@ -59,7 +57,10 @@ def git(*arguments: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    return {part: tomllib.loads((ROOT / part / "pyproject.toml").read_text())["project"]["version"] for part in PARTS}
+    return {
+        part: tomllib.loads((ROOT / part / "pyproject.toml").read_text())["project"]["version"]
+        for part in DISTRIBUTIONS
+    }
 
 
 def build(out: Path) -> list[Path]:
@@ -67,7 +68,10 @@ def build(out: Path) -> list[Path]:
     at = git("log", "-1", "--format=%ct").strip()
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(out)]
     subprocess.run(
-        [*command, *(f"./{part}" for part in PARTS)], cwd=ROOT, check=True, env={**os.environ, "SOURCE_DATE_EPOCH": at}
+        [*command, *(f"./{part}" for part in DISTRIBUTIONS)],
+        cwd=ROOT,
+        check=True,
+        env={**os.environ, "SOURCE_DATE_EPOCH": at},
     )
     wheels = sorted(out.glob("*.whl"))
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *wheels], check=True)
@@ -82,11 +86,7 @@ def install(image: locks.Image, folder: Path, wheels: list[Path]) -> Path:
     python = folder / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
     subprocess.run([*pip, "--require-hashes", "-r", str(image.lock)], check=True)
-    folders = {re.sub(r"\[.*\]", "", part).removeprefix("./") for part in image.parts}
-    names = {
-        tomllib.loads((ROOT / part / "pyproject.toml").read_text())["project"]["name"].replace("-", "_")
-        for part in folders
-    }
+    names = {name.replace("-", "_") for name in image.distributions}
     subprocess.run([*pip, *(str(wheel) for wheel in wheels if wheel.name.split("-")[0] in names)], check=True)
     subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "check"], check=True, stdout=sys.stderr)
     return python

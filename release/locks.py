@@ -30,16 +30,28 @@ class Image:
     parts: tuple[str, ...]
 
     @property
+    def distributions(self) -> list[str]:
+        """Which of ours it has, by name."""
+        return [DISTRIBUTIONS[part.removeprefix("./").partition("[")[0]] for part in self.parts]
+
+    @property
     def lock(self) -> Path:
         return ROOT / "deploy" / "docker" / f"{self.name}.lock"
 
 
+DISTRIBUTIONS = {
+    "contract": "kong-claude-contract",
+    "plugins": "kong-claude",
+    "invoker": "claude-invoker",
+    "minikong": "minikong",
+    "local": "kong-claude-local",
+}
+"""By the folder of each."""
 IMAGES = (
     Image("kong", "plugins/Dockerfile", ("./contract", "./plugins", "./local")),
     Image("invoker", "invoker/Dockerfile", ("./contract", "./invoker[otlp,skills]")),
     Image("minikong", "deploy/docker/minikong.Dockerfile", ("./contract", "./plugins", "./minikong", "./local")),
 )
-OURS = ("kong-claude-contract", "kong-claude", "claude-invoker", "minikong", "kong-claude-local")
 
 
 def locked(text: str) -> dict[str, Requirement]:
@@ -74,7 +86,7 @@ def stale(lock: str, constraints: str) -> list[str]:
 
 def write(image: Image) -> None:
     """Asks the index. Raises CalledProcessError."""
-    ours = [argument for name in OURS for argument in ("--no-emit-package", name)]
+    ours = [argument for name in DISTRIBUTIONS.values() for argument in ("--no-emit-package", name)]
     with tempfile.NamedTemporaryFile("w", suffix=".in", dir=ROOT) as wanted:  # paths in it are from where it lies
         wanted.write("\n".join((*image.parts, BACKEND)))
         wanted.flush()

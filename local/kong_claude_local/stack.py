@@ -17,7 +17,7 @@ from pathlib import Path
 
 from claude_contract.attestation import public_key_of
 from kong_claude.ask import answers
-from kong_claude.environment import PLUGINS, Server
+from kong_claude.environment import PLUGINS, Server, variable
 from kong_claude.environment import environment as kong_environment
 from kong_claude.problem import Problem
 from kong_claude_local import real_kong
@@ -149,7 +149,7 @@ def gateway(layout: Layout) -> Part:
     environment = base_environment() | kong_environment(PLUGINS, server)
     for plugin in PLUGINS:
         # What `up` has written down already, where it has: each plugin asked for is a process of half a second.
-        key = f"KONG_PLUGINSERVER_{plugin.upper().replace('-', '_')}_QUERY_CMD"
+        key = variable(plugin, "QUERY_CMD")
         environment[key] = f"cat {layout.described(plugin)} 2>/dev/null || {environment[key]}"
     environment |= {
         "KONG_DECLARATIVE_CONFIG": str(layout.config),

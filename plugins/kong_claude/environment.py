@@ -73,18 +73,22 @@ def environment(plugins: Sequence[str], server: Server, present: Mapping[str, st
     files = f" -d {server.directory}" if server.directory else ""
     metrics = f" --metrics-listen {server.metrics}" if server.metrics else ""
     for plugin in plugins:
-        key = f"KONG_PLUGINSERVER_{plugin.upper().replace('-', '_')}"
-        made[f"{key}_SOCKET"] = server.socket
+        made[variable(plugin, "SOCKET")] = server.socket
         if plugin == plugins[0]:
-            made[f"{key}_START_CMD"] = (
+            made[variable(plugin, "START_CMD")] = (
                 f"{server.program}{files} -p {server.prefix} --socket-name {SOCKET}"
                 f" --no-lua-style --event-timeout {EVENT_TIMEOUT}{metrics}"
             )
-        made[f"{key}_QUERY_CMD"] = f"{server.program}{files} --dump {plugin}"
+        made[variable(plugin, "QUERY_CMD")] = f"{server.program}{files} --dump {plugin}"
     made["KONG_NGINX_HTTP_LUA_SOCKET_READ_TIMEOUT"] = READ_TIMEOUT
     if READ_BODIES.intersection(plugins):
         made["KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE"] = "1m"
     return made
+
+
+def variable(plugin: str, of: str) -> str:
+    """Of a plugin's entry in KONG_PLUGINSERVER_NAMES: SOCKET, START_CMD or QUERY_CMD."""
+    return f"KONG_PLUGINSERVER_{plugin.upper().replace('-', '_')}_{of}"
 
 
 def joined(present: str, *more: str) -> str:

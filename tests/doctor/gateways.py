@@ -21,6 +21,7 @@ from pathlib import Path
 import jwt
 
 from kong_claude import PLUGINS
+from kong_claude.environment import variable
 from kong_claude_local import stack
 from tests.doctor.cases import TOKEN_SECRET, Case, secrets
 from tests.doctor.forms import AUDIENCE, ISSUER
@@ -119,7 +120,7 @@ def queries(directory: Path) -> dict[str, str]:
     for dump in json.loads(said):
         file = directory / f"{dump['Name']}.json"
         file.write_text(json.dumps([dump]))
-        made[f"KONG_PLUGINSERVER_{dump['Name'].upper().replace('-', '_')}_QUERY_CMD"] = f"cat {file}"
+        made[variable(dump["Name"], "QUERY_CMD")] = f"cat {file}"
     return made
 
 

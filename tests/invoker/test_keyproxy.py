@@ -437,7 +437,7 @@ async def test_an_api_that_counts_without_end_is_not_listened_to(
 ) -> None:
     """By the proxy, which asks how large a request is for which there may not be enough left."""
     if weakened:
-        monkeypatch.setattr(keyproxy, "_MAX_COUNTED", ENOUGH)
+        monkeypatch.setattr(request, "MAX_COUNTED", ENOUGH)
     async with endless() as (proxy, sent), client_of(proxy) as client:
         _, headers = granted(proxy, 1, cap_usd="0.000001")
         answer = await client.post("http://proxy/v1/messages", content=MODEL, headers=headers)
@@ -448,7 +448,7 @@ async def test_an_api_that_counts_without_end_is_not_listened_to(
 @pytest.mark.parametrize("weakened", [False, True])
 async def test_nor_by_the_invoker_for_a_caller(weakened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if weakened:
-        monkeypatch.setattr(counting, "_MAX_COUNTED", ENOUGH)
+        monkeypatch.setattr(counting, "MAX_COUNTED", ENOUGH)
     async with endless() as (proxy, sent):
 
         async def opened(key: str, token: str, *_: object) -> None:

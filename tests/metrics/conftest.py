@@ -24,6 +24,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kong_claude.environment import variable
 from tests.support.ports import free_port as free_port
 from tests.support.processes import command_line
 from tests.support.waiting import HANG_S
@@ -181,9 +182,8 @@ def running(folder: Path, collector: str | None = None) -> Iterator[Stack]:
             "KONG_PLUGINSERVER_NAMES": ",".join(NAMES),
         }
         for name in NAMES:
-            key = f"KONG_PLUGINSERVER_{name.upper().replace('-', '_')}"
-            environment[f"{key}_SOCKET"] = str(folder / "p.sock")
-            environment[f"{key}_QUERY_CMD"] = shlex.join(["cat", str(described(folder, name))])
+            environment[variable(name, "SOCKET")] = str(folder / "p.sock")
+            environment[variable(name, "QUERY_CMD")] = shlex.join(["cat", str(described(folder, name))])
         environment["KONG_PLUGINSERVER_CLAUDE_JWT_CLAIMS_START_CMD"] = (
             f"{server} -p {shlex.quote(str(folder))} --socket-name p.sock --no-lua-style"
             f" --metrics-listen 127.0.0.1:{metrics}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -17,16 +18,16 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from release import images
-from release.__main__ import PARTS, notes, obstacles
+from release.__main__ import notes, obstacles
 from release.images import NoDigest
-from release.locks import IMAGES, OURS, Image, locked, stale
+from release.locks import DISTRIBUTIONS, IMAGES, Image, locked, stale
 from tests.support.ports import free_port
 from tests.support.waiting import HANG_S, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text()
 CHANGELOG = "# Changelog\n\n## Unreleased\n\n## 0.2.0 (2026-11-27)\n\n- A line.\n\n## 0.1.0\n\n- The first.\n"
-SAME = dict.fromkeys(PARTS, "0.2.0")
+SAME = dict.fromkeys(DISTRIBUTIONS, "0.2.0")
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_the_notes_are_the_section_of_the_version(version: str, text: str) -> No
     [
         ({}, []),
         ({"versions": SAME | {"local": "0.1.9"}}, ["local 0.1.9): make version"]),
-        ({"versions": dict.fromkeys(PARTS, "0.3.0")}, ["no section '## 0.3.0'"]),
+        ({"versions": dict.fromkeys(DISTRIBUTIONS, "0.3.0")}, ["no section '## 0.3.0'"]),
         ({"changelog": CHANGELOG.replace("Unreleased\n", "Unreleased\n\n- Late.\n")}, ["under '## Unreleased'"]),
         ({"changed": " M README.md\n?? new\n"}, ["README.md, ?? new"]),
         ({"tags": {"v0.1.0", "v0.2.0"}}, ["v0.2.0 is the tag of another commit"]),
@@ -76,19 +77,14 @@ def needed(requirement: Requirement, environment: dict[str, str], found: set[str
 def test_an_image_installs_by_digest_all_that_it_needs_and_nothing_of_another_version(image: Image) -> None:
     has = locked(image.lock.read_text())
     assert stale(image.lock.read_text(), CONSTRAINTS) == [], "make lock"
-    names = dict(zip(("./contract", "./plugins", "./invoker", "./minikong", "./local"), OURS_BY_PART, strict=True))
     wanted: set[str] = set()
-    for part in image.parts:
-        folder, _, extras = part.partition("[")
-        needed(
-            Requirement(f"{names[folder]}[{extras}" if extras else names[folder]), {"python_version": "3.12"}, wanted
-        )
-    assert wanted - set(OURS) <= has.keys(), "make lock"
-    assert not has.keys() & set(OURS)
+    for part, name in zip(image.parts, image.distributions, strict=True):
+        _, bracket, extras = part.partition("[")
+        needed(Requirement(f"{name}{bracket}{extras}"), {"python_version": "3.12"}, wanted)
+    ours = set(DISTRIBUTIONS.values())
+    assert wanted - ours <= has.keys(), "make lock"
+    assert not has.keys() & ours
     assert "hatchling" in has
-
-
-OURS_BY_PART = ("kong-claude-contract", "kong-claude", "claude-invoker", "minikong", "kong-claude-local")
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=lambda image: image.name)
@@ -175,8 +171,6 @@ REF = "org.opencontainers.image.ref.name"
 
 
 def blob(layout: Path, content: dict[str, object]) -> dict[str, object]:
-    import hashlib
-
     data = json.dumps(content).encode()
     name = hashlib.sha256(data).hexdigest()
     (layout / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
@@ -231,7 +225,7 @@ def test_a_release_from_a_clone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     out = clone / "build" / "release"
     wheels = {path.name: path.read_bytes() for path in out.glob("*-7.8.9-py3-none-any.whl")}
-    assert len(wheels) == len(PARTS)
+    assert len(wheels) == len(DISTRIBUTIONS)
     again = f"from release.__main__ import build\nfrom pathlib import Path\nbuild(Path({str(tmp_path / 'again')!r}))"
     subprocess.run([python, "-c", again], cwd=clone, check=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == wheels

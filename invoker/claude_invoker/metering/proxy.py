@@ -49,8 +49,6 @@ things. A name with `_` is none of the API's, and servers there are that read it
 _HOP = frozenset((b"connection", b"transfer-encoding", b"keep-alive", b"content-encoding", b"content-length"))
 _MESSAGES, _COUNT = "/v1/messages", "/v1/messages/count_tokens"
 _COUNT_S = 10.0
-_MAX_COUNTED = 1 << 16
-"""Bytes of an answer to that which are read: it is a number."""
 _COUNT_MARGIN = (1.02, 64)
 """The API calls its own count an estimate: by this factor, and so many tokens, it may be too low."""
 _CONNECTIONS = 200
@@ -411,7 +409,7 @@ def _hear_out(sent: Sent, response: aiohttp.ClientResponse) -> None:
 async def _short(content: aiohttp.StreamReader) -> bytes:
     """All of it. Raises ValueError for what does not end soon."""
     try:
-        await content.readexactly(_MAX_COUNTED)
+        await content.readexactly(request.MAX_COUNTED)
     except asyncio.IncompleteReadError as over:
         return over.partial
     raise ValueError("the answer is too long for a number")

@@ -56,6 +56,8 @@ https://platform.claude.com/docs/en/manage-claude/data-residency."""
 _READ = ("system", "messages", "tools", "tool_choice", "output_config", "output_format")
 _COUNTED = ("model", *_READ, "thinking")
 """What the API's count of tokens takes."""
+MAX_COUNTED = 1 << 16
+"""Bytes of its answer to that which are read: it is a number."""
 _ASSUMED_MAX_TOKENS = 1 << 20
 
 

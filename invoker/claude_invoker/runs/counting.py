@@ -15,13 +15,12 @@ from claude_invoker.cli.outcome import overloaded
 from claude_invoker.metering.control import Metering, NoProxy, Terms
 from claude_invoker.metering.figures import Figures
 from claude_invoker.metering.prices import full_name
+from claude_invoker.metering.request import MAX_COUNTED
 from claude_invoker.problem import Problem
 
 _WITHIN_S = 30.0
 _URL = "http://api/v1/messages/count_tokens"
 _VERSION = "2023-06-01"
-_MAX_COUNTED = 1 << 16
-"""Bytes of an answer that are read."""
 
 
 async def count(metering: Metering, model: str, system: str | None, content: Sequence[dict[str, Any]]) -> int:
@@ -55,9 +54,9 @@ async def _short(answer: httpx.Response) -> bytes:
     said = bytearray()
     async for piece in answer.aiter_raw():
         said += piece
-        if len(said) > _MAX_COUNTED:
+        if len(said) > MAX_COUNTED:
             break
-    return bytes(said[:_MAX_COUNTED])
+    return bytes(said[:MAX_COUNTED])
 
 
 def _counted(status: int, said: bytes, figures: Figures) -> int:

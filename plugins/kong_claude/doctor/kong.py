@@ -10,6 +10,7 @@ from kong_claude.doctor.guards import GUARDS, SUITE
 from kong_claude.doctor.opening import Opening
 from kong_claude.doctor.reach import AUTHENTICATING, asks
 from kong_claude.doctor.view import View, runs
+from kong_claude.environment import variable
 from kong_claude.guard import LUA_PLUGINS
 
 PLUGIN_SERVER = "kong-claude-pluginserver"
@@ -148,11 +149,6 @@ def used(view: View) -> list[str]:
 def starts(view: View) -> Iterator[tuple[str, str]]:
     """How plugin servers are started: names and commands."""
     return ((name, command) for name, command in view.settings.values.items() if START.fullmatch(name))
-
-
-def variable(plugin: str, of: str) -> str:
-    """Of a plugin's entry in KONG_PLUGINSERVER_NAMES: SOCKET, START_CMD or QUERY_CMD."""
-    return f"KONG_PLUGINSERVER_{plugin.upper().replace('-', '_')}_{of}"
 
 
 def serves(view: View, start: str) -> set[str]:
