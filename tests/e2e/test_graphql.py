@@ -37,12 +37,19 @@ def counted(client: httpx.Client) -> int:
     return int(minute["limit"]) - int(minute["remaining"])
 
 
+def lasting(report: Any) -> Any:
+    """A report without the seconds that are left of its windows, which pass between two reports."""
+    if isinstance(report, dict):
+        return {name: lasting(value) for name, value in report.items() if name != "reset_s"}
+    return [lasting(value) for value in report] if isinstance(report, list) else report
+
+
 def test_a_mutation_is_counted_once_and_a_query_is_not(gateway: Gateway) -> None:
     with gateway.client("gql-counted", "--tier", "free", timeout=HANG_S) as client:
         schema = data(ask(client, get_introspection_query()))
         assert build_client_schema(schema).mutation_type is not None
         limits = data(ask(client, "{ limits }", {"X-Claude-Limits": '{"tier": "forged"}'}))["limits"]
-        assert limits["tier"] == "free" and limits == client.get("/claude/limits").json()
+        assert limits["tier"] == "free" and lasting(limits) == lasting(client.get("/claude/limits").json())
         assert counted(client) == 0
         run = data(ask(client, INVOKE, input={"prompt": "[[say through graphql]]"}))["invoke"]
         assert "through graphql" in run["result"] and run["costUsd"] > 0

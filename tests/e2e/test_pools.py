@@ -172,13 +172,19 @@ def test_all_reports_have_the_same_figures(stack: Gateway) -> None:
         assert accepted.status_code == 202, accepted.text
         # It takes all of the team's dollar, and the caller is told so.
         assert '"team.usd_per_month";percent=95;left=0.0;' in accepted.headers["X-Claude-Budget-Warning"]
-        until_state(client, accepted, "running")
+        until_answered(client, accepted)
         same(0, 1_000_000)
         client.delete(accepted.headers["location"])
         job = until_state(client, accepted, "cancelled")
         cost = until_booked(stack, "violet")
         assert cost == pytest.approx(job["cost_usd"], abs=1e-6)
         same(round(cost * 1_000_000), 0)
+
+
+def until_answered(client: httpx.Client, accepted: httpx.Response) -> None:
+    """Until the API has begun to answer: before that a job costs nothing, though it is running."""
+    with client.stream("GET", accepted.headers["location"] + "/events") as events:
+        assert any("text_delta" in line for line in events.iter_lines())
 
 
 def until_state(client: httpx.Client, accepted: httpx.Response, state: str) -> dict[str, Any]:

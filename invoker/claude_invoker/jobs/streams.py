@@ -120,7 +120,7 @@ class Streams:
         if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._read())
         else:
-            async with self._redis.pipeline(transaction=False) as pipe:
+            async with self.asking, self._redis.pipeline(transaction=False) as pipe:
                 pipe.xadd(self._wake, {"": ""}, maxlen=1, approximate=False)
                 pipe.expire(self._wake, _WAKE_TTL_S)
                 await pipe.execute()
