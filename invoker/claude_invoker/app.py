@@ -104,7 +104,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.redis_url and settings.jobs_redis_url:
         store = Store.open(settings.jobs_redis_url, settings.redis_url, settings.tier_priority, settings.held)
         jobs = Jobs(store, open_queues(settings.jobs_redis_url))
-        engine.job_goes_on = store.goes_on
+        engine.places.job_goes_on = store.goes_on
     seen = SeenOnce(settings.redis_url)
     claims = Claims(settings.runs_redis_url)
     parts = Services(settings, engine, metrics, trust.keys(settings), seen, ledger, jobs, replicas, claims, desk)

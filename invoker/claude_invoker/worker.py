@@ -43,7 +43,7 @@ async def serve(settings: Settings) -> None:
     engine.on_finish = finished
     engine.on_decided = lambda *told: audit.note(audit_of.decided(*told))
     store = Store.open(settings.jobs_redis_url, settings.redis_url, settings.tier_priority, settings.held)
-    engine.job_goes_on = store.goes_on
+    engine.places.job_goes_on = store.goes_on
     async with audit, serving(settings, engine, store, queues) as worker, pulse(settings.health_path, worker):
         logging.getLogger(__name__).info("worker ready, %d runs at once", settings.worker_concurrency)
         await stop.wait()

@@ -434,7 +434,7 @@ def anything_the_cli_says() -> None:
     async def execute(self: engine.Engine, run: Run, caller: Any, wait_s: float | None) -> None:
         keeper = None if self.ledger is None else asyncio.create_task(self.ledger.hold(caller))
         try:
-            await self._in_place(run, wait_s)
+            await self.places.work(run, wait_s)
         except Problem as problem:
             run.problem = problem
         except process.CliError:

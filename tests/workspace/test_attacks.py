@@ -22,7 +22,7 @@ from claude_invoker.cli import walk
 from claude_invoker.cli.tree import Checkout, Tree
 from claude_invoker.cli.walk import delete
 from claude_invoker.problem import Problem
-from claude_invoker.runs.engine import Engine
+from claude_invoker.runs.forgetting import Forgetting
 from claude_invoker.settings import Settings
 from claude_invoker.workspace import content, difference, git, mirror
 from claude_invoker.workspace.content import Unacceptable
@@ -281,7 +281,7 @@ async def test_a_lock_that_was_deleted_keeps_nobody_out_and_lets_no_two_in(place
     assert Mirror(one.path, USER).forget() and not list(place.folder.glob("*.lock"))
 
 
-async def test_the_engine_names_the_stores_of_the_runs_that_go_on() -> None:
+async def test_the_sweep_is_told_the_stores_of_the_runs_that_go_on() -> None:
     named: list[Path] = []
 
     async def sweep(in_use: list[Path]) -> None:
@@ -291,8 +291,8 @@ async def test_the_engine_names_the_stores_of_the_runs_that_go_on() -> None:
         return SimpleNamespace(checkout=SimpleNamespace(store=Path(store)) if store else None, finished_at=finished_at)
 
     runs = {"1": run("going-on", None), "2": run("over", 5.0), "3": run("", None)}
-    engine: Any = SimpleNamespace(workspaces=SimpleNamespace(sweep=sweep), runs=runs)
-    await Engine._forget_checkouts(engine)
+    forgetting: Any = SimpleNamespace(_workspaces=SimpleNamespace(sweep=sweep), _shelf=SimpleNamespace(runs=runs))
+    await Forgetting.checkouts(forgetting)
     assert named == [Path("going-on")]
 
 

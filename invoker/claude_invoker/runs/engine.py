@@ -14,15 +14,10 @@ import asyncio
 import contextlib
 import functools
 import logging
-import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
-from redis.exceptions import RedisError
-
-from claude_contract.keys import joined
 from claude_invoker import disk
 from claude_invoker.caller import Caller
 from claude_invoker.catalog.catalog import load
@@ -39,7 +34,6 @@ from claude_invoker.cli.process import CliError
 from claude_invoker.cli.tree import CATALOGS, Checkout, Discarded, Tree, Workplace, dismantle, prepare, tree_root
 from claude_invoker.cli.unbroken import unbroken
 from claude_invoker.cli.users import Users
-from claude_invoker.cli.walk import delete
 from claude_invoker.disk import Disk
 from claude_invoker.egress.filters import Filters
 from claude_invoker.ending import ended
@@ -55,14 +49,16 @@ from claude_invoker.plan import Plan
 from claude_invoker.plan import plan as plan_of
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
-from claude_invoker.runs.deferral import Deferral, lost_meanwhile
+from claude_invoker.runs.deferral import Deferral
 from claude_invoker.runs.events import EventLog
 from claude_invoker.runs.execution import Executor
+from claude_invoker.runs.forgetting import Forgetting
 from claude_invoker.runs.idle import Idle
 from claude_invoker.runs.kept import Keeping
-from claude_invoker.runs.moving import Moving, taken
+from claude_invoker.runs.moving import Moving
+from claude_invoker.runs.places import Places
 from claude_invoker.runs.run import Run, new_id
-from claude_invoker.runs.sessions import Away, Session, Sessions, record_name
+from claude_invoker.runs.sessions import Sessions
 from claude_invoker.runs.shelf import Shelf
 from claude_invoker.runs.sweeper import Sweeper
 from claude_invoker.runs.tiers import Tiers
@@ -71,7 +67,7 @@ from claude_invoker.runs.watch import Bounds, Watch
 from claude_invoker.settings import Settings
 from claude_invoker.store.store import open_store
 from claude_invoker.workspace.checkout import cannot_be_ready
-from claude_invoker.workspace.continuing import CannotRebase, remembered
+from claude_invoker.workspace.continuing import CannotRebase
 from claude_invoker.workspace.intake import Intake
 from claude_invoker.workspace.repository import Wanted
 from claude_invoker.workspace.uploads import Uploads
@@ -81,8 +77,6 @@ _log = logging.getLogger(__name__)
 
 _SWEEP_S = 10.0
 _NOTHING_ASKED = InvokeRequest(prompt="anything")
-_EXPIRE_S = 1800.0
-"""How often the store is searched for what is too old; each invoker does, and it takes a request for 1,000 objects."""
 _DELETE_S = 10.0
 """How long the last trees may take to be deleted when the engine stops."""
 
@@ -109,8 +103,6 @@ class Engine:
             None
         )
         """Told of the run, or of the job that has none now (`audit.runs.Decidable`), and with which input was asked."""
-        self.job_goes_on: Callable[[str], Awaitable[bool]] = _no_job
-        """Whether a job of that id is there, and not over. Raises RedisError, OSError."""
         self._state = settings.state_dir
         self._trees = tree_root(settings.state_dir, isolated=self.users.isolated)
         self.keeping = Keeping(settings, open_store(settings.store, settings.key_of_store))
@@ -137,7 +129,6 @@ class Engine:
             api_key,
         )
         self.metering.purses = None if ledger is None else ledger.draws
-        self._places = asyncio.Semaphore(settings.max_runs)
         self._launcher = Launcher(
             self.cli,
             self._workplace.path,
@@ -200,18 +191,37 @@ class Engine:
             self.intake,
             self.uploads,
         )
+        self.places = Places(
+            settings.max_runs,
+            self._executor,
+            self._sessions,
+            self._moving,
+            self.idle,
+            self.workspaces,
+            lambda subject: self.disk.refuse(subject),
+        )
+        forgetting = Forgetting(
+            settings,
+            self._shelf,
+            self.keeping,
+            self.uploads,
+            self._sessions,
+            self._moving,
+            self.places,
+            self.workspaces,
+        )
         self._sweeper = Sweeper(
             {
-                "deleting the answers of old runs": self._forget_runs,
+                "deleting the answers of old runs": forgetting.runs,
                 "ending old sessions": lambda: asyncio.to_thread(self._sessions.expire),
-                "deleting what jobs have left that are over": self._forget_left,
-                "deleting old artifacts": self._forget_files,
-                "sending what other invokers have left": self._adopt_files,
+                "deleting what jobs have left that are over": forgetting.left_by_jobs,
+                "deleting old artifacts": forgetting.files,
+                "sending what other invokers have left": forgetting.adopt_files,
                 "sending sessions": self._moving.send_again,
                 "deleting the trees of ended runs": lambda: asyncio.to_thread(self._discarded.empty),
                 "booking what runs have spent": self._book_leftovers,
                 "ending what is left of runs": self._launcher.end_leftovers,
-                "deleting old checkouts": self._forget_checkouts,
+                "deleting old checkouts": forgetting.checkouts,
                 "deleting what came for runs that never began": lambda: asyncio.to_thread(self.intake.sweep),
                 "keeping the disk within its bounds": self.disk.clear,
             },
@@ -220,7 +230,6 @@ class Engine:
         self._watching: asyncio.Task[None] | None = None
         self._settling: set[asyncio.Task[None]] = set()
         self._reclaimed = False
-        self._expired_at = time.monotonic() - random.SystemRandom().uniform(0, _EXPIRE_S)  # not all at once
         self.draining = False
         """Whether no more runs begin, because the process is to stop."""
 
@@ -446,11 +455,6 @@ class Engine:
         await self.workspaces.furnish(tree, uid, checkout)
         return await asyncio.to_thread(artifacts.survey, tree.work)
 
-    async def _forget_checkouts(self) -> None:
-        if self.workspaces is not None:
-            going_on = (run for run in self.runs.values() if run.finished_at is None)
-            await self.workspaces.sweep([run.checkout.store for run in going_on if run.checkout is not None])
-
     def find(self, run_id: str, caller: Caller, may: Callable[[Caller, str], bool] = Caller.may_see) -> Run:
         """A run that the caller `may` see. Raises Problem 404, also for the runs of others."""
         run = self.runs.get(run_id)
@@ -462,7 +466,7 @@ class Engine:
         """However it goes, the run ends: with a result or a problem, its lease settled, its readers told."""
         keeper = None if self.ledger is None else asyncio.create_task(self.ledger.hold(caller))
         try:
-            await self._in_place(run, wait_s)
+            await self.places.work(run, wait_s)
         except Problem as problem:
             run.problem = problem
         except CannotRebase as error:
@@ -551,136 +555,6 @@ class Engine:
         run.done.set()
         self._shelf.ended(run)
 
-    async def _in_place(self, run: Run, wait_s: float | None) -> None:
-        if run.is_job:
-            self.disk.refuse(run.subject)
-        if run.plan.repository is not None and run.plan.session in (None, "new"):
-            assert self.workspaces is not None
-            # Which may take long: nobody waits for it.
-            with run.step("fetch repository"):
-                run.checkout = await self.workspaces.ready(run.plan.repository, run.branch)
-        try:
-            with run.step("wait for a place"):
-                async with asyncio.timeout(wait_s):
-                    await self._places.acquire()
-        except TimeoutError as error:
-            raise Problem(503, "busy", "every place to run is taken", {"Retry-After": "5"}) from error
-        try:
-            if run.plan.session is None:
-                await self._executor.execute(run, None)
-            else:
-                await self._in_session(run, run.plan.session)
-        finally:
-            self._places.release()
-
-    async def _in_session(self, run: Run, wish: str) -> None:
-        # A session on a repository is another's to who comes without it, or with another.
-        repository = run.plan.repository
-        owner = run.subject if repository is None else joined("\0", run.subject, repository.name)
-        await self.idle.settled(record_name(owner, wish))
-        try:
-            async with self._held(run, owner, wish) as session:
-                await self._refuse_taken(run, session)
-                run.session = None if run.plan.ends_session else session.id
-                if run.session is not None:
-                    run.permissions.recall(session.remembered)
-                run.permissions.before_deferring = lambda asked: self._sessions.leave(
-                    session, Away(run.id, asked.tool, run.plan.ends_session)
-                )
-                if repository is not None:
-                    with run.step("fetch repository"):
-                        run.checkout = await self._of_session(run, repository, session)
-                try:
-                    await self._executor.execute(run, session)
-                finally:
-                    if run.result is not None:
-                        session.away = None
-                    await self._remember(run, session)
-        except BaseException:
-            if run.stays is not None:
-                ready, run.stays = run.stays, None
-                await unbroken(self.idle.drop(ready))
-            raise
-        if run.stays is not None:
-            ready, run.stays = run.stays, None
-            await unbroken(self.idle.keep(session.name, ready, run, self._sessions.mark(session.name)))
-
-    @contextlib.asynccontextmanager
-    async def _held(self, run: Run, owner: str, wish: str) -> AsyncIterator[Session]:
-        """Raises Problem 404, 409, 410 for a job that has lost what it left when it was put away, 503."""
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                holding = self._moving.hold(owner, wish, lambda: run.exceed(taken()))
-                session = await stack.enter_async_context(holding)
-            except Problem as problem:
-                if run.earlier is None or problem.status != 404:
-                    raise
-                raise lost_meanwhile() from problem
-            yield session
-
-    async def _refuse_taken(self, run: Run, session: Session) -> None:
-        """Raises Problem 409 where a job goes on with it that is put away, 503."""
-        if session.away is None or session.away.job == run.id:
-            return
-        try:
-            goes_on = await self.job_goes_on(session.away.job)
-        except (RedisError, OSError) as error:
-            raise Problem(503, "busy", "the Redis of the jobs does not answer", {"Retry-After": "2"}) from error
-        if goes_on:
-            job = session.away.job
-            raise Problem(409, "conflict", f"the session goes on with {job}, which waits to be allowed something")
-
-    async def _remember(self, run: Run, session: Session) -> None:
-        """Where that is not possible it is asked again."""
-        if lines := run.permissions.for_later():
-            try:
-                await asyncio.to_thread(self._sessions.remember, session, lines)
-            except OSError as error:
-                _log.error("run %s: what was decided for its session is not kept: %s", run.id, error.strerror)
-
-    async def _of_session(self, run: Run, wanted: Wanted, session: Session) -> Checkout:
-        """What its turn works on. Raises Problem 403, 404, 409, 422, 503."""
-        assert self.workspaces is not None
-        base = await asyncio.to_thread(remembered, session.tree)
-        if base is not None:
-            return await self.workspaces.gone_on(wanted, base, run.branch, rebase=run.plan.rebase)
-        found = run.checkout or await self.workspaces.ready(wanted, run.branch)
-        return replace(found, is_session=True)
-
-    async def _forget_runs(self) -> None:
-        """Forgets runs whose retention is over."""
-        for run in list(self.runs.values()):
-            if run.finished_at is not None and run.finished_at + run.retention_s < time.time():
-                self.forget(run.id)
-                await self.keeping.forget(run.id, run.artifacts)
-
-    async def _forget_left(self) -> None:
-        """Deletes what jobs have left that were put away in sessions of their own, and are over."""
-        if self.job_goes_on is _no_job:  # who has a Redis for them knows
-            return
-        for name, away in await asyncio.to_thread(self._sessions.left_by_jobs):
-            if not await self.job_goes_on(away.job):
-                await self._moving.drop(name)
-
-    async def _forget_files(self) -> None:
-        """Deletes artifacts that no engine remembers, once the longest retention is over."""
-        await asyncio.to_thread(self._forget_files_here)
-        if time.monotonic() - self._expired_at > _EXPIRE_S:
-            self._expired_at = time.monotonic()
-            await self.keeping.expire()
-            await self.uploads.expire()
-            await self._moving.expire(self.settings.session_ttl_s)
-
-    def _forget_files_here(self) -> None:
-        longest_s = self.settings.longest_retention_s
-        for path in artifacts.root(self.settings).iterdir():
-            if path.name not in self.runs and path.stat().st_mtime + longest_s < time.time():
-                delete(path)
-
-    async def _adopt_files(self) -> None:
-        if self.keeping.outbox is not None:
-            await asyncio.to_thread(self.keeping.outbox.adopt)
-
 
 def no_such_run() -> Problem:
     """What is said of a run that does not exist, and of another's."""
@@ -694,11 +568,6 @@ def _logged(run: Run) -> Iterator[None]:
         yield
     except Exception:
         _log.exception("run %s: its end was not recorded", run.id)
-
-
-async def _no_job(job_id: str) -> bool:
-    """Where there is no Redis for them."""
-    return False
 
 
 async def _nothing(run: Run) -> None:
