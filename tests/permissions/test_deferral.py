@@ -350,8 +350,9 @@ def test_a_deferred_call_waits_for_our_hook(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_fifty_are_put_away_while_others_are_served(worker: Invoker, alice: httpx.Client) -> None:
-    paths = [create(alice, bash(f"echo number-{number}")) for number in range(50)]
+@pytest.mark.parametrize("count", [8, pytest.param(50, marks=pytest.mark.slow)])
+def test_many_are_put_away_while_others_are_served(worker: Invoker, alice: httpx.Client, count: int) -> None:
+    paths = [create(alice, bash(f"echo number-{number}")) for number in range(count)]
     asked = {path: put_away(alice, path) for path in paths}
     assert worker.clis() == [] and worker.trees() == []
     with client(worker, "carol") as carol:
