@@ -4,6 +4,7 @@ shows in a key that nobody would think of asking for."""
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,20 @@ import pytest
 from claude_contract.versions import UnknownVersion
 from claude_invoker.holding import Bounds
 from claude_invoker.jobs.record import VERSION as JOB_VERSION
-from claude_invoker.jobs.record import Job
-from claude_invoker.jobs.store import BLOCKED, CANCELLED, IDEMPOTENCY_TTL, PREFIX, TOMBSTONE_TTL, Store, now_ms
+from claude_invoker.jobs.record import Asks, Job
+from claude_invoker.jobs.store import (
+    BLOCKED,
+    CANCELLED,
+    DEFERRED,
+    IDEMPOTENCY_TTL,
+    PREFIX,
+    TOMBSTONE_TTL,
+    Store,
+    now_ms,
+)
+from claude_invoker.model import Permission, PermissionDecision
 from claude_invoker.problem import Problem
+from claude_invoker.runs.deferral import Deferral
 from tests.jobs.conftest import job
 from tests.jobs.test_store import accepted, claims
 from tests.support.waiting import HANG_S
@@ -315,6 +327,137 @@ async def test_what_is_put_back(store: Store) -> None:
     assert await lives(store, first) == (-1, -1, -2)
 
 
+def asks(until: float, decided: PermissionDecision | None = None) -> tuple[Asks, Deferral]:
+    """What a job asks that is put away: about one call, which is denied at `until`, or has been decided meanwhile."""
+    asked = Permission(id="perm_1", tool="Bash", input={}, why="Bash", asked_at=until - 60, expires_at=until)
+    return (Asks(decided=[decided]) if decided else Asks(waiting=[asked])), Deferral(session="s", permission=asked)
+
+
+DECIDED = PermissionDecision(id="perm_1", tool="Bash", decision="allow", reason="answered", by="ada", decided_at=1.0)
+LATE = 2_000_000_000.25  # seconds since the epoch
+
+
+async def events_of(store: Store, one: Job) -> list[tuple[str, str]]:
+    return [(number, entry["event"]) for number, entry in await store.redis.xrange(PREFIX + f"events:{one.id}")]
+
+
+@pytest.mark.parametrize("decided", [None, DECIDED])
+@pytest.mark.parametrize("alone", [False, True])
+async def test_a_job_that_is_put_away(store: Store, decided: PermissionDecision | None, alone: bool) -> None:
+    """Nothing of its worker is left; it waits for a decision, or, where there is one, at the head of its subject's."""
+    first, second = job("ada", "pro"), job("ada", "pro")
+    await accepted(store, first, *([] if alone else [second]))
+    (held,) = await claims(store, 1)
+    await store.update(held, work="w")
+    await store.redis.hset(BLOCKED, mapping={"pro:ada": now_ms() + 600_000, "pro:bob": 1})
+    before = await stored(store)
+    waiting, deferral = asks(LATE, decided)
+    for _ in range(2):  # as where the answer was lost
+        assert await store.defer(held, waiting, deferral, cost_usd="0.5") == "put away"
+    found = await stored(store)
+    behind = [] if alone else [second.id]
+    queue = [first.id, *behind] if decided else behind
+    assert found.get("wait:pro:ada", []) == queue
+    assert found.get("ring:pro", []) == (["ada"] if queue else [])
+    assert found["waiting"] == {"pro": str(len(queue))}
+    assert found["blocked"] == {"pro:bob": "1"}, "its place is free"
+    assert not {"tickets", "running"} & found.keys()
+    assert found.get("deferred", []) == ([] if decided else [first.id])
+    assert await store.redis.zscore(DEFERRED, first.id) == (None if decided else 2_000_000_000_250)
+    assert (found["sizes"], found["held"]) == (before["sizes"], before["held"])
+    fields = await record(store, first)
+    assert fields["state"] == ("queued" if decided else "waiting_for_approval")
+    assert (fields["attempt"], fields["cost_usd"]) == ("1", "0.5")
+    assert (fields["asks"], fields["deferral"]) == (waiting.model_dump_json(), deferral.model_dump_json())
+    assert not {"worker", "ticket", "nonce", "beat", "work"} & fields.keys()
+    assert await events_of(store, first) == ([] if decided else [("1-999999990", "job.waiting_for_approval")])
+    assert await lives(store, first) == (-1, -1 if not decided else -2, -2)
+
+
+async def test_one_that_is_put_away_ends_as_one_that_waits(store: Store) -> None:
+    one, running = job("ada", "pro"), job("bob", "pro")
+    await accepted(store, one)
+    (held,) = await claims(store, 1)
+    assert await store.defer(held, *asks(LATE)) == "put away"
+    assert not await store.finish(held, "done", 60), "nobody holds it"
+    assert await store.cancel(held, 60) is True
+    found = await stored(store)
+    assert not {"deferred", "wait:pro:ada", "ring:pro", "blocked"} & found.keys()
+    assert found["waiting"] == {"pro": "0"}
+    assert (await record(store, one))["state"] == "cancelled"
+    assert [name for _, name in await events_of(store, one)] == ["job.waiting_for_approval", "job.cancelled"]
+    await accepted(store, running)
+    (held,) = await claims(store, 1)
+    for state in ("running", "done"):
+        assert not await store.finish(held, "failed", 60, waiting=True), state
+        await store.finish(held, "done", 60)
+    assert (await record(store, running))["state"] == "done"
+
+
+async def test_only_who_holds_a_job_puts_it_away(store: Store) -> None:
+    (one, waiting, ended, cancelled, again) = jobs = [job(name) for name in ("ada", "bob", "cyd", "dan", "eve")]
+    await accepted(store, one, ended, cancelled, again)
+    _, over, marked, old = await claims(store, 4)
+    await accepted(store, waiting)
+    assert await store.finish(over, "done", 60)
+    assert await store.cancel(marked, 60) is False
+    assert await store.requeue(old) == "requeued"
+    await store.redis.hset(PREFIX + f"job:{again.id}", "state", "running")  # its second attempt, another worker's
+    await store.redis.hset(PREFIX + f"job:{again.id}", "attempt", "2")
+    before = [await record(store, each) for each in jobs], await stored(store)
+    for each, outcome in ((waiting, "not ours"), (over, "not ours"), (marked, "cancelled"), (old, "not ours")):
+        assert await store.defer(each, *asks(LATE)) == outcome
+    assert await store.defer(job("nobody"), *asks(LATE)) == "not ours"
+    assert ([await record(store, each) for each in jobs], await stored(store)) == before
+
+
+@pytest.mark.parametrize("alone", [False, True])
+async def test_what_goes_on_when_it_is_decided(store: Store, alone: bool) -> None:
+    first, second = job("ada", "pro"), job("ada", "pro")
+    await accepted(store, first, *([] if alone else [second]))
+    (held,) = await claims(store, 1)
+    assert await store.defer(held, *asks(LATE)) == "put away"
+    (away,) = [await store.get(first.id)]
+    assert away is not None
+    for _ in range(2):  # as where the answer was lost
+        assert await store.resume(away, DECIDED)
+    found = await stored(store)
+    queue = [first.id] if alone else [first.id, second.id]
+    assert (found["wait:pro:ada"], found["ring:pro"], found["waiting"]) == (queue, ["ada"], {"pro": str(len(queue))})
+    assert "deferred" not in found
+    fields = await record(store, first)
+    assert (fields["state"], fields["asks"]) == ("queued", Asks(decided=[DECIDED]).model_dump_json())
+    assert await events_of(store, first) == [
+        ("1-999999990", "job.waiting_for_approval"),
+        ("1-999999995", "permission.decided"),
+    ]
+
+
+async def test_a_job_is_let_go_on_once_and_only_while_it_is_put_away(store: Store) -> None:
+    other = DECIDED.model_copy(update={"by": "bob"})
+    one = job("ada")
+    await accepted(store, one)
+    (held,) = await claims(store, 1)
+    assert await store.defer(held, *asks(LATE)) == "put away"
+    away = await store.get(one.id)
+    assert away is not None
+    assert not await store.resume(replace(away, attempt=away.attempt + 1), DECIDED), "of another attempt"
+    before = await stored(store)
+    assert before["deferred"] == [one.id]
+    assert await store.resume(away, DECIDED)
+    assert not await store.resume(away, other), "somebody else has decided"
+    (running,) = await claims(store, 1)
+    assert await store.resume(away, DECIDED) and not await store.resume(away, other)
+    assert (await record(store, one))["state"] == "running"
+    assert await store.finish(running, "done", 60)
+    for decision in (DECIDED, other):
+        assert await store.resume(away, decision) == (decision is DECIDED)
+    assert not {"wait::ada", "ring:", "deferred"} & (await stored(store)).keys()
+    gone = replace(away, id="job_gone")
+    assert not await store.resume(gone, DECIDED)
+    assert not await store.redis.exists(PREFIX + "job:job_gone", PREFIX + "events:job_gone")
+
+
 async def test_events_are_counted_and_the_oldest_go(store: Store) -> None:
     one = job("ada")
     await accepted(store, one)
@@ -335,15 +478,17 @@ async def test_events_are_counted_and_the_oldest_go(store: Store) -> None:
 
 
 async def test_nothing_is_left_of_what_has_expired(store: Store) -> None:
-    one, other = job("ada"), job("bob")
-    await accepted(store, one, other)
-    (held,) = await claims(store, 1)
-    assert await store.finish(held, "done", 60)
-    for name in ("job:", "events:"):
-        await store.redis.delete(PREFIX + f"{name}{one.id}")
-    assert await store.forget("-inf") == (1, "-inf")
+    one, another, other = job("ada"), job("cyd"), job("bob")
+    await accepted(store, one, another, other)
+    for held in await claims(store, 2):
+        assert await store.finish(held, "done", 60)
+    for each in (one, another):
+        for name in ("job:", "events:"):
+            await store.redis.delete(PREFIX + f"{name}{each.id}")
+    assert await store.forget("-inf") == (2, "-inf")
     found = await stored(store)
-    found.pop(f"gone:{one.id}")
+    for each in (one, another):
+        found.pop(f"gone:{each.id}")
     size_of_other = str(bytes_of(other.fields()))
     assert found == {
         "wait::bob": [other.id],
@@ -397,6 +542,33 @@ async def test_events_may_fill_each_bound_and_go_beyond_none(store: Store, bound
     assert (await stored(store))["sizes"] == {one.id: str(before + EVENT + 5)}
     await of_bound.append(held, [(4, "d", b"x" * 9000)])
     assert [event[1] for event in await store.transcript(one.id)] == ["d"], "larger than the bound by itself"
+
+
+@pytest.mark.parametrize("bound", ["per_subject", "in_all"])
+async def test_events_take_the_place_of_what_is_over_only_where_there_is_none(store: Store, bound: str) -> None:
+    over, one = job("ada"), job("ada")
+    await accepted(store, over, one)
+    ended, held = await claims(store, 2)
+    assert await store.finish(ended, "done", 600)
+    holds = int((await stored(store))["held"]["all"])
+    of_bound = bounded(store, **{bound: holds + EVENT + 5})
+    await of_bound.append(held, [(1, "a", b"12345")])
+    assert (await stored(store))["ended"] == [over.id], "it just fits"
+    await of_bound.append(held, [(2, "b", b"")])
+    assert not {"ended", "ended:ada"} & (await stored(store)).keys()
+    assert [event[1] for event in await store.transcript(one.id)] == ["a", "b"]
+
+
+async def test_who_comes_when_a_job_is_over_drops_nothing_of_it(store: Store) -> None:
+    """Its result may be more than there was room for: its events are there all the same."""
+    one = job("ada")
+    await accepted(store, one)
+    (held,) = await claims(store, 1)
+    of_bound = bounded(store, per_run=int((await stored(store))["sizes"][one.id]) + 2 * EVENT)
+    await of_bound.append(held, [(1, "a", b""), (2, "b", b"")])
+    assert await store.finish(held, "done", 60, result="x" * 9000)
+    await of_bound.append(held, [(3, "late", b"")])
+    assert [event[1] for event in await store.transcript(one.id)] == ["a", "b", "job.done"]
 
 
 async def test_a_job_has_so_many_events_at_most(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

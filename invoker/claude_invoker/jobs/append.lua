@@ -18,7 +18,7 @@ room(ended, 'all', all_may, 0)
 while tonumber(redis.call('HGET', sizes, id)) > job_may or redis.call('XLEN', KEYS[2]) > most
     or holds('of:' .. subject) > subject_may or holds('all') > all_may do
   local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 101)
-  local going = math.min(100, #oldest - 1)
+  local going = #oldest - 1
   if going < 1 then return end
   local freed = 0
   for i = 1, going do freed = freed + #oldest[i][2][4] + EVENT end
