@@ -40,7 +40,7 @@ class Caller:
     """As what the gateway has counted the request; None: as nothing, it may be either."""
     email: str | None = None
     permissions: tuple[str, ...] = ()
-    claims: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    claims: Mapping[str, Any] = field(default_factory=dict)
     """Those of the token that the gateway forwards."""
 
     @property

@@ -112,6 +112,12 @@ def test_agents_come_with_their_tools_and_models() -> None:
     assert decide({"agents": ["reviewer"]}, models=("sonnet", "haiku")).agents == ("reviewer",)
 
 
+def test_the_tool_that_calls_agents_is_asked_about_where_there_are_any() -> None:
+    assert decide({"agents": ["reviewer"], "ask": ["Agent"]}).asked == ("Agent",)
+    assert decide({"ask": ["Agent"]}).asked == ()
+    assert decide({"agents": ["reviewer"], "ask": ["Bash"]}).asked == ()
+
+
 @pytest.mark.parametrize(
     ("body", "clamp", "says"),
     [

@@ -189,8 +189,9 @@ def test_what_is_refused_names_the_reason(body: dict[str, Any], clamp: dict[str,
 
 def test_a_server_is_started_only_where_commands_may_be() -> None:
     assert decide({"mcp": ["tickets"]}, Boundary(Strength.NONE)).servers == ("tickets",)
-    with pytest.raises(Problem, match="server clock cannot be started here: runs share a user"):
+    with pytest.raises(Problem, match="server clock cannot be started here: runs share a user") as refused:
         decide({"mcp": ["clock"]}, Boundary(Strength.NONE))
+    assert (refused.value.status, refused.value.kind) == (403, "forbidden")
     with pytest.raises(Problem, match="opens hosts"):
         decide({"mcp": ["far"]}, Boundary(Strength.NAMESPACES, egress_obstacle="no"), egress=(host("pypi.org"),))
     assert decide({"mcp": ["far"], "tools": []}, egress=(host("pypi.org"),)).egress
@@ -204,7 +205,7 @@ OWN = Catalog((entry(STARTED, name="own", command=["python3", "tools/own.py"], r
     [
         ("org/app", {}, ""),
         ("org/app", {"tools": ("Read", "Bash")}, ""),
-        (None, {}, "server own is one of org/\\*, and the run works on none"),
+        (None, {}, "server own is one of org/\\*, and the run works on none$"),
         ("evil/app", {}, "and the run works on evil/app"),
         ("org/app/fork", {}, "and the run works on org/app/fork"),
         ("org/app", {"tools": ("Read",)}, "server own: it is a command, and Bash is not allowed"),

@@ -22,6 +22,7 @@ from claude_invoker.model import InvokeRequest
 from claude_invoker.plan import Checking, Plan, Pushing, plan
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
+from claude_invoker.workspace.files import Uploaded
 from claude_invoker.workspace.repository import Push, Source, Wanted
 
 OPEN = Boundary(Strength.LANDLOCK, egress_obstacle=None)
@@ -235,6 +236,22 @@ def test_a_plan_knows_its_size_and_what_is_left_of_it() -> None:
     assert left == dataclasses.replace(chosen, content=(), system=None, output_schema=None)
 
 
+@pytest.mark.parametrize(
+    ("more", "leaves"),
+    [
+        ({}, False),
+        ({"tools": ("Read", "Glob", "WebFetch")}, False),
+        ({"servers": ("tickets",), "skills": ("words",)}, False),
+        *(({"tools": ("Read", tool)}, True) for tool in ("Write", "Edit", "Bash")),
+        ({"check": Checking("make", 0, None)}, True),
+        ({"starts_servers": True}, True),
+        ({"packs": True}, True),
+    ],
+)
+def test_whatever_can_write_a_file_that_is_kept_is_looked_after(more: dict[str, Any], leaves: bool) -> None:
+    assert dataclasses.replace(planned({"tools": []}), **more).may_leave_files == leaves
+
+
 # What comes along, what is checked, and what is left behind
 
 
@@ -259,6 +276,11 @@ def test_files_come_along_as_bytes_each_in_its_place_once() -> None:
         {"path": "c", "content_base64": "AP8="},
     ]
     assert planned({"files": sent}).files == (("a/b.txt", "ä".encode()), ("empty", b""), ("c", b"\x00\xff"))
+    put = "0" * 64  # before, as an upload
+    assert planned({"files": [{"path": "up", "upload": put}, *sent]}).files[:2] == (
+        ("up", Uploaded(put)),
+        ("a/b.txt", "ä".encode()),
+    )
     for files, said in (
         ([{"path": "a", "content": ""}, {"path": "../x", "content": ""}], "files[1].path must be relative, "),
         ([{"path": "a", "content": ""}, {"path": "a", "content": "other"}], "files[1].path is there twice"),

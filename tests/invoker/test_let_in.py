@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -15,6 +16,8 @@ from typing import Annotated, Any
 import httpx
 import pytest
 from fastapi import Depends, Request
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 from pydantic import SecretStr
 
@@ -34,6 +37,7 @@ from claude_invoker.settings import Settings
 from claude_invoker.trust import attested, attested_form, attested_run, keys
 from kong_claude.rate_tiers.redis_ledger import RedisLedger
 from kong_claude.rate_tiers.redis_ledger import Settings as RedisAddress
+from tests.catalog.support import write_agent, write_skill
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.attest import signed
 from tests.support.waiting import HANG_S
@@ -50,9 +54,10 @@ def attestation(path: str, body: bytes, **claims: Any) -> dict[str, str]:
 
 @asynccontextmanager
 async def application(
-    tmp_path: Path, replica: Signer | None = None, **settings: Any
+    tmp_path: Path, replica: Signer | None = None, seen: list[Caller] | None = None, **settings: Any
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """The application, with one more route: it starts something if it is told to. `replica`: as whom others sign to it."""
+    """The application, with some more routes: one starts something if it is told to. `replica`: as whom others sign to
+    it; `seen`: gets the callers who look."""
     chosen: dict[str, Any] = {"attestation_key": SECRET, "state_dir": tmp_path, "pool_size": 0} | settings
     app = create_app(Settings(**chosen))
     if replica is not None:
@@ -68,6 +73,8 @@ async def application(
 
     @app.post("/looks")
     async def looks(caller: Annotated[Caller, Depends(attested)]) -> str:
+        if seen is not None:
+            seen.append(caller)
         return caller.subject
 
     @app.post("/form")
@@ -129,6 +136,19 @@ async def test_an_open_invoker_has_one_caller_who_may_everything(tmp_path: Path)
         answered = await client.post("/starts", headers={"X-Starts": "no"})
         assert answered.json()["subject"] == "developer"
     assert (DEVELOPER.subject, DEVELOPER.roles, DEVELOPER.route) == ("developer", ("admin",), "open")
+
+
+async def test_in_an_open_invoker_a_run_may_have_all_of_the_catalog(tmp_path: Path) -> None:
+    write_skill(tmp_path / "catalog", "words")
+    write_agent(tmp_path / "catalog", "reviewer")
+    seen: list[Caller] = []
+    async with application(
+        tmp_path, seen=seen, trust="open", attestation_key=None, catalog=tmp_path / "catalog"
+    ) as client:
+        await client.post("/looks")
+    (clamp,) = [caller.clamp for caller in seen]
+    assert {"words", "docx"} < set(clamp.skills), "ours are there, too"
+    assert (clamp.agents, clamp.mcp) == (("reviewer",), ("memory",))
 
 
 @pytest.mark.parametrize("trust", ["attested", "open"])
@@ -221,13 +241,34 @@ def test_a_caller_is_what_the_attestation_says() -> None:
     assert (bare.route, bare.request_id) == (None, None)
 
 
-def test_what_belongs_to_somebody_else_is_shown_to_an_admin_alone() -> None:
-    ada = Caller("ada", roles=("team", "administrator"))
-    assert ada.may_see("ada")
-    assert not ada.may_see("bob")
-    assert not ada.may_see("")
-    assert Caller("ada", roles=("team", "admin")).may_see("bob")
-    assert Caller("ada", roles=("admin",)).may_see("ada")
+@pytest.mark.parametrize(
+    ("caller", "subject", "owns", "sees", "decides"),
+    [
+        (Caller("ada"), "ada", True, True, True),
+        (Caller("ada", roles=("admin",), permissions=("claude:approve",)), "ada", True, True, True),
+        (Caller("ada", roles=("team", "administrator"), permissions=("admin",)), "bob", False, False, False),
+        (Caller("ada", roles=("team", "administrator")), "", False, False, False),
+        (Caller("ada", roles=("team", "admin")), "bob", False, True, False),
+        (Caller("ada", roles=("claude:approve",)), "bob", False, False, True),
+        (Caller("ada", permissions=("claude:invoke", "claude:approve")), "bob", False, False, True),
+        (Caller("ada", permissions=("claude:approver",)), "bob", False, False, False),
+    ],
+)
+def test_whose_runs_a_caller_steers_sees_and_decides_about(
+    caller: Caller, subject: str, owns: bool, sees: bool, decides: bool
+) -> None:
+    found = caller.owns(subject), caller.may_see(subject), caller.may_decide(subject), caller.may_look_on(subject)
+    assert found == (owns, sees, decides, sees or decides)
+
+
+@given(*[st.tuples(st.text(), st.text())] * 2)
+def test_what_is_kept_by_its_owner_is_no_others(one: tuple[str, str], other: tuple[str, str]) -> None:
+    """Whoever is called the same by another issuer, or has an odd name, is another."""
+    first, second = (Caller(subject, issuer=issuer).owner for subject, issuer in (one, other))
+    assert (first == second) == (one == other)
+    assert re.fullmatch("[0-9a-f]{64}", first)
+    odd = [Caller("b\0c", issuer="a"), Caller("c", issuer="a\0b"), Caller("\ud800"), Caller("\ud801"), Caller("?")]
+    assert len({caller.owner for caller in odd}) == len(odd)
 
 
 def test_a_commit_names_its_caller_and_nothing_that_could_pose_as_another_line_or_address() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from claude_contract.rules import Rules, parse_all
-from claude_invoker.caller import Caller
 from claude_invoker.cli.messages import CallOver, HookCall, Malformed, parse
 from claude_invoker.cli.process import Allow, Deny, Proceed
 from claude_invoker.model import PermissionAnswer
@@ -53,22 +52,6 @@ def test_a_cli_that_does_not_ask_runs_nothing(
             alice.post(stream.path(result), json={"decision": "deny"})
             result = stream.until("run.finished")
     assert [artifact["path"] for artifact in result["artifacts"]] == ["made.txt"] * runs
-
-
-@pytest.mark.parametrize(
-    ("caller", "decides", "looks_on"),
-    [
-        (Caller("alice"), True, True),
-        (Caller("bob"), False, False),
-        (Caller("bob", roles=("admin",)), False, True),
-        (Caller("bob", permissions=("admin",)), False, False),
-        (Caller("bob", roles=("claude:approve",)), True, True),
-        (Caller("bob", permissions=("claude:invoke", "claude:approve")), True, True),
-        (Caller("bob", permissions=("claude:approver",)), False, False),
-    ],
-)
-def test_who_decides_about_alices_run(caller: Caller, decides: bool, looks_on: bool) -> None:
-    assert (caller.may_decide("alice"), caller.may_look_on("alice")) == (decides, looks_on)
 
 
 # Where a path leads
