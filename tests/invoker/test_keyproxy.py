@@ -27,7 +27,7 @@ from claude_invoker.metering import body as bodies
 from claude_invoker.metering import proxy as keyproxy
 from claude_invoker.metering import request
 from claude_invoker.metering.account import Account
-from claude_invoker.metering.allowed import USUAL, Uses
+from claude_invoker.metering.allowed import Otherwise, Uses
 from claude_invoker.metering.control import Metering
 from claude_invoker.metering.exchange import Grant
 from claude_invoker.metering.journal import CannotWrite
@@ -612,7 +612,7 @@ async def test_nothing_that_is_priced_otherwise_reaches_the_api(
     proxy: Proxy, stand_in: StandInProcess, weakened: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if weakened:
-        monkeypatch.setattr(request, "check_members", lambda members, features: USUAL)
+        monkeypatch.setattr(request, "check_members", lambda members, features: Otherwise())
         monkeypatch.setattr(request, "check_tools", lambda tools, allowed: Uses())
     before = len(stand_in.lines())
     _, headers = granted(proxy, len(OTHERWISE))

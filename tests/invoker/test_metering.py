@@ -16,8 +16,10 @@ import msgspec
 import pytest
 from genai_prices import Usage as PublicUsage
 from genai_prices import calc_price
+from genai_prices.types import ModelPrice, Tier, TieredPrices
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from claude_invoker.metering import request
 from claude_invoker.metering.account import Account, Exhausted
@@ -25,7 +27,7 @@ from claude_invoker.metering.bill import Bill, Reservation, bill
 from claude_invoker.metering.bill import heard as billed
 from claude_invoker.metering.exchange import NOTED_TOKENS, UNREAD_TOKENS, Sent
 from claude_invoker.metering.ownprice import OwnPrice
-from claude_invoker.metering.prices import Prices, UnknownPrice
+from claude_invoker.metering.prices import Prices, UnknownPrice, _public_price
 from claude_invoker.metering.request import Refused
 from claude_invoker.metering.usage import Meter, Used
 
@@ -194,6 +196,73 @@ def test_a_model_without_a_price(model: str) -> None:
     assert dearest >= 75
 
 
+TIERED = TieredPrices(base=Decimal(1), tiers=[Tier(start=100, price=Decimal(3)), Tier(start=200, price=Decimal(5))])
+LISTED: list[tuple[dict[str, Any], list[tuple[Used, str]] | None]] = [
+    # The prices of a model in the list → US dollars for what was used, or none where they are not known.
+    ({}, None),
+    ({"input_mtok": Decimal(1)}, None),
+    ({"output_mtok": Decimal(1)}, None),
+    ({"input_mtok": Decimal(0), "output_mtok": Decimal(0)}, [(Used(MTOK, MTOK, MTOK, MTOK, MTOK), "0")]),
+    (
+        {"input_mtok": Decimal(10), "output_mtok": Decimal(20)},
+        [
+            (Used(input=MTOK), "10"),
+            (Used(output=MTOK), "20"),
+            (Used(cache_read=MTOK), "1"),
+            (Used(cache_write_5m=MTOK), "12.5"),
+            (Used(cache_write_1h=MTOK), "20"),
+            (Used(web_searches=1000), "10"),
+        ],
+    ),
+    (
+        {
+            **{"input_mtok": Decimal(10), "output_mtok": Decimal(20), "cache_read_mtok": Decimal(2)},
+            **{"cache_write_mtok": Decimal(3), "cache_write_1h_mtok": Decimal(4), "web_searches_kcount": Decimal(5)},
+        },
+        [(Used(cache_read=MTOK, cache_write_5m=MTOK, cache_write_1h=MTOK, web_searches=1000), "14")],
+    ),
+    (
+        {"input_mtok": TIERED, "output_mtok": Decimal(0)},
+        [(Used(input=100), "0.0001"), (Used(input=101), "0.000303"), (Used(200), "0.0006"), (Used(201), "0.001005")],
+    ),
+    ({"input_mtok": Decimal(0), "output_mtok": TIERED}, [(Used(100, 10), "0.00001"), (Used(101, 10), "0.00003")]),
+]
+
+
+@pytest.mark.parametrize(("listed", "costs"), LISTED)
+def test_prices_as_the_list_has_them(listed: dict[str, Any], costs: list[tuple[Used, str]] | None) -> None:
+    """Where it does not say what input and output cost that is not nothing: no price is known."""
+    found = _public_price(ModelPrice(**listed), 1234)
+    assert (None if found is None else [str(found.cost(used).normalize()) for used, _ in costs or ()]) == (
+        None if costs is None else [str(Decimal(usd).normalize()) for _, usd in costs]
+    )
+    for window, most in ((1234, 1234), (None, 1_000_000)):
+        price = _public_price(ModelPrice(**listed), window)
+        assert price is None or price.context_window == most
+
+
+RATES = ("input", "output", "cache_read", "cache_write_5m", "cache_write_1h", "web_search")
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_a_price_of_the_operators_is_what_is_billed_and_may_be_nothing(name: str) -> None:
+    given = dict.fromkeys(RATES, Decimal(0))
+    own = OwnPrice.model_validate(given | {name: Decimal("0.5")})
+    price = Prices({"house": own}, "refuse").price("house")
+    used = Used(**dict.fromkeys(RATES[:5], 1000), web_searches=1000)
+    assert price.cost(used) == Decimal("0.5") / (1 if name == "web_search" else 1000)
+    with pytest.raises(ValidationError):
+        OwnPrice.model_validate(given | {name: Decimal("-0.1")})
+
+
+def test_an_operators_price_is_of_a_window_of_a_token_at_least() -> None:
+    given = {"input": Decimal(1), "output": Decimal(1)}
+    assert OwnPrice.model_validate(given | {"context_window": 1}).context_window == 1
+    for wrong in ({"context_window": 0}, {"cache": 1}):
+        with pytest.raises(ValidationError):
+            OwnPrice.model_validate(given | wrong)
+
+
 KNOWN = sorted(model.id for model in PRICES._public.models if "claude-v1" not in model.id and model.id != "claude-2")
 TOKENS = st.integers(0, 400_000)
 
@@ -320,6 +389,22 @@ def test_an_answer_is_shortened_to_what_is_left() -> None:
         Decimal("0.0025"),
     )
     assert account.under_way == 0
+
+
+def test_what_costs_nothing_needs_no_budget() -> None:
+    free = Prices({"house": OwnPrice(input=Decimal(0), output=Decimal(0))}, "refuse")
+    account = Account(free, Decimal(0))
+    reservation = account.reserve(asked_for(200), free.price("house"), 100)
+    assert reservation.max_tokens == 200 and reservation.usd == account.left_usd == 0
+    with pytest.raises(Exhausted):
+        Account(PRICES, Decimal(0)).reserve(asked_for(200), PRICES.price("house"), 0)
+
+
+def test_an_answer_of_any_length_is_bounded_by_the_budget_alone() -> None:
+    asked = request.read(b'{"model": "house"}')
+    assert asked.max_tokens == 1 << 20
+    reservation = Account(PRICES, Decimal("0.01")).reserve(asked, PRICES.price("house"), 100)
+    assert json.loads(reservation.asked.body()) == {"model": "house", "max_tokens": 450}
 
 
 async def test_a_request_waits_for_what_others_do_not_use() -> None:

@@ -77,6 +77,7 @@ def metered(answer: bytes, *, stream: bool = True, end: bool = False, bound: Use
         ((start(), block(type="redacted_thinking", data="A" * 300)), 100, 900),
         ((start(), block(type="thinking"), delta(type="thinking_delta", thinking="x" * 30)), 10, 900),
         ((start(), delta(type="thinking_delta", thinking="x" * 30), block(type="text"), delta(text="x")), 11, 900),
+        ((start(), block(type="text"), delta(type="signature_delta", signature="x" * 30)), 10, 900),
         # A kind of block that is not known, or a line that cannot be read, may hide something too.
         ((start(), block(type="riddle"), block(type="text"), delta(text="x" * 30)), 10, 900),
         # All that was put out is shown: a token is a byte at least.
@@ -614,6 +615,17 @@ def test_the_schema_of_the_answer_is_input_too() -> None:
             Used(10, 5, 0, 0, 70),
         ),
         ({"input_tokens": 10, "output_tokens": 5, "cache_creation": 7}, Used(10, 5, 0, 0, 5000)),
+        # What its parts say, and whatever the total has beyond them.
+        *(
+            (
+                {
+                    **{"input_tokens": 1, "output_tokens": 5, "cache_creation_input_tokens": total},
+                    "cache_creation": {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 40},
+                },
+                Used(1, 5, 0, short, 40),
+            )
+            for total, short in ((None, 30), (60, 30), (70, 30), (75, 35))
+        ),
         (
             {"input_tokens": 1, "output_tokens": 5, "cache_creation": {"ephemeral_1h_input_tokens": "x"}},
             Used(1, 5, 0, 0, 5000),

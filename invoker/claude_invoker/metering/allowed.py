@@ -83,9 +83,6 @@ class Otherwise:
     in_us: bool = False
 
 
-USUAL = Otherwise()
-
-
 def check_members(members: Mapping[str, bytes], allowed: Collection[str] = ()) -> Otherwise:
     """`allowed`: features that the run may use. Raises Refused, ValueError, RecursionError."""
     for name in ("service_tier", "context_management", "thinking", *(each for each, _, _ in _OF_FEATURES)):

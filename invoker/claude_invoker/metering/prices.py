@@ -137,7 +137,7 @@ class Prices:
 
     def _dearest(self, at: datetime) -> Price:
         public = (_public_price(each.get_prices(at), each.context_window) for each in self._public.models)
-        return max((*self._own.values(), *public), key=lambda price: price.steps[-1][1].output)
+        return max((*self._own.values(), *filter(None, public)), key=lambda price: price.steps[-1][1].output)
 
 
 def public_names() -> list[str]:
@@ -184,30 +184,27 @@ def _own_price(price: OwnPrice) -> Price:
     return Price(((0, rates),), price.context_window)
 
 
-def _public_price(price: ModelPrice, context_window: int | None) -> Price:
-    listed = {
-        "input": price.input_mtok,
-        "output": price.output_mtok,
-        "cache_read": price.cache_read_mtok,
-        "cache_write_5m": price.cache_write_mtok,
-        "cache_write_1h": price.cache_write_1h_mtok,
-    }
-    starts = {0} | {tier.start for each in listed.values() if isinstance(each, TieredPrices) for tier in each.tiers}
+def _public_price(price: ModelPrice, context_window: int | None) -> Price | None:
+    """None where the list does not say what input and output cost: it is not nothing."""
+    if price.input_mtok is None or price.output_mtok is None:
+        return None
+    writes, lasting = price.cache_write_mtok, price.cache_write_1h_mtok
+    listed = (price.input_mtok, price.output_mtok, price.cache_read_mtok, writes, lasting)
+    starts = {0} | {tier.start for each in listed if isinstance(each, TieredPrices) for tier in each.tiers}
 
-    def at(each: Decimal | TieredPrices | None, start: int) -> Decimal | None:
+    def at(start: int, each: Decimal | TieredPrices) -> Decimal:
         if not isinstance(each, TieredPrices):
             return each
         return next((tier.price for tier in reversed(each.tiers) if tier.start <= start), each.base)
 
     steps = []
     for start in sorted(starts):
-        values = {name: at(each, start) for name, each in listed.items()}
         own = OwnPrice(
-            input=values["input"] or Decimal(0),
-            output=values["output"] or Decimal(0),
-            cache_read=values["cache_read"],
-            cache_write_5m=values["cache_write_5m"],
-            cache_write_1h=values["cache_write_1h"],
+            input=at(start, price.input_mtok),
+            output=at(start, price.output_mtok),
+            cache_read=None if price.cache_read_mtok is None else at(start, price.cache_read_mtok),
+            cache_write_5m=None if writes is None else at(start, writes),
+            cache_write_1h=None if lasting is None else at(start, lasting),
             web_search=price.web_searches_kcount if isinstance(price.web_searches_kcount, Decimal) else None,
         )
         steps.append((start, _own_price(own).steps[0][1]))

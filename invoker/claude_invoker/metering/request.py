@@ -13,7 +13,6 @@ import msgspec
 
 from claude_contract.features import of_model
 from claude_invoker.metering.allowed import (
-    USUAL,
     Otherwise,
     Uses,
     check_betas,
@@ -83,13 +82,13 @@ class Asked:
     images: int
     size: int
     """Bytes of what the model reads."""
-    thinking: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None
     """Where it says how many tokens of the answer may be thoughts (`budget_tokens`)."""
-    long_context: bool = False
+    long_context: bool
     """Whether it may have more input than its model takes by default."""
-    stream: bool = False
+    stream: bool
     """Whether the answer is asked for as a stream."""
-    otherwise: Otherwise = USUAL
+    otherwise: Otherwise
 
     def price(self, prices: Prices, otherwise: Otherwise | None = None) -> Price:
         """What its tokens cost. `otherwise`: if it had them so. Raises UnknownPrice."""
