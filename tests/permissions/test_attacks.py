@@ -97,11 +97,12 @@ async def test_what_leads_elsewhere_while_it_waits_is_not_allowed(work: Path) ->
 
 def test_a_path_that_is_at_no_place(work: Path) -> None:
     (work / "out").symlink_to("/etc")
+    (work / "up").symlink_to("..")
     (work / "nowhere").symlink_to("missing")
     (work / "round").symlink_to("round")
     os.link(work / "src" / "a", work / "twice")
     place = place_in(work)
-    paths = ["src/a", "", "/", "~/a", "/etc/passwd", f"{work}/../x", f"{work}/src/../src/a", f"{work}/out/passwd",
+    paths = ["src/a", "", "/", "~/a", "/etc/passwd", f"{work}/../x", f"{work}/src/../src/a", f"{work}/out/passwd", f"{work}/up",
              f"{work}/nowhere", f"{work}/nowhere/a", f"{work}/round", f"{work}/round/a", f"{work}/twice", f"{work}/src/a",
              f"{work}/src/a/b", f"{work}/\0", f"{work}/{'x' * 5000}", f"{work}2/a", f"{work}/\ud800"]  # fmt: skip
     assert [path for path in paths if place(path) is not None] == []

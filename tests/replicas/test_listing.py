@@ -198,6 +198,14 @@ async def test_of_runs_that_nobody_ends_no_more_are_listed_than_have_a_record(re
         assert max(in_index(redis_server)) <= 2
         for key in ("of", "summaries"):  # and where nobody runs anything any more, Redis does
             assert known.ttl(f"claude:{{runs}}:{key}:alice") > of_register._LONGEST_RUN_S - 600
+        for number in range(5):
+            run = begun(created_at=float(100 + number))
+            await begin(one, run)
+            known.delete(f"claude:{{runs}}:run:{run.id}")
+        later = [begun(created_at=float(200 + number)) for number in range(4)]
+        await begin(one, *later)
+        assert set(known.zrange("claude:{runs}:of:alice", 0, -1)) == {run.id.encode() for run in later}
+        assert in_index(redis_server) == (4, 4)
         await write(one, over(new_id(), "bob", retention_s=60))
         assert 0 < known.ttl("claude:{runs}:of:bob") <= 60
 

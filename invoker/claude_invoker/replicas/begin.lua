@@ -4,4 +4,3 @@
 local run, subject = ARGV[1], ARGV[2]
 redis.call('SET', KEYS[1], ARGV[5], 'EX', ARGV[6])
 list(run, subject, ARGV[3], ARGV[4], ARGV[6])
-return 1

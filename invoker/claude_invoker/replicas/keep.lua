@@ -3,7 +3,6 @@
 --       (sorted sets: "run subject" -> ms until which its record is kept)
 -- ARGV: run, subject, s of its beginning, its summary, the record, seconds for which it is kept, bytes of a subject's, of
 --       all
--- Reply: how many were dropped
 local run, subject, size = ARGV[1], ARGV[2], #ARGV[4] + #ARGV[5]
 local sizes, held, ended = KEYS[2], KEYS[3], KEYS[4]
 local now = redis.call('TIME')
@@ -34,14 +33,11 @@ grow(run, subject, size)
 redis.call('ZADD', ended, now + ARGV[6] * 1000, entry)
 redis.call('ZADD', KEYS[5], now + ARGV[6] * 1000, entry)
 list(run, subject, ARGV[3], ARGV[4], ARGV[6])
-local dropped = 0
 for _, bound in ipairs({{KEYS[5], 'of:' .. subject, ARGV[7]}, {ended, 'all', ARGV[8]}}) do
   while tonumber(redis.call('HGET', held, bound[2]) or 0) > tonumber(bound[3]) do
     local oldest = redis.call('ZRANGE', bound[1], 0, 1)
     local first = oldest[1] ~= entry and oldest[1] or oldest[2]
     if not first then break end
     redis.call('DEL', record(forget(first)))
-    dropped = dropped + 1
   end
 end
-return dropped
