@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.server
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +32,12 @@ class Span:
     resource: dict[str, Any]
 
 
+def accepted(request: http.server.BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.send_header("content-length", "0")
+    request.end_headers()
+
+
 @dataclass
 class Receiver:
     url: str = ""
@@ -42,6 +48,7 @@ class Receiver:
     """Cleared: what comes is taken, and never answered."""
     held: threading.Event = field(default_factory=threading.Event)
     """Set when something has come meanwhile."""
+    answer: Callable[[http.server.BaseHTTPRequestHandler], None] = accepted
 
     def of(self, trace: str) -> list[Span]:
         return [span for span in list(self.spans) if span.trace == trace]
@@ -90,9 +97,7 @@ def receiving() -> Iterator[Receiver]:
             received.raw.append(body)
             if self.path == "/v1/traces":
                 received.spans += _read(body)
-            self.send_response(200)
-            self.send_header("content-length", "0")
-            self.end_headers()
+            received.answer(self)
 
         def log_message(self, *_: object) -> None:
             pass

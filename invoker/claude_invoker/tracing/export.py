@@ -1,14 +1,14 @@
 """Sends traces to the operator's collector (OTLP over HTTP), by OpenTelemetry's own library, which is loaded only then.
 
-Spans of a run are made when it is over, and wait in a queue of a bounded number; a thread sends them. Where the
-collector is away, or slow, the oldest are dropped: no run waits for it. Headers, certificates, sampling and the queue
-are set by the library's own variables (`OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_…`).
+Spans of a run are made when it is over, and wait in a bounded queue (`sending`). Where the collector is away, or slow,
+the oldest are dropped: no run waits for it. Headers, certificates, sampling and the queue are set by the library's own
+variables (`OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_MAX_…`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
+import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +23,12 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
 
-_SEND_S = 5.0
-"""How long the collector may take for what it is sent."""
-_EVERY_MS = 1000
-_LAST_S = 5.0
-"""How long what waits may take to be sent at the end; the library would take half a minute."""
 _NAME = "claude-invoker"
 
 
 class Tracing:
     """Without a collector in the settings nothing is traced, or loaded. Raises ValueError where the library is not
-    installed."""
+    installed, or one of its variables is no number."""
 
     def __init__(self, settings: Settings) -> None:
         self._tells = Tells(settings.otlp_subject, settings.otlp_content)
@@ -41,16 +36,17 @@ class Tracing:
         if settings.otlp_endpoint is None:
             return
         try:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+            from claude_invoker.tracing.sending import Sending, exporter
         except ImportError as error:
             raise ValueError("INVOKER_OTLP_ENDPOINT needs: pip install 'claude-invoker[otlp]'") from error
         resource = Resource.create({"service.name": _NAME, "service.version": __version__})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        exporter = OTLPSpanExporter(endpoint=f"{settings.otlp_endpoint.rstrip('/')}/v1/traces", timeout=_SEND_S)
-        self._provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=_EVERY_MS))
+        most, at_once = _number("OTEL_BSP_MAX_QUEUE_SIZE", 2048), _number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512)
+        to = exporter(f"{settings.otlp_endpoint.rstrip('/')}/v1/traces")
+        self._provider.add_span_processor(Sending(to, most, at_once))
         self._tracer = self._provider.get_tracer(_NAME, __version__)
 
     @property
@@ -113,9 +109,7 @@ class Tracing:
     def close(self) -> None:
         """Sends what waits, for some seconds at most: what is not sent then is lost. Blocks."""
         if self._provider is not None:
-            sending = threading.Thread(target=self._provider.shutdown, daemon=True)
-            sending.start()
-            sending.join(_LAST_S)
+            self._provider.shutdown()
 
 
 class Request:
@@ -143,6 +137,14 @@ class Request:
         self._span.set_attribute("http.response.status_code", status)
         if status >= 500:
             _failed(self._span, str(status))
+
+
+def _number(variable: str, default: int) -> int:
+    """Raises ValueError."""
+    given = os.environ.get(variable, "")
+    if given and not (given.isascii() and given.isdigit() and int(given)):
+        raise ValueError(f"{variable} must be a number from 1 on")
+    return int(given or default)
 
 
 def _context(traceparent: str) -> Context:
