@@ -18,6 +18,7 @@ import tomllib
 import venv
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from release import images, locks
 from release.locks import DISTRIBUTIONS, IMAGES, ROOT
@@ -63,32 +64,47 @@ def versions() -> dict[str, str]:
     }
 
 
+def pip(python: Path, *arguments: str, **more: Any) -> None:
+    """Our pip, for another environment."""
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *arguments], check=True, **more)
+
+
+def environment(image: locks.Image, folder: Path) -> Path:
+    """One with what the image has from the index: no file but those that the lock names, and none that another package
+    would have to build, which none names. Returns its Python."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    python = folder / "bin" / "python"
+    only = ("--no-deps", "--require-hashes", "--only-binary", ":all:")
+    pip(python, "install", "--quiet", *only, "-r", str(image.lock))
+    return python
+
+
 def build(out: Path) -> list[Path]:
-    """The wheels; their files have the commit's time, so that the same commit gives the same bytes."""
+    """The wheels, by the backend that the locks name, whatever the index has by now. Their files have the commit's
+    time: the same commit gives the same bytes."""
     at = git("log", "-1", "--format=%ct").strip()
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(out)]
-    subprocess.run(
-        [*command, *(f"./{part}" for part in DISTRIBUTIONS)],
-        cwd=ROOT,
-        check=True,
-        env={**os.environ, "SOURCE_DATE_EPOCH": at},
-    )
-    wheels = sorted(out.glob("*.whl"))
+    with tempfile.TemporaryDirectory() as folder:
+        python = environment(IMAGES[0], Path(folder))
+        command = ("wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(out))
+        dated = {**os.environ, "SOURCE_DATE_EPOCH": at}
+        pip(python, *command, *(f"./{part}" for part in DISTRIBUTIONS), cwd=ROOT, env=dated)
+    return sorted(out.glob("*.whl"))
+
+
+def check(wheels: list[Path]) -> None:
+    """Raises CalledProcessError."""
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *wheels], check=True)
     # W004: files that are run and not imported, such as Kong's `claude-gateway.py`.
     subprocess.run([sys.executable, "-m", "check_wheel_contents", "--ignore", "W004", *wheels], check=True)
-    return wheels
 
 
 def install(image: locks.Image, folder: Path, wheels: list[Path]) -> Path:
-    """An environment with what the image has: by its lock, and the wheels that it names. Returns its Python."""
-    venv.create(folder, with_pip=False, symlinks=True)
-    python = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--require-hashes", "-r", str(image.lock)], check=True)
+    """An environment with all that the image has: by its lock, and the wheels that it names. Returns its Python."""
+    python = environment(image, folder)
     names = {name.replace("-", "_") for name in image.distributions}
-    subprocess.run([*pip, *(str(wheel) for wheel in wheels if wheel.name.split("-")[0] in names)], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "check"], check=True, stdout=sys.stderr)
+    ours = (str(wheel) for wheel in wheels if wheel.name.split("-")[0] in names)
+    pip(python, "install", "--quiet", "--no-deps", *ours)
+    pip(python, "check", stdout=sys.stderr)
     return python
 
 
@@ -138,6 +154,7 @@ def main() -> int:
     out.mkdir(parents=True)
     said("wheels")
     wheels = build(out)
+    check(wheels)
     for image in IMAGES:
         said(f"what is in the image {image.name}")
         bill(image, wheels, out, version)

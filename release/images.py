@@ -17,7 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = ("*/Dockerfile", "deploy/docker/*.Dockerfile", "docker-compose*.yml", "deploy/kubernetes/*.yaml")
-_NAMED = re.compile(r"^(?P<before>FROM |[ -]*image: +)(?P<image>[^\s{#\"']+)", re.MULTILINE)
+_BEFORE = r"^(?:FROM (?:--platform=\S+ )?|[ -]*image: +[\"']?)"
+_NAMED = re.compile(_BEFORE + r"(?P<image>[^\s{#\"'-][^\s{#\"']*)", re.MULTILINE)
 _OURS = ("kong-claude/", "registry.example.com/")
 
 
@@ -72,7 +73,7 @@ def pin(root: Path, *more: str) -> list[str]:
         except NoDigest as error:
             failed.append(str(error))
             continue
-        there = re.compile(rf"^((?:FROM |[ -]*image: +){re.escape(each.image)})(?=\s|$)", re.MULTILINE)
+        there = re.compile(rf"({_BEFORE}{re.escape(each.image)})(?=[\s\"']|$)", re.MULTILINE)
         each.path.write_text(there.sub(rf"\1@{known[each.image]}", each.path.read_text()))
     return failed
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from release import __main__ as release_of
 from release import images
 from release.__main__ import notes, obstacles
 from release.images import NoDigest
@@ -93,7 +95,7 @@ def test_the_recipe_of_an_image_asks_for_digests(image: Image) -> None:
     commands = [each.split("&&")[0].split("pip install ")[1] for each in re.findall(r"[^&]*pip install [^&]*", recipe)]
     assert f"COPY deploy/docker/{image.lock.name} " in recipe
     assert [each.replace("'", "").split() for each in commands] == [
-        ["--no-cache-dir", "--require-hashes", "-r", image.lock.name],
+        ["--no-cache-dir", "--require-hashes", "--only-binary", ":all:", "-r", image.lock.name],
         ["--no-cache-dir", "--no-deps", "--no-build-isolation", *image.parts],
     ]
 
@@ -130,6 +132,32 @@ def test_a_file_that_only_calls_itself_that_version_is_not_installed(tmp_path: P
     refused = subprocess.run([*install, "-r", str(tmp_path / "lock")], capture_output=True, text=True, check=False)
     assert refused.returncode and "DO NOT MATCH" in refused.stderr
     assert subprocess.run([*install, "six==1.17.0"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_wheels_are_built_by_the_backend_that_the_locks_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else the index has under its name by now. The control: pip by itself takes that."""
+    newer = tmp_path / "index" / "hatchling-99.0-py3-none-any.whl"
+    newer.parent.mkdir()
+    with zipfile.ZipFile(newer, "w") as wheel:
+        wheel.writestr("hatchling/__init__.py", "")
+        wheel.writestr("hatchling/build.py", "raise SystemExit('the newest backend was run')")
+        wheel.writestr("hatchling-99.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: hatchling\nVersion: 99.0\n")
+        wheel.writestr(
+            "hatchling-99.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr("hatchling-99.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(newer.parent))
+    control = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path), str(ROOT / "contract")]
+    assert "the newest backend was run" in subprocess.run(control, capture_output=True, text=True, check=False).stderr
+    monkeypatch.setattr(release_of, "DISTRIBUTIONS", {"contract": DISTRIBUTIONS["contract"]})
+    [built] = release_of.build(tmp_path / "out")
+    with zipfile.ZipFile(built) as wheel:
+        [told] = [name for name in wheel.namelist() if name.endswith(".dist-info/WHEEL")]
+        assert (
+            f"Generator: hatchling {re.findall('^hatchling==(.*)$', CONSTRAINTS, re.MULTILINE)[0]}"
+            in wheel.read(told).decode()
+        )
 
 
 def test_every_image_that_is_not_ours_is_found() -> None:
@@ -184,12 +212,18 @@ def test_digests_are_written_behind_the_tags_and_what_cannot_be_asked_stays(regi
     (root / "part").mkdir(parents=True)
     recipe, compose = root / "part" / "Dockerfile", root / "docker-compose.yml"
     recipe.write_text(f"FROM {registry}/thing:1 AS first\nFROM first\nRUN true\n")
-    compose.write_text(f"services:\n  a:\n    image: {registry}/thing:1\n  b:\n    image: {registry}/none:1  # why\n")
+    recipe.write_text(recipe.read_text() + f"FROM --platform=linux/amd64 {registry}/thing:1\n")
+    compose.write_text(
+        f"services:\n  a:\n    image: {registry}/thing:1\n  b:\n    image: {registry}/none:1  # why\n"
+        f"  c:\n    image: '{registry}/thing:1'\n  d:\n  - image: \"{registry}/thing:1\"\n"
+    )
     [failure] = images.pin(root, "--tls-verify=false")
     assert failure.startswith(f"{registry}/none:1: ")
     said = images.digest(f"{registry}/thing:1", "--tls-verify=false")
     assert recipe.read_text().splitlines()[0] == f"FROM {registry}/thing:1@{said} AS first"
-    assert f"image: {registry}/thing:1@{said}\n" in compose.read_text()
+    assert recipe.read_text().splitlines()[-1] == f"FROM --platform=linux/amd64 {registry}/thing:1@{said}"
+    for quote in ("", "'", '"'):
+        assert f"image: {quote}{registry}/thing:1@{said}{quote}\n" in compose.read_text()
     assert [each.image for each in images.named(root) if not each.pinned] == [f"{registry}/none:1"]
     with pytest.raises(NoDigest):
         images.digest(f"{registry}/thing:2", "--tls-verify=false")
