@@ -7,6 +7,7 @@ import collections
 import hashlib
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -14,11 +15,15 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from claude_invoker.jobs import store as store_module
-from claude_invoker.jobs.record import Delivery, Job
+from claude_invoker.jobs.record import Asks, Delivery, Job
 from claude_invoker.jobs.store import PREFIX, Store, connect, now_ms
+from claude_invoker.model import Permission
+from claude_invoker.place import Place
 from tests.jobs.conftest import job
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.waiting import HANG_S
+
+MB = 1 << 20
 
 
 async def accepted(store: Store, *jobs: Job) -> None:
@@ -320,6 +325,45 @@ async def test_pages_show_each_job_once_and_no_prompts(store: Store) -> None:
     assert seen == [each.id for each in reversed(jobs)]
     everybody, _ = await store.page(None, None, 100)
     assert len(everybody) == 26
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+async def test_no_page_loses_a_job_that_was_accepted_at_the_same_moment(store: Store, size: int) -> None:
+    """Also where those that a cursor names are gone, and of a cursor of an older release, which is a time."""
+    jobs = [job(created_at=1000.0 + n // 3) for n in range(9)]
+    await accepted(store, *jobs)
+    expected = sorted((each.place for each in jobs), reverse=True)
+    seen, before = list[Place](), None
+    while True:
+        page, before = await store.page("alice", before, size)
+        seen += [each.place for each in page]
+        if before is None:
+            break
+        assert Place.parse(str(before)) == before == seen[-1]
+        await store._run("forget", [], [before.id, "alice"])
+    assert seen == expected
+    old, _ = await store.page(None, Place(1002.0, ""), 9)
+    assert {each.created_at for each in old} <= {1001.0, 1000.0}
+
+
+async def test_what_is_counted_of_all_that_jobs_ask_is_not_read(store: Store) -> None:
+    found = job()
+    await accepted(store, found)
+    (held,) = await claims(store, 1)
+    asked = Permission(id="perm_1", tool="Write", input={"content": "x" * MB}, why="rule", asked_at=1.0, expires_at=2.0)
+    fields: dict[str, Any] = dict(Asks(waiting=[asked, asked]).fields())
+    await store.update(held, **fields)
+
+    async def read() -> int:
+        return int((await store.redis.info("stats"))["total_net_output_bytes"])
+
+    before = await read()
+    assert await store.approvals() == 2
+    assert await read() - before < MB
+    assert sum(len(each.waiting) for each in await store.asking()) == 2
+    assert await read() - before > 2 * MB, "the control: what they are"
+    await store.requeue(held)
+    assert await store.approvals() == 0
 
 
 async def test_expired_jobs_leave_the_indexes(store: Store) -> None:

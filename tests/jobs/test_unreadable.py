@@ -52,6 +52,9 @@ async def test_others_are_looked_after(
     with caplog.at_level(logging.ERROR):
         await looking._find_orphaned()
         await looking.recover()
+    seen, _ = await store.page(None, None, 10)
+    assert jobs[1].id in [each.id for each in seen]
+    assert await store.asking() == []
     again = await store.get(jobs[1].id)
     assert again is not None and again.state == "queued"
     assert f"job {jobs[0].id}: its record cannot be read" in caplog.text

@@ -15,11 +15,12 @@ from claude_invoker.api import listing
 from claude_invoker.caller import Caller
 from claude_invoker.holding import Bounds
 from claude_invoker.model import RunList
+from claude_invoker.place import Place
 from claude_invoker.replicas import register as of_register
 from claude_invoker.replicas.register import Register
 from claude_invoker.runs import summary
 from claude_invoker.runs.run import Run, new_id
-from claude_invoker.runs.summary import Filter, Place, Summary, summary_of
+from claude_invoker.runs.summary import Filter, Summary, summary_of
 from tests.rate_tiers.servers import RedisProcess
 from tests.replicas.test_attacks import request
 from tests.replicas.test_held import SIZE, over, write
@@ -299,7 +300,7 @@ CURSORS = (
     "-5.0-run_" + "0" * 24,
     "nan-run_" + "0" * 24,
     "1e9-run_" + "0" * 24,
-    "5.0-job_" + "0" * 24,
+    "5.0-me_" + "0" * 24,
 )
 
 

@@ -14,14 +14,14 @@ from fastapi import Request
 
 from claude_contract.nesting import TOO_DEEP, too_deep
 from claude_invoker.catalog.server import CREDENTIAL_HEADER, LEAST_SECRET
+from claude_invoker.place import Place
 from claude_invoker.problem import Problem
-from claude_invoker.runs.summary import Place
 
 _MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 MAX_FIELDS = 10  # of a form
 BEFORE_ALL = "0-0"
 """The id of a job's event that comes before all of them."""
-_CURSOR = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
+_TIME = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _LONGEST_TOKEN = 16384
 _TOKEN = re.compile(rf"[\x21-\x7e]{{{LEAST_SECRET},{_LONGEST_TOKEN}}}")
@@ -121,23 +121,19 @@ def traceparent(request: Request) -> str:
     return given if _TRACEPARENT.fullmatch(given) else ""
 
 
-def cursor(given: str | None) -> str | None:
-    """Of a list of jobs. Raises Problem 422."""
-    if given is not None and not _CURSOR.fullmatch(given):
-        raise _no_cursor()
-    return given
-
-
 def place(cursor: str | None) -> Place | None:
-    """What a cursor of a list of runs stands for. Raises Problem 422."""
+    """What a cursor of a list stands for. Raises Problem 422."""
     try:
         return None if cursor is None else Place.parse(cursor)
     except ValueError as error:
-        raise _no_cursor() from error
+        raise Problem(422, "invalid", "cursor must be the `next` of the page before") from error
 
 
-def _no_cursor() -> Problem:
-    return Problem(422, "invalid", "cursor must be the `next` of the page before")
+def place_of_job(cursor: str | None) -> Place | None:
+    """The same of a list of jobs, which at release 0.1.0 says a time alone: all jobs of that come before it."""
+    if cursor is not None and _TIME.fullmatch(cursor):
+        return Place(float(cursor), "")
+    return place(cursor)
 
 
 def stream_id(*given: str | None) -> str:

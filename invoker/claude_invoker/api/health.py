@@ -53,7 +53,7 @@ async def metrics(request: Request) -> Response:
         # Redis may be away: then the last known depth stands.
         with suppress(RedisError, OSError):
             store, shown = parts.jobs.store, parts.metrics
-            asked = sum(len(job.waiting) for job in await store.asking())
+            asked = await store.approvals()
             shown.queue(await store.waiting(), await store.oldest_waiting(), await store.held(), asked)
     if parts.ledger is not None:
         with suppress(LedgerUnavailable):

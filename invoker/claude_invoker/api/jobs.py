@@ -141,18 +141,18 @@ async def jobs(
     """The caller's jobs, newest first, without their results. `all=true`: everybody's, for the role `admin`.
 
     With `state` a page may be short, or empty, while there is a `next`: only so many jobs are looked at."""
-    cursor = border.cursor(cursor)
+    before = border.place_of_job(cursor)
     subject = None if all and "admin" in caller.roles else caller.subject
     found: list[Job] = []
     for _ in range(PAGES):
-        page, cursor = await store_of(request).page(subject, cursor, limit if state is None else 100)
+        page, before = await store_of(request).page(subject, before, limit if state is None else 100)
         found += [job for job in page if state is None or job.state == state]
-        if cursor is None or len(found) >= limit:
+        if before is None or len(found) >= limit:
             break
     shown = found[:limit]
     if len(found) > limit:
-        cursor = repr(shown[-1].created_at)
-    return JobList(jobs=[job.view(base(request)) for job in shown], next=cursor)
+        before = shown[-1].place
+    return JobList(jobs=[job.view(base(request)) for job in shown], next=None if before is None else str(before))
 
 
 @router.get("/jobs/{job_id}", response_model=JobView, responses=_GONE)

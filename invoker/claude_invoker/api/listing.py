@@ -11,9 +11,10 @@ from claude_contract.versions import UnknownVersion
 from claude_invoker.api.links import base
 from claude_invoker.caller import Caller
 from claude_invoker.model import RunList, RunSummary
+from claude_invoker.place import Place
 from claude_invoker.replicas.register import Register
 from claude_invoker.runs.engine import Engine
-from claude_invoker.runs.summary import Filter, Place, Summary, summary_of
+from claude_invoker.runs.summary import Filter, Summary, summary_of
 from claude_invoker.services import services
 
 LOOKED_AT = 200

@@ -15,6 +15,7 @@ from claude_contract import versions
 from claude_contract.ledger import Slot
 from claude_invoker.caller import Caller
 from claude_invoker.model import InvokeRequest, Permission, PermissionDecision, RunResult, TextBlock
+from claude_invoker.place import Place
 from claude_invoker.runs.deferral import Deferral
 from claude_invoker.settings import Settings
 
@@ -27,6 +28,8 @@ VERSION = 1
 State = Literal["queued", "running", "waiting_for_approval", "done", "failed", "cancelled"]
 _CALLER = TypeAdapter(Caller)
 OVER = ("done", "failed", "cancelled")
+ASKING = ("running", "waiting_for_approval")
+"""In which calls of tools may wait to be allowed."""
 TITLE = 160  # characters
 # Of a record, what lists show: not the prompt and the answer, which may have megabytes.
 SUMMARY = (
@@ -69,6 +72,10 @@ class Asks(BaseModel):
 
     waiting: list[Permission] = []
     decided: list[PermissionDecision] = []
+
+    def fields(self) -> dict[str, str]:
+        """Of a record. `asking` is how many wait: all that is asked may have megabytes."""
+        return {"asks": self.model_dump_json(), "asking": str(len(self.waiting))}
 
 
 class WaitsFor(BaseModel):
@@ -219,9 +226,13 @@ class Job:
         )
 
     @property
+    def place(self) -> Place:
+        return Place(self.created_at, self.id)
+
+    @property
     def waiting(self) -> list[Permission]:
         """Calls of tools that wait to be allowed."""
-        return self.asks.waiting if self.state in ("running", "waiting_for_approval") else []
+        return self.asks.waiting if self.state in ASKING else []
 
     @property
     def decisions(self) -> list[PermissionDecision]:

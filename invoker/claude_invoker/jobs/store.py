@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -26,9 +25,10 @@ from claude_contract.versions import UnknownVersion
 from claude_invoker import redis_clients
 from claude_invoker.caller import Caller
 from claude_invoker.holding import Bounds, refusal
-from claude_invoker.jobs.record import OVER, SUMMARY, VERSION, Asks, Delivery, Job, caller_of, check_version
+from claude_invoker.jobs.record import ASKING, OVER, SUMMARY, VERSION, Asks, Delivery, Job, caller_of, check_version
 from claude_invoker.jobs.streams import Streams
 from claude_invoker.model import PermissionDecision
+from claude_invoker.place import Place
 from claude_invoker.runs.deferral import Deferral
 
 _log = logging.getLogger(__name__)
@@ -179,7 +179,8 @@ class Store:
             PREFIX + f"events:{job.id}",
         ]
         until = now_ms() + int(blocked_for * 1000) if blocked_for else 0
-        fields = ({} if blocked_for else {"cost_usd": "0.0", "waits": "", "asks": "", "deferral": ""}) | fields
+        if not blocked_for:
+            fields = {"cost_usd": "0.0", "waits": "", "asks": "", "asking": "", "deferral": ""} | fields
         args = [job.id, job.attempt, job.subject, queue, until, *(part for pair in fields.items() for part in pair)]
         outcomes: tuple[Requeued, ...] = ("not ours", "requeued", "cancelled")
         return outcomes[int(await self._run("requeue", keys, args))]
@@ -199,7 +200,7 @@ class Store:
             _round_robin(queue),
             WAITING,
         ]
-        stored = {"asks": asks.model_dump_json(), "deferral": deferral.model_dump_json()} | fields
+        stored = asks.fields() | {"deferral": deferral.model_dump_json()} | fields
         until = int(deferral.permission.expires_at * 1000) if asks.waiting else ""
         args = [job.id, job.attempt, job.subject, queue, until, *(part for pair in stored.items() for part in pair)]
         outcomes: tuple[PutAway, ...] = ("not ours", "put away", "cancelled")
@@ -220,8 +221,9 @@ class Store:
         ]
         asks = Asks(decided=[*job.asks.decided, decision])
         said = decision.model_dump_json(exclude_none=True)
-        args = [job.id, job.attempt, job.subject, queue, said, "asks", asks.model_dump_json()]
-        return bool(await self._run("resume", keys, [*args, "deferral", job.deferral.model_dump_json()]))
+        fields = asks.fields() | {"deferral": job.deferral.model_dump_json()}
+        args = [job.id, job.attempt, job.subject, queue, said, *(part for pair in fields.items() for part in pair)]
+        return bool(await self._run("resume", keys, args))
 
     async def overdue(self) -> list[str]:
         """Jobs that are put away and whose time to be decided is over."""
@@ -362,10 +364,7 @@ class Store:
 
     async def callers(self, job_ids: Sequence[str]) -> list[Caller | None]:
         """Whose jobs these are, with their leases and limits. None: it is gone, or of another release."""
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                pipe.hmget(PREFIX + f"job:{job_id}", "caller", "v")
-            found = await pipe.execute()
+        found = await self._fields(job_ids, ("caller", "v"))
         return [_readable_caller(job_id, *fields) for job_id, fields in zip(job_ids, found, strict=True)]
 
     async def transcript(self, job_id: str, count: int = MAX_EVENTS) -> list[tuple[str, str, str]]:
@@ -376,31 +375,39 @@ class Store:
     async def running(self) -> list[str]:
         return list(await self.redis.zrange(RUNNING, 0, -1))
 
-    async def page(self, subject: str | None, cursor: str | None, count: int) -> tuple[list[Job], str | None]:
-        """The newest jobs of a subject (None: of all) before `cursor`, in short (`SUMMARY`), and the next cursor.
+    async def page(self, subject: str | None, before: Place | None, count: int) -> tuple[list[Job], Place | None]:
+        """The newest jobs of a subject (None: of all) that come `before`, in short (`SUMMARY`), and where to go on.
 
         Without those that another release has stored.
         """
         index = ALL if subject is None else PREFIX + f"of:{subject}"
-        upper = f"({cursor}" if cursor else "+inf"
-        found = await self.redis.zrevrangebyscore(index, upper, "-inf", start=0, num=count, withscores=True)
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for job_id, _ in found:
-                pipe.hmget(PREFIX + f"job:{job_id}", SUMMARY)
-            records = await pipe.execute()
-        following = repr(found[-1][1]) if len(found) == count else None
+        upper, after = ("+inf", "") if before is None else (repr(before.created_at), before.id)
+        found = await self._run("page", [index], [upper, after, count])
+        records = await self._fields(found[::2], SUMMARY)
+        following = Place(float(found[-1]), found[-2]) if len(found) == 2 * count else None
         return _readable(records, SUMMARY), following
 
     async def asking(self) -> list[Job]:
         """Jobs that wait to be allowed a call of a tool, in short: those that are put away first, then by their
         claims."""
         names = (*SUMMARY, "asks")
-        ids = [*await self.redis.zrange(DEFERRED, 0, MOST_ASKING - 1), *await self.running()]
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for job_id in ids[:MOST_ASKING]:
-                pipe.hmget(PREFIX + f"job:{job_id}", names)
-            records = await pipe.execute()
+        records = await self._fields(await self._may_ask(), names)
         return [job for job in _readable(records, names) if job.waiting]
+
+    async def approvals(self) -> int:
+        """How many calls these wait for, without what they are."""
+        told = await self._fields(await self._may_ask(), ("state", "asking"))
+        return sum(int(asking or 0) for state, asking in told if state in ASKING)
+
+    async def _may_ask(self) -> list[str]:
+        put_away = await self.redis.zrange(DEFERRED, 0, MOST_ASKING - 1)
+        return [*put_away, *await self.redis.zrange(RUNNING, 0, MOST_ASKING - 1)][:MOST_ASKING]
+
+    async def _fields(self, job_ids: Sequence[str], names: Sequence[str]) -> list[list[str | None]]:
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hmget(PREFIX + f"job:{job_id}", names)
+            return list(await pipe.execute())
 
     async def forget(self, cursor: str, count: int = 500) -> tuple[int, str]:
         """Takes expired jobs out of the indexes: of the next `count` from `cursor` ("-inf": the oldest) on. Returns how
@@ -414,7 +421,8 @@ class Store:
         expired = [(found[i][0], replies[2 * i + 1]) for i in range(len(found)) if not replies[2 * i]]
         if expired:
             await self._run("forget", [], [part for job_id, subject in expired for part in (job_id, subject or "")])
-        return len(expired), f"({found[-1][1]!r}" if len(found) == count else "-inf"
+        # From the last one on, again: another may be of the same moment.
+        return len(expired), repr(found[-1][1]) if len(found) == count else "-inf"
 
     async def append(self, job: Job, events: Sequence[tuple[int, str, bytes]]) -> None:
         """Adds (number within the attempt, name, JSON) events to the job's stream. Redis refuses what is there already
@@ -481,13 +489,18 @@ class Store:
 
 
 def _readable(records: Sequence[Sequence[str | None]], names: Sequence[str]) -> list[Job]:
-    """Those that are there and of no other release, of fields of these names."""
+    """Those that are there, of no other release. One that cannot be read hides no other. `names`: of their fields."""
     jobs = []
     for record in records:
         stored = {name: value for name, value in zip(names, record, strict=True) if value is not None}
-        if stored:
-            with contextlib.suppress(UnknownVersion):
-                jobs.append(Job.load(stored))
+        if not stored:
+            continue
+        try:
+            jobs.append(Job.load(stored))
+        except UnknownVersion:
+            continue
+        except (ValueError, KeyError) as error:
+            _log.error("job %s: its record cannot be read (%s)", stored.get("id"), type(error).__name__)
     return jobs
 
 

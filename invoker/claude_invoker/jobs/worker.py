@@ -236,7 +236,7 @@ class Worker:
                 fields["work"] = str(run.work)
             asks = Asks(waiting=run.permissions.waiting, decided=list(run.permissions.decided.values()))
             if run.plan.rules or run.plan.asked:
-                fields["asks"] = asks.model_dump_json()
+                fields |= asks.fields()
             changed.clear()
             try:
                 told = await self.store.update(job, **fields)

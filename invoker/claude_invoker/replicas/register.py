@@ -24,13 +24,14 @@ from claude_invoker import redis_clients
 from claude_invoker.ending import ended
 from claude_invoker.holding import Bounds
 from claude_invoker.model import OVER
+from claude_invoker.place import Place
 from claude_invoker.problem import Problem
 from claude_invoker.replicas import record
 from claude_invoker.replicas.record import RunRecord
 from claude_invoker.runs import summary
 from claude_invoker.runs.kept import ANSWERS
 from claude_invoker.runs.run import Run
-from claude_invoker.runs.summary import Filter, Place, Summary
+from claude_invoker.runs.summary import Filter, Summary
 from claude_invoker.store.store import Away, Missing, Store
 
 _log = logging.getLogger(__name__)

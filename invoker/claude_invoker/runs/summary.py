@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import msgspec
 
 from claude_contract.versions import UnknownVersion, check
 from claude_invoker.metering.models import permits
 from claude_invoker.model import OVER, ListedState
+from claude_invoker.place import Place
 from claude_invoker.runs.run import Run
 
 VERSION = 1
-_PLACE = re.compile(r"([0-9]{1,12}\.[0-9]{1,9})-(run_[0-9a-f]{24})")
-
-
-class Place(NamedTuple):
-    """Where a run stands among others: no two have the same, and one that begins later has a greater one."""
-
-    created_at: float
-    id: str
-
-    def __str__(self) -> str:
-        return f"{self.created_at!r}-{self.id}"
-
-    @classmethod
-    def parse(cls, text: str) -> Place:
-        """The inverse. Raises ValueError."""
-        found = _PLACE.fullmatch(text)
-        if found is None:
-            raise ValueError("no place in a list")
-        return cls(float(found[1]), found[2])
 
 
 class Summary(msgspec.Struct, frozen=True, array_like=True):
