@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from claude_invoker.metering.upstreams import Upstreams
+from claude_invoker.metering.wire import Told, line
 from claude_invoker.settings import Settings
 from tests.invoker.conftest import free_port
 from tests.invoker.test_keyproxy import INPUT, MODEL, OUTPUT, Proxy, client_of, granted, notes_of, started, until
@@ -122,6 +123,19 @@ async def test_an_answer_is_an_answer(first: bytes) -> None:
         answer = await asked(proxy, headers)
         assert (str(answer.status_code).encode(), answer.headers["retry-after"]) == (first.split()[1], "7")
         assert not second.asked
+
+
+@pytest.mark.parametrize("said", ["7", "\xff\xfe", "²", "٣", "soon", "-1", "", "7" * 60_000])
+async def test_of_when_to_come_again_seconds_are_told_and_nothing_else(said: str) -> None:
+    """The proxy tells the invoker as JSON, which has no bytes but UTF-8's, and the invoker its client in a header."""
+    header = said.encode("latin-1" if said.startswith("\xff") else "utf-8")
+    async with proxied(saying(429).replace(b"after: 7", b"after: " + header)) as (proxy, _):
+        grant, headers = granted(proxy, 1)
+        told: list[bytes] = []
+        grant.changed = lambda model, used: told.append(line(Told("run", Decimal(0), 0, retry_after=grant.retry_after)))
+        with suppress(httpx.HTTPError):  # of a head that is too long
+            assert (await asked(proxy, headers)).status_code in (429, 502)
+        assert told and grant.retry_after == (said if said == "7" else None)
 
 
 async def test_after_the_head_nobody_else_is_asked() -> None:

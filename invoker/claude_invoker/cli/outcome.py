@@ -89,8 +89,7 @@ def _not_forwarded(account: Figures) -> Problem | None:
 
 
 def overloaded(account: Figures, status: int | None) -> Problem:
-    wait = account.retry_after if account.retry_after and account.retry_after.isdigit() else "5"
-    return Problem(503, "api-overloaded", headers={"Retry-After": wait}, api_status=status)
+    return Problem(503, "api-overloaded", headers={"Retry-After": account.retry_after or "5"}, api_status=status)
 
 
 def is_cut_off(result: Result, account: Figures) -> bool:

@@ -37,6 +37,7 @@ class Figures:
     """The status of the API's last answer; None before the first, and where the API could not be reached."""
     unreachable: bool = False
     retry_after: str | None = None
+    """Seconds, as the API said them with its last answer."""
     requests: list[Metered] = field(default_factory=list)
     """The first `MOST_REQUESTS` that are over."""
     requests_in_all: int = 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -334,7 +335,7 @@ class KeyProxy:
             else:
                 self._upstreams.answered(url)
             grant.api_status, grant.unreachable = response.status, False
-            grant.retry_after = response.headers.get("retry-after")
+            grant.retry_after = _seconds(response.headers.get("retry-after", ""))
             if sent is not None:
                 sent.status = response.status
                 sent.request_id = response.headers.get("request-id", "").encode("ascii", "replace").decode()
@@ -398,6 +399,11 @@ class KeyProxy:
 
 class _TooOften(Exception):
     """The API has read a request more often than it was reserved for."""
+
+
+def _seconds(text: str) -> str | None:
+    """None for what is no number of seconds; of a header of other bytes than UTF-8 no JSON could be made."""
+    return text if re.fullmatch(r"[0-9]{1,9}", text) else None
 
 
 def _hear_out(sent: Sent, response: aiohttp.ClientResponse) -> None:
