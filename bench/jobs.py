@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,9 @@ class Stage:
         self.api.stdout.readline()
         self.api_url = f"http://127.0.0.1:{port}"
 
-    def start(self, command: str, **settings: Any) -> subprocess.Popen[bytes]:
+    def start(
+        self, command: str, program: Sequence[str] = ("claude_invoker",), **settings: Any
+    ) -> subprocess.Popen[bytes]:
         chosen = {
             "redis_url": self.redis_url,
             "state_dir": self.folder / "state",
@@ -113,7 +116,7 @@ class Stage:
         environment |= {f"INVOKER_{name.upper()}": str(value) for name, value in chosen.items()}
         with (self.folder / f"log-{len(self.processes)}").open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "claude_invoker", command],
+                [sys.executable, "-m", *program, command],
                 env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -12,11 +12,12 @@ from claude_invoker import redis_clients
 from claude_invoker.problem import Problem
 
 SKEW_S = 5.0
-"""Difference of clocks that is forgiven: an attestation lives so much longer than it says."""
+"""Difference of clocks that is forgiven: each end of an attestation's life is so much further away."""
 
 
 class SeenOnce:
-    """Remembers attestation ids for as long as they could be replayed."""
+    """Remembers attestation ids for as long as they could be replayed, at whichever invoker: one whose clock is SKEW_S
+    ahead of the gateway's may take it first, and one that is as much behind takes it for as long after its end."""
 
     def __init__(self, redis_url: str | None) -> None:
         self._redis: Any = None
@@ -25,10 +26,11 @@ class SeenOnce:
             self._place = Place.parse(redis_url)
             self._redis = redis_clients.client(redis_url, socket_timeout=2.0)
 
-    async def first(self, jti: str, until: float) -> bool:
-        """Whether this id comes for the first time. Raises Problem 503 where Redis cannot tell."""
-        now = time.time()
-        lasts = max(1, int(until - now + SKEW_S + 1))
+    async def first(self, jti: str, lives_s: float) -> bool:
+        """Whether this id comes for the first time. `lives_s`: from its `iat` to its `exp`. Raises Problem 503 where
+        Redis cannot tell."""
+        lasts = int(lives_s + 4 * SKEW_S + 1)  # their seconds are whole
+        now = time.monotonic()
         if self._redis is not None:
             try:
                 return bool(await self._redis.set(f"claude:jti:{jti}", 1, nx=True, ex=lasts))

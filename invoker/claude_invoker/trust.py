@@ -130,7 +130,8 @@ def _of_a_replica(request: Request, header: str) -> Attestation | None:
 
 
 async def _first_use(request: Request, attestation: Attestation) -> None:
-    if not await services(request).seen.first(attestation.id, attestation.expires_at):
+    lives_s = attestation.expires_at - attestation.issued_at
+    if not await services(request).seen.first(attestation.id, lives_s):
         raise _unauthenticated("the attestation was used before", "replay")
 
 

@@ -154,6 +154,7 @@ def start_invoker(
     """Starts invokers with given settings; each is asked to stop at the end and must do so.
 
     `without`: defences to take out (see `weakened`). `after`: another invoker, to go on with its state and ids.
+    `ahead_s`: its clock.
     """
     bases = user_ids()
     # Not one of pytest's directories: those are closed to the users that runs have.
@@ -162,7 +163,12 @@ def start_invoker(
     cli_path = closed_cli(folders[0])
 
     def start(
-        *, wait: bool = True, without: tuple[str, ...] = (), after: Invoker | None = None, **settings: Any
+        *,
+        wait: bool = True,
+        without: tuple[str, ...] = (),
+        after: Invoker | None = None,
+        ahead_s: int = 0,
+        **settings: Any,
     ) -> Invoker:
         folder = Path(tempfile.mkdtemp(prefix="invoker-test-"))
         folder.chmod(0o711)
@@ -195,6 +201,8 @@ def start_invoker(
         environment["SECRET_OF_THE_SERVER"] = "must not be inherited"
         log = folder / "log"
         program = ["tests.invoker.weakened", *without] if without else ["claude_invoker"]
+        if ahead_s:
+            program = ["tests.support.clocks", str(ahead_s), *program]
         process = subprocess.Popen(
             [sys.executable, "-m", *program], env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT
         )

@@ -22,9 +22,10 @@ from msgspec.structs import replace
 from pydantic import SecretStr
 
 from claude_contract import ledger
-from claude_contract.attestation import HEADER, Signer, new_private_key
+from claude_contract.attestation import HEADER, Signer, in_force, new_private_key
 from claude_contract.claims import Additions, Attestation, Binding, body_hash
 from claude_contract.identity import Identity
+from claude_contract.members import AttestationError
 from claude_invoker.additions import with_additions
 from claude_invoker.api.replicas import was_forwarded
 from claude_invoker.app import create_app
@@ -318,15 +319,12 @@ async def test_what_the_additions_do_not_fit_into_is_422_with_the_reason(
 # One use of each attestation
 
 
-async def test_a_use_is_remembered_for_as_long_as_the_attestation_lives(redis_server: RedisProcess) -> None:
+async def test_a_use_is_remembered_for_as_long_as_the_attestation_can_be_used(redis_server: RedisProcess) -> None:
     """And not for ever, in Redis or in memory. By Redis's own clock."""
     client: Any = redis_server.client()
     seen = SeenOnce(redis_server.url)
-    now = time.time()
-    assert [await seen.first("a", now + 300) for _ in range(2)] == [True, False]
-    assert 300 + SKEW_S - 30 < client.ttl("claude:jti:a") <= 300 + SKEW_S + 1
-    assert await seen.first("over", now - 3600)
-    assert 0 < client.pttl("claude:jti:over") <= 1000
+    assert [await seen.first("a", 300) for _ in range(2)] == [True, False]
+    assert 300 + 4 * SKEW_S - 30 < client.ttl("claude:jti:a") <= 300 + 4 * SKEW_S + 1
     assert await seen.obstacle() is None
     await seen.close()
 
@@ -334,39 +332,60 @@ async def test_a_use_is_remembered_for_as_long_as_the_attestation_lives(redis_se
 async def test_memory_forgets_only_what_can_be_used_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = SeenOnce(None)
     clock = [1_000_000.0]
-    monkeypatch.setattr("claude_invoker.replay.time.time", lambda: clock[0])
-    assert [await seen.first("long", clock[0] + 500) for _ in range(2)] == [True, False]
+    monkeypatch.setattr("claude_invoker.replay.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    assert [await seen.first("long", 500) for _ in range(2)] == [True, False]
     for number in range(10_001):
-        assert await seen.first(str(number), clock[0] + 10)
-    clock[0] += 10 + SKEW_S  # the last moment at which one could be used
-    assert not await seen.first("0", clock[0])
+        assert await seen.first(str(number), 10)
+    clock[0] += 10 + 4 * SKEW_S  # the last moment at which one could be used
+    assert not await seen.first("0", 10)
     clock[0] += 2
-    assert not await seen.first("long", clock[0])
-    assert await seen.first("another", clock[0] + 10)
+    assert not await seen.first("long", 500)
+    assert await seen.first("another", 10)
     assert set(seen._seen) == {"long", "another"}
-    assert not await seen.first("long", clock[0])
+    assert not await seen.first("long", 500)
     assert await seen.obstacle() is None
     await seen.close()
 
 
-async def test_clocks_may_differ_by_five_seconds_and_the_seconds_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an attestation that lives ten seconds more: six beyond them it may be forgotten, and not before."""
-    seen = SeenOnce(None)
-    clock = [1_000_000.0]
-    monkeypatch.setattr("claude_invoker.replay.time.time", lambda: clock[0])
-    until = clock[0] + 10
-    assert await seen.first("a", until)
-    clock[0] = until + 5.99
-    assert not await seen.first("a", until)
-    clock[0] = until + 6
-    assert await seen.first("a", until)
+@pytest.mark.parametrize("here_s", [-SKEW_S, 0, SKEW_S])
+@pytest.mark.parametrize("there_s", [-SKEW_S, 0, SKEW_S])
+async def test_one_use_at_two_invokers_whose_clocks_differ(
+    here_s: float, there_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever takes it as early as it may, the other refuses it for as long as it would take it: what is remembered
+    of it in Redis outlives that by a second, since seconds there are whole."""
+    fresh = SIGNER.open(method="GET", path="/x", route="r", request_id="q", now=1_000_000)
+    lives_s = fresh.expires_at - fresh.issued_at
+    now, ahead_s = [0.0], 0.0
+
+    def takes() -> bool:
+        try:
+            in_force(fresh, issuer=SIGNER.issuer, audience=SIGNER.audience, skew=SKEW_S)
+        except AttestationError:
+            return False
+        return True
+
+    monkeypatch.setattr("claude_contract.attestation.time", SimpleNamespace(time=lambda: now[0] + ahead_s))
+    monkeypatch.setattr("claude_invoker.replay.time", SimpleNamespace(monotonic=lambda: now[0]))
+    seen, used, again = SeenOnce(None), False, 0
+    for half_s in range(-60, 120):
+        now[0] = fresh.issued_at + half_s / 2
+        ahead_s = here_s
+        if not used and takes():
+            used = await seen.first(fresh.id, lives_s)
+        ahead_s = there_s
+        if used and takes():
+            again += 1
+            assert not await seen.first(fresh.id, lives_s), half_s
+    assert again > 50
+    assert await seen.first(fresh.id, lives_s), "and not for ever"
 
 
 async def test_an_end_leaves_no_connection_to_redis(redis_server: RedisProcess) -> None:
     client: Any = redis_server.client()
     seen = SeenOnce(redis_server.url)
     before = {one["id"] for one in client.client_list()}
-    assert await seen.first("mine", time.time() + 30)
+    assert await seen.first("mine", 30)
     own = {one["id"] for one in client.client_list()} - before
     assert own
     await seen.close()
@@ -380,6 +399,6 @@ async def test_a_redis_that_does_not_answer_is_known(tmp_path: Path) -> None:
     seen = SeenOnce(f"unix://{tmp_path}/nobody.sock")
     assert "nobody.sock cannot be used" in (await seen.obstacle() or "")
     with pytest.raises(Problem) as refused:
-        await seen.first("a", time.time() + 30)
+        await seen.first("a", 30)
     assert (refused.value.status, refused.value.kind, refused.value.headers["Retry-After"]) == (503, "busy", "2")
     await seen.close()

@@ -11,6 +11,7 @@ import pytest
 
 from claude_contract.versions import UnknownVersion
 from claude_invoker.holding import Bounds
+from claude_invoker.jobs import store as store_module
 from claude_invoker.jobs.record import VERSION as JOB_VERSION
 from claude_invoker.jobs.record import Asks, Job
 from claude_invoker.jobs.store import (
@@ -113,9 +114,34 @@ async def test_what_is_claimed(store: Store) -> None:
     assert not {"wait:pro:ada", "ring:pro", "blocked"} & found.keys()
     held = await record(store, one)
     assert (held["state"], held["worker"], held["ticket"], held["attempt"]) == ("running", "w1", "t", "1")
-    assert before <= int(held["beat"]) == await store.redis.zscore(PREFIX + "running", one.id)
-    assert float(held["started_at"]) == pytest.approx(int(held["beat"]) / 1000)
+    assert before <= await store.redis.zscore(PREFIX + "running", one.id) <= now_ms()
+    assert before <= int(held["beat"]) <= now_ms()
+    assert before <= round(float(held["started_at"]) * 1000) <= now_ms()
     assert await lives(store, one) == (-1, -2, -2), "what runs is never forgotten"
+
+
+@pytest.mark.parametrize("ahead_s", [-3600, 0, 3600])
+async def test_how_long_a_worker_is_silent_goes_by_the_clock_of_redis(
+    store: Store, ahead_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever clocks the worker has and whoever asks."""
+    await accepted(store, job("ada"))
+    monkeypatch.setattr(store_module, "now_ms", lambda: now_ms() + ahead_s * 1000)
+    claimed = await store.claim("t", "w1")
+    assert claimed is not None
+    held, _ = claimed
+    assert 0 <= await store.silent_s(held) < HANG_S
+    await store.redis.hset(PREFIX + f"job:{held.id}", "beat", now_ms() - 1_000_000)
+    assert 1000 <= await store.silent_s(held) < 1000 + HANG_S
+    await store.update(held, held=False, title="somebody else's")
+    assert await store.silent_s(held) >= 1000
+    await store.update(held, model="its own")
+    assert await store.silent_s(held) < HANG_S
+    # Not of another attempt, and of none that runs no more.
+    await store.redis.hset(PREFIX + f"job:{held.id}", "beat", 1)
+    assert await store.silent_s(replace(held, attempt=held.attempt + 1)) == 0
+    assert await store.finish(held, "done", 600)
+    assert await store.silent_s(held) == 0
 
 
 async def test_a_job_that_has_ended_is_never_claimed_again(store: Store) -> None:

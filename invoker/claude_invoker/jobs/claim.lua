@@ -1,12 +1,13 @@
 -- Claim the next job for a ticket: the most urgent queue first, in it a round robin of subjects.
 -- KEYS: job prefix, ticket (hash: ticket -> job), blocked (hash: queue:subject -> until ms), waiting (hash: queue -> count),
 --       then for each queue in order: its round robin (list of subjects)
--- ARGV: ticket, worker, now (ms), waiting prefix, running (zset job -> beat ms), nonce of this call,
+-- ARGV: ticket, worker, now (ms), waiting prefix, running (zset job -> ms of its claim), nonce of this call,
 --       version of records, then the queues
 -- Reply: nil nothing to do; {id, 0} claimed now; {id, 1} this ticket had claimed it before (it may be orphaned);
 --        {id, 2, version} nothing to do, except a job that another release has stored: it waits for a worker of that
 local ticket, worker, now, newest = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[7])
 local passed
+local clock = redis.call('TIME')
 local before = redis.call('HGET', KEYS[2], ticket)
 if before then
   local held = redis.call('HMGET', KEYS[1] .. before, 'state', 'ticket', 'nonce')
@@ -39,7 +40,7 @@ for i = 5, #KEYS do
           redis.call('HSET', KEYS[2], ticket, id)
           redis.call('ZADD', ARGV[5], now, id)
           redis.call('HSET', KEYS[1] .. id, 'state', 'running', 'worker', worker, 'ticket', ticket, 'nonce', ARGV[6],
-                     'beat', now, 'started_at', string.format('%.3f', now / 1000))
+                     'beat', clock[1] * 1000 + math.floor(clock[2] / 1000), 'started_at', string.format('%.3f', now / 1000))
           redis.call('HINCRBY', KEYS[1] .. id, 'attempt', 1)
           return {id, 0}
         end

@@ -83,8 +83,10 @@ class Reconciler:
             if job is None:
                 await self.store.redis.zrem(RUNNING, job_id)
                 continue
-            silent = now_ms() - job.beat > 2 * HEARTBEAT_S * 1000
-            if job_id not in self.ours and (silent or await asyncio.to_thread(is_orphaned, job)):
+            if job_id in self.ours:
+                continue
+            silent = await self.store.silent_s(job) > 2 * HEARTBEAT_S
+            if silent or await asyncio.to_thread(is_orphaned, job):
                 await self.ends.orphaned(job)
 
     async def _delete_files(self) -> None:

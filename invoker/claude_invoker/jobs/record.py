@@ -135,7 +135,6 @@ class Job:
     attempt: int = 0
     ticket: str = ""
     worker: str = ""
-    beat: float = 0.0  # milliseconds since the epoch
     started_at: float | None = None
     finished_at: float | None = None
     expires_at: float | None = None
@@ -207,7 +206,6 @@ class Job:
             attempt=int(stored.get("attempt", 0)),
             ticket=stored.get("ticket", ""),
             worker=stored.get("worker", ""),
-            beat=float(stored.get("beat", 0)),
             started_at=_number(stored.get("started_at")),
             finished_at=_number(stored.get("finished_at")),
             expires_at=_number(stored.get("expires_at")),

@@ -310,6 +310,10 @@ class Store:
         parts = [part for pair in fields.items() for part in pair]
         return int(await self._run("update", [PREFIX + f"job:{job.id}"], [job.attempt if held else "", *parts]))
 
+    async def silent_s(self, job: Job) -> float:
+        """For how many seconds the worker that runs this attempt has not shown that it lives; 0: it runs no more."""
+        return int(await self._run("silence", [PREFIX + f"job:{job.id}"], [job.attempt])) / 1000
+
     async def position(self, job: Job) -> int | None:
         """How many waiting jobs may start before this one: at most, since others may be cancelled."""
         queue = self.queue(job.tier)

@@ -27,7 +27,7 @@ from claude_invoker.jobs.queue import (
 )
 from claude_invoker.jobs.record import Asks, Job, WaitsFor
 from claude_invoker.jobs.recording import Watch, record
-from claude_invoker.jobs.store import CANCELLED, Store, now_ms
+from claude_invoker.jobs.store import CANCELLED, Store
 from claude_invoker.plan import plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
@@ -123,7 +123,7 @@ class Worker:
                 job, before = claimed
                 if before:
                     # The ticket came back. Either the job is orphaned, or the sweep was hasty and the run lives.
-                    if now_ms() - job.beat > HEARTBEAT_S * 1000:
+                    if await self.store.silent_s(job) > HEARTBEAT_S:
                         await self.ends.orphaned(job)
                     return
                 await self._take(job)
@@ -227,7 +227,6 @@ class Worker:
         run.permissions.on_change = changed.set
         while True:
             fields: dict[str, Any] = {
-                "beat": str(now_ms()),
                 "progress": watch.progress().model_dump_json(),
                 "model": run.model,
                 "cost_usd": repr(_cost_in_all(run)),
