@@ -103,6 +103,7 @@ def test_what_is_refused_names_the_need(body: dict[str, Any], clamp: dict[str, A
     with pytest.raises(Problem) as refused:
         decide(body, **clamp)
     assert refused.value.status == status and says in str(refused.value.detail)
+    assert refused.value.kind == {403: "forbidden", 422: "invalid"}[status]
 
 
 def test_agents_come_with_their_tools_and_models() -> None:
@@ -148,7 +149,7 @@ def test_the_tool_that_calls_agents_is_asked_about_where_there_are_any() -> None
 def test_an_agent_that_is_refused_says_why(body: dict[str, Any], clamp: dict[str, Any], says: str) -> None:
     with pytest.raises(Problem) as refused:
         decide(body, **clamp)
-    assert refused.value.status == 403 and says in str(refused.value.detail)
+    assert (refused.value.status, refused.value.kind) == (403, "forbidden") and says in str(refused.value.detail)
 
 
 def test_where_no_run_may_have_commands_a_skill_that_needs_them_is_refused() -> None:

@@ -16,6 +16,7 @@ from claude_contract.claims import Clamp
 from claude_contract.destinations import parse as host
 from claude_contract.rules import Rules, parse
 from claude_invoker.catalog.catalog import Catalog
+from claude_invoker.catalog.choosing import refuse_without_tokens
 from claude_invoker.catalog.entry import Broken, Entry, File, Needs
 from claude_invoker.catalog.server import server_of
 from claude_invoker.catalog.sources import pack, read
@@ -29,6 +30,7 @@ from claude_invoker.plan import Plan, plan
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
 from claude_invoker.workspace.repository import Source, Wanted
+from tests.support.waiting import until
 
 CALLED: dict[str, Any] = {
     "name": "tickets",
@@ -86,6 +88,15 @@ def test_a_server_as_its_file_says_it() -> None:
         (STARTED, {"env": {"TOKEN": "s3cret"}}, "unknown field `env`"),
         (STARTED, {"command": ["../x"]}, "command must begin with a program's name"),
         (STARTED, {"command": ["x\0"]}, "matching regex"),
+        (STARTED, {"command": ["x" * 16385]}, "length <= 16384"),
+        (STARTED, {"command": ["x", ""]}, "length >= 1"),
+        (STARTED, {"command": ["x"] * 65}, "length <= 64"),
+        (STARTED, {"tools": ["x" * 65]}, "matching regex"),
+        (STARTED, {"tools": [f"t{number}" for number in range(65)]}, "length <= 64"),
+        (STARTED, {"repositories": ["x" * 129]}, "matching regex"),
+        (CALLED, {"url": "https://h/" + "x" * 1024}, "length <= 1024"),
+        (CALLED, {"secret": "x" * 65}, "secret must be the name of one"),
+        (CALLED, {"header": "X" * 65}, "cannot be one for a credential"),
         (STARTED, {"needs-egress": ["10.0.0.1"]}, "must be a host name"),
         (STARTED, {"repositories": ["org/app\n"]}, "matching regex"),
         (CALLED, {"repositories": ["org/app"]}, "are of servers that are started"),
@@ -184,7 +195,7 @@ def test_a_run_has_the_tools_that_its_tier_and_its_request_leave(
 def test_what_is_refused_names_the_reason(body: dict[str, Any], clamp: dict[str, Any], says: str) -> None:
     with pytest.raises(Problem) as refused:
         decide(body, **clamp)
-    assert refused.value.status == 403 and says in refused.value.detail
+    assert (refused.value.status, refused.value.kind) == (403, "forbidden") and says in refused.value.detail
 
 
 def test_a_server_is_started_only_where_commands_may_be() -> None:
@@ -195,6 +206,30 @@ def test_a_server_is_started_only_where_commands_may_be() -> None:
     with pytest.raises(Problem, match="opens hosts"):
         decide({"mcp": ["far"]}, Boundary(Strength.NAMESPACES, egress_obstacle="no"), egress=(host("pypi.org"),))
     assert decide({"mcp": ["far"], "tools": []}, egress=(host("pypi.org"),)).egress
+
+
+@pytest.mark.parametrize(
+    ("server", "tokens", "says"),
+    [
+        ("tickets", None, None),
+        ("clock", (), None),
+        ("mine", ("mine",), None),
+        ("mine", (), r"server mine wants a token of your own \(header X-Claude-MCP-mine\)$"),
+        ("mine", ("tickets",), r"header X-Claude-MCP-mine\)$"),
+        ("mine", None, r"\(header X-Claude-MCP-mine\), which is kept for no job$"),
+    ],
+)
+def test_a_server_that_wants_its_callers_token_has_it_or_is_refused(
+    server: str, tokens: tuple[str, ...] | None, says: str | None
+) -> None:
+    mine = entry(CALLED, name="mine", secret=None, credential="caller")
+    catalog = Catalog((*CATALOG.entries, mine))
+    if says is None:
+        refuse_without_tokens(["tickets", server], tokens, catalog)
+        return
+    with pytest.raises(Problem, match=says) as refused:
+        refuse_without_tokens(["tickets", server], tokens, catalog)
+    assert (refused.value.status, refused.value.kind) == (422, "invalid")
 
 
 OWN = Catalog((entry(STARTED, name="own", command=["python3", "tools/own.py"], repositories=["org/*"]),))
@@ -315,6 +350,88 @@ async def test_the_relay_lets_nothing_pass_but_tools_of_the_run() -> None:
     assert stand.calls == {("tickets", "answered"): 1, ("tickets", "refused"): 6}
     await stand.close()
     assert stub.closed
+
+
+async def test_a_run_does_not_begin_with_a_server_that_does_not_say_what_it_offers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Away(Stub):
+        async def tools(self) -> list[Message]:
+            raise Failed("it cannot be reached")
+
+    class Silent(Stub):
+        async def tools(self) -> list[Message]:
+            await asyncio.Event().wait()
+            return []
+
+    monkeypatch.setattr(relay, "OPEN_S", 0.01)
+    servers: dict[str, relay.Server] = {"one": Stub(), "away": Away(), "silent": Silent()}
+    with pytest.raises(Failed, match=r"^away, silent$"):
+        await Relay(servers, (), lambda tool, given: True).open()
+    servers = {"one": Stub()}
+    stand = Relay(servers, (), lambda tool, given: True)
+    await stand.open()
+    assert stand.names == ("one",)
+
+
+async def test_a_call_has_so_large_an_input_and_not_a_byte_more() -> None:
+    stub = Stub()
+    stand = Relay({"tickets": stub}, (SEARCH,), lambda tool, given: True)
+    most = relay.MAX_ARGUMENTS - len('{"text":""}')
+    assert "result" in await ask(stand, "tools/call", **call("search", text="x" * most))
+    answer = await ask(stand, "tools/call", **call("search", text="x" * (most + 1)))
+    assert answer["error"]["code"] == -32602 and len(stub.called) == 1
+    assert stand.calls == {("tickets", "answered"): 1, ("tickets", "refused"): 1}
+
+
+async def test_the_cli_is_answered_in_its_protocol() -> None:
+    stand = Relay({"tickets": Stub()}, (SEARCH,), lambda tool, given: True)
+    assert await ask(stand, "ping") == {"jsonrpc": "2.0", "id": 7, "result": {}}
+    for method, more, code in (
+        ("ping", {"server": "another"}, -32601),
+        ("tools/drop", {}, -32601),
+        ("tools/call", call("create"), -32602),
+        ("tools/call", call("search", fails=True), -32000),
+    ):
+        answer = await ask(stand, method, **more)
+        assert answer == {"jsonrpc": "2.0", "id": 7, "error": {"code": code, "message": answer["error"]["message"]}}
+    told: list[tuple[str, Message]] = []
+    stand.take(ServerCall("r", "tickets", {"method": "notifications/initialized"}), lambda *said: told.append(said))
+
+    async def is_told() -> bool:
+        return bool(told)
+
+    await until(is_told, "an answer")
+    assert told == [("r", {"jsonrpc": "2.0", "result": {}})]
+
+
+async def test_a_call_that_the_cli_wants_no_more_is_ended_and_no_other() -> None:
+    stub = Stub()
+    stub.waits.clear()
+    stand = Relay({"tickets": stub}, (SEARCH,), lambda tool, given: True)
+    told: list[str] = []
+    for name in ("a", "b"):
+        message = {"id": 1, "method": "tools/call", **call("search", name=name)}
+        stand.take(ServerCall(name, "tickets", message), lambda request_id, said: told.append(request_id))
+
+    async def are_there() -> bool:
+        return len(stub.called) == 2
+
+    await until(are_there, "both calls")
+    stand.withdraw("nobody's")
+    stand.withdraw("a")
+
+    async def is_ended() -> bool:
+        return stand.calls == {("tickets", "failed"): 1}
+
+    await until(is_ended, "its end")
+    stub.waits.set()
+
+    async def is_answered() -> bool:
+        return bool(told)
+
+    await until(is_answered, "the answer of the other")
+    assert told == ["b"] and stand.calls == {("tickets", "failed"): 1, ("tickets", "answered"): 1}
 
 
 async def test_what_fails_is_said_without_what_it_holds(caplog: pytest.LogCaptureFixture) -> None:

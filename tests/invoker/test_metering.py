@@ -30,6 +30,7 @@ from claude_invoker.metering.ownprice import OwnPrice
 from claude_invoker.metering.prices import Prices, UnknownPrice, _public_price
 from claude_invoker.metering.request import Refused
 from claude_invoker.metering.usage import Meter, Used
+from tests.support.waiting import HANG_S
 
 PRICES = Prices({"house": OwnPrice(input=Decimal(10), output=Decimal(20), context_window=1000)}, "refuse")
 START = {
@@ -422,6 +423,19 @@ async def test_a_request_waits_for_what_others_do_not_use() -> None:
     assert account.suffices(asked_for(100), house, 100)
     assert account.reserve(asked_for(100), house, 100).max_tokens == 100
     assert not await account.settled(0.01)
+
+
+async def test_an_account_is_settled_when_all_its_requests_are() -> None:
+    house, account = PRICES.price("house"), Account(PRICES, Decimal("0.01"))
+    assert await account.settled(HANG_S) is True
+    reservations = [account.reserve(asked_for(100), house, 0) for _ in range(2)]
+    waiting = asyncio.create_task(account.settled(HANG_S))
+    for reservation in reservations:
+        for _ in range(5):  # whoever is to hear of the one before has its turn
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        account.settle(reservation, Bill())
+    assert await waiting is True
 
 
 @given(st.data())

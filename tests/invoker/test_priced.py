@@ -501,6 +501,44 @@ def test_what_is_sent_may_think_less_than_it_may_say(max_tokens: int, budget: in
         assert sent["max_tokens"] > 1024
 
 
+THINKS = {"type": "enabled", "budget_tokens": 31_000}
+
+
+@pytest.mark.parametrize(
+    ("members", "enough", "fewest", "searches"),
+    [
+        ({"max_tokens": 8}, 0, 8, 0),
+        ({"max_tokens": 32_000}, 0, 16, 0),
+        ({"max_tokens": 32_000}, 8192, 8192, 0),
+        ({"max_tokens": 900}, 8192, 900, 0),
+        ({"max_tokens": 32_000, "thinking": THINKS}, 0, 1025, 0),
+        ({"max_tokens": 32_000, "tools": [SEARCH]}, 0, 16, 1),
+        ({"max_tokens": 32_000, "tools": [SEARCH | {"max_uses": 1}]}, 8192, 8192, 1),
+    ],
+)
+def test_the_least_that_a_request_costs_is_what_it_costs_when_it_is_lowered(
+    members: dict[str, Any], enough: int, fewest: int, searches: int
+) -> None:
+    """By it a budget is asked for; what is lowered to it has to fit into what is granted."""
+    asked, house = read(BODY | members, "web_search"), PRICES.price("house")
+    least = asked.least_usd(house, 1000, enough)
+    lowered = asked.lowered(fewest, searches)
+    assert (lowered.max_tokens, lowered.uses.searches) == (fewest, searches)
+    assert least == lowered.input_usd_bound(house, 1000) + fewest * lowered.output_usd_bound(house, 1000)
+    if not searches:
+        assert least == (1000 * Decimal(10) + fewest * Decimal(20)) / 1_000_000
+    assert least <= Account(PRICES, Decimal(100)).reserve(asked, house, 1000).usd
+
+
+def test_the_api_counts_what_the_model_reads_and_nothing_else() -> None:
+    read_members = {
+        **{"system": "s", "tools": [{"name": "x"}], "tool_choice": {"type": "auto"}},
+        **{"output_config": {"effort": "low"}, "output_format": {"type": "text"}, "thinking": THINKS},
+    }
+    counted = json.loads(read(BODY | read_members | {"metadata": {}, "stream": True, "temperature": 1}).counted())
+    assert counted == {name: value for name, value in BODY.items() if name != "max_tokens"} | read_members
+
+
 # Bodies that are written in another way
 
 PLAIN = '{"model":"claude-opus-5-5","max_tokens":10,"messages":[],%s}'
