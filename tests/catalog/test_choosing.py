@@ -66,6 +66,7 @@ USUAL = ("Read", "Write", "Edit", "Glob", "Grep")
         ({}, {"default_skills": ("words",)}, ("words",), USUAL),
         ({}, {"default_skills": ("pdf",)}, ("pdf",), (*USUAL, "Bash")),
         ({"tools": ["Read"]}, {"default_skills": ("pdf", "words")}, ("words",), ("Read",)),
+        ({"tools": ["Read", "Bash"]}, {"default_skills": ("pdf", "words")}, ("pdf", "words"), ("Bash", "Read")),
         ({"skills": ["words", "pdf", "words"]}, {}, ("pdf", "words"), (*USUAL, "Bash")),
         ({"skills": ["pdf"], "tools": ["Read", "Bash"]}, {}, ("pdf",), ("Bash", "Read")),
         ({"skills": ["fetch"]}, {"egress": (parse("pypi.org"),)}, ("fetch",), (*USUAL, "Bash")),

@@ -51,8 +51,11 @@ def test_a_server_as_its_file_says_it() -> None:
     found = entry(CALLED, header="X-Api-Key")
     assert found.server is not None and found.kind == "server" and found.text == ""
     assert (found.server.url, found.server.secret, found.server.header) == (CALLED["url"], "tickets", "X-Api-Key")
+    usual = entry(CALLED).server
+    assert usual is not None and usual.header == "Authorization" and not usual.of_caller
     found = entry(STARTED, **{"needs-egress": ["PyPI.org"], "needs-python": ["clocks"]})
     assert found.needs.to_json() == {"egress": ["pypi.org"], "python": ["clocks"], "programs": ["python3"]}
+    assert entry(STARTED, command=["/opt/clock"]).needs.programs == ("/opt/clock",)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +78,13 @@ def test_a_server_as_its_file_says_it() -> None:
             {"secret": None, "credential": "caller", "url": "http://tickets.example.com/mcp"},
             "must be https, since",
         ),
-        (CALLED, {"header": "Host"}, "cannot be one for a credential"),
+        *(
+            (CALLED, {"header": name}, "cannot be one for a credential")
+            for name in (
+                *("Host", "ACCEPT", "accept-encoding", "Connection", "content-length", "Content-Type", "Cookie"),
+                *("transfer-encoding", "", "X Y", "1X"),
+            )
+        ),
         (CALLED, {"header": "X: y\r\nZ"}, "cannot be one for a credential"),
         (CALLED, {"headers": {"Authorization": "Bearer s3cret"}}, "unknown field `headers`"),
         (CALLED, {"tools": []}, "tools: Expected `array` of length >= 1"),
@@ -326,7 +335,11 @@ async def test_the_relay_lets_nothing_pass_but_tools_of_the_run() -> None:
     stub = Stub()
     stand = Relay({"tickets": stub}, (SEARCH,), lambda tool, given: given.get("text") != "unasked")
     await stand.open()
-    assert (await ask(stand, "initialize"))["result"]["capabilities"] == {"tools": {}}
+    assert (await ask(stand, "initialize"))["result"] == {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {"tools": {}},
+        "serverInfo": {"name": "tickets", "version": "1"},
+    }
     assert [tool["name"] for tool in (await ask(stand, "tools/list"))["result"]["tools"]] == ["search"]
     assert (await ask(stand, "tools/call", **call("search", text="a")))["result"]["content"][0]["text"] == "done"
     assert stub.called == [("search", {"text": "a"})]
@@ -353,7 +366,7 @@ async def test_the_relay_lets_nothing_pass_but_tools_of_the_run() -> None:
 
 
 async def test_a_run_does_not_begin_with_a_server_that_does_not_say_what_it_offers(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Away(Stub):
         async def tools(self) -> list[Message]:
@@ -368,6 +381,8 @@ async def test_a_run_does_not_begin_with_a_server_that_does_not_say_what_it_offe
     servers: dict[str, relay.Server] = {"one": Stub(), "away": Away(), "silent": Silent()}
     with pytest.raises(Failed, match=r"^away, silent$"):
         await Relay(servers, (), lambda tool, given: True).open()
+    assert "MCP server away: it cannot be reached" in caplog.text
+    assert "MCP server silent: it does not answer within 0.01 s" in caplog.text
     servers = {"one": Stub()}
     stand = Relay(servers, (), lambda tool, given: True)
     await stand.open()

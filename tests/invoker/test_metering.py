@@ -392,6 +392,18 @@ def test_an_answer_is_shortened_to_what_is_left() -> None:
     assert account.under_way == 0
 
 
+def test_what_the_ledger_has_taken_is_what_was_drawn_and_what_others_may_have_cost() -> None:
+    account = Account(PRICES, Decimal(1))
+    first, second = (account.reserve(asked_for(100), PRICES.price("house"), 100) for _ in range(2))
+    assert (account.has_drawn, account.drawn_usd, account.under_way) == (False, Decimal(0), 2)
+    second.is_drawn = True
+    assert (account.has_drawn, account.drawn_usd) == (True, second.usd)
+    account.settle(first, Bill(Decimal(0), Decimal("0.5")))
+    assert (account.has_drawn, account.drawn_usd) == (True, second.usd + Decimal("0.5"))
+    account.settle(second, Bill())
+    assert (account.has_drawn, account.drawn_usd) == (False, Decimal("0.5"))
+
+
 def test_what_costs_nothing_needs_no_budget() -> None:
     free = Prices({"house": OwnPrice(input=Decimal(0), output=Decimal(0))}, "refuse")
     account = Account(free, Decimal(0))

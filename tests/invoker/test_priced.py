@@ -451,6 +451,13 @@ def test_how_often_the_model_was_asked_again_is_seen_in_its_stream(blocks: tuple
     assert metered(events(start(), *blocks)).again == again
 
 
+@pytest.mark.parametrize(("cap", "searches"), [("2", 3), ("1.5", 2), ("0.5", 1)])
+def test_as_many_searches_are_left_as_the_budget_has(cap: str, searches: int) -> None:
+    asked = read(BODY | {"max_tokens": 1000, "tools": [SEARCH], "stream": True}, "web_search")
+    reservation = Account(PRICES, Decimal(cap)).reserve(asked, PRICES.price("house"), 1000)
+    assert (reservation.asked.uses.searches, reservation.max_tokens) == (searches, 1000)
+
+
 def test_searches_are_lowered_to_what_is_left() -> None:
     account, house = Account(PRICES, Decimal("1.5")), PRICES.price("house")
     asked = read(BODY | {"max_tokens": 1000, "tools": [{"name": "x"}, SEARCH], "stream": True}, "web_search")
@@ -607,6 +614,27 @@ def test_tools_are_bounded_however_they_are_written(tool: str) -> None:
     tools = ",".join([tool] * 210_000)
     with pytest.raises(Refused, match="too large tools"):
         read((PLAIN % f'"tools":[{tools}]').encode())
+
+
+def test_each_bound_of_a_body_is_what_it_may_have_and_no_more() -> None:
+    members = BODY | {str(number): 1 for number in range(10_000 - len(BODY))}
+    members["messages"] = [{"a": 1}] * 20_000  # which are not taken apart
+    assert read(members).model == OPUS
+    with pytest.raises(Refused, match="too many values"):
+        read(members | {"more": 1})
+    for tools, more in (([1] * 200_000, [1]), (["x" * (4 * 1024 * 1024 - 4)], ["x" * (4 * 1024 * 1024 - 3)])):
+        texts = [json.dumps(each, separators=(",", ":")) for each in (tools, more if len(tools) == 1 else tools + more)]
+        for text, says in zip(texts, ("not a JSON object", "too large tools"), strict=True):
+            with pytest.raises(Refused, match=says):
+                read((PLAIN % f'"tools":{text}').encode())
+    for name in ("thinking", "service_tier"):
+        for size, why in ((65_536, None if name == "thinking" else "may not ask for"), (65_537, "too large a")):
+            body = (PLAIN % f'"{name}":"{"x" * (size - 2)}"').encode()
+            if why is None:
+                read(body)
+                continue
+            with pytest.raises(Refused, match=why):
+                read(body)
 
 
 @pytest.mark.parametrize("name", ["thinking", "context_management", "service_tier", "speed", "inference_geo"])

@@ -176,6 +176,26 @@ async def test_a_request_waits_for_what_others_have_drawn_and_do_not_use(
     assert "usd_per_month of the pool team is used up" in accounts[2].budget
 
 
+async def test_it_is_asked_for_again_at_longer_and_longer_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each question is a round trip to the ledger, of every request that waits."""
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    class Held(Shelf):
+        async def ask(self, run: str, cost: int, under_way: int, least: int, most: int) -> wire.Drawn:
+            self.said.append((cost, under_way, least, most))
+            return wire.Drawn(1, under_way, refused="used up", fleeting=len(self.said) <= 5)
+
+    monkeypatch.setattr("claude_invoker.metering.purse.asyncio.sleep", sleep)
+    account, shelf = Account(PRICES, Decimal(5)), Held(0)
+    with pytest.raises(Exhausted):
+        await Purse("run", account, shelf).reserve(ASKED, PRICE, 1000)
+    assert pauses == [0.25, 0.5, 1.0, 2.0, 2.0]
+    assert (len(shelf.said), account.budget, account.reserved_usd) == (7, "used up", Decimal(0))
+
+
 @pytest.mark.parametrize("weakened", [False, True])
 async def test_a_request_waits_for_what_its_own_run_has_drawn_and_does_not_need(
     weakened: bool, monkeypatch: pytest.MonkeyPatch

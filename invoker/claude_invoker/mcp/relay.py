@@ -80,7 +80,7 @@ class Relay:
             async with asyncio.timeout(OPEN_S):
                 offered = await self._servers[name].tools()
         except (Failed, TimeoutError) as error:
-            _log.warning("MCP server %s: %s", name, error or f"it does not answer within {OPEN_S:g} s")
+            _log.warning("MCP server %s: %s", name, str(error) or f"it does not answer within {OPEN_S:g} s")
             return False
         self._offered[name] = [tool for tool in offered if f"{PREFIX}{name}__{tool.get('name')}" in self._tools]
         return True
