@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -49,6 +50,7 @@ from claude_invoker.draws import Answer, Draws
 from claude_invoker.egress import filters as egress
 from claude_invoker.isolation import box, confine, filters, namespaces, network, shell, trial
 from claude_invoker.isolation.domain import Domain
+from claude_invoker.jobs.store import Store
 from claude_invoker.metering import __main__ as metering
 from claude_invoker.metering import control
 from claude_invoker.metering.account import Account
@@ -508,6 +510,13 @@ def whole_sessions_are_booked() -> None:
     put(messages.Result, "used", property(lambda self: messages.ModelUsage(costUSD=self.total_cost_usd)))
 
 
+def a_worker_that_lives_to_put_jobs_away() -> None:
+    async def die(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    put(Store, "defer", die)
+
+
 OF_THE_PROXY = {"budgets_without_a_wall"}
 WEAKNESSES: dict[str, Callable[[], None]] = {
     found.__name__: found
@@ -562,6 +571,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         budgets_without_a_wall,
         other_budgets_are_not_asked,
         whole_sessions_are_booked,
+        a_worker_that_lives_to_put_jobs_away,
     )
 }
 

@@ -37,6 +37,7 @@ from tests.permissions.test_attacks import Asked
 from tests.permissions.test_jobs import asked_by, create, ended
 from tests.permissions.test_questions import COLOUR, ask
 from tests.replicas.test_replicas import client
+from tests.support.processes import gone
 from tests.support.waiting import until
 
 OPERATOR = Settings(trust="open", tools_allowed=("Bash", "Read"), approval_timeout_s=300)
@@ -265,6 +266,38 @@ def test_a_worker_that_is_killed_takes_nothing_with_it(start: Callable[..., Invo
         done = ended(alice, path)
         assert done["state"] == "done", done
         assert [artifact["path"] for artifact in done["result"]["artifacts"]] == ["first.txt", "second.txt"]
+    redis.close()
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_before_it_is_stored_that_a_job_is_put_away(
+    start: Callable[..., Invoker], settings: dict[str, Any]
+) -> None:
+    """Its process has ended, its lease is settled, and its session says that the job goes on there: it does not, the
+    session does, and nothing is paid twice."""
+    redis = started()
+    own = settings | {"redis_url": redis.url, "runs_redis_url": redis.url}
+    of_hers = Lease.new(NAMESPACE, subject_key("subject", "alice"), 250_000)
+
+    async def spent() -> int:
+        async with limits_on(redis.url) as limits:
+            return (await limits.peek(Peek(of_hers.namespace, of_hers.subject_key))).spent_day_micro_usd
+
+    server = start(**own)
+    with client(server, "alice", lease=str(of_hers), **slot(2), **BASH) as alice:
+        dying = start(**own, worker="embedded", without=("a_worker_that_lives_to_put_jobs_away",))
+        with client(dying, "alice", **BASH) as there:
+            session = there.post("/claude/invoke", json={"prompt": "hi", "session": "new"}).json()["session"]
+        path = create(alice, bash("touch made.txt"), session=session)
+        wait_for(lambda: gone(dying.pid), what="the worker's end")
+        before = wait_for(lambda: asyncio.run(spent()), what="its money")
+        invoker = start(**own, worker="embedded", after=dying)
+        done = ended(alice, path)
+        assert done["state"] == "failed" and done["error"]["type"].endswith("worker-lost"), done
+        assert asyncio.run(spent()) == before == round(done["cost_usd"] * 1e6)
+        with client(invoker, "alice", **BASH) as there:
+            answer = there.post("/claude/invoke", json={"prompt": "[[say on]]", "session": session})
+        assert (answer.status_code, answer.json().get("result")) == (200, "on"), answer.text
     redis.close()
 
 
