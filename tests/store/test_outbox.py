@@ -22,6 +22,7 @@ from claude_invoker.store.outbox import Letter, Outbox
 from claude_invoker.store.place import Place
 from claude_invoker.store.store import Store
 from tests.support.s3 import ID, S3, SECRET
+from tests.support.waiting import HANG_S
 
 DIGEST = "0" * 64
 
@@ -138,6 +139,24 @@ async def test_what_cannot_be_sent_any_more_keeps_nothing_else(
     assert await made.store.folders("artifacts") == [good]
     assert list(notes.iterdir()) == []
     await made.outbox.stop()
+
+
+async def test_what_the_store_does_not_take_keeps_nothing_else(tmp_path: Path) -> None:
+    """As a store that looks for viruses, or has a largest size: of one run, whose files wait, and are tried again."""
+    store, lost, good = Store(Place("file", directory=tmp_path / "store"), None), run_id(), run_id()
+    (tmp_path / "store" / "artifacts").mkdir()
+    (tmp_path / "store" / "artifacts" / lost).write_text("where a directory is to be")
+    (tmp_path / "f").write_text("content")
+    box = Outbox(store, tmp_path / "outbox", lambda run: tmp_path)
+    refused, sent = (box.put(Letter(run, ((f"artifacts/{run}/f", "f"),), time.time() + 60)) for run in (lost, good))
+    box.start()
+    await asyncio.wait_for(sent.wait(), HANG_S)
+    assert await store.get(f"artifacts/{good}/f") == b"content"
+    assert box.runs == {lost}
+    (tmp_path / "store" / "artifacts" / lost).unlink()
+    await asyncio.wait_for(refused.wait(), HANG_S)
+    assert await store.get(f"artifacts/{lost}/f") == b"content"
+    await box.stop()
 
 
 async def test_what_waits_on_the_disk_has_a_bound(keeping: Callable[[], Keeping]) -> None:

@@ -127,6 +127,8 @@ class Outbox:
                     if letter.until > time.time():
                         await self._send(letter)
                 except Away:
+                    if name in self._waiting:  # after all others: it may be this one that the store does not take
+                        self._waiting[name] = self._waiting.pop(name)
                     pause_s = min(_LONGEST_PAUSE_S, max(1.0, 2 * pause_s))
                     break
                 except FileNotFoundError as error:
