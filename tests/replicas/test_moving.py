@@ -18,12 +18,13 @@ from claude_invoker.runs.moving import Moving
 from claude_invoker.runs.sessions import Away as LeftBehind
 from claude_invoker.runs.sessions import Sessions, line_of, record_name
 from claude_invoker.runs.turns import Turns
+from claude_invoker.store import store as of_store
 from claude_invoker.store.place import Place
 from claude_invoker.store.store import Away, Store
 from tests.invoker.conftest import as_root
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.disk import disk, fill
-from tests.support.waiting import HANG_S
+from tests.support.waiting import HANG_S, until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -182,6 +183,32 @@ async def test_a_turn_that_could_neither_be_sent_nor_committed_is_gone_on_from(
         assert refused.value.status == 503, "the control: it is nowhere else"
     await here.moving.send_again()
     assert await there.turn(session) == "one two three four "
+
+
+async def test_a_session_that_the_store_does_not_take_keeps_no_other_from_it(
+    machine: Callable[..., Machine], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that looks for viruses, or has a largest size."""
+    here, there = machine(), machine()
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "put", away)
+        sessions = [await here.begun(f"said {number}") for number in range(4)]
+    first = next(name for path in here.notes.iterdir() for name in sessions if path.name == record_name("alice", name))
+    (tmp_path / "store" / "sessions").mkdir(exist_ok=True)
+    (tmp_path / "store" / "sessions" / record_name("alice", first)).write_text("where a directory is to be")
+    monkeypatch.setattr(of_store, "_REST_S", 0.05)
+
+    async def are_there() -> bool:
+        await here.moving.send_again()
+        return len([*tmp_path.glob("store/sessions/*/*.manifest")]) == 3
+
+    await until(are_there, "all sessions but one in the store")
+    for session in sessions:
+        if session != first:
+            assert (await there.turn(session)).startswith("said")
+    with pytest.raises(Problem) as refused:
+        await there.turn(first)
+    assert refused.value.status == 503
 
 
 async def away(*_: object) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -237,7 +238,9 @@ class Moving:
         """Sends what the store could not have. Raises RedisError, OSError."""
         if self._turns is None or self._store is None or not self._notes.is_dir():
             return
-        for name in await asyncio.to_thread(self._tidied):
+        unsaved = await asyncio.to_thread(self._tidied)
+        # By chance: the store may refuse one alone, which would be the first each time, and the last that is tried.
+        for name in random.sample(unsaved, len(unsaved)):
             if not self._store.seems_away:
                 with contextlib.suppress(Problem):  # its next turn has begun, or it is over
                     await self._send_one_again(await self._turns.take(name, new=False))
@@ -289,7 +292,8 @@ class Moving:
         if self._turns is None or self._store is None:
             return
         try:
-            for name in await self._store.folders(_FOLDER):
+            folders = await self._store.folders(_FOLDER)
+            for name in random.sample(folders, len(folders)):  # as above
                 if not _NAME.fullmatch(name) or await self._turns.exists(name):
                     continue
                 found = [each async for each in self._store.found(f"{_FOLDER}/{name}")]

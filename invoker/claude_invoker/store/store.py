@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import re
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -144,6 +145,7 @@ class Store:
     async def expire(self, prefix: str, older_than_s: float) -> int:
         """Deletes what was written longer ago; how many that were. Raises Away."""
         old = [found.name async for found in self.found(prefix) if found.age_s > older_than_s]
+        random.shuffle(old)  # so that one that the store keeps (a lock, a rule of its own) keeps not all behind it
         await self.delete(old)
         return len(old)
 
