@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import pytest
 
 from claude_invoker.store.place import Key, Place
 from claude_invoker.store.store import Away, Missing, Store
+from tests.invoker.conftest import as_root
 from tests.support.s3 import ID, S3, SECRET, away
+from tests.support.waiting import until
 
 
 async def read(store: Store, name: str, start: int = 0, end: int = 0) -> bytes:
@@ -69,6 +73,29 @@ async def test_a_store_that_is_away_says_so_without_secrets(
         assert store.seems_away
     assert await store.get("x") == b"1"
     assert [record.message for record in caplog.records if "store cannot be used" in record.message].__len__() == 1
+
+
+@as_root
+async def test_what_the_store_keeps_keeps_nothing_else_from_being_deleted(tmp_path: Path) -> None:
+    """As a bucket does with an object that has a lock of its own: here one that is mounted, the first that is listed."""
+    store = Store(Place("file", directory=tmp_path / "store"), None)
+    for number in range(4):
+        await store.put(f"x/{number}", b"1")
+    first, *_ = [found.name async for found in store.found("x")]
+    kept = tmp_path / "store" / first
+    mounted = subprocess.run(["mount", "--bind", kept, kept], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount: {mounted.stderr.strip()}")
+
+    async def is_alone() -> bool:
+        with suppress(Away):
+            await store.expire("x", -1.0)
+        return [tmp_path / "store" / found.name async for found in store.found("x")] == [kept]
+
+    try:
+        await until(is_alone, "the end of the others")
+    finally:
+        subprocess.run(["umount", kept], check=True)
 
 
 @pytest.mark.parametrize("status", [403, 404, 500, 301])
