@@ -23,7 +23,7 @@ SECTIONS = (
         "How to",
         (
             *_docs("identity/README", "rate-tiers", "prompt-context", "workspace", "catalog", "approvals", "recipes"),
-            *_docs("jobs", "tracing", "scale", "upgrade", "backup", "clocks", "incidents", "compatibility"),
+            *_docs("jobs", "tracing", "scale", "upgrade", "restarts", "backup", "clocks", "incidents", "compatibility"),
         ),
     ),
     Section(
