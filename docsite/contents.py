@@ -18,7 +18,13 @@ def _docs(*names: str) -> tuple[str, ...]:
 
 
 SECTIONS = (
-    Section("Start", ("README", *_docs("deploy", "clients", "deck"))),
+    Section(
+        "Start",
+        (
+            *("README", "docs/start/local", "docs/start/docker", "docs/start/kong", "docs/start/kubernetes"),
+            *_docs("deploy", "clients", "deck"),
+        ),
+    ),
     Section(
         "How to",
         (

@@ -143,9 +143,8 @@ def test_nobody_asks_a_worker_and_of_the_pods_of_runs_only_an_invoker_asks_an_in
 def test_the_urls_of_the_documents_name_what_the_operator_makes() -> None:
     """A Sentinel's service is NAME-sentinel, and what it watches is `masterGroupName` (`myMaster` where none is said):
     redis-operator, k8sutils/redis-sentinel.go and api/common_types.go."""
-    written = re.findall(
-        r"redis\+sentinel://:%s@(\S+?)\.kong-claude:26379/(\S+?)/0", (ROOT / "docs/deploy.md").read_text()
-    )
+    text = (ROOT / "docs/start/kubernetes.md").read_text()
+    written = re.findall(r"redis\+sentinel://:%s@(\S+?)\.kong-claude:26379/(\S+?)/0", text)
     sentinels = [resource for _, resource in ALL if resource["kind"] == "RedisSentinel"]
     made = [
         (f"{s['metadata']['name']}-sentinel", s["spec"]["redisSentinelConfig"]["masterGroupName"]) for s in sentinels

@@ -248,7 +248,7 @@ if "secret" in words:
 
 @needs_openssl
 def test_the_secrets_of_the_document_are_those_that_the_pods_name(tmp_path: Path) -> None:
-    (script,) = [block for block in blocks("deploy.md") if "create secret" in block]
+    (script,) = [block for block in blocks("start/kubernetes.md") if "create secret" in block]
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "kubectl").write_text(KUBECTL)
     (tmp_path / "bin" / "kubectl").chmod(0o755)
