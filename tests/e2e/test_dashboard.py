@@ -238,6 +238,30 @@ def test_without_scripts_it_works(chromium: Browser, gateway: Gateway) -> None:
     context.close()
 
 
+def test_a_job_is_found_without_scripts_by_the_keyboard(chromium: Browser, gateway: Gateway) -> None:
+    """And the address of what was found shows the same to somebody else."""
+    sought = submit(gateway, "seeker", "[[say a]] the very words")
+    submit(gateway, "seeker", "[[say b]] others")
+    submit(gateway, "finder", "[[say c]] the very words")
+    context = chromium.new_context(base_url=gateway.url, java_script_enabled=False)
+    opened = context.new_page()
+    log_in(opened, gateway.token("root", "--role", "claude:invoke", "--role", "admin"))
+    opened.get_by_role("link", name="Jobs", exact=True).focus()
+    opened.keyboard.press("Enter")
+    opened.get_by_role("searchbox").focus()
+    opened.keyboard.type("the VERY words")
+    opened.keyboard.press("Tab")
+    opened.keyboard.type("seeker")
+    opened.keyboard.press("Enter")
+    expect(opened.locator("tbody .title")).to_have_count(1)
+    expect(opened.locator(f"#job-{sought}")).to_be_visible()
+    opened.goto(opened.url)
+    expect(opened.locator("tbody .title")).to_have_count(1)
+    opened.get_by_role("link", name="All jobs").click()
+    expect(opened.locator(f"#job-{sought}")).to_be_visible()
+    context.close()
+
+
 def test_what_waits_is_decided_with_the_keyboard(page: Page, gateway: Gateway) -> None:
     """Shown whole and as text, while another page of it changes; allowed, and denied with a reason that is read."""
     spoofed = f"x {EVIL} \u202e"

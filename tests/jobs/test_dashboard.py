@@ -62,7 +62,7 @@ async def test_changes_come_from_our_pages(redis_server: RedisProcess, state: Pa
 
 async def test_a_visitor_sees_the_login_and_nothing_else(redis_server: RedisProcess, state: Path) -> None:
     async with serving(redis_server, state, worker="none") as gateway:
-        for path in (HOME, f"{HOME}/live", f"{HOME}/jobs/job_{'0' * 24}"):
+        for path in (HOME, f"{HOME}/live", f"{HOME}/jobs", f"{HOME}/jobs/job_{'0' * 24}"):
             assert (await gateway.ask("GET", path, None, claims=VISITOR)).status_code == 401
             assert (await gateway.ask("GET", path, "alice", claims=VISITOR)).status_code == 401
             assert (await gateway.client.get(path)).status_code == 401
@@ -112,6 +112,7 @@ async def test_every_page_carries_the_policy_and_no_inline_code(redis_server: Re
         created = await gateway.create(evil, context={"repository": evil})
         pages = [
             await gateway.ask("GET", HOME),
+            await gateway.ask("GET", f"{HOME}/jobs"),
             await gateway.ask("GET", f"{HOME}/jobs/{created['id']}"),
             await gateway.ask("GET", f"{HOME}/login", None, claims=VISITOR),
         ]

@@ -106,10 +106,14 @@ async def own_job(job_id: str, request: Request, caller: Annotated[Caller, Depen
     return await known_job(request, job_id, caller, Caller.may_see)
 
 
+def is_job_id(text: str) -> bool:
+    return re.fullmatch(r"job_[0-9a-f]{24}", text) is not None
+
+
 async def known_job(request: Request, job_id: str, caller: Caller, may: Callable[[Caller, str], bool]) -> Job:
     """A job that the caller `may` see; the same otherwise."""
     store = store_of(request)
-    job = await store.get(job_id) if re.fullmatch(r"job_[0-9a-f]{24}", job_id) else None
+    job = await store.get(job_id) if is_job_id(job_id) else None
     if job is not None and may(caller, job.subject):
         return job
     if job is None and await store.gone(job_id, None if "admin" in caller.roles else caller.subject):

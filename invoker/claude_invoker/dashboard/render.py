@@ -70,6 +70,7 @@ _jinja.filters |= {
     "usd": _usd,
     "exactly": _exactly,
     "took": _took,
+    "words": lambda name: name.replace("_", " "),
     "size": _size,
     "path": lambda text: quote(text),
     "questions": _questions,

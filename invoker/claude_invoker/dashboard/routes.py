@@ -10,19 +10,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
-from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, StreamingResponse
+from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
 
 from claude_contract.rules import QUESTION
 from claude_invoker.api import border, jobs
 from claude_invoker.api.asking import asking
-from claude_invoker.api.links import base
 from claude_invoker.api.permissions import decided, job_to_decide, refuse_onlookers, run_to_decide
 from claude_invoker.api.problems import checked
 from claude_invoker.api.stream import HEADERS as STREAM
 from claude_invoker.caller import Caller
-from claude_invoker.dashboard import patch
+from claude_invoker.dashboard import lists, patch
 from claude_invoker.dashboard.guard import HEADERS, from_our_page
 from claude_invoker.dashboard.overview import overview
+from claude_invoker.dashboard.pages import home, page
 from claude_invoker.dashboard.render import FOLDER, html
 from claude_invoker.dashboard.transcript import read
 from claude_invoker.jobs.record import OVER, Job
@@ -39,6 +39,7 @@ from claude_invoker.trust import attested, attested_visitor
 from claude_invoker.workspace.difference import PATCH
 
 router = APIRouter(prefix="/dashboard", include_in_schema=False)
+router.include_router(lists.router)
 COOKIE = "claude_token"
 LIVE_S = 300.0  # then the browser asks again, so that a token that has expired is noticed
 TICK_S = 1.0
@@ -47,14 +48,6 @@ STATIC = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "im
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 Viewer = Annotated[Caller, Depends(attested)]
-
-
-def home(request: Request) -> str:
-    return f"{base(request)}/dashboard"
-
-
-def page(request: Request, name: str, status: int = 200, **values: object) -> HTMLResponse:
-    return HTMLResponse(html(name, home=home(request), **values), status_code=status, headers=HEADERS)
 
 
 @router.get("")

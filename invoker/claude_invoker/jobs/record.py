@@ -34,7 +34,7 @@ TITLE = 160  # characters
 # Of a record, what lists show: not the prompt and the answer, which may have megabytes.
 SUMMARY = (
     "id", "subject", "tier", "title", "state", "created_at", "attempt", "started_at", "finished_at", "expires_at",
-    "cost_usd", "model", "progress", "error", "v",
+    "cost_usd", "model", "progress", "error", "repository", "v",
 )  # fmt: skip
 
 
@@ -130,6 +130,7 @@ class Job:
     request_json: str = ""
     caller_json: str = ""
     title: str = ""
+    repository: str = ""  # its name
     callback: str = ""
     state: State = "queued"
     attempt: int = 0
@@ -161,6 +162,7 @@ class Job:
             request_json=request.model_dump_json(exclude_unset=True),
             caller_json=caller_json(caller),
             title=title_of(request),
+            repository=caller.repository.name if caller.repository else "",
             callback=request.callback_url or "",
             traceparent=traceparent,
         )
@@ -187,7 +189,8 @@ class Job:
             "caller": self.caller_json,
             "traceparent": self.traceparent,
         }
-        return fields | ({"callback": self.callback} if self.callback else {})
+        some = {"callback": self.callback, "repository": self.repository}
+        return fields | {name: value for name, value in some.items() if value}
 
     @classmethod
     def load(cls, stored: Mapping[str, str]) -> Job:
@@ -201,6 +204,7 @@ class Job:
             request_json=stored.get("request", ""),
             caller_json=stored.get("caller", ""),
             title=stored.get("title", ""),
+            repository=stored.get("repository", ""),
             callback=stored.get("callback", ""),
             state=stored["state"],  # type: ignore[arg-type]
             attempt=int(stored.get("attempt", 0)),

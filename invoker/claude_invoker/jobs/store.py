@@ -387,9 +387,12 @@ class Store:
         index = ALL if subject is None else PREFIX + f"of:{subject}"
         upper, after = ("+inf", "") if before is None else (repr(before.created_at), before.id)
         found = await self._run("page", [index], [upper, after, count])
-        records = await self._fields(found[::2], SUMMARY)
         following = Place(float(found[-1]), found[-2]) if len(found) == 2 * count else None
-        return _readable(records, SUMMARY), following
+        return await self.short(found[::2]), following
+
+    async def short(self, job_ids: Sequence[str]) -> list[Job]:
+        """What lists show of these jobs (`SUMMARY`). Without those that are gone or that another release has stored."""
+        return _readable(await self._fields(job_ids, SUMMARY), SUMMARY)
 
     async def asking(self) -> list[Job]:
         """Jobs that wait to be allowed a call of a tool, in short: those that are put away first, then by their

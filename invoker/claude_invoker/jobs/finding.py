@@ -1,0 +1,42 @@
+"""Jobs by what is asked for, newest first: a bounded look at the index of a subject's jobs, or of all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+
+from claude_invoker.jobs.record import Job
+from claude_invoker.jobs.store import ALL, PREFIX, Store
+from claude_invoker.place import Place
+
+LOOKED_AT = 2000
+"""Jobs, for one page: some milliseconds of Redis."""
+_FIND = files(__package__).joinpath("find.lua").read_text()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for; "" for whichever. `repository` and `text` (of the title) are parts, whether of large ASCII
+    letters or of small ones."""
+
+    state: str = ""
+    tier: str = ""
+    repository: str = ""
+    text: str = ""
+
+
+async def find(
+    store: Store, subject: str | None, wanted: Wanted, after: Place | None, count: int
+) -> tuple[list[Job], Place | None]:
+    """The newest `count` jobs of a subject (None: of all) that come `after`, in short, and where to go on. Fewer, or
+    none, while there is more to look at."""
+    index = ALL if subject is None else f"{PREFIX}of:{subject}"
+    begin = ("", "") if after is None else (repr(after.created_at), after.id)
+    asked = (wanted.state, wanted.tier, _small(wanted.repository), _small(wanted.text))
+    at, last, *ids = await store.redis.eval(_FIND, 1, index, f"{PREFIX}job:", *begin, count, LOOKED_AT, *asked)
+    return await store.short(ids), Place(float(at), last) if last else None
+
+
+def _small(text: str) -> str:
+    """As Redis' Lua does it: letters beyond ASCII stay."""
+    return text.encode("utf-8", "replace").lower().decode()
