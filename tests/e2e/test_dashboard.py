@@ -133,6 +133,7 @@ def test_a_job_is_seen_from_waiting_to_done(page: Page, gateway: Gateway) -> Non
     assert page.evaluate("window.seen") == ["queued", "running", "done"]
     expect(page.locator("#output")).to_have_text(answer)
     expect(page.locator("#lines")).to_contain_text("finished")
+    expect(page.get_by_role("heading", name="Turn 1")).to_be_visible()
     in_all_looks(page, "job-done")
     page.reload()
     expect(page.locator("#output")).to_have_text(answer)
@@ -150,6 +151,32 @@ def test_a_running_job_is_cancelled_with_the_keyboard(page: Page, gateway: Gatew
     page.wait_for_url(f"**/jobs/{job}")
     expect(page.locator("#state")).to_have_text("cancelled")
     expect(page.locator("#cancel")).to_have_count(0)
+
+
+def test_a_timeline_keeps_what_is_open_and_a_run_is_cancelled(page: Page, gateway: Gateway) -> None:
+    """A run that is no job, while its caller waits for it."""
+    call = json.dumps({"file_path": "plan.md", "content": EVIL})
+    prompt = f"[[tool Write {call}]] [[delay 200]] [[say {'word ' * 3000}]]"
+    log_in(page, gateway.token("waiter", "--tier", "pro"))
+    with gateway.client("waiter", "--tier", "pro") as client:
+        asked, headers = {"prompt": prompt, "tools": ["Write"]}, {"Accept": "text/event-stream", "X-Repo": "org/app"}
+        with client.stream("POST", "/claude/invoke", json=asked, headers=headers) as answer:
+            assert answer.status_code == 200
+            page.goto(f"/claude/dashboard/runs/{answer.headers['x-claude-run']}")
+            first = page.locator("#brief-1-1")
+            expect(first).to_contain_text("plan.md")
+            first.focus()
+            page.keyboard.press("Enter")
+            expect(page.locator("#output")).to_contain_text("word word word")
+            expect(page.locator("#call-1-1 pre").first).to_be_visible()
+            expect(page.locator("#call-1-1 pre").first).to_contain_text("<script>")
+            assert page.evaluate("document.activeElement.id") == "brief-1-1"
+            expect(page.get_by_role("heading", name="Turn 2")).to_be_visible()
+            in_all_looks(page, "run-running")
+            page.get_by_role("button", name="Cancel").click()
+            expect(page.locator("#state")).to_have_text("cancelled")
+            expect(page.locator("#again")).to_be_visible()
+    assert page.title() != "owned"
 
 
 def test_an_artifact_is_opened(page: Page, gateway: Gateway) -> None:
@@ -269,7 +296,7 @@ def test_what_waits_is_decided_with_the_keyboard(page: Page, gateway: Gateway) -
     prompt = "".join(f"[[tool Write {json.dumps(body)}]]" for body in bodies)
     log_in(page, gateway.token("decider", "--tier", "pro"))
     link = page.get_by_role("link", name="Approvals")
-    for _ in range(5):
+    for _ in range(10):
         page.keyboard.press("Tab")
         if link.evaluate("link => link === document.activeElement"):
             break

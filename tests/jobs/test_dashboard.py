@@ -8,9 +8,10 @@ from pathlib import Path
 import httpx
 
 from claude_invoker.caller import Caller
+from claude_invoker.dashboard.live import event
 from claude_invoker.dashboard.overview import SUBJECTS, Tier, _limits
-from claude_invoker.dashboard.routes import STATIC, _event
-from claude_invoker.dashboard.transcript import read
+from claude_invoker.dashboard.render import _billed
+from claude_invoker.dashboard.routes import STATIC
 from claude_invoker.jobs.record import Asks, Job, JobRequest
 from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
@@ -128,27 +129,9 @@ async def test_every_page_carries_the_policy_and_no_inline_code(redis_server: Re
 
 
 def test_an_event_cannot_be_broken_out_of() -> None:
-    assert _event("x", "a\rdata: b\r\nevent: y\n\nid: 1", "1-1") == (
+    assert event("x", "a\rdata: b\r\nevent: y\n\nid: 1", "1-1") == (
         "id: 1-1\nevent: x\ndata: a\ndata: data: b\ndata: event: y\ndata: \ndata: id: 1\n\n"
     )
-
-
-def test_a_transcript_is_text_and_lines() -> None:
-    events = [
-        ("1-1", "run.started", '{"model": "m"}'),
-        ("1-2", "content_block_start", '{"content_block": {"type": "text"}}'),
-        ("1-3", "content_block_delta", '{"delta": {"text": "a"}}'),
-        ("1-4", "content_block_delta", '{"delta": {"partial_json": "{"}}'),
-        ("1-5", "tool", '{"state": "started", "name": "Read", "input": {"x": 1}}'),
-        ("1-6", "tool", '{"state": "finished", "is_error": true, "content": "no"}'),
-        ("1-7", "content_block_start", '{"content_block": {"type": "text"}}'),
-        ("1-8", "content_block_delta", '{"delta": {"text": "b"}}'),
-        ("1-999999999", "job.done", "{}"),
-    ]
-    text, lines, last = read(events)
-    assert text == "a\n\nb"
-    assert lines == ["started with m", 'Read {"x": 1}', "failed: no", "done"]
-    assert last == "1-999999999"
 
 
 async def test_with_many_callers_each_tier_has_its_own(store: Store, redis_server: RedisProcess) -> None:
@@ -199,3 +182,40 @@ async def test_the_queue_of_what_waits(redis_server: RedisProcess, state: Path) 
         assert "Nothing waits for you." in (await gateway.ask("GET", page)).text
         seen = (await gateway.ask("GET", created["links"]["self"])).json()
         assert (seen["state"], seen["decisions"][0]["by"], seen["decisions"][0]["message"]) == ("queued", "bob", "no")
+
+
+async def test_a_run_has_a_page_for_whom_it_concerns(redis_server: RedisProcess, state: Path) -> None:
+    """With what it cost to the micro-dollar; and it is cancelled by a page of ours alone."""
+    async with serving(redis_server, state, worker="none") as gateway:
+        answer = await gateway.ask("POST", "/claude/invoke", json={"prompt": "hi"})
+        assert answer.status_code == 200, answer.text
+        done = answer.json()
+        run = answer.headers["x-claude-run"]
+        for subject, claims, status in (("alice", {}, 200), ("root", {"roles": ["admin"]}, 200), ("mallory", {}, 404)):
+            page = await gateway.ask("GET", f"{HOME}/runs/{run}", subject, claims=claims)
+            assert page.status_code == status, page.text
+            assert (f'<dd id="cost">{_billed(done["cost_usd"])}</dd>' in page.text) == (status == 200)
+            cancelled = await gateway.ask(
+                "POST", f"{HOME}/runs/{run}/cancel", subject, claims=claims, headers=OURS, data={}
+            )
+            assert cancelled.status_code == (303 if status == 200 else 404)
+        assert (await gateway.ask("POST", f"{HOME}/runs/{run}/cancel", data={})).status_code == 403
+        for query, subject, claims, sees in (
+            ("", "alice", {}, True),
+            ("?state=succeeded", "alice", {}, True),
+            ("?state=failed", "alice", {}, False),
+            ("?caller=alice", "mallory", {}, False),
+            ("", "mallory", {}, False),
+            ("", "root", {"roles": ["admin"]}, True),
+            ("?caller=alice&model=&repository=", "root", {"roles": ["admin"]}, True),
+            ("?caller=mallory", "root", {"roles": ["admin"]}, False),
+        ):
+            listed = await gateway.ask("GET", f"{HOME}/runs{query}", subject, claims=claims)
+            assert listed.status_code == 200 and (run in listed.text) == sees, (query, subject)
+        for wrong in ("state=x", "cursor=x"):
+            assert (await gateway.ask("GET", f"{HOME}/runs?{wrong}")).status_code == 422, wrong
+        live = await gateway.ask("GET", f"{HOME}/runs/{run}/live")
+        assert live.text.endswith("event: end\ndata: {}\n\n") and 'id="lines"' in live.text
+        assert (await gateway.ask("GET", f"{HOME}/runs/{run}/artifacts/none")).status_code == 404
+        for path in (f"{HOME}/runs/{run}", f"{HOME}/runs/{run}/live"):
+            assert (await gateway.ask("GET", path, None, claims=VISITOR)).status_code == 401

@@ -382,6 +382,16 @@ def test_by_way_of_another_replica(start: Callable[..., Invoker], shared_redis: 
         for api in (alice, other, bob):
             _shown(api, page)
         assert "Nothing waits for you." in stranger.get(page).text
+        of_run = f"/claude/dashboard/runs/{stream.run.rpartition('/')[2]}"
+        for api in (alice, other):
+            shown = api.get(of_run).text
+            assert "Turn 1" in shown and "echo one" in shown and "May it call Bash?" in shown
+            assert of_run in api.get("/claude/dashboard/runs").text
+        for api in (bob, stranger):
+            assert api.get(of_run).status_code == 404
+            assert of_run not in api.get("/claude/dashboard/runs?caller=alice").text
+        assert bob.post(f"{of_run}/cancel").status_code == 403
+        assert bob.post(f"{of_run}/cancel", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 404
         form = f"/claude/dashboard/runs/{stream.path(asked).removeprefix('/claude/runs/')}"
         no, ours = {"decision": "deny", "message": "no"}, {"Sec-Fetch-Site": "same-origin"}
         assert bob.post(form, data=no).status_code == 403, "by another's page"
@@ -395,3 +405,4 @@ def test_by_way_of_another_replica(start: Callable[..., Invoker], shared_redis: 
         wait_for(lambda: other.get(stream.run).json()["state"] == "succeeded", what="its record")
         assert decide(other, stream.path(asked)).status_code == 409
         assert other.get(f"{stream.run}/permissions").json()["decided"] == result["decisions"]
+        assert "denied by bob: Bash (no)" in other.get(of_run).text

@@ -43,6 +43,8 @@ def over(name: str, subject: str, *, retention_s: int = 600, created_at: float =
             session=None,
             model="m",
             cost_usd=0.0,
+            tier="",
+            first_token_s=None,
             retention_s=retention_s,
             events=events,
             view=lambda: view,

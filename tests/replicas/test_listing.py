@@ -174,6 +174,46 @@ async def test_no_subject_sees_anothers(redis_server: RedisProcess) -> None:
         assert ids(await listed("bob", register=one)) == []
 
 
+async def everybodys(limit: int = 20, **parts: Any) -> list[Summary]:
+    """As an admin's page asks, page by page."""
+    engine = SimpleNamespace(runs={run.id: run for run in parts.get("runs", ())})
+    replicas = SimpleNamespace(register=parts["register"]) if "register" in parts else None
+    asked = request(replicas=replicas, engine=engine, settings=SimpleNamespace(prefix=""))
+    found, before = list[Summary](), None
+    while True:
+        page, before = await listing.summaries(asked, None, ANY, before, limit)
+        found += page
+        if before is None:
+            return found
+
+
+@pytest.mark.parametrize("limit", [1, 4, 100])
+async def test_all_subjects_runs_are_there_once(redis_server: RedisProcess, limit: int) -> None:
+    """Whose they are is said; several begin at the same moment."""
+    runs = [begun(subject, created_at=float(n // 3), tier="pro") for n, subject in enumerate(SUBJECTS)]
+    async with Register(redis_server.url, "http://a") as one:
+        await begin(one, *runs)
+        by_redis = await everybodys(limit, register=one, runs=runs)
+    alone = await everybodys(limit, runs=runs)
+    expected = [(run.id, run.subject, "pro") for run in sorted(runs, key=lambda r: (r.created_at, r.id), reverse=True)]
+    for found in (by_redis, alone):
+        assert [(each.id, each.subject, each.tier) for each in found] == expected
+
+
+async def test_what_is_kept_no_more_is_in_nobodys_list(redis_server: RedisProcess) -> None:
+    known: Any = redis_server.client()
+    async with Register(redis_server.url, "http://a") as one:
+        for number in range(20):
+            run = begun(f"s{number}", created_at=float(number))
+            await begin(one, run)
+            known.delete(f"claude:{{runs}}:run:{run.id}")
+        assert known.zcard("claude:{runs}:all") <= 2, "those that begin take the lapsed ones out"
+        kept = over(new_id(), "bob", created_at=30.0)
+        await write(one, kept)
+        assert [each.id for each in await everybodys(register=one)] == [kept.id]
+        assert known.zcard("claude:{runs}:all") == 1
+
+
 async def test_one_that_is_kept_no_more_is_listed_no_more(redis_server: RedisProcess) -> None:
     async with Register(redis_server.url, "http://a") as one:
         short, kept = (over(new_id(), "alice", retention_s=seconds) for seconds in (1, 600))

@@ -25,32 +25,40 @@ PAGES = 10
 
 async def listed(request: Request, caller: Caller, wanted: Filter, before: Place | None, limit: int) -> RunList:
     """The newest `limit` of them that come `before`. Raises Problem 503."""
+    found, before = await summaries(request, caller.subject, wanted, before, limit)
+    return RunList(runs=[_shown(request, each) for each in found], next=None if before is None else str(before))
+
+
+async def summaries(
+    request: Request, subject: str | None, wanted: Filter, before: Place | None, limit: int
+) -> tuple[list[Summary], Place | None]:
+    """The same of any subject, or of all (None), and where to go on. Raises Problem 503."""
     parts, found = services(request), list[Summary]()
     for _ in range(PAGES):
         if parts.replicas is None:
-            page, before = _remembered(parts.engine, caller.subject, before)
+            page, before = _remembered(parts.engine, subject, before)
         else:
-            page, before = await _recorded(parts.replicas.register, parts.engine, caller.subject, wanted, before)
+            page, before = await _recorded(parts.replicas.register, parts.engine, subject, wanted, before)
         found += filter(wanted.takes, page)
         if before is None or len(found) > limit:
             break
     if len(found) > limit:
         found = found[:limit]
         before = found[-1].place
-    return RunList(runs=[_shown(request, each) for each in found], next=None if before is None else str(before))
+    return found, before
 
 
-def _remembered(engine: Engine, subject: str, before: Place | None) -> tuple[list[Summary], Place | None]:
+def _remembered(engine: Engine, subject: str | None, before: Place | None) -> tuple[list[Summary], Place | None]:
     """Where no Redis knows them: those of this process."""
-    mine = [summary_of(run) for run in engine.runs.values() if run.subject == subject and not run.is_job]
-    rest = [each for each in mine if before is None or each.place < before]
+    known = (run for run in engine.runs.values() if subject in (None, run.subject) and not run.is_job)
+    rest = [each for each in map(summary_of, known) if before is None or each.place < before]
     rest.sort(key=lambda each: each.place, reverse=True)
     page = rest[:LOOKED_AT]
     return page, page[-1].place if len(page) < len(rest) else None
 
 
 async def _recorded(
-    register: Register, engine: Engine, subject: str, wanted: Filter, before: Place | None
+    register: Register, engine: Engine, subject: str | None, wanted: Filter, before: Place | None
 ) -> tuple[list[Summary], Place | None]:
     """From their records. Those whose replicas are gone are given up; those of this very process whose end could not be
     written, and that it keeps no more, are left out."""

@@ -1,14 +1,17 @@
-"""`/dashboard/jobs`: find a job. What is asked for stands in the address, so that it can be kept and passed on."""
+"""`/dashboard/jobs` and `/dashboard/runs`: find one. What is asked for stands in the address, so that it can be kept
+and passed on."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
+from claude_invoker.api import listing
 from claude_invoker.api.border import place
 from claude_invoker.api.jobs import is_job_id, store_of
 from claude_invoker.caller import Caller
@@ -16,53 +19,78 @@ from claude_invoker.dashboard.guard import HEADERS
 from claude_invoker.dashboard.pages import home, page
 from claude_invoker.jobs.finding import LOOKED_AT, Wanted, find
 from claude_invoker.jobs.record import TITLE, State
+from claude_invoker.model import ListedState
+from claude_invoker.place import Place
+from claude_invoker.runs.summary import Filter
 from claude_invoker.trust import attested
 
 router = APIRouter()
 SHOWN = 50
 
+Viewer = Annotated[Caller, Depends(attested)]
 Part = Annotated[str, Field(max_length=TITLE)]
 
 
-class Asked(BaseModel):
+class _Asked(BaseModel):
     """What a list is asked for, as a form sends it: "" for whichever. `caller` counts for admins alone."""
 
-    text: Part = ""
     caller: Annotated[str, Field(max_length=1024)] = ""
-    state: State | Literal[""] = ""
-    tier: Part = ""
     repository: Part = ""
     cursor: str = ""
 
-    def address(self, **other: str) -> str:
-        """The query of this list, or of another `cursor`."""
-        return urlencode(
-            {name: value for name, value in (self.model_dump() | other).items() if value}, errors="replace"
-        )
+    def address(self, cursor: Place | None) -> str:
+        """The query of the list that begins there."""
+        said = self.model_dump() | {"cursor": "" if cursor is None else str(cursor)}
+        return urlencode({name: value for name, value in said.items() if value}, errors="replace")
 
     @property
     def is_narrow(self) -> bool:
-        return bool(self.text or self.caller or self.state or self.tier or self.repository)
+        return bool(self.model_copy(update={"cursor": ""}).address(None))
+
+    def subject(self, viewer: Caller) -> str | None:
+        """Whose are shown; None: everybody's."""
+        return (self.caller or None) if "admin" in viewer.roles else viewer.subject
+
+
+class AskedJobs(_Asked):
+    text: Part = ""
+    state: State | Literal[""] = ""
+    tier: Part = ""
+
+
+class AskedRuns(_Asked):
+    state: ListedState | Literal[""] = ""
+    model: Part = ""
+    session: Part = ""
 
 
 @router.get("/jobs")
-async def jobs(
-    request: Request, viewer: Annotated[Caller, Depends(attested)], asked: Annotated[Asked, Query()]
-) -> Response:
+async def jobs(request: Request, viewer: Viewer, asked: Annotated[AskedJobs, Query()]) -> Response:
     """The viewer's jobs, or an admin's choice of everybody's. The id of a job leads to its page."""
     if is_job_id(text := asked.text.strip()):
         return RedirectResponse(f"{home(request)}/jobs/{text}", 303, HEADERS)
-    subject = (asked.caller or None) if "admin" in viewer.roles else viewer.subject
     wanted = Wanted(asked.state, asked.tier, asked.repository.strip(), text)
-    found, following = await find(store_of(request), subject, wanted, place(asked.cursor or None), SHOWN)
-    return page(
-        request,
-        "jobs",
-        viewer=viewer,
-        asked=asked,
-        states=get_args(State),
-        jobs=found,
-        older=None if following is None else asked.address(cursor=str(following)),
-        newest=asked.address(cursor=""),
-        most=LOOKED_AT,
+    after = place(asked.cursor or None)
+    found, following = await find(store_of(request), asked.subject(viewer), wanted, after, SHOWN)
+    return page(request, "jobs", **_around(viewer, asked, get_args(State), following), jobs=found, most=LOOKED_AT)
+
+
+@router.get("/runs")
+async def runs(request: Request, viewer: Viewer, asked: Annotated[AskedRuns, Query()]) -> Response:
+    """The same of runs that are no jobs."""
+    wanted = Filter(
+        state=asked.state or None,
+        session=asked.session.strip() or None,
+        repository=asked.repository.strip() or None,
+        model=asked.model.strip() or None,
     )
+    before = place(asked.cursor or None)
+    found, following = await listing.summaries(request, asked.subject(viewer), wanted, before, SHOWN)
+    most = listing.PAGES * listing.LOOKED_AT
+    return page(request, "runs", **_around(viewer, asked, get_args(ListedState), following), runs=found, most=most)
+
+
+def _around(viewer: Caller, asked: _Asked, states: Sequence[str], following: Place | None) -> dict[str, Any]:
+    """What both lists have."""
+    older = None if following is None else asked.address(following)
+    return {"viewer": viewer, "asked": asked, "states": states, "older": older, "newest": asked.address(None)}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from claude_contract.ledger import micro_usd
 from claude_contract.rules import QUESTION
 from claude_invoker.dashboard.plain import plain
 from claude_invoker.model import Permission
@@ -35,7 +37,7 @@ def _clock(seconds: float | None) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _usd(amount: float) -> str:
+def _usd(amount: float | Decimal) -> str:
     return f"${amount:.4f}" if amount < 1 else f"${amount:,.2f}"
 
 
@@ -43,6 +45,10 @@ def _exactly(micro_usd: int) -> str:
     """To the last micro-dollar, which is what the other reports say."""
     whole, rest = divmod(micro_usd, 1_000_000)
     return f"${whole:,}.{f'{rest:06}'.rstrip('0'):0<2}"
+
+
+def _billed(cost_usd: float) -> str:
+    return _exactly(micro_usd(cost_usd))
 
 
 def _took(job: Any) -> str:
@@ -69,6 +75,7 @@ _jinja.filters |= {
     "clock": _clock,
     "usd": _usd,
     "exactly": _exactly,
+    "billed": _billed,
     "took": _took,
     "words": lambda name: name.replace("_", " "),
     "size": _size,

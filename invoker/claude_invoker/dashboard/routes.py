@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -19,12 +18,15 @@ from claude_invoker.api.permissions import decided, job_to_decide, refuse_onlook
 from claude_invoker.api.problems import checked
 from claude_invoker.api.stream import HEADERS as STREAM
 from claude_invoker.caller import Caller
-from claude_invoker.dashboard import lists, patch
+from claude_invoker.dashboard import lists, patch, runs
+from claude_invoker.dashboard.difference import difference, patch_among
 from claude_invoker.dashboard.guard import HEADERS, from_our_page
+from claude_invoker.dashboard.live import LIVE_S, TICK_S, event, live_part
 from claude_invoker.dashboard.overview import overview
 from claude_invoker.dashboard.pages import home, page
+from claude_invoker.dashboard.pricing import price_of
 from claude_invoker.dashboard.render import FOLDER, html
-from claude_invoker.dashboard.transcript import read
+from claude_invoker.dashboard.timeline import Timeline
 from claude_invoker.jobs.record import OVER, Job
 from claude_invoker.jobs.recording import text_of
 from claude_invoker.jobs.store import Store
@@ -36,13 +38,11 @@ from claude_invoker.runs.questions import questions_of
 from claude_invoker.runs.run import Run
 from claude_invoker.services import services
 from claude_invoker.trust import attested, attested_visitor
-from claude_invoker.workspace.difference import PATCH
 
 router = APIRouter(prefix="/dashboard", include_in_schema=False)
 router.include_router(lists.router)
+router.include_router(runs.router)
 COOKIE = "claude_token"
-LIVE_S = 300.0  # then the browser asks again, so that a token that has expired is noticed
-TICK_S = 1.0
 MAX_TOKEN = 3800  # browsers keep about 4,096 bytes of a cookie, its name and attributes included
 STATIC = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -62,21 +62,7 @@ async def live(request: Request, viewer: Viewer) -> Response:
     async def now() -> str:
         return html("_overview", home=home(request), viewer=viewer, view=await _overview(request, viewer))
 
-    return _live(now)
-
-
-def _live(look: Callable[[], Awaitable[str]]) -> StreamingResponse:
-    """A part of a page, whenever it has changed."""
-
-    async def fragments() -> AsyncIterator[str]:
-        shown, until = "", time.monotonic() + LIVE_S
-        while time.monotonic() < until:
-            now = await look()
-            yield _event("fragment", now) if now != shown else ": still\n\n"
-            shown = now
-            await asyncio.sleep(TICK_S)
-
-    return StreamingResponse(fragments(), media_type="text/event-stream", headers=HEADERS | STREAM)
+    return live_part(now)
 
 
 @router.get("/approvals")
@@ -92,14 +78,14 @@ async def approvals_live(request: Request, viewer: Viewer) -> Response:
     async def now() -> str:
         return html("_approvals", home=home(request), viewer=viewer, asking=await asking(request, viewer))
 
-    return _live(now)
+    return live_part(now)
 
 
 @router.get("/jobs/{job_id}")
 async def job_page(request: Request, job: jobs.OwnJob, viewer: Viewer) -> Response:
-    text, lines, last = read(await jobs.store_of(request).transcript(job.id))
+    timeline, last = await _timeline(request, job)
     values = await _job_values(request, job, viewer)
-    return page(request, "job", **values, text=text, lines=lines, last=last)
+    return page(request, "job", **values, timeline=timeline, last=last)
 
 
 @router.get("/jobs/{job_id}/live")
@@ -110,7 +96,7 @@ async def job_live(
     after: str = "0-0",
     last_seen: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
 ) -> Response:
-    """A job's text and log as they come, and its state whenever that has changed."""
+    """A job's text as it comes, and its state and timeline whenever they have changed."""
     last = border.stream_id(last_seen, after)
     return StreamingResponse(
         _job_events(request, job, viewer, last), media_type="text/event-stream", headers=HEADERS | STREAM
@@ -118,30 +104,50 @@ async def job_live(
 
 
 async def _job_events(request: Request, job: Job, viewer: Caller, last: str) -> AsyncIterator[str]:
-    store, shown, looked = jobs.store_of(request), "", 0.0
+    store, looked = jobs.store_of(request), 0.0
+    shown: dict[str, str] = {}
+    timeline, known = await _timeline(request, job)
     until = time.monotonic() + LIVE_S
-    async for event in store.follow(job.id, last, TICK_S):
-        if event is not None:
-            last, name, data = event
-            text = text_of(json.loads(data)) if name == "content_block_delta" else ""
-            if text:
-                yield _event("text", json.dumps(text), last)
-            else:
-                for line in read([event])[1]:
-                    yield _event("line", json.dumps(line), last)
-        if event is None or event[1] == "run.started" or time.monotonic() - looked > TICK_S:
+
+    async def changed() -> list[str]:
+        """Those parts of the page that are not as they were."""
+        values = await _job_values(request, await store.get(job.id) or job, viewer)
+        now = {"fragment": html("_job", home=home(request), **values), "timeline": html("_timeline", timeline=timeline)}
+        parts = [name for name in now if now[name] != shown.get(name)]
+        shown.update(now)
+        return [event(name, now[name]) for name in parts]
+
+    async for told in store.follow(job.id, last, TICK_S):
+        if told is not None:
+            last, name, data = told
+            if _order(last) > _order(known):
+                timeline.take(name, data)
+            if name == "content_block_delta" and (text := text_of(json.loads(data))):
+                yield event("text", json.dumps(text), last)
+        if told is None or told[1] == "run.started" or time.monotonic() - looked > TICK_S:
             looked = time.monotonic()
-            now = html("_job", home=home(request), **await _job_values(request, await store.get(job.id) or job, viewer))
-            if now != shown:
-                yield _event("fragment", now)
-            elif event is None:
+            parts = await changed()
+            for part in parts:
+                yield part
+            if not parts and told is None:
                 yield ": still\n\n"
-            shown = now
             if looked > until:
                 return
-    now = html("_job", home=home(request), **await _job_values(request, await store.get(job.id) or job, viewer))
-    yield _event("fragment", now)
-    yield _event("end", "{}")
+    for part in await changed():
+        yield part
+    yield event("end", "{}")
+
+
+async def _timeline(request: Request, job: Job) -> tuple[Timeline, str]:
+    """As far as it has come, and the id of its last event."""
+    timeline, last = Timeline(price_of(services(request).settings)), border.BEFORE_ALL
+    for last, name, data in await jobs.store_of(request).transcript(job.id):  # noqa: B007 it is returned
+        timeline.take(name, data)
+    return timeline, last
+
+
+def _order(event_id: str) -> tuple[int, ...]:
+    return tuple(map(int, event_id.split("-")))
 
 
 @router.get("/jobs/{job_id}/artifacts/{path:path}")
@@ -254,18 +260,7 @@ async def _job_values(request: Request, job: Job, viewer: Caller) -> dict[str, A
 
 async def _difference(request: Request, job: Job) -> patch.Shown | None:
     """What the job has changed in its repository; None where that is nothing, or cannot be had now."""
-    found = next((each for each in jobs.artifacts_of(job) if each.path == PATCH), None)
+    found = patch_among(jobs.artifacts_of(job))
     if found is None or job.result is None or not job.result.changes:
         return None
-    size = min(found.size, patch.MOST_BYTES)
-    try:
-        said = b"".join([piece async for piece in await jobs.files_of(request, job).read(found, 0, size)])
-    except (Problem, OSError):
-        return None
-    return patch.shown(said, is_whole=size == found.size)
-
-
-def _event(name: str, data: str, event_id: str = "") -> str:
-    """One server-sent event. A carriage return ends a line there, too, and may be a user's."""
-    lines = "".join(f"data: {line}\n" for line in re.split("\r\n|\r|\n", data))
-    return f"{f'id: {event_id}' + chr(10) if event_id else ''}event: {name}\n{lines}\n"
+    return await difference(jobs.files_of(request, job), found)

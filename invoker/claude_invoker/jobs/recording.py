@@ -40,7 +40,8 @@ class Watch:
 
 def text_of(delta: Mapping[str, Any]) -> str:
     """The text that a content_block_delta adds to the answer."""
-    return str((delta.get("delta") or {}).get("text") or "")
+    inside = delta.get("delta")
+    return str(inside.get("text") or "") if isinstance(inside, dict) else ""
 
 
 async def record(store: Store, job: Job, run: Run) -> None:

@@ -40,7 +40,7 @@ _KEY = _PREFIX + "key"
 _REPLICAS = _PREFIX + "replicas"
 _RUN = _PREFIX + "run:"
 _ASKING = _PREFIX + "asking"  # hash: run that waits to be allowed something -> `AskingRun`
-_OF, _SUMMARIES = _PREFIX + "of:", _PREFIX + "summaries:"  # see listed.lua
+_OF, _SUMMARIES, _ALL = _PREFIX + "of:", _PREFIX + "summaries:", _PREFIX + "all"  # see listed.lua
 _SIZES, _HELD, _ENDED = _PREFIX + "sizes", _PREFIX + "held", _PREFIX + "ended"
 _KID = "claude-invoker replica"
 LEASE_S = 10.0
@@ -204,18 +204,17 @@ class Register:
             raise Problem(503, "busy", "the store of the answers does not answer", {"Retry-After": "5"}) from error
 
     async def page(
-        self, subject: str, wanted: Filter, before: Place | None, count: int
+        self, subject: str | None, wanted: Filter, before: Place | None, count: int
     ) -> tuple[list[Summary], Place | None]:
-        """So many of a subject's runs in the wanted span of time, the newest first (fewer where some have lapsed), and
-        where to go on. Raises Problem 503."""
+        """So many of a subject's runs (None: of all) in the wanted span of time, the newest first (fewer where some
+        have lapsed), and where to go on. Raises Problem 503."""
         upper, after = "+inf" if wanted.until is None else f"({wanted.until!r}", ""
         if before is not None and (wanted.until is None or before.created_at < wanted.until):
             upper, after = repr(before.created_at), before.id
         lower = "-inf" if wanted.since is None else repr(wanted.since)
         try:
-            at, last, *found = await self._redis.eval(
-                _PAGE, 2, _OF + subject, _SUMMARIES + subject, subject, upper, lower, after, count
-            )
+            index = _ALL if subject is None else _OF + subject
+            at, last, *found = await self._redis.eval(_PAGE, 1, index, subject or "", upper, lower, after, count)
         except (RedisError, OSError) as error:
             raise _away() from error
         return summary.known(found), Place(float(at), last.decode()) if last else None

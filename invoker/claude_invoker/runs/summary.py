@@ -30,6 +30,9 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
     session: str | None = None
     repository: str | None = None
     cost_usd: float = 0.0
+    subject: str = ""
+    tier: str = ""
+    first_token_s: float | None = None
 
     @property
     def place(self) -> Place:
@@ -53,6 +56,9 @@ def summary_of(run: Run, owner: str = "") -> Summary:
         session,
         None if wanted.repository is None else wanted.repository.name,
         run.cost_usd if is_over else 0.0,
+        run.subject,
+        run.tier,
+        run.first_token_s,
     )
 
 

@@ -6,7 +6,9 @@ const byId = (id) => document.getElementById(id);
 function show(fragment, html) {
   const held = document.activeElement && fragment.contains(document.activeElement) ? document.activeElement.id : "";
   const written = [...fragment.querySelectorAll("input[id]")].map((input) => [input.id, input.value, input.selectionStart]);
+  const open = [...fragment.querySelectorAll("details[id]")].filter((each) => each.open).map((each) => each.id);
   fragment.innerHTML = html;
+  for (const id of open) if (byId(id)) byId(id).open = true;
   for (const [id, value] of written) if (byId(id)) byId(id).value = value;
   if (!held || !byId(held)) return;
   byId(held).focus();
@@ -48,11 +50,7 @@ function follow(fragment) {
     output.append(JSON.parse(event.data));
     if (atEnd) output.scrollTop = output.scrollHeight;
   });
-  source.addEventListener("line", (event) => {
-    const item = document.createElement("li");
-    item.textContent = JSON.parse(event.data);
-    byId("lines").append(item);
-  });
+  source.addEventListener("timeline", (event) => show(byId("lines"), event.data));
   source.addEventListener("end", () => {
     source.close();
     status.hidden = true;
