@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from claude_contract.ledger import micro_usd
 from claude_contract.rules import QUESTION
+from claude_invoker.dashboard.charts import Unit
 from claude_invoker.dashboard.plain import plain
 from claude_invoker.model import Permission
 from claude_invoker.runs.questions import questions_of
@@ -37,7 +38,7 @@ def _clock(seconds: float | None) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _usd(amount: float | Decimal) -> str:
+def _usd(amount: float) -> str:
     return f"${amount:.4f}" if amount < 1 else f"${amount:,.2f}"
 
 
@@ -47,8 +48,19 @@ def _exactly(micro_usd: int) -> str:
     return f"${whole:,}.{f'{rest:06}'.rstrip('0'):0<2}"
 
 
-def _billed(cost_usd: float) -> str:
-    return _exactly(micro_usd(cost_usd))
+def _billed(cost_usd: float | Decimal) -> str:
+    return _exactly(micro_usd(float(cost_usd)))
+
+
+def _amount(value: float, unit: Unit) -> str:
+    """A number of a chart."""
+    match unit:
+        case "usd":
+            return _usd(value)
+        case "s":
+            return f"{value:,.1f} s"
+        case "count":
+            return f"{value:,.0f}"
 
 
 def _took(job: Any) -> str:
@@ -76,6 +88,7 @@ _jinja.filters |= {
     "usd": _usd,
     "exactly": _exactly,
     "billed": _billed,
+    "amount": _amount,
     "took": _took,
     "words": lambda name: name.replace("_", " "),
     "size": _size,

@@ -18,7 +18,7 @@ from claude_invoker.api.permissions import decided, job_to_decide, refuse_onlook
 from claude_invoker.api.problems import checked
 from claude_invoker.api.stream import HEADERS as STREAM
 from claude_invoker.caller import Caller
-from claude_invoker.dashboard import lists, patch, runs
+from claude_invoker.dashboard import figures, lists, patch, runs
 from claude_invoker.dashboard.difference import difference, patch_among
 from claude_invoker.dashboard.guard import HEADERS, from_our_page
 from claude_invoker.dashboard.live import LIVE_S, TICK_S, event, live_part
@@ -42,6 +42,7 @@ from claude_invoker.trust import attested, attested_visitor
 router = APIRouter(prefix="/dashboard", include_in_schema=False)
 router.include_router(lists.router)
 router.include_router(runs.router)
+router.include_router(figures.router)
 COOKIE = "claude_token"
 MAX_TOKEN = 3800  # browsers keep about 4,096 bytes of a cookie, its name and attributes included
 STATIC = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}

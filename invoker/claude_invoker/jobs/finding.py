@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from claude_invoker.jobs.record import Job
+from claude_invoker.jobs.record import VERSION, Job
 from claude_invoker.jobs.store import ALL, PREFIX, Store
 from claude_invoker.place import Place
 
 LOOKED_AT = 2000
 """Jobs, for one page: some milliseconds of Redis."""
-_FIND = files(__package__).joinpath("find.lua").read_text()
+_FIND, _NEWEST = (files(__package__).joinpath(f"{name}.lua").read_text() for name in ("find", "newest"))
 
 
 @dataclass(frozen=True)
@@ -40,3 +41,11 @@ async def find(
 def _small(text: str) -> str:
     """As Redis' Lua does it: letters beyond ASCII stay."""
     return text.encode("utf-8", "replace").lower().decode()
+
+
+async def newest(store: Store, subject: str | None, since: float, fields: Sequence[str]) -> list[dict[str, str]]:
+    """These fields of the records of the newest jobs of a subject (None: of all) that were accepted `since` then, as
+    far as they are there."""
+    index = ALL if subject is None else f"{PREFIX}of:{subject}"
+    found = await store.redis.eval(_NEWEST, 1, index, f"{PREFIX}job:", repr(since), LOOKED_AT, VERSION, *fields)
+    return [{name: value for name, value in zip(fields, job, strict=True) if value is not None} for job in found]

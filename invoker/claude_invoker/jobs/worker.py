@@ -202,6 +202,8 @@ class Worker:
     async def _end_as(self, job: Job, run: Run) -> None:
         fields: dict[str, Any] = {"cost_usd": repr(_cost_in_all(run)), "model": run.model}
         fields["progress"] = Watch(run).progress().model_dump_json()
+        if run.earlier is None and run.first_token_s is not None:
+            fields["first_token_s"] = repr(round(run.first_token_s, 3))
         if run.deferral is not None:
             await self.ends.defer(job, run.deferral, run.permissions, **fields)
             return
