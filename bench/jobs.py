@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import contextlib
 import json
 import os
 import signal
@@ -124,6 +125,21 @@ class Stage:
         self.processes.append(process)
         return process
 
+    def serve(self) -> tuple[subprocess.Popen[bytes], str]:
+        """A server that is ready, and its URL."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        process, url = self.start("serve", port=port, pool_size=0), f"http://127.0.0.1:{port}"
+        until = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/readyz").status_code == 200:
+                    return process, url
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the server is not ready: see {self.folder}/log-{len(self.processes) - 1}")
+            time.sleep(0.1)
+
     def ready(self, process: subprocess.Popen[bytes]) -> bool:
         """Whether a worker takes jobs."""
         return b"worker ready" in (self.folder / f"log-{self.processes.index(process)}").read_bytes()
@@ -203,24 +219,14 @@ async def pickup(stage: Stage, store: Store, queues: Queues, count: int = 60) ->
 
 
 async def long_queue(stage: Stage, store: Store, queues: Queues, count: int = 10_000) -> dict[str, float]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = stage.start("claude_invoker", port=port, pool_size=0)
+    server, url = stage.serve()
     jobs = []
     for n in range(count):  # half of them the caller's own
         subject = "developer" if n % 2 else f"somebody-{n % 100}"
         jobs.append(Job.new(JobRequest(prompt=f"job=q{n}"), caller(subject), time.time()))
         await store.add(jobs[-1])
     looks: dict[str, list[float]] = {"status": [], "list": []}
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-        for _ in range(200):
-            try:
-                if (await client.get("/readyz")).status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            await asyncio.sleep(0.1)
+    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
         for n in range(520):
             job = jobs[(n * 7919) % count]
             for kind, path in (("status", f"/jobs/{job.id}"), ("list", "/jobs?limit=20")):
