@@ -1,0 +1,90 @@
+"""Every page of the dashboard in both themes and on a phone, by axe: no finding that keeps somebody from using it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+from starlette.routing import Route
+
+from claude_invoker.dashboard import figures, lists, runs
+from claude_invoker.dashboard.routes import router
+from tests.e2e.conftest import Gateway
+
+dashboard = pytest.importorskip("tests.e2e.test_dashboard", reason="playwright is not installed")
+from axe_playwright_python.sync_playwright import Axe  # noqa: E402
+from playwright.sync_api import Browser, Page, expect  # noqa: E402
+
+chromium = dashboard.chromium
+pytestmark = [*dashboard.pytestmark]
+HOME = "/claude/dashboard"
+NO_PAGES = {"live", "static", "artifacts"}
+
+
+@pytest.fixture
+def page(chromium: Browser, gateway: Gateway) -> Iterator[Page]:
+    with dashboard.opened_in(chromium, gateway.url) as opened:
+        yield opened
+
+
+def findings(page: Page) -> list[str]:
+    """The serious and the critical, where they are."""
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{page.url}: {each['id']}: {node['html'][:200]}"
+        for each in found
+        if each["impact"] in ("serious", "critical")
+        for node in each["nodes"]
+    ]
+
+
+def templates() -> set[str]:
+    """The paths of all pages, below the dashboard's."""
+    routes = [route for each in (router, lists.router, runs.router, figures.router) for route in each.routes]
+    found = {route.path for route in routes if isinstance(route, Route) and "GET" in (route.methods or ())}
+    return {path.removeprefix("/dashboard") for path in found if not set(path.split("/")) & NO_PAGES}
+
+
+def test_each_page_can_be_used_in_each_look(page: Page, gateway: Gateway) -> None:
+    page.goto(f"{HOME}/login")
+    page.evaluate("document.querySelector('main').insertAdjacentHTML('beforeend', '<input>')")
+    assert findings(page), "the control: an input without a label is found"
+    call = json.dumps({"file_path": "a.md", "content": "x"})
+    done = dashboard.submit(gateway, "reader", f"[[tool Write {call}]] [[say done]]", tools=["Write"])
+    asks = dashboard.submit(gateway, "reader", f"[[tool Write {call}]] [[say so]]", tools=["Write"], ask=["Write"])
+    with gateway.client("reader", "--tier", "pro") as client:
+        answer = client.post("/claude/invoke", json={"prompt": "[[say hi]]"}, headers={"X-Repo": "org/app"})
+    assert answer.status_code == 200, answer.text
+    dashboard.log_in(page, gateway.token("reader", "--tier", "pro", "--role", "claude:invoke", "--role", "admin"))
+    page.goto(f"{HOME}/jobs/{done}")
+    expect(page.locator("#state")).to_have_text("done")
+    page.goto(f"{HOME}/jobs/{asks}")
+    expect(page.locator(".asked")).to_have_count(1)
+    pages = {
+        "login": "login",
+        "overview": "",
+        "jobs": "jobs?caller=reader",
+        "no-jobs": "jobs?text=nobody+asked+for+this",
+        "runs": "runs",
+        "charts": "charts?span=1h",
+        "approvals": "approvals",
+        "job-done": f"jobs/{done}",
+        "job-asks": f"jobs/{asks}",
+        "run-done": f"runs/{answer.headers['x-claude-run']}",
+    }
+    visited, found = set(), list[str]()
+    for name, path in pages.items():
+        page.goto(f"{HOME}/{path}".rstrip("/"))
+        visited.add(page.url.partition(HOME)[2].partition("?")[0])
+        page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        dashboard.in_all_looks(page, f"page-{name}")
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            found += findings(page)
+    assert found == []
+    patterns = [re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path)) for path in templates()]
+    assert [each for each in patterns if not any(re.fullmatch(each, seen) for seen in visited)] == [], (
+        "all were visited"
+    )
