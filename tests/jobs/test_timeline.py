@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from claude_invoker.dashboard.pricing import price_of
 from claude_invoker.dashboard.render import html
-from claude_invoker.dashboard.timeline import MOST_ENTRIES, Timeline, Turn, line_of
+from claude_invoker.dashboard.timeline import MOST_CALLS, MOST_DETAILS, MOST_ENTRIES, MOST_TEXT, Timeline, Turn, line_of
 from claude_invoker.metering.usage import Used
 from claude_invoker.settings import Settings
 
@@ -120,8 +120,15 @@ def test_a_page_has_so_much_at_most() -> None:
     timeline = told(*many, text("t" * 5000), *[call] * 300, result)
     assert (len(timeline.entries), timeline.left_out, timeline.turns) == (MOST_ENTRIES, 50, MOST_ENTRIES + 50)
     last = timeline.entries[-1]
-    assert isinstance(last, Turn) and (len(last.calls), last.calls_left_out) == (100, 200)
-    assert len(html("_timeline", timeline=timeline)) < 600_000
+    assert isinstance(last, Turn) and (len(last.calls), last.calls_left_out) == (MOST_CALLS, 300 - MOST_CALLS)
+    fuller = ("tool", {"id": "1", "state": "started", "name": "B", "input": {"x": "y" * 5000}})
+    crowded = told(*[start(), *[fuller] * (MOST_CALLS + 5), result] * (MOST_ENTRIES + 5))
+    assert 1_000_000 < len(html("_timeline", timeline=crowded)) < 6_000_000
+    kept = [
+        call for turn in crowded.entries if isinstance(turn, Turn) for call in turn.calls if call.given or call.said
+    ]
+    assert len(kept) == MOST_DETAILS and all(call.given for call in kept)
+    assert len(told(*[text("x" * 50_000)] * 9).end_of_text) < MOST_TEXT + 100
     asked: list[str] = []
 
     def priced(model: str, _: Used) -> Decimal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
@@ -26,7 +27,7 @@ from claude_invoker.dashboard.overview import overview
 from claude_invoker.dashboard.pages import home, page
 from claude_invoker.dashboard.pricing import price_of
 from claude_invoker.dashboard.render import FOLDER, html
-from claude_invoker.dashboard.timeline import Timeline
+from claude_invoker.dashboard.timeline import Timeline, told
 from claude_invoker.jobs.record import OVER, Job
 from claude_invoker.jobs.recording import text_of
 from claude_invoker.jobs.store import Store
@@ -118,19 +119,19 @@ async def _job_events(request: Request, job: Job, viewer: Caller, last: str) -> 
         shown.update(now)
         return [event(name, now[name]) for name in parts]
 
-    async for told in store.follow(job.id, last, TICK_S):
-        if told is not None:
-            last, name, data = told
+    async for came in store.follow(job.id, last, TICK_S):
+        if came is not None:
+            last, name, data = came
             if _order(last) > _order(known):
                 timeline.take(name, data)
             if name == "content_block_delta" and (text := text_of(json.loads(data))):
                 yield event("text", json.dumps(text), last)
-        if told is None or told[1] == "run.started" or time.monotonic() - looked > TICK_S:
+        if came is None or came[1] == "run.started" or time.monotonic() - looked > TICK_S:
             looked = time.monotonic()
             parts = await changed()
             for part in parts:
                 yield part
-            if not parts and told is None:
+            if not parts and came is None:
                 yield ": still\n\n"
             if looked > until:
                 return
@@ -141,10 +142,10 @@ async def _job_events(request: Request, job: Job, viewer: Caller, last: str) -> 
 
 async def _timeline(request: Request, job: Job) -> tuple[Timeline, str]:
     """As far as it has come, and the id of its last event."""
-    timeline, last = Timeline(price_of(services(request).settings)), border.BEFORE_ALL
-    for last, name, data in await jobs.store_of(request).transcript(job.id):  # noqa: B007 it is returned
-        timeline.take(name, data)
-    return timeline, last
+    timeline = Timeline(price_of(services(request).settings))
+    events = await jobs.store_of(request).transcript(job.id)
+    await asyncio.to_thread(told, timeline, [each[1:] for each in events])
+    return timeline, events[-1][0] if events else border.BEFORE_ALL
 
 
 def _order(event_id: str) -> tuple[int, ...]:

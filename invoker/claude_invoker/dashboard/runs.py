@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -18,7 +19,7 @@ from claude_invoker.dashboard.live import live_part
 from claude_invoker.dashboard.pages import home, page
 from claude_invoker.dashboard.pricing import price_of
 from claude_invoker.dashboard.render import html
-from claude_invoker.dashboard.timeline import Timeline
+from claude_invoker.dashboard.timeline import Timeline, told
 from claude_invoker.jobs.ends import BY_CALLER
 from claude_invoker.problem import Problem
 from claude_invoker.replicas.record import PastRun
@@ -71,9 +72,9 @@ class _Look:
 
     async def values(self) -> dict[str, Any]:
         run = self._run
-        for event in run.events.since(self._seen):
-            self._seen = event.id
-            self._timeline.take(event.name, event.data)
+        if events := run.events.since(self._seen):
+            self._seen = events[-1].id
+            await asyncio.to_thread(told, self._timeline, [(event.name, event.data) for event in events])
         view = run.view()
         return {
             "viewer": self._viewer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
@@ -16,11 +16,16 @@ from claude_invoker.metering.usage import Used
 
 MAX_LINE = 400
 """Characters of a line, and of a turn's words."""
-_MOST_TEXT = 4000
+_MOST_WORDS = 4000
 """Characters of what a call was given, and of what came back."""
 MOST_ENTRIES = 200
-_MOST_CALLS = 100
+MOST_CALLS = 30
 """Of a turn."""
+MOST_DETAILS = 200
+"""Calls of which it is shown what they were given and what came back."""
+MOST_TEXT = 200_000
+"""Characters of the answer that a page has: its end."""
+_BRIEF = 200
 _MOST_MODELS = 10
 _MOST_TOKENS = 1_000_000_000
 
@@ -30,7 +35,8 @@ Price = Callable[[str, Used], Decimal]
 
 @dataclass
 class Call:
-    """A call of a tool. `brief` is the beginning of what it was given, on one line."""
+    """A call of a tool. `brief` is the beginning of what it was given, on one line; `given` and `said` of older ones
+    are not kept."""
 
     tool: str
     brief: str
@@ -69,7 +75,13 @@ class Timeline:
     """What the turns before this one have used and cost."""
     _calls: dict[str, Call] = field(default_factory=dict)
     """Those without a result yet."""
+    _detailed: deque[Call] = field(default_factory=deque)
     _models: set[str] = field(default_factory=set)
+
+    @property
+    def end_of_text(self) -> str:
+        left_out = len(self.text) - MOST_TEXT
+        return self.text if left_out <= 0 else f"[{left_out:,} letters before these]\n{self.text[left_out:]}"
 
     def take(self, name: str, data: str | bytes) -> str:
         """One event. The text that it adds to the answer."""
@@ -126,24 +138,35 @@ class Timeline:
 
     def _call(self, document: dict[str, Any]) -> None:
         turn, given = self._of_model(), document.get("input")
-        if len(turn.calls) >= _MOST_CALLS:
+        if len(turn.calls) >= MOST_CALLS:
             turn.calls_left_out += 1
             return
-        on_one_line = json.dumps(given, ensure_ascii=False)
-        call = Call(
-            short(str(document.get("name"))), short(on_one_line), long(json.dumps(given, indent=2, ensure_ascii=False))
-        )
+        on_one_line, written = (json.dumps(given, indent=indent, ensure_ascii=False) for indent in (None, 2))
+        call = Call(short(str(document.get("name")), _BRIEF), short(on_one_line, _BRIEF), short(written, _MOST_WORDS))
         turn.calls.append(call)
         self._calls[str(document.get("id"))] = call
+        self._detailed.append(call)
+        if len(self._detailed) > MOST_DETAILS:
+            oldest = self._detailed.popleft()
+            oldest.given = oldest.said = ""
 
     def _result(self, document: dict[str, Any]) -> None:
         call = self._calls.pop(str(document.get("id")), None)
-        if call is not None:
-            call.state, call.said = "failed" if document.get("is_error") else "done", long(str(document.get("content")))
+        if call is None:
+            return
+        call.state = "failed" if document.get("is_error") else "done"
+        if call.given:
+            call.said = short(str(document.get("content")), _MOST_WORDS)
 
     def _add(self, entry: Turn | str) -> None:
         self.left_out += len(self.entries) == MOST_ENTRIES
         self.entries.append(entry)
+
+
+def told(timeline: Timeline, events: Iterable[tuple[str, str | bytes]]) -> None:
+    """All of them, as (name, data): of a long run some tenths of a second."""
+    for name, data in events:
+        timeline.take(name, data)
 
 
 def used_in(usage: dict[str, Any], before: Used) -> Used:
@@ -205,9 +228,5 @@ def line_of(name: str, document: dict[str, Any]) -> str | None:
     return None
 
 
-def short(text: str) -> str:
-    return plain(text if len(text) <= MAX_LINE else text[: MAX_LINE - 1] + "…")
-
-
-def long(text: str) -> str:
-    return plain(text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT - 1] + "…")
+def short(text: str, most: int = MAX_LINE) -> str:
+    return plain(text if len(text) <= most else f"{text[: most - 1]}…")

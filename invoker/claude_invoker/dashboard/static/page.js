@@ -6,9 +6,14 @@ const byId = (id) => document.getElementById(id);
 function show(fragment, html) {
   const held = document.activeElement && fragment.contains(document.activeElement) ? document.activeElement.id : "";
   const written = [...fragment.querySelectorAll("input[id]")].map((input) => [input.id, input.value, input.selectionStart]);
+  const scrolled = [fragment, ...fragment.querySelectorAll("[id][tabindex='0']")].map((each) => [
+    each.id,
+    each.scrollTop > 0 && each.scrollTop + each.clientHeight >= each.scrollHeight - 8 ? Infinity : each.scrollTop,
+  ]);
   const open = [...fragment.querySelectorAll("details[id]")].filter((each) => each.open).map((each) => each.id);
   fragment.innerHTML = html;
   for (const id of open) if (byId(id)) byId(id).open = true;
+  for (const [id, top] of scrolled) if (byId(id)) byId(id).scrollTop = Math.min(top, byId(id).scrollHeight);
   for (const [id, value] of written) if (byId(id)) byId(id).value = value;
   if (!held || !byId(held)) return;
   byId(held).focus();
