@@ -53,7 +53,7 @@ ROUTERS = (
     graphql.router,
     catalogue.router,
     skills.router,
-    dashboard.router,
+    *dashboard.ROUTERS,
 )
 
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 import pytest
 from starlette.routing import Route
 
-from claude_invoker.dashboard import figures, lists, runs
-from claude_invoker.dashboard.routes import router
+from claude_invoker.dashboard.routes import ROUTERS
 from tests.e2e.conftest import Gateway
 
 dashboard = pytest.importorskip("tests.e2e.test_dashboard", reason="playwright is not installed")
@@ -42,7 +41,7 @@ def findings(page: Page) -> list[str]:
 
 def templates() -> set[str]:
     """The paths of all pages, below the dashboard's."""
-    routes = [route for each in (router, lists.router, runs.router, figures.router) for route in each.routes]
+    routes = [route for router in ROUTERS for route in router.routes]
     found = {route.path for route in routes if isinstance(route, Route) and "GET" in (route.methods or ())}
     return {path.removeprefix("/dashboard") for path in found if not set(path.split("/")) & NO_PAGES}
 

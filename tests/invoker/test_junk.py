@@ -105,6 +105,7 @@ def routes() -> list[tuple[str, str]]:
     assert {path for _, path in found} >= {
         "/invoke",
         "/claude/dashboard/login",
+        "/claude/dashboard/runs/{run_id}/cancel",
         "/metrics",
         "/claude/jobs/{job_id}/events",
     }

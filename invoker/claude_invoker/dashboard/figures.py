@@ -17,7 +17,7 @@ from claude_invoker.jobs.finding import LOOKED_AT, newest
 from claude_invoker.runs.summary import Filter, Summary
 from claude_invoker.trust import attested
 
-router = APIRouter()
+router = APIRouter(prefix="/dashboard", include_in_schema=False)
 
 _FIELDS = ("created_at", "state", "tier", "model", "cost_usd", "started_at", "first_token_s")
 _OUTCOMES: Mapping[str, Outcome] = {"done": "done", "succeeded": "done", "failed": "failed", "cancelled": "cancelled"}

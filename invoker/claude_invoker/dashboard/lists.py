@@ -24,7 +24,7 @@ from claude_invoker.place import Place
 from claude_invoker.runs.summary import Filter
 from claude_invoker.trust import attested
 
-router = APIRouter()
+router = APIRouter(prefix="/dashboard", include_in_schema=False)
 SHOWN = 50
 
 Viewer = Annotated[Caller, Depends(attested)]

@@ -41,9 +41,8 @@ from claude_invoker.services import services
 from claude_invoker.trust import attested, attested_visitor
 
 router = APIRouter(prefix="/dashboard", include_in_schema=False)
-router.include_router(lists.router)
-router.include_router(runs.router)
-router.include_router(figures.router)
+ROUTERS = (router, lists.router, runs.router, figures.router)
+"""All of the dashboard."""
 COOKIE = "claude_token"
 MAX_TOKEN = 3800  # browsers keep about 4,096 bytes of a cookie, its name and attributes included
 STATIC = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}

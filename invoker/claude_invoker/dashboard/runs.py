@@ -27,7 +27,7 @@ from claude_invoker.runs.run import Run
 from claude_invoker.services import services
 from claude_invoker.trust import attested
 
-router = APIRouter(prefix="/runs")
+router = APIRouter(prefix="/dashboard/runs", include_in_schema=False)
 Viewer = Annotated[Caller, Depends(attested)]
 
 
