@@ -21,8 +21,9 @@ from urllib.parse import parse_qs, urlsplit
 import psutil
 import pytest
 
+from kong_claude.report import charts, render
 from kong_claude.report.read import parse
-from kong_claude.report.summary import MAX_GROUPS, Quantiles, Summary
+from kong_claude.report.summary import MAX_GROUPS, MAX_SERIES, MAX_SLOTS, OTHERS, Quantiles, Summary
 
 COMMAND = str(Path(sys.executable).parent / "kong-claude")
 NOW = time.time()
@@ -67,6 +68,48 @@ def test_sums_groups_and_spans(tmp_path: Path) -> None:
     assert found["slowest"][0]["run_id"] == "run_slow"
     assert found["peaks_per_minute"]["pro"] == 7
     assert any("Tier pro" in hint and "raising" in hint for hint in found["hints"])
+
+
+def test_what_is_charted_is_what_the_tables_say() -> None:
+    summary = Summary(NOW - 7 * 86400, NOW)
+    generator = random.Random(7)
+    for _ in range(2000):
+        at, usd = NOW - 1 - generator.uniform(0, 6 * 86400), round(generator.uniform(0, 2), 4)
+        model, tier, team = (f"{name}{generator.randrange(9)}" for name in ("m", "t", ""))
+        summary.add(line(time=at, cost_usd=usd, model=model, tier=tier, team=team))
+    document = summary.document()
+    over_time = document["cost_usd_over_time"]
+    assert set(over_time) == {"tier", "team", "model"} and document["slot_s"] == 3600
+    for name, series in over_time.items():
+        table = {value: group["cost_usd"] for value, group in document[f"by_{name}"].items()}
+        assert {value: pytest.approx(sum(slots.values())) for value, slots in series.items()} == table
+        assert list(series) == list(table), "the dearest first"
+        drawn = charts._dearest(series)
+        assert len(drawn) == len(charts.SERIES) and list(drawn)[-1] == OTHERS
+        assert sum(sum(slots.values()) for slots in drawn.values()) == pytest.approx(document["total"]["cost_usd"])
+    page = render.page(document)
+    assert page.count("<img ") == 4 and "Cost by model over time" in page
+
+
+def test_series_and_slots_are_bounded() -> None:
+    for days in (1, 14, 15, 400, 4000):
+        summary = Summary(NOW - days * 86400, NOW)
+        for number in range(3000):
+            summary.add(line(time=NOW - 1 - number * days * 28, model=f"m{number % (2 * MAX_SERIES)}"))
+        series = summary.document()["cost_usd_over_time"]["model"]
+        assert len(series) == MAX_SERIES + 1 and max(map(len, series.values())) <= MAX_SLOTS + 1
+
+
+def test_any_name_can_be_charted() -> None:
+    summary = Summary(NOW - 3600, NOW)
+    for name in ("_hidden", "$x^2$", "\\frac", "-->", "\x1b[31m", ""):
+        summary.add(line(model=name, tier=name, team=""))
+    page = render.page(summary.document())
+    assert "Cost by model over time" in page and "Cost by team over time" not in page
+
+
+def test_a_report_of_nothing_has_no_chart_of_money() -> None:
+    assert render.page(Summary(NOW - 3600, NOW).document()).count("<img ") == 1
 
 
 def test_percentiles_are_right_to_a_few_percent() -> None:

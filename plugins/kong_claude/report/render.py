@@ -98,11 +98,8 @@ def markdown(document: dict[str, Any]) -> str:
 
 def page(document: dict[str, Any]) -> str:
     """HTML."""
-    from kong_claude.report.charts import trends
+    from kong_claude.report.charts import costs, trends
 
-    picture = io.BytesIO()
-    trends(document, (9.5, 6.5)).savefig(picture, format="svg")
-    data = base64.b64encode(picture.getvalue()).decode()
     e = html.escape
     out = ["<!doctype html><html lang=en><meta charset=utf-8><title>Claude gateway</title>", f"<style>{_CSS}</style>"]
     out.append(f"<h1>Claude gateway</h1><p class=span>{e(span(document))}</p><div class=figures>")
@@ -110,22 +107,31 @@ def page(document: dict[str, Any]) -> str:
     out.append("</div>")
     if document["hints"]:
         out.append("<ul>" + "".join(f"<li>{e(hint)}</li>" for hint in document["hints"]) + "</ul>")
-    out.append(
-        f"<h2>Over time</h2><img alt='Requests, refusals and cost over time' src='data:image/svg+xml;base64,{data}'>"
-    )
+    out.append("<h2>Over time</h2>" + _picture(trends(document, (9.5, 6.5)), "Requests, refusals and cost over time"))
+    spent = [name for name, series in document["cost_usd_over_time"].items() if series]
+    charts = {
+        f"By {name}": _picture(costs(document, [name], (9.5, 2.8)), f"Cost by {name} over time") for name in spent
+    }
     for title, columns, rows in tables(document):
-        out.append(f"<h2>{e(title)}</h2><table><tr>" + "".join(f"<th>{e(c)}</th>" for c in columns) + "</tr>")
+        out.append(f"<h2>{e(title)}</h2>{charts.get(title, '')}<table><tr>")
+        out.append("".join(f"<th>{e(c)}</th>" for c in columns) + "</tr>")
         out += ["<tr>" + "".join(f"<td>{e(c)}</td>" for c in row) + "</tr>" for row in rows]
         out.append("</table>")
     return "\n".join(out) + "</html>\n"
 
 
+def _picture(figure: Any, words: str) -> str:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="svg")
+    return f"<img alt='{words}' src='data:image/svg+xml;base64,{base64.b64encode(drawn.getvalue()).decode()}'>"
+
+
 def pdf(document: dict[str, Any], path: Path) -> None:
-    """A4 pages: figures and trends first, then the tables."""
+    """A4 pages: figures and trends first, then what was spent on what over time, then the tables."""
     from matplotlib.backends.backend_pdf import PdfPages
     from matplotlib.figure import Figure
 
-    from kong_claude.report.charts import BLUE, INK, trends
+    from kong_claude.report.charts import BLUE, INK, costs, trends
 
     with PdfPages(path, metadata={"Title": "Claude gateway", "Creator": "kong-claude"}) as pages:
         first = trends(document, (8.27, 11.69), (0.05, 0.06, 0.9, 0.62))
@@ -137,6 +143,8 @@ def pdf(document: dict[str, Any], path: Path) -> None:
         for i, hint in enumerate(document["hints"][:6]):
             first.text(0.07, 0.81 - i * 0.02, f"\u2022 {hint[:110]}".replace("$", r"\$"), fontsize=9, color=INK)
         pages.savefig(first)
+        if spent := [name for name, series in document["cost_usd_over_time"].items() if series]:
+            pages.savefig(costs(document, spent, (8.27, 11.69)))
         sheet, y = None, 0.0
         for title, columns, rows in tables(document):
             height = 0.06 + 0.022 * len(rows)

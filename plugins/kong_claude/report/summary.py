@@ -18,6 +18,16 @@ SLOWEST = 10
 _GROWTH = math.log(1.04)  # a percentile is right to 2 %
 _SMALLEST = 0.001  # seconds
 DIMENSIONS = ("tier", "team", "model", "repository", "route")
+CHARTED = ("tier", "team", "model")
+MAX_SERIES = 50  # of a dimension
+MAX_SLOTS = 400  # of a series
+OTHERS = "(others)"
+
+
+def slot_of(since: float, until: float) -> int:
+    """Seconds of the slots in which a span is shown: hours up to two weeks, else days, or several where it is long."""
+    span = until - since
+    return 3600 if span <= 14 * 86400 else 86400 * math.ceil(span / 86400 / MAX_SLOTS)
 
 
 class Quantiles:
@@ -75,6 +85,8 @@ class Summary:
         self.status: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
         self.hours: dict[int, list[float]] = {}  # hour → requests, refusals, cost
+        self.slot = slot_of(since, until)
+        self.costs: dict[str, dict[str, dict[int, float]]] = {name: {} for name in CHARTED}  # group → slot → USD
         self.peaks: dict[str, int] = {}  # tier → most requests of one caller in one minute
         self._minutes: dict[tuple[str, str], list[int]] = {}  # (subject, tier) → minute, requests in it
         self._slowest: list[tuple[float, int, dict[str, Any]]] = []
@@ -120,6 +132,10 @@ class Summary:
             counts[0] += 1
             counts[1] += bool(refusal)
             counts[2] += cost
+        if cost:
+            for name in CHARTED:
+                if names[name]:
+                    self._cost(self.costs[name], names[name], int(at // self.slot), cost)
         if not refusal:  # what a limit has refused is no use of it
             self._peak(str(line.get("subject") or ""), names["tier"], int(at // 60))
             self._keep_slow(seconds, line)
@@ -127,8 +143,14 @@ class Summary:
     def _group(self, name: str, value: str) -> Group:
         groups = self.groups[name]
         if value not in groups and len(groups) >= MAX_GROUPS:
-            value = "(others)"
+            value = OTHERS
         return groups.setdefault(value, Group())
+
+    def _cost(self, series: dict[str, dict[int, float]], value: str, slot: int, cost: float) -> None:
+        if value not in series and len(series) >= MAX_SERIES:
+            value = OTHERS
+        slots = series.setdefault(value, {})
+        slots[slot] = slots.get(slot, 0.0) + cost
 
     def _peak(self, subject: str, tier: str, minute: int) -> None:
         """Logs are in order of time, nearly: a minute that has passed is never counted again."""
@@ -203,5 +225,13 @@ class Summary:
             "limits_per_minute": self.limits,
             "metered_cost_usd": self.metered,
             "hours": {str(hour * 3600): counts for hour, counts in sorted(self.hours.items())},
+            "slot_s": self.slot,
+            "cost_usd_over_time": {
+                name: {
+                    value: {str(at * self.slot): round(usd, 6) for at, usd in sorted(slots.items())}
+                    for value, slots in sorted(series.items(), key=lambda item: -sum(item[1].values()))
+                }
+                for name, series in self.costs.items()
+            },
             "hints": self.hints(),
         }
