@@ -176,6 +176,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
         for name in ("named", "subjects", "pools")
     },
     f"{_GATEWAY}/rate_tiers/wishes.py": (
+        f"{_RATES}/test_wishes.py",
         f"{_RATES}/test_admin.py",
         f"--deselect={_RATES}/test_admin.py::test_limits_are_changed_on_a_cluster_of_three_nodes",
     ),
