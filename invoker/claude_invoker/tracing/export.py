@@ -21,7 +21,8 @@ from claude_invoker.tracing.spans import Tells
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.sdk.trace import TracerProvider
+
+    from claude_invoker.tracing.sending import Sending
 
 _NAME = "claude-invoker"
 
@@ -32,7 +33,7 @@ class Tracing:
 
     def __init__(self, settings: Settings) -> None:
         self._tells = Tells(settings.otlp_subject, settings.otlp_content)
-        self._provider: TracerProvider | None = None
+        self._sending: Sending | None = None
         if settings.otlp_endpoint is None:
             return
         try:
@@ -43,20 +44,22 @@ class Tracing:
         except ImportError as error:
             raise ValueError("INVOKER_OTLP_ENDPOINT needs: pip install 'claude-invoker[otlp]'") from error
         resource = Resource.create({"service.name": _NAME, "service.version": __version__})
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         most, at_once = _number("OTEL_BSP_MAX_QUEUE_SIZE", 2048), _number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512)
         to = exporter(f"{settings.otlp_endpoint.rstrip('/')}/v1/traces")
-        self._provider.add_span_processor(Sending(to, most, at_once))
-        self._tracer = self._provider.get_tracer(_NAME, __version__)
+        self._sending = Sending(to, most, at_once)
+        # Not kept: as long as it is there, each process that is forked looks for what its resource may be, by threads.
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        provider.add_span_processor(self._sending)
+        self._tracer = provider.get_tracer(_NAME, __version__)
 
     @property
     def is_on(self) -> bool:
-        return self._provider is not None
+        return self._sending is not None
 
     def record(self, run: Run) -> None:
         """A run that is over: within its request, where that waits for it; a job's is a trace of its own, with a link
         to the request that has queued it (OpenTelemetry's rule for messaging)."""
-        if self._provider is None:
+        if self._sending is None:
             return
         from opentelemetry.trace import Link, get_current_span
 
@@ -69,7 +72,7 @@ class Tracing:
 
     def answered(self, message: Message) -> None:
         """A request to a model itself is over."""
-        if self._provider is not None:
+        if self._sending is not None:
             self._add(spans.of_message(message, self._tells), _context(message.traceparent))
 
     def _add(self, found: Iterable[spans.Span], parent: Context | None, links: list[Any] | None = None) -> None:
@@ -108,8 +111,8 @@ class Tracing:
 
     def close(self) -> None:
         """Sends what waits, for some seconds at most: what is not sent then is lost. Blocks."""
-        if self._provider is not None:
-            self._provider.shutdown()
+        if self._sending is not None:
+            self._sending.shutdown()
 
 
 class Request:
