@@ -213,6 +213,21 @@ def test_no_mutation_goes_by_unseen(before: str, after: str, text: str) -> None:
         assert contract.may_start(json.dumps({"query": query}).encode())
 
 
+@pytest.mark.parametrize(
+    ("body", "asks"),
+    [
+        ('{"query": "{ limits { name } }"}', True),
+        ('{"query": "{limits}"}', True),
+        ('{"query": "{ runs { id } }"}', False),
+        ('{"query": "{ limits_ my_limits limitsOf Limits }"}', False),
+        ('{"query": "{ runs }", "variables": {"a": "limits"}}', False),
+        ("limits", False),
+    ],
+)
+def test_what_may_name_the_limits(body: str, asks: bool) -> None:
+    assert contract.asks_for_limits(body.encode()) == asks
+
+
 @pytest.fixture(scope="module")
 def invoker(start_invoker: Callable[..., Invoker]) -> Iterator[Invoker]:
     redis = started()  # no other test's: its worker would run their jobs

@@ -130,7 +130,8 @@ _ASKED = (
     ),
 )
 _GRAPHQL = tuple(
-    f"tests/invoker/test_graphql.py::test_{name}" for name in ("what_may_start_something", "no_mutation_goes_by_unseen")
+    f"tests/invoker/test_graphql.py::test_{name}"
+    for name in ("what_may_start_something", "no_mutation_goes_by_unseen", "what_may_name_the_limits")
 )
 _ATTESTED = ("tests/core/test_attestation.py", "tests/core/test_claims.py", *_LET_IN)
 _CLAIMS = ("tests/core/test_claims.py", "tests/core/test_attestation.py", *_LET_IN)
