@@ -48,9 +48,9 @@ DISTRIBUTIONS = {
 }
 """By the folder of each."""
 IMAGES = (
-    Image("kong", "plugins/Dockerfile", ("./contract", "./plugins", "./local")),
+    Image("kong", "plugins/Dockerfile", ("./contract", "./plugins[tools]", "./local")),
     Image("invoker", "invoker/Dockerfile", ("./contract", "./invoker[otlp,skills]")),
-    Image("minikong", "deploy/docker/minikong.Dockerfile", ("./contract", "./plugins", "./minikong", "./local")),
+    Image("minikong", "deploy/docker/minikong.Dockerfile", ("./contract", "./plugins[tools]", "./minikong", "./local")),
 )
 
 

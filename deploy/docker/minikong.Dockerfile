@@ -10,7 +10,7 @@ COPY minikong minikong
 COPY local local
 # What the lock names, and nothing that is called the same, nor has to be built; ours by the build backend that it names.
 RUN /opt/kong-claude/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r minikong.lock \
- && /opt/kong-claude/bin/pip install --no-cache-dir --no-deps --no-build-isolation ./contract ./plugins ./minikong ./local \
+ && /opt/kong-claude/bin/pip install --no-cache-dir --no-deps --no-build-isolation ./contract './plugins[tools]' ./minikong ./local \
  && rm -rf /src
 RUN ln -s "$(/opt/kong-claude/bin/python -c 'import kong_claude.guard as g; print(g.LUA)')" /opt/kong-claude/lua \
     && ln -s "$(/opt/kong-claude/bin/python -c 'import kong_claude.guard as g; print(g.PAIR)')" /opt/kong-claude/pair

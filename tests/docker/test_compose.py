@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.deploy.test_secrets import FILES
 from tests.docker.conftest import MINIKONG, ComposeGateway
 from tests.e2e.conftest import knocking
 from tests.e2e.test_main_path import (  # noqa: F401  (the same scenarios, another gateway)
@@ -47,9 +48,7 @@ def test_the_doctor_finds_no_hole_from_kongs_own_container(gateway: ComposeGatew
 @pytest.mark.parametrize("service", ["invoker", "worker"])
 def test_where_tools_run_there_is_nothing_that_signs(gateway: ComposeGateway, service: str) -> None:
     listed = gateway.run("exec", "-T", service, "sh", "-c", "stat -c '%a %u %n' /secrets/*")
-    assert set(listed.split("\n")) - {""} == {
-        f"400 0 /secrets/{name}" for name in ("attestation-public-key", "redis-url", "webhook-secret")
-    }
+    assert set(listed.split("\n")) - {""} == {f"400 0 /secrets/{name}" for name in FILES["invoker"]}
 
 
 @pytest.mark.parametrize("service", ["invoker", "worker"])

@@ -1,0 +1,51 @@
+"""The images' recipes and the compose files as data; tests/docker starts them where there is an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from release.locks import IMAGES, locked
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+IN_PLACE_OF_KONG: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.minikong.yml").read_text())[
+    "services"
+]
+FROM_KONGS_IMAGE = {name for name, service in SERVICES.items() if service["image"] == "kong-claude/kong"}
+
+
+def test_kong_starts_as_its_image_does() -> None:
+    """docker-entrypoint.sh is that of Docker's official image; without it the container restarted for ever."""
+    recipe = (ROOT / "plugins/Dockerfile").read_text()
+    assert recipe.partition("\nFROM ")[2].startswith("kong:")
+    assert '\nENTRYPOINT ["/usr/local/bin/with-secrets", "/docker-entrypoint.sh"]\n' in recipe
+    assert "RUN test -x /docker-entrypoint.sh " in recipe
+
+
+@pytest.mark.parametrize("name", sorted(FROM_KONGS_IMAGE))
+def test_no_service_is_asked_whether_it_is_kong(name: str) -> None:
+    """Kong's image asks for Kong's health, so that a service without a check of its own never got healthy, nor `up --wait`."""
+    service = SERVICES[name]
+    if service.get("profiles") == ["tools"]:
+        return  # a command and its end
+    check = " ".join(service["healthcheck"]["test"])
+    assert ("kong health" in check) == (name == "kong")
+
+
+def test_without_kongs_image_nothing_of_it_is_built() -> None:
+    assert {*IN_PLACE_OF_KONG} >= FROM_KONGS_IMAGE
+    for name in FROM_KONGS_IMAGE:
+        assert IN_PLACE_OF_KONG[name]["image"] == "kong-claude/minikong"
+        assert IN_PLACE_OF_KONG[name]["build"]["dockerfile"] == "deploy/docker/minikong.Dockerfile"
+
+
+def test_the_doctor_has_in_the_images_what_it_reads_configurations_with() -> None:
+    """`docker compose exec kong … doctor`, as docs/deploy.md has it."""
+    for image in IMAGES:
+        if "kong-claude" in image.distributions:
+            assert "./plugins[tools]" in image.parts
+            assert "pyyaml" in locked(image.lock.read_text())
