@@ -97,6 +97,12 @@ def test_a_paced_window_lives_until_it_is_empty(store: RedisLedger, redis_server
         check(lives(redis_server), w=requests * HOUR // 2 + 2)
 
 
+def test_a_window_that_is_empty_at_once_lives_all_the_same(store: RedisLedger) -> None:
+    """Redis takes no lifetime of nothing, and nobody would be let in."""
+    for _ in range(50):
+        assert store.admit(asked(Window("second", 1_000_000, 5))).admitted
+
+
 @pytest.mark.parametrize("shared", [Shared(), TEAM], ids=["alone", "with a pool"])
 def test_a_short_lease_does_not_cut_a_longer_ones_life(
     store: RedisLedger, redis_server: RedisProcess, shared: Shared
