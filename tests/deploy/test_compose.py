@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import yaml
 from release.locks import IMAGES, locked
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 IN_PLACE_OF_KONG: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.minikong.yml").read_text())[
     "services"
 ]
@@ -49,3 +52,11 @@ def test_the_doctor_has_in_the_images_what_it_reads_configurations_with() -> Non
         if "kong-claude" in image.distributions:
             assert "./plugins[tools]" in image.parts
             assert "pyyaml" in locked(image.lock.read_text())
+
+
+def test_docker_gives_the_known_addresses_to_no_other_network() -> None:
+    """It did after some starts, by turns: "Pool overlaps with other one on this address space"."""
+    [named] = COMPOSE["networks"]["edge"]["ipam"]["config"]
+    subnet = ipaddress.ip_network(re.sub(r"\$\{\w+:-([\d.]+)\}", r"\1", named["subnet"]))
+    for pool in ("172.16.0.0/12", "192.168.0.0/16"):  # Docker's own, where nobody has set others
+        assert not subnet.overlaps(ipaddress.ip_network(pool))
