@@ -9,11 +9,14 @@ function show(fragment, html) {
   const scrolled = [fragment, ...fragment.querySelectorAll("[id][tabindex='0']")].map((each) => [
     each.id,
     each.scrollTop > 0 && each.scrollTop + each.clientHeight >= each.scrollHeight - 8 ? Infinity : each.scrollTop,
+    each.scrollLeft,
   ]);
   const open = [...fragment.querySelectorAll("details[id]")].filter((each) => each.open).map((each) => each.id);
   fragment.innerHTML = html;
   for (const id of open) if (byId(id)) byId(id).open = true;
-  for (const [id, top] of scrolled) if (byId(id)) byId(id).scrollTop = Math.min(top, byId(id).scrollHeight);
+  for (const [id, top, left] of scrolled) {
+    if (byId(id)) byId(id).scrollTo({ top: Math.min(top, byId(id).scrollHeight), left, behavior: "instant" });
+  }
   for (const [id, value] of written) if (byId(id)) byId(id).value = value;
   if (!held || !byId(held)) return;
   byId(held).focus();
