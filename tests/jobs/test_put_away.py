@@ -73,7 +73,7 @@ async def test_what_was_decided_while_its_process_ended_is_stored_in_the_same_st
     given = PermissionAnswer(decision="allow", remember=remember)
     decision = asked.permissions.answer(shown.id, given, "alice")
     others: list[str] = []
-    once = store._run
+    once = store.run
 
     async def another_decides(script: str, keys: Any, args: Any) -> Any:
         reply = await once(script, keys, args)
@@ -83,7 +83,7 @@ async def test_what_was_decided_while_its_process_ended_is_stored_in_the_same_st
                 await deferred.decide(store, queues, seen, shown.id, DENY, "bob")
         return reply
 
-    monkeypatch.setattr(store, "_run", another_decides)
+    monkeypatch.setattr(store, "run", another_decides)
     asked.permissions.close()
     await ends(store, queues).defer(found, deferral, asked.permissions)
     assert others == ["queued"]
@@ -116,7 +116,7 @@ async def test_whoever_has_decided_is_told_so_although_a_worker_had_the_job_befo
     found, (asked, shown, deferral) = await claimed(store), await put_away()
     asked.permissions.close()
     await ends(store, queues).defer(found, deferral, asked.permissions)
-    once = store._run
+    once = store.run
 
     async def twice(script: str, keys: Any, args: Any) -> Any:
         if script == "resume":
@@ -124,7 +124,7 @@ async def test_whoever_has_decided_is_told_so_although_a_worker_had_the_job_befo
             assert await store.claim("another", "worker") is not None
         return await once(script, keys, args)
 
-    monkeypatch.setattr(store, "_run", twice)
+    monkeypatch.setattr(store, "run", twice)
     seen = await store.get(found.id)
     assert seen is not None
     decision = await deferred.decide(store, queues, seen, shown.id, ALLOW, "alice")

@@ -43,14 +43,14 @@ async def claims(store: Store, count: int) -> list[Job]:
 
 async def again(store: Store, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on every call of this script is sent twice, as after a lost answer."""
-    once = store._run
+    once = store.run
 
     async def twice(script: str, keys: object, args: object) -> object:
         if script == name:
             await once(script, keys, args)  # type: ignore[arg-type]
         return await once(script, keys, args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(store, "_run", twice)
+    monkeypatch.setattr(store, "run", twice)
 
 
 async def test_subjects_take_turns(store: Store) -> None:
@@ -340,7 +340,7 @@ async def test_no_page_loses_a_job_that_was_accepted_at_the_same_moment(store: S
         if before is None:
             break
         assert Place.parse(str(before)) == before == seen[-1]
-        await store._run("forget", [], [before.id, "alice"])
+        await store.run("forget", [], [before.id, "alice"])
     assert seen == expected
     old, _ = await store.page(None, Place(1002.0, ""), 9)
     assert {each.created_at for each in old} <= {1001.0, 1000.0}

@@ -1,12 +1,19 @@
-"""What protects the pages: headers on every answer, and the check that a change was asked for by a page of ours."""
+"""What protects the pages: headers on every answer, who looks at them, and the check that a change was asked for by a
+page of ours."""
 
 from __future__ import annotations
 
-from fastapi import Request
+from typing import Annotated
+
+from fastapi import Depends, Request
 
 from claude_invoker.api.border import host_of
 from claude_invoker.api.replicas import was_forwarded
+from claude_invoker.caller import Caller
 from claude_invoker.problem import Problem
+from claude_invoker.trust import attested
+
+Viewer = Annotated[Caller, Depends(attested)]
 
 HEADERS = {
     "Content-Security-Policy": (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
@@ -15,19 +15,17 @@ from claude_invoker.api import listing
 from claude_invoker.api.border import place
 from claude_invoker.api.jobs import is_job_id, store_of
 from claude_invoker.caller import Caller
-from claude_invoker.dashboard.guard import HEADERS
+from claude_invoker.dashboard.guard import HEADERS, Viewer
 from claude_invoker.dashboard.pages import home, page
 from claude_invoker.jobs.finding import LOOKED_AT, Wanted, find
 from claude_invoker.jobs.record import TITLE, State
 from claude_invoker.model import ListedState
 from claude_invoker.place import Place
 from claude_invoker.runs.summary import Filter
-from claude_invoker.trust import attested
 
 router = APIRouter(prefix="/dashboard", include_in_schema=False)
 SHOWN = 50
 
-Viewer = Annotated[Caller, Depends(attested)]
 Part = Annotated[str, Field(max_length=TITLE)]
 
 

@@ -21,7 +21,7 @@ from claude_invoker.api.stream import HEADERS as STREAM
 from claude_invoker.caller import Caller
 from claude_invoker.dashboard import figures, lists, patch, runs
 from claude_invoker.dashboard.difference import difference, patch_among
-from claude_invoker.dashboard.guard import HEADERS, from_our_page
+from claude_invoker.dashboard.guard import HEADERS, Viewer, from_our_page
 from claude_invoker.dashboard.live import LIVE_S, TICK_S, event, live_part
 from claude_invoker.dashboard.overview import overview
 from claude_invoker.dashboard.pages import home, page
@@ -47,8 +47,6 @@ COOKIE = "claude_token"
 MAX_TOKEN = 3800  # browsers keep about 4,096 bytes of a cookie, its name and attributes included
 STATIC = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-
-Viewer = Annotated[Caller, Depends(attested)]
 
 
 @router.get("")

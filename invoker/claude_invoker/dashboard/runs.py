@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
@@ -14,7 +14,7 @@ from claude_invoker.api.runs import OwnRun
 from claude_invoker.caller import Caller
 from claude_invoker.dashboard import patch
 from claude_invoker.dashboard.difference import difference, patch_among
-from claude_invoker.dashboard.guard import HEADERS, from_our_page
+from claude_invoker.dashboard.guard import HEADERS, Viewer, from_our_page
 from claude_invoker.dashboard.live import live_part
 from claude_invoker.dashboard.pages import home, page
 from claude_invoker.dashboard.pricing import price_of
@@ -28,7 +28,6 @@ from claude_invoker.services import services
 from claude_invoker.trust import attested
 
 router = APIRouter(prefix="/dashboard/runs", include_in_schema=False)
-Viewer = Annotated[Caller, Depends(attested)]
 
 
 @router.get("/{run_id}")

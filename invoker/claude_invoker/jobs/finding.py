@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 from claude_invoker.jobs.record import VERSION, Job
-from claude_invoker.jobs.store import ALL, PREFIX, Store
+from claude_invoker.jobs.store import PREFIX, Store, index_of
 from claude_invoker.place import Place
 
 LOOKED_AT = 2000
 """Jobs, for one page: some milliseconds of Redis."""
-_FIND, _NEWEST = (files(__package__).joinpath(f"{name}.lua").read_text() for name in ("find", "newest"))
 
 
 @dataclass(frozen=True)
@@ -31,10 +29,10 @@ async def find(
 ) -> tuple[list[Job], Place | None]:
     """The newest `count` jobs of a subject (None: of all) that come `after`, in short, and where to go on. Fewer, or
     none, while there is more to look at."""
-    index = ALL if subject is None else f"{PREFIX}of:{subject}"
     begin = ("", "") if after is None else (repr(after.created_at), after.id)
     asked = (wanted.state, wanted.tier, _small(wanted.repository), _small(wanted.text))
-    at, last, *ids = await store.redis.eval(_FIND, 1, index, f"{PREFIX}job:", *begin, count, LOOKED_AT, *asked)
+    args = (f"{PREFIX}job:", *begin, count, LOOKED_AT, *asked)
+    at, last, *ids = await store.run("find", [index_of(subject)], args)
     return await store.short(ids), Place(float(at), last) if last else None
 
 
@@ -46,6 +44,6 @@ def _small(text: str) -> str:
 async def newest(store: Store, subject: str | None, since: float, fields: Sequence[str]) -> list[dict[str, str]]:
     """These fields of the records of the newest jobs of a subject (None: of all) that were accepted `since` then, as
     far as they are there."""
-    index = ALL if subject is None else f"{PREFIX}of:{subject}"
-    found = await store.redis.eval(_NEWEST, 1, index, f"{PREFIX}job:", repr(since), LOOKED_AT, VERSION, *fields)
+    args = (f"{PREFIX}job:", repr(since), LOOKED_AT, VERSION, *fields)
+    found = await store.run("newest", [index_of(subject)], args)
     return [{name: value for name, value in zip(fields, job, strict=True) if value is not None} for job in found]

@@ -113,7 +113,8 @@ class Store:
         queue = escaped(":", tier)
         return queue if queue in self.queues else ""
 
-    async def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    async def run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """The answer of one of the scripts beside this file, which Redis is sent once."""
         source, sha = _script(name)
         try:
             return await self.redis.evalsha(sha, len(keys), *keys, *args)
@@ -140,7 +141,7 @@ class Store:
         fingerprint = idempotency[1] if idempotency else ""
         bounds = (self.bounds.per_subject, self.bounds.in_all)
         args = [job.id, job.subject, job.created_at, fingerprint, IDEMPOTENCY_TTL, queue, *bounds]
-        reply = await self._run("add", keys, [*args, *fields])
+        reply = await self.run("add", keys, [*args, *fields])
         if reply[0] <= -2:
             raise refusal("subject" if reply[0] == -2 else "all", self.bounds)
         if reply[0] == 1:
@@ -158,7 +159,7 @@ class Store:
         order = self.queues[shift:] + self.queues[:shift] + self._old_queues
         keys = [PREFIX + "job:", TICKETS, BLOCKED, WAITING, *(_round_robin(queue) for queue in order)]
         args = [ticket, worker, now_ms(), PREFIX + "wait:", RUNNING, secrets.token_hex(8), VERSION, *order]
-        reply = await self._run("claim", keys, args)
+        reply = await self.run("claim", keys, args)
         if reply and int(reply[1]) == 2:
             check_version(reply[0], str(reply[2]))
         job = await self.get(reply[0]) if reply else None
@@ -183,7 +184,7 @@ class Store:
             fields = {"cost_usd": "0.0", "waits": "", "asks": "", "asking": "", "deferral": ""} | fields
         args = [job.id, job.attempt, job.subject, queue, until, *(part for pair in fields.items() for part in pair)]
         outcomes: tuple[Requeued, ...] = ("not ours", "requeued", "cancelled")
-        return outcomes[int(await self._run("requeue", keys, args))]
+        return outcomes[int(await self.run("requeue", keys, args))]
 
     async def defer(self, job: Job, asks: Asks, deferral: Deferral, **fields: str) -> PutAway:
         """Puts a running job away until somebody decides what it asks; where `asks` says that nothing waits, it is
@@ -204,7 +205,7 @@ class Store:
         until = int(deferral.permission.expires_at * 1000) if asks.waiting else ""
         args = [job.id, job.attempt, job.subject, queue, until, *(part for pair in stored.items() for part in pair)]
         outcomes: tuple[PutAway, ...] = ("not ours", "put away", "cancelled")
-        return outcomes[int(await self._run("defer", keys, args))]
+        return outcomes[int(await self.run("defer", keys, args))]
 
     async def resume(self, job: Job, decision: PermissionDecision) -> bool:
         """Lets a job that is put away wait for its turn, now that it is decided what it asks. False: it was before, or
@@ -223,7 +224,7 @@ class Store:
         said = decision.model_dump_json(exclude_none=True)
         fields = asks.fields() | {"deferral": job.deferral.model_dump_json()}
         args = [job.id, job.attempt, job.subject, queue, said, *(part for pair in fields.items() for part in pair)]
-        return bool(await self._run("resume", keys, args))
+        return bool(await self.run("resume", keys, args))
 
     async def overdue(self) -> list[str]:
         """Jobs that are put away and whose time to be decided is over."""
@@ -253,13 +254,11 @@ class Store:
         ]
         seconds = max(1, int(retention))
         args = [job.id, "" if waiting else job.attempt, seconds, seconds + TOMBSTONE_TTL, job.subject, queue, now_ms()]
-        return bool(
-            await self._run("finish", keys, [*args, state, *(part for pair in stored.items() for part in pair)])
-        )
+        return bool(await self.run("finish", keys, [*args, state, *(part for pair in stored.items() for part in pair)]))
 
     async def cancel(self, job: Job, retention: float) -> bool:
         """Ends a waiting job, or tells the worker of a running one. True where it is over now by this."""
-        state = await self._run("cancel", [PREFIX + f"job:{job.id}"], [job.id, CANCELLED])
+        state = await self.run("cancel", [PREFIX + f"job:{job.id}"], [job.id, CANCELLED])
         return state in ("queued", "waiting_for_approval") and await self.finish(
             job, "cancelled", retention, waiting=True
         )
@@ -308,11 +307,11 @@ class Store:
         """Changes a record. `held`: only as the attempt that holds it. -1: it is gone, or another's by now;
         1: somebody wants it cancelled; 0: neither."""
         parts = [part for pair in fields.items() for part in pair]
-        return int(await self._run("update", [PREFIX + f"job:{job.id}"], [job.attempt if held else "", *parts]))
+        return int(await self.run("update", [PREFIX + f"job:{job.id}"], [job.attempt if held else "", *parts]))
 
     async def silent_s(self, job: Job) -> float:
         """For how many seconds the worker that runs this attempt has not shown that it lives; 0: it runs no more."""
-        return int(await self._run("silence", [PREFIX + f"job:{job.id}"], [job.attempt])) / 1000
+        return int(await self.run("silence", [PREFIX + f"job:{job.id}"], [job.attempt])) / 1000
 
     async def position(self, job: Job) -> int | None:
         """How many waiting jobs may start before this one: at most, since others may be cancelled."""
@@ -384,9 +383,8 @@ class Store:
 
         Without those that another release has stored.
         """
-        index = ALL if subject is None else PREFIX + f"of:{subject}"
         upper, after = ("+inf", "") if before is None else (repr(before.created_at), before.id)
-        found = await self._run("page", [index], [upper, after, count])
+        found = await self.run("page", [index_of(subject)], [upper, after, count])
         following = Place(float(found[-1]), found[-2]) if len(found) == 2 * count else None
         return await self.short(found[::2]), following
 
@@ -427,7 +425,7 @@ class Store:
             replies = await pipe.execute()
         expired = [(found[i][0], replies[2 * i + 1]) for i in range(len(found)) if not replies[2 * i]]
         if expired:
-            await self._run("forget", [], [part for job_id, subject in expired for part in (job_id, subject or "")])
+            await self.run("forget", [], [part for job_id, subject in expired for part in (job_id, subject or "")])
         # From the last one on, again: another may be of the same moment.
         return len(expired), repr(found[-1][1]) if len(found) == count else "-inf"
 
@@ -438,7 +436,7 @@ class Store:
         bounds = (self.bounds.per_run, self.bounds.per_subject, self.bounds.in_all)
         args = [job.id, job.subject, job.attempt, *bounds, MAX_EVENTS]
         keys = [PREFIX + f"job:{job.id}", PREFIX + f"events:{job.id}"]
-        await self._run("append", keys, [*args, *(part for event in events for part in event)])
+        await self.run("append", keys, [*args, *(part for event in events for part in event)])
 
     async def held(self) -> int:
         """Bytes that all jobs hold."""
@@ -527,6 +525,11 @@ def _readable_caller(job_id: str, stored: str | None, version: str | None) -> Ca
     except UnknownVersion:
         return None
     return caller_of(stored) if stored else None
+
+
+def index_of(subject: str | None) -> str:
+    """Of a subject's jobs, or of all: a sorted set, job -> s of its acceptance."""
+    return ALL if subject is None else f"{PREFIX}of:{subject}"
 
 
 def now_ms() -> int:
