@@ -30,6 +30,7 @@ from claude_contract.secret_file import SecretFileError
 from claude_invoker import disk
 from claude_invoker.egress.addresses import is_loopback
 from claude_invoker.holding import Bounds
+from claude_invoker.listen import Listen
 from claude_invoker.metering import key
 from claude_invoker.metering.ownprice import OwnPrice
 from claude_invoker.store.place import Key as StoreKey
@@ -284,6 +285,9 @@ class Settings(BaseSettings):
     """Jobs of a worker that run at the same time."""
     health_path: Path | None = None
     """Where `claude-invoker worker` writes every 5 s that it is ready, or why it is not (docs/jobs.md)."""
+    metrics_listen: Annotated[Listen | None, NoDecode] = None
+    """HOST:PORT where `claude-invoker worker` serves Prometheus metrics, without attestation; unset: nowhere. A server
+    has them at its own port."""
     on_worker_loss: Literal["fail", "retry"] = "fail"
     """A job whose worker died: its run may have had effects, so it is not repeated unless asked for."""
     worker_drain_s: float = Field(default=20.0, ge=0)
@@ -402,6 +406,11 @@ class Settings(BaseSettings):
     @classmethod
     def _store_place(cls, value: Any) -> Any:
         return StorePlace.parse(value) if isinstance(value, str) else value
+
+    @field_validator("metrics_listen", mode="before")
+    @classmethod
+    def _place_to_listen(cls, value: Any) -> Any:
+        return Listen.parse(value) if isinstance(value, str) else value
 
     @field_validator("store_key", "audit_store_key")
     @classmethod

@@ -12,11 +12,15 @@ from claude_invoker.jobs.queue import open_queues
 from claude_invoker.jobs.serving import serving
 from claude_invoker.jobs.store import Store
 from claude_invoker.ledger import Ledger
+from claude_invoker.metrics import Metrics
+from claude_invoker.metrics_server import serving_metrics
 from claude_invoker.pulse import pulse
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 from claude_invoker.settings import Settings
 from claude_invoker.tracing.export import Tracing
+
+_log = logging.getLogger(__name__)
 
 
 async def serve(settings: Settings) -> None:
@@ -34,9 +38,12 @@ async def serve(settings: Settings) -> None:
     engine = Engine(settings, ledger)
     tracing = Tracing(settings)
     audit = open_audit(settings)
+    metrics = Metrics(engine)
+    ledger.on_warning = metrics.warned
 
     def finished(run: Run) -> None:
         audit.note(audit_of.ended(run))
+        metrics.observe(run)
         tracing.record(run)
 
     engine.on_start = lambda run: audit.note(audit_of.began(run))
@@ -44,8 +51,15 @@ async def serve(settings: Settings) -> None:
     engine.on_decided = lambda *told: audit.note(audit_of.decided(*told))
     store = Store.open(settings.jobs_redis_url, settings.redis_url, settings.tier_priority, settings.held)
     engine.places.job_goes_on = store.goes_on
-    async with audit, serving(settings, engine, store, queues) as worker, pulse(settings.health_path, worker):
-        logging.getLogger(__name__).info("worker ready, %d runs at once", settings.worker_concurrency)
+    async with (
+        serving_metrics(settings.metrics_listen, metrics) as place,
+        audit,
+        serving(settings, engine, store, queues) as worker,
+        pulse(settings.health_path, worker),
+    ):
+        _log.info("worker ready, %d runs at once", settings.worker_concurrency)
+        if place is not None:
+            _log.info("metrics on %s port %d", *place)
         await stop.wait()
         draining, stopping = asyncio.create_task(worker.drain()), asyncio.create_task(stop_now.wait())
         await asyncio.wait((draining, stopping), return_when=asyncio.FIRST_COMPLETED)

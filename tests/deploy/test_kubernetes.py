@@ -126,9 +126,11 @@ def test_names_are_asked_of_the_clusters_own_service_only() -> None:
     assert not any(port.get("port") == 53 for rule in others for port in rule["ports"])
 
 
-def test_nobody_asks_a_worker_and_of_the_pods_of_runs_only_an_invoker_asks_an_invoker() -> None:
+def test_only_prometheus_asks_a_worker_and_of_the_pods_of_runs_only_an_invoker_asks_an_invoker() -> None:
     worker = policy("worker")
-    assert worker["policyTypes"] == ["Ingress"] and "ingress" not in worker
+    assert worker["policyTypes"] == ["Ingress"]
+    monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    assert worker["ingress"] == [{"from": [monitoring], "ports": [{"port": 8110}]}]
     (redis,) = [rule for rule in policy("runs")["egress"] if {"port": 6379} in rule["ports"]]
     (expression,) = redis["to"][0]["podSelector"]["matchExpressions"]
     assert expression == {"key": "app", "operator": "NotIn", "values": ["invoker", "worker"]}
