@@ -33,7 +33,8 @@ return 1
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """`run`: or the job that the request has become; `at`: when it was made, in seconds since the epoch."""
+    """`run`: or the job that the request has become; `at`: when it was made, in seconds since the epoch, by its maker's
+    clock."""
 
     fingerprint: str
     run: str
@@ -101,6 +102,17 @@ class Claims:
         except (RedisError, OSError) as error:
             raise _unknown() from error
         return None if held is None else _decode(held)
+
+    async def is_beginning(self, subject: str, key: str, held: Claim) -> bool:
+        """Whether it is so new that its run may not be there yet; by Redis's clock, since two replicas may differ by
+        more than that takes. Raises Problem 503."""
+        if self._redis is None:
+            return time.time() - held.at < BEGINNING_S
+        try:
+            left_ms = await self._redis.pttl(_KEY + joined(":", subject, key))
+        except (RedisError, OSError) as error:
+            raise _unknown() from error
+        return int(left_ms) > 1000 * (KEPT_S - BEGINNING_S)
 
     async def replace(self, subject: str, key: str, held: Claim, by: Claim | None) -> bool:
         """Whether `held` did hold: now `by` does, or (None) nobody. Raises Problem 503."""

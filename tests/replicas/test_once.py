@@ -11,8 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
+from redis.asyncio import Redis
 
-from claude_invoker.idempotency import Claim, Claims, begins_anew
+from claude_invoker.idempotency import BEGINNING_S, KEPT_S, Claim, Claims, begins_anew
 from claude_invoker.model import RunView
 from claude_invoker.problem import PREFIX, Problem
 from claude_invoker.replicas.record import LOST
@@ -193,9 +194,25 @@ async def test_one_of_many_has_the_key(redis_server: RedisProcess) -> None:
         await claims.close()
 
 
+@pytest.mark.parametrize("ahead_s", [-3600, 0, 3600])
+async def test_whether_a_run_may_not_be_there_yet_goes_by_no_replicas_clock(
+    redis_server: RedisProcess, ahead_s: float
+) -> None:
+    """A replica that was ten seconds ahead took a claim that was a moment old for one whose run is gone, and ran it too."""
+    claims, mine = Claims(redis_server.url), Claim("f", "run_1", time.time() + ahead_s)
+    await claims.claim("ada", "new", mine)
+    assert await claims.is_beginning("ada", "new", mine)
+    await Redis.from_url(redis_server.url).expire("claude:{runs}:once:ada:new", int(KEPT_S - BEGINNING_S) - 1)
+    assert not await claims.is_beginning("ada", "new", mine), "control: an old one"
+    assert not await claims.is_beginning("ada", "none", mine)
+    await claims.close()
+
+
 async def test_nobody_runs_twice_because_redis_is_away(own_redis: RedisProcess) -> None:
     claims = Claims(own_redis.url)
     own_redis.kill()
     with pytest.raises(Problem, match="503 busy"):
         await claims.claim("ada", "k", Claim("f", "run_1", 0.0))
+    with pytest.raises(Problem, match="503 busy"):
+        await claims.is_beginning("ada", "k", Claim("f", "run_1", 0.0))
     await claims.close()

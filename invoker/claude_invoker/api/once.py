@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -11,7 +10,7 @@ from fastapi import Request
 
 from claude_invoker.api.replicas import attached
 from claude_invoker.caller import Caller
-from claude_invoker.idempotency import BEGINNING_S, Claim, begins_anew, claim_of
+from claude_invoker.idempotency import Claim, begins_anew, claim_of
 from claude_invoker.model import InvokeRequest
 from claude_invoker.problem import Problem
 from claude_invoker.replicas.record import PastRun
@@ -43,6 +42,8 @@ async def once(
         if held.is_job:  # it became one a moment ago
             raise being_taken_in()
         run = await _run_of(request, held, caller, live=live)
+        if run is None and await claims.is_beginning(subject, key, held):
+            raise being_taken_in()
         if run is not None and not (run.is_over and begins_anew(run.view())):
             return run
         if await claims.replace(subject, key, held, mine):
@@ -56,14 +57,11 @@ async def once(
 
 
 async def _run_of(request: Request, held: Claim, caller: Caller, *, live: bool) -> Run | PastRun | None:
-    """None where it is kept no more. Raises Problem 503 where it may not be there yet, Elsewhere."""
+    """None where it is kept no more, or not there yet. Raises Elsewhere."""
     parts = services(request)
     if held.run in parts.engine.runs:
         return parts.engine.find(held.run, caller)
-    run = None if parts.replicas is None else await attached(request, held.run, caller, live=live)
-    if run is None and time.time() - held.at < BEGINNING_S:
-        raise being_taken_in()
-    return run
+    return None if parts.replicas is None else await attached(request, held.run, caller, live=live)
 
 
 @asynccontextmanager
