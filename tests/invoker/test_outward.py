@@ -21,7 +21,8 @@ import pytest
 
 from claude_invoker.metering.control import Metering, Settings, Terms
 from claude_invoker.metering.figures import Figures
-from claude_invoker.metering.outward import Outward, proxy_for
+from claude_invoker.metering.outbound_proxy import proxy_for
+from claude_invoker.metering.outward import Outward
 from claude_invoker.metering.wire import Upstream
 from tests.invoker.conftest import KEY, free_port, wait_for
 from tests.support.site import certificate

@@ -29,7 +29,7 @@ from claude_invoker.metering import handing, wire
 from claude_invoker.metering.drawn import answered
 from claude_invoker.metering.figures import Figures
 from claude_invoker.metering.handing import Hands, NotHanded, Request
-from claude_invoker.metering.outward import proxy_for
+from claude_invoker.metering.outbound_proxy import proxy_for
 from claude_invoker.metering.ownprice import OwnPrice
 from claude_invoker.metering.wire import Debt, ToInvoker
 

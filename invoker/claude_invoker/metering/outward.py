@@ -1,18 +1,14 @@
-"""How the API is reached where a machine gets to the internet by a proxy only, by the variables that all programs read:
-HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, each in small letters too; and SSL_CERT_FILE, for one that reads along."""
+"""Asks the API, through a proxy where `outbound_proxy` names one."""
 
 from __future__ import annotations
 
 import ssl
-import urllib.request
-from collections.abc import AsyncIterator, Iterable, Mapping
-from urllib.parse import urlsplit
+from collections.abc import AsyncIterator, Iterable
 
 import aiohttp
 import certifi
 from yarl import URL
 
-from claude_invoker.egress.addresses import is_loopback
 from claude_invoker.metering.wire import Upstream
 
 _TIMEOUT = aiohttp.ClientTimeout(total=None, connect=10.0)
@@ -24,29 +20,6 @@ _MAX_UNREAD = 1 << 15
 _MAX_LINE = 1 << 16
 
 Headers = Iterable[tuple[bytes, bytes]]
-
-
-def proxy_for(base_url: str, environment: Mapping[str, str]) -> str | None:
-    """The proxy for the API's address; None where it is asked directly: no variable says otherwise, NO_PROXY names it,
-    or it is this machine. Raises ValueError for one that is none of HTTP; the text has no more of it than its kind."""
-    parts = urlsplit(base_url)
-    host = parts.hostname or ""
-    given = {name.lower(): value for name, value in sorted(environment.items()) if name.lower().endswith("_proxy")}
-    proxy = given.get(f"{parts.scheme}_proxy") or given.get("all_proxy")
-    if not proxy or is_loopback(host):
-        return None
-    place = parts.netloc.rpartition("@")[2]
-    if _bypass(place, {"no": given.get("no_proxy", "")}):
-        return None
-    if "://" not in proxy:
-        proxy = f"http://{proxy}"
-    kind = urlsplit(proxy).scheme
-    if kind not in ("http", "https") or not urlsplit(proxy).hostname:
-        raise ValueError(f"{parts.scheme.upper()}_PROXY: the API is reached by a proxy of http or https, not {kind}")
-    return proxy
-
-
-_bypass = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]  # as requests asks it
 
 
 class Outward:
