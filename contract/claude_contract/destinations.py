@@ -28,7 +28,7 @@ class Destination:
         """Whether everything that `other` stands for is within this."""
         if self.port != other.port:
             return False
-        below = self.host.startswith("*.") and other.host.removeprefix("*").endswith(self.host[1:])
+        below = self.host.startswith("*.") and other.host.endswith(self.host[1:])
         return below or other.host == self.host
 
 

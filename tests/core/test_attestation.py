@@ -220,12 +220,19 @@ def test_when_it_is_good(moment: float, skew: float, reason: str | None, monkeyp
     signed_at = 1_700_000_000
     text = header(iat=signed_at, exp=signed_at + 30)
     monkeypatch.setattr(time, "time", lambda: signed_at + moment)
-    try:
-        verify(text, HS.keys, issuer=HS.issuer, audience=HS.audience, skew=skew)
-        found = None
-    except AttestationError as error:
-        found = error.reason
-    assert found == reason
+    binding = opened().binding
+    readers: list[Callable[[], Attestation]] = [
+        lambda: verify(text, HS.keys, issuer=HS.issuer, audience=HS.audience, skew=skew)
+    ]
+    if not skew:
+        readers += [lambda: check(text), lambda: HS.resume(text, binding)]
+    for read in readers:
+        try:
+            read()
+            found = None
+        except AttestationError as error:
+            found = error.reason
+        assert found == reason
 
 
 @pytest.mark.parametrize("signer", [HS, ED], ids=["HS256", "EdDSA"])

@@ -15,6 +15,8 @@ from kong_claude.rate_tiers.schema import RateTiersConfig
 from kong_claude.rate_tiers.tiers import tiers_from_config
 from kong_claude.schema import read
 
+LONG = ".".join(["abcdefghi"] * 25)  # with ".com" of the 253 characters that a name may have
+
 
 @pytest.mark.parametrize(
     ("text", "found"),
@@ -25,6 +27,8 @@ from kong_claude.schema import read
         ("github.com:8443", Destination("github.com", 8443)),
         ("xn--bcher-kva.example", Destination("xn--bcher-kva.example", 443)),
         ("a.b-c.d_e.example:1", Destination("a.b-c.d_e.example", 1)),
+        ("pypi.org:65535", Destination("pypi.org", 65535)),
+        (f"*.{LONG}.com", Destination(f"*.{LONG}.com", 443)),
     ],
 )
 def test_how_a_host_is_written(text: str, found: Destination) -> None:
@@ -39,7 +43,7 @@ def test_how_a_host_is_written(text: str, found: Destination) -> None:
         ".pypi.org", "pypi..org", "-a.org", "a-.org", "https://pypi.org", "pypi.org/simple", "user@pypi.org",
         "pypi.org:", "pypi.org:0", "pypi.org:65536", "pypi.org:443:443", "pypi.org:+1", "pypi.org\n", " pypi.org",
         "127.0.0.1", "127.1", "*.0.0.1", "10.0.0.1:443", "0x7f.0x1", "1.0x7f000001", "2130706433", "[::1]", "[::1]:443",
-        "::1", "fe80::1%eth0", "example.1", "bücher.example", "a" * 64 + ".org", ".".join(["abcdefgh"] * 29),
+        "::1", "fe80::1%eth0", "example.1", "bücher.example", "a" * 64 + ".org", f"{LONG}.info",
     ],
 )  # fmt: skip
 def test_what_is_no_host(text: str) -> None:
@@ -89,6 +93,19 @@ def test_what_two_lists_have_in_common(ours: list[Destination], theirs: list[Des
     assert common == within_both(theirs, ours)
     covered = [any(host.covers(name) for host in hosts) for hosts in (ours, theirs, common)]
     assert covered[2] == (covered[0] and covered[1])
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "common"),
+    [
+        (["*.b.example"], ["a.b.example"], ["a.b.example"]),
+        (["a.b.example"], ["*.b.example"], ["a.b.example"]),
+        (["*.b.example", "c.d.example"], ["*.a.b.example", "*.d.example"], ["*.a.b.example", "c.d.example"]),
+        (["*.b.example"], ["a.example"], []),
+    ],
+)
+def test_of_two_entries_the_narrower_stands(ours: list[str], theirs: list[str], common: list[str]) -> None:
+    assert [str(found) for found in within_both(map(parse, ours), map(parse, theirs))] == common
 
 
 @given(HOSTS)

@@ -12,8 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
+from lupa import luajit21
 
-from kong_claude.guard import BYS, KEYS, LUA_PATH, LUA_PLUGINS, PLUGIN, By, lua
+from kong_claude.guard import BYS, KEYS, LUA, LUA_PATH, LUA_PLUGINS, PLUGIN, By, lua
 from minikong.declarative import DeclarativeError
 from minikong.pytest_plugin import MiniKong
 from tests.support.waiting import HANG_S
@@ -147,3 +148,35 @@ def test_what_it_refuses_is_said_once_a_second(start: Start, caplog: pytest.LogC
     before = [int(found[1]) for line in lines if (found := re.search("nor for ([0-9]+) requests before", line))]
     assert len(lines) + sum(before) <= asked
     assert sum(before) > 0 and min(before) > 0, "nothing is said of nobody"
+
+
+SAYS = """
+local moments, compare = ...
+local said, now = {}, 0
+package.loaded["kong.db.schema.typedefs"] = {}
+ngx = { time = function() return now end }
+kong = {
+  log = { err = function(...) said[#said + 1] = table.concat({ ... }) end },
+  ctx = { shared = {} }, router = { get_route = function() return { id = "r" } end }, response = { exit = function() end },
+}
+local handler = loadstring(compare)().handler(1, function() return "claude_gateway" end)
+for _, moment in ipairs(moments) do
+  now = moment
+  handler:access({ by = "route" })
+end
+return table.concat(said, "\\n")
+"""
+
+
+@pytest.mark.parametrize(
+    ("moments", "unsaid"),
+    [([10, 11, 12], ["", "", ""]), ([10, 10, 11, 12], ["", "1", ""]), ([10, 10, 10, 11, 11, 12], ["", "2", "1"])],
+)
+def test_no_request_that_it_refuses_is_left_out_of_what_is_said(moments: list[int], unsaid: list[str]) -> None:
+    runtime = luajit21.LuaRuntime()
+    compare = (LUA / "kong/plugins/claude-guard/compare.lua").read_text()
+    said = runtime.execute(SAYS, runtime.table_from(moments), compare)
+    assert said.split("\n") == [
+        "claude_gateway did not pass for this route" + (f", nor for {number} requests before" if number else "")
+        for number in unsaid
+    ]

@@ -226,6 +226,7 @@ def test_no_mutation_goes_by_unseen(before: str, after: str, text: str) -> None:
 )
 def test_what_may_name_the_limits(body: str, asks: bool) -> None:
     assert contract.asks_for_limits(body.encode()) == asks
+    assert contract.LIMITS_HEADER == "X-Claude-Limits", "as a gateway of another release writes it"
 
 
 @pytest.fixture(scope="module")

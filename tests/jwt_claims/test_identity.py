@@ -22,6 +22,7 @@ from tests.support.kong_driver import Event
 from tests.support.stages import stage_of
 
 ALICE = {"id": "b32379d9-3d28-5683-a79c-72139be6e34f", "username": "alice", "custom_id": "alice-custom", "tags": []}
+NAMES = ClaimNames("sub", "tier", "roles", "permissions")
 GUEST = {"id": "11111111-2222-4333-8444-555555555555", "username": "guest"}
 
 
@@ -122,11 +123,47 @@ def test_no_subject_passes_for_another_issuers_or_a_consumer(
 def test_control_without_the_others_prefixes_two_callers_were_one() -> None:
     two = issuer("RS256", issuer="https://two.example/", subject_prefix="two:")
     issuers = issuers_from_config(read(JwtClaimsConfig, config(issuers=[issuer(), two])))
-    one, names = issuers[ISSUER], ClaimNames()
+    one, names = issuers[ISSUER], NAMES
     victim = names.identity({"sub": "alice"}, issuers["https://two.example/"])
     assert names.identity({"sub": "two:alice"}, replace(one, foreign=())).subject == victim.subject
     with pytest.raises(InvalidToken):
         names.identity({"sub": "two:alice"}, one)
+
+
+NO_TEXTS: list[Any] = ["", " ", " a", "a ", "a\nb", "a\0", "x" * 256, 7, True, ["a"], {"a": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("sub", [None, *NO_TEXTS], ["a", "a b", "x" * 255, "Zoë 100%"]),
+        ("tier", [*NO_TEXTS, "a b", "a/b", "x" * 65], [None, "a", "x" * 64, "A.b_c:d-9"]),
+        ("jti", NO_TEXTS, [None, "a", "a b", "x" * 255]),
+    ],
+)
+def test_what_others_rely_on_is_a_plain_text(name: str, wrong: list[Any], right: list[Any]) -> None:
+    made = issuers_from_config(read(JwtClaimsConfig, config()))[ISSUER]
+    for value in wrong:
+        with pytest.raises(InvalidToken, match=name) as refused:
+            NAMES.identity({"sub": "alice", name: value}, made)
+        assert refused.value.reason == "claims"
+    for value in right:
+        found = NAMES.identity({"sub": "alice", name: value}, made)
+        assert {"sub": found.subject, "tier": found.tier, "jti": found.token_id}[name] == value
+
+
+def test_what_nobody_relies_on_is_left_out_where_it_is_no_plain_text() -> None:
+    made = issuers_from_config(read(JwtClaimsConfig, config()))[ISSUER]
+    for value in [None, *NO_TEXTS]:
+        assert NAMES.identity({"sub": "alice", "email": value}, made).email is None
+    claims = {
+        "sub": "alice",
+        "roles": ["a", *(value for value in NO_TEXTS if isinstance(value, str)), "b"],
+        "permissions": ["c", " d"],
+        "email": "a@b",
+    }
+    found = NAMES.identity(claims, made)
+    assert (found.roles, found.permissions, found.email) == (("a", "b"), ("c",), "a@b")
 
 
 def test_the_consumers_prefix_is_reserved() -> None:

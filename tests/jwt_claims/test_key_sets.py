@@ -182,6 +182,12 @@ def test_a_certificate_on_the_curve_that_the_key_names(kind: str) -> None:
         assert one(named).algorithms == {kind}
 
 
+def test_a_certificate_of_rsa() -> None:
+    found = one({"kty": "RSA", "kid": "one", "x5c": [certificate("RS256")]})
+    assert found.material == private_key("RS256").public_key()
+    assert found.algorithms == {"RS256", "PS384"}
+
+
 entries = st.one_of(
     JSON,
     st.sampled_from(list(SPOILED.values())),

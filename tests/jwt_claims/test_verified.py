@@ -62,6 +62,17 @@ def test_the_second_time_is_remembered(stage: JwtClaims, parses: list[str]) -> N
     assert parses == [compact]
 
 
+def test_each_token_is_its_own_and_one_that_is_no_text_too() -> None:
+    digests = {VerifiedTokens.digest(compact) for compact in ("a", "b", "\udcff", "\udcfe", token(), token(sub="bob"))}
+    assert len(digests) == 6
+
+
+def test_of_two_callers_each_is_remembered_as_itself(stage: JwtClaims) -> None:
+    alice, bob = token(sub="alice"), token(sub="bob")
+    for _ in range(2):
+        assert [stage.verify(compact).identity.subject for compact in (alice, bob)] == ["alice", "bob"]
+
+
 def test_a_refused_token_is_not_remembered(stage: JwtClaims, parses: list[str]) -> None:
     for _ in range(2):
         with pytest.raises(InvalidToken):
@@ -101,6 +112,19 @@ def test_size_zero_remembers_nothing(parses: list[str]) -> None:
     stage.verify(compact)
     stage.verify(compact)
     assert len(parses) == 2
+
+
+def test_the_one_that_was_not_used_for_longest_goes_and_what_has_expired() -> None:
+    tokens = VerifiedTokens(2)
+    now = time.time()
+    entry = Entry(None, None, now + 60)  # type: ignore[arg-type]
+    tokens.put(b"a", entry)
+    tokens.put(b"b", entry)
+    assert tokens.get(b"a", now)
+    tokens.put(b"c", entry)
+    assert [bool(tokens.get(digest, now)) for digest in (b"a", b"b", b"c")] == [True, False, True]
+    assert tokens.get(b"a", now + 60) is None
+    assert len(tokens) == 1
 
 
 @given(st.integers(0, 8), st.lists(st.tuples(st.sampled_from("pg"), st.integers(0, 20)), max_size=60))

@@ -133,12 +133,17 @@ _GRAPHQL = tuple(
     f"tests/invoker/test_graphql.py::test_{name}"
     for name in ("what_may_start_something", "no_mutation_goes_by_unseen", "what_may_name_the_limits")
 )
-_ATTESTED = ("tests/core/test_attestation.py", "tests/core/test_claims.py", *_LET_IN)
+_ATTESTED = (
+    *(f"tests/core/test_{name}.py" for name in ("attestation", "claims", "signed")),
+    *_LET_IN,
+)
 _CLAIMS = ("tests/core/test_claims.py", "tests/core/test_attestation.py", *_LET_IN)
 
 TARGETS: dict[str, tuple[str, ...]] = {
     f"{_CONTRACT}/attestation.py": _ATTESTED,
     f"{_CONTRACT}/claims.py": _CLAIMS,
+    f"{_CONTRACT}/members.py": _CLAIMS,
+    f"{_CONTRACT}/secret_file.py": ("tests/core/test_secret_file.py",),
     f"{_CONTRACT}/rules.py": ("tests/core/test_rules.py",),
     f"{_CONTRACT}/kinds.py": ("tests/core/test_kinds.py",),
     f"{_CONTRACT}/identity.py": (
@@ -159,6 +164,24 @@ TARGETS: dict[str, tuple[str, ...]] = {
     f"{_CONTRACT}/ledger/tell.lua": (f"{_RATES}/test_warnings.py",),
     f"{_GATEWAY}/guard/lua/kong/plugins/claude-guard/compare.lua": ("tests/guard/test_guard.py",),
     f"{_GATEWAY}/pipeline.py": ("tests/core/test_pipeline.py", "tests/gateway/test_table.py"),
+    f"{_GATEWAY}/guard/pair/kong/plugins/claude-pair/partner.lua": ("tests/pair/test_partner.py",),
+    f"{_GATEWAY}/signed.py": ("tests/core/test_signed.py",),
+    f"{_GATEWAY}/request.py": (
+        *("tests/core/test_pipeline.py", "tests/gateway/test_table.py", "tests/gateway/test_size.py"),
+        *("tests/jwt_claims/test_identity.py", "tests/jwt_claims/test_authorization.py", f"{_RATES}/test_plugin.py"),
+        f"--deselect={_RATES}/test_plugin.py::test_a_frozen_redis_holds_up_nobody_else",
+    ),
+    f"{_GATEWAY}/jwt_claims/plugin.py": (
+        *(
+            f"tests/jwt_claims/test_{name}.py"
+            for name in ("verified", "authorization", "identity", "config", "attacks")
+        ),
+        *("tests/jwt_claims/test_revocation.py", "tests/jwt_claims/test_tenants.py"),
+    ),
+    f"{_GATEWAY}/jwt_claims/issuers.py": tuple(
+        f"tests/jwt_claims/test_{name}.py" for name in ("config", "identity", "tenants", "attacks")
+    ),
+    f"{_GATEWAY}/jwt_claims/revocation.py": ("tests/jwt_claims/test_revocation.py",),
     f"{_GATEWAY}/jwt_claims/keys.py": _tokens("key_sets"),
     f"{_GATEWAY}/jwt_claims/jwks.py": _tokens("key_sets"),
     f"{_GATEWAY}/jwt_claims/algorithms.py": _tokens("key_sets"),
@@ -174,8 +197,11 @@ TARGETS: dict[str, tuple[str, ...]] = {
             f"{_RATES}/test_pools.py",
             f"--deselect={_RATES}/test_plugin.py::test_a_frozen_redis_holds_up_nobody_else",
         )
-        for name in ("named", "subjects", "pools")
+        for name in ("named", "subjects", "pools", "plugin")
     },
+    f"{_GATEWAY}/rate_tiers/tiers.py": tuple(
+        f"{_RATES}/test_{name}.py" for name in ("schema", "pools", "plugin", "messages")
+    ),
     f"{_GATEWAY}/rate_tiers/wishes.py": (
         f"{_RATES}/test_wishes.py",
         f"{_RATES}/test_admin.py",

@@ -35,6 +35,7 @@ from claude_contract.ledger.limits import NO_WINDOWS
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.rate_tiers.local_ledger import LocalLedger
 from kong_claude.rate_tiers.plugin import RateTiers
+from kong_claude.rate_tiers.pools import Pool
 from kong_claude.rate_tiers.redis_ledger import RedisLedger, Settings
 from kong_claude.request import Request
 from tests.rate_tiers.servers import RedisProcess
@@ -497,6 +498,36 @@ def test_without_the_claim_addresses_may_have_pools_of_their_own() -> None:
     assert refused(ask(made, "cyd")) == (429, "rate_limited", "engineering")
     assert isinstance(ask(made, "cyd", ip="192.0.2.2"), Pass)
     assert isinstance(ask(made, "cyd", team="ip:192.0.2.1"), Pass), "nobody can claim to be an address"
+
+
+def test_behind_a_pool_of_everybody_the_others_count_too() -> None:
+    everybody = {"name": "everybody", "by": "deployment", "concurrent": 9}
+    decision = ask(stage(pools=[everybody, POOL]), team="red")
+    assert isinstance(decision, Pass)
+    assert Lease.parse(decision.shared["lease"]).shared == Shared(
+        "*", ("pool.everybody:*", "pool.engineering:claim:red")
+    )
+
+
+@pytest.mark.parametrize(
+    ("claims", "shared"),
+    [
+        ({"team": "red", "org": "acme"}, Shared("claim:acme", ("pool.engineering:claim:red",))),
+        ({"team": "red"}, Shared("ip:192.0.2.1", ("pool.engineering:claim:red",))),
+        ({"org": "acme"}, Shared("claim:acme", ("pool.engineering:ip:192.0.2.1",))),
+    ],
+)
+def test_what_stands_in_the_place_of_a_claim_says_what_it_is(claims: dict[str, str], shared: Shared) -> None:
+    decision = ask(stage(organisation_claim="org", on_missing_identity="ip"), **claims)
+    assert isinstance(decision, Pass)
+    assert Lease.parse(decision.shared["lease"]).shared == shared
+
+
+@pytest.mark.parametrize("value", ["red", "x" * 48, "x" * 49, "é" * 99])
+def test_no_key_is_longer_than_the_one_that_room_is_kept_for(value: str) -> None:
+    pool = Pool("team", "team", NO_WINDOWS, Terms())
+    assert len(pool_key("team", "claim", value)) <= len(pool.widest_key) == len("pool.team:claim:") + 48
+    assert Pool("all", "", NO_WINDOWS, Terms()).widest_key == pool_key("all")
 
 
 def test_a_tier_names_its_pools() -> None:

@@ -23,11 +23,11 @@ class SeveralTokens(Exception):
 class Places:
     """Where tokens may be. Header names in lower case."""
 
-    headers: tuple[str, ...] = ("authorization",)
-    raw_headers: tuple[str, ...] = ()
+    headers: tuple[str, ...]
+    raw_headers: tuple[str, ...]
     """Without `Bearer`, though it may be there."""
-    cookies: tuple[str, ...] = ()
-    parameters: tuple[str, ...] = ()
+    cookies: tuple[str, ...]
+    parameters: tuple[str, ...]
 
     def token(self, headers: Mapping[str, Sequence[str]], query_tokens: Sequence[str] = ()) -> str | None:
         """The only token, or None. Raises BadRequest or SeveralTokens."""

@@ -49,10 +49,10 @@ def header_text(value: str) -> str:
 class ClaimNames:
     """Which claim means what."""
 
-    subject: str = "sub"
-    tier: str = "tier"
-    roles: str = "roles"
-    permissions: str = "permissions"
+    subject: str
+    tier: str
+    roles: str
+    permissions: str
     forward: tuple[str, ...] = ()
 
     def identity(self, claims: Mapping[str, Any], issuer: Issuer) -> Identity:

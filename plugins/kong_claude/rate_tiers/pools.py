@@ -32,9 +32,9 @@ class Pool:
 class Sharing:
     """How requests find their pools. `tagged`: the configuration has pools, of which a tier may have none."""
 
-    tagged: bool = False
-    organisation_claim: str = ""
-    on_missing: str = "deny"  # or "ip"
+    tagged: bool
+    organisation_claim: str
+    on_missing: str  # "deny" or "ip"
 
     def shared(self, request: Request, pools: Iterable[Pool]) -> Shared | Refuse:
         """What a request counts for besides its subject: all of these pools, or it is refused."""
