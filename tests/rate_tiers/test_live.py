@@ -132,6 +132,26 @@ def test_a_pool_is_changed_for_one_value_or_for_all(
     assert pool_allowed(admit(clocked, POOLED)) == {"day": 100, "usd_per_month": 50 * DOLLAR} | expected
 
 
+@pytest.mark.parametrize(
+    ("target", "account"),
+    [
+        (SUBJECT, 0),
+        (TIER, 0),
+        (POOL, 1),
+        (ALL_TEAMS, 1),
+        (Target("pool", key=pool_key("all"), name="all"), 2),
+        (Target("pool", name="all"), 2),
+    ],
+)
+def test_a_change_binds_no_account_but_its_own(clocked: ClockedRedis, target: Target, account: int) -> None:
+    change(clocked, target, {"day": 7})
+    day = Windows((Window("day", 100),))
+    asked = Admit("claude", "alice", day, shared=POOLED, pool_windows=(day, day), tier="pro")
+    found = clocked.admit(asked, NOW)
+    limits = [standing.quotas[0].window.limit for standing in (found.own, *found.pools)]
+    assert limits == [7 if n == account else 100 for n in range(3)]
+
+
 @pytest.mark.parametrize("window", ["second", "minute", "hour", "day", "month", "year"])
 @pytest.mark.parametrize("limit", [64, 65, 1000])
 def test_a_changed_limit_is_counted_as_a_configured_one(clocked: ClockedRedis, window: str, limit: int) -> None:
@@ -265,8 +285,10 @@ def test_a_change_ends_at_its_time_by_redis_clock_whatever_this_machine_thinks(c
     last = SOON * 1000 - 1
     assert allowed(admit(clocked, now=last))["minute"] == 1
     assert allowed(admit(clocked, now=SOON * 1000)) == CONFIGURED
-    assert clocked.ask(calls.changes(limits_key("claude")), last)
-    assert clocked.ask(calls.changes(limits_key("claude")), SOON * 1000) == {}
+    for target in (POOL, TIER):
+        change(clocked, target, {"minute": 1}, SOON + (60_000 if target is TIER else 0))
+    held = [clocked.ask(calls.changes(limits_key("claude")), moment) for moment in (last, SOON * 1000)]
+    assert [set(found) for found in held] == [{SUBJECT.field, POOL.field, TIER.field}, {TIER.field}]
 
 
 def test_the_key_goes_with_the_last_change(redis_server: RedisProcess) -> None:
@@ -305,10 +327,10 @@ def test_there_are_not_too_many_changes_and_lines(clocked: ClockedRedis) -> None
         change(clocked, SUBJECT, {"minute": 1})
     assert change(clocked, Target("subject", key="7"), {"minute": 2}), "one that is there may be changed again"
     with clocked.client.pipeline() as pipe:
-        for _ in range(MOST_REFUSED):
+        for _ in range(MOST_REFUSED - 2):  # with that of the change one less than there may be
             pipe.xadd(OUTBOX, {"line": "{}"})
         pipe.execute()
-    assert not clocked.ask(calls.report(b"{}"), NOW)
+    assert [clocked.ask(calls.report(b"{}"), NOW) for _ in range(2)] == [True, False]
     assert change(clocked, SUBJECT, None) is False
     assert change(clocked, Target("subject", key="7"), None), "a change is never without its line"
 

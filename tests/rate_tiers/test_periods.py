@@ -124,3 +124,19 @@ def test_a_year_of_hours_fills_its_days_weeks_and_months(zone: str) -> None:
 def test_what_is_no_zone_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="time zone"):
         periods.zone(name)
+
+
+@pytest.mark.parametrize(("length", "fits"), [(0, False), (1, True), (32, True), (33, False)])
+def test_a_zone_takes_no_more_room_than_it_has(length: int, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some machines have all of them once more in a folder `posix`."""
+    monkeypatch.setattr(periods, "ZoneInfo", lambda name: UTC)
+    if fits:
+        assert periods.zone("x" * length)
+    else:
+        with pytest.raises(ValueError, match="time zone"):
+            periods.zone("x" * length)
+
+
+def test_how_long_a_rolling_period_is() -> None:
+    hours = {"hour": 1, "day": 24, "week": 7 * 24, "month": 30 * 24}
+    assert {per: length / HOUR for per, length in periods.ROLLING_MS.items()} == hours

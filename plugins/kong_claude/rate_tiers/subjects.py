@@ -17,12 +17,12 @@ from kong_claude.stage import Shared
 class Subjects(NamedTuple):
     """`limit_by` and what belongs to it. Most kinds are answered without asking Kong."""
 
-    kind: str = "subject"
-    on_missing: str = "deny"  # or "ip"
-    header_name: str = ""
-    path: str = ""
-    service_id: str = ""
-    route_id: str = ""
+    kind: str
+    on_missing: str  # "deny" or "ip"
+    header_name: str
+    path: str
+    service_id: str
+    route_id: str
 
     @classmethod
     def from_config(cls, config: RateTiersConfig, shared: Shared) -> Subjects:
@@ -84,8 +84,8 @@ class TierChoice(NamedTuple):
 
     tiers: Mapping[str, Tier]
     default: Tier
-    header: str = ""
-    consumer: str = ""  # "tag", "group" or ""
+    header: str
+    consumer: str  # "tag", "group" or ""
 
     def choose(self, request: Request) -> tuple[Tier, str | None]:
         """The tier, and the name that was asked for where there is no such tier."""
