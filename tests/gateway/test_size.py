@@ -169,17 +169,17 @@ def test_with_everything_at_its_largest_the_request_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "status", "text"),
+    ("more", "status", "reason", "text"),
     [
-        ({"compact": 1}, 403, "1025 bytes, at most 1024"),
-        ({"x-repo": "org/app2"}, 413, "larger than 1536 bytes"),
-        ({"method": "M" * (METHOD_ROOM + 1)}, 501, "method"),
+        ({"compact": 1}, 403, "jwt-claims/identity_too_large", "1025 bytes, at most 1024"),
+        ({"x-repo": "org/app2"}, 413, "prompt-context/body_too_large", "larger than 1536 bytes"),
+        ({"method": "M" * (METHOD_ROOM + 1)}, 501, "request/unknown_method", "method"),
     ],
 )
-def test_a_byte_more_of_the_request(more: dict[str, Any], status: int, text: str) -> None:
+def test_a_byte_more_of_the_request(more: dict[str, Any], status: int, reason: str, text: str) -> None:
     compact = token(more.pop("compact", 0)) if "compact" in more else ""
-    code, body, _ = ask(largest(), compact, **more).args("response.exit")
-    assert code == status
+    code, body, headers = ask(largest(), compact, **more).args("response.exit")
+    assert (code, headers["X-Claude-Refusal"]) == (status, reason)
     assert text in body["message"]
 
 

