@@ -226,3 +226,13 @@ def test_a_certificate_serves_as_a_public_key() -> None:
     stage_of(JwtClaims, one(public_key=certificate))
     with pytest.raises(ConfigError, match="cannot serve ES256"):
         stage_of(JwtClaims, one(public_key=certificate, algorithms=["ES256"]))
+
+
+@pytest.mark.parametrize("place", ["header_names", "raw_header_names", "cookie_names", "uri_param_names", None])
+def test_one_place_where_a_token_could_be_is_enough(place: str | None) -> None:
+    nowhere: dict[str, Any] = {"header_names": [], "raw_header_names": [], "cookie_names": [], "uri_param_names": []}
+    if place:
+        assert stage_of(JwtClaims, config(**{**nowhere, place: ["x"]}))
+    else:
+        with pytest.raises(ConfigError, match="header_names: is empty, and so are the other places"):
+            stage_of(JwtClaims, config(**nowhere))

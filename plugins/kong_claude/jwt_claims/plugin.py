@@ -173,7 +173,8 @@ class JwtClaims(Stage[JwtClaimsConfig]):
         keys = issuer.keys.current()
         candidates = issuer.candidates(keys, token)
         key = signed_by(token, candidates)
-        if key is None and (token.kid is None or not candidates):  # a known kid needs no newer keys
+        if key is None and (token.kid is None or all(one.kid != token.kid for one in candidates)):
+            # A known kid needs no newer keys.
             keys = issuer.keys.refreshed(keys)
             key = signed_by(token, issuer.candidates(keys, token))
         if key is None:

@@ -48,7 +48,7 @@ class Revocation:
             if self._place.kind is Kind.SERVER:  # the only one for which redis-py has a pool that waits
                 bounded = {"max_connections": MAX_CONNECTIONS, "timeout": TIMEOUT}
                 pool = redis_place.pool(self._place, redis.BlockingConnectionPool, **bounded)
-                self._client = redis.Redis(connection_pool=pool)
+                self._client = redis.Redis.from_pool(pool)  # which it closes
             else:
                 self._client = redis_place.client(self._place)
         return self._client
