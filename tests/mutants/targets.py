@@ -167,7 +167,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
     f"{_GATEWAY}/guard/pair/kong/plugins/claude-pair/partner.lua": ("tests/pair/test_partner.py",),
     f"{_GATEWAY}/signed.py": ("tests/core/test_signed.py",),
     f"{_GATEWAY}/request.py": (
-        *("tests/core/test_pipeline.py", "tests/gateway/test_table.py", "tests/gateway/test_size.py"),
+        *(f"tests/core/test_{name}.py" for name in ("request", "pipeline")),
+        *("tests/gateway/test_table.py", "tests/gateway/test_size.py"),
         *("tests/jwt_claims/test_identity.py", "tests/jwt_claims/test_authorization.py", f"{_RATES}/test_plugin.py"),
         f"--deselect={_RATES}/test_plugin.py::test_a_frozen_redis_holds_up_nobody_else",
     ),
@@ -202,6 +203,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     **{
         f"{_GATEWAY}/rate_tiers/{name}.py": (
             *(f"{_RATES}/test_{name}.py" for name in ("schema", "pools", "warnings", "plugin")),
+            "tests/gateway/test_size.py",
             f"--deselect={_RATES}/test_plugin.py::test_a_frozen_redis_holds_up_nobody_else",
         )
         for name in ("plugin", "tiers")

@@ -17,6 +17,7 @@ from claude_contract.ledger import (
     Admission,
     Admit,
     Budget,
+    Changed,
     Lease,
     LedgerUnavailable,
     Peek,
@@ -535,6 +536,35 @@ def test_a_tier_names_its_pools() -> None:
     made = stage_of(RateTiers, {"tiers": tiers, "default_tier": "out", "pools": [POOL]})
     decision = ask(made)
     assert isinstance(decision, Pass) and Lease.parse(decision.shared["lease"]).shared == Shared("*")
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ([], {}),
+        ([(0, "minute", 7)], {"minute": 7}),
+        ([(0, "concurrent", 7)], {"concurrent": 7}),
+        ([(0, "usd_per_day", 7 * DOLLAR)], {"usd_per_day": 7}),
+        ([(0, "usd_per_week", DOLLAR // 2)], {"usd_per_week": 0.5, "max_usd": 0.5}),
+        ([(1, "concurrent", 7)], {"pool concurrent": 7}),
+        ([(1, "usd_per_day", DOLLAR // 4), (0, "minute", 7)], {"pool usd_per_day": 0.25, "max_usd": 0.25, "minute": 7}),
+        ([(2, "minute", 7), (0, "hour", 7), (0, "usd_per_month", 7)], {"max_usd": 7 / DOLLAR}),
+    ],
+    ids=str,
+)
+def test_a_tier_with_what_an_admin_has_changed(changed: list[tuple[int, str, int]], expected: dict[str, float]) -> None:
+    """A run may cost no more than any budget that was lowered."""
+    tier = {**TIER, "budgets": [{"usd": 8, "per": "week"}]}
+    made = stage(tiers=[tier], pools=[{**POOL, "usd_per_day": 5}]).choice.default
+    now = made.now([Changed(*one) for one in changed])
+    limits: dict[str, Any] = {window.name: window.limit for window in now.windows.each}
+    limits |= {budget.name: budget.micro_usd / DOLLAR for budget in now.slot.own.budgets}
+    limits |= {"concurrent": now.slot.concurrent, "max_usd": now.clamp.max_usd}
+    (terms,), (pool,) = now.slot.pools, now.pools
+    assert pool.terms == terms
+    limits |= {"pool concurrent": terms.concurrent, "pool usd_per_day": terms.budgets[0].micro_usd / DOLLAR}
+    before = {"minute": 60, "concurrent": 5, "usd_per_day": 9, "usd_per_week": 8, "max_usd": 1}
+    assert limits == {**before, "pool concurrent": 2, "pool usd_per_day": 5} | expected
 
 
 def test_organisations_have_pools_of_their_own() -> None:
