@@ -74,6 +74,26 @@ def test_refuses(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("empty", "the body is empty: it must be a JSON object"),
+        ("blank", "the body is not valid JSON (line 1, column 2)"),
+        ("truncated", "the body is not valid JSON (line 1, column 6)"),
+        ("array", "the body must be a JSON object"),
+        ("duplicate", "the body has duplicate keys"),
+        ("depth 300", "the body is nested more than 64 levels deep"),
+        ("one level too deep", "the body is nested more than 64 levels deep"),
+        ("invalid UTF-8", "the body is not UTF-8"),
+        ("lone high surrogate", "a text in the body has half of a surrogate pair, as of an emoji that was cut"),
+    ],
+)
+def test_what_is_wrong_is_said(name: str, said: str) -> None:
+    with pytest.raises(JSONError) as refused:
+        parse_object(REFUSED[name])
+    assert str(refused.value) == said
+
+
+@pytest.mark.parametrize(
     "raw",
     [b"{}", b' \r\n\t{ "a" : 1 } ', b'{"a":"\\ud83d\\ude00"}', '{"a":"😀 é"}'.encode(), b'{"a":{"a":{"a":1}}}'],
 )

@@ -21,8 +21,12 @@ from claude_contract.errors import ConfigError
 from claude_contract.identity import Identity
 from claude_contract.ledger import Lease, Quota, Window
 from kong_claude import PLUGINS
+from kong_claude.decision import Pass, Refuse
 from kong_claude.rate_tiers import headers
 from kong_claude.rate_tiers.plugin import RateTiers
+from kong_claude.request import Request as Asked
+from kong_claude.request import RequestLine
+from tests.core.test_pipeline import Kong
 from tests.interop.deployments import started
 from tests.rate_tiers.servers import REACHED_BY, RedisProcess, one_server
 from tests.support.attest import claims_in, signed
@@ -711,6 +715,20 @@ def test_what_a_tier_has_that_says_nothing_of_api_features_is_told(
     """By the name of the tier's field, and as the invoker understands it (`plan.features_of`)."""
     report = start(tiers=[{"name": "free", "minute": 60, **tier}], report=True)
     assert kong.handle(report, "access", identified(subject)).ended.body["api_features"] == features
+
+
+@pytest.mark.parametrize(("most", "kind"), [(32 << 20, "kind"), (1 << 20, "model"), (8 << 20, "graphql")])
+def test_how_large_a_body_may_be_that_is_looked_into(most: int, kind: str) -> None:
+    tiers = [{"name": "t", "minute": 9, "models": ["m"], "messages": {"minute": 9}}]
+    by = {"kind": {"by_model": True}, "graphql": {"by_operation": True}, "model": {}}[kind]
+    signs = {"attestation": ATTESTATION} if by else {}
+    made = stage_of(RateTiers, {"tiers": tiers, "limit_by": "ip", **by, **signs})
+    for length, fits in ((most, True), (most + 1, False)):
+        sent = {"content-length": str(length), "x-request-id": "r"}
+        answers = {"request.get_raw_body": b"{}", "client.get_forwarded_ip": "192.0.2.1"}
+        request = Asked(Kong(sent, **answers), static_line=RequestLine("POST", "/claude/invoke", ""))
+        found = made.access(request)
+        assert isinstance(found, Pass) if fits else isinstance(found, Refuse) and found.status == 413
 
 
 QUERY, MUTATION = b'{"query": "{ limits }"}', b'{"query": "mutation { cancel(id: 1) { id } }"}'
