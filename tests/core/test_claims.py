@@ -365,6 +365,7 @@ def test_a_missing_claim(name: str) -> None:
         ({"repo": {"ref": "main"}}, "claim repo.name is missing"),
         ({"repo": {"name": "org/app", "depth": 1}}, "claim repo.depth is not known here"),
         ({"clamp": {"max_usdd": 1}}, "claim clamp.max_usdd is not known here"),
+        ({"clamp": {"rules": {"never": ["Bash"]}}}, "claim clamp.rules.never is not known here"),
         ({"clamp": {"max_turns": "3"}}, "claim clamp.max_turns is not of its type"),
         ({"clamp": {"max_turns": True}}, "claim clamp.max_turns is not of its type"),
         ({"clamp": {"max_turns": 3.0}}, "claim clamp.max_turns is not of its type"),

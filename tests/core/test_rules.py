@@ -163,6 +163,35 @@ def test_some_commands_are_asked_about(command: str, expected: Verdict) -> None:
     assert verdict(PUSH, "Bash", command=command) is expected
 
 
+RUNNERS = [
+    ".",
+    "alias",
+    "ash",
+    "bash",
+    "compgen",
+    "complete",
+    "dash",
+    "env",
+    "eval",
+    "exec",
+    "ksh",
+    "mapfile",
+    "parallel",
+    "readarray",
+    "sh",
+    "source",
+    "trap",
+    "xargs",
+    "zsh",
+]
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_what_runs_commands_that_it_is_told_elsewhere_is_asked_about(runner: str) -> None:
+    for command in (f"{runner} x", f"/bin/{runner} x", f"ls; {runner} x"):
+        assert verdict(PUSH, "Bash", command=command) is ASK, command
+
+
 def test_a_denied_command_is_denied_and_asked_about_where_it_only_may_be_it() -> None:
     denied = rules(deny="Bash(rm:*)", allow="Bash(rm x)")
     assert verdict(denied, "Bash", command="ls; rm x") is DENY

@@ -94,6 +94,9 @@ def test_what_is_no_secret(content: bytes | None, said: str, tmp_path: Path) -> 
         path.chmod(0o400)
     with pytest.raises(secret_file.SecretFileError, match=f"{path} .*{said}"):
         secret_file.read(path)
+    if not content:  # what another process would read
+        with pytest.raises(secret_file.SecretFileError, match=f"{path} .*{said}"):
+            secret_file.opened(path)
 
 
 def test_a_link_counts_as_what_it_leads_to(exposed: Path, tmp_path: Path) -> None:

@@ -636,6 +636,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "budget without a price": ({"tiers": [{"name": "t", "usd_per_day": 5}]}, "tiers[1].max_usd_per_run: "),
     "price over budget": ({"tiers": [{"name": "t", "usd_per_day": 5, "max_usd_per_run": 6}]}, "tiers[1].max_usd"),
     "half a request": ({"minute": 1.5}, "minute: "),
+    "no such kind": ({"minute": 1, "limit_by": "nobody"}, "limit_by: must be one of "),
     "header without name": ({"minute": 1, "limit_by": "header"}, "header_name: "),
     "path without path": ({"minute": 1, "limit_by": "path"}, "path: "),
     "vault reference unresolved": ({"minute": 1, "redis_url": ""}, "redis_url: "),
