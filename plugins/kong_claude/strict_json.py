@@ -86,9 +86,8 @@ def _members(text: str) -> dict[str, tuple[Any, str]]:
         value, at = _DECODER.raw_decode(text, at)
         found[name] = value, text[start:at]
         at = _skip(text, at)
-        if text[at] == "}":
-            break
-        at = _skip(text, at + 1)
+        if text[at] == ",":
+            at = _skip(text, at + 1)
     return found
 
 
