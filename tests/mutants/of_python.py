@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 from collections.abc import Iterator
 
 from tests.mutants.mutant import Mutant
@@ -20,6 +21,7 @@ _COMPARED: dict[type[ast.cmpop], tuple[str, ...]] = {
     ast.Is: ("is not",),
     ast.IsNot: ("is",),
 }
+_COMPARISON = re.compile(r"==|!=|<=|>=|<|>|\bnot\s+in\b|\bin\b|\bis\s+not\b|\bis\b")
 _SIGNS: dict[type[ast.operator], tuple[str, str]] = {
     ast.Add: ("+", "-"),
     ast.Sub: ("-", "+"),
@@ -60,6 +62,14 @@ class _Source:
     def mutant(self, node: ast.expr | ast.stmt, becomes: str) -> Mutant:
         return Mutant.of(self.path, self.text, *self.span(node), becomes)
 
+    def compared(self, node: ast.expr, left: ast.expr, right: ast.expr, other: str) -> Mutant:
+        """With another operator; parentheses around the operands, which no operand counts as its own, stay."""
+        (start, end), gap = self.span(node), slice(self.span(left)[1], self.span(right)[0])
+        between = _COMPARISON.sub(other, self.text[gap], count=1)
+        return Mutant.of(
+            self.path, self.text, start, end, self.text[start : gap.start] + between + self.text[gap.stop : end]
+        )
+
     def between(self, left: ast.expr, right: ast.expr, old: str, new: str) -> Mutant | None:
         """An operator between two operands."""
         start, end = self.span(left)[1], self.span(right)[0]
@@ -97,7 +107,7 @@ def _of(node: ast.AST, source: _Source) -> Iterator[Mutant]:
         case ast.Compare(left=left, ops=[operator], comparators=[right]):
             negated = not isinstance(operator, ast.Lt | ast.LtE | ast.Gt | ast.GtE)
             for other in _COMPARED[type(operator)]:
-                yield source.mutant(node, f"{source.of(left)} {other} {source.of(right)}")
+                yield source.compared(node, left, right, other)
             if negated:
                 return
         case ast.BoolOp(op=operator, values=values):

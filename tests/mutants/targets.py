@@ -216,6 +216,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     f"{_GATEWAY}/rate_tiers/local_ledger.py": (
         f"{_RATES}/test_exactness.py::test_the_process_forgets_what_has_lapsed",
         f"{_RATES}/test_exactness.py::test_what_still_counts_is_not_forgotten_with_it",
+        f"{_RATES}/test_warnings.py::test_each_day_and_each_month_is_told_once",
         *_LEDGER,
     ),
     f"{_GATEWAY}/prompt_context/guards.py": _PROMPTS,

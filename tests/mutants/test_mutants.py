@@ -61,6 +61,22 @@ def test_mutants_of_python() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("compared", "others"),
+    [
+        ("(n := len(x)) is not None", ["(n := len(x)) is None"]),
+        ("(a or b) == (c)", ["(a or b) != (c)"]),
+        ("(a)not in(b)", ["(a) in (b)"]),
+        ("(n := 0) <= LIMIT", ["(n := 0) < LIMIT", "(n := 0) > LIMIT"]),
+    ],
+)
+def test_parentheses_around_what_is_compared_stay(compared: str, others: list[str]) -> None:
+    """Without them `(limit := …) is not None` could not be parsed, and counted as noticed."""
+    text = f"if {compared}:\n    pass\n"
+    trees = {ast.dump(ast.parse(mutant.applied(text))) for mutant in of_python.mutants("x.py", text)}
+    assert {ast.dump(ast.parse(f"if {other}:\n    pass\n")) for other in others} <= trees
+
+
 LUA = """-- if 1 == 2 then
 local limit = ARGV[2]  -- not ours
 if held[1] ~= 'running' and n + 1 <= limit then redis.call('ZADD', KEYS[1], 5, 'x') end
