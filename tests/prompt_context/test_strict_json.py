@@ -101,6 +101,13 @@ def test_accepts(raw: bytes) -> None:
     assert parse_object(raw) == json.loads(raw)
 
 
+def test_accepts_a_long_text_and_as_many_values_as_it_says() -> None:
+    raw = b'{"a":["%s",%s1]}' % (b"x" * MAX_STRUCTURE, b"1," * (MAX_STRUCTURE - 4))
+    assert parse_object(raw) == json.loads(raw)
+    with pytest.raises(JSONError, match="too many values"):
+        parse_object(raw.replace(b",1]", b",1,1]"))
+
+
 def test_accepts_as_many_levels_as_it_says() -> None:
     raw = b'{"a":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b',"brackets":"%s"}' % (b"[" * 1000)
     assert parse_object(raw) == json.loads(raw)
