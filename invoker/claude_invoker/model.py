@@ -21,6 +21,8 @@ _TOOL = r"[A-Za-z][A-Za-z0-9_]{0,63}"
 _TOOL_OF_A_SERVER = r"mcp__[a-z0-9]+(-[a-z0-9]+)*__[A-Za-z0-9_-]+"
 ToolName = Annotated[str, Field(min_length=1, max_length=134, pattern=f"^({_TOOL}|{_TOOL_OF_A_SERVER})$")]
 EntryName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+Label = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""A tag, by which its caller finds a job or a run."""
 Scalar = str | int | float | bool | None
 
 
@@ -29,6 +31,10 @@ def _fact(value: Any) -> Any:
     if not all(one is None or isinstance(one, str | int | float) for one in values):
         raise ValueError("must be text, a number, true, false, or a list of these")
     return value
+
+
+def _each_once(names: list[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 Fact = Annotated[Any, AfterValidator(_fact), WithJsonSchema(TypeAdapter(Scalar | list[Scalar]).json_schema())]
@@ -134,7 +140,7 @@ class InputFile(BaseModel):
 def _or_null(schema: dict[str, Any]) -> None:
     """Says of fields that have no null here that a caller may write it for what is not set; and that one of prompt and
     messages has to be."""
-    for name in ("prompt", "messages", "files", "max_repairs", "ask", "rebase"):
+    for name in ("prompt", "messages", "files", "max_repairs", "ask", "rebase", "tags"):
         schema["properties"][name] = {"anyOf": [schema["properties"][name], {"type": "null"}]}
     # Not oneOf, of which generators of clients make a union of types, and lose all other fields.
     schema["if"] = {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}}
@@ -220,6 +226,9 @@ class InvokeRequest(BaseModel):
     )
     rebase: bool = Field(
         default=False, description="Whether a session on a repository goes on at the commit where its branch is now"
+    )
+    tags: Annotated[list[Label], Field(max_length=8), AfterValidator(_each_once)] = Field(
+        default=[], description="Labels by which it is found again, such as `nightly`; nothing is decided by them"
     )
 
     @model_validator(mode="before")
@@ -470,6 +479,7 @@ class RunView(BaseModel):
     pushed: Pushed | None = None
     permissions: list[Permission] = Field(default=[], description="Its calls of tools that wait to be allowed")
     decisions: list[PermissionDecision] = []
+    tags: list[str] = []
 
 
 class RunSummary(BaseModel):
@@ -484,6 +494,7 @@ class RunSummary(BaseModel):
     session: str | None = None
     repository: str | None = Field(default=None, description="What it worked on; null: it began with no files")
     cost_usd: float = 0.0
+    tags: list[str] = []
     links: dict[str, str] = {}
 
 

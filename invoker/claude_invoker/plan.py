@@ -102,6 +102,8 @@ class Plan:
     """After so much of that the run may be put away. None: never."""
     ends_session: bool = False
     """Whether its session is there only so that it may be put away, and goes with it."""
+    tags: tuple[str, ...] = ()
+    """By which its caller finds it."""
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -242,6 +244,7 @@ def plan(
         rebase=request.rebase,
         rules=rules,
         approval_timeout_s=settings.approval_timeout_s,
+        tags=tuple(request.tags),
     )
 
 

@@ -11,11 +11,13 @@ import httpx
 import pytest
 
 from claude_contract import ledger
+from claude_invoker.audit import person
 from claude_invoker.cli.binary import find_cli
 from claude_invoker.jobs import reconciler
-from claude_invoker.jobs.store import PREFIX
+from claude_invoker.jobs.record import JobRequest
+from claude_invoker.jobs.store import PREFIX, Store
 from kong_claude_local.standin import StandIn
-from tests.jobs.conftest import OVER, Gateway, lease, limits_on, serving, slot, until
+from tests.jobs.conftest import OVER, Gateway, job, lease, limits_on, serving, slot, until
 from tests.rate_tiers.servers import RedisProcess
 from tests.support.event_stream import blocks
 from tests.support.waiting import HANG_S
@@ -218,6 +220,73 @@ async def test_what_cannot_run_is_refused_at_once(redis_server: RedisProcess, st
             answer = await gateway.ask("POST", "/claude/jobs", content=body, claims=claims)
             assert answer.status_code == status, (body, claims, answer.text)
             assert await gateway.app.state.services.jobs.store.redis.keys(PREFIX + "*") == []
+
+
+TAGS_THAT_ARE_NONE: tuple[tuple[object, str], ...] = (
+    (["a b"], "tags[0]"),
+    (["ok", ""], "tags[1]"),
+    (["x" * 41], "tags[0]"),
+    (["-a"], "tags[0]"),
+    (["a\n"], "tags[0]"),
+    (["ü"], "tags[0]"),
+    ([1], "tags[0]"),
+    ([f"t{n}" for n in range(9)], "tags"),
+    ("nightly", "tags"),
+)
+
+
+async def test_jobs_and_runs_are_found_by_their_tags(redis_server: RedisProcess, state: Path) -> None:
+    """They are given back, listed, part of what an Idempotency-Key stands for, and in the audit log."""
+    async with serving(redis_server, state) as gateway:
+        for tags, at in TAGS_THAT_ARE_NONE:
+            for path in ("/claude/jobs", "/claude/invoke"):
+                refused = await gateway.ask("POST", path, json={"prompt": "hi", "tags": tags})
+                assert refused.status_code == 422 and refused.json()["errors"][0]["at"] == at, (tags, refused.text)
+        most = ["nightly", "billing", *(f"t{n}" for n in range(5)), "x" * 40]
+        job = await gateway.see(await gateway.create("job=a", tags=most))
+        assert (job["state"], job["tags"]) == ("done", most)
+        other = await gateway.see(await gateway.create("job=b", tags=["night", "night"]))
+        assert other["tags"] == ["night"]
+        assert (await gateway.create("job=c", tags=None))["tags"] == []
+        answer = await gateway.ask("POST", "/claude/invoke", json={"prompt": "job=d", "tags": ["night", "x"]})
+        run = answer.json()["id"]
+        assert (await gateway.ask("GET", f"/claude/runs/{run}")).json()["tags"] == ["night", "x"]
+        for place, tag, found in (
+            ("jobs", "nightly", [job["id"]]),
+            ("jobs", "night", [other["id"]]),
+            ("jobs", "nigh", []),
+            ("jobs", "nightly&state=failed", []),
+            ("runs", "night", [run]),
+            ("runs", "nightly", []),
+        ):
+            listed = (await gateway.ask("GET", f"/claude/{place}?tag={tag}")).json()
+            assert [each["id"] for each in listed[place]] == found, (place, tag)
+            assert (await gateway.ask("GET", f"/claude/{place}?tag={tag}", "bob")).json()[place] == []
+            page = (await gateway.ask("GET", f"/claude/dashboard/{place}?tag={tag}")).text
+            assert re.findall(r'id="(?:job|run)-((?:job|run)_[0-9a-f]{24})"', page) == found, (place, tag)
+        asked = '{ jobs(tag: "night") { jobs { tags } } runs(tag: "x") { runs { tags } } }'
+        said = (await gateway.ask("POST", "/claude/graphql", json={"query": asked})).json()
+        assert said["data"] == {"jobs": {"jobs": [{"tags": ["night"]}]}, "runs": {"runs": [{"tags": ["night", "x"]}]}}
+        again = []
+        for tags in (["a"], ["a"], ["b"]):
+            body, key = {"prompt": "job=e", "tags": tags}, {"Idempotency-Key": "k"}
+            again.append((await gateway.ask("POST", "/claude/jobs", json=body, headers=key)).status_code)
+        assert again == [202, 202, 422]
+        written = person.export(state / "state" / "audit", "alice")
+        of_run = {line["details"]["run"]: line["details"]["tags"] for line in written if line["kind"] == "run.end"}
+        assert of_run[job["id"]] == most and of_run[run] == ["night", "x"]
+        # The operator's metrics have none: anybody could make as many series as he likes.
+        metrics = (await gateway.client.get("/metrics")).text
+        assert "claude_invoker_" in metrics and "nightly" not in metrics
+
+
+async def test_a_job_with_tags_is_one_that_the_release_before_runs(store: Store) -> None:
+    """It refused a request with members that it does not know."""
+    new = job(tags=["nightly"])
+    await store.add(new)
+    assert json.loads(await store.redis.hget(PREFIX + f"job:{new.id}", "request")) == {"prompt": "hi"}
+    found = await store.get(new.id)
+    assert found is not None and found.request == JobRequest(prompt="hi", tags=["nightly"])
 
 
 async def test_cancelling(redis_server: RedisProcess, state: Path) -> None:

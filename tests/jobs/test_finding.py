@@ -24,10 +24,10 @@ HOME = "/claude/dashboard"
 ADMIN = {"roles": ["admin"]}
 
 
-def made(n: int, *, subject: str, tier: str, repository: str, prompt: str) -> Job:
+def made(n: int, *, subject: str, tier: str, repository: str, prompt: str, tags: list[str]) -> Job:
     """Two in each second, at the very same time."""
     caller = Caller(subject, tier=tier, repository=Repository(repository) if repository else None)
-    return Job.new(JobRequest(prompt=prompt), caller, 1_700_000_000.123456 + n // 2)
+    return Job.new(JobRequest(prompt=prompt, tags=tags), caller, 1_700_000_000.123456 + n // 2)
 
 
 @pytest.fixture
@@ -40,6 +40,7 @@ async def known(store: Store) -> list[Job]:
             subject="alice" if n % 2 else "bob",
             tier="pro" if n % 3 else "team",
             repository=("", "org/App", "org/lib")[n % 3],
+            tags=[[], ["nightly"], ["a.b-c_1", "night"], ["night", "nightly"]][n % 4],
             prompt=f"Fix 100% of [it] {n}" if n % 4 else f"Write Ümlauts {n}",
         )
         await store.add(job)
@@ -63,6 +64,13 @@ ASKED: tuple[tuple[str | None, Wanted], ...] = (
     (None, Wanted(text="WRITE Ümlauts")),
     (None, Wanted(text="100% of [it]")),
     (None, Wanted(text="%d")),
+    (None, Wanted(tag="nightly")),
+    (None, Wanted(tag="night")),
+    (None, Wanted(tag="Night")),
+    (None, Wanted(tag="a.b-c_1")),
+    (None, Wanted(tag="a.b")),
+    (None, Wanted(tag="night nightly")),
+    (None, Wanted(text="fix", tag="nightly")),
     ("bob", Wanted(state="queued", tier="pro", repository="lib", text="fix")),
 )
 
@@ -74,6 +82,7 @@ def meets(job: Job, subject: str | None, wanted: Wanted) -> bool:
         and wanted.tier in ("", job.tier)
         and wanted.repository.lower() in job.repository.lower()
         and wanted.text.lower() in job.title.lower()
+        and (not wanted.tag or wanted.tag in job.tags)
     )
 
 

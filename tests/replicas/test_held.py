@@ -39,7 +39,7 @@ def over(name: str, subject: str, *, retention_s: int = 600, created_at: float =
             state="succeeded",
             created_at=created_at,
             finished_at=6.0,
-            plan=SimpleNamespace(session=None, repository=None),
+            plan=SimpleNamespace(session=None, repository=None, tags=()),
             session=None,
             model="m",
             cost_usd=0.0,

@@ -114,6 +114,10 @@ FILTERS: dict[str, tuple[Filter, str]] = {
     "a model": (Filter(model="claude-haiku-4-5"), "a"),
     "an alias": (Filter(model="haiku"), "a"),
     "no model": (Filter(model=""), ""),
+    "a tag": (Filter(tag="billing"), "bc"),
+    "a tag that is not the first": (Filter(tag="nightly"), "c"),
+    "a tag by its beginning": (Filter(tag="bill"), ""),
+    "no tag": (Filter(tag=""), ""),
     "two of them": (Filter(session="s1", state="running"), "c"),
 }
 
@@ -123,9 +127,14 @@ def some() -> dict[str, Run]:
     a, b, c = (begun(created_at=float(at)) for at in (1, 2, 3))
     ended = {"state": "succeeded", "finished_at": 4.0, "cost_usd": 0.5}
     vars(a).update(ended | {"session": "s1", "model": "claude-haiku-4-5-20251001"})
-    at_work_on = SimpleNamespace(session="new", model="sonnet", repository=SimpleNamespace(name="acme/app"))
+    at_work_on = SimpleNamespace(
+        session="new", model="sonnet", repository=SimpleNamespace(name="acme/app"), tags=("billing",)
+    )
     vars(b).update(ended | {"plan": at_work_on, "model": "claude-sonnet-5-5"})
-    vars(c).update(model="", plan=SimpleNamespace(session="s1", model="claude-opus-5-5", repository=None))
+    vars(c).update(
+        model="",
+        plan=SimpleNamespace(session="s1", model="claude-opus-5-5", repository=None, tags=("nightly", "billing")),
+    )
     return {"a": a, "b": b, "c": c}
 
 
@@ -154,9 +163,11 @@ async def test_what_a_list_says_of_a_run() -> None:
         "session": "s1",
         "repository": None,
         "cost_usd": 0.5,
+        "tags": [],
         "links": {"self": f"/runs/{runs['a'].id}"},
     }
     assert (at_work.state, at_work.model, at_work.session) == ("running", "claude-opus-5-5", "s1")
+    assert at_work.tags == ["nightly", "billing"]
 
 
 SUBJECTS = ("alice", "alice:x", "", "of:alice", "*", "}", "alice ", "ålice", "al\nice")
@@ -330,7 +341,7 @@ def test_a_summary_comes_back(short: Summary) -> None:
 
 
 def test_a_run_without_a_model_yet_has_that_which_was_decided() -> None:
-    run = begun(model="", plan=SimpleNamespace(session="new", model="opus", repository=None))
+    run = begun(model="", plan=SimpleNamespace(session="new", model="opus", repository=None, tags=()))
     assert (summary_of(run).model, summary_of(run).session) == ("opus", None)
 
 

@@ -141,16 +141,17 @@ async def jobs(
     cursor: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     all: bool = False,
+    tag: str | None = None,
 ) -> JobList:
     """The caller's jobs, newest first, without their results. `all=true`: everybody's, for the role `admin`.
 
-    With `state` a page may be short, or empty, while there is a `next`: only so many jobs are looked at."""
+    With `state` or `tag` a page may be short, or empty, while there is a `next`: only so many jobs are looked at."""
     before = border.place_of_job(cursor)
     subject = None if all and "admin" in caller.roles else caller.subject
     found: list[Job] = []
     for _ in range(PAGES):
-        page, before = await store_of(request).page(subject, before, limit if state is None else 100)
-        found += [job for job in page if state is None or job.state == state]
+        page, before = await store_of(request).page(subject, before, limit if state is None and tag is None else 100)
+        found += [job for job in page if state in (None, job.state) and (tag is None or tag in job.tags)]
         if before is None or len(found) >= limit:
             break
     shown = found[:limit]

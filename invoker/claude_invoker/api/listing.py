@@ -92,5 +92,6 @@ def _shown(request: Request, run: Summary) -> RunSummary:
         session=run.session,
         repository=run.repository,
         cost_usd=run.cost_usd,
+        tags=list(run.tags),
         links={"self": f"{base(request)}/runs/{run.id}"},
     )

@@ -47,6 +47,7 @@ async def runs(
     session: str | None = None,
     repository: str | None = None,
     model: str | None = None,
+    tag: str | None = None,
     cursor: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> RunList:
@@ -54,7 +55,7 @@ async def runs(
     `until`: those that began then, in seconds since the epoch. `model`: a name, or an alias such as `haiku`.
 
     A page may be short, or empty, while there is a `next`: only so many runs are looked at."""
-    wanted = Filter(state, since, until, session, repository, model)
+    wanted = Filter(state, since, until, session, repository, model, tag)
     return await listed(request, caller, wanted, place(cursor), limit)
 
 

@@ -104,4 +104,5 @@ def _known(run: Run) -> dict[str, object]:
         "isolation": run.isolation,
         "job": run.is_job,
         "repository": None if run.plan.repository is None else run.plan.repository.name,
+        "tags": list(run.plan.tags),
     }

@@ -34,6 +34,7 @@ class _Asked(BaseModel):
 
     caller: Annotated[str, Field(max_length=1024)] = ""
     repository: Part = ""
+    tag: Part = ""
     cursor: str = ""
 
     def address(self, cursor: Place | None) -> str:
@@ -67,7 +68,7 @@ async def jobs(request: Request, viewer: Viewer, asked: Annotated[AskedJobs, Que
     """The viewer's jobs, or an admin's choice of everybody's. The id of a job leads to its page."""
     if is_job_id(text := asked.text.strip()):
         return RedirectResponse(f"{home(request)}/jobs/{text}", 303, HEADERS)
-    wanted = Wanted(asked.state, asked.tier, asked.repository.strip(), text)
+    wanted = Wanted(asked.state, asked.tier, asked.repository.strip(), text, asked.tag.strip())
     after = place(asked.cursor or None)
     found, following = await find(store_of(request), asked.subject(viewer), wanted, after, SHOWN)
     return page(request, "jobs", **_around(viewer, asked, get_args(State), following), jobs=found, most=LOOKED_AT)
@@ -81,6 +82,7 @@ async def runs(request: Request, viewer: Viewer, asked: Annotated[AskedRuns, Que
         session=asked.session.strip() or None,
         repository=asked.repository.strip() or None,
         model=asked.model.strip() or None,
+        tag=asked.tag.strip() or None,
     )
     before = place(asked.cursor or None)
     found, following = await listing.summaries(request, asked.subject(viewer), wanted, before, SHOWN)

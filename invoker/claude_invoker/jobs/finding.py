@@ -22,6 +22,7 @@ class Wanted:
     tier: str = ""
     repository: str = ""
     text: str = ""
+    tag: str = ""
 
 
 async def find(
@@ -30,7 +31,7 @@ async def find(
     """The newest `count` jobs of a subject (None: of all) that come `after`, in short, and where to go on. Fewer, or
     none, while there is more to look at."""
     begin = ("", "") if after is None else (repr(after.created_at), after.id)
-    asked = (wanted.state, wanted.tier, _small(wanted.repository), _small(wanted.text))
+    asked = (wanted.state, wanted.tier, _small(wanted.repository), _small(wanted.text), wanted.tag)
     args = (f"{PREFIX}job:", *begin, count, LOOKED_AT, *asked)
     at, last, *ids = await store.run("find", [index_of(subject)], args)
     return await store.short(ids), Place(float(at), last) if last else None

@@ -34,7 +34,7 @@ TITLE = 160  # characters
 # Of a record, what lists show: not the prompt and the answer, which may have megabytes.
 SUMMARY = (
     "id", "subject", "tier", "title", "state", "created_at", "attempt", "started_at", "finished_at", "expires_at",
-    "cost_usd", "model", "progress", "error", "repository", "v",
+    "cost_usd", "model", "progress", "error", "repository", "tags", "v",
 )  # fmt: skip
 
 
@@ -108,6 +108,7 @@ class JobView(BaseModel):
     result: RunResult | None = None
     error: dict[str, Any] | None = None
     deliveries: list[Delivery] = []
+    tags: list[str] = []
     links: dict[str, str] = {}
 
 
@@ -131,6 +132,7 @@ class Job:
     caller_json: str = ""
     title: str = ""
     repository: str = ""  # its name
+    tags: tuple[str, ...] = ()  # beside the request, of which releases that do not know them could read nothing
     callback: str = ""
     state: State = "queued"
     attempt: int = 0
@@ -159,17 +161,18 @@ class Job:
             subject=caller.subject,
             tier=caller.tier or "",
             created_at=round(created_at, 6),
-            request_json=request.model_dump_json(exclude_unset=True),
+            request_json=request.model_dump_json(exclude_unset=True, exclude={"tags"}),
             caller_json=caller_json(caller),
             title=title_of(request),
             repository=caller.repository.name if caller.repository else "",
+            tags=tuple(request.tags),
             callback=request.callback_url or "",
             traceparent=traceparent,
         )
 
     @cached_property
     def request(self) -> JobRequest:
-        return JobRequest.model_validate_json(self.request_json)
+        return JobRequest.model_validate_json(self.request_json).model_copy(update={"tags": list(self.tags)})
 
     @cached_property
     def caller(self) -> Caller:
@@ -189,7 +192,7 @@ class Job:
             "caller": self.caller_json,
             "traceparent": self.traceparent,
         }
-        some = {"callback": self.callback, "repository": self.repository}
+        some = {"callback": self.callback, "repository": self.repository, "tags": " ".join(self.tags)}
         return fields | {name: value for name, value in some.items() if value}
 
     @classmethod
@@ -205,6 +208,7 @@ class Job:
             caller_json=stored.get("caller", ""),
             title=stored.get("title", ""),
             repository=stored.get("repository", ""),
+            tags=tuple(stored.get("tags", "").split()),
             callback=stored.get("callback", ""),
             state=stored["state"],  # type: ignore[arg-type]
             attempt=int(stored.get("attempt", 0)),
@@ -263,6 +267,7 @@ class Job:
             result=self.result,
             error=self.error,
             deliveries=self.deliveries,
+            tags=list(self.tags),
             links={"self": here, "events": f"{here}/events", "artifacts": f"{here}/artifacts"},
         )
 

@@ -171,10 +171,10 @@ def past(record: RunRecord) -> PastRun:
     return PastRun(record.id, record.subject, record.owner, shown, EventLog.of(known))
 
 
-def lost(record: RunRecord) -> RunRecord:
-    """What becomes of the record of a run whose replica is gone."""
+def lost(record: RunRecord, tags: Iterable[str] = ()) -> RunRecord:
+    """What becomes of the record of a run whose replica is gone. `tags`: the record has none before its end."""
     error = LOST.document()
-    view = RunView(id=record.id, state="failed", created_at=record.created_at, error=error)
+    view = RunView(id=record.id, state="failed", created_at=record.created_at, error=error, tags=list(tags))
     return msgspec.structs.replace(
         record,
         state="failed",

@@ -248,9 +248,10 @@ class Register:
     async def give_up(self, known: RunRecord) -> RunRecord:
         """Says that a run has ended with its replica, unless somebody has said something else meanwhile. What holds
         then. Raises Problem 503."""
-        lost = record.lost(known)
         try:
             listed = await self._redis.hget(_SUMMARIES + known.subject, known.id)
+            short = summary.known([listed] if listed else [])
+            lost = record.lost(known, short[0].tags if short else ())
             what = (known.id, known.subject, record.encode(known), record.encode(lost), summary.given_up(listed))
             await self._redis.eval(_GIVE_UP, 1, _run(known.id), *what)
         except (RedisError, OSError) as error:

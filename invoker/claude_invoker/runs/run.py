@@ -284,4 +284,5 @@ class Run:
             pushed=self.pushed,
             permissions=self.permissions.waiting,
             decisions=list(self.permissions.decided.values()),
+            tags=list(self.plan.tags),
         )

@@ -33,6 +33,7 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
     subject: str = ""
     tier: str = ""
     first_token_s: float | None = None
+    tags: tuple[str, ...] = ()
 
     @property
     def place(self) -> Place:
@@ -59,6 +60,7 @@ def summary_of(run: Run, owner: str = "") -> Summary:
         run.subject,
         run.tier,
         run.first_token_s,
+        wanted.tags,
     )
 
 
@@ -73,6 +75,7 @@ class Filter:
     session: str | None = None
     repository: str | None = None
     model: str | None = None
+    tag: str | None = None
 
     def takes(self, run: Summary) -> bool:
         return (
@@ -82,6 +85,7 @@ class Filter:
             and self.session in (None, run.session)
             and self.repository in (None, run.repository)
             and (self.model is None or permits((self.model,), run.model))
+            and (self.tag is None or self.tag in run.tags)
         )
 
 

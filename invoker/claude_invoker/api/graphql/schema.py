@@ -114,9 +114,11 @@ async def _job(asking: Asking, id: str) -> Any:
     return (await jobs.view_of(asking.request, job)).model_dump(mode="json")
 
 
-async def _jobs(asking: Asking, state: State | None = None, cursor: str | None = None, limit: int = 20) -> Any:
+async def _jobs(
+    asking: Asking, state: State | None = None, tag: str | None = None, cursor: str | None = None, limit: int = 20
+) -> Any:
     _refuse_page(limit)
-    return (await jobs.jobs(asking.request, asking.caller, state, cursor, limit)).model_dump(mode="json")
+    return (await jobs.jobs(asking.request, asking.caller, state, cursor, limit, tag=tag)).model_dump(mode="json")
 
 
 def _refuse_page(limit: int | None) -> None:
@@ -205,6 +207,7 @@ _QUERY = GraphQLObjectType(
                 "session": GraphQLArgument(GraphQLString),
                 "repository": GraphQLArgument(GraphQLString),
                 "model": GraphQLArgument(GraphQLString, description="A name, or an alias such as haiku"),
+                "tag": GraphQLArgument(GraphQLString),
                 **_PAGE,
             },
             _asking(_runs),
@@ -212,7 +215,7 @@ _QUERY = GraphQLObjectType(
         ),
         "jobs": GraphQLField(
             output(JobList),
-            {"state": GraphQLArgument(_STATE), **_PAGE},
+            {"state": GraphQLArgument(_STATE), "tag": GraphQLArgument(GraphQLString), **_PAGE},
             _asking(_jobs),
             description="The caller's jobs, newest first, without their results.",
         ),
