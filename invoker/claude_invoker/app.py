@@ -10,7 +10,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 
 from claude_invoker import __version__, trust
-from claude_invoker.api import catalogue, health, invoke, openapi, permissions, problems, runs, skills, steering
+from claude_invoker.api import (
+    catalogue,
+    health,
+    invoke,
+    openapi,
+    permissions,
+    problems,
+    retrying,
+    runs,
+    skills,
+    steering,
+)
 from claude_invoker.api import jobs as jobs_api
 from claude_invoker.api import uploads as uploads_api
 from claude_invoker.api.anthropic import routes as anthropic
@@ -46,6 +57,7 @@ ROUTERS = (
     invoke.router,
     runs.router,
     jobs_api.router,
+    retrying.router,
     permissions.router,
     steering.router,
     uploads_api.router,

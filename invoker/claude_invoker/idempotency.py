@@ -58,6 +58,11 @@ def fingerprint_of(path: str, wanted: InvokeRequest, caller: Caller) -> str:
     return hashlib.sha256(joined("\0", path, written).encode()).hexdigest()
 
 
+def fingerprint_of_retry(job_id: str) -> str:
+    """The same of a request that a job's is tried again: what that was does not change."""
+    return hashlib.sha256(joined("\0", "retry", job_id).encode()).hexdigest()
+
+
 def begins_anew(view: RunView) -> bool:
     """Whether a repetition is for a run of its own: the first has only been refused, and has cost nothing."""
     error = view.error or {}

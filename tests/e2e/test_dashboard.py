@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import ROOT, Gateway
-from tests.support.waiting import HANG_S
+from tests.support.waiting import HANG_S, wait_for
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 pytest.importorskip("playwright", reason="playwright is not installed")
@@ -151,6 +152,59 @@ def test_a_running_job_is_cancelled_with_the_keyboard(page: Page, gateway: Gatew
     page.wait_for_url(f"**/jobs/{job}")
     expect(page.locator("#state")).to_have_text("cancelled")
     expect(page.locator("#cancel")).to_have_count(0)
+
+
+def test_a_job_is_tried_again_and_counted(page: Page, gateway: Gateway) -> None:
+    """By the button and by the API: each is one more of the tier's, as what begins a job anywhere, and looking is none."""
+    with gateway.client("again", "--tier", "pro") as client:
+
+        def used() -> int:
+            (minute,) = [each for each in client.get("/claude/limits").json()["windows"] if each["name"] == "minute"]
+            return int(minute["limit"] - minute["remaining"])
+
+        def told() -> list[str]:
+            """What the model has been asked for these jobs."""
+            return [text for text in map(json.dumps, gateway.record()) if "once more" in text]
+
+        job = submit(gateway, "again", "[[hang]] once more", tags=["nightly"])
+        log_in(page, gateway.token("again", "--tier", "pro"))
+        page.goto(f"/claude/dashboard/jobs/{job}")
+        expect(page.locator("#state")).to_have_text("running")
+        expect(page.locator("#retry")).to_have_count(0)
+        wait_for(lambda: len(told()) == 1, what="the model's being asked")
+        page.locator("#cancel").click()
+        expect(page.locator("#state")).to_have_text("cancelled")
+        in_all_looks(page, "job-cancelled")
+        before = used()
+        assert before == 1
+        page.locator("#retry").focus()
+        page.keyboard.press("Enter")
+        page.wait_for_url(re.compile(rf"/jobs/job_(?!{job[4:]})"))
+        assert used() == before + 1
+        new = page.url.rpartition("/")[2]
+        expect(page.locator("#state")).to_have_text("running")
+        expect(page.locator("#tags")).to_contain_text("nightly")
+        wait_for(lambda: len(told()) == 2, what="its being asked again")
+        # What the gateway has put before the first request is not put before what that has become again.
+        assert [text.count("You are a code review assistant.") for text in told()] == [1, 1]
+        page.locator("#cancel").click()
+        page.locator("#before").click()
+        page.get_by_role("link", name=new).click()
+        expect(page.locator("#state")).to_have_text("cancelled")
+        answer = client.post(f"/claude/jobs/{job}/retry")
+        assert answer.status_code == 202, answer.text
+        assert used() == before + 2
+        assert client.delete(answer.json()["links"]["self"]).status_code == 202
+        for body in ({"prompt": "another"}, {}):
+            assert client.post(f"/claude/jobs/{job}/retry", json=body).status_code == 422
+    with gateway.client("stranger", "--tier", "pro") as client:
+        assert client.post(f"/claude/jobs/{job}/retry").status_code == 404
+    with gateway.client("fallen", "--tier", "free") as client:  # a tier that has fewer models
+        opus = f"/claude/jobs/{submit(gateway, 'fallen', '[[hang]]', tier='team', model='opus')}"
+        assert client.delete(opus).status_code == 202
+        wait_for(lambda: client.get(opus).json()["state"] == "cancelled", what="its end")
+        refused = client.post(f"{opus}/retry")
+        assert refused.status_code == 403 and "model opus" in refused.json()["detail"], refused.text
 
 
 def test_a_timeline_keeps_what_is_open_and_a_run_is_cancelled(page: Page, gateway: Gateway) -> None:

@@ -17,6 +17,14 @@ _LEDGER = tuple(
 _STORE = (
     *("tests/jobs/test_scripts.py", "tests/jobs/test_store.py", "tests/jobs/test_record.py"),
     "tests/jobs/test_held.py::test_one_whose_webhook_is_owed_is_not_dropped",
+    *(
+        f"tests/jobs/test_retry.py::test_{name}"
+        for name in (
+            "small_requests_are_kept_and_counted",
+            "what_is_gone_is_not_written_to",
+            "nothing_is_written_to_anothers_job",
+        )
+    ),
 )
 # What runs long there is left out: any junk by hypothesis, and what goes through the plugin server.
 _LONG_TOKENS = (
@@ -245,6 +253,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     },
     **{f"{_INVOKER}/metering/{name}.py": (*_MONEY, *_PURSE) for name in ("account", "purse")},
     f"{_INVOKER}/runs/permissions.py": _ASKED,
+    f"{_INVOKER}/jobs/again.py": ("tests/jobs/test_retry.py::test_whether_it_may_be_tried_again",),
     **{
         f"{_INVOKER}/jobs/{name}.lua": _STORE
         for name in ("add", "append", "cancel", "claim", "finish", "forget", "held", "requeue", "update")

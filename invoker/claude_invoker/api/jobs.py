@@ -24,7 +24,7 @@ from claude_invoker.api.stream import HEADERS, HEARTBEAT, RETRY, encode, without
 from claude_invoker.api.zip import zipped
 from claude_invoker.caller import Caller
 from claude_invoker.catalog.choosing import refuse_without_tokens
-from claude_invoker.idempotency import Claim, fingerprint_of
+from claude_invoker.idempotency import Claim, fingerprint_of, fingerprint_of_retry
 from claude_invoker.jobs import calls, webhook
 from claude_invoker.jobs.queue import enqueue_delivery, enqueue_ticket
 from claude_invoker.jobs.record import OVER, Job, JobList, JobRequest, JobView, State, retention
@@ -72,24 +72,32 @@ async def create(
 
 async def enqueue(request: Request, caller: Caller, *, is_run: bool = False) -> Response:
     """The answer to whatever becomes a job. `is_run`: see `queued`. Raises Problem 400, 403, 422, 503."""
-    view = await queued(request, caller, await invocation_of(request, caller, JobRequest), is_run=is_run)
+    return accepted(await queued(request, caller, await invocation_of(request, caller, JobRequest), is_run=is_run))
+
+
+def accepted(view: JobView) -> Response:
+    """202 with the job's place."""
     headers = {"Location": view.links["self"], "Retry-After": "1", "Preference-Applied": "respond-async"}
     return JSONResponse(view.model_dump(mode="json", exclude_none=True), status_code=202, headers=headers)
 
 
-async def queued(request: Request, caller: Caller, wanted: JobRequest, *, is_run: bool = False) -> JobView:
-    """The job of an invocation. `is_run`: it might as well become a run, so that its key is one of these. Raises
-    Problem 400, 403, 422, 503."""
+async def queued(
+    request: Request, caller: Caller, wanted: JobRequest, *, is_run: bool = False, retry_of: str = "", key: str = ""
+) -> JobView:
+    """The job of an invocation. `is_run`: it might as well become a run, so that its key is one of these. `retry_of`:
+    the job whose request this was. `key`: the `Idempotency-Key` where the request has none. Raises Problem 400, 403,
+    422, 429, 503, 507."""
     store = store_of(request)
     chosen = decided(request, wanted, caller)  # what cannot run is refused now, not later
     refuse_without_tokens(chosen.servers, None, services(request).engine.catalog)
     await services(request).engine.uploads.refuse_missing(caller.owner, chosen.files)
     if wanted.callback_url:
         webhook.check_url(wanted.callback_url, services(request).settings)
-    key = border.idempotency_key(request)
+    key = border.idempotency_key(request) or key
     # The lease is taken when the job starts; what the gateway took for now is given back by `attested_run`.
-    job = Job.new(wanted, replace(caller, queued=True), time.time(), border.traceparent(request))
-    fingerprint = fingerprint_of(request.scope["path"], wanted, caller)
+    job = Job.new(wanted, replace(caller, queued=True), time.time(), border.traceparent(request), retry_of)
+    path = request.scope["path"]
+    fingerprint = fingerprint_of_retry(retry_of) if retry_of else fingerprint_of(path, wanted, caller)
     mine = Claim(fingerprint, job.id, job.created_at)
     async with taken_for_job(request, key, caller, mine) if key and is_run else nullcontext():
         happened, job_id = await store.add(job, (key, fingerprint) if key else None)

@@ -103,6 +103,7 @@ def _known(run: Run) -> dict[str, object]:
         "tools": [*run.plan.tools, *run.plan.server_tools],
         "isolation": run.isolation,
         "job": run.is_job,
+        "retry_of": run.retry_of or None,
         "repository": None if run.plan.repository is None else run.plan.repository.name,
         "tags": list(run.plan.tags),
     }

@@ -17,6 +17,7 @@ from claude_invoker.api import border, jobs
 from claude_invoker.api.asking import asking
 from claude_invoker.api.permissions import decided, job_to_decide, refuse_onlookers, run_to_decide
 from claude_invoker.api.problems import checked
+from claude_invoker.api.retrying import retried
 from claude_invoker.api.stream import HEADERS as STREAM
 from claude_invoker.caller import Caller
 from claude_invoker.dashboard import figures, lists, patch, runs
@@ -28,6 +29,7 @@ from claude_invoker.dashboard.pages import home, page
 from claude_invoker.dashboard.pricing import price_of
 from claude_invoker.dashboard.render import FOLDER, html
 from claude_invoker.dashboard.timeline import Timeline, told
+from claude_invoker.jobs.again import refusal
 from claude_invoker.jobs.record import OVER, Job
 from claude_invoker.jobs.recording import text_of
 from claude_invoker.jobs.store import Store
@@ -38,7 +40,7 @@ from claude_invoker.runs.permissions import decided_already
 from claude_invoker.runs.questions import questions_of
 from claude_invoker.runs.run import Run
 from claude_invoker.services import services
-from claude_invoker.trust import attested, attested_visitor
+from claude_invoker.trust import attested, attested_run, attested_visitor
 
 router = APIRouter(prefix="/dashboard", include_in_schema=False)
 ROUTERS = (router, lists.router, runs.router, figures.router)
@@ -160,6 +162,13 @@ async def cancel(request: Request, job: jobs.OwnJob) -> Response:
     return RedirectResponse(f"{home(request)}/jobs/{job.id}", 303, HEADERS)
 
 
+@router.post("/jobs/{job_id}/retry", dependencies=[Depends(attested_run), Depends(from_our_page)])
+async def retry(request: Request, job_id: str, caller: Annotated[Caller, Depends(attested_run)]) -> Response:
+    """Counted by the gateway as what begins a job anywhere. Pressed twice it begins one."""
+    new = await retried(request, caller, job_id, f"dashboard-retry-{job_id}")
+    return RedirectResponse(f"{home(request)}/jobs/{new.id}", 303, HEADERS)
+
+
 @router.post("/jobs/{job_id}/permissions/{permission_id}", dependencies=[Depends(from_our_page)])
 async def decide(
     request: Request, job: Annotated[Job, Depends(job_to_decide)], viewer: Viewer, permission_id: str
@@ -251,6 +260,7 @@ async def _job_values(request: Request, job: Job, viewer: Caller) -> dict[str, A
         "job": job,
         "viewer": viewer,
         "over": job.state in OVER,
+        "refusal": refusal(job, viewer),
         "position": await store.position(job) if job.state == "queued" else None,
         "artifacts": jobs.artifacts_of(job),
         "difference": await _difference(request, job),

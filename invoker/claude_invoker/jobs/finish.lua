@@ -1,4 +1,4 @@
--- End a job, once, and drop its body. A worker that was thought dead and comes back finds that its attempt no longer counts.
+-- End a job, once, and drop its body, unless it may be tried again and is small. A worker that was thought dead and comes back finds that its attempt no longer counts.
 -- KEYS: job, tickets, running, events, tombstone, waiting list of the subject, round robin of the queue, waiting, blocked,
 --       callbacks (zset: job -> ms since which its webhook is owed), deferred
 -- ARGV: id, attempt that holds it ("" : it must still wait), retention (s), tombstone ttl (s), subject, queue, now (ms),
@@ -18,12 +18,27 @@ else
   if held[1] ~= 'running' or held[2] ~= ARGV[2] then return 0 end
   redis.call('HDEL', KEYS[9], queue .. ':' .. subject) -- its place is free for the next
 end
--- Nobody runs it any more: its body goes, which may have megabytes, and the result stays.
+-- Nobody runs it any more: its body goes, which may have megabytes, and the result stays. What has not succeeded may be
+-- asked for once more: a small body is kept with it then, and of another it is said why it is not.
 local BODY = '{"prompt":"-"}' -- a body still, so that release 0.1.0 reads the record
+local MOST_KEPT = 65536
+local size, again = redis.call('HSTRLEN', KEYS[1], 'request'), ''
+if ARGV[8] ~= 'done' then
+  if size > MOST_KEPT then
+    again = 'large'
+  else
+    local body = redis.call('HGET', KEYS[1], 'request') or ''
+    local attached = body:find('"type":"image"', 1, true) or body:find('"type":"document"', 1, true)
+    again = attached and 'attached' or 'kept'
+  end
+end
 local change = 0
 for i = 9, #ARGV do change = change + #ARGV[i] end
-if redis.call('HEXISTS', sizes, id) == 1 then change = change + #BODY - redis.call('HSTRLEN', KEYS[1], 'request') end
-redis.call('HSET', KEYS[1], 'request', BODY, 'state', ARGV[8], unpack(ARGV, 9))
+if again ~= 'kept' then
+  if redis.call('HEXISTS', sizes, id) == 1 then change = change + #BODY - size end
+  redis.call('HSET', KEYS[1], 'request', BODY)
+end
+redis.call('HSET', KEYS[1], 'again', again, 'state', ARGV[8], unpack(ARGV, 9))
 grow(id, subject, change)
 redis.call('ZADD', ended, ARGV[7], id)
 redis.call('ZADD', ended .. ':' .. subject, ARGV[7], id)

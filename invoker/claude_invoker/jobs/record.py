@@ -26,6 +26,9 @@ VERSION = 1
 """Of records. One that does not say its version is of version 0: release 0.1.0 stored it."""
 
 State = Literal["queued", "running", "waiting_for_approval", "done", "failed", "cancelled"]
+Again = Literal["", "kept", "large", "attached"]
+"""What has become of a request whose job has failed or was cancelled: it is kept, or it is not, since it was too large,
+or had images or documents. "": nobody has said."""
 _CALLER = TypeAdapter(Caller)
 OVER = ("done", "failed", "cancelled")
 ASKING = ("running", "waiting_for_approval")
@@ -34,7 +37,7 @@ TITLE = 160  # characters
 # Of a record, what lists show: not the prompt and the answer, which may have megabytes.
 SUMMARY = (
     "id", "subject", "tier", "title", "state", "created_at", "attempt", "started_at", "finished_at", "expires_at",
-    "cost_usd", "model", "progress", "error", "repository", "tags", "v",
+    "cost_usd", "model", "progress", "error", "repository", "tags", "retry_of", "retried_as", "v",
 )  # fmt: skip
 
 
@@ -109,6 +112,8 @@ class JobView(BaseModel):
     error: dict[str, Any] | None = None
     deliveries: list[Delivery] = []
     tags: list[str] = []
+    retry_of: str | None = Field(default=None, description="The job whose request it tries again")
+    retried_as: str | None = Field(default=None, description="The last job that tries its request again")
     links: dict[str, str] = {}
 
 
@@ -133,6 +138,9 @@ class Job:
     title: str = ""
     repository: str = ""  # its name
     tags: tuple[str, ...] = ()  # beside the request, of which releases that do not know them could read nothing
+    retry_of: str = ""  # the job whose request it has
+    retried_as: str = ""  # the last that has its request
+    again: Again = ""  # once it is over
     callback: str = ""
     state: State = "queued"
     attempt: int = 0
@@ -155,7 +163,9 @@ class Job:
     deferral: Deferral | None = None  # what its next part goes on with, once it has been put away
 
     @classmethod
-    def new(cls, request: JobRequest, caller: Caller, created_at: float, traceparent: str = "") -> Job:
+    def new(
+        cls, request: JobRequest, caller: Caller, created_at: float, traceparent: str = "", retry_of: str = ""
+    ) -> Job:
         return cls(
             id=new_id(),
             subject=caller.subject,
@@ -166,13 +176,15 @@ class Job:
             title=title_of(request),
             repository=caller.repository.name if caller.repository else "",
             tags=tuple(request.tags),
+            retry_of=retry_of,
             callback=request.callback_url or "",
             traceparent=traceparent,
         )
 
     @cached_property
     def request(self) -> JobRequest:
-        return JobRequest.model_validate_json(self.request_json).model_copy(update={"tags": list(self.tags)})
+        request = JobRequest.model_validate_json(self.request_json)
+        return request.model_copy(update={"tags": list(self.tags)}) if self.tags else request
 
     @cached_property
     def caller(self) -> Caller:
@@ -192,7 +204,12 @@ class Job:
             "caller": self.caller_json,
             "traceparent": self.traceparent,
         }
-        some = {"callback": self.callback, "repository": self.repository, "tags": " ".join(self.tags)}
+        some = {
+            "callback": self.callback,
+            "repository": self.repository,
+            "tags": " ".join(self.tags),
+            "retry_of": self.retry_of,
+        }
         return fields | {name: value for name, value in some.items() if value}
 
     @classmethod
@@ -209,6 +226,9 @@ class Job:
             title=stored.get("title", ""),
             repository=stored.get("repository", ""),
             tags=tuple(stored.get("tags", "").split()),
+            retry_of=stored.get("retry_of", ""),
+            retried_as=stored.get("retried_as", ""),
+            again=stored.get("again", ""),  # type: ignore[arg-type]
             callback=stored.get("callback", ""),
             state=stored["state"],  # type: ignore[arg-type]
             attempt=int(stored.get("attempt", 0)),
@@ -268,6 +288,8 @@ class Job:
             error=self.error,
             deliveries=self.deliveries,
             tags=list(self.tags),
+            retry_of=self.retry_of or None,
+            retried_as=self.retried_as or None,
             links={"self": here, "events": f"{here}/events", "artifacts": f"{here}/artifacts"},
         )
 

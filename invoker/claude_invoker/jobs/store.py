@@ -140,13 +140,20 @@ class Store:
         fields = [part for pair in job.fields().items() for part in pair]
         fingerprint = idempotency[1] if idempotency else ""
         bounds = (self.bounds.per_subject, self.bounds.in_all)
-        args = [job.id, job.subject, job.created_at, fingerprint, IDEMPOTENCY_TTL, queue, *bounds]
+        args = [job.id, job.subject, job.created_at, fingerprint, IDEMPOTENCY_TTL, queue, *bounds, job.retry_of]
         reply = await self.run("add", keys, [*args, *fields])
         if reply[0] <= -2:
             raise refusal("subject" if reply[0] == -2 else "all", self.bounds)
         if reply[0] == 1:
             return "accepted", job.id
         return ("known", reply[1]) if reply[0] == 0 else ("conflict", "")
+
+    async def known(self, subject: str, key: str) -> tuple[Job, str] | None:
+        """The job that the subject's request with this `Idempotency-Key` has become, and the request's fingerprint.
+        Raises UnknownVersion."""
+        stored = await self.redis.hmget(PREFIX + joined(":", "idem", subject, key), "id", "fingerprint")
+        job = await self.get(stored[0]) if stored[0] else None
+        return None if job is None or job.subject != subject else (job, stored[1])
 
     async def claim(self, ticket: str, worker: str) -> tuple[Job, bool] | None:
         """The next job for a ticket, and whether the ticket had claimed it before. None: nothing to do.

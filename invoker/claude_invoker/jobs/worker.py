@@ -180,7 +180,9 @@ class Worker:
             return
         # Of an attempt that died after it had kept its files.
         await asyncio.to_thread(delete, artifacts.directory(self.settings, job.id))
-        run = self.engine.submit(decided, job.caller, job.id, earlier=job.deferral, decided=job.asks.decided)
+        run = self.engine.submit(
+            decided, job.caller, job.id, earlier=job.deferral, decided=job.asks.decided, retry_of=job.retry_of
+        )
         run.traceparent = job.traceparent
         self.current[job.id] = run
         beating = asyncio.create_task(self._beat(job, run))

@@ -407,10 +407,11 @@ class Engine:
         earlier: Deferral | None = None,
         decided: Sequence[PermissionDecision] = (),
         tokens: Mapping[str, str] = NO_TOKENS,
+        retry_of: str = "",
     ) -> Run:
         """Begins a run; it waits up to `queue_wait_s` for a place, a job's as long as it takes. Returns at once.
         `run_id`: the id it has; None: a new one. `earlier`: what it goes on with, and what was `decided` of it.
-        `tokens`: of its caller's, by the MCP server that each is for.
+        `tokens`: of its caller's, by the MCP server that each is for. `retry_of`: the job that it tries again.
 
         Raises Problem 429 or 507 where runs hold too much memory, or the disk has no room, 503 where the invoker is
         stopping."""
@@ -424,7 +425,7 @@ class Engine:
         run.owner, run.tier = caller.owner, caller.tier or ""
         run.route, run.request_id = caller.route or "", caller.request_id or ""
         run.isolation = self.boundary.label
-        run.is_job = job_id is not None
+        run.is_job, run.retry_of = job_id is not None, retry_of
         run.co_author = caller.as_author
         if self.ledger is not None:
             run.lease, run.slot = caller.lease, caller.slot

@@ -94,6 +94,8 @@ class Run:
     egress: list[str] = field(default_factory=list)
     """Hosts that it was led to, each once, the first `MOST_HOSTS`."""
     is_job: bool = False
+    retry_of: str = ""
+    """The job that it tries again."""
     lease: str | None = None
     """In the gateway's ledger, held until done; None: nobody is billed."""
     slot: Slot | None = None
