@@ -12,7 +12,9 @@ import pytest
 
 from claude_contract import ledger
 from claude_contract.claims import Repository
-from claude_invoker.audit import person
+from claude_invoker.audit import cli, person
+from claude_invoker.audit.line import Entry
+from claude_invoker.audit.log import Log
 from claude_invoker.caller import Caller
 from claude_invoker.holding import Bounds
 from claude_invoker.jobs.again import refusal
@@ -270,6 +272,39 @@ async def test_one_that_is_being_cancelled_has_not_ended(redis_server: RedisProc
         assert early.status_code == 409 and "being cancelled" in early.json()["detail"]
         assert await store_of(gateway).finish(claimed[0], "cancelled", 3600)
         assert (await retry(gateway, created["id"])).status_code == 202
+
+
+async def test_a_persons_requests_are_exported_and_deleted(
+    redis_server: RedisProcess,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mine, theirs = await over(store, job(prompt="of alice")), await over(store, job("bob", prompt="of bob"))
+    done, waits = await over(store, job(), "done"), job(prompt="it waits")
+    await store.add(waits)
+    log = Log(tmp_path / "audit")
+    log.open()
+    log.append([Entry("run.start", "alice", "alice")])
+    monkeypatch.setenv("INVOKER_AUDIT_DIR", str(log.directory))
+    monkeypatch.setenv("INVOKER_REDIS_URL", redis_server.url)
+
+    async def said(verb: str) -> list[str]:
+        assert await asyncio.to_thread(cli.main, [verb, "--subject", "alice"]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    kept = [row for row in map(json.loads, await said("export")) if row["kind"] == "job.request"]
+    assert [row["details"] for row in kept] == [{"job": mine.id, "request": {"prompt": "of alice"}}]
+    assert await said("forget") == []
+    assert "of alice" not in str(await store.redis.hget(PREFIX + f"job:{mine.id}", "request"))
+    assert [row for row in map(json.loads, await said("export")) if row["kind"] == "job.request"] == []
+    found = refusal(await there(store, mine.id), Caller("alice"))
+    assert found is not None and (found.status, "it was deleted" in found.detail) == (410, True)
+    for other, prompt in ((theirs, "of bob"), (waits, "it waits"), (done, "-")):
+        assert (await there(store, other.id)).request.prompt == prompt
+    sizes, held = await store.redis.hgetall(PREFIX + "sizes"), await store.redis.hgetall(HELD)
+    assert int(held.pop("all")) == sum(map(int, held.values())) == sum(map(int, sizes.values()))
 
 
 ALICE = Caller("alice", issuer="https://a")

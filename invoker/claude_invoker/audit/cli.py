@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
 
     from pydantic import ValidationError
+    from redis.exceptions import RedisError
 
     from claude_invoker.audit.anchor import Unreachable
     from claude_invoker.settings import Settings
@@ -54,6 +55,8 @@ def main(argv: list[str]) -> int:
         problem = f"an anchor cannot be read: {error}"
     except Away as error:
         problem = f"the store of the audit log (INVOKER_AUDIT_STORE): {error}"
+    except RedisError as error:
+        problem = f"the jobs' Redis cannot be asked ({type(error).__name__})"
     except OSError as error:
         problem = f"{error.filename}: {error.strerror}"
     except ValueError as error:
@@ -82,13 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     export = verbs.add_parser(
         "export",
         help="print what is there about a person",
-        description="Prints the lines about a person with their details, one JSON object a line.",
+        description="Prints the lines about a person with their details, one JSON object a line, and the requests that "
+        "jobs of theirs have kept, to be tried again.",
     )
     forget = verbs.add_parser(
         "forget",
         help="delete the details about a person",
         description="Deletes the details of the lines about a person, in the directory and in INVOKER_AUDIT_STORE "
-        "where that is set. The lines stay, and with them the name: who did something, when, and of what kind. "
+        "where that is set, and the requests that jobs of theirs have kept, to be tried again. The lines stay, "
+        "and with them the name: who did something, when, and of what kind. "
         "That they were deleted is a line, too, and the log is as whole as before (claude-invoker audit verify). It "
         "may be written meanwhile.",
     )
@@ -152,12 +157,14 @@ async def _spent(options: argparse.Namespace, settings: Settings) -> int:
 async def _export(options: argparse.Namespace, settings: Settings) -> int:
     """Raises _NoStore, Away, OSError, ValueError."""
     from claude_invoker.audit import person, shipping
+    from claude_invoker.jobs import kept
 
     if options.store:
         async with shipping.fetched(_store(settings)) as places:
             found = [row for each in places.values() for row in person.export(each, options.subject)]
     else:
         found = person.export(options.dir or settings.audit_directory, options.subject)
+    found += await kept.export(settings, options.subject)
     for row in sorted(found, key=lambda each: str(each["at"])):
         print(json.dumps(row))
     print(f"{len(found)} lines about {options.subject!r}", file=sys.stderr)
@@ -168,6 +175,7 @@ async def _forget(options: argparse.Namespace, settings: Settings) -> int:
     """Raises Away, OSError, ValueError."""
     from claude_invoker.audit import person, shipping
     from claude_invoker.audit.writer import store_of
+    from claude_invoker.jobs import kept
 
     directory = options.dir or settings.audit_directory
     deleted = person.forget(directory, options.subject, f"uid {os.getuid()} at {socket.gethostname()}")
@@ -176,6 +184,9 @@ async def _forget(options: argparse.Namespace, settings: Settings) -> int:
     if store is not None:
         deleted = await shipping.forget(store, options.subject)
         print(f"INVOKER_AUDIT_STORE: details of {deleted} lines deleted", file=sys.stderr)
+    if settings.jobs_redis_url is not None:
+        deleted = await kept.delete(settings, options.subject)
+        print(f"jobs: {deleted} requests deleted that could have been tried again", file=sys.stderr)
     return 0
 
 

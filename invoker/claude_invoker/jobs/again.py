@@ -10,6 +10,7 @@ from claude_invoker.problem import Problem
 _NOT_KEPT = {
     "large": "it is larger than 64 KiB",
     "attached": "it has images or documents",
+    "deleted": "it was deleted",
     "": "another release ended the job",
 }
 

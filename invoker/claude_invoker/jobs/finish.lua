@@ -20,7 +20,6 @@ else
 end
 -- Nobody runs it any more: its body goes, which may have megabytes, and the result stays. What has not succeeded may be
 -- asked for once more: a small body is kept with it then, and of another it is said why it is not.
-local BODY = '{"prompt":"-"}' -- a body still, so that release 0.1.0 reads the record
 local MOST_KEPT = 65536
 local size, again = redis.call('HSTRLEN', KEYS[1], 'request'), ''
 if ARGV[8] ~= 'done' then

@@ -2,6 +2,7 @@
 -- sizes (hash): job -> bytes. held (hash): "all" and "of:<subject>" -> bytes. ended, ended:<subject> (sorted sets): jobs
 -- that are over -> ms of their end.
 local EVENT, RECORD = 128, 2048 -- what an event and a record take beside their texts
+local BODY = '{"prompt":"-"}' -- in the place of one that is deleted: a body still, so that release 0.1.0 reads the record
 local sizes, held, ended = prefix .. 'sizes', prefix .. 'held', prefix .. 'ended'
 
 local function holds(field) return tonumber(redis.call('HGET', held, field) or 0) end

@@ -26,9 +26,9 @@ VERSION = 1
 """Of records. One that does not say its version is of version 0: release 0.1.0 stored it."""
 
 State = Literal["queued", "running", "waiting_for_approval", "done", "failed", "cancelled"]
-Again = Literal["", "kept", "large", "attached"]
+Again = Literal["", "kept", "large", "attached", "deleted"]
 """What has become of a request whose job has failed or was cancelled: it is kept, or it is not, since it was too large,
-or had images or documents. "": nobody has said."""
+had images or documents, or an operator has deleted it. "": nobody has said."""
 _CALLER = TypeAdapter(Caller)
 OVER = ("done", "failed", "cancelled")
 ASKING = ("running", "waiting_for_approval")

@@ -48,7 +48,7 @@ IDEMPOTENCY_TTL = 24 * 3600  # seconds
 TOMBSTONE_TTL = 7 * 24 * 3600  # seconds for which an expired job is 410, not 404
 MAX_EVENTS = 20_000
 HELD = PREFIX + "held"  # hash: "all" and "of:<subject>" -> bytes
-_COUNTING = ("add", "append", "finish", "forget")
+_COUNTING = ("add", "append", "drop", "finish", "forget")
 """Scripts that change what jobs hold: held.lua stands before them."""
 Requeued = Literal["not ours", "requeued", "cancelled"]
 PutAway = Literal["not ours", "put away", "cancelled"]
