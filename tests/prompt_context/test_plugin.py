@@ -96,6 +96,14 @@ def test_http2_body_without_length_is_checked(send: Send) -> None:
     assert "model" in refused(event, 400)
 
 
+def test_nothing_is_added_to_an_empty_body(send: Send) -> None:
+    """Such as that of a job that is tried again, whose own request has all that was added to it."""
+    for kind in ("application/json", "application/x-www-form-urlencoded"):
+        event, request = send(GUIDE, post("", {"content-type": kind, "content-length": "0"}))
+        assert event.methods == ["kong.request.get_headers", "kong.ctx.shared.set"], kind
+        assert request.upstream_body is None
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
 def test_bodyless_methods_pass_untouched(send: Send, method: str) -> None:
     request = Request(
