@@ -53,6 +53,12 @@ class Caller:
         return f"{name} <{address}>"
 
     @property
+    def team(self) -> str:
+        """As the gateway's access log has it: the claim `team`, where it is forwarded."""
+        team = self.claims.get("team")
+        return team[:128] if isinstance(team, str) else ""
+
+    @property
     def owner(self) -> str:
         """A digest of issuer and subject: what is kept by it is no other's, who may be called the same elsewhere."""
         return hashlib.sha256(joined("\0", self.issuer, self.subject).encode("utf-8", "surrogatepass")).hexdigest()

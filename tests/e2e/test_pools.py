@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -13,20 +15,31 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from claude_contract.ledger import micro_usd
+from claude_invoker.audit.log import locked, pairs
 from kong_claude_local.stack import METRICS_PORT
-from tests.e2e.conftest import ROOT, Gateway, standing
-from tests.support.waiting import HANG_S
+from tests.e2e.conftest import COMMAND, ROOT, Gateway, standing
+from tests.support.waiting import HANG_S, wait_for
 
 pytestmark = pytest.mark.xdist_group("pools")
 PROMPT = {"prompt": "hi", "system": "Be brief."}
 FIGURES = {"max_usd_per_run: 2": "max_usd_per_run: 1", "usd: 500,": "usd: 1,", "concurrent: 20": "concurrent: 1"}
 # A dollar a day, which the first run takes; and what is done then.
 MORE_TIERS = """\
+          - {name: talker, usd_per_day: 1, max_usd_per_run: 0.2, models: [haiku], pools: [everybody],
+             messages: {minute: 9, concurrent: 1}}
           - {name: thrifty, usd_per_day: 1, max_usd_per_run: 1, models: [haiku, sonnet], pools: [], on_budget: model,
              cheaper: {model: haiku, up_to_percent: 130, max_usd_per_run: 0.25}}
           - {name: patient, usd_per_day: 1, max_usd_per_run: 1, pools: [], on_budget: queue}
 """
-DASHBOARD = """
+MORE_ROUTES = """
+  - name: claude-messages
+    paths: ["~/claude/v1/messages$"]
+    methods: [POST]
+    strip_path: false
+    plugins:
+    - name: claude-gateway
+      config: {attestation: *signed, jwt_claims: *caller, rate_tiers: {<<: *limits, by_model: true}}
   - name: claude-dashboard
     paths: [/claude/dashboard]
     methods: [GET]
@@ -34,6 +47,11 @@ DASHBOARD = """
     plugins:
     - name: claude-gateway
       config: {attestation: *signed, jwt_claims: *caller}
+"""
+METRICS = """
+plugins:
+- name: claude-metrics
+  config: {{access_log: {{file: {home}/access.jsonl}}}}
 """
 
 
@@ -44,7 +62,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     for given, small in FIGURES.items():
         assert given in text
         text = text.replace(given, small)
-    text = text.replace("          pools:\n", MORE_TIERS + "          pools:\n", 1) + DASHBOARD
+    text = (
+        text.replace("          pools:\n", MORE_TIERS + "          pools:\n", 1)
+        + MORE_ROUTES
+        + METRICS.format(home=home)
+    )
     (home / "kong.yml").write_text(text)
     with standing(home, config=home / "kong.yml") as found:
         yield found
@@ -99,7 +121,7 @@ def test_a_job_takes_its_pools_place_when_it_starts(stack: Gateway) -> None:
             assert time.monotonic() < deadline, job
             time.sleep(0.2)
         assert job["state"] == "done", job
-    assert until_booked(stack, "green") == pytest.approx(job["cost_usd"], abs=1e-6)
+    assert until_booked(stack, "green") == job["cost_usd"]
     assert pools_of(stack, "dan", "green")["team"]["concurrent"]["running"] == 0
 
 
@@ -177,8 +199,127 @@ def test_all_reports_have_the_same_figures(stack: Gateway) -> None:
         client.delete(accepted.headers["location"])
         job = until_state(client, accepted, "cancelled")
         cost = until_booked(stack, "violet")
-        assert cost == pytest.approx(job["cost_usd"], abs=1e-6)
+        assert cost == job["cost_usd"]
         same(round(cost * 1_000_000), 0)
+
+
+# Parts of a micro-dollar, which the ledger books as one: 903 tokens of a cache at 0.1 of them.
+FRACTION = '[[usage {"cache_read_input_tokens": 903}]]'
+
+
+def test_a_cost_is_the_same_everywhere(stack: Gateway) -> None:
+    """To the micro-dollar: in answers, on pages, in the ledger, the audit log, Prometheus' figures and the report. Of runs,
+    a stream, a job, what was cancelled, what has failed, a message to a model; of callers, tiers and pools."""
+    paid = {"max_tokens": 99, "model": "claude-haiku-4-5", "messages": [{"role": "user", "content": f"hi {FRACTION}"}]}
+    prompt = PROMPT | {"prompt": f"{FRACTION} [[say one two]]"}
+    endless = PROMPT | {"prompt": f"{FRACTION} [[stall 2]] [[say one two three four]]"}
+    broken = PROMPT | {"prompt": f"{FRACTION} [[reset 3]] [[say one two three four]]"}
+    with (
+        stack.client("rae", "--tier", "free") as rae,
+        stack.client("sam", "--tier", "pro", "--claim", "team=ochre") as sam,
+        stack.client("tim", "--tier", "talker") as tim,
+    ):
+        pages: dict[str, list[str]] = {"rae": [], "sam": [], "tim": []}
+        answer = rae.post("/claude/invoke", json=prompt)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-claude-cost-usd"] == f"{answer.json()['cost_usd']:.6f}"
+        pages["rae"].append(f"runs/{answer.headers['x-claude-run']}")
+        until_booked_as(rae, answer.json()["cost_usd"])
+        with rae.stream("POST", "/claude/invoke", json=prompt, headers={"Accept": "text/event-stream"}) as events:
+            events.read()
+        pages["rae"].append(f"runs/{events.headers['x-claude-run']}")
+        accepted = sam.post("/claude/jobs", json=endless)
+        until_answered(sam, accepted)
+        sam.delete(accepted.headers["location"])
+        until_state(sam, accepted, "cancelled")
+        pages["sam"].append(f"jobs/{accepted.json()['id']}")
+        failed = tim.post("/claude/invoke", json=broken)
+        assert failed.status_code == 504, failed.text
+        pages["tim"].append(f"runs/{failed.headers['x-claude-run']}")
+        done = tim.post("/claude/jobs", json=prompt)
+        assert until_state(tim, done, "done")["cost_usd"] == answer.json()["cost_usd"]
+        pages["tim"].append(f"jobs/{done.json()['id']}")
+        said = tim.post("/claude/v1/messages", json=paid)
+        assert said.status_code == 200, said.text
+
+        ends = wait_for(lambda: audited(stack, {"rae": 2, "sam": 1, "tim": 3}), what="the audit log's lines")
+        for client, subject in ((rae, "rae"), (sam, "sam"), (tim, "tim")):
+            costs = [micro_usd(end["cost_usd"]) for end in ends if end["subject"] == subject]
+            assert all(costs) and [cost / 1e6 for cost in costs] == [
+                end["cost_usd"] for end in ends if end["subject"] == subject
+            ]
+            until_booked_as(client, sum(costs) / 1e6)
+            its = [cost_on_page(client, page) for page in pages[subject]]
+            messages = [micro_usd(end["cost_usd"]) for end in ends if end["subject"] == subject and "message" in end]
+            assert sorted([*its, *messages]) == sorted(costs), subject
+        # What each has left in the access log of answers in one piece is booked, too.
+        lines = wait_for(lambda: written(stack, {"rae": 1, "tim": 1}), what="the access log's lines")
+        assert {micro_usd(line["cost_usd"]) for line in lines} <= {micro_usd(end["cost_usd"]) for end in ends}
+
+        # All that this stack has done, by tier: the invoker's counter, the audit log, the report of it.
+        by_tier: dict[str, int] = {}
+        for end in audited(stack, {}):
+            by_tier[end["tier"]] = by_tier.get(end["tier"], 0) + micro_usd(end["cost_usd"])
+        assert by_counter(stack) == by_tier
+        assert by_report(stack) == by_tier
+        pools = pools_of(stack, "rae", "ochre")
+        assert micro_usd(pools["team"]["usd"]["budgets"][0]["spent"]) == sum(
+            micro_usd(end["cost_usd"]) for end in ends if end["subject"] == "sam"
+        )
+        everybody = by_tier["free"] + by_tier["pro"] + by_tier["talker"]
+        assert micro_usd(pools["everybody"]["usd"]["budgets"][0]["spent"]) == everybody
+
+
+def until_booked_as(client: httpx.Client, usd: float) -> None:
+    wait_for(
+        lambda: micro_usd(client.get("/claude/limits").json()["usd"]["day"]["spent"]) == micro_usd(usd),
+        what=f"{usd} to be booked",
+    )
+
+
+def cost_on_page(client: httpx.Client, page: str) -> int:
+    """In micro-dollars."""
+    found = re.search(r'<dd id="cost">\$([0-9.]+)</dd>', client.get(f"/claude/dashboard/{page}").text)
+    assert found is not None, page
+    return int(Decimal(found[1]) * 1_000_000)
+
+
+def audited(stack: Gateway, wanted: Mapping[str, int]) -> list[dict[str, Any]]:
+    """What has ended, once so many of each subject have; before, nothing."""
+    directory = stack.home / "runs" / "audit"
+    with locked(directory, shared=True):
+        files = [(each.lines.read_bytes(), each.details.read_bytes()) for each in pairs(directory)]
+    rows = [
+        json.loads(row) | json.loads(its)["details"]
+        for lines, details in files
+        for row, its in zip(lines.splitlines(), details.splitlines(), strict=True)
+    ]
+    ends = [row for row in rows if row["kind"] in ("run.end", "message.end")]
+    are_there = all(sum(end["subject"] == who for end in ends) >= number for who, number in wanted.items())
+    return ends if are_there else []
+
+
+def written(stack: Gateway, wanted: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Lines of the access log that have a cost, once there are so many of each subject."""
+    rows = map(json.loads, (stack.home / "access.jsonl").read_text().splitlines())
+    lines = [row for row in rows if row["cost_usd"] and row["subject"] in wanted]
+    return lines if len(lines) >= sum(wanted.values()) else []
+
+
+def by_counter(stack: Gateway) -> dict[str, int]:
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(httpx.get(f"{stack.invoker}/metrics", timeout=HANG_S).text):
+        for sample in family.samples if family.name == "claude_invoker_cost_usd" else ():
+            if sample.name.endswith("_total"):
+                found[sample.labels["tier"]] = found.get(sample.labels["tier"], 0) + sample.value
+    return {tier: round(usd * 1_000_000) for tier, usd in found.items()}
+
+
+def by_report(stack: Gateway) -> dict[str, int]:
+    command = [COMMAND, "report", str(stack.home / "access.jsonl"), "--audit", str(stack.home / "runs" / "audit")]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=HANG_S, check=True)
+    groups = json.loads(done.stdout)["by_tier"]
+    return {tier: round(group["cost_usd"] * 1_000_000) for tier, group in groups.items()}
 
 
 def until_answered(client: httpx.Client, accepted: httpx.Response) -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -21,9 +22,12 @@ from urllib.parse import parse_qs, urlsplit
 import psutil
 import pytest
 
+from claude_invoker.audit.line import Entry
+from claude_invoker.audit.log import Log, pairs
+from claude_invoker.audit.person import forget
 from kong_claude.report import charts, render
 from kong_claude.report.read import parse
-from kong_claude.report.summary import MAX_GROUPS, MAX_SERIES, MAX_SLOTS, OTHERS, Quantiles, Summary
+from kong_claude.report.summary import DIMENSIONS, MAX_GROUPS, MAX_SERIES, MAX_SLOTS, OTHERS, Quantiles, Summary
 
 COMMAND = str(Path(sys.executable).parent / "kong-claude")
 NOW = time.time()
@@ -68,6 +72,57 @@ def test_sums_groups_and_spans(tmp_path: Path) -> None:
     assert found["slowest"][0]["run_id"] == "run_slow"
     assert found["peaks_per_minute"]["pro"] == 7
     assert any("Tier pro" in hint and "raising" in hint for hint in found["hints"])
+
+
+def test_with_the_audit_log_costs_are_its_alone(tmp_path: Path) -> None:
+    """Of an answer that has said none, of what was cancelled, of jobs and messages; as far as it is still told."""
+    (tmp_path / "access.jsonl").write_text("".join(json.dumps(line(cost_usd=usd)) + "\n" for usd in (0, 7)))
+    tokens = {"input": 1, "output": 2, "cache_read": 3, "cache_write_5m": 4, "cache_write_1h": 5, "web_searches": 6}
+    its = {"tier": "pro", "team": "core", "model": "haiku", "route": "an-id", "tokens": tokens}
+    logs = [Log(tmp_path / name, rotate_bytes=400) for name in ("one", "two")]
+    for log, entries in zip(
+        logs,
+        (
+            [
+                Entry("run.start", "ada", "ada", its | {"cost_usd": 100}),
+                Entry("run.end", "ada", "ada", its | {"cost_usd": 0.000001, "end": "cancelled", "job": True}),
+                Entry("run.end", "ada", "ada", its | {"cost_usd": 9}, datetime.now(UTC) - timedelta(days=9)),
+                Entry("run.end", "eve", "eve", its | {"cost_usd": 50}),
+            ],
+            [Entry("message.end", "bob", "bob", its | {"cost_usd": 0.25, "answered_by": ["opus"], "tier": "free"})],
+        ),
+        strict=True,
+    ):
+        log.open()
+        for entry in entries:
+            log.append([entry])
+    assert len(pairs(logs[0].directory)) > 1
+    forget(logs[0].directory, "eve", "root")
+    with pairs(logs[1].directory)[-1].lines.open("a") as being_written:
+        being_written.write('{"seq":9,"at":"2026')
+    audited = [part for log in logs for part in ("--audit", log.directory)]
+    found = json.loads(report(tmp_path / "access.jsonl", "--json", *audited).stdout)
+    assert (found["total"]["requests"], found["total"]["cost_usd"]) == (2, 0.250001)
+    assert (found["total"]["input_tokens"], found["total"]["output_tokens"]) == (26, 4)
+    costs = {name: {value: group["cost_usd"] for value, group in found[f"by_{name}"].items()} for name in DIMENSIONS}
+    assert costs == {
+        "tier": {"free": 0.25, "pro": 0.000001},
+        "team": {"core": 0.250001},
+        "model": {"opus": 0.25, "haiku": 0.000001},
+        "repository": {"org/app": 0},
+        "route": {"claude-invoke": None},
+    }
+    assert sum(found["cost_usd_over_time"]["tier"]["free"].values()) == 0.25
+    assert (found["cost_from"], found["unpriced"]) == ("audit log", 1)
+    shown = report(tmp_path / "access.jsonl", *audited).stdout
+    assert "as the audit log has them" in shown and "1 runs and messages of the audit log do not say" in shown
+    # The control: without it they are the access log's, which says so.
+    alone = json.loads(report(tmp_path / "access.jsonl", "--json").stdout)
+    assert (alone["total"]["cost_usd"], alone["cost_from"], alone["by_route"]["claude-invoke"]["cost_usd"]) == (
+        7, "access log", 7)  # fmt: skip
+    assert "without streams, jobs" in alone["counted"]
+    wrong = report(tmp_path / "access.jsonl", "--audit", tmp_path / "nowhere")
+    assert wrong.returncode != 0 and "nowhere: No such file" in wrong.stderr
 
 
 def test_what_is_charted_is_what_the_tables_say() -> None:

@@ -48,7 +48,14 @@ class Figures:
 
     @property
     def micro_usd(self) -> int:
+        """What is booked."""
         return in_micro_usd(self.spent_usd)
+
+    @property
+    def cost_usd(self) -> float:
+        """The same in US dollars: what answers, pages, metrics and the audit log say it has cost. A sum of them is the
+        ledger's, to the micro-dollar."""
+        return self.micro_usd / 1_000_000
 
     def add(self, request: Metered) -> None:
         """One that is over."""

@@ -35,7 +35,7 @@ class Message:
 
     @property
     def cost_usd(self) -> float:
-        return float(self.figures.spent_usd)
+        return self.figures.cost_usd
 
     @property
     def outcome(self) -> str:

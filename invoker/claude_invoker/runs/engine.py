@@ -422,7 +422,7 @@ class Engine:
         run_id = job_id or run_id or new_id()
         retention_s = self.settings.tier_retention_s.get(caller.tier or "", self.settings.retention_s)
         run = Run(run_id, caller.subject, plan, artifacts.directory(self.settings, run_id), retention_s)
-        run.owner, run.tier = caller.owner, caller.tier or ""
+        run.owner, run.tier, run.team = caller.owner, caller.tier or "", caller.team
         run.route, run.request_id = caller.route or "", caller.request_id or ""
         run.isolation = self.boundary.label
         run.is_job, run.retry_of = job_id is not None, retry_of

@@ -84,6 +84,7 @@ class Run:
     owner: str = ""
     """Whose uploads it may name (`Caller.owner`)."""
     tier: str = ""
+    team: str = ""
     route: str = ""
     """Kong's id of the route by which the request came."""
     request_id: str = ""
@@ -192,8 +193,8 @@ class Run:
 
     @property
     def cost_usd(self) -> float:
-        """By what the API has said so far."""
-        return float(self.account.spent_usd)
+        """By what the API has said so far, as it is booked."""
+        return self.account.cost_usd
 
     async def wait(self) -> RunResult:
         """The result once there is one. Raises Problem where the run failed or was cancelled."""

@@ -26,6 +26,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--out", type=Path, help="a .pdf, .html, .md or .json file (default: Markdown, printed)")
     where.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--audit",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="an invoker's audit log (INVOKER_AUDIT_DIR), for all costs, those of streams and jobs too; repeatable",
+    )
     parser.add_argument("--config", type=Path, help="kong.yml, for the tiers' limits")
     parser.add_argument("--prometheus", metavar="URL", help="Prometheus, for the cost of streams and jobs")
 
@@ -44,8 +52,11 @@ def run(options: argparse.Namespace) -> int:
     from kong_claude.report.summary import Summary
 
     now = time.time()
-    summary = Summary(now - options.since, now, limits(options.config) if options.config else {})
+    known = limits(options.config) if options.config else {}
+    summary = Summary(now - options.since, now, known, audited=bool(options.audit))
     read_all(summary, files(options.logs))
+    for directory in options.audit:
+        read_audit(summary, directory)
     if options.prometheus:
         summary.metered = metered(options.prometheus, options.since)
     document = summary.document()
@@ -85,6 +96,18 @@ def read_all(summary: Any, paths: list[Path]) -> None:
                 summary.add(parse(line))
         except (OSError, EOFError) as error:
             raise Problem(f"the logs cannot be read: {error}") from error
+
+
+def read_audit(summary: Any, directory: Path) -> None:
+    from kong_claude.report.audit import ends
+
+    try:
+        for ended in ends(directory):
+            summary.add_end(ended)
+    except OSError as error:
+        raise Problem(f"--audit {directory}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise Problem(f"--audit {directory}: the log cannot be read: see claude-invoker audit verify") from error
 
 
 def limits(path: Path) -> dict[str, int]:

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import re
+import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,8 @@ def tables(document: dict[str, Any]) -> list[Table]:
                 plain(value),
                 f"{g['requests']:,}",
                 f"{g['refusals']:,}",
-                _short(g["input_tokens"]),
-                _short(g["output_tokens"]),
-                f"${g['cost_usd']:,.2f}",
+                *("–" if g[kind] is None else _short(g[kind]) for kind in ("input_tokens", "output_tokens")),
+                "–" if g["cost_usd"] is None else f"${g['cost_usd']:,.2f}",
                 *(f"{g[f'p{share}_s']:.2f} s" for share in (50, 95, 99)),
             ]
             for value, g in list(document[f"by_{name}"].items())[:ROWS]
@@ -89,6 +89,7 @@ def markdown(document: dict[str, Any]) -> str:
     lines = ["# Claude gateway", "", span(document), ""]
     lines += [f"- **{name}**: {value}" for name, value in figures(document)]
     lines += [f"- {cell(hint)}" for hint in document["hints"]]
+    lines += ["", cell(document["counted"])]
     for title, columns, rows in tables(document):
         lines += ["", f"## {title}", "", "| " + " | ".join(columns) + " |"]
         lines.append("|" + "|".join([" --- ", *(" ---: " for _ in columns[1:])]) + "|")
@@ -104,7 +105,7 @@ def page(document: dict[str, Any]) -> str:
     out = ["<!doctype html><html lang=en><meta charset=utf-8><title>Claude gateway</title>", f"<style>{_CSS}</style>"]
     out.append(f"<h1>Claude gateway</h1><p class=span>{e(span(document))}</p><div class=figures>")
     out += [f"<div><b>{e(value)}</b>{e(name)}</div>" for name, value in figures(document)]
-    out.append("</div>")
+    out.append(f"</div><p class=span>{e(document['counted'])}</p>")
     if document["hints"]:
         out.append("<ul>" + "".join(f"<li>{e(hint)}</li>" for hint in document["hints"]) + "</ul>")
     out.append("<h2>Over time</h2>" + _picture(trends(document, (9.5, 6.5)), "Requests, refusals and cost over time"))
@@ -142,6 +143,8 @@ def pdf(document: dict[str, Any], path: Path) -> None:
             first.text(0.07 + i * 0.148, 0.848, name, fontsize=9, color="#616e7c")
         for i, hint in enumerate(document["hints"][:6]):
             first.text(0.07, 0.81 - i * 0.02, f"\u2022 {hint[:110]}".replace("$", r"\$"), fontsize=9, color=INK)
+        for i, row in enumerate(textwrap.wrap(document["counted"], 125)):
+            first.text(0.07, 0.04 - i * 0.013, row, fontsize=8, color="#616e7c")
         pages.savefig(first)
         if spent := [name for name, series in document["cost_usd_over_time"].items() if series]:
             pages.savefig(costs(document, spent, (8.27, 11.69)))

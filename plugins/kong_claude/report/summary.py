@@ -5,10 +5,11 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kong_claude.report.audit import Ended
 from kong_claude.report.read import NOT_UTF8
 
 MAX_GROUPS = 1000
@@ -22,6 +23,16 @@ CHARTED = ("tier", "team", "model")
 MAX_SERIES = 50  # of a dimension
 MAX_SLOTS = 400  # of a series
 OTHERS = "(others)"
+BY_LOG = (
+    "Cost and tokens are those of answers in one piece, as the access log has them: without streams, jobs, messages to "
+    "models and runs that were cancelled. With --audit they are those of all that the ledger has booked."
+)
+BY_AUDIT = (
+    "Cost and tokens are those of all runs, jobs and messages that have ended in this time, as the audit log has them "
+    "and the ledger has booked them."
+)
+NOT_AUDITED = ("route",)
+"""Dimensions by which the audit log does not tell what was spent."""
 
 
 def slot_of(since: float, until: float) -> int:
@@ -61,23 +72,30 @@ class Group:
     cost_usd: float = 0.0
     latency: Quantiles = field(default_factory=Quantiles)
 
-    def document(self) -> dict[str, Any]:
+    def document(self, *, is_paid_known: bool = True) -> dict[str, Any]:
+        paid = {
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "cost_usd": round(self.cost_usd, 6),
+        }
         return {
             "requests": self.requests,
             "refusals": self.refusals,
             "errors": self.errors,
-            "input_tokens": self.input_tokens,
-            "output_tokens": self.output_tokens,
-            "cost_usd": round(self.cost_usd, 6),
+            **(paid if is_paid_known else dict.fromkeys(paid)),
             **{f"p{share}_s": round(self.latency.at(share / 100), 3) for share in (50, 95, 99)},
         }
 
 
 class Summary:
-    """`limits`: tier → requests per minute, where they are known."""
+    """`limits`: tier → requests per minute, where they are known. `audited`: what was spent comes from an audit log,
+    not from the lines of the access log."""
 
-    def __init__(self, since: float, until: float, limits: Mapping[str, int] | None = None) -> None:
-        self.since, self.until = since, until
+    def __init__(
+        self, since: float, until: float, limits: Mapping[str, int] | None = None, *, audited: bool = False
+    ) -> None:
+        self.since, self.until, self.audited = since, until, audited
+        self.unpriced = 0  # ends in the audit log that do not say what they have cost
         self.limits = dict(limits or {})
         self.lines = self.broken = self.outside = self.not_utf8 = 0
         self.all = Group()
@@ -111,6 +129,8 @@ class Summary:
         if not self.since <= at < self.until:
             self.outside += 1
             return
+        if self.audited:
+            tokens_in, tokens_out, cost = 0, 0, 0.0
         self.not_utf8 += line.get(NOT_UTF8) is True
         names = {name: str(line.get(name) or "") for name in DIMENSIONS}
         groups = [self.all, *(self._group(name, value) for name, value in names.items() if value)]
@@ -118,27 +138,47 @@ class Summary:
             group.requests += 1
             group.refusals += bool(refusal)
             group.errors += status >= 500
-            group.input_tokens += tokens_in
-            group.output_tokens += tokens_out
-            group.cost_usd += cost
             if not refusal:
                 group.latency.add(seconds)
         self.status[str(status)] += 1
         if refusal and (refusal in self.refusals or len(self.refusals) < MAX_GROUPS):
             self.refusals[refusal] += 1
-        hour = int(at // 3600)
-        if hour in self.hours or len(self.hours) < MAX_HOURS:
-            counts = self.hours.setdefault(hour, [0.0, 0.0, 0.0])
+        if (counts := self._hour(at)) is not None:
             counts[0] += 1
             counts[1] += bool(refusal)
-            counts[2] += cost
-        if cost:
-            for name in CHARTED:
-                if names[name]:
-                    self._cost(self.costs[name], names[name], int(at // self.slot), cost)
+        if cost or tokens_in or tokens_out:
+            self._spend(Ended(at, names, cost, tokens_in, tokens_out), groups)
         if not refusal:  # what a limit has refused is no use of it
             self._peak(str(line.get("subject") or ""), names["tier"], int(at // 60))
             self._keep_slow(seconds, line)
+
+    def add_end(self, ended: Ended) -> None:
+        """One run or message of the audit log."""
+        if not self.since <= ended.at < self.until:
+            return
+        if ended.cost_usd is None:
+            self.unpriced += 1
+        self._spend(ended, [self.all, *(self._group(name, value) for name, value in ended.names.items() if value)])
+
+    def _spend(self, ended: Ended, groups: Sequence[Group]) -> None:
+        cost = ended.cost_usd or 0.0
+        for group in groups:
+            group.input_tokens += ended.input_tokens
+            group.output_tokens += ended.output_tokens
+            group.cost_usd += cost
+        if not cost:
+            return
+        if (counts := self._hour(ended.at)) is not None:
+            counts[2] += cost
+        for name in CHARTED:
+            if value := ended.names.get(name):
+                self._cost(self.costs[name], value, int(ended.at // self.slot), cost)
+
+    def _hour(self, at: float) -> list[float] | None:
+        hour = int(at // 3600)
+        if hour in self.hours or len(self.hours) < MAX_HOURS:
+            return self.hours.setdefault(hour, [0.0, 0.0, 0.0])
+        return None
 
     def _group(self, name: str, value: str) -> Group:
         groups = self.groups[name]
@@ -193,6 +233,11 @@ class Summary:
         limited = sum(n for reason, n in self.refusals.items() if reason.endswith("/rate_limited"))
         if limited and limited > 0.05 * self.all.requests:
             found.append(f"{limited / self.all.requests:.0%} of all requests were over a limit.")
+        if self.unpriced:
+            found.append(
+                f"{self.unpriced:,} runs and messages of the audit log do not say what they have cost: their details "
+                "were deleted."
+            )
         if self.broken:
             found.append(f"{self.broken:,} of {self.lines:,} lines could not be read and are not counted.")
         if self.not_utf8:
@@ -210,12 +255,15 @@ class Summary:
             "broken_lines": self.broken,
             "not_utf8_lines": self.not_utf8,
             "outside": self.outside,
+            "cost_from": "audit log" if self.audited else "access log",
+            "counted": BY_AUDIT if self.audited else BY_LOG,
+            "unpriced": self.unpriced,
             "total": self.all.document(),
             "status": dict(self.status.most_common()),
             "refusals": dict(self.refusals.most_common()),
             **{
                 f"by_{name}": {
-                    value: group.document()
+                    value: group.document(is_paid_known=not self.audited or name not in NOT_AUDITED)
                     for value, group in sorted(groups.items(), key=lambda item: (-item[1].cost_usd, -item[1].requests))
                 }
                 for name, groups in self.groups.items()
