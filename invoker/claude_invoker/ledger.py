@@ -126,9 +126,10 @@ class Ledger:
             except LedgerUnavailable as error:
                 _log.warning("a lease of %s could not be renewed: %s", caller.subject, error)
 
-    async def usage(self, lease: str, slot: Slot | None = None, tier: str = "") -> Usage:
-        """What the holder of a lease uses of its limits now, those of its pools too. Raises LedgerUnavailable."""
-        return await self._store.peek(_peek(Lease.parse(lease), slot, tier))
+    async def usages(self, holders: Iterable[tuple[Lease, Slot, str]]) -> list[Usage | LedgerUnavailable]:
+        """What each holder of a lease, with its slot and tier, uses of its limits now, those of its pools too: in one
+        round trip. Never raises."""
+        return await self._store.peek_all([_peek(*each) for each in holders])
 
     def note(self, caller: Caller) -> None:
         """A run of this caller's is here: `pools` tells of his pools from now on."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from redis.asyncio.connection import AbstractConnection
 
 from claude_contract.ledger import (
     AsyncLedger,
@@ -19,6 +20,7 @@ from claude_contract.ledger import (
     Shared,
     Slot,
     Terms,
+    Usage,
     micro_usd,
 )
 from claude_contract.ledger.calls import to_acquire
@@ -27,7 +29,7 @@ from claude_invoker.caller import Caller
 from claude_invoker.ending import ended
 from claude_invoker.ledger import Ledger
 from claude_invoker.problem import Problem
-from tests.rate_tiers.servers import RedisProcess
+from tests.rate_tiers.servers import RedisProcess, one_server
 from tests.support.waiting import HANG_S
 
 LEASES = {
@@ -37,7 +39,9 @@ LEASES = {
 
 
 async def spent(ledger: Ledger, lease: Lease) -> int:
-    return (await ledger.usage(str(lease))).spent_day_micro_usd
+    (usage,) = await ledger.usages([(lease, Slot(), "")])
+    assert isinstance(usage, Usage)
+    return usage.spent_day_micro_usd
 
 
 @pytest.mark.parametrize("lease", LEASES.values(), ids=list(LEASES))
@@ -221,3 +225,32 @@ async def test_pools_of_runs_that_were_here_can_be_asked_for(ledger: Ledger) -> 
     assert await ledger.book(str(lease), 1_234_567, slot=SLOT)
     ((tag, key, standing),) = await ledger.pools()
     assert (tag, key, standing.spent[0].micro_usd) == ("claim:acme", "pool.eng:claim:red", 1_234_567)
+
+
+async def test_many_are_asked_for_at_once_and_one_that_cannot_be_read_hides_no_other(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_server("of a Cluster each is asked for by itself")
+    slot = Slot(concurrent=3)
+    holders = [(Lease.new("claude", f"many{n}", 5_000_000), slot, "pro") for n in range(50)]
+    taken = holders[7][0]
+    await AsyncLedger(ledger._redis).acquire(taken, slot)
+    sent: list[object] = []
+    send = AbstractConnection.send_packed_command
+
+    async def counted(self: AbstractConnection, *given: object, **more: object) -> None:
+        sent.append(given)
+        await send(self, *given, **more)  # type: ignore[arg-type]
+
+    await ledger.usages(holders[:2])  # what each server has to be told once
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", counted)
+    found = await ledger.usages(holders)
+    assert len(sent) == 1
+    assert [isinstance(each, Usage) and each.running for each in found] == [n == 7 for n in range(50)]
+    monkeypatch.undo()
+    await ledger._redis.delete("claude:{many7}:leases")
+    await ledger._redis.set("claude:{many7}:leases", "x")
+    found = await ledger.usages(holders)
+    assert [n for n, each in enumerate(found) if isinstance(each, LedgerUnavailable)] == [7]
+    away = Ledger("redis://127.0.0.1:1/0")
+    assert all(isinstance(each, LedgerUnavailable) for each in await away.usages(holders))

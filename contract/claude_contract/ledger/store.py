@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from redis.exceptions import NoScriptError, RedisError
@@ -84,13 +85,10 @@ class AsyncLedger:
         if not self._one_node or len(draws) == 1:
             return [await self._drawn_alone(*each) for each in draws]
         asked = [calls.draw(*each) for each in draws]
-        pipe = self.redis.pipeline(transaction=False)
-        for call in asked:
-            pipe.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
         try:
-            replies = await pipe.execute(raise_on_error=False)
-        except (RedisError, OSError) as error:
-            return [LedgerUnavailable(f"{type(error).__name__}: {error}")] * len(asked)
+            replies = await self._piped(asked)
+        except LedgerUnavailable as error:
+            return [error] * len(asked)
         return [await self._drawn(*each) for each in zip(draws, asked, replies, strict=True)]
 
     async def _drawn_alone(self, lease: Lease, slot: Slot, draw: Draw) -> Drawn | LedgerUnavailable:
@@ -100,16 +98,7 @@ class AsyncLedger:
             return error
 
     async def _drawn(self, of: tuple[Lease, Slot, Draw], call: Call[Drawn], reply: Any) -> Drawn | LedgerUnavailable:
-        try:
-            if isinstance(reply, NoScriptError):
-                return await self.draw(*of)
-            if isinstance(reply, RedisError):
-                raise calls.unreadable(reply, call) or LedgerUnavailable(f"{type(reply).__name__}: {reply}")
-            return call.parse(reply)
-        except OutOfPeriod:
-            return await self.draw(*of)
-        except LedgerUnavailable as error:
-            return error
+        return await self._said(call, reply, partial(self.draw, *of))
 
     async def settle(self, lease: Lease, cost_micro_usd: int, *, final: bool = True) -> bool:
         return await self._ask(calls.settle(lease, cost_micro_usd, final=final))
@@ -122,6 +111,53 @@ class AsyncLedger:
             return await self._ask(calls.peek(request, one_node=self._one_node))
         except OutOfPeriod as error:
             return await self._ask(calls.peek(request, error.now_ms, one_node=self._one_node))
+
+    async def peek_all(self, requests: Sequence[Peek]) -> list[Usage | LedgerUnavailable]:
+        """As `draw_all`."""
+        if not self._one_node:
+            return [await self._peeked_alone(each) for each in requests]
+        asked = [calls.peek(each) for each in requests]
+        try:
+            replies = await self._piped(asked)
+        except LedgerUnavailable as error:
+            return [error] * len(asked)
+        found: list[Usage | LedgerUnavailable] = []
+        for each, call, reply in zip(requests, asked, replies, strict=True):
+            usage = await self._said(call, reply, partial(self.peek, each))
+            found.append(usage)
+        return found
+
+    async def _peeked_alone(self, request: Peek) -> Usage | LedgerUnavailable:
+        try:
+            return await self.peek(request)
+        except LedgerUnavailable as error:
+            return error
+
+    async def _piped(self, asked: Sequence[Call[R]]) -> list[Any]:
+        """The reply to each, which may be a RedisError, in one round trip. Raises LedgerUnavailable."""
+        pipe = self.redis.pipeline(transaction=False)
+        for call in asked:
+            pipe.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
+        try:
+            return list(await pipe.execute(raise_on_error=False))
+        except (RedisError, OSError) as error:
+            raise LedgerUnavailable(f"{type(error).__name__}: {error}") from error
+
+    async def _said(self, call: Call[R], reply: Any, again: Callable[[], Awaitable[R]]) -> R | LedgerUnavailable:
+        """What a reply of several says; `again` asks for it alone. Never raises."""
+        try:
+            if isinstance(reply, NoScriptError):
+                return await again()
+            if isinstance(reply, RedisError):
+                raise calls.unreadable(reply, call) or LedgerUnavailable(f"{type(reply).__name__}: {reply}")
+            return call.parse(reply)
+        except OutOfPeriod:
+            try:
+                return await again()
+            except LedgerUnavailable as error:
+                return error
+        except LedgerUnavailable as error:
+            return error
 
     async def tell(self, warning: BudgetWarning) -> bool:
         return await self._ask(calls.tell(warning))

@@ -10,7 +10,7 @@ from claude_contract.ledger.model import organisation_name, pool_name
 from claude_invoker.caller import Caller
 from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import Store
-from claude_invoker.ledger import Ledger
+from claude_invoker.ledger import Ledger, slot_of
 from claude_invoker.runs.engine import Engine
 from claude_invoker.runs.run import Run
 
@@ -117,19 +117,21 @@ async def _limits(
 ) -> list[Budget]:
     """Adds the use of limits by the callers of recent jobs; the budgets of these and of who has a direct run."""
     newest = list({(job.tier, job.subject): job for job in reversed(jobs)}.values())[-SUBJECTS:]
-    holders: list[tuple[Tier | None, str, Slot, str]] = [
-        (tiers[job.tier], caller.lease, caller.slot or Slot(), caller.tier or "")
+    holders: list[tuple[Tier | None, Lease, Slot, str]] = [
+        (tiers[job.tier], Lease.parse(caller.lease), slot_of(caller), caller.tier or "")
         for job, caller in zip(newest, await store.callers([job.id for job in newest]), strict=True)
         if caller is not None and caller.lease is not None
     ]
-    holders += [(None, run.lease, run.slot or Slot(), run.tier) for run in direct[-SUBJECTS:] if run.lease is not None]
+    holders += [
+        (None, Lease.parse(run.lease), run.slot or Slot(), run.tier)
+        for run in direct[-SUBJECTS:]
+        if run.lease is not None
+    ]
     accounts: dict[tuple[str, str, str], Standing] = {}
-    for tier, text, slot, name in holders:
-        lease = Lease.parse(text)
-        try:
-            usage = await ledger.usage(text, slot, name)
-        except LedgerUnavailable:
-            break
+    usages = await ledger.usages(holder[1:] for holder in holders)
+    for (tier, lease, slot, _), usage in zip(holders, usages, strict=True):
+        if isinstance(usage, LedgerUnavailable):
+            continue
         if tier is not None:
             tier.add(usage, slot)
         for key, standing in zip(lease.shared.pools, usage.pools, strict=True):
