@@ -40,6 +40,13 @@ MORE_ROUTES = """
     plugins:
     - name: claude-gateway
       config: {attestation: *signed, jwt_claims: *caller, rate_tiers: {<<: *limits, by_model: true}}
+  - name: claude-dashboard-limits
+    paths: ["~/claude/dashboard/(limits|catalog)$"]
+    methods: [GET]
+    strip_path: false
+    plugins:
+    - name: claude-gateway
+      config: {attestation: *signed, jwt_claims: *caller, rate_tiers: {<<: *limits, tell: true}}
   - name: claude-dashboard
     paths: [/claude/dashboard]
     methods: [GET]
@@ -176,6 +183,23 @@ def by_dashboard(stack: Gateway, team: str) -> Figures:
     return found
 
 
+def by_page_of_limits(stack: Gateway, team: str, *admin: str, query: str = "") -> Figures:
+    """Without the edges of periods, which the page says as times until then."""
+    with stack.client("ida", "--tier", "pro", "--claim", f"team={team}", *admin) as client:
+        page = client.get(f"/claude/dashboard/limits{query}", follow_redirects=True)
+    assert page.status_code == 200, page.text
+    found: Figures = {}
+    for title, table in re.findall(r'<h2 id="h-part[^>]*>Pool (.*?)</h2>(.*?)</table>', page.text, re.S):
+        for row in re.findall(r"<tr>(.*?)</tr>", table, re.S):
+            cells = [
+                " ".join(re.sub("<[^>]*>", " ", cell).split()) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, re.S)
+            ]
+            if cells and cells[0] == "usd_per_month":
+                money = [int(Decimal(cell.lstrip("$").replace(",", "")) * 1_000_000) for cell in cells[1:5]]
+                found[title, team if title == "team" else ""] = (*money, 0, 0)  # type: ignore[assignment]
+    return found
+
+
 def test_all_reports_have_the_same_figures(stack: Gateway) -> None:
     """To the micro-dollar, while a job holds its reservation, and when what it has cost is booked."""
     plugin_server = f"http://{httpx.URL(stack.invoker).host}:{METRICS_PORT}/metrics"
@@ -188,6 +212,12 @@ def test_all_reports_have_the_same_figures(stack: Gateway) -> None:
         assert by_metrics(plugin_server, "claude", "violet") == given
         assert by_metrics(f"{stack.invoker}/metrics", "claude_invoker", "violet") == given
         assert by_dashboard(stack, "violet") == given
+        own = {who: (*figures[:4], 0, 0) for who, figures in given.items()}
+        assert by_page_of_limits(stack, "violet") == own
+        # An admin of another team has only to name the caller: tier and team are those of the job.
+        assert by_page_of_limits(stack, "red", "--role", "claude:invoke", "--role", "admin", query="?sub=ida") == {
+            (name, "red" if name == "team" else of): figures for (name, of), figures in own.items()
+        }
 
     with stack.client("ida", "--tier", "pro", "--claim", "team=violet") as client:
         accepted = client.post("/claude/jobs", json=PROMPT | {"prompt": "[[stall 2]] [[say one two three four]]"})

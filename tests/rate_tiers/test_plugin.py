@@ -97,9 +97,9 @@ def start(kong: Driver, redis_server: RedisProcess) -> Start:
     return make
 
 
-def attested(subject: str | None, tier: str | None = None, **request: Any) -> Request:
+def attested(subject: str | None, tier: str | None = None, roles: tuple[str, ...] = (), **request: Any) -> Request:
     """A request that claude-jwt-claims has let pass."""
-    claims = Identity(subject, tier=tier).to_claims() if subject else {}
+    claims = Identity(subject, tier=tier, roles=roles).to_claims() if subject else {}
     header = signed(SIGNER, "POST", "/claude/invoke", request_id="req-1", **claims)
     sent = {"x-request-id": "req-1", "x-claude-attestation": header, **request.pop("headers", {})}
     return Request(headers=sent, **request)
@@ -757,6 +757,45 @@ def test_of_graphql_only_what_may_start_something_is_counted(kong: Driver, start
     # What cannot be read counts as one, and now no place is free.
     for body in (MUTATION, b"{", b"[]", b'{"query": 1}', b'{"query": "query { a } mutation { b }"}'):
         assert asked(body)[1].ended.body["limit"] == "concurrent"
+
+
+def test_a_page_is_told_what_is_left_and_nothing_is_counted(kong: Driver, start: Start, subject: str) -> None:
+    """Of the caller's own limits; of another's for an admin alone. What is told of oneself is what the report says."""
+    given = {"attestation": ATTESTATION, "tiers": TIERS, "default_tier": "free"}
+    telling, counting = start(tell=True, **given), start(**given)
+    reporting = start(report=True, **given)
+    assert kong.handle(counting, "access", attested(subject, "pro")).exit is None
+
+    def told(who: str, tier: str = "pro", query: str = "", **more: Any) -> dict[str, Any]:
+        request = attested(who, tier, answers={"kong.request.get_raw_query": query}, **more)
+        event = kong.handle(telling, "access", request)
+        assert event.exit is None, event.ended
+        claims = claims_of(request)
+        assert "rate-tiers" not in claims["chk"] and "lease" not in claims and claims["tier"] == tier
+        assert not request.upstream_headers.get("x_claude_limits")
+        return dict(json.loads(request.upstream_headers["x-claude-limits"]))
+
+    for _ in range(2):  # asking costs nothing
+        own = told(subject, headers={"x-claude-limits": '{"tier": "forged"}', "x_claude_limits": "{}"})
+        said = kong.handle(reporting, "access", attested(subject, "pro")).ended.body
+        assert own == {name: said[name] for name in own} and own["tier"] == "pro" and "windows" in own
+    admin: dict[str, Any] = {"roles": ("admin",)}
+    seen = told("root", "free", f"sub={subject}&tier=pro", **admin)
+    assert seen == own | {"sub": subject, "unknown_pools": []}
+    assert told("root", "free", f"sub={subject}&tier=", **admin)["tier"] == "free", "the default one"
+    assert told("root", "free", "tier=pro", **admin) == told("root", "free", **admin), "of nobody else: his own"
+    assert told("mallory", "free", f"sub={subject}&tier=pro") == told("mallory", "free"), "not for others"
+    for query, problem in ((f"sub={subject}&tier=gold", "no tier 'gold'"), ("sub=a&x=b", "'x', which is not known")):
+        assert problem in told("root", "free", query, **admin)["problem"]
+
+
+@pytest.mark.parametrize("more", [{"report": True}, {"by_model": True}, {"by_operation": True}, {"attestation": None}])
+def test_telling_is_of_a_route_of_its_own(redis_server: RedisProcess, more: dict[str, Any]) -> None:
+    config = {"policy": "redis", "redis_url": redis_server.url, "tiers": MESSAGES, "default_tier": "free"}
+    given = config | {"tell": True, "attestation": ATTESTATION} | more
+    with pytest.raises(ConfigError) as refused:
+        stage_of(RateTiers, {name: value for name, value in given.items() if value is not None})
+    assert refused.value.field_name in ("tell", "by_operation", "by_model", "tiers[0].messages"), refused.value
 
 
 @pytest.mark.parametrize("more", [{"report": True}, {"by_model": True}, {"admin": True}, {"attestation": None}])

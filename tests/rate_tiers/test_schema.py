@@ -70,6 +70,7 @@ def test_the_seed_example_gets_the_defaults() -> None:
         "error_code": 429,
         "error_message": "API rate limit exceeded",
         "report": False,
+        "tell": False,
         "admin": False,
         "by_model": False,
         "by_operation": False,

@@ -20,7 +20,7 @@ from claude_invoker.api.problems import checked
 from claude_invoker.api.retrying import retried
 from claude_invoker.api.stream import HEADERS as STREAM
 from claude_invoker.caller import Caller
-from claude_invoker.dashboard import figures, lists, patch, runs
+from claude_invoker.dashboard import figures, lists, mine, patch, runs
 from claude_invoker.dashboard.difference import difference, patch_among
 from claude_invoker.dashboard.guard import HEADERS, Viewer, from_our_page
 from claude_invoker.dashboard.live import LIVE_S, TICK_S, event, live_part
@@ -43,7 +43,7 @@ from claude_invoker.services import services
 from claude_invoker.trust import attested, attested_run, attested_visitor
 
 router = APIRouter(prefix="/dashboard", include_in_schema=False)
-ROUTERS = (router, lists.router, runs.router, figures.router)
+ROUTERS = (router, lists.router, runs.router, figures.router, mine.router)
 """All of the dashboard."""
 COOKIE = "claude_token"
 MAX_TOKEN = 3800  # browsers keep about 4,096 bytes of a cookie, its name and attributes included

@@ -219,6 +219,7 @@ class Repositories:
     """The file, read: pattern → `Source`, of which the first that fits a name counts."""
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
+        self.patterns = tuple(sources.items())
         self._sources = [(_glob(pattern), source) for pattern, source in sources.items()]
         self.use_ssh = any(source.is_ssh for source in sources.values())
 

@@ -8,32 +8,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from claude_contract.identity import Identity
 from claude_contract.ledger import (
-    ALONE,
     Admit,
     LedgerUnavailable,
-    Peek,
-    Shared,
     Window,
     Windows,
-    pool_key,
     subject_key,
 )
 from claude_contract.ledger.live import Target
 from kong_claude.decision import Answer, Decision, Refuse
 from kong_claude.rate_tiers.explain import explanation
+from kong_claude.rate_tiers.looking import ADMIN, About
 from kong_claude.rate_tiers.redis_ledger import RedisLedger
-from kong_claude.rate_tiers.tiers import Tier
 from kong_claude.rate_tiers.wishes import (
     MAX_BODY,
     Configured,
     Wrong,
-    claims_of,
     read_change,
     read_query,
     shown,
@@ -41,8 +35,6 @@ from kong_claude.rate_tiers.wishes import (
 )
 from kong_claude.request import Request
 
-ADMIN = "admin"
-"""The role, as the identity provider gives it."""
 _METHODS = ("GET", "PUT", "DELETE")
 _REFUSED_A_MINUTE = Windows((Window("minute", 10),))
 """Refused attempts of a subject that leave a line each: the log must not be filled by whoever has a token."""
@@ -124,33 +116,22 @@ class Admin:
 
     def _explain(self, store: RedisLedger, query: Mapping[str, str]) -> Decision:
         """Which limits hold for a subject, in which tier."""
-        subject = self.configured.target({"sub": query.get("sub")})
-        name = query.get("tier", self.configured.default.name)
-        self.configured.target({"tier": name})
-        organisation, claims = query.get("organisation"), claims_of(query)
-        key = self.configured.key(organisation)
-        configured = self.configured.tiers[name]
-        tier = _of_known_pools(configured, claims)
-        keys = tuple([_pool_key(pool.name, pool.claim, claims) for pool in tier.pools])
-        by = Shared(self.configured.tag(organisation), keys) if self.pools else ALONE
-        usage = store.peek(
-            Peek(self.configured.namespace, subject.key, tier.windows, tier.slot, by, tier.pool_windows, tier.name)
-        )
-        targets = [[subject, Target("tier", name=name)]]
+        about = About.of(query, self.configured, pools=self.pools)
+        tier, usage = about.tier, store.peek(about.peek)
+        targets = [[about.target, Target("tier", name=tier.name)]]
         targets += [
             [Target("pool", key=key, name=pool.name), Target("pool", name=pool.name)]
-            for key, pool in zip(keys, tier.pools, strict=True)
+            for key, pool in zip(about.pool_keys, tier.pools, strict=True)
         ]
-        changes = store.changes(key)
-        missing = [pool for pool in configured.pools if pool not in tier.pools]
+        changes = store.changes(self.configured.key(query.get("organisation")))
         return Answer(
             200,
             {
-                "sub": query["sub"],
-                "tier": name,
+                "sub": about.sub,
+                "tier": tier.name,
                 "at": time_of(round(datetime.now(UTC).timestamp() * 1000)),
                 **explanation(tier, usage, changes, targets),
-                "unknown_pools": [f"pool {pool.name}: needs claim.{pool.claim}" for pool in missing],
+                "unknown_pools": [f"pool {pool.name}: needs claim.{pool.claim}" for pool in about.unknown],
             },
             _FRESH,
         )
@@ -190,13 +171,3 @@ def _line(kind: str, request: Request, identity: Identity, target: Target | None
             "details": {"of": shown, "issuer": identity.issuer, "request_id": request.id, **details},
         }
     ).encode()
-
-
-def _of_known_pools(tier: Tier, claims: Mapping[str, str]) -> Tier:
-    """With those of its pools of which it is known which one is meant."""
-    pools = tuple([pool for pool in tier.pools if not pool.claim or pool.claim in claims])
-    return replace(tier, pools=pools, slot=replace(tier.slot, pools=tuple([pool.terms for pool in pools])))
-
-
-def _pool_key(name: str, claim: str, claims: Mapping[str, str]) -> str:
-    return pool_key(name, "claim", claims[claim]) if claim else pool_key(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
@@ -30,7 +29,7 @@ from claude_contract.ledger.live import BLOCKED
 from claude_contract.ledger.warnings import warnings_of
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.pipeline import plugin
-from kong_claude.rate_tiers import gauges, local_ledger, named, redis_ledger, report, telling
+from kong_claude.rate_tiers import gauges, local_ledger, looking, named, redis_ledger, report, telling
 from kong_claude.rate_tiers.admin import Admin
 from kong_claude.rate_tiers.headers import LimitHeaders
 from kong_claude.rate_tiers.kongs import folded
@@ -38,14 +37,13 @@ from kong_claude.rate_tiers.pools import Sharing
 from kong_claude.rate_tiers.schema import RateTiersConfig
 from kong_claude.rate_tiers.subjects import Subjects, TierChoice
 from kong_claude.rate_tiers.tiers import UNRENEWED_TTL, Tier, lowered, tiers_from_config
-from kong_claude.rate_tiers.wishes import Configured
+from kong_claude.rate_tiers.wishes import Configured, Wrong
 from kong_claude.request import Request, answer, text
 from kong_claude.stage import Shared, Stage
 
 COST_HEADER = "X-Claude-Cost-USD"
 CONFIRM_MS = 5000  # until the invoker has to have the request: a client that leaves while it sends it leaves no lease
 ON_BUDGET_HEADER = "X-Claude-On-Budget"
-_LIMITS_ROOM = 4096  # bytes of a header
 MAX_NAMED = 100  # unknown tiers that are logged before the log falls silent
 
 R = TypeVar("R")
@@ -92,9 +90,12 @@ class RateTiers(Stage[RateTiersConfig]):
         self.report = config.report
         if config.admin and config.report:
             raise ConfigError("admin", "and report are answers of two routes")
+        self.tell = config.tell
+        if self.tell and (not self.signed or self.by_model or self.by_operation or config.report or config.admin):
+            raise ConfigError("tell", "needs attestation, and is not for by_model, by_operation, report or admin")
         organisation_claim = (config.organisation_claim or "") if config.pools else ""
-        configured = Configured(self.namespace, tiers, default, config.limit_by, organisation_claim)
-        self.admin = Admin(configured, self.redis, pools=bool(config.pools)) if config.admin else None
+        self.configured = Configured(self.namespace, tiers, default, config.limit_by, organisation_claim)
+        self.admin = Admin(self.configured, self.redis, pools=bool(config.pools)) if config.admin else None
         if self.admin is not None and self.redis is not None and not self.redis.one_node:
             _check_one_tag(config)
         self.teller = telling.Teller()
@@ -115,6 +116,8 @@ class RateTiers(Stage[RateTiersConfig]):
         tier, unknown = self.choice.choose(request)
         if unknown is not None:
             self._log_unknown(request, unknown)
+        if self.tell:
+            return self._told(request, subject_key, tier)
         if self.by_operation:
             decision = self._by_operation(request, subject_key, tier)
         else:
@@ -127,18 +130,35 @@ class RateTiers(Stage[RateTiersConfig]):
         body = request.body(named.MAX_GRAPHQL)
         if body is None:
             return Refuse(413, f"the body is larger than {named.MAX_GRAPHQL} bytes", "body_too_large")
-        ours = dict.fromkeys(request.spellings(graphql.LIMITS_HEADER.lower()))
         if graphql.may_start(body):
-            decision = self._in_tier(request, subject_key, tier)
+            decision, ours = self._in_tier(request, subject_key, tier), looking.limits_header(request, None)
             return replace(decision, upstream_headers=ours) if ours and isinstance(decision, Pass) else decision
+        told = None
         if graphql.asks_for_limits(body):
             found = self._peeked(request, subject_key, tier)
             if isinstance(found, Refuse):
                 return found
-            if len(told := json.dumps(found.body)) <= _LIMITS_ROOM:
-                ours.pop(graphql.LIMITS_HEADER.lower(), None)
-                ours[graphql.LIMITS_HEADER] = told
-        return Pass(upstream_headers=ours, checked=False)
+            told = found.body
+        return Pass(upstream_headers=looking.limits_header(request, told), checked=False)
+
+    def _told(self, request: Request, subject_key: str, tier: Tier) -> Decision:
+        """Somebody looks: it passes uncounted, so that it starts nothing, and the service is told the caller's tier and
+        what is left of his limits, or of another's whom an admin names. Where that cannot be said, why."""
+        found: Answer | Refuse
+        more: dict[str, Any] = {}
+        try:
+            about = looking.looked_up(request, self.configured, pools=self.sharing.tagged)
+        except Wrong as wrong:
+            found = wrong.refusal
+        else:
+            if about is None:
+                found = self._peeked(request, subject_key, tier)
+            else:
+                found = self._report(request, about.tier, about.peek)
+                more = {"sub": about.sub, "unknown_pools": [[pool.name, pool.claim] for pool in about.unknown]}
+        told = {"problem": found.message} if isinstance(found, Refuse) else report.figures(found.body) | more
+        claims = Limits(tier.name, tier.clamp)
+        return Pass(upstream_headers=looking.limits_header(request, told), claims=claims, checked=False)
 
     def _peeked(self, request: Request, subject_key: str, tier: Tier) -> Answer | Refuse:
         shared_by = self.sharing.shared(request, tier.pools)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from claude_contract.ledger import Admission, Figures, Quota, Spent, Standing, Terms, Usage, figures_of, usd
@@ -84,6 +84,14 @@ def limits(usage: Usage, tier: Tier, messages: Usage | None = None) -> dict[str,
         ]
         body["tightest"] = _tightest(usage, tier)
     return body
+
+
+_FIGURES = ("tier", "windows", "concurrent", "usd", "messages", "pools", "tightest")
+
+
+def figures(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What `limits` says, without what the tier allows."""
+    return {name: said[name] for name in _FIGURES if name in said}
 
 
 def _tightest(usage: Usage, tier: Tier) -> dict[str, Any] | None:

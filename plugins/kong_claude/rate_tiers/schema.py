@@ -311,6 +311,11 @@ class RateTiersConfig(RedisConfig, _Counting, Limits, _Tiers):
     report: bool = boolean(
         "Answer with the caller's limits and use instead of counting (a route of its own).", default=False
     )
+    tell: bool = boolean(
+        "Let pages that only show something pass uncounted, and tell the service what is left of the caller's limits; "
+        "for the role admin, of those of `sub`.",
+        default=False,
+    )
     admin: bool = boolean(
         "Let the role admin change limits for a while, instead of counting (a route of its own).", default=False
     )
