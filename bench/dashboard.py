@@ -13,6 +13,7 @@ An invoker and a Redis are processes of their own; whoever asks is an admin, who
 | `callers_ms_…` | one caller's |
 | `older_ms_…` | pages of the list by their cursors, one after the other |
 | `charts_ms_…` | charts of the last hour |
+| `limits_ms_…`, `catalog_ms_…`, `approvals_ms_…` | those pages |
 | `job_ms_…` | the page of a job with 100 turns (2,500 events) |
 | `worst_ms_p99` | the largest of them |
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import html
 import json
 import re
@@ -31,23 +33,37 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+from msgspec.structs import replace
 
 from bench.jobs import Stage, caller, say, staged
 from bench.machine import machine
 from claude_contract.claims import Repository
+from claude_contract.graphql import LIMITS_HEADER
+from claude_contract.ledger import Lease, Shared, Slot, Terms
 from claude_invoker.caller import Caller
 from claude_invoker.jobs.record import Job, JobRequest
 from claude_invoker.jobs.store import Store, connect
 
 _OLDER = re.compile(r'id="older" rel="next" href="([^"]+)"')
 _TURNS = 100
+_WINDOWS = [{"name": name, "limit": 60, "remaining": 59, "reset_s": 31} for name in ("minute", "hour")]
+_TOLD = {
+    "tier": "pro",
+    "windows": _WINDOWS,
+    "concurrent": {"limit": 4, "running": 1},
+    "usd": {per: {"limit": None, "spent": 1.5, "reset_s": 9} for per in ("day", "month")} | {"reserved": 0.5},
+    "messages": {"windows": _WINDOWS, "concurrent": {"limit": 4, "running": 1}},
+}
+"""As the gateway tells it."""
 
 
 def whose(n: int) -> Caller:
-    """A hundred callers, of two tiers, on ten repositories; each with a place of his own in the ledger."""
+    """A hundred callers, of two tiers and ten teams, on ten repositories; each with his own place in the ledger."""
     known = caller(f"somebody-{n % 100}")
     tier = "team" if n % 3 else "pro"
-    return Caller(known.subject, tier=tier, lease=known.lease, slot=known.slot, queued=True, repository=_of(n))
+    lease = replace(Lease.parse(known.lease or ""), shared=Shared("*", (f"pool.team:claim:t{n % 10}", "pool.site:*")))
+    slot = dataclasses.replace(known.slot or Slot(), pools=(Terms(), Terms()))
+    return Caller(known.subject, tier=tier, lease=str(lease), slot=slot, queued=True, repository=_of(n))
 
 
 def _of(n: int) -> Repository:
@@ -112,6 +128,10 @@ async def measure(stage: Stage, store: Store, count: int, requests: int) -> dict
         await timed("callers", lambda: "jobs?caller=somebody-7")
         await timed("older", lambda: older, turn_the_page)
         await timed("charts", lambda: "charts?span=1h")
+        client.headers[LIMITS_HEADER] = json.dumps(_TOLD)
+        await timed("limits", lambda: "limits")
+        await timed("catalog", lambda: "catalog")
+        await timed("approvals", lambda: "approvals")
         await timed("job", lambda: f"jobs/{talkative}")
     process.terminate()
     process.wait(30)

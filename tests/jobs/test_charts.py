@@ -9,14 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from claude_contract.ledger import Lease, Shared
+from claude_invoker.caller import Caller
 from claude_invoker.dashboard.charts import HEIGHT, OUTCOMES, WIDTH, Chart, Point, Span, begins, charts
+from claude_invoker.dashboard.figures import _pools_of
 from claude_invoker.dashboard.render import html
 from claude_invoker.jobs.finding import newest
+from claude_invoker.jobs.record import caller_json
 from claude_invoker.jobs.store import Store
+from claude_invoker.plan import Plan
+from claude_invoker.runs.run import Run
+from claude_invoker.runs.summary import encode, summary_of
+from claude_invoker.runs.summary import known as stored
 from tests.jobs.conftest import job, serving
 from tests.rate_tiers.servers import RedisProcess
 
 NOW = 1_700_000_123.0
+PLAN = Plan((), None, "sonnet", None, (), 3, 1.0, None, None, 60.0)
 SPANS: tuple[Span, ...] = ("1h", "6h", "24h", "7d")
 
 
@@ -48,6 +57,37 @@ def test_of_many_names_the_dearest_are_told_apart() -> None:
     tiers = by_key(*(Point(NOW, "done", f"t{n}", cost_usd=n + 1) for n in range(9)))["tiers"]
     assert sums(tiers) == {"t8": 9, "t7": 8, "t6": 7, "t5": 6, "t4": 5, "others": 10}
     assert len({each.look for each in tiers.series}) == 6
+
+
+def test_what_pools_have_spent_is_told_apart_and_nothing_twice() -> None:
+    """One chart for each: a run counts for several."""
+    red, all_of_us = ("team", "acme, red"), ("site", "")
+    points = [
+        Point(NOW, "done", cost_usd=1.0, pools=(red, all_of_us)),
+        Point(NOW, "failed", cost_usd=2.0, pools=(("team", "acme, blue"), all_of_us)),
+        Point(NOW, "done", cost_usd=4.0, pools=(all_of_us,)),
+        Point(NOW, "done", cost_usd=8.0),
+    ]
+    found = by_key(*points)
+    assert [found[f"pool-{n}"].title for n in range(2)] == ["Spent, by pool site", "Spent, by pool team"]
+    assert sums(found["pool-0"]) == {"everybody": 7.0}
+    assert sums(found["pool-1"]) == {"acme, blue": 2.0, "acme, red": 1.0}
+    assert sum(sums(found["tiers"]).values()) == 15.0 and "pool-2" not in found
+    many = by_key(*(Point(NOW, "done", cost_usd=n, pools=((f"p{n}", ""),)) for n in range(9)))
+    assert [many[f"pool-{n}"].title[-2:] for n in range(4)] == ["p8", "p7", "p6", "p5"] and "pool-4" not in many
+    assert not [key for key in by_key(points[3]) if key.startswith("pool")], "no pools, no chart"
+
+
+def test_pools_are_those_of_the_lease() -> None:
+    shared = Shared("claim:acme", ("pool.team:claim:red%20hot", "pool.site:*"))
+    lease = str(Lease.new("claude", "eve", 1, shared))
+    known = caller_json(Caller("eve", lease=lease, queued=True))
+    assert _pools_of(known) == (("team", "acme, red hot"), ("site", "acme"))
+    run = Run("run_1", "eve", PLAN, Path("/nowhere"), 60.0, lease=lease)
+    (summary,) = stored([encode(summary_of(run))])
+    assert summary.pools == _pools_of(known)
+    for nothing in ("", "{}", '{"lease": "x"}', '{"lease": "claude eve v9.x:1"}', caller_json(Caller("eve"))):
+        assert _pools_of(nothing) == ()
 
 
 POINTS = st.lists(

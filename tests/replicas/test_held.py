@@ -45,6 +45,7 @@ def over(name: str, subject: str, *, retention_s: int = 600, created_at: float =
             cost_usd=0.0,
             tier="",
             first_token_s=None,
+            lease=None,
             retention_s=retention_s,
             events=events,
             view=lambda: view,

@@ -56,6 +56,14 @@ class Shared(Struct, frozen=True):
     tag: str = ""
     pools: tuple[str, ...] = ()  # their keys, at most MAX_POOLS
 
+    @property
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """Of each pool its name, and who shares it: the claim's value, behind that of the organisation where there is
+        one; "" for everybody."""
+        organisation = organisation_name(self.tag) if self.pools else ""
+        named = [pool_name(key) for key in self.pools]
+        return tuple([(name, ", ".join(filter(None, (organisation, of)))) for name, of in named])
+
 
 ALONE = Shared()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 Outcome = Literal["done", "failed", "cancelled", "not over"]
@@ -16,6 +18,8 @@ _BARS: dict[Span, tuple[int, int]] = {"1h": (300, 12), "6h": (900, 24), "24h": (
 """Seconds of each bar, and how many."""
 _NAMED = 5
 """Series by name; the rest is one."""
+_MOST_POOLS = 4
+"""Those of which most was spent: a request counts for no more of them."""
 WIDTH, HEIGHT = 600, 120
 _GAP = 2
 
@@ -31,6 +35,8 @@ class Point:
     cost_usd: float = 0.0
     waited_s: float | None = None
     first_token_s: float | None = None
+    pools: tuple[tuple[str, str], ...] = ()
+    """Of each that it counted for the name, and whose it is."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,7 @@ def charts(points: Iterable[Point], span: Span, now: float) -> list[Chart]:
         Chart("runs", "Jobs and runs", "count", starts, outcomes),
         Chart("tiers", "Spent, by tier", "usd", starts, _spent(bars, lambda point: point.tier or "default")),
         Chart("models", "Spent, by model", "usd", starts, _spent(bars, lambda point: point.model or "none")),
+        *_of_pools(bars, starts),
         _of_one("waits", "Longest wait in the queue", starts, "longest", map(longest, bars)),
         _of_one("first-token", "Time to the first token", starts, "median", map(middle, bars)),
     ]
@@ -126,6 +133,26 @@ def charts(points: Iterable[Point], span: Span, now: float) -> list[Chart]:
 
 def _of_one(key: str, title: str, starts: tuple[int, ...], name: str, values: Iterable[float]) -> Chart:
     return Chart(key, title, "s", starts, (Series(name, "s0", tuple(values)),))
+
+
+def _of_pools(bars: Sequence[Sequence[Point]], starts: tuple[int, ...]) -> list[Chart]:
+    """One for each pool by name, since what is spent of one is spent of others, too: by who shares it."""
+    spent: dict[str, float] = defaultdict(float)
+    for point in itertools.chain.from_iterable(bars):
+        for name, _ in point.pools:
+            spent[name] += point.cost_usd
+    names = sorted(spent, key=lambda name: (-spent[name], name))[:_MOST_POOLS]
+    each = [_spent(_in_pool(bars, name), partial(_sharers, name)) for name in names]
+    titles = [f"Spent, by pool {name}" for name in names]
+    return [Chart(f"pool-{n}", titles[n], "usd", starts, series) for n, series in enumerate(each)]
+
+
+def _in_pool(bars: Sequence[Sequence[Point]], name: str) -> list[list[Point]]:
+    return [[point for point in bar if name in dict(point.pools)] for bar in bars]
+
+
+def _sharers(name: str, point: Point) -> str:
+    return dict(point.pools)[name] or "everybody"
 
 
 def _spent(bars: Sequence[Sequence[Point]], name_of: Callable[[Point], str]) -> tuple[Series, ...]:

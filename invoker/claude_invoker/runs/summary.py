@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from claude_contract.ledger import Lease
 from claude_contract.versions import UnknownVersion, check
 from claude_invoker.metering.models import permits
 from claude_invoker.model import OVER, ListedState
@@ -34,6 +35,8 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
     tier: str = ""
     first_token_s: float | None = None
     tags: tuple[str, ...] = ()
+    pools: tuple[tuple[str, str], ...] = ()
+    """Of each that it counted for the name, and whose it is."""
 
     @property
     def place(self) -> Place:
@@ -61,6 +64,7 @@ def summary_of(run: Run, owner: str = "") -> Summary:
         run.tier,
         run.first_token_s,
         wanted.tags,
+        () if run.lease is None else Lease.parse(run.lease).shared.names,
     )
 
 
