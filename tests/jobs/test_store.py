@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import hashlib
+import itertools
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,9 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from claude_invoker.jobs import store as store_module
+from claude_invoker.jobs.fairness import fairly
 from claude_invoker.jobs.record import Asks, Delivery, Job
-from claude_invoker.jobs.store import PREFIX, Store, connect, now_ms
+from claude_invoker.jobs.store import MOST_ASKING, PREFIX, Store, connect, now_ms
 from claude_invoker.model import Permission
 from claude_invoker.place import Place
 from tests.jobs.conftest import job
@@ -360,10 +362,45 @@ async def test_what_is_counted_of_all_that_jobs_ask_is_not_read(store: Store) ->
     before = await read()
     assert await store.approvals() == 2
     assert await read() - before < MB
-    assert sum(len(each.waiting) for each in await store.asking()) == 2
+    assert sum(len(each.waiting) for each in (await store.asking())[0]) == 2
     assert await read() - before > 2 * MB, "the control: what they are"
     await store.requeue(held)
     assert await store.approvals() == 0
+
+
+async def test_who_asks_a_lot_hides_nobody_who_asks(store: Store) -> None:
+    """The first 200 of all were one caller's, and an approver saw no other's."""
+    for subject, number in (("flood", MOST_ASKING + 30), ("quiet", 2), ("other", 1), ("silent", 1)):
+        for _ in range(number):
+            await accepted(store, job(subject))
+    asked = Permission(id="perm_1", tool="Write", input={}, why="rule", asked_at=1.0, expires_at=9e9)
+    held = await claims(store, MOST_ASKING + 34)
+    for each in sorted(held, key=lambda each: each.subject != "flood"):
+        if each.subject != "silent":
+            fields: dict[str, Any] = dict(Asks(waiting=[asked]).fields())
+            await store.update(each, **fields)
+
+    async def seen(*subjects: str) -> tuple[collections.Counter[str], int]:
+        jobs, in_all = await store.asking(lambda subject: not subjects or subject in subjects)
+        assert len({each.id for each in jobs}) == len(jobs)
+        return collections.Counter(each.subject for each in jobs), in_all
+
+    assert await seen() == ({"flood": MOST_ASKING - 3, "quiet": 2, "other": 1}, MOST_ASKING + 33)
+    assert await seen("quiet", "silent") == ({"quiet": 2}, 2)
+    assert await seen("flood") == ({"flood": MOST_ASKING}, MOST_ASKING + 30)
+    assert await store.approvals() == MOST_ASKING + 33
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=30), st.integers(0, 12))
+def test_a_page_is_shared_fairly(owners: list[str], most: int) -> None:
+    found = fairly([(owner, at) for at, owner in enumerate(owners)], most)
+    assert found == sorted(set(found)) and len(found) == min(most, len(owners))
+    shown, have = collections.Counter(owners[at] for at in found), collections.Counter(owners)
+    for owner, other in itertools.permutations(have, 2):
+        assert shown[owner] == have[owner] or shown[owner] >= shown[other] - 1, "nobody gives way to who has more"
+    for owner in have:
+        its = [at for at in range(len(owners)) if owners[at] == owner]
+        assert [at for at in found if owners[at] == owner] == its[: shown[owner]], "each's first ones"
 
 
 async def test_expired_jobs_leave_the_indexes(store: Store) -> None:

@@ -13,6 +13,8 @@ from claude_invoker.api.jobs import store_of
 from claude_invoker.api.links import base
 from claude_invoker.api.replicas import peer_of
 from claude_invoker.caller import Caller
+from claude_invoker.jobs.fairness import fairly
+from claude_invoker.jobs.store import MOST_ASKING
 from claude_invoker.model import Permission
 from claude_invoker.problem import Problem
 from claude_invoker.replicas.register import AskingRun
@@ -36,14 +38,24 @@ class Asking:
     waiting: list[Permission]
 
 
-async def asking(request: Request, caller: Caller) -> list[Asking]:
-    """What this caller may look on. A run whose replica does not answer is left out."""
-    jobs = [job for job in await store_of(request).asking() if caller.may_look_on(job.subject)]
+@dataclass(frozen=True)
+class AllAsking:
+    """`more`: jobs and runs that wait as well, and are left out."""
+
+    shown: list[Asking]
+    more: int = 0
+
+
+async def asking(request: Request, caller: Caller) -> AllAsking:
+    """What this caller may look on: of each subject as much as of any other, where it is too much. A run whose replica
+    does not answer is left out."""
+    jobs, in_all = await store_of(request).asking(caller.may_look_on)
     found = [
         Asking("jobs", job.id, job.subject, job.tier, job.title, job.state == "waiting_for_approval", job.waiting)
         for job in jobs
     ]
-    return [*found, *_here(request, caller), *await _elsewhere(request, caller)]
+    elsewhere, more = await _elsewhere(request, caller)
+    return AllAsking([*found, *_here(request, caller), *elsewhere], max(in_all - MOST_ASKING, 0) + more)
 
 
 def _here(request: Request, caller: Caller) -> Iterable[Asking]:
@@ -52,20 +64,23 @@ def _here(request: Request, caller: Caller) -> Iterable[Asking]:
             yield Asking("runs", run.id, run.subject, run.tier, "", False, run.permissions.waiting)
 
 
-async def _elsewhere(request: Request, caller: Caller) -> list[Asking]:
+async def _elsewhere(request: Request, caller: Caller) -> tuple[list[Asking], int]:
+    """And how many are left out."""
     replicas = services(request).replicas
     if replicas is None:
-        return []
+        return [], 0
     try:
         known = [each for each in await replicas.register.asking() if caller.may_look_on(each.subject)]
     except Problem:
-        return []
-    looked = await asyncio.gather(*(_looked_at(request, caller, each) for each in known[:_MOST_ELSEWHERE]))
-    return [
+        return [], 0
+    chosen = fairly([(each.subject, each) for each in known], _MOST_ELSEWHERE)
+    looked = await asyncio.gather(*(_looked_at(request, caller, each) for each in chosen))
+    found = [
         Asking("runs", each.id, each.subject, each.tier, "", False, waiting)
-        for each, waiting in zip(known, looked, strict=False)
+        for each, waiting in zip(chosen, looked, strict=True)
         if waiting
     ]
+    return found, len(known) - len(chosen)
 
 
 async def _looked_at(request: Request, caller: Caller, run: AskingRun) -> list[Permission]:

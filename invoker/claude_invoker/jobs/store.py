@@ -7,7 +7,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -25,7 +25,8 @@ from claude_contract.versions import UnknownVersion
 from claude_invoker import redis_clients
 from claude_invoker.caller import Caller
 from claude_invoker.holding import Bounds, refusal
-from claude_invoker.jobs.record import ASKING, OVER, SUMMARY, VERSION, Asks, Delivery, Job, caller_of, check_version
+from claude_invoker.jobs.fairness import fairly
+from claude_invoker.jobs.record import OVER, SUMMARY, VERSION, Asks, Delivery, Job, caller_of, check_version
 from claude_invoker.jobs.streams import Streams
 from claude_invoker.model import PermissionDecision
 from claude_invoker.place import Place
@@ -43,7 +44,8 @@ CALLBACKS = PREFIX + "callbacks"  # sorted set: job -> ms since which its webhoo
 DEFERRED = PREFIX + "deferred"  # sorted set: job that is put away -> ms at which it is denied what it asks
 ALL = PREFIX + "all"  # sorted set: job -> s of its acceptance
 NOTICES = 100  # looked at, at once
-MOST_ASKING = 200  # jobs that are looked at, at once
+MOST_ASKING = 200  # jobs that are shown, at once
+LOOKED_AT_ASKING = 5000  # jobs among which these are: some milliseconds of Redis
 IDEMPOTENCY_TTL = 24 * 3600  # seconds
 TOMBSTONE_TTL = 7 * 24 * 3600  # seconds for which an expired job is 410, not 404
 MAX_EVENTS = 20_000
@@ -399,21 +401,23 @@ class Store:
         """What lists show of these jobs (`SUMMARY`). Without those that are gone or that another release has stored."""
         return _readable(await self._fields(job_ids, SUMMARY), SUMMARY)
 
-    async def asking(self) -> list[Job]:
-        """Jobs that wait to be allowed a call of a tool, in short: those that are put away first, then by their
-        claims."""
+    async def asking(self, may: Callable[[str], bool] = lambda subject: True) -> tuple[list[Job], int]:
+        """Jobs that wait to be allowed a call of a tool, of subjects whose jobs one `may` see, in short: those that are
+        put away first, then by their claims; and how many there are. `MOST_ASKING` of them at most, of each subject as
+        many as of any other."""
+        asked = [(subject, job_id) for job_id, subject, _ in await self._asking() if may(subject)]
         names = (*SUMMARY, "asks")
-        records = await self._fields(await self._may_ask(), names)
-        return [job for job in _readable(records, names) if job.waiting]
+        records = await self._fields(fairly(asked, MOST_ASKING), names)
+        return [job for job in _readable(records, names) if job.waiting], len(asked)
 
     async def approvals(self) -> int:
         """How many calls these wait for, without what they are."""
-        told = await self._fields(await self._may_ask(), ("state", "asking"))
-        return sum(int(asking or 0) for state, asking in told if state in ASKING)
+        return sum(count for _, _, count in await self._asking())
 
-    async def _may_ask(self) -> list[str]:
-        put_away = await self.redis.zrange(DEFERRED, 0, MOST_ASKING - 1)
-        return [*put_away, *await self.redis.zrange(RUNNING, 0, MOST_ASKING - 1)][:MOST_ASKING]
+    async def _asking(self) -> list[tuple[str, str, int]]:
+        """Id, subject, and how many calls wait: of the first so many that are put away or run."""
+        found = await self.run("asking", [DEFERRED, RUNNING], [f"{PREFIX}job:", LOOKED_AT_ASKING])
+        return list(zip(found[::3], found[1::3], map(int, found[2::3]), strict=True))
 
     async def _fields(self, job_ids: Sequence[str], names: Sequence[str]) -> list[list[str | None]]:
         async with self.redis.pipeline(transaction=False) as pipe:
