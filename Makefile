@@ -9,7 +9,7 @@ BASE_URL ?=
 # What pytest makes of the asserts costs each of its processes half of their collection: it is kept for the next one.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: site lock pin release test-alone redis-servers test-redis help setup up down test test-long test-ledger lint format bench bench-passthrough conformance chaos soak clean fuzz version doctor
+.PHONY: site screenshots lock pin release test-alone redis-servers test-redis help setup up down test test-long test-ledger lint format bench bench-passthrough conformance chaos soak clean fuzz version doctor
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -95,6 +95,9 @@ bench-passthrough: setup build/litellm/.ready ## bench.passthrough beside LiteLL
 site: setup ## the documents as a site, with the reference out of schemas, settings and routes: build/site/index.html
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group site
 	@$(BIN)/python -m docsite
+
+screenshots: setup ## pictures of the dashboard out of a stack that runs, which `make site` then shows (needs Chromium)
+	@$(BIN)/python -m docsite.screenshots
 
 lock: setup ## deploy/docker/*.lock: what the images install, by digests, in the versions of constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group release

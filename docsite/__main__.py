@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from docsite import pages, reference
+from docsite import pages, reference, screenshots
 
 
-def written(sources: Path) -> None:
-    """All pages, as Sphinx reads them."""
+def written(sources: Path, pictures: Path = screenshots.OUT) -> None:
+    """All pages, as Sphinx reads them; with the pictures of the dashboard, where these were taken."""
     shutil.rmtree(sources, ignore_errors=True)
     documents = pages.documents()
     for document in documents:
@@ -23,7 +23,12 @@ def written(sources: Path) -> None:
     (sources / "reference").mkdir()
     for name, text in reference.pages().items():
         (sources / "reference" / f"{name}.md").write_text(text)
-    (sources / "index.md").write_text(pages.index())
+    generated = []
+    if (shown := screenshots.page(pictures)) is not None:
+        (sources / "reference" / "dashboard.md").write_text(shown)
+        shutil.copytree(pictures, sources / "screenshots")
+        generated.append("reference/dashboard")
+    (sources / "index.md").write_text(pages.index(generated))
 
 
 def main() -> int:

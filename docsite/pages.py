@@ -60,11 +60,11 @@ def _lines(text: str) -> Iterator[tuple[str, bool]]:
             yield line, bool(fence)
 
 
-def index() -> str:
-    """The first page: the contents."""
+def index(generated: Iterable[str] = ()) -> str:
+    """The first page: the contents, and these pages, which are not always there."""
     named = {f"{page}.md" for section in SECTIONS for page in section.pages}
     sections = [(section.title, [f"{page}.md" for page in section.pages]) for section in SECTIONS]
-    sections.append(("More", [each for each in documents() if each not in named]))
+    sections.append(("More", [*generated, *(each for each in documents() if each not in named)]))
     rows = [
         "# kong-claude",
         "",

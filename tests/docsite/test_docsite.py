@@ -11,7 +11,8 @@ import pytest
 
 from claude_invoker import problem
 from claude_invoker.settings import Settings
-from docsite import pages, reference
+from docsite import pages, reference, screenshots
+from docsite.__main__ import written
 from docsite.contents import SECTIONS
 
 PAGES = ("README.md", "SECURITY.md", "docs/api.md", "docs/identity/README.md", "docs/identity/okta.md")
@@ -82,6 +83,24 @@ def test_routes_and_metrics_are_those_that_there_are(generated: dict[str, str]) 
         assert f"`{name}`" in generated["metrics"]
 
 
+def test_pictures_are_shown_where_all_of_them_are_there(tmp_path: Path) -> None:
+    taken, sources = tmp_path / "taken", tmp_path / "sources"
+    taken.mkdir()
+    for name in screenshots.PAGES:
+        for theme in screenshots.THEMES:
+            (taken / f"{name}-{theme}.png").write_bytes(b"png")
+    written(sources, taken)
+    shown = (sources / "reference" / "dashboard.md").read_text()
+    named = re.findall(r"\{image\} (\S+)", shown)
+    assert len(named) == 2 * len(screenshots.PAGES)
+    assert all((sources / "reference" / each).resolve().is_file() for each in named)
+    assert "reference/dashboard" in (sources / "index.md").read_text()
+    (taken / "limits-dark.png").unlink()
+    written(sources, taken)
+    assert not (sources / "reference" / "dashboard.md").exists() and not (sources / "screenshots").exists()
+    assert "reference/dashboard" not in (sources / "index.md").read_text()
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_link_that_leads_nowhere(tmp_path: Path) -> None:
     pytest.importorskip("sphinx", reason="make site installs it")
@@ -103,6 +122,8 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path: Path, monkeypatch: pytest.
     pytest.importorskip("sphinx", reason="make site installs it")
     from docsite import __main__ as program
 
-    monkeypatch.setattr(pages, "index", lambda: "# x\n\n[a](nowhere.md)\n\n[b](api.md#nothing-of-that-name)\n")
+    monkeypatch.setattr(
+        pages, "index", lambda generated=(): "# x\n\n[a](nowhere.md)\n\n[b](api.md#nothing-of-that-name)\n"
+    )
     monkeypatch.setattr(sys, "argv", ["docsite", "--out", str(tmp_path / "site")])
     assert program.main() != 0

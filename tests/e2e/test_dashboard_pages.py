@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from starlette.routing import Route
 
 from claude_invoker.dashboard.routes import ROUTERS
+from docsite import screenshots
 from tests.e2e.conftest import Gateway
 
 dashboard = pytest.importorskip("tests.e2e.test_dashboard", reason="playwright is not installed")
@@ -90,3 +92,20 @@ def test_each_page_can_be_used_in_each_look(page: Page, gateway: Gateway) -> Non
     assert [each for each in patterns if not any(re.fullmatch(each, seen) for seen in visited)] == [], (
         "all were visited"
     )
+
+
+def test_pictures_for_the_site_are_of_the_pages_that_there_are(
+    chromium: Browser, gateway: Gateway, tmp_path: Path
+) -> None:
+    """What `make screenshots` does, at a stack that is there already: two of its pages, of all that it has let run."""
+    ids = screenshots.fill(gateway.url, gateway.token)
+    token = gateway.token("ada", "--tier", "pro", "--role", "claude:invoke", "--role", "admin")
+    screenshots.shoot(chromium, gateway.url, token, ids, tmp_path, ("job", "limits"))
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert set(sizes) == {f"{name}-{theme}.png" for name in ("job", "limits") for theme in screenshots.THEMES}
+    assert min(sizes.values()) > 10_000 and len({path.read_bytes() for path in tmp_path.iterdir()}) == 4
+    assert screenshots.page(tmp_path) is None, "the others are missing: the site does without"
+    with gateway.client("ada", "--tier", "pro") as client:
+        client.delete(f"/claude/jobs/{ids['asking']}")
+    addresses = {path.partition("/")[0].partition("?")[0] for path, _ in screenshots.PAGES.values()}
+    assert addresses == {path.strip("/").partition("/")[0] for path in templates()} - {"login", "runs"}
