@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from claude_invoker.api.languages import Language, anthropic_type, language_of, openai_type, said
+from claude_invoker.dashboard.guard import HEADERS
 from claude_invoker.problem import Problem
 from kong_claude.guard import LUA_PATH, LUA_PLUGINS
 from minikong.pytest_plugin import MiniKong
@@ -44,6 +45,9 @@ def _route(name: str, path: str, *plugins: dict[str, Any]) -> dict[str, Any]:
 
 
 TOO_MANY = {"message": "too many", "limit": "concurrent", "allowed": 4}
+
+
+EVIL = "<script>alert('1')</script>&\""
 
 
 def _ends(status: int) -> dict[str, Any]:
@@ -77,6 +81,10 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
                     _route("broken", "~/claude/v1/(messages|chat/completions)/(broken|own)$"),
                     _route("busy", "~/claude/v1/(messages|chat/completions)/busy$", _says(429, TOO_MANY)),
                     _route("other", "~/claude/other$", _ends(403)),
+                    *(_route(f"d{s}", f"~/claude/dashboard/{s}$", _ends(s)) for s in STATUSES),
+                    _route("d-evil", "~/claude/dashboard/evil$", _says(403, {"message": EVIL})),
+                    _route("d-guarded", "~/claude/dashboard/unguarded$", {"name": "claude-guard"}),
+                    _route("d-own", "~/claude/dashboard/own$"),
                     # One path for all: a header says what is to happen.
                     *(
                         {**_route(f"g{s}", "~/claude/graphql$", _ends(s)), "headers": {"x-do": [str(s)]}}
@@ -250,6 +258,41 @@ def test_what_a_service_says_is_left_alone_and_what_is_elsewhere(api: httpx.Clie
     assert (own.status_code, own.content, own.headers["x-own"]) == (429, b'{"own": 1}', "1")
     other = api.get("/claude/other")
     assert (other.status_code, other.json()) == (403, {"message": "because of 403"})
+
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_browser_at_the_dashboard_gets_a_page(api: httpx.Client, status: int) -> None:
+    """Under the policy of the dashboard's own pages, with a way to the login where that may help."""
+    got = api.get(f"/claude/dashboard/{status}", headers=BROWSER)
+    assert (got.status_code, got.headers["content-type"]) == (status, "text/html; charset=utf-8")
+    assert f"because of {status} ({status}, request {got.headers['x-request-id']})" in got.text
+    assert ('<a href="/claude/dashboard/login">' in got.text) == (status in (401, 403))
+    for name in HEADERS.keys() - {"Content-Security-Policy", "X-Frame-Options"}:
+        assert got.headers[name] == HEADERS[name], name
+    ours = {*HEADERS["Content-Security-Policy"].split("; ")}
+    assert {*got.headers["content-security-policy"].split("; ")} <= ours | {"form-action 'none'"}
+    # Its scripts, and whoever else asks, are told as before.
+    for accept in ("*/*", "application/json", "text/event-stream"):
+        other = api.get(f"/claude/dashboard/{status}", headers={"Accept": accept})
+        assert (other.status_code, other.json()) == (status, {"message": f"because of {status}"})
+
+
+def test_such_a_page_has_nothing_of_others_and_is_nowhere_else(api: httpx.Client) -> None:
+    evil = api.get("/claude/dashboard/evil?<script>", headers=BROWSER)
+    assert evil.status_code == 403 and "<script" not in evil.text
+    assert "&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&amp;&quot;" in evil.text
+    guarded = api.get("/claude/dashboard/unguarded", headers=BROWSER)
+    assert (guarded.status_code, guarded.headers["retry-after"]) == (503, "1")
+    assert "<h1>That did not work</h1>" in guarded.text
+    nowhere = api.get("/claude/dashboard/nowhere", headers=BROWSER)
+    assert nowhere.status_code == 404 and "<h1>That did not work</h1>" in nowhere.text
+    assert api.head("/claude/dashboard/401", headers=BROWSER).content == b""
+    assert api.get("/claude/dashboard/own", headers=BROWSER).json() == {"own": 1}
+    assert api.get("/claude/dashboards", headers=BROWSER).text.count("main") == 0
+    assert api.get("/claude/other", headers=BROWSER).json() == {"message": "because of 403"}
 
 
 def test_one_plugin_is_nowhere_else_in_the_way(api: httpx.Client, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ return {
                    description = "The path under which clients of Anthropic's and OpenAI's APIs ask." } },
       { graphql = { type = "string", required = true, default = "/claude/graphql",
                     description = "The path at which clients of GraphQL ask." } },
+      { dashboard = { type = "string", required = true, default = "/claude/dashboard",
+                      description = "The path of the dashboard, where browsers get a page." } },
     } } },
   },
 }
