@@ -104,6 +104,10 @@ class Settings(BaseSettings):
     replica_url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
     """Where the other invokers reach this one; unset: `INVOKER_HOST`, or this machine's address, and `INVOKER_PORT`."""
 
+    single_sign_on: str | None = Field(default=None, pattern=r"^(https?://[^/?#@\s]+)?(/[A-Za-z0-9._~-]+)+$")
+    """Where oauth2-proxy answers, which logs people in before they reach the dashboard (docs/deploy.md): `/oauth2`, or
+    with its host where the gateway is reached by another name, too. Unset: the dashboard's login asks for a token."""
+
     anthropic_base_url: Names = Field(
         default=("https://api.anthropic.com",),
         validation_alias=AliasChoices("INVOKER_ANTHROPIC_BASE_URL", "ANTHROPIC_BASE_URL"),

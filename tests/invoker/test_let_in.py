@@ -166,6 +166,35 @@ async def test_who_looks_at_the_login_page_came_through_the_limits(tmp_path: Pat
             assert (await client.get(path, headers={HEADER: signed(SIGNER, "GET", path, chk=[])})).status_code == 401
 
 
+@pytest.mark.parametrize("sign_on", [None, "/oauth2", "https://claude.example.com/oauth2"])
+async def test_where_oauth2_proxy_keeps_the_session_login_and_logout_are_its(
+    tmp_path: Path, sign_on: str | None
+) -> None:
+    async with application(tmp_path, trust="open", attestation_key=None, single_sign_on=sign_on) as client:
+        page = (await client.get("/claude/dashboard/login")).text
+        ours = {"Sec-Fetch-Site": "same-origin"}
+        out = await client.post("/claude/dashboard/login/out", headers=ours)
+        junk = await client.post("/claude/dashboard/login", headers=ours, content=b"token=junk")
+    assert ("Access token" in page) == (sign_on is None)
+    assert (out.status_code, junk.status_code) == (303, 422)
+    # A token that was kept before goes, too.
+    assert out.headers["set-cookie"].startswith('claude_token=""; HttpOnly; Max-Age=0; Path=/claude/dashboard;')
+    if sign_on is None:
+        assert out.headers["location"] == "/claude/dashboard/login"
+        assert "That is not a token" in junk.text
+    else:
+        assert out.headers["location"] == f"{sign_on}/sign_out?rd=%2Fclaude%2Fdashboard%2Flogin"
+        assert f'href="{sign_on}/start?rd=%2Fclaude%2Fdashboard"' in page
+
+
+@pytest.mark.parametrize(
+    "value", ["", "oauth2", "/", "//evil.example", "/oauth2/", "javascript:x/y", "/oauth2?rd=x", "https://x"]
+)
+def test_what_is_no_place_of_oauth2_proxys_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="single_sign_on"):
+        Settings(trust="open", attestation_key=None, single_sign_on=value)
+
+
 def test_without_a_key_only_an_open_invoker_starts() -> None:
     with pytest.raises(ValueError, match="INVOKER_ATTESTATION_KEY is not set"):
         keys(Settings(trust="attested", attestation_key=None))

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
@@ -207,7 +208,7 @@ def _answer_in(given: Mapping[str, str], waiting: Sequence[Permission], permissi
 
 @router.get("/login", dependencies=[Depends(attested_visitor)])
 async def login_page(request: Request) -> Response:
-    return page(request, "login", error="")
+    return _login(request)
 
 
 @router.post("/login", dependencies=[Depends(attested_visitor), Depends(from_our_page)])
@@ -215,7 +216,7 @@ async def login(request: Request) -> Response:
     """Keeps the token in a cookie that scripts cannot read. The gateway judges it, with every request."""
     token = border.form(await request.body()).get("token", "").strip().removeprefix("Bearer ").strip()
     if not _TOKEN.fullmatch(token) or len(token) > MAX_TOKEN:
-        return page(request, "login", 422, error="That is not a token: three parts with dots between them.")
+        return _login(request, 422, "That is not a token: three parts with dots between them.")
     answer = RedirectResponse(home(request), 303, HEADERS)
     _set_cookie(request, answer, token)
     return answer
@@ -223,8 +224,11 @@ async def login(request: Request) -> Response:
 
 @router.post("/login/out", dependencies=[Depends(attested_visitor), Depends(from_our_page)])
 async def logout(request: Request) -> Response:
-    """Beside the login, so that it also works with a token that has expired."""
-    answer = RedirectResponse(f"{home(request)}/login", 303, HEADERS)
+    """Beside the login, so that it also works with a token that has expired. A session that oauth2-proxy keeps is ended
+    by its own address, which leads back to the login."""
+    login, sign_on = f"{home(request)}/login", services(request).settings.single_sign_on
+    away = f"{sign_on}/sign_out?{urlencode({'rd': login})}" if sign_on else login
+    answer = RedirectResponse(away, 303, HEADERS)
     _set_cookie(request, answer, "")
     return answer
 
@@ -235,6 +239,10 @@ async def static(name: str) -> Response:
         raise Problem(404, "not-found")
     headers = HEADERS | {"Cache-Control": "public, max-age=300"}
     return FileResponse(FOLDER / "static" / name, media_type=STATIC[name], headers=headers)
+
+
+def _login(request: Request, status: int = 200, error: str = "") -> Response:
+    return page(request, "login", status, error=error, sign_on=services(request).settings.single_sign_on)
 
 
 def _set_cookie(request: Request, answer: Response, token: str) -> None:
