@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
@@ -184,7 +186,38 @@ def optioned(option: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("option", sorted(path.name for path in (FOLDER / "options").iterdir()))
+def test_single_sign_on_is_what_compose_has_with_the_upstream_of_a_cluster() -> None:
+    folder = FOLDER / "options" / "single-sign-on"
+    component = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    (patch,) = (yaml.safe_load(entry["patch"]) for entry in component["patches"])
+    (invoker,) = [r for _, r in ALL if r["kind"] == "Deployment" and r["metadata"] == patch["metadata"]]
+    patched = merged(invoker, patch)
+    kubernetes_validate.validate(patched, "1.33", strict=True)
+    added = patched["spec"]["template"]["spec"]["containers"][0]["env"][-1]
+    compose = yaml.safe_load((ROOT / "docker-compose.sso.yml").read_text())["services"]["invoker"]["environment"]
+    assert {added["name"]: added["value"]} == compose
+    (name,) = component["resources"]
+    found = {r["kind"]: r for r in yaml.safe_load_all((folder / name).read_text())}
+    assert set(found) == {"ConfigMap", "Deployment", "Service", "Ingress", "NetworkPolicy"}
+    for resource in found.values():
+        kubernetes_validate.validate(resource, "1.33", strict=True)
+    (container,) = found["Deployment"]["spec"]["template"]["spec"]["containers"]
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    assert container["image"] == services["oauth2-proxy"]["image"]
+    assert {each["name"] for each in container["env"]} == {*services["oauth2-proxy"]["environment"]}
+    there, here = (
+        tomllib.loads(text)
+        for text in (
+            found["ConfigMap"]["data"]["oauth2-proxy.cfg"],
+            (ROOT / "deploy/oauth2-proxy/oauth2-proxy.cfg").read_text(),
+        )
+    )
+    assert there == here | {"upstreams": ["http://kong-gateway-proxy.kong"], "pass_host_header": False}
+    (rule,) = found["Ingress"]["spec"]["rules"]
+    assert urlsplit(there["redirect_url"]).hostname == rule["host"], "Kong's own name leads to the dashboard's route"
+
+
+@pytest.mark.parametrize("option", sorted({path.name for path in (FOLDER / "options").iterdir()} - {"single-sign-on"}))
 def test_what_can_be_added_is_valid_for_invoker_and_worker(option: str) -> None:
     found = optioned(option)
     assert set(found) == {"invoker", "worker"}

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import yaml
 
 from tests.deploy.test_nginx_edge import Behind
 from tests.e2e.conftest import ROOT, Gateway, standing
@@ -46,6 +47,7 @@ pytestmark = [
     pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"there is no {CHROMIUM}"),
 ]
 FOLDER = ROOT / "deploy" / "oauth2-proxy"
+IN_A_CLUSTER = ROOT / "deploy" / "kubernetes" / "options" / "single-sign-on" / "oauth2-proxy.yaml"
 HOME = "/claude/dashboard"
 PROMPT = "[[delay 200]] [[say " + " ".join(f"word{n}" for n in range(2000)) + "]]"
 
@@ -82,8 +84,10 @@ class Door:
 
 
 @contextmanager
-def door_before(upstream: str, provider: oidc.Provider, folder: Path, *flags: str) -> Iterator[Door]:
-    port, public = free_port(), free_port()
+def door_before(
+    upstream: str, provider: oidc.Provider, folder: Path, *flags: str, port: int | None = None
+) -> Iterator[Door]:
+    port, public = port or free_port(), free_port()
     provider.callbacks += (f"https://localhost:{public}/oauth2/callback",)
     given = {
         "--http-address": f"127.0.0.1:{port}",
@@ -140,9 +144,26 @@ def provider() -> Iterator[oidc.Provider]:
 
 
 @pytest.fixture(scope="module")
-def gateway(provider: oidc.Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def behind_kong() -> int:
+    """The port of an oauth2-proxy to which Kong itself sends people, as in deploy/kubernetes/options/single-sign-on."""
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def gateway(provider: oidc.Provider, behind_kong: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     home = tmp_path_factory.mktemp("sso")
-    (home / "kong.yml").write_text(configured(provider))
+    found = {r["kind"]: r for r in yaml.safe_load_all(IN_A_CLUSTER.read_text())}
+    (rule,) = found["Ingress"]["spec"]["rules"]
+    route = {
+        "name": "people",
+        "hosts": [rule["host"]],
+        "paths": [path["path"] for path in rule["http"]["paths"]],
+        "strip_path": False,
+        "preserve_host": True,
+        "response_buffering": False,
+    }
+    service = {"name": "oauth2-proxy", "url": f"http://127.0.0.1:{behind_kong}", "routes": [route]}
+    (home / "kong.yml").write_text(configured(provider) + yaml.safe_dump([service]))
     with standing(home, config=home / "kong.yml", INVOKER_SINGLE_SIGN_ON="/oauth2") as running:
         yield running
 
@@ -405,6 +426,27 @@ def test_what_reaches_kong_is_the_token_and_the_edges_word(provider: oidc.Provid
     assert (seen["x-forwarded-host"], seen["x-forwarded-proto"]) == ("localhost", "https")
     assert seen["x-forwarded-for"] == "127.0.0.1, 127.0.0.1"  # the person's as the edge sees it, then the edge's
     assert "alice" not in str({name: value for name, value in seen.items() if name != "authorization"})
+
+
+def test_in_a_cluster_kong_sends_people_there_and_is_asked_by_another_name(
+    gateway: Gateway, provider: oidc.Provider, behind_kong: int, tmp_path: Path
+) -> None:
+    """Kong, oauth2-proxy, Kong: by the public name the one route, by Kong's own the dashboard's."""
+    people = {"Host": "claude.example.com"}
+    with door_before(gateway.url, provider, tmp_path, "--pass-host-header=false", port=behind_kong):
+        with httpx.Client(base_url=gateway.url, headers=people, timeout=HANG_S) as client:
+            asked = client.get(HOME)
+            assert asked.status_code == 302 and asked.headers["location"].startswith(f"{provider.url}/authorize?")
+            assert client.get(f"{HOME}/login").status_code == 200
+            assert client.get("/claude/jobs").status_code == 401  # Kong's own route, as ever
+            token = {"Authorization": f"Bearer {provider.id_token('alice')}"}
+            page = client.get(HOME, headers=token)
+            assert page.status_code == 200 and "Overview" in page.text
+            assert client.get("/claude/jobs", headers=token).status_code == 200
+            cross = client.post(f"{HOME}/login/out", headers={"Sec-Fetch-Site": "cross-site"})
+            assert cross.status_code == 403
+            out = client.post(f"{HOME}/login/out", headers={"Sec-Fetch-Site": "same-origin"})
+            assert out.headers["location"].startswith("/oauth2/sign_out?")
 
 
 def test_who_comes_to_the_gateway_itself_is_led_to_the_login(chromium: Browser, gateway: Gateway) -> None:
