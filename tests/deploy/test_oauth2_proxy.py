@@ -114,6 +114,19 @@ def test_others_are_refused(server: Server, issuer: str, email: str, claims: dic
     assert event.exit.status == 403
 
 
+def test_a_token_kept_by_the_dashboards_own_login_is_in_the_way_where_its_cookie_is_read(
+    server: Server, issuer: str
+) -> None:
+    """Why the guide takes `cookie_names` out."""
+    token = id_token(issuer, "alice@example.com", roles=["claude:invoke"])
+    headers = {"authorization": [f"Bearer {token}"], "cookie": ["claude_token=of.last.week"]}
+    for cookies, status in (({"cookie_names": ["claude_token"]}, 401), ({}, None)):
+        with server.driver() as kong:
+            instance = kong.start_instance("claude-jwt-claims", section(issuer) | cookies)
+            event = kong.handle(instance, "access", Request(headers=headers))
+        assert (event.exit and event.exit.status) == status
+
+
 def test_a_token_for_another_client_is_refused(server: Server, issuer: str) -> None:
     token = id_token(issuer, "alice@example.com", roles=["claude:invoke"])
     event = ask(server, issuer, token, audience=["another-client"])
