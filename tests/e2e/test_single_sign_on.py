@@ -62,10 +62,10 @@ def configured(provider: oidc.Provider) -> str:
     before, _, rest = text.partition("      issuers:\n")
     dropped, last, after = rest.partition('      rules: [{claim: roles, any_of: ["claude:invoke"]}]\n')
     assert dropped.count("\n") == 3 and last, "kong.yml has other lines there"
-    cookie = "{<<: *caller, cookie_names: [claude_token]}"
+    cookie = ", cookie_names: [claude_token]"
     assert after.count(cookie) == 1
     indented = "".join(f"      {line}\n" for line in section.splitlines() if not line.startswith("#"))
-    return before + indented + after.replace(cookie, "*caller")
+    return before + indented + after.replace(cookie, "")
 
 
 @dataclass
