@@ -409,6 +409,7 @@ def test_a_window_is_in_the_way_of_jobs_that_wait_for_money_too() -> None:
 
 
 def test_a_cheaper_model_runs_and_the_answer_says_so() -> None:
+    assert ON_BUDGET_HEADER == "X-Claude-On-Budget", "as the documents have it"
     made = stage(**CHEAP)
     assert limits(ask(made)).clamp.model is None
     spend(made, 4.5)
