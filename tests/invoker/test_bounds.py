@@ -8,9 +8,11 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -27,6 +29,8 @@ from claude_invoker.runs import watch
 from claude_invoker.settings import Settings
 from tests.invoker.conftest import Invoker, as_root, bash, program, wait_for, without_boundary
 from tests.support.waiting import HANG_S
+
+STRANGER = 3_900_000_000  # a user id that no invoker gives
 
 GB = 1 << 30
 HOG = (
@@ -171,6 +175,25 @@ def test_bytes_on_the_disk_wherever_they_are(start_invoker: Callable[..., Invoke
             answer = bash(api, command)
             unstopped(answer) if roomy else over(answer, "tree", "INVOKER_TREE_LIMIT")
         wait_for(lambda: not any(name.exists() for name in names), what="nothing being left")
+
+
+@as_root
+def test_what_a_user_leaves_is_found_wherever_all_users_may_leave_something() -> None:
+    """Also where a lock file is left, and in what root has opened in /tmp. Not in a directory that is open to none."""
+    with ExitStack() as held:
+        places = [Path(place) for place in ("/tmp", "/var/tmp", "/dev/shm", "/run/lock", "/dev/mqueue")]
+        places = [place for place in places if place.is_dir()]
+        for mode in (0o1777, 0o755):
+            place = Path(held.enter_context(tempfile.TemporaryDirectory(dir="/tmp", prefix="strays-")))
+            place.chmod(mode)
+            places.append(place)
+        left = [place / f"left-{os.getpid()}" for place in places]
+        for path in left:
+            path.touch()
+            held.callback(path.unlink)
+            os.chown(path, STRANGER, STRANGER)
+        assert sorted(usage.strays(STRANGER)) == sorted(left[:-1])
+        assert len(left) > 4
 
 
 def test_runs_that_share_a_user_are_told_apart_by_their_mark() -> None:

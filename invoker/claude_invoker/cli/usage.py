@@ -20,8 +20,9 @@ from pathlib import Path
 from claude_invoker.cli.killer import over
 from claude_invoker.cli.walk import BLOCK, DIRECTORY
 
-SHARED = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # noqa: S108 -- looked at, not used
-"""Where every user of the machine may leave files."""
+_ABOVE = ("/dev", "/run", "/tmp", "/var")  # noqa: S108 -- looked at, not used
+"""Where a machine has its directories in which every user may leave files: /tmp, /var/tmp, /dev/shm, /dev/mqueue (where
+a queue of POSIX is a file), /run/lock, /tmp/.X11-unix, ..."""
 _IN_MEMORY = ("/memfd:", "/dev/zero", "/SYSV", "/dev/shm/")  # noqa: S108 -- the same
 """How files are called that memory is taken for: as such, shared without a file, of System V, deleted."""
 _OPEN = 64
@@ -202,15 +203,27 @@ def _shared(pid: int) -> Iterator[Path]:
 
 
 def strays(uid: int) -> list[Path]:
-    """What a user has left where every user may."""
+    """What a user has left where every user may: in root's directories that are open to all. (What another user has
+    opened is that user's.)"""
     found = []
-    for directory in SHARED:
-        with suppress(OSError):
-            for entry in os.scandir(directory):
-                with suppress(OSError):
-                    if entry.stat(follow_symlinks=False).st_uid == uid:
-                        found.append(Path(entry.path))
+    for above in _ABOVE:
+        for entry, status in _inside(above):
+            if status.st_uid == uid:
+                found.append(Path(entry.path))
+            elif entry.path not in _ABOVE and status.st_uid == 0 and _is_open_to_all(status.st_mode):
+                found += [Path(each.path) for each, of in _inside(entry.path) if of.st_uid == uid]
     return found
+
+
+def _is_open_to_all(mode: int) -> bool:
+    return stat.S_ISDIR(mode) and bool(mode & stat.S_IWOTH)
+
+
+def _inside(directory: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
+    with suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                yield entry, entry.stat(follow_symlinks=False)
 
 
 @dataclass
