@@ -526,6 +526,29 @@ def test_the_lists_make_a_filter_for_each_architecture(architecture: str, monkey
         assert (program in made) == (seccomp.system_arch() == getattr(seccomp.Arch, architecture))
 
 
+OF_ITS = """
+import pathlib, sys
+from claude_invoker.cli.binary import reachable_binary
+cli = pathlib.Path(sys.argv[1])
+said = [reachable_binary(cli, cli.parent, isolated=False)]
+try: reachable_binary(cli, cli.parent, isolated=True)  # the control: it cannot be read
+except OSError as error: said.append(type(error).__name__)
+print(*said)
+"""
+
+
+def test_whose_runs_have_its_own_user_needs_no_cli_that_it_can_read(tmp_path: Path) -> None:
+    """Images close theirs; a pod that is not root's did not start with one: "claude: Permission denied"."""
+    read = [sys.executable, "-c", OF_ITS, str(tmp_path / "cli")]
+    (tmp_path / "cli").write_bytes(b"#!")
+    (tmp_path / "cli").chmod(0o111)
+    tmp_path.chmod(0o711)
+    if os.geteuid() == 0:  # who may read everything
+        read = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", "--securebits=+noroot", *read]
+    done = subprocess.run(read, capture_output=True, text=True)
+    assert done.stdout == f"{tmp_path / 'cli'} PermissionError\n", done.stderr
+
+
 def test_invokers_that_start_at_once_put_their_programs_in_one_place(tmp_path: Path) -> None:
     """API and worker of one state directory, in containers where each is process 1."""
     cli = tmp_path / "cli"

@@ -72,11 +72,13 @@ def reachable_binary(cli: Path, programs: Path, *, isolated: bool) -> Path:
 
     (Running it by descriptor would not do: it starts itself again for Grep and Glob, by its path.)
     """
+    if not isolated:
+        return cli  # which we may not read either, in an image that is made for root
     status = cli.stat()
     closed = status.st_uid == 0 and stat.S_IMODE(status.st_mode) & 0o077 == 0o011
     with cli.open("rb") as file:
         is_script = file.read(2) == b"#!"  # which its interpreter has to read
-    if not isolated or (is_reachable(cli) and (closed or is_script)):
+    if is_reachable(cli) and (closed or is_script):
         return cli
     target = programs / f"claude-{status.st_size:x}-{status.st_mtime_ns:x}"
     if not target.exists():
