@@ -269,6 +269,14 @@ def sends_datagrams(at: Where) -> None:
         made.sendto(b"x", ("127.0.0.1", 53))
 
 
+def sends_datagrams_by_another_protocol(at: Where) -> None:
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 136).close()  # UDP-Lite
+
+
+def connects_by_sctp(at: Where) -> None:
+    socket.socket(socket.AF_INET, socket.SOCK_STREAM, 132).close()
+
+
 def has_a_netlink_socket(at: Where) -> None:
     socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).close()
 
@@ -295,8 +303,12 @@ def sends_to_a_socket_by_half_a_pair(at: Where) -> None:
 
 
 def leaves_in(directory: str, at: Where) -> None:
-    """Where it is the machine's, and not one of the run's own that has its name."""
     writes(f"{directory}/left-{os.getpid()}")
+    is_the_machines(directory, at)
+
+
+def is_the_machines(directory: str, at: Where) -> None:
+    """And not one of the run's own that has its name."""
     status = os.stat(directory)
     if [status.st_dev, status.st_ino] != at["directories"][directory]:
         raise FileNotFoundError("it is another directory of that name")
@@ -312,6 +324,18 @@ def leaves_a_file_in_var_tmp(at: Where) -> None:
 
 def leaves_a_file_in_dev_shm(at: Where) -> None:
     leaves_in("/dev/shm", at)
+
+
+def leaves_a_file_in_run_lock(at: Where) -> None:
+    leaves_in("/run/lock", at)
+
+
+def leaves_a_file_in_dev_mqueue(at: Where) -> None:
+    """A queue that no call of queues has made."""
+    made = f"/dev/mqueue/left-{os.getpid()}"
+    os.close(os.open(made, os.O_CREAT | os.O_EXCL | os.O_RDWR))
+    os.unlink(made)
+    is_the_machines("/dev/mqueue", at)
 
 
 def leaves_shared_memory(at: Where) -> None:
@@ -368,6 +392,19 @@ def clones_into_a_user_namespace(at: Where) -> None:
     os.waitpid(child, 0)
 
 
+def clones_into_a_user_namespace_by_the_older_call(at: Where) -> None:
+    child = call(56 if X86 else 220, 0x10000000 | signal.SIGCHLD, 0, 0, 0, 0)
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def starts_programs_with_their_owners_rights(at: Where) -> None:
+    """Those with a set-user-id bit, and of capabilities."""
+    if LIBC.prctl(39, 0, 0, 0, 0):  # PR_GET_NO_NEW_PRIVS
+        raise PermissionError("they are not permitted any")
+
+
 def changes_its_personality(at: Where) -> None:
     checked(LIBC.personality(0x0040000))  # no random addresses
 
@@ -375,7 +412,9 @@ def changes_its_personality(at: Where) -> None:
 def names_a_file_by_handle(at: Where) -> None:
     handle = ctypes.create_string_buffer(b"\x80\0\0\0", 136)
     mount = ctypes.c_int()
-    checked(LIBC.name_to_handle_at(-100, b"/usr/bin", handle, ctypes.byref(mount), 0))
+    checked(
+        LIBC.name_to_handle_at(-100, b".", handle, ctypes.byref(mount), 0)
+    )  # of a container's own files there is none
 
 
 # What Landlock does not close
@@ -436,6 +475,10 @@ def makes_all_of_its_user_wait(at: Where) -> None:
 
 def gives_a_neighbours_disk_away(at: Where) -> None:
     checked(LIBC.syscall(251 if X86 else 30, 1, at["neighbour"], ctypes.c_long(2 << 13 | 4)))  # ioprio_set
+
+
+def writes_to_the_clis_output(at: Where) -> None:
+    os.close(os.open(f"/proc/{at['cli']}/fd/1", os.O_WRONLY | os.O_NONBLOCK))
 
 
 def signals_the_invoker(at: Where) -> None:
@@ -519,8 +562,13 @@ ALL = {
     and found.__code__.co_varnames[:1] == ("at",)
     and name[0] != "_"
 }
-OF_NAMESPACES = ("learns_what_a_neighbour_has", "learns_which_processes_there_are", "hears_of_new_files")
-"""What is held from `namespaces` on."""
+OF_NAMESPACES = (
+    "learns_what_a_neighbour_has",
+    "learns_which_processes_there_are",
+    "hears_of_new_files",
+    "hears_of_a_neighbours_files",
+)
+"""What is held from `namespaces` on. (Of the last the neighbour's directory is open to all.)"""
 LEFT_BY_A_CONTAINER = ("learns_which_processes_there_are",)
 """What is not, where a container permits no /proc of a run's own."""
 OF_ONE_USER = tuple(ALL)[tuple(ALL).index("signals_a_neighbour") :]

@@ -9,7 +9,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,12 @@ from tests.support.site import Site, serving
 
 __all__ = ["invoker_processes", "invokers_end_with_their_test", "stand_in", "start_invoker"]
 ATTACKS = Path(__file__).with_name("attacks.py").read_text()
-NOTHING_BUT_A_USER = ("a_kernel_without_landlock", "a_readable_cli", "namespaces_for_everybody")
+NOTHING_BUT_A_USER = (
+    "a_kernel_without_landlock",
+    "a_readable_cli",
+    "namespaces_for_everybody",
+    "programs_that_give_rights",
+)
 _names = itertools.count()
 
 
@@ -102,9 +107,10 @@ def around(invoker: Invoker) -> dict[str, Any]:
     root = Path(f"/proc/{invoker.pid}/root")
     proxies = [child.pid for child in invoker.children() if "claude_invoker.metering" in " ".join(child.cmdline())]
     directories = {}
-    for name in ("tmp", "var/tmp", "dev/shm"):
-        status = (root / name).stat()
-        directories[f"/{name}"] = [status.st_dev, status.st_ino]
+    for name in ("tmp", "var/tmp", "dev/shm", "run/lock", "dev/mqueue"):
+        with suppress(FileNotFoundError):
+            status = (root / name).stat()
+            directories[f"/{name}"] = [status.st_dev, status.st_ino]
     return {
         "invoker": seen_by(invoker, invoker.pid),
         "proxy": seen_by(invoker, proxies[0]),

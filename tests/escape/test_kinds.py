@@ -188,18 +188,22 @@ def test_the_runs_token_is_found_in_a_process_that_commands_look_into(undefended
 
 # What a run leaves
 
-PLACES = ("/tmp", "/var/tmp", "/dev/shm")
+PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock", "/dev/mqueue")
 
 
-def left_for_others(invoker: Invoker) -> tuple[str, list[Path]]:
-    """What another tenant reads of what a run has left for everybody, and what of it is on the machine."""
+def left_for_others(invoker: Invoker) -> tuple[str, list[str]]:
+    """What another tenant reads of what a run has left for everybody, and where it is still where the invoker is."""
     name = f"left-{os.urandom(6).hex()}"
-    leave = f"for d in {' '.join(PLACES)}; do echo one-tenants-note > $d/{name} && chmod 644 $d/{name}; done; pwd"
+    leave = f"for d in {' '.join(PLACES)}; do (umask 022; echo one-tenants-note > $d/{name}); done; pwd"
+    root = Path(f"/proc/{invoker.pid}/root")
     with invoker.client() as api:
         work = Path(answer(bash(api, leave)).splitlines()[-1])
         wait_for(lambda: not work.exists(), what="its end")
+        found = [place for place in PLACES if (root / place[1:] / name).exists()]
         read = answer(bash(api, f"cat {' '.join(f'{place}/{name}' for place in PLACES)}; echo read"))
-    return read, [path for place in PLACES if (path := Path(place, name)).exists()]
+    for place in found:
+        (root / place[1:] / name).unlink()
+    return read, found
 
 
 def test_nothing_is_left_for_another_tenant(place: Place) -> None:
@@ -210,9 +214,13 @@ def test_nothing_is_left_for_another_tenant(place: Place) -> None:
 
 def test_what_a_run_leaves_is_there_where_nobody_tidies(undefended: Invoker) -> None:
     read, found = left_for_others(undefended)
-    for path in found:
-        path.unlink()
-    assert read.count("one-tenants-note") == len(found) == len(PLACES)
+    root = Path(f"/proc/{undefended.pid}/root")
+    open_to_all = [
+        place for place in PLACES if (here := root / place[1:]).is_dir() and not os.statvfs(here).f_flag & os.ST_RDONLY
+    ]
+    assert found == open_to_all and len(found) > 1
+    # What is in a queue is no file's contents.
+    assert read.count("one-tenants-note") == len({*found} - {"/dev/mqueue"})
 
 
 # A session that is taken with its user id

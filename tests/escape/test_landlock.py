@@ -21,11 +21,16 @@ pytestmark = [
 OPTIONAL = {
     "connects_by_mptcp": ("ProtocolNotSupported", "Protocol not supported", "not supported", "Protocol not available"),
     "connects_by_tcp6": ("not supported",),
+    "connects_by_sctp": ("not supported",),
+    "sends_datagrams_by_another_protocol": ("not supported",),
+    "leaves_a_file_in_run_lock": ("No such file",),
+    "leaves_a_file_in_dev_mqueue": ("No such file",),
     "has_a_vsock_socket": ("not supported",),
     "has_an_io_uring": ("not permitted", "not implemented"),
     "has_a_userfaultfd": ("not implemented",),
     "has_a_user_namespace": ("not permitted", "No space left"),
     "clones_into_a_user_namespace": ("not permitted", "No space left"),
+    "clones_into_a_user_namespace_by_the_older_call": ("not permitted", "No space left"),
     "leaves_a_posix_queue": ("not implemented",),
     "leaves_a_key": ("not implemented",),
     "compares_itself_with_the_cli": ("not implemented",),
@@ -52,6 +57,16 @@ def assert_held(attack: str, confined: Raid, unconfined: Raid) -> None:
     assert without == "escaped", "the attack itself does not work"
     assert confined.outcomes[attack] != "escaped"
     assert "Error" in confined.outcomes[attack], "it was refused, and did not die of something else"
+
+
+def test_nor_does_it_reach_what_a_user_id_of_its_own_keeps_it_from(confined: Raid) -> None:
+    assert_kept_by_its_user(confined)
+
+
+def assert_kept_by_its_user(confined: Raid) -> None:
+    """The control is `test_ordinary`, where runs have one user."""
+    outcomes = {name: confined.outcomes[name] for name in attacks.OF_ONE_USER if name not in attacks.OF_NAMESPACES}
+    assert {name: outcome for name, outcome in outcomes.items() if "Error" not in outcome} == {}
 
 
 def test_a_command_may_still_step_back_itself() -> None:

@@ -12,7 +12,7 @@ import pytest
 from claude_invoker.isolation import confine, namespaces
 from tests.escape import attacks
 from tests.escape.conftest import ATTACKS, Raid, raid
-from tests.escape.test_landlock import OPTIONAL, assert_held
+from tests.escape.test_landlock import OPTIONAL, assert_held, assert_kept_by_its_user
 from tests.invoker.conftest import Invoker, bash, program
 
 pytestmark = [
@@ -26,6 +26,10 @@ pytestmark = [
 @pytest.mark.parametrize("attack", [*attacks.ATTACKS, *attacks.OF_NAMESPACES])
 def test_nothing_a_command_does_reaches_beyond_its_run(attack: str, in_namespaces: Raid, unconfined: Raid) -> None:
     assert_held(attack, in_namespaces, unconfined)
+
+
+def test_nor_does_it_reach_what_a_user_id_of_its_own_keeps_it_from(in_namespaces: Raid) -> None:
+    assert_kept_by_its_user(in_namespaces)
 
 
 def test_a_neighbour_sees_and_loses_nothing(in_namespaces: Raid) -> None:
@@ -57,9 +61,12 @@ def test_a_neighbour_of_those_sees_and_loses_nothing(as_in_a_container: Raid) ->
     assert as_in_a_container.neighbour.rstrip().endswith("undisturbed")
 
 
+OF_USER_NAMESPACES = [name for name in attacks.ATTACKS if "user_namespace" in name]
+
+
 def makes_user_namespaces(invoker: Invoker) -> dict[str, str]:
     """What comes of it, by the attack's name."""
-    wanted = {"attacks": ["has_a_user_namespace", "clones_into_a_user_namespace"]}
+    wanted = {"attacks": OF_USER_NAMESPACES}
     with invoker.client() as api:
         answer = bash(api, program(ATTACKS, f"'{json.dumps(wanted)}'"))
     assert answer.status_code == 200, answer.text

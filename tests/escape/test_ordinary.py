@@ -26,7 +26,7 @@ WITHOUT = {
     "namespaces": (),
     "namespaces, as in a container": ("namespaces_as_in_a_container",),
     "landlock": ("a_machine_without_bubblewrap",),
-    "none": ("a_kernel_without_landlock", "namespaces_for_everybody"),
+    "none": ("a_kernel_without_landlock", "namespaces_for_everybody", "programs_that_give_rights"),
 }
 HELD = [
     *(("landlock", attack) for attack in (*attacks.ATTACKS, *attacks.OF_ONE_USER)),

@@ -119,6 +119,11 @@ def namespaces_for_everybody() -> None:
     put(contained, "least", lambda: None)
 
 
+def programs_that_give_rights() -> None:
+    """What a run starts has the rights of its owner where it has a set-user-id bit."""
+    put(child, "_PR_SET_NO_NEW_PRIVS", 39)  # PR_GET_NO_NEW_PRIVS
+
+
 def a_shell_that_is_not_looked_at() -> None:
     """Runs start whether or not the shell's wrapper is there."""
     put(box.Box, "intact", True)
@@ -529,6 +534,7 @@ WEAKNESSES: dict[str, Callable[[], None]] = {
         mounts_of_its_own,
         a_readable_cli,
         namespaces_for_everybody,
+        programs_that_give_rights,
         a_shell_that_is_not_looked_at,
         a_shell_that_confines_nothing,
         checks_outside_of_the_boundary,
