@@ -57,6 +57,35 @@ def test_the_doctor_has_in_the_images_what_it_reads_configurations_with() -> Non
 def test_docker_gives_the_known_addresses_to_no_other_network() -> None:
     """It did after some starts, by turns: "Pool overlaps with other one on this address space"."""
     [named] = COMPOSE["networks"]["edge"]["ipam"]["config"]
-    subnet = ipaddress.ip_network(re.sub(r"\$\{\w+:-([\d.]+)\}", r"\1", named["subnet"]))
+    subnet = ipaddress.ip_network(unset(named["subnet"]))
     for pool in ("172.16.0.0/12", "192.168.0.0/16"):  # Docker's own, where nobody has set others
         assert not subnet.overlaps(ipaddress.ip_network(pool))
+
+
+def unset(text: str) -> str:
+    """With no variable set."""
+    return re.sub(r"\$\{\w+:-([\d.]+)\}", r"\1", text)
+
+
+def test_docker_gives_no_address_that_is_believed_by_itself() -> None:
+    """It did: the tenth container of the network `edge` had nginx's, whose X-Forwarded-For Kong believes, and then nginx
+    did not start."""
+    [named] = COMPOSE["networks"]["edge"]["ipam"]["config"]
+    given = ipaddress.ip_network(unset(named["ip_range"]))
+    believed = unset(SERVICES["kong"]["environment"]["KONG_TRUSTED_IPS"]).split(",")
+    own = [
+        unset(s["networks"]["edge"]["ipv4_address"])
+        for s in SERVICES.values()
+        if isinstance(s.get("networks"), dict) and "ipv4_address" in (s["networks"].get("edge") or {})
+    ]
+    assert {*believed} <= {*own} and len(own) == 3
+    for address in (*own, unset(named["gateway"])):
+        assert ipaddress.ip_address(address) in ipaddress.ip_network(unset(named["subnet"]))
+        assert ipaddress.ip_address(address) not in given
+    # Whom oauth2-proxy believes: what is on this machine.
+    assert unset(SERVICES["oauth2-proxy"]["command"][-1]) == unset(named["gateway"])
+
+
+def test_the_key_of_the_edge_is_left_out_of_git_and_of_images() -> None:
+    assert "deploy/nginx/tls/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert "deploy/nginx/tls" in (ROOT / ".dockerignore").read_text().splitlines()
