@@ -36,7 +36,8 @@ from tests.support.waiting import HANG_S
 ROOT = Path(__file__).resolve().parents[2]
 # What runs need of the machine, as invoker/Dockerfile installs it, and what tests call.
 PACKAGES = "bubblewrap,ca-certificates,curl,git,libseccomp2,procps,python3"
-IMAGE = f"kong-claude/escape-test:bookworm-{hashlib.sha256(PACKAGES.encode()).hexdigest()[:8]}"
+HOME = 0o711  # of root's home, where our Python may be, which is mounted: an ordinary user starts it, too
+IMAGE = f"kong-claude/escape-test:bookworm-{hashlib.sha256(f'{PACKAGES} {HOME}'.encode()).hexdigest()[:8]}"
 
 
 def missing() -> str | None:
@@ -57,6 +58,7 @@ def build_image() -> None:
         tree = Path(folder) / "root"
         command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(tree)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=1200)
+        (tree / "root").chmod(HOME)
         packed = subprocess.Popen(["tar", "-C", str(tree), "-c", "."], stdout=subprocess.PIPE)
         subprocess.run(["docker", "import", "-", IMAGE], stdin=packed.stdout, check=True, stdout=subprocess.DEVNULL)
         assert packed.wait() == 0
@@ -125,6 +127,9 @@ class Containers:
         self.folders[0].chmod(0o711)
         self.cli = closed_cli(self.folders[0])
         self.bases = user_ids()
+        self.readable_cli = self.folders[0] / "readable"  # which one that is not root's cannot make by itself
+        shutil.copyfile(self.cli, self.readable_cli)
+        self.readable_cli.chmod(0o755)
         self.shared = shared  # what the machine's services listen in, and what invokers read besides
 
     def start(
@@ -133,12 +138,14 @@ class Containers:
         without: tuple[str, ...] = (),
         options: Sequence[str] | None = None,
         environment: Mapping[str, str] | None = None,
+        one_user: bool = False,
         **settings: Any,
     ) -> Invoker:
         """The network is the machine's: what is tried there is what any process of it could reach. `options` are those of
-        docker-compose.yml if there are no others."""
+        docker-compose.yml if there are no others. `one_user`: the container's user is an ordinary one."""
         folder = Path(tempfile.mkdtemp(prefix="invoker-test-"))
         folder.chmod(0o711)
+        first = next(self.bases)
         self.folders.append(folder)
         name = f"escape-{uuid.uuid4().hex[:8]}"
         self.names.append(name)
@@ -153,17 +160,19 @@ class Containers:
             "idle_s": 60,
             "pool_size": 0,
             # Whoever ends runs on the machine itself reaches those in a container that have the same number.
-            "uid_base": next(self.bases),
+            "uid_base": first,
         } | settings
         command = [
             "docker",
             "run",
-            "--rm",
             "--detach",
             f"--name={name}",
             "--network=host",
             *(options_of_compose() if options is None else options),
         ]
+        if one_user:
+            os.chown(folder, first, first)
+            command.append(f"--user={first}:{first}")
         base = Path(sys.base_prefix)
         readable = {ROOT, Path(sys.prefix), self.cli.parent} | self.shared | ({base} if base != Path("/usr") else set())
         for path in sorted(readable):

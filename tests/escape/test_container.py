@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.escape import attacks, container
+from tests.escape import attacks, container, test_kinds
 from tests.escape.conftest import NOTHING_BUT_A_USER, Raid, raid
 from tests.escape.test_egress import (
     check_that_it_goes_nowhere_else,
@@ -16,8 +17,22 @@ from tests.escape.test_egress import (
     goes_elsewhere,
     reached_by,
 )
-from tests.escape.test_landlock import OPTIONAL
-from tests.escape.test_namespaces import makes_user_namespaces
+from tests.escape.test_kinds import (  # noqa: F401 -- the same attacks, in a container
+    Place,
+    test_a_deep_tree_goes,
+    test_a_deep_tree_stays_where_trees_are_walked_by_recursion,
+    test_no_command_speaks_for_its_cli,
+    test_nothing_is_left_for_another_tenant,
+    test_the_killer_is_not_stopped,
+    test_the_runs_token_is_found_in_a_process_that_commands_look_into,
+    test_the_runs_token_is_not_found,
+    test_what_a_run_leaves_is_there_where_nobody_tidies,
+    test_where_a_command_speaks_for_its_cli_memory_is_bounded_and_money_is_counted,
+)
+from tests.escape.test_landlock import OPTIONAL, assert_kept_by_its_user
+from tests.escape.test_namespaces import OF_USER_NAMESPACES, makes_user_namespaces
+from tests.escape.test_ordinary import WITHOUT
+from tests.escape.test_promises import holds
 from tests.escape.test_taking import TAKES, taken
 from tests.invoker.conftest import Invoker, StandInProcess, bash
 from tests.invoker.test_bounds import GB, over, unstopped
@@ -27,6 +42,36 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 STRENGTHS = tuple(container.FILES)
 # What the profile of system calls and the capabilities that were dropped close by themselves.
 CLOSED_BY_DOCKER = ("not permitted", "Permission denied", "not implemented", "Read-only file system")
+BARE = ("--init", "--security-opt=seccomp=unconfined", "--security-opt=apparmor=unconfined")
+"""A container that closes as little as one can: what an attack that compose's options close by themselves does there."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`files`: whose options, None: `BARE`. `one_user`: the container's user is not root, and its runs have its user id."""
+
+    isolation: str
+    files: str | None
+    without: tuple[str, ...] = ()
+    one_user: bool = False
+
+
+FILES_OF = {"landlock": "landlock", "namespaces": "namespaces", "user": "landlock"}
+USER = Kind("user", "landlock", ("a_kernel_without_landlock",))
+CONFINED = {
+    "landlock": Kind("landlock", "landlock"),
+    "namespaces": Kind("namespaces", "namespaces"),
+    "landlock, one user": Kind("landlock", "landlock", one_user=True),
+    "namespaces, one user": Kind("namespaces", "namespaces", one_user=True),
+}
+"""As shipped, and as whoever says `user: 1000` has it. The image has bubblewrap: whether that makes namespaces is for the
+container's options to say."""
+
+
+def control(kind: Kind, *, bare: bool = False) -> Kind:
+    """The same container with no boundary around its runs."""
+    files = None if bare else kind.files
+    return Kind("none", files, WITHOUT["none"], True) if kind.one_user else Kind("user", files, NOTHING_BUT_A_USER)
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +83,29 @@ def containers(stand_in: StandInProcess, services: dict[str, Any], site: Site) -
     made.stop()
 
 
+@pytest.fixture(scope="module")
+def raids(containers: container.Containers, services: dict[str, Any]) -> Mapping[Kind, Raid]:
+    """Each when it is first asked for."""
+
+    class Raids(dict[Kind, Raid]):
+        def __missing__(self, kind: Kind) -> Raid:
+            options = BARE if kind.files is None else container.options_of_compose(kind.files)
+            more: dict[str, Any] = {}
+            if kind.isolation == "none":
+                more = {"allow_commands_below": 1, "cli_path": containers.readable_cli}
+            invoker = containers.start(
+                isolation=kind.isolation, options=options, without=kind.without, one_user=kind.one_user, **more
+            )
+            assert container.isolation_of(invoker).split()[0] == kind.isolation
+            self[kind] = raid(invoker, services)
+            return self[kind]
+
+    return Raids()
+
+
 @pytest.fixture(scope="module", params=STRENGTHS)
 def strength(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def confined(containers: container.Containers, strength: str, services: dict[str, Any]) -> Raid:
-    """The shipped image has bubblewrap: whether that makes namespaces is for the container's options to say."""
-    invoker = containers.start(isolation=strength, options=container.options_of_compose(strength))
-    assert container.isolation_of(invoker) == strength
-    return raid(invoker, services)
 
 
 @pytest.fixture(scope="module")
@@ -71,53 +128,82 @@ def opened(reaching: Invoker, services: dict[str, Any]) -> Raid:
     return raid(reaching, services)
 
 
-@pytest.fixture(scope="module")
-def unconfined(containers: container.Containers, strength: str, services: dict[str, Any]) -> Raid:
-    options = container.options_of_compose(strength)
-    return raid(containers.start(isolation="user", without=NOTHING_BUT_A_USER, options=options), services)
+def of(name: str) -> list[str]:
+    """What a run is kept from there."""
+    kept = (*attacks.ATTACKS, *attacks.OF_ONE_USER) if CONFINED[name].one_user else tuple(attacks.ATTACKS)
+    # What an ordinary user's runs are not told at `landlock` either (SECURITY.md).
+    return [attack for attack in kept if attack not in attacks.OF_NAMESPACES or CONFINED[name].one_user]
 
 
-@pytest.mark.parametrize("attack", attacks.ATTACKS)
-def test_nothing_a_command_does_reaches_beyond_its_run(attack: str, confined: Raid, unconfined: Raid) -> None:
-    assert_held(attack, confined, unconfined)
+@pytest.mark.parametrize(("name", "attack"), [(name, attack) for name in CONFINED for attack in of(name)])
+def test_nothing_a_command_does_reaches_beyond_its_run(name: str, attack: str, raids: Mapping[Kind, Raid]) -> None:
+    assert_held(attack, CONFINED[name], raids[CONFINED[name]], raids)
 
 
+@pytest.mark.parametrize("name", [name for name, kind in CONFINED.items() if not kind.one_user])
+def test_nor_does_it_reach_what_a_user_id_of_its_own_keeps_it_from(name: str, raids: Mapping[Kind, Raid]) -> None:
+    assert_kept_by_its_user(raids[CONFINED[name]])
+
+
+@pytest.mark.parametrize("name", CONFINED)
 @pytest.mark.parametrize("attack", attacks.OF_NAMESPACES)
-def test_what_the_machine_has_is_not_there_for_namespaces(
-    attack: str, strength: str, confined: Raid, unconfined: Raid
-) -> None:
+def test_what_the_machine_has_is_not_there_for_namespaces(attack: str, name: str, raids: Mapping[Kind, Raid]) -> None:
     """SECURITY.md says what is left of it in a container."""
-    if strength == "landlock" or attack in attacks.LEFT_BY_A_CONTAINER:
-        assert confined.outcomes[attack] == "escaped"
-    else:
-        assert_held(attack, confined, unconfined)
+    kind = CONFINED[name]
+    if attack in attacks.LEFT_BY_A_CONTAINER or (kind.isolation == "landlock" and not kind.one_user):
+        assert raids[kind].outcomes[attack] == "escaped", "SECURITY.md promises too little"
+    elif kind.isolation == "namespaces":
+        assert_held(attack, kind, raids[kind], raids)
 
 
-def assert_held(attack: str, confined: Raid, unconfined: Raid) -> None:
-    without = unconfined.outcomes[attack]
-    assert confined.outcomes[attack] != "escaped"
-    assert "Error" in confined.outcomes[attack], "it was refused, and did not die of something else"
+@pytest.mark.parametrize("attack", attacks.ALL)
+def test_user_holds_what_is_promised_of_it_and_no_more(attack: str, raids: Mapping[Kind, Raid]) -> None:
+    """For kernels without Landlock: docker-compose.yml says to ask for `user` there."""
+    if holds(attack, "user"):
+        one_user = attack in attacks.OF_ONE_USER
+        assert_held(attack, replace(USER, one_user=one_user), raids[USER], raids)
+    elif raids[USER].outcomes[attack] != "escaped":
+        assert_closed_by_the_container(attack, USER, raids[USER].outcomes[attack], raids)
+
+
+def assert_held(attack: str, kind: Kind, held: Raid, raids: Mapping[Kind, Raid]) -> None:
+    outcome = held.outcomes[attack]
+    assert outcome != "escaped"
+    assert "Error" in outcome, "it was refused, and did not die of something else"
+    without = raids[control(kind)].outcomes[attack]
     if without != "escaped":
-        assert any(word in without for word in (*CLOSED_BY_DOCKER, *OPTIONAL.get(attack, ()))), without
-        pytest.skip(f"closed by the container itself: {without}")
+        assert_closed_by_the_container(attack, kind, without, raids)
 
 
-def test_most_of_it_works_without_the_boundary(unconfined: Raid) -> None:
-    escaped = {name for name, outcome in unconfined.outcomes.items() if outcome == "escaped"}
-    assert len(escaped) > len(unconfined.outcomes) / 2, unconfined.outcomes
+def assert_closed_by_the_container(attack: str, kind: Kind, outcome: str, raids: Mapping[Kind, Raid]) -> None:
+    """By its options: without them it succeeds, or else this machine has no such way out."""
+    bare = raids[control(kind, bare=True)].outcomes[attack]
+    if bare != "escaped":
+        assert any(word in bare for word in OPTIONAL.get(attack, ())), bare
+        pytest.skip(f"this machine has no such way out: {bare}")
+    assert any(word in outcome for word in CLOSED_BY_DOCKER), outcome
+
+
+@pytest.mark.parametrize("name", CONFINED)
+def test_most_of_it_works_without_the_boundary(name: str, raids: Mapping[Kind, Raid]) -> None:
+    outcomes = raids[control(CONFINED[name])].outcomes
+    escaped = {attack for attack, outcome in outcomes.items() if outcome == "escaped"}
+    assert len(escaped) > len(outcomes) / 2, outcomes
     # What our profile opens is closed by the boundary alone.
-    assert "has_a_user_namespace" in escaped
+    assert {"has_a_user_namespace", "clones_into_a_user_namespace_by_the_older_call"} <= escaped
 
 
 def test_where_there_is_no_landlock_a_command_makes_no_namespace_either(
     containers: container.Containers, services: dict[str, Any]
 ) -> None:
     held = raid(containers.start(isolation="user", without=("a_kernel_without_landlock",)), services)
-    for attack in ("has_a_user_namespace", "clones_into_a_user_namespace"):
+    for attack in OF_USER_NAMESPACES:
         assert "Error" in held.outcomes[attack]
 
 
-def test_a_neighbour_sees_and_loses_nothing(confined: Raid) -> None:
+@pytest.mark.parametrize("name", CONFINED)
+def test_a_neighbour_sees_and_loses_nothing(name: str, raids: Mapping[Kind, Raid]) -> None:
+    confined = raids[CONFINED[name]]
     assert confined.secret in confined.neighbour
     assert confined.neighbour.rstrip().endswith("undisturbed")
 
@@ -140,8 +226,8 @@ def test_a_command_goes_elsewhere_without_the_filters_checks(
 
 
 @pytest.mark.parametrize("attack", attacks.ATTACKS)
-def test_nothing_else_is_opened_with_it(attack: str, opened: Raid, unconfined: Raid) -> None:
-    assert_held(attack, opened, unconfined)
+def test_nothing_else_is_opened_with_it(attack: str, opened: Raid, strength: str, raids: Mapping[Kind, Raid]) -> None:
+    assert_held(attack, CONFINED[strength], opened, raids)
 
 
 def test_in_namespaces_the_filter_alone_keeps_a_command_from_user_namespaces(containers: container.Containers) -> None:
@@ -152,8 +238,10 @@ def test_in_namespaces_the_filter_alone_keeps_a_command_from_user_namespaces(con
     assert container.isolation_of(invoker) == "namespaces"
     assert "a container permits" in invoker.log.read_text()
     made = makes_user_namespaces(invoker)
-    assert made["has_a_user_namespace"] == "escaped"
-    assert made["clones_into_a_user_namespace"] == "escaped" or "not implemented" in str(made), "Docker's own profile"
+    assert made.pop("clones_into_a_user_namespace") == "escaped" or "not implemented" in str(made), (
+        "Docker's own profile"
+    )
+    assert {*made.values()} == {"escaped"}
 
 
 def test_with_dockers_own_profile_the_request_is_refused(start_reaching: Callable[..., Invoker], site: Site) -> None:
@@ -163,6 +251,30 @@ def test_with_dockers_own_profile_the_request_is_refused(start_reaching: Callabl
         assert "in a user namespace: Operation not permitted" in lacks
         refused = bash(api, "true")
         assert refused.status_code == 403 and lacks in refused.text
+
+
+# Attacks that are more than one way out: those of `test_kinds`, here.
+
+
+@pytest.fixture(scope="module")
+def start_invoker(containers: container.Containers) -> Callable[..., Invoker]:
+    def start(*, isolation: str, **more: Any) -> Invoker:
+        return containers.start(isolation=isolation, options=container.options_of_compose(FILES_OF[isolation]), **more)
+
+    return start
+
+
+@pytest.fixture(scope="module", params=FILES_OF)
+def place(request: pytest.FixtureRequest, start_invoker: Callable[..., Invoker]) -> Place:
+    strength = str(request.param)
+    without = USER.without if strength == "user" else ()
+    return Place(strength, start_invoker(isolation=strength, without=without, **test_kinds.SETTINGS))
+
+
+@pytest.fixture(scope="module")
+def undefended(start_invoker: Callable[..., Invoker]) -> Invoker:
+    without = (*NOTHING_BUT_A_USER, "trees_by_recursion", "strays_that_stay")
+    return start_invoker(isolation="user", without=without, **test_kinds.SETTINGS)
 
 
 @pytest.mark.parametrize("looks", [True, False], ids=["looked_into", "as_shipped"])
