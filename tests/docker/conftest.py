@@ -25,18 +25,29 @@ FILES = ["docker-compose.yml", *(["docker-compose.minikong.yml"] if MINIKONG els
 IMAGES = [*([] if MINIKONG else ["kong:3.9.3"]), "redis:7.4-alpine", "python:3.12-slim"]
 
 
-def missing() -> str | None:
-    """Why these tests cannot run here, or None."""
+def missing(*images: str) -> str | None:
+    """Why these tests cannot run here, or None. `images`: what they need besides what is built."""
     if shutil.which("docker") is None:
         return "no docker command"
     for command, reason in (
         (["docker", "info"], "no Docker engine answers"),
         (["docker", "compose", "version"], "no docker compose"),
-        *((["docker", "image", "inspect", image], f"image {image} is not there: docker pull it") for image in IMAGES),
+        *(
+            (["docker", "image", "inspect", image], f"image {image} is not there: docker pull it")
+            for image in images or IMAGES
+        ),
     ):
         if subprocess.run(command, capture_output=True, check=False).returncode:
             return reason
     return None
+
+
+def skip_or_fail(*images: str) -> None:
+    reason = missing(*images)
+    if reason and os.environ.get("KONG_CLAUDE_DOCKER") == "required":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
 
 
 @dataclass
@@ -99,11 +110,7 @@ class ComposeGateway(Gateway):
 
 @pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeGateway]:
-    reason = missing()
-    if reason and os.environ.get("KONG_CLAUDE_DOCKER") == "required":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
+    skip_or_fail()
     stack = ComposeGateway(f"http://127.0.0.1:{free_port()}", "", tmp_path_factory.mktemp("compose"), 0)
     try:
         stack.run("up", "-d", "--wait", *([] if os.environ.get("KONG_CLAUDE_NO_BUILD") else ["--build"]))
