@@ -83,7 +83,7 @@ def test_docker_gives_no_address_that_is_believed_by_itself() -> None:
         assert ipaddress.ip_address(address) in ipaddress.ip_network(unset(named["subnet"]))
         assert ipaddress.ip_address(address) not in given
     # Whom oauth2-proxy believes: what is on this machine.
-    assert unset(SERVICES["oauth2-proxy"]["command"][-1]) == unset(named["gateway"])
+    assert unset(SERVICES["oauth2-proxy"]["command"][-1]) == f"--trusted-proxy-ip={unset(named['gateway'])}"
 
 
 def test_the_key_of_the_edge_is_left_out_of_git_and_of_images() -> None:
