@@ -168,17 +168,13 @@ def test_who_has_no_address_of_its_own_gets_none_that_is_believed(edge: Edge) ->
 
 
 def test_prometheus_scrapes_what_it_names_and_takes_the_rules(edge: Edge) -> None:
-    named = {
-        target
-        for job in yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
-        for target in job["static_configs"][0]["targets"]
-    }
+    named = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
 
-    def targets() -> dict[str, str]:
+    def jobs() -> dict[str, str]:
         found = edge.prometheus("targets")["activeTargets"]
-        return {target["labels"]["instance"]: target["health"] + target["lastError"] for target in found}
+        return {target["labels"]["job"]: target["health"] + target["lastError"] for target in found}
 
-    wait_for(lambda: targets() == dict.fromkeys(named, "up"), what="both to be scraped", every_s=2)
+    wait_for(lambda: jobs() == {job["job_name"]: "up" for job in named}, what="all of them to be scraped", every_s=2)
 
     def unevaluated() -> list[str]:
         rules = [rule for group in edge.prometheus("rules")["groups"] for rule in group["rules"]]
