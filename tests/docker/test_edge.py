@@ -15,9 +15,9 @@ import httpx
 import pytest
 import yaml
 
-from tests.deploy.test_nginx_edge import certificate
 from tests.docker.conftest import MINIKONG, ROOT, ComposeGateway, skip_or_fail
 from tests.e2e.conftest import free_port
+from tests.support.edge import certificate
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
