@@ -105,8 +105,8 @@ def in_all_looks(page: Page, name: str) -> None:
 def test_a_job_is_seen_from_waiting_to_done(page: Page, gateway: Gateway) -> None:
     log_in(page, gateway.token("watcher", "--tier", "free"))
     in_all_looks(page, "empty")
-    # The tier allows one run at a time: the second job waits for the first.
-    words = " ".join(f"word{n}" for n in range(120))
+    # The tier allows one run at a time: the second job waits for the first, for as long as it takes to look at that.
+    words = " ".join(f"word{n}" for n in range(5_000))
     first = submit(gateway, "watcher", f"[[delay 60]] [[say {words}]]", tier="free")
     answer = "The second answer. " * 30 + "That is all."
     second = submit(gateway, "watcher", f"[[delay 60]] [[say {answer}]]", tier="free")
@@ -129,6 +129,8 @@ def test_a_job_is_seen_from_waiting_to_done(page: Page, gateway: Gateway) -> Non
             new MutationObserver(look).observe(document.getElementById("fragment"), { childList: true, subtree: true });
         }"""
     )
+    with gateway.client("watcher", "--tier", "free") as client:
+        client.delete(f"/claude/jobs/{first}").raise_for_status()
     expect(page.locator("#output")).to_contain_text("The second")
     expect(state).to_have_text("done")
     assert page.evaluate("window.seen") == ["queued", "running", "done"]
