@@ -509,7 +509,7 @@ def environment_of_up(tmp_path: Path) -> dict[str, str]:
 def test_our_own_files_have_no_hole(environment_of: Callable[[Path], dict[str, str]], tmp_path: Path) -> None:
     seen = view.from_file(ROOT / "kong.yml", environment_of(tmp_path))
     assert [*rules.examine(seen), *probe.configurations(seen, PLUGINS)] == []
-    assert len(seen.routes) == 18
+    assert len(seen.routes) == 21
 
 
 @pytest.mark.parametrize("published", ["0.0.0.0", None])
