@@ -33,6 +33,9 @@ BY_AUDIT = (
 )
 NOT_AUDITED = ("route",)
 """Dimensions by which the audit log does not tell what was spent."""
+NOT_ALWAYS_AUDITED = ("team", "repository")
+"""Those by which it does for some: it has the repository on which a run has worked, not one that a header has named
+alone, and no team in lines of older releases."""
 
 
 def slot_of(since: float, until: float) -> int:
@@ -70,6 +73,8 @@ class Group:
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float = 0.0
+    is_paid_told: bool = False
+    """Whether something says what was spent, be it nothing."""
     latency: Quantiles = field(default_factory=Quantiles)
 
     def document(self, *, is_paid_known: bool = True) -> dict[str, Any]:
@@ -166,6 +171,7 @@ class Summary:
             group.input_tokens += ended.input_tokens
             group.output_tokens += ended.output_tokens
             group.cost_usd += cost
+            group.is_paid_told = True
         if not cost:
             return
         if (counts := self._hour(ended.at)) is not None:
@@ -246,6 +252,12 @@ class Summary:
             )
         return found
 
+    def _is_paid_known(self, name: str, group: Group) -> bool:
+        """Of a group of that dimension."""
+        if not self.audited:
+            return True
+        return group.is_paid_told if name in NOT_ALWAYS_AUDITED else name not in NOT_AUDITED
+
     def document(self) -> dict[str, Any]:
         """Everything, as JSON values."""
         return {
@@ -263,7 +275,7 @@ class Summary:
             "refusals": dict(self.refusals.most_common()),
             **{
                 f"by_{name}": {
-                    value: group.document(is_paid_known=not self.audited or name not in NOT_AUDITED)
+                    value: group.document(is_paid_known=self._is_paid_known(name, group))
                     for value, group in sorted(groups.items(), key=lambda item: (-item[1].cost_usd, -item[1].requests))
                 }
                 for name, groups in self.groups.items()
