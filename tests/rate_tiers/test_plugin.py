@@ -789,6 +789,24 @@ def test_a_page_is_told_what_is_left_and_nothing_is_counted(kong: Driver, start:
         assert problem in told("root", "free", query, **admin)["problem"]
 
 
+@pytest.mark.parametrize(("pools", "fits"), [(1, True), (4, False)])
+def test_limits_that_no_header_has_room_for_are_told_to_be_that(pools: int, fits: bool) -> None:
+    """Else the page would say that its route does not tell it any."""
+    zone = {"zone": "America/Argentina/Buenos_Aires"}
+    budgets = [{"usd": 9, "per": per} | zone for per in ("day", "week", "month")]
+    shared = [{"name": f"pool-{n}", "by": "deployment", "hour": 9, "budgets": budgets} for n in range(pools)]
+    tiers = [{"name": "t", "minute": 9, "budgets": budgets, "max_usd_per_run": 1}]
+    telling = {"tell": True, "limit_by": "ip", "attestation": ATTESTATION}
+    made = stage_of(RateTiers, {"tiers": tiers, "pools": shared, **telling})
+    asked = Kong({"x-request-id": "r"}, **{"client.get_forwarded_ip": "192.0.2.1"})
+    found = made.access(Asked(asked, static_line=RequestLine("GET", "/claude/dashboard/limits", "")))
+    assert isinstance(found, Pass)
+    header = found.upstream_headers["X-Claude-Limits"]
+    assert header is not None and len(header) <= 4096
+    told = json.loads(header)
+    assert "windows" in told if fits else "GET /claude/limits" in told["problem"]
+
+
 @pytest.mark.parametrize("more", [{"report": True}, {"by_model": True}, {"by_operation": True}, {"attestation": None}])
 def test_telling_is_of_a_route_of_its_own(redis_server: RedisProcess, more: dict[str, Any]) -> None:
     config = {"policy": "redis", "redis_url": redis_server.url, "tiers": MESSAGES, "default_tier": "free"}

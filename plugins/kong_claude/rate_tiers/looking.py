@@ -56,6 +56,13 @@ def looked_up(request: Request, configured: Configured, *, pools: bool) -> About
     return About.of(query, configured, pools=pools) if "sub" in query else None
 
 
+def as_far_as_fits(told: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same, or why it is not told."""
+    if len(json.dumps(told)) <= _ROOM:
+        return told
+    return {"problem": "these limits are more than a page can be told: ask GET /claude/limits"}
+
+
 def limits_header(request: Request, told: Mapping[str, Any] | None) -> dict[str, str | None]:
     """By which the service is told, if there is something; what a client sends under that name goes nowhere."""
     ours: dict[str, str | None] = dict.fromkeys(request.spellings(LIMITS_HEADER.lower()))

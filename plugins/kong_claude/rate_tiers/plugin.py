@@ -158,7 +158,8 @@ class RateTiers(Stage[RateTiersConfig]):
                 more = {"sub": about.sub, "unknown_pools": [[pool.name, pool.claim] for pool in about.unknown]}
         told = {"problem": found.message} if isinstance(found, Refuse) else report.figures(found.body) | more
         claims = Limits(tier.name, tier.clamp)
-        return Pass(upstream_headers=looking.limits_header(request, told), claims=claims, checked=False)
+        ours = looking.limits_header(request, looking.as_far_as_fits(told))
+        return Pass(upstream_headers=ours, claims=claims, checked=False)
 
     def _peeked(self, request: Request, subject_key: str, tier: Tier) -> Answer | Refuse:
         shared_by = self.sharing.shared(request, tier.pools)
