@@ -77,10 +77,13 @@ def test_tls_1_2_and_1_3_with_http2_and_nothing_older(edge: Edge) -> None:
 def test_forwarded_headers_are_the_edges_own(edge: Edge) -> None:
     with edge.client() as client:
         forged = {"X-Forwarded-For": "1.2.3.4", "X-Forwarded-Proto": "gopher", "X-Real-IP": "1.2.3.4"}
+        # By which oauth2-proxy, which believes the edge, asks itself whether a page is public.
+        forged["X-Forwarded-Uri"] = "/claude/dashboard/login"
         seen = client.get("/", headers={**forged, "Host": "claude.example"}).json()
     assert seen["x-forwarded-for"] == "127.0.0.1"
     assert seen["x-forwarded-proto"] == "https"
     assert seen["x-forwarded-host"] == "claude.example"
+    assert "x-forwarded-uri" not in seen
     assert len(seen["x-request-id"]) == 32
 
 
