@@ -101,22 +101,26 @@ def test_with_the_audit_log_costs_are_its_alone(tmp_path: Path) -> None:
             log.append([entry])
     assert len(pairs(logs[0].directory)) > 1
     forget(logs[0].directory, "eve", "root")
+    # A log that is named twice, as itself and as a copy of before it went on, is counted once.
+    shutil.copytree(logs[1].directory, tmp_path / "copy")
+    logs[1].append([Entry("message.end", "bob", "bob", its | {"cost_usd": 0.5, "tier": "free"})])
+    audited = [part for place in (tmp_path / "copy", *(log.directory for log in logs)) for part in ("--audit", place)]
+    audited += ["--audit", logs[0].directory]
     with pairs(logs[1].directory)[-1].lines.open("a") as being_written:
         being_written.write('{"seq":9,"at":"2026')
-    audited = [part for log in logs for part in ("--audit", log.directory)]
     found = json.loads(report(tmp_path / "access.jsonl", "--json", *audited).stdout)
-    assert (found["total"]["requests"], found["total"]["cost_usd"]) == (2, 0.250001)
-    assert (found["total"]["input_tokens"], found["total"]["output_tokens"]) == (26, 4)
+    assert (found["total"]["requests"], found["total"]["cost_usd"]) == (2, 0.750001)
+    assert (found["total"]["input_tokens"], found["total"]["output_tokens"]) == (39, 6)
     costs = {name: {value: group["cost_usd"] for value, group in found[f"by_{name}"].items()} for name in DIMENSIONS}
     assert costs == {
-        "tier": {"free": 0.25, "pro": 0.000001},
-        "team": {"core": 0.250001},
-        "model": {"opus": 0.25, "haiku": 0.000001},
+        "tier": {"free": 0.75, "pro": 0.000001},
+        "team": {"core": 0.750001},
+        "model": {"opus": 0.25, "haiku": 0.500001},
         # The log says on which one a run has worked, not which one a header has named: not known is not nothing.
         "repository": {"org/app": None, "org/lib": 0},
         "route": {"claude-invoke": None},
     }
-    assert sum(found["cost_usd_over_time"]["tier"]["free"].values()) == 0.25
+    assert sum(found["cost_usd_over_time"]["tier"]["free"].values()) == 0.75
     assert (found["cost_from"], found["unpriced"]) == ("audit log", 1)
     shown = report(tmp_path / "access.jsonl", *audited).stdout
     assert "as the audit log has them" in shown and "1 runs and messages of the audit log do not say" in shown
@@ -125,8 +129,10 @@ def test_with_the_audit_log_costs_are_its_alone(tmp_path: Path) -> None:
     assert (alone["total"]["cost_usd"], alone["cost_from"], alone["by_route"]["claude-invoke"]["cost_usd"]) == (
         7, "access log", 7)  # fmt: skip
     assert "without streams, jobs" in alone["counted"]
-    wrong = report(tmp_path / "access.jsonl", "--audit", tmp_path / "nowhere")
-    assert wrong.returncode != 0 and "nowhere: No such file" in wrong.stderr
+    (tmp_path / "empty").mkdir()
+    for place, says in (("nowhere", "nowhere: No such file"), ("empty", "empty: there is no audit log in it")):
+        wrong = report(tmp_path / "access.jsonl", "--audit", tmp_path / place)
+        assert wrong.returncode != 0 and says in wrong.stderr, wrong.stdout
 
 
 def test_what_is_charted_is_what_the_tables_say() -> None:

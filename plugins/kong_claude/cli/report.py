@@ -55,8 +55,9 @@ def run(options: argparse.Namespace) -> int:
     known = limits(options.config) if options.config else {}
     summary = Summary(now - options.since, now, known, audited=bool(options.audit))
     read_all(summary, files(options.logs))
+    counted: dict[str, int] = {}
     for directory in options.audit:
-        read_audit(summary, directory)
+        read_audit(summary, directory, counted)
     if options.prometheus:
         summary.metered = metered(options.prometheus, options.since)
     document = summary.document()
@@ -98,11 +99,11 @@ def read_all(summary: Any, paths: list[Path]) -> None:
             raise Problem(f"the logs cannot be read: {error}") from error
 
 
-def read_audit(summary: Any, directory: Path) -> None:
+def read_audit(summary: Any, directory: Path, counted: dict[str, int]) -> None:
     from kong_claude.report.audit import ends
 
     try:
-        for ended in ends(directory):
+        for ended in ends(directory, counted):
             summary.add_end(ended)
     except OSError as error:
         raise Problem(f"--audit {directory}: {error.strerror}") from error

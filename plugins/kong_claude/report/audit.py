@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import orjson
 
-_NAME = re.compile(r"audit-[0-9a-f]+-[0-9]+\.jsonl")
+_NAME = re.compile(r"audit-([0-9a-f]+)-[0-9]+\.jsonl")
 _ENDS = ("run.end", "message.end")
 _INPUT = ("input", "cache_read", "cache_write_5m", "cache_write_1h")
 
@@ -29,13 +30,19 @@ class Ended:
     output_tokens: int = 0
 
 
-def ends(directory: Path) -> Iterator[Ended]:
-    """All that the log has; details may have been deleted.
+def ends(directory: Path, counted: MutableMapping[str, int]) -> Iterator[Ended]:
+    """All that the logs there have; details may have been deleted. `counted`: up to which number each log is, which
+    may be in another directory, too, as a copy.
 
     It may be written meanwhile: details are there before their line is. Raises OSError, ValueError for what cannot be
     read."""
-    for path in sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name)):
-        at = dict(filter(None, map(_end, _rows(path))))
+    found = [(path, named[1]) for path in sorted(directory.iterdir()) if (named := _NAME.fullmatch(path.name))]
+    if not found:
+        raise FileNotFoundError(errno.ENOENT, "there is no audit log in it")
+    for path, log in found:
+        before = counted.get(log, 0)
+        at = {seq: when for seq, when in filter(None, map(_end, _rows(path))) if seq > before}
+        counted[log] = max(at, default=before)
         for row in _rows(path.with_name(path.name.replace("audit-", "details-", 1))) if at else ():
             details = orjson.loads(row)
             if (when := at.pop(details["seq"], None)) is not None:
