@@ -104,7 +104,9 @@ class Settings(BaseSettings):
     replica_url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
     """Where the other invokers reach this one; unset: `INVOKER_HOST`, or this machine's address, and `INVOKER_PORT`."""
 
-    single_sign_on: str | None = Field(default=None, pattern=r"^(https?://[^/?#@\s]+)?(/[A-Za-z0-9._~-]+)+$")
+    single_sign_on: str | None = Field(
+        default=None, pattern=r"^(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?)?(/[A-Za-z0-9._~-]+)+$"
+    )
     """Where oauth2-proxy answers, which logs people in before they reach the dashboard (docs/deploy.md): `/oauth2`, or
     with its host where the gateway is reached by another name, too. Unset: the dashboard's login asks for a token."""
 

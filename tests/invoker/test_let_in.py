@@ -171,11 +171,15 @@ async def test_where_oauth2_proxy_keeps_the_session_login_and_logout_are_its(
     tmp_path: Path, sign_on: str | None
 ) -> None:
     async with application(tmp_path, trust="open", attestation_key=None, single_sign_on=sign_on) as client:
-        page = (await client.get("/claude/dashboard/login")).text
+        shown = await client.get("/claude/dashboard/login")
+        page, policy = shown.text, shown.headers["content-security-policy"].split("; ")
         ours = {"Sec-Fetch-Site": "same-origin"}
         out = await client.post("/claude/dashboard/login/out", headers=ours)
         junk = await client.post("/claude/dashboard/login", headers=ours, content=b"token=junk")
     assert ("Access token" in page) == (sign_on is None)
+    # Chromium holds what a form's answer leads to, too, to the page's policy: the button did nothing.
+    elsewhere = " https://claude.example.com" if sign_on == "https://claude.example.com/oauth2" else ""
+    assert f"form-action 'self'{elsewhere}" in policy
     assert (out.status_code, junk.status_code) == (303, 422)
     # A token that was kept before goes, too.
     assert out.headers["set-cookie"].startswith('claude_token=""; HttpOnly; Max-Age=0; Path=/claude/dashboard;')
@@ -188,7 +192,18 @@ async def test_where_oauth2_proxy_keeps_the_session_login_and_logout_are_its(
 
 
 @pytest.mark.parametrize(
-    "value", ["", "oauth2", "/", "//evil.example", "/oauth2/", "javascript:x/y", "/oauth2?rd=x", "https://x"]
+    "value",
+    [
+        "",
+        "oauth2",
+        "/",
+        "//evil.example",
+        "/oauth2/",
+        "javascript:x/y",
+        "/oauth2?rd=x",
+        "https://x",
+        "https://x;script-src/a",
+    ],
 )
 def test_what_is_no_place_of_oauth2_proxys_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="single_sign_on"):
