@@ -17,8 +17,14 @@ from claude_invoker.caller import Caller
 from claude_invoker.dashboard.limits import Row, Told, Untold, _in, parts_of, told_in
 from claude_invoker.jobs.record import Job, JobRequest
 from claude_invoker.jobs.store import Store
+from kong_claude.decision import Pass
+from kong_claude.rate_tiers.plugin import RateTiers
+from kong_claude.request import Request as Asked
+from kong_claude.request import RequestLine
+from tests.core.test_pipeline import Kong
 from tests.jobs.conftest import serving
 from tests.rate_tiers.servers import RedisProcess
+from tests.support.stages import stage_of
 
 HOME = "/claude/dashboard"
 ADMIN = {"roles": ["admin"]}
@@ -66,6 +72,31 @@ def test_all_that_is_told_has_its_row() -> None:
     )
     assert messages.rows == (Row("at once", "count", None, 0, None, None, ""),)
     assert pool.rows[1] == Row("usd_per_month", "usd", 5, 0.000012, 0.0, 4.999988, "in 1 d 1 h, all of it")
+
+
+@pytest.mark.parametrize(
+    ("window", "limit", "whole"), [({"hour": 60, "burst": 5}, 60, 6), ({"minute": 2, "burst": 9}, 2, 10)]
+)
+def test_of_requests_at_a_pace_nothing_is_used_before_the_first(window: dict[str, int], limit: int, whole: int) -> None:
+    """As the gateway tells it: what is left is of a burst, not of the limit."""
+    telling = {"tell": True, "limit_by": "ip", "attestation": {"secret": "s" * 32}}
+    tiers = [{"name": "t", **window}]
+    told, counted = (stage_of(RateTiers, {"tiers": tiers, **telling, "tell": tell}) for tell in (True, False))
+
+    def row() -> Row:
+        asked = Kong({"x-request-id": "r"}, **{"client.get_forwarded_ip": "192.0.2.7"})
+        request = Asked(asked, static_line=RequestLine("GET", f"{HOME}/limits", ""))
+        passed = told.access(request)
+        assert isinstance(passed, Pass)
+        found = told_in(passed.upstream_headers[LIMITS_HEADER] or "")
+        assert isinstance(found, Told)
+        return parts_of(found)[0].rows[0]
+
+    assert (row().allowed, row().used, row().left) == (whole, 0, whole)
+    asked = Kong({"x-request-id": "r"}, **{"client.get_forwarded_ip": "192.0.2.7"})
+    assert isinstance(counted.access(Asked(asked, static_line=RequestLine("POST", "/claude/jobs", ""))), Pass)
+    assert (row().used, row().left) == (1, whole - 1)
+    assert str(limit) in row().limit
 
 
 @pytest.mark.parametrize(

@@ -792,7 +792,7 @@ def test_a_page_is_told_what_is_left_and_nothing_is_counted(kong: Driver, start:
 @pytest.mark.parametrize(("pools", "fits"), [(1, True), (4, False)])
 def test_limits_that_no_header_has_room_for_are_told_to_be_that(pools: int, fits: bool) -> None:
     """Else the page would say that its route does not tell it any."""
-    zone = {"zone": "America/Argentina/Buenos_Aires"}
+    zone: dict[str, Any] = {"zone": "America/Argentina/Buenos_Aires"}
     budgets = [{"usd": 9, "per": per} | zone for per in ("day", "week", "month")]
     shared = [{"name": f"pool-{n}", "by": "deployment", "hour": 9, "budgets": budgets} for n in range(pools)]
     tiers = [{"name": "t", "minute": 9, "budgets": budgets, "max_usd_per_run": 1}]

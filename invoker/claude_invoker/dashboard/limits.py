@@ -14,10 +14,13 @@ _FROM = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 class Window(Struct):
+    """`burst`: of one that is paced, of which 1 more may pass at once: `remaining` is of these."""
+
     name: str
     limit: int
     remaining: int
     reset_s: int
+    burst: int | None = None
 
 
 class AtOnce(Struct):
@@ -148,8 +151,11 @@ def parts_of(told: Told) -> list[Part]:
 def _counted(windows: tuple[Window, ...], at_once: AtOnce) -> Iterator[Row]:
     for each in windows:
         # One whose limit was lowered after requests had been admitted has more than that used; what is left is none.
-        left = min(each.remaining, each.limit)
-        yield Row(each.name, "count", each.limit, each.limit - left, None, left, _in(each.reset_s))
+        name, whole = each.name, each.limit
+        if each.burst is not None:
+            name, whole = f"{each.name}: {each.limit} at a pace", 1 + each.burst
+        left = min(each.remaining, whole)
+        yield Row(name, "count", whole, whole - left, None, left, _in(each.reset_s))
     limit = at_once.limit
     left_now = None if limit is None else max(limit - at_once.running, 0)
     yield Row("at once", "count", limit, at_once.running, None, left_now, "when one ends" if at_once.running else "")

@@ -122,12 +122,15 @@ def _left(terms: Terms, standing: Standing) -> Iterator[tuple[str, float]]:
 
 
 def _window(quota: Quota) -> dict[str, Any]:
+    """`burst`: of one that is paced, of which 1 more may pass at once: `remaining` is of these."""
+    window = quota.window
     return {
-        "name": quota.window.name,
-        "limit": quota.window.limit,
-        "window_s": quota.window.seconds,
+        "name": window.name,
+        "limit": window.limit,
+        "window_s": window.seconds,
         "remaining": quota.remaining,
         "reset_s": reset(quota) if quota.reset_ms else 0,
+        **({"burst": window.burst} if window.burst >= 0 else {}),
     }
 
 
