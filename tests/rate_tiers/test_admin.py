@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from claude_contract.claims import Limits
 from claude_contract.errors import ConfigError
 from claude_contract.identity import Identity
 from claude_contract.ledger.live import OUTBOX
@@ -438,6 +439,29 @@ def test_a_route_that_could_not_change_limits_on_a_cluster_does_not_start(config
         return
     with pytest.raises(ConfigError, match="needs all keys on one node where Redis is a Cluster: define a pool"):
         stage_of(RateTiers, made | {"admin": True} | config)
+
+
+def test_a_page_is_told_what_a_run_may_cost_now(site: Site, redis_server: RedisProcess) -> None:
+    """What runs may have, too, is with what an admin has changed, as an admission would say it."""
+    limits = {
+        "policy": "redis",
+        "redis_url": redis_server.url,
+        "timeout_ms": 5000,
+        "tiers": TIERS,
+        "default_tier": "free",
+    }
+    telling = stage_of(RateTiers, {**limits, "tell": True, "attestation": {"secret": "s" * 32}})
+    found: list[float | None] = []
+    changes: tuple[dict[str, float], ...] = ({}, {"usd_per_day": 0.5})
+    for changed in changes:
+        if changed:
+            site.put(sub="eve", limits=changed, for_s=60)
+        request = Request(Kong(), static_line=RequestLine("GET", "/claude/dashboard/catalog", ""))
+        request.learn(Identity("eve", tier="pro"))
+        passed = telling.access(request)
+        assert isinstance(passed, Pass) and isinstance(passed.claims, Limits) and not passed.checked
+        found.append(passed.claims.clamp.max_usd)
+    assert found == [2, 0.5]
 
 
 def test_limits_are_changed_on_a_cluster_of_three_nodes(cluster: list[RedisProcess]) -> None:

@@ -146,6 +146,7 @@ class RateTiers(Stage[RateTiersConfig]):
         what is left of his limits, or of another's whom an admin names. Where that cannot be said, why."""
         found: Answer | Refuse
         more: dict[str, Any] = {}
+        claims = None
         try:
             about = looking.looked_up(request, self.configured, pools=self.sharing.tagged)
         except Wrong as wrong:
@@ -153,13 +154,13 @@ class RateTiers(Stage[RateTiersConfig]):
         else:
             if about is None:
                 found = self._peeked(request, subject_key, tier)
+                claims = found.claims if isinstance(found, Answer) else None
             else:
                 found = self._report(request, about.tier, about.peek)
                 more = {"sub": about.sub, "unknown_pools": [[pool.name, pool.claim] for pool in about.unknown]}
         told = {"problem": found.message} if isinstance(found, Refuse) else report.figures(found.body) | more
-        claims = Limits(tier.name, tier.clamp)
         ours = looking.limits_header(request, looking.as_far_as_fits(told))
-        return Pass(upstream_headers=ours, claims=claims, checked=False)
+        return Pass(upstream_headers=ours, claims=claims or Limits(tier.name, tier.clamp), checked=False)
 
     def _peeked(self, request: Request, subject_key: str, tier: Tier) -> Answer | Refuse:
         shared_by = self.sharing.shared(request, tier.pools)
