@@ -81,13 +81,21 @@ async def looking(request: Request) -> AsyncIterator[Caller]:
 async def starting(request: Request, *, reads_body: bool = True) -> AsyncIterator[Caller]:
     """As `attested_run`."""
     caller = await _attested(request, services(request).settings.required_checks_run, reads_body=reads_body)
-    request.state.started = False
+    request.state.started = request.state.gave_back = False
     try:
         yield caller
     finally:
-        ledger = services(request).ledger
-        if not request.state.started and ledger is not None:
-            await ledger.release(caller)
+        await give_back(request, caller)
+
+
+async def give_back(request: Request, caller: Caller) -> None:
+    """Gives the lease back that the gateway took for this request, once, where nothing was started with it. A job takes
+    it again when its turn has come: that may be before the answer is out, so it is given back before."""
+    ledger = services(request).ledger
+    if ledger is None or request.state.started or request.state.gave_back:
+        return
+    request.state.gave_back = True
+    await ledger.release(caller)
 
 
 async def attested_visitor(request: Request) -> None:

@@ -14,6 +14,7 @@ from claude_contract import ledger
 from claude_invoker.audit import person
 from claude_invoker.cli.binary import find_cli
 from claude_invoker.jobs import reconciler
+from claude_invoker.jobs.queue import Queues, enqueue_ticket
 from claude_invoker.jobs.record import JobRequest
 from claude_invoker.jobs.store import PREFIX, Store
 from kong_claude_local.standin import StandIn
@@ -149,6 +150,32 @@ async def test_a_lease_from_the_gateway_is_given_back_while_a_job_waits(
         answer = await gateway.ask("POST", "/claude/jobs", json={"prompt": "hi"}, claims=claims)
         assert answer.status_code == 202
         assert (await leases(gateway, "alice")).running == 0
+
+
+async def test_a_job_that_begins_before_its_request_is_answered_keeps_its_place(
+    redis_server: RedisProcess, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker takes the lease that the request had: what the gateway has taken is given back before, not after."""
+    terms = ledger.Slot(concurrent=1, run_micro_usd=250_000, ttl_ms=60_000)
+    async with serving(redis_server, state) as gateway:
+        place: Store = gateway.app.state.services.jobs.store
+        claims = {"lease": lease("alice"), "slot": terms.claim()}
+        enqueued = enqueue_ticket
+
+        async def slowly(queues: Queues) -> None:
+            await enqueued(queues)
+
+            async def runs() -> bool:
+                found = [await place.get(job_id) for job_id in await place.running()]
+                return any(job is not None and job.work for job in found)
+
+            await until(runs, "the job to run")
+
+        monkeypatch.setattr("claude_invoker.api.jobs.enqueue_ticket", slowly)
+        answer = await gateway.ask("POST", "/claude/jobs", json={"prompt": "job=a sleep=600"}, claims=claims)
+        assert answer.status_code == 202
+        assert (await leases(gateway, "alice")).running == 1
+        await gateway.ask("DELETE", answer.json()["links"]["self"])
 
 
 async def test_a_key_is_one_whether_its_request_waits_or_runs(redis_server: RedisProcess, state: Path) -> None:

@@ -33,7 +33,7 @@ from claude_invoker.model import Artifact
 from claude_invoker.problem import Problem
 from claude_invoker.runs.kept import Files
 from claude_invoker.services import Jobs, services
-from claude_invoker.trust import attested, attested_run
+from claude_invoker.trust import attested, attested_run, give_back
 
 router = APIRouter(tags=["jobs"], responses=LOOKING)
 _GONE = problems(410)
@@ -94,12 +94,12 @@ async def queued(
     if wanted.callback_url:
         webhook.check_url(wanted.callback_url, services(request).settings)
     key = border.idempotency_key(request) or key
-    # The lease is taken when the job starts; what the gateway took for now is given back by `attested_run`.
     job = Job.new(wanted, replace(caller, queued=True), time.time(), border.traceparent(request), retry_of)
     path = request.scope["path"]
     fingerprint = fingerprint_of_retry(retry_of) if retry_of else fingerprint_of(path, wanted, caller)
     mine = Claim(fingerprint, job.id, job.created_at)
     async with taken_for_job(request, key, caller, mine) if key and is_run else nullcontext():
+        await give_back(request, caller)  # the job takes its lease when it starts
         happened, job_id = await store.add(job, (key, fingerprint) if key else None)
         if happened == "conflict":
             raise another_request()
