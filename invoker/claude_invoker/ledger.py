@@ -138,9 +138,15 @@ class Ledger:
             self._pools.note(lease.namespace, lease.shared, caller.slot.pools)
 
     async def pools(self) -> list[tuple[str, str, Standing]]:
-        """Tag and key of the pools of runs that were here lately, and what they use now. Raises LedgerUnavailable."""
+        """Tag and key of the pools of runs that were here lately, and what they use now, in one round trip. Raises
+        LedgerUnavailable."""
         asked = self._pools.peeks()
-        return [(tag, key, (await self._store.peek(peek)).pools[0]) for (_, tag, key), peek in asked.items()]
+        found = []
+        for (_, tag, key), usage in zip(asked, await self._store.peek_all(list(asked.values())), strict=True):
+            if isinstance(usage, LedgerUnavailable):
+                raise usage
+            found.append((tag, key, usage.pools[0]))
+        return found
 
     async def book(
         self, lease: str, micro_usd: int, *, final: bool = True, slot: Slot | None = None, tier: str = ""
