@@ -33,10 +33,10 @@ from tests.support.waiting import HANG_S, wait_for
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 OAUTH2_PROXY = os.environ.get("OAUTH2_PROXY") or shutil.which("oauth2-proxy") or ""
 pytest.importorskip("playwright", reason="playwright is not installed")
-from playwright.sync_api import Browser, BrowserContext, Page, Response, expect, sync_playwright  # noqa: E402
+from playwright.sync_api import Browser, BrowserContext, Page, Response, expect  # noqa: E402
 from playwright.sync_api import Error as PlaywrightError  # noqa: E402
 
-from tests.e2e.test_dashboard import FLAGS  # noqa: E402
+from tests.e2e.test_dashboard import chromium as chromium  # noqa: E402
 
 expect.set_options(timeout=HANG_S * 1000)
 
@@ -172,14 +172,6 @@ def gateway(provider: oidc.Provider, behind_kong: int, tmp_path_factory: pytest.
 def door(gateway: Gateway, provider: oidc.Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     with door_before(gateway.url, provider, tmp_path_factory.mktemp("door")) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @contextmanager
