@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -15,6 +18,7 @@ from claude_invoker.runs.engine import Engine
 _log = logging.getLogger(__name__)
 LAST_ANSWERS_S = 5
 """For the answers of runs that have been ended, and what else is still being sent when the server closes."""
+_LOOK_S, _LOOK_DRAINING_S = 1.0, 0.1
 
 
 class DrainingServer(uvicorn.Server):
@@ -28,6 +32,18 @@ class DrainingServer(uvicorn.Server):
         self._grace_s = grace_s
         self._until: float | None = None
         self._cut_off = False
+        self._wake: Callable[[], object] = lambda: None
+
+    async def main_loop(self) -> None:
+        """Looks once a second, and when a signal comes; uvicorn's own looks ten times a second, which is most of what
+        an invoker takes that has nothing to do."""
+        loop, signalled = asyncio.get_running_loop(), asyncio.Event()
+        self._wake = lambda: loop.call_soon_threadsafe(signalled.set)
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S if self._until is None else _LOOK_DRAINING_S):
+                    await signalled.wait()
+            signalled.clear()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGTERM and self.started and self._until is None:
@@ -35,6 +51,7 @@ class DrainingServer(uvicorn.Server):
             self._until = time.monotonic() + self._grace_s
         else:
             super().handle_exit(sig, frame)
+        self._wake()
 
     async def on_tick(self, counter: int) -> bool:
         if self._until is not None and not self.should_exit:
