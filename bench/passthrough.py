@@ -15,8 +15,10 @@ for all. The body is as large as Claude Code's (48 KB); time is from sending it 
 | `kb_per_stream` | memory of invoker and proxy with these open, less that with none, for each |
 | `cpu_ms_per_request` | CPU time of both for a request with a short answer |
 | `cpu_ms_per_mb` | CPU time of both for a megabyte that is streamed, in pieces of 480 bytes, 20 ms apart |
+| `relay_ms_per_mb` | the same of a process that does nothing but pass the pieces on (`bench.relay`) |
 | `litellm_ms_per_request`, `litellm_ms_per_mb` | the same of LiteLLM's proxy, with `--litellm` |
 | `cpu_vs_litellm`, `cpu_request_vs_litellm` | ours ÷ LiteLLM's, for a megabyte and for a request |
+| `relay_vs_litellm` | that relay's ÷ LiteLLM's, for a megabyte |
 
 `make bench-passthrough` installs LiteLLM into an environment of its own, below `build/`, and compares with it.
 """
@@ -319,6 +321,14 @@ async def cpu(url: str, heads: Callable[[bytes], dict[str, str]], processes: lis
     return 1000 * short_s / (ROUNDS * AT_ONCE), 1000 * (paced_s - short_s) / ((paced - short) / 1e6)
 
 
+async def by_a_relay(port: int, folder: Path) -> float:
+    """The CPU for a megabyte of what only passes it on."""
+    own = free_port()
+    with started([sys.executable, "-m", "bench.relay", str(own), str(port)], os.environ, folder / "relay.log") as relay:
+        wait_for(lambda: _answers(own), 30, what="the relay")
+        return (await cpu(f"http://127.0.0.1:{own}{PATH}", lambda _: {}, [psutil.Process(relay.pid)]))[1]
+
+
 async def by_litellm(program: Path, port: int, folder: Path) -> tuple[float, ...]:
     """The CPU of LiteLLM's proxy for the same, with one worker, a key of its own and a price for the model."""
     key, own = "sk-bench", free_port()
@@ -382,7 +392,9 @@ async def by_the_invoker(rounds: int, folder: Path, litellm: Path | None) -> dic
             request_ms, mb_ms = await cpu(
                 f"{url}/claude{PATH}", lambda content: attesting.head(content, next(numbers)), processes
             )
+            relay_ms = await by_a_relay(port, folder)
             figures |= {"cpu_ms_per_request": round(request_ms, 1), "cpu_ms_per_mb": round(mb_ms, 1)}
+            figures |= {"relay_ms_per_mb": round(relay_ms, 1)}
             if litellm is not None:
                 theirs_request_ms, theirs_mb_ms = await by_litellm(litellm, port, folder)
                 figures |= {
@@ -390,6 +402,7 @@ async def by_the_invoker(rounds: int, folder: Path, litellm: Path | None) -> dic
                     "litellm_ms_per_mb": round(theirs_mb_ms, 1),
                     "cpu_vs_litellm": round(mb_ms / theirs_mb_ms, 3),
                     "cpu_request_vs_litellm": round(request_ms / theirs_request_ms, 3),
+                    "relay_vs_litellm": round(relay_ms / theirs_mb_ms, 3),
                 }
     finally:
         redis.close()
