@@ -80,7 +80,7 @@ format: setup ## formats and sorts imports
 
 bench: setup ## every benchmark, one JSON line each, into build/bench.jsonl
 	@mkdir -p build && : > build/bench.jsonl
-	@for name in pluginserver chain jwt rate prompt invoker isolation jobs dashboard metrics minikong kong money passthrough; do \
+	@for name in pluginserver chain jwt attestation rate prompt invoker isolation jobs dashboard metrics minikong kong money passthrough; do \
 	  echo "bench.$$name" >&2; $(BIN)/python -m bench.$$name | tail -n 1 | tee -a build/bench.jsonl; done
 
 # Another program's packages, which are none of ours: an environment of its own, outside of constraints.txt.
