@@ -85,7 +85,9 @@ def stale(lock: str, constraints: str) -> list[str]:
 
 
 def write(image: Image) -> None:
-    """Asks the index. Raises CalledProcessError."""
+    """Asks the index. What was there stays where that fails. Raises CalledProcessError."""
+    made = image.lock.with_suffix(".made")  # versions are the constraints', not those of the lock that is there
+    made.unlink(missing_ok=True)
     ours = [argument for name in DISTRIBUTIONS.values() for argument in ("--no-emit-package", name)]
     with tempfile.NamedTemporaryFile("w", suffix=".in", dir=ROOT) as wanted:  # paths in it are from where it lies
         wanted.write("\n".join((*image.parts, BACKEND)))
@@ -94,18 +96,22 @@ def write(image: Image) -> None:
             [
                 *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"),
                 *("--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url", *ours),
-                *("-c", "constraints.txt", "-o", str(image.lock), wanted.name),
+                *("-c", "constraints.txt", "-o", str(made), wanted.name),
             ],
             cwd=ROOT,
             check=True,
         )
+    made.replace(image.lock)
 
 
 def main() -> int:
     for image in IMAGES:
         print(f"{image.lock.relative_to(ROOT)}", file=sys.stderr, flush=True)
-        image.lock.unlink(missing_ok=True)  # versions are the constraints', not those of the lock that was there
-        write(image)
+        try:
+            write(image)
+        except subprocess.CalledProcessError:
+            print("the lock is as it was; `make lock` installs what is needed for a new one", file=sys.stderr)
+            return 1
         if found := stale(image.lock.read_text(), (ROOT / "constraints.txt").read_text()):
             print("\n".join(found), file=sys.stderr)
             return 1
