@@ -32,6 +32,7 @@ from claude_invoker.api.openai import routes as openai
 from claude_invoker.audit import runs as audit_of
 from claude_invoker.audit.writer import open_audit
 from claude_invoker.dashboard import routes as dashboard
+from claude_invoker.dashboard.trouble import trouble
 from claude_invoker.head import HeadAsGet
 from claude_invoker.idempotency import Claims
 from claude_invoker.jobs.queue import open_queues
@@ -159,7 +160,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router)
         if settings.prefix:
             app.include_router(router, prefix=settings.prefix, include_in_schema=False)
-    problems.install(app, settings.prefix)
+    problems.install(app, settings.prefix, trouble)
     openapi.install(app, settings.prefix)
     app.add_middleware(Compression)
     app.add_middleware(HeadAsGet)

@@ -78,6 +78,33 @@ async def test_a_visitor_sees_the_login_and_nothing_else(redis_server: RedisProc
             assert "import" not in answer.text
 
 
+LOST = (
+    ("/jobs/job_" + "0" * 24, "text/html,*/*;q=0.8", 404, True),
+    ("/nowhere", "text/html", 404, True),
+    ("/jobs?state=x%22%3E%3Cscript%3E", "text/html", 422, True),
+    ("/jobs/job_" + "0" * 24, "*/*", 404, False),
+    ("s", "text/html", 404, False),  # the dashboard's neighbour
+)
+
+
+async def test_a_browser_is_told_by_a_page_what_it_cannot_have(redis_server: RedisProcess, state: Path) -> None:
+    async with serving(redis_server, state, worker="none") as gateway:
+        for path, accept, status, is_page in LOST:
+            answer = await gateway.ask("GET", HOME + path, "alice", headers={"Accept": accept})
+            assert answer.status_code == status, path
+            kind = answer.headers["content-type"]
+            if not is_page:
+                assert kind == "application/problem+json", path
+                continue
+            assert kind.startswith("text/html"), path
+            assert "default-src 'none'" in answer.headers["content-security-policy"]
+            assert f'<a href="{HOME}">To the overview</a>' in answer.text
+            assert "<script>" not in answer.text
+        refused = await gateway.ask("GET", HOME, None, claims=VISITOR, headers={"Accept": "text/html"})
+        assert (refused.status_code, refused.headers["content-type"][:9]) == (401, "text/html")
+        assert refused.headers["www-authenticate"].startswith("X-Claude-Attestation")
+
+
 TYPED = (
     (TOKEN, 303),
     (f"  Bearer {TOKEN}\n", 303),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -100,23 +100,30 @@ def allowed(app: FastAPI, scope: Scope) -> list[str]:
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
-def install(app: FastAPI, prefix: str = "") -> None:
-    """Every error of the application is a problem, in the language of its path."""
+Page = Callable[[Request, Problem], Response | None]
+"""A problem as a page; None for whom it is none."""
+
+
+def install(app: FastAPI, prefix: str = "", page: Page = lambda request, problem: None) -> None:
+    """Every error of the application is a problem, in the language of its path, or a page for who asks for one."""
+
+    def answered(request: Request, problem: Problem) -> Response:
+        return page(request, problem) or answer(problem, request.scope, prefix)
 
     @app.exception_handler(Problem)
-    async def _problem(request: Request, problem: Problem) -> JSONResponse:
-        return answer(problem, request.scope, prefix)
+    async def _problem(request: Request, problem: Problem) -> Response:
+        return answered(request, problem)
 
     @app.exception_handler(Elsewhere)
     async def _elsewhere(request: Request, found: Elsewhere) -> Response:
         return found.answer
 
     @app.exception_handler(UnknownVersion)
-    async def _unknown_version(request: Request, error: UnknownVersion) -> JSONResponse:
-        return answer(Problem(503, "other-release", str(error)), request.scope, prefix)
+    async def _unknown_version(request: Request, error: UnknownVersion) -> Response:
+        return answered(request, Problem(503, "other-release", str(error)))
 
     @app.exception_handler(RedisError)
-    async def _redis(request: Request, error: RedisError) -> JSONResponse:
+    async def _redis(request: Request, error: RedisError) -> Response:
         # A script of Redis 6.2 says it within a text of its own.
         full = isinstance(error, OutOfMemoryError) or "OOM" in str(error)
         if type(error) is ResponseError and not full and not str(error).startswith(_NOT_NOW):
@@ -124,24 +131,24 @@ def install(app: FastAPI, prefix: str = "") -> None:
         _log.warning("jobs cannot be had: %s", error)
         why = "is full" if full else "cannot be asked"
         problem = Problem(503, "busy", f"jobs cannot be had now, their Redis {why}", {"Retry-After": "5"})
-        return answer(problem, request.scope, prefix)
+        return answered(request, problem)
 
     @app.exception_handler(ClientDisconnect)
-    async def _left(request: Request, error: ClientDisconnect) -> JSONResponse:
-        return answer(Problem(499, "cancelled", "the client has left before its body was there"), request.scope, prefix)
+    async def _left(request: Request, error: ClientDisconnect) -> Response:
+        return answered(request, Problem(499, "cancelled", "the client has left before its body was there"))
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return answer(invalid(error.errors()), request.scope, prefix)
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
+        return answered(request, invalid(error.errors()))
 
     @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+    async def _http(request: Request, error: HTTPException) -> Response:
         kind = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "bad-request")
         headers = dict(error.headers or {})
         if error.status_code == 405:
             headers = {"Allow": ", ".join(allowed(app, request.scope))}
-        return answer(Problem(error.status_code, kind, headers=headers), request.scope, prefix)
+        return answered(request, Problem(error.status_code, kind, headers=headers))
 
     @app.exception_handler(Exception)
-    async def _internal(request: Request, error: Exception) -> JSONResponse:
-        return answer(Problem(500, "internal"), request.scope, prefix)
+    async def _internal(request: Request, error: Exception) -> Response:
+        return answered(request, Problem(500, "internal"))
