@@ -127,6 +127,10 @@ async def test_limits_are_shown_as_they_are_told(redis_server: RedisProcess, sta
         assert "Your limits" in own and "Tier pro" in own and "Caller" not in own, "the look for others is an admin's"
         assert "usd_per_month $5.00 $0.000012 $0.00 $4.999988 in 1 d 1 h, all of it" in own
         assert "Of the pool team's limits usd_per_month has the least left: 50 %." in own
+        assert "blocked" not in own
+        for pool, whom in (({}, "this caller"), ({"pool": "team"}, "the pool team")):
+            stopped = await seen(TOLD | {"blocked": {**pool, "for_s": 3600}})
+            assert f"An administrator has blocked {whom} until 20" in stopped
         of_eve = TOLD | {"sub": "<script>\u202e", "unknown_pools": [["team", "<script>"]]}
         other = await seen(of_eve, "?sub=eve&tier=pro", claims=ADMIN)
         assert "Limits of <script>\\u202e" in other and "add &claim.<script>=…" in other

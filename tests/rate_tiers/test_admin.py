@@ -185,8 +185,17 @@ def test_the_limits_report_shows_what_holds(pooled: Site, redis_server: RedisPro
     assert body["usd"]["day"]["limit"] == 7 and body["windows"][0]["limit"] == 3
     team = body["pools"][0]
     assert (team["usd"]["budgets"][0]["limit"], team["concurrent"]["limit"]) == (9, 2)
+    pooled.put(pool="team", value="red", limits={"blocked": True}, for_s=60, why="a secret")
+    answer = pooled.run("alice", team="red")
+    assert isinstance(answer, Answer)
+    assert answer.body["blocked"].pop("for_s") in (59, 60, 61)
+    assert answer.body["blocked"] == {"pool": "team"} and "secret" not in str(answer.body)
     other = pooled.run("alice", team="blue")
-    assert isinstance(other, Answer) and other.body["pools"][0]["usd"]["budgets"][0]["limit"] == 500
+    assert (
+        isinstance(other, Answer)
+        and "blocked" not in other.body
+        and other.body["pools"][0]["usd"]["budgets"][0]["limit"] == 500
+    )
 
 
 # Who may

@@ -6,12 +6,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from claude_contract.ledger import (
     DEPLOYMENT,
+    NO_WINDOWS,
     Admission,
     Admit,
+    Blocked,
     Budget,
     Changed,
     Draw,
@@ -207,7 +210,13 @@ def test_who_is_blocked_is_refused_at_once_whatever_he_asks_for(clocked: Clocked
         assert (refused.admitted, refused.exceeded, refused.wait_ms) == (False, "blocked", 60_000)
     acquired = clocked.admit(calls.to_acquire(Lease.new("claude", "alice", 1, POOLED), POOLED_SLOT, "pro"), NOW)
     assert acquired.exceeded == "blocked"
+    looked = Peek("claude", "alice", WINDOWS, POOLED_SLOT, POOLED, (WINDOWS, NO_WINDOWS), "pro")
+    asked = calls.peek(looked, NOW // 1000)
+    told = clocked.ask(asked, NOW)
+    assert told.blocked == (Blocked(1 if target in (POOL, ALL_TEAMS) else 0, 60_000),)
+    assert told.changed == ()
     change(clocked, target, None)
+    assert clocked.ask(asked, NOW) == msgspec.structs.replace(told, blocked=())
     assert admit(clocked, POOLED).admitted
 
 

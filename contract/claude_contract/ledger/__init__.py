@@ -44,6 +44,7 @@ from claude_contract.ledger.model import (
     VERSION,
     Admission,
     Admit,
+    Blocked,
     Busy,
     Changed,
     Draw,
@@ -71,8 +72,8 @@ from claude_contract.ledger.warnings import PERCENTS, BudgetWarning
 
 __all__ = [
     "ALONE", "DEPLOYMENT", "MAX_POOLS", "NAMESPACE", "NO_WINDOWS", "PERCENTS", "PERIODS", "UTC_DAY", "UTC_MONTH",
-    "VERSION", "Admission", "Admit", "AsyncLedger", "Budget", "BudgetWarning", "Busy", "Changed", "Draw", "Drawn",
-    "Figures", "Lease", "Ledger", "LedgerUnavailable", "Peek", "Quota", "Renewal", "Shared", "Slot", "Spent",
+    "VERSION", "Admission", "Admit", "AsyncLedger", "Blocked", "Budget", "BudgetWarning", "Busy", "Changed", "Draw",
+    "Drawn", "Figures", "Lease", "Ledger", "LedgerUnavailable", "Peek", "Quota", "Renewal", "Shared", "Slot", "Spent",
     "Standing", "Terms", "UnreadableLedger", "Usage", "Verdict", "Window", "Windows", "figures_of", "heads",
     "micro_usd", "organisation_tag", "pool_key", "subject_key", "usd",
 ]  # fmt: skip

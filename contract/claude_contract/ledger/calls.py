@@ -37,6 +37,7 @@ from claude_contract.ledger.model import (
     VERSION,
     Admission,
     Admit,
+    Blocked,
     Changed,
     Draw,
     Drawn,
@@ -358,6 +359,7 @@ def _drawn(reply: Sequence[int], limits: Limits) -> Drawn:
 def _usage(reply: Sequence[int], limits: Limits, moment: int) -> Usage:
     if reply[0] < 0:
         raise OutOfPeriod(reply[1])
-    limits, numbers, changed = _changed(limits, list(reply[1:]))
+    limits, numbers, told = _changed(limits, list(reply[1:]))
     each = _standings(numbers, limits, moment)
-    return Usage(each[0], each[1:], changed)
+    changed = tuple([one for one in told if one.limit != BLOCKED])
+    return Usage(each[0], each[1:], changed, tuple([Blocked(at, ms) for at, limit, ms in told if limit == BLOCKED]))

@@ -244,6 +244,13 @@ class Changed(NamedTuple):
     value: int  # requests, runs, or micro-USD
 
 
+class Blocked(NamedTuple):
+    """An account that an admin has blocked for now (`live`)."""
+
+    at: int  # of whom: 0 of the subject itself, else of the so many-th pool
+    for_ms: int
+
+
 class Admission(NamedTuple):
     """The answer to `admit` and `acquire`. Quotas and budgets are what they are with what was `changed`."""
 
@@ -263,6 +270,7 @@ class Usage(Struct, frozen=True):
     own: Standing
     pools: tuple[Standing, ...] = ()
     changed: tuple[Changed, ...] = ()
+    blocked: tuple[Blocked, ...] = ()
 
     @property
     def running(self) -> int:

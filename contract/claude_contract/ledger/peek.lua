@@ -3,7 +3,7 @@
 -- KEYS  see `money.lua`
 -- ARGV  1 the subject's tier   2 "1": windows and places are those of messages   3... per account: rules, "" for none; terms
 -- Reply 1: 1, or -1: this moment, 2 in ms, is in another period than the caller has computed
---       2... what was changed and per account, from 5 on as `admit` has it, where 0 ms until a place comes back says that nothing is used
+--       2... what was changed, an account that is blocked among it (with the ms for which it is), and per account, from 5 on as `admit` has it, where 0 ms until a place comes back says that nothing is used
 
 of_messages = ARGV[2] == '1'
 local all_rules, all_terms = {}, {}
@@ -11,6 +11,11 @@ for n = 1, accounts do
   all_rules[n], all_terms[n] = read_rules(ARGV[2 * n + 1]), read_terms(ARGV[2 * n + 2])
 end
 apply_changes(all_rules, all_terms, ARGV[1])
+for n = 1, accounts do
+  if blocked_until[n] then
+    append(changed, {n, BLOCKED, blocked_until[n] - now_ms})
+  end
+end
 local reply, holds = {1, #changed}, read_leases('').each
 local at = append(reply, changed)
 for n = 1, accounts do

@@ -74,6 +74,13 @@ class Pool(Struct):
     usd: PoolMoney
 
 
+class Blocked(Struct):
+    """By an admin, who has blocked a pool of his where `pool` names one."""
+
+    for_s: int
+    pool: str = ""
+
+
 class Tightest(Struct):
     limit: str
     left: float
@@ -91,6 +98,7 @@ class Told(Struct):
     messages: Messages | None = None
     pools: tuple[Pool, ...] = ()
     tightest: Tightest | None = None
+    blocked: Blocked | None = None
     sub: str = ""
     unknown_pools: tuple[tuple[str, str], ...] = ()
 

@@ -67,6 +67,8 @@ def limits(usage: Usage, tier: Tier, messages: Usage | None = None) -> dict[str,
             "windows": [_window(q) for q in messages.own.quotas],
             "concurrent": {"limit": tier.messages.slot.concurrent, "running": messages.running},
         }
+    if usage.blocked:
+        body["blocked"] = _blocked(usage, tier)
     if tier.slot.budgets:
         money["budgets"] = [found.document() for found in own if found.budget in tier.slot.budgets]
     if tier.pools:
@@ -86,7 +88,14 @@ def limits(usage: Usage, tier: Tier, messages: Usage | None = None) -> dict[str,
     return body
 
 
-_FIGURES = ("tier", "windows", "concurrent", "usd", "messages", "pools", "tightest")
+def _blocked(usage: Usage, tier: Tier) -> dict[str, Any]:
+    """Of whom, for the longest, an admin has blocked."""
+    longest = max(usage.blocked, key=lambda one: one.for_ms)
+    pool = {"pool": tier.pools[longest.at - 1].name} if longest.at else {}
+    return {**pool, "for_s": seconds(longest.for_ms)}
+
+
+_FIGURES = ("tier", "blocked", "windows", "concurrent", "usd", "messages", "pools", "tightest")
 
 
 def figures(said: Mapping[str, Any]) -> dict[str, Any]:
