@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 
 from claude_contract import secret_file
 from claude_contract.secret_file import SecretFileError
+from kong_claude.cli.duration import duration
 from kong_claude.no_redirects import NoRedirects
 from kong_claude.problem import Problem
 
@@ -25,7 +26,6 @@ TIMEOUT_S = 30
 STACKS = "kong_claude.stacks"
 """Entry points of this group know of a gateway by where we are. Each names a function of the roles that a token needs,
 which returns its address and such a token, or None where there is none."""
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SET = """each limit as NAME=VALUE: second, minute, hour, day, month (requests), concurrent (runs),
 usd_per_hour, usd_per_day, usd_per_week, usd_per_month, usd_per_rolling_… (US dollars), blocked=true.
 Only limits that the configuration has can be changed; a new change of the same target replaces the old one."""
@@ -97,12 +97,6 @@ def pair(text: str) -> tuple[str, str]:
         raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE")
     return name, value
 
-
-def duration(text: str) -> int:
-    found = re.fullmatch(r"(\d{1,7})([smhd])", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text} is not a time such as 30m, 2h or 7d")
-    return int(found[1]) * _UNITS[found[2]]
 
 
 def run(options: argparse.Namespace) -> int:

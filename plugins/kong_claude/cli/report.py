@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 import urllib.error
@@ -13,11 +12,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from kong_claude.cli.duration import duration
 from kong_claude.problem import Problem
 
 HELP = "make a report (pdf, html, md or json) from access logs"
 FORMS = ("pdf", "html", "md", "json")
-_UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,12 +36,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="kong.yml, for the tiers' limits")
     parser.add_argument("--prometheus", metavar="URL", help="Prometheus, for the cost of streams and jobs")
 
-
-def duration(text: str) -> float:
-    found = re.fullmatch(r"(\d{1,6})([mhdw])", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text} is not an age such as 12h or 7d")
-    return float(found[1]) * _UNITS[found[2]]
 
 
 def run(options: argparse.Namespace) -> int:
