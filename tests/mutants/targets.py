@@ -169,6 +169,14 @@ TARGETS: dict[str, tuple[str, ...]] = {
         for name in ("common", "money", "admit", "settle", "book", "draw", "renew", "release", "live", "peek")
     },
     **{f"{_CONTRACT}/ledger/{name}.lua": (f"{_RATES}/test_live.py",) for name in ("change", "changes", "report")},
+    **{
+        f"{_CONTRACT}/ledger/{name}.py": (f"{_RATES}/test_plugin.py", *_LEDGER) for name in ("calls", "limits", "model")
+    },
+    f"{_CONTRACT}/ledger/live.py": tuple(f"{_RATES}/test_{name}.py" for name in ("live", "wishes", "admin")),
+    f"{_CONTRACT}/redis_place.py": (
+        "tests/core/test_redis_place.py",
+        "tests/interop/test_redis.py::test_a_url_that_cannot_be_used_is_told_where_it_is_written",
+    ),
     f"{_CONTRACT}/ledger/tell.lua": (f"{_RATES}/test_warnings.py",),
     f"{_GATEWAY}/guard/lua/kong/plugins/claude-guard/compare.lua": ("tests/guard/test_guard.py",),
     f"{_GATEWAY}/pipeline.py": ("tests/core/test_pipeline.py", "tests/gateway/test_table.py"),
@@ -193,6 +201,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     f"{_GATEWAY}/jwt_claims/revocation.py": ("tests/jwt_claims/test_revocation.py", "tests/jwt_claims/test_config.py"),
     f"{_GATEWAY}/jwt_claims/keys.py": _tokens("key_sets"),
     f"{_GATEWAY}/jwt_claims/jwks.py": _tokens("key_sets"),
+    f"{_GATEWAY}/jwt_claims/remote.py": tuple(f"tests/jwt_claims/test_{name}.py" for name in ("remote", "rotation")),
     f"{_GATEWAY}/jwt_claims/algorithms.py": _tokens("key_sets"),
     f"{_GATEWAY}/jwt_claims/token.py": _tokens("token"),
     f"{_GATEWAY}/jwt_claims/caller.py": _tokens("identity"),
@@ -227,6 +236,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
         f"{_RATES}/test_warnings.py::test_each_day_and_each_month_is_told_once",
         *_LEDGER,
     ),
+    f"{_GATEWAY}/prompt_context/plugin.py": (*_PROMPTS, "tests/prompt_context/test_any_request.py"),
     f"{_GATEWAY}/prompt_context/guards.py": _PROMPTS,
     f"{_GATEWAY}/prompt_context/inert.py": _PROMPTS,
     f"{_GATEWAY}/prompt_context/template.py": _PROMPTS,
