@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from redis.sentinel import SentinelConnectionPool, SentinelManagedSSLConnection
 
-from claude_contract.redis_place import Kind, Place, pool
+from claude_contract.redis_place import BadPlace, Kind, Place, pool
 
 READ: tuple[tuple[str, Kind, tuple[tuple[str, int], ...], dict[str, Any], str], ...] = (
     ("redis://", Kind.SERVER, (("localhost", 6379),), {}, "Redis at localhost:6379"),
@@ -34,6 +35,7 @@ READ: tuple[tuple[str, Kind, tuple[tuple[str, int], ...], dict[str, Any], str], 
         {"password": "w"},
         "the Redis Cluster at a:1,b:2",
     ),
+    ("redis+cluster://a:1", Kind.CLUSTER, (("a", 1),), {}, "the Redis Cluster at a:1"),
 )
 
 
@@ -61,6 +63,45 @@ def test_sentinels_are_asked_with_what_is_theirs() -> None:
     assert dict(place.options) == {**{"username": "u", "password": "w", "socket_timeout": 2.0, "ssl_cert_reqs": "none"}}
 
 
+def test_a_password_of_sentinels_is_not_shown() -> None:
+    assert "s3cret" not in repr(Place.parse("redis+sentinel://a:1/m?sentinel_password=s3cret"))
+
+
+@pytest.mark.parametrize("nodes", ["", ":1", "a", "a:", "a:x", "a:1,", "a:1,b"])
+def test_each_node_has_a_host_and_a_port(nodes: str) -> None:
+    with pytest.raises(BadPlace, match="must name each node as host:port"):
+        Place.parse(f"redis+sentinel://{nodes}/m")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("ssl_ca_certs=/dev/null", "ssl_certfile=/dev/null", "ssl_keyfile=/dev/null", "ssl_cert_reqs=none"),
+        *("ssl_check_hostname=false", "ssl_ca_path=/etc/ssl", "ssl_ciphers=HIGH", "ssl_password=p"),
+    ],
+)
+def test_what_is_of_tls_is_for_tls_alone(given: str) -> None:
+    name = given.partition("=")[0]
+    assert name in Place.parse(f"rediss://h?{given}").options
+    with pytest.raises(BadPlace, match=f"has {name}, which is for rediss:// only"):
+        Place.parse(f"redis://h?{given}")
+
+
+@pytest.mark.parametrize("given", ["client_name=gateway", "protocol=2", "health_check_interval=5"])
+def test_what_else_a_connection_may_have(given: str) -> None:
+    assert given.partition("=")[0] in Place.parse(f"redis://h?{given}").options
+
+
+def test_the_master_is_asked_of_the_sentinels() -> None:
+    made = pool(Place.parse("rediss+sentinel://:w@a:1,b:2/m"))
+    assert isinstance(made, SentinelConnectionPool)
+    assert made.service_name == "m" and made.connection_kwargs["password"] == "w"
+    assert made.connection_class is SentinelManagedSSLConnection
+    asked = [each.connection_pool.connection_kwargs for each in made.sentinel_manager.sentinels]
+    assert [(each["host"], each["port"]) for each in asked] == [("a", 1), ("b", 2)]
+    assert all(each.get("password") is None for each in asked)
+
+
 def test_with_other_credentials() -> None:
     place = Place.parse("redis://u:w@h?db=1").but({"password": "new"}, {"socket_timeout": 1})
     assert dict(place.options) == {"username": "u", "password": "new", "db": 1}
@@ -86,3 +127,5 @@ def test_connections_are_made_to_it(url: str, wanted: dict[str, Any]) -> None:
 def test_the_certificate_of_another_name_is_wanted_where_one_is_named() -> None:
     place = Place.parse("rediss://h").but({"server_name": "other"}, {})
     assert pool(place).connection_class.__name__ == "_Named"
+    made: Any = pool(place).make_connection()
+    assert (made.host, made.port, made._server_name) == ("h", 6379, "other")
