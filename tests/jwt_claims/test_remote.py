@@ -94,14 +94,18 @@ def test_many_at_once_are_one_fetch() -> None:
 
 def test_fetched_in_the_background_before_expiry() -> None:
     issuer = Issuer()
-    keys = issuer.keys()
+    keys = issuer.keys(timeout=2 * HANG_S)
     first = keys.current()
     issuer.now, issuer.names = 79.0, ["one", "two"]
     assert keys.current() is first
     assert issuer.loads == 1
     issuer.now = 81.0
     issuer.gate.clear()
-    assert keys.current() is first  # not one request waits for it
+    opening = threading.Timer(HANG_S / 2, issuer.gate.set)
+    opening.start()
+    assert keys.current() is first
+    assert not issuer.gate.is_set(), "not one request waits for it"
+    opening.cancel()
     issuer.gate.set()
     settle(keys)
     assert kids(keys.current()) == ["one", "two"]
@@ -255,11 +259,14 @@ def test_a_failure_is_said_once_a_minute_and_again_after_success() -> None:
     issuer = Issuer()
     issuer.away = True
     keys = issuer.keys(cooldown=1.0)
+    said = []
     for second in range(130):
-        issuer.now = float(second)
+        issuer.now, before = float(second), len(keys.news)
         with pytest.raises(Unavailable):
             keys.current()
         settle(keys)
+        said += [second] * (len(keys.news) - before)
+    assert said == [0, 60, 120]
     assert list(keys.news) == ["keys of idp cannot be had, its tokens are refused: away"] * 3
     issuer.away, issuer.now = False, 131.0
     keys.current()
