@@ -156,6 +156,28 @@ def test_media_types(send: Send, apply: str, headers: dict[str, Any], status: in
         refused(event, status)
 
 
+def test_who_compresses_is_told_what_is_taken(send: Send) -> None:
+    event, _ = send(GUIDE, post(HI, {"content-encoding": "gzip"}))
+    assert event.exit is not None
+    assert dict(event.exit.headers or {})["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize(
+    ("config", "request_", "reason"),
+    [
+        (GUIDE, post(HI, {"content-length": "+5"}), "bad_request"),
+        (GUIDE, post(HI, {"content-encoding": "gzip"}), "bad_encoding"),
+        ({**GUIDE, "explain": True}, post(HI, {**REPO, "x-claude-explain": "1"}), "explain_denied"),
+    ],
+    ids=["length", "encoding", "explain"],
+)
+def test_the_name_of_a_refusal_stays(send: Send, config: dict[str, Any], request_: Request, reason: str) -> None:
+    """Metrics, logs and alerts go by it."""
+    event, _ = send(config, request_)
+    assert event.exit is not None
+    assert dict(event.exit.headers or {})["X-Claude-Refusal"] == f"prompt-context/{reason}"
+
+
 def test_what_is_wrong_with_the_characters_is_named(send: Send) -> None:
     latin, _ = send(GUIDE, post(HI, {"content-type": "application/json; charset=ISO-8859-1"}))
     assert latin.exit is not None and "charset=iso-8859-1" in str(latin.exit)
@@ -368,6 +390,7 @@ def test_a_form_passes_unread_and_what_is_added_to_it_is_attested(send: Send) ->
     found = claims(request)
     assert found["add"]["drop"] == ["tools"] and found["add"]["context"]["repository"] == "org/app"
     assert "bsh" not in found
+    assert send(FORM, form(content_encoding=" Identity"))[0].exit is None
 
 
 @pytest.mark.parametrize(
