@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from claude_contract.ledger import micro_usd
 from claude_invoker.audit.log import locked, pairs
 from kong_claude_local.stack import METRICS_PORT
 from tests.e2e.conftest import COMMAND, ROOT, Gateway, standing
+from tests.support.prometheus import needs_prometheus, scraping
 from tests.support.waiting import HANG_S, wait_for
 
 pytestmark = pytest.mark.xdist_group("pools")
@@ -298,6 +300,51 @@ def test_a_cost_is_the_same_everywhere(stack: Gateway) -> None:
         )
         everybody = by_tier["free"] + by_tier["pro"] + by_tier["talker"]
         assert micro_usd(pools["everybody"]["usd"]["budgets"][0]["spent"]) == everybody
+
+
+@needs_prometheus
+def test_a_cost_is_the_same_in_prometheus(stack: Gateway, tmp_path: Path) -> None:
+    """In Prometheus itself, which scrapes gateway and invoker as `deploy/prometheus/` says: of all that this stack has done,
+    by tier, what the audit log says, and of a pool, what its limits say."""
+    invoker = httpx.URL(stack.invoker)
+    places = {
+        "claude-invoker": f"{invoker.host}:{invoker.port}",
+        "claude-pluginserver": f"{invoker.host}:{METRICS_PORT}",
+    }
+    with (
+        stack.client("uma", "--tier", "pro", "--claim", "team=amber") as uma,
+        stack.client("vic", "--tier", "talker") as vic,
+        scraping(tmp_path / "prometheus", places) as prometheus,
+    ):
+        prompt = PROMPT | {"prompt": f"hi {FRACTION}"}
+        assert uma.post("/claude/invoke", json=prompt).status_code == 200
+        until_state(vic, vic.post("/claude/jobs", json=prompt), "done")
+        ends = wait_for(lambda: audited(stack, {"uma": 1, "vic": 1}), what="the audit log's lines")
+        own = sum(micro_usd(end["cost_usd"]) for end in ends if end["subject"] == "uma")
+        until_booked_as(uma, own / 1e6)
+        limits = by_limits(stack, "amber")
+        assert limits["team", "amber"][1] == own
+        prometheus.has_scraped()
+
+        by_tier: dict[str, int] = {}
+        for end in audited(stack, {}):
+            by_tier[end["tier"]] = by_tier.get(end["tier"], 0) + micro_usd(end["cost_usd"])
+        asked = prometheus.ask("sum by (tier) (claude_invoker_cost_usd_total)")
+        assert {dict(labels)["tier"]: round(usd * 1e6) for labels, usd in asked.items()} == by_tier
+        # Of pools each process says the same, as docs/metrics.md has it: `max`, not `sum`.
+        for metric in ("claude_pool_usd", "claude_invoker_pool_usd"):
+            for at, kind in enumerate(("limit", "spent", "reserved", "left")):
+                asked = prometheus.ask(
+                    f'max by (pool, of) ({metric}{{kind="{kind}", of=~"|amber", budget="usd_per_month"}})'
+                )
+                found = {
+                    (named["pool"], named.get("of", "")): usd
+                    for labels, usd in asked.items()
+                    if (named := dict(labels))
+                }
+                assert {who: round(usd * 1e6) for who, usd in found.items()} == {
+                    who: figures[at] for who, figures in limits.items()
+                }, (metric, kind)
 
 
 def until_booked_as(client: httpx.Client, usd: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,7 @@ from tests.jobs.conftest import until
 from tests.jobs.test_workers import Scene
 from tests.jobs.test_workers import scene as scene
 from tests.support.ports import free_port
+from tests.support.prometheus import PROGRAM, scraping
 from tests.support.waiting import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +28,7 @@ def figures(text: str, name: str) -> dict[str, float]:
     return {sample.labels.get("tier", ""): sample.value for sample in samples if sample.name == name}
 
 
-async def test_what_jobs_cost_is_counted_where_they_run(scene: Scene) -> None:
+async def test_what_jobs_cost_is_counted_where_they_run(scene: Scene, tmp_path: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}/metrics"
     worker = scene.stage.worker(metrics_listen=f"127.0.0.1:{port}")
@@ -39,6 +41,11 @@ async def test_what_jobs_cost_is_counted_where_they_run(scene: Scene) -> None:
             return list(found.values()) == [pytest.approx(sum(costs), abs=1e-9)] and sum(costs) > 0
 
         await until(counted, "what both have cost")
+        if PROGRAM is not None:  # as tests/e2e/test_pools.py asks it of an invoker, and says where there is none
+            with scraping(tmp_path / "prometheus", {"claude-worker": f"127.0.0.1:{port}"}) as prometheus:
+                await asyncio.to_thread(prometheus.has_scraped)
+                asked = prometheus.ask("sum(claude_invoker_cost_usd_total)")
+            assert [round(usd * 1e6) for usd in asked.values()] == [round(sum(costs) * 1e6)]
         for path, method, status in (("/", "GET", 404), ("/claude/jobs", "GET", 404), ("/metrics", "POST", 405)):
             answer = await client.request(method, f"http://127.0.0.1:{port}{path}")
             assert answer.status_code == status, (path, method)
