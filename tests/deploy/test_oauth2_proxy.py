@@ -185,6 +185,7 @@ def test_the_configuration_and_the_guide_say_the_same() -> None:
         ("/claude/dashboard/jobs/job_1/live", "api"),
         ("/claude/dashboard/jobs/job_1/cancel", "api"),
         ("/claude/dashboard/jobs/job_1/retry", "api"),
+        ("/claude/dashboard/jobs/job_1/retry/org/app", "api"),
         ("/claude/dashboard/runs/run_1/permissions/p1", "api"),
         ("/claude/jobs", "api"),
         ("/claude/v1/messages", "api"),

@@ -16,6 +16,7 @@ import pytest
 from tests.e2e.conftest import PASSWORD, ROOT, Gateway
 from tests.support.git_server import GitServer, git
 from tests.support.ssh_server import SshServer
+from tests.support.waiting import wait_for
 
 pytestmark = [
     pytest.mark.xdist_group("e2e"),
@@ -113,6 +114,44 @@ def test_a_job_edits_is_tested_and_leaves_a_branch(
     if is_by_ssh:
         assert ssh is not None and "Accepted publickey" in ssh.log
     assert (len(served.requests) == asked_by_http) == is_by_ssh
+
+
+def test_a_job_on_a_repository_is_tried_again(stack: Gateway, served: GitServer) -> None:
+    """By the button on its page, whose path names the repository, and by the API: as far as today's token allows it."""
+    served.create("org/again")
+    served.commit("org/again", {"a.txt": "one\n"})
+    headers, ours = {"X-Repo": "org/again", "X-Branch": "main"}, {"Sec-Fetch-Site": "same-origin"}
+    with stack.client("ada", *CALLER, "--claim", 'repos=["org/*", "other/*"]') as client:
+
+        def began_and_cancelled(place: str) -> str:
+            """Which repository its run says that it works on."""
+            with client.stream("GET", f"{place}/events") as events:
+                told = next(line for line in events.iter_lines() if '"repository"' in line)
+            client.delete(place)
+            wait_for(lambda: client.get(place).json()["state"] == "cancelled", what="its end")
+            return json.dumps(json.loads(told.removeprefix("data: "))["repository"])
+
+        job = client.post("/claude/jobs", json={"prompt": "[[hang]]"}, headers=headers)
+        assert job.status_code == 202, job.text
+        before = began_and_cancelled(job.headers["location"])
+        assert '"ref": "main"' in before
+        page = f"/claude/dashboard/jobs/{job.json()['id']}"
+        (action,) = re.findall(r'action="([^"]+/retry[^"]*)"', client.get(page).text)
+        assert action == f"{page}/retry/org/again"
+        for path in (f"{page}/retry", f"{page}/retry/other/app"):  # one that this token allows, too
+            assert client.post(path, headers=ours).status_code == 409, path
+        with stack.client("ada", "--tier", "team", "--claim", 'repos=["other/*"]') as barred:
+            refused = barred.post(action, headers=ours)
+            assert refused.status_code == 403 and "does not allow this repository" in refused.text
+            by_name = barred.post(f"{job.headers['location']}/retry", headers={"X-Repo": "org/again"})
+            assert by_name.status_code == 403
+        pressed = client.post(action, headers=ours)
+        assert pressed.status_code == 303, pressed.text
+        assert began_and_cancelled(pressed.headers["location"].replace("/dashboard", "")) == before
+        asked = client.post(f"{job.headers['location']}/retry", headers={"X-Repo": "org/again"})
+        assert asked.status_code == 202 and client.delete(asked.headers["location"]).status_code == 202, asked.text
+        other = client.post(f"{job.headers['location']}/retry", headers=headers | {"X-Branch": "feature/x"})
+        assert other.status_code == 409 and "X-Branch is main" in other.text
 
 
 def test_the_credential_is_in_no_log_no_tree_and_not_in_redis(stack: Gateway, served: GitServer) -> None:

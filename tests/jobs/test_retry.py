@@ -17,7 +17,7 @@ from claude_invoker.audit.line import Entry
 from claude_invoker.audit.log import Log
 from claude_invoker.caller import Caller
 from claude_invoker.holding import Bounds
-from claude_invoker.jobs.again import refusal
+from claude_invoker.jobs.again import in_place, misplaced, refusal
 from claude_invoker.jobs.record import Job, JobRequest, State
 from claude_invoker.jobs.store import ALL, HELD, PREFIX, Store, connect
 from tests.jobs.conftest import Gateway, job, lease, serving, slot
@@ -322,12 +322,7 @@ AGAIN: tuple[tuple[Caller, Caller, State, str, int | None, str], ...] = (
     (ALICE, Caller("bob", issuer="https://a"), "failed", "kept", 403, "only its caller"),
     (ALICE, Caller("bob", roles=("admin",), issuer="https://a"), "failed", "kept", 403, "only its caller"),
     (ALICE, Caller("alice", issuer="https://b"), "failed", "kept", 403, "another issuer"),
-    (ON_APP, ON_APP, "failed", "kept", None, ""),
-    (ON_APP, Caller("alice", issuer="https://a", repository=Repository("org/app", "main")), "failed", "kept", None, ""),
-    (ON_APP, ALICE, "failed", "kept", 409, "X-Repo: org/app and X-Branch: main"),
-    (ON_APP, Caller("alice", issuer="https://a", repository=Repository("org/app")), "failed", "kept", 409, "X-Branch"),
-    (ON_APP, Caller("alice", issuer="https://a", repository=Repository("org/b", "main")), "failed", "kept", 409, "X-R"),
-    (ALICE, ON_APP, "failed", "kept", 409, "name none"),
+    (ON_APP, ALICE, "failed", "kept", None, ""),  # which repository it is comes below
 )
 
 
@@ -338,3 +333,31 @@ def test_whether_it_may_be_tried_again() -> None:
         found = refusal(ended, now)
         assert (found and found.status) == status, (before, now, state, again)
         assert words in (found.detail if found else "")
+
+
+def on(name: str, ref: str | None = None, *, push: bool = False) -> Caller:
+    return Caller("alice", issuer="https://a", repository=Repository(name, ref, push=push))
+
+
+PLACES: tuple[tuple[Caller, Caller, str, str | None], ...] = (
+    (ALICE, ALICE, "", None),
+    (ON_APP, on("org/app", "main"), "", "main"),
+    (ON_APP, on("org/app"), "", "main"),
+    (on("org/app"), on("org/app"), "", None),
+    (ON_APP, ALICE, "X-Repo: org/app (X-Branch is main, if it is said)", None),
+    (ON_APP, on("org/b", "main"), "X-Repo: org/app", None),
+    (ON_APP, on("org/app", "next"), "X-Branch is main", None),
+    (on("org/app"), on("org/app", "main"), "no X-Branch", None),
+    (ALICE, ON_APP, "name none", None),
+)
+
+
+def test_where_it_is_tried_again() -> None:
+    """On the job's branch, at a repository that the gateway has allowed now; with what may be done there now."""
+    for before, now, words, ref in PLACES:
+        ended = Job.new(JobRequest(prompt="hi"), before, 1000.0)
+        found = misplaced(ended, now)
+        assert (found is None) == (not words) and words in (found.detail if found else ""), (before, now)
+        if found is None:
+            then = in_place(ended, now)
+            assert then == (now if now is ALICE else on("org/app", ref)), "without the push that the job had"

@@ -16,7 +16,7 @@ from claude_invoker.api.answers import RUNNING, problems
 from claude_invoker.api.once import another_request
 from claude_invoker.caller import Caller
 from claude_invoker.idempotency import fingerprint_of_retry
-from claude_invoker.jobs.again import refusal
+from claude_invoker.jobs.again import in_place, misplaced, refusal
 from claude_invoker.jobs.record import JobView
 from claude_invoker.problem import Problem
 from claude_invoker.trust import attested_run
@@ -49,10 +49,10 @@ async def retried(request: Request, caller: Caller, job_id: str, key: str = "") 
             raise another_request()
         return await jobs.view_of(request, found)
     job = await jobs.known_job(request, job_id, caller, Caller.may_see)
-    if (refused := refusal(job, caller)) is not None:
+    if (refused := refusal(job, caller) or misplaced(job, caller)) is not None:
         raise refused
     try:
         wanted = job.request
     except ValidationError as error:
         raise Problem(410, "gone", "the job's request is of another release: send it again") from error
-    return await jobs.queued(request, caller, wanted, retry_of=job.id, key=key)
+    return await jobs.queued(request, in_place(job, caller), wanted, retry_of=job.id, key=key)

@@ -164,8 +164,10 @@ async def cancel(request: Request, job: jobs.OwnJob) -> Response:
 
 
 @router.post("/jobs/{job_id}/retry", dependencies=[Depends(attested_run), Depends(from_our_page)])
+@router.post("/jobs/{job_id}/retry/{repository:path}", dependencies=[Depends(attested_run), Depends(from_our_page)])
 async def retry(request: Request, job_id: str, caller: Annotated[Caller, Depends(attested_run)]) -> Response:
-    """Counted by the gateway as what begins a job anywhere. Pressed twice it begins one."""
+    """Counted by the gateway as what begins a job anywhere. Pressed twice it begins one. A form has no headers: its
+    path says to the gateway which repository the token has to allow; here what it attests of that counts."""
     new = await retried(request, caller, job_id, f"dashboard-retry-{job_id}")
     return RedirectResponse(f"{home(request)}/jobs/{new.id}", 303, HEADERS)
 

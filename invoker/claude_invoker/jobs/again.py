@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from claude_contract.claims import Repository
+from dataclasses import replace
+
 from claude_invoker.caller import Caller
 from claude_invoker.jobs.record import OVER, Job
 from claude_invoker.problem import Problem
@@ -16,7 +17,8 @@ _NOT_KEPT = {
 
 
 def refusal(job: Job, caller: Caller) -> Problem | None:
-    """Why this caller cannot have it tried again; None: he can. `caller`: as the gateway attests him now."""
+    """Why this caller cannot have it tried again; None: he can, where his token allows the job's repository still
+    (`misplaced`). `caller`: as the gateway attests him now."""
     if not caller.owns(job.subject):
         return Problem(403, "forbidden", "only its caller tries a job again, who pays for it")
     if job.state not in OVER:
@@ -26,21 +28,26 @@ def refusal(job: Job, caller: Caller) -> Problem | None:
         return Problem(409, "conflict", "the job is done: send its request as a new one to have it done once more")
     if job.again != "kept":
         return Problem(410, "gone", f"the job's request is not kept, since {_NOT_KEPT[job.again]}: send it again")
-    before = job.caller
-    if before.owner != caller.owner:
+    if job.caller.owner != caller.owner:
         return Problem(403, "forbidden", "the job's caller had a token of another issuer: send its request again")
-    if _place(before.repository) != _place(caller.repository):
-        return Problem(409, "conflict", _other_place(before.repository, job.id))
     return None
 
 
-def _place(repository: Repository | None) -> tuple[str, str | None] | None:
-    return None if repository is None else (repository.name, repository.ref)
+def misplaced(job: Job, caller: Caller) -> Problem | None:
+    """Why this request is not about the job's repository; None: it is. Whether a token allows a repository is asked by
+    the gateway, of the request that names it."""
+    before, now = job.caller.repository, caller.repository
+    if before is None:
+        return None if now is None else Problem(409, "conflict", "the job works on no repository: name none")
+    if now is not None and now.name == before.name and now.ref in (None, before.ref):
+        return None
+    asked = f"POST /jobs/{job.id}/retry with X-Repo: {before.name}"
+    branch = f" (X-Branch is {before.ref}, if it is said)" if before.ref else " and no X-Branch"
+    return Problem(409, "conflict", f"the job works on a repository: {asked}{branch}; your token has to allow it")
 
 
-def _other_place(repository: Repository | None, job_id: str) -> str:
-    """Whether a token allows a repository is asked of the request that names it."""
-    if repository is None:
-        return "the job works on no repository: name none"
-    headers = f"X-Repo: {repository.name}" + (f" and X-Branch: {repository.ref}" if repository.ref else "")
-    return f"the job works on a repository: POST /jobs/{job_id}/retry with {headers}, which your token has to allow"
+def in_place(job: Job, caller: Caller) -> Caller:
+    """The same caller, on the job's branch: that is a part of what is tried again, and needs no token's leave."""
+    if caller.repository is None or job.caller.repository is None:
+        return caller
+    return replace(caller, repository=replace(caller.repository, ref=job.caller.repository.ref))
