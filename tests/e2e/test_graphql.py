@@ -19,6 +19,8 @@ pytestmark = pytest.mark.xdist_group("e2e")
 PATH = "/claude/graphql"
 INVOKE = "mutation($input: InvokeRequestInput!) { invoke(input: $input) { id result costUsd } }"
 CREATE = "mutation($input: JobRequestInput!) { createJob(input: $input) { id state } }"
+RETRY = "mutation($id: ID!) { retryJob(id: $id) { id state retryOf } }"
+CANCEL = "mutation($id: ID!) { cancel(id: $id) { id } }"
 
 
 def ask(client: httpx.Client, query: str, headers: dict[str, str] | None = None, **variables: Any) -> httpx.Response:
@@ -91,10 +93,45 @@ def test_where_no_place_is_free_a_job_waits_and_a_run_says_so(gateway: Gateway) 
         assert (busy["code"], busy["status"]) == ("busy", 503)
         waits = data(ask(client, CREATE, input={"prompt": "hi"}))["createJob"]
         assert waits["state"] == "queued"
-        cancel = "mutation($id: ID!) { cancel(id: $id) { id } }"
         for each in (waits["id"], first):
-            assert data(ask(client, cancel, id=each))["cancel"]["id"] == each
+            assert data(ask(client, CANCEL, id=each))["cancel"]["id"] == each
         wait_for(lambda: data(ask(client, job, id=first))["job"]["state"] == "cancelled", what="its end")
+
+
+def test_a_job_is_tried_again_as_todays_tier_allows_it(gateway: Gateway) -> None:
+    """Each try is one admission, whatever becomes of it; the same key is the same job."""
+
+    def cancelled(subject: str, tier: str, **wanted: str) -> str:
+        with gateway.client(subject, "--tier", tier, timeout=HANG_S) as client:
+            made = data(ask(client, CREATE, input={"prompt": "[[hang]]"} | wanted))["createJob"]["id"]
+            data(ask(client, CANCEL, id=made))
+            wait_for(lambda: client.get(f"/claude/jobs/{made}").json()["state"] == "cancelled", what="its end")
+            return str(made)
+
+    job, opus = cancelled("gql-again", "pro"), cancelled("gql-fallen", "team", model="opus")
+    with gateway.client("gql-again", "--tier", "pro", timeout=HANG_S) as client:
+        before = counted(client)
+        key = {"Idempotency-Key": "once"}
+        new = data(ask(client, RETRY, key, id=job))["retryJob"]
+        assert new["retryOf"] == job != new["id"]
+        assert data(ask(client, RETRY, key, id=job))["retryJob"]["id"] == new["id"]
+        assert (
+            data(ask(client, "query($id: ID!) { job(id: $id) { retriedAs } }", id=job))["job"]["retriedAs"] == new["id"]
+        )
+        assert counted(client) == before + 2
+        for wrong, code, status in ((new["id"], "conflict", 409), (f"job_{'0' * 24}", "not-found", 404)):
+            (error,) = ask(client, RETRY, id=wrong).json()["errors"]
+            assert (error["extensions"]["code"], error["extensions"]["status"]) == (code, status), error
+        data(ask(client, CANCEL, id=new["id"]))
+        two = ask(client, 'mutation { a: retryJob(id: "1") { id } b: retryJob(id: "2") { id } }')
+        assert two.status_code == 422
+        assert counted(client) == before + 6
+    with gateway.client("gql-fallen", "--tier", "free", timeout=HANG_S) as client:  # a tier that has fewer models
+        (error,) = ask(client, RETRY, id=opus).json()["errors"]
+        assert error["extensions"]["status"] == 403 and "model opus" in error["extensions"]["detail"], error
+    with gateway.client("gql-stranger", "--tier", "pro", timeout=HANG_S) as client:
+        (error,) = ask(client, RETRY, id=job).json()["errors"]
+        assert error["extensions"]["status"] == 404
 
 
 def test_without_a_token_or_by_what_pages_can_send_there_is_nothing(gateway: Gateway) -> None:

@@ -33,14 +33,19 @@ async def retry(
 ) -> Response:
     """Tries a job again that has failed or was cancelled: a new job with the same request, and 202 with its place. The
     same `Idempotency-Key` gives the same job."""
+    await refuse_body(request)
     return jobs.accepted(await retried(request, caller, job_id))
+
+
+async def refuse_body(request: Request) -> None:
+    """Raises Problem 422."""
+    if await request.body():
+        raise Problem(422, "invalid", "the body must be empty: what is tried again is the job's own request")
 
 
 async def retried(request: Request, caller: Caller, job_id: str, key: str = "") -> JobView:
     """The new job. `key`: the `Idempotency-Key` where the request has none. Raises Problem 400, 403, 404, 409, 410,
     422, 429, 503, 507."""
-    if await request.body():
-        raise Problem(422, "invalid", "the body must be empty: what is tried again is the job's own request")
     # Before the job, which may have expired since it was tried again.
     key = border.idempotency_key(request) or key
     if key and (known := await jobs.store_of(request).known(caller.subject, key)) is not None:

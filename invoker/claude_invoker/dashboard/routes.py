@@ -18,7 +18,7 @@ from claude_invoker.api import border, jobs
 from claude_invoker.api.asking import asking
 from claude_invoker.api.permissions import decided, job_to_decide, refuse_onlookers, run_to_decide
 from claude_invoker.api.problems import checked
-from claude_invoker.api.retrying import retried
+from claude_invoker.api.retrying import refuse_body, retried
 from claude_invoker.api.stream import HEADERS as STREAM
 from claude_invoker.caller import Caller
 from claude_invoker.dashboard import figures, lists, mine, patch, runs
@@ -168,6 +168,7 @@ async def cancel(request: Request, job: jobs.OwnJob) -> Response:
 async def retry(request: Request, job_id: str, caller: Annotated[Caller, Depends(attested_run)]) -> Response:
     """Counted by the gateway as what begins a job anywhere. Pressed twice it begins one. A form has no headers: its
     path says to the gateway which repository the token has to allow; here what it attests of that counts."""
+    await refuse_body(request)
     new = await retried(request, caller, job_id, f"dashboard-retry-{job_id}")
     return RedirectResponse(f"{home(request)}/jobs/{new.id}", 303, HEADERS)
 

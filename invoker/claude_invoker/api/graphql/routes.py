@@ -25,7 +25,8 @@ _MEMBERS = frozenset(("query", "variables", "operationName", "extensions"))
 
 @router.post("/graphql", response_model=None, include_in_schema=False)  # its schema says of itself what it takes
 async def graphql(request: Request) -> Response:
-    """Queries `run`, `job`, `jobs` and `limits`, mutations `invoke`, `createJob`, `cancel`: one of these at a time."""
+    """Queries `run`, `job`, `jobs` and `limits`, mutations `invoke`, `createJob`, `retryJob`, `cancel`: one at
+    a time."""
     body = await request.body()
     # The gateway has admitted it as what starts something by the same look at the same bytes.
     trusted = starting if contract.may_start(body) else looking

@@ -35,6 +35,7 @@ from claude_invoker.api.invoke import result_headers
 from claude_invoker.api.links import base, with_links
 from claude_invoker.api.listing import listed
 from claude_invoker.api.replicas import run_of
+from claude_invoker.api.retrying import retried
 from claude_invoker.api.waiting import while_connected
 from claude_invoker.caller import Caller
 from claude_invoker.jobs.record import JobList, JobRequest, JobView, State
@@ -151,6 +152,10 @@ async def _create_job(asking: Asking, input: dict[str, Any]) -> Any:
     return (await jobs.queued(asking.request, asking.caller, wanted)).model_dump(mode="json")
 
 
+async def _retry_job(asking: Asking, id: str) -> Any:
+    return (await retried(asking.request, asking.caller, id)).model_dump(mode="json")
+
+
 async def _cancel(asking: Asking, id: str) -> Any:
     if id.startswith("job_"):
         job = await jobs.own_job(id, asking.request, asking.caller)
@@ -236,6 +241,12 @@ _MUTATION = GraphQLObjectType(
         ),
         "createJob": GraphQLField(
             output(JobView), _input(JobRequest), _asking(_create_job), description="Queues a prompt."
+        ),
+        "retryJob": GraphQLField(
+            output(JobView),
+            _ID,
+            _asking(_retry_job),
+            description="Queues the request of a job once more that has failed or was cancelled.",
         ),
         "cancel": GraphQLField(_CANCELLED, _ID, _asking(_cancel), description="Ends a run or a job of the caller's."),
     },
