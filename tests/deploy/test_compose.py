@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -36,7 +40,46 @@ def test_no_service_is_asked_whether_it_is_kong(name: str) -> None:
     if service.get("profiles") == ["tools"]:
         return  # a command and its end
     check = " ".join(service["healthcheck"]["test"])
-    assert ("kong health" in check) == (name == "kong")
+    assert "kong health" not in check and ("'/claude/api/hello'" in check) == (name == "kong")
+
+
+# Without a check: commands and their end, an image that has one program and no other to ask it, what nobody waits for.
+UNASKED = {"secrets", "tools", "oauth2-proxy", "grafana"}
+
+
+def test_who_goes_on_says_whether_it_is_well() -> None:
+    assert {name for name, service in SERVICES.items() if "healthcheck" not in service} == UNASKED
+
+
+def test_kong_is_well_when_its_plugins_are() -> None:
+    """`kong health` said so before the plugin server was there, when Kong answers 500, and when it was gone."""
+    route = next(
+        route
+        for service in yaml.safe_load((ROOT / "kong.yml").read_text())["services"]
+        for route in service["routes"]
+        if route["name"] == "claude-hello"
+    )
+    assert (route["methods"], route["paths"]) == (["HEAD"], ["~/claude/api/hello$"])
+    code, asked = SERVICES["kong"]["healthcheck"]["test"][-1], []
+
+    class Kong(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Kong) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        here = code.replace("8000", str(server.server_port))
+        for status, well in ((200, True), (404, True), (500, False), (503, False)):
+            done = subprocess.run([sys.executable, "-c", here], check=False)
+            assert (done.returncode == 0) == well, status
+        server.shutdown()
+    assert asked == ["/claude/api/hello"] * 4
+    assert subprocess.run([sys.executable, "-c", here], stderr=subprocess.DEVNULL, check=False).returncode, "nobody"
 
 
 def test_without_kongs_image_nothing_of_it_is_built() -> None:

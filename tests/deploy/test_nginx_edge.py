@@ -15,7 +15,9 @@ import httpx
 import pytest
 
 from tests.support.edge import Edge, edge_before
-from tests.support.waiting import HANG_S
+from tests.support.waiting import HANG_S, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Behind(http.server.BaseHTTPRequestHandler):
@@ -55,6 +57,16 @@ def edge(tmp_path: Path) -> Iterator[Edge]:
     finally:
         behind.shutdown()
         behind.server_close()
+
+
+def test_the_health_check_asks_nginx_alone(edge: Edge) -> None:
+    """What docker-compose.yml asks: neither Kong is asked nor the log written, and nobody outside reaches it."""
+    assert "http://127.0.0.1:8081/" in (ROOT / "docker-compose.yml").read_text()
+    assert httpx.get(f"http://127.0.0.1:{edge.health}/").status_code == 200
+    with edge.client() as client:
+        assert client.get("/asked").status_code == 200
+    lines = wait_for(lambda: edge.log.read_text().splitlines(), what="the access log")
+    assert [json.loads(line)["request"].split()[1] for line in lines] == ["/asked"]
 
 
 def handshake(edge: Edge, version: ssl.TLSVersion) -> tuple[str | None, str | None]:

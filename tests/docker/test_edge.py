@@ -111,8 +111,7 @@ services:
     made = Edge(gateway, more, port, plain, folder / "tls/tls.crt")
     try:
         made.run("up", "-d", "--wait", "--no-build", "kong", "edge", "prometheus", "echo")
-        # Kong is healthy before its plugins are there.
-        wait_for(lambda: made.refuses_strangers(), what="the plugin server")
+        assert made.refuses_strangers(), "Kong is healthy when its plugins answer, and not before"
         yield made
     finally:
         print(made.run("logs", "--no-color", "--tail", "40", "kong", "edge", "prometheus"))

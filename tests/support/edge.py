@@ -27,6 +27,7 @@ CONF = Path(__file__).resolve().parents[2] / "deploy" / "nginx" / "nginx.conf"
 class Edge:
     port: int
     plain: int
+    health: int
     log: Path
 
     def client(self, **more: object) -> httpx.Client:
@@ -55,12 +56,13 @@ def edge_before(
     certificate(folder / "tls")
     (folder / "sso").mkdir()
     (folder / "sso" / "edge.conf").write_text(also)
-    tls, plain = port or free_port(), free_port()
+    tls, plain, health = port or free_port(), free_port(), free_port()
     text = CONF.read_text()
     own = {
         "server kong:8000;": f"server {kong};",
         "listen 443 ssl;": f"listen 127.0.0.1:{tls} ssl;",
         "listen 80;": f"listen 127.0.0.1:{plain};",
+        "listen 127.0.0.1:8081;": f"listen 127.0.0.1:{health};",
         "/etc/nginx/tls": str(folder / "tls"),
         "/etc/nginx/sso": str(folder / "sso"),
         "/dev/stdout": str(folder / "access.log"),
@@ -81,7 +83,7 @@ def edge_before(
 
     try:
         wait_for(listening, what="the edge")
-        yield Edge(tls, plain, folder / "access.log")
+        yield Edge(tls, plain, health, folder / "access.log")
     finally:
         process.terminate()
         process.wait(HANG_S)
