@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.parser import text_string_to_metric_families
 
+from claude_invoker import metrics_server
 from claude_invoker.listen import Listen
 from claude_invoker.settings import Settings
 from tests.jobs.conftest import until
@@ -54,6 +57,52 @@ async def test_what_jobs_cost_is_counted_where_they_run(scene: Scene, tmp_path: 
         assert worker.poll() is None
         worker.terminate()
         assert worker.wait(HANG_S) == 0, "a connection that is kept holds nobody up"
+
+
+class Counted:
+    """In the place of a run's figures."""
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        choose_encoder(accept)  # as the real one begins
+        return b"x 1\n", "text/plain"
+
+
+async def test_who_sends_junk_or_byte_by_byte_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each connection is for one answer, and ends whatever its client does. The control is one that asks as it should
+    while all the others are there."""
+    monkeypatch.setattr(metrics_server, "_LIFE_S", 1.0)
+    monkeypatch.setattr(metrics_server, "_HEAD_S", 10 * HANG_S)  # so that it is the other bound that ends them
+    async with metrics_server.serving_metrics(Listen("127.0.0.1", 0), Counted()) as place:  # type: ignore[arg-type]
+        assert place is not None
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{place.port}", timeout=HANG_S) as client:
+            for accept, status in (
+                ("application/openmetrics-text;version=a", 400),
+                ("text/plain;version=junk", 400),
+                ("application/openmetrics-text;version=1.0.0", 200),
+                ("*/*", 200),
+            ):
+                answer = await client.get("/metrics", headers={"Accept": accept})
+                assert (answer.status_code, answer.headers["connection"]) == (status, "close"), accept
+
+            async def dripping(head: bytes) -> bytes:
+                """What it was answered until it was shut out."""
+                reader, writer = await asyncio.open_connection("127.0.0.1", place.port)
+                writer.write(head)
+                with contextlib.suppress(ConnectionError):
+                    while not reader.at_eof():
+                        writer.write(b"x")
+                        await writer.drain()
+                        with contextlib.suppress(TimeoutError):
+                            await asyncio.wait_for(reader.read(1), 0.05)
+                writer.close()
+                return head
+
+            heads = (b"GET /metrics HTTP/1.1\r\nHost: a\r\nX-Long: ", b"GET /me", b"")
+            long = b"Content-Length: 100000\r\n\r\n"
+            bodies = (b"POST /metrics HTTP/1.1\r\nHost: a\r\n" + long, b"GET /metrics HTTP/1.1\r\nHost: a\r\n" + long)
+            slow = [asyncio.create_task(dripping(head)) for head in (*heads, *bodies)]
+            assert (await client.get("/metrics")).status_code == 200
+            assert await asyncio.wait_for(asyncio.gather(*slow), HANG_S) == [*heads, *bodies]
 
 
 @pytest.mark.parametrize(

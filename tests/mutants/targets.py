@@ -263,7 +263,11 @@ TARGETS: dict[str, tuple[str, ...]] = {
     },
     **{f"{_INVOKER}/metering/{name}.py": (*_MONEY, *_PURSE) for name in ("account", "purse")},
     f"{_INVOKER}/runs/permissions.py": _ASKED,
-    f"{_INVOKER}/jobs/again.py": ("tests/jobs/test_retry.py::test_whether_it_may_be_tried_again",),
+    f"{_INVOKER}/jobs/again.py": (
+        "tests/jobs/test_retry.py::test_whether_it_may_be_tried_again",
+        "tests/jobs/test_retry.py::test_where_it_is_tried_again",
+        "tests/jobs/test_retry.py::test_small_requests_are_kept_and_counted",
+    ),
     **{
         f"{_INVOKER}/jobs/{name}.lua": _STORE
         for name in ("add", "append", "cancel", "claim", "finish", "forget", "held", "requeue", "update")

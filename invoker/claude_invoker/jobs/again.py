@@ -8,8 +8,10 @@ from claude_invoker.caller import Caller
 from claude_invoker.jobs.record import OVER, Job
 from claude_invoker.problem import Problem
 
+MOST_KEPT = 64 * 1024
+"""Bytes of a request, as JSON, that is kept (`finish.lua`)."""
 _NOT_KEPT = {
-    "large": "it is larger than 64 KiB",
+    "large": f"it is larger than {MOST_KEPT // 1024} KiB",
     "attached": "it has images or documents",
     "deleted": "it was deleted",
     "": "another release ended the job",

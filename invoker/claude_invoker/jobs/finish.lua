@@ -20,10 +20,9 @@ else
 end
 -- Nobody runs it any more: its body goes, which may have megabytes, and the result stays. What has not succeeded may be
 -- asked for once more: a small body is kept with it then, and of another it is said why it is not.
-local MOST_KEPT = 65536
 local size, again = redis.call('HSTRLEN', KEYS[1], 'request'), ''
 if ARGV[8] ~= 'done' then
-  if size > MOST_KEPT then
+  if size > most_kept then
     again = 'large'
   else
     local body = redis.call('HGET', KEYS[1], 'request') or ''

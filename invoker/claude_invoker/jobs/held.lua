@@ -1,4 +1,5 @@
--- What jobs hold in Redis, in bytes: stands before the scripts that change it, after `local prefix`.
+-- What jobs hold in Redis, in bytes: stands before the scripts that change it, after `local prefix` and what else store.py
+-- knows.
 -- sizes (hash): job -> bytes. held (hash): "all" and "of:<subject>" -> bytes. ended, ended:<subject> (sorted sets): jobs
 -- that are over -> ms of their end.
 local EVENT, RECORD = 128, 2048 -- what an event and a record take beside their texts

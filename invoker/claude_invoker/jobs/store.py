@@ -25,6 +25,7 @@ from claude_contract.versions import UnknownVersion
 from claude_invoker import redis_clients
 from claude_invoker.caller import Caller
 from claude_invoker.holding import Bounds, refusal
+from claude_invoker.jobs.again import MOST_KEPT
 from claude_invoker.jobs.fairness import fairly
 from claude_invoker.jobs.record import OVER, SUMMARY, VERSION, Asks, Delivery, Job, caller_of, check_version
 from claude_invoker.jobs.streams import Streams
@@ -78,7 +79,8 @@ def _script(name: str) -> tuple[str, str]:
     def text(name: str) -> str:
         return files(__package__).joinpath(f"{name}.lua").read_text()
 
-    source = f"local prefix = '{PREFIX}'\n" + text("held") + text(name) if name in _COUNTING else text(name)
+    known = f"local prefix, most_kept = '{PREFIX}', {MOST_KEPT}\n"
+    source = known + text("held") + text(name) if name in _COUNTING else text(name)
     return source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 

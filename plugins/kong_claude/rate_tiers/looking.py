@@ -18,6 +18,7 @@ from kong_claude.request import Request
 ADMIN = "admin"
 """The role, as the identity provider gives it."""
 _ROOM = 4096  # bytes of a header
+TOO_MUCH = json.dumps({"problem": "these limits are more than a page can be told: ask GET /claude/limits"})
 
 
 class About(NamedTuple):
@@ -56,17 +57,16 @@ def looked_up(request: Request, configured: Configured, *, pools: bool) -> About
     return About.of(query, configured, pools=pools) if "sub" in query else None
 
 
-def as_far_as_fits(told: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same, or why it is not told."""
-    if len(json.dumps(told)) <= _ROOM:
-        return told
-    return {"problem": "these limits are more than a page can be told: ask GET /claude/limits"}
+def written(told: Mapping[str, Any]) -> str | None:
+    """As it stands in a header; None where that is more than one has room for."""
+    text = json.dumps(told)
+    return text if len(text) <= _ROOM else None
 
 
-def limits_header(request: Request, told: Mapping[str, Any] | None) -> dict[str, str | None]:
+def limits_header(request: Request, text: str | None) -> dict[str, str | None]:
     """By which the service is told, if there is something; what a client sends under that name goes nowhere."""
     ours: dict[str, str | None] = dict.fromkeys(request.spellings(LIMITS_HEADER.lower()))
-    if told is not None and len(text := json.dumps(told)) <= _ROOM:
+    if text is not None:
         ours.pop(LIMITS_HEADER.lower(), None)
         ours[LIMITS_HEADER] = text
     return ours

@@ -138,7 +138,7 @@ class RateTiers(Stage[RateTiersConfig]):
             found = self._peeked(request, subject_key, tier)
             if isinstance(found, Refuse):
                 return found
-            told = found.body
+            told = looking.written(found.body)
         return Pass(upstream_headers=looking.limits_header(request, told), checked=False)
 
     def _told(self, request: Request, subject_key: str, tier: Tier) -> Decision:
@@ -159,7 +159,7 @@ class RateTiers(Stage[RateTiersConfig]):
                 found = self._report(request, about.tier, about.peek)
                 more = {"sub": about.sub, "unknown_pools": [[pool.name, pool.claim] for pool in about.unknown]}
         told = {"problem": found.message} if isinstance(found, Refuse) else report.figures(found.body) | more
-        ours = looking.limits_header(request, looking.as_far_as_fits(told))
+        ours = looking.limits_header(request, looking.written(told) or looking.TOO_MUCH)
         return Pass(upstream_headers=ours, claims=claims or Limits(tier.name, tier.clamp), checked=False)
 
     def _peeked(self, request: Request, subject_key: str, tier: Tier) -> Answer | Refuse:
