@@ -96,7 +96,7 @@ site: setup ## the documents as a site, with the reference out of schemas, setti
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group site
 	@$(BIN)/python -m docsite
 
-screenshots: setup ## pictures of the dashboard out of a stack that runs, which `make site` then shows (needs Chromium)
+screenshots: setup ## pictures of the dashboard, and of a request's trace, out of a stack that runs, which `make site` then shows (needs Chromium)
 	@$(BIN)/python -m docsite.screenshots
 
 lock: setup ## deploy/docker/*.lock: what the images install, by digests, in the versions of constraints.txt

@@ -1,12 +1,13 @@
 """`python -m docsite.screenshots [--out build/site-screenshots]`: the dashboard's pages in both themes, out of a stack
-that runs: the gateway's plugins, the invoker and the real CLI, with the stand-in of the Messages API. `make site` shows
-what is there."""
+that runs: the gateway's plugins, the invoker and the real CLI, with the stand-in of the Messages API; and the trace of
+one of its requests. `make site` shows what is there."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -19,8 +20,11 @@ from typing import Any
 import httpx
 
 from docsite.pages import ROOT
+from docsite.trace import bars, svg
+from tests.support.otlp import Receiver, receiving
 
 OUT = ROOT / "build" / "site-screenshots"
+TRACE = "trace.svg"
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 THEMES = ("light", "dark")
 _WITHIN_S = 120.0
@@ -124,12 +128,42 @@ def shoot(browser: Any, gateway: str, token: str, ids: Mapping[str, str], out: P
         context.close()
 
 
+@dataclass(frozen=True)
+class Client:
+    """The request as its client has seen it: the span around all others."""
+
+    id: str
+    began: int
+    ended: int
+    parent: str = ""
+    name: str = "POST /claude/invoke at the gateway"
+
+
+def traced(gateway: str, token: str, collector: Receiver) -> str:
+    """A run with a call of a tool, as the picture of its trace."""
+    trace, client_id = secrets.token_hex(16), secrets.token_hex(8)
+    headers = {"Authorization": f"Bearer {token}", "traceparent": f"00-{trace}-{client_id}-01"}
+    body = {"prompt": f"Write down what you find. [[tool Write {_CALL}]] [[say It is written.]]", "tools": ["Write"]}
+    began = time.time_ns()
+    httpx.post(f"{gateway}/claude/invoke", json=body, headers=headers, timeout=_WITHIN_S).raise_for_status()
+    client = Client(client_id, began, time.time_ns())
+    collector.whole(trace, "POST /invoke", "invoke_agent claude")
+    return svg(bars([client, *collector.of(trace)]))
+
+
 def page(folder: Path) -> str | None:
     """What the site says of the pictures in a folder, which lie beside it there; None where one is missing."""
-    if not all((folder / f"{name}-{theme}.png").is_file() for name in PAGES for theme in THEMES):
+    taken = [TRACE, *(f"{name}-{theme}.png" for name in PAGES for theme in THEMES)]
+    if not all((folder / name).is_file() for name in taken):
         return None
     parts = [
-        "# The dashboard in pictures\n\nFrom a stack that ran; what it has is in [Jobs and the dashboard](../jobs.md)."
+        "# The product in pictures\n\nFrom a stack that ran; what the dashboard has is in "
+        "[Jobs and the dashboard](../jobs.md).",
+        "## The way of a request",
+        "From the client through the gateway with its plugins to the invoker, the run, its requests to the API and its "
+        "call of a tool, as [its trace](../tracing.md) has it: what is in a bar is a part of it. The API is a stand-in "
+        "here, which answers at once.",
+        f"```{{image}} ../screenshots/{TRACE}\n:alt: The spans of a trace, one below the other\n```",
     ]
     for name, (_, words) in PAGES.items():
         parts.append(f"## {words}")
@@ -150,8 +184,12 @@ def main() -> int:
     command = str(Path(sys.executable).with_name("kong-claude"))
     foreign = ("ANTHROPIC_", "CLAUDE", "KONG_", "INVOKER_", "REDIS_URL")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    with tempfile.TemporaryDirectory(prefix="screenshots-") as home, sync_playwright() as playwright:
-        environment = kept | {"KONG_CLAUDE_HOME": home}
+    with (
+        tempfile.TemporaryDirectory(prefix="screenshots-") as home,
+        sync_playwright() as playwright,
+        receiving() as collector,
+    ):
+        environment = kept | {"KONG_CLAUDE_HOME": home, "INVOKER_OTLP_ENDPOINT": collector.url}
 
         def said(*arguments: str) -> str:
             done = subprocess.run([command, *arguments], env=environment, capture_output=True, text=True, check=False)
@@ -170,6 +208,7 @@ def main() -> int:
             admin = token("ada", "--tier", "pro", "--role", "claude:invoke", "--role", "admin")
             shoot(browser, gateway, admin, ids, out, list(PAGES))
             browser.close()
+            (out / TRACE).write_text(traced(gateway, admin, collector))
         finally:
             said("down")
     print(out, flush=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -14,6 +16,7 @@ from claude_invoker.settings import Settings
 from docsite import pages, reference, screenshots
 from docsite.__main__ import written
 from docsite.contents import SECTIONS
+from docsite.trace import bars, svg
 
 PAGES = ("README.md", "SECURITY.md", "docs/api.md", "docs/identity/README.md", "docs/identity/okta.md")
 
@@ -89,16 +92,42 @@ def test_pictures_are_shown_where_all_of_them_are_there(tmp_path: Path) -> None:
     for name in screenshots.PAGES:
         for theme in screenshots.THEMES:
             (taken / f"{name}-{theme}.png").write_bytes(b"png")
+    (taken / screenshots.TRACE).write_text("<svg/>")
     written(sources, taken)
     shown = (sources / "reference" / "dashboard.md").read_text()
     named = re.findall(r"\{image\} (\S+)", shown)
-    assert len(named) == 2 * len(screenshots.PAGES)
+    assert len(named) == 2 * len(screenshots.PAGES) + 1
     assert all((sources / "reference" / each).resolve().is_file() for each in named)
     assert "reference/dashboard" in (sources / "index.md").read_text()
     (taken / "limits-dark.png").unlink()
     written(sources, taken)
     assert not (sources / "reference" / "dashboard.md").exists() and not (sources / "screenshots").exists()
     assert "reference/dashboard" not in (sources / "index.md").read_text()
+
+
+Drawn = namedtuple("Drawn", "name id parent began ended")
+
+
+def test_a_trace_is_drawn_in_its_order(tmp_path: Path) -> None:
+    spans = [
+        Drawn("chat <b>", "3", "2", 5_000_000, 9_000_000),
+        Drawn("run", "2", "1", 1_000_000, 9_000_000),
+        Drawn("wait", "4", "2", 1_000_000, 1_000_000),
+        Drawn("request", "1", "of its client, which is not drawn", 0, 10_000_000),
+        Drawn("late", "5", "1", 9_500_000, 10_000_000),
+    ]
+    found = bars(spans)
+    assert [(bar.name, bar.depth, bar.began, bar.took) for bar in found] == [
+        ("request", 0, 0, 10),
+        ("run", 1, 1, 8),
+        ("wait", 2, 1, 0),
+        ("chat <b>", 2, 5, 4),
+        ("late", 1, 9.5, 0.5),
+    ]
+    drawn = ElementTree.fromstring(svg(found))
+    boxes = [each for each in drawn if each.tag.endswith("rect")][1:]  # the first is the ground
+    assert [float(each.attrib["x"]) for each in boxes] == [270, 322, 322, 530, 764]
+    assert [float(each.attrib["width"]) for each in boxes] == [520, 416, 2, 208, 26]
 
 
 @pytest.mark.slow

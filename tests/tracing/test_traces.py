@@ -20,6 +20,7 @@ from claude_invoker.metering.prices import full_name
 from claude_invoker.runs.run import Run
 from claude_invoker.settings import Settings
 from claude_invoker.tracing.export import Tracing
+from docsite.trace import bars, svg
 from tests.invoker.conftest import Invoker, StandInProcess, program, tool
 from tests.support.attest import signed
 from tests.support.git_server import GitServer, serving
@@ -123,6 +124,12 @@ def test_one_trace_leads_from_the_gateway_to_the_tools(desk: Desk, commit: str) 
     assert len(spans) == 2 + len(children), "nothing else is in it"
     for child in children:
         assert run.began <= child.began <= child.ended <= run.ended, child.name
+
+    # The site's picture of one has all of them, each below what it is a part of.
+    drawn = bars(spans)
+    assert [(bar.name, bar.depth) for bar in drawn[:2]] == [("POST /invoke", 0), (RUN, 1)]
+    assert sorted((bar.name, bar.depth) for bar in drawn[2:]) == sorted((name, 2) for name in names)
+    assert all(bar.took > 0 for bar in drawn) and svg(drawn).count(CHAT) == 4, "twice in its title, twice beside a bar"
 
     document = answer.json()
     stamp = {
