@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -111,6 +112,25 @@ def test_the_control_of_that(tmp_path: Path) -> None:
     with pytest.raises((RecursionError, OSError)):
         shutil.rmtree(tmp_path / "d")
     delete(tmp_path / "d")
+
+
+def test_several_may_delete_the_same(tmp_path: Path) -> None:
+    """Two steps of a sweep did, and what the first had taken was the second's failure, which left a run's files in the
+    store."""
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(50):
+            for name in ("a/b", "a/c", "d"):
+                (tmp_path / "t" / name).mkdir(parents=True)
+                (tmp_path / "t" / name / "x").write_text("x")
+            together = threading.Barrier(4)
+
+            def delete_it(together: threading.Barrier = together) -> None:
+                together.wait()
+                delete(tmp_path / "t")
+
+            for each in [pool.submit(delete_it) for _ in range(4)]:
+                each.result()
+            assert list(tmp_path.iterdir()) == [], number
 
 
 def test_more_subdirectories_than_one_batch(tmp_path: Path) -> None:

@@ -93,6 +93,24 @@ async def test_what_a_store_that_is_away_should_have_is_pending_until_it_is_back
     assert gone.value.status == 404
 
 
+async def test_what_the_disk_keeps_is_gone_from_the_store(
+    keeping: Callable[[], Keeping], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, run = keeping(), run_id()
+    assert one.outbox is not None and one.store is not None
+    one.outbox.start()
+    kept = await one.keep(run, "alice", [left(one, run, "a", b"there")], 60)
+
+    def refused(path: Path) -> None:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr("claude_invoker.runs.kept.delete", refused)
+    with pytest.raises(OSError, match="Input/output error"):
+        await one.forget(run, kept)
+    assert [found.name async for found in one.store.found(f"artifacts/{run}")] == []
+    await one.outbox.stop()
+
+
 async def test_two_that_share_a_directory_send_each_file_once(keeping: Callable[[], Keeping], tmp_path: Path) -> None:
     made = keeping()
     assert made.store is not None

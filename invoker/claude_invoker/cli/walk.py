@@ -21,6 +21,8 @@ BLOCK = 512
 """Bytes, whatever the file system's own blocks are: see stat(2)."""
 _BATCH = 1000
 """Subdirectories of one directory that `delete` remembers at once."""
+_TOGETHER = 1000
+"""How often `delete` begins again because another was faster: that has then removed something, too."""
 
 
 class TooMuch(Exception):
@@ -230,12 +232,21 @@ def take_back(root: Path, uid: int, bounds: Bounds) -> None:
 
 
 def delete(root: Path, wanted: Callable[[], bool] = lambda: True) -> None:
-    """Removes a tree, whatever is in it. Does nothing where there is none. Raises OSError for the first thing that
-    cannot be removed; all that can be is removed by then. It gives up (EINTR) when it is not `wanted` any more."""
-    try:
-        status = root.lstat()
-    except FileNotFoundError:
-        return
+    """Removes a tree, whatever is in it. Does nothing where there is none; several may delete the same one. Raises
+    OSError for the first thing that cannot be removed; all that can be is removed by then. It gives up (EINTR) when it
+    is not `wanted` any more."""
+    for _ in range(_TOGETHER):
+        try:
+            _delete(root, wanted)
+            return
+        except FileNotFoundError:  # of what another was faster to remove
+            if not os.path.lexists(root):
+                return
+    _delete(root, wanted)
+
+
+def _delete(root: Path, wanted: Callable[[], bool]) -> None:
+    status = root.lstat()
     if not stat.S_ISDIR(status.st_mode):
         root.unlink()
         return

@@ -160,12 +160,10 @@ class Keeping:
         """Deletes the run's files, wherever they are; what the store does not delete now goes by its age."""
         if self.outbox is not None:
             self.outbox.drop(run_id)
-        await asyncio.to_thread(delete, artifacts.directory(self._settings, run_id))
         if self.store is not None and found and not self.store.seems_away:
-            try:
+            with contextlib.suppress(Away):
                 await self.store.delete(name_of(run_id, artifact) for artifact in found)
-            except Away:
-                return
+        await asyncio.to_thread(delete, artifacts.directory(self._settings, run_id))
 
     async def kept(self) -> list[Kept]:
         """The files of each run that has some on this machine; of whom, as far as this process has run it. Raises
