@@ -13,6 +13,7 @@ import pytest
 
 from minikong.context import Context
 from minikong.entities import Route
+from minikong.http.upstream import UpstreamConnection, UpstreamPool
 from tests.minikong.plain_gateway import PlainGateway, running_edge
 from tests.support.waiting import HANG_S
 
@@ -28,6 +29,7 @@ class Service:
         self.connections = 0
         self.closed = asyncio.Event()
         self.port = 0
+        self.failures: list[AssertionError] = []
 
     async def __aenter__(self) -> Service:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -43,6 +45,8 @@ class Service:
             await self._answer(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
+        except AssertionError as error:
+            self.failures.append(error)
         finally:
             self.closed.set()
             writer.close()
@@ -166,6 +170,43 @@ def test_client_that_leaves_after_its_body_is_noticed(
 
     monkeypatch.setattr(PlainGateway, "handle", thoughtful)
     left = asyncio.Event()
+    run(main())
+
+
+def test_client_that_leaves_while_its_service_is_connected_to_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its request went on until the service's time was over."""
+    plain = UpstreamPool.connect
+    handle = PlainGateway.handle
+    connecting = asyncio.Event()
+    clients: list[Any] = []
+
+    async def known(self: PlainGateway, ctx: Context, exchange: Any) -> None:
+        clients.append(exchange._connection)
+        await handle(self, ctx, exchange)
+
+    async def slow(self: UpstreamPool, key: Any, timeout: float) -> UpstreamConnection:
+        made = await plain(self, key, HANG_S)
+        connecting.set()
+        while not clients[0].eof:
+            await asyncio.sleep(0.01)
+        return made
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.read() == b"", "nothing of its request"
+
+    async def main() -> None:
+        async with Service(silent) as service, running_edge(lambda: service.port) as (edge, port):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(HEAD)
+            await connecting.wait()
+            writer.transport.abort()
+            await service.closed.wait()
+            assert not service.failures
+            while edge.open_connections:
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(PlainGateway, "handle", known)
+    monkeypatch.setattr(UpstreamPool, "connect", slow)
     run(main())
 
 

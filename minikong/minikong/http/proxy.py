@@ -109,6 +109,9 @@ async def send_request(
             if connection is None:
                 connection = await pool.connect(key, upstream.connect_timeout)
             ctx.connected = True
+            if client.eof:  # it has left while the connection was made, of which it tells nobody again
+                connection.abort()
+                raise ClientGone
             attempt = Try(pool, key, connection)
             client.on_eof = connection.abort
             connection.requests += 1
