@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     command = parser.parse_args(arguments).command
     _give_large_blocks_back()
     key.shed()  # before anything is loaded that takes time, since it begins anew
+    gc.disable()  # until all is imported (`_loaded`): collections would be a seventh of that
     from pydantic import ValidationError
 
     from claude_invoker.settings import Settings, unknown
@@ -84,6 +85,14 @@ def main(argv: list[str] | None = None) -> int:
     except (CannotStart, OSError, ValueError) as error:
         print(f"claude-invoker: {error}", file=sys.stderr)
         return 2
+    finally:
+        gc.enable()
+
+
+def _loaded() -> None:
+    """What lives now does so for ever: no collection needs to look at it."""
+    gc.freeze()
+    gc.enable()
 
 
 def _give_large_blocks_back() -> None:
@@ -108,6 +117,7 @@ def _work(settings: Settings) -> int:
 
     if not settings.redis_url:
         raise ValueError("INVOKER_REDIS_URL is not set: jobs wait in Redis")
+    _loaded()
     try:
         asyncio.run(serve(settings))
     except RedisError as error:
@@ -124,6 +134,7 @@ def _serve(settings: Settings) -> int:
     from claude_invoker.draining import LAST_ANSWERS_S, DrainingServer
 
     app = create_app(settings)
+    _loaded()
     if settings.trust == "open":
         print(
             f"claude-invoker: INVOKER_TRUST=open: anybody on this machine can run the Claude CLI "
