@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -122,9 +123,17 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInProces
 def closed_cli(folder: Path) -> Path:
     """The CLI where all runs reach it and none can read it: else each invoker would make a copy of 380 MB."""
     path = folder / "claude"
+    for earlier in _CLOSED:  # of another folder's fixture
+        with contextlib.suppress(OSError):
+            os.link(earlier, path)
+            return path
     shutil.copyfile(find_cli(None), path)
     path.chmod(0o711)
+    _CLOSED.append(path)
     return path
+
+
+_CLOSED: list[Path] = []
 
 
 @pytest.fixture(scope="session")
@@ -149,9 +158,10 @@ def invokers_end_with_their_test(request: pytest.FixtureRequest) -> Iterator[Non
 
 @pytest.fixture(scope="session")
 def start_invoker(
-    stand_in: StandInProcess, invoker_processes: list[subprocess.Popen[bytes]]
+    stand_in: StandInProcess, invoker_processes: list[subprocess.Popen[bytes]], shared_redis: RedisProcess
 ) -> Iterator[Callable[..., Invoker]]:
-    """Starts invokers with given settings; each is asked to stop at the end and must do so.
+    """Starts invokers with given settings; each is asked to stop at the end and must do so. (Before `shared_redis` does: one
+    whose Redis is away takes 14 seconds to stop, and all wait for that.)
 
     `without`: defences to take out (see `weakened`). `after`: another invoker, to go on with its state and ids.
     `ahead_s`: its clock.
