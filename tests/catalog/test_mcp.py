@@ -290,7 +290,7 @@ print("found in:", ", ".join(sorted(set(found))) or "nothing", "| processes look
     [
         pytest.param("namespaces", (), id="namespaces"),
         pytest.param("landlock", ("a_machine_without_bubblewrap",), id="landlock", marks=pytest.mark.slow),
-        pytest.param("user", WEAKEST, id="user, and a CLI that can be looked into"),
+        pytest.param("user", WEAKEST, id="user, and a CLI that can be looked into", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("without", defended_and_without("a_secret_in_the_environment"))

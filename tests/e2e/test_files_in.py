@@ -40,7 +40,7 @@ def grown(process: psutil.Process) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0) * 1024
 
 
-@pytest.mark.parametrize("way", ["form", "put"])
+@pytest.mark.parametrize("way", ["form", pytest.param("put", marks=pytest.mark.slow)])  # at the invoker: test_uploads
 def test_a_hundred_megabytes_pass_and_are_in_no_process_memory(gateway: Gateway, way: str) -> None:
     """Through the gateway, with the shown configuration: gateway, plugin server, invoker, Redis."""
     content = os.urandom(1 << 20) * 100

@@ -107,6 +107,7 @@ def highest(number: Callable[[], int]) -> Iterator[list[int]]:
             looking.result()
 
 
+@pytest.mark.slow
 @with_landlock
 def test_control_without_a_limit_for_all_a_run_may_fill_the_machine(stand_in: StandInProcess, folder: Path) -> None:
     without = ("a_machine_without_bubblewrap", "processes_without_a_limit_for_all")

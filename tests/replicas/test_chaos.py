@@ -1,4 +1,4 @@
-"""The short forms of `python -m tests.replicas`, and that what it counts can be seen."""
+"""The shorter forms of `python -m tests.replicas`, and that what it counts can be seen."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from tests.replicas.crowd import Asked, Caller
 from tests.replicas.stage import INVOKERS, WORKERS, Stage, staged
 from tests.support.waiting import HANG_S
 
-pytestmark = [as_root, pytest.mark.xdist_group("replicas"), pytest.mark.timeout(300)]
+# `make test` has what is combined here by itself: test_replicas, test_sessions, test_once, jobs/test_workers, permissions/test_jobs.
+pytestmark = [as_root, pytest.mark.xdist_group("replicas"), pytest.mark.timeout(300), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,6 @@ def test_killed_processes_lose_mix_up_and_double_nothing(stage: Stage) -> None:
     assert [figures[f"kills_{name.replace('-', '_')}"] for name in names] == [1, 1, 1, 1]
 
 
-@pytest.mark.slow
 def test_a_rolling_restart_under_load_fails_no_request(stage: Stage) -> None:
     figures = without_faults(asyncio.run(rolling(stage, 30, 1, seed=2)))
     assert [name for name in figures if name.startswith("broken_")] in ([], ["broken_cancelled"]), figures
