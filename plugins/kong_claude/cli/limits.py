@@ -98,7 +98,6 @@ def pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-
 def run(options: argparse.Namespace) -> int:
     named = {
         name: value

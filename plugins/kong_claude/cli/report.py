@@ -37,7 +37,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prometheus", metavar="URL", help="Prometheus, for the cost of streams and jobs")
 
 
-
 def run(options: argparse.Namespace) -> int:
     form = options.out.suffix[1:].lower() if options.out else "json" if options.json else "md"
     if form not in FORMS:
