@@ -19,7 +19,7 @@ from claude_invoker.caller import Caller
 from claude_invoker.holding import Bounds
 from claude_invoker.jobs.again import in_place, misplaced, refusal
 from claude_invoker.jobs.record import Job, JobRequest, State
-from claude_invoker.jobs.store import ALL, HELD, PREFIX, Store, connect
+from claude_invoker.jobs.store import ALL, HELD, PREFIX, Store, connect, now_ms
 from tests.jobs.conftest import Gateway, job, lease, serving, slot
 from tests.jobs.test_api import leases
 from tests.rate_tiers.servers import RedisProcess
@@ -231,10 +231,16 @@ async def test_small_requests_are_kept_and_counted(store: Store) -> None:
 async def test_the_oldest_kept_requests_make_room(redis_server: RedisProcess) -> None:
     redis = connect(redis_server.url)
     store = Store(redis, (), Bounds(per_subject=300_000))
-    ended = [await over(store, job(prompt="p" * 60_000)) for _ in range(8)]
+    ended: list[str] = []
+    for _ in range(8):
+        ended.append((await over(store, job(prompt="p" * 60_000))).id)
+        # Their ends are known to the millisecond: one that has ended in the same as the one before is no older.
+        last = now_ms()
+        while now_ms() == last:
+            pass
     await store.add(job(prompt="p" * 100_000))
-    left = [each.id for each in ended if await store.get(each.id) is not None]
-    assert 0 < len(left) < 5 and left == [each.id for each in ended[-len(left) :]]
+    left = [each for each in ended if await store.get(each) is not None]
+    assert 0 < len(left) < 5 and left == ended[-len(left) :]
     assert await store.held() <= 300_000
     await redis.aclose()
 
