@@ -20,10 +20,13 @@ from claude_invoker import ending
 from claude_invoker.cli import launcher
 from claude_invoker.cli.pool import Pool
 from claude_invoker.cli.tree import Tree
+from claude_invoker.plan import Plan
+from claude_invoker.runs.run import Run
 from tests.invoker.conftest import Invoker, as_root, defended_and_without, tool, wait_for
 from tests.support.processes import command_line, gone
 from tests.support.waiting import HANG_S
 
+PLAN = Plan((), None, "sonnet", None, (), 1, 1.0, None, None, 60.0)
 LONG = bool(os.environ.get("INVOKER_LONG"))
 # Durations that tell the processes of these tests from those of other workers.
 ESCAPED, WAITING = (str(10_000_000 + 10 * os.getpid() + number) for number in (0, 1))
@@ -368,3 +371,26 @@ async def test_who_loses_a_cancellation_is_ended_all_the_same(monkeypatch: pytes
     async with asyncio.timeout(HANG_S):
         await ending.ended(control, *others)
     assert [task.done() for task in (control, *others)] == [True, True, True]
+
+
+async def test_a_run_that_is_cancelled_before_its_first_step_ends() -> None:
+    """As where a worker stops in the moment in which it begins a job: it waited 15 s for a run that was never over."""
+
+    def at_once(run: Run, reason: str) -> None:
+        assert run.task is not None
+        run.task.cancel(reason)
+
+    for cancelled, is_over in ((Run.cancel, True), (at_once, False)):
+        run = Run("run_1", "alice", PLAN, Path("/nonexistent"), 60.0)
+
+        async def work(run: Run = run) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                run.done.set()
+
+        run.task = asyncio.create_task(work())
+        cancelled(run, "the worker stops")
+        with pytest.raises(asyncio.CancelledError):
+            await run.task
+        assert run.done.is_set() is is_over

@@ -252,7 +252,8 @@ class Run:
         """Asks the run to end; `wait` tells when it has. Does nothing to a run that is over."""
         if not self.done.is_set() and self.task is not None and self.cancel_reason is None:
             self.cancel_reason = reason
-            self.task.cancel()
+            # Not before its first step: a task that is cancelled then takes none, and the run would never end.
+            self.task.get_loop().call_soon(self.task.cancel)
 
     def interrupt(self) -> None:
         """Ends what the model does now, and with it the run, which has a result all the same. Raises Problem 409."""
