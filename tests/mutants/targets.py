@@ -170,9 +170,13 @@ TARGETS: dict[str, tuple[str, ...]] = {
     },
     **{f"{_CONTRACT}/ledger/{name}.lua": (f"{_RATES}/test_live.py",) for name in ("change", "changes", "report")},
     **{
-        f"{_CONTRACT}/ledger/{name}.py": (f"{_RATES}/test_plugin.py", *_LEDGER) for name in ("calls", "limits", "model")
+        f"{_CONTRACT}/ledger/{name}.py": (
+            *(f"{_RATES}/test_{name}.py" for name in ("limits", "plugin", "warnings")),
+            *_LEDGER,
+        )
+        for name in ("calls", "limits", "model")
     },
-    f"{_CONTRACT}/ledger/live.py": tuple(f"{_RATES}/test_{name}.py" for name in ("live", "wishes", "admin")),
+    f"{_CONTRACT}/ledger/live.py": tuple(f"{_RATES}/test_{name}.py" for name in ("limits", "live", "wishes", "admin")),
     f"{_CONTRACT}/redis_place.py": (
         "tests/core/test_redis_place.py",
         "tests/interop/test_redis.py::test_a_url_that_cannot_be_used_is_told_where_it_is_written",
