@@ -12,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claude_contract.ledger import (
+    MAX_POOLS,
     Budget,
+    Lease,
+    Shared,
     Slot,
     Terms,
     UnreadableLedger,
@@ -104,3 +107,25 @@ def test_a_change_of_another_release_is_none_that_can_be_read() -> None:
 def test_what_a_change_binds_is_kept_as_json(kind: Kind) -> None:
     target = Target(kind, "k", "n", {"sub": "alice"})
     assert msgspec.json.decode(msgspec.json.encode(target), type=Target) == target
+
+
+MEMBER = "v1.QoMB-uL5ag4RD90b:5"
+NO_LEASE: tuple[Any, ...] = (
+    *("", "claude", "claude alice", f" alice {MEMBER}", f"claude  {MEMBER}", f"claude alice {MEMBER} ", None, 5),
+    *(f"claude alice {MEMBER} *  pool.b:*", "claude alice v1.QoMB-uL5ag4RD90b", "claude alice v1.QoMB:-5"),
+    " ".join(["claude", "alice", MEMBER, "*", *[f"pool.{n}:*" for n in range(MAX_POOLS + 1)]]),
+)
+
+
+@pytest.mark.parametrize("text", NO_LEASE, ids=repr)
+def test_what_is_no_lease(text: Any) -> None:
+    with pytest.raises(ValueError, match="not a lease"):
+        Lease.parse(text)
+
+
+def test_a_lease_says_what_is_reserved_and_for_whom() -> None:
+    pools = tuple(f"pool.{n}:*" for n in range(MAX_POOLS))
+    lease = Lease.parse(" ".join(["claude", "alice", MEMBER, "*", *pools]))
+    assert (lease.micro_usd, lease.shared, lease.is_message) == (5, Shared("*", pools), False)
+    assert Lease.new("claude", "alice").micro_usd == 0
+    assert Lease.new("claude", "alice", message=True).is_message
