@@ -6,11 +6,11 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from kong_claude.in_flight import Attested
 
@@ -29,8 +29,7 @@ _REFUSAL = re.compile(r"([a-z-]{1,40})/([a-z_]{1,40})")
 _RUN = re.compile(r"(?:run|job)_[0-9a-f]{1,64}")
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Struct, frozen=True, dict=True):
     """One request. `refusal`: (plugin, reason) where the gateway itself answered with an error.
 
     Only the service's own headers count for model, tokens, cost and run: what a plugin answers has no run behind it.
@@ -161,7 +160,7 @@ def _refusal(header: Any, status: Any) -> tuple[str, str] | None:
 
 def _map(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = table.get(name)
-    return value if isinstance(value, Mapping) else {}  # Lua's empty table may come as []
+    return value if isinstance(value, dict) else {}  # Lua's empty table may come as []
 
 
 def _headers(serialized: Mapping[str, Any], part: str) -> Mapping[str, Any]:

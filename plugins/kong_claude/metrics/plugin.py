@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
+
+from prometheus_client import Counter, Histogram
 
 from kong_claude import in_flight
 from kong_claude.metrics import registry, sinks
@@ -40,19 +43,32 @@ def count(found: Entry) -> None:
     """One request into the metrics."""
     route = registry.ROUTE(found.route)
     labels = (str(found.status) if found.status else "other", found.method, route)
-    registry.REQUESTS.labels(*labels).inc()
-    registry.DURATION.labels(*labels).observe(found.seconds)
+    requests, duration = answered(*labels)
+    requests.inc()
+    duration.observe(found.seconds)
     tier = registry.TIER(found.tier or "none")
     if found.refusal:
         plugin, reason = found.refusal
         registry.REFUSALS.labels(registry.PLUGIN(plugin), registry.REASON(reason), route, tier).inc()
     if found.tier:
-        registry.TIER_REQUESTS.labels(tier, route).inc()
+        in_tier(tier, route).inc()
     if found.model:
         model = registry.MODEL(found.model)
         registry.COST.labels(model, tier).inc(found.cost_usd)
         registry.TOKENS.labels(model, tier, "input").inc(found.input_tokens)
         registry.TOKENS.labels(model, tier, "output").inc(found.output_tokens)
+
+
+# `labels` takes a lock and makes a tuple of texts each time, which costs more than to count.
+@lru_cache(maxsize=4096)
+def answered(status: str, method: str, route: str) -> tuple[Counter, Histogram]:
+    labels = (status, method, route)
+    return registry.REQUESTS.labels(*labels), registry.DURATION.labels(*labels)
+
+
+@lru_cache(maxsize=4096)
+def in_tier(tier: str, route: str) -> Counter:
+    return registry.TIER_REQUESTS.labels(tier, route)
 
 
 def open_sinks(config: AccessLogConfig) -> list[sinks.Sink]:
