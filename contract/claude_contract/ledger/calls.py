@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from claude_contract import versions
@@ -66,7 +67,7 @@ class Script:
     sha: str
 
 
-class Call(NamedTuple, Generic[R]):
+class Call(Struct, Generic[R], frozen=True):
     """One EVALSHA. `parse` makes the reply of it."""
 
     script: Script

@@ -207,7 +207,7 @@ class Drawn(NamedTuple):
     fleeting: bool = False  # refused only for what others have drawn, some of which comes back when they are answered
 
 
-class Quota(NamedTuple):
+class Quota(Struct, frozen=True):
     """One window's state: `reset_ms` until a place comes back; `over`: requests beyond its limit, which was lowered
     after they had been admitted."""
 
@@ -227,7 +227,7 @@ class Spent(NamedTuple):
     end_ms: int = 0  # 0: it is rolling, and ends now
 
 
-class Standing(NamedTuple):
+class Standing(Struct, frozen=True):
     """One account's state. Without a lease asked for, only the windows'."""
 
     running: int = 0
@@ -251,7 +251,7 @@ class Blocked(NamedTuple):
     for_ms: int
 
 
-class Admission(NamedTuple):
+class Admission(Struct, frozen=True):
     """The answer to `admit` and `acquire`. Quotas and budgets are what they are with what was `changed`."""
 
     admitted: bool

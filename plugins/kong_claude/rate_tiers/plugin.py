@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from claude_contract import graphql
@@ -346,7 +347,7 @@ class RateTiers(Stage[RateTiersConfig]):
             request.kong.log.warn(f"no tier {name!r:.80}: its callers are in {self.choice.default.name!r}")
 
 
-class _Asked(NamedTuple):
+class _Asked(Struct, frozen=True):
     """What is asked of the store, and what an admission of it gives."""
 
     request: Admit
@@ -355,7 +356,7 @@ class _Asked(NamedTuple):
     said: str = ""  # to the caller, where it is not what he would have had
 
 
-class _Found(NamedTuple):
+class _Found(Struct, frozen=True):
     asked: _Asked
     admission: Admission
     local: bool
