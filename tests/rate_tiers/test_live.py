@@ -202,6 +202,24 @@ def test_a_queued_run_starts_under_the_limits_as_they_are_then(clocked: ClockedR
     assert clocked.admit(request, NOW + 61_000_000).admitted, "the change has lapsed"
 
 
+@pytest.mark.parametrize("target", [SUBJECT, POOL], ids=str)
+@pytest.mark.parametrize("more", [{"hour": 1}, {"usd_per_day": DOLLAR // 2}, {"concurrent": 1}], ids=str)
+def test_who_is_blocked_is_told_that_whatever_else_is_in_his_way_for_longer(
+    clocked: ClockedRedis, target: Target, more: dict[str, int]
+) -> None:
+    """An API rate limit exceeded, 429, is tried again."""
+    assert admit(clocked, POOLED).admitted
+    change(clocked, TIER, more, SOON + 60 * 60_000)
+    without = admit(clocked, POOLED)
+    assert without.exceeded == next(iter(more)), "the control"
+    change(clocked, target, {"blocked": 1})
+    refused = admit(clocked, POOLED)
+    assert (refused.exceeded, refused.wait_ms) == ("blocked", 60_000)
+    change(clocked, ALL_TEAMS, {"blocked": 1}, SOON + 1000)
+    if target is SUBJECT:
+        assert admit(clocked, POOLED).wait_ms == 61_000, "of two blocks the longer one is told"
+
+
 @pytest.mark.parametrize("target", [SUBJECT, TIER, POOL, ALL_TEAMS], ids=str)
 def test_who_is_blocked_is_refused_at_once_whatever_he_asks_for(clocked: ClockedRedis, target: Target) -> None:
     change(clocked, target, {"blocked": 1})

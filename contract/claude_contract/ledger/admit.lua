@@ -23,8 +23,9 @@ local PLACE = of_messages and MESSAGES or RUNNING
 
 local exceeded, who, wait = 0, 1, 0
 local function refuse_for(account, limit, us)
-  -- Of several, the one that stays in the way for longest is named.
-  if exceeded == 0 or us > wait then
+  -- Whoever is blocked is told that, whatever else is in his way; else of several the one that stays there for longest.
+  local blocks, blocked = limit == BLOCKED, exceeded == BLOCKED
+  if exceeded == 0 or (blocks and not blocked) or (blocks == blocked and us > wait) then
     exceeded, who, wait = limit, account, us
   end
 end

@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse
 
 from claude_invoker.api.files import file_answer
 from claude_invoker.api.replicas import files_of
-from claude_invoker.api.runs import OwnRun
+from claude_invoker.api.runs import OwnRun, who_cancels
 from claude_invoker.caller import Caller
 from claude_invoker.dashboard import patch
 from claude_invoker.dashboard.difference import difference, patch_among
@@ -20,7 +20,6 @@ from claude_invoker.dashboard.pages import home, page
 from claude_invoker.dashboard.pricing import price_of
 from claude_invoker.dashboard.render import html
 from claude_invoker.dashboard.timeline import Timeline, told
-from claude_invoker.jobs.ends import BY_CALLER
 from claude_invoker.problem import Problem
 from claude_invoker.replicas.record import PastRun
 from claude_invoker.runs.run import Run
@@ -56,8 +55,8 @@ async def artifact(request: Request, run: OwnRun, viewer: Viewer, path: str) -> 
 
 
 @router.post("/{run_id}/cancel", dependencies=[Depends(attested), Depends(from_our_page)])
-async def cancel(request: Request, run: OwnRun) -> Response:
-    run.cancel(BY_CALLER)
+async def cancel(request: Request, run: OwnRun, viewer: Viewer) -> Response:
+    run.cancel(who_cancels(run, viewer))
     return RedirectResponse(f"{home(request)}/runs/{run.id}", 303, HEADERS)
 
 

@@ -39,7 +39,7 @@ from claude_invoker.settings import Settings
 _log = logging.getLogger(__name__)
 BEAT_S = 1.0
 FULL_S = 1.0  # a subject whose places are all taken is passed over for so long
-PARKED_S = 900.0  # one whose budget is used up until its period turns, at most: an admin may raise it meanwhile
+PARKED_S = 60.0  # one whose budget is used up, or who is blocked, at most: an admin may change that meanwhile
 RECONCILE_S = 5.0
 DELIVERIES = 8  # at once
 _PING_S = 3.0

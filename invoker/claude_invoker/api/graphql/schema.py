@@ -160,7 +160,7 @@ async def _cancel(asking: Asking, id: str) -> Any:
     if id.startswith("job_"):
         job = await jobs.own_job(id, asking.request, asking.caller)
         return (await jobs.cancel(asking.request, job)).model_dump(mode="json")
-    return await _of_run(asking, "DELETE", id, runs.cancel)
+    return await _of_run(asking, "DELETE", id, functools.partial(runs.cancel, caller=asking.caller))
 
 
 def _plain(run_id: str) -> str:
