@@ -171,7 +171,7 @@ def invoker(start_invoker: Callable[..., Invoker], tmp_path_factory: pytest.Temp
     (catalog / "mcp").mkdir()
     mine = {"name": "mine", "description": "x", "tools": ["x"], "url": "http://127.0.0.1:9/mcp", "credential": "caller"}
     (catalog / "mcp/mine.json").write_text(json.dumps(mine))
-    yield start_invoker(
+    found = start_invoker(
         attestation_key=SECRET,
         trust="attested",
         redis_url=server.url,
@@ -179,6 +179,8 @@ def invoker(start_invoker: Callable[..., Invoker], tmp_path_factory: pytest.Temp
         memory_claim="team",
         catalog=catalog,
     )
+    yield found
+    found.stop()
     server.close()
 
 

@@ -232,7 +232,9 @@ def test_what_may_name_the_limits(body: str, asks: bool) -> None:
 @pytest.fixture(scope="module")
 def invoker(start_invoker: Callable[..., Invoker]) -> Iterator[Invoker]:
     redis = started()  # no other test's: its worker would run their jobs
-    yield start_invoker(trust="attested", attestation_key=SECRET, redis_url=redis.url, worker="embedded")
+    found = start_invoker(trust="attested", attestation_key=SECRET, redis_url=redis.url, worker="embedded")
+    yield found
+    found.stop()
     redis.close()
 
 

@@ -74,7 +74,9 @@ def target(request: pytest.FixtureRequest, start_invoker: Callable[..., Invoker]
     chosen = {"redis_url": redis.url, "worker": "embedded", "max_runs": 2, "max_body": 1 << 20, "prefix": "/claude"}
     if request.param == "attested":
         chosen |= {"trust": "attested", "attestation_key": "k" * 40}
-    yield start_invoker(**chosen)
+    found = start_invoker(**chosen)
+    yield found
+    found.stop()
     redis.close()
 
 
