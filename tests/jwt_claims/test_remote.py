@@ -92,6 +92,22 @@ def test_many_at_once_are_one_fetch() -> None:
     assert issuer.loads == 1
 
 
+def test_who_asks_while_the_fetch_of_others_ends_begins_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    issuer = Issuer()
+    keys = issuer.keys()
+    start = keys._start
+
+    def late(*seen: Any) -> Any:
+        """What was seen is not there, and is when it is asked for."""
+        start(*seen)
+        settle(keys)
+        return start(*seen)
+
+    monkeypatch.setattr(keys, "_start", late)
+    assert kids(keys.current()) == ["one"]
+    assert issuer.loads == 1
+
+
 def test_fetched_in_the_background_before_expiry() -> None:
     issuer = Issuer()
     keys = issuer.keys(timeout=2 * HANG_S)

@@ -67,13 +67,14 @@ class RemoteKeys:
     def prefetch(self) -> None:
         """Starts the first fetch without waiting for it."""
         if self._keys is None:
-            self._start()
+            self._start(None, self._fetched)
 
     def current(self) -> KeySet:
         """The keys to use now. Raises Unavailable where there are none, or only ones too old."""
-        keys, age = self._keys, self._clock() - self._fetched
+        keys, fetched = self._keys, self._fetched
+        age = self._clock() - fetched
         if keys is None or age >= self._ttl * EARLY:
-            flight = self._start()
+            flight = self._start(keys, fetched)
             # While the issuer is known to be away, requests do not wait for each new attempt.
             useless = keys is None or age >= self._ttl + self._max_stale
             if flight is not None and (useless or (age >= self._ttl and self._failed is None)):
@@ -97,10 +98,13 @@ class RemoteKeys:
                 flight.done.wait(self._timeout)
         return self.current()
 
-    def _start(self) -> _Flight | None:
-        """The running fetch, or a new one; None during the cool-down after a failure."""
+    def _start(self, keys: KeySet | None, fetched: float) -> _Flight | None:
+        """The running fetch, or a new one; None during the cool-down after a failure, and where what was seen is
+        not the newest by now."""
         with self._lock:
             now = self._clock()
+            if self._flight is None and (self._keys is not keys or self._fetched != fetched):
+                return None
             if self._flight is None and self._failed is not None and now - self._failed < self._cooldown:
                 return None
             return self._begin(now)
