@@ -151,6 +151,10 @@ def test_a_run_that_goes_on_is_followed_and_cancelled_by_way_of_another(pair: Pa
         with here.stream("POST", "/claude/invoke", json={"prompt": SLOW}, headers=streamed) as stream:
             assert there.delete(stream.headers["location"]).status_code == 202
             assert "cancelled by its caller" in stream.read().decode()
+        admin = client(other, "root", roles=["admin"])
+        with admin, here.stream("POST", "/claude/invoke", json={"prompt": SLOW}, headers=streamed) as stream:
+            assert admin.delete(stream.headers["location"]).status_code == 202
+            assert "cancelled by an administrator" in stream.read().decode()
 
 
 def test_a_run_that_goes_on_is_looked_at_and_cancelled_by_graphql_of_another(pair: Pair) -> None:
