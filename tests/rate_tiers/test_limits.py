@@ -74,6 +74,7 @@ def test_a_cheaper_model_may_go_beyond_the_subjects_own_budgets_alone() -> None:
     assert [budget.micro_usd for budget in slot.own.budgets] == [999, 50]
     assert [budget.micro_usd for budget in slot.bound.budgets] == [1498, 75], "never a part of a micro-dollar more"
     assert (slot.bound.concurrent, slot.pools) == (2, (pool,))
+    assert [budget.micro_usd for budget in Slot(day_micro_usd=200, up_to_percent=101).bound.budgets] == [202]
     whole = Slot(2, day_micro_usd=999)
     assert whole.bound == whole.own
 
@@ -128,4 +129,5 @@ def test_a_lease_says_what_is_reserved_and_for_whom() -> None:
     lease = Lease.parse(" ".join(["claude", "alice", MEMBER, "*", *pools]))
     assert (lease.micro_usd, lease.shared, lease.is_message) == (5, Shared("*", pools), False)
     assert Lease.new("claude", "alice").micro_usd == 0
-    assert Lease.new("claude", "alice", message=True).is_message
+    message = Lease.new("claude", "alice", message=True)
+    assert message.is_message and message.member.startswith("v1.m."), "as the scripts look for it"
