@@ -54,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         choices=("serve", "worker"),
         default="serve",
         help="serve: answer HTTP requests (default); worker: run queued jobs, as many workers as wanted; "
-        "audit: verify the audit log (claude-invoker audit --help); catalog: look at a catalog of skills "
-        "(claude-invoker catalog --help)",
+        "audit: verify the audit log, who has spent what, what it has of a person, and deleting that "
+        "(claude-invoker audit --help); catalog: look at a catalog of skills (claude-invoker catalog --help)",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     command = parser.parse_args(arguments).command

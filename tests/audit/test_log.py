@@ -410,4 +410,22 @@ def test_the_command_finds_what_was_done(
     assert command("--anchor", str(tmp_path / "none")) == 2 and "is not there" in capsys.readouterr().err
     assert command("--anchor", "redis") == 2 and "INVOKER_REDIS_URL" in capsys.readouterr().err
     shutil.rmtree(directory)
-    assert command() == 1 and "gone" in capsys.readouterr().out
+    assert command() == 1
+    printed = capsys.readouterr()
+    assert "gone" in printed.out and "--dir or INVOKER_AUDIT_DIR" in printed.err
+
+
+def test_the_command_says_where_an_anchor_is_named(
+    directory: Path,
+    tmp_path: Path,
+    command: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = filled(directory)
+    anchor.advance(made, [FileAnchor(tmp_path / "heads")])
+    assert command() == 0 and "no anchor was asked" not in capsys.readouterr().err
+    monkeypatch.delenv("INVOKER_AUDIT_ANCHOR")
+    assert command() == 1, "nobody vouches for its end"
+    printed = capsys.readouterr()
+    assert printed.out.startswith("cut: no anchor knows this log") and "set INVOKER_REDIS_URL" in printed.err

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -150,3 +153,23 @@ def test_the_commands(log: Log, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert cli.main(["export", "--subject", "alice", "--store"]) == 2
     assert "INVOKER_AUDIT_STORE is not set" in capsys.readouterr().err
     assert cli.main(["export", "--subject", "alice", "--dir", str(log.directory / "none")]) == 2
+
+
+def test_who_reads_no_further_ends_the_command_quietly(log: Log) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [
+        sys.executable,
+        "-m",
+        "claude_invoker",
+        "audit",
+        "export",
+        "--subject",
+        "alice",
+        "--dir",
+        str(log.directory),
+    ]
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # what is left is written at the end
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, env=buffered)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "9 lines about 'alice'\n")

@@ -87,5 +87,7 @@ def test_the_command(log: Log, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     rows = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
     assert [(row["name"], row["usd"]) for row in rows] == [("pro", "0.7"), ("team", "0.300001")]
     assert cli.main(["spent", "--store"]) == 2 and "INVOKER_AUDIT_STORE is not set" in capsys.readouterr().err
+    assert cli.main(["spent", "--dir", str(log.directory / "none")]) == 2
+    assert "none is not there: --dir or INVOKER_AUDIT_DIR" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["spent", "--since", "yesterday"])

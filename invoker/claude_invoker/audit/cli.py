@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import socket
 import sys
 from dataclasses import asdict
@@ -27,10 +28,21 @@ if TYPE_CHECKING:
     from claude_invoker.store.store import Store
 
 REDIS, STORE = "redis", "store"
+_LEFT = 128 + signal.SIGPIPE
+"""As a shell has it of a program whose reader has left: `audit export | head`."""
+_WHERE = "--dir or INVOKER_AUDIT_DIR say where the log is"
+_ANCHORS = (
+    "no anchor was asked: set INVOKER_REDIS_URL, INVOKER_AUDIT_ANCHOR or INVOKER_AUDIT_STORE as the invoker has it, "
+    "or say --anchor"
+)
 
 
 class _NoStore(Exception):
     """None is configured."""
+
+
+class _NoLog(Exception):
+    """There is no such directory."""
 
 
 def main(argv: list[str]) -> int:
@@ -46,11 +58,18 @@ def main(argv: list[str]) -> int:
 
     verbs = {"verify": _verify, "export": _export, "forget": _forget, "spent": _spent}
     try:
-        return asyncio.run(verbs[options.verb](options, Settings()))
+        done = asyncio.run(verbs[options.verb](options, Settings()))
+        sys.stdout.flush()  # so that who reads no further is found out here, not when Python ends
+        return done
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _LEFT
     except ValidationError as error:
         problem = f"the settings cannot be read: {error.errors(include_input=False)[0]['msg']}"
     except _NoStore:
         problem = "INVOKER_AUDIT_STORE is not set"
+    except _NoLog as error:
+        problem = f"{error} is not there: {_WHERE}"
     except Unreachable as error:
         problem = f"an anchor cannot be read: {error}"
     except Away as error:
@@ -135,7 +154,7 @@ def _age(text: str) -> timedelta:
 
 
 async def _spent(options: argparse.Namespace, settings: Settings) -> int:
-    """Raises _NoStore, Away, OSError, ValueError."""
+    """Raises _NoStore, _NoLog, Away, OSError, ValueError."""
     from claude_invoker.audit import shipping, spent
 
     since = None if options.since is None else datetime.now(UTC) - options.since
@@ -143,7 +162,7 @@ async def _spent(options: argparse.Namespace, settings: Settings) -> int:
         async with shipping.fetched(_store(settings)) as places:
             rows, unknown = spent.spent(places.values(), options.by, since)
     else:
-        rows, unknown = spent.spent([options.dir or settings.audit_directory], options.by, since)
+        rows, unknown = spent.spent([_directory(options, settings)], options.by, since)
     if options.json:
         for row in rows:
             print(json.dumps({**asdict(row), "usd": str(row.usd)}))
@@ -155,7 +174,7 @@ async def _spent(options: argparse.Namespace, settings: Settings) -> int:
 
 
 async def _export(options: argparse.Namespace, settings: Settings) -> int:
-    """Raises _NoStore, Away, OSError, ValueError."""
+    """Raises _NoStore, _NoLog, Away, OSError, ValueError."""
     from claude_invoker.audit import person, shipping
     from claude_invoker.jobs import kept
 
@@ -163,7 +182,7 @@ async def _export(options: argparse.Namespace, settings: Settings) -> int:
         async with shipping.fetched(_store(settings)) as places:
             found = [row for each in places.values() for row in person.export(each, options.subject)]
     else:
-        found = person.export(options.dir or settings.audit_directory, options.subject)
+        found = person.export(_directory(options, settings), options.subject)
     found += await kept.export(settings, options.subject)
     for row in sorted(found, key=lambda each: str(each["at"])):
         print(json.dumps(row))
@@ -172,12 +191,12 @@ async def _export(options: argparse.Namespace, settings: Settings) -> int:
 
 
 async def _forget(options: argparse.Namespace, settings: Settings) -> int:
-    """Raises Away, OSError, ValueError."""
+    """Raises _NoLog, Away, OSError, ValueError."""
     from claude_invoker.audit import person, shipping
     from claude_invoker.audit.writer import store_of
     from claude_invoker.jobs import kept
 
-    directory = options.dir or settings.audit_directory
+    directory = _directory(options, settings)
     deleted = person.forget(directory, options.subject, f"uid {os.getuid()} at {socket.gethostname()}")
     print(f"{directory}: details of {deleted} lines deleted", file=sys.stderr)
     store = store_of(settings)
@@ -198,7 +217,12 @@ async def _verify(options: argparse.Namespace, settings: Settings) -> int:
     if not options.store:
         directory = options.dir or settings.audit_directory
         heads = await _heads(options, settings, directory)
-        return _told(options, _looked(directory, heads, has_store=settings.audit_store is not None), heads)
+        found = _looked(directory, heads, has_store=settings.audit_store is not None)
+        if not directory.is_dir():
+            print(f"claude-invoker: {_WHERE}", file=sys.stderr)
+        elif not _named(options, settings):
+            print(f"claude-invoker: {_ANCHORS}", file=sys.stderr)
+        return _told(options, found, heads)
     found = Verdict()
     heads = await asyncio.to_thread(anchor.known, _anchors(options, settings))
     async with shipping.fetched(_store(settings)) as places:
@@ -280,6 +304,14 @@ def _told(options: argparse.Namespace, found: Verdict, heads: Sequence[Head]) ->
                 file=sys.stderr,
             )
     return 1 if found.findings else 0
+
+
+def _directory(options: argparse.Namespace, settings: Settings) -> Path:
+    """Raises _NoLog."""
+    directory: Path = options.dir or settings.audit_directory
+    if not directory.is_dir():
+        raise _NoLog(directory)
+    return directory
 
 
 def _store(settings: Settings) -> Store:
