@@ -129,10 +129,33 @@ def test_with_the_audit_log_costs_are_its_alone(tmp_path: Path) -> None:
     assert (alone["total"]["cost_usd"], alone["cost_from"], alone["by_route"]["claude-invoke"]["cost_usd"]) == (
         7, "access log", 7)  # fmt: skip
     assert "without streams, jobs" in alone["counted"]
+    # Without an access log: the same costs, and of requests nothing is said, not even 0.
+    found = json.loads(report("--json", *audited).stdout)
+    assert (found["total"]["requests"], found["total"]["p99_s"], found["total"]["cost_usd"]) == (None, None, 0.750001)
+    assert found["by_tier"]["free"]["cost_usd"] == 0.75 and found["by_tier"]["free"]["refusals"] is None
+    shown = report(*audited).stdout
+    assert "- **requests**: –" in shown and "- **cost**: $0.7500" in shown and "Without an access log" in shown
+    page = render.page(found)
+    assert "Cost over time" in page and "Requests, refusals" not in page
+    neither = report("--json")
+    assert neither.returncode == 2 and "--audit DIR" in neither.stderr
     (tmp_path / "empty").mkdir()
     for place, says in (("nowhere", "nowhere: No such file"), ("empty", "empty: there is no audit log in it")):
         wrong = report(tmp_path / "access.jsonl", "--audit", tmp_path / place)
         assert wrong.returncode != 0 and says in wrong.stderr, wrong.stdout
+
+
+@pytest.mark.parametrize(
+    ("cost", "shown"),
+    [(0.0047, "$0.0047"), (0.000224, "$0.0002"), (0.999, "$0.9990"), (1, "$1.00"), (1234.5, "$1,234.50"), (0, "$0.00")],
+)
+def test_a_small_cost_is_not_shown_as_none(cost: float, shown: str) -> None:
+    summary = Summary(NOW - 3600, NOW)
+    summary.add(line(cost_usd=cost))
+    document = summary.document()
+    assert ("cost", shown) in render.figures(document)
+    by_tier = next(rows for title, _, rows in render.tables(document) if title == "By tier")
+    assert shown in by_tier[0]
 
 
 def test_what_is_charted_is_what_the_tables_say() -> None:
@@ -229,7 +252,7 @@ def test_a_page_is_inert_and_complete(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["/nonexistent/a.jsonl"], "not there"), (["a", "--out", "r.doc"], ".pdf"), (["a", "--since", "x"], "age")],
+    [(["/nonexistent/a.jsonl"], "not there"), (["a", "--out", "r.doc"], ".pdf"), (["a", "--since", "x"], "length of time")],
 )
 def test_bad_input_is_one_line(arguments: list[str], said: str) -> None:
     done = report(*arguments)

@@ -20,7 +20,12 @@ FORMS = ("pdf", "html", "md", "json")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("logs", nargs="+", type=Path, help="access logs, .gz too; a directory stands for its *.jsonl*")
+    parser.add_argument(
+        "logs",
+        nargs="*",
+        type=Path,
+        help="access logs, .gz too; a directory stands for its *.jsonl* (with --audit they may be left out)",
+    )
     parser.add_argument("--since", default="7d", type=duration, metavar="AGE", help="30m, 12h, 7d, 4w (default: 7d)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--out", type=Path, help="a .pdf, .html, .md or .json file (default: Markdown, printed)")
@@ -41,12 +46,15 @@ def run(options: argparse.Namespace) -> int:
     form = options.out.suffix[1:].lower() if options.out else "json" if options.json else "md"
     if form not in FORMS:
         raise Problem(f"--out {options.out}: the name must end in .pdf, .html, .md or .json")
+    if not options.logs and not options.audit:
+        raise Problem("name access logs (docs/metrics.md says how to have one), or an audit log: --audit DIR")
     from kong_claude.report.summary import Summary
 
     now = time.time()
     known = limits(options.config) if options.config else {}
-    summary = Summary(now - options.since, now, known, audited=bool(options.audit))
-    read_all(summary, files(options.logs))
+    summary = Summary(now - options.since, now, known, audited=bool(options.audit), logged=bool(options.logs))
+    if options.logs:
+        read_all(summary, files(options.logs))
     counted: dict[str, int] = {}
     for directory in options.audit:
         read_audit(summary, directory, counted)
@@ -60,7 +68,8 @@ def run(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise Problem(f"{error.name} is missing: pip install 'kong-claude[report]', or --out report.md") from error
     if options.out:
-        print(f"{options.out}: {summary.all.requests:,} requests, {summary.broken:,} broken lines", file=sys.stderr)
+        logs = f"{summary.all.requests:,} requests, {summary.broken:,} broken lines"
+        print(f"{options.out}: {logs if options.logs else 'no access log'}", file=sys.stderr)
     return 0
 
 

@@ -23,7 +23,8 @@ SERIES = ("#2f6db5", "#d98324", "#3a8f5c", "#8a5fb0", "#c8443c", "#5b7083", "#b8
 def trends(
     document: dict[str, Any], size: tuple[float, float], place: tuple[float, float, float, float] = (0, 0, 1, 1)
 ) -> Figure:
-    """Requests, refusals and cost over time, at `place` (left, bottom, width, height). Long spans are shown by day."""
+    """Requests and refusals, where there is an access log, and cost over time, at `place` (left, bottom, width,
+    height). Long spans are shown by day."""
     step = document["slot_s"]
     summed: dict[int, list[float]] = {}
     for at, counts in document["hours"].items():
@@ -34,8 +35,10 @@ def trends(
     rows = [summed.get(at, [0.0, 0.0, 0.0]) for at in slots]
     unit = _unit(step)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(rect=place))
-    axes = figure.subplots(3, 1, sharex=True)
-    wanted = ((0, f"Requests per {unit}", BLUE), (1, f"Refusals per {unit}", RED), (2, f"Cost per {unit}, USD", GREEN))
+    wanted = [(0, f"Requests per {unit}", BLUE), (1, f"Refusals per {unit}", RED), (2, f"Cost per {unit}, USD", GREEN)]
+    if document["total"]["requests"] is None:
+        wanted = wanted[2:]
+    axes = figure.subplots(len(wanted), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (column, title, colour) in zip(axes, wanted, strict=True):
         values = _to_the_end([row[column] for row in rows])
         axis.fill_between(_ends(slots, step), values, step="post", color=colour, alpha=0.2, linewidth=0)

@@ -28,12 +28,12 @@ td:first-child,th:first-child{text-align:left;overflow-wrap:anywhere}img{max-wid
 def figures(document: dict[str, Any]) -> list[tuple[str, str]]:
     total = document["total"]
     return [
-        ("requests", f"{total['requests']:,}"),
-        ("refused", f"{total['refusals']:,}"),
-        ("cost", f"${total['cost_usd']:,.2f}"),
+        ("requests", _count(total["requests"])),
+        ("refused", _count(total["refusals"])),
+        ("cost", _usd(total["cost_usd"])),
         ("tokens", _short(total["input_tokens"] + total["output_tokens"])),
-        ("median", f"{total['p50_s']:.2f} s"),
-        ("p99", f"{total['p99_s']:.2f} s"),
+        ("median", _seconds(total["p50_s"])),
+        ("p99", _seconds(total["p99_s"])),
     ]
 
 
@@ -50,11 +50,11 @@ def tables(document: dict[str, Any]) -> list[Table]:
         rows = [
             [
                 plain(value),
-                f"{g['requests']:,}",
-                f"{g['refusals']:,}",
+                _count(g["requests"]),
+                _count(g["refusals"]),
                 *("–" if g[kind] is None else _short(g[kind]) for kind in ("input_tokens", "output_tokens")),
-                "–" if g["cost_usd"] is None else f"${g['cost_usd']:,.2f}",
-                *(f"{g[f'p{share}_s']:.2f} s" for share in (50, 95, 99)),
+                _usd(g["cost_usd"]),
+                *(_seconds(g[f"p{share}_s"]) for share in (50, 95, 99)),
             ]
             for value, g in list(document[f"by_{name}"].items())[:ROWS]
         ]
@@ -66,7 +66,7 @@ def tables(document: dict[str, Any]) -> list[Table]:
         for tier, peak in document["peaks_per_minute"].items()
     ]
     found.append(("Peaks against limits", ["tier", "most of one caller in a minute", "limit"], peaks))
-    metered = [[plain(tier), f"${usd:,.2f}"] for tier, usd in document["metered_cost_usd"].items()]
+    metered = [[plain(tier), _usd(usd)] for tier, usd in document["metered_cost_usd"].items()]
     found.append(("Cost by tier, streams and jobs included (Prometheus)", ["tier", "cost"], metered))
     slowest = [
         [plain(s["run_id"] or s["request_id"]), plain(s["route"]), plain(s["model"]), plain(s["tier"]),
@@ -108,7 +108,9 @@ def page(document: dict[str, Any]) -> str:
     out.append(f"</div><p class=span>{e(document['counted'])}</p>")
     if document["hints"]:
         out.append("<ul>" + "".join(f"<li>{e(hint)}</li>" for hint in document["hints"]) + "</ul>")
-    out.append("<h2>Over time</h2>" + _picture(trends(document, (9.5, 6.5)), "Requests, refusals and cost over time"))
+    over_time = trends(document, (9.5, 6.5))
+    words = "Cost over time" if document["total"]["requests"] is None else "Requests, refusals and cost over time"
+    out.append("<h2>Over time</h2>" + _picture(over_time, words))
     spent = [name for name, series in document["cost_usd_over_time"].items() if series]
     charts = {
         f"By {name}": _picture(costs(document, [name], (9.5, 2.8)), f"Cost by {name} over time") for name in spent
@@ -175,6 +177,21 @@ def _table(sheet: Any, columns: list[str], rows: list[list[str]], top: float) ->
         sheet.text(0.07, y, name, **style)
         for x, text in zip(right, row[1:], strict=True):
             sheet.text(x, y, text, ha="right", **style)
+
+
+def _count(number: int | None) -> str:
+    return "–" if number is None else f"{number:,}"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds:.2f} s"
+
+
+def _usd(amount: float | None) -> str:
+    """As the dashboard writes it: of what is less than a dollar more."""
+    if amount is None:
+        return "–"
+    return f"${amount:.4f}" if 0 < amount < 1 else f"${amount:,.2f}"
 
 
 def _short(number: int) -> str:

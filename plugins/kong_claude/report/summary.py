@@ -31,6 +31,7 @@ BY_AUDIT = (
     "Cost and tokens are those of all runs, jobs and messages that have ended in this time, as the audit log has them "
     "and the ledger has booked them."
 )
+BY_AUDIT_ALONE = f"{BY_AUDIT} Without an access log requests, refusals and latencies are not known."
 NOT_AUDITED = ("route",)
 """Dimensions by which the audit log does not tell what was spent."""
 NOT_ALWAYS_AUDITED = ("team", "repository")
@@ -77,29 +78,35 @@ class Group:
     """Whether something says what was spent, be it nothing."""
     latency: Quantiles = field(default_factory=Quantiles)
 
-    def document(self, *, is_paid_known: bool = True) -> dict[str, Any]:
+    def document(self, *, is_paid_known: bool = True, are_requests_known: bool = True) -> dict[str, Any]:
         paid = {
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
             "cost_usd": round(self.cost_usd, 6),
         }
+        counted = {"requests": self.requests, "refusals": self.refusals, "errors": self.errors}
+        took = {f"p{share}_s": round(self.latency.at(share / 100), 3) for share in (50, 95, 99)}
         return {
-            "requests": self.requests,
-            "refusals": self.refusals,
-            "errors": self.errors,
+            **(counted if are_requests_known else dict.fromkeys(counted)),
             **(paid if is_paid_known else dict.fromkeys(paid)),
-            **{f"p{share}_s": round(self.latency.at(share / 100), 3) for share in (50, 95, 99)},
+            **(took if are_requests_known else dict.fromkeys(took)),
         }
 
 
 class Summary:
     """`limits`: tier → requests per minute, where they are known. `audited`: what was spent comes from an audit log,
-    not from the lines of the access log."""
+    not from the lines of the access log. `logged`: whether there is an access log."""
 
     def __init__(
-        self, since: float, until: float, limits: Mapping[str, int] | None = None, *, audited: bool = False
+        self,
+        since: float,
+        until: float,
+        limits: Mapping[str, int] | None = None,
+        *,
+        audited: bool = False,
+        logged: bool = True,
     ) -> None:
-        self.since, self.until, self.audited = since, until, audited
+        self.since, self.until, self.audited, self.logged = since, until, audited, logged
         self.unpriced = 0  # ends in the audit log that do not say what they have cost
         self.limits = dict(limits or {})
         self.lines = self.broken = self.outside = self.not_utf8 = 0
@@ -268,14 +275,16 @@ class Summary:
             "not_utf8_lines": self.not_utf8,
             "outside": self.outside,
             "cost_from": "audit log" if self.audited else "access log",
-            "counted": BY_AUDIT if self.audited else BY_LOG,
+            "counted": BY_LOG if not self.audited else BY_AUDIT if self.logged else BY_AUDIT_ALONE,
             "unpriced": self.unpriced,
-            "total": self.all.document(),
+            "total": self.all.document(are_requests_known=self.logged),
             "status": dict(self.status.most_common()),
             "refusals": dict(self.refusals.most_common()),
             **{
                 f"by_{name}": {
-                    value: group.document(is_paid_known=self._is_paid_known(name, group))
+                    value: group.document(
+                        is_paid_known=self._is_paid_known(name, group), are_requests_known=self.logged
+                    )
                     for value, group in sorted(groups.items(), key=lambda item: (-item[1].cost_usd, -item[1].requests))
                 }
                 for name, groups in self.groups.items()
