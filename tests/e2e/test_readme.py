@@ -20,6 +20,8 @@ from tests.invoker.conftest import wait_for
 
 pytestmark = pytest.mark.xdist_group("e2e")
 
+LOCAL_LOG = ".kong-claude/runs/audit"
+
 
 def run_as_shown(script: str, gateway: Gateway, directory: Path) -> subprocess.CompletedProcess[str]:
     """In a shell that ends at the first command that fails, which none may."""
@@ -91,12 +93,19 @@ def test_what_a_consumer_is_told_works_as_it_stands(gateway: Gateway, tmp_path: 
 
 
 def test_what_to_do_when_something_happens_is_done_so(gateway: Gateway, tmp_path: Path) -> None:
-    spent, blocked, back = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/incidents.md").read_text(), re.DOTALL)
+    spent, blocked, back, revoked = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/incidents.md").read_text(), re.DOTALL)
     programs = Path(sys.executable).parent
 
     def done(script: str) -> str:
-        script = script.replace("kong-claude ", f"{COMMAND} ").replace("claude-invoker ", f"{programs}/claude-invoker ")
+        for name, program in (("kong-claude", COMMAND), ("claude-invoker", programs / "claude-invoker")):
+            script = re.sub(rf"(?<![\w./-]){name} ", f"{program} ", script)
         return run_as_shown(f"export INVOKER_AUDIT_DIR={log}\n{script}", gateway, tmp_path).stdout
+
+    def of_the_local_stack(document: str) -> str:
+        (shown,) = [
+            b for b in re.findall(r"```sh\n(.*?)```", (ROOT / document).read_text(), re.DOTALL) if LOCAL_LOG in b
+        ]
+        return done(shown.replace(LOCAL_LOG, str(gateway.home / "runs" / "audit")))
 
     with gateway.client("alice", "--tier", "pro") as alice:
         ran = alice.post("/claude/invoke", json={"prompt": "hi"})
@@ -109,8 +118,17 @@ def test_what_to_do_when_something_happens_is_done_so(gateway: Gateway, tmp_path
         assert "usd_per_day" in said
         done(blocked)
         assert alice.post("/claude/invoke", json={"prompt": "hi"}).status_code == 403
+        assert alice.get("/claude/runs").status_code == 200, "she may look"
         done(back)
         assert alice.post("/claude/invoke", json={"prompt": "hi"}).status_code == 200
+
+        # No password, and no port.
+        socket = json.loads(done("kong-claude status --json"))["redis"].removeprefix("unix://")
+        server = '-u "$CLAUDE_REDIS_URL"'
+        assert revoked.count(server) == 2
+        assert done(revoked.replace("redis-cli", f"{programs}/redis-cli").replace(server, f"-s {socket}")) == "1\n1\n"
+        assert " alice" in of_the_local_stack("docs/audit.md")
+        assert "Without an access log" in of_the_local_stack("docs/metrics.md")
 
 
 def details(log: Path) -> str:

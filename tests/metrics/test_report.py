@@ -252,7 +252,11 @@ def test_a_page_is_inert_and_complete(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["/nonexistent/a.jsonl"], "not there"), (["a", "--out", "r.doc"], ".pdf"), (["a", "--since", "x"], "length of time")],
+    [
+        (["/nonexistent/a.jsonl"], "not there"),
+        (["a", "--out", "r.doc"], ".pdf"),
+        (["a", "--since", "x"], "length of time"),
+    ],
 )
 def test_bad_input_is_one_line(arguments: list[str], said: str) -> None:
     done = report(*arguments)
