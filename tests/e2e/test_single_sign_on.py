@@ -431,6 +431,7 @@ def test_in_a_cluster_kong_sends_people_there_and_is_asked_by_another_name(
         with httpx.Client(base_url=gateway.url, headers=people, timeout=HANG_S) as client:
             asked = client.get(HOME)
             assert asked.status_code == 302 and asked.headers["location"].startswith(f"{provider.url}/authorize?")
+            assert client.head(HOME).status_code == 302 and client.head("/claude/jobs").status_code == 401  # `curl -I`
             assert client.get(f"{HOME}/login").status_code == 200
             assert client.get("/claude/jobs").status_code == 401  # Kong's own route, as ever
             token = {"Authorization": f"Bearer {provider.id_token('alice')}"}
