@@ -55,7 +55,7 @@ DEFAULT_KID = "1"
 Key = bytes | Ed25519PrivateKey | Ed25519PublicKey
 
 
-_URL_SAFE, _PLAIN = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_+/", b"+/??")
+_URL_SAFE, _PLAIN = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_", b"+/")
 
 
 def _b64(data: bytes) -> bytes:
@@ -64,8 +64,8 @@ def _b64(data: bytes) -> bytes:
 
 def _from_b64(text: bytes) -> bytes:
     """Raises ValueError for what `_b64` does not write."""
-    data = binascii.a2b_base64(text.translate(_PLAIN) + b"=" * (-len(text) % 4), strict_mode=True)
-    if _b64(data) != text:
+    data = binascii.a2b_base64(text.translate(_PLAIN) + b"==")
+    if _b64(data) != text:  # of all spellings that are read, one is written
         raise ValueError("not as it is written")
     return data
 
@@ -211,15 +211,15 @@ def _verified(header: str, keys: Mapping[str, Key]) -> Any:
     """The JSON value that one of the keys has signed. Raises AttestationError."""
     # Nothing in a forger's hands is parsed to choose the key: the first part is exactly what our own signer writes.
     for kid, key in keys.items():
-        if header.startswith(_protected(_algorithm(key), kid)):
+        protected = _protected(_algorithm(key), kid)
+        if header.startswith(protected):
             break
     else:
         raise AttestationError("unknown_key", "the attestation is not signed by a known key")
-    signed, _, signature = header.rpartition(".")
     try:
-        _check(key, signed.encode(), _from_b64(signature.encode()))
-        payload = _from_b64(signed[len(_protected(_algorithm(key), kid)) :].encode())
-        return _DECODE(payload.decode("utf-8", "surrogatepass"))
+        signed, _, signature = header.encode().rpartition(b".")
+        _check(key, signed, _from_b64(signature))
+        return _DECODE(_from_b64(signed[len(protected) :]).decode("utf-8", "surrogatepass"))
     except (BadSignatureError, ValueError, RecursionError) as error:
         raise AttestationError("invalid", "the attestation is not valid") from error
 

@@ -60,7 +60,7 @@ def test_sentinels_are_asked_with_what_is_theirs() -> None:
     assert dict(place.asking) == theirs
     assert place.of_sentinels("once") == {"retry": "once", **theirs, "ssl": True}
     assert Place.parse("redis+sentinel://:w@a:1/m").of_sentinels("once") == {"retry": "once"}
-    assert dict(place.options) == {**{"username": "u", "password": "w", "socket_timeout": 2.0, "ssl_cert_reqs": "none"}}
+    assert dict(place.options) == {"username": "u", "password": "w", "socket_timeout": 2.0, "ssl_cert_reqs": "none"}
 
 
 def test_a_password_of_sentinels_is_not_shown() -> None:

@@ -36,8 +36,13 @@ def refusal(admission: Admission, tier: Tier) -> dict[str, Any]:
 
 def blocked(admission: Admission, tier: Tier) -> dict[str, Any]:
     """Of whom it is, and for how long. Why, is told to admins only."""
-    pool = {"pool": tier.pools[admission.at - 1].name} if admission.at else {}
-    return {"limit": admission.exceeded, "tier": tier.name, **pool, "for_s": seconds(admission.wait_ms)}
+    lasts = _blocked(tier, admission.at, admission.wait_ms)
+    return {"limit": admission.exceeded, "tier": tier.name, **lasts}
+
+
+def _blocked(tier: Tier, at: int, ms: int) -> dict[str, Any]:
+    pool = {"pool": tier.pools[at - 1].name} if at else {}
+    return {**pool, "for_s": seconds(ms)}
 
 
 def exceeded(admission: Admission, tier: Tier) -> str:
@@ -68,7 +73,7 @@ def limits(usage: Usage, tier: Tier, messages: Usage | None = None) -> dict[str,
             "concurrent": {"limit": tier.messages.slot.concurrent, "running": messages.running},
         }
     if usage.blocked:
-        body["blocked"] = _blocked(usage, tier)
+        body["blocked"] = _blocked(tier, *max(usage.blocked, key=lambda one: one.for_ms))
     if tier.slot.budgets:
         money["budgets"] = [found.document() for found in own if found.budget in tier.slot.budgets]
     if tier.pools:
@@ -86,13 +91,6 @@ def limits(usage: Usage, tier: Tier, messages: Usage | None = None) -> dict[str,
         ]
         body["tightest"] = _tightest(usage, tier)
     return body
-
-
-def _blocked(usage: Usage, tier: Tier) -> dict[str, Any]:
-    """Of whom, for the longest, an admin has blocked."""
-    longest = max(usage.blocked, key=lambda one: one.for_ms)
-    pool = {"pool": tier.pools[longest.at - 1].name} if longest.at else {}
-    return {**pool, "for_s": seconds(longest.for_ms)}
 
 
 _FIGURES = ("tier", "blocked", "windows", "concurrent", "usd", "messages", "pools", "tightest")
