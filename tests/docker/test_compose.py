@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 import threading
 import time
 
 import pytest
 
 from tests.deploy.test_secrets import FILES
-from tests.docker.conftest import MINIKONG, ComposeGateway
+from tests.docker.conftest import MINIKONG, ROOT, ComposeGateway
 from tests.e2e.conftest import knocking
 from tests.e2e.test_main_path import (  # noqa: F401  (the same scenarios, another gateway)
     PROMPT,
@@ -43,6 +44,20 @@ def test_secrets_are_random_and_not_in_any_environment_of_the_image(gateway: Com
 def test_the_doctor_finds_no_hole_from_kongs_own_container(gateway: ComposeGateway) -> None:
     doctor = ("with-secrets", "kong-claude", "doctor", "--admin-url", "http://127.0.0.1:8001")
     assert gateway.run("exec", "-T", "kong", *doctor) == ""
+
+
+def test_what_to_do_when_something_happens_is_done_in_containers(gateway: ComposeGateway) -> None:
+    """By the commands that docs/audit.md and docs/incidents.md show."""
+    found = re.findall(
+        "`docker compose exec ([^`]+)`",
+        "".join((ROOT / f"docs/{name}.md").read_text() for name in ("audit", "incidents")),
+    )
+    spent, revoked = sorted(found)
+    with gateway.client("spender", "--tier", "pro") as client:
+        assert client.post("/claude/invoke", json=PROMPT).status_code == 200
+    assert "spender" in gateway.run("exec", "-T", *shlex.split(spent))
+    assert gateway.run("exec", "-T", *shlex.split(revoked)) == "1\n"
+    assert gateway.run("exec", "-T", *shlex.split(revoked.replace("SADD", "SREM"))) == "1\n"
 
 
 @pytest.mark.parametrize("service", ["invoker", "worker"])
