@@ -77,6 +77,7 @@ def test_each_page_can_be_used_in_each_look(page: Page, gateway: Gateway) -> Non
         "job-done": f"jobs/{done}",
         "job-asks": f"jobs/{asks}",
         "run-done": f"runs/{answer.headers['x-claude-run']}",
+        "nothing-there": "nothing/there",
     }
     visited, found = set(), list[str]()
     for name, path in pages.items():
