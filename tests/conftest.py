@@ -59,6 +59,16 @@ def own_redis() -> Iterator[RedisProcess]:
 
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[RedisProcess]:
+    """Of invokers that live until the end, and write into it while other tests run."""
+    from tests.interop.deployments import started
+
+    server = started()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def emptied_redis() -> Iterator[RedisProcess]:
     from tests.interop.deployments import started
 
     server = started()
@@ -67,10 +77,10 @@ def shared_redis() -> Iterator[RedisProcess]:
 
 
 @pytest.fixture
-def redis_server(shared_redis: RedisProcess) -> RedisProcess:
+def redis_server(emptied_redis: RedisProcess) -> RedisProcess:
     """One for all tests that leave it alive, with nothing in it."""
-    shared_redis.client().flushall()
-    return shared_redis
+    emptied_redis.client().flushall()
+    return emptied_redis
 
 
 def sayable(text: str) -> str:

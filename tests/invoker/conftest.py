@@ -158,10 +158,13 @@ def invokers_end_with_their_test(request: pytest.FixtureRequest) -> Iterator[Non
 
 @pytest.fixture(scope="session")
 def start_invoker(
-    stand_in: StandInProcess, invoker_processes: list[subprocess.Popen[bytes]], shared_redis: RedisProcess
+    stand_in: StandInProcess,
+    invoker_processes: list[subprocess.Popen[bytes]],
+    shared_redis: RedisProcess,
+    emptied_redis: RedisProcess,
 ) -> Iterator[Callable[..., Invoker]]:
-    """Starts invokers with given settings; each is asked to stop at the end and must do so. (Before `shared_redis` does: one
-    whose Redis is away takes 14 seconds to stop, and all wait for that.)
+    """Starts invokers with given settings; each is asked to stop at the end and must do so. (Before those
+    Redis do: one whose Redis is away takes 14 seconds to stop, and all wait for that.)
 
     `without`: defences to take out (see `weakened`). `after`: another invoker, to go on with its state and ids.
     `ahead_s`: its clock.

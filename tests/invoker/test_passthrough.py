@@ -58,6 +58,13 @@ def invoker(api: Upstream, shared_redis: RedisProcess, start_invoker: Callable[.
     )
 
 
+@pytest.fixture
+def redis_server(shared_redis: RedisProcess) -> RedisProcess:
+    """That of the invoker here, with nothing in it."""
+    shared_redis.client().flushall()
+    return shared_redis
+
+
 @pytest.fixture(autouse=True)
 def fresh(api: Upstream, redis_server: RedisProcess) -> None:
     api.asked.clear()
