@@ -100,6 +100,15 @@ async def test_a_browser_is_told_by_a_page_what_it_cannot_have(redis_server: Red
             assert "default-src 'none'" in answer.headers["content-security-policy"]
             assert f'<a href="{HOME}">To the overview</a>' in answer.text
             assert "<script>" not in answer.text
+            assert "literal" not in answer.text, "no words of a library's"
+        job = await gateway.create()
+        for sent, status, heading in (
+            ({"Sec-Fetch-Site": "cross-site"}, 403, "This is not allowed"),
+            (OURS, 409, "This cannot be done now"),
+        ):
+            path = f"{HOME}/jobs/{job['id']}/retry"
+            answer = await gateway.ask("POST", path, headers={"Accept": "text/html", **sent})
+            assert (answer.status_code, re.findall("<h1>(.*?)</h1>", answer.text)) == (status, [heading])
         refused = await gateway.ask("GET", HOME, None, claims=VISITOR, headers={"Accept": "text/html"})
         assert (refused.status_code, refused.headers["content-type"][:9]) == (401, "text/html")
         assert refused.headers["www-authenticate"].startswith("X-Claude-Attestation")

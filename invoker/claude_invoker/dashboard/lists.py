@@ -53,12 +53,12 @@ class _Asked(BaseModel):
 
 class AskedJobs(_Asked):
     text: Part = ""
-    state: State | Literal[""] = ""
+    state: Literal[State, ""] = ""
     tier: Part = ""
 
 
 class AskedRuns(_Asked):
-    state: ListedState | Literal[""] = ""
+    state: Literal[ListedState, ""] = ""
     model: Part = ""
     session: Part = ""
 
