@@ -262,6 +262,21 @@ TAGS_THAT_ARE_NONE: tuple[tuple[object, str], ...] = (
 )
 
 
+QUERIES_OF_NO_LIST = (
+    ("jobs", "tags=nightly", "'tags', which is not known here: there is state, cursor, limit, all, tag"),
+    ("jobs", "state=done&Tag=nightly", "'Tag', which is not known here: there is state"),
+    ("jobs", "tag=nightly&tag=night", "names tag more than once"),
+    ("jobs", "all=true&x" + "y" * 300, "'x" + "y" * 59 + "', which"),
+    ("runs", "tags=night", "'tags', which is not known here: there is state, since, until, session"),
+    ("files", "sha256=0", "'sha256', which is not known here: nothing can be asked for there"),
+    ("catalog", "kind=skill", "'kind', which is not known here"),
+    ("{job}/artifacts", "fromat=zip", "'fromat', which is not known here: there is format"),
+    ("{run}/artifacts", "fromat=zip", "'fromat', which is not known here: there is format"),
+    ("{job}/permissions", "state=waiting", "'state', which is not known here"),
+    ("{run}/permissions", "state=waiting", "'state', which is not known here"),
+)
+
+
 async def test_jobs_and_runs_are_found_by_their_tags(redis_server: RedisProcess, state: Path) -> None:
     """They are given back, listed, part of what an Idempotency-Key stands for, and in the audit log."""
     async with serving(redis_server, state) as gateway:
@@ -291,6 +306,17 @@ async def test_jobs_and_runs_are_found_by_their_tags(redis_server: RedisProcess,
             assert (await gateway.ask("GET", f"/claude/{place}?tag={tag}", "bob")).json()[place] == []
             page = (await gateway.ask("GET", f"/claude/dashboard/{place}?tag={tag}")).text
             assert re.findall(r'id="(?:job|run)-((?:job|run)_[0-9a-f]{24})"', page) == found, (place, tag)
+        # A name that is none would show all as though it had been found.
+        job_path, run_path = f"jobs/{job['id']}", f"runs/{run}"
+        for place, query, told in QUERIES_OF_NO_LIST:
+            path = f"/claude/{place.format(job=job_path, run=run_path)}"
+            assert (await gateway.ask("GET", path)).status_code == 200, path
+            refused = await gateway.ask("GET", f"{path}?{query}")
+            assert (refused.status_code, refused.json()["type"][-12:]) == (400, ":bad-request"), refused.text
+            assert told in refused.json()["detail"], refused.text
+            assert (await gateway.client.get(f"{path}?{query}")).status_code == 401  # nothing to who is nobody
+        # Clients of the vendors' send what their later versions know.
+        assert (await gateway.ask("GET", "/claude/v1/models?beta=true")).status_code == 200
         asked = '{ jobs(tag: "night") { jobs { tags } } runs(tag: "x") { runs { tags } } }'
         said = (await gateway.ask("POST", "/claude/graphql", json={"query": asked})).json()
         assert said["data"] == {"jobs": {"jobs": [{"tags": ["night"]}]}, "runs": {"runs": [{"tags": ["night", "x"]}]}}

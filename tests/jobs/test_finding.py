@@ -141,6 +141,14 @@ async def test_a_list_is_an_address(redis_server: RedisProcess, state: Path, mon
         assert (by_id.status_code, by_id.headers["location"]) == (303, f"{HOME}/jobs/{of_bob}")
         for wrong in ("state=x", "cursor=x", "cursor=1.0-job_", f"text={'x' * 200}"):
             assert (await gateway.ask("GET", f"{HOME}/jobs?{wrong}")).status_code == 422, wrong
+        assert 'id="unknown"' not in first
+        for place in ("jobs", "runs"):
+            page = (
+                await gateway.ask("GET", f"{HOME}/{place}?tags=x&utm_source=<b>&caller=bob", "root", claims=ADMIN)
+            ).text
+            (said,) = re.findall(r'id="unknown">(.*?)</p>', page)
+            assert "names <code>tags</code>, <code>utm_source</code>, which is not known here" in said
+            assert ", tag, " in said and "<b>" not in page
         for junk in ("text=%ff%00", "caller=%22%3E%3Cscript%3E&text=%27", "tier=%e2%80%ae"):
             page = (await gateway.ask("GET", f"{HOME}/jobs?{junk}", "root", claims=ADMIN)).text
             assert 'id="none"' in page and "<script>" not in page

@@ -25,7 +25,7 @@ class ProblemDocument(BaseModel):
 
 _PROBLEM = {PROBLEM: {"schema": reference(ProblemDocument)}}
 _TEXTS = {
-    400: "Not JSON",
+    400: "Not JSON, or a parameter that is not known there",
     401: "No valid attestation of the gateway",
     403: "Not allowed by the gateway's clamps",
     404: "Not there, or another's",

@@ -20,6 +20,7 @@ from claude_invoker.api.invocation import decided, invocation_of
 from claude_invoker.api.links import base, linked, with_links
 from claude_invoker.api.once import another_request, taken_for_job
 from claude_invoker.api.openapi import request_body
+from claude_invoker.api.query import ONLY_KNOWN
 from claude_invoker.api.stream import HEADERS, HEARTBEAT, RETRY, encode, without_events
 from claude_invoker.api.zip import zipped
 from claude_invoker.caller import Caller
@@ -141,7 +142,7 @@ async def view_of(request: Request, job: Job) -> JobView:
     return view
 
 
-@router.get("/jobs", response_model=JobList)
+@router.get("/jobs", response_model=JobList, responses=problems(400), dependencies=[ONLY_KNOWN])
 async def jobs(
     request: Request,
     caller: Annotated[Caller, Depends(attested)],
@@ -251,7 +252,12 @@ def artifacts_of(job: Job) -> list[Artifact]:
     return [Artifact.model_validate(item) for item in (job.error or {}).get("artifacts", [])]
 
 
-@router.get("/jobs/{job_id}/artifacts", response_model=list[Artifact], responses=ZIP | _GONE)
+@router.get(
+    "/jobs/{job_id}/artifacts",
+    response_model=list[Artifact],
+    responses=ZIP | _GONE | problems(400),
+    dependencies=[ONLY_KNOWN],
+)
 async def artifacts(request: Request, job: OwnJob, format: str | None = None) -> Response:
     """What the job left, as a list or (`?format=zip`) as one archive."""
     found = artifacts_of(job)

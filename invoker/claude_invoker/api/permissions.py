@@ -12,6 +12,7 @@ from claude_invoker.api.answers import LOOKING, problems
 from claude_invoker.api.jobs import jobs_of, known_job
 from claude_invoker.api.openapi import request_body
 from claude_invoker.api.problems import checked
+from claude_invoker.api.query import ONLY_KNOWN
 from claude_invoker.api.replicas import run_of
 from claude_invoker.caller import APPROVE, Caller
 from claude_invoker.jobs import calls, deferred
@@ -55,7 +56,7 @@ AttestedCaller = Annotated[Caller, Depends(attested)]
 Answer = Annotated[PermissionAnswer, Depends(answer_in)]
 
 
-@router.get("/runs/{run_id}/permissions", name="look")
+@router.get("/runs/{run_id}/permissions", name="look", responses=problems(400), dependencies=[ONLY_KNOWN])
 async def of_run(run: Annotated[Run | PastRun, Depends(run_to_decide)]) -> PermissionList:
     """What of a run waits to be allowed, and what was decided."""
     view = run.view()
@@ -76,7 +77,7 @@ async def decide(
     raise decided_already(permission_id, run.view().decisions)
 
 
-@router.get("/jobs/{job_id}/permissions", name="look_job")
+@router.get("/jobs/{job_id}/permissions", name="look_job", responses=problems(400), dependencies=[ONLY_KNOWN])
 async def of_job(job: Annotated[Job, Depends(job_to_decide)]) -> PermissionList:
     """The same of a job, as it was at its worker's last beat."""
     return PermissionList(waiting=job.waiting, decided=job.decisions)

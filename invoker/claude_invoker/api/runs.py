@@ -13,6 +13,7 @@ from claude_invoker.api.events import itself
 from claude_invoker.api.files import file_answer
 from claude_invoker.api.links import base, linked, view_with_links
 from claude_invoker.api.listing import listed
+from claude_invoker.api.query import ONLY_KNOWN
 from claude_invoker.api.replicas import files_of, run_of
 from claude_invoker.api.stream import RETRY, event_stream, without_events
 from claude_invoker.api.zip import zipped
@@ -38,7 +39,7 @@ OwnRun = Annotated[Run | PastRun, Depends(own_run)]
 Second = Annotated[float | None, Query(allow_inf_nan=False)]
 
 
-@router.get("/runs", response_model=RunList)
+@router.get("/runs", response_model=RunList, responses=problems(400), dependencies=[ONLY_KNOWN])
 async def runs(
     request: Request,
     caller: Annotated[Caller, Depends(attested)],
@@ -129,7 +130,12 @@ async def event(run: OwnRun, number: Annotated[int, Path(ge=1, lt=10**15)]) -> R
     return itself(found.data, {"X-Claude-Run": run.id})
 
 
-@router.get("/runs/{run_id}/artifacts", response_model=list[Artifact], responses=ZIP)
+@router.get(
+    "/runs/{run_id}/artifacts",
+    response_model=list[Artifact],
+    responses=ZIP | problems(400),
+    dependencies=[ONLY_KNOWN],
+)
 async def artifacts(
     request: Request, run: OwnRun, caller: Annotated[Caller, Depends(attested)], format: str | None = None
 ) -> Response:

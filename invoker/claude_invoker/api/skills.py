@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from claude_contract.claims import Clamp
 from claude_invoker.api.answers import problems
+from claude_invoker.api.query import ONLY_KNOWN
 from claude_invoker.caller import Caller
 from claude_invoker.catalog import choosing
 from claude_invoker.catalog.entry import Entry, Kind
@@ -59,7 +60,7 @@ class CatalogView(BaseModel):
     mcp: list[ServerView]
 
 
-@router.get("/catalog", response_model=CatalogView, responses=problems(401, 422))
+@router.get("/catalog", response_model=CatalogView, responses=problems(400, 401, 422), dependencies=[ONLY_KNOWN])
 async def listed(request: Request, caller: Annotated[Caller, Depends(attested)]) -> CatalogView:
     """What the caller's tier allows, and why a run that asks for it would be refused."""
     catalog, clamp = services(request).engine.catalog, caller.clamp

@@ -18,6 +18,7 @@ from claude_invoker.api.files import file_answer
 from claude_invoker.api.form import pieces, stored
 from claude_invoker.api.links import base
 from claude_invoker.api.openapi import file_body
+from claude_invoker.api.query import ONLY_KNOWN
 from claude_invoker.caller import Caller
 from claude_invoker.model import Artifact, Upload, UploadList
 from claude_invoker.problem import Problem
@@ -70,7 +71,7 @@ async def _written(request: Request, path: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
-@router.get("/files", response_model=UploadList)
+@router.get("/files", response_model=UploadList, responses=problems(400), dependencies=[ONLY_KNOWN])
 async def listed(request: Request, caller: Annotated[Caller, Depends(attested)]) -> UploadList:
     """The caller's files, those first that go first."""
     held = await services(request).engine.uploads.held(caller.owner)

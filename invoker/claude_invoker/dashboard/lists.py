@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from claude_invoker.api import listing
 from claude_invoker.api.border import place
 from claude_invoker.api.jobs import is_job_id, store_of
+from claude_invoker.api.query import LONGEST
 from claude_invoker.caller import Caller
 from claude_invoker.dashboard.guard import HEADERS, Viewer
 from claude_invoker.dashboard.pages import home, page
@@ -71,7 +72,8 @@ async def jobs(request: Request, viewer: Viewer, asked: Annotated[AskedJobs, Que
     wanted = Wanted(asked.state, asked.tier, asked.repository.strip(), text, asked.tag.strip())
     after = place(asked.cursor or None)
     found, following = await find(store_of(request), asked.subject(viewer), wanted, after, SHOWN)
-    return page(request, "jobs", **_around(viewer, asked, get_args(State), following), jobs=found, most=LOOKED_AT)
+    around = _around(request, viewer, asked, get_args(State), following)
+    return page(request, "jobs", **around, jobs=found, most=LOOKED_AT)
 
 
 @router.get("/runs")
@@ -87,10 +89,21 @@ async def runs(request: Request, viewer: Viewer, asked: Annotated[AskedRuns, Que
     before = place(asked.cursor or None)
     found, following = await listing.summaries(request, asked.subject(viewer), wanted, before, SHOWN)
     most = listing.PAGES * listing.LOOKED_AT
-    return page(request, "runs", **_around(viewer, asked, get_args(ListedState), following), runs=found, most=most)
+    around = _around(request, viewer, asked, get_args(ListedState), following)
+    return page(request, "runs", **around, runs=found, most=most)
 
 
-def _around(viewer: Caller, asked: _Asked, states: Sequence[str], following: Place | None) -> dict[str, Any]:
+def _around(
+    request: Request, viewer: Caller, asked: _Asked, states: Sequence[str], following: Place | None
+) -> dict[str, Any]:
     """What both lists have."""
-    older = None if following is None else asked.address(following)
-    return {"viewer": viewer, "asked": asked, "states": states, "older": older, "newest": asked.address(None)}
+    return {
+        "viewer": viewer,
+        "asked": asked,
+        "states": states,
+        "older": None if following is None else asked.address(following),
+        "newest": asked.address(None),
+        "known": list(type(asked).model_fields),
+        # Said and not refused as by the API: mail and chat add to an address what nobody has asked for (utm_source).
+        "unknown": [name[:LONGEST] for name in request.query_params if name not in type(asked).model_fields][:5],
+    }
