@@ -128,8 +128,13 @@ async def test_limits_are_shown_as_they_are_told(redis_server: RedisProcess, sta
         assert "usd_per_month $5.00 $0.000012 $0.00 $4.999988 in 1 d 1 h, all of it" in own
         assert "Of the pool team's limits usd_per_month has the least left: 50 %." in own
         assert "blocked" not in own
-        for pool, whom in (({}, "this caller, or the tier,"), ({"pool": "team"}, "the pool team")):
-            stopped = await seen(TOLD | {"blocked": {**pool, "for_s": 3600}})
+        for of, whom in (
+            ({}, "this caller, or the tier,"),  # a gateway of the release before
+            ({"of": "caller"}, "this caller"),
+            ({"of": "tier"}, "the tier pro"),
+            ({"of": "pool", "pool": "team"}, "the pool team"),
+        ):
+            stopped = await seen(TOLD | {"blocked": {**of, "for_s": 3600}})
             assert f"An administrator has blocked {whom} until 20" in stopped
         of_eve = TOLD | {"sub": "<script>\u202e", "unknown_pools": [["team", "<script>"]]}
         other = await seen(of_eve, "?sub=eve&tier=pro", claims=ADMIN)

@@ -158,8 +158,13 @@ def test_lowered_raised_blocked_and_reset_each_holds_for_the_next_request(site: 
     blocked = refused(site.run("alice"))
     assert (blocked.status, blocked.reason) == (403, "blocked")
     assert 0 < blocked.detail["for_s"] <= 61 and "laptop" not in str(blocked)
+    assert (blocked.message, blocked.detail["of"]) == ("an administrator has blocked this caller for now", "caller")
 
     assert isinstance(site.send("DELETE", sub="alice"), Answer)
+    site.put(tier="pro", limits={"blocked": True}, for_s=60)
+    blocked = refused(site.run("alice"))
+    assert (blocked.message, blocked.detail["of"]) == ("an administrator has blocked the tier pro for now", "tier")
+    assert isinstance(site.send("DELETE", tier="pro"), Answer)
     assert isinstance(site.run("alice"), Pass)
     assert refused(site.send("DELETE", sub="alice")).status == 404
 
@@ -189,7 +194,11 @@ def test_the_limits_report_shows_what_holds(pooled: Site, redis_server: RedisPro
     answer = pooled.run("alice", team="red")
     assert isinstance(answer, Answer)
     assert answer.body["blocked"].pop("for_s") in (59, 60, 61)
-    assert answer.body["blocked"] == {"pool": "team"} and "secret" not in str(answer.body)
+    assert answer.body["blocked"] == {"of": "pool", "pool": "team"} and "secret" not in str(answer.body)
+    pooled.counting.report = False
+    stopped = refused(pooled.run("alice", team="red"))
+    assert (stopped.message, stopped.detail["pool"]) == ("an administrator has blocked the pool team for now", "team")
+    pooled.counting.report = True
     other = pooled.run("alice", team="blue")
     assert (
         isinstance(other, Answer)

@@ -226,12 +226,13 @@ def test_who_is_blocked_is_refused_at_once_whatever_he_asks_for(clocked: Clocked
     for lease in (True, False):
         refused = admit(clocked, POOLED, lease=lease)
         assert (refused.admitted, refused.exceeded, refused.wait_ms) == (False, "blocked", 60_000)
+        assert refused.of_tier is (target is TIER)
     acquired = clocked.admit(calls.to_acquire(Lease.new("claude", "alice", 1, POOLED), POOLED_SLOT, "pro"), NOW)
-    assert acquired.exceeded == "blocked"
+    assert (acquired.exceeded, acquired.of_tier) == ("blocked", target is TIER)
     looked = Peek("claude", "alice", WINDOWS, POOLED_SLOT, POOLED, (WINDOWS, NO_WINDOWS), "pro")
     asked = calls.peek(looked, NOW // 1000)
     told = clocked.ask(asked, NOW)
-    assert told.blocked == (Blocked(1 if target in (POOL, ALL_TEAMS) else 0, 60_000),)
+    assert told.blocked == (Blocked(1 if target in (POOL, ALL_TEAMS) else 0, 60_000, target is TIER),)
     assert told.changed == ()
     change(clocked, target, None)
     assert clocked.ask(asked, NOW) == msgspec.structs.replace(told, blocked=())
@@ -280,16 +281,21 @@ def test_of_64_runs_that_were_let_in_with_100_dollars_the_pool_pays_no_more_than
     assert drawn() == DOLLAR
 
 
-def test_who_is_blocked_sends_no_further_request(clocked: ClockedRedis) -> None:
-    lease = Lease.new("claude", "alice", DOLLAR)
-    assert clocked.admit(calls.to_acquire(lease, SLOT, "pro"), NOW).admitted
+@pytest.mark.parametrize(
+    ("target", "whom"),
+    [(SUBJECT, "this caller"), (TIER, "this caller's tier"), (POOL, "the pool team"), (ALL_TEAMS, "the pool team")],
+    ids=str,
+)
+def test_who_is_blocked_sends_no_further_request(clocked: ClockedRedis, target: Target, whom: str) -> None:
+    lease = Lease.new("claude", "alice", DOLLAR, POOLED)
+    assert clocked.admit(calls.to_acquire(lease, POOLED_SLOT, "pro"), NOW).admitted
     assert draw(clocked, lease, DOLLAR // 2).verdict is Verdict.DRAWN
-    change(clocked, SUBJECT, {"blocked": 1})
+    change(clocked, target, {"blocked": 1})
     refused = draw(clocked, lease, DOLLAR // 2)
     assert (refused.verdict, refused.budget, refused.reset_ms) == (Verdict.REFUSED, "blocked", 60_000)
     told = used_up(refused, str(lease), 0)
-    assert told == "an administrator has blocked this until 1970-01-01 00:01:00 UTC"
-    change(clocked, SUBJECT, None)
+    assert told == f"an administrator has blocked {whom} until 1970-01-01 00:01:00 UTC"
+    change(clocked, target, None)
     assert draw(clocked, lease, DOLLAR // 2).verdict is Verdict.DRAWN
 
 
@@ -298,6 +304,8 @@ def test_one_subject_may_be_let_through_a_blocked_tier(clocked: ClockedRedis) ->
     assert not admit(clocked).admitted
     change(clocked, SUBJECT, {"blocked": 0})
     assert admit(clocked).admitted
+    change(clocked, SUBJECT, {"blocked": 1})
+    assert admit(clocked).of_tier is False, "of both he is told that it is he"
 
 
 def test_a_blocked_subjects_held_lease_is_taken_again_without_harm(clocked: ClockedRedis) -> None:

@@ -11,7 +11,7 @@
 -- Reply 1 verdict: 0 refused, 1 admitted, 2 admitted without its lease (to be taken when the job starts),
 --         -1: this moment, 2 in ms, is in another period than the caller has computed
 --       2 of which account the exceeded limit is, from 1    3 which: 0 none, n the nth window, -1 concurrency, -1 - n the
---         nth budget, -1000 it is blocked                   4 ms until it may pass
+--         nth budget, -1000 it is blocked, -1001 its tier   4 ms until it may pass
 --       5 how many numbers come next: for each limit that an admin has changed its account, which (as in 3), what it is
 --       6... per account: running, reserved; per budget: spent, ms left; per window: remaining, ms until a place comes back
 --       (running, reserved and spent are 0 where no lease was asked for)
@@ -24,7 +24,7 @@ local PLACE = of_messages and MESSAGES or RUNNING
 local exceeded, who, wait = 0, 1, 0
 local function refuse_for(account, limit, us)
   -- Whoever is blocked is told that, whatever else is in his way; else of several the one that stays there for longest.
-  local blocks, blocked = limit == BLOCKED, exceeded == BLOCKED
+  local blocks, blocked = limit <= BLOCKED, exceeded <= BLOCKED
   if exceeded == 0 or (blocks and not blocked) or (blocks == blocked and us > wait) then
     exceeded, who, wait = limit, account, us
   end
@@ -62,7 +62,7 @@ end
 for n = 1, accounts do
   local a = each[n]
   if blocked_until[n] and not is_held then
-    refuse_for(n, BLOCKED, 1000 * (blocked_until[n] - now_ms))
+    refuse_for(n, blocked_by[n], 1000 * (blocked_until[n] - now_ms))
   end
   for i = 1, #a.states do
     local length, limit, burst = a.rules[4 * i - 3], a.rules[4 * i - 2], a.rules[4 * i]

@@ -239,7 +239,7 @@ def unreadable(error: Exception, call: Call[Any]) -> UnreadableLedger | None:
 
 
 Limits = Sequence[tuple[Windows, Terms]]  # of each account
-_BLOCKED = -1000  # see `live.lua`
+_BLOCKED, _BLOCKED_TIER = -1000, -1001  # see `live.lua`
 _NO_TERMS = Terms()
 
 
@@ -325,13 +325,14 @@ def _admission(reply: Sequence[int], limits: Limits, moment: int | None) -> Admi
     exceeded = _name(limits[who - 1], limit) if limit else ""
     limits, rest, changed = _changed(limits, rest)
     each = _standings(rest, limits, moment)
-    return Admission(verdict != 0, verdict == 2, exceeded, who - 1, wait_ms, each[0], each[1:], changed)
+    of_tier = limit == _BLOCKED_TIER
+    return Admission(verdict != 0, verdict == 2, exceeded, who - 1, wait_ms, each[0], each[1:], changed, of_tier)
 
 
 def _name(of: tuple[Windows, Terms], limit: int) -> str:
     """Of a limit by its number in `admit.lua`."""
     windows, terms = of
-    if limit == _BLOCKED:
+    if limit in (_BLOCKED, _BLOCKED_TIER):
         return BLOCKED
     if limit == -1:
         return "concurrent"
@@ -353,14 +354,18 @@ def _drawn(reply: Sequence[int], limits: Limits) -> Drawn:
     if reply[0] < 0:
         raise OutOfPeriod(reply[1])
     verdict, drawn, who, budget, left_ms, fleeting = reply
-    name = _name(limits[who - 1], budget if budget == _BLOCKED else -1 - budget) if budget else ""
-    return Drawn(Verdict(verdict), drawn, name, who - 1, left_ms, bool(fleeting))
+    name = _name(limits[who - 1], -1 - budget if budget > 0 else budget) if budget else ""
+    return Drawn(Verdict(verdict), drawn, name, who - 1, left_ms, bool(fleeting), budget == _BLOCKED_TIER)
 
 
 def _usage(reply: Sequence[int], limits: Limits, moment: int) -> Usage:
     if reply[0] < 0:
         raise OutOfPeriod(reply[1])
-    limits, numbers, told = _changed(limits, list(reply[1:]))
+    numbers = list(reply[1:])
+    which = numbers[2 : 1 + numbers[0] : 3]
+    limits, numbers, told = _changed(limits, numbers)
     each = _standings(numbers, limits, moment)
     changed = tuple([one for one in told if one.limit != BLOCKED])
-    return Usage(each[0], each[1:], changed, tuple([Blocked(at, ms) for at, limit, ms in told if limit == BLOCKED]))
+    found = zip(told, which, strict=True)
+    blocked = tuple([Blocked(at, ms, of == _BLOCKED_TIER) for (at, limit, ms), of in found if limit == BLOCKED])
+    return Usage(each[0], each[1:], changed, blocked)

@@ -8,7 +8,7 @@
 -- Reply 1 verdict: 1 drawn, 0 refused (those under way stay drawn), 2 the run is settled and draws nothing any more,
 --         -1: this moment, 2 in ms, is in another period than the caller has computed
 --       2 what is drawn now, micro-USD   3 of which account the narrowest budget is, from 1   4 which, 0 for none, -1000: it
---         is blocked
+--         is blocked, -1001: its tier is
 --       5 ms until its period ends (rolling: until some of it leaves)
 --       6 1 where it was refused only for what others have drawn, some of which comes back
 
@@ -51,7 +51,7 @@ for n = 1, accounts do
 end
 for n = 1, accounts do
   if blocked_until[n] then
-    room, room_alone, who, which, left = -1, -1, n, BLOCKED, blocked_until[n] - now_ms
+    room, room_alone, who, which, left = -1, -1, n, blocked_by[n], blocked_until[n] - now_ms
   end
 end
 if more > 0 then

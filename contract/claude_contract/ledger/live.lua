@@ -5,11 +5,12 @@
 -- its value is JSON: {v: version, until: ms, limits: {name: number}, …}. Of several changes of one limit that of the
 -- subject goes before that of the tier, that of one pool before that of all pools of its name. Only limits that are there
 -- are changed, and `blocked`.
-local BLOCKED = -1000  -- the number of the limit that refuses whoever is blocked
+local BLOCKED = -1000  -- the number of the limit that refuses whoever is blocked,
+local BLOCKED_TIER = -1001  -- and whose tier is
 
 -- What was changed, for the reply: of which account, which limit (as `admit` numbers them), what it is now. And until when
--- an account is blocked.
-local changed, blocked_until = {}, {}
+-- an account is blocked, by which of the two numbers.
+local changed, blocked_until, blocked_by = {}, {}, {}
 
 -- Changes the rules and the terms of each account. `tier` is the subject's. Nearly always there is nothing to change: what
 -- is needed to change it is made only then.
@@ -48,9 +49,10 @@ local function apply_changes(rules, terms, tier)
     end
   end
 
-  local function change(n, name, value, till)
+  local function change(n, name, value, till, of_tier)
     if name == 'blocked' then
       blocked_until[n] = value > 0 and till or nil
+      blocked_by[n] = of_tier and BLOCKED_TIER or BLOCKED
       return
     end
     local length = lengths[name]
@@ -81,7 +83,7 @@ local function apply_changes(rules, terms, tier)
         for name, value in pairs(found.limits) do
           if not known[name] then
             known[name] = true
-            change(n, name, value, found['until'])
+            change(n, name, value, found['until'], at == 2)
           end
         end
       end

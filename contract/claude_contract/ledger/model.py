@@ -205,6 +205,7 @@ class Drawn(NamedTuple):
     at: int = 0  # of whom, as in `Admission`
     reset_ms: int = 0  # until its period ends (rolling: until some of it leaves)
     fleeting: bool = False  # refused only for what others have drawn, some of which comes back when they are answered
+    of_tier: bool = False  # `blocked`, as in `Admission`
 
 
 class Quota(Struct, frozen=True):
@@ -249,6 +250,7 @@ class Blocked(NamedTuple):
 
     at: int  # of whom: 0 of the subject itself, else of the so many-th pool
     for_ms: int
+    of_tier: bool = False  # and not the subject itself
 
 
 class Admission(Struct, frozen=True):
@@ -262,6 +264,7 @@ class Admission(Struct, frozen=True):
     own: Standing
     pools: tuple[Standing, ...] = ()
     changed: tuple[Changed, ...] = ()
+    of_tier: bool = False  # it is the subject's tier that is `blocked`
 
 
 class Usage(Struct, frozen=True):

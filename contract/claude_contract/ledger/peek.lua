@@ -13,7 +13,7 @@ end
 apply_changes(all_rules, all_terms, ARGV[1])
 for n = 1, accounts do
   if blocked_until[n] then
-    append(changed, {n, BLOCKED, blocked_until[n] - now_ms})
+    append(changed, {n, blocked_by[n], blocked_until[n] - now_ms})
   end
 end
 local reply, holds = {1, #changed}, read_leases('').each

@@ -75,10 +75,11 @@ class Pool(Struct):
 
 
 class Blocked(Struct):
-    """By an admin, who has blocked a pool of his where `pool` names one."""
+    """By an admin. `of`: "caller", "tier" or "pool", whose name is `pool`; "": a gateway of the release before."""
 
     for_s: int
     pool: str = ""
+    of: str = ""
 
 
 class Tightest(Struct):

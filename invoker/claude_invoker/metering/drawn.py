@@ -26,7 +26,9 @@ def used_up(drawn: Drawn, lease: str, now: float) -> str:
     if drawn.verdict is Verdict.SETTLED:
         return "this run was ended by others"
     turns = datetime.fromtimestamp(now + drawn.reset_ms / 1000, UTC).isoformat(" ", "seconds")
-    whose = f" of the pool {pool_name(Lease.parse(lease).shared.pools[drawn.at - 1])[0]}" if drawn.at else ""
+    pool = pool_name(Lease.parse(lease).shared.pools[drawn.at - 1])[0] if drawn.at else ""
     if drawn.budget == BLOCKED:
-        return f"an administrator has blocked this{whose} until {turns.removesuffix('+00:00')} UTC"
+        whom = f"the pool {pool}" if pool else "this caller's tier" if drawn.of_tier else "this caller"
+        return f"an administrator has blocked {whom} until {turns.removesuffix('+00:00')} UTC"
+    whose = f" of the pool {pool}" if pool else ""
     return f"the budget {drawn.budget}{whose} is used up until {turns.removesuffix('+00:00')} UTC"

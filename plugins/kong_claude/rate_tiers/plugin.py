@@ -322,7 +322,7 @@ class RateTiers(Stage[RateTiersConfig]):
     def _refuse(self, admission: Admission, tier: Tier, headers: dict[str, str]) -> Refuse:
         if admission.exceeded == BLOCKED:
             detail = report.blocked(admission, tier)
-            return Refuse(403, "an administrator has blocked this for now", BLOCKED, detail=detail)
+            return Refuse(403, f"an administrator has blocked {report.whom(detail)} for now", BLOCKED, detail=detail)
         detail = report.refusal(admission, tier)
         wait = str(detail["retry_after"])
         return Refuse(self.error_code, self.error_message, "rate_limited", {**headers, "Retry-After": wait}, detail)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from claude_contract.ledger import Admission, Figures, Quota, Spent, Standing, Terms, Usage, figures_of, usd
+from claude_contract.ledger import Admission, Blocked, Figures, Quota, Spent, Standing, Terms, Usage, figures_of, usd
 from claude_contract.ledger.figures import seconds
 from kong_claude.rate_tiers.headers import reset, retry_after
 from kong_claude.rate_tiers.tiers import Tier
@@ -36,13 +36,21 @@ def refusal(admission: Admission, tier: Tier) -> dict[str, Any]:
 
 def blocked(admission: Admission, tier: Tier) -> dict[str, Any]:
     """Of whom it is, and for how long. Why, is told to admins only."""
-    lasts = _blocked(tier, admission.at, admission.wait_ms)
-    return {"limit": admission.exceeded, "tier": tier.name, **lasts}
+    found = Blocked(admission.at, admission.wait_ms, admission.of_tier)
+    return {"limit": admission.exceeded, "tier": tier.name, **_blocked(tier, found)}
 
 
-def _blocked(tier: Tier, at: int, ms: int) -> dict[str, Any]:
-    pool = {"pool": tier.pools[at - 1].name} if at else {}
-    return {**pool, "for_s": seconds(ms)}
+def whom(found: Mapping[str, Any]) -> str:
+    """Of what `blocked` says, in words."""
+    named = {"tier": f"the tier {found['tier']}", "pool": f"the pool {found.get('pool')}"}
+    return named.get(found["of"], "this caller")
+
+
+def _blocked(tier: Tier, found: Blocked) -> dict[str, Any]:
+    lasts = {"for_s": seconds(found.for_ms)}
+    if found.at:
+        return {"of": "pool", "pool": tier.pools[found.at - 1].name, **lasts}
+    return {"of": "tier" if found.of_tier else "caller", **lasts}
 
 
 def exceeded(admission: Admission, tier: Tier) -> str:
@@ -73,7 +81,7 @@ def limits(usage: Usage, tier: Tier, messages: Usage | None = None) -> dict[str,
             "concurrent": {"limit": tier.messages.slot.concurrent, "running": messages.running},
         }
     if usage.blocked:
-        body["blocked"] = _blocked(tier, *max(usage.blocked, key=lambda one: one.for_ms))
+        body["blocked"] = _blocked(tier, max(usage.blocked, key=lambda one: one.for_ms))
     if tier.slot.budgets:
         money["budgets"] = [found.document() for found in own if found.budget in tier.slot.budgets]
     if tier.pools:
