@@ -66,7 +66,8 @@ def fingerprint_of_retry(job_id: str) -> str:
 def begins_anew(view: RunView) -> bool:
     """Whether a repetition is for a run of its own: the first has only been refused, and has cost nothing."""
     error = view.error or {}
-    refused = error.get("status") in (409, 429, 503) and error.get("type") != PREFIX + "worker-lost"
+    kind = str(error.get("type")).removeprefix(PREFIX)
+    refused = kind == "limited" or (error.get("status") in (409, 429, 503) and kind != "worker-lost")
     return view.state == "failed" and refused and not view.cost_usd
 
 

@@ -28,12 +28,13 @@ from claude_contract.ledger import (
 )
 from claude_contract.ledger.calls import to_acquire
 from claude_contract.ledger.figures import PoolsSeen
-from claude_contract.ledger.model import pool_name
+from claude_contract.ledger.live import BLOCKED
 from claude_contract.ledger.warnings import Known, warnings_in, warnings_of
 from claude_invoker import redis_clients
 from claude_invoker.caller import Caller
 from claude_invoker.draws import Draws
 from claude_invoker.ending import ended
+from claude_invoker.metering.drawn import blocked, pool_of
 from claude_invoker.problem import Problem
 
 _log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Ledger:
 
     async def confirm(self, caller: Caller) -> None:
         """The run of a request that has come is about to start: keeps the lease that the gateway has taken for some
-        seconds, or takes it again. Raises Problem 429 where that is not possible any more.
+        seconds, or takes it again. Raises Problem 429, or 403 for who is blocked, where that is not possible any more.
 
         Where Redis is away the lease stays as it is; the heartbeat takes it when Redis is back.
         """
@@ -79,15 +80,12 @@ class Ledger:
                 raise Problem(503, "busy", "limits cannot be checked now", {"Retry-After": "1"}) from error
             return
         if not admission.admitted:
-            whose = f" of the pool {pool_name(lease.shared.pools[admission.at - 1])[0]}" if admission.at else ""
-            wait_s = -(-admission.wait_ms // 1000) or 5
-            detail = f"the gateway's limit {admission.exceeded}{whose} is reached"
-            raise Problem(429, "limited", detail, {"Retry-After": str(wait_s)})
+            raise _refused(admission, lease)
 
     @asynccontextmanager
     async def held(self, caller: Caller) -> AsyncIterator[None]:
         """While a body comes that may take longer than those seconds: its sender keeps his place, and whoever sends
-        slowly has no more of them than anybody else. Raises Problem 429."""
+        slowly has no more of them than anybody else. Raises Problem 403, 429."""
         await self.confirm(caller)
         keeper = asyncio.create_task(self.hold(caller))
         try:
@@ -178,7 +176,7 @@ class Ledger:
         if not drawn.budget.startswith("usd_"):  # blocked, or ended by others
             return
         parsed = Lease.parse(lease)
-        pool = f"{pool_name(parsed.shared.pools[drawn.at - 1])[0]}." if drawn.at else ""
+        pool = f"{pool_of(parsed, drawn.at)}." if drawn.at else ""
         missing = asked.most_micro_usd - drawn.micro_usd
         await self._look(_peek(parsed, slot, asked.tier), missing, pool + drawn.budget)
 
@@ -247,6 +245,18 @@ class Ledger:
                 await asyncio.sleep(0.1 * 2**attempt)
         _log.error("a lease of %s could not be ended; it lapses by itself", parsed.subject_key)
         return None
+
+
+def _refused(admission: Admission, lease: Lease) -> Problem:
+    """Of a run that was let in, and cannot begin any more."""
+    pool = pool_of(lease, admission.at)
+    if admission.exceeded == BLOCKED:
+        until = time.time() + admission.wait_ms / 1000
+        return Problem(403, "limited", blocked(pool, until, of_tier=admission.of_tier))
+    whose = f" of the pool {pool}" if pool else ""
+    wait_s = -(-admission.wait_ms // 1000) or 5
+    detail = f"the gateway's limit {admission.exceeded}{whose} is reached"
+    return Problem(429, "limited", detail, {"Retry-After": str(wait_s)})
 
 
 def _peek(lease: Lease, slot: Slot | None, tier: str) -> Peek:

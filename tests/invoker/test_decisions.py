@@ -406,6 +406,10 @@ FAILURES: list[tuple[dict[str, Any], dict[str, Any], tuple[int, str, str, int | 
     ({"subtype": "error_max_structured_output_retries", "is_error": True}, {}, None),
     (ERROR | {"stop_reason": "refusal", "api_error_status": 500}, {}, None),
     (ERROR, {"exhausted": True}, None),
+    # By others, before the API has answered it anything: it has done nothing.
+    (ERROR, {"exhausted": True, "budget": "blocked", "blocked": True}, (403, "limited", "blocked", None)),
+    (ERROR, {"exhausted": True, "budget": "used up"}, (429, "limited", "used up", None)),
+    (ERROR, {"exhausted": True, "budget": "used up", "used": {"m": Used(1)}}, None),
     ({"is_error": False}, {"held": "x"}, None),
     (ERROR, {"held": "no books"}, (503, "not-bookable", "no books", None)),
     (ERROR, {"refused": "not yours", "unreachable": True}, (403, "forbidden", "not yours", None)),
@@ -443,6 +447,8 @@ FAILURES: list[tuple[dict[str, Any], dict[str, Any], tuple[int, str, str, int | 
 def test_failures(fields: dict[str, Any], account: dict[str, Any], expected: Any) -> None:
     found = outcome.failure(result(**fields), Figures(**account))
     assert said(found) == expected
+    if found and found.kind == "limited":
+        assert outcome.failure(result(**fields), Figures(**account), goes_on=True) is None, "it has been before"
     if found and found.kind == "not-bookable":
         assert found.headers == {"Retry-After": "10"}
 
@@ -455,7 +461,8 @@ def test_how_long_to_wait_for_an_overloaded_api(told: str | None, wait: str) -> 
 CODES: list[tuple[str | None, dict[str, Any], tuple[int, str, str, int | None]]] = [
     ("not_found", {"held": "no books"}, (503, "not-bookable", "no books", None)),
     ("not_found", {"exhausted": True}, (422, "invalid", "the budget does not suffice for one request", None)),
-    ("not_found", {"exhausted": True, "budget": "of a day"}, (422, "invalid", "of a day", None)),
+    ("not_found", {"exhausted": True, "budget": "of a day"}, (429, "limited", "of a day", None)),
+    ("not_found", {"exhausted": True, "budget": "blocked", "blocked": True}, (403, "limited", "blocked", None)),
     ("auth_failed", {"api_status": 401}, (502, "api-auth", "", 401)),
     ("rate_limit", {"api_status": 429}, (503, "api-overloaded", "", 429)),
     ("check_server_error", {"api_status": 500}, (503, "api-overloaded", "", 500)),

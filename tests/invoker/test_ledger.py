@@ -24,6 +24,7 @@ from claude_contract.ledger import (
     micro_usd,
 )
 from claude_contract.ledger.calls import to_acquire
+from claude_contract.ledger.live import Change, Target, limits_key
 from claude_contract.ledger.warnings import OWED, decode
 from claude_invoker.caller import Caller
 from claude_invoker.ending import ended
@@ -105,6 +106,13 @@ async def test_who_confirms_too_late_has_a_place_if_there_is_one(ledger: Ledger)
     with pytest.raises(Problem, match="limit concurrent of the pool eng is reached") as refused:
         await ledger.confirm(late)
     assert (refused.value.status, refused.value.kind, refused.value.headers) == (429, "limited", {"Retry-After": "5"})
+    subject = Target("subject", key="alice")
+    block = Change({}, {"blocked": 1}, 32_503_680_000_000, "root", "a test", 0)
+    key = limits_key("claude", "claim:acme")
+    await ledger._redis.hset(key, subject.field, block.encode())
+    with pytest.raises(Problem, match="403 limited: an administrator has blocked this caller until 3000-01-01 00:00:0"):
+        await ledger.confirm(late)
+    await ledger._redis.delete(key)
     await ledger.release(other)
     await ledger.confirm(late)
     assert not await let_in(ledger, other, 60_000)

@@ -13,6 +13,7 @@ import pytest
 
 from claude_contract import ledger
 from claude_contract.ledger import Draw, Drawn, LedgerUnavailable, Slot, UnreadableLedger, Verdict, calls
+from claude_contract.ledger.live import Change, Target, limits_key
 from claude_invoker.draws import Draws
 from claude_invoker.ledger import Ledger
 from claude_invoker.metering import purse, request, wire
@@ -77,14 +78,43 @@ def test_runs_that_were_let_in_stop_where_their_pool_is_used_up(
     eventually(lambda: of_the_pool(till).running == 0, lambda: of_the_pool(till))
     booked = of_the_pool(till).spent[0].micro_usd - 99 * DOLLAR
     answers = [run.answer[0].json() for run in runs]
-    assert booked == sum(round(answer["cost_usd"] * DOLLAR) for answer in answers)
+    # One for which nothing was left before it asked anything has cost nothing, and has failed.
+    assert all(("cost_usd" in answer) is (answer.get("status") != 429) for answer in answers)
+    assert booked == sum(round(answer.get("cost_usd", 0) * DOLLAR) for answer in answers)
     assert not any(till.wrong(run) for run in runs)
     assert (booked <= DOLLAR) is (not without)
     if not without:
         assert booked > DOLLAR // 2
-        stopped = [answer for answer in answers if answer["stop_reason"] == "max_budget"]
+        stopped = [each.get("detail") or each["budget"] for each in answers if each.get("stop_reason") != "end_turn"]
         assert len(stopped) >= 4
-        assert all("budget usd_per_month of the pool team is used up until" in each["budget"] for each in stopped)
+        assert all("budget usd_per_month of the pool team is used up until" in each for each in stopped)
+        stopped_before_it_asked(till, invoker)
+
+
+def stopped_before_it_asked(till: Till, invoker: Invoker) -> None:
+    """A run that others have cut off before it asked the API anything has done nothing: it has failed."""
+    till.redis.client().flushall()
+    told = []
+    for mark in ("none-left", "blocked"):
+        lease = till.let_in(mark, POOLED, TEAM)
+        if mark == "blocked":
+            until = round(time.time() + 3600) * 1000
+            target = Target("subject", key=ledger.subject_key("subject", mark))
+            change = Change({}, {"blocked": 1}, until, "root", "a test", 0)
+            till.store.change(limits_key(ledger.NAMESPACE), target, change, b"{}")
+        else:
+            others = ledger.Lease.new(ledger.NAMESPACE, "others", DOLLAR, TEAM)
+            assert till.store.settle(others, 100 * DOLLAR)
+        run = till.begin(invoker, mark, "hi", slot=POOLED, lease=lease)
+        run.thread.join(HANG_S)
+        problem = run.answer[0].json()
+        told.append((run.answer[0].status_code, problem["type"][-8:], problem["detail"][:-24]))
+        assert not till.charges.of(mark)
+        till.redis.client().flushall()
+    assert told == [
+        (429, ":limited", "the budget usd_per_month of the pool team is used up until"),
+        (403, ":limited", "an administrator has blocked this caller until"),
+    ]
 
 
 # The parts

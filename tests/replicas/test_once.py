@@ -144,6 +144,8 @@ def test_what_cost_nothing_begins_anew_and_what_failed_stays(start: Callable[...
     [
         ("failed", Problem(503, "busy"), 0.0, True),
         ("failed", Problem(429, "too-much-held"), 0.0, True),
+        ("failed", Problem(403, "limited"), 0.0, True),
+        ("failed", Problem(403, "forbidden"), 0.0, False),
         ("failed", Problem(503, "api-overloaded"), 0.01, False),
         ("failed", LOST, 0.0, False),
         ("failed", Problem(502, "cli-failed"), 0.0, False),

@@ -18,16 +18,17 @@ _UNMET = "error_max_structured_output_retries"
 _TOO_LONG = ("prompt is too long", "prompt too long", "request_too_large")
 
 
-def failure(result: Result, account: Figures) -> Problem | None:
+def failure(result: Result, account: Figures, *, goes_on: bool = False) -> Problem | None:
     """The problem a result message stands for, or None where it is a result to answer with 200.
 
-    `account`: what the metering proxy saw of the API. The CLI's own texts are for its user at a terminal and name
-    internal addresses; only what says why a prompt was rejected is passed on.
+    `account`: what the metering proxy saw of the API; `goes_on`: the run has been before, and was put away. The CLI's
+    own texts are for its user at a terminal and name internal addresses; only what says why a prompt was rejected is
+    passed on.
     """
     if not result.is_error or result.subtype in (*_STOPPED, _UNMET) or result.stop_reason == "refusal":
         return None
     if is_cut_off(result, account):
-        return None
+        return None if goes_on else _not_begun(account)
     if problem := _not_forwarded(account):
         return problem
     status = None if account.unreachable else result.api_error_status
@@ -67,7 +68,7 @@ def disobeyed(model: str, error: Disobeyed, account: Figures) -> Problem:
     if problem := _not_forwarded(account):
         return problem
     if account.exhausted:
-        return Problem(422, "invalid", account.budget or "the budget does not suffice for one request")
+        return _not_begun(account) or Problem(422, "invalid", "the budget does not suffice for one request")
     if error.code in ("auth_failed", "oauth_org_not_allowed"):
         return Problem(502, "api-auth", api_status=account.api_status)
     if error.code == "credits_required":
@@ -86,6 +87,14 @@ def _not_forwarded(account: Figures) -> Problem | None:
     if account.held:
         return Problem(503, "not-bookable", account.held, {"Retry-After": "10"})
     return Problem(403, "forbidden", account.refused) if account.refused else None
+
+
+def _not_begun(account: Figures) -> Problem | None:
+    """Of a run that budgets of others, or an admin, have cut off before the API has answered it anything: it has done
+    nothing. None where it has, or was cut off by its own budget, which its caller has chosen."""
+    if account.used or not account.budget:
+        return None
+    return Problem(403 if account.blocked else 429, "limited", account.budget)
 
 
 def overloaded(account: Figures, status: int | None) -> Problem:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from redis.exceptions import RedisError
 
 from claude_contract.ledger import Lease
-from claude_contract.ledger.model import pool_name
 from claude_contract.versions import UnknownVersion
 from claude_invoker.cli.walk import delete
 from claude_invoker.ending import ended
@@ -28,6 +27,7 @@ from claude_invoker.jobs.queue import (
 from claude_invoker.jobs.record import Asks, Job, WaitsFor
 from claude_invoker.jobs.recording import Watch, record
 from claude_invoker.jobs.store import CANCELLED, Store
+from claude_invoker.metering.drawn import pool_of
 from claude_invoker.plan import plan
 from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
@@ -159,7 +159,7 @@ class Worker:
             return None
         told = WaitsFor(limit=admission.exceeded)
         if admission.at and job.caller.lease is not None:
-            told.pool, _ = pool_name(Lease.parse(job.caller.lease).shared.pools[admission.at - 1])
+            told.pool = pool_of(Lease.parse(job.caller.lease), admission.at)
         wait_s = FULL_S  # a running one is in the way
         if admission.wait_ms:
             wait_s = admission.wait_ms / 1000

@@ -34,6 +34,8 @@ class Account:
     """Whether a request was refused for want of budget."""
     budget: str = ""
     """Which, where it was not the run's own: a sentence."""
+    blocked: bool = False
+    """Whether it was none, but an admin who has blocked somebody."""
     _open: set[Reservation] = field(default_factory=set)
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Of the next reservation that is."""

@@ -183,6 +183,7 @@ class Books:
             account.under_way,
             account.exhausted,
             account.budget,
+            account.blocked,
             grant.refused,
             grant.held_back,
             grant.api_status,

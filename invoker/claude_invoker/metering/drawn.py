@@ -18,17 +18,31 @@ def answered(message: wire.Draw, drawn: Drawn | LedgerUnavailable, lease: str) -
     if isinstance(drawn, LedgerUnavailable):
         return wire.Drawn(message.id, message.most_micro_usd)
     refused = None if drawn.verdict is Verdict.DRAWN else used_up(drawn, lease, time.time())
-    return wire.Drawn(message.id, drawn.micro_usd, refused, fleeting=drawn.fleeting)
+    blocked = drawn.budget == BLOCKED
+    return wire.Drawn(message.id, drawn.micro_usd, refused, fleeting=drawn.fleeting, blocked=blocked)
 
 
 def used_up(drawn: Drawn, lease: str, now: float) -> str:
     """Which budget is, and until when."""
     if drawn.verdict is Verdict.SETTLED:
         return "this run was ended by others"
-    turns = datetime.fromtimestamp(now + drawn.reset_ms / 1000, UTC).isoformat(" ", "seconds")
-    pool = pool_name(Lease.parse(lease).shared.pools[drawn.at - 1])[0] if drawn.at else ""
+    pool, until = pool_of(Lease.parse(lease), drawn.at), now + drawn.reset_ms / 1000
     if drawn.budget == BLOCKED:
-        whom = f"the pool {pool}" if pool else "this caller's tier" if drawn.of_tier else "this caller"
-        return f"an administrator has blocked {whom} until {turns.removesuffix('+00:00')} UTC"
+        return blocked(pool, until, of_tier=drawn.of_tier)
     whose = f" of the pool {pool}" if pool else ""
-    return f"the budget {drawn.budget}{whose} is used up until {turns.removesuffix('+00:00')} UTC"
+    return f"the budget {drawn.budget}{whose} is used up until {_clock(until)}"
+
+
+def blocked(pool: str, until: float, *, of_tier: bool) -> str:
+    """By an admin: the pool, where it is one, else the caller or his tier."""
+    whom = f"the pool {pool}" if pool else "this caller's tier" if of_tier else "this caller"
+    return f"an administrator has blocked {whom} until {_clock(until)}"
+
+
+def pool_of(lease: Lease, at: int) -> str:
+    """The name of the pool that an answer of the ledger is about; "" where it is about the caller himself."""
+    return pool_name(lease.shared.pools[at - 1])[0] if at else ""
+
+
+def _clock(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -28,7 +28,9 @@ class Figures:
     exhausted: bool = False
     """Whether a request was refused for want of budget."""
     budget: str = ""
-    """Which, where it was not the run's own."""
+    """Which, where it was not the run's own: a sentence."""
+    blocked: bool = False
+    """Whether it was none, but an admin who has blocked somebody."""
     refused: str | None = None
     """Why a request was not forwarded."""
     held: str | None = None
@@ -65,7 +67,7 @@ class Figures:
 
     def take(self, told: Told) -> None:
         self.spent_usd, self.under_way, self.exhausted = told.spent_usd, told.under_way, told.exhausted
-        self.budget = told.budget
+        self.budget, self.blocked = told.budget, told.blocked
         self.refused, self.held, self.api_status = told.refused, told.held, told.api_status
         self.unreachable, self.retry_after = told.unreachable, told.retry_after
         if told.used != Used():

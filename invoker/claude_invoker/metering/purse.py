@@ -63,7 +63,8 @@ class Purse:
             elif enough:
                 enough = 0  # what is left, however short the answer is then
             else:
-                self._account.exhausted, self._account.budget = True, found.refused or ""
+                account = self._account
+                account.exhausted, account.budget, account.blocked = True, found.refused or "", found.blocked
                 raise Exhausted
 
     async def _draw(self, asked: Asked, price: Price, tokens: int, enough: int) -> Reservation | Drawn:

@@ -13,7 +13,7 @@ import msgspec
 
 from claude_invoker.metering.usage import Used
 
-VERSION = 6
+VERSION = 7
 MAX_LINE = 1 << 20
 MAX_PACKET = 1 << 17
 
@@ -114,13 +114,14 @@ class Ask(msgspec.Struct, tag=True, frozen=True):
 class Drawn(msgspec.Struct, tag=True, frozen=True):
     """The answer to `Draw`: what the run's requests may cost now. Otherwise the request must not be sent: a budget is
     `refused`, or nothing can be said now (`held`). `fleeting`: it is refused for what requests of others may cost, of
-    which some comes back when they are answered."""
+    which some comes back when they are answered. `blocked`: it is for an admin's sake, and for no budget's."""
 
     id: int
     micro_usd: int
     refused: str | None = None
     held: str | None = None
     fleeting: bool = False
+    blocked: bool = False
 
 
 class Serve(msgspec.Struct, tag=True, frozen=True):
@@ -194,6 +195,7 @@ class Told(msgspec.Struct, tag=True, frozen=True):
     under_way: int
     exhausted: bool = False
     budget: str = ""
+    blocked: bool = False
     refused: str | None = None
     held: str | None = None
     api_status: int | None = None

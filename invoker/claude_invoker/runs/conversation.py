@@ -146,7 +146,7 @@ class Conversation:
         run.cli_cost_usd = result.used.costUSD
         if is_deferred or (run.interrupted and result.is_error):
             return results
-        if problem := outcome.failure(result, run.account):
+        if problem := outcome.failure(result, run.account, goes_on=run.earlier is not None):
             raise problem
         if plan.output_schema is not None and (problem := outcome.unmet_schema(result, run.account)):
             raise problem
