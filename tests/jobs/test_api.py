@@ -74,9 +74,15 @@ async def test_others_jobs_are_not_there(redis_server: RedisProcess, state: Path
             assert (await gateway.ask(method, path, "bob")).status_code == 404, path
         assert (await gateway.ask("GET", "/claude/jobs?all=true", "bob")).json()["jobs"] == []
         admin = {"roles": ["admin"]}
-        assert (await gateway.ask("GET", here, "root", claims=admin)).status_code == 200
+        assert (await gateway.ask("GET", here, "root", claims=admin)).json()["subject"] == "alice"
         everybody = await gateway.ask("GET", "/claude/jobs?all=true", "root", claims=admin)
-        assert len(everybody.json()["jobs"]) == 1
+        assert [each["subject"] for each in everybody.json()["jobs"]] == ["alice"]
+        query = {"query": f'{{ job(id: "{created["id"]}") {{ subject }} }}'}
+        for subject, told, claims in (("root", "alice", admin), ("alice", None, {})):
+            said = await gateway.ask("POST", "/claude/graphql", subject, json=query, claims=claims)
+            assert said.json()["data"]["job"]["subject"] == told
+        own = (await gateway.ask("GET", "/claude/jobs")).json()["jobs"]
+        assert [each["subject"] for each in own] == [None], "to an admin alone"
         for wrong in ("job_x", "job_" + "0" * 24, "run_" + "0" * 24, "job_*"):
             assert (await gateway.ask("GET", f"/claude/jobs/{wrong}")).status_code == 404, wrong
 

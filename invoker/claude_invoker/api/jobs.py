@@ -133,9 +133,13 @@ async def known_job(request: Request, job_id: str, caller: Caller, may: Callable
 OwnJob = Annotated[Job, Depends(own_job)]
 
 
-async def view_of(request: Request, job: Job) -> JobView:
+AttestedCaller = Annotated[Caller, Depends(attested)]
+
+
+async def view_of(request: Request, job: Job, caller: Caller) -> JobView:
+    """For whom it is shown to."""
     position = await store_of(request).position(job) if job.state == "queued" else None
-    view = job.view(base(request), position)
+    view = job.view(base(request), position, names_caller="admin" in caller.roles)
     if view.result is not None:
         found = await services(request).engine.keeping.now(job.id, view.result.artifacts)
         view.result = with_links(request, view.result.model_copy(update={"artifacts": found}))
@@ -145,14 +149,15 @@ async def view_of(request: Request, job: Job) -> JobView:
 @router.get("/jobs", response_model=JobList, responses=problems(400), dependencies=[ONLY_KNOWN])
 async def jobs(
     request: Request,
-    caller: Annotated[Caller, Depends(attested)],
+    caller: AttestedCaller,
     state: State | None = None,
     cursor: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     all: bool = False,
     tag: str | None = None,
 ) -> JobList:
-    """The caller's jobs, newest first, without their results. `all=true`: everybody's, for the role `admin`.
+    """The caller's jobs, newest first, without their results. `all=true`: everybody's, for the role `admin`, which is
+    told whose each is.
 
     With `state` or `tag` a page may be short, or empty, while there is a `next`: only so many jobs are looked at."""
     before = border.place_of_job(cursor)
@@ -166,31 +171,33 @@ async def jobs(
     shown = found[:limit]
     if len(found) > limit:
         before = shown[-1].place
-    return JobList(jobs=[job.view(base(request)) for job in shown], next=None if before is None else str(before))
+    is_admin = "admin" in caller.roles
+    listed = [job.view(base(request), names_caller=is_admin) for job in shown]
+    return JobList(jobs=listed, next=None if before is None else str(before))
 
 
 @router.get("/jobs/{job_id}", response_model=JobView, responses=_GONE)
-async def look(request: Request, job: OwnJob, response: Response) -> JobView:
+async def look(request: Request, job: OwnJob, caller: AttestedCaller, response: Response) -> JobView:
     """State, position in the queue, progress and cost so far, and the result once there is one."""
     if job.state not in OVER:
         response.headers["Retry-After"] = "1"
-    return await view_of(request, job)
+    return await view_of(request, job, caller)
 
 
 @router.delete("/jobs/{job_id}", status_code=202, response_model=JobView, responses=_GONE)
-async def cancel(request: Request, job: OwnJob) -> JobView:
+async def cancel(request: Request, job: OwnJob, caller: AttestedCaller) -> JobView:
     """Cancels a job that waits or runs; harmless for one that is over."""
     await end(request, job)
-    return await view_of(request, await store_of(request).get(job.id) or job)
+    return await view_of(request, await store_of(request).get(job.id) or job, caller)
 
 
 @router.post("/jobs/{job_id}/interrupt", status_code=202, response_model=JobView, responses=_GONE | problems(409))
-async def interrupt(request: Request, job: OwnJob) -> JobView:
+async def interrupt(request: Request, job: OwnJob, caller: AttestedCaller) -> JobView:
     """Ends what the model does now; the job is done with what it has done."""
     if job.state != "running":
         raise Problem(409, "conflict", f"the job is {job.state}")
     await calls.interrupt(store_of(request), job)
-    return await view_of(request, await store_of(request).get(job.id) or job)
+    return await view_of(request, await store_of(request).get(job.id) or job, caller)
 
 
 @router.delete(
@@ -200,12 +207,12 @@ async def interrupt(request: Request, job: OwnJob) -> JobView:
     responses=_GONE | problems(409),
     name="stop_agent_of_job",
 )
-async def stop_agent(request: Request, job: OwnJob, call: str) -> JobView:
+async def stop_agent(request: Request, job: OwnJob, caller: AttestedCaller, call: str) -> JobView:
     """Ends one subagent, by the id of the tool's call that has begun it. The model is told so, and goes on."""
     if job.state != "running":
         raise Problem(409, "conflict", f"the job is {job.state}")
     await calls.stop_agent(store_of(request), job, call)
-    return await view_of(request, await store_of(request).get(job.id) or job)
+    return await view_of(request, await store_of(request).get(job.id) or job, caller)
 
 
 async def end(request: Request, job: Job) -> None:

@@ -52,7 +52,7 @@ async def retried(request: Request, caller: Caller, job_id: str, key: str = "") 
         found, fingerprint = known
         if fingerprint != fingerprint_of_retry(job_id):
             raise another_request()
-        return await jobs.view_of(request, found)
+        return await jobs.view_of(request, found, caller)
     job = await jobs.known_job(request, job_id, caller, Caller.may_see)
     if (refused := refusal(job, caller) or misplaced(job, caller)) is not None:
         raise refused

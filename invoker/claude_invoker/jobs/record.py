@@ -93,6 +93,7 @@ class JobView(BaseModel):
     """A job as `GET /jobs/{id}` shows it. Times are seconds since the epoch."""
 
     id: str
+    subject: str | None = Field(default=None, description="Whose it is; null but for the role `admin`")
     state: State
     tier: str | None = None
     title: str = Field(default="", description="The beginning of the prompt")
@@ -264,11 +265,12 @@ class Job:
     def decisions(self) -> list[PermissionDecision]:
         return self.asks.decided if self.result is None else self.result.decisions
 
-    def view(self, base: str, position: int | None = None) -> JobView:
-        """`base`: the prefix of links."""
+    def view(self, base: str, position: int | None = None, *, names_caller: bool = False) -> JobView:
+        """`base`: the prefix of links; `names_caller`: it is shown to who sees others' jobs."""
         here = f"{base}/jobs/{self.id}"
         return JobView(
             id=self.id,
+            subject=self.subject if names_caller else None,
             state=self.state,
             tier=self.tier or None,
             title=self.title,

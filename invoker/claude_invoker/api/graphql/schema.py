@@ -112,7 +112,7 @@ async def _runs(asking: Asking, cursor: str | None = None, limit: int = 20, **wa
 
 async def _job(asking: Asking, id: str) -> Any:
     job = await jobs.own_job(id, asking.request, asking.caller)
-    return (await jobs.view_of(asking.request, job)).model_dump(mode="json")
+    return (await jobs.view_of(asking.request, job, asking.caller)).model_dump(mode="json")
 
 
 async def _jobs(
@@ -159,7 +159,7 @@ async def _retry_job(asking: Asking, id: str) -> Any:
 async def _cancel(asking: Asking, id: str) -> Any:
     if id.startswith("job_"):
         job = await jobs.own_job(id, asking.request, asking.caller)
-        return (await jobs.cancel(asking.request, job)).model_dump(mode="json")
+        return (await jobs.cancel(asking.request, job, asking.caller)).model_dump(mode="json")
     return await _of_run(asking, "DELETE", id, functools.partial(runs.cancel, caller=asking.caller))
 
 
