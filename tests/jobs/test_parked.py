@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from claude_contract import ledger
 from claude_contract.ledger import AsyncLedger, calls
 from claude_invoker.jobs import reconciler
-from claude_invoker.jobs.store import BLOCKED, Store, now_ms
+from claude_invoker.jobs.store import BLOCKED, PREFIX, TICKETS, Store, now_ms
 from claude_invoker.jobs.worker import PARKED_S
 from tests.jobs.conftest import Gateway, job, serving, terms, until
 from tests.rate_tiers.servers import RedisProcess, one_server
@@ -112,6 +113,10 @@ async def test_a_job_waits_until_its_period_turns_and_is_not_polled(
         jobs = [await queued(gateway, "bob") for _ in range(5)]
         waits = await parked(gateway, jobs[0], "bob")
         assert waits["limit"] == "usd_per_day" and 43_190 < waits["until"] - began < 43_300
+        behind = await parked(gateway, jobs[-1], "bob")
+        assert behind["limit"] == "usd_per_day" and abs(behind["until"] - waits["until"]) < 5
+        page = (await gateway.ask("GET", f"/claude/dashboard/jobs/{jobs[-1]['id']}", "bob")).text
+        assert re.search('id="waits">waits for usd_per_day until 20', page)
         blocked = int(await store.redis.hget(BLOCKED, ":bob"))
         assert 0 < blocked - now_ms() <= PARKED_S * 1000, "an admin may raise the budget meanwhile"
 
@@ -144,14 +149,26 @@ async def test_a_job_waits_until_its_period_turns_and_is_not_polled(
 
 
 async def test_only_those_of_a_subject_that_is_passed_over_are_parked(store: Store) -> None:
-    for subject in ("a:b", "a:b", "c"):
-        await store.add(job(subject, tier="pro"))
+    jobs = [job(subject, tier="pro") for subject in ("a:b", "a:b", "c")]
+    for each in jobs:
+        await store.add(each)
     held = await store.claim("t", "w")
     assert held is not None and await store.parked() == 0
     await store.requeue(held[0], blocked_for=30, waits='{"limit": "usd_per_day", "until": 5}')
     subjects = held[0].subject
     assert await store.parked() == (2 if subjects == "a:b" else 1)
-    found = await store.get(held[0].id)
-    assert found is not None and found.view("").waits_for is not None
+    # Of those that wait behind it nothing is written, and they are told the same; of others not.
+    assert await store.redis.hget(f"{PREFIX}job:{jobs[1].id}", "waits") is None or held[0].id == jobs[1].id
+    for each in jobs:
+        found = await store.get(each.id)
+        turn = None if found is None else await store.turn(found)
+        assert turn is not None and (turn.waits_for is not None) == (each.subject == subjects)
+    await store.redis.hset(f"{PREFIX}job:{held[0].id}", "v", "99")
+    behind = [await store.turn(each) for each in jobs if each.subject == subjects and each.id != held[0].id]
+    assert all(turn is not None and turn.waits_for is None for turn in behind), "of another release nothing is read"
+    await store.redis.hset(f"{PREFIX}job:{held[0].id}", "v", "1")
     await store.redis.hset(BLOCKED, f"pro:{subjects}", now_ms() - 1)
     assert await store.parked() == 0
+    while claimed := await store.claim("t", "w"):
+        assert claimed[0].waits_for is None, "it is tried now, and what it waited for is over"
+        await store.redis.hdel(TICKETS, "t")

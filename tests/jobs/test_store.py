@@ -297,17 +297,17 @@ def test_no_job_starts_after_more_than_its_position_says(
             await store.claim(f"before-{n}", "w")
         store._claims = 0  # without the claims in which other tiers go first, which positions leave out
         states = {each.id: (await store.get(each.id)).state for each in waiting}  # type: ignore[union-attr]
-        positions = {each.id: await store.position(each) for each in waiting}
+        turns = {each.id: await store.turn(each) for each in waiting}
         order: list[str] = []
         while claimed := await store.claim(f"t{len(order)}", "w"):
             store._claims = 0
             order.append(claimed[0].id)
         assert sorted(order) == sorted(i for i, state in states.items() if state == "queued")
         for place, job_id in enumerate(order):
-            position = positions[job_id]
-            assert position is not None
-            assert place <= position < len(order)
-        assert all(positions[i] is None for i in states if i not in order)
+            turn = turns[job_id]
+            assert turn is not None
+            assert place <= turn.position < len(order)
+        assert all(turns[i] is None for i in states if i not in order)
         assert sum((await store.waiting()).values()) == 0
         await redis.aclose()
 

@@ -107,7 +107,7 @@ async def queued(
     if happened == "accepted":
         await enqueue_ticket(jobs_of(request).queues)
     stored = await store.get(job_id) or job
-    return stored.view(base(request), await store.position(stored) if stored.state == "queued" else None)
+    return stored.view(base(request), await store.turn(stored) if stored.state == "queued" else None)
 
 
 async def own_job(job_id: str, request: Request, caller: Annotated[Caller, Depends(attested)]) -> Job:
@@ -138,8 +138,8 @@ AttestedCaller = Annotated[Caller, Depends(attested)]
 
 async def view_of(request: Request, job: Job, caller: Caller) -> JobView:
     """For whom it is shown to."""
-    position = await store_of(request).position(job) if job.state == "queued" else None
-    view = job.view(base(request), position, names_caller="admin" in caller.roles)
+    turn = await store_of(request).turn(job) if job.state == "queued" else None
+    view = job.view(base(request), turn, names_caller="admin" in caller.roles)
     if view.result is not None:
         found = await services(request).engine.keeping.now(job.id, view.result.artifacts)
         view.result = with_links(request, view.result.model_copy(update={"artifacts": found}))

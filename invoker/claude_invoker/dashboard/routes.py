@@ -272,7 +272,7 @@ async def _job_values(request: Request, job: Job, viewer: Caller) -> dict[str, A
         "viewer": viewer,
         "over": job.state in OVER,
         "refusal": refusal(job, viewer),
-        "position": await store.position(job) if job.state == "queued" else None,
+        "turn": await store.turn(job) if job.state == "queued" else None,
         "artifacts": jobs.artifacts_of(job),
         "difference": await _difference(request, job),
     }

@@ -41,6 +41,7 @@ for i = 5, #KEYS do
           redis.call('ZADD', ARGV[5], now, id)
           redis.call('HSET', KEYS[1] .. id, 'state', 'running', 'worker', worker, 'ticket', ticket, 'nonce', ARGV[6],
                      'beat', clock[1] * 1000 + math.floor(clock[2] / 1000), 'started_at', string.format('%.3f', now / 1000))
+          redis.call('HDEL', KEYS[1] .. id, 'waits')
           redis.call('HINCRBY', KEYS[1] .. id, 'attempt', 1)
           return {id, 0}
         end

@@ -82,11 +82,19 @@ class Asks(BaseModel):
 
 
 class WaitsFor(BaseModel):
-    """Why a job waits although it is its turn."""
+    """Why a job waits although it is its turn, or why the job of its caller does that comes before it."""
 
     limit: str = Field(description="The limit that is in the way, as refusals name it")
     pool: str | None = Field(default=None, description="The pool whose limit it is; null: the caller's own")
     until: float | None = Field(default=None, description="When the budget's period turns; null: when a run ends")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """When a job that is queued may start. `position`: after how many others at most."""
+
+    position: int
+    waits_for: WaitsFor | None
 
 
 class JobView(BaseModel):
@@ -243,7 +251,7 @@ class Job:
             cancel=stored.get("cancel") == "1",
             work=stored.get("work", ""),
             progress=Progress.model_validate_json(stored.get("progress") or "{}"),
-            waits_for=WaitsFor.model_validate_json(stored["waits"]) if stored.get("waits") else None,
+            waits_for=waits_in(stored.get("waits")),
             result=RunResult.model_validate_json(stored["result"]) if stored.get("result") else None,
             error=json.loads(stored["error"]) if stored.get("error") else None,
             deliveries=[Delivery(**d) for d in json.loads(stored.get("deliveries") or "[]")],
@@ -265,8 +273,8 @@ class Job:
     def decisions(self) -> list[PermissionDecision]:
         return self.asks.decided if self.result is None else self.result.decisions
 
-    def view(self, base: str, position: int | None = None, *, names_caller: bool = False) -> JobView:
-        """`base`: the prefix of links; `names_caller`: it is shown to who sees others' jobs."""
+    def view(self, base: str, turn: Turn | None = None, *, names_caller: bool = False) -> JobView:
+        """`base`: the prefix of links; `turn`: while it is queued; `names_caller`: to who sees others' jobs."""
         here = f"{base}/jobs/{self.id}"
         return JobView(
             id=self.id,
@@ -274,8 +282,8 @@ class Job:
             state=self.state,
             tier=self.tier or None,
             title=self.title,
-            position=position,
-            waits_for=self.waits_for if self.state == "queued" else None,
+            position=None if turn is None else turn.position,
+            waits_for=None if turn is None else turn.waits_for,
             created_at=self.created_at,
             started_at=self.started_at,
             finished_at=self.finished_at,
@@ -294,6 +302,10 @@ class Job:
             retried_as=self.retried_as or None,
             links={"self": here, "events": f"{here}/events", "artifacts": f"{here}/artifacts"},
         )
+
+
+def waits_in(stored: str | None) -> WaitsFor | None:
+    return WaitsFor.model_validate_json(stored) if stored else None
 
 
 def retention(job: Job, settings: Settings) -> float:

@@ -27,7 +27,19 @@ from claude_invoker.caller import Caller
 from claude_invoker.holding import Bounds, refusal
 from claude_invoker.jobs.again import MOST_KEPT
 from claude_invoker.jobs.fairness import fairly
-from claude_invoker.jobs.record import OVER, SUMMARY, VERSION, Asks, Delivery, Job, caller_of, check_version
+from claude_invoker.jobs.record import (
+    OVER,
+    SUMMARY,
+    VERSION,
+    Asks,
+    Delivery,
+    Job,
+    Turn,
+    WaitsFor,
+    caller_of,
+    check_version,
+    waits_in,
+)
 from claude_invoker.jobs.streams import Streams
 from claude_invoker.model import PermissionDecision
 from claude_invoker.place import Place
@@ -324,20 +336,27 @@ class Store:
         """For how many seconds the worker that runs this attempt has not shown that it lives; 0: it runs no more."""
         return int(await self.run("silence", [PREFIX + f"job:{job.id}"], [job.attempt])) / 1000
 
-    async def position(self, job: Job) -> int | None:
-        """How many waiting jobs may start before this one: at most, since others may be cancelled."""
+    async def turn(self, job: Job) -> Turn | None:
+        """None where it does not wait."""
         queue = self.queue(job.tier)
         async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.lindex(_wait(queue, job.subject), 0)
             pipe.lpos(_wait(queue, job.subject), job.id)
             pipe.lpos(_round_robin(queue), job.subject)
             pipe.llen(_round_robin(queue))
             pipe.hgetall(WAITING)
-            own, ahead, subjects, waiting = await pipe.execute()
+            first, own, ahead, subjects, waiting = await pipe.execute()
         if own is None:
             return None
+        waits_for = job.waits_for if own == 0 else await self._waits_for(first)
         urgent = sum(int(waiting.get(more, 0)) for more in self.queues[: self.queues.index(queue)])
         before = own * max(1, subjects) + (ahead or 0)
-        return int(urgent + min(before, max(0, int(waiting.get(queue, 1)) - 1)))
+        return Turn(int(urgent + min(before, max(0, int(waiting.get(queue, 1)) - 1))), waits_for)
+
+    async def _waits_for(self, first: str) -> WaitsFor | None:
+        """Of the first of a subject's jobs, which all others of his wait behind: it alone is written that."""
+        version, waits = await self.redis.hmget(PREFIX + f"job:{first}", "v", "waits")
+        return waits_in(waits) if version == str(VERSION) else None
 
     async def waiting(self) -> dict[str, int]:
         """Waiting jobs by tier; "" for those of tiers without a queue of their own."""
