@@ -107,6 +107,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     desk.on_end = answered
     engine.on_start = began
     engine.on_finish = finished
+    engine.on_withdrawn = lambda *told: audit.note(audit_of.withdrawn(*told))
     engine.on_decided = lambda *told: audit.note(audit_of.decided(*told))
     if replicas is not None:
         engine.on_end = replicas.register.finished

@@ -48,6 +48,7 @@ async def serve(settings: Settings) -> None:
 
     engine.on_start = lambda run: audit.note(audit_of.began(run))
     engine.on_finish = finished
+    engine.on_withdrawn = lambda *told: audit.note(audit_of.withdrawn(*told))
     engine.on_decided = lambda *told: audit.note(audit_of.decided(*told))
     store = Store.open(settings.jobs_redis_url, settings.redis_url, settings.tier_priority, settings.held)
     engine.places.job_goes_on = store.goes_on

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -360,8 +361,35 @@ async def test_cancelling(redis_server: RedisProcess, state: Path) -> None:
         assert (await gateway.ask("DELETE", running["links"]["self"])).status_code == 202
         job = await gateway.see(running)
         assert job["state"] == "cancelled"
+        assert job["error"]["detail"] == "cancelled by its caller"
         assert (await gateway.ask("DELETE", running["links"]["self"])).json()["state"] == "cancelled"
-        assert (await gateway.see(await gateway.create("job=after")))["state"] == "done"
+        # An admin's, of one that runs and of one that waits; in the audit log it is who it was.
+        long, next_one = await gateway.create("job=longer sleep=600"), await gateway.create("job=again")
+        await gateway.see(long, "alice", "running")
+        for each in (next_one, long):
+            gone = await gateway.ask("DELETE", each["links"]["self"], "root", claims={"roles": ["admin"]})
+            assert gone.status_code == 202
+        assert (await gateway.see(long))["error"]["detail"] == "cancelled by an administrator"
+        done = await gateway.see(await gateway.create("job=after"))
+        assert done["state"] == "done"
+
+        def of(kind: str) -> dict[str, Any]:
+            written = person.export(state / "state" / "audit", "alice")
+            return {line["details"]["run"]: line for line in written if line["kind"] == kind}
+
+        async def noted() -> bool:
+            return done["id"] in of("run.end")
+
+        await until(noted, "the last line")
+        ends = {run: line["details"] for run, line in of("run.end").items()}
+        told = {run: (each["end"], each["cancelled_by"], each["reason"]) for run, each in ends.items()}
+        assert told == {
+            running["id"]: ("cancelled", "alice", "cancelled by its caller"),
+            long["id"]: ("cancelled", "root", "cancelled by an administrator"),
+            done["id"]: ("succeeded", None, None),
+        }
+        withdrawn = {run: (line["actor"], line["details"]["state"]) for run, line in of("job.cancelled").items()}
+        assert withdrawn == {waiting["id"]: ("alice", "queued"), next_one["id"]: ("root", "queued")}
 
 
 async def test_events_go_on_where_a_client_left_on_another_server(redis_server: RedisProcess, state: Path) -> None:

@@ -291,7 +291,7 @@ async def test_a_cancelled_job_carries_the_mark_until_it_ends(store: Store) -> N
         if state == "running":
             (one,) = await claims(store, 1)
         key = PREFIX + f"job:{one.id}"
-        assert await store.run("cancel", [key], [one.id, CANCELLED]) == state
+        assert await store.run("cancel", [key], [one.id, CANCELLED, "root"]) == state
         assert (await record(store, one))["cancel"] == "1"
         message = await heard.get_message(ignore_subscribe_messages=True, timeout=HANG_S)
         assert message is not None
@@ -299,12 +299,15 @@ async def test_a_cancelled_job_carries_the_mark_until_it_ends(store: Store) -> N
         if state == "queued":
             (one,) = await claims(store, 1)
         assert await store.update(one, model="m") == 1
+        assert await store.run("cancel", [key], [one.id, CANCELLED, "late"]) == "running"
+        assert await store.cancelled_by(one) == "root", "who was the first"
+        await heard.get_message(ignore_subscribe_messages=True, timeout=HANG_S)
         assert await store.requeue(one, blocked_for=60) == "cancelled"
         assert (await record(store, one))["state"] == "running"
         assert await store.finish(one, "cancelled", 60)
-        assert await store.run("cancel", [key], [one.id, CANCELLED]) == "cancelled"
+        assert await store.run("cancel", [key], [one.id, CANCELLED, "late"]) == "cancelled"
     assert await heard.get_message(ignore_subscribe_messages=True, timeout=0.1) is None
-    assert await store.run("cancel", [PREFIX + "job:none"], ["none", CANCELLED]) is None
+    assert await store.run("cancel", [PREFIX + "job:none"], ["none", CANCELLED, "root"]) is None
     assert not await store.redis.exists(PREFIX + "job:none")
     await heard.aclose()
 

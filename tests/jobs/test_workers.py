@@ -16,6 +16,7 @@ import pytest
 
 from bench.jobs import Stage, chaos, counted, over, staged, states_of, submit
 from claude_contract import ledger
+from claude_invoker.audit import person
 from claude_invoker.jobs.queue import Queues, open_queues
 from claude_invoker.jobs.record import Job
 from claude_invoker.jobs.store import Store, connect
@@ -168,6 +169,9 @@ async def test_what_is_not_over_by_then_counts_as_lost(scene: Scene, policy: str
     found = await scene.store.get(job.id)
     assert found is not None
     assert (found.state, found.attempt) == (state, attempt)
+    lines = person.export(scene.stage.folder / "state" / "audit", job.subject)
+    (end,) = [line["details"] for line in lines if line["kind"] == "run.end"]
+    assert (end["end"], end["cancelled_by"], end["reason"]) == ("cancelled", None, "the worker is stopping")
     if policy == "fail":
         assert found.error is not None
         assert [artifact["path"] for artifact in found.error["artifacts"]] == ["half.txt"]

@@ -14,6 +14,7 @@ import pytest
 import redis
 
 from claude_contract.attestation import HEADER, Signer
+from claude_invoker.audit import person
 from tests.invoker.conftest import Invoker, as_root, tool, wait_for
 from tests.jobs.conftest import CHECKS, SECRET, attestation, raw_path
 from tests.rate_tiers.servers import RedisProcess
@@ -155,6 +156,13 @@ def test_a_run_that_goes_on_is_followed_and_cancelled_by_way_of_another(pair: Pa
         with admin, here.stream("POST", "/claude/invoke", json={"prompt": SLOW}, headers=streamed) as stream:
             assert admin.delete(stream.headers["location"]).status_code == 202
             assert "cancelled by an administrator" in stream.read().decode()
+            run = stream.headers["x-claude-run"]
+
+    def noted() -> Any:
+        rows = [row["details"] for row in person.export(one.state / "audit", "alice") if row["kind"] == "run.end"]
+        return [(row["cancelled_by"], row["reason"]) for row in rows if row["run"] == run]
+
+    assert wait_for(noted, what="its line") == [("root", "cancelled by an administrator")]
 
 
 def test_a_run_that_goes_on_is_looked_at_and_cancelled_by_graphql_of_another(pair: Pair) -> None:

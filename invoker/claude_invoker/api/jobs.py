@@ -187,7 +187,7 @@ async def look(request: Request, job: OwnJob, caller: AttestedCaller, response: 
 @router.delete("/jobs/{job_id}", status_code=202, response_model=JobView, responses=_GONE)
 async def cancel(request: Request, job: OwnJob, caller: AttestedCaller) -> JobView:
     """Cancels a job that waits or runs; harmless for one that is over."""
-    await end(request, job)
+    await end(request, job, caller)
     return await view_of(request, await store_of(request).get(job.id) or job, caller)
 
 
@@ -215,9 +215,12 @@ async def stop_agent(request: Request, job: OwnJob, caller: AttestedCaller, call
     return await view_of(request, await store_of(request).get(job.id) or job, caller)
 
 
-async def end(request: Request, job: Job) -> None:
-    """Cancels a job."""
-    if await store_of(request).cancel(job, retention(job, services(request).settings)) and job.callback:
+async def end(request: Request, job: Job, caller: Caller) -> None:
+    """Cancels a job, for that caller."""
+    if not await store_of(request).cancel(job, retention(job, services(request).settings), caller.subject):
+        return  # its worker does it
+    services(request).engine.on_withdrawn(job, caller.subject)
+    if job.callback:
         await enqueue_delivery(jobs_of(request).queues, job.id)
 
 

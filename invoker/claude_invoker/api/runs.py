@@ -18,7 +18,6 @@ from claude_invoker.api.replicas import files_of, run_of
 from claude_invoker.api.stream import RETRY, event_stream, without_events
 from claude_invoker.api.zip import zipped
 from claude_invoker.caller import Caller
-from claude_invoker.jobs.ends import BY_CALLER
 from claude_invoker.model import Artifact, ListedState, RunList, RunView
 from claude_invoker.problem import Problem
 from claude_invoker.replicas.record import PastRun
@@ -71,16 +70,10 @@ async def look(request: Request, run: OwnRun) -> RunView:
     return view_with_links(request, view)
 
 
-def who_cancels(run: Run | PastRun, caller: Caller) -> str:
-    """The reason that is told. Of a job, whose worker asks for it, it is its caller's."""
-    is_job = isinstance(run, Run) and run.is_job
-    return BY_CALLER if is_job or caller.owns(run.subject) else "cancelled by an administrator"
-
-
 @router.delete("/runs/{run_id}", status_code=202, response_model=RunView)
 async def cancel(request: Request, run: OwnRun, caller: Annotated[Caller, Depends(attested)]) -> RunView:
     """Cancels a run; harmless for one that is over."""
-    run.cancel(who_cancels(run, caller))
+    run.cancel_for(caller.subject)
     return view_with_links(request, run.view())
 
 

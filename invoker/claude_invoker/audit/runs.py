@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -21,7 +21,9 @@ def began(run: Run) -> Entry:
 
 
 def ended(run: Run) -> Entry:
-    """`end`: succeeded, or the kind of the problem."""
+    """`end`: succeeded, or the kind of the problem. `cancelled_by`: a subject; None where nobody has, and `reason` says
+    why it was all the same."""
+    was_cancelled = run.problem is not None and run.problem.kind == "cancelled"
     details = {
         **_known(run),
         "answered_by": run.model,
@@ -30,6 +32,8 @@ def ended(run: Run) -> Entry:
         "tokens": msgspec.structs.asdict(run.account.total),
         "seconds": round((run.finished_at or run.created_at) - run.created_at, 3),
         "end": run.problem.kind if run.problem is not None else "succeeded" if run.deferral is None else "deferred",
+        "cancelled_by": (run.cancelled_by or None) if was_cancelled else None,
+        "reason": run.cancel_reason if was_cancelled else None,
         "egress": run.egress,
         "commit": None if run.checkout is None else run.checkout.commit,
         "pushed": None if run.pushed is None or run.pushed.commit is None else run.pushed.branch,
@@ -63,6 +67,21 @@ def decided(run: Decidable, decision: PermissionDecision, given: Mapping[str, An
         "answered": decision.answers is not None,
     }
     return Entry("permission.decided", decision.by or run.subject, run.subject, details)
+
+
+class Withdrawable(Decidable, Protocol):
+    """A job that has no run now."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def tags(self) -> Sequence[str]: ...
+
+
+def withdrawn(job: Withdrawable, by: str) -> Entry:
+    """It was cancelled while it waited, so that no run of it ends."""
+    details = {"run": job.id, "tier": job.tier, "tags": list(job.tags), "state": job.state}
+    return Entry("job.cancelled", by, job.subject, details)
 
 
 def answered(message: Message) -> Entry:

@@ -158,8 +158,8 @@ async def artifact(request: Request, job: jobs.OwnJob, path: str) -> Response:
 
 
 @router.post("/jobs/{job_id}/cancel", dependencies=[Depends(from_our_page)])
-async def cancel(request: Request, job: jobs.OwnJob) -> Response:
-    await jobs.end(request, job)
+async def cancel(request: Request, job: jobs.OwnJob, viewer: Viewer) -> Response:
+    await jobs.end(request, job, viewer)
     return RedirectResponse(f"{home(request)}/jobs/{job.id}", 303, HEADERS)
 
 

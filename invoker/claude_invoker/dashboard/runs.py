@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse
 
 from claude_invoker.api.files import file_answer
 from claude_invoker.api.replicas import files_of
-from claude_invoker.api.runs import OwnRun, who_cancels
+from claude_invoker.api.runs import OwnRun
 from claude_invoker.caller import Caller
 from claude_invoker.dashboard import patch
 from claude_invoker.dashboard.difference import difference, patch_among
@@ -56,7 +56,7 @@ async def artifact(request: Request, run: OwnRun, viewer: Viewer, path: str) -> 
 
 @router.post("/{run_id}/cancel", dependencies=[Depends(attested), Depends(from_our_page)])
 async def cancel(request: Request, run: OwnRun, viewer: Viewer) -> Response:
-    run.cancel(who_cancels(run, viewer))
+    run.cancel_for(viewer.subject)
     return RedirectResponse(f"{home(request)}/runs/{run.id}", 303, HEADERS)
 
 

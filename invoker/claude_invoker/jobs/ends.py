@@ -22,10 +22,10 @@ from claude_invoker.problem import Problem
 from claude_invoker.runs.deferral import Deferral
 from claude_invoker.runs.kept import Keeping
 from claude_invoker.runs.permissions import Permissions
+from claude_invoker.runs.run import who_cancelled
 from claude_invoker.settings import Settings
 
 _log = logging.getLogger(__name__)
-BY_CALLER = "cancelled by its caller"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,12 @@ class Ends:
                 _log.warning("job %s: that it is put away is not stored yet (%s)", job.id, type(error).__name__)
                 await asyncio.sleep(1)
         if put == "cancelled":
-            await self.end(job, "cancelled", error=Problem(499, "cancelled", BY_CALLER).document(), **fields)
+            await self.cancelled(job, await self.store.cancelled_by(job), **fields)
+
+    async def cancelled(self, job: Job, by: str, **fields: Any) -> bool:
+        """Ends a job that this subject wants cancelled; the same otherwise."""
+        problem = Problem(499, "cancelled", who_cancelled(job.subject, by))
+        return await self.end(job, "cancelled", error=problem.document(), **fields)
 
     async def book(self, caller: Caller, micro_usd: int, *, final: bool = True) -> None:
         """Ends the caller's lease. Never raises."""

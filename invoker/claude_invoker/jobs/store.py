@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from claude_contract.keys import escaped, joined
@@ -44,6 +44,7 @@ from claude_invoker.jobs.streams import Streams
 from claude_invoker.model import PermissionDecision
 from claude_invoker.place import Place
 from claude_invoker.runs.deferral import Deferral
+from claude_invoker.runs.run import Run
 
 _log = logging.getLogger(__name__)
 JOBS_TAG = "{jobs}"
@@ -279,12 +280,20 @@ class Store:
         args = [job.id, "" if waiting else job.attempt, seconds, seconds + TOMBSTONE_TTL, job.subject, queue, now_ms()]
         return bool(await self.run("finish", keys, [*args, state, *(part for pair in stored.items() for part in pair)]))
 
-    async def cancel(self, job: Job, retention: float) -> bool:
-        """Ends a waiting job, or tells the worker of a running one. True where it is over now by this."""
-        state = await self.run("cancel", [PREFIX + f"job:{job.id}"], [job.id, CANCELLED])
+    async def cancel(self, job: Job, retention: float, by: str = "") -> bool:
+        """Ends a waiting job, or tells the worker of a running one, for the subject `by`. True where it is over now by
+        this."""
+        state = await self.run("cancel", [PREFIX + f"job:{job.id}"], [job.id, CANCELLED, by])
         return state in ("queued", "waiting_for_approval") and await self.finish(
             job, "cancelled", retention, waiting=True
         )
+
+    async def cancelled_by(self, job: Job | Run) -> str:
+        """The subject for whom a job is cancelled; "" where that is not known, or cannot be asked."""
+        try:
+            return await self.redis.hget(PREFIX + f"job:{job.id}", "cancel_by") or ""
+        except (RedisError, OSError):
+            return ""
 
     async def take_over(self, job: Job) -> bool:
         """True for one of those that find a job orphaned; should that one die, too, for another some seconds later."""

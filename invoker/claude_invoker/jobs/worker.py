@@ -17,7 +17,7 @@ from claude_contract.ledger import Lease
 from claude_contract.versions import UnknownVersion
 from claude_invoker.cli.walk import delete
 from claude_invoker.ending import ended
-from claude_invoker.jobs.ends import BY_CALLER, Ends
+from claude_invoker.jobs.ends import Ends
 from claude_invoker.jobs.queue import (
     HEARTBEAT_S,
     Queues,
@@ -33,7 +33,7 @@ from claude_invoker.problem import Problem
 from claude_invoker.runs import artifacts
 from claude_invoker.runs.deferral import deferrable, resumed
 from claude_invoker.runs.engine import Engine
-from claude_invoker.runs.run import Run
+from claude_invoker.runs.run import WANTED, Run
 from claude_invoker.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -138,13 +138,19 @@ class Worker:
 
     async def _take(self, job: Job) -> None:
         if job.cancel:
-            await self.ends.end(job, "cancelled", error=Problem(499, "cancelled", BY_CALLER).document())
+            await self._withdraw(job)
         elif (waits := await self._waits(job)) is None:
             await self._run(job)
         elif await self.store.requeue(job, blocked_for=waits.s, waits=waits.told) == "cancelled":
-            await self.ends.end(job, "cancelled", error=Problem(499, "cancelled", BY_CALLER).document())
+            await self._withdraw(job)
         else:
             await enqueue_ticket(self.queues, at=time.time() + waits.s)
+
+    async def _withdraw(self, job: Job) -> None:
+        """Ends one whose run has not begun."""
+        by = await self.store.cancelled_by(job)
+        if await self.ends.cancelled(job, by):
+            self.engine.on_withdrawn(job, by)
 
     async def _waits(self, job: Job) -> _Waits | None:
         """Takes the job's lease in the gateway's ledger: a tier's limits of runs at once and of money hold for jobs.
@@ -216,7 +222,7 @@ class Worker:
         problem, state = run.problem, "failed"
         if run.cancel_reason == _FENCED:
             return
-        if run.cancel_reason == BY_CALLER and problem.kind == "cancelled":
+        if run.cancel_reason in WANTED and problem.kind == "cancelled":
             state = "cancelled"
         elif problem.kind == "cancelled":
             if await self.ends.again(job, in_s=1.0 if self._no_more else 0.0):
@@ -243,8 +249,10 @@ class Worker:
             changed.clear()
             try:
                 told = await self.store.update(job, **fields)
-                if told:
-                    run.cancel(BY_CALLER if told > 0 else _FENCED)
+                if told > 0:
+                    run.cancel_for(await self.store.cancelled_by(job))
+                elif told:
+                    run.cancel(_FENCED)
                 for permission in asks.waiting:
                     if job.callback and permission.id not in told_of:
                         await enqueue_asking(self.queues, job.id, permission.id)
@@ -264,7 +272,7 @@ class Worker:
                     await channel.subscribe(CANCELLED)
                     async for message in channel.listen():
                         if message["type"] == "message" and (run := self.current.get(message["data"])):
-                            run.cancel(BY_CALLER)
+                            run.cancel_for(await self.store.cancelled_by(run))
             except (RedisError, OSError):
                 await asyncio.sleep(0.5)
 

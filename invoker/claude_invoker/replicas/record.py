@@ -163,6 +163,9 @@ class PastRun:
     def cancel(self, reason: str) -> None:
         """Does nothing, as to any run that is over."""
 
+    def cancel_for(self, by: str) -> None:
+        """The same."""
+
 
 def past(record: RunRecord) -> PastRun:
     """The run of a record that says how it ended."""

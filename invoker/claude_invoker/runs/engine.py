@@ -103,6 +103,8 @@ class Engine:
             None
         )
         """Told of the run, or of the job that has none now (`audit.runs.Decidable`), and with which input was asked."""
+        self.on_withdrawn: Callable[[Any, str], None] = lambda job, by: None
+        """Told of a job that was cancelled while it had no run (`audit.runs.Withdrawable`), and for which subject."""
         self._state = settings.state_dir
         self._trees = tree_root(settings.state_dir, isolated=self.users.isolated)
         self.keeping = Keeping(settings, open_store(settings.store, settings.key_of_store))

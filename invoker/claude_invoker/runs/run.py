@@ -37,6 +37,19 @@ MOST_HOSTS = 100
 MOST_CALLS = 250
 
 
+BY_CALLER = "cancelled by its caller"
+BY_ADMIN = "cancelled by an administrator"
+BY_SOMEBODY = "cancelled"
+"""By a subject that an invoker of the release before has not said."""
+WANTED = (BY_CALLER, BY_ADMIN, BY_SOMEBODY)
+"""Reasons that somebody has given, and no process."""
+
+
+def who_cancelled(subject: str, by: str) -> str:
+    """The reason that is told of a run, or a job, of that subject. Nobody but an admin cancels another's."""
+    return BY_SOMEBODY if not by else BY_CALLER if by == subject else BY_ADMIN
+
+
 def new_id() -> str:
     return "run_" + secrets.token_hex(12)
 
@@ -131,6 +144,8 @@ class Run:
     done: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     cancel_reason: str | None = None
+    cancelled_by: str = ""
+    """The subject who wanted it; "": nobody did."""
     used: set[str] = field(default_factory=set)
     """Names of the tools that it has called."""
     calls: list[Called] = field(default_factory=list)
@@ -254,6 +269,12 @@ class Run:
             self.cancel_reason = reason
             # Not before its first step: a task that is cancelled then takes none, and the run would never end.
             self.task.get_loop().call_soon(self.task.cancel)
+
+    def cancel_for(self, by: str) -> None:
+        """The same, for that subject ("": it is not known for whom)."""
+        if self.cancel_reason is None:
+            self.cancelled_by = by
+        self.cancel(who_cancelled(self.subject, by))
 
     def interrupt(self) -> None:
         """Ends what the model does now, and with it the run, which has a result all the same. Raises Problem 409."""
