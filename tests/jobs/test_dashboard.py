@@ -78,6 +78,31 @@ async def test_a_visitor_sees_the_login_and_nothing_else(redis_server: RedisProc
             assert "import" not in answer.text
 
 
+WITH_SLASH = (
+    ("/", ""),
+    ("//", ""),
+    ("/?utm_source=x", "?utm_source=x"),
+    ("/jobs/", "/jobs"),
+    ("/jobs/?tag=a&state=done", "/jobs?tag=a&state=done"),
+    ("/limits/", "/limits"),
+    ("/jobs/job_" + "0" * 24 + "/", "/jobs/job_" + "0" * 24),
+    ("//evil.example/", "/evil.example"),
+    ("/%0dX-Evil:%201/", "/%0DX-Evil%3A%201"),
+)
+
+
+async def test_an_address_with_a_slash_at_its_end_leads_to_the_page(redis_server: RedisProcess, state: Path) -> None:
+    async with serving(redis_server, state, worker="none") as gateway:
+        for path, leads in WITH_SLASH:
+            answer = await gateway.ask("GET", HOME + path)
+            assert (answer.status_code, answer.headers.get("location")) == (303, HOME + leads), path
+            assert (await gateway.ask("GET", HOME + path, None, claims=VISITOR)).status_code == 401, path
+        for path in (HOME, f"{HOME}/jobs"):
+            assert (await gateway.ask("GET", path)).status_code == 200
+        answer = await gateway.ask("GET", f"{HOME}/login/", None, claims=VISITOR)
+        assert (answer.status_code, answer.headers["location"]) == (303, f"{HOME}/login")
+
+
 LOST = (
     ("/jobs/job_" + "0" * 24, "text/html,*/*;q=0.8", 404, True),
     ("/nowhere", "text/html", 404, True),

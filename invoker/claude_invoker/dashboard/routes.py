@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
@@ -44,8 +44,10 @@ from claude_invoker.services import services
 from claude_invoker.trust import attested, attested_run, attested_visitor
 
 router = APIRouter(prefix="/dashboard", include_in_schema=False)
-ROUTERS = (router, lists.router, runs.router, figures.router, mine.router)
-"""All of the dashboard."""
+slashed = APIRouter(prefix="/dashboard", include_in_schema=False)
+"""Of addresses that end in a slash, as people type them."""
+ROUTERS = (router, lists.router, runs.router, figures.router, mine.router, slashed)
+"""All of the dashboard; what fits any address comes last."""
 COOKIE = "claude_token"
 MAX_TOKEN = 3800  # browsers keep about 4,096 bytes of a cookie, its name and attributes included
 STATIC = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
@@ -234,6 +236,21 @@ async def logout(request: Request) -> Response:
     answer = RedirectResponse(away, 303, HEADERS)
     _set_cookie(request, answer, "")
     return answer
+
+
+@router.get("/login/", dependencies=[Depends(attested_visitor)])
+async def login_with_slash(request: Request) -> Response:
+    return RedirectResponse(f"{home(request)}/login", 303, HEADERS)
+
+
+@slashed.get("/", dependencies=[Depends(attested)])
+@slashed.get("/{inside:path}/", dependencies=[Depends(attested)])
+async def with_slash(request: Request, inside: str = "") -> Response:
+    """Leads to the page without it."""
+    place, query = quote(inside.strip("/")), request.url.query
+    return RedirectResponse(
+        f"{home(request)}{'/' + place if place else ''}{'?' + query if query else ''}", 303, HEADERS
+    )
 
 
 @router.get("/static/{name}", dependencies=[Depends(attested_visitor)])
