@@ -372,6 +372,9 @@ async def test_cancelling(redis_server: RedisProcess, state: Path) -> None:
         assert (await gateway.see(long))["error"]["detail"] == "cancelled by an administrator"
         done = await gateway.see(await gateway.create("job=after"))
         assert done["state"] == "done"
+        late = (await gateway.ask("POST", f"{done['links']['self']}/interrupt")).json()
+        told = {name: late[name] for name in ("status", "title", "detail")}
+        assert told == {"status": 409, "title": "This cannot be done now", "detail": "the job is done"}
 
         def of(kind: str) -> dict[str, Any]:
             written = person.export(state / "state" / "audit", "alice")

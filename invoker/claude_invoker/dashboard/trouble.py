@@ -8,20 +8,12 @@ from claude_invoker.dashboard.pages import page
 from claude_invoker.problem import TITLES, Problem
 from claude_invoker.services import services
 
-_HEADINGS = {
-    "conflict": "This cannot be done now",
-    "forbidden": "This is not allowed",
-    "gone": "It is not there any more",
-}
-"""Of problems whose title, which programs have always been told, is of one of their cases."""
-
 
 def trouble(request: Request, problem: Problem) -> Response | None:
     """None where nobody asks for a page, or not for one of the dashboard: then it is a problem as for programs."""
     inside = request.scope["path"].removeprefix(services(request).settings.prefix)
     if not (inside + "/").startswith("/dashboard/") or "text/html" not in request.headers.get("accept", ""):
         return None
-    title = _HEADINGS.get(problem.kind, TITLES[problem.kind])
-    answer = page(request, "trouble", problem.status, title=title, detail=problem.detail)
+    answer = page(request, "trouble", problem.status, title=TITLES[problem.kind], detail=problem.detail)
     answer.headers.update(problem.headers)
     return answer
