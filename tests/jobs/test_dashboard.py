@@ -134,6 +134,8 @@ async def test_a_browser_is_told_by_a_page_what_it_cannot_have(redis_server: Red
             path = f"{HOME}/jobs/{job['id']}/retry"
             answer = await gateway.ask("POST", path, headers={"Accept": "text/html", **sent})
             assert (answer.status_code, re.findall("<h1>(.*?)</h1>", answer.text)) == (status, [heading])
+            for todo in ("press its button there", "ask whoever runs this gateway", f'href="{HOME}/login"'):
+                assert (todo in answer.text) == (status == 403), todo
         refused = await gateway.ask("GET", HOME, None, claims=VISITOR, headers={"Accept": "text/html"})
         assert (refused.status_code, refused.headers["content-type"][:9]) == (401, "text/html")
         assert refused.headers["www-authenticate"].startswith("X-Claude-Attestation")

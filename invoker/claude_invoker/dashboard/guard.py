@@ -48,4 +48,5 @@ def from_our_page(request: Request) -> None:
     else:
         allowed = site == "same-origin"
     if not allowed:
-        raise Problem(403, "forbidden", "this must be asked for by a page of the dashboard")
+        what = "this must be asked for by a page of the dashboard: open it again and press its button there"
+        raise Problem(403, "forbidden", what)

@@ -14,6 +14,7 @@ def trouble(request: Request, problem: Problem) -> Response | None:
     inside = request.scope["path"].removeprefix(services(request).settings.prefix)
     if not (inside + "/").startswith("/dashboard/") or "text/html" not in request.headers.get("accept", ""):
         return None
-    answer = page(request, "trouble", problem.status, title=TITLES[problem.kind], detail=problem.detail)
+    title, forbidden = TITLES[problem.kind], problem.status == 403
+    answer = page(request, "trouble", problem.status, title=title, detail=problem.detail, forbidden=forbidden)
     answer.headers.update(problem.headers)
     return answer
