@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import secrets
 import sys
 import time
@@ -13,13 +12,12 @@ from typing import Any
 
 import jwt
 
+from claude_contract.duration import duration
 from kong_claude.problem import Problem
 from kong_claude_local.state import place, recall, secret
 
 ISSUER = "kong-claude-dev"
 AUDIENCE = "claude-code"
-_TTL = re.compile(r"(\d+)([smhd]?)")
-_UNIT = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def arguments(parser: argparse._ActionsContainer) -> None:
@@ -38,14 +36,16 @@ def arguments(parser: argparse._ActionsContainer) -> None:
         metavar="KEY=VALUE",
         help="a further claim, may be repeated; VALUE is read as JSON where it is JSON, else as text",
     )
-    parser.add_argument("--ttl", default="1h", help="life time: 90s, 15m, 1h, 2d (default: %(default)s)")
+    parser.add_argument(
+        "--ttl", default="1h", type=duration, metavar="TIME", help="life time: 90s, 15m, 1h, 2d (default: %(default)s)"
+    )
     parser.add_argument("--no-role", action="store_true", help="a token without any role")
 
 
 def run(options: argparse.Namespace) -> int:
     roles = [] if options.no_role else options.role or ["claude:invoke"]
     made_now = not (os.environ.get("CLAUDE_JWT_SECRET") or (place() / "jwt-secret").exists())
-    token = make(options.sub, options.tier, roles, seconds(options.ttl), claims(options.claim))
+    token = make(options.sub, options.tier, roles, options.ttl, claims(options.claim))
     if made_now:
         print(
             f"signed with a new secret, {place() / 'jwt-secret'}: a stack of another directory refuses it",
@@ -76,14 +76,6 @@ def of_this_directory(roles: list[str]) -> tuple[str, str] | None:
     """The gateway of the stack that runs here, and a token of ten minutes for it; None where none runs."""
     running = recall()
     return None if running is None else (running.proxy, make("local", "pro", roles, 600))
-
-
-def seconds(text: str) -> int:
-    """`15m` → 900. Raises Problem."""
-    match = _TTL.fullmatch(text)
-    if not match or int(match[1]) == 0:
-        raise Problem(f"--ttl {text!r} is not a duration; write 90s, 15m, 1h or 2d")
-    return int(match[1]) * _UNIT[match[2]]
 
 
 def claims(pairs: list[str]) -> dict[str, Any]:

@@ -91,3 +91,4 @@ def test_the_command(log: Log, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "none is not there: --dir or INVOKER_AUDIT_DIR" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["spent", "--since", "yesterday"])
+    assert "yesterday is no length of time such as 30m" in capsys.readouterr().err

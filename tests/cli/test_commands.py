@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import stat
@@ -14,6 +15,7 @@ import jwt
 import pytest
 import yaml
 
+from claude_contract.duration import duration
 from kong_claude import PLUGINS
 from kong_claude.cli.main import main
 from kong_claude.environment import PLUGINS as ALL
@@ -21,7 +23,7 @@ from kong_claude.guard import LUA_PLUGINS, PAIRED
 from kong_claude.problem import Problem
 from kong_claude_local import stack, up
 from kong_claude_local.state import Running, process_start, recall, remember
-from kong_claude_local.token import claims, seconds
+from kong_claude_local.token import claims
 from tests.support.waiting import HANG_S
 
 
@@ -113,16 +115,34 @@ def test_secrets_are_made_once_and_for_the_owner_only(own_home: Path) -> None:
     assert stat.S_IMODE((own_home / "jwt-secret").stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize(("text", "expected"), [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1d", 86400)])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90s", 90), ("15m", 900), ("2h", 7200), ("1d", 86400), ("4w", 28 * 86400), ("36525d", 36525 * 86400)],
+)
 def test_durations(text: str, expected: int) -> None:
-    assert seconds(text) == expected
+    assert duration(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "90", "0s", "007d", "-1d", "1.5h", "1h30m", "1y", "1 d", "36526d", "9999999w", "٣d"]
+)
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is no length of time such as 30m"):
+        duration(text)
+
+
+@pytest.mark.parametrize(
+    "command", [["token", "--sub", "a", "--ttl"], ["limits", "set", "--for"], ["report", "--since"]]
+)
+def test_each_command_says_what_is_no_duration(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*command, "soon"])
+    assert "soon is no length of time such as 30m" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--ttl", "soon"], "not a duration"),
-        (["--ttl", "0"], "not a duration"),
         (["--claim", "novalue"], "not KEY=VALUE"),
     ],
 )

@@ -57,7 +57,7 @@ class Gateway:
         with _IN_ONE_HOME, pytest.MonkeyPatch.context() as patch:
             patch.setenv("KONG_CLAUDE_HOME", str(self.home))
             patch.delenv("CLAUDE_JWT_SECRET", raising=False)
-            return tokens.make(given.sub, given.tier, roles, tokens.seconds(given.ttl), tokens.claims(given.claim))
+            return tokens.make(given.sub, given.tier, roles, given.ttl, tokens.claims(given.claim))
 
     def client(self, subject: str | None = None, *options: str, timeout: float = 60) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.token(subject, *options)}"} if subject else {}

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import json
 import os
-import re
 import signal
 import socket
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from claude_contract.duration import duration
 from claude_invoker.audit.spent import BY
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Adds up what runs and requests to models themselves have cost, the dearest first. A run counts "
         "when it has ended.",
     )
-    spent.add_argument("--since", type=_age, metavar="AGE", help="30m, 12h, 7d, 4w (default: all that the log has)")
+    spent.add_argument("--since", type=duration, metavar="AGE", help="30m, 12h, 7d, 4w (default: all that the log has)")
     spent.add_argument("--by", choices=BY, default="subject", help="(default: subject)")
     spent.add_argument("--json", action="store_true", help="print one JSON object for each")
     for each in (verify, export, spent):
@@ -141,23 +141,11 @@ def _name(text: str) -> str:
     return text
 
 
-_AGE = re.compile(r"([1-9][0-9]{0,5})([mhdw])")
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-def _age(text: str) -> timedelta:
-    """Raises ArgumentTypeError."""
-    found = _AGE.fullmatch(text)
-    if found is None:
-        raise argparse.ArgumentTypeError("such as 30m, 12h, 7d or 4w")
-    return timedelta(**{_UNITS[found[2]]: int(found[1])})
-
-
 async def _spent(options: argparse.Namespace, settings: Settings) -> int:
     """Raises _NoStore, _NoLog, Away, OSError, ValueError."""
     from claude_invoker.audit import shipping, spent
 
-    since = None if options.since is None else datetime.now(UTC) - options.since
+    since = None if options.since is None else datetime.now(UTC) - timedelta(seconds=options.since)
     if options.store:
         async with shipping.fetched(_store(settings)) as places:
             rows, unknown = spent.spent(places.values(), options.by, since)

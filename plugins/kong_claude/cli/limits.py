@@ -15,8 +15,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 from claude_contract import secret_file
+from claude_contract.duration import duration
 from claude_contract.secret_file import SecretFileError
-from kong_claude.cli.duration import duration
 from kong_claude.no_redirects import NoRedirects
 from kong_claude.problem import Problem
 

@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from kong_claude.cli.duration import duration
+from claude_contract.duration import duration
 from kong_claude.problem import Problem
 
 HELP = "make a report (pdf, html, md or json) from access logs"
