@@ -144,6 +144,9 @@ def test_the_command_says_what_is_missing(gateway: Gateway, token: str, tmp_path
     )  # fmt: skip
     other = limits(gateway, "get", token=made.stdout.strip())
     assert other.returncode == 2 and "403: this needs the role admin" in other.stderr
+    # Beside the role that the rules demand (docs/rate-tiers.md).
+    alone = limits(gateway, "get", token=gateway.token("lena", "--role", "admin"))
+    assert alone.returncode == 2 and "403: roles must hold one of: claude:invoke" in alone.stderr
     wrong = limits(gateway, "set", "--sub", "lena", "minutes=1", "--why", "x", token=token)
     assert wrong.returncode == 2 and "422: limits.minutes: is no limit" in wrong.stderr
     away = limits(gateway, "get", token=token, CLAUDE_GATEWAY_URL="http://127.0.0.1:9")
