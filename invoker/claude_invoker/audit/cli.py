@@ -171,7 +171,8 @@ async def _export(options: argparse.Namespace, settings: Settings) -> int:
             found = [row for each in places.values() for row in person.export(each, options.subject)]
     else:
         found = person.export(_directory(options, settings), options.subject)
-    found += await kept.export(settings, options.subject)
+    if settings.jobs_redis_url is not None:
+        found += await kept.export(settings.jobs_redis_url, options.subject)
     for row in sorted(found, key=lambda each: str(each["at"])):
         print(json.dumps(row))
     print(f"{len(found)} lines about {options.subject!r}", file=sys.stderr)
@@ -192,7 +193,7 @@ async def _forget(options: argparse.Namespace, settings: Settings) -> int:
         deleted = await shipping.forget(store, options.subject)
         print(f"INVOKER_AUDIT_STORE: details of {deleted} lines deleted", file=sys.stderr)
     if settings.jobs_redis_url is not None:
-        deleted = await kept.delete(settings, options.subject)
+        deleted = await kept.delete(settings.jobs_redis_url, options.subject)
         print(f"jobs: {deleted} requests deleted that could have been tried again", file=sys.stderr)
     return 0
 

@@ -18,7 +18,7 @@ local function is_tagged(tags)
 end
 
 local first = 0
-if after ~= '' then
+if upper ~= '' then
   first = redis.call('ZCOUNT', KEYS[1], '(' .. upper, '+inf')
   for _, id in ipairs(redis.call('ZREVRANGEBYSCORE', KEYS[1], upper, upper)) do
     if id >= after then first = first + 1 end

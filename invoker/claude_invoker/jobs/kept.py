@@ -9,16 +9,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from claude_invoker.jobs.store import PREFIX, Store, connect, index_of
-from claude_invoker.settings import Settings
 
 _LOOKED_AT = 500  # jobs, at once
 
 
-async def export(settings: Settings, subject: str) -> list[dict[str, Any]]:
-    """Each as a line of the audit log has it; none where there are no jobs. Raises RedisError, OSError."""
+async def export(url: str, subject: str) -> list[dict[str, Any]]:
+    """Each as a line of the audit log has it. `url`: of the Redis where jobs are. Raises RedisError, OSError."""
     found = []
-    async with _jobs(settings) as redis:
-        ids = [] if redis is None else await redis.zrange(index_of(subject), 0, -1)
+    async with _jobs(url) as redis:
+        ids = await redis.zrange(index_of(subject), 0, -1)
         for at in range(0, len(ids), _LOOKED_AT):
             async with redis.pipeline(transaction=False) as pipe:
                 for job_id in ids[at : at + _LOOKED_AT]:
@@ -28,21 +27,19 @@ async def export(settings: Settings, subject: str) -> list[dict[str, Any]]:
     return found
 
 
-async def delete(settings: Settings, subject: str) -> int:
-    """How many were deleted. Raises RedisError, OSError."""
-    async with _jobs(settings) as redis:
-        return 0 if redis is None else int(await Store(redis).run("drop", [index_of(subject)], [subject]))
+async def delete(url: str, subject: str) -> int:
+    """How many were deleted; the same otherwise."""
+    async with _jobs(url) as redis:
+        return int(await Store(redis).run("drop", [index_of(subject)], [subject]))
 
 
 @asynccontextmanager
-async def _jobs(settings: Settings) -> AsyncIterator[Any]:
-    """Where jobs are; None: there are none."""
-    redis = None if settings.jobs_redis_url is None else connect(settings.jobs_redis_url)
+async def _jobs(url: str) -> AsyncIterator[Any]:
+    redis = connect(url)
     try:
         yield redis
     finally:
-        if redis is not None:
-            await redis.aclose()
+        await redis.aclose()
 
 
 def _line(subject: str, created_at: str, job_id: str, request: str) -> dict[str, Any]:

@@ -422,10 +422,11 @@ class Store:
 
         Without those that another release has stored.
         """
-        upper, after = ("+inf", "") if before is None else (repr(before.created_at), before.id)
-        found = await self.run("page", [index_of(subject)], [upper, after, count])
-        following = Place(float(found[-1]), found[-2]) if len(found) == 2 * count else None
-        return await self.short(found[::2]), following
+        begin = ("", "") if before is None else (repr(before.created_at), before.id)
+        whichever = ("",) * 5  # see `finding`
+        args = (f"{PREFIX}job:", *begin, count, count, *whichever)
+        at, last, *ids = await self.run("find", [index_of(subject)], args)
+        return await self.short(ids), Place(float(at), last) if last else None
 
     async def short(self, job_ids: Sequence[str]) -> list[Job]:
         """What lists show of these jobs (`SUMMARY`). Without those that are gone or that another release has stored."""
