@@ -38,6 +38,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, otlp: Receiver) -> Iterator[
     assert replaced
     config.write_text(text)
     with standing(home, "--plugins-directory", str(PLUGINS), config=config, INVOKER_OTLP_ENDPOINT=otlp.url) as found:
+        with found.client("ada", "--tier", "pro") as client:  # the first request, whichever test is
+            assert client.get("/claude/runs").status_code == 200
         yield found
 
 
@@ -66,7 +68,9 @@ def test_a_trace_goes_through_gateway_run_and_job(whole: Gateway, otlp: Receiver
     (job,) = wait_for(lambda: [span for span in otlp.spans if span.links], what="the job's span")
     assert job.trace != TRACE
     assert job.links == (found["POST /jobs"].id,)
-    line = next(entry for entry in logged(whole.home, 1) if entry["route"] == "claude-invoke")
+    line = wait_for(
+        lambda: [entry for entry in logged(whole.home, 1) if entry["route"] == "claude-invoke"], what="its line"
+    )[0]
     assert line["trace_id"] == TRACE
 
 
@@ -89,7 +93,7 @@ def test_a_message_of_a_model_itself_is_a_trace(whole: Gateway, otlp: Receiver) 
 def test_the_first_request_and_one_that_a_plugin_answers_have_subject_and_tier(whole: Gateway) -> None:
     """The first log phase starts claude-metrics, after its request; and /claude/limits goes nowhere."""
     first = logged(whole.home, 1)[0]
-    assert (first["subject"], first["tier"]) == ("ada", "pro")
+    assert (first["route"], first["subject"], first["tier"]) == ("claude-runs", "ada", "pro")
     with whole.client("lia", "--tier", "free") as client:
         assert client.get("/claude/limits").status_code == 200
         with whole.client("root", "--role", "admin") as admin:
@@ -99,7 +103,7 @@ def test_the_first_request_and_one_that_a_plugin_answers_have_subject_and_tier(w
             ):
                 assert time.monotonic() < deadline, shown
                 time.sleep(0.1)
-    lines = [e for e in logged(whole.home, 1) if e["route"] == "claude-limits"]
+    lines = wait_for(lambda: [e for e in logged(whole.home, 1) if e["route"] == "claude-limits"], what="its line")
     assert [(e["subject"], e["tier"]) for e in lines] == [("lia", "free")]
 
 
