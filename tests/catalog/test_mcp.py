@@ -181,7 +181,9 @@ def test_tools_that_the_catalog_does_not_name_are_not_to_be_had(
 def test_without_asking_for_it_a_run_has_no_server(api: httpx.Client, tickets: Tickets) -> None:
     tickets.seen.clear()
     done = run(api, tool("mcp__tickets__search", text="x"), mcp=[])
-    assert "No such tool available" in done["result"] and tickets.seen == []
+    # A session of an earlier run may be closed only now.
+    asked = [method for method, _ in tickets.seen if method != "DELETE"]
+    assert "No such tool available" in done["result"] and asked == []
 
 
 def test_what_goes_wrong_is_an_error_without_the_secret(api: httpx.Client, invoker: Invoker) -> None:

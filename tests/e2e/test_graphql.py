@@ -39,6 +39,11 @@ def counted(client: httpx.Client) -> int:
     return int(minute["limit"]) - int(minute["remaining"])
 
 
+def reserved(client: httpx.Client) -> float:
+    """What the caller's runs hold of his budgets, in USD."""
+    return float(client.get("/claude/limits").json()["usd"]["reserved"])
+
+
 def lasting(report: Any) -> Any:
     """A report without the seconds that are left of its windows, which pass between two reports."""
     if isinstance(report, dict):
@@ -107,6 +112,7 @@ def test_a_job_is_tried_again_as_todays_tier_allows_it(gateway: Gateway) -> None
             made = data(ask(client, CREATE, input={"prompt": "[[hang]]"} | wanted))["createJob"]["id"]
             data(ask(client, CANCEL, id=made))
             wait_for(lambda: client.get(f"/claude/jobs/{made}").json()["state"] == "cancelled", what="its end")
+            wait_for(lambda: reserved(client) == 0, what="its money")  # a moment later
             return str(made)
 
     job, opus = cancelled("gql-again", "pro"), cancelled("gql-fallen", "team", model="opus")

@@ -148,8 +148,10 @@ def test_who_decides_while_its_process_ends_is_the_only_one(worker: Invoker, ali
         noted = "".join(record.read_text() for record in worker.state.glob("sessions/*") if record.is_file())
         return noted.count(path.rpartition("/")[2])
 
+    earlier = ""
     for parts in range(8):
-        asked = asked_by(alice, path)
+        asked = asked_by(alice, path, but=earlier)  # which it shows for a moment still when it goes on
+        earlier = asked["id"]
         for cli in worker.clis():
             cli.suspend()
         if worker.clis() and told() == parts:
