@@ -876,7 +876,8 @@ def test_the_name_of_an_entry_that_is_meant(kind: str, name: str, meant: str | N
 
 
 def tier(**fields: Any) -> view.View:
-    section = {"tiers": [{"name": "t", "minute": 1, **fields}]}
+    pools = [{"name": "team", "usd_per_month": 10}, {"name": "other", "usd_per_month": 6}]
+    section = {"pools": pools, "tiers": [{"name": "t", "minute": 1, **fields}]}
     return view.View((), ({"name": "claude-rate-tiers", "config": section},))
 
 
@@ -905,6 +906,9 @@ NONE_LEFT = "has no tool left that a run of the tier may call: each request for 
         ({"mcp": ["tickets"], "deny": ["mcp__tickets__*"]}, "mcp", f"tickets {NONE_LEFT}"),
         ({"mcp": ["tickets"], "tools": ["mcp__tickets__search"], "deny": ["mcp__tickets__search"]}, "mcp",
          f"tickets {NONE_LEFT}"),
+        ({"usd_per_day": 2, "max_usd_per_run": 2}, "max_usd_per_run", "usd_per_day (2) is less than two runs hold"),
+        ({"usd_per_month": 1.5, "usd_per_day": 9, "max_usd_per_run": 1}, "max_usd_per_run", "usd_per_month (1.5) is less"),
+        ({"pools": ["team"], "max_usd_per_run": 6}, "max_usd_per_run", "usd_per_month of the pool team (10) is less"),
     ],
 )  # fmt: skip
 def test_what_no_run_of_a_tier_can_have_is_said(fields: dict[str, Any], field: str, says: str) -> None:
@@ -923,6 +927,11 @@ def test_what_no_run_of_a_tier_can_have_is_said(fields: dict[str, Any], field: s
         {"mcp": ["tickets"], "tools": ["mcp__tickets__search"], "deny": ["no pattern (", 7]},
         {"skills": "pdf", "mcp": {"a": 1}, "tools": "Bash", "deny": 7},  # what the plugin refuses
         {"skills": [None, 7, ["pdf"]]},
+        {"usd_per_day": 2, "max_usd_per_run": 1},
+        {"usd_per_day": 2, "max_usd_per_run": 3},  # what the plugin refuses
+        {"usd_per_day": "2", "max_usd_per_run": True},
+        {"pools": ["team"], "max_usd_per_run": 5},
+        {"usd_per_day": 2},
     ],
 )
 def test_what_a_run_can_have_is_in_no_doubt(fields: dict[str, Any]) -> None:

@@ -365,6 +365,10 @@ def test_an_explanation_says_which_limit_binds_and_from_where(pooled: Site) -> N
     assert rows[None, "usd_per_day"]["from"]["tier"] == "pro" and rows["team", "concurrent"]["from"]["by"] == "root"
     assert (told["binds"]["limit"], told["binds"]["share_left"]) == ("usd_per_day", 0.5)
     assert told["blocked"] is None
+    pooled.put(tier="pro", limits={"minute": 100, "usd_per_day": 3}, for_s=60)  # 1 is left, of which no run can start
+    binds = pooled.get(**asked)["binds"]
+    assert [binds[name] for name in ("limit", "left", "needs", "share_left")] == ["usd_per_day", 1, 2, 0]
+    pooled.put(tier="pro", limits={"minute": 100, "usd_per_day": 4}, for_s=60)
 
     for _ in range(4):
         pooled.run("alice", team="red")

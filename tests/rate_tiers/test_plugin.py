@@ -205,7 +205,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], int, dict[str, Any], tuple[int, int]]]
     "usd_per_day": (
         {"tiers": [{"name": "t", "usd_per_day": 2.5, "max_usd_per_run": 1}]},
         2,
-        {"limit": "usd_per_day", "allowed": 2.5, "spent": 0.0, "reserved": 2.0},
+        {"limit": "usd_per_day", "allowed": 2.5, "spent": 0.0, "reserved": 2.0, "needs": 1.0},
         (5, 5),
     ),
 }

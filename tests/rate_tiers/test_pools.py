@@ -605,6 +605,12 @@ def test_the_report_has_each_pool_by_name() -> None:
     )
     assert body.body["tightest"] == {"pool": "engineering", "limit": "concurrent", "left": 0.5}
     assert body.body["concurrent"]["running"] == 0
+    made = stage(pools=[{**POOL, "concurrent": 9, "budgets": [{"usd": 1.5, "per": "week"}]}])
+    assert isinstance(ask(made, team="red"), Pass)
+    made.report = True
+    body = ask(made, "bob", team="red")
+    assert isinstance(body, Answer)
+    assert body.body["tightest"] == {"pool": "engineering", "limit": "usd_per_week", "left": 0.0}, "a run needs 1.0"
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

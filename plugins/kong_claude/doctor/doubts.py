@@ -1,11 +1,11 @@
 """What a tier says and most likely does not mean: names that are mistyped, skills and MCP servers that no run of it can
-have. Nobody is let in by it, and names may be new: so these are doubts and no openings."""
+have, budgets that are one run's. Nobody is let in by it, and names may be new: so these are doubts and no openings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from claude_contract.built_in import SERVERS, SKILLS
 from kong_claude.doctor import entries, spelling
@@ -39,6 +39,7 @@ def doubts(view: View) -> list[Doubt]:
                     for field, name, meant in spelling.misspelt(tier)
                 ),
                 *((field, name, problem, None) for field, name, problem in entries.not_to_be_had(tier)),
+                *((field, name, problem, None) for field, name, problem in _narrow(tier, section)),
             ]
             for field, name, problem, meant in said:
                 at = f"tiers[{number}].{field}"
@@ -74,6 +75,34 @@ def _sections(view: View) -> Iterator[tuple[Any, tuple[str, ...], Mapping[str, A
             section = section.get(name) if isinstance(section, Mapping) else None
         if isinstance(section, Mapping):
             yield plugin, path, section
+
+
+def _narrow(tier: Mapping[str, Any], section: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Budgets, of the tier and of pools that it names, of which a run holds more than half."""
+    holds = tier.get("max_usd_per_run")
+    if not _amount(holds):
+        return
+    pools = section.get("pools")
+    named = spelling.texts(tier.get("pools"))
+    accounts = [("", tier)]
+    accounts += [
+        (f" of the pool {pool.get('name')}", pool)
+        for pool in (pools if isinstance(pools, list) else ())
+        if isinstance(pool, Mapping) and pool.get("name") in named
+    ]
+    for whose, account in accounts:
+        for name, allowed in account.items():
+            if str(name).startswith("usd_per_") and _amount(allowed) and holds <= allowed < 2 * holds:
+                problem = (
+                    f"({allowed}) is less than two runs hold: each holds max_usd_per_run ({holds}) until it ends and "
+                    f"needs that much left to start, so that after the first, however little it cost, none may; "
+                    f"lower max_usd_per_run, to {round(allowed / 4, 6):g} say"
+                )
+                yield "max_usd_per_run", f"{name}{whose}", problem
+
+
+def _amount(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 def _tiers(section: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -27,7 +27,7 @@ def explanation(
     for at, (pool, windows, terms) in enumerate(accounts):
         standing = usage.pools[at - 1] if at else usage.own
         changed = {limit for n, limit, _ in usage.changed if n == at}
-        for found in _rows(windows, terms, standing):
+        for found in _rows(windows, terms, standing, now.slot.run_micro_usd):
             name = found["limit"]
             row: Row = ({"pool": pool} if pool else {}) | found
             if name in changed:
@@ -55,7 +55,8 @@ def _source(limit: str, changes: Mapping[str, Change], targets: Sequence[Target]
     return None
 
 
-def _rows(windows: Windows, terms: Terms, standing: Standing) -> Iterator[Row]:
+def _rows(windows: Windows, terms: Terms, standing: Standing, hold: int) -> Iterator[Row]:
+    """`hold`: micro-USD that a run needs of a budget to start. Of one that has less, no share is left."""
     for quota in standing.quotas:
         whole = 1 + quota.window.burst if quota.window.burst >= 0 else quota.window.limit
         left = min(quota.remaining, whole)
@@ -89,7 +90,8 @@ def _rows(windows: Windows, terms: Terms, standing: Standing) -> Iterator[Row]:
             "used": usd(spent.micro_usd),
             "reserved": usd(reserved),
             "left": usd(left),
-            "share_left": round(left / allowed, 4),
+            "needs": usd(hold),
+            "share_left": round(left / allowed, 4) if left >= hold else 0.0,
             "turns_in_s": seconds(spent.reset_ms) if spent.reset_ms else 0,
         }
 

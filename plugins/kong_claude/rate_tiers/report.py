@@ -31,6 +31,7 @@ def refusal(admission: Admission, tier: Tier) -> dict[str, Any]:
         "allowed": usd(spent.budget.micro_usd),
         "spent": usd(spent.micro_usd),
         "reserved": usd(standing.reserved_micro_usd),
+        **({} if tier.kind == "message" else {"needs": usd(tier.slot.run_micro_usd)}),
     }
 
 
@@ -110,13 +111,13 @@ def figures(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tightest(usage: Usage, tier: Tier) -> dict[str, Any] | None:
-    """Of all limits the one of which the smallest share is left (0 to 1)."""
+    """Of all limits the one of which the smallest share is left (0 to 1; of a budget with less than a run holds: 0)."""
     names = ("", *[pool.name for pool in tier.pools])
     terms: Sequence[Terms] = (tier.slot.own, *tier.slot.pools)
     found = [
         (left, name, limit)
         for name, each, standing in zip(names, terms, (usage.own, *usage.pools), strict=True)
-        for limit, left in _left(each, standing)
+        for limit, left in _left(each, standing, tier.slot.run_micro_usd)
     ]
     if not found:
         return None
@@ -125,7 +126,7 @@ def _tightest(usage: Usage, tier: Tier) -> dict[str, Any] | None:
     return {**pool, "limit": limit, "left": round(max(left, 0.0), 4)}
 
 
-def _left(terms: Terms, standing: Standing) -> Iterator[tuple[str, float]]:
+def _left(terms: Terms, standing: Standing, hold: int) -> Iterator[tuple[str, float]]:
     """Each limit's name, and the share of it that is left."""
     for quota in standing.quotas:
         whole = 1 + quota.window.burst if quota.window.burst >= 0 else quota.window.limit
@@ -133,7 +134,8 @@ def _left(terms: Terms, standing: Standing) -> Iterator[tuple[str, float]]:
     if terms.concurrent is not None:
         yield "concurrent", 1 - standing.running / terms.concurrent
     for found in figures_of(standing):
-        yield found.budget.name, 1 - found.used / found.budget.micro_usd
+        left = found.budget.micro_usd - found.used
+        yield found.budget.name, left / found.budget.micro_usd if left >= hold else 0.0
 
 
 def _window(quota: Quota) -> dict[str, Any]:
