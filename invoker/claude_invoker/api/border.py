@@ -3,6 +3,7 @@ answer is a problem with a status of 4xx."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ def understood(what: str) -> Iterator[None]:
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """Raises Problem 400 for what is not JSON, 422 for what is no object or nested too deeply."""
+    """Raises Problem 400 for what is not JSON or has a member twice, 422 for what is no object or nested too deeply."""
     deep = Problem(422, "invalid", f"the body {TOO_DEEP}")
     try:
         # Not request.json(): it takes UTF-16 and half surrogate pairs, which the CLI cannot be sent.
@@ -53,7 +54,18 @@ def json_object(body: bytes) -> dict[str, Any]:
         raise Problem(422, "invalid", "the body is not a JSON object")
     if too_deep(document):
         raise deep
+    try:
+        # orjson keeps the last of two members silently.
+        json.loads(body, object_pairs_hook=_each_once)
+    except RecursionError as error:  # in a member that orjson has dropped
+        raise deep from error
     return document
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> None:
+    """Of two members of one name one reader takes the first and another the last. Keeps nothing."""
+    if len(pairs) > 1 and len(dict(pairs)) != len(pairs):
+        raise Problem(400, "bad-request", "the body has duplicate keys")
 
 
 def _not_json(body: bytes, error: orjson.JSONDecodeError) -> str:
