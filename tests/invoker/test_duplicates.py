@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import httpx
+import orjson
 import pytest
 
 from claude_invoker.api.border import json_object
@@ -30,6 +31,18 @@ def test_what_is_there_twice_is_refused(body: str) -> None:
 def test_what_is_there_once_is_read() -> None:
     body = '{"a":{"x":1},"b":[{"x":1},{"x":"a\\":1,\\"a"}],"":0,"long":' + "1" * 300 + "}"
     assert json_object(body.encode()).keys() == {"a", "b", "", "long"}
+
+
+@pytest.mark.parametrize("number", ["1" * 5000, "-" + "1" * 5000, "1." + "1" * 5000, "1e400", "-0"])
+def test_a_number_is_no_error_of_this(number: str) -> None:
+    body = b'{"a":' + number.encode() + b"}"
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError:
+        with pytest.raises(Problem):
+            json_object(body)
+    else:
+        assert json_object(body).keys() == {"a"}
 
 
 @pytest.mark.parametrize("levels", [500, 1000])

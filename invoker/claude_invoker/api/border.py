@@ -55,8 +55,8 @@ def json_object(body: bytes) -> dict[str, Any]:
     if too_deep(document):
         raise deep
     try:
-        # orjson keeps the last of two members silently.
-        json.loads(body, object_pairs_hook=_each_once)
+        # orjson keeps the last of two members silently. Numbers are nobody's here: Python makes none of 4,301 digits.
+        json.loads(body, object_pairs_hook=_each_once, parse_int=str, parse_float=str)
     except RecursionError as error:  # in a member that orjson has dropped
         raise deep from error
     return document
