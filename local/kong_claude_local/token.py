@@ -21,7 +21,7 @@ AUDIENCE = "claude-code"
 
 
 def arguments(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--sub", help="subject: who the token is for")
+    parser.add_argument("--sub", type=_subject, help="subject: who the token is for")
     parser.add_argument("--tier", default="free", help="rate tier (default: %(default)s)")
     parser.add_argument(
         "--role",
@@ -40,6 +40,12 @@ def arguments(parser: argparse._ActionsContainer) -> None:
         "--ttl", default="1h", type=duration, metavar="TIME", help="life time: 90s, 15m, 1h, 2d (default: %(default)s)"
     )
     parser.add_argument("--no-role", action="store_true", help="a token without any role")
+
+
+def _subject(given: str) -> str:
+    if not given:
+        raise argparse.ArgumentTypeError("a subject is somebody: the gateway refuses an empty one")
+    return given
 
 
 def run(options: argparse.Namespace) -> int:

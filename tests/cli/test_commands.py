@@ -140,6 +140,12 @@ def test_each_command_says_what_is_no_duration(command: list[str], capsys: pytes
     assert "soon is no length of time such as 30m" in capsys.readouterr().err
 
 
+def test_a_token_is_somebodys(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["token", "--sub", ""])
+    assert ended.value.code == 2 and "a subject is somebody" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -24,6 +24,7 @@ from claude_invoker.jobs.delivery import is_final
 from claude_invoker.jobs.ends import Ends
 from claude_invoker.jobs.record import OVER, Job
 from claude_invoker.jobs.store import Store
+from claude_invoker.model import Artifact, RunResult
 from claude_invoker.problem import Problem
 from claude_invoker.settings import Settings
 from tests.jobs.conftest import job, limits_on, serving, until
@@ -114,7 +115,7 @@ async def test_a_name_is_looked_up_once_and_must_be_public(monkeypatch: pytest.M
 @pytest.mark.parametrize("secret", [KEY, "whsec_" + base64.b64encode(b"k" * 24).decode()])
 def test_the_signature_is_that_of_the_specification(secret: str) -> None:
     done = ended()
-    headers, body = webhook.signed(webhook.event(done), secret)
+    headers, body = webhook.signed(webhook.event(done, "/claude"), secret)
     key = secret if secret.startswith("whsec_") else base64.b64encode(secret.encode()).decode()
     event: Any = Webhook(key).verify(body, headers)
     assert (event["specversion"], event["type"]) == ("1.0", "dev.kong-claude.job.done")
@@ -125,6 +126,16 @@ def test_the_signature_is_that_of_the_specification(secret: str) -> None:
         Webhook(key).verify(body.replace(b"done", b"fine"), headers)
     with pytest.raises(WebhookVerificationError):
         Webhook(base64.b64encode(b"another").decode()).verify(body, headers)
+
+
+def test_what_it_has_made_can_be_asked_for() -> None:
+    done = ended()
+    made = Artifact(path="a b/ü.pdf", size=1, type="application/pdf", sha256="0" * 64)
+    done.result = RunResult(id=done.id, result="made", model="m", stop_reason="end_turn", artifacts=[made])
+    data = webhook.event(done, "/claude")["data"]
+    assert data["links"]["self"] == f"/claude/jobs/{done.id}"
+    assert data["result"]["artifacts"][0]["href"] == f"/claude/jobs/{done.id}/artifacts/a%20b/%C3%BC.pdf"
+    assert done.result.artifacts == [made], "the job's own are as they were"
 
 
 def ended() -> Job:
@@ -187,6 +198,7 @@ async def test_it_is_tried_again_until_it_is_taken(
         event: Any = Webhook(base64.b64encode(KEY.encode()).decode()).verify(body, headers)
         assert event["data"]["state"] == "done"
         assert event["data"]["result"]["result"] == "did w"
+        assert event["data"]["links"] == created["links"]
 
 
 @pytest.mark.parametrize("answer", [301, 302, 304, 307, 308, 410])

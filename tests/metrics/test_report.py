@@ -135,6 +135,8 @@ def test_with_the_audit_log_costs_are_its_alone(tmp_path: Path) -> None:
     assert found["by_tier"]["free"]["cost_usd"] == 0.75 and found["by_tier"]["free"]["refusals"] is None
     shown = report(*audited).stdout
     assert "- **requests**: –" in shown and "- **cost**: $0.7500" in shown and "Without an access log" in shown
+    written = report(*audited, "--out", tmp_path / "r.md")
+    assert (written.returncode, written.stderr) == (0, f"{tmp_path / 'r.md'}: written, without access logs\n")
     page = render.page(found)
     assert "Cost over time" in page and "Requests, refusals" not in page
     neither = report("--json")

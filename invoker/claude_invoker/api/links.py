@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
-
 from fastapi import Request
 
+from claude_invoker.hrefs import with_hrefs
 from claude_invoker.model import Artifact, RunResult, RunView
 from claude_invoker.services import services
 
@@ -30,7 +29,4 @@ def view_with_links(request: Request, view: RunView) -> RunView:
 
 
 def linked(request: Request, run_id: str, artifacts: list[Artifact]) -> list[Artifact]:
-    # A queued run is found under its job, which outlives the process that ran it.
-    kind = "jobs" if run_id.startswith("job_") else "runs"
-    root = f"{base(request)}/{kind}/{run_id}/artifacts/"
-    return [artifact.model_copy(update={"href": root + quote(artifact.path)}) for artifact in artifacts]
+    return with_hrefs(base(request), run_id, artifacts)

@@ -28,7 +28,7 @@ class Deliveries:
         if job is None:
             await self.store.redis.zrem(CALLBACKS, job_id)
             return
-        status, error = await webhook.send(webhook.event(job), job.callback, self.settings)
+        status, error = await webhook.send(webhook.event(job, self.settings.prefix), job.callback, self.settings)
         final = is_final(status) or context["job"].attempts >= DELIVERY_TRIES
         await self.store.delivered(job, Delivery(at=time.time(), status=status, error=error), final=final)
         if not is_final(status):
@@ -40,7 +40,9 @@ class Deliveries:
         asked = [permission for permission in job.waiting if permission.id == permission_id] if job is not None else []
         if job is None or not asked:
             return
-        status, error = await webhook.send(webhook.asking(job, asked[0]), job.callback, self.settings)
+        status, error = await webhook.send(
+            webhook.asking(job, asked[0], self.settings.prefix), job.callback, self.settings
+        )
         await self.store.delivered(job, Delivery(at=time.time(), status=status, error=error), final=False)
         if not is_final(status):
             raise webhook.NotDelivered(error or f"answered {status}")

@@ -17,6 +17,7 @@ from standardwebhooks import Webhook
 
 from claude_contract.ledger.warnings import Notice
 from claude_invoker.egress.addresses import is_public
+from claude_invoker.hrefs import with_hrefs
 from claude_invoker.jobs.record import Job
 from claude_invoker.model import Permission
 from claude_invoker.problem import Problem
@@ -64,16 +65,20 @@ async def address(host: str, port: int, settings: Settings) -> str:
     raise NotDelivered(f"{host} has a private address")
 
 
-def event(job: Job) -> dict[str, Any]:
-    """The CloudEvent for a job that is over."""
-    data = job.view("").model_dump(mode="json", exclude_none=True, exclude={"deliveries", "links", "progress"})
+def event(job: Job, base: str) -> dict[str, Any]:
+    """The CloudEvent for a job that is over. `base`: the prefix of its links."""
+    view = job.view(base)
+    if view.result is not None:
+        linked = with_hrefs(base, job.id, view.result.artifacts)
+        view = view.model_copy(update={"result": view.result.model_copy(update={"artifacts": linked})})
+    data = view.model_dump(mode="json", exclude_none=True, exclude={"deliveries", "progress"})
     return _of_job(job, str(job.attempt), job.state, job.finished_at or job.created_at, data)
 
 
-def asking(job: Job, permission: Permission) -> dict[str, Any]:
-    """The CloudEvent for a job that waits to be allowed a call of a tool."""
+def asking(job: Job, permission: Permission, base: str) -> dict[str, Any]:
+    """The CloudEvent for a job that waits to be allowed a call of a tool. `base`: the prefix of its links."""
     asked = permission.model_dump(mode="json", exclude_none=True)
-    data = {"id": job.id, "title": job.title, "permission": asked}
+    data = {"id": job.id, "title": job.title, "permission": asked, "links": job.view(base).links}
     return _of_job(job, permission.id, "waiting_for_approval", permission.asked_at, data)
 
 

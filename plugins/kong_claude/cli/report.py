@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         raise Problem(f"{error.name} is missing: pip install 'kong-claude[report]', or --out report.md") from error
     if options.out:
         logs = f"{summary.all.requests:,} requests, {summary.broken:,} broken lines"
-        print(f"{options.out}: {logs if options.logs else 'no access log'}", file=sys.stderr)
+        print(f"{options.out}: {logs if options.logs else 'written, without access logs'}", file=sys.stderr)
     return 0
 
 
