@@ -875,6 +875,15 @@ def test_the_name_of_an_entry_that_is_meant(kind: str, name: str, meant: str | N
     assert spelling.entry(kind, name) == meant
 
 
+@pytest.mark.parametrize(("half", "is_secret"), [("PUBLIC", False), ("PRIVATE", True)])
+def test_a_public_key_is_no_secret(half: str, is_secret: bool) -> None:
+    """Of the key of before a public half is enough."""
+    key = f"-----BEGIN {half} KEY-----\nMCow\n-----END {half} KEY-----\n"
+    section = {"attestation": {"previous_kid": "1", "previous_private_key": key}}
+    seen = view.View((), ({"name": "claude-rate-tiers", "config": section},))
+    assert bool(list(rules.clear_secrets(seen))) is is_secret
+
+
 def tier(**fields: Any) -> view.View:
     pools = [{"name": "team", "usd_per_month": 10}, {"name": "other", "usd_per_month": 6}]
     section = {"pools": pools, "tiers": [{"name": "t", "minute": 1, **fields}]}
