@@ -64,6 +64,15 @@ def test_what_was_spent(log: Log, by: By, hours: float | None, expected: dict[st
     }
 
 
+def test_a_job_that_was_put_away_is_one_run(tmp_path: Path) -> None:
+    made = Log(tmp_path / "audit")
+    made.open()
+    made.append(
+        [ended("alice", 0.1, end="deferred"), ended("alice", 0.2, end="deferred"), ended("alice", 0.3, end="succeeded")]
+    )
+    assert found(made, "subject") == {"alice": ("0.6", 1, 0)}
+
+
 def test_what_was_deleted_is_told(log: Log) -> None:
     person.forget(log.directory, "alice", "root")
     rows, unknown = spent([log.directory], "subject")

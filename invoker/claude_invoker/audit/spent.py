@@ -56,7 +56,7 @@ def _add(found: dict[str, Spent], by: By, members: Any, details: dict[str, Any])
     its.usd += Decimal(str(details.get("cost_usd") or 0))
     its.last = max(its.last, str(members["at"]))
     if members["kind"] == "run.end":
-        its.runs += 1
+        its.runs += details.get("end") != "deferred"  # a part of one, which goes on when somebody has decided
     else:
         its.messages += 1
 
