@@ -13,6 +13,7 @@ import pytest
 from claude_contract.claims import Limits
 from claude_contract.errors import ConfigError
 from claude_contract.identity import Identity
+from claude_contract.ledger import Lease
 from claude_contract.ledger.live import OUTBOX
 from kong_claude.decision import Answer, Decision, Pass, Refuse
 from kong_claude.rate_tiers.plugin import RateTiers
@@ -386,6 +387,22 @@ def test_an_explanation_says_which_limit_binds_and_from_where(pooled: Site) -> N
     assert told["binds"]["limit"] == "blocked" and told["blocked"]["tier"] == "pro"
     pooled.put(sub="alice", limits={"blocked": False}, for_s=60)
     assert pooled.get(**asked)["blocked"] is None
+
+
+@pytest.mark.parametrize("pool", [None, "all"])
+def test_of_several_that_refuse_the_next_run_that_binds_which_the_refusal_names(
+    redis_server: RedisProcess, pool: str | None
+) -> None:
+    """The minute is used up, too, but is over sooner: save in the last one of a week, where both name the minute."""
+    money: dict[str, Any] = {"budgets": [{"usd": 2, "per": "week"}]}
+    own = {"name": "pro", "minute": 1, "max_usd_per_run": 2} | ({} if pool else money)
+    pools = [{"name": pool, "by": "deployment", **money}] if pool else []
+    site = Site(redis_server, tiers=[own], default_tier="pro", pools=pools)
+    admitted = site.run("alice")
+    assert isinstance(admitted, Pass)
+    site.counting.store.settle(Lease.parse(admitted.shared["lease"]), 200)
+    refusal, binds = refused(site.run("alice")).detail, site.get(explain="true", sub="alice", tier="pro")["binds"]
+    assert (binds.get("pool"), binds["limit"]) == (refusal.get("pool"), refusal["limit"])
 
 
 def test_what_an_explanation_needs_it_says(pooled: Site) -> None:

@@ -40,10 +40,20 @@ def explanation(
         source = _source(BLOCKED, changes, targets[at])
         if source is not None and source.limits[BLOCKED] and blocked is None:
             blocked = ({"pool": pool} if pool else {}) | shown(source)
-    binds = min(rows, key=lambda row: row["share_left"], default=None)
+    binds = min(rows, key=_in_the_way, default=None)
     if blocked is not None:
         binds = {"limit": BLOCKED, "from": blocked}
     return {"blocked": blocked, "limits": rows, "binds": binds}
+
+
+def _in_the_way(row: Row) -> tuple[bool, float, float]:
+    """The least binds first: what refuses the next run before all else, and of several the one that does for longest,
+    as `admit.lua` has it. When a place, or money that others hold, comes back nobody knows: that counts as soonest."""
+    needs = row.get("needs")
+    if row["left"] >= (1 if needs is None else needs):
+        return True, 0, row["share_left"]
+    known = needs is None or round(row["used"] + needs, 6) > row["allowed"]
+    return False, -row.get("turns_in_s", 0) if known else 0, row["share_left"]
 
 
 def _source(limit: str, changes: Mapping[str, Change], targets: Sequence[Target]) -> Change | None:
