@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from claude_invoker.model import Artifact
+from claude_invoker.model import Artifact, RunResult
 
 
 def with_hrefs(base: str, run_id: str, artifacts: Sequence[Artifact]) -> list[Artifact]:
@@ -13,3 +13,7 @@ def with_hrefs(base: str, run_id: str, artifacts: Sequence[Artifact]) -> list[Ar
     kind = "jobs" if run_id.startswith("job_") else "runs"
     root = f"{base}/{kind}/{run_id}/artifacts/"
     return [artifact.model_copy(update={"href": root + quote(artifact.path)}) for artifact in artifacts]
+
+
+def result_with_hrefs(base: str, result: RunResult) -> RunResult:
+    return result.model_copy(update={"artifacts": with_hrefs(base, result.id, result.artifacts)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import Request
 
-from claude_invoker.hrefs import with_hrefs
+from claude_invoker.hrefs import result_with_hrefs, with_hrefs
 from claude_invoker.model import Artifact, RunResult, RunView
 from claude_invoker.services import services
 
@@ -16,7 +16,7 @@ def base(request: Request) -> str:
 
 
 def with_links(request: Request, result: RunResult) -> RunResult:
-    return result.model_copy(update={"artifacts": linked(request, result.id, result.artifacts)})
+    return result_with_hrefs(base(request), result)
 
 
 def view_with_links(request: Request, view: RunView) -> RunView:

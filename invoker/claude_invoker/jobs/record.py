@@ -275,7 +275,6 @@ class Job:
 
     def view(self, base: str, turn: Turn | None = None, *, names_caller: bool = False) -> JobView:
         """`base`: the prefix of links; `turn`: while it is queued; `names_caller`: to who sees others' jobs."""
-        here = f"{base}/jobs/{self.id}"
         return JobView(
             id=self.id,
             subject=self.subject if names_caller else None,
@@ -300,8 +299,12 @@ class Job:
             tags=list(self.tags),
             retry_of=self.retry_of or None,
             retried_as=self.retried_as or None,
-            links={"self": here, "events": f"{here}/events", "artifacts": f"{here}/artifacts"},
+            links=self.links(base),
         )
+
+    def links(self, base: str) -> dict[str, str]:
+        here = f"{base}/jobs/{self.id}"
+        return {"self": here, "events": f"{here}/events", "artifacts": f"{here}/artifacts"}
 
 
 def waits_in(stored: str | None) -> WaitsFor | None:

@@ -17,7 +17,7 @@ from standardwebhooks import Webhook
 
 from claude_contract.ledger.warnings import Notice
 from claude_invoker.egress.addresses import is_public
-from claude_invoker.hrefs import with_hrefs
+from claude_invoker.hrefs import result_with_hrefs
 from claude_invoker.jobs.record import Job
 from claude_invoker.model import Permission
 from claude_invoker.problem import Problem
@@ -69,8 +69,7 @@ def event(job: Job, base: str) -> dict[str, Any]:
     """The CloudEvent for a job that is over. `base`: the prefix of its links."""
     view = job.view(base)
     if view.result is not None:
-        linked = with_hrefs(base, job.id, view.result.artifacts)
-        view = view.model_copy(update={"result": view.result.model_copy(update={"artifacts": linked})})
+        view.result = result_with_hrefs(base, view.result)
     data = view.model_dump(mode="json", exclude_none=True, exclude={"deliveries", "progress"})
     return _of_job(job, str(job.attempt), job.state, job.finished_at or job.created_at, data)
 
@@ -78,7 +77,7 @@ def event(job: Job, base: str) -> dict[str, Any]:
 def asking(job: Job, permission: Permission, base: str) -> dict[str, Any]:
     """The CloudEvent for a job that waits to be allowed a call of a tool. `base`: the prefix of its links."""
     asked = permission.model_dump(mode="json", exclude_none=True)
-    data = {"id": job.id, "title": job.title, "permission": asked, "links": job.view(base).links}
+    data = {"id": job.id, "title": job.title, "permission": asked, "links": job.links(base)}
     return _of_job(job, permission.id, "waiting_for_approval", permission.asked_at, data)
 
 

@@ -38,8 +38,10 @@ def doubts(view: View) -> list[Doubt]:
                     (field, name, f"is not known here: {meant}?", meant)
                     for field, name, meant in spelling.misspelt(tier)
                 ),
-                *((field, name, problem, None) for field, name, problem in entries.not_to_be_had(tier)),
-                *((field, name, problem, None) for field, name, problem in _narrow(tier, section)),
+                *(
+                    (field, name, problem, None)
+                    for field, name, problem in (*entries.not_to_be_had(tier), *_narrow(tier, section))
+                ),
             ]
             for field, name, problem, meant in said:
                 at = f"tiers[{number}].{field}"
