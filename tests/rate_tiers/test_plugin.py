@@ -221,13 +221,19 @@ def test_refusals_name_the_limit(kong: Driver, start: Start, subject: str, case:
     event = kong.handle(instance, "access", request)
     assert event.exit is not None and event.exit.status == 429
     body = event.exit.body
-    assert body["message"] == "API rate limit exceeded" and body["request_id"] == "req-1"
+    assert body["message"].startswith("API rate limit exceeded: tier ") and body["request_id"] == "req-1"
     assert {name: body[name] for name in detail} == detail
     assert least <= int(event.exit.headers["Retry-After"]) == body["retry_after"] <= most
     # The first to meet the end of a budget logs it.
     logs = ["log.warn"] if case.startswith("usd_") else []
     assert calls(event) == ["request.get_headers", *logs, "log.set_serialize_value", "response.exit"]
     assert not request.upstream_headers and not request.shared
+
+
+def test_an_operators_own_words_stay_as_they_are(kong: Driver, start: Start, subject: str) -> None:
+    instance = start(attestation=ATTESTATION, minute=1, error_message="Come back later")
+    first, second = (kong.handle(instance, "access", attested(subject)).exit for _ in range(2))
+    assert first is None and second is not None and second.body["message"] == "Come back later"
 
 
 def test_a_refused_request_costs_nothing(kong: Driver, start: Start, subject: str) -> None:

@@ -327,7 +327,10 @@ def test_the_caller_the_log_and_the_metric_are_told() -> None:
     assert said[5].startswith('"usd_per_day";percent=95;left=0.0;reset=')  # the refusal
     assert {percent: counted(percent) - before[percent] for percent in (80, 95)} == {80: 1, 95: 1}
     budget = [line for line in log.lines if "budget:" in line]
-    assert len(budget) == 2 and "80 % of usd_per_day of alice are used: $0 spent and $4 reserved of $5" in budget[0]
+    assert (
+        len(budget) == 2
+        and "80 % of usd_per_day of alice are used: $0.00 spent and $4.00 reserved of $5.00" in budget[0]
+    )
 
 
 def test_who_hides_the_limits_hides_the_warning() -> None:

@@ -60,6 +60,7 @@ from claude_contract.ledger.model import (
     UnreadableLedger,
     Usage,
     Verdict,
+    dollars,
     heads,
     micro_usd,
     organisation_tag,
@@ -74,6 +75,6 @@ __all__ = [
     "ALONE", "DEPLOYMENT", "MAX_POOLS", "NAMESPACE", "NO_WINDOWS", "PERCENTS", "PERIODS", "UTC_DAY", "UTC_MONTH",
     "VERSION", "Admission", "Admit", "AsyncLedger", "Blocked", "Budget", "BudgetWarning", "Busy", "Changed", "Draw",
     "Drawn", "Figures", "Lease", "Ledger", "LedgerUnavailable", "Peek", "Quota", "Renewal", "Shared", "Slot", "Spent",
-    "Standing", "Terms", "UnreadableLedger", "Usage", "Verdict", "Window", "Windows", "figures_of", "heads",
-    "micro_usd", "organisation_tag", "pool_key", "subject_key", "usd",
+    "Standing", "Terms", "UnreadableLedger", "Usage", "Verdict", "Window", "Windows", "dollars", "figures_of",
+    "heads", "micro_usd", "organisation_tag", "pool_key", "subject_key", "usd",
 ]  # fmt: skip

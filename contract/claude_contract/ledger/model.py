@@ -311,6 +311,12 @@ def usd(micro_usd: int) -> float:
     return micro_usd / 1_000_000
 
 
+def dollars(micro_usd: int) -> str:
+    """`$1,234.50`, `$0.000275`: to the last micro-dollar, so that all reports say the same."""
+    whole, rest = divmod(micro_usd, 1_000_000)
+    return f"${whole:,}.{f'{rest:06}'.rstrip('0'):0<2}"
+
+
 _SAFE_MARKS = "@|+="
 # What `quote` would leave as it is.
 _SAFE = re.compile(f"[A-Za-z0-9_.~{_SAFE_MARKS}-]+")

@@ -24,9 +24,9 @@ from claude_contract.ledger.model import (
     Lease,
     Peek,
     Standing,
+    dollars,
     organisation_name,
     pool_name,
-    usd,
 )
 from claude_contract.ledger.periods import ROLLING_MS
 
@@ -103,10 +103,10 @@ class BudgetWarning(Struct, frozen=True):
     def __str__(self) -> str:
         found = self.figures
         whose = f"pool {self.account.removeprefix('pool.')}" if self.is_pool else self.account
-        spent, reserved, limit = (usd(amount) for amount in (found.spent, found.reserved, found.budget.micro_usd))
+        spent, reserved, limit = (dollars(amount) for amount in (found.spent, found.reserved, found.budget.micro_usd))
         return (
-            f"{self.percent} % of {found.budget.name} of {whose} are used: ${spent:g} spent and ${reserved:g} reserved "
-            f"of ${limit:g}"
+            f"{self.percent} % of {found.budget.name} of {whose} are used: {spent} spent and {reserved} reserved "
+            f"of {limit}"
         )
 
 

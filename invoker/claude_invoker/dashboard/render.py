@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from claude_contract.ledger import micro_usd
+from claude_contract.ledger import dollars, micro_usd
 from claude_contract.rules import QUESTION
 from claude_invoker.dashboard.charts import Unit
 from claude_invoker.dashboard.plain import plain
@@ -42,14 +42,8 @@ def _usd(amount: float) -> str:
     return f"${amount:.4f}" if amount < 1 else f"${amount:,.2f}"
 
 
-def _exactly(micro_usd: int) -> str:
-    """To the last micro-dollar, which is what the other reports say."""
-    whole, rest = divmod(micro_usd, 1_000_000)
-    return f"${whole:,}.{f'{rest:06}'.rstrip('0'):0<2}"
-
-
 def _billed(cost_usd: float | Decimal) -> str:
-    return _exactly(micro_usd(float(cost_usd)))
+    return dollars(micro_usd(float(cost_usd)))
 
 
 def _amount(value: float, unit: Unit) -> str:
@@ -86,7 +80,7 @@ def _questions(asked: Permission) -> dict[str, list[str]]:
 _jinja.filters |= {
     "clock": _clock,
     "usd": _usd,
-    "exactly": _exactly,
+    "exactly": dollars,
     "billed": _billed,
     "amount": _amount,
     "took": _took,

@@ -35,7 +35,7 @@ from kong_claude.rate_tiers.admin import Admin
 from kong_claude.rate_tiers.headers import LimitHeaders
 from kong_claude.rate_tiers.kongs import folded
 from kong_claude.rate_tiers.pools import Sharing
-from kong_claude.rate_tiers.schema import RateTiersConfig
+from kong_claude.rate_tiers.schema import ERROR_MESSAGE, RateTiersConfig
 from kong_claude.rate_tiers.subjects import Subjects, TierChoice
 from kong_claude.rate_tiers.tiers import UNRENEWED_TTL, Tier, lowered, tiers_from_config
 from kong_claude.rate_tiers.wishes import Configured, Wrong
@@ -325,7 +325,10 @@ class RateTiers(Stage[RateTiersConfig]):
             return Refuse(403, f"an administrator has blocked {report.whom(detail)} for now", BLOCKED, detail=detail)
         detail = report.refusal(admission, tier)
         wait = str(detail["retry_after"])
-        return Refuse(self.error_code, self.error_message, "rate_limited", {**headers, "Retry-After": wait}, detail)
+        message = self.error_message
+        if message == ERROR_MESSAGE:  # an operator's own words stay as they are
+            message = f"{message}: {report.in_words(admission, tier)}"
+        return Refuse(self.error_code, message, "rate_limited", {**headers, "Retry-After": wait}, detail)
 
     def _report(self, request: Request, tier: Tier, asked: Peek) -> Answer | Refuse:
         messages = None

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from claude_contract.ledger import Admission, Blocked, Figures, Quota, Spent, Standing, Terms, Usage, figures_of, usd
+from claude_contract.ledger import (
+    Admission,
+    Blocked,
+    Figures,
+    Quota,
+    Spent,
+    Standing,
+    Terms,
+    Usage,
+    Window,
+    dollars,
+    figures_of,
+    usd,
+)
 from claude_contract.ledger.figures import seconds
 from kong_claude.rate_tiers.headers import reset, retry_after
 from kong_claude.rate_tiers.tiers import Tier
@@ -16,23 +29,84 @@ def refusal(admission: Admission, tier: Tier) -> dict[str, Any]:
     detail: dict[str, Any] = {"limit": admission.exceeded, "tier": tier.name, "retry_after": retry_after(admission)}
     if tier.kind == "message":
         detail["of"] = "messages"
-    standing, terms = admission.own, tier.slot.own
-    if admission.at:
-        pool = tier.pools[admission.at - 1]
-        standing, terms = admission.pools[admission.at - 1], pool.terms
-        detail["pool"] = pool.name
-    quota = next((q for q in standing.quotas if q.window.name == admission.exceeded), None)
-    if quota is not None:
-        return detail | {"allowed": quota.window.limit}
+    pool, standing, terms = _in_the_way(admission, tier)
+    if pool:
+        detail["pool"] = pool
+    limit = _limit(admission, standing)
+    match limit:
+        case Window():
+            return detail | {"allowed": limit.limit}
+        case Spent():
+            return detail | {
+                "allowed": usd(limit.budget.micro_usd),
+                "spent": usd(limit.micro_usd),
+                "reserved": usd(standing.reserved_micro_usd),
+                **({} if tier.kind == "message" else {"needs": usd(tier.slot.run_micro_usd)}),
+            }
+    return detail | {"allowed": terms.concurrent, "frees": "when one of the running executions ends"}
+
+
+def in_words(admission: Admission, tier: Tier) -> str:
+    """The same as a clause: many clients show nothing of an answer but its message."""
+    pool, standing, terms = _in_the_way(admission, tier)
+    limit = _limit(admission, standing)
+    things = "message" if tier.kind == "message" else "request"
+    match limit:
+        case Window():
+            what = f"{_counted(limit.limit, things)} {_article(limit.name)} {limit.name}"
+        case Spent():
+            budget, needs = limit.budget, tier.slot.run_micro_usd
+            what = f"{dollars(budget.micro_usd)} {'in any' if budget.rolling else _article(budget.per)} {budget.per}"
+            what += f", of which {dollars(limit.micro_usd)} is spent"
+            if standing.reserved_micro_usd:
+                what += f" and {dollars(standing.reserved_micro_usd)} held by what runs"
+            if needs and tier.kind != "message":
+                what += f", and a run needs {dollars(needs)}"
+        case _:
+            what = f"{_counted(terms.concurrent or 0, things)} at a time"
+    whose = f"the pool {pool}" if pool else f"tier {tier.name}"
+    return f"{whose} allows {what}; try again in {_lasting(retry_after(admission))}"
+
+
+def _in_the_way(admission: Admission, tier: Tier) -> tuple[str, Standing, Terms]:
+    """The pool's name ("": the caller's own), how it stands, and what it allows."""
+    if not admission.at:
+        return "", admission.own, tier.slot.own
+    pool = tier.pools[admission.at - 1]
+    return pool.name, admission.pools[admission.at - 1], pool.terms
+
+
+def _limit(admission: Admission, standing: Standing) -> Window | Spent | None:
+    """What refuses; None: the number of those that run at once."""
     if admission.exceeded == "concurrent":
-        return detail | {"allowed": terms.concurrent, "frees": "when one of the running executions ends"}
+        return None
+    for quota in standing.quotas:
+        if quota.window.name == admission.exceeded:
+            return quota.window
     (spent,) = [spent for spent in standing.spent if spent.budget.name == admission.exceeded]
-    return detail | {
-        "allowed": usd(spent.budget.micro_usd),
-        "spent": usd(spent.micro_usd),
-        "reserved": usd(standing.reserved_micro_usd),
-        **({} if tier.kind == "message" else {"needs": usd(tier.slot.run_micro_usd)}),
-    }
+    return spent
+
+
+def _article(noun: str) -> str:
+    return "an" if noun == "hour" else "a"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _lasting(seconds: int) -> str:
+    """`42 s`, `13 min`, `7 h 12 min`, `3 d 4 h`: never less than it is."""
+    if seconds <= 120:
+        return f"{seconds} s"
+    minutes = -(-seconds // 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours + (minutes > 0), 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
 
 
 def blocked(admission: Admission, tier: Tier) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from kong_claude.schema import (
 )
 from kong_claude.stage import ENFORCING_FIELDS
 
+ERROR_MESSAGE = "API rate limit exceeded"  # Kong's
 KINDS = ("subject", "consumer", "credential", "ip", "header", "path", "service", "route")
 
 
@@ -299,7 +300,9 @@ class RateTiersConfig(RedisConfig, _Counting, Limits, _Tiers):
     header_style: str = choice("Rate limit headers: Kong's names, the IETF draft's, or both.", STYLES, default="both")
     hide_client_headers: bool = boolean("Leave out all rate limit headers.", default=False)
     error_code: int = integer("Status of a refusal.", default=429, between=[400, 599])
-    error_message: str = string("Message of a refusal.", default="API rate limit exceeded")
+    error_message: str = string(
+        "Message of a refusal. Kong's own is followed by which limit it is.", default=ERROR_MESSAGE
+    )
     by_model: bool = boolean(
         "Tell runs from requests to models themselves by the model that the body names, and count each by its limits.",
         default=False,

@@ -1,0 +1,71 @@
+"""The message of a refusal: it is all that many clients show of one."""
+
+from __future__ import annotations
+
+import pytest
+
+from claude_contract.ledger import Admission, Budget, Quota, Slot, Spent, Standing, Terms, Window, Windows
+from kong_claude.rate_tiers.pools import Pool
+from kong_claude.rate_tiers.report import in_words
+from kong_claude.rate_tiers.tiers import Tier
+
+DOLLAR = 1_000_000
+MINUTE, ONE_AN_HOUR = Window("minute", 60), Window("hour", 1)
+DAY, ROLLING = Budget(2 * DOLLAR, "day"), Budget(1_500 * DOLLAR, "month", rolling=True)
+OWN = Slot(concurrent=4, run_micro_usd=DOLLAR // 2, day_micro_usd=2 * DOLLAR)
+TEAM = Pool("team", "claim", Windows((ONE_AN_HOUR,)), Terms(1, (ROLLING,)))
+TIER = Tier("pro", Windows((MINUTE,)), OWN, pools=(TEAM,))
+MESSAGES = Tier("pro", Windows((MINUTE,)), Slot(concurrent=4, day_micro_usd=2 * DOLLAR), kind="message")
+
+
+def _standing(reserved: int = 0) -> Standing:
+    spent = (Spent(DAY, 1_730_275, 0), Spent(ROLLING, 1_499 * DOLLAR, 0))
+    return Standing(4, reserved, spent, (Quota(MINUTE, 0, 0), Quota(ONE_AN_HOUR, 0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("tier", "limit", "at", "wait_ms", "reserved", "words"),
+    [
+        (TIER, "minute", 0, 41_001, 0, "tier pro allows 60 requests a minute; try again in 42 s"),
+        (TIER, "hour", 1, 3_599_000, 0, "the pool team allows 1 request an hour; try again in 60 min"),
+        (TIER, "concurrent", 0, 0, 0, "tier pro allows 4 requests at a time; try again in 5 s"),
+        (TIER, "concurrent", 1, 0, 0, "the pool team allows 1 request at a time; try again in 5 s"),
+        (
+            TIER, "usd_per_day", 0, 25_920_000, 0,
+            "tier pro allows $2.00 a day, of which $1.730275 is spent, and a run needs $0.50; try again in 7 h 12 min",
+        ),
+        (
+            TIER, "usd_per_rolling_month", 1, 270_000_000, DOLLAR // 2,
+            "the pool team allows $1,500.00 in any month, of which $1,499.00 is spent and $0.50 held by what runs, "
+            "and a run needs $0.50; try again in 3 d 3 h",
+        ),
+        (MESSAGES, "minute", 0, 121_000, 0, "tier pro allows 60 messages a minute; try again in 3 min"),
+        (
+            MESSAGES, "usd_per_day", 0, 7_200_000, 0,
+            "tier pro allows $2.00 a day, of which $1.730275 is spent; try again in 2 h",
+        ),
+    ],
+)  # fmt: skip
+def test_it_says_which_limit_it_is_and_how_long_to_wait(
+    tier: Tier, limit: str, at: int, wait_ms: int, reserved: int, words: str
+) -> None:
+    standing = _standing(reserved)
+    assert in_words(Admission(False, False, limit, at, wait_ms, standing, (standing,)), tier) == words
+
+
+@pytest.mark.parametrize(
+    ("wait_ms", "words"),
+    [
+        (1, "1 s"),
+        (120_000, "120 s"),
+        (120_001, "3 min"),
+        (7_140_000, "119 min"),
+        (172_740_000, "47 h 59 min"),
+        (172_800_000, "2 d"),
+        (172_860_000, "2 d 1 h"),
+        (31 * 86_400_000, "31 d"),
+    ],
+)
+def test_a_wait_is_never_said_to_be_shorter_than_it_is(wait_ms: int, words: str) -> None:
+    said = in_words(Admission(False, False, "minute", 0, wait_ms, _standing()), TIER)
+    assert said.endswith(f"; try again in {words}")
