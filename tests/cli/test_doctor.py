@@ -918,6 +918,11 @@ NONE_LEFT = "has no tool left that a run of the tier may call: each request for 
         ({"usd_per_day": 2, "max_usd_per_run": 2}, "max_usd_per_run", "usd_per_day (2) is less than two runs hold"),
         ({"usd_per_month": 1.5, "usd_per_day": 9, "max_usd_per_run": 1}, "max_usd_per_run", "usd_per_month (1.5) is less"),
         ({"pools": ["team"], "max_usd_per_run": 6}, "max_usd_per_run", "usd_per_month of the pool team (10) is less"),
+        ({"max_usd_per_run": 4}, "max_usd_per_run", "usd_per_month of the pool other (6) is less"),  # in all pools
+        ({"budgets": [{"usd": 3, "per": "week", "rolling": True}], "max_usd_per_run": 2}, "max_usd_per_run",
+         "usd_per_rolling_week (3) is less"),
+        ({"budgets": [7, {"usd": "3", "per": "day"}, {"usd": 3, "per": "hour"}], "max_usd_per_run": 2},
+         "max_usd_per_run", "usd_per_hour (3) is less"),
     ],
 )  # fmt: skip
 def test_what_no_run_of_a_tier_can_have_is_said(fields: dict[str, Any], field: str, says: str) -> None:
@@ -940,6 +945,9 @@ def test_what_no_run_of_a_tier_can_have_is_said(fields: dict[str, Any], field: s
         {"usd_per_day": 2, "max_usd_per_run": 3},  # what the plugin refuses
         {"usd_per_day": "2", "max_usd_per_run": True},
         {"pools": ["team"], "max_usd_per_run": 5},
+        {"pools": [], "max_usd_per_run": 4},
+        {"budgets": [{"usd": 4, "per": "week"}], "max_usd_per_run": 2},
+        {"budgets": {"usd": 3, "per": "week"}, "max_usd_per_run": 2},  # what the plugin refuses
         {"usd_per_day": 2},
     ],
 )

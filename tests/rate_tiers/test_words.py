@@ -1,18 +1,31 @@
-"""The message of a refusal: it is all that many clients show of one."""
+"""The message of a refusal: it is all that many clients show of one. And which limit is the tightest."""
 
 from __future__ import annotations
 
 import pytest
 
-from claude_contract.ledger import Admission, Budget, Quota, Slot, Spent, Standing, Terms, Window, Windows
+from claude_contract.ledger import (
+    UTC_DAY,
+    UTC_MONTH,
+    Admission,
+    Budget,
+    Quota,
+    Slot,
+    Spent,
+    Standing,
+    Terms,
+    Usage,
+    Window,
+    Windows,
+)
 from kong_claude.rate_tiers.pools import Pool
-from kong_claude.rate_tiers.report import in_words
+from kong_claude.rate_tiers.report import in_words, limits
 from kong_claude.rate_tiers.tiers import Tier
 
 DOLLAR = 1_000_000
 MINUTE, ONE_AN_HOUR = Window("minute", 60), Window("hour", 1)
 DAY, ROLLING = Budget(2 * DOLLAR, "day"), Budget(1_500 * DOLLAR, "month", rolling=True)
-OWN = Slot(concurrent=4, run_micro_usd=DOLLAR // 2, day_micro_usd=2 * DOLLAR)
+OWN = Slot(concurrent=4, run_micro_usd=DOLLAR // 2, day_micro_usd=2 * DOLLAR, pools=(Terms(1, (ROLLING,)),))
 TEAM = Pool("team", "claim", Windows((ONE_AN_HOUR,)), Terms(1, (ROLLING,)))
 TIER = Tier("pro", Windows((MINUTE,)), OWN, pools=(TEAM,))
 MESSAGES = Tier("pro", Windows((MINUTE,)), Slot(concurrent=4, day_micro_usd=2 * DOLLAR), kind="message")
@@ -69,3 +82,23 @@ def test_it_says_which_limit_it_is_and_how_long_to_wait(
 def test_a_wait_is_never_said_to_be_shorter_than_it_is(wait_ms: int, words: str) -> None:
     said = in_words(Admission(False, False, "minute", 0, wait_ms, _standing()), TIER)
     assert said.endswith(f"; try again in {words}")
+
+
+@pytest.mark.parametrize(
+    ("spent", "reserved", "running", "left", "tightest"),
+    [
+        (0, 0, 0, 30, "minute"),  # half of it
+        (0, 0, 3, 60, "concurrent"),
+        (1_200_000, 0, 0, 60, "usd_per_day"),
+        (1_900_000, 0, 0, 0, "usd_per_day"),  # both refuse the next run: until midnight, and for a minute
+        (1_900_000, 0, 4, 0, "usd_per_day"),
+        (0, 1_900_000, 0, 0, "minute"),  # money that is held may come back at once
+    ],
+)
+def test_the_tightest_limit_is_what_a_refusal_would_name(
+    spent: int, reserved: int, running: int, left: int, tightest: str
+) -> None:
+    money = (Spent(UTC_DAY, spent, 0), Spent(UTC_MONTH, spent, 0), Spent(DAY, spent, 3_600_000))
+    own = Standing(running, reserved, money, (Quota(MINUTE, left, 60_000),))
+    usage = Usage(own, (Standing(quotas=(Quota(ONE_AN_HOUR, 1, 0),)),))
+    assert limits(usage, TIER)["tightest"]["limit"] == tightest

@@ -85,22 +85,33 @@ def _narrow(tier: Mapping[str, Any], section: Mapping[str, Any]) -> Iterator[tup
     if not _amount(holds):
         return
     pools = section.get("pools")
-    named = spelling.texts(tier.get("pools"))
+    named = None if tier.get("pools") is None else spelling.texts(tier.get("pools"))
     accounts = [("", tier)]
     accounts += [
         (f" of the pool {pool.get('name')}", pool)
         for pool in (pools if isinstance(pools, list) else ())
-        if isinstance(pool, Mapping) and pool.get("name") in named
+        if isinstance(pool, Mapping) and (named is None or pool.get("name") in named)
     ]
     for whose, account in accounts:
-        for name, allowed in account.items():
-            if str(name).startswith("usd_per_") and _amount(allowed) and holds <= allowed < 2 * holds:
+        for name, allowed in _budgets(account):
+            if holds <= allowed < 2 * holds:
                 problem = (
                     f"({allowed}) is less than two runs hold: each holds max_usd_per_run ({holds}) until it ends and "
                     f"needs that much left to start, so that after the first, however little it cost, none may; "
                     f"lower max_usd_per_run, to {round(allowed / 4, 6):g} say"
                 )
                 yield "max_usd_per_run", f"{name}{whose}", problem
+
+
+def _budgets(account: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Names as refusals have them, and US dollars."""
+    for name in ("usd_per_day", "usd_per_month"):
+        if _amount(allowed := account.get(name)):
+            yield name, allowed
+    budgets = account.get("budgets")
+    for budget in budgets if isinstance(budgets, list) else ():
+        if isinstance(budget, Mapping) and _amount(allowed := budget.get("usd")):
+            yield f"usd_per_{'rolling_' if budget.get('rolling') is True else ''}{budget.get('per')}", allowed
 
 
 def _amount(value: object) -> TypeGuard[float]:

@@ -185,31 +185,33 @@ def figures(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tightest(usage: Usage, tier: Tier) -> dict[str, Any] | None:
-    """Of all limits the one of which the smallest share is left (0 to 1; of a budget with less than a run holds: 0)."""
+    """Of all limits the one of which the smallest share is left (0 to 1; of a budget with less than a run holds: 0), of
+    several of which nothing is left the one that stays in the way for longest."""
     names = ("", *[pool.name for pool in tier.pools])
     terms: Sequence[Terms] = (tier.slot.own, *tier.slot.pools)
     found = [
-        (left, name, limit)
+        (max(left, 0.0), -wait_ms, name, limit)
         for name, each, standing in zip(names, terms, (usage.own, *usage.pools), strict=True)
-        for limit, left in _left(each, standing, tier.slot.run_micro_usd)
+        for limit, left, wait_ms in _left(each, standing, tier.slot.run_micro_usd)
     ]
     if not found:
         return None
-    left, name, limit = min(found, key=lambda one: one[0])
+    left, _, name, limit = min(found, key=lambda one: one[:2])
     pool = {"pool": name} if name else {}
-    return {**pool, "limit": limit, "left": round(max(left, 0.0), 4)}
+    return {**pool, "limit": limit, "left": round(left, 4)}
 
 
-def _left(terms: Terms, standing: Standing, hold: int) -> Iterator[tuple[str, float]]:
-    """Each limit's name, and the share of it that is left."""
+def _left(terms: Terms, standing: Standing, hold: int) -> Iterator[tuple[str, float, int]]:
+    """Each limit's name, the share of it that is left, and in how many ms some comes back (0 where a run has it)."""
     for quota in standing.quotas:
         whole = 1 + quota.window.burst if quota.window.burst >= 0 else quota.window.limit
-        yield quota.window.name, quota.remaining / whole
+        yield quota.window.name, quota.remaining / whole, quota.reset_ms
     if terms.concurrent is not None:
-        yield "concurrent", 1 - standing.running / terms.concurrent
+        yield "concurrent", 1 - standing.running / terms.concurrent, 0
     for found in figures_of(standing):
-        left = found.budget.micro_usd - found.used
-        yield found.budget.name, left / found.budget.micro_usd if left >= hold else 0.0
+        limit, left = found.budget.micro_usd, found.budget.micro_usd - found.used
+        wait_ms = found.reset_ms if found.spent + hold > limit else 0
+        yield found.budget.name, left / limit if left >= hold else 0.0, wait_ms
 
 
 def _window(quota: Quota) -> dict[str, Any]:
