@@ -73,7 +73,9 @@ async def test_others_jobs_are_not_there(redis_server: RedisProcess, state: Path
             ("GET", f"/claude/dashboard/jobs/{created['id']}/artifacts/f"),
         ]:
             assert (await gateway.ask(method, path, "bob")).status_code == 404, path
-        assert (await gateway.ask("GET", "/claude/jobs?all=true", "bob")).json()["jobs"] == []
+        refused = await gateway.ask("GET", "/claude/jobs?all=true", "bob")
+        assert refused.status_code == 403 and "needs the role admin" in refused.json()["detail"]
+        assert (await gateway.ask("GET", "/claude/jobs?all=false", "bob")).json()["jobs"] == []
         admin = {"roles": ["admin"]}
         assert (await gateway.ask("GET", here, "root", claims=admin)).json()["subject"] == "alice"
         everybody = await gateway.ask("GET", "/claude/jobs?all=true", "root", claims=admin)
@@ -322,6 +324,9 @@ async def test_jobs_and_runs_are_found_by_their_tags(redis_server: RedisProcess,
             assert (refused.status_code, refused.json()["type"][-12:]) == (400, ":bad-request"), refused.text
             assert told in refused.json()["detail"], refused.text
             assert (await gateway.client.get(f"{path}?{query}")).status_code == 401  # nothing to who is nobody
+        for owner in (job_path, run_path):
+            refused = await gateway.ask("GET", f"/claude/{owner}/artifacts?format=tar")
+            assert refused.status_code == 422 and "'zip'" in refused.text
         # Clients of the vendors' send what their later versions know.
         assert (await gateway.ask("GET", "/claude/v1/models?beta=true")).status_code == 200
         asked = '{ jobs(tag: "night") { jobs { tags } } runs(tag: "x") { runs { tags } } }'

@@ -22,7 +22,7 @@ from claude_invoker.api.once import another_request, taken_for_job
 from claude_invoker.api.openapi import request_body
 from claude_invoker.api.query import ONLY_KNOWN
 from claude_invoker.api.stream import HEADERS, HEARTBEAT, RETRY, encode, without_events
-from claude_invoker.api.zip import zipped
+from claude_invoker.api.zip import Form, zipped
 from claude_invoker.caller import Caller
 from claude_invoker.catalog.choosing import refuse_without_tokens
 from claude_invoker.idempotency import Claim, fingerprint_of, fingerprint_of_retry
@@ -146,7 +146,7 @@ async def view_of(request: Request, job: Job, caller: Caller) -> JobView:
     return view
 
 
-@router.get("/jobs", response_model=JobList, responses=problems(400), dependencies=[ONLY_KNOWN])
+@router.get("/jobs", response_model=JobList, responses=problems(400, 403), dependencies=[ONLY_KNOWN])
 async def jobs(
     request: Request,
     caller: AttestedCaller,
@@ -159,9 +159,14 @@ async def jobs(
     """The caller's jobs, newest first, without their results. `all=true`: everybody's, for the role `admin`, which is
     told whose each is.
 
-    With `state` or `tag` a page may be short, or empty, while there is a `next`: only so many jobs are looked at."""
+    With `state` or `tag` a page may be short, or empty, while there is a `next`: only so many jobs are looked at.
+
+    Raises Problem 403 for `all` without that role: a list of one's own must not be taken for everybody's."""
     before = border.place_of_job(cursor)
-    subject = None if all and "admin" in caller.roles else caller.subject
+    is_admin = "admin" in caller.roles
+    if all and not is_admin:
+        raise Problem(403, "forbidden", "all=true lists everybody's jobs, which needs the role admin")
+    subject = None if all else caller.subject
     found: list[Job] = []
     for _ in range(PAGES):
         page, before = await store_of(request).page(subject, before, limit if state is None and tag is None else 100)
@@ -171,7 +176,6 @@ async def jobs(
     shown = found[:limit]
     if len(found) > limit:
         before = shown[-1].place
-    is_admin = "admin" in caller.roles
     listed = [job.view(base(request), names_caller=is_admin) for job in shown]
     return JobList(jobs=listed, next=None if before is None else str(before))
 
@@ -268,7 +272,7 @@ def artifacts_of(job: Job) -> list[Artifact]:
     responses=ZIP | _GONE | problems(400),
     dependencies=[ONLY_KNOWN],
 )
-async def artifacts(request: Request, job: OwnJob, format: str | None = None) -> Response:
+async def artifacts(request: Request, job: OwnJob, format: Form | None = None) -> Response:
     """What the job left, as a list or (`?format=zip`) as one archive."""
     found = artifacts_of(job)
     if format == "zip":

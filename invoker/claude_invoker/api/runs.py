@@ -16,7 +16,7 @@ from claude_invoker.api.listing import listed
 from claude_invoker.api.query import ONLY_KNOWN
 from claude_invoker.api.replicas import files_of, run_of
 from claude_invoker.api.stream import RETRY, event_stream, without_events
-from claude_invoker.api.zip import zipped
+from claude_invoker.api.zip import Form, zipped
 from claude_invoker.caller import Caller
 from claude_invoker.model import Artifact, ListedState, RunList, RunView
 from claude_invoker.problem import Problem
@@ -130,7 +130,7 @@ async def event(run: OwnRun, number: Annotated[int, Path(ge=1, lt=10**15)]) -> R
     dependencies=[ONLY_KNOWN],
 )
 async def artifacts(
-    request: Request, run: OwnRun, caller: Annotated[Caller, Depends(attested)], format: str | None = None
+    request: Request, run: OwnRun, caller: Annotated[Caller, Depends(attested)], format: Form | None = None
 ) -> Response:
     """What the run left, as a list or (`?format=zip`) as one archive."""
     if format == "zip":

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import zipfile
 from collections.abc import AsyncIterator
-from typing import IO, cast
+from typing import IO, Literal, cast
 
 from fastapi.responses import StreamingResponse
 
 from claude_invoker.model import Artifact
 from claude_invoker.runs.kept import Files
+
+Form = Literal["zip"]
+"""What a list of artifacts is to be instead."""
 
 
 class _Buffer:
