@@ -746,6 +746,22 @@ def test_secrets_never_appear_in_the_report(tmp_path: Path) -> None:
     assert SECRET not in repr(examine(config, ENVIRONMENT | {"CLAUDE_JWT_SECRET": SECRET}, tmp_path))
 
 
+SIGNING = view.View(
+    (),
+    tuple(
+        {"name": name, "config": {"attestation": attestation}, **more}
+        for name, attestation, more in (
+            ("claude-jwt-claims", {"private_key": "{vault://env/key}"}, {}),
+            ("claude-rate-tiers", {"secret_file": "/key", "kid": "2", "previous_kid": "1"}, {"enabled": True}),
+            ("claude-rate-tiers", {"secret": "x", "kid": "off"}, {"enabled": False}),
+            ("claude-prompt-context", {"kid": "keyless"}, {}),
+            ("claude-metrics", None, {}),
+        )
+    ),
+)
+"""By the keys 1 and 2."""
+
+
 @pytest.mark.parametrize(
     ("status", "checks", "rules"),
     [
@@ -756,6 +772,12 @@ def test_secrets_never_appear_in_the_report(tmp_path: Path) -> None:
         (401, {"isolation": "user", "isolation_lacks": ["scopes: Linux 6.12"]}, ["weak-boundary"]),
         (401, {"isolation": "none"}, ["weak-boundary"]),
         (401, {}, ["weak-boundary"]),
+        (401, {"isolation": "landlock", "attestation_kids": ["1", "2", "3"]}, []),
+        (401, {"isolation": "landlock", "attestation_kids": ["1", "3"]}, ["unknown-key"]),
+        (401, {"isolation": "landlock", "attestation_kids": []}, ["unknown-key", "unknown-key"]),
+        (200, {"isolation": "landlock", "attestation_kids": []}, ["open-invoker"]),
+        (401, {"isolation": "landlock", "attestation_kids": "1"}, []),
+        (401, [], ["weak-boundary"]),
     ],
 )
 @pytest.mark.parametrize("ready", [200, 503])
@@ -778,7 +800,7 @@ def test_the_invoker_is_asked_directly(status: int, checks: dict[str, Any], rule
     server = HTTPServer(("127.0.0.1", 0), Answer)
     Thread(target=server.serve_forever, daemon=True).start()
     try:
-        openings = list(probe.invoker(f"http://127.0.0.1:{server.server_port}"))
+        openings = list(probe.invoker(f"http://127.0.0.1:{server.server_port}", SIGNING))
     finally:
         server.shutdown()
         server.server_close()

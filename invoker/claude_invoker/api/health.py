@@ -34,6 +34,7 @@ async def readyz(request: Request) -> Response:
         "redis": redis is None,
         "warm": engine.pool.warm,
         "metering": engine.metering.obstacle is None,
+        "attestation_kids": sorted(services(request).attestation_keys),
         "isolation": engine.boundary.label,
         "isolation_lacks": [f"{lack.name}: {lack.obstacle}" for lack in engine.boundary.missing],
         "tools_left_out": engine.boundary.left_out,

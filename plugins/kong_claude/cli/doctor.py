@@ -32,7 +32,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--env-file", type=Path, help="KONG_* and secrets as NAME=value lines (default: own environment)"
     )
-    parser.add_argument("--invoker-url", help="also ask the invoker directly: it must turn us away")
+    parser.add_argument(
+        "--invoker-url", help="also ask the invoker directly: it must turn us away, and know the gateway's key"
+    )
     parser.add_argument("--plugins-directory", type=Path, help="directory with the claude-*.py files")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -55,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     openings = rules.examine(seen)
     openings += probe.configurations(seen, options.plugins_directory or PLUGINS)
     if options.invoker_url:
-        openings += probe.invoker(options.invoker_url)
+        openings += probe.invoker(options.invoker_url, seen)
     elsewhere = [route.name for route in reach.elsewhere(seen)]
     doubted, operators = doubts.doubts(seen), doubts.of_the_operator(seen)
     unseen = [what for what, names in SETTINGS.items() if not seen.settings.shows(*names)]

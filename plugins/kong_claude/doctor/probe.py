@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from claude_contract.attestation import new_private_key
+from claude_contract.attestation import DEFAULT_KID, new_private_key
 from claude_contract.errors import ConfigError
 from kong_claude.doctor.guards import SUITE
 from kong_claude.doctor.opening import Opening
@@ -144,28 +144,33 @@ def with_defaults(record: Mapping[str, Any], value: Mapping[str, Any]) -> dict[s
     return filled
 
 
-def invoker(url: str) -> Iterator[Opening]:
-    """Asks the invoker directly, without an attestation."""
+def invoker(url: str, view: View) -> Iterator[Opening]:
+    """Asks the invoker directly, without an attestation; and whether it knows the keys by which the gateway signs."""
     request = urllib.request.Request(
         url.rstrip("/") + "/invoke", b'{"prompt": "doctor"}', {"Content-Type": "application/json"}
     )
+    turned_away = False
     try:
         with urllib.request.urlopen(request, timeout=10) as response:
             yield Opening(
                 "open-invoker", url, f"answers {response.status} without an attestation", "unset INVOKER_TRUST"
             )
     except urllib.error.HTTPError as error:
-        if error.code not in (401, 403):
+        turned_away = error.code in (401, 403)
+        if not turned_away:
             yield Opening(
                 "odd-invoker", url, f"answers {error.code} without an attestation, not 401", "look at its log"
             )
     except (urllib.error.URLError, OSError):
         return  # not reachable from here, which is what one wants
-    yield from boundary(url)
+    checks = _ready(url)
+    yield from boundary(url, checks)
+    if turned_away:
+        yield from unknown_keys(url, checks, view)
 
 
-def boundary(url: str) -> Iterator[Opening]:
-    """What the invoker says of the boundary around its runs."""
+def _ready(url: str) -> Mapping[str, Any]:
+    """What the invoker says of itself; empty where it says nothing."""
     try:
         try:
             said = urllib.request.urlopen(url.rstrip("/") + "/readyz", timeout=10)
@@ -174,7 +179,38 @@ def boundary(url: str) -> Iterator[Opening]:
         with said:
             checks = json.load(said)["checks"]
     except (OSError, ValueError, KeyError, TypeError):
-        checks = {}
+        return {}
+    return checks if isinstance(checks, Mapping) else {}
+
+
+def unknown_keys(url: str, checks: Mapping[str, Any], view: View) -> Iterator[Opening]:
+    """Key ids that the gateway signs with and the invoker does not know: it lets nobody in, good tokens included."""
+    known = checks.get("attestation_kids")
+    if not isinstance(known, list):  # a release before
+        return
+    for kid in sorted(signing_kids(view) - {str(each) for each in known}):
+        yield Opening(
+            "unknown-key",
+            url,
+            f"it does not know the attestation's key {kid!r}, by which the gateway signs: each request is 401 "
+            f"(it knows {', '.join(map(repr, known)) or 'none'})",
+            "first INVOKER_ATTESTATION_KEY with its INVOKER_ATTESTATION_KID, then the gateway's (docs/fail-closed.md)",
+        )
+
+
+def signing_kids(view: View) -> set[str]:
+    """Of plugins that are switched on."""
+    return {
+        str(attestation.get("kid") or DEFAULT_KID)
+        for plugin in view.plugins
+        if plugin.get("enabled", True) and isinstance(config := plugin.get("config"), Mapping)
+        if isinstance(attestation := config.get("attestation"), Mapping)
+        if any(attestation.get(name) for name in ("secret", "secret_file", "private_key"))
+    }
+
+
+def boundary(url: str, checks: Mapping[str, Any]) -> Iterator[Opening]:
+    """What the invoker says of the boundary around its runs."""
     strength = str(checks.get("isolation", "unknown"))
     if strength.partition(" ")[0] not in CLOSED:
         lacks = "; ".join(map(str, checks.get("isolation_lacks", ())))
