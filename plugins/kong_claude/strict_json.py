@@ -10,9 +10,8 @@ from typing import Any
 import jiter
 
 from claude_contract.nesting import MAX_DEPTH, TOO_DEEP, too_deep
+from claude_contract.structure import TOO_MANY_PARTS, too_many_parts
 
-# Values and members cost a parser up to a microsecond each, however few bytes they take.
-MAX_STRUCTURE = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
 _MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 _DECODER = json.JSONDecoder()
@@ -26,12 +25,12 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     """The object in `raw`.
 
     Raises JSONError for: no JSON, no object, NaN and infinities, invalid UTF-8, lone surrogates, a byte order mark,
-    duplicate keys at any depth, more than 64 levels (`trust.nesting`), more than a million commas, colons and brackets.
+    duplicate keys at any depth, more levels or values than `claude_contract.nesting` and `structure` allow.
     """
     if raw.startswith(_MARKS):
         raise JSONError("the body begins with a byte order mark: send it as UTF-8 without one")
-    if len(raw) > MAX_STRUCTURE and len(raw) - len(raw.translate(None, b",:[{")) > MAX_STRUCTURE:
-        raise JSONError("the body has too many values")
+    if too_many_parts(raw):
+        raise JSONError(f"the body {TOO_MANY_PARTS}")
     try:
         document = jiter.from_json(raw, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys")
     except ValueError as error:

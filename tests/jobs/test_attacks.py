@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from claude_contract.nesting import MAX_DEPTH
+from claude_contract.structure import MAX_PARTS
 from claude_invoker.api import border, limit
 from claude_invoker.api.border import stream_id
 from tests.jobs.conftest import serving
@@ -20,6 +21,7 @@ from tests.rate_tiers.servers import RedisProcess
 
 Patch = pytest.MonkeyPatch
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "Sec-Fetch-Site": "same-origin"}
+JSON = {"Content-Type": "application/json"}
 LOGIN = "/claude/dashboard/login"
 
 
@@ -102,6 +104,41 @@ async def test_a_body_nested_deeper_than_the_bound_is_422(redis_server: RedisPro
             answer = await gateway.ask("POST", path, content=invocation(levels, member))
             said = answer.json()["detail"]
             assert (answer.status_code, said) == (422, "the body is nested more than 64 levels deep"), case
+
+
+BROAD = b"[" + b"[]," * MAX_PARTS + b"1]"
+"""Megabytes of these keep a parser busy for seconds, in which nobody else is served."""
+
+
+async def test_a_body_with_more_values_than_the_bound_is_refused_before_it_is_parsed(
+    redis_server: RedisProcess, state: Path, monkeypatch: Patch
+) -> None:
+    count = b'{"model":"claude-code","messages":[{"role":"user","content":"hi"}],"metadata":%b}' % BROAD
+    async with serving(redis_server, state) as gateway:
+        monkeypatch.setattr(border, "orjson", None)  # who parses fails
+        for path, status, content in (
+            ("/claude/jobs", 422, b'{"prompt":"hi","context":%b}' % BROAD),
+            ("/claude/invoke", 422, b'{"prompt":"hi","context":%b}' % BROAD),
+            ("/claude/graphql", 422, b'{"query":"{ me }","variables":%b}' % BROAD),
+            ("/claude/v1/messages/count_tokens", 400, count),
+            ("/claude/v1/messages", 400, count),
+            ("/claude/v1/chat/completions", 400, count),
+        ):
+            answer = await gateway.ask("POST", path, content=content, headers=JSON)
+            assert (answer.status_code, "has too many values" in answer.text) == (status, True), (path, answer.text)
+            with monkeypatch.context() as patch:
+                patch.setattr(border, "too_many_parts", lambda body: False)
+                assert (await gateway.ask("POST", path, content=content, headers=JSON)).status_code == 500, (
+                    "the control"
+                )
+
+
+async def test_of_very_many_mistakes_the_number_is_said(redis_server: RedisProcess, state: Path) -> None:
+    unknown = {f"m{n}": 1 for n in range(5000)}
+    async with serving(redis_server, state) as gateway:
+        said = (await gateway.ask("POST", "/claude/jobs", json={"prompt": "hi"} | unknown)).json()
+        assert (said["status"], said["errors"][0]["at"]) == (422, "")
+        assert said["detail"] == "the body has 5000 values that it may not have"
 
 
 async def test_requests_to_paths_that_differ_behind_an_escaped_question_mark_differ(

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from claude_invoker.jobs import store as store_module
 from claude_invoker.jobs.fairness import fairly
 from claude_invoker.jobs.record import Asks, Delivery, Job
 from claude_invoker.jobs.store import MOST_ASKING, PREFIX, Store, connect, now_ms
+from claude_invoker.jobs.worker import Worker
 from claude_invoker.model import Permission
 from claude_invoker.place import Place
 from tests.jobs.conftest import job
@@ -210,6 +212,27 @@ async def test_a_ticket_that_comes_back_claims_nothing_else(store: Store) -> Non
     later = await store.claim("t", "w2")
     assert later is not None
     assert later[0].id != first[0].id
+
+
+@pytest.mark.parametrize("whose", ["its own", "another's"])
+async def test_who_was_held_up_does_not_take_its_own_job_for_lost(store: Store, whose: str) -> None:
+    """Nobody has shown for so long that he works on it, and the ticket comes back: to the process that does."""
+    lost: list[str] = []
+
+    async def orphaned(job: Job) -> None:
+        lost.append(job.id)
+
+    parts: Any = SimpleNamespace(draining=False, orphaned=orphaned)
+    worker = Worker(parts, parts, store, parts, parts)
+    await accepted(store, job())
+    claimed = await store.claim("t", worker.name)
+    assert claimed is not None
+    held, _ = claimed
+    await store.redis.hset(PREFIX + f"job:{held.id}", "beat", now_ms() - 1_000_000)
+    if whose == "its own":
+        worker.taken.add(held.id)
+    await worker.run_next({"job": SimpleNamespace(key="t")})
+    assert lost == ([] if whose == "its own" else [held.id])
 
 
 async def test_who_was_thought_lost_is_fenced(store: Store) -> None:

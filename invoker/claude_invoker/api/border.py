@@ -14,6 +14,7 @@ import orjson
 from fastapi import Request
 
 from claude_contract.nesting import TOO_DEEP, too_deep
+from claude_contract.structure import TOO_MANY_PARTS, too_many_parts
 from claude_invoker.catalog.server import CREDENTIAL_HEADER, LEAST_SECRET
 from claude_invoker.place import Place
 from claude_invoker.problem import Problem
@@ -43,7 +44,10 @@ def understood(what: str) -> Iterator[None]:
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """Raises Problem 400 for what is not JSON or has a member twice, 422 for what is no object or nested too deeply."""
+    """Raises Problem 400 for what is not JSON or has a member twice, 422 for what is no object, is nested too deeply or
+    has too many values."""
+    if too_many_parts(body):
+        raise Problem(422, "invalid", f"the body {TOO_MANY_PARTS}")
     deep = Problem(422, "invalid", f"the body {TOO_DEEP}")
     try:
         # Not request.json(): it takes UTF-16 and half surrogate pairs, which the CLI cannot be sent.

@@ -57,7 +57,10 @@ def checked(model: type[Checked], given: object) -> Checked:
 
 
 def errors_of(error: ValidationError) -> list[Any]:
-    """Without the input, which may be a secret, or large."""
+    """Without the input, which may be a secret, or large. Of more than anybody reads their number alone: each costs as
+    much as ten values."""
+    if error.error_count() > _MOST:
+        return [{"type": "many", "loc": (), "msg": f"the body has {error.error_count()} values that it may not have"}]
     return error.errors(include_input=False, include_context=False, include_url=False)
 
 
@@ -82,6 +85,7 @@ def in_callers_words(error: Any) -> dict[str, str]:
     return {"at": at[:_LONGEST], "error": said}
 
 
+_MOST = 1000
 _LONGEST = 300  # characters of a path: names in it are the caller's
 _FIXED = {"missing": "is missing", "extra_forbidden": "is not known here"}
 _SUBJECT = re.compile(r"^(?:[A-Z][a-z]+) should ")

@@ -26,7 +26,7 @@ async def serving(settings: Settings, engine: Engine, store: Store, queues: Queu
     """Opens the engine and takes tickets while the block runs; what runs at its end counts as orphaned."""
     ends = Ends(settings, engine.ledger, engine.metering, store, queues, engine.keeping)
     worker = Worker(settings, engine, store, queues, ends)
-    reconciler = Reconciler(ends, store, queues, artifacts.root(settings), worker.current, engine.on_decided)
+    reconciler = Reconciler(ends, store, queues, artifacts.root(settings), worker.taken, engine.on_decided)
     await engine.reclaim()  # nothing of what dead workers ran is alive
     await reconciler.recover()
     deliveries = Deliveries(settings, store)

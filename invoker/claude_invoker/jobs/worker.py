@@ -64,7 +64,10 @@ class Worker:
         self.queues = queues
         self.ends = ends
         self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self.taken: set[str] = set()
+        """Jobs that are in this process's hands, from the claim to the end."""
         self.current: dict[str, Run] = {}
+        """Those of them that run."""
         self.tasks: list[asyncio.Task[None]] = []
         """All that goes on for jobs in this process, none of which ends before it."""
         self._stopping = False
@@ -122,11 +125,16 @@ class Worker:
                     return
                 job, before = claimed
                 if before:
-                    # The ticket came back. Either the job is orphaned, or the sweep was hasty and the run lives.
-                    if await self.store.silent_s(job) > HEARTBEAT_S:
+                    # The ticket came back. Either the job is orphaned, or the sweep was hasty and the run lives: here,
+                    # however long this process was held up and did not say so, or elsewhere.
+                    if job.id not in self.taken and await self.store.silent_s(job) > HEARTBEAT_S:
                         await self.ends.orphaned(job)
                     return
-                await self._take(job)
+                self.taken.add(job.id)
+                try:
+                    await self._take(job)
+                finally:
+                    self.taken.discard(job.id)
             await enqueue_ticket(self.queues, at=time.time() + 1)  # for another worker
         finally:
             await ended(beating)

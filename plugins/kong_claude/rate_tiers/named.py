@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from claude_contract.kinds import RUN, kind_of
+from claude_contract.structure import too_many_parts
 from kong_claude.decision import Refuse
 from kong_claude.rate_tiers.tiers import Tier
 from kong_claude.request import Request
@@ -55,8 +56,10 @@ def model_refusal(request: Request, tier: str, allowed: Sequence[str]) -> Refuse
 def _models(body: bytes) -> list[Any] | None:
     """The models that a JSON body names: several where the key is repeated, since parsers differ in which one counts.
 
-    None for what is not a JSON object, or nested too deeply to be read.
+    None for what is not a JSON object, nested too deeply or with too many values to be read.
     """
+    if too_many_parts(body):
+        return None
     try:
         pairs = json.loads(body, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError):
