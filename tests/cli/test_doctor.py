@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
-from claude_contract.attestation import new_private_key
+from claude_contract.attestation import new_private_key, public_key_of
 from kong_claude import PLUGINS
 from kong_claude.cli.main import main
-from kong_claude.doctor import admin, doubts, kong, probe, rules, spelling, view
+from kong_claude.doctor import admin, doubts, guards, kong, probe, rules, spelling, view
 from kong_claude.doctor.opening import Opening
 from kong_claude.doctor.settings import Settings
 from kong_claude.guard import LUA_PATH, PAIR_PATH, PAIRED, lua, named
@@ -897,13 +897,71 @@ def test_the_name_of_an_entry_that_is_meant(kind: str, name: str, meant: str | N
     assert spelling.entry(kind, name) == meant
 
 
-@pytest.mark.parametrize(("half", "is_secret"), [("PUBLIC", False), ("PRIVATE", True)])
-def test_a_public_key_is_no_secret(half: str, is_secret: bool) -> None:
-    """Of the key of before a public half is enough."""
-    key = f"-----BEGIN {half} KEY-----\nMCow\n-----END {half} KEY-----\n"
-    section = {"attestation": {"previous_kid": "1", "previous_private_key": key}}
+PRIVATE_KEY = new_private_key()
+PUBLIC_KEY = public_key_of(PRIVATE_KEY, "")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "is_secret"),
+    [
+        ("previous_private_key", PUBLIC_KEY, False),
+        ("previous_private_key", PUBLIC_KEY.replace("\n", "\\n"), False),
+        ("previous_private_key", PRIVATE_KEY, True),
+        ("previous_private_key", PUBLIC_KEY + PRIVATE_KEY, True),
+        ("previous_private_key", PRIVATE_KEY.replace("PRIVATE", "PUBLIC"), True),
+        ("previous_private_key", PUBLIC_KEY + "and a word", True),
+        ("private_key", PUBLIC_KEY, True),  # nobody signs by it: what the plugin refuses
+        ("secret", PUBLIC_KEY, True),
+    ],
+)
+def test_a_public_key_is_no_secret(field: str, value: str, is_secret: bool) -> None:
+    """Of the key of before a public half is enough. Nothing hides behind one."""
+    section = {"attestation": {"previous_kid": "1", field: value}}
     seen = view.View((), ({"name": "claude-rate-tiers", "config": section},))
     assert bool(list(rules.clear_secrets(seen))) is is_secret
+
+
+HEAD = '_format_version: "3.0"\n'
+OURS = "plugins: [{name: claude-rate-tiers, config: %s}]"
+UNREADABLE = {
+    "a date that is none": (f"{HEAD}a: 2024-13-45", "month must be in 1..12"),
+    "a number that is none": (f"{HEAD}a: 0b_", "invalid literal"),
+    "a number of 5,000 digits": (f"{HEAD}a: {'1' * 5000}", "Exceeds the limit"),
+    "a control character": (f"{HEAD}a: \x01", "unacceptable character"),
+    "a key that is a list": (f"{HEAD}? [a]\n: 1", "unhashable"),
+    "an anchor in itself": (f"{HEAD}services: &s [{{name: a, routes: *s}}]", "aliases counted"),
+    "a merge of itself": (f"{HEAD}a: &a {{<<: *a}}", "an alias is in what it stands for"),
+    "a config in itself": (f"{HEAD}plugins: [{{name: claude-gateway, config: &c {{jwt_claims: *c}}}}]", "aliases"),
+    "aliases that multiply": (
+        HEAD + "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)),
+        "aliases counted",
+    ),
+    "a plugin without a name": (f"{HEAD}plugins: [{{config: {{}}}}]", "must have a name"),
+    "a config that is a list": (HEAD + OURS % "[1]", "the config of plugin claude-rate-tiers must be a mapping"),
+    "a section that is a list": (HEAD + OURS % "{attestation: [null]}", "config.attestation of plugin"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_cannot_be_read_is_said_in_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "kong.yml"
+    text, said = UNREADABLE[name]
+    path.write_text(text)
+    assert main(["doctor", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line and said in line
+
+
+def test_options_that_are_none_are_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "env").write_bytes(b"\xff\xfe\x00")
+    for options, said in ((["--env-file", str(tmp_path / "env")], "not UTF-8"), (["--invoker-url", "foo"], "http://")):
+        assert main(["doctor", str(ROOT / "kong.yml"), *options]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+
+
+def test_code_that_is_none_runs_nothing() -> None:
+    assert guards.phase_code({"name": "post-function", "config": {"access": 5}}, "access") == []
 
 
 def tier(**fields: Any) -> view.View:

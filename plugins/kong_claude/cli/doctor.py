@@ -98,5 +98,7 @@ def read_environment(path: Path) -> dict[str, str]:
         lines = path.read_text().splitlines()
     except OSError as error:
         raise Problem(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Problem(f"{path}: is not UTF-8 text") from error
     pairs = (line.partition("=") for line in lines if line.strip() and not line.lstrip().startswith("#"))
     return {name.strip().removeprefix("export "): value.strip().strip("'\"") for name, _, value in pairs}

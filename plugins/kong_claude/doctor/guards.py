@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from kong_claude.doctor.opening import Opening
 from kong_claude.doctor.reach import AUTHENTICATING, KONGS, anonymous, authenticates, protected
+from kong_claude.doctor.spelling import texts
 from kong_claude.doctor.view import Entity, RouteView, View, label, of_consumer, runs
 from kong_claude.guard import BYS, ERRORS, KEYS, PLUGIN, By, lua, named
 from kong_claude.guard import GUARDS as LUA_GUARDS
@@ -248,8 +249,8 @@ def one_scope(view: View) -> Iterator[Opening]:
 
 
 def phase_code(plugin: Entity, phase: str) -> list[str]:
-    code = (plugin.get("config") or {}).get(phase) or []
-    return [code] if isinstance(code, str) else [line for line in code if isinstance(line, str)]
+    code = (plugin.get("config") or {}).get(phase)
+    return [code] if isinstance(code, str) else texts(code)
 
 
 RULES: tuple[Callable[[View], Iterator[Opening]], ...] = (guarded, distinct_marks, one_scope)

@@ -18,6 +18,7 @@ from kong_claude.doctor.opening import Opening
 from kong_claude.doctor.rules import vault_variable
 from kong_claude.doctor.view import Entity, View, label
 from kong_claude.guard import LUA_PLUGINS
+from kong_claude.problem import Problem
 
 # Stand for a secret or key whose reference cannot be resolved here.
 PLACEHOLDER = "unresolved-reference-" + "0123456789abcdef" * 3
@@ -145,7 +146,10 @@ def with_defaults(record: Mapping[str, Any], value: Mapping[str, Any]) -> dict[s
 
 
 def invoker(url: str, view: View) -> Iterator[Opening]:
-    """Asks the invoker directly, without an attestation; and whether it knows the keys by which the gateway signs."""
+    """Asks the invoker directly, without an attestation; and whether it knows the keys by which the gateway signs.
+    Raises Problem for what is no address."""
+    if not url.startswith(("http://", "https://")):
+        raise Problem(f"--invoker-url {url}: write it as http://host:port")
     request = urllib.request.Request(
         url.rstrip("/") + "/invoke", b'{"prompt": "doctor"}', {"Content-Type": "application/json"}
     )

@@ -7,6 +7,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from claude_contract.attestation import parse_pem
+from claude_contract.errors import ConfigError
 from kong_claude.doctor import guards, kong, pair
 from kong_claude.doctor.guards import ENFORCING, GUARDS, SUITE, phase_code
 from kong_claude.doctor.opening import Opening
@@ -132,14 +136,25 @@ def clear_secrets(view: View) -> Iterator[Opening]:
     for plugin in view.plugins:
         if plugin.get("name") in SUITE:
             for path, value in secrets_in(plugin.get("config") or {}):
-                # `previous_private_key` may be the public half, which anybody may read.
-                if not value.startswith(("{vault://", "-----BEGIN PUBLIC KEY-----")):
+                public = path.endswith("previous_private_key") and _is_public(value)
+                if not value.startswith("{vault://") and not public:
                     yield Opening(
                         "secret-in-clear",
                         f"plugin {plugin['name']}, config.{path}",
                         "holds a secret in clear",
                         "use {vault://env/…} or a *_file field",
                     )
+
+
+def _is_public(value: str) -> bool:
+    """The public half of the key before rotation is enough, and anybody may read it: this, and nothing else, it is."""
+    try:
+        return _ONE_PUBLIC_KEY.fullmatch(value) is not None and isinstance(parse_pem(value, ""), Ed25519PublicKey)
+    except ConfigError:
+        return False
+
+
+_ONE_PUBLIC_KEY = re.compile(r"(\s|\\n)*-----BEGIN PUBLIC KEY-----[A-Za-z0-9+/=\s\\]+-----END PUBLIC KEY-----(\s|\\n)*")
 
 
 def secret_values(view: View) -> Iterator[Opening]:

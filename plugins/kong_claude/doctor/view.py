@@ -105,6 +105,7 @@ def from_file(path: Path, environment: Mapping[str, str]) -> View:
         text = path.read_text()
         # As Kong does, by the file's name: JSON may be indented with tabs, YAML may not.
         document = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        _check_extent(document)
     except OSError as error:
         raise Problem(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -116,14 +117,57 @@ def from_file(path: Path, environment: Mapping[str, str]) -> View:
         raise Problem(f"{path}{line}: {error.problem}") from error
     except RecursionError as error:
         raise Problem(f"{path}: is nested too deeply") from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # a date, a number, a character or a key that is none
+        raise Problem(f"{path}: {str(error).splitlines()[0]:.200}") from error
     if not isinstance(document, dict) or "_format_version" not in document:
         raise Problem(f"{path}: is not a declarative Kong configuration (no _format_version)")
     try:
-        read = build(flatten(document), of_environment(environment))
+        flat = flatten(document)
+        _check_plugins(flat["plugins"])
+        read = build(flat, of_environment(environment))
         kinds = frozenset(k for k, listed in document.items() if listed and not str(k).startswith("_"))
         return replace(read, lines=lines_of(text) if path.suffix != ".json" else {}, kinds=kinds)
+    except _Shape as error:
+        raise Problem(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise Problem(f"{path}: is nested too deeply, or an alias is in what it stands for") from error
     except (AttributeError, TypeError, ValueError) as error:
         raise Problem(f"{path}: services, routes, plugins … must be lists of mappings ({error})") from error
+
+
+class _Shape(ValueError):
+    """Something is not what Kong takes in its place."""
+
+
+def _check_extent(document: Any) -> None:
+    """Raises ValueError for aliases that multiply, or that lead back to themselves."""
+    left, seen = [document], 0
+    while left:
+        value = left.pop()
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        seen += len(inside)
+        if seen > _MOST_VALUES:
+            raise ValueError("has more than a million values, aliases counted")
+        left.extend(inside)
+
+
+def _check_plugins(plugins: Iterable[Entity]) -> None:
+    """Raises _Shape. What else is wrong in a configuration the plugin says itself (`bad-config`)."""
+    for plugin in plugins:
+        name, config = plugin.get("name"), plugin.get("config")
+        if not isinstance(name, str):
+            raise _Shape("each plugin must have a name")
+        if config is not None and not isinstance(config, Mapping):
+            raise _Shape(f"the config of plugin {name} must be a mapping")
+        if config is None or not name.startswith("claude-"):
+            continue
+        for section in _SECTIONS:
+            if not isinstance(config.get(section), Mapping | None):
+                raise _Shape(f"config.{section} of plugin {name} must be a mapping")
+
+
+_SECTIONS = ("attestation", "jwt_claims", "rate_tiers", "prompt_context", "redis")
+_MOST_VALUES = 1_000_000
 
 
 def flatten(document: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
