@@ -99,6 +99,9 @@ async def test_an_address_with_a_slash_at_its_end_leads_to_the_page(redis_server
             assert (await gateway.ask("GET", HOME + path, None, claims=VISITOR)).status_code == 401, path
         for path in (HOME, f"{HOME}/jobs"):
             assert (await gateway.ask("GET", path)).status_code == 200
+        for outside in ("/..%2f..%2fother/", "/jobs/%2e%2e%2f..%2fother/", "/.%2Fjobs/"):
+            answer = await gateway.ask("GET", HOME + outside)
+            assert (answer.status_code, answer.headers.get("location")) == (404, None), outside
         answer = await gateway.ask("GET", f"{HOME}/login/", None, claims=VISITOR)
         assert (answer.status_code, answer.headers["location"]) == (303, f"{HOME}/login")
 

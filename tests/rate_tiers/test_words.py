@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from claude_contract.ledger import (
@@ -18,6 +20,7 @@ from claude_contract.ledger import (
     Window,
     Windows,
 )
+from claude_contract.ledger.model import Changed
 from kong_claude.rate_tiers.pools import Pool
 from kong_claude.rate_tiers.report import in_words, limits
 from kong_claude.rate_tiers.tiers import Tier
@@ -64,6 +67,20 @@ def test_it_says_which_limit_it_is_and_how_long_to_wait(
 ) -> None:
     standing = _standing(reserved)
     assert in_words(Admission(False, False, limit, at, wait_ms, standing, (standing,)), tier) == words
+
+
+def test_what_an_administrator_has_changed_is_said_to_be_his() -> None:
+    def said(at: int, limit: str, value: int) -> str:
+        budget = replace(ROLLING if at else DAY, micro_usd=value)
+        standing = Standing(0, 0, (Spent(budget, 0, 0),), (Quota(MINUTE, 0, 0),))
+        changed = (Changed(at, limit, value),)
+        return in_words(Admission(False, False, limit, at, 60_000, standing, (standing,), changed), TIER)
+
+    caller, team = "an administrator allows this caller, for now,", "an administrator allows the pool team, for now,"
+    assert said(0, "minute", 60) == f"{caller} 60 requests a minute; try again in 60 s"
+    assert said(1, "usd_per_rolling_month", DOLLAR).startswith(f"{team} $1.00 in any month")
+    needs = "of which $0.00 is spent, and a run needs $0.50"
+    assert said(0, "usd_per_day", 200_000) == f"{caller} $0.20 a day, {needs}: none can start"
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,8 @@ async def login_with_slash(request: Request) -> Response:
 @slashed.get("/{inside:path}/", dependencies=[Depends(attested)])
 async def with_slash(request: Request, inside: str = "") -> Response:
     """Leads to the page without it."""
+    if not {".", ".."}.isdisjoint(inside.split("/")):  # a browser would go elsewhere
+        raise Problem(404, "not-found")
     place, query = quote(inside.strip("/")), request.url.query
     return RedirectResponse(
         f"{home(request)}{'/' + place if place else ''}{'?' + query if query else ''}", 303, HEADERS

@@ -65,7 +65,13 @@ def in_words(admission: Admission, tier: Tier) -> str:
         case _:
             what = f"{_counted(terms.concurrent or 0, things)} at a time"
     whose = f"the pool {pool}" if pool else f"tier {tier.name}"
-    return f"{whose} allows {what}; try again in {_lasting(retry_after(admission))}"
+    if any((at, name) == (admission.at, admission.exceeded) for at, name, _ in admission.changed):
+        what = f"an administrator allows {whose if pool else 'this caller'}, for now, {what}"
+    else:
+        what = f"{whose} allows {what}"
+    if isinstance(limit, Spent) and tier.kind != "message" and limit.budget.micro_usd < tier.slot.run_micro_usd:
+        return f"{what}: none can start"  # however long one waits
+    return f"{what}; try again in {_lasting(retry_after(admission))}"
 
 
 def _in_the_way(admission: Admission, tier: Tier) -> tuple[str, Standing, Terms]:
