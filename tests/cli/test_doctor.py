@@ -20,6 +20,7 @@ from claude_contract.attestation import new_private_key, public_key_of
 from kong_claude import PLUGINS
 from kong_claude.cli.main import main
 from kong_claude.doctor import admin, doubts, guards, kong, probe, rules, spelling, view
+from kong_claude.doctor.guards import SUITE
 from kong_claude.doctor.opening import Opening
 from kong_claude.doctor.settings import Settings
 from kong_claude.guard import LUA_PATH, PAIR_PATH, PAIRED, lua, named
@@ -901,21 +902,22 @@ PRIVATE_KEY = new_private_key()
 PUBLIC_KEY = public_key_of(PRIVATE_KEY, "")
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "is_secret"),
-    [
-        ("previous_private_key", PUBLIC_KEY, False),
-        ("previous_private_key", PUBLIC_KEY.replace("\n", "\\n"), False),
-        ("previous_private_key", PRIVATE_KEY, True),
-        ("previous_private_key", PUBLIC_KEY + PRIVATE_KEY, True),
-        ("previous_private_key", PRIVATE_KEY.replace("PRIVATE", "PUBLIC"), True),
-        ("previous_private_key", PUBLIC_KEY + "and a word", True),
-        ("private_key", PUBLIC_KEY, True),  # nobody signs by it: what the plugin refuses
-        ("secret", PUBLIC_KEY, True),
-    ],
-)
-def test_a_public_key_is_no_secret(field: str, value: str, is_secret: bool) -> None:
+KEYS = {
+    "public": ("previous_private_key", PUBLIC_KEY, False),
+    "public, in one line": ("previous_private_key", PUBLIC_KEY.replace("\n", "\\n"), False),
+    "private": ("previous_private_key", PRIVATE_KEY, True),
+    "both": ("previous_private_key", PUBLIC_KEY + PRIVATE_KEY, True),
+    "private, under the other name": ("previous_private_key", PRIVATE_KEY.replace("PRIVATE", "PUBLIC"), True),
+    "public and a word": ("previous_private_key", PUBLIC_KEY + "and a word", True),
+    "nobody signs by it": ("private_key", PUBLIC_KEY, True),  # which the plugin refuses, too
+    "no secret at all": ("secret", PUBLIC_KEY, True),
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_a_public_key_is_no_secret(name: str) -> None:
     """Of the key of before a public half is enough. Nothing hides behind one."""
+    field, value, is_secret = KEYS[name]
     section = {"attestation": {"previous_kid": "1", field: value}}
     seen = view.View((), ({"name": "claude-rate-tiers", "config": section},))
     assert bool(list(rules.clear_secrets(seen))) is is_secret
@@ -938,7 +940,6 @@ UNREADABLE = {
     ),
     "a plugin without a name": (f"{HEAD}plugins: [{{config: {{}}}}]", "must have a name"),
     "a config that is a list": (HEAD + OURS % "[1]", "the config of plugin claude-rate-tiers must be a mapping"),
-    "a section that is a list": (HEAD + OURS % "{attestation: [null]}", "config.attestation of plugin"),
 }
 
 
@@ -950,6 +951,24 @@ def test_what_cannot_be_read_is_said_in_one_line(name: str, tmp_path: Path, caps
     assert main(["doctor", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert str(path) in line and said in line
+
+
+@pytest.mark.parametrize("section", ["jwt_claims", "rate_tiers", "attestation", "prompt_context", "redis_url"])
+@pytest.mark.parametrize("value", [[None], 1, "x", [{}]])
+@pytest.mark.parametrize("plugin", sorted(SUITE))
+def test_a_section_of_another_kind_is_for_the_plugin_to_say(
+    plugin: str, section: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a route, with everything that looks at it."""
+    entity = {"name": plugin, "config": {section: value}}
+    service = {
+        "name": "s",
+        "url": "http://invoker:8100",
+        "routes": [{"name": "r", "paths": ["/"], "plugins": [entity]}],
+    }
+    (tmp_path / "kong.json").write_text(json.dumps({"_format_version": "3.0", "services": [service]}))
+    assert main(["doctor", str(tmp_path / "kong.json")]) == 1
+    assert capsys.readouterr().out
 
 
 def test_options_that_are_none_are_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -432,13 +432,13 @@ CASES = [
     Case("a client", "bearer in small letters and two spaces", sent=lambda token: {"authorization": f"bearer  {token}"}),
     Case("a client", "Bearer in a header for tokens without", was="401", fields={"raw_header_names": ["x-api-key"]}, sent=lambda token: {"x-api-key": f"Bearer {token}"}),
     # Times
-    Case("Laravel Passport", "times with a fraction", reported=True, was="401", claims={"iat": NOW - 5.403285, "nbf": NOW - 5.403291, "exp": NOW + 3500.387841, "scopes": ["claude"]}),
-    Case("JetBrains Hub", "times with a fraction", source="panva/openid-client#263", reported=True, was="401", claims={"iat": NOW - 0.5, "exp": NOW + 3500.5}),
+    Case("Laravel Passport", "times with a fraction", reported=True, was="401", claims={"iat": NOW - 5.403285, "nbf": NOW - 5.403291, "exp": NOW + 80_000.387841, "scopes": ["claude"]}),
+    Case("JetBrains Hub", "times with a fraction", source="panva/openid-client#263", reported=True, was="401", claims={"iat": NOW - 0.5, "exp": NOW + 80_000.5}),
     Case("envoy's reports", "times with an exponent", source="envoyproxy/envoy#28201", was="401", claims={"iat": 1}, payload=lambda text: text.replace('"iat": 1,', f'"iat": {NOW / 1e9:.9f}E9,')),
-    Case("a serializer of doubles", "times with a zero fraction", reported=True, was="401", claims={"exp": NOW + 3500.0, "iat": NOW - 1.0}),
+    Case("a serializer of doubles", "times with a zero fraction", reported=True, was="401", claims={"exp": NOW + 80_000.0, "iat": NOW - 1.0}),
     Case("a serializer of nulls", "nbf and iat null", reported=True, was="401", claims={"nbf": "NULL", "iat": "NULL"}, payload=lambda text: text.replace('"NULL"', "null")),
     Case("a client of JavaScript", "iat in milliseconds", was="401", refused="iat is not a number", claims={"iat": NOW * 1000}),
-    Case("a client of JavaScript", "exp as text", was="401", refused="exp is not a number", claims={"exp": str(NOW + 3500)}),
+    Case("a client of JavaScript", "exp as text", was="401", refused="exp is not a number", claims={"exp": str(NOW + 80_000)}),
     # Subjects and names
     Case("Laravel Passport", "no iss", was="401", refused="the token's issuer is not accepted here", claims={"iss": None}),
     Case("an older GitLab", "a number as subject", was="401", refused="no usable sub claim", claims={"sub": 42}),

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from claude_contract.built_in import SERVERS, SKILLS
 from kong_claude.doctor import entries, spelling
-from kong_claude.doctor.view import View
+from kong_claude.doctor.view import View, tiers_of
 
 _SECTIONS = {"claude-rate-tiers": (), "claude-gateway": ("rate_tiers",)}
 _OURS = {"skills": frozenset(SKILLS), "agents": frozenset[str](), "mcp": frozenset(SERVERS)}
@@ -32,7 +32,7 @@ def doubts(view: View) -> list[Doubt]:
     """Each once, however many plugins have it from one anchor."""
     found: dict[tuple[int | None, str, str], Doubt] = {}
     for plugin, path, section in _sections(view):
-        for number, tier in _tiers(section):
+        for number, tier in tiers_of(section):
             said = [
                 *(
                     (field, name, f"is not known here: {meant}?", meant)
@@ -56,7 +56,7 @@ def of_the_operator(view: View) -> list[str]:
     named = {
         (kind, name)
         for _, _, section in _sections(view)
-        for _, tier in _tiers(section)
+        for _, tier in tiers_of(section)
         for kind in _OURS
         for name in spelling.texts(tier.get(kind))
     }
@@ -116,11 +116,3 @@ def _budgets(account: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 def _amount(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
-
-
-def _tiers(section: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """From 1."""
-    tiers = section.get("tiers")
-    for number, tier in enumerate(tiers if isinstance(tiers, list) else (), 1):
-        if isinstance(tier, Mapping):
-            yield number, tier

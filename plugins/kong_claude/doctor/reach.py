@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from kong_claude.doctor.view import Entity, RouteView, View, of_consumer, runs
@@ -20,7 +21,10 @@ def authenticates(plugin: Entity) -> bool:
 def asks(plugin: Entity) -> Entity | None:
     """Where a plugin says how it knows callers; None where it asks nobody."""
     config: Entity = plugin.get("config") or {}
-    return config.get("jwt_claims") if plugin["name"] == "claude-gateway" else config or {"": ""}
+    if plugin["name"] != "claude-gateway":
+        return config or {"": ""}
+    section = config.get("jwt_claims")
+    return section if isinstance(section, Mapping) else None  # else the plugin does not start
 
 
 def anonymous(plugin: Entity) -> str | None:

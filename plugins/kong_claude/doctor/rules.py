@@ -15,7 +15,7 @@ from kong_claude.doctor import guards, kong, pair
 from kong_claude.doctor.guards import ENFORCING, GUARDS, SUITE, phase_code
 from kong_claude.doctor.opening import Opening
 from kong_claude.doctor.reach import host_of, protected
-from kong_claude.doctor.view import Entity, RouteView, View, label, of_consumer, runs
+from kong_claude.doctor.view import Entity, RouteView, View, label, of_consumer, runs, tiers_of
 
 WEAK = re.compile(r"change.?me|secret|password|example|test|dev|1234", re.IGNORECASE)
 SECRET_FIELDS = re.compile(r"(^|_)(secret|private_key|password|redis_url|revocation_redis_url)$")
@@ -73,11 +73,18 @@ def order(view: View) -> Iterator[Opening]:
                 f"a {plugin['name']} writes kong.ctx.shared, where the guard looks",
                 "remove it",
             )
-        for config in (p.get("config") or {} for p in route.active("claude-rate-tiers", "claude-gateway")):
-            limits = config.get("rate_tiers") or config
+        for limits in map(_limits_of, route.active("claude-rate-tiers", "claude-gateway")):
             said = "fault_tolerant: true" if limits.get("fault_tolerant") else f"on_error: {limits.get('on_error')}"
             if said in ("fault_tolerant: true", "on_error: allow"):
                 yield Opening("fails-open", where, f"without Redis nothing is limited ({said})", "on_error: deny")
+
+
+def _limits_of(plugin: Entity) -> Mapping[str, Any]:
+    """Where it has them: in its section, or as a plugin of its own. Empty where that is no mapping, and it does not
+    start."""
+    config = plugin.get("config") or {}
+    limits = config.get("rate_tiers") or config
+    return limits if isinstance(limits, Mapping) else {}
 
 
 def forgers(route: RouteView) -> Iterator[Entity]:
@@ -110,7 +117,7 @@ COUNTED_BY = (
 def admin_limits(view: View) -> Iterator[Opening]:
     """A route that changes limits (`admin`) does nothing where no route counts by the same."""
     limits = [
-        (route.name, (plugin.get("config") or {}).get("rate_tiers") or plugin.get("config") or {})
+        (route.name, _limits_of(plugin))
         for route in protected(view)
         for plugin in route.active("claude-rate-tiers", "claude-gateway")
     ]
@@ -199,9 +206,8 @@ def consumer_tags(view: View) -> Iterator[Opening]:
         str(tier.get("name"))
         for plugin in view.plugins
         if plugin.get("name") in ("claude-gateway", "claude-rate-tiers") and runs(plugin)
-        for config in [(plugin.get("config") or {}).get("rate_tiers") or plugin.get("config") or {}]
-        if config.get("consumer_tier") == "tag"
-        for tier in config.get("tiers") or ()
+        if (limits := _limits_of(plugin)).get("consumer_tier") == "tag"
+        for _, tier in tiers_of(limits)
     }
     for consumer in view.consumers:
         tags = [str(tag) for tag in consumer.get("tags") or ()]
