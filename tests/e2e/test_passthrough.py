@@ -89,12 +89,12 @@ def test_claude_code_with_its_tools_and_two_subagents_in_tier_free(gateway: Gate
     told = claude(gateway, token, tmp_path, " ".join([*agents, "[[say Both.]]"]))
     assert (told["subtype"], told["result"], told["subagent_stats"]["completed"]) == ("success", "Both.", 2)
     # It is not told to try again: each request that it made was answered, and is a line of its session.
-    spent = settled(gateway, token)["usd"]["day"]["spent"]
 
     def asked_for() -> list[dict[str, Any]]:
         return [line for line in gateway.record()[before:] if line["path"] == "/v1/messages"]
 
     wait_for(lambda: len(noted(gateway, "coder")) == len(asked_for()), what="the lines of the audit log")
+    spent = settled(gateway, token)["usd"]["day"]["spent"]
     asked = asked_for()
     lines = noted(gateway, "coder")
     assert {line["end"] for line in lines} == {"complete"} and len(asked) >= 5
