@@ -55,6 +55,34 @@ def test_a_change_holds_a_day_or_as_long_as_is_said_a_month_at_most() -> None:
     assert wrong(for_s=60, until=(NOW + timedelta(hours=1)).isoformat()) == 422
 
 
+@pytest.mark.parametrize(
+    ("asked", "tiers"),
+    [
+        ({"sub": "alice", "limits": {"usd_per_day": 0.4}}, "the tiers pro, max"),
+        ({"sub": "alice", "limits": {"usd_per_day": 0.5}}, "the tier max"),
+        ({"sub": "alice", "limits": {"usd_per_day": 2, "minute": 1}}, ""),
+        ({"tier": "pro", "limits": {"usd_per_day": 0.4}}, "the tier pro"),
+        ({"tier": "pro", "limits": {"usd_per_day": 0.5}}, ""),
+        ({"pool": "team", "value": "red", "limits": {"usd_per_month": 1}}, "the tier max"),
+        ({"pool": "all", "limits": {"usd_per_month": 0.1}}, "the tier pro"),
+        ({"pool": "all", "limits": {"hour": 1}}, ""),
+    ],
+)
+def test_a_budget_that_lets_no_run_start_is_said(asked: dict[str, Any], tiers: str) -> None:
+    pools = [
+        {"name": "team", "claim": "team", "usd_per_month": 90},
+        {"name": "all", "by": "deployment", "hour": 9, "usd_per_month": 90},
+    ]
+    pro = {"name": "pro", "minute": 9, "usd_per_day": 9, "max_usd_per_run": 0.5}
+    large = {**pro, "name": "max", "max_usd_per_run": 2, "pools": ["team"]}
+    made = stage_of(RateTiers, {"tiers": [pro, large], "default_tier": "pro", "pools": pools})
+    site = Configured("claude", made.choice.tiers, made.choice.default, "subject")
+    _, target, change = read_change(json.dumps({"why": "w", **asked}).encode(), site, "root", NOW)
+    (limit,) = [name for name in asked["limits"] if name.startswith("usd_")] or [""]
+    expected = [f"{limit} is less than max_usd_per_run of {tiers}: no run of it can start"] if tiers else []
+    assert site.stopped(target, change) == expected
+
+
 @pytest.mark.parametrize("name", ["why", "sub"])
 def test_a_text_is_shown_whole_and_on_one_line(name: str) -> None:
     for text in ("x", "x" * MAX_TEXT, "é" * MAX_TEXT, "a b"):

@@ -209,7 +209,8 @@ def _names(change: dict[str, Any]) -> str:
 
 def one_change(change: dict[str, Any]) -> str:
     limits = " ".join(f"{name}={json.dumps(value)}" for name, value in change["limits"].items())
-    return f"{_names(change)}: {limits} until {change['until']}, by {change['by']}: {change['why']}"
+    warnings = "".join(f"\n  but {warning}" for warning in change.get("warnings", ()))
+    return f"{_names(change)}: {limits} until {change['until']}, by {change['by']}: {change['why']}{warnings}"
 
 
 def explained(found: dict[str, Any]) -> str:

@@ -98,7 +98,8 @@ class Admin:
             store.change(key, target, change, line)
         except OverflowError as error:
             raise Wrong(str(error), 409, "too_many_changes") from None
-        return Answer(200, made, _FRESH)
+        stopped = self.configured.stopped(target, change)
+        return Answer(200, made | ({"warnings": stopped} if stopped else {}), _FRESH)
 
     def _delete(self, request: Request, identity: Identity, store: RedisLedger, query: Mapping[str, str]) -> Decision:
         target = self.configured.target(query)

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from claude_contract.ledger import DEPLOYMENT, organisation_tag, pool_key, subject_key
+from claude_contract.ledger.limits import BUDGETS
 from claude_contract.ledger.live import BLOCKED, LIMITS, Change, Target, limit_of, limits_key
 from kong_claude.decision import Refuse
 from kong_claude.rate_tiers.tiers import Tier
@@ -69,6 +70,22 @@ class Configured:
         account = target.name if target.kind == "pool" else ""
         each = [limits[account] for limits in of if account in limits]
         return set.intersection(*each) | {BLOCKED}
+
+    def stopped(self, target: Target, change: Change) -> list[str]:
+        """What an admin may not have meant: budgets that become less than a run holds, so that none can start."""
+        found = []
+        for limit, micro_usd in change.limits.items():
+            tiers = [
+                tier.name
+                for tier in self.tiers.values()
+                if limit in BUDGETS and micro_usd < tier.slot.run_micro_usd
+                if target.kind != "tier" or tier.name == target.name
+                if target.kind != "pool" or target.name in [pool.name for pool in tier.pools]
+            ]
+            if tiers:
+                whose = f"the {'tier' if len(tiers) == 1 else 'tiers'} {', '.join(tiers)}"
+                found.append(f"{limit} is less than max_usd_per_run of {whose}: no run of it can start")
+        return found
 
     def tag(self, organisation: str | None) -> str:
         """Raises Wrong."""
