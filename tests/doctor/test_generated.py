@@ -67,4 +67,4 @@ def test_every_rule_has_its_mutation() -> None:
     folder = Path(kong_claude.doctor.__file__).parent
     said = {word for file in folder.glob("*.py") for word in re.findall(r'Opening\(\s*"([a-z-]+)"', file.read_text())}
     # What only asking and starting shows (probe.py) has its tests in tests/cli/test_doctor.py.
-    assert said - set(WORDS) == {"bad-config", "unchecked", "odd-invoker", "weak-boundary"}
+    assert said - set(WORDS) == {"bad-config", "unchecked", "odd-invoker", "weak-boundary", "unknown-key"}
