@@ -938,6 +938,13 @@ UNREADABLE = {
         HEAD + "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)),
         "aliases counted",
     ),
+    "protocols that are a number": (HEAD + "plugins: [{name: claude-gateway, protocols: 5}]", "is not what Kong takes"),
+    "tags that are a number": (HEAD + "consumers: [{username: a, tags: 5}]", "is not what Kong takes"),
+    "a port that is none": (
+        f"{HEAD}services: [{{url: 'http://x:99999999', routes: [{{paths: [/], plugins: [{{name: claude-gateway}}]}}]}}]",
+        "is not what Kong takes",
+    ),
+    "a host that is none": (f"{HEAD}services: [{{url: 'http://[x', routes: [{{paths: [/]}}]}}]", "Invalid IPv6 URL"),
     "a plugin without a name": (f"{HEAD}plugins: [{{config: {{}}}}]", "must have a name"),
     "a config that is a list": (HEAD + OURS % "[1]", "the config of plugin claude-rate-tiers must be a mapping"),
 }
@@ -973,7 +980,9 @@ def test_a_section_of_another_kind_is_for_the_plugin_to_say(
 
 def test_options_that_are_none_are_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "env").write_bytes(b"\xff\xfe\x00")
-    for options, said in ((["--env-file", str(tmp_path / "env")], "not UTF-8"), (["--invoker-url", "foo"], "http://")):
+    addresses = ("foo", "http://", "http://[x", "http://x:abc", "http://x y", "ftp://x")
+    cases = [(["--env-file", str(tmp_path / "env")], "not UTF-8"), *((["--invoker-url", a], a) for a in addresses)]
+    for options, said in cases:
         assert main(["doctor", str(ROOT / "kong.yml"), *options]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line

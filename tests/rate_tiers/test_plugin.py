@@ -521,7 +521,12 @@ MODELS = {
     "nothing": (b"", None),
     "not JSON": (b"\xff", 400),
     "not an object": (b'["claude-opus"]', 400),
-    "UTF-16": ('{"model": "claude-opus"}'.encode("utf-16"), 403),
+    "UTF-16": ('{"model": "claude-haiku"}'.encode("utf-16"), 400),
+    "many values": (b'{"model": "claude-haiku", "x": [' + b"[]," * 150_000 + b"1]}", 400),
+    "many values behind half of a quote": (
+        ('{"model": "claude-haiku", "\u2200": [' + "[]," * 150_000 + "1]}").encode("utf-16-le"),
+        400,
+    ),
     "deep": (b'{"model": "claude-opus", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400),
     "large": (b'{"model": "claude-opus", "x": "' + b"x" * (1 << 20) + b'"}', 413),
 }

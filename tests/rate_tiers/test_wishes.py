@@ -75,7 +75,10 @@ def test_a_budget_that_lets_no_run_start_is_said(asked: dict[str, Any], tiers: s
     ]
     pro = {"name": "pro", "minute": 9, "usd_per_day": 9, "max_usd_per_run": 0.5}
     large = {**pro, "name": "max", "max_usd_per_run": 2, "pools": ["team"]}
-    made = stage_of(RateTiers, {"tiers": [pro, large], "default_tier": "pro", "pools": pools})
+    cheap = {"model": "haiku", "up_to_percent": 300, "max_usd_per_run": 0.05}
+    careful = {**pro, "name": "careful", "on_budget": "model", "cheaper": cheap}  # has runs that still can start
+    config = {"attestation": {"secret": "s" * 40}, "default_tier": "pro", "pools": pools}
+    made = stage_of(RateTiers, {**config, "tiers": [pro, large, careful]})
     site = Configured("claude", made.choice.tiers, made.choice.default, "subject")
     _, target, change = read_change(json.dumps({"why": "w", **asked}).encode(), site, "root", NOW)
     (limit,) = [name for name in asked["limits"] if name.startswith("usd_")] or [""]

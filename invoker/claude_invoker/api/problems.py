@@ -60,7 +60,7 @@ def errors_of(error: ValidationError) -> list[Any]:
     """Without the input, which may be a secret, or large. Of more than anybody reads their number alone: each costs as
     much as ten values."""
     if error.error_count() > _MOST:
-        return [{"type": "many", "loc": (), "msg": f"the body has {error.error_count()} values that it may not have"}]
+        return [{"type": "many", "loc": (), "msg": f"the body has {error.error_count()} mistakes"}]
     return error.errors(include_input=False, include_context=False, include_url=False)
 
 

@@ -54,7 +54,12 @@ def run(options: argparse.Namespace) -> int:
         if options.admin_url
         else view.from_file(options.config, environment)
     )
-    openings = rules.examine(seen)
+    try:
+        openings = rules.examine(seen)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:  # such as tags that are a number
+        raise Problem(
+            f"{options.admin_url or options.config}: something in it is not what Kong takes in its place ({error})"
+        ) from error
     openings += probe.configurations(seen, options.plugins_directory or PLUGINS)
     if options.invoker_url:
         openings += probe.invoker(options.invoker_url, seen)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from claude_contract.attestation import DEFAULT_KID, new_private_key
 from claude_contract.errors import ConfigError
@@ -148,7 +150,13 @@ def with_defaults(record: Mapping[str, Any], value: Mapping[str, Any]) -> dict[s
 def invoker(url: str, view: View) -> Iterator[Opening]:
     """Asks the invoker directly, without an attestation; and whether it knows the keys by which the gateway signs.
     Raises Problem for what is no address."""
-    if not url.startswith(("http://", "https://")):
+    try:
+        asked = urlsplit(url)
+        asked.port  # noqa: B018  raises for what is none
+        whole = asked.scheme in ("http", "https") and bool(asked.hostname) and not re.search(r"\s", url)
+    except ValueError:
+        whole = False
+    if not whole:
         raise Problem(f"--invoker-url {url}: write it as http://host:port")
     request = urllib.request.Request(
         url.rstrip("/") + "/invoke", b'{"prompt": "doctor"}', {"Content-Type": "application/json"}

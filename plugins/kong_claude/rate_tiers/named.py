@@ -61,7 +61,7 @@ def _models(body: bytes) -> list[Any] | None:
     if too_many_parts(body):
         return None
     try:
-        pairs = json.loads(body, object_pairs_hook=_Pairs)
+        pairs = json.loads(body.decode(), object_pairs_hook=_Pairs)  # of UTF-16 the bytes say nothing of its values
     except (ValueError, RecursionError):
         return None
     return [value for name, value in pairs if name == "model"] if isinstance(pairs, _Pairs) else None

@@ -69,7 +69,7 @@ def in_words(admission: Admission, tier: Tier) -> str:
         what = f"an administrator allows {whose if pool else 'this caller'}, for now, {what}"
     else:
         what = f"{whose} allows {what}"
-    if isinstance(limit, Spent) and tier.kind != "message" and limit.budget.micro_usd < tier.slot.run_micro_usd:
+    if isinstance(limit, Spent) and tier.kind != "message" and limit.budget.micro_usd < tier.least_hold:
         return f"{what}: none can start"  # however long one waits
     return f"{what}; try again in {_lasting(retry_after(admission))}"
 

@@ -67,6 +67,12 @@ class Tier:
     kind: Kind = "run"
 
     @property
+    def least_hold(self) -> int:
+        """Micro-USD that must be left of each budget for a run to start, be it a cheaper one."""
+        own = self.slot.run_micro_usd
+        return own if self.cheaper is None else min(own, self.cheaper.slot.run_micro_usd)
+
+    @property
     def takes_lease(self) -> bool:
         terms = (self.slot.own, *self.slot.pools)
         return self.slot.has_budget or any(each.concurrent is not None for each in terms)

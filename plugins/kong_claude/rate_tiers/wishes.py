@@ -78,7 +78,7 @@ class Configured:
             tiers = [
                 tier.name
                 for tier in self.tiers.values()
-                if limit in BUDGETS and micro_usd < tier.slot.run_micro_usd
+                if limit in BUDGETS and micro_usd < tier.least_hold
                 if target.kind != "tier" or tier.name == target.name
                 if target.kind != "pool" or target.name in [pool.name for pool in tier.pools]
             ]
