@@ -53,6 +53,18 @@ async def serving(address: str, port: int = 0) -> AsyncIterator[Served]:
         yield served
 
 
+@asynccontextmanager
+async def serving_both() -> AsyncIterator[tuple[Served, Served]]:
+    """OUTSIDE and INSIDE at one port, which is free at both: somebody else may have it at one of them."""
+    async with contextlib.AsyncExitStack() as kept:
+        while True:
+            site = await kept.enter_async_context(serving(OUTSIDE))
+            with contextlib.suppress(OSError):
+                inside = await kept.enter_async_context(serving(INSIDE, site.port))
+                break
+        yield site, inside
+
+
 @dataclass
 class Run:
     """What a run has: an address, and who hears of it."""
@@ -134,7 +146,7 @@ REFUSED = {
 
 
 async def test_where_a_run_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(OUTSIDE) as site, serving(INSIDE, site.port) as inside, filtered(monkeypatch) as found:
+    async with serving_both() as (site, inside), filtered(monkeypatch) as found:
         run = await opened(found, f"*.example.test:{site.port}")
         for host, (status, why) in REFUSED.items():
             answer = await run.go(f"{host}:{site.port}")
@@ -151,7 +163,7 @@ async def test_where_a_run_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_where_a_run_gets_to_without_the_defence(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the test above."""
-    async with serving(OUTSIDE) as site, serving(INSIDE, site.port) as inside:
+    async with serving_both() as (site, inside):
         async with filtered(monkeypatch, "any_address") as found:
             run = await opened(found, f"*.example.test:{site.port}")
             for name in ("inside", "both", "mapped"):
@@ -168,8 +180,7 @@ async def test_where_a_run_gets_to_without_the_defence(monkeypatch: pytest.Monke
 async def test_a_name_that_changes_its_mind(monkeypatch: pytest.MonkeyPatch, without: str | None) -> None:
     """The address that was looked at is the one that is called."""
     async with (
-        serving(OUTSIDE) as site,
-        serving(INSIDE, site.port) as inside,
+        serving_both() as (site, inside),
         filtered(monkeypatch, without or "strict") as found,
     ):
         run = await opened(found, f"flips.example.test:{site.port}")
