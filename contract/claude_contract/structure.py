@@ -7,7 +7,6 @@ import re
 
 MAX_PARTS = 200_000
 TOO_MANY_PARTS = "has too many values"
-_MARKS = b",[{"
 # One that has no end goes to the end of all: else each quote in it would be tried anew.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 
@@ -18,14 +17,16 @@ def too_many_parts(body: bytes, most: int = MAX_PARTS) -> bool:
     if len(body) <= most:
         return False
     # Of a text of megabytes nothing has to be looked for among its words.
-    if len(body) - len(body.translate(None, _MARKS)) + body.count(b'"') // 2 <= most:
+    if _marks(body) + body.count(b'"') // 2 <= most:
         return False
     parts = at = 0
     for string in _STRING.finditer(body):
         start, end = string.span()
-        between = body[at:start]
-        parts, at = parts + 1 + len(between) - len(between.translate(None, _MARKS)), end
+        parts, at = parts + 1 + _marks(body[at:start]), end
         if parts > most:
             return True
-    rest = body[at:]
-    return parts + len(rest) - len(rest.translate(None, _MARKS)) > most
+    return parts + _marks(body[at:]) > most
+
+
+def _marks(piece: bytes) -> int:
+    return len(piece) - len(piece.translate(None, b",[{"))

@@ -157,11 +157,9 @@ async def jobs(
     tag: str | None = None,
 ) -> JobList:
     """The caller's jobs, newest first, without their results. `all=true`: everybody's, for the role `admin`, which is
-    told whose each is.
+    told whose each is. Without it that is 403: a list of one's own must not be taken for everybody's.
 
-    With `state` or `tag` a page may be short, or empty, while there is a `next`: only so many jobs are looked at.
-
-    Raises Problem 403 for `all` without that role: a list of one's own must not be taken for everybody's."""
+    With `state` or `tag` a page may be short, or empty, while there is a `next`: only so many jobs are looked at."""
     before = border.place_of_job(cursor)
     is_admin = "admin" in caller.roles
     if all and not is_admin:

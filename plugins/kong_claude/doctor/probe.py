@@ -18,7 +18,7 @@ from claude_contract.errors import ConfigError
 from kong_claude.doctor.guards import SUITE
 from kong_claude.doctor.opening import Opening
 from kong_claude.doctor.rules import vault_variable
-from kong_claude.doctor.view import Entity, View, label
+from kong_claude.doctor.view import Entity, View, label, runs
 from kong_claude.guard import LUA_PLUGINS
 from kong_claude.problem import Problem
 
@@ -211,12 +211,11 @@ def unknown_keys(url: str, checks: Mapping[str, Any], view: View) -> Iterator[Op
 
 
 def signing_kids(view: View) -> set[str]:
-    """Of plugins that are switched on."""
+    """Of plugins that run."""
     return {
         str(attestation.get("kid") or DEFAULT_KID)
         for plugin in view.plugins
-        if plugin.get("enabled", True) and isinstance(config := plugin.get("config"), Mapping)
-        if isinstance(attestation := config.get("attestation"), Mapping)
+        if runs(plugin) and isinstance(attestation := (plugin.get("config") or {}).get("attestation"), Mapping)
         if any(attestation.get(name) for name in ("secret", "secret_file", "private_key"))
     }
 

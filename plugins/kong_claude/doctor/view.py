@@ -131,20 +131,14 @@ def from_file(path: Path, environment: Mapping[str, str]) -> View:
         raise Problem(f"{path}: is not a declarative Kong configuration (no _format_version)")
     try:
         flat = flatten(document)
-        _check_plugins(flat["plugins"])
+        _check_plugins(path, flat["plugins"])
         read = build(flat, of_environment(environment))
         kinds = frozenset(k for k, listed in document.items() if listed and not str(k).startswith("_"))
         return replace(read, lines=lines_of(text) if path.suffix != ".json" else {}, kinds=kinds)
-    except _Shape as error:
-        raise Problem(f"{path}: {error}") from error
     except RecursionError as error:
         raise Problem(f"{path}: is nested too deeply, or an alias is in what it stands for") from error
     except (AttributeError, TypeError, ValueError) as error:
         raise Problem(f"{path}: services, routes, plugins … must be lists of mappings ({error})") from error
-
-
-class _Shape(ValueError):
-    """Something is not what Kong takes in its place."""
 
 
 def _check_extent(document: Any) -> None:
@@ -159,14 +153,14 @@ def _check_extent(document: Any) -> None:
         left.extend(inside)
 
 
-def _check_plugins(plugins: Iterable[Entity]) -> None:
-    """Raises _Shape. What else is wrong in a configuration the plugin says itself (`bad-config`)."""
+def _check_plugins(path: Path, plugins: Iterable[Entity]) -> None:
+    """Raises Problem. What else is wrong in a configuration the plugin says itself (`bad-config`)."""
     for plugin in plugins:
         name, config = plugin.get("name"), plugin.get("config")
         if not isinstance(name, str):
-            raise _Shape("each plugin must have a name")
+            raise Problem(f"{path}: each plugin must have a name")
         if config is not None and not isinstance(config, Mapping):
-            raise _Shape(f"the config of plugin {name} must be a mapping")
+            raise Problem(f"{path}: the config of plugin {name} must be a mapping")
 
 
 _MOST_VALUES = 1_000_000
